@@ -1,0 +1,49 @@
+# One command each; `make help` lists them. Everything is installed into .venv by the commands that need it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-wheel lint format bench docs clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# torch and torchvision must come from one resolution: a wheel of one that lies about breaks the other.
+$(VENV)/%.stamp: pyproject.toml setup.cfg
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -e '.[$*]'
+	mkdir -p build/types && ln -sfn ../.. build/types/mmkd
+	touch $@
+
+demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, student, scores (CPU, about 5 minutes)
+	$(BIN)/mmkd demo mmkd-demo
+
+test: $(VENV)/dev.stamp ## lint, types, all but the slow tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/dev.stamp ## every test, the slow ones too
+	$(BIN)/pytest
+
+test-wheel: $(VENV)/dev.stamp ## the tests against the built wheel, from outside the checkout
+	scripts/test-wheel
+
+lint: $(VENV)/dev.stamp ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p mmkd.cli -p mmkd.distill -p mmkd.evaluate -p mmkd.extract -p mmkd.store
+
+format: $(VENV)/dev.stamp ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp ## measure, as ratios in one run
+	$(BIN)/python -P benchmarks/run.py
+
+docs: $(VENV)/dev.stamp ## rewrite the command reference in docs/ from the commands' own help
+	$(BIN)/python -P docs/generate.py
+
+clean: ## remove what the commands above made
+	rm -rf build dist mmkd-demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,3 @@
+"""The command line: one click group whose commands load their stage only when they are called."""
+
+from __future__ import annotations

@@ -1,0 +1,75 @@
+"""`mmkd`: finds the command, runs it, and turns this project's errors into one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from mmkd.store.errors import MmkdError
+
+# Name to module and attribute. A table and not an import: `mmkd --help` must not load torch, dask or zarr.
+COMMANDS = {
+    "demo": ("mmkd.cli.demo.command", "demo"),
+    "teachers": ("mmkd.cli.teachers", "teachers"),
+    "extract": ("mmkd.cli.extract", "extract"),
+    "store": ("mmkd.cli.store", "store"),
+    "distill": ("mmkd.cli.distill", "distill"),
+    "export": ("mmkd.cli.export", "export"),
+    "evaluate": ("mmkd.cli.evaluate", "evaluate"),
+}
+
+SUMMARIES = {
+    "demo": "The whole path on real images from registry packages.",
+    "teachers": "The teachers: who they are, whether they load.",
+    "extract": "Run teachers over a corpus into a store.",
+    "store": "Look at a store and check it.",
+    "distill": "Train a student from a store.",
+    "export": "A trained student as an open_clip folder.",
+    "evaluate": "Score encoders by their features.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is called or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the pipeline."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES[name]) for name in COMMANDS])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mmkd")
+def cli() -> None:
+    """Run CLIP teachers over a corpus once, keep their features memory-mapped, distil students, compare honestly."""
+
+
+def main() -> None:
+    """Console entry point. Exit status 1 for an error the user can mend, 2 for wrong usage."""
+    try:
+        cli()
+    except MmkdError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        # A stage whose extra is not installed; anything of ours that is missing is a bug and keeps its traceback.
+        if error.name is None or error.name.split(".")[0] == "mmkd":
+            raise
+        click.echo(
+            f"Error: this command needs the package {error.name!r}; pip install 'mmkd[demo]' has them all", err=True
+        )
+        sys.exit(1)

@@ -1,0 +1,80 @@
+"""`mmkd store ...`: look at a store and check it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mmkd.store import StoreSummary
+
+
+@click.group()
+def store() -> None:
+    """Look at a store and check it."""
+
+
+@store.command()
+@click.argument("path", metavar="STORE")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def info(path: str, as_json: bool) -> None:
+    """Rows, failures by reason, coverage of each teacher, bytes."""
+    from mmkd.store import FeatureStore
+
+    summary = FeatureStore.open(path).summary()
+    click.echo(json.dumps(asdict(summary) | {"complete": summary.complete}, indent=1) if as_json else _screen(summary))
+
+
+@store.command()
+@click.argument("path", metavar="STORE")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def verify(path: str, as_json: bool) -> None:
+    """Compare every file with the ledger; exit status 1 when something is wrong."""
+    from mmkd.store import FeatureStore
+
+    report = FeatureStore.open(path).verify()
+    if as_json:
+        click.echo(json.dumps(asdict(report) | {"sound": report.sound}, indent=1))
+    else:
+        for problem in report.problems:
+            click.echo(problem)
+        verdict = "sound" if report.sound else f"{len(report.problems)} problems"
+        click.echo(
+            f"{verdict}: {report.entries} ledger entries checked, {len(report.temporary)} temporary files left over"
+        )
+    if not report.sound:
+        sys.exit(1)
+
+
+def _screen(summary: StoreSummary) -> str:
+    status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
+    lines = [
+        f"{summary.root}",
+        f"corpus    {summary.corpus}, indexed {summary.created}",
+        f"rows      {summary.rows:,} ({status}) in {summary.shards} shards of {summary.rows_per_shard:,}",
+        f"samples   {_size(summary.sample_bytes)}",
+    ]
+    lines += [f"  {count:,} x {reason}" for reason, count in summary.reasons.items()]
+    width = max((len(slug) for slug in summary.teachers), default=0)
+    lines.append(f"teachers  {len(summary.teachers)}")
+    for slug, teacher in summary.teachers.items():
+        lines.append(
+            f"  {slug:{width}}  {teacher.shards_done}/{summary.shards} shards  {teacher.image_rows:,} images  "
+            f"{teacher.text_rows:,} texts  {_size(teacher.bytes)}  digest {teacher.digest}"
+        )
+    if not summary.complete:
+        lines.append("not complete: run the same `mmkd extract` command again to go on")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TB"

@@ -1,0 +1,3 @@
+"""Store to student: no teacher on the training device, every teacher of a sample in every step."""
+
+from __future__ import annotations

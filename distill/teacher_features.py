@@ -1,0 +1,64 @@
+"""Teachers' stored features as training targets: one gather from the memory map per teacher and step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmkd.store import PAIR_SOUND, FeatureStore
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """What one teacher says of the rows of a batch for which it has something to say.
+
+    members: int64 (M,), positions within the batch.
+    image, text: float32 (M, E), as stored; the losses normalise.
+    """
+
+    members: torch.Tensor
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+class TeacherFeatures:
+    """Rows of all teachers of a run. Only the rows of a batch are ever read."""
+
+    def __init__(self, store: FeatureStore, slugs: Sequence[str]) -> None:
+        self.slugs = tuple(slugs)
+        self.dims = tuple(store.card(slug).dim for slug in slugs)
+        self._image = [_as_tensor(store.image(slug)) for slug in slugs]
+        self._text = [_as_tensor(store.text(slug)) for slug in slugs]
+        self._sound = [store.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in slugs]
+
+    def available(self) -> NDArray[np.bool_]:
+        """bool (N, T): where a teacher has both features."""
+        return np.stack(self._sound, axis=1)
+
+    def gather(self, rows: NDArray[np.int64], device: torch.device) -> list[TeacherBatch]:
+        """The batch of every teacher, in the order of `slugs`."""
+        batches = []
+        for image, text, sound in zip(self._image, self._text, self._sound, strict=True):
+            members = np.flatnonzero(sound[rows])
+            picked = torch.from_numpy(rows[members])
+            batches.append(
+                TeacherBatch(
+                    torch.from_numpy(members).to(device),
+                    # index_select on the mapped half-precision tensor: one pass over the pages, then to float32.
+                    image.index_select(0, picked).to(device).float(),
+                    text.index_select(0, picked).to(device).float(),
+                )
+            )
+        return batches
+
+
+def _as_tensor(mapped: NDArray[np.float16]) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # torch has no read-only tensors and says so; nothing here writes, and the pages would fault.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(mapped)

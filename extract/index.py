@@ -1,0 +1,115 @@
+"""The index: every input gets its grid row before anything is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mmkd.extract.corpora import Corpus, CorpusRow
+from mmkd.store.errors import CorpusError
+from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.samples import sample_schema
+from mmkd.store.writer import create_store
+
+_BATCH = 65536
+
+
+def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
+    """List the corpus and lay an empty store over it.
+
+    A key that occurs again is kept as a failed row that names the first one: nothing else is lost.
+
+    Raises:
+        CorpusError: the corpus has no rows, or cannot be read.
+        StoreError: the store cannot be written.
+    """
+    labels = corpus.labels
+    with tempfile.TemporaryDirectory(prefix="mmkd-index-") as folder:
+        # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
+        spool = Path(folder) / "index.arrow"
+        rows = _spool(corpus, labels, spool)
+        if not rows:
+            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
+        record = CorpusRecord(
+            kind=corpus.kind,
+            location=corpus.location,
+            root=str(corpus.root),
+            rows=rows,
+            labels=labels,
+            digest=corpus.digest(),
+        )
+        with pa.memory_map(str(spool)) as source:
+            return create_store(root, record, pa.ipc.open_stream(source).read_all())
+
+
+def check_same_corpus(corpus: Corpus, record: StoreRecord, root: Path) -> None:
+    """Refuse to go on with a store of another corpus.
+
+    Raises:
+        CorpusError: the corpus' index files are not those that the store was made from.
+    """
+    if corpus.digest() != record.corpus.digest:
+        raise CorpusError(
+            f"{root} was made from {record.corpus.location} as it was on {record.created}; {corpus.location} differs "
+            "from that; name a new store, or bring the old corpus back"
+        )
+
+
+def _spool(corpus: Corpus, labels: tuple[str, ...], spool: Path) -> int:
+    schema = sample_schema(labels)
+    seen: dict[bytes, int] = {}
+    count = 0
+    rows = corpus.rows()
+    with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while batch := list(islice(rows, _BATCH)):
+            writer.write_batch(_record_batch(_judged(batch, count, seen), labels, schema))
+            count += len(batch)
+    return count
+
+
+def _judged(
+    batch: list[CorpusRow], first: int, seen: dict[bytes, int]
+) -> Iterator[tuple[int, CorpusRow, str, str | None]]:
+    """Row number, input, status and reason; `seen` maps key hashes (16 bytes each, not the keys) to rows."""
+    for number, row in enumerate(batch, first):
+        digest = hashlib.blake2b(row.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        earlier = seen.setdefault(digest, number)
+        if earlier != number:
+            yield number, row, "failed", f"key: duplicate of row {earlier}"
+        elif row.uri is None and not row.caption:
+            yield number, row, "failed", "key: neither image nor caption"
+        else:
+            yield number, row, "pending", None
+
+
+def _record_batch(
+    judged: Iterator[tuple[int, CorpusRow, str, str | None]], labels: tuple[str, ...], schema: pa.Schema
+) -> pa.RecordBatch:
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for number, row, status, reason in judged:
+        values: dict[str, Any] = {
+            "row": number,
+            "key": _printable(row.key),
+            "caption": row.caption,
+            "modality": row.modality,
+            "uri": row.uri,
+            "offset": row.offset,
+            "length": row.length,
+            "status": status,
+            "reason": reason,
+        }
+        values.update((label, row.labels.get(label)) for label in labels)
+        for name, column in columns.items():
+            column.append(values.get(name))
+    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _printable(key: str) -> str:
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,51 @@
+"""The feature store: a plain Zarr v3 hierarchy and plain Parquet, memory-mapped. Knows no torch and no dask.
+
+Names are loaded when they are first used, so that `mmkd --help` and an error message cost no pyarrow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmkd.store.card import Preprocessing, TeacherCard
+    from mmkd.store.errors import MmkdError, StoreError, UserError
+    from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND
+    from mmkd.store.reader import FeatureStore
+    from mmkd.store.summary import StoreSummary
+    from mmkd.store.verify import VerifyReport
+
+__all__ = [
+    "IMAGE_SOUND",
+    "PAIR_SOUND",
+    "TEXT_SOUND",
+    "FeatureStore",
+    "MmkdError",
+    "Preprocessing",
+    "StoreError",
+    "StoreSummary",
+    "TeacherCard",
+    "UserError",
+    "VerifyReport",
+]
+
+_HOME = {
+    "IMAGE_SOUND": "layout",
+    "PAIR_SOUND": "layout",
+    "TEXT_SOUND": "layout",
+    "FeatureStore": "reader",
+    "MmkdError": "errors",
+    "Preprocessing": "card",
+    "StoreError": "errors",
+    "StoreSummary": "summary",
+    "TeacherCard": "card",
+    "UserError": "errors",
+    "VerifyReport": "verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mmkd.store.{_HOME[name]}"), name)

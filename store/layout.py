@@ -1,0 +1,86 @@
+"""Where everything lies in a store, and the arithmetic of rows and shards.
+
+A row is one corpus input; R consecutive rows are a shard; a shard of one array is one Zarr chunk.
+This file names paths only. It reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal, get_args
+
+from mmkd.store.errors import UserError
+
+FORMAT_VERSION = 1
+MAX_ROWS_PER_SHARD = 16384
+MIN_ROWS_PER_SHARD = 256
+SHARDS_OF_A_SMALL_STORE = 8
+
+Tower = Literal["image", "text"]
+TOWERS: tuple[Tower, ...] = get_args(Tower)
+
+IMAGE_SOUND = 1
+"""Bit of `valid`: the image feature is finite with a norm above zero, its input could be decoded."""
+TEXT_SOUND = 2
+"""Bit of `valid`: the text feature is finite with a norm above zero, its input is not empty."""
+PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
+
+# A slug becomes a folder name: no separators, no leading dot, so it can never leave `teachers/`.
+_SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
+
+
+def rows_per_shard(rows: int) -> int:
+    """Rows a shard (a power of two) for a corpus of `rows` rows: about eight shards, within 256 and 16384."""
+    wanted = math.ceil(rows / SHARDS_OF_A_SMALL_STORE)
+    power = 1 << max(0, (wanted - 1).bit_length())
+    return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
+
+
+def shard_count(rows: int, per_shard: int) -> int:
+    """Shards that hold `rows` rows; the last one may be part full."""
+    return -(-rows // per_shard)
+
+
+def check_slug(slug: str) -> str:
+    """Return `slug` if it may name a folder.
+
+    Raises:
+        UserError: it holds anything but lower-case letters, digits and ``_ . + -``.
+    """
+    if not _SLUG.fullmatch(slug) or ".." in slug:
+        raise UserError(
+            f"teacher name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "
+            "and start with a letter or digit"
+        )
+    return slug
+
+
+def sample_part(shard: int) -> str:
+    """Path of a shard's sample rows inside the store."""
+    return f"samples/{shard:05d}.parquet"
+
+
+def teacher_group(slug: str) -> str:
+    """Path of a teacher's Zarr group inside the store."""
+    return f"teachers/{slug}"
+
+
+def feature_array(slug: str, tower: Tower) -> str:
+    """Path of one tower's Zarr array inside the store."""
+    return f"teachers/{slug}/{tower}"
+
+
+def feature_chunk(slug: str, tower: Tower, shard: int) -> str:
+    """Path of one shard of one tower: a Zarr v3 chunk with the default key encoding."""
+    return f"teachers/{slug}/{tower}/c/{shard}/0"
+
+
+def valid_chunk(slug: str, shard: int) -> str:
+    """Path of one shard of a teacher's `valid` bits."""
+    return f"teachers/{slug}/valid/c/{shard}"
+
+
+def ledger_entry(shard: int, slug: str) -> str:
+    """Path of the entry that vouches for one shard of one teacher."""
+    return f"ledger/{shard:05d}.{slug}.json"

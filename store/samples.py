@@ -1,0 +1,78 @@
+"""The sample table: one Parquet row for every corpus input, failed ones too.
+
+The table is written when the corpus is indexed (status `pending`) and rewritten shard by shard when
+the inputs have been read. Columns beyond the fixed ones are the corpus' own labels, as strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import CorruptStoreError
+from mmkd.store.layout import sample_part
+
+Status = Literal["pending", "ok", "partial", "failed", "absent"]
+"""`pending`: not read yet. `ok`: all that the row has is sound. `partial`: the image or the caption
+failed, the other is there. `failed`: nothing usable. `absent`: no input belongs to this grid row."""
+
+FIXED_COLUMNS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("uri", pa.string()),  # of the image's file, relative to the corpus root; null for a text-only row
+        pa.field("offset", pa.int64()),  # bytes into the file; null when the image is the whole file
+        pa.field("length", pa.int64()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("width", pa.int32()),  # pixels, as decoded
+        pa.field("height", pa.int32()),
+        pa.field("image_sha256", pa.string()),  # of the encoded bytes
+    ]
+)
+
+
+def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
+    """The schema of all sample parts of a store whose corpus has these label columns."""
+    return pa.schema([*FIXED_COLUMNS, *(pa.field(label, pa.string()) for label in labels)])
+
+
+def write_part(root: Path, shard: int, table: pa.Table) -> str:
+    """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    data = buffer.getvalue()
+    write_atomically(root / sample_part(shard), data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
+    """Read one shard's rows and the SHA-256 of the file they came from.
+
+    Raises:
+        CorruptStoreError: the file is missing or not Parquet.
+    """
+    path = root / sample_part(shard)
+    try:
+        data = path.read_bytes()
+        table = pq.read_table(io.BytesIO(data))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CorruptStoreError(f"sample part {path} cannot be read: {error}") from error
+    return table, hashlib.sha256(data).hexdigest()
+
+
+def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:
+    """Replace columns by name, keeping order and types."""
+    for name, values in columns.items():
+        index = table.schema.get_field_index(name)
+        field = table.schema.field(index)
+        table = table.set_column(index, field, pa.array(values, type=field.type))
+    return table

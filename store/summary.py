@@ -1,0 +1,97 @@
+"""Counts that answer: is this store complete, what failed, how big is it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from mmkd.store.card import TeacherCard
+from mmkd.store.layout import shard_count
+from mmkd.store.ledger import LedgerEntry
+from mmkd.store.record import StoreRecord
+
+
+@dataclass(frozen=True)
+class TeacherSummary:
+    """One teacher's share of a store."""
+
+    shards_done: int
+    image_rows: int
+    """Rows with a sound image feature."""
+    text_rows: int
+    """Rows with a sound text feature."""
+    bytes: int
+    """Of its feature and `valid` files on disk."""
+    digest: str
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """What `mmkd store info` prints."""
+
+    root: str
+    rows: int
+    rows_per_shard: int
+    shards: int
+    corpus: str
+    created: str
+    status: dict[str, int]
+    """Rows by status."""
+    reasons: dict[str, int]
+    """Failed and partial rows by reason, most frequent first."""
+    teachers: dict[str, TeacherSummary]
+    sample_bytes: int
+    """Of the sample parts on disk."""
+
+    @property
+    def complete(self) -> bool:
+        """True when every shard of every teacher is vouched for."""
+        return bool(self.teachers) and all(teacher.shards_done == self.shards for teacher in self.teachers.values())
+
+
+def summarise(
+    root: Path,
+    record: StoreRecord,
+    teachers: Mapping[str, TeacherCard],
+    ledger: Mapping[tuple[int, str], LedgerEntry],
+) -> StoreSummary:
+    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table."""
+    table = pads.dataset(root / "samples", format="parquet").to_table(columns=["status", "reason"])
+    return StoreSummary(
+        root=str(root),
+        rows=record.rows,
+        rows_per_shard=record.rows_per_shard,
+        shards=shard_count(record.rows, record.rows_per_shard),
+        corpus=record.corpus.location,
+        created=record.created,
+        status=_counts(table["status"]),
+        reasons=_counts(table["reason"].drop_null()),
+        teachers={slug: _teacher(root, card, ledger) for slug, card in teachers.items()},
+        sample_bytes=_bytes(root / "samples"),
+    )
+
+
+def _teacher(root: Path, card: TeacherCard, ledger: Mapping[tuple[int, str], LedgerEntry]) -> TeacherSummary:
+    entries = [entry for (_, slug), entry in ledger.items() if slug == card.slug]
+    return TeacherSummary(
+        shards_done=len(entries),
+        image_rows=sum(entry.image_rows for entry in entries),
+        text_rows=sum(entry.text_rows for entry in entries),
+        bytes=_bytes(root / "teachers" / card.slug),
+        digest=card.digest,
+    )
+
+
+def _counts(column: object) -> dict[str, int]:
+    pairs = pc.value_counts(column).to_pylist()
+    return {
+        pair["values"]: pair["counts"] for pair in sorted(pairs, key=lambda pair: (-pair["counts"], pair["values"]))
+    }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
