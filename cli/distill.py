@@ -19,9 +19,11 @@ def distill(run: Path) -> None:
     epochs: 10
     """
     from mmkd.distill.config import load_run
-    from mmkd.distill.trainer import train
 
     config = load_run(run)
+    # After the configuration: a misspelt key is answered at once, not after seconds of importing torch.
+    from mmkd.distill.trainer import train
+
     report = train(config, say=click.echo)
     terms = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
     share = report.wait_seconds / report.seconds if report.seconds else 0.0

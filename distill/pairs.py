@@ -83,7 +83,7 @@ class ImageBatch:
     images: torch.Tensor
 
 
-class _Images(Dataset[torch.Tensor]):
+class _Images(Dataset[torch.Tensor | UserError]):
     """Augmented image of a row. Which crop a row gets is a function of (seed, epoch, row) alone."""
 
     def __init__(self, pairs: TrainingPairs, augment: Augment, seed: int, epoch: int) -> None:
@@ -92,7 +92,7 @@ class _Images(Dataset[torch.Tensor]):
         self.uri, self.offset, self.length = (pairs.table[name] for name in ("uri", "offset", "length"))
         self.root, self.augment, self.seed, self.epoch = pairs.root, augment, seed, epoch
 
-    def __getitem__(self, row: int) -> torch.Tensor:
+    def __getitem__(self, row: int) -> torch.Tensor | UserError:
         index = self.place[row]
         source = ImageSource(
             self.root / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
@@ -100,11 +100,18 @@ class _Images(Dataset[torch.Tensor]):
         try:
             picture = decode(source.read())
         except ImageError as error:
-            raise UserError(f"image of row {row}, {source.path}: {error}; it was sound when extracted") from error
+            # Returned, not raised: a worker process would wrap it in its traceback.
+            return UserError(f"image of row {row}, {source.path}: {error}; it was sound when extracted")
         seed = int(np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1, np.uint64)[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.augment(picture)
+
+
+def _stack(images: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
+    """float32 (B, 3, H, W), or the first error of the batch."""
+    sound = [image for image in images if isinstance(image, torch.Tensor)]
+    return torch.stack(sound) if len(sound) == len(images) else next(e for e in images if isinstance(e, UserError))
 
 
 def image_batches(
@@ -119,7 +126,10 @@ def image_batches(
             _Images(pairs, augment, config.seed, epoch),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=config.loader_workers,
+            collate_fn=_stack,
         )
         for rows, images in zip(batches, loader, strict=True):
+            if isinstance(images, UserError):
+                raise images
             yield ImageBatch(rows, images)
         epoch, skip = epoch + 1, 0

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmkd.extract.corpora import Corpus, CorpusRow
+from mmkd.store.atomic import disk_errors
 from mmkd.store.errors import CorpusError
 from mmkd.store.record import CorpusRecord, StoreRecord
 from mmkd.store.samples import sample_schema
@@ -66,7 +67,7 @@ def _spool(corpus: Corpus, labels: tuple[str, ...], spool: Path) -> int:
     seen: dict[bytes, int] = {}
     count = 0
     rows = corpus.rows()
-    with pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
             writer.write_batch(_record_batch(_judged(batch, count, seen), labels, schema))
             count += len(batch)

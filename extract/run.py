@@ -21,7 +21,7 @@ from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.shard import ShardReport
 from mmkd.extract.teachers import describe_teacher
 from mmkd.extract.worker import TeachersPlugin, run_task
-from mmkd.store import FeatureStore
+from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.errors import StoreError
 from mmkd.store.record import StoreRecord
 from mmkd.store.writer import add_teacher
@@ -108,6 +108,8 @@ def _gather(
                 continue
             finally:
                 bar.update()
+            if isinstance(shard, MmkdError):
+                raise shard
             report.add(shard)
             log.write(shard)
             future.release()

@@ -12,7 +12,7 @@ from distributed.worker import Worker
 from mmkd.extract.plan import ShardTask
 from mmkd.extract.shard import ShardReport, extract_shard
 from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
-from mmkd.store import TeacherCard
+from mmkd.store import MmkdError, TeacherCard
 from mmkd.store.record import StoreRecord
 
 PLUGIN_NAME = "mmkd-teachers"
@@ -41,8 +41,15 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.loaded.clear()
 
 
-def run_task(root: Path, record: StoreRecord, task: ShardTask, decode_threads: int) -> ShardReport:
-    """Extract one shard with this worker's teachers."""
+def run_task(root: Path, record: StoreRecord, task: ShardTask, decode_threads: int) -> ShardReport | MmkdError:
+    """Extract one shard with this worker's teachers.
+
+    An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on
+    every worker, and the client says it in one line. Anything else is a bug and is raised.
+    """
     plugin = get_worker().plugins[PLUGIN_NAME]
     teachers: Mapping[str, Teacher] = {slug: plugin.loaded[slug] for slug in task.teachers}
-    return extract_shard(root, record, task.shard, teachers, decode_threads)
+    try:
+        return extract_shard(root, record, task.shard, teachers, decode_threads)
+    except MmkdError as error:
+        return error

@@ -92,8 +92,7 @@ def map_chunks(paths: Sequence[Path | None], chunk_bytes: int, filler: bytes) ->
             os.close(missing_fd)
     # Rows are drawn at random: the kernel's default read-ahead would fetch 128 KB for each 1 KB row.
     libc.madvise(span, total, _MADV_RANDOM)
-    array: NDArray[np.uint8] = np.frombuffer(memoryview(block), dtype=np.uint8)
-    array.flags.writeable = False
+    array: NDArray[np.uint8] = np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)
     return array
 
 

@@ -43,7 +43,8 @@ def verify(root: Path, record: StoreRecord, teachers: Mapping[str, TeacherCard])
         entries += 1
         try:
             entry = read_entry(path)
-            problems += check_entry(root, record, teachers, entry)
+            shard = f"shard {entry.shard} of {entry.teacher}"
+            problems += [f"{shard}: {problem}" for problem in check_entry(root, record, teachers, entry)]
         except CorruptStoreError as error:
             problems.append(str(error))
     temporary = tuple(sorted(str(path.relative_to(root)) for path in temporary_files(root)))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
 
 from mmkd.extract.corpora.row import Corpus, CorpusRow
 from mmkd.extract.corpora.table import TABLE_SUFFIXES, TableCorpus
 from mmkd.extract.corpora.webdataset import WebDatasetCorpus
 from mmkd.store.errors import ConfigError, CorpusError
+from mmkd.store.yaml_config import read_mapping, validated
 
-AnyCorpus = TableCorpus | WebDatasetCorpus
-_DESCRIPTION: TypeAdapter[AnyCorpus] = TypeAdapter(Annotated[AnyCorpus, Field(discriminator="kind")])
+_KINDS: dict[object, type[TableCorpus | WebDatasetCorpus]] = {"table": TableCorpus, "webdataset": WebDatasetCorpus}
 
 
 def open_corpus(location: str) -> Corpus:
@@ -57,13 +53,11 @@ def _folder(path: Path) -> Corpus:
 
 
 def _described(path: Path) -> Corpus:
-    try:
-        corpus = _DESCRIPTION.validate_python(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from error
+    content = read_mapping(path)
+    kind = content.get("kind")
+    if kind not in _KINDS:
+        raise ConfigError(f"{path}: kind is {kind!r}, expected one of {', '.join(map(repr, _KINDS))}")
+    corpus = validated(_KINDS[kind], content, path)
     # Paths in a description are relative to the description, so that the two can move together.
     updates = {"path": path.parent / corpus.path}
     if isinstance(corpus, TableCorpus) and corpus.images is not None:

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from mmkd.extract.corpora.row import CorpusRow
 from mmkd.store.errors import CorpusError
 from mmkd.store.samples import FIXED_COLUMNS
+from mmkd.store.yaml_config import Frozen
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
@@ -28,10 +27,8 @@ _USUAL = {
 _MAX_FIELD = 2**20
 
 
-class TableColumns(BaseModel):
+class TableColumns(Frozen):
     """Which column is what. A column that is not named is looked for under its usual names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image: str | None = None
     caption: str | None = None
@@ -39,10 +36,8 @@ class TableColumns(BaseModel):
     modality: str | None = None
 
 
-class TableCorpus(BaseModel):
+class TableCorpus(Frozen):
     """A table of image paths and captions. As YAML, this is the content of `corpus.yaml`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["table"] = "table"
     path: Path

@@ -13,20 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from mmkd.extract.corpora.row import CorpusRow
 from mmkd.store.errors import CorpusError
+from mmkd.store.yaml_config import Frozen
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
 # A sidecar is a caption or a page of metadata; what is longer is not read.
 _MAX_SIDECAR_BYTES = 2**20
 
 
-class WebDatasetCorpus(BaseModel):
+class WebDatasetCorpus(Frozen):
     """A tar, or a folder of tars in alphabetical order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["webdataset"] = "webdataset"
     path: Path

@@ -1,0 +1,140 @@
+"""`mmkd evaluate`: scores of all encoders of a store, from features alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mmkd.evaluate.runner import Outcome
+
+SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
+OUT = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the results.  [default: SUITE-results]"
+)
+TASK = click.option("--task", help="Task to show.  [default: all tasks of the suite]")
+METRIC = click.option("--metric", help="Metric to show.  [default: the task's primary one]")
+HEAD = click.option("--head", help="Direction, as i2t or t2i.  [default: every one that the task has]")
+FRACTION = click.option("--fraction", type=float, default=1.0, show_default=True, help="Share of the labels used.")
+BY = click.option(
+    "--by", type=click.Choice(["domain", "dataset", "modality"]), default="domain", show_default=True,
+    help="What the columns are.",
+)  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def evaluate() -> None:
+    """Score teachers and students on the suites you describe in YAML."""
+
+
+@evaluate.command()
+@SUITE
+@JSON
+def check(suite: Path, as_json: bool) -> None:
+    """Say what is missing from SUITE without running it.
+
+    \b
+    mmkd evaluate check suite.yaml
+    """
+    from mmkd.evaluate.check import check_suite
+    from mmkd.evaluate.suite import load_suite
+
+    report = check_suite(load_suite(suite))
+    click.echo(report.json() if as_json else report.text())
+    if not report.ok:
+        sys.exit(1)
+
+
+@evaluate.command()
+@SUITE
+@OUT
+@click.option("--force", is_flag=True, help="Run again what is done.")
+@click.option("--for-selection", is_flag=True, help="Scores will choose a model: refuse sets with `role: report`.")
+def run(suite: Path, out: Path | None, force: bool, for_selection: bool) -> None:
+    """Run what is missing of SUITE; a unit that fails is recorded and does not stop the others.
+
+    \b
+    mmkd evaluate run suite.yaml --out results
+    """
+    from tqdm import tqdm
+
+    from mmkd.evaluate.runner import run_suite
+    from mmkd.evaluate.suite import load_suite
+
+    loaded = load_suite(suite)
+    with tqdm(unit="unit", disable=not sys.stderr.isatty()) as bar:
+
+        def show(outcome: Outcome, total: int) -> None:
+            bar.total = total
+            bar.update()
+            if outcome.status == "failed":
+                bar.write(f"failed: {outcome.unit}: {outcome.reason}", file=sys.stderr)
+
+        report = run_suite(loaded, _out(suite, out), selection=for_selection, force=force, progress=show)
+    click.echo(str(report))
+    if report.failed:
+        sys.exit(1)
+
+
+@evaluate.command()
+@SUITE
+@OUT
+@TASK
+@METRIC
+@BY
+@HEAD
+@FRACTION
+@click.option(
+    "--format", "style", type=click.Choice(["markdown", "csv", "latex", "json"]), default="markdown", show_default=True,
+    help="How to print.",
+)  # fmt: skip
+@JSON
+def table(as_json: bool, **options: Any) -> None:
+    """Print the scores of the last run of SUITE: models down, domains and their mean across.
+
+    \b
+    mmkd evaluate table suite.yaml --task zero_shot --by domain
+    mmkd evaluate table suite.yaml --task linear_probe --fraction 0.1 --format csv
+    """
+    from mmkd.evaluate.folder import ResultFolder
+    from mmkd.evaluate.table import build_table
+
+    folder = ResultFolder(_out(options.pop("suite"), options.pop("out")))
+    style = options.pop("style")
+    tables = [build_table(folder, question) for question in folder.questions(**options)]
+    click.echo("\n".join(getattr(one, "json" if as_json else style)() for one in tables), nl=False)
+
+
+@evaluate.command()
+@SUITE
+@click.argument("model")
+@OUT
+@TASK
+@METRIC
+@BY
+@HEAD
+@FRACTION
+@click.option("--against", multiple=True, help="A model to compare with, repeatable.  [default: all others]")
+@JSON
+def compare(model: str, against: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Compare MODEL with each other model of SUITE, paired on the same samples.
+
+    \b
+    mmkd evaluate compare suite.yaml student --task zero_shot
+    """
+    from mmkd.evaluate.compare import compare as compare_models
+    from mmkd.evaluate.folder import ResultFolder
+
+    folder = ResultFolder(_out(options.pop("suite"), options.pop("out")))
+    found = [compare_models(folder, model, question, against) for question in folder.questions(**options)]
+    click.echo("\n".join(one.json() if as_json else one.markdown() for one in found), nl=False)
+
+
+def _out(suite: object, out: object) -> Path:
+    """The folder that was named, or the suite's own beside it."""
+    assert isinstance(suite, Path)
+    return out if isinstance(out, Path) else suite.with_name(f"{suite.stem}-results")

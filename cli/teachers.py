@@ -1,0 +1,197 @@
+"""`mmkd teachers ...`: who the teachers are, whether they load, and their weights as safetensors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mmkd.extract.teachers import TeacherSpec
+    from mmkd.extract.teachers.check import CheckReport, TowerReport
+    from mmkd.extract.teachers.nine import PublishedTeacher
+
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+_TRUST = click.option(
+    "--trust-pickle", is_flag=True, help="Unpickle files that need it; they can run any code. Their sha256 is printed."
+)
+
+
+@click.group()
+def teachers() -> None:
+    """The teachers: who they are, whether they load."""
+
+
+@teachers.command("list")
+@_AS_JSON
+def list_teachers(as_json: bool) -> None:
+    """The nine of the original, then their variants."""
+    from mmkd.extract.teachers.published import THE_NINE, VARIANTS
+
+    if as_json:
+        groups = {"the_nine": THE_NINE, "variants": VARIANTS}
+        click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
+        return
+    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "licence", "source")]
+    rows += [_row(teacher) for teacher in THE_NINE]
+    split = len(rows)
+    rows += [_row(teacher) for teacher in VARIANTS]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows
+    ]
+    click.echo("\n".join([*lines[:split], "", "variants, not part of `--teachers all`:", *lines[split:]]))
+    click.echo("\n* inferred to be the ninth: no file of the original's release names it")
+
+
+@teachers.command()
+@click.argument("slug")
+@_AS_JSON
+def show(slug: str, as_json: bool) -> None:
+    """What is known of one teacher, and the recipe that loads it (a YAML card has the same fields)."""
+    import yaml
+
+    from mmkd.extract.teachers import parse_teachers
+    from mmkd.extract.teachers.published import find_published
+
+    (spec,) = _one(parse_teachers(slug))
+    published = find_published(spec.slug, missing_ok=True)
+    facts = published.model_dump(mode="json") if published else {}
+    recipe = spec.model_dump(mode="json", exclude_defaults=True)
+    if as_json:
+        click.echo(json.dumps({"published": facts, "recipe": recipe}, indent=1))
+        return
+    if published:
+        click.echo(_facts(published))
+    click.echo(
+        "recipe\n" + "".join(f"  {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines()), nl=False
+    )
+
+
+@teachers.command()
+@click.argument("slug")
+@click.option("--images", type=click.Path(path_type=Path), help="Run these pictures instead of the drawn ones.")
+@click.option("--golden", type=click.Path(path_type=Path), help="Folder of the original's samples to compare with.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@_TRUST
+@_AS_JSON
+def check(slug: str, images: Path | None, golden: Path | None, device: str, trust_pickle: bool, as_json: bool) -> None:
+    """Find or download the weights, load them strictly, run them. Exit status 1 when something is wrong.
+
+    SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
+    """
+    from mmkd.extract.teachers import parse_teachers
+    from mmkd.extract.teachers.check import check_teacher
+    from mmkd.store.errors import TeacherError
+
+    (spec,) = _one(parse_teachers(slug))
+    spec = spec.model_copy(update={"trust_pickle": trust_pickle})
+    try:
+        report = check_teacher(spec, _device(device), images, golden)
+    except TeacherError as error:
+        raise TeacherError(f"{spec.slug} was not checked: {error}") from error
+    click.echo(json.dumps(report.model_dump() | {"sound": report.sound}, indent=1) if as_json else _screen(report))
+    if not report.sound:
+        sys.exit(1)
+
+
+@teachers.command()
+@click.argument("slug")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_TRUST
+def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
+    """Write a teacher's files into FOLDER with its weights as safetensors; its digest stays the same."""
+    from mmkd.extract.teachers import parse_teachers
+    from mmkd.extract.teachers.convert import convert_teacher
+
+    (spec,) = _one(parse_teachers(slug))
+    card = convert_teacher(spec.model_copy(update={"trust_pickle": trust_pickle}), folder)
+    click.echo(f"{spec.slug}: digest {card.digest}; use it as --teachers {spec.slug}=local-dir:{folder}")
+
+
+def _one(specs: list[TeacherSpec]) -> list[TeacherSpec]:
+    from mmkd.store.errors import TeacherError
+
+    if len(specs) != 1:
+        raise TeacherError(f"one teacher at a time: {len(specs)} were named")
+    return specs
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    from mmkd.store.errors import TeacherError
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TeacherError(f"there is no device {name!r}; write cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TeacherError(f"device {name!r}: no CUDA device is available here; leave --device out to run on the CPU")
+    return device
+
+
+def _row(teacher: PublishedTeacher) -> tuple[str, ...]:
+    name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
+    licence = teacher.licence.partition(" (")[0]
+    return name, teacher.image_tower, teacher.text_tower, str(teacher.dim), licence, teacher.source
+
+
+def _facts(teacher: PublishedTeacher) -> str:
+    lines = [
+        f"{teacher.name} ({teacher.slug})",
+        f"also called   {', '.join(teacher.also_called) or '-'}",
+        f"source        {teacher.source}" + (f" at {teacher.revision}" if teacher.revision else ""),
+        f"image tower   {teacher.image_tower}",
+        f"text tower    {teacher.text_tower}",
+        f"width         {teacher.dim}",
+        f"licence       {teacher.licence}",
+        f"paper         {teacher.paper}",
+        *(f"open          {question}" for question in teacher.open_questions),
+    ]
+    return "\n".join(lines)
+
+
+def _screen(report: CheckReport) -> str:
+    height, width = report.image_size
+    size = f"{report.parameters:,} parameters, " if report.parameters is not None else ""
+    scale = f"{report.logit_scale:.2f}" if report.logit_scale is not None else "not in the files"
+    lines = [
+        f"{report.slug}: loaded from {report.source} in {report.load_seconds:.1f} s, every weight accounted for",
+        f"digest        {report.digest} ({report.loader})",
+        f"model         {size}width {report.dim}, {height} x {width} pixels, {report.context_length} tokens, "
+        f"logit scale {scale}",
+        _tower("images", report.image),
+        _tower("captions", report.text) + f"; {report.captions_cut} cut to the context",
+        f"peak memory   {report.peak_memory_bytes / 2**20:,.0f} MiB",
+    ]
+    if report.golden is not None:
+        cosines = (
+            f", smallest cosine {report.golden.smallest_image_cosine:.5f} (image) "
+            f"{report.golden.smallest_text_cosine:.5f} (text)"
+            if report.golden.samples
+            else ""
+        )
+        lines.append(f"published     {report.golden.verdict}: {report.golden.samples} samples{cosines}")
+    elif report.open_questions:
+        lines.append(
+            "open          --golden FOLDER of the original's samples would settle: " + "; ".join(report.open_questions)
+        )
+    return "\n".join(lines)
+
+
+def _tower(name: str, tower: TowerReport) -> str:
+    half = ", ".join(f"{count} NaN in {precision}" for precision, count in tower.not_finite_in_half.items() if count)
+    troubles = [
+        f"{tower.not_finite} NaN" if tower.not_finite else "",
+        f"{tower.beyond_float16} too large for float16" if tower.beyond_float16 else "",
+        half,
+    ]
+    said = "".join(f"; {trouble}" for trouble in troubles if trouble)
+    return (
+        f"{name:13} {tower.inputs} run, norms {tower.norm_smallest:.3f} to {tower.norm_largest:.3f}, "
+        f"{tower.per_second:.1f} a second{said}"
+    )

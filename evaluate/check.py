@@ -1,0 +1,144 @@
+"""What stands between a suite and its run, found out without running it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
+from mmkd.evaluate.features import BITS, Features
+from mmkd.evaluate.plan import model_names
+from mmkd.evaluate.suite import DatasetSpec, Suite
+from mmkd.evaluate.tasks import TASKS
+from mmkd.store import FeatureStore, MmkdError
+from mmkd.store.layout import Tower
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """What was found of one data set.
+
+    rows, groups: per split. classes: test rows of each class. missing: for each model, rows without features per
+    split. problems keep units from running; warnings make their scores doubtful.
+    """
+
+    dataset: str
+    role: str
+    rows: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, dict[str, int]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All data sets of a suite, and the models that would run."""
+
+    suite: str
+    models: tuple[str, ...]
+    datasets: tuple[DatasetCheck, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every unit can run."""
+        return not any(one.problems for one in self.datasets)
+
+    def text(self) -> str:
+        """One paragraph a data set."""
+        lines = [f"suite {self.suite}: {len(self.datasets)} data sets, models {', '.join(self.models) or 'none'}"]
+        for one in self.datasets:
+            counts = ", ".join(f"{split} {n} ({one.groups[split]} groups)" for split, n in one.rows.items())
+            lines.append(f"{one.dataset} [{one.role}]: {counts or 'no rows'}")
+            if one.classes:
+                lines.append("  test rows by class: " + ", ".join(f"{name} {n}" for name, n in one.classes.items()))
+            for model, splits in one.missing.items():
+                lines.append(f"  {model}: no features for " + ", ".join(f"{n} {s} rows" for s, n in splits.items()))
+            lines += [f"  warning: {text}" for text in one.warnings]
+            lines += [f"  problem: {text}" for text in one.problems]
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(asdict(self) | {"ok": self.ok}, indent=1)
+
+
+def check_suite(suite: Suite) -> CheckReport:
+    """Look at rows, classes, prompts, splits and features of every data set and model.
+
+    Raises:
+        ConfigError: the suite names a metric that does not exist, or an ensemble like an encoder.
+    """
+    stores: dict[str, FeatureStore] = {}
+    unopened: dict[str, str] = {}
+    for path in dict.fromkeys(spec.store for spec in suite.datasets):
+        try:
+            stores[path] = FeatureStore.open(path)
+        except MmkdError as error:
+            unopened[path] = str(error)
+    models = model_names(suite, list(stores.values()))
+    checks = []
+    for spec in suite.datasets:
+        if spec.store in unopened:
+            checks.append(DatasetCheck(spec.dataset, spec.role, problems=[unopened[spec.store]]))
+        else:
+            checks.append(_check_dataset(suite, spec, stores[spec.store], models))
+    return CheckReport(suite.suite, models, tuple(checks))
+
+
+def _check_dataset(suite: Suite, spec: DatasetSpec, store: FeatureStore, models: tuple[str, ...]) -> DatasetCheck:
+    try:
+        data = load_dataset(spec, store)
+    except MmkdError as error:
+        return DatasetCheck(spec.dataset, spec.role, problems=[str(error)])
+    found = DatasetCheck(spec.dataset, spec.role)
+    for name, samples in data.splits.items():
+        found.rows[name] = len(samples)
+        found.groups[name] = len(set(data.groups(samples).tolist()))
+    if spec.label is not None:
+        values = data.splits["test"].column(spec.label).tolist()
+        found.classes.update({name: values.count(name) for name in data.classes})
+    for task in spec.tasks:
+        TASKS[task].scoring(spec.settings)
+        found.problems.extend(text for text in TASKS[task].problems(data, spec.settings) if text not in found.problems)
+    found.warnings.extend(_same_images(data))
+    for model in models:
+        _check_model(data, model, suite.ensembles.get(model, ()), found)
+    return found
+
+
+def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found: DatasetCheck) -> None:
+    try:
+        features = Features(data.store, model, members)
+    except MmkdError as error:
+        found.problems.append(str(error))
+        return
+    needed: list[tuple[Samples, Tower]] = [(samples, "image") for samples in data.splits.values()]
+    if data.prompts is not None:
+        needed.append((data.prompts, "text"))
+    missing = {}
+    for samples, tower in needed:
+        there = np.ones(len(samples), dtype=bool)
+        for slug in features.members:
+            there &= (data.store.valid(slug)[samples.rows] & BITS[tower]) != 0
+        if not there.all():
+            missing[samples.name] = int((~there).sum())
+        if len(samples) and not there.any():
+            found.problems.append(f"{model} has no {tower} features for any {samples.name} row; extract it first")
+    if missing:
+        found.missing[model] = missing
+
+
+def _same_images(data: DatasetRows) -> list[str]:
+    """Exact copies of test images among training images: a probe would be scored on what it learned."""
+    test = {digest for digest in data.splits["test"].column("image_sha256") if digest is not None}
+    found = []
+    for name in ("train", "val"):
+        if name in data.splits:
+            shared = test & set(data.splits[name].column("image_sha256").tolist())
+            if shared:
+                found.append(f"{len(shared)} test images are byte for byte also {name} images")
+    return found

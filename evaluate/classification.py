@@ -1,0 +1,67 @@
+"""What classifying tasks share: their metrics, and the checks of labels against classes and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from mmkd.evaluate import metrics
+from mmkd.evaluate.dataset import DatasetRows, Split
+from mmkd.evaluate.metrics import Floats, Labels
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.task import Metric, Scoring
+from mmkd.store.errors import ConfigError, UserError
+
+
+def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
+    """A metric of labels, scores and counts as one of predictions and counts."""
+
+    def of_predictions(predictions: Predictions, weights: Floats) -> Floats:
+        return metric(predictions.labels(), predictions.score, weights)
+
+    return of_predictions
+
+
+def standard_metrics() -> dict[str, Metric]:
+    """Metrics of single-label classification; a table never averages two of them."""
+    return {
+        "acc": labelled(metrics.accuracy),
+        "bacc": labelled(metrics.balanced_accuracy),
+        "f1_macro": labelled(metrics.macro_f1),
+        "auroc_macro": labelled(metrics.macro_auroc),
+    }
+
+
+def scoring_with_primary(scoring: Scoring, primary: str | None) -> Scoring:
+    """`scoring` with another primary metric.
+
+    Raises:
+        ConfigError: there is no such metric.
+    """
+    if primary is None:
+        return scoring
+    if primary not in scoring.metrics:
+        raise ConfigError(f"protocol {scoring.protocol} has no metric {primary!r}; it has {', '.join(scoring.metrics)}")
+    return replace(scoring, primary=primary)
+
+
+def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
+    """Splits without rows, labels that are no class, classes without prompts or without samples."""
+    found = []
+    for split in splits:
+        try:
+            labels = data.labels(data.split(split))
+        except UserError as error:
+            found.append(str(error))
+            continue
+        bare = [data.classes[i] for i in np.flatnonzero(np.bincount(labels, minlength=len(data.classes)) == 0)]
+        if bare:
+            found.append(f"{data.spec.dataset}: class {bare[0]!r} has no {split} rows ({len(bare)} such classes)")
+    if prompts:
+        try:
+            data.prompt_labels()
+        except UserError as error:
+            found.append(str(error))
+    return found

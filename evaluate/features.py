@@ -1,0 +1,95 @@
+"""Features of chosen rows, ready for scoring: float32, unit length, and which of them are really there."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore, UserError
+from mmkd.store.layout import TOWERS, Tower
+
+BITS: dict[Tower, int] = dict(zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Unit features of n rows.
+
+    values: float32 (n, D), unit length; NaN where not available, so that a use by mistake shows.
+    available: bool (n,).
+    """
+
+    values: NDArray[np.float32]
+    available: NDArray[np.bool_]
+
+
+class Features:
+    """The features that one model, or an ensemble of models, has in one store.
+
+    An ensemble's feature is the concatenation of its members' unit features, scaled to unit length: its
+    cosine is the mean of the members' cosines.
+    """
+
+    def __init__(self, store: FeatureStore, model: str, members: tuple[str, ...] = ()) -> None:
+        self.store = store
+        self.model = model
+        self.members = members or (model,)
+        """The encoders behind the name: one for a model, several for an ensemble."""
+        for slug in self.members:
+            store.card(slug)
+
+    def images(self, rows: NDArray[np.int64]) -> Block:
+        """Image features of these grid rows, members joined."""
+        return self._joined("image", rows)
+
+    def texts(self, rows: NDArray[np.int64]) -> Block:
+        """Caption features of these grid rows, members joined."""
+        return self._joined("text", rows)
+
+    def each_member(self) -> tuple[Features, ...]:
+        """Every member on its own, for tasks that join scores instead of features."""
+        return tuple(Features(self.store, slug) for slug in self.members)
+
+    def digest(self, rows: NDArray[np.int64]) -> str:
+        """16 hex digits that change when a feature of these rows may have changed.
+
+        Taken from the ledger: teacher digests and checksums of the shards that hold the rows.
+        """
+        shards = np.unique(rows // self.store.record.rows_per_shard).tolist()
+        sha = hashlib.sha256()
+        for slug in self.members:
+            for shard in shards:
+                entry = self.store.ledger.get((shard, slug))
+                found = (
+                    "nothing"
+                    if entry is None
+                    else f"{entry.teacher_digest} {entry.image_crc32c} {entry.text_crc32c} {entry.valid_crc32c}"
+                )
+                sha.update(f"{slug} {shard} {found}\n".encode())
+        return sha.hexdigest()[:16]
+
+    def _joined(self, tower: Tower, rows: NDArray[np.int64]) -> Block:
+        blocks = [_unit_block(self.store, slug, tower, rows) for slug in self.members]
+        if len(blocks) == 1:
+            return blocks[0]
+        scale = np.float32(1 / np.sqrt(len(blocks)))
+        return Block(
+            values=np.concatenate([block.values for block in blocks], axis=1) * scale,
+            available=np.logical_and.reduce([block.available for block in blocks]),
+        )
+
+
+def _unit_block(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> Block:
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(store)):
+        raise UserError(f"row {rows.max()} is outside {store.root}, which has {len(store)} rows; extract it anew")
+    stored = store.image(slug) if tower == "image" else store.text(slug)
+    values = np.asarray(stored[rows], dtype=np.float32)
+    norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=1, dtype=np.float64))
+    vouched = (store.valid(slug)[rows] & BITS[tower]) != 0
+    available = vouched & np.isfinite(norms) & (norms > 0)
+    units = np.full_like(values, np.nan)
+    units[available] = values[available] / norms[available, None].astype(np.float32)
+    return Block(units, available)

@@ -1,0 +1,135 @@
+"""An output folder, read for tables and comparisons: which stored predictions answer which question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mmkd.evaluate.plan import Plan, PlannedUnit, read_plan, resample_name
+from mmkd.evaluate.predictions import Predictions, read_predictions
+from mmkd.evaluate.results import ResultRow, read_results
+from mmkd.evaluate.scoring import Replicates, resampled
+from mmkd.evaluate.suite import DatasetSpec
+from mmkd.evaluate.task import Scoring
+from mmkd.evaluate.tasks import TASKS
+from mmkd.store.errors import ConfigError
+
+By = Literal["domain", "dataset", "modality"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a table shows: one metric of one task, in one head, at one share of labels."""
+
+    task: str
+    metric: str | None = None
+    """By default the task's primary metric."""
+    head: str | None = None
+    """By default the task's first."""
+    fraction: float = 1.0
+    by: By = "domain"
+
+
+class ResultFolder:
+    """An output folder of `run_suite`, read for tables and comparisons."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.plan: Plan = read_plan(out)
+        self.results: dict[str, list[ResultRow]] = read_results(out)
+        self._read: dict[str, Predictions] = {}
+
+    def questions(self, task: str | None, head: str | None, **rest: Any) -> list[Question]:
+        """One question for each task and head, or for those that are named."""
+        asked = list(dict.fromkeys((unit.task, unit.head) for unit in self.plan.units))
+        chosen = [(t, h) for t, h in asked if task in (None, t) and head in (None, h)]
+        return [Question(task=t, head=h, **rest) for t, h in chosen] or [Question(task=task or "", head=head, **rest)]
+
+    def datasets(self, question: Question) -> list[DatasetSpec]:
+        """Data sets with this task. Monitor sets stay out of a table that has report sets: their scores were looked at.
+
+        Raises:
+            ConfigError: no data set of the suite has the task.
+        """
+        every = [spec for spec in self.plan.suite.datasets if question.task in spec.tasks]
+        if not every:
+            known = sorted({task for spec in self.plan.suite.datasets for task in spec.tasks})
+            raise ConfigError(f"{self.out} has no task {question.task!r}; it has {', '.join(known)}")
+        return [spec for spec in every if spec.role == "report"] or every
+
+    def scoring(self, question: Question) -> tuple[Scoring, str]:
+        """The scoring and the metric that answer a question.
+
+        Raises:
+            ConfigError: no such metric, or data sets that were scored by different protocols.
+        """
+        found = [TASKS[question.task].scoring(spec.settings) for spec in self.datasets(question)]
+        protocols = sorted({scoring.protocol for scoring in found})
+        if len(protocols) > 1:
+            raise ConfigError(
+                f"{question.task} was run by {' and '.join(protocols)}: their values cannot share a table; "
+                "give the data sets one protocol"
+            )
+        metric = question.metric or found[0].primary
+        if metric not in found[0].metrics:
+            raise ConfigError(f"{question.task} has no metric {metric!r}; it has {', '.join(found[0].metrics)}")
+        return found[0], metric
+
+    def units(self, question: Question, dataset: str, model: str) -> list[PlannedUnit]:
+        """The units behind one model on one data set: one for each draw of the labels.
+
+        Raises:
+            ConfigError: the suite has no such head or share of labels.
+        """
+        same = [u for u in self.plan.units if (u.dataset, u.task, u.model) == (dataset, question.task, model)]
+        heads = list(dict.fromkeys(unit.head for unit in same))
+        head = question.head if question.head is not None else next(iter(heads), "")
+        shares = sorted({unit.fraction for unit in same})
+        if same and (head not in heads or question.fraction not in shares):
+            raise ConfigError(
+                f"{question.task} on {dataset} has no head {head!r} at {question.fraction:g} of the labels; "
+                f"heads: {', '.join(heads) or 'one'}; shares: {', '.join(f'{share:g}' for share in shares)}"
+            )
+        return [unit for unit in same if unit.head == head and unit.fraction == question.fraction]
+
+    def predictions(self, unit: PlannedUnit) -> Predictions | str:
+        """What a unit predicted, or why it did not."""
+        rows = self.results.get(unit.key)
+        if not rows:
+            return "not run"
+        if rows[0].status == "failed":
+            return rows[0].reason
+        if unit.key not in self._read:
+            self._read[unit.key] = read_predictions(self.out / unit.predictions)
+        return self._read[unit.key]
+
+    def answers(self, question: Question, dataset: str, model: str) -> list[Predictions] | str:
+        """One set of predictions for each draw of the labels, or why there are none."""
+        found = [self.predictions(unit) for unit in self.units(question, dataset, model)]
+        for one in found:
+            if isinstance(one, str):
+                return one
+        return [one for one in found if not isinstance(one, str)] or "not run"
+
+    def replicates(self, question: Question, spec: DatasetSpec, found: Predictions) -> dict[str, Replicates]:
+        """The metric of a question on every column that a data set has rows of."""
+        scoring, metric = self.scoring(question)
+        names = self.column_names(question, spec, found)
+        parts = {name: names == name for name in dict.fromkeys(names.tolist())}
+        bootstrap = (self.plan.suite.bootstrap, resample_name(self.plan.suite, spec.dataset))
+        scored = resampled(found, {metric: scoring.metrics[metric]}, scoring, bootstrap, parts)
+        return {part: replicates for (part, _), replicates in scored.items()}
+
+    @staticmethod
+    def column_names(
+        question: Question, spec: DatasetSpec, found: Predictions
+    ) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+        """The column that every row of a data set belongs to, str (n,)."""
+        by: dict[By, Callable[[], str]] = {"dataset": lambda: spec.dataset, "modality": lambda: spec.modality}
+        if question.by in by:
+            return np.full(len(found), by[question.by](), dtype=object)
+        return found.domain

@@ -1,0 +1,107 @@
+"""Protocol `mmkd_official`: scores as the evaluation code released with MMKD-CLIP computes them, quirks included.
+
+Source: github wangshansong1/MMKD-CLIP (MIT), `src/clipeval/eval_zeroshot.py`, functions `evaluate_metrics`,
+`compute_bootstrap_ci` and `stratified_bootstrap_indices`. Written anew; what it reproduces, and why ours differs:
+
+- probabilities are a softmax of bare cosines (temperature 1), which changes the macro AUROC;
+- with two classes, F1, precision and recall are those of class 1 alone, so the order of the classes decides;
+- every resample holds one forced draw of each class, which over-represents rare classes;
+- resamples ignore patients, and only classes that occur are counted.
+
+Where the released code stops with an exception (a class is absent from the test set), values are undefined here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.evaluate import metrics
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.settings import BootstrapSettings
+from mmkd.evaluate.task import Scoring
+
+TEMPERATURE = 1.0
+SEED = 42
+"""The released code always resamples with this seed; the suite's own seed is not used."""
+BLOCK = 250
+
+
+def forced_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
+    """Counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n).
+
+    Draws in the order of the released code, so intervals agree to the last digit.
+    """
+    rows = np.flatnonzero(predictions.available)
+    y = predictions.labels()[rows]
+    members = [np.flatnonzero(y == label) for label in np.unique(y)]
+    rng = np.random.default_rng(SEED)
+    for start in range(0, settings.n, BLOCK):
+        counts = np.zeros((min(BLOCK, settings.n - start), len(predictions)))
+        for b in range(len(counts)):
+            forced = [rng.choice(indices) for indices in members]
+            drawn = [*forced, *rng.integers(0, len(y), size=len(y) - len(members))]
+            counts[b, rows] = np.bincount(drawn, minlength=len(y))
+        yield counts
+
+
+def auroc(predictions: Predictions, weights: Floats) -> Floats:
+    """Two classes: AUROC of the difference of scores; more: macro over all; undefined when a class is absent."""
+    y, score = predictions.labels(), predictions.score
+    occurring = np.unique(y)
+    if len(occurring) == 2:
+        return metrics.auroc(y == occurring[1], score[:, 1] - score[:, 0], weights)
+    if len(occurring) < score.shape[1]:
+        return np.full(len(weights), np.nan)
+    return metrics.macro_auroc(y, score, weights)
+
+
+def f1(predictions: Predictions, weights: Floats) -> Floats:
+    """F1 of class 1 with two classes, else the mean over classes that occur or are predicted."""
+    hits, predicted, actual = _counts(predictions, weights)
+    return _averaged(predictions, 2 * hits, predicted + actual, predicted + actual > 0)
+
+
+def precision(predictions: Predictions, weights: Floats) -> Floats:
+    """Precision, averaged like `f1`; 0 for a class that is never predicted."""
+    hits, predicted, actual = _counts(predictions, weights)
+    return _averaged(predictions, hits, predicted, predicted + actual > 0)
+
+
+def recall(predictions: Predictions, weights: Floats) -> Floats:
+    """Recall, averaged like `f1`; 0 for a class that is predicted but does not occur."""
+    hits, predicted, actual = _counts(predictions, weights)
+    return _averaged(predictions, hits, actual, predicted + actual > 0)
+
+
+def _counts(predictions: Predictions, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    return metrics.class_counts(predictions.labels(), predictions.score, weights)
+
+
+def _averaged(predictions: Predictions, numerator: Floats, denominator: Floats, present: NDArray[np.bool_]) -> Floats:
+    """Per-class ratios (B, C) averaged as scikit-learn's `average="binary"` or `"macro"` does."""
+    ratio = np.zeros_like(numerator)
+    np.divide(numerator, denominator, out=ratio, where=denominator > 0)
+    occurring = np.unique(predictions.labels()).tolist()
+    if len(occurring) != 2:
+        return np.asarray(np.where(present, ratio, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1))
+    # The released call stops here when anything but classes 0 and 1 occurs or is predicted.
+    seen = set(occurring) | set(predictions.score.argmax(axis=1).tolist())
+    return ratio[:, 1] if seen == {0, 1} else np.full(len(numerator), np.nan)
+
+
+SCORING = Scoring(
+    protocol="mmkd_official",
+    metrics={
+        "acc": lambda p, w: metrics.accuracy(p.labels(), p.score, w),
+        "auroc_official": auroc,
+        "f1_official": f1,
+        "precision_official": precision,
+        "recall_official": recall,
+    },
+    primary="auroc_official",
+    resamples=forced_resamples,
+)

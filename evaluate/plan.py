@@ -1,0 +1,190 @@
+"""The plan: every unit of a suite with the identity under which its result is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from mmkd.evaluate.dataset import DatasetRows, load_dataset
+from mmkd.evaluate.features import Features
+from mmkd.evaluate.settings import FrozenModel
+from mmkd.evaluate.suite import DatasetSpec, Suite
+from mmkd.evaluate.task import Unit, Variant
+from mmkd.evaluate.tasks import TASKS
+from mmkd.store import FeatureStore, MmkdError
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import ConfigError
+
+PLAN = "plan.json"
+
+
+class PlannedUnit(FrozenModel):
+    """A unit as the plan file lists it."""
+
+    key: str
+    dataset: str
+    task: str
+    model: str
+    head: str
+    fraction: float
+    seed: int
+    features_digest: str = ""
+    data_digest: str = ""
+    config_digest: str = ""
+    reason: str = ""
+    """Why it cannot be run; empty where it can."""
+
+    @property
+    def unit(self) -> Unit:
+        """What to run."""
+        return Unit(self.dataset, self.task, self.model, Variant(self.head, self.fraction, self.seed))
+
+    @property
+    def predictions(self) -> str:
+        """Path of the per-sample file below the output folder. The key in it keeps old files from being overwritten."""
+        variant = "".join(f"-{part}" for part in (self.head, f"{self.fraction:g}-{self.seed}") if part)
+        return f"predictions/{self.dataset}/{self.task}/{self.model}{variant}.{self.key}.parquet"
+
+
+class Plan(FrozenModel):
+    """What the last run of an output folder was asked to do: tables show these units and no others."""
+
+    suite: Suite
+    models: tuple[str, ...]
+    """Rows of the tables, ensembles last."""
+    units: tuple[PlannedUnit, ...]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A plan with the opened data sets and features that running it needs."""
+
+    plan: Plan
+    data: dict[str, DatasetRows]
+    features: dict[tuple[str, str], Features]
+    """By (data set, model)."""
+
+
+def make_plan(suite: Suite) -> Loaded:
+    """Open the stores and list the units. What cannot be run is listed with its reason.
+
+    Raises:
+        ConfigError: a primary metric that does not exist, or an ensemble named like an encoder of a store.
+        StoreError: a store cannot be opened; nothing could be run then.
+    """
+    stores = {path: FeatureStore.open(path) for path in dict.fromkeys(spec.store for spec in suite.datasets)}
+    models = model_names(suite, list(stores.values()))
+    data: dict[str, DatasetRows] = {}
+    features: dict[tuple[str, str], Features] = {}
+    units: list[PlannedUnit] = []
+    for spec in suite.datasets:
+        store = stores[spec.store]
+        problem = ""
+        try:
+            data[spec.dataset] = load_dataset(spec, store)
+        except MmkdError as error:
+            problem = str(error)
+        for model in models:
+            reason = problem
+            try:
+                features[spec.dataset, model] = Features(store, model, suite.ensembles.get(model, ()))
+            except MmkdError as error:
+                reason = reason or str(error)
+            for task in spec.tasks:
+                units += _task_units(suite, spec, (task, model), (data, features), reason)
+    return Loaded(Plan(suite=suite, models=models, units=tuple(units)), data, features)
+
+
+def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
+    """Models in the order of the suite, or all encoders of the stores; then the ensembles.
+
+    Raises:
+        ConfigError: an ensemble has the name of an encoder.
+    """
+    encoders = dict.fromkeys(slug for store in stores for slug in store.teachers)
+    clash = [name for name in suite.ensembles if name in encoders]
+    if clash:
+        raise ConfigError(f"ensemble {clash[0]!r} has the name of an encoder in the store; name it otherwise")
+    return (*(suite.models or tuple(encoders)), *suite.ensembles)
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Write the plan beside the results.
+
+    Raises:
+        StoreError: the disk is full or read-only.
+    """
+    write_atomically(out / PLAN, (plan.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_plan(out: Path) -> Plan:
+    """Read the plan of an output folder.
+
+    Raises:
+        ConfigError: nothing was run into this folder, or by another version.
+    """
+    path = out / PLAN
+    if not path.is_file():
+        raise ConfigError(f"{out} holds no {PLAN}; `mmkd evaluate run SUITE --out {out}` fills it")
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {error.errors()[0]['msg']}; run the suite again") from error
+
+
+def _task_units(
+    suite: Suite,
+    spec: DatasetSpec,
+    names: tuple[str, str],
+    loaded: tuple[dict[str, DatasetRows], dict[tuple[str, str], Features]],
+    reason: str,
+) -> list[PlannedUnit]:
+    """The units of one task and model on one data set."""
+    (name, model), (data, features) = names, loaded
+    task = TASKS[name]
+    task.scoring(spec.settings)  # a primary metric that does not exist is an error of the suite, not of a unit
+    digests = {"features_digest": "", "data_digest": ""}
+    if not reason:
+        rows = data[spec.dataset]
+        digests = {
+            "features_digest": features[spec.dataset, model].digest(_rows_used(rows)),
+            "data_digest": rows.digest,
+        }
+    described = {
+        "dataset": spec.model_dump(mode="json", include={"version", "classes", "group", "domain", "rows", "prompts"}),
+        "settings": getattr(spec.settings, name).model_dump(mode="json", exclude={"primary"}),
+        "bootstrap": suite.bootstrap.model_dump(mode="json"),
+        "resampled": resample_name(suite, spec.dataset),
+        "task_version": task.version,
+    }
+    config = _digest(described)
+    units = []
+    for variant in task.variants(spec.settings):
+        identity = {
+            "dataset": spec.dataset, "task": name, "model": model,
+            "head": variant.head, "fraction": variant.fraction, "seed": variant.seed,
+        }  # fmt: skip
+        key = _digest(identity | digests | {"config": config})
+        units.append(PlannedUnit(key=key, reason=reason, config_digest=config, **identity, **digests))
+    return units
+
+
+def resample_name(suite: Suite, dataset: str) -> str:
+    """What seeds the resamples of a data set, the same for all models and tasks."""
+    return f"{suite.suite}/{dataset}/test"
+
+
+def _rows_used(data: DatasetRows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    every = [samples.rows for samples in data.splits.values()]
+    if data.prompts is not None:
+        every.append(data.prompts.rows)
+    return np.unique(np.concatenate(every))
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

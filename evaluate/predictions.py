@@ -1,0 +1,124 @@
+"""What a task says of every sample: the one thing that is stored, and from which all scores are computed."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import CorruptStoreError
+
+_META = b"mmkd.evaluate"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One unit's answers for n samples (or queries), in grid order.
+
+    ids: str (n,), sample keys; unique.
+    group: str (n,), what intervals resample as a whole.
+    domain: str (n,), what tables may divide by.
+    y: int64 (n,) class index, or None where the task has no label.
+    score: float64 (n, len(columns)): class probabilities, or ranks and the like; NaN where not available.
+    available: bool (n,), false where the model has no features for the sample. Such rows are never scored.
+    columns: what the score columns are.
+    info: facts of the run that belong into a report: C chosen, gallery size, warnings.
+    """
+
+    ids: NDArray[np.object_]
+    group: NDArray[np.object_]
+    domain: NDArray[np.object_]
+    y: NDArray[np.int64] | None
+    score: NDArray[np.float64]
+    available: NDArray[np.bool_]
+    columns: tuple[str, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        assert self.score.shape == (n, len(self.columns)), "one score column for each name"
+        assert len(self.group) == len(self.domain) == len(self.available) == n, "one entry for each sample"
+        assert not np.isnan(self.score[self.available]).any(), "an available row has scores"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices, int64 (n,)."""
+        assert self.y is not None, "a classifying task stores labels"
+        return self.y
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One score column, float64 (n,)."""
+        return self.score[:, self.columns.index(name)]
+
+    def take(self, mask: NDArray[np.bool_]) -> Predictions:
+        """The rows where `mask` (n,) is true."""
+        return Predictions(
+            ids=self.ids[mask],
+            group=self.group[mask],
+            domain=self.domain[mask],
+            y=None if self.y is None else self.y[mask],
+            score=self.score[mask],
+            available=self.available[mask],
+            columns=self.columns,
+            info=self.info,
+        )
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write one Parquet file: id, group, domain, y, available and one list of scores a row.
+
+    Raises:
+        StoreError: the disk is full or read-only.
+    """
+    n, width = predictions.score.shape
+    scores = pa.FixedSizeListArray.from_arrays(pa.array(predictions.score.reshape(-1)), width)
+    table = pa.table(
+        {
+            "id": pa.array(predictions.ids.tolist(), type=pa.string()),
+            "group": pa.array(predictions.group.tolist(), type=pa.string()),
+            "domain": pa.array(predictions.domain.tolist(), type=pa.string()),
+            "y": pa.nulls(n, pa.int64()) if predictions.y is None else pa.array(predictions.y),
+            "available": pa.array(predictions.available),
+            "score": scores,
+        }
+    )
+    meta = {"columns": predictions.columns, "info": predictions.info, "labelled": predictions.y is not None}
+    table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote, equal to the last bit.
+
+    Raises:
+        CorruptStoreError: missing, or not such a file.
+    """
+    try:
+        table = pq.read_table(path)
+        meta = json.loads((table.schema.metadata or {})[_META])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise CorruptStoreError(f"predictions {path} cannot be read: {error}; run the suite again") from error
+    columns = tuple(meta["columns"])
+    flat = table["score"].combine_chunks().values.to_numpy(zero_copy_only=False)
+    return Predictions(
+        ids=np.array(table["id"].to_pylist(), dtype=object),
+        group=np.array(table["group"].to_pylist(), dtype=object),
+        domain=np.array(table["domain"].to_pylist(), dtype=object),
+        y=table["y"].to_numpy().astype(np.int64) if meta["labelled"] else None,
+        score=np.asarray(flat, dtype=np.float64).reshape(table.num_rows, len(columns)),
+        available=table["available"].to_numpy(),
+        columns=columns,
+        info=meta["info"],
+    )

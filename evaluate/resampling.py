@@ -1,0 +1,59 @@
+"""Bootstrap resamples of whole groups, the same for every model that answers the same samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.settings import BootstrapSettings
+
+BLOCK_ELEMENTS = 1 << 20
+"""Counts held at a time: 8 MiB of float64, little enough for the cache and enough to sort seldom."""
+
+
+def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
+    """Draw groups with replacement; yield counts, float64 (b, n), in blocks that add up to `settings.n` rows.
+
+    As many groups are drawn as there are, each with all its rows (Davison and Hinkley 1997, section 3.8:
+    resampling at the level at which data are independent). The draws depend on the seed, `name` and the
+    groups only, never on the model, so differences between models are paired.
+
+    Args:
+        predictions: rows that count, available or not.
+        settings: how many, and the seed.
+        name: what is resampled, for example `suite/dataset/test`.
+    """
+    _, member = np.unique(predictions.group.astype(str), return_inverse=True)
+    yield from group_counts(member.astype(np.int64), settings.n, [settings.seed, *_words(name)])
+
+
+def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> Iterator[Floats]:
+    """Counts of rows in n resamples of groups.
+
+    Args:
+        member: int64 (rows,), the group of every row, 0 to G - 1.
+        n: resamples.
+        seed: for `numpy.random.default_rng`.
+    """
+    rng = np.random.default_rng(seed)
+    groups = int(member.max()) + 1 if len(member) else 0
+    step = max(1, BLOCK_ELEMENTS // max(1, len(member)))
+    for start in range(0, n, step):
+        b = min(step, n - start)
+        if groups == 0:
+            yield np.zeros((b, 0))
+            continue
+        drawn = rng.integers(0, groups, size=(b, groups)) + np.arange(b)[:, None] * groups
+        counts = np.bincount(drawn.reshape(-1), minlength=b * groups).reshape(b, groups)
+        # Laid out one sample a row, as `metrics.auroc` reads it; handed out as (b, rows).
+        yield counts.T[member].astype(np.float64).T
+
+
+def _words(name: str) -> list[int]:
+    """The name as seed words: the same on every machine, unlike `hash`."""
+    return [int(word) for word in np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")]

@@ -1,0 +1,112 @@
+"""`results.jsonl`: one line for each metric of each finished unit, only ever appended to."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from mmkd.evaluate.settings import FrozenModel
+from mmkd.store.atomic import disk_errors
+from mmkd.store.errors import CorruptStoreError
+
+RESULTS = "results.jsonl"
+
+Status = Literal["ok", "undefined", "failed"]
+"""`ok`: a value. `undefined`: predictions are there, but the metric has no value on them. `failed`: the unit
+could not be run; `reason` says why. Neither of the last two is ever counted as zero."""
+
+
+class ResultRow(FrozenModel):
+    """One metric of one unit."""
+
+    key: str
+    """Identity of the unit: what was run on which features with which settings."""
+    suite: str
+    suite_version: int
+    dataset: str
+    dataset_version: int
+    modality: str
+    role: str
+    task: str
+    head: str
+    protocol: str
+    model: str
+    fraction: float
+    seed: int
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    """Samples (or queries) scored."""
+    n_missing: int
+    """Samples the model has no features for; they are not scored."""
+    n_groups: int
+    n_boot: int
+    boot_seed: int
+    status: Status
+    reason: str
+    features_digest: str
+    data_digest: str
+    config_digest: str
+    code_version: str
+    predictions: str
+    """Path of the per-sample file, relative to this one."""
+    seconds: float
+
+
+def number(value: float) -> float | None:
+    """JSON has no NaN: an undefined value is null."""
+    return None if math.isnan(value) else value
+
+
+def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
+    """Append one unit's rows in one write, after cutting off a line that a kill left unfinished.
+
+    Raises:
+        StoreError: the disk is full or read-only.
+    """
+    path = out / RESULTS
+    data = "".join(row.model_dump_json() + "\n" for row in rows).encode()
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            file.truncate(_complete_bytes(path))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_results(out: Path) -> dict[str, list[ResultRow]]:
+    """All results by unit key. A unit that was run again has its latest rows only.
+
+    Raises:
+        CorruptStoreError: a line is not a result.
+    """
+    path = out / RESULTS
+    if not path.is_file():
+        return {}
+    latest: dict[str, dict[str, ResultRow]] = {}
+    text = path.read_bytes()[: _complete_bytes(path)].decode()
+    for i, line in enumerate(text.splitlines(), start=1):
+        try:
+            row = ResultRow.model_validate_json(line)
+        except ValidationError as error:
+            raise CorruptStoreError(
+                f"{path} line {i} is not a result of this version ({error.errors()[0]['msg']}); name another folder"
+            ) from error
+        rows = latest.setdefault(row.key, {})
+        if row.status == "failed" or any(old.status == "failed" for old in rows.values()):
+            rows.clear()
+        rows[row.metric] = row
+    return {key: list(rows.values()) for key, rows in latest.items()}
+
+
+def _complete_bytes(path: Path) -> int:
+    """Length of the file up to its last line break."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

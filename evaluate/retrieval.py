@@ -1,0 +1,187 @@
+"""Cross-modal retrieval: find an image's caption among all captions, and a caption's image among all images."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.evaluate.classification import scoring_with_primary
+from mmkd.evaluate.dataset import DatasetRows, Samples
+from mmkd.evaluate.features import Features
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.ranking import rank_positives, recall_at, weighted_mean, weighted_median
+from mmkd.evaluate.settings import TaskSettings
+from mmkd.evaluate.task import Metric, Scoring, Variant
+from mmkd.store import UserError
+
+IMAGE_TO_TEXT = "i2t"
+TEXT_TO_IMAGE = "t2i"
+
+
+class Retrieval:
+    """R@k, median rank and true recall in both directions. An ensemble averages its members' cosines."""
+
+    name = "retrieval"
+    version = 1
+
+    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
+        """One for each direction."""
+        return (Variant(head=IMAGE_TO_TEXT), Variant(head=TEXT_TO_IMAGE))
+
+    def scoring(self, settings: TaskSettings) -> Scoring:
+        """R@k and true recall at every cut-off, median rank from 1, share of queries with a tied best positive."""
+        metrics: dict[str, Metric] = {f"r@{k}": partial(_hit, k=k) for k in settings.retrieval.ks}
+        metrics |= {f"recall@{k}": partial(_mean_of, column=f"found@{k}") for k in settings.retrieval.ks}
+        metrics |= {"medr": _median_rank, "tie_rate": _tie_rate}
+        standard = Scoring(
+            protocol=settings.retrieval.positives,
+            metrics=metrics,
+            primary=f"r@{settings.retrieval.ks[0]}",
+            lower_is_better=frozenset({"medr", "tie_rate"}),
+            not_shares=frozenset({"medr"}),
+        )
+        return scoring_with_primary(standard, settings.retrieval.primary)
+
+    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+        """There must be two captions to choose from, and image digests where positives need them."""
+        try:
+            pairs = find_pairs(data.split("test"), settings.retrieval.positives)
+        except UserError as error:
+            return [f"{data.spec.dataset}: {error}"]
+        return [] if len(pairs.captions) > 1 else [f"{data.spec.dataset}: only one caption to retrieve"]
+
+    def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
+        """Rank from 0 of the best positive, ties with it, and the share of positives found, of every query."""
+        test = data.split("test")
+        settings = data.spec.settings.retrieval
+        pairs = find_pairs(test, settings.positives)
+        images = features.images(test.rows[pairs.images])
+        texts = features.texts(test.rows[pairs.captions])
+        forward = variant.head == IMAGE_TO_TEXT
+        queries, gallery = (images, texts) if forward else (texts, images)
+        query_rows = pairs.images if forward else pairs.captions
+        right = pairs.positives(forward, gallery.available)
+        ranked = rank_positives(
+            queries.values[queries.available],
+            gallery.values[gallery.available],
+            [right[i] for i in np.flatnonzero(queries.available)],
+            settings.ks,
+        )
+        score = np.full((len(query_rows), 2 + len(settings.ks)), np.nan)
+        score[queries.available] = np.column_stack([ranked.best, ranked.ties, ranked.found])
+        groups = data.groups(test) if data.spec.group is not None else pairs.image_names
+        return Predictions(
+            ids=test.ids[query_rows],
+            group=groups[query_rows],
+            domain=data.domains(test)[query_rows],
+            y=None,
+            score=score,
+            available=~np.isnan(score[:, 0]),
+            columns=("rank", "ties", *(f"found@{k}" for k in settings.ks)),
+            info={
+                "positives": settings.positives,
+                "gallery": int(gallery.available.sum()),
+                "gallery_missing": int((~gallery.available).sum()),
+                "pairs": len(pairs.image_of_row),
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Distinct images and captions of n rows, and which belong together.
+
+    images: int64 (I,), first row of every distinct image; captions: int64 (C,), of every distinct caption.
+    image_of_row, caption_of_row: int64 (P,), index of the image and the caption of every row that has both.
+    image_names: str (n,), tells the images of all rows apart; without a patient column intervals resample images.
+    """
+
+    images: NDArray[np.int64]
+    captions: NDArray[np.int64]
+    image_of_row: NDArray[np.int64]
+    caption_of_row: NDArray[np.int64]
+    image_names: NDArray[np.object_]
+
+    def positives(self, forward: bool, available: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+        """For every query its right answers, as positions among the available gallery items.
+
+        Args:
+            forward: images ask for captions; otherwise captions ask for images.
+            available: bool, of every gallery item.
+        """
+        query, answer = (
+            (self.image_of_row, self.caption_of_row) if forward else (self.caption_of_row, self.image_of_row)
+        )
+        place = np.cumsum(available) - 1
+        usable = available[answer]
+        pairs = np.unique(np.column_stack([query[usable], place[answer[usable]]]), axis=0)
+        count = len(self.images if forward else self.captions)
+        return np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, count)))
+
+
+def find_pairs(test: Samples, rule: str) -> Pairs:
+    """Which images and captions of a split belong together, by a rule of `RetrievalSettings.positives`.
+
+    Rows without a caption or image take no part.
+
+    Raises:
+        UserError: no row has both, or a row has no image digest although the rule needs it.
+    """
+    captions = test.column("caption")
+    digests = test.column("image_sha256")
+    texts = np.array([normalised(caption) for caption in captions], dtype=object)
+    has_image = np.array([uri is not None for uri in test.column("uri")], dtype=bool)
+    whole = np.flatnonzero((texts != "") & has_image & (test.column("status") == "ok"))
+    if len(whole) == 0:
+        raise UserError("no test row has both an image and a caption")
+    if rule != "pair" and any(digests[i] is None for i in whole):
+        raise UserError(
+            f"positives: {rule} tells images apart by their digest, which some test rows lack; use `positives: pair`"
+        )
+    caption_names = texts if rule == "image+caption" else test.ids
+    first_images, image_of_row = _first_and_index(test.ids if rule == "pair" else digests, whole)
+    first_captions, caption_of_row = _first_and_index(caption_names, whole)
+    image_names = np.where(digests == None, test.ids, digests)  # noqa: E711 - element by element
+    return Pairs(first_images, first_captions, image_of_row, caption_of_row, image_names)
+
+
+def normalised(caption: str | None) -> str:
+    """Lower case, runs of white space as one blank, no blanks or full stops at the ends."""
+    return re.sub(r"\s+", " ", caption or "").strip(" .").lower()
+
+
+def _first_and_index(
+    names: NDArray[np.object_], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First row of every distinct name, in order of appearance, and the index of each row's name."""
+    seen: dict[str, int] = {}
+    first: list[int] = []
+    index = []
+    for row in rows.tolist():
+        name = names[row]
+        if name not in seen:
+            seen[name] = len(first)
+            first.append(row)
+        index.append(seen[name])
+    return np.array(first, dtype=np.int64), np.array(index, dtype=np.int64)
+
+
+def _hit(predictions: Predictions, weights: Floats, k: int) -> Floats:
+    return recall_at(predictions.column("rank"), k, weights)
+
+
+def _mean_of(predictions: Predictions, weights: Floats, column: str) -> Floats:
+    return weighted_mean(predictions.column(column), weights)
+
+
+def _median_rank(predictions: Predictions, weights: Floats) -> Floats:
+    return weighted_median(predictions.column("rank") + 1, weights)
+
+
+def _tie_rate(predictions: Predictions, weights: Floats) -> Floats:
+    return weighted_mean((predictions.column("ties") > 0).astype(np.float64), weights)

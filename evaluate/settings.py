@@ -1,0 +1,95 @@
+"""How each task is run: one frozen model per task, with the defaults that the documentation argues for.
+
+The field names of `TaskSettings` are the task names; `mmkd.evaluate.tasks.TASKS` has one object for each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class FrozenModel(BaseModel):
+    """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BootstrapSettings(FrozenModel):
+    """Percentile intervals from resampled groups (patients when the data set names them, else samples)."""
+
+    n: int = Field(default=1000, ge=100)
+    """Resamples. 1000 settles the second digit of a 95 % limit; use 5000 for a paper."""
+    seed: int = Field(default=42, ge=0)
+    level: float = Field(default=0.95, gt=0.5, lt=1.0)
+
+
+class ZeroShotSettings(FrozenModel):
+    """Zero-shot classification by the nearest class text."""
+
+    protocol: Literal["standard", "mmkd_official"] = "standard"
+    """`mmkd_official` scores as the code released with MMKD-CLIP does, quirks included (see `official.py`)."""
+    temperature: float = Field(default=100.0, gt=0)
+    """Factor on the cosines before the softmax. One fixed value for all models: a model's own scale would make
+    their macro AUROC incomparable. 100 is where CLIP clips its learned scale. The official protocol uses 1."""
+    primary: str | None = None
+    """Metric that tables show when none is named; by default the protocol's own choice."""
+
+
+class LinearProbeSettings(FrozenModel):
+    """Logistic regression on unit features, its strength chosen on validation data for every model."""
+
+    c_low: float = Field(default=1e-4, gt=0)
+    c_high: float = Field(default=1e6, gt=0)
+    c_steps: int = Field(default=21, ge=1)
+    """Logarithmic grid of scikit-learn's C. On unit features one fixed C would measure feature scale."""
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the labels (training and validation alike), drawn per class, at least one of each."""
+    seeds: int = Field(default=5, ge=1)
+    """Draws of each share below 1."""
+    fallback_c: float = Field(default=10.0, gt=0)
+    """C when there is nothing to validate on: no class has two groups to divide."""
+    max_iter: int = Field(default=1000, ge=1)
+    max_train: int = Field(default=100_000, ge=2)
+    """Cap on training rows, drawn per class; the number used stands in every result."""
+    primary: str | None = None
+
+    @model_validator(mode="after")
+    def _grid_and_shares_make_sense(self) -> LinearProbeSettings:
+        if self.c_low > self.c_high:
+            raise ValueError(f"c_low {self.c_low:g} is above c_high {self.c_high:g}")
+        wrong = [share for share in self.fractions if not 0 < share <= 1]
+        if wrong or not self.fractions:
+            raise ValueError(f"fractions must be within (0, 1], got {wrong or 'none'}")
+        return self
+
+    def grid(self) -> NDArray[np.float64]:
+        """The values of C to try, ascending, float64 (c_steps,)."""
+        return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
+
+
+class RetrievalSettings(FrozenModel):
+    """Cross-modal retrieval in both directions."""
+
+    ks: tuple[int, ...] = (1, 5, 10, 50)
+    positives: Literal["pair", "image", "image+caption"] = "image+caption"
+    """What counts as found. `pair`: only the caption of the same row. `image`: any caption of the same image bytes.
+    `image+caption`: also any image with the same normalised caption; queries and gallery hold each only once."""
+    primary: str | None = None
+
+    @model_validator(mode="after")
+    def _ks_are_ranks(self) -> RetrievalSettings:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"ks must be one or more ranks from 1 on, got {list(self.ks)}")
+        return self
+
+
+class TaskSettings(FrozenModel):
+    """Settings of every task; the field names are the names of the tasks."""
+
+    zero_shot: ZeroShotSettings = ZeroShotSettings()
+    linear_probe: LinearProbeSettings = LinearProbeSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()

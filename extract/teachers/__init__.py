@@ -1,0 +1,32 @@
+"""Teachers: who they are, how their files become an encoder, and how to bring one's own."""
+
+from __future__ import annotations
+
+import torch
+
+from mmkd.extract.teachers.loaders import find_loader
+from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.spec import TeacherSpec, parse_teachers
+from mmkd.store import TeacherCard
+
+__all__ = ["Teacher", "TeacherSpec", "describe_teacher", "load_teacher", "parse_teachers"]
+
+
+def describe_teacher(spec: TeacherSpec) -> TeacherCard:
+    """Find a teacher's files and hash them; no model is built.
+
+    Files of a hub repository that are not in the cache are downloaded. Hashes are remembered between runs.
+
+    Raises:
+        TeacherError: in one line what is missing or wrong, and what to do.
+    """
+    return find_loader(spec).describe(spec)
+
+
+def load_teacher(spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
+    """Build the encoder that `card` describes on `device`, every weight accounted for.
+
+    Raises:
+        TeacherError: the files are not the card's any more, are damaged, or do not fit the architecture.
+    """
+    return find_loader(spec).load(spec, card, device)

@@ -1,0 +1,92 @@
+"""Write a teacher's weights as safetensors once, so that no unpickler is needed again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from mmkd.extract.teachers.fingerprint import file_sha256
+from mmkd.extract.teachers.loaders import find_loader
+from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.source import TOKENIZER_FILES, converted_name
+from mmkd.extract.teachers.spec import LOCAL_DIR, TeacherSpec
+from mmkd.extract.teachers.weights import (
+    PAYLOAD_SHA256,
+    PUBLISHED_SHA256,
+    SAFETENSORS,
+    read_tensors,
+    safetensors_header,
+)
+from mmkd.store import TeacherCard
+from mmkd.store.errors import TeacherError
+
+
+def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:
+    """Write weights, configuration and tokenizer of `spec` into the new folder `target`.
+
+    The folder is a source like any other (`slug=local-dir:TARGET`) and gives the same digest as the original: the
+    converted files carry the hash of the published ones.
+
+    Returns:
+        The card of the converted teacher.
+
+    Raises:
+        TeacherError: the teacher cannot be read, the folder exists, or the loader is not one of ours.
+    """
+    loader = find_loader(spec)
+    if not isinstance(loader, FileLoader):
+        raise TeacherError(
+            f"teacher {spec.slug!r} comes from another package's loader {spec.loader!r}; convert it there"
+        )
+    if target.exists():
+        raise TeacherError(f"{target} exists already; name a folder that does not")
+    plan = loader.plan(spec)
+    expected = plan.card()
+    temporary = target.with_name(f".{target.name}.converting")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for name, path in plan.weights.items():
+            _convert(path, temporary / converted_name(name), spec.trust_pickle)
+        _copy_companions(plan, temporary)
+        temporary.rename(target)
+    except OSError as error:
+        raise TeacherError(f"cannot write {target}: {error.strerror or error}; make room or get permission") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    card = loader.describe(_at(spec, target))
+    assert card.digest == expected.digest, "converting must not change who a teacher is"
+    return card
+
+
+def _at(spec: TeacherSpec, target: Path) -> TeacherSpec:
+    changes = {"source": f"{LOCAL_DIR}{target.resolve()}", "revision": "", "text_source": "", "trust_pickle": False}
+    return spec.model_copy(update=changes)
+
+
+def _convert(path: Path, target: Path, trust_pickle: bool) -> None:
+    """One file: the same tensors in the same precision, without optimizer state."""
+    if path.suffix == SAFETENSORS:
+        shutil.copyfile(path, target)
+        return
+    # safetensors wants tensors that own their memory in one piece.
+    tensors = {name: tensor.contiguous().clone() for name, tensor in read_tensors(path, trust_pickle).items()}
+    save_file(tensors, target)
+    header, _ = safetensors_header(target)
+    payload = file_sha256(target, skip=header)
+    save_file(tensors, target, metadata={PUBLISHED_SHA256: file_sha256(path), PAYLOAD_SHA256: payload})
+
+
+def _copy_companions(plan: Plan, target: Path) -> None:
+    for name, path in plan.companions.items():
+        shutil.copyfile(path, target / name)
+    if plan.text_config and "config.json" not in plan.companions:
+        (target / "config.json").write_text(json.dumps(plan.text_config, indent=1), encoding="utf-8")
+    folder = plan.tokeniser.folder
+    for name in TOKENIZER_FILES if folder is not None else ():
+        assert folder is not None
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)

@@ -1,0 +1,132 @@
+"""From a decoded picture to the pixels a teacher sees, before normalisation.
+
+Teachers that agree on geometry (size, resize mode, interpolation, colour) share one resize; they
+differ only by mean and std, which are applied on the device (`normalise`). Each resize mode is the
+reference implementation's own arithmetic, so the two together are bit-equal to it:
+
+    shortest, longest, squash   open_clip's evaluation transform
+    hf_shortest, hf_squash      transformers' image processor (PIL backend): colour first, crop margins halved downwards
+    pad_square                  MedCLIP's: one channel, padded to a square of at least the target, then resized
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from mmkd.store import Preprocessing
+from mmkd.store.errors import TeacherError
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Geometry(BaseModel):
+    """The part of a teacher's preprocessing that moves pixels; equal geometries share the work."""
+
+    model_config = ConfigDict(frozen=True)
+
+    image_size: tuple[int, int]
+    interpolation: str
+    resize_mode: str
+    fill: int
+    colour: str
+
+
+def geometry_of(preprocessing: Preprocessing) -> Geometry:
+    """The geometry of a teacher's preprocessing."""
+    return Geometry(**preprocessing.model_dump(include=set(Geometry.model_fields)))
+
+
+@cache
+def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.uint8]]:
+    """Return the function that turns a picture into uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L.
+
+    Raises:
+        TeacherError: a resize mode or interpolation that does not exist.
+    """
+    movers: dict[str, Callable[[Image.Image], Image.Image]] = {
+        "hf_shortest": partial(_shortest_like_transformers, geometry),
+        "hf_squash": partial(_squash_like_transformers, geometry),
+        "pad_square": partial(_pad_to_square, geometry),
+    }
+    known = ("shortest", "longest", "squash", *movers)
+    if geometry.resize_mode not in known or geometry.interpolation not in _FILTERS:
+        raise TeacherError(
+            f"preprocessing {geometry.resize_mode!r} with {geometry.interpolation!r} does not exist: "
+            f"resize_mode is one of {', '.join(known)}, interpolation one of {', '.join(_FILTERS)}"
+        )
+    move = movers.get(geometry.resize_mode) or _open_clip_steps(geometry)
+
+    def transform(picture: Image.Image) -> NDArray[np.uint8]:
+        pixels = np.array(move(picture), dtype=np.uint8)
+        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+    return transform
+
+
+def _open_clip_steps(geometry: Geometry) -> Callable[[Image.Image], Image.Image]:
+    height, width = geometry.image_size
+    config = PreprocessCfg(
+        size=height if height == width else (height, width),
+        interpolation=geometry.interpolation,
+        resize_mode=geometry.resize_mode,
+        fill_color=geometry.fill,
+    )
+    *steps, to_tensor, normalise_step = image_transform_v2(config, is_train=False).transforms
+    # The last two steps are what `normalise` does on the device; anything else would be lost in silence.
+    assert isinstance(to_tensor, ToTensor)
+    assert isinstance(normalise_step, Normalize)
+    move: Callable[[Image.Image], Image.Image] = Compose(steps)
+    return move
+
+
+def _shortest_like_transformers(geometry: Geometry, picture: Image.Image) -> Image.Image:
+    """Shorter side to the target, then the middle; alpha is dropped, as transformers 4 did.
+
+    Source: transformers, image_transforms.get_resize_output_image_size and center_crop. torchvision rounds the margin
+    half to even instead, which is another pixel for every fourth margin.
+    """
+    coloured = picture.convert(geometry.colour)
+    target_height, target_width = geometry.image_size
+    width, height = coloured.size
+    shorter = min(geometry.image_size)
+    long_side = int(shorter * max(width, height) / min(width, height))
+    size = (shorter, long_side) if width <= height else (long_side, shorter)
+    resized = coloured.resize(size, _FILTERS[geometry.interpolation])
+    left, top = (size[0] - target_width) // 2, (size[1] - target_height) // 2
+    return resized.crop((left, top, left + target_width, top + target_height))
+
+
+def _squash_like_transformers(geometry: Geometry, picture: Image.Image) -> Image.Image:
+    height, width = geometry.image_size
+    return picture.convert(geometry.colour).resize((width, height), _FILTERS[geometry.interpolation])
+
+
+def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
+    """Centre the picture on a square that is at least the target, then resize.
+
+    Source: github.com/RyanWangZf/MedCLIP, medclip/dataset.py, MedCLIPFeatureExtractor.pad_img.
+    """
+    height, width = geometry.image_size
+    side = max(height, *picture.size)
+    square = Image.new(geometry.colour, (side, side), geometry.fill)
+    square.paste(picture.convert(geometry.colour), ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square.resize((width, height), _FILTERS[geometry.interpolation])
+
+
+def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std.
+
+    The same three operations in the same order as torchvision's ToTensor and Normalize.
+    """
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(-1, 1, 1)
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(-1, 1, 1)
+    return pixels.float().div_(255).sub_(mean).div_(std)

@@ -1,0 +1,116 @@
+"""A teacher in memory: the same front for every loader's model."""
+
+from __future__ import annotations
+
+import logging
+from typing import cast
+
+import torch
+from torch import nn
+
+from mmkd.extract.teachers.geometry import normalise
+from mmkd.extract.teachers.plan import Towers
+from mmkd.extract.teachers.spec import Precision
+from mmkd.extract.teachers.tokeniser import Tokeniser
+from mmkd.store import TeacherCard
+from mmkd.store.errors import TeacherError
+
+log = logging.getLogger(__name__)
+
+_HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class LoadedTeacher:
+    """A model in evaluation mode behind the `Teacher` protocol.
+
+    In half precision, rows that come out with NaN or infinity are computed once more in float32, and counted
+    in `half_precision_failures`.
+
+    Args:
+        card: who it is.
+        precision: arithmetic of the forward pass.
+        device: where to put the weights.
+        model: has `encode_image` and `encode_text` as `Towers` says.
+        tokeniser: captions to ids.
+    """
+
+    def __init__(
+        self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokeniser: Tokeniser
+    ) -> None:
+        self._model = model.eval().requires_grad_(False).to(device)
+        self._towers = cast(Towers, self._model)
+        self._half = _HALVES.get(precision)
+        self._device, self._tokeniser = device, tokeniser
+        self.half_precision_failures = 0
+        self._card = card
+
+    def in_precision(self, precision: Precision) -> LoadedTeacher:
+        """The same weights with other arithmetic."""
+        return LoadedTeacher(self._card, precision, self._device, self._model, self._tokeniser)
+
+    @property
+    def card(self) -> TeacherCard:
+        """The card it was loaded for."""
+        return self._card
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._device
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has learned."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, C, H, W) of the teacher's geometry to float32 (B, D)."""
+        images = normalise(pixels, self._card.preprocessing)
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        return self._run(images, self._towers.encode_image)
+
+    def tokenise(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+        """int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
+        if not captions:
+            return torch.zeros(0, self._card.context_length, dtype=torch.long), []
+        return self._tokeniser(captions)
+
+    @torch.inference_mode()
+    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 (B, L) to float32 (B, D); always over the whole context, so a caption's neighbours do not matter."""
+        return self._run(tokens, self._towers.encode_text)
+
+    def _run(self, inputs: torch.Tensor, tower: object) -> torch.Tensor:
+        assert callable(tower)
+        if inputs.shape[0] == 0:
+            return torch.zeros(0, self._card.dim, device=self._device)
+        if self._half is None:
+            return cast(torch.Tensor, tower(inputs)).float()
+        with torch.autocast(self._device.type, dtype=self._half):
+            features = cast(torch.Tensor, tower(inputs)).float()
+        broken = ~torch.isfinite(features).all(dim=1)
+        if broken.any():
+            count = int(broken.sum())
+            if not self.half_precision_failures:
+                log.warning("teacher %r: NaN in %s, such rows are computed in float32", self._card.slug, self._half)
+            self.half_precision_failures += count
+            features[broken] = cast(torch.Tensor, tower(inputs[broken])).float()
+        return features
+
+
+def check_digest(found: TeacherCard, card: TeacherCard) -> None:
+    """Refuse to load files other than those the card was written for.
+
+    Raises:
+        TeacherError: with both digests and what differs.
+    """
+    if found.digest == card.digest:
+        return
+    names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalised")
+    changed = [name for name in names if getattr(found, name) != getattr(card, name)]
+    raise TeacherError(
+        f"teacher {card.slug!r} is no longer what its card says: digest {found.digest} at {found.source}, "
+        f"expected {card.digest} (different: {', '.join(changed)}); put the former files back or use another name"
+    )

@@ -1,0 +1,169 @@
+"""Loader `medclip`: Swin or ResNet-50 beside Bio_ClinicalBERT, re-stated from the authors' forward pass.
+
+Source: github.com/RyanWangZf/MedCLIP, medclip/modeling_medclip.py (MedCLIPTextModel, MedCLIPVisionModel,
+MedCLIPVisionModelViT), medclip/dataset.py and medclip/constants.py. Features here are before its normalisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torchvision
+import transformers
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from torch import nn
+
+from mmkd.extract.teachers.options import read_options
+from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.source import tokenizer_folder, weight_files
+from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.text_tower import forward_settings, text_config
+from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
+from mmkd.extract.teachers.weights import StateDict, key_problems, load_strictly, read_weights
+from mmkd.store import Preprocessing
+from mmkd.store.errors import TeacherError
+
+TEXT_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
+_WEIGHTS = ("pytorch_model.bin", "model.safetensors")
+# medclip/constants.py: IMG_MEAN, IMG_STD, over chest X-rays of one channel.
+_MEAN, _STD = 0.5862785803043838, 0.27950088968644304
+_POOLED_LAYERS = (1, 2, -1)
+"""Hidden states that are averaged; 0 is the embedding."""
+
+
+class MedClipOptions(BaseModel):
+    """Which of the two released models, and what to do where the authors' code depends on the batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_tower: Literal["swin", "resnet50"] = "swin"
+    swin: dict[str, JsonValue] = Field(default_factory=dict)
+    """Differences from microsoft/swin-tiny-patch4-window7-224, whose values are SwinConfig's defaults."""
+    pooled_tokens: Literal["caption", "context"] = "caption"
+    """Tokens in the mean. The authors pad to the longest caption of the batch and average padding too, so a caption's
+    feature depends on its neighbours; `caption` is what they get for a caption alone, `context` for one of 77."""
+    dim: int = 512
+
+
+class MedClipTowers(nn.Module):
+    """Both towers with the authors' names, so that their weights load as they are.
+
+    Args:
+        vision: pixels to pooled features (Swin) or to projected ones (ResNet, whose last layer is the projection).
+        vision_projection: None for the ResNet.
+        bert: transformers' BertModel.
+        text_projection: hidden width to D.
+        options: see `MedClipOptions`.
+    """
+
+    def __init__(
+        self,
+        vision: nn.Module,
+        vision_projection: nn.Linear | None,
+        bert: nn.Module,
+        text_projection: nn.Linear,
+        options: MedClipOptions,
+    ) -> None:
+        super().__init__()
+        self.vision: Any = vision
+        self.vision_projection = vision_projection
+        self.bert: Any = bert
+        self.text_projection = text_projection
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self._options = options
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """float32 (B, 3, H, W) to (B, D)."""
+        if self.vision_projection is None:
+            features: torch.Tensor = self.vision(image)
+            return features
+        projected: torch.Tensor = self.vision_projection(self.vision(pixel_values=image).pooler_output)
+        return projected
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """int64 (B, L) to (B, D)."""
+        mask = text != self.bert.config.pad_token_id
+        states = self.bert(input_ids=text, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+        layers = torch.stack([states[layer] for layer in _POOLED_LAYERS])  # (3, B, L, width)
+        counted = (mask if self._options.pooled_tokens == "caption" else torch.ones_like(mask)).to(layers.dtype)
+        tokens = (layers * counted[None, :, :, None]).sum(2) / counted.sum(1)[None, :, None]
+        projected: torch.Tensor = self.text_projection(tokens.mean(0))
+        return projected
+
+
+def _plan(spec: TeacherSpec) -> Plan:
+    options = read_options(spec, MedClipOptions)
+    named = "" if spec.text_source else TEXT_TOWER
+    bert = text_config(spec, named)
+    forward = forward_settings(bert)
+    size = int(str(options.swin.get("image_size", 224)))
+    return Plan(
+        spec=spec,
+        loader="medclip",
+        weights=weight_files(spec, _WEIGHTS),
+        preprocessing=spec.preprocessing
+        or Preprocessing(image_size=(size, size), mean=(_MEAN,), std=(_STD,), resize_mode="pad_square", colour="L"),
+        tokeniser=TokeniserPlan(
+            context_length=spec.context_length or 77,
+            folder=tokenizer_folder(spec, named),
+            kind="bert",
+            pad_id=forward["pad_token_id"],
+        ),
+        dim=options.dim,
+        vocabulary=int(forward["vocab_size"]),
+        configuration={"bert": forward} | options.model_dump(exclude={"dim"}),
+        text_config=bert,
+        material={"options": options},
+    )
+
+
+def _build(plan: Plan) -> nn.Module:
+    options: MedClipOptions = plan.material["options"]
+    (path,) = plan.weights.values()
+    weights = read_weights(path, plan.spec.trust_pickle)
+    prefixes = ("vision_model.model.", "text_model.model.")
+    vision_weights, bert_weights = (
+        {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    )
+    config = make_config(plan.text_config, f"teacher {plan.spec.slug!r}")
+    bert = build_strictly(transformers.BertModel, config, bert_weights, f"{path} (text tower)")
+    vision, vision_projection = _vision(options, vision_weights, str(path))
+    towers = MedClipTowers(
+        vision, vision_projection, bert, nn.Linear(config.hidden_size, options.dim, bias=False), options
+    )
+    heads = {"text_model.projection_head.weight": towers.text_projection.weight, "logit_scale": towers.logit_scale}
+    if vision_projection is not None:
+        heads["vision_model.projection_head.weight"] = vision_projection.weight
+    _set_heads(heads, {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}, str(path))
+    return towers
+
+
+def _vision(options: MedClipOptions, weights: StateDict, path: str) -> tuple[nn.Module, nn.Linear | None]:
+    if options.image_tower == "resnet50":
+        resnet: nn.Module = torchvision.models.resnet50(weights=None)
+        resnet.fc = nn.Linear(2048, options.dim, bias=False)
+        load_strictly(resnet, weights, f"{path} (image tower)")
+        return resnet, None
+    swin = transformers.SwinConfig(**options.swin)
+    tower = build_strictly(transformers.SwinModel, swin, weights, f"{path} (image tower)")
+    return tower, nn.Linear(swin.hidden_size, options.dim, bias=False)
+
+
+def _set_heads(heads: dict[str, torch.Tensor], weights: StateDict, path: str) -> None:
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own.shape)}"
+        for name, own in heads.items()
+        if name in weights and weights[name].shape != own.shape
+    ]
+    problems = key_problems(set(heads) - set(weights), set(weights) - set(heads), shapes)
+    if problems:
+        raise TeacherError(f"{path} is not a MedCLIP checkpoint of this image tower: {problems}")
+    with torch.no_grad():
+        for name, own in heads.items():
+            own.copy_(weights[name])
+
+
+LOADER = FileLoader(plan=_plan, build=_build)

@@ -1,0 +1,128 @@
+"""A teacher's files, found and understood but not loaded: what a card is written from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from mmkd.extract.teachers.fingerprint import settings_sha256
+from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.weights import read_temperature, weights_identity
+from mmkd.store import Preprocessing, TeacherCard
+from mmkd.store.errors import TeacherError
+
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
+
+
+class Towers(Protocol):
+    """A model as its authors wrote it: normalised float images and token ids in, features out."""
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """float32 (B, 3, H, W) to (B, D)."""
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """int64 (B, L) to (B, D)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `describe` needs, and what `build` starts from."""
+
+    spec: TeacherSpec
+    loader: str
+    weights: Mapping[str, Path]
+    """Files that hold the weights, under the part each plays."""
+    preprocessing: Preprocessing
+    tokeniser: TokeniserPlan
+    dim: int
+    vocabulary: int
+    """Token embeddings of the text tower."""
+    configuration: dict[str, Any] = field(default_factory=dict)
+    """What the forward pass depends on beside the weights: activation, pooling, heads, masks. JSON."""
+    companions: dict[str, Path] = field(default_factory=dict)
+    """Configuration files that the loader reads beside the weights, by name."""
+    text_config: dict[str, Any] = field(default_factory=dict)
+    """config.json of a Hugging Face text tower, where there is one."""
+    material: dict[str, Any] = field(default_factory=dict)
+    """What `build` needs to know further; not part of the identity."""
+
+    def card(self) -> TeacherCard:
+        """The card of this teacher; hashes the files the first time."""
+        # The store's card has one field for the code path; the hash makes two activations over the same
+        # weights two teachers.
+        settings = self.configuration | ({} if self.spec.precision == "fp32" else {"precision": self.spec.precision})
+        return TeacherCard(
+            slug=self.spec.slug,
+            source=self.spec.source,
+            revision=self.spec.revision,
+            weights_sha256=self._identity(),
+            preprocessing=self.preprocessing,
+            tokenizer_sha256=self.tokeniser.sha256(),
+            context_length=self.tokeniser.context_length,
+            dim=self.dim,
+            loader=f"{self.loader}:{settings_sha256(settings)[:12]}",
+            logit_scale=self._temperature(),
+            licence=self.spec.licence,
+            versions={name: version(name) for name in LIBRARIES},
+        )
+
+    def _identity(self) -> str:
+        found, wanted = weights_identity(self.weights), self.spec.weights_sha256
+        if wanted and found != wanted.lower():
+            raise TeacherError(
+                f"teacher {self.spec.slug!r}: weights have sha256 {found}, expected {wanted}; "
+                "download them again, or correct the card"
+            )
+        return found
+
+    def _temperature(self) -> float | None:
+        scales = [read_temperature(path, self.spec.trust_pickle) for path in self.weights.values()]
+        return next((scale for scale in scales if scale is not None), None)
+
+
+class TeacherLoader(Protocol):
+    """Turns a spec into a card and into an encoder. What an entry point of the group `mmkd.teachers` must be."""
+
+    def describe(self, spec: TeacherSpec) -> TeacherCard:
+        """Find and hash the files; build no model."""
+
+    def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
+        """Build the encoder that `card` describes, on `device`."""
+
+
+@dataclass(frozen=True)
+class FileLoader:
+    """A loader made of two steps: understand the files, then build the model from them."""
+
+    plan: Callable[[TeacherSpec], Plan]
+    build: Callable[[Plan], nn.Module]
+    """Returns a model with `encode_image`, `encode_text` and, if it has one, `logit_scale`; strictly loaded."""
+
+    def describe(self, spec: TeacherSpec) -> TeacherCard:
+        """The card of the files as they lie there now."""
+        return self.plan(spec).card()
+
+    def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
+        """Build the model.
+
+        Raises:
+            TeacherError: the files are no longer those of the card, or do not fit the architecture.
+        """
+        from mmkd.extract.teachers.loaded import LoadedTeacher, check_digest  # noqa: PLC0415 (it imports this file)
+
+        plan = self.plan(spec)
+        check_digest(plan.card(), card)
+        tokeniser = plan.tokeniser.build()
+        tokeniser.check(spec.slug, plan.vocabulary)
+        # Building fills the weights with random numbers before the real ones come: leave the caller's generator alone.
+        with torch.random.fork_rng(devices=[]):
+            model = self.build(plan)
+        return LoadedTeacher(card, spec.precision, device, model, tokeniser)

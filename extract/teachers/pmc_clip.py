@@ -1,0 +1,185 @@
+"""Loader `pmc_clip`: a ResNet with attention pooling beside a BERT whose [CLS] is projected by a bare matrix.
+
+Source: github.com/WeixiongLin/PMC-CLIP, src/pmc_clip/model/pmc_clip.py (PMC_CLIP.encode_image, encode_text) and
+model_configs/RN50_fusion4.json; the split files are those of the authors' quick start.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+import torch
+import transformers
+from open_clip.modified_resnet import ModifiedResNet
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from mmkd.extract.teachers.options import read_options
+from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.source import tokenizer_folder, weight_files
+from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.text_tower import forward_settings, text_config
+from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
+from mmkd.extract.teachers.weights import BARE_TENSOR, StateDict, key_problems, load_strictly, read_weights
+from mmkd.store import Preprocessing
+from mmkd.store.errors import TeacherError
+
+SPLIT_FILES = ("image_encoder(resnet50).pth", "text_encoder.pth", "text_projection_layer.pth")
+TEXT_TOWER = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
+_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+# Parts of the full checkpoint that served the masked-language loss of training and make no feature.
+_TRAINING_ONLY = re.compile(r"positional_embedding|ln_final\..*|mlm_projection|img_special_token|fusion_module\..*")
+
+
+class PmcClipOptions(BaseModel):
+    """The switches on which re-users of the weights disagree; the defaults are the training code's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attention_pool_heads: int | None = Field(default=None, gt=0)
+    """Heads of the image tower's attention pooling; empty: width * 32 / 64, 32 for a ResNet-50."""
+    text_feature: Literal["last_hidden_state", "pooler_output"] = "last_hidden_state"
+    attention_mask: bool = False
+    """Whether padding is hidden from attention; training let it be attended."""
+    image_size: int = 224
+    dim: int = 768
+
+
+class PmcClipTowers(nn.Module):
+    """Both towers; features as before the authors' normalisation.
+
+    Args:
+        visual: open_clip's ModifiedResNet.
+        bert: transformers' BertModel.
+        projection: (hidden width, D) matrix, applied from the right.
+        logit_scale: logarithm of the temperature; None where the files lack it.
+        options: see `PmcClipOptions`.
+    """
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        bert: nn.Module,
+        projection: torch.Tensor,
+        logit_scale: torch.Tensor | None,
+        options: PmcClipOptions,
+    ) -> None:
+        super().__init__()
+        self.visual = visual
+        self.bert: Any = bert
+        self.text_projection = nn.Parameter(projection)
+        self.logit_scale = None if logit_scale is None else nn.Parameter(logit_scale)
+        self._options = options
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """float32 (B, 3, H, W) to (B, D)."""
+        features: torch.Tensor = self.visual(image)
+        return features
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """int64 (B, L) to (B, D)."""
+        padding = self.bert.config.pad_token_id
+        mask = (text != padding).long() if self._options.attention_mask else torch.ones_like(text)
+        output = self.bert(input_ids=text, attention_mask=mask)
+        pooled = (
+            output.pooler_output if self._options.text_feature == "pooler_output" else output.last_hidden_state[:, 0]
+        )
+        projected: torch.Tensor = pooled @ self.text_projection
+        return projected
+
+
+def _plan(spec: TeacherSpec) -> Plan:
+    options = read_options(spec, PmcClipOptions)
+    named = "" if spec.text_source else TEXT_TOWER
+    bert = text_config(spec, named)
+    forward = forward_settings(bert)
+    return Plan(
+        spec=spec,
+        loader="pmc_clip",
+        weights=weight_files(spec, SPLIT_FILES, all_of_them=True),
+        preprocessing=spec.preprocessing
+        or Preprocessing(image_size=(options.image_size,) * 2, mean=_OPENAI_MEAN, std=_OPENAI_STD),
+        tokeniser=TokeniserPlan(
+            context_length=spec.context_length or 77,
+            folder=tokenizer_folder(spec, named),
+            kind="bert",
+            pad_id=forward["pad_token_id"],
+        ),
+        dim=options.dim,
+        vocabulary=int(forward["vocab_size"]),
+        configuration={"bert": forward} | options.model_dump(exclude={"image_size", "dim"}),
+        text_config=bert,
+        material={"options": options},
+    )
+
+
+def _build(plan: Plan) -> nn.Module:
+    options: PmcClipOptions = plan.material["options"]
+    where = ", ".join(str(path) for path in plan.weights.values())
+    parts = _parts(plan, where)
+    visual = _resnet(parts["visual"], options, where)
+    load_strictly(visual, parts["visual"], f"{where} (image tower)")
+    config = make_config(plan.text_config, f"teacher {plan.spec.slug!r}")
+    bert = build_strictly(transformers.BertModel, config, parts["bert"], f"{where} (text tower)")
+    projection = parts["projection"][BARE_TENSOR]
+    if projection.shape != (config.hidden_size, options.dim):
+        raise TeacherError(
+            f"{where}: text projection is {tuple(projection.shape)}, expected {(config.hidden_size, options.dim)}; "
+            "these are another model's files, or options.dim is wrong"
+        )
+    return PmcClipTowers(visual, bert, projection, parts["rest"].get("logit_scale"), options)
+
+
+def _parts(plan: Plan, where: str) -> dict[str, StateDict]:
+    """The towers' weights, from the three split files or from one training checkpoint."""
+    files = [read_weights(path, plan.spec.trust_pickle) for path in plan.weights.values()]
+    if len(files) == len(SPLIT_FILES):
+        visual, bert, projection = files
+        return {"visual": visual, "bert": bert, "projection": projection, "rest": {}}
+    prefixes = {"visual": "visual.", "bert": "text_encoder."}
+    whole = {name: tensor for name, tensor in files[0].items() if not _TRAINING_ONLY.fullmatch(name)}
+    parts = {
+        part: {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
+        for part, prefix in prefixes.items()
+    }
+    rest = {name: tensor for name, tensor in whole.items() if not name.startswith(tuple(prefixes.values()))}
+    problems = key_problems(
+        {"text_projection", "logit_scale"} - set(rest), set(rest) - {"text_projection", "logit_scale"}, ()
+    )
+    if problems:
+        raise TeacherError(f"{where} is not a PMC-CLIP checkpoint: {problems}")
+    return parts | {"projection": {BARE_TENSOR: rest["text_projection"]}, "rest": {"logit_scale": rest["logit_scale"]}}
+
+
+def _resnet(weights: StateDict, options: PmcClipOptions, where: str) -> ModifiedResNet:
+    """The image tower in the size that the weights have; only its heads leave no trace in them."""
+    stem, position, output = (
+        weights.get(name) for name in ("conv3.weight", "attnpool.positional_embedding", "attnpool.c_proj.weight")
+    )
+    if stem is None or position is None or output is None:
+        raise TeacherError(f"{where} (image tower) is not a ResNet with attention pooling: no conv3 or no attnpool")
+    width = stem.shape[0]
+    layers = [
+        len({name.split(".")[1] for name in weights if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4)
+    ]
+    side = math.isqrt(position.shape[0] - 1) * 32
+    if side != options.image_size or output.shape[0] != options.dim:
+        raise TeacherError(
+            f"{where} (image tower) is for {side} pixels and width {output.shape[0]}, expected "
+            f"{options.image_size} and {options.dim}; "
+            "these are another model's files, or options.image_size or options.dim is wrong"
+        )
+    return ModifiedResNet(
+        layers=layers,
+        output_dim=options.dim,
+        heads=options.attention_pool_heads or width * 32 // 64,
+        image_size=options.image_size,
+        width=width,
+    )
+
+
+LOADER = FileLoader(plan=_plan, build=_build)

@@ -1,0 +1,180 @@
+"""What a user asks for: a teacher by name, by place, or by a YAML card, as one small picklable value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from mmkd.store import Preprocessing, UserError
+from mmkd.store.errors import TeacherError
+from mmkd.store.layout import check_slug
+
+LOCAL_DIR = "local-dir:"
+HF_HUB = "hf-hub:"
+AUTO = "auto"
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class TeacherSpec(BaseModel):
+    """How one teacher's files become an encoder: everything `describe_teacher` and `load_teacher` need.
+
+    A YAML card has these same fields. It travels to worker processes, so it holds no open files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slug: str
+    source: str
+    """`local-dir:/path`, `hf-hub:org/name`, or `NAME:...` of an installed entry point in `mmkd.teachers`."""
+    revision: str = ""
+    """Commit of the hub repository; empty for its main branch."""
+    loader: str = AUTO
+    """`open_clip`, `transformers`, `pmc_clip`, `medclip`, an entry point's name, or `auto`: by the files there."""
+    weights: tuple[str, ...] = ()
+    """File names at the source that hold the weights; empty for the names that the loader knows."""
+    weights_sha256: str = ""
+    """Refuse weights of another hash than this; of several files, the hash that a card shows for them together."""
+    text_source: str = ""
+    """Where the text tower's configuration and tokenizer lie when they are not beside the weights."""
+    context_length: int | None = Field(default=None, gt=0)
+    """Tokens a caption is cut to; empty for what the files say."""
+    preprocessing: Preprocessing | None = None
+    """Empty for what the files say."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """The loader's own switches; `mmkd teachers show SLUG` prints them, a wrong one is refused by name."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward pass; weights stay float32."""
+    trust_pickle: bool = False
+    """Allow files that only Python's unpickler can read. They can run any code: know their sha256."""
+    licence: str = "not stated"
+
+    @field_validator("slug")
+    @classmethod
+    def _slug_is_a_folder_name(cls, slug: str) -> str:
+        return check_slug(slug)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a `local-dir:` source, else None."""
+        return Path(self.source.removeprefix(LOCAL_DIR)).expanduser() if self.source.startswith(LOCAL_DIR) else None
+
+    @property
+    def repository(self) -> str | None:
+        """The repository of an `hf-hub:` source, else None."""
+        return self.source.removeprefix(HF_HUB) if self.source.startswith(HF_HUB) else None
+
+
+def parse_teachers(text: str) -> list[TeacherSpec]:
+    """Read the value of `--teachers`.
+
+    Args:
+        text: `all` for the nine, or a comma-separated list of: a name (`biomedclip`, also a paper's
+            spelling such as `PUBMEDCLIP`), `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name
+            keeps its recipe and only changes place), `card.yaml`, `NAME=card.yaml`, `NAME=ENTRYPOINT:...`.
+
+    Raises:
+        TeacherError: a name that is not known (the nearest is suggested), a place that cannot be
+            understood, two teachers of one name, or a YAML card that does not fit.
+    """
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if not entries:
+        raise TeacherError("no teacher named: give 'all', names from `mmkd teachers list`, or NAME=local-dir:/path")
+    specs = [spec for entry in entries for spec in _parse_entry(entry)]
+    slugs = [spec.slug for spec in specs]
+    for slug in slugs:
+        if slugs.count(slug) > 1:
+            raise TeacherError(f"teacher {slug!r} is named {slugs.count(slug)} times in {text!r}: each name once")
+    return specs
+
+
+def _parse_entry(entry: str) -> list[TeacherSpec]:
+    from mmkd.extract.teachers.published import THE_NINE, find_published  # noqa: PLC0415 (the table is made of specs)
+
+    if entry == "all":
+        return [teacher.spec for teacher in THE_NINE]
+    slug, equals, place = entry.partition("=")
+    if not equals:
+        if _is_yaml(entry):
+            return [read_card(Path(entry))]
+        _refuse_bare_place(entry)
+        return [find_published(entry).spec]
+    slug, place = slug.strip(), place.strip()
+    if _is_yaml(place):
+        return [read_card(Path(place), slug)]
+    scheme, colon, rest = place.partition(":")
+    if not colon or not rest:
+        path = place if "/" in place else "/path"
+        raise TeacherError(
+            f"{entry!r} does not say where the teacher lies: write {slug}=local-dir:{path}, {slug}=hf-hub:org/name "
+            f"or {slug}=card.yaml"
+        )
+    published = find_published(slug, missing_ok=True)
+    if published is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
+        return [published.spec.model_copy(update={"source": place, "revision": ""})]
+    return [_spec({"slug": slug, "source": place}, entry)]
+
+
+def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
+    """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher.
+
+    Raises:
+        TeacherError: the file is missing, is no YAML mapping, or has a field that is unknown or wrong.
+    """
+    from mmkd.extract.teachers.published import find_published  # noqa: PLC0415 (the table is made of specs)
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TeacherError(f"cannot read the teacher card {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TeacherError(f"{path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise TeacherError(
+            f"{path} must be a YAML mapping with at least 'slug' and 'source', found {type(content).__name__}"
+        )
+    like = content.pop("like", None)
+    fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}
+    fields |= content
+    fields |= {"slug": slug} if slug else {}
+    spec = _spec(fields, str(path))
+    if spec.folder is not None and not spec.folder.is_absolute():
+        # A relative folder in a card means beside the card, wherever the command is run.
+        spec = spec.model_copy(update={"source": f"{LOCAL_DIR}{(path.parent / spec.folder).resolve()}"})
+    return spec
+
+
+def _spec(fields: dict[str, object], where: str) -> TeacherSpec:
+    try:
+        return TeacherSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "card"
+        known = ", ".join(TeacherSpec.model_fields)
+        hint = f"; known fields: {known}" if first["type"] == "extra_forbidden" else ""
+        raise TeacherError(f"{where}: {field}: {first['msg']}{hint}") from error
+    except UserError as error:
+        raise TeacherError(str(error)) from error
+
+
+def _is_yaml(text: str) -> bool:
+    return text.endswith((".yaml", ".yml"))
+
+
+def _refuse_bare_place(entry: str) -> None:
+    """Say how to write a place that came without a name.
+
+    Raises:
+        TeacherError: `entry` is a folder or a `scheme:` without a name.
+    """
+    if entry.startswith((LOCAL_DIR, HF_HUB)):
+        raise TeacherError(f"{entry!r} needs a name to be stored under: write my-teacher={entry}")
+    if "/" in entry or Path(entry).is_dir():
+        raise TeacherError(f"{entry!r} is a path, not a teacher's name: write my-teacher={LOCAL_DIR}{entry}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

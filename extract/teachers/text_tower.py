@@ -1,0 +1,100 @@
+"""The configuration of a Hugging Face text tower, found without asking the network where that can be avoided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmkd.extract.teachers.source import Source, read_json, text_sources
+from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.store.errors import TeacherError
+
+# What changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
+_FORWARD_KEYS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+
+_BERT_BASE: dict[str, object] = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+
+KNOWN_TEXT_TOWERS: dict[str, dict[str, object]] = {
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": _BERT_BASE,
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext": _BERT_BASE,
+    "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract": _BERT_BASE,
+    "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext": _BERT_BASE,
+    # A cased BERT: its vocabulary is that of bert-base-cased.
+    "emilyalsentzer/Bio_ClinicalBERT": _BERT_BASE | {"vocab_size": 28996},
+}
+"""config.json of the text towers of the nine, so that a folder with weights and tokenizer alone is enough.
+Source: each repository's config.json; the strict loading of weights would refuse a wrong width or depth."""
+
+
+def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
+    """The text tower's config.json: beside the weights, from the table above, or from the hub.
+
+    Args:
+        spec: the teacher.
+        named: hub id that the teacher's own configuration gives.
+
+    Raises:
+        TeacherError: it is in none of these places.
+    """
+    for source in text_sources(spec, named):
+        if source.place.startswith("hf-hub:") and source.name and (known := KNOWN_TEXT_TOWERS.get(source.place[7:])):
+            return dict(known)
+        found = _text_config_at(source)
+        if found is not None:
+            return found
+    raise TeacherError(
+        f"teacher {spec.slug!r}: the configuration of its text tower {named or spec.text_source!r} was not found "
+        f"beside the weights; "
+        f"put its config.json and tokenizer files in {spec.source}, or name their folder with text_source"
+    )
+
+
+def _text_config_at(source: Source) -> dict[str, Any] | None:
+    path = source.find("config.json")
+    if path is None:
+        return None
+    config = read_json(path)
+    # Some repositories keep a CLIPModel's config.json beside their open_clip files: not a text tower's.
+    return dict(config) if "hidden_size" in config or "d_model" in config else None
+
+
+def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a text tower's configuration that changes its output, with the class's defaults filled in.
+
+    Raises:
+        TeacherError: transformers does not know the architecture, or it would run code of its own.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415 (a second to import)
+
+    kind = config.get("model_type")
+    fields = {name: value for name, value in config.items() if name != "model_type"}
+    try:
+        whole = AutoConfig.for_model(kind, **fields)
+    except (ValueError, TypeError) as error:
+        raise TeacherError(
+            f"text tower of type {kind!r} is not known to transformers; write an encoder of your own"
+        ) from error
+    return {name: getattr(whole, name, None) for name in _FORWARD_KEYS}

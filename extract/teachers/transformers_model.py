@@ -1,0 +1,168 @@
+"""Loader `transformers`: a CLIPModel, SiglipModel or Siglip2Model as `save_pretrained` writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from mmkd.extract.teachers.options import read_options
+from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
+from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
+from mmkd.extract.teachers.weights import read_weights
+from mmkd.store import Preprocessing
+from mmkd.store.errors import TeacherError
+
+_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# PIL's numbers, as preprocessor_config.json has them.
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+# A CLIP text tower whose configuration says 2 reads the highest id instead: the first files had it wrong
+# (transformers, modeling_clip.py).
+_LEGACY_EOS = 2
+
+
+class TransformersOptions(BaseModel):
+    """This loader has no switches: config.json says everything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TransformersTowers(nn.Module):
+    """A dual encoder of transformers behind two methods.
+
+    Args:
+        model: has `get_image_features`, `get_text_features` and `logit_scale`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """Logarithm of the temperature."""
+        scale: torch.Tensor = self.model.logit_scale
+        return scale
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """float32 (B, 3, H, W) to (B, D), projected, not normalised."""
+        return projected(self.model.get_image_features(pixel_values=image))
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """int64 (B, L) to (B, D), projected, not normalised."""
+        return projected(self.model.get_text_features(input_ids=text))
+
+
+def projected(output: Any) -> torch.Tensor:
+    """The features: a tensor up to transformers 4, the pooled part of an output object from 5 on."""
+    features: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
+    return features
+
+
+def _plan(spec: TeacherSpec) -> Plan:
+    read_options(spec, TransformersOptions)
+    source = source_of(spec)
+    content = read_json(source.need(_CONFIG))
+    kind = str(content.get("model_type"))
+    if kind not in _CLASSES:
+        raise TeacherError(
+            f"teacher {spec.slug!r}: config.json has type {kind!r}; this loader reads {', '.join(_CLASSES)}"
+        )
+    config = make_config(content, f"teacher {spec.slug!r}")
+    text = config.text_config
+    eos = text.eos_token_id
+    return Plan(
+        spec=spec,
+        loader="transformers",
+        weights=weight_files(spec, _WEIGHTS),
+        preprocessing=spec.preprocessing or _preprocessing(spec, source),
+        tokeniser=TokeniserPlan(
+            context_length=spec.context_length or int(text.max_position_embeddings),
+            folder=tokenizer_folder(spec),
+            clean=None,
+            kind="clip" if kind == "clip" and eos == _LEGACY_EOS else "words",
+            eos_id=eos if kind == "clip" and eos != _LEGACY_EOS else None,
+        ),
+        dim=int(
+            config.projection_dim if kind == "clip" else getattr(text, "projection_size", None) or text.hidden_size
+        ),
+        vocabulary=int(text.vocab_size),
+        configuration={
+            "text": _forward_settings(text),
+            "vision": _forward_settings(config.vision_config),
+            "kind": kind,
+        },
+        companions={name: source.need(name) for name in (_CONFIG, _PREPROCESSOR) if source.find(name) is not None},
+        material={"config": config, "class": _CLASSES[kind]},
+    )
+
+
+def _forward_settings(config: Any) -> dict[str, Any]:
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+        "layer_norm_eps",
+        "eos_token_id",
+        "image_size",
+        "patch_size",
+        "num_patches",
+        "projection_size",
+    )
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
+
+
+def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
+    """preprocessor_config.json, in its present form and that of CLIPFeatureExtractor.
+
+    Raises:
+        TeacherError: it is missing, or asks for something that this loader would not do exactly.
+    """
+    content: dict[str, Any] = dict(read_json(source.need(_PREPROCESSOR)))
+    content |= content.get("image_processor") or {}
+    size, crop = content.get("size", 224), content.get("crop_size", 224)
+    cropped = bool(content.get("do_center_crop", "crop_size" in content))
+    interpolation = _INTERPOLATIONS.get(int(content.get("resample", 3)))
+    edge = size if isinstance(size, int) else size.get("shortest_edge")
+    window = (crop, crop) if isinstance(crop, int) else (crop.get("height"), crop.get("width"))
+    squashed = isinstance(size, dict) and "height" in size
+    image_size = (size["height"], size["width"]) if squashed else window
+    exact = interpolation and content.get("do_resize", True) and content.get("do_normalize", True)
+    exact = exact and abs(float(content.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
+    exact = exact and (not cropped or window == image_size if squashed else cropped and edge == min(image_size))
+    if not exact:
+        raise TeacherError(
+            f"teacher {spec.slug!r}: preprocessor_config.json asks for size {size}, crop {crop}, "
+            f"resample {content.get('resample')}, which mmkd does not do exactly; give 'preprocessing' in a YAML card"
+        )
+    return Preprocessing(
+        image_size=(int(image_size[0]), int(image_size[1])),
+        mean=tuple(content["image_mean"]),
+        std=tuple(content["image_std"]),
+        interpolation=str(interpolation),
+        resize_mode="hf_squash" if squashed else "hf_shortest",
+    )
+
+
+def _build(plan: Plan) -> nn.Module:
+    weights = {
+        name: tensor
+        for path in plan.weights.values()
+        for name, tensor in read_weights(path, plan.spec.trust_pickle).items()
+    }
+    where = ", ".join(str(path) for path in plan.weights.values())
+    model_class = getattr(transformers, plan.material["class"])
+    return TransformersTowers(build_strictly(model_class, plan.material["config"], weights, where))
+
+
+LOADER = FileLoader(plan=_plan, build=_build)

@@ -1,0 +1,201 @@
+"""Reading weights without running code, and putting them into a model with nothing left over."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from mmkd.extract.teachers.fingerprint import file_sha256, settings_sha256
+from mmkd.store.errors import TeacherError
+
+log = logging.getLogger(__name__)
+
+StateDict = dict[str, torch.Tensor]
+
+SAFETENSORS = ".safetensors"
+TEMPERATURE = "logit_scale"
+BARE_TENSOR = "tensor"
+"""Name given to the content of a file that holds one tensor and no name."""
+PUBLISHED_SHA256 = "mmkd_published_sha256"
+"""Metadata of a converted file: hash of the file it was made from, so that converting keeps the teacher's identity."""
+PAYLOAD_SHA256 = "mmkd_payload_sha256"
+"""Metadata of a converted file: hash of everything after its header, so that the line above can be believed."""
+
+
+def read_weights(path: Path, trust_pickle: bool = False) -> StateDict:
+    """`read_tensors` in float32: half-precision weights widen exactly, integers (position_ids, counters) stay."""
+    tensors = read_tensors(path, trust_pickle)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def read_tensors(path: Path, trust_pickle: bool = False) -> StateDict:
+    """Read a checkpoint: safetensors, or a torch file that holds nothing but tensors and plain values.
+
+    A training checkpoint is unwrapped (`state_dict`), a `module.` prefix that every key has is dropped. A bare
+    tensor is returned under `BARE_TENSOR`.
+
+    Raises:
+        TeacherError: truncated or corrupted, not a checkpoint, or a pickle that only `trust_pickle` may read.
+    """
+    content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path, trust_pickle)
+    if isinstance(content, torch.Tensor):
+        return {BARE_TENSOR: content}
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise TeacherError(
+            f"{path} holds no tensors by name (found {type(content).__name__}): it is not a checkpoint of weights"
+        )
+    if not content:
+        raise TeacherError(f"{path} holds no tensors at all; download it again")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_torch(path: Path, trust_pickle: bool) -> Any:
+    try:
+        return _load(path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not _begins_like_torch(path) or "Weights only load failed" not in str(error):
+            raise _damaged(path, error) from error
+        if not trust_pickle:
+            raise TeacherError(
+                f"{path} needs Python's unpickler, which can run any code; if its sha256 {file_sha256(path)} "
+                "is the one that its authors published, pass --trust-pickle "
+                "(`mmkd teachers convert` makes that needed only once)"
+            ) from error
+    log.warning("unpickling %s, sha256 %s, because --trust-pickle was given", path, file_sha256(path))
+    try:
+        return _load(path, weights_only=False)
+    except (AttributeError, ImportError, pickle.UnpicklingError) as error:
+        raise _damaged(path, error) from error
+
+
+def _load(path: Path, weights_only: bool) -> Any:
+    try:
+        # A mapped file costs no memory for what is left out (optimizer state is often twice the weights).
+        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=_is_zip(path))
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> TeacherError:
+    return TeacherError(f"{path} is truncated or corrupted ({_one_line(error)[:120]}); download it again")
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _begins_like_torch(path: Path) -> bool:
+    """Whether the file begins as torch writes it: a zip archive, or the older bare pickle."""
+    with path.open("rb") as file:
+        return _is_zip(path) or file.read(1) == b"\x80"
+
+
+def read_temperature(path: Path, trust_pickle: bool = False) -> float | None:
+    """exp of the tensor `logit_scale` of a checkpoint; None where it has none. Reads no other tensor.
+
+    Raises:
+        TeacherError: as `read_weights`, so that damaged files are met before a run starts.
+    """
+    if path.suffix == SAFETENSORS:
+        try:
+            with safe_open(path, framework="pt") as file:
+                scale = file.get_tensor(TEMPERATURE) if TEMPERATURE in file.keys() else None  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
+    else:
+        scale = read_tensors(path, trust_pickle).get(TEMPERATURE)
+    return None if scale is None or scale.numel() != 1 else float(scale.float().exp())
+
+
+def weights_identity(named: Mapping[str, Path]) -> str:
+    """Hash of the weights as published: of the file, or over name and hash of each where there are several.
+
+    Raises:
+        TeacherError: a converted file was changed after its conversion.
+    """
+    hashes = {name: _published_sha256(path) for name, path in sorted(named.items())}
+    return next(iter(hashes.values())) if len(hashes) == 1 else settings_sha256(hashes)
+
+
+def _published_sha256(path: Path) -> str:
+    if path.suffix != SAFETENSORS:
+        return file_sha256(path)
+    header, metadata = safetensors_header(path)
+    published = metadata.get(PUBLISHED_SHA256)
+    if published is None:
+        return file_sha256(path)
+    if file_sha256(path, skip=header) != metadata.get(PAYLOAD_SHA256):
+        raise TeacherError(
+            f"{path} was changed after `mmkd teachers convert` wrote it; convert the original file again"
+        )
+    return published
+
+
+def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
+    """Bytes before the tensors begin, and the file's own metadata.
+
+    Source: the format's description (8 bytes little-endian length, then JSON), https://huggingface.co/docs/safetensors.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise TeacherError(
+                    f"{path} is truncated or corrupted (its header is longer than the file); download it again"
+                )
+            header = json.loads(file.read(length))
+    except (OSError, struct.error, ValueError) as error:
+        raise TeacherError(f"{path} is truncated or corrupted (no safetensors header); download it again") from error
+    return 8 + length, dict(header.get("__metadata__") or {})
+
+
+def load_strictly(model: nn.Module, weights: StateDict, where: str) -> None:
+    """Put `weights` into `model`: every parameter is set, every tensor is used, every shape fits.
+
+    Raises:
+        TeacherError: naming every missing, unexpected and ill-shaped key.
+    """
+    own = model.state_dict()
+    problems = key_problems(
+        missing=[name for name in own if name not in weights],
+        unexpected=[name for name in weights if name not in own],
+        shapes=[
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+    )
+    if problems:
+        raise TeacherError(f"{where} does not fit this architecture: {problems}")
+    model.load_state_dict(weights, strict=True)
+
+
+def key_problems(missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> str:
+    """One line that names every key that does not fit; empty when all do."""
+    groups = {"missing": sorted(missing), "unexpected": sorted(unexpected), "wrong shape": sorted(shapes)}
+    return "; ".join(f"{len(names)} {kind} ({', '.join(names)})" for kind, names in groups.items() if names)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,149 @@
+"""The house stays in order: arrows between folders, sizes, the package list, no bare names."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("cli", "distill", "evaluate", "extract", "store")
+# What a stage may import of ours. The three in the middle never see each other: their contract is the format on disk.
+ALLOWED = {
+    "cli": {"cli", "distill", "evaluate", "extract", "store"},
+    "distill": {"distill", "store"},
+    "evaluate": {"evaluate", "store"},
+    "extract": {"extract", "store"},
+    "store": {"store"},
+}
+FORBIDDEN = {
+    "cli": {"dask", "distributed"},
+    "distill": {"dask", "distributed"},
+    "evaluate": {"dask", "distributed", "torch", "open_clip", "transformers"},
+    "extract": set(),
+    "store": {"dask", "distributed", "torch", "open_clip", "transformers", "sklearn", "scipy"},
+}
+CHECKED = (*STAGES, "tests", "benchmarks", "docs", "examples")
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    """Python files of these folders."""
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that a file imports, with line numbers; `import x` inside functions counts too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            yield node.module or "", node.lineno
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_imports_go_one_way(stage: str) -> None:
+    wrong = []
+    for path in sources(stage):
+        for name, line in imports(path):
+            parts = name.split(".")
+            if parts[0] == "mmkd" and parts[1] not in ALLOWED[stage]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+            if parts[0] in FORBIDDEN[stage]:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {parts[0]}")
+            if parts[0] in STAGES:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name} by its bare name")
+    assert wrong == []
+
+
+def test_no_file_is_longer_than_300_lines() -> None:
+    sizes = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in sources(*STAGES)}
+    assert {name: lines for name, lines in sizes.items() if lines > 300} == {}
+
+
+def test_no_function_is_longer_than_60_lines_or_takes_more_than_6_arguments() -> None:
+    wrong = []
+    for path in sources(*CHECKED):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                arguments = len([a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")])
+                if lines > 60 or (arguments > 6 and not _is_command(node)):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines, {arguments} args")
+    assert wrong == []
+
+
+def _is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """A click command takes one argument for each option, up to eight of them and two positional ones."""
+    return any("command" in ast.unparse(decorator) for decorator in node.decorator_list) and len(node.args.args) <= 10
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [
+        str(p.relative_to(ROOT)) for p in sources(*CHECKED) if not ast.get_docstring(ast.parse(p.read_text()))
+    ] == []
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "common", "helpers", "misc"}
+    assert [p for p in sources(*CHECKED) if p.stem in drawers or drawers & set(p.relative_to(ROOT).parts[:-1])] == []
+
+
+def test_setup_cfg_lists_every_package() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = config["options"]["packages"].split()
+    there = [
+        "mmkd." + ".".join(path.parent.relative_to(ROOT).parts)
+        for stage in STAGES
+        for path in sorted((ROOT / stage).rglob("__init__.py"))
+    ]
+    assert sorted(listed) == sorted(there)
+    assert all((ROOT / stage / "py.typed").is_file() for stage in STAGES)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['mmkd', '--help']\n"
+        "from mmkd.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'torch', 'dask', 'distributed', 'zarr', 'pyarrow', 'numpy', 'pydantic', 'sklearn', 'open_clip'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert not {'store', 'extract', 'distill', 'cli'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "extract" in done.stdout
+
+
+def test_store_works_without_torch_and_dask() -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'dask', 'distributed', 'open_clip', 'sklearn'): sys.modules[name] = None\n"
+        "import importlib, pathlib, mmkd.store\n"
+        "for path in sorted(pathlib.Path(mmkd.store.__file__).parent.glob('*.py')):\n"
+        "    importlib.import_module(f'mmkd.store.{path.stem}') if path.stem != '__init__' else None\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["mmkd.store", "mmkd.evaluate", "mmkd.extract.teachers", "mmkd.extract.corpora"])
+def test_all_names_what_can_be_imported(package: str) -> None:
+    import importlib
+
+    module = importlib.import_module(package)
+    assert list(module.__all__) == sorted(
+        module.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name)
+    )
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError):
+        _ = module.surely_not_there

@@ -1,0 +1,149 @@
+"""`mmkd extract` as a user runs it: a real Dask cluster, real processes, real kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_extract import tree_digest
+from tiny_corpus import write_table_corpus
+from tiny_teachers import write_tiny_teacher
+
+from mmkd.store import FeatureStore
+
+MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
+ROWS = 2048  # eight shards of 256
+
+
+def mmkd(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [*MMKD, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A corpus, a teacher, and the store of an uninterrupted run."""
+    root = tmp_path_factory.mktemp("scene")
+    scene = {
+        "table": write_table_corpus(root / "corpus", ROWS),
+        "teacher": write_tiny_teacher(root / "teacher", seed=1, embed_dim=1024),
+        "store": root / "store",
+    }
+    done = mmkd("extract", scene["table"], scene["store"], "--teachers", teacher_option(scene), "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert f"rows: {ROWS:,} ok" in done.stdout
+    return scene
+
+
+def teacher_option(scene: dict[str, Path]) -> str:
+    """The value of --teachers."""
+    return f"tiny=local-dir:{scene['teacher']}"
+
+
+def test_the_store_is_complete_and_sound(scene: dict[str, Path]) -> None:
+    store = FeatureStore.open(scene["store"])
+    assert store.available().all()
+    assert store.verify().sound
+    assert store.summary().complete
+
+
+def test_running_again_does_nothing_and_says_so(scene: dict[str, Path]) -> None:
+    before = tree_digest(scene["store"])
+    done = mmkd("extract", scene["table"], scene["store"], "--teachers", teacher_option(scene))
+    assert done.returncode == 0, done.stderr
+    assert "0 shards to do" in done.stdout
+    assert tree_digest(scene["store"]) == before
+
+
+def test_kill_9_and_run_again_gives_the_same_bytes(scene: dict[str, Path], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = ["extract", scene["table"], store, "--teachers", teacher_option(scene), "--workers", 1]
+    process = subprocess.Popen(
+        [*MMKD, *map(str, command)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("ledger/*.json"))) < 2:
+        assert time.monotonic() < deadline, "no shard was finished in two minutes"
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)  # the client, the scheduler inside it, and the workers
+    process.wait()
+    finished = len(list(store.glob("ledger/*.json")))
+    assert 2 <= finished < 8, "the kill came too late to prove anything"
+
+    done = mmkd(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"{8 - finished} shards to do" in done.stdout
+    assert tree_digest(store) == tree_digest(scene["store"])
+
+
+def test_a_disk_that_fills_ends_in_one_line_and_loses_nothing(scene: dict[str, Path], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = ["extract", scene["table"], store, "--teachers", teacher_option(scene), "--workers", 1]
+    # A limit on file size stands for a full disk: chunks of 256 x 1024 x 2 + 4 bytes no longer fit, the index does.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500000, 500000)); "
+    script = limit + "from mmkd.cli.main import main; main()"
+    full = subprocess.run(
+        [sys.executable, "-P", "-c", script, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert full.returncode == 1
+    errors = [line for line in full.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1, full.stderr
+    assert "cannot write" in errors[0]
+    assert "Traceback" not in full.stderr
+    assert FeatureStore.open(store).ledger == {}
+    done = mmkd(*command)
+    assert done.returncode == 0, done.stderr
+    assert tree_digest(store) == tree_digest(scene["store"])
+
+
+def test_a_teacher_without_weights_is_one_line(scene: dict[str, Path], tmp_path: Path) -> None:
+    folder = write_tiny_teacher(tmp_path / "bare", seed=1)
+    (folder / "open_clip_model.safetensors").unlink()
+    done = mmkd("extract", scene["table"], tmp_path / "s", "--teachers", f"bare=local-dir:{folder}")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("Error: ")
+    assert str(folder) in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_store_of_other_weights_is_refused_and_left_alone(scene: dict[str, Path], tmp_path: Path) -> None:
+    other = write_tiny_teacher(tmp_path / "other", seed=9)
+    before = tree_digest(scene["store"])
+    done = mmkd("extract", scene["table"], scene["store"], "--teachers", f"tiny=local-dir:{other}")
+    assert done.returncode == 1
+    assert "weights, preprocessing or tokenizer differ" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert tree_digest(scene["store"]) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "nowhere.csv", "s", "--teachers", "t=local-dir:x"], "nowhere.csv does not exist"),
+        (
+            ["extract", "{table}", "s", "--scheduler", "tcp://127.0.0.1:1", "--teachers", "{teacher}"],
+            "no Dask scheduler",
+        ),
+        (["store", "info", "nowhere"], "nowhere is not an mmkd store: it does not exist"),
+        (["distill", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["export", "nowhere", "out"], "nowhere is not a run folder"),
+    ],
+)
+def test_mistakes_end_in_one_line(scene: dict[str, Path], tmp_path: Path, arguments: list[str], message: str) -> None:
+    filled = [a.format(table=scene["table"], teacher=teacher_option(scene)) for a in arguments]
+    done = mmkd(*filled, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr

@@ -1,0 +1,146 @@
+"""What users have on disk: damaged, mistaken and changed files, long captions, NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
+from mmkd.extract.teachers.loaded import LoadedTeacher
+from mmkd.store.errors import TeacherError
+from tests import teacher_snapshots as snapshots
+from tests.teacher_parts import sealed  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("sealed")
+CPU = torch.device("cpu")
+
+
+def load(spec: TeacherSpec) -> LoadedTeacher:
+    teacher = load_teacher(spec, describe_teacher(spec), CPU)
+    assert isinstance(teacher, LoadedTeacher)
+    return teacher
+
+
+@pytest.mark.parametrize("make", [snapshots.quiltnet, snapshots.genmedclip, snapshots.plip, snapshots.medclip])
+@pytest.mark.parametrize("keep", [0.6, 0.0005, 0])
+def test_half_downloaded_weights(make: object, keep: float, tmp_path: Path) -> None:
+    assert callable(make)
+    spec = make(tmp_path).spec
+    (weights,) = [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".safetensors")]
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(TeacherError, match=f"{weights.name} is truncated or corrupted .*download it again"):
+        describe_teacher(spec)
+
+
+def test_a_pointer_instead_of_weights(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    (tmp_path / "open_clip_pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+    with pytest.raises(TeacherError, match=r"truncated or corrupted"):
+        describe_teacher(spec)
+
+
+def test_a_half_downloaded_configuration(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    path = tmp_path / "open_clip_config.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(TeacherError, match=r"open_clip_config.json is not a whole JSON file"):
+        describe_teacher(spec)
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    spec = snapshots.quiltnet(one).spec
+    snapshots.plip(other)
+    (other / "pytorch_model.bin").rename(one / "open_clip_pytorch_model.bin")
+    with pytest.raises(TeacherError) as error:
+        load(spec)
+    assert "missing (" in str(error.value)
+    assert "vision_model.pre_layrnorm.weight" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_teachers_tokenizer(tmp_path: Path) -> None:
+    bert, clip = tmp_path / "bert", tmp_path / "clip"
+    bert.mkdir()
+    clip.mkdir()
+    bert_spec, clip_spec = snapshots.biomedclip(bert).spec, snapshots.plip(clip).spec
+    swap = tmp_path / "swap"
+    swap.mkdir()
+    (clip / "vocab.json").rename(swap / "vocab.json")
+    for name in ("merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        (clip / name).rename(swap / name)
+    snapshots.write_bert_tokenizer(clip)
+    with pytest.raises(TeacherError, match=r"does not end a caption with its highest id.*another teacher's tokenizer"):
+        load(clip_spec)
+    (bert / "vocab.txt").unlink()
+    for path in swap.iterdir():
+        path.rename(bert / path.name)
+    with pytest.raises(
+        TeacherError, match=r"516 tokens, the text tower 40 embeddings: this is another teacher's tokenizer"
+    ):
+        load(bert_spec)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    spec = snapshots.plip(tmp_path).spec
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(TeacherError, match=r"no tokenizer in local-dir:.*put tokenizer.json, vocab.txt, vocab.json"):
+        describe_teacher(spec)
+
+
+def test_files_that_changed_after_the_card(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    card = describe_teacher(spec)
+    torch.save(snapshots.native_state(99), tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(TeacherError, match=rf"expected {card.digest} \(different: weights_sha256\)"):
+        load_teacher(spec, card, CPU)
+
+
+def test_weights_pinned_by_their_hash(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    found = describe_teacher(spec).weights_sha256
+    assert describe_teacher(spec.model_copy(update={"weights_sha256": found})).weights_sha256 == found
+    with pytest.raises(TeacherError, match=rf"weights have sha256 {found}, expected {'0' * 64}; download them again"):
+        describe_teacher(spec.model_copy(update={"weights_sha256": "0" * 64}))
+
+
+def test_the_hash_is_remembered_and_the_file_is_watched(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    weights = describe_teacher(spec).weights_sha256
+    entries = list((tmp_path / "cache" / "mmkd" / "sha256").iterdir())
+    remembered = [path for path in entries if "open_clip_pytorch_model.bin" in path.read_text()]
+    assert len(remembered) == 1
+    remembered[0].write_text(remembered[0].read_text().replace(weights, "ab" * 32))
+    assert describe_teacher(spec).weights_sha256 == "ab" * 32
+    (tmp_path / "open_clip_pytorch_model.bin").touch()
+    assert describe_teacher(spec).weights_sha256 == weights
+
+
+def test_captions_are_counted_before_they_are_cut(tmp_path: Path) -> None:
+    for make in (snapshots.biomedclip, snapshots.quiltnet, snapshots.plip):
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        teacher = load(make(folder).spec)
+        tokens, lengths = teacher.tokenise(["a b", "", "a " * 300])
+        assert tokens.shape == (3, teacher.card.context_length)
+        assert lengths == [4, 2, 302]
+        assert teacher.tokenise([])[0].shape == (0, teacher.card.context_length)
+
+
+def test_nan_in_half_precision_is_computed_again(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    weights = torch.load(tmp_path / "open_clip_pytorch_model.bin")
+    weights["visual.transformer.resblocks.0.mlp.c_fc.weight"] *= 1e5  # beyond float16's 65504
+    torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
+    full, half = load(spec), load(spec.model_copy(update={"precision": "fp16"}))
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    features = half.encode_images(pixels)
+    assert half.half_precision_failures == 3
+    torch.testing.assert_close(features, full.encode_images(pixels), rtol=1e-4, atol=1e-3)
+    assert half.card.digest != full.card.digest

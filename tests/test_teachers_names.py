@@ -1,0 +1,221 @@
+"""What users write: names, places, YAML cards, any other model, encoders of their own."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
+from mmkd.extract.teachers.loaded import LoadedTeacher
+from mmkd.extract.teachers.published import THE_NINE, VARIANTS
+from mmkd.store.errors import TeacherError
+from tests import teacher_snapshots as snapshots
+from tests.teacher_parts import sealed  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("sealed")
+CPU = torch.device("cpu")
+
+
+def load(spec: TeacherSpec) -> LoadedTeacher:
+    teacher = load_teacher(spec, describe_teacher(spec), CPU)
+    assert isinstance(teacher, LoadedTeacher)
+    return teacher
+
+
+# --- names and places ------------------------------------------------------------------------------------------------
+
+
+def test_all_is_the_nine() -> None:
+    specs = parse_teachers("all")
+    assert [spec.slug for spec in specs] == list(snapshots.NINE)
+    assert pickle.loads(pickle.dumps(specs)) == specs
+
+
+def test_spellings_of_the_original() -> None:
+    names = ["BMCA", "BiomedCLIP", "UniMedCLIP", "QuiltNet", "GenMedClip", "PLIP", "PUBMEDCLIP", "PMCCLIP", "MedCLIP"]
+    assert {spec.slug for spec in parse_teachers(",".join(names))} == set(snapshots.NINE)
+
+
+def test_every_card_is_complete() -> None:
+    slugs = [teacher.slug for teacher in (*THE_NINE, *VARIANTS)]
+    assert len(set(slugs)) == len(slugs)
+    assert [teacher.slug for teacher in THE_NINE if teacher.inferred] == ["medclip"]
+    assert {teacher.slug for teacher in THE_NINE if teacher.licence == "not stated"} == {"bmca", "plip", "medclip"}
+
+
+def test_a_known_name_keeps_its_recipe_at_another_place() -> None:
+    (spec,) = parse_teachers("BMCA=local-dir:/mirror/bmca")
+    assert (spec.slug, spec.source, spec.weights) == ("bmca", "local-dir:/mirror/bmca", ("BMC_CLIP_CF.pt",))
+    assert spec.options == {"architecture": "ViT-L-14"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("biomedclp", "no teacher is called 'biomedclp': did you mean 'biomedclip'?"),
+        ("", "no teacher named"),
+        ("plip,plip", "'plip' is named 2 times"),
+        ("local-dir:/x", "write my-teacher=local-dir:/x"),
+        ("hf-hub:org/name", "write my-teacher=hf-hub:org/name"),
+        ("./folder/clip", "write my-teacher=local-dir:./folder/clip"),
+        ("mine=/folder", "write mine=local-dir:/folder, mine=hf-hub:org/name"),
+        ("Mine!=local-dir:/x", "'Mine!' cannot be a folder name"),
+        ("nowhere.yaml", "cannot read the teacher card nowhere.yaml"),
+    ],
+)
+def test_mistakes_in_the_list(text: str, message: str) -> None:
+    with pytest.raises(TeacherError) as error:
+        parse_teachers(text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bare_folder_is_told_how_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "student").mkdir()
+    with pytest.raises(TeacherError, match=r"'student' is a path, .*write my-teacher=local-dir:student"):
+        parse_teachers("student")
+
+
+def test_a_five_line_card(tmp_path: Path) -> None:
+    snapshots.bmca(tmp_path)
+    card = tmp_path / "mine.yaml"
+    card.write_text(
+        "slug: mine\nsource: 'local-dir:.'\nweights: [BMC_CLIP_CF.pt]\noptions:\n  architecture: tiny-clip\n"
+    )
+    (spec,) = parse_teachers(str(card))
+    assert load(spec).card.slug == "mine"
+    (renamed,) = parse_teachers(f"other={card}")
+    assert renamed == spec.model_copy(update={"slug": "other"})
+
+
+def test_a_card_like_a_known_teacher(tmp_path: Path) -> None:
+    card = tmp_path / "mine.yaml"
+    card.write_text("slug: mine\nlike: pmcclip\nsource: local-dir:/x\noptions: {text_feature: pooler_output}\n")
+    (spec,) = parse_teachers(str(card))
+    assert (spec.loader, spec.options) == ("pmc_clip", {"text_feature": "pooler_output"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "slug: a\nsource: local-dir:/x\nweigths: [a]\n",
+            "weigths: Extra inputs are not permitted; known fields: slug",
+        ),
+        ("slug: a\n", "source: Field required"),
+        ("slug: [a\n", "is not YAML"),
+        ("- a\n", "must be a YAML mapping"),
+    ],
+)
+def test_mistakes_in_a_card(tmp_path: Path, content: str, message: str) -> None:
+    card = tmp_path / "card.yaml"
+    card.write_text(content)
+    with pytest.raises(TeacherError) as error:
+        parse_teachers(str(card))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_options_and_loaders_are_checked_by_name(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    with pytest.raises(TeacherError, match=r"option 'archtecture': .* this loader has: architecture, model, rename"):
+        describe_teacher(spec.model_copy(update={"options": {"archtecture": "x"}}))
+    with pytest.raises(TeacherError, match=r"no loader 'openclip'; did you mean 'open_clip'"):
+        describe_teacher(spec.model_copy(update={"loader": "openclip"}))
+    with pytest.raises(TeacherError, match=r"no architecture 'ViT-B-33'; did you mean 'ViT-B-32'"):
+        describe_teacher(spec.model_copy(update={"options": {"architecture": "ViT-B-33"}}))
+
+
+# --- any other model -------------------------------------------------------------------------------------------------
+
+
+def test_an_open_clip_folder_by_place_alone(tmp_path: Path) -> None:
+    snapshots.quiltnet(tmp_path)
+    (spec,) = parse_teachers(f"mine=local-dir:{tmp_path}")
+    assert load(spec).card.dim == snapshots.DIM
+
+
+def test_siglip_of_transformers(tmp_path: Path) -> None:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.SiglipConfig(
+        text_config=tower | {"vocab_size": 40, "max_position_embeddings": 16, "projection_size": 32},
+        vision_config=tower | {"image_size": 32, "patch_size": 16},
+    )
+    model = snapshots.loud(transformers.SiglipModel(config), 3)
+    model.save_pretrained(tmp_path)
+    preprocessor = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor | {"rescale_factor": 1 / 255}))
+    words = {word: n for n, word in enumerate(["<unk>", "</s>", "chest", "x", "ray", "mri"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "</s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (spec,) = parse_teachers(f"mine=local-dir:{tmp_path}")
+    teacher = load(spec)
+    assert (teacher.card.preprocessing.resize_mode, teacher.card.context_length) == ("hf_squash", 16)
+    tokens, lengths = teacher.tokenise(["chest x ray", "mri " * 20])
+    assert lengths == [3, 20]
+    with torch.no_grad():
+        expected = model.get_text_features(input_ids=tokens).pooler_output
+    torch.testing.assert_close(teacher.encode_texts(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_from_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "house_encoder.py").write_text(
+        "class Loader:\n"
+        "    def describe(self, spec):\n"
+        "        return f'card of {spec.source}'\n"
+        "    def load(self, spec, card, device):\n"
+        "        return 'teacher'\n"
+        "loader = Loader()\n"
+    )
+    info = tmp_path / "house-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: house\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[mmkd.teachers]\nhouse = house_encoder:loader\nbroken = house_encoder:nothing\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (spec,) = parse_teachers("mine=house:anything")
+    assert describe_teacher(spec) == "card of house:anything"
+    with pytest.raises(TeacherError, match=r"entry point 'broken' .*cannot be loaded"):
+        describe_teacher(parse_teachers("mine=broken:x")[0])
+
+
+def test_siglip_of_open_clip(tmp_path: Path) -> None:
+    text = {"context_length": 16, "vocab_size": 40, "width": 32, "heads": 4, "layers": 2}
+    config = {
+        "embed_dim": snapshots.DIM,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 128, "patch_size": 16},
+        "text_cfg": text
+        | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}
+        | {"tokenizer_kwargs": {"clean": "canonicalize"}},
+    }
+    model = snapshots.loud(open_clip.CustomTextCLIP(**{k: v for k, v in config.items() if k != "custom_text"}), 4)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    snapshots.write_bert_tokenizer(tmp_path)
+    teacher = load(parse_teachers(f"mine=local-dir:{tmp_path}")[0])
+    tokens, lengths = teacher.tokenise(["A, B!"])
+    assert lengths == [4], "punctuation goes, as SigLIP's canonical form wants"
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.encode_texts(tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5)
+    assert teacher.card.preprocessing.resize_mode == "squash"

@@ -1,0 +1,65 @@
+"""Small stores of random features, written with the real writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from mmkd.store.card import Preprocessing, TeacherCard
+from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
+from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
+
+
+def make_card(slug: str = "alpha", dim: int = 8, weights: str = "00") -> TeacherCard:
+    """A card with made-up identity."""
+    return TeacherCard(
+        slug=slug,
+        source=f"local-dir:/nowhere/{slug}",
+        weights_sha256=weights,
+        preprocessing=Preprocessing(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3),
+        tokenizer_sha256="11",
+        context_length=16,
+        dim=dim,
+    )
+
+
+def make_index(rows: int, labels: tuple[str, ...] = ("site",)) -> pa.Table:
+    """`rows` pending inputs named k0, k1, ..."""
+    columns: dict[str, list[object]] = {name: [None] * rows for name in sample_schema(labels).names}
+    columns |= {
+        "row": list(range(rows)),
+        "key": [f"k{i}" for i in range(rows)],
+        "caption": [f"caption {i}" for i in range(rows)],
+        "status": ["pending"] * rows,
+        "site": [f"s{i % 3}" for i in range(rows)],
+    }
+    return pa.table(columns, schema=sample_schema(labels))
+
+
+def make_store(
+    root: Path, rows: int, cards: list[TeacherCard], seed: int = 0
+) -> tuple[StoreRecord, dict[str, np.ndarray]]:
+    """A finished store of random features; returns what was written, keyed `slug/tower`."""
+    corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=rows, labels=("site",), digest="d")
+    record = create_store(root, corpus, make_index(rows))
+    rng = np.random.default_rng(seed)
+    written: dict[str, np.ndarray] = {}
+    for card in cards:
+        add_teacher(root, record, card)
+        for tower in ("image", "text"):
+            written[f"{card.slug}/{tower}"] = rng.normal(size=(rows, card.dim)).astype(np.float16)
+    for shard, span in enumerate(iter_shards(record)):
+        table, _ = read_part(root, shard)
+        sha = write_part(root, shard, with_columns(table, {"status": ["ok"] * len(span)}))
+        for card in cards:
+            part = slice(span.start, span.stop)
+            features = ShardFeatures(
+                image=written[f"{card.slug}/image"][part],
+                text=written[f"{card.slug}/text"][part],
+                valid=np.full(len(span), 3, dtype=np.uint8),
+            )
+            write_shard(root, record, card, shard, features, sha)
+    return record, written
