@@ -70,7 +70,7 @@ library_name: open_clip
 # Student distilled by mmkd
 
 {config.student.model}, {parameters / 1e6:.1f} M parameters, {step} steps of {config.batch_size} pairs.
-Load it with `open_clip.create_model_from_pretrained("local-dir:<this folder>")`.
+Load it with `open_clip.create_model_from_pretrained("local-dir:<this folder>")` and call `.eval()`.
 
 Features came from `{store.root.name}` ({corpus.rows} rows, corpus digest {corpus.digest[:16]}).
 A student may carry its teachers' conditions of use with it: read their licences.

@@ -32,8 +32,8 @@ class TeacherFeatures:
     def __init__(self, store: FeatureStore, slugs: Sequence[str]) -> None:
         self.slugs = tuple(slugs)
         self.dims = tuple(store.card(slug).dim for slug in slugs)
-        self._image = [_as_tensor(store.image(slug)) for slug in slugs]
-        self._text = [_as_tensor(store.text(slug)) for slug in slugs]
+        self._image = [as_tensor(store.image(slug)) for slug in slugs]
+        self._text = [as_tensor(store.text(slug)) for slug in slugs]
         self._sound = [store.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in slugs]
 
     def available(self) -> NDArray[np.bool_]:
@@ -57,7 +57,8 @@ class TeacherFeatures:
         return batches
 
 
-def _as_tensor(mapped: NDArray[np.float16]) -> torch.Tensor:
+def as_tensor(mapped: NDArray[np.float16]) -> torch.Tensor:
+    """The mapped array as a float16 tensor over the same pages."""
     with warnings.catch_warnings():
         # torch has no read-only tensors and says so; nothing here writes, and the pages would fault.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -22,6 +22,7 @@ from mmkd.distill.teacher_features import TeacherBatch, TeacherFeatures
 from mmkd.store import FeatureStore
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import UserError
+from mmkd.store.malloc import keep_freed_memory
 
 _LOG_EVERY = 10
 # CLIP clips its temperature at 100 (arXiv 2103.00020, section 2.5).
@@ -53,12 +54,15 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         stops the run with the step and its first rows named.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     store = FeatureStore.open(config.store)
     teachers = TeacherFeatures(store, config.teachers or tuple(store.teachers))
     student = build_student(config.student)
     pairs = training_pairs(store, config, teachers.available(), student_tokenizer(config.student))
-    model = Distilled(student, model_config(config.student.model)["embed_dim"], teachers.dims).to(device)
+    model = Distilled(student, model_config(config.student.model)["embed_dim"], teachers.dims)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions like it
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     optimiser = make_optimiser(model, config.optimiser)
     decay = LambdaLR(optimiser, lambda step: lr_factor(step, config.optimiser.warmup_steps, schedule.total_steps))

