@@ -34,7 +34,7 @@ from mmkd.store.layout import (
     valid_chunk,
 )
 from mmkd.store.ledger import LedgerEntry, write_entry
-from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.record import CorpusRecord, StoreRecord, read_record
 from mmkd.store.samples import sample_schema, write_part
 
 
@@ -80,6 +80,18 @@ def create_store(root: Path, corpus: CorpusRecord, index: pa.Table) -> StoreReco
     )
     write_document(root / "zarr.json", group_document(record.model_dump(mode="json")))
     return record
+
+
+def move_corpus(root: Path, corpus_root: Path) -> StoreRecord:
+    """Note that the corpus' files lie in another folder now; the rows stay as they are.
+
+    Raises:
+        StoreError: no store at `root`, or it cannot be written.
+    """
+    record = read_record(root)
+    moved = record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": str(corpus_root.resolve())})})
+    write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
+    return moved
 
 
 def add_teacher(root: Path, record: StoreRecord, card: TeacherCard) -> None:

@@ -204,17 +204,20 @@ def test_every_cut_and_many_flips_of_a_file_are_refused_or_read() -> None:
     for length in range(0, len(data), 7):
         with pytest.raises(CorpusError):
             read_tensors(data[:length])
+    accepted = []
     for index in range(len(data)):
         for mask in (1, 0x80, 0xFF):
             flipped = data[:index] + bytes([data[index] ^ mask]) + data[index + 1 :]
             try:
-                read_tensors(flipped)
-            except CorpusError as error:
-                assert "\n" not in str(error)
+                accepted.append(read_tensors(flipped))
+            except CorpusError:
+                continue
+    # The zip's checksums cover every member; names of folders and times are not covered, and change no value.
+    assert all(list(found) == ["A_img"] and found["A_img"].tolist() == [0, 1, 2] for found in accepted)
 
 
 @pytest.mark.parametrize("folder", ["..", "a/b", ""])
 def test_a_release_that_would_leave_its_folder_is_refused(tmp_path: Path, folder: str) -> None:
     (tmp_path / "meta.jsonl").write_text(json.dumps({"folderid": folder, "id": "x", "available_clips": []}))
-    with pytest.raises(CorpusError, match="line 1: .* does not name a folder below features/"):
+    with pytest.raises(CorpusError, match=r"line 1: .* does not name a folder below features/"):
         import_features(OriginalRelease(tmp_path), tmp_path / "s", "float32", quiet)

@@ -105,7 +105,9 @@ def import_features(
     store = FeatureStore.open(root)
     record = store.record
     if (record.corpus.kind, record.corpus.digest) != (source.kind, source.digest()):
-        raise CorpusError(f"{root} was made from {record.corpus.location}, which {source.root} is not; name a new store")
+        raise CorpusError(
+            f"{root} was made from {record.corpus.location}, which {source.root} is not; name a new store"
+        )
     cards = source.cards(encoding)
     for card in cards:
         add_teacher(root, record, card)
@@ -119,9 +121,7 @@ def import_features(
     return ImportReport(record.rows, written, failed)
 
 
-def _import_shard(
-    source: FeatureSource, root: Path, store: FeatureStore, shard: int, cards: list[TeacherCard]
-) -> int:
+def _import_shard(source: FeatureSource, root: Path, store: FeatureStore, shard: int, cards: list[TeacherCard]) -> int:
     table, sha = read_part(root, shard)
     features, reasons = source.features(table, cards)
     if "pending" in table["status"].to_pylist():
@@ -175,5 +175,7 @@ def _spooled(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[p
 def _row(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> dict[str, Any]:
     first = seen.setdefault(row["key"], number)
     if first != number:
-        raise CorpusError(f"key {row['key']!r} names rows {first} and {number}; make the keys distinct and import again")
+        raise CorpusError(
+            f"key {row['key']!r} names rows {first} and {number}; make the keys distinct and import again"
+        )
     return {"row": number, "status": "pending"} | dict(row)

@@ -79,7 +79,9 @@ class OriginalRelease:
                 if f"{name}_img" in tensors:
                     dims[name] = tensors[f"{name}_img"].size
         if lost := sorted(set(tries) - set(dims)):
-            raise CorpusError(f"no {self.file}.pt below {self.root} holds {', '.join(lost)}; bring the files and try again")
+            raise CorpusError(
+                f"no {self.file}.pt below {self.root} holds {', '.join(lost)}; bring the files and try again"
+            )
         self._names = {check_slug(name.lower()): name for name in sorted(dims)}
         if len(self._names) < len(dims):
             raise CorpusError(f"teachers {sorted(dims)} of {self.root} differ only by upper and lower case")
@@ -109,9 +111,11 @@ class OriginalRelease:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         path = self.root / "meta.jsonl"
+        number = 0
         try:
             with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
+                for line in lines:
+                    number += 1
                     row = json.loads(line)
                     names = row["available_clips"]
                     if not all(isinstance(part, str) for part in (row["folderid"], row["id"], *names)):
