@@ -24,7 +24,7 @@ SUMMARIES = {
     "demo": "The whole path on real images from registry packages.",
     "teachers": "The teachers: who they are, whether they load.",
     "extract": "Run teachers over a corpus into a store.",
-    "store": "Look at a store and check it.",
+    "store": "Look at a store, check it, bring features in and out.",
     "distill": "Train a student from a store.",
     "export": "A trained student as an open_clip folder.",
     "evaluate": "Score encoders by their features.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow as pa
 from mmkd.extract.corpora import Corpus, CorpusRow
 from mmkd.store.atomic import disk_errors
 from mmkd.store.errors import CorpusError
+from mmkd.store.layout import sample_part, shard_count
 from mmkd.store.record import CorpusRecord, StoreRecord
-from mmkd.store.samples import sample_schema
+from mmkd.store.samples import sample_schema, write_part
 from mmkd.store.writer import create_store
 
 _BATCH = 65536
@@ -30,23 +32,47 @@ def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
         CorpusError: the corpus has no rows, or cannot be read.
         StoreError: the store cannot be written.
     """
-    labels = corpus.labels
-    with tempfile.TemporaryDirectory(prefix="mmkd-index-") as folder:
-        # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
-        spool = Path(folder) / "index.arrow"
-        rows = _spool(corpus, labels, spool)
-        if not rows:
-            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
+    with _indexed(corpus) as index:
         record = CorpusRecord(
             kind=corpus.kind,
             location=corpus.location,
             root=str(corpus.root),
-            rows=rows,
-            labels=labels,
+            rows=len(index),
+            labels=corpus.labels,
             digest=corpus.digest(),
         )
+        return create_store(root, record, index)
+
+
+def restore_parts(corpus: Corpus, root: Path, record: StoreRecord) -> int:
+    """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
+
+    Returns:
+        Parts that were written; their rows are pending.
+
+    Raises:
+        CorpusError, StoreError: as `create_indexed_store`.
+    """
+    per_shard = record.rows_per_shard
+    shards = range(shard_count(record.rows, per_shard))
+    missing = [shard for shard in shards if not (root / sample_part(shard)).is_file()]
+    if missing:
+        with _indexed(corpus) as index:
+            for shard in missing:
+                write_part(root, shard, index.slice(shard * per_shard, per_shard).combine_chunks())
+    return len(missing)
+
+
+@contextmanager
+def _indexed(corpus: Corpus) -> Iterator[pa.Table]:
+    """The corpus as a table in grid order, mapped from a temporary file: it may be larger than memory."""
+    with tempfile.TemporaryDirectory(prefix="mmkd-index-") as folder:
+        # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
+        spool = Path(folder) / "index.arrow"
+        if not _spool(corpus, corpus.labels, spool):
+            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
         with pa.memory_map(str(spool)) as source:
-            return create_store(root, record, pa.ipc.open_stream(source).read_all())
+            yield pa.ipc.open_stream(source).read_all()
 
 
 def check_same_corpus(corpus: Corpus, record: StoreRecord, root: Path) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mmkd.extract.cluster import dask_client
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.index import check_same_corpus, create_indexed_store
+from mmkd.extract.index import check_same_corpus, create_indexed_store, restore_parts
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.shard import ShardReport
 from mmkd.extract.teachers import describe_teacher
@@ -70,6 +70,9 @@ def extract(config: ExtractConfig, say: Callable[[str], None] = print) -> RunRep
     if (config.store / "zarr.json").is_file():
         record = FeatureStore.open(config.store).record
         check_same_corpus(corpus, record, config.store)
+        restored = restore_parts(corpus, config.store, record)
+        if restored:
+            say(f"{restored} sample parts were missing and are listed again from the corpus")
     else:
         record = create_indexed_store(corpus, config.store)
     for card in cards:

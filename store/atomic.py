@@ -38,6 +38,32 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     Raises:
         StoreError: the disk is full, read-only, or not ours to write; nothing is left behind.
     """
+    with _finished_beside(path, data) as temporary:
+        temporary.replace(path)
+
+
+def create_atomically(path: Path, data: bytes | memoryview) -> bool:
+    """Put `data` at `path` if nothing is there; of several that try at once, one wins.
+
+    Returns:
+        False when a file was there; it is left as it is.
+
+    Raises:
+        StoreError: as `write_atomically`.
+    """
+    with _finished_beside(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links (some FUSE and SMB mounts): the last one wins there.
+            temporary.replace(path)
+    return True
+
+
+@contextmanager
+def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
     # A name of its own for every attempt: two processes may redo the same shard at the same time.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     with disk_errors(path):
@@ -47,7 +73,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
 
-from mmkd.store.layout import check_slug
+from mmkd.store.errors import CorruptStoreError, UserError
+from mmkd.store.hierarchy import read_json, sealed_content
+from mmkd.store.layout import MAX_DIM, check_slug, is_slug, teacher_group
+
+Encoding = Literal["float16", "float32"]
+"""How a feature lies on disk, by the name that NumPy and Zarr give it."""
 
 
 class Preprocessing(BaseModel):
@@ -17,7 +24,7 @@ class Preprocessing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width in pixels; (0, 0) when nobody stated them (imported features)."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
@@ -46,10 +53,11 @@ class TeacherCard(BaseModel):
     weights_sha256: str
     preprocessing: Preprocessing
     tokenizer_sha256: str
-    context_length: int = Field(gt=0)
-    """Tokens a caption is cut to."""
-    dim: int = Field(gt=0)
+    context_length: int = Field(ge=0)
+    """Tokens a caption is cut to; 0 when nobody stated it (imported features)."""
+    dim: int = Field(gt=0, le=MAX_DIM)
     """Width D of the shared image-text space, as stored."""
+    encoding: Encoding = "float16"
     loader: str = "open_clip"
     """Code path that turns the files into features (pooling, masks and activations are its business)."""
     normalised: bool = False
@@ -76,6 +84,7 @@ class TeacherCard(BaseModel):
                 "tokenizer_sha256",
                 "context_length",
                 "dim",
+                "encoding",
                 "loader",
                 "normalised",
             }
@@ -83,7 +92,37 @@ class TeacherCard(BaseModel):
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
-    @classmethod
-    def from_attributes(cls, attributes: dict[str, object]) -> TeacherCard:
-        """Read a card back from Zarr attributes, where the digest stands beside the fields it covers."""
-        return cls.model_validate({name: value for name, value in attributes.items() if name != "digest"})
+
+def read_card(root: Path, slug: str) -> TeacherCard | None:
+    """Read the card of the teacher in folder `slug`; None when there is none (a teacher not created to the end).
+
+    Raises:
+        CorruptStoreError: the card was changed, does not make sense, or belongs to another folder.
+    """
+    path = root / teacher_group(slug) / "zarr.json"
+    if not path.is_file():
+        return None
+    document = read_json(path)
+    attributes = document.get("attributes")
+    if isinstance(attributes, dict) and not attributes:
+        return None
+    content = sealed_content(path, document)
+    digest = content.pop("digest", None)
+    try:
+        card = TeacherCard.model_validate(content)
+    except UserError as error:
+        raise CorruptStoreError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CorruptStoreError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if card.slug != slug:
+        raise CorruptStoreError(f"{path} is the card of {card.slug!r}, expected {slug!r}; put the right file back")
+    if card.digest != digest:
+        raise CorruptStoreError(f"{path} has digest {digest!r}, its fields give {card.digest}; put the right file back")
+    return card
+
+
+def teacher_folders(root: Path) -> list[str]:
+    """Names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
+    folders = sorted(path.parent.name for path in (root / "teachers").glob("*/zarr.json"))
+    return [name for name in folders if is_slug(name)]

@@ -6,6 +6,7 @@ needs the checksum for the ledger and the file in one atomic step; tests hold th
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -46,3 +47,30 @@ def checked_body(data: bytes, expected_bytes: int, name: str) -> tuple[bytes, st
     if crc != stored:
         raise CorruptStoreError(f"{name} has CRC32C {crc:08x}, but {stored:08x} was written with it")
     return body, f"{crc:08x}"
+
+
+def read_body(root: Path, name: str, expected_bytes: int, expected_crc: str) -> bytes:
+    """Read the body of chunk file `name` when it is what a ledger entry vouches for.
+
+    Raises:
+        CorruptStoreError: missing, unreadable, of another size, or with another checksum.
+    """
+    path = root / name
+    try:
+        size = path.stat().st_size
+        # The size first: a file that has grown to a terabyte is not read into memory to be refused.
+        data = path.read_bytes() if size == expected_bytes + CRC_BYTES else b""
+    except FileNotFoundError as error:
+        raise CorruptStoreError(
+            f"{name} is missing although the ledger vouches for it; run `mmkd store verify`"
+        ) from error
+    except OSError as error:
+        raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+    if not data:
+        raise CorruptStoreError(f"{name} has {size} bytes, expected {expected_bytes + CRC_BYTES}")
+    body, crc = checked_body(data, expected_bytes, name)
+    if crc != expected_crc:
+        raise CorruptStoreError(
+            f"{name} has CRC32C {crc}, the ledger vouches for {expected_crc}; run `mmkd store verify`"
+        )
+    return body

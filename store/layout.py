@@ -16,6 +16,10 @@ FORMAT_VERSION = 1
 MAX_ROWS_PER_SHARD = 16384
 MIN_ROWS_PER_SHARD = 256
 SHARDS_OF_A_SMALL_STORE = 8
+MAX_SHARDS = 1 << 20
+"""Of one store: 17 thousand million rows at the usual shard. More is no store but an attack or an accident."""
+MAX_DIM = 1 << 14
+"""Width of a feature; a shard's chunk then stays below 1 GiB."""
 
 Tower = Literal["image", "text"]
 TOWERS: tuple[Tower, ...] = get_args(Tower)
@@ -42,13 +46,18 @@ def shard_count(rows: int, per_shard: int) -> int:
     return -(-rows // per_shard)
 
 
+def is_slug(name: str) -> bool:
+    """True when `name` may be a teacher's folder."""
+    return bool(_SLUG.fullmatch(name)) and ".." not in name
+
+
 def check_slug(slug: str) -> str:
     """Return `slug` if it may name a folder.
 
     Raises:
         UserError: it holds anything but lower-case letters, digits and ``_ . + -``.
     """
-    if not _SLUG.fullmatch(slug) or ".." in slug:
+    if not is_slug(slug):
         raise UserError(
             f"teacher name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "
             "and start with a letter or digit"
@@ -74,6 +83,11 @@ def feature_array(slug: str, tower: Tower) -> str:
 def feature_chunk(slug: str, tower: Tower, shard: int) -> str:
     """Path of one shard of one tower: a Zarr v3 chunk with the default key encoding."""
     return f"teachers/{slug}/{tower}/c/{shard}/0"
+
+
+def valid_array(slug: str) -> str:
+    """Path of a teacher's `valid` array inside the store."""
+    return f"teachers/{slug}/valid"
 
 
 def valid_chunk(slug: str, shard: int) -> str:

@@ -16,6 +16,9 @@ from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import ledger_entry
 
+MAX_ENTRY_BYTES = 1 << 16
+"""An entry has some 300 bytes; what is larger is refused unread."""
+
 _NAME = re.compile(r"(\d{5,})\.(.+)\.json")
 
 
@@ -54,7 +57,11 @@ def read_entry(path: Path) -> LedgerEntry:
     """
     name = _NAME.fullmatch(path.name)
     try:
+        if path.stat().st_size > MAX_ENTRY_BYTES:
+            raise CorruptStoreError(f"{path} is larger than {MAX_ENTRY_BYTES} bytes: not a ledger entry")
         entry = LedgerEntry.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise CorruptStoreError(f"{path} is not a ledger entry: {error.errors()[0]['msg']}") from error
     if name is None or (entry.shard, entry.teacher) != (int(name[1]), name[2]):

@@ -12,12 +12,13 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.errors import CorruptStoreError
 
 _MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap does not name it
@@ -49,20 +50,21 @@ def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: i
     return int(mapped)
 
 
-def map_chunks(paths: Sequence[Path | None], chunk_bytes: int, filler: bytes) -> NDArray[np.uint8]:
+def map_chunks(paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes]) -> NDArray[np.uint8]:
     """Map the bodies of chunk files side by side.
 
     Args:
         paths: one chunk file each; None where there is none.
         chunk_bytes: size of a body; `can_map(chunk_bytes)` holds.
-        filler: what a missing chunk reads as, `chunk_bytes` long. All missing ones share one copy.
+        filler: gives what a missing chunk reads as, `chunk_bytes` long; all missing ones share one copy,
+            and it is not called when none is missing.
 
     Returns:
         uint8 array (len(paths) * chunk_bytes,), read-only: writing to its memory is a fault, not a
         silent change. The mapping lives as long as the array or a view of it.
 
     Raises:
-        CorruptStoreError: a file is shorter than its body (touching it would kill the process).
+        CorruptStoreError: a file has another size (touching what is not there would kill the process).
         OSError: the system refuses (address space, too many maps).
     """
     total = len(paths) * chunk_bytes
@@ -76,13 +78,15 @@ def map_chunks(paths: Sequence[Path | None], chunk_bytes: int, filler: bytes) ->
     try:
         for index, path in enumerate(paths):
             if path is None:
-                missing_fd = missing_fd if missing_fd >= 0 else _anonymous_file(filler)
+                missing_fd = missing_fd if missing_fd >= 0 else _anonymous_file(filler())
                 fd = missing_fd
             else:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if path is not None and os.fstat(fd).st_size < chunk_bytes:
-                    raise CorruptStoreError(f"{path} is shorter than its {chunk_bytes} bytes; run `mmkd store verify`")
+                if path is not None and (size := os.fstat(fd).st_size) != chunk_bytes + CRC_BYTES:
+                    raise CorruptStoreError(
+                        f"{path} has {size} bytes, expected {chunk_bytes + CRC_BYTES}; run `mmkd store verify`"
+                    )
                 _mmap(libc, span + index * chunk_bytes, chunk_bytes, mmap.MAP_SHARED | _MAP_FIXED, fd)
             finally:
                 if path is not None:

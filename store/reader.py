@@ -6,24 +6,23 @@ from collections.abc import Callable
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.store.card import TeacherCard
-from mmkd.store.chunk import checked_body
+from mmkd.store.card import TeacherCard, read_card, teacher_folders
+from mmkd.store.chunk import read_body
 from mmkd.store.errors import CorruptStoreError, UserError
-from mmkd.store.layout import PAIR_SOUND, Tower, feature_array, feature_chunk, shard_count, valid_chunk
+from mmkd.store.layout import PAIR_SOUND, Tower, feature_chunk, shard_count, valid_chunk
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.mapping import can_map, map_chunks
-from mmkd.store.record import StoreRecord, read_json, read_record
-from mmkd.store.samples import sample_schema
+from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.samples import sample_parts, sample_schema
 from mmkd.store.summary import StoreSummary, summarise
 from mmkd.store.verify import VerifyReport, verify
-
-FLOAT16_BYTES = 2
 
 
 class FeatureStore:
@@ -39,7 +38,7 @@ class FeatureStore:
         self.record = record
         self.teachers = teachers
         """Slug to card, in alphabetical order: the T axis of `available`."""
-        self._features: dict[tuple[str, Tower], NDArray[np.float16]] = {}
+        self._features: dict[tuple[str, Tower], NDArray[np.floating[Any]]] = {}
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> FeatureStore:
@@ -51,10 +50,10 @@ class FeatureStore:
         root = Path(path)
         record = read_record(root)
         cards = {}
-        for metadata in sorted((root / "teachers").glob("*/zarr.json")):
-            attributes = read_json(metadata).get("attributes", {}).get("mmkd")
-            if attributes is not None:  # a group without a card was not created to the end
-                cards[metadata.parent.name] = TeacherCard.from_attributes(attributes)
+        for slug in teacher_folders(root):
+            card = read_card(root, slug)
+            if card is not None:
+                cards[slug] = card
         return cls(root, record, cards)
 
     def __len__(self) -> int:
@@ -92,12 +91,12 @@ class FeatureStore:
                 f"{self.root} has no teacher {slug!r}; it has {', '.join(self.teachers) or 'none'}"
             ) from None
 
-    def image(self, slug: str) -> NDArray[np.float16]:
-        """Image features of one teacher: float16 (N, D), memory-mapped, read-only, NaN where missing."""
+    def image(self, slug: str) -> NDArray[np.floating[Any]]:
+        """Image features of one teacher: (N, D) in its card's encoding, mapped, read-only, NaN where missing."""
         return self._array(slug, "image")
 
-    def text(self, slug: str) -> NDArray[np.float16]:
-        """Caption features of one teacher: float16 (N, D), memory-mapped, read-only, NaN where missing."""
+    def text(self, slug: str) -> NDArray[np.floating[Any]]:
+        """Caption features of one teacher: (N, D) in its card's encoding, mapped, read-only, NaN where missing."""
         return self._array(slug, "text")
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
@@ -107,12 +106,7 @@ class FeatureStore:
         self.card(slug)
         for shard in range(self.shards):
             if (shard, slug) in self.ledger:
-                path = self.root / valid_chunk(slug, shard)
-                body, crc = checked_body(path.read_bytes(), per_shard, str(path))
-                if crc != self.ledger[shard, slug].valid_crc32c:
-                    raise CorruptStoreError(
-                        f"{path} is not what the ledger vouches for; run `mmkd store verify {self.root}`"
-                    )
+                body = read_body(self.root, valid_chunk(slug, shard), per_shard, self.ledger[shard, slug].valid_crc32c)
                 bits[shard] = np.frombuffer(body, dtype=np.uint8)
         return bits.reshape(-1)[: len(self)]
 
@@ -125,7 +119,9 @@ class FeatureStore:
     @property
     def samples(self) -> pads.Dataset:
         """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts."""
-        return pads.dataset(self.root / "samples", schema=sample_schema(self.record.corpus.labels), format="parquet")
+        return pads.dataset(
+            sample_parts(self.root, self.shards), schema=sample_schema(self.record.corpus.labels), format="parquet"
+        )
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
         """Rows of the sample table in grid order, as an Arrow table.
@@ -139,33 +135,34 @@ class FeatureStore:
                 raise UserError(f"{self.root} has no sample column {column!r}; it has {', '.join(known)}")
         return self.samples.to_table(columns=columns, filter=filter).combine_chunks()
 
-    def verify(self) -> VerifyReport:
-        """Compare every file with the ledger that vouches for it."""
-        return verify(self.root, self.record, self.teachers)
+    def verify(self, deep: bool = False) -> VerifyReport:
+        """Compare every byte with the ledger that vouches for it; `deep` looks at the values too."""
+        return verify(self.root, deep)
 
     def summary(self) -> StoreSummary:
         """Counts, coverage, failures and bytes."""
         return summarise(self.root, self.record, self.teachers, self.ledger)
 
-    def _array(self, slug: str, tower: Tower) -> NDArray[np.float16]:
+    def _array(self, slug: str, tower: Tower) -> NDArray[np.floating[Any]]:
         card = self.card(slug)
         if (slug, tower) not in self._features:
-            chunk_bytes = self.record.rows_per_shard * card.dim * FLOAT16_BYTES
+            chunk_bytes = self.record.rows_per_shard * card.dim * np.dtype(card.encoding).itemsize
             load: Callable[[TeacherCard, Tower, int], NDArray[np.uint8]] = (
                 self._mapped if can_map(chunk_bytes) else self._copied
             )
-            flat = load(card, tower, chunk_bytes).view("<f2")
+            flat = load(card, tower, chunk_bytes).view(np.dtype(card.encoding).newbyteorder("<"))
             self._features[slug, tower] = flat.reshape(-1, card.dim)[: len(self)]
         return self._features[slug, tower]
 
     def _mapped(self, card: TeacherCard, tower: Tower, chunk_bytes: int) -> NDArray[np.uint8]:
+        dtype = np.dtype(card.encoding).newbyteorder("<")
+        chunk_values = chunk_bytes // dtype.itemsize
         paths = [
             self.root / feature_chunk(card.slug, tower, shard) if (shard, card.slug) in self.ledger else None
             for shard in range(self.shards)
         ]
-        filler = np.full(chunk_bytes // FLOAT16_BYTES, np.nan, dtype="<f2").tobytes()
         try:
-            return map_chunks(paths, chunk_bytes, filler)
+            return map_chunks(paths, chunk_bytes, lambda: np.full(chunk_values, np.nan, dtype=dtype).tobytes())
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
@@ -173,15 +170,14 @@ class FeatureStore:
 
     def _copied(self, card: TeacherCard, tower: Tower, chunk_bytes: int) -> NDArray[np.uint8]:
         """The same values read into memory: for widths that do not fill whole pages and systems without mmap."""
-        import zarr  # noqa: PLC0415 - 0.3 s that the mapped path does not need
-
-        array = np.full((self.shards, chunk_bytes // FLOAT16_BYTES), np.nan, dtype="<f2")
-        stored = zarr.open_array(self.root / feature_array(card.slug, tower), mode="r")
-        per_shard = self.record.rows_per_shard
+        dtype = np.dtype(card.encoding).newbyteorder("<")
+        array = np.full((self.shards, chunk_bytes // dtype.itemsize), np.nan, dtype=dtype)
         for shard in range(self.shards):
-            if (shard, card.slug) in self.ledger:
-                values = stored[shard * per_shard : (shard + 1) * per_shard]
-                array[shard, : values.size] = np.asarray(values).reshape(-1)
+            entry = self.ledger.get((shard, card.slug))
+            if entry is not None:
+                name = feature_chunk(card.slug, tower, shard)
+                crc = entry.image_crc32c if tower == "image" else entry.text_crc32c
+                array[shard] = np.frombuffer(read_body(self.root, name, chunk_bytes, crc), dtype=dtype)
         flat = array.reshape(-1).view(np.uint8)
         flat.flags.writeable = False
         return flat

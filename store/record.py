@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmkd.store.errors import CorruptStoreError, FormatVersionError, NotAStoreError
-from mmkd.store.layout import FORMAT_VERSION
+from mmkd.store.hierarchy import read_json, sealed_content
+from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
+
+FIXED_NAMES = frozenset(
+    "row key caption modality uri offset length status reason width height image_sha256".split()  # noqa: SIM905
+)
+"""Columns that every sample table has; labels come beside them. `store.samples` gives their types."""
 
 
 class CorpusRecord(BaseModel):
@@ -29,6 +33,13 @@ class CorpusRecord(BaseModel):
     digest: str
     """SHA-256 over names, sizes and change times of the corpus' index files: notices a changed corpus."""
 
+    @model_validator(mode="after")
+    def _labels_are_columns(self) -> CorpusRecord:
+        taken = FIXED_NAMES & set(self.labels)
+        if taken or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels {self.labels} are not distinct names beside {sorted(FIXED_NAMES)}")
+        return self
+
 
 class StoreRecord(BaseModel):
     """`attributes["mmkd"]` of the root group."""
@@ -44,20 +55,17 @@ class StoreRecord(BaseModel):
     """UTC, ISO 8601."""
     versions: dict[str, str]
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        CorruptStoreError: it is not one.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CorruptStoreError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CorruptStoreError(f"{path} holds {type(content).__name__}, expected a JSON object")
-    return content
+    @model_validator(mode="after")
+    def _grid_is_possible(self) -> StoreRecord:
+        per_shard = self.rows_per_shard
+        if per_shard & (per_shard - 1) or not MIN_ROWS_PER_SHARD <= per_shard <= MAX_ROWS_PER_SHARD:
+            raise ValueError(
+                f"rows_per_shard is {per_shard}, expected a power of two "
+                f"from {MIN_ROWS_PER_SHARD} to {MAX_ROWS_PER_SHARD}"
+            )
+        if shard_count(self.rows, per_shard) > MAX_SHARDS:
+            raise ValueError(f"{self.rows} rows are more than {MAX_SHARDS} shards of {per_shard}")
+        return self
 
 
 def read_record(root: Path) -> StoreRecord:
@@ -72,16 +80,20 @@ def read_record(root: Path) -> StoreRecord:
     if not path.is_file():
         what = "does not exist" if not root.exists() else "holds no zarr.json"
         raise NotAStoreError(f"{root} is not an mmkd store: it {what}; `mmkd extract CORPUS {root}` makes one")
-    attributes = read_json(path).get("attributes", {}).get("mmkd")
-    if not isinstance(attributes, dict):
+    document = read_json(path)
+    attributes = document.get("attributes")
+    content = attributes.get("mmkd") if isinstance(attributes, dict) else None
+    if not isinstance(content, dict):
         raise NotAStoreError(f"{root} is a Zarr hierarchy, but its attributes hold no 'mmkd': it was not made by mmkd")
-    version = attributes.get("format")
+    # The version before everything else: a newer format may seal its record in another way.
+    version = content.get("format")
     if version != FORMAT_VERSION:
         raise FormatVersionError(
             f"{root} is of format {version!r}, this mmkd reads format {FORMAT_VERSION}; install a newer mmkd"
         )
     try:
-        return StoreRecord.model_validate(attributes)
+        return StoreRecord.model_validate(sealed_content(path, document))
     except ValidationError as error:
         first = error.errors()[0]
-        raise CorruptStoreError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        place = ".".join(map(str, first["loc"])) or "record"
+        raise CorruptStoreError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -48,7 +48,7 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
 def write_part(root: Path, shard: int, table: pa.Table) -> str:
     """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     data = buffer.getvalue()
     write_atomically(root / sample_part(shard), data)
     return hashlib.sha256(data).hexdigest()
@@ -63,10 +63,15 @@ def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
     path = root / sample_part(shard)
     try:
         data = path.read_bytes()
-        table = pq.read_table(io.BytesIO(data))
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
         raise CorruptStoreError(f"sample part {path} cannot be read: {error}") from error
     return table, hashlib.sha256(data).hexdigest()
+
+
+def sample_parts(root: Path, shards: int) -> list[str]:
+    """Paths of the parts, named one by one: a stray file in the folder is not a part of the table."""
+    return [str(root / sample_part(shard)) for shard in range(shards)]
 
 
 def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:

@@ -13,6 +13,7 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.layout import shard_count
 from mmkd.store.ledger import LedgerEntry
 from mmkd.store.record import StoreRecord
+from mmkd.store.samples import sample_parts, sample_schema
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ def summarise(
     ledger: Mapping[tuple[int, str], LedgerEntry],
 ) -> StoreSummary:
     """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table."""
-    table = pads.dataset(root / "samples", format="parquet").to_table(columns=["status", "reason"])
+    parts = sample_parts(root, shard_count(record.rows, record.rows_per_shard))
+    table = pads.dataset(parts, schema=sample_schema(record.corpus.labels), format="parquet").to_table(
+        columns=["status", "reason"]
+    )
     return StoreSummary(
         root=str(root),
         rows=record.rows,

@@ -1,21 +1,59 @@
-"""Is what lies on disk what the ledger vouches for? Reads every byte; changes nothing."""
+"""Is what lies on disk what the ledger vouches for? Reads every byte that an entry names; changes nothing.
+
+Files are judged one at a time against what the record, the cards and the ledger say of them, so every
+problem names one file, and `repair` knows which entries can no longer be kept.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from mmkd.store.atomic import temporary_files
-from mmkd.store.card import TeacherCard
-from mmkd.store.chunk import checked_body
+from mmkd.store.card import TeacherCard, read_card, teacher_folders
+from mmkd.store.chunk import read_body
 from mmkd.store.errors import CorruptStoreError
-from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, TOWERS, feature_chunk, ledger_entry, sample_part, valid_chunk
+from mmkd.store.hierarchy import array_documents, group_document, read_json
+from mmkd.store.layout import (
+    IMAGE_SOUND,
+    PAIR_SOUND,
+    TEXT_SOUND,
+    TOWERS,
+    feature_chunk,
+    ledger_entry,
+    sample_part,
+    shard_count,
+    teacher_group,
+    valid_chunk,
+)
 from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.samples import read_part, sample_schema
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one file."""
+
+    file: str
+    """Path inside the store."""
+    what: str
+    shard: int | None = None
+    """Shard whose entries cannot be kept; None when no shard is to blame."""
+    teacher: str | None = None
+    """Teacher whose entry (or, without a shard, all of whose entries) cannot be kept; None for all teachers."""
+
+    def __str__(self) -> str:
+        place = f"shard {self.shard}" if self.shard is not None else ""
+        of = f"{' of ' if place else 'teacher '}{self.teacher}" if self.teacher else ""
+        return f"{place}{of}: {self.what}" if place or of else self.what
 
 
 @dataclass(frozen=True)
@@ -24,72 +62,215 @@ class VerifyReport:
 
     entries: int
     """Ledger entries that were checked."""
-    problems: tuple[str, ...]
-    """One line each: the file, what is wrong. Empty for a sound store."""
+    findings: tuple[Problem, ...]
+    """Empty for a sound store."""
     temporary: tuple[str, ...]
     """Left-overs of interrupted writes: harmless."""
+    orphans: tuple[str, ...]
+    """Files that nothing vouches for: interrupted shards and strangers. Readers do not look at them."""
+    deep: bool
+    """Values were looked at too, not only checksums."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line each: where, which file, what is wrong."""
+        return tuple(map(str, self.findings))
 
     @property
     def sound(self) -> bool:
         """True when there is no problem."""
-        return not self.problems
+        return not self.findings
 
 
-def verify(root: Path, record: StoreRecord, teachers: Mapping[str, TeacherCard]) -> VerifyReport:
-    """Check every ledger entry against its files: presence, size, CRC32C, digests, counts, finite values."""
-    problems: list[str] = []
-    entries = 0
-    for path in entry_paths(root):
-        entries += 1
+def verify(root: Path, deep: bool = False) -> VerifyReport:
+    """Check a store: metadata, sample parts, every ledger entry against the bytes it vouches for.
+
+    Args:
+        root: the store.
+        deep: also decode every feature and hold rows marked sound to be finite and not zero, and others to be NaN.
+
+    Raises:
+        NotAStoreError, FormatVersionError, CorruptStoreError: the root's own metadata cannot be trusted, so
+            nothing below it can be judged.
+    """
+    record = read_record(root)
+    findings: list[Problem] = []
+    cards: dict[str, TeacherCard] = {}
+    for slug in teacher_folders(root):
+        findings += _check_teacher(root, record, slug, cards)
+    if cards:
+        findings += _check_document(root, "teachers/zarr.json", group_document())
+    checksums, part_findings = _check_parts(root, record)
+    findings += part_findings
+    entries: list[LedgerEntry] = []
+    paths = list(entry_paths(root))
+    for path in paths:
+        name = str(path.relative_to(root))
         try:
-            entry = read_entry(path)
-            shard = f"shard {entry.shard} of {entry.teacher}"
-            problems += [f"{shard}: {problem}" for problem in check_entry(root, record, teachers, entry)]
+            entries.append(read_entry(path))
         except CorruptStoreError as error:
-            problems.append(str(error))
+            findings.append(Problem(name, str(error)))
+    findings += _blamed_parts(checksums, entries)
+    bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
+    for entry in entries:
+        card = cards.get(entry.teacher)
+        if card is not None:
+            findings += _check_entry(root, record, card, entry, checksums, deep)
+        elif entry.teacher not in bad_teachers:
+            name = ledger_entry(entry.shard, entry.teacher)
+            findings.append(
+                Problem(name, f"{name}: teacher {entry.teacher} has no card in this store", entry.shard, entry.teacher)
+            )
     temporary = tuple(sorted(str(path.relative_to(root)) for path in temporary_files(root)))
-    return VerifyReport(entries, tuple(problems), temporary)
+    orphans = tuple(sorted(_orphans(root, record, entries, {str(path.relative_to(root)) for path in paths})))
+    return VerifyReport(len(paths), tuple(findings), temporary, orphans, deep)
 
 
-def check_entry(
-    root: Path, record: StoreRecord, teachers: Mapping[str, TeacherCard], entry: LedgerEntry
-) -> Iterator[str]:
-    """Yield one line for each thing that is wrong with one shard of one teacher."""
-    name = ledger_entry(entry.shard, entry.teacher)
-    card = teachers.get(entry.teacher)
-    if card is None:
-        yield f"{name}: teacher {entry.teacher} has no card in this store"
+def _check_teacher(root: Path, record: StoreRecord, slug: str, cards: dict[str, TeacherCard]) -> Iterator[Problem]:
+    """Judge a teacher's card and array documents; a sound card goes into `cards`."""
+    try:
+        card = read_card(root, slug)
+    except CorruptStoreError as error:
+        yield Problem(f"{teacher_group(slug)}/zarr.json", str(error), teacher=slug)
+        return
+    if card is not None:
+        cards[slug] = card
+        for name, document in array_documents(record, card):
+            yield from _check_document(root, name, document)
+
+
+def _check_document(root: Path, name: str, expected: dict[str, object]) -> Iterator[Problem]:
+    """Array documents and `teachers/zarr.json` follow from the record and the card; repair writes them again."""
+    try:
+        found = read_json(root / name)
+    except CorruptStoreError as error:
+        yield Problem(name, str(error))
+        return
+    # `attributes` may hold what other tools noted; it has no say in how the bytes are read.
+    if isinstance(found.get("attributes", {}), dict):
+        found["attributes"] = expected["attributes"]
+    found = {"storage_transformers": expected.get("storage_transformers")} | found
+    wrong = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    if wrong:
+        yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({', '.join(wrong)})")
+
+
+def _check_parts(root: Path, record: StoreRecord) -> tuple[dict[int, str], list[Problem]]:
+    """SHA-256 of each readable sample part, and what is wrong with the table."""
+    checksums: dict[int, str] = {}
+    findings: list[Problem] = []
+    keys: list[pa.ChunkedArray] = []
+    rows = record.rows_per_shard
+    schema = sample_schema(record.corpus.labels)
+    for shard in range(shard_count(record.rows, rows)):
+        name = sample_part(shard)
+        try:
+            table, checksums[shard] = read_part(root, shard)
+        except CorruptStoreError as error:
+            findings.append(Problem(name, f"{name}: {error}", shard))
+            continue
+        expected = np.arange(shard * rows, min((shard + 1) * rows, record.rows))
+        if not table.schema.equals(schema):
+            findings.append(Problem(name, f"{name}: its columns are not those of this store", shard))
+        elif not np.array_equal(table["row"].to_numpy(), expected):
+            findings.append(Problem(name, f"{name}: its rows are not {expected[0]} to {expected[-1]}", shard))
+        else:
+            live = pc.invert(pc.is_in(table["status"], pa.array(["absent", "failed"])))
+            keys.append(table["key"].filter(live))
+    counts = pc.value_counts(pa.chunked_array(keys, pa.string())) if keys else None
+    if counts is not None:
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            first = twice[0]["values"].as_py()
+            what = f"samples: {len(twice)} keys name more than one row, the first is {first!r}; index the corpus anew"
+            findings.append(Problem("samples", what))
+    return checksums, findings
+
+
+def _blamed_parts(checksums: dict[int, str], entries: list[LedgerEntry]) -> Iterator[Problem]:
+    """Parts that no entry of their shard knows: the rows were changed, and they leave `checksums`."""
+    vouched: dict[int, set[str]] = {}
+    for entry in entries:
+        vouched.setdefault(entry.shard, set()).add(entry.samples_sha256)
+    for shard in [shard for shard, known in vouched.items() if shard in checksums and checksums[shard] not in known]:
+        del checksums[shard]
+        name = sample_part(shard)
+        yield Problem(name, f"{name}: not the sample rows that the features of this shard were made from", shard)
+
+
+def _check_entry(
+    root: Path, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
+) -> Iterator[Problem]:
+    """Judge one shard of one teacher."""
+    for file, what in _entry_faults(root, record, card, entry, checksums, deep):
+        name = file or ledger_entry(entry.shard, entry.teacher)
+        yield Problem(name, what if what.startswith(name) else f"{name}: {what}", entry.shard, entry.teacher)
+
+
+def _entry_faults(
+    root: Path, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
+) -> Iterator[tuple[str, str]]:
+    """File ('' for the entry itself) and what is wrong with it."""
+    per_shard = record.rows_per_shard
+    if not 0 <= entry.shard < shard_count(record.rows, per_shard):
+        yield "", f"vouches for shard {entry.shard}, the store has {shard_count(record.rows, per_shard)}"
         return
     if card.digest != entry.teacher_digest:
-        yield f"{name}: made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
-    part = root / sample_part(entry.shard)
-    if not part.is_file() or hashlib.sha256(part.read_bytes()).hexdigest() != entry.samples_sha256:
-        yield f"{sample_part(entry.shard)}: not the sample rows that these features were made from"
-    per_shard = record.rows_per_shard
+        yield "", f"made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
+    rows = min(per_shard, record.rows - entry.shard * per_shard)
+    if entry.rows != rows:
+        yield "", f"vouches for {entry.rows} rows, the shard has {rows}"
+    if entry.shard in checksums and checksums[entry.shard] != entry.samples_sha256:
+        yield sample_part(entry.shard), "not the sample rows that these features were made from"
     try:
-        valid = np.frombuffer(
-            _body(root, valid_chunk(entry.teacher, entry.shard), per_shard, entry.valid_crc32c), dtype=np.uint8
-        )
-        for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
-            chunk = feature_chunk(entry.teacher, tower, entry.shard)
-            crc = getattr(entry, f"{tower}_crc32c")
-            values = np.frombuffer(_body(root, chunk, per_shard * card.dim * 2, crc), dtype="<f2").reshape(-1, card.dim)
-            sound = (valid & bit) > 0
-            if int(sound.sum()) != getattr(entry, f"{tower}_rows"):
-                yield f"{chunk}: {int(sound.sum())} sound rows, the ledger says {getattr(entry, f'{tower}_rows')}"
-            norms = np.linalg.norm(values[sound].astype(np.float32), axis=1)
-            bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-            if len(bad):
-                yield f"{chunk}: {len(bad)} rows are marked sound but are zero or not finite"
+        body = read_body(root, valid_chunk(card.slug, entry.shard), per_shard, entry.valid_crc32c)
     except CorruptStoreError as error:
-        yield str(error)
+        yield valid_chunk(card.slug, entry.shard), str(error)
+        return
+    valid = np.frombuffer(body, dtype=np.uint8)
+    if (valid & ~np.uint8(PAIR_SOUND)).any() or valid[rows:].any():
+        yield valid_chunk(card.slug, entry.shard), "marks something else than image and text of this shard's rows"
+    for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
+        file = feature_chunk(card.slug, tower, entry.shard)
+        counted, sound = getattr(entry, f"{tower}_rows"), (valid & bit) > 0
+        if int(sound.sum()) != counted:
+            yield file, f"{int(sound.sum())} sound rows, the ledger says {counted}"
+        try:
+            size = per_shard * card.dim * np.dtype(card.encoding).itemsize
+            body = read_body(root, file, size, getattr(entry, f"{tower}_crc32c"))
+        except CorruptStoreError as error:
+            yield file, str(error)
+            continue
+        if deep:
+            values = np.frombuffer(body, dtype=np.dtype(card.encoding).newbyteorder("<")).reshape(-1, card.dim)
+            yield from ((file, what) for what in value_faults(values, sound))
 
 
-def _body(root: Path, name: str, expected_bytes: int, expected_crc: str) -> bytes:
-    path = root / name
-    if not path.is_file():
-        raise CorruptStoreError(f"{name} is missing although the ledger vouches for it")
-    body, crc = checked_body(path.read_bytes(), expected_bytes, name)
-    if crc != expected_crc:
-        raise CorruptStoreError(f"{name} has CRC32C {crc}, the ledger vouches for {expected_crc}")
-    return body
+def value_faults(values: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> Iterator[str]:
+    """What is wrong with the values of a chunk: float (R, D), and bool (R,) where they are marked sound."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.linalg.norm(values.astype(np.float64), axis=1)
+    bad = int(np.count_nonzero(sound & ~(np.isfinite(norms) & (norms > 0))))
+    if bad:
+        yield f"{bad} rows are marked sound but are zero or not finite"
+    told = int(np.count_nonzero(~sound & ~np.isnan(values).all(axis=1)))
+    if told:
+        yield f"{told} rows are not marked sound but hold values; missing rows hold NaN"
+
+
+def _orphans(root: Path, record: StoreRecord, entries: list[LedgerEntry], named: set[str]) -> Iterator[str]:
+    """Files in our three folders that neither the ledger nor the hierarchy accounts for."""
+    known = {sample_part(shard) for shard in range(shard_count(record.rows, record.rows_per_shard))} | named
+    for entry in entries:
+        known.add(valid_chunk(entry.teacher, entry.shard))
+        known.update(feature_chunk(entry.teacher, tower, entry.shard) for tower in TOWERS)
+    for folder in ("samples", "teachers", "ledger"):
+        for path in (root / folder).rglob("*"):
+            name = path.relative_to(root).as_posix()
+            if (
+                path.is_file()
+                and path.name != "zarr.json"
+                and not path.name.endswith(".mmkd-tmp")
+                and name not in known
+            ):
+                yield name

@@ -11,23 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
 
-from mmkd.store.atomic import disk_errors, write_atomically
-from mmkd.store.card import TeacherCard
+from mmkd.store.atomic import create_atomically, write_atomically
+from mmkd.store.card import TeacherCard, read_card
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.errors import StoreError, TeacherMismatchError
+from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
     IMAGE_SOUND,
     TEXT_SOUND,
     TOWERS,
-    feature_array,
     feature_chunk,
     rows_per_shard,
     shard_count,
@@ -35,22 +34,20 @@ from mmkd.store.layout import (
     valid_chunk,
 )
 from mmkd.store.ledger import LedgerEntry, write_entry
-from mmkd.store.record import CorpusRecord, StoreRecord, read_json
+from mmkd.store.record import CorpusRecord, StoreRecord, read_record
 from mmkd.store.samples import sample_schema, write_part
-
-FEATURE_DTYPE = np.dtype("float16")
 
 
 @dataclass(frozen=True)
 class ShardFeatures:
     """What one teacher said of one shard's rows.
 
-    image, text: float16 (rows, D); rows without a sound feature may hold anything.
+    image, text: (rows, D), any float type, stored in the card's encoding; rows that are not sound may hold anything.
     valid: uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND.
     """
 
-    image: NDArray[np.float16]
-    text: NDArray[np.float16]
+    image: NDArray[np.floating[Any]]
+    text: NDArray[np.floating[Any]]
     valid: NDArray[np.uint8]
 
 
@@ -81,9 +78,20 @@ def create_store(root: Path, corpus: CorpusRecord, index: pa.Table) -> StoreReco
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: importlib.metadata.version(name) for name in ("mmkd", "zarr", "numpy", "pyarrow")},
     )
-    with disk_errors(root):
-        zarr.create_group(root, attributes={"mmkd": record.model_dump(mode="json")})
+    write_document(root / "zarr.json", group_document(record.model_dump(mode="json")))
     return record
+
+
+def move_corpus(root: Path, corpus_root: Path) -> StoreRecord:
+    """Note that the corpus' files lie in another folder now; the rows stay as they are.
+
+    Raises:
+        StoreError: no store at `root`, or it cannot be written.
+    """
+    record = read_record(root)
+    moved = record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": str(corpus_root.resolve())})})
+    write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
+    return moved
 
 
 def add_teacher(root: Path, record: StoreRecord, card: TeacherCard) -> None:
@@ -92,45 +100,23 @@ def add_teacher(root: Path, record: StoreRecord, card: TeacherCard) -> None:
     Raises:
         TeacherMismatchError: other weights, preprocessing or tokenizer lie under this name.
     """
-    metadata = root / teacher_group(card.slug) / "zarr.json"
-    if metadata.is_file():
-        present = TeacherCard.from_attributes(read_json(metadata)["attributes"]["mmkd"])
-        if present.digest != card.digest:
-            raise TeacherMismatchError(
-                f"{root} holds {card.slug} with digest {present.digest} ({present.source}), but {card.source} has "
-                f"digest {card.digest}: weights, preprocessing or tokenizer differ; "
-                "use the old teacher, another name, or a new store"
-            )
-        return
-    with disk_errors(root):
-        _create_arrays(root, record, card)
-
-
-def _create_arrays(root: Path, record: StoreRecord, card: TeacherCard) -> None:
-    group = zarr.open_group(root, mode="r+")
-    for tower in TOWERS:
-        group.create_array(
-            feature_array(card.slug, tower),
-            shape=(record.rows, card.dim),
-            chunks=(record.rows_per_shard, card.dim),
-            dtype=FEATURE_DTYPE,
-            fill_value=np.nan,
-            serializer=BytesCodec(endian="little"),
-            compressors=Crc32cCodec(),
-            overwrite=True,
+    present = read_card(root, card.slug)
+    if present is None:
+        write_document(root / "teachers" / "zarr.json", group_document())
+        for name, document in array_documents(record, card):
+            write_document(root / name, document)
+        # The card last: a teacher without one was not created to the end, and is created again.
+        metadata = root / teacher_group(card.slug) / "zarr.json"
+        create_atomically(metadata, encode_document(group_document(card.model_dump(mode="json"))))
+        # Another process may have been first with another teacher of this name: what lies there now decides.
+        present = read_card(root, card.slug)
+    if present is None or present.digest != card.digest:
+        found = f"digest {present.digest} ({present.source})" if present else "no card"
+        raise TeacherMismatchError(
+            f"{root} holds {card.slug} with {found}, but {card.source} has "
+            f"digest {card.digest}: weights, preprocessing or tokenizer differ; "
+            "use the old teacher, another name, or a new store"
         )
-    group.create_array(
-        f"{teacher_group(card.slug)}/valid",
-        shape=(record.rows,),
-        chunks=(record.rows_per_shard,),
-        dtype="uint8",
-        fill_value=0,
-        serializer=BytesCodec(),
-        compressors=Crc32cCodec(),
-        overwrite=True,
-    )
-    # The card last: a teacher without one was not created to the end, and is created again.
-    group.require_group(teacher_group(card.slug)).attrs["mmkd"] = card.model_dump(mode="json")
 
 
 def write_shard(
@@ -146,7 +132,8 @@ def write_shard(
     rows = len(features.valid)
     crc: dict[str, str] = {}
     for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
-        values: NDArray[np.float16] = getattr(features, tower).astype(FEATURE_DTYPE, copy=True)
+        with np.errstate(over="ignore"):  # rows marked sound hold what fits; the others become NaN below
+            values = getattr(features, tower).astype(card.encoding, copy=True)
         values[(features.valid & bit) == 0] = np.nan
         data, crc[tower] = encode_chunk(pad_rows(values, record.rows_per_shard, np.nan))
         write_atomically(root / feature_chunk(card.slug, tower, shard), data)

@@ -28,6 +28,7 @@ from mmkd.distill.trainer import lr_factor, make_optimiser, train
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.store import FeatureStore
 from mmkd.store.errors import ConfigError, CorruptStoreError, IncompleteStoreError, UserError
+from mmkd.store.writer import move_corpus
 
 
 @pytest.fixture(scope="module")
@@ -283,8 +284,7 @@ def test_an_unfinished_store_is_refused(scene: Path, tmp_path: Path) -> None:
 def test_images_that_are_gone_are_named(scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene, tmp_path / "copy")
     root = tmp_path / "copy"
-    metadata = root / "features" / "zarr.json"
-    metadata.write_text(metadata.read_text().replace(str(scene / "corpus"), str(root / "corpus")))
+    move_corpus(root / "features", root / "corpus")
     shutil.rmtree(root / "corpus" / "images")
     with pytest.raises(UserError, match=r"^image of row \d+, .*: file not found; .*$"):
         train(load_run(write_run(root, "gone", loader_workers=2)), say=lambda _: None)

@@ -1,4 +1,4 @@
-"""`mmkd store ...`: look at a store and check it."""
+"""`mmkd store info` and `mmkd store verify`: look at a store and check it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.cli.store.group import store
+
 if TYPE_CHECKING:
-    from mmkd.store import StoreSummary
-
-
-@click.group()
-def store() -> None:
-    """Look at a store and check it."""
+    from mmkd.store import StoreSummary, VerifyReport
 
 
 @store.command()
@@ -31,23 +28,36 @@ def info(path: str, as_json: bool) -> None:
 
 @store.command()
 @click.argument("path", metavar="STORE")
+@click.option("--deep", is_flag=True, help="Decode every feature too: finite, not zero, NaN where missing.")
+@click.option("--repair", "mend", is_flag=True, help="Drop what is unsound, so that the next extract does it again.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def verify(path: str, as_json: bool) -> None:
-    """Compare every file with the ledger; exit status 1 when something is wrong."""
-    from mmkd.store import FeatureStore
+def verify(path: str, deep: bool, mend: bool, as_json: bool) -> None:
+    """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired."""
+    from pathlib import Path
 
-    report = FeatureStore.open(path).verify()
+    from mmkd.store.repair import repair
+    from mmkd.store.verify import verify as check
+
+    root = Path(path)
+    report = check(root, deep)
+    done = repair(root, report) if mend else ()
+    after = check(root, deep) if done else report
     if as_json:
-        click.echo(json.dumps(asdict(report) | {"sound": report.sound}, indent=1))
+        content = asdict(report) | {"problems": report.problems, "repaired": done, "sound": after.sound}
+        click.echo(json.dumps(content, indent=1))
     else:
-        for problem in report.problems:
-            click.echo(problem)
-        verdict = "sound" if report.sound else f"{len(report.problems)} problems"
-        click.echo(
-            f"{verdict}: {report.entries} ledger entries checked, {len(report.temporary)} temporary files left over"
-        )
-    if not report.sound:
+        for line in (*report.problems, *done):
+            click.echo(line)
+        click.echo(_verdict(after))
+    if not after.sound:
         sys.exit(1)
+
+
+def _verdict(report: VerifyReport) -> str:
+    depth = "bytes and values" if report.deep else "bytes"
+    verdict = "sound" if report.sound else f"{len(report.problems)} problems; `--repair` drops what is unsound"
+    left = f"{len(report.temporary)} temporary files and {len(report.orphans)} files without an entry left over"
+    return f"{verdict}: {depth} of {report.entries} ledger entries checked, {left}"
 
 
 def _screen(summary: StoreSummary) -> str:

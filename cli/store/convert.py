@@ -1,0 +1,100 @@
+"""`mmkd store import` and `mmkd store export`: other layouts in and out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from mmkd.cli.store.group import store
+from mmkd.store.errors import CorpusError, StoreError
+
+if TYPE_CHECKING:
+    from mmkd.store.card import Encoding
+    from mmkd.store.convert.importing import FeatureSource
+
+LAYOUTS = ("npy", "parquet", "safetensors", "original")
+
+
+@store.command("import")
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.option(
+    "--features",
+    type=click.Choice(["clips_output", "clips_project_output"]),
+    default="clips_output",
+    show_default=True,
+    help="Which file of the original release: as the teachers gave them, or mapped to 512 values.",
+)
+@click.option(
+    "--encoding",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="float32 keeps float32 features exactly, float16 rounds to the nearest and takes half the room.",
+)
+@click.option("--name", default="clip-retrieval", show_default=True, help="Teacher name for a clip-retrieval folder.")
+@click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
+def import_(original: Path, path: Path, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
+    """Bring features of the original MMKD-CLIP release, or of clip-retrieval, into a store. Run again to go on."""
+    from mmkd.store.convert.importing import import_features
+
+    with tqdm(unit="shard", disable=True if as_json else None) as bar:
+
+        def progress(done: int, every: int) -> None:
+            bar.total = every
+            bar.update(done - bar.n)
+
+        report = import_features(_source(original, features, name), path, encoding, progress)
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=1))
+    else:
+        click.echo(f"{report.rows:,} rows in {path}; {report.shards} shards written, {report.failed:,} rows failed")
+
+
+def _source(original: Path, features: str, name: str) -> FeatureSource:
+    if (original / "meta.jsonl").is_file():
+        from mmkd.store.convert.original import OriginalRelease
+
+        return OriginalRelease(original, features)
+    if (original / "metadata").is_dir():
+        from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
+
+        return ClipRetrievalFolder(original, name)
+    raise CorpusError(
+        f"{original} holds neither meta.jsonl (the original release) nor metadata/ (clip-retrieval); name such a folder"
+    )
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="npy + Parquet is embedding-reader's.")
+def export(path: Path, out: Path, layout: str) -> None:
+    """Write a store's features in another layout, into a new folder."""
+    from mmkd.store import FeatureStore
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StoreError(f"{out} is there already; name a new folder for the export")
+    source = FeatureStore.open(path)
+    if layout == "npy":
+        from mmkd.store.convert.clip_retrieval import export_npy
+
+        what = f"{export_npy(source, out)} parts"
+    elif layout == "parquet":
+        from mmkd.store.convert.parquet import export_parquet
+
+        what = f"{export_parquet(source, out)} files"
+    elif layout == "safetensors":
+        from mmkd.store.convert.safetensors_file import export_safetensors
+
+        what = f"{export_safetensors(source, out)} files"
+    else:
+        from mmkd.store.convert.original import export_original
+
+        what = f"{export_original(source, out):,} samples"
+    click.echo(f"{what} written to {out}")

@@ -1,0 +1,10 @@
+"""The group `mmkd store`; its commands stand in the modules beside this one."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def store() -> None:
+    """Look at a store, check it, bring features in and out."""

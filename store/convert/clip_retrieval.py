@@ -1,0 +1,147 @@
+"""clip-retrieval's folders: `img_emb/img_emb_0.npy`, `text_emb/text_emb_0.npy`, `metadata/metadata_0.parquet`.
+
+Rows of equal position in files of equal number belong together; embedding-reader reads the same layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.card import Encoding, TeacherCard
+from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.errors import CorpusError
+from mmkd.store.layout import check_slug
+from mmkd.store.reader import FeatureStore
+from mmkd.store.samples import FIXED_COLUMNS
+from mmkd.store.writer import iter_shards
+
+KIND = "clip-retrieval"
+PREFIXES = {"image": "img_emb", "text": "text_emb"}
+
+
+class ClipRetrievalFolder:
+    """A folder with `metadata/` and at least one of `img_emb/` and `text_emb/`: one model's features."""
+
+    kind = KIND
+
+    def __init__(self, root: Path, slug: str) -> None:
+        self.root = root
+        self.slug = check_slug(slug)
+
+    @cached_property
+    def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:
+        parts = []
+        for path in (self.root / "metadata").glob("metadata_*.parquet"):
+            number = re.fullmatch(r"metadata_(\d+)", path.stem)
+            if number is not None:
+                try:
+                    parts.append((int(number[1]), path, pq.read_metadata(path)))
+                except (OSError, pa.ArrowException) as error:
+                    raise CorpusError(f"{path} cannot be read: {error}") from error
+        if not parts:
+            raise CorpusError(f"{self.root} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
+        return sorted(parts, key=lambda part: part[0])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """String columns of the first part that have no place among the fixed ones."""
+        schema = self._parts[0][2].schema.to_arrow_schema()
+        taken = {*FIXED_COLUMNS.names, "image_path"}
+        return tuple(field.name for field in schema if field.name not in taken and pa.types.is_string(field.type))
+
+    def digest(self) -> str:
+        """SHA-256 over names and bytes of the metadata parts."""
+        content = hashlib.sha256()
+        for _, path, _ in self._parts:
+            content.update(path.name.encode() + path.read_bytes())
+        return content.hexdigest()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each metadata row; the key is the column `key`, else `<part>/<position>`."""
+        for number, path, _ in self._parts:
+            for position, row in enumerate(pq.read_table(path).to_pylist()):
+                key = row.get("key")
+                content = {"key": str(key) if key is not None else f"{number}/{position}"}
+                content |= {"caption": row.get("caption"), "uri": row.get("uri") or row.get("image_path")}
+                content |= {name: row.get(name) for name in ("modality", "offset", "length")}
+                yield content | {label: row.get(label) for label in self.labels}
+
+    def cards(self, encoding: Encoding) -> list[TeacherCard]:
+        """The one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
+        dims = {array.shape[1] for tower in PREFIXES if (array := self._array(self._parts[0][0], tower)) is not None}
+        if len(dims) != 1:
+            raise CorpusError(f"{self.root}: image and text features are {sorted(dims)} wide, expected one width")
+        return [imported_card(self.slug, f"{KIND}:{self.slug}", dims.pop(), encoding)]
+
+    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+        """Gather a range of rows, which may span several files."""
+        (card,) = cards
+        numbers = rows["row"].to_pylist()
+        first, end = numbers[0], numbers[-1] + 1
+        out: Features = {
+            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=card.encoding) for tower in PREFIXES
+        }
+        start = 0
+        for number, path, metadata in self._parts:
+            stop = start + metadata.num_rows
+            low, high = max(first, start), min(end, stop)
+            for tower in PREFIXES if low < high else ():
+                array = self._array(number, tower)
+                if array is not None:
+                    if array.shape != (metadata.num_rows, card.dim):
+                        raise CorpusError(
+                            f"{PREFIXES[tower]}_{path.stem[9:]}.npy is {array.shape}, "
+                            f"expected {(metadata.num_rows, card.dim)}"
+                        )
+                    with np.errstate(over="ignore"):
+                        out[self.slug, tower][low - first : high - first] = array[low - start : high - start]
+            start = stop
+        return out, [None] * len(rows)
+
+    def _array(self, number: int, tower: str) -> NDArray[np.floating[Any]] | None:
+        prefix = PREFIXES[tower]
+        for path in (self.root / prefix).glob(f"{prefix}_*.npy"):
+            if re.fullmatch(rf"{prefix}_0*{number}", path.stem):
+                try:
+                    array = np.load(path, mmap_mode="r", allow_pickle=False)
+                except (OSError, ValueError, EOFError) as error:
+                    raise CorpusError(f"{path} cannot be read: {error}") from error
+                if array.ndim != 2 or array.dtype.kind != "f":
+                    raise CorpusError(f"{path} holds {array.dtype} {array.shape}, expected float rows")
+                floats: NDArray[np.floating[Any]] = array
+                return floats
+        return None
+
+
+def export_npy(store: FeatureStore, out: Path) -> int:
+    """Write `OUT/<slug>/` for each teacher in this layout, one part for each shard; returns the parts written.
+
+    Every row is there, so positions agree between teachers; a missing feature is NaN.
+    """
+    width = len(str(store.shards))
+    parts = 0
+    for slug in store.teachers:
+        for shard, span in enumerate(iter_shards(store.record)):
+            suffix = f"{shard:0{width}d}"
+            for tower, prefix in PREFIXES.items():
+                buffer = io.BytesIO()
+                np.save(buffer, getattr(store, tower)(slug)[span.start : span.stop])
+                write_atomically(out / slug / prefix / f"{prefix}_{suffix}.npy", buffer.getbuffer())
+            rows = store.sample_table().slice(span.start, len(span))
+            buffer = io.BytesIO()
+            pq.write_table(rows.append_column("image_path", rows["uri"]), buffer)
+            write_atomically(out / slug / "metadata" / f"metadata_{suffix}.parquet", buffer.getbuffer())
+            parts += 1
+    return parts

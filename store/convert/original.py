@@ -1,0 +1,183 @@
+"""The layout of the original MMKD-CLIP release: `meta.jsonl` and one `.pt` of all teachers for each sample.
+
+`features/<folderid>/<id>/clips_output.pt` holds features as the teachers gave them,
+`clips_project_output.pt` the same mapped to 512 values; keys are `<Teacher>_img` and `<Teacher>_txt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.card import Encoding, TeacherCard
+from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
+from mmkd.store.errors import CorpusError
+from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, check_slug
+from mmkd.store.reader import FeatureStore
+
+KIND = "mmkd-release"
+FILES = ("clips_output", "clips_project_output")
+SUFFIXES = {"image": "img", "text": "txt"}
+_LABELS = ("folderid", "metapath", "available_clips")
+_TRIES = 100
+"""Samples looked at for a teacher's width before it is given up: files may be missing."""
+
+
+class OriginalRelease:
+    """A folder with `meta.jsonl` and `features/`."""
+
+    kind = KIND
+    labels = _LABELS
+
+    def __init__(self, root: Path, file: str = FILES[0]) -> None:
+        self.root = root
+        self.file = file
+        self._names: dict[str, str] = {}
+
+    def digest(self) -> str:
+        """SHA-256 of `meta.jsonl` and the name of the feature file."""
+        with (self.root / "meta.jsonl").open("rb") as lines:
+            content = hashlib.file_digest(lines, "sha256")
+        content.update(self.file.encode())
+        return content.hexdigest()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each line of `meta.jsonl`; the key is `<folderid>/<id>`."""
+        for row in self._lines():
+            yield {
+                "key": f"{row['folderid']}/{row['id']}",
+                "caption": row.get("txt"),
+                "uri": row.get("imgpath"),
+                "folderid": row["folderid"],
+                "metapath": row.get("metapath"),
+                "available_clips": ",".join(row["available_clips"]),
+            }
+
+    def cards(self, encoding: Encoding) -> list[TeacherCard]:
+        """One card for each name in any `available_clips`; the width is that of the first file that has it.
+
+        Raises:
+            CorpusError: none of the first hundred files that should hold a teacher does.
+        """
+        dims: dict[str, int] = {}
+        tries: dict[str, int] = {}
+        for row in self._lines():
+            unknown = [name for name in row["available_clips"] if name not in dims and tries.get(name, 0) < _TRIES]
+            if not unknown:
+                continue
+            tensors, _ = self._tensors(f"{row['folderid']}/{row['id']}")
+            for name in unknown:
+                tries[name] = tries.get(name, 0) + 1
+                if f"{name}_img" in tensors:
+                    dims[name] = tensors[f"{name}_img"].size
+        if lost := sorted(set(tries) - set(dims)):
+            raise CorpusError(
+                f"no {self.file}.pt below {self.root} holds {', '.join(lost)}; bring the files and try again"
+            )
+        self._names = {check_slug(name.lower()): name for name in sorted(dims)}
+        if len(self._names) < len(dims):
+            raise CorpusError(f"teachers {sorted(dims)} of {self.root} differ only by upper and lower case")
+        source = f"{KIND}:{self.file}.pt:"
+        return [imported_card(slug, source + name, dims[name], encoding) for slug, name in self._names.items()]
+
+    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+        """Read each row's file once for all teachers; what a file lacks stays NaN."""
+        cards = list(cards)
+        out: Features = {
+            (card.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=np.float32)
+            for card in cards
+            for tower in SUFFIXES
+        }
+        reasons: list[str | None] = []
+        for index, key in enumerate(rows["key"].to_pylist()):
+            tensors, reason = self._tensors(key)
+            for card in cards:
+                for tower, suffix in SUFFIXES.items():
+                    values = tensors.get(f"{self._names[card.slug]}_{suffix}")
+                    if values is not None and values.size == card.dim:
+                        out[card.slug, tower][index] = values.reshape(-1)
+                    elif values is not None:
+                        reason = f"features: {card.slug} has {values.size} values, expected {card.dim}"
+            reasons.append(reason)
+        return out, reasons
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        path = self.root / "meta.jsonl"
+        number = 0
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    number += 1
+                    row = json.loads(line)
+                    names = row["available_clips"]
+                    if not all(isinstance(part, str) for part in (row["folderid"], row["id"], *names)):
+                        raise ValueError("folderid, id and available_clips must be strings")
+                    if any(part in ("", ".", "..") or "/" in part for part in (row["folderid"], row["id"])):
+                        raise ValueError(f"{row['folderid']!r}/{row['id']!r} does not name a folder below features/")
+                    yield row
+        except OSError as error:
+            raise CorpusError(f"cannot read {path}: {error.strerror}; name a folder of the release") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"{path}, line {number}: not a row of the release: {error}") from error
+
+    def _tensors(self, key: str) -> tuple[dict[str, Any], str | None]:
+        path = self.root / "features" / key / f"{self.file}.pt"
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                return {}, f"features: larger than {MAX_FILE_BYTES >> 20} MB"
+            return read_tensors(path.read_bytes()), None
+        except FileNotFoundError:
+            return {}, "features: file not found"
+        except OSError as error:
+            return {}, f"features: {error.strerror}"
+        except CorpusError as error:
+            return {}, f"features: {error}"
+
+
+def export_original(store: FeatureStore, out: Path, file: str = FILES[0]) -> int:
+    """Write a store in the release's layout; returns the samples written.
+
+    Rows without any feature are left out, as the release's reader needs a file for each line. Features become float32.
+    """
+    names = {slug: _release_name(card) for slug, card in store.teachers.items()}
+    valid = {slug: store.valid(slug) for slug in names}
+    lines = []
+    table = store.sample_table()
+    for row in table.to_pylist():
+        tensors, complete = {}, []
+        for slug, name in names.items():
+            bits = valid[slug][row["row"]]
+            for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):
+                if bits & bit:
+                    values = getattr(store, tower)(slug)[row["row"]]
+                    tensors[f"{name}_{SUFFIXES[tower]}"] = values.astype(np.float32)
+            if bits == IMAGE_SOUND | TEXT_SOUND:
+                complete.append(name)
+        if not tensors:
+            continue
+        folder, _, name = row["key"].rpartition("/")
+        folder, name = _folder_name(folder or "mmkd"), _folder_name(name)
+        write_atomically(out / "features" / folder / name / f"{file}.pt", write_tensors(tensors, file))
+        line = {"folderid": folder, "id": name, "imgpath": row["uri"], "metapath": row.get("metapath")}
+        lines.append(json.dumps(line | {"txt": row["caption"], "available_clips": complete}, ensure_ascii=False))
+    write_atomically(out / "meta.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    return len(lines)
+
+
+def _release_name(card: TeacherCard) -> str:
+    return card.source.rpartition(":")[2] if card.source.startswith(f"{KIND}:") else card.slug
+
+
+def _folder_name(part: str) -> str:
+    name = part.replace("/", "_")
+    if not name.strip("."):
+        raise CorpusError(f"key {part!r} cannot name a folder of the release's layout; give the samples other keys")
+    return name

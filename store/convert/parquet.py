@@ -1,0 +1,42 @@
+"""Sample rows and features in one Parquet table, as Hugging Face `datasets` reads it: `data/train-*.parquet`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
+from mmkd.store.reader import FeatureStore
+from mmkd.store.samples import read_part
+from mmkd.store.writer import iter_shards
+
+
+def export_parquet(store: FeatureStore, out: Path) -> int:
+    """Write one file for each shard; returns how many.
+
+    Columns: those of the sample table, then `<slug>_image` and `<slug>_text` as fixed-size lists; null where missing.
+    """
+    valid = {slug: store.valid(slug) for slug in store.teachers}
+    for shard, span in enumerate(iter_shards(store.record)):
+        table, _ = read_part(store.root, shard)
+        rows = slice(span.start, span.stop)
+        for slug in store.teachers:
+            for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):
+                column = _vectors(getattr(store, tower)(slug)[rows], (valid[slug][rows] & bit) > 0)
+                table = table.append_column(f"{slug}_{tower}", column)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomically(out / "data" / f"train-{shard:05d}-of-{store.shards:05d}.parquet", buffer.getbuffer())
+    return store.shards
+
+
+def _vectors(values: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(~sound))

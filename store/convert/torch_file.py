@@ -1,0 +1,166 @@
+"""PyTorch's `.pt` zip files of named tensors, read and written without PyTorch and without trusting them.
+
+A `.pt` file is a zip of `data.pkl`, a pickle that describes tensors, and `data/0`, `data/1`, ..., their raw
+bytes. The pickle may name a handful of constructors; anything else is refused before it is called.
+Layout: PyTorch, torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.store.errors import CorpusError
+
+MAX_FILE_BYTES = 1 << 26
+"""64 MiB: a sample's features have some 30 KB."""
+
+MAX_PICKLE_BYTES = 1 << 20
+
+# Storage classes by their pickled name. bfloat16 has no NumPy type and occurs in no release.
+_STORAGES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+}
+_PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
+    """Read a file that holds a dict of float tensors.
+
+    Returns:
+        Arrays by name, of the shapes and float types in the file.
+
+    Raises:
+        CorpusError: not such a file, damaged, or a pickle that asks for anything but tensors. One line.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            if sum(info.file_size for info in members.values()) > MAX_FILE_BYTES:
+                raise CorpusError(f"unpacks to more than {MAX_FILE_BYTES >> 20} MB")
+            if "data.pkl" not in members or members["data.pkl"].file_size > MAX_PICKLE_BYTES:
+                raise CorpusError("holds no data.pkl of a PyTorch file")
+            if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                raise CorpusError("is of a big-endian machine")
+            stored = {
+                name.removeprefix("data/"): archive.read(info)
+                for name, info in members.items()
+                if name.startswith("data/")
+            }
+            content = _TensorUnpickler(archive.read(members["data.pkl"]), stored).load()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, struct.error) as error:
+        raise CorpusError(f"is not a PyTorch zip file: {error}") from error
+    except _PICKLE_ERRORS as error:
+        raise CorpusError(f"cannot be read as tensors: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
+    ):
+        raise CorpusError("holds something else than a dict of tensors")
+    return dict(content)
+
+
+class _Rebuild:
+    """Stands for `torch._utils._rebuild_tensor_v2`; without attributes, so a pickle cannot change it."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: object, offset: int, size: Any, stride: Any, *_: object) -> NDArray[np.floating[Any]]:
+        if not isinstance(storage, np.ndarray) or len(size) != len(stride):
+            raise pickle.UnpicklingError("a tensor without a storage")
+        if min((offset, *size, *stride), default=0) < 0:
+            raise pickle.UnpicklingError("a tensor with a negative size")
+        last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+        if 0 not in size and last >= len(storage):
+            raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
+        if int(np.prod(size, dtype=np.float64)) > len(storage):
+            raise pickle.UnpicklingError("a tensor larger than its storage")
+        bytes_per_value = storage.itemsize
+        view = np.lib.stride_tricks.as_strided(
+            storage[offset:], tuple(size), tuple(step * bytes_per_value for step in stride), writeable=False
+        )
+        return view.copy()
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Knows tensors of floats and nothing else."""
+
+    def __init__(self, data: bytes, stored: Mapping[str, bytes]) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self._stored = stored
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Admit the constructors that a dict of tensors needs."""
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _Rebuild()
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        raise pickle.UnpicklingError(f"asks for {module}.{name}, which is not a tensor")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Give a storage: ("storage", type, key, device, values)."""
+        kind, dtype, key, _, values = pid
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            raise pickle.UnpicklingError(f"refers to {kind!r}, expected a storage")
+        body = self._stored[key]
+        if len(body) != values * dtype.itemsize:
+            raise pickle.UnpicklingError(f"storage {key} has {len(body)} bytes, expected {values * dtype.itemsize}")
+        return np.frombuffer(body, dtype=dtype)
+
+
+def write_tensors(tensors: Mapping[str, NDArray[np.float32]], name: str) -> bytes:
+    """The bytes of a `.pt` file that `torch.load(..., weights_only=True)` reads as a dict of 1-D float32 tensors.
+
+    Args:
+        tensors: vectors by name.
+        name: first folder inside the zip; PyTorch uses the file's stem.
+    """
+    code = [b"\x80\x02}("]
+    for index, (key, values) in enumerate(tensors.items()):
+        storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(index)) + _text("cpu")
+        storage += _integer(len(values)) + b"tQ"
+        shape = _integer(0) + _integer(len(values)) + b"\x85" + _integer(1) + b"\x85"
+        hooks = b"\x89ccollections\nOrderedDict\n)R"
+        code.append(_text(key) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + shape + hooks + b"tR")
+    code.append(b"u.")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        members = {"data.pkl": b"".join(code), "byteorder": b"little"}
+        members |= {f"data/{i}": np.asarray(v, dtype="<f4").tobytes() for i, v in enumerate(tensors.values())}
+        for member, data in (members | {"version": b"3\n"}).items():
+            # A fixed time: equal features give equal bytes.
+            archive.writestr(zipfile.ZipInfo(f"{name}/{member}", (1980, 1, 1, 0, 0, 0)), data)
+    return buffer.getvalue()
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _integer(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)

@@ -1,0 +1,135 @@
+"""The metadata documents of a store: Zarr v3 `zarr.json` files, written whole, sealed, and read with suspicion.
+
+Array documents are a function of the record and the card, so they can be checked member by member and
+written again. What only the store knows (the record, the cards) lies in `attributes.mmkd` with a seal:
+the SHA-256 of its own canonical JSON. A changed byte that still parses breaks the seal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import CorruptStoreError
+from mmkd.store.layout import TOWERS, feature_array, valid_array
+
+if TYPE_CHECKING:
+    from mmkd.store.card import TeacherCard
+    from mmkd.store.record import StoreRecord
+
+MAX_DOCUMENT_BYTES = 1 << 24
+"""A metadata file larger than 16 MiB is refused unread: ours are a few kilobytes."""
+
+SEAL = "sha256"
+"""Member of `attributes.mmkd` that holds the seal."""
+
+
+def seal_of(content: dict[str, Any]) -> str:
+    """SHA-256 in hex over the canonical JSON of `content` without its seal: members sorted, no spaces, ASCII."""
+    bare = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def group_document(content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A Zarr group; `content` becomes `attributes.mmkd`, sealed."""
+    attributes = {} if content is None else {"mmkd": content | {SEAL: seal_of(content)}}
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+
+
+def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: str) -> dict[str, Any]:
+    """A Zarr array of uncompressed little-endian chunks with CRC32C; missing floats are NaN, missing bits 0."""
+    serializer: dict[str, Any] = {"name": "bytes"}
+    if data_type != "uint8":
+        serializer["configuration"] = {"endian": "little"}
+    return {
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0 if data_type == "uint8" else "NaN",
+        "codecs": [serializer, {"name": "crc32c"}],
+        "attributes": {},
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+
+
+def array_documents(record: StoreRecord, card: TeacherCard) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path inside the store and document of each array of one teacher."""
+    rows, per_shard = record.rows, record.rows_per_shard
+    for tower in TOWERS:
+        document = array_document((rows, card.dim), (per_shard, card.dim), card.encoding)
+        yield f"{feature_array(card.slug, tower)}/zarr.json", document
+    yield f"{valid_array(card.slug)}/zarr.json", array_document((rows,), (per_shard,), "uint8")
+
+
+def encode_document(document: dict[str, Any]) -> bytes:
+    """The bytes of a `zarr.json`: two spaces of indent, as zarr-python writes it."""
+    return json.dumps(document, indent=2).encode()
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Put a document in place in one step."""
+    write_atomically(path, encode_document(document))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        CorruptStoreError: it cannot be read, is not a JSON object, or names a member twice.
+    """
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise CorruptStoreError(
+                f"{path} has {path.stat().st_size} bytes, metadata has {MAX_DOCUMENT_BYTES} at most"
+            )
+        content = json.loads(path.read_bytes(), object_pairs_hook=_no_member_twice)
+    except OSError as error:
+        raise CorruptStoreError(f"{path} cannot be read: {error.strerror}; put it back from a copy") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CorruptStoreError(f"{path} holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def sealed_content(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The `attributes.mmkd` of a group's document, without its seal, when the document is whole.
+
+    Raises:
+        CorruptStoreError: not a Zarr v3 group, no `mmkd` in it, or the seal is broken.
+    """
+    attributes = document.get("attributes")
+    content = attributes.get("mmkd") if isinstance(attributes, dict) else None
+    if not isinstance(content, dict):
+        raise CorruptStoreError(f"{path} holds no attributes 'mmkd'; put the file back from a copy")
+    if content.get(SEAL) != seal_of(content):
+        raise CorruptStoreError(
+            f"{path} was changed after it was written: its attributes have SHA-256 {seal_of(content)[:16]}..., "
+            f"{str(content.get(SEAL))[:16]}... was written with them; put the file back from a copy"
+        )
+    fault = group_fault(document)
+    if fault:
+        raise CorruptStoreError(f"{path}: {fault}")
+    return {name: value for name, value in content.items() if name != SEAL}
+
+
+def group_fault(document: dict[str, Any]) -> str | None:
+    """What keeps a document from being a Zarr v3 group, or None. Attributes beside ours are anyone's."""
+    rest = {name: value for name, value in document.items() if name not in ("attributes", "consolidated_metadata")}
+    if rest != {"zarr_format": 3, "node_type": "group"} or not isinstance(document.get("attributes", {}), dict):
+        return f"not the metadata of a Zarr v3 group: {json.dumps(rest)[:120]}"
+    return None
+
+
+def _no_member_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a member is named twice")
+    return content

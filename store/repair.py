@@ -1,0 +1,85 @@
+"""Drop what verify found unsound, and nothing else: the next extraction does exactly that again.
+
+Nothing is guessed. An entry that cannot be kept is deleted (its shard then counts as not done), a sample
+part that cannot be trusted is deleted (the next extraction lists it again from the corpus), and metadata
+that follows from the record and the card is written again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmkd.store.atomic import disk_errors, temporary_files
+from mmkd.store.card import read_card, teacher_folders
+from mmkd.store.errors import CorruptStoreError
+from mmkd.store.hierarchy import array_documents, group_document, write_document
+from mmkd.store.layout import ledger_entry, sample_part, teacher_group
+from mmkd.store.ledger import entry_paths
+from mmkd.store.record import read_record
+from mmkd.store.verify import Problem, VerifyReport
+
+TEMPORARY_SECONDS = 3600
+"""A temporary file is removed when it is older: a younger one may be a writer at work."""
+
+
+def repair(root: Path, report: VerifyReport) -> tuple[str, ...]:
+    """Mend a store as far as it can be mended without its corpus and teachers.
+
+    Args:
+        root: the store that `report` is about.
+        report: of `verify`, a moment ago.
+
+    Returns:
+        The files that were dropped or written again, as lines for the user.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    doomed = dict.fromkeys(name for finding in report.findings for name in _doomed(root, finding))
+    # Entries go first: a kill in between leaves shards that nobody vouches for, never the reverse.
+    ordered = sorted(doomed, key=lambda name: not name.startswith("ledger/"))
+    done = [f"dropped {name}" for name in ordered if _drop(root / name)]
+    broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in doomed}
+    for name, document in _derived_documents(root):
+        if name in broken:
+            write_document(root / name, document)
+            done.append(f"wrote {name} again")
+    old = [path for path in temporary_files(root) if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS]
+    return (*done, *(f"dropped {path.relative_to(root)}" for path in old if _drop(path)))
+
+
+def _doomed(root: Path, finding: Problem) -> Iterator[str]:
+    """Files that must go because of one finding."""
+    entries = [path.name for path in entry_paths(root)]
+    if finding.shard is not None and finding.teacher is not None:
+        yield ledger_entry(finding.shard, finding.teacher)
+    elif finding.shard is not None:
+        yield from (f"ledger/{name}" for name in entries if name.startswith(f"{finding.shard:05d}."))
+        yield sample_part(finding.shard)
+    elif finding.teacher is not None:
+        # Nobody knows any more who made these features.
+        yield from (f"ledger/{name}" for name in entries if name[name.find(".") + 1 :] == f"{finding.teacher}.json")
+        yield f"{teacher_group(finding.teacher)}/zarr.json"
+    elif finding.file.startswith("ledger/"):
+        yield finding.file
+
+
+def _derived_documents(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    record = read_record(root)
+    yield "teachers/zarr.json", group_document()
+    for slug in teacher_folders(root):
+        try:
+            card = read_card(root, slug)
+        except CorruptStoreError:
+            continue
+        if card is not None:
+            yield from array_documents(record, card)
+
+
+def _drop(path: Path) -> bool:
+    there = path.exists()
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+    return there
