@@ -1,0 +1,72 @@
+"""Subsets and merges hold the rows they should, with everything that is known of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_store_export import gappy, mmkd
+from tiny_store import make_card, make_store
+
+from mmkd.store import FeatureStore
+
+__all__ = ["gappy"]
+
+
+def test_a_subset_by_keys_keeps_their_order_and_all_that_is_known(gappy: FeatureStore, tmp_path: Path) -> None:
+    rows = [299, 3, 256, 5, 0]
+    (tmp_path / "keys").write_text("".join(f"k{row}\n" for row in rows))
+    assert mmkd("subset", gappy.root, tmp_path / "out", "--keys", tmp_path / "keys").output.startswith("5 rows")
+    part = FeatureStore.open(tmp_path / "out")
+    for slug in gappy.teachers:
+        assert part.teachers[slug] == gappy.teachers[slug]
+        assert np.array_equal(part.valid(slug), gappy.valid(slug)[rows])
+        for tower in ("image", "text"):
+            assert np.array_equal(getattr(part, tower)(slug), getattr(gappy, tower)(slug)[rows], equal_nan=True)
+    expected = [row | {"row": i} for i, row in enumerate(gappy.sample_table().take(rows).to_pylist())]
+    assert part.sample_table().to_pylist() == expected
+    assert part.verify(deep=True).sound
+
+
+def test_a_subset_by_value_and_teacher(gappy: FeatureStore, tmp_path: Path) -> None:
+    arguments = ("--where", "site=s1", "--where", "status=ok", "--teachers", "beta")
+    assert mmkd("subset", gappy.root, tmp_path / "out", *arguments).output.startswith("100 rows")
+    part = FeatureStore.open(tmp_path / "out")
+    assert list(part.teachers) == ["beta"]
+    assert np.array_equal(part.image("beta"), gappy.image("beta")[1::3], equal_nan=True)
+
+
+def test_what_is_not_there_is_one_line(gappy: FeatureStore, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("k1\nnobody\n")
+    for arguments, message in (
+        (("--keys", tmp_path / "keys"), "has no key 'nobody' \\(1 of 2"),
+        (("--where", "site=s9"), "no row of .* fits"),
+        (("--where", "organ=lung"), "no sample column 'organ'"),
+        (("--where", "site"), "is not COLUMN=VALUE"),
+        (("--teachers", "gamma"), "no teacher 'gamma'"),
+    ):
+        exception = mmkd("subset", gappy.root, tmp_path / "out", *arguments).exception
+        with pytest.raises(type(exception), match=message):
+            raise exception
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_split_store_merges_back_to_the_same(gappy: FeatureStore, tmp_path: Path) -> None:
+    for name, rows in (("a", range(130)), ("b", range(130, 300))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"k{row}\n" for row in rows))
+        mmkd("subset", gappy.root, tmp_path / name, "--keys", tmp_path / f"{name}.txt")
+    assert mmkd("merge", tmp_path / "a", tmp_path / "b", tmp_path / "out").output.startswith("300 rows")
+    whole = FeatureStore.open(tmp_path / "out")
+    assert whole.sample_table() == gappy.sample_table()
+    for slug in gappy.teachers:
+        assert np.array_equal(whole.valid(slug), gappy.valid(slug))
+        assert np.array_equal(whole.text(slug), gappy.text(slug), equal_nan=True)
+    assert "names rows 0 and 130" in str(mmkd("merge", tmp_path / "a", tmp_path / "a", tmp_path / "twice").exception)
+
+
+def test_other_teachers_are_not_merged(gappy: FeatureStore, tmp_path: Path) -> None:
+    make_store(tmp_path / "other", 10, [make_card("alpha", 8, weights="ff"), make_card("beta", 5)])
+    message = str(mmkd("merge", gappy.root, tmp_path / "other", tmp_path / "out").exception)
+    assert message.startswith("alpha has digest")
+    assert not (tmp_path / "out").exists()
