@@ -104,7 +104,8 @@ class _Images(Dataset[torch.Tensor | UserError]):
             return UserError(f"image of row {row}, {source.path}: {error}; it was sound when extracted")
         seed = int(np.random.SeedSequence([self.seed, self.epoch, row]).generate_state(1, np.uint64)[0])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
+            torch.default_generator.manual_seed(seed)
             return self.augment(picture)
 
 

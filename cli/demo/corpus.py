@@ -71,8 +71,8 @@ class CorpusSummary:
 def build_corpus(
     out: Path,
     seed: int = 0,
-    train_per_class: int = 80,
-    test_per_class: int = 24,
+    train_per_class: int = 64,
+    test_per_class: int = 20,
     sources: Sequence[Source] = SOURCES,
 ) -> CorpusSummary:
     """Write `out`/train and `out`/eval; files of the same names are replaced.
