@@ -20,13 +20,14 @@ PLUGIN_NAME = "mmkd-teachers"
 
 
 class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hints
-    """Loads every teacher when a worker joins; a worker that cannot load them takes no task."""
+    """Loads every teacher when a worker joins. What keeps it from loading one is the answer to its first task."""
 
     name = PLUGIN_NAME
 
     def __init__(self, teachers: Sequence[tuple[TeacherSpec, TeacherCard]]) -> None:
         self.specs = list(teachers)
         self.loaded: dict[str, Teacher] = {}
+        self.failure: MmkdError | None = None
 
     def setup(self, worker: Worker) -> None:
         """Load the teachers on this worker's device."""
@@ -36,7 +37,10 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
             # and processes scale better than threads here anyway.
             torch.set_num_threads(1)
             keep_freed_memory()
-        self.loaded = {card.slug: load_teacher(spec, card, device) for spec, card in self.specs}
+        try:
+            self.loaded = {card.slug: load_teacher(spec, card, device) for spec, card in self.specs}
+        except MmkdError as error:
+            self.failure = error
 
     def teardown(self, worker: Worker) -> None:
         """Let the memory go."""
@@ -50,6 +54,9 @@ def run_task(root: Path, record: StoreRecord, task: ShardTask, decode_threads: i
     every worker, and the client says it in one line. Anything else is a bug and is raised.
     """
     plugin = get_worker().plugins[PLUGIN_NAME]
+    if plugin.failure is not None:
+        failure: MmkdError = plugin.failure
+        return failure
     teachers: Mapping[str, Teacher] = {slug: plugin.loaded[slug] for slug in task.teachers}
     try:
         return extract_shard(root, record, task.shard, teachers, decode_threads)

@@ -29,7 +29,8 @@ class Preprocessing(BaseModel):
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
-    """`shortest` (shorter side to size, centre crop), `longest` (pad) or `squash`, as open_clip names them."""
+    """`shortest` (shorter side to size, centre crop), `longest` (pad) or `squash` as open_clip names them;
+    `hf_shortest`, `hf_squash` with transformers' rounding; `pad_square` as MedCLIP does."""
     fill: int = 0
     """Grey level of padding, 0 to 255."""
     colour: str = "RGB"

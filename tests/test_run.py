@@ -147,3 +147,23 @@ def test_mistakes_end_in_one_line(scene: dict[str, Path], tmp_path: Path, argume
     assert done.returncode == 1, done.stdout
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_pickle_is_opened_only_when_told_and_another_architecture_is_one_line(
+    scene: dict[str, Path], tmp_path: Path
+) -> None:
+    import numpy as np
+    import torch
+
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "loss": np.float64(1.5)}, tmp_path / "w.pt")
+    card = tmp_path / "odd.yaml"
+    card.write_text("slug: odd\nsource: local-dir:.\nweights: [w.pt]\noptions: {architecture: ViT-B-32}\n")
+    refused = mmkd("extract", scene["table"], tmp_path / "s", "--teachers", card)
+    assert refused.returncode == 1
+    assert "--trust-pickle" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    trusted = mmkd("extract", scene["table"], tmp_path / "s", "--teachers", card, "--trust-pickle", "--workers", 1)
+    assert trusted.returncode == 1
+    (line,) = [line for line in trusted.stderr.splitlines() if line.startswith("Error:")]
+    assert "visual.conv1.weight" in line  # the architecture's own keys, which the file does not have
+    assert "Traceback" not in trusted.stderr

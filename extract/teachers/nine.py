@@ -37,6 +37,13 @@ class PublishedTeacher(BaseModel):
     image_tower: str
     text_tower: str
     dim: int
+    files: tuple[str, ...]
+    """What the source publishes of the model: configuration, weights, tokenizer."""
+    tokenizer: str = "CLIP BPE, 49,408 entries"
+    context: int = 77
+    """Tokens that the authors cut captions to; `context_length` above overrides what the files say."""
+    pixels: str = "RGB, 224 px, shorter side bicubic, centre crop, OpenAI mean and std"
+    """Preprocessing as published; the loader takes it from the files and its digest covers it."""
     licence: str
     """`not stated` where neither the repository nor the card says one."""
     paper: str
@@ -95,6 +102,7 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="ViT-L/14",
         text_tower="CLIP transformer, width 768",
         dim=768,
+        files=("BMC_CLIP_CF.pt",),
         licence=NOT_STATED,
         paper="BIOMEDICA, arXiv:2501.07171",
         open_questions=("whether the file needs --trust-pickle: other people's loaders pass weights_only=False",),
@@ -109,6 +117,9 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="ViT-B/16 (timm)",
         text_tower="BiomedBERT-abstract, [CLS], MLP",
         dim=512,
+        files=("open_clip_config.json", "open_clip_pytorch_model.bin", "vocab.txt", "tokenizer.json"),
+        tokenizer="BERT WordPiece of its own folder, 28,895 entries; its configuration names another",
+        context=256,
         licence="MIT",
         paper="arXiv:2303.00915",
     ),
@@ -125,6 +136,9 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="ViT-B/16, QuickGELU",
         text_tower="BiomedBERT-abstract, [CLS], MLP",
         dim=512,
+        files=("unimed-clip-vit-b16.pt",),
+        tokenizer="BERT WordPiece, 30,522 entries",
+        context=256,
         licence="CC-BY-NC-4.0",
         paper="arXiv:2412.10372",
         open_questions=("the file needs --trust-pickle if it holds numpy scalars, as its ViT-L sibling does",),
@@ -138,6 +152,8 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="ModifiedResNet-50, attention pooling (32 heads)",
         text_tower="PubMedBERT-abstract-fulltext, [CLS], no mask",
         dim=768,
+        files=("image_encoder(resnet50).pth", "text_encoder.pth", "text_projection_layer.pth", "checkpoint.pt"),
+        tokenizer="BERT WordPiece, 30,522 entries",
         licence="MIT (code; the weights lie in a data set's repository)",
         paper="arXiv:2303.07240",
         open_questions=(
@@ -153,6 +169,7 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="ViT-B/32",
         text_tower="CLIP transformer, width 512",
         dim=512,
+        files=("open_clip_config.json", "open_clip_pytorch_model.bin"),
         licence="MIT",
         paper="Quilt-1M, arXiv:2306.11207",
         open_questions=("the original may have used B-16 or B-16-PMB (quiltnet-b16, quiltnet-b16-pmb)",),
@@ -166,6 +183,7 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="CLIP ViT (its configuration says which)",
         text_tower="CLIP transformer",
         dim=512,
+        files=("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"),
         licence="MIT",
         paper="Connecting Medical Vision and Language with Localized Narratives",
         open_questions=("the original may have used B-16-PMB (genmedclip-b16-pmb)",),
@@ -178,6 +196,7 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="ViT-B/32, QuickGELU",
         text_tower="CLIP transformer, width 512",
         dim=512,
+        files=("config.json", "pytorch_model.bin", "preprocessor_config.json", "tokenizer.json"),
         licence=NOT_STATED,
         paper="A visual-language foundation model for pathology image analysis, Nature Medicine 2023",
     ),
@@ -190,6 +209,7 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="ViT-B/32, QuickGELU",
         text_tower="CLIP transformer, width 512",
         dim=512,
+        files=("config.json", "pytorch_model.bin", "preprocessor_config.json", "tokenizer.json"),
         licence="MIT",
         paper="arXiv:2112.13906",
     ),
@@ -202,6 +222,9 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         image_tower="Swin-tiny p4 w7, one grey channel",
         text_tower="Bio_ClinicalBERT, mean of layers 1, 2 and last",
         dim=512,
+        files=("pytorch_model.bin",),
+        tokenizer="Bio_ClinicalBERT WordPiece",
+        pixels="grey, padded to a square, 224 px bicubic, mean 0.5862785803, std 0.2795008897, one channel thrice",
         licence=NOT_STATED,
         paper="arXiv:2210.10163",
         open_questions=(
