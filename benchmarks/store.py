@@ -1,86 +1,101 @@
-"""Random batches from a store against the same gather from memory and against other readers: ratios of one run.
+"""Random batches out of a store, against the same gather from memory and by other readers of the same files.
 
-The page cache is warm throughout: every reader has read all of its rows once before it is timed.
+Prints ratios of medians of one run, equal batches for all, warm page cache. `python -P benchmarks/store.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import tensorstore
+import torch
 import zarr
-from numpy.typing import NDArray
 
-from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.convert.importing import imported_card
+from mmkd.distill.teacher_features import as_tensor
+from mmkd.store import FeatureStore, Preprocessing, TeacherCard
+from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
 
-Gather = Callable[[NDArray[np.int64]], object]
+ROWS, DIM, BATCH, REPEATS = 200_000, 512, 4096, 15
 
 
-def build(root: Path, rows: int, card: TeacherCard) -> FeatureStore:
-    """A store of random unit-scale features."""
-    schema = sample_schema(())
-    columns = {name: pa.nulls(rows, schema.field(name).type) for name in schema.names}
-    columns |= {"row": pa.array(range(rows)), "key": pa.array(map(str, range(rows))), "status": pa.array(["ok"] * rows)}
-    index = pa.table([columns[name] for name in schema.names], schema=schema)
-    record = create_store(root, CorpusRecord(kind="bench", location="", root="/", rows=rows, digest=""), index)
+def make_store(root: Path) -> None:
+    """One teacher of random features."""
+    import pyarrow as pa
+
+    columns = {name: [None] * ROWS for name in sample_schema(()).names}
+    columns |= {"row": range(ROWS), "key": map(str, range(ROWS)), "status": ["ok"] * ROWS}
+    index = pa.table({name: list(values) for name, values in columns.items()}, schema=sample_schema(()))
+    record = create_store(root, CorpusRecord(kind="benchmark", location="-", root="/", rows=ROWS, digest="-"), index)
+    card = TeacherCard(
+        slug="random",
+        source="-",
+        weights_sha256="-",
+        preprocessing=Preprocessing(image_size=(1, 1), mean=(0.5,), std=(0.5,)),
+        tokenizer_sha256="-",
+        context_length=1,
+        dim=DIM,
+    )
     add_teacher(root, record, card)
     rng = np.random.default_rng(0)
     for shard, span in enumerate(iter_shards(record)):
-        values = rng.standard_normal((len(span), card.dim), dtype=np.float32).astype(np.float16)
+        features = rng.normal(size=(len(span), DIM)).astype(np.float16)
         valid = np.full(len(span), 3, dtype=np.uint8)
-        write_shard(root, record, card, shard, ShardFeatures(values, values, valid), read_part(root, shard)[1])
-    return FeatureStore.open(root)
+        write_shard(root, record, card, shard, ShardFeatures(features, features, valid), read_part(root, shard)[1])
 
 
-def seconds(gather: Gather, batches: list[NDArray[np.int64]]) -> float:
-    """Best of three passes over the batches, per row."""
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        for batch in batches:
-            gather(batch)
-        best = min(best, time.perf_counter() - start)
-    return best / sum(map(len, batches))
+def median_seconds(contenders: dict[str, Callable[[np.ndarray], object]]) -> dict[str, float]:
+    """Median time of a random batch for each, taken in turn on other rows each time, after one round of warm-up."""
+    rng = np.random.default_rng(1)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(REPEATS + 1):
+        for name, act in contenders.items():
+            rows = rng.integers(0, ROWS, BATCH)
+            started = time.perf_counter()
+            act(rows)
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def main() -> None:
-    """Print one line for each reader."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=65536)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=4096)
-    options = parser.parse_args()
-    rng = np.random.default_rng(1)
-    batches = [rng.integers(0, options.rows, options.batch) for _ in range(8)]
-    few = [batch[:64] for batch in batches[:2]]
+    """Measure and print."""
+    keep_freed_memory()  # as the trainer does
     with tempfile.TemporaryDirectory() as folder:
-        store = build(Path(folder) / "s", options.rows, imported_card("t", "bench", options.dim, "float16"))
-        mapped, path = store.image("t"), Path(folder) / "s/teachers/t/image"
-        ram = np.array(mapped)
-        plain = zarr.open_array(path, mode="r")
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
-        tensor = tensorstore.open(spec, read=True).result()
-        readers: dict[str, tuple[Gather, list[NDArray[np.int64]]]] = {
-            "RAM": (lambda rows: ram.take(rows, axis=0), batches),
-            "store": (lambda rows: mapped.take(rows, axis=0), batches),
-            "tensorstore": (lambda rows: tensor[rows].read().result(), few),
-            "zarr oindex": (lambda rows: plain.oindex[rows], few),
-        }
-        costs = {name: seconds(*reader) for name, reader in readers.items()}
-    for name, cost in costs.items():
-        rate = options.dim * 2 / cost / 1e9
-        sys.stdout.write(f"{name:12} {1 / cost:12,.0f} rows/s {rate:7.3f} GB/s  {costs['RAM'] / cost:.4f} of RAM\n")
+        root = Path(folder) / "store"
+        make_store(root)
+        started = time.perf_counter()
+        store = FeatureStore.open(root)
+        first = store.image("random")[:1]
+        opened = time.perf_counter() - started
+        resident = torch.from_numpy(np.array(store.image("random")))
+        mapped = as_tensor(store.image("random"))
+        files = {"driver": "file", "path": str(root / "teachers/random/image")}
+        ts_array = tensorstore.open({"driver": "zarr3", "kvstore": files}, read=True).result()
+        plain = zarr.open_group(root, mode="r")["teachers/random/image"]
+        assert np.array_equal(plain[:1], first)
+        results = median_seconds(
+            {
+                "array in memory, torch.index_select": lambda r: resident.index_select(0, torch.from_numpy(r)),
+                "mmkd, memory-mapped": lambda r: mapped.index_select(0, torch.from_numpy(r)),
+                "tensorstore": lambda r: ts_array[r].read().result(),
+                "zarr-python, oindex": lambda r: plain.oindex[np.unique(r)],
+            }
+        )
+    ours = results["mmkd, memory-mapped"]
+    print(
+        f"batches of {BATCH} of {ROWS:,} rows x {DIM} float16; store opened and first row read in {opened * 1e3:.0f} ms"
+    )
+    for name, seconds in results.items():
+        rate = BATCH * DIM * 2 / seconds / 1e9
+        print(f"{name:38} {rate:7.2f} GB/s   mmkd is {seconds / ours:8.2f} times as fast")
 
 
 if __name__ == "__main__":
