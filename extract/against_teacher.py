@@ -159,10 +159,14 @@ def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) ->
     """The rows' captions and images, with absolute places."""
     columns = ["caption", "uri", "offset", "length", "image_sha256"]
     table = store.sample_table(columns).take(pa.array(rows))
-    root = Path(store.record.corpus.root)
     if corpus is not None:
-        root = Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root
-    places = [None if uri is None else str(root / uri) for uri in table["uri"].to_pylist()]
+        moved = Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root
+        roots = [moved] * len(rows)
+    else:
+        roots = [store.record.image_root(row) for row in rows.tolist()]
+    places = [
+        None if uri is None else str(root / uri) for root, uri in zip(roots, table["uri"].to_pylist(), strict=True)
+    ]
     return table.set_column(1, "uri", pa.array(places, pa.string()))
 
 

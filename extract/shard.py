@@ -66,7 +66,9 @@ def extract_shard(
     report = ShardReport(shard, tuple(teachers))
     clock = Clock(report.seconds)
     live = [not (reason or "").startswith("key: ") for reason in table["reason"].to_pylist()]
-    images, image_features = encode_images(table, live, Path(record.corpus.root), teachers, decode_threads, clock)
+    images, image_features = encode_images(
+        table, live, record.image_root(shard * record.rows_per_shard), teachers, decode_threads, clock
+    )
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]

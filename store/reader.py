@@ -20,7 +20,7 @@ from mmkd.store.layout import PAIR_SOUND, Tower, feature_chunk, shard_count, val
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.mapping import can_map, map_chunks
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.samples import sample_parts, sample_schema
+from mmkd.store.samples import sample_dataset
 from mmkd.store.summary import StoreSummary, summarise
 from mmkd.store.verify import VerifyReport, verify
 
@@ -119,9 +119,7 @@ class FeatureStore:
     @property
     def samples(self) -> pads.Dataset:
         """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts."""
-        return pads.dataset(
-            sample_parts(self.root, self.shards), schema=sample_schema(self.record.corpus.labels), format="parquet"
-        )
+        return sample_dataset(self.root, self.record)
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
         """Rows of the sample table in grid order, as an Arrow table.

@@ -38,6 +38,38 @@ def subset(path: Path, out: Path, keys: Path | None, where: tuple[str, ...], tea
 
 
 @store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("corpus")
+def append(path: Path, corpus: str) -> None:
+    """List a further CORPUS below the rows of STORE; `mmkd extract CORPUS STORE` then does the new shards.
+
+    Nothing that is there is written again. The new rows begin at the next shard boundary.
+    """
+    from mmkd.extract.corpora import open_corpus
+    from mmkd.extract.index import append_corpus
+
+    span = append_corpus(open_corpus(corpus), path)
+    click.echo(
+        f"{span.corpus.rows:,} rows of {span.corpus.location} are rows {span.rows.start:,} to {span.rows.stop - 1:,} "
+        f"of {path}; next: mmkd extract {corpus} {path} --teachers ..."
+    )
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--corpus", type=click.IntRange(min=0), default=0, show_default=True, help="Which; appended ones follow 0."
+)
+def relocate(path: Path, folder: Path, corpus: int) -> None:
+    """Note in STORE that its corpus' images lie in FOLDER now. No feature or row changes."""
+    from mmkd.store.writer import move_corpus
+
+    record = move_corpus(path, folder, corpus)
+    click.echo(f"images of {record.spans()[corpus].corpus.location} are looked for in {folder.resolve()}")
+
+
+@store.command()
 @click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 def merge(paths: tuple[Path, ...], out: Path) -> None:

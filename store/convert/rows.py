@@ -47,26 +47,28 @@ class StoreRows:
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
-        roots = {store.record.corpus.root for store, _ in parts}
+        roots = {span.corpus.root for store, _ in parts for span in store.record.spans()}
         # Sources with different roots keep their images under absolute names.
         self.root = Path(roots.pop()) if len(roots) == 1 else Path("/")
-        self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.corpus.labels))
+        self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
         """Over the sources' corpora, the rows taken and the teachers."""
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
-            content.update(store.record.corpus.digest.encode() + rows.astype("<i8").tobytes())
+            corpora = "".join(span.corpus.digest for span in store.record.spans())
+            content.update(corpora.encode() + rows.astype("<i8").tobytes())
         return content.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The sample rows with what is known of them; their numbers are given anew."""
         for store, rows in self.parts:
-            table = store.sample_table().take(pa.array(rows)).drop_columns(["row"])
+            table = store.sample_table().take(pa.array(rows))
             for batch in table.to_batches(max_chunksize=4096):
                 for row in batch.to_pylist():
-                    if row["uri"] is not None and str(self.root) != store.record.corpus.root:
-                        row["uri"] = str(Path(store.record.corpus.root) / row["uri"]).lstrip("/")
+                    root = store.record.image_root(row.pop("row"))
+                    if row["uri"] is not None and self.root != root:
+                        row["uri"] = str(root / row["uri"]).lstrip("/")
                     yield row
 
     def cards(self, encoding: Encoding) -> list[TeacherCard]:
