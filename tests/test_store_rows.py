@@ -86,7 +86,7 @@ def test_what_is_not_there_is_one_line(gappy: FeatureStore, tmp_path: Path) -> N
         (("--teachers", "gamma"), "no teacher 'gamma'"),
         (("--selection", "best"), "no selection 'best'; it has none"),
         (("--filter", "widht > 3"), "no sample column 'widht'; did you mean 'width'"),
-        (("--filter", "__import__('os')"), "`\\('` stands|'\\(' stands where"),
+        (("--filter", "__import__('os')"), "no sample column '__import__'"),
         (("--filter", "row > 1; drop table x"), "cannot read '; drop table x'"),
         (("--filter", "row = 'x'"), "compare it with a number"),
         (("--filter", "row >"), "it ends where"),

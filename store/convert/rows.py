@@ -151,5 +151,5 @@ def _selected(store: FeatureStore, name: str) -> NDArray[np.bool_]:
         raise UserError(
             f"selection {name!r} is of shape {array.shape}, {store.root} has {len(store)} rows; select again"
         )
-    chosen: NDArray[np.bool_] = np.asarray(array[:]).any(axis=1)
+    chosen: NDArray[np.bool_] = np.any(np.asarray(array[:]), axis=1).astype(bool)
     return chosen
