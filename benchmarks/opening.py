@@ -78,7 +78,8 @@ def make_sparse_store(root: Path) -> None:
             valid.write_bytes(data)
             entry = LedgerEntry(
                 shard=shard, teacher=card.slug, teacher_digest=card.digest, rows=len(span), image_rows=len(span),
-                text_rows=len(span), image_crc32c="0" * 8, text_crc32c="0" * 8, valid_crc32c=crc, samples_sha256="0" * 64,
+                text_rows=len(span), image_crc32c="0" * 8, text_crc32c="0" * 8, valid_crc32c=crc,
+                samples_sha256="0" * 64,
             )  # fmt: skip
             write_entry(root, entry)
 
