@@ -209,5 +209,5 @@ class FeatureStore:
                 crc = entry.image_crc32c if tower == "image" else entry.text_crc32c
                 array[shard] = np.frombuffer(read_body(self.root, name, chunk_bytes, crc), dtype=dtype)
         # Over a read-only buffer: a flag that was merely cleared could be set again.
-        flat: NDArray[np.uint8] = np.frombuffer(memoryview(array.reshape(-1).view(np.uint8)).toreadonly(), np.uint8)
+        flat: NDArray[np.uint8] = np.frombuffer(array.reshape(-1).view(np.uint8).data.toreadonly(), np.uint8)
         return flat
