@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import sample_part
+from mmkd.store.remote import StorePath, sample_files
 
 Status = Literal["pending", "ok", "partial", "failed", "absent"]
 """`pending`: not read yet. `ok`: all that the row has is sound. `partial`: the image or the caption
@@ -45,7 +46,7 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
     return pa.schema([*FIXED_COLUMNS, *(pa.field(label, pa.string()) for label in labels)])
 
 
-def write_part(root: Path, shard: int, table: pa.Table) -> str:
+def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
     """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
@@ -54,7 +55,7 @@ def write_part(root: Path, shard: int, table: pa.Table) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
+def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
     """Read one shard's rows and the SHA-256 of the file they came from.
 
     Raises:
@@ -69,9 +70,23 @@ def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
     return table, hashlib.sha256(data).hexdigest()
 
 
-def sample_parts(root: Path, shards: int) -> list[str]:
-    """Paths of the parts, named one by one: a stray file in the folder is not a part of the table."""
-    return [str(root / sample_part(shard)) for shard in range(shards)]
+def sample_dataset(root: StorePath, shards: int, labels: tuple[str, ...]) -> pads.Dataset:
+    """The parts as one table, named one by one: a stray file in the folder is not a part of it."""
+    names, filesystem = sample_files(root, [sample_part(shard) for shard in range(shards)])
+    return pads.dataset(names, schema=sample_schema(labels), format="parquet", filesystem=filesystem)
+
+
+def read_samples(root: StorePath, dataset: pads.Dataset, **scan: Any) -> pa.Table:
+    """Scan the dataset of `root`; `scan` is what `pyarrow.dataset.Dataset.to_table` takes.
+
+    Raises:
+        CorruptStoreError: a part is missing or damaged.
+    """
+    try:
+        return dataset.to_table(**scan)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())
+        raise CorruptStoreError(f"sample rows of {root} cannot be read: {reason}; run `mmkd store verify`") from error
 
 
 def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:

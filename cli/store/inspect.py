@@ -33,12 +33,11 @@ def info(path: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
 def verify(path: str, deep: bool, mend: bool, as_json: bool) -> None:
     """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired."""
-    from pathlib import Path
-
+    from mmkd.store.remote import as_root
     from mmkd.store.repair import repair
     from mmkd.store.verify import verify as check
 
-    root = Path(path)
+    root = as_root(path)
     report = check(root, deep)
     done = repair(root, report) if mend else ()
     after = check(root, deep) if done else report

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.cli.store.group import store
+from mmkd.cli.store.group import ENCODINGS, STORE, store
 from mmkd.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmkd.store.encoding import Encoding
+    from mmkd.store.remote import StorePath
 
 
 def _silent(done: int, every: int) -> None:
@@ -15,12 +20,20 @@ def _silent(done: int, every: int) -> None:
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
+@click.argument("out", type=STORE)
 @click.option("--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="File with one key a line.")
 @click.option("--where", multiple=True, metavar="COLUMN=VALUE", help="Rows whose column has this value; may repeat.")
 @click.option("--teachers", help="Names to keep, with commas between; all when not given.")
-def subset(path: Path, out: Path, keys: Path | None, where: tuple[str, ...], teachers: str | None) -> None:
+@click.option("--encoding", type=click.Choice(ENCODINGS), help="Of the new store.  [default: as it is]")
+def subset(
+    path: StorePath,
+    out: StorePath,
+    keys: Path | None,
+    where: tuple[str, ...],
+    teachers: str | None,
+    encoding: Encoding | None,
+) -> None:
     """Write a new store of some rows and teachers. Run again to go on."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
@@ -33,14 +46,14 @@ def subset(path: Path, out: Path, keys: Path | None, where: tuple[str, ...], tea
     conditions = [(column, value) for column, _, value in (condition.partition("=") for condition in where)]
     rows = chosen_rows(source, keys.read_text("utf-8").splitlines() if keys else None, conditions)
     names = teachers.split(",") if teachers else None
-    report = import_features(StoreRows([(source, rows)], names), out, "float16", _silent)
+    report = import_features(StoreRows([(source, rows)], names), out, encoding, _silent)
     click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")
 
 
 @store.command()
-@click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-def merge(paths: tuple[Path, ...], out: Path) -> None:
+@click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
+@click.argument("out", type=STORE)
+def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
     """Write a new store of the rows of several with the same teachers and distinct keys. Run again to go on."""
     import numpy as np
 
@@ -50,5 +63,5 @@ def merge(paths: tuple[Path, ...], out: Path) -> None:
 
     stores = [FeatureStore.open(path) for path in paths]
     source = StoreRows([(part, np.arange(len(part))) for part in stores])
-    report = import_features(source, out, "float16", _silent)
+    report = import_features(source, out, None, _silent)
     click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")
