@@ -17,13 +17,14 @@ from mmkd.store.atomic import disk_errors
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part, shard_count
 from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import sample_schema, write_part
 from mmkd.store.writer import create_store
 
 _BATCH = 65536
 
 
-def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
+def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
     """List the corpus and lay an empty store over it.
 
     A key that occurs again is kept as a failed row that names the first one: nothing else is lost.
@@ -44,7 +45,7 @@ def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
         return create_store(root, record, index)
 
 
-def restore_parts(corpus: Corpus, root: Path, record: StoreRecord) -> int:
+def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
 
     Returns:
@@ -75,7 +76,7 @@ def _indexed(corpus: Corpus) -> Iterator[pa.Table]:
             yield pa.ipc.open_stream(source).read_all()
 
 
-def check_same_corpus(corpus: Corpus, record: StoreRecord, root: Path) -> None:
+def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> None:
     """Refuse to go on with a store of another corpus.
 
     Raises:

@@ -128,15 +128,11 @@ def test_a_strange_target_is_refused(source: StorePath, tmp_path: Path) -> None:
         bring(source, tmp_path / "full")
     with pytest.raises(StoreError, match="not empty"):
         bring(source, tmp_path / "full/notes.txt")
-    make_store(tmp_path / "other", 900, CARDS, seed=1)
-    record = tmp_path / "other/zarr.json"
+    make_store(tmp_path / "other", 300, CARDS)
     before = files(tmp_path / "other")
-    if FeatureStore.open(tmp_path / "other").record == FeatureStore.open(source).record:
-        pytest.skip("both were made in the same second")
     with pytest.raises(StoreError, match="holds another store"):
         bring(source, tmp_path / "other")
     assert files(tmp_path / "other") == before
-    assert record.is_file()
 
 
 def test_wrong_parts_are_refused(source: StorePath, tmp_path: Path) -> None:

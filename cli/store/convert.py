@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from mmkd.cli.store.group import ENCODINGS, STORE, store
+from mmkd.cli.store.group import store
+from mmkd.cli.store_place import ENCODINGS, STORE
 from mmkd.store.errors import CorpusError, StoreError
 
 if TYPE_CHECKING:

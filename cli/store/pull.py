@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
 
-from mmkd.cli.store.group import STORE, store
-from mmkd.store.remote import StorePath
+from mmkd.cli.store.group import store
+from mmkd.cli.store_place import STORE
+
+if TYPE_CHECKING:
+    from mmkd.store.remote import StorePath
 
 
 @store.command()

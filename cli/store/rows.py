@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.cli.store.group import ENCODINGS, STORE, store
+from mmkd.cli.store.group import store
+from mmkd.cli.store_place import ENCODINGS, STORE
 from mmkd.store.errors import ConfigError
 
 if TYPE_CHECKING:
