@@ -106,7 +106,7 @@ class FeatureStore:
     def valid(self, slug: str) -> NDArray[np.uint8]:
         """Soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 where no ledger vouches."""
         card = self.card(slug)
-        return self._chunked(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
+        return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
     def available(self) -> NDArray[np.bool_]:
         """Where a teacher has a sound image and a sound text feature: bool (N, T), T in the order of `teachers`."""
@@ -144,12 +144,13 @@ class FeatureStore:
     def _feature(self, slug: str, tower: Tower) -> FeatureArray:
         card = self.card(slug)
         if (slug, tower) not in self._features:
-            values, *scales = (self._chunked(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
+            values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
             opened = values.open()
             self._features[slug, tower] = DecodedRows(opened, scales[0].load()) if scales else opened
         return self._features[slug, tower]
 
-    def _chunked(self, slug: str, spec: ArraySpec) -> ChunkedArray:
+    def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
+        """One of a teacher's arrays as it lies in files, chunk by chunk; see `mmkd.store.encoding.teacher_arrays`."""
         entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
         chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)
         return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks)
