@@ -55,8 +55,18 @@ class LazyRows(ABC):
     dtype: np.dtype[Any]
 
     @abstractmethod
+    def _picked(self, rows: Any) -> NDArray[Any]:
+        """Values of these rows."""
+
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Values of the rows that an index along the first axis picks."""
+        """Values of the rows that an index along the first axis picks.
+
+        Raises:
+            IndexError: no such row, or an index of more axes than the rows.
+        """
+        if isinstance(rows, tuple):
+            raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
+        return self._picked(rows)
 
     @property
     def ndim(self) -> int:
@@ -155,7 +165,7 @@ class RemoteRows(LazyRows):
         self._kept = max(1, CACHE_BYTES // max(1, array.spec.chunk_bytes(array.per_shard)))
         self._chunk = lru_cache(maxsize=self._kept)(array.body)
 
-    def __getitem__(self, rows: Any) -> NDArray[Any]:
+    def _picked(self, rows: Any) -> NDArray[Any]:
         """Values of these rows; each chunk that holds some of them is fetched once."""
         picked = np.arange(len(self))[rows]
         flat = picked.reshape(-1)
@@ -181,6 +191,6 @@ class DecodedRows(LazyRows):
         self.shape = codes.shape
         self.dtype = np.dtype(np.float32)
 
-    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+    def _picked(self, rows: Any) -> NDArray[Any]:
         """Codes times scale."""
         return decode_rows([np.asarray(self.codes[rows]), np.asarray(self.scales[rows])])

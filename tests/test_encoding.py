@@ -94,6 +94,8 @@ def test_the_reader_decodes_rows_when_they_are_asked_for(mixed: tuple[FeatureSto
     assert np.isnan(np.asarray(image)[512:]).all()
     assert np.array_equal(image[[511, 3]], image[:512][[511, 3]])
     assert image[5].shape == (16,)
+    with pytest.raises(IndexError, match="takes rows only"):
+        _ = image[:, 0]
     assert isinstance(store.image("alpha"), np.ndarray)
     assert np.array_equal(store.text("gamma"), written["gamma/text"])
 
