@@ -18,13 +18,14 @@ from mmkd.store.atomic import disk_errors
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part
 from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, sample_schema, write_part
 from mmkd.store.writer import create_store
 
 _BATCH = 65536
 
 
-def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
+def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
     """List the corpus and lay an empty store over it.
 
     A key that occurs again is kept as a failed row that names the first one: nothing else is lost.
@@ -37,7 +38,7 @@ def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
         return create_store(root, _corpus_record(corpus, len(index)), index)
 
 
-def append_corpus(corpus: Corpus, root: Path) -> CorpusSpan:
+def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
     """List a further corpus below the rows of a store; its rows are pending until they are extracted.
 
     A key that the store has already is kept as a failed row that names the first one. Appending a corpus that
@@ -68,7 +69,7 @@ def _corpus_record(corpus: Corpus, rows: int) -> CorpusRecord:
     )
 
 
-def _seen_before(root: Path, record: StoreRecord, end: int) -> dict[bytes, int]:
+def _seen_before(root: StorePath, record: StoreRecord, end: int) -> dict[bytes, int]:
     """Key hashes of the inputs below grid row `end` (a shard boundary), each with the first row that has the key."""
     seen: dict[bytes, int] = {}
     for shard in range(end // record.rows_per_shard):
@@ -78,7 +79,7 @@ def _seen_before(root: Path, record: StoreRecord, end: int) -> dict[bytes, int]:
     return seen
 
 
-def restore_parts(corpus: Corpus, root: Path, record: StoreRecord) -> int:
+def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
 
     Returns:
@@ -115,7 +116,7 @@ def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
     return next((span for span in record.spans() if span.corpus.digest == digest), None)
 
 
-def check_same_corpus(corpus: Corpus, record: StoreRecord, root: Path) -> None:
+def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> None:
     """Refuse to go on with a store that does not hold this corpus.
 
     Raises:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +22,11 @@ from mmkd.extract.corpora.row import UNDECODABLE
 from mmkd.extract.decoding import DecodedImage, decode_windows
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
+from mmkd.store.encoding import value_type
 from mmkd.store.images import ImageSource
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
@@ -55,7 +58,7 @@ class ShardReport:
 
 
 def extract_shard(
-    root: Path, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], decode_threads: int
+    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], decode_threads: int
 ) -> ShardReport:
     """Extract one shard for these teachers and vouch for it in the ledger.
 
@@ -132,8 +135,8 @@ class Clock:
 
 def encode_images(
     table: pa.Table, live: Sequence[bool], root: Path, teachers: Mapping[str, Teacher], threads: int, clock: Clock
-) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.float16]]]:
-    """What each row's image turned out to be (None without one), and features float16 (rows, D) by slug.
+) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.floating[Any]]]]:
+    """What each row's image turned out to be (None without one), and features float (rows, D) by slug.
 
     Rows whose image has a reason hold the feature of a black picture: the caller must not use them.
     """
@@ -154,7 +157,7 @@ def encode_images(
             if batch is not None:
                 with clock(f"image {slug}"):
                     encoded = teacher.encode_images(torch.from_numpy(batch).to(teacher.device))
-                    features[slug][rows] = _half(encoded)[: len(window)]
+                    features[slug][rows] = _values(encoded, teacher)[: len(window)]
         for image in window:
             if image is not None:
                 clock.add("read", image.read_seconds)
@@ -177,8 +180,8 @@ def _stack(window: Sequence[DecodedImage | None], geometry: Geometry) -> NDArray
 
 def encode_texts(
     captions: Sequence[str | None], teachers: Mapping[str, Teacher], report: ShardReport, clock: Clock
-) -> dict[str, NDArray[np.float16]]:
-    """Each distinct caption once, in order of length, put back to its rows: float16 (rows, D) by slug, NaN for None."""
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Each distinct caption once, in order of length, put back to its rows: float (rows, D) by slug, NaN for None."""
     distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
     distinct.sort(key=lambda caption: (len(caption), caption))
     place = {caption: index for index, caption in enumerate(distinct)}
@@ -194,31 +197,33 @@ def encode_texts(
     return features
 
 
-def _encode_distinct(captions: list[str], teacher: Teacher) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-    """Features float16 (n, D) and untruncated token counts (n,)."""
-    encoded = [np.empty((0, teacher.card.dim), dtype=np.float16)]
+def _encode_distinct(captions: list[str], teacher: Teacher) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+    """Features (n, D) and untruncated token counts (n,)."""
+    encoded: list[NDArray[np.floating[Any]]] = [_missing(0, teacher)]
     lengths: list[int] = []
     for start in range(0, len(captions), BATCH_ROWS):
         batch = captions[start : start + BATCH_ROWS]
         tokens, counts = teacher.tokenise(batch + [""] * (BATCH_ROWS - len(batch)))
         lengths += counts[: len(batch)]
-        encoded.append(_half(teacher.encode_texts(tokens.to(teacher.device)))[: len(batch)])
+        encoded.append(_values(teacher.encode_texts(tokens.to(teacher.device)), teacher)[: len(batch)])
     return np.concatenate(encoded), np.array(lengths, dtype=np.int64)
 
 
-def _missing(rows: int, teacher: Teacher) -> NDArray[np.float16]:
-    return np.full((rows, teacher.card.dim), np.nan, dtype=np.float16)
+def _missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
+    return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
 
 
-def _half(features: torch.Tensor) -> NDArray[np.float16]:
-    half: NDArray[np.float16] = features.to(torch.float16).cpu().numpy()
-    return half
+def _values(features: torch.Tensor, teacher: Teacher) -> NDArray[np.floating[Any]]:
+    """Features (n, D) on the host, in the float type that the teacher's encoding keeps."""
+    kept = torch.float16 if teacher.card.encoding == "float16" else torch.float32
+    values: NDArray[np.floating[Any]] = features.to(kept).cpu().numpy()
+    return values
 
 
 def _soundness(
-    image: NDArray[np.float16],
+    image: NDArray[np.floating[Any]],
     sound_image: NDArray[np.bool_],
-    text: NDArray[np.float16],
+    text: NDArray[np.floating[Any]],
     sound_text: NDArray[np.bool_],
     report: ShardReport,
     slug: str,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mmkd.store.errors import CorruptStoreError, FormatVersionError, NotAStoreError
 from mmkd.store.hierarchy import read_json, sealed_content
 from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
+from mmkd.store.remote import StorePath
 
 FIXED_NAMES = frozenset(
     "row key caption modality uri offset length status reason width height image_sha256".split()  # noqa: SIM905
@@ -115,7 +116,7 @@ class StoreRecord(BaseModel):
         return tuple(dict.fromkeys(label for corpus in (self.corpus, *self.appended) for label in corpus.labels))
 
 
-def read_record(root: Path) -> StoreRecord:
+def read_record(root: StorePath) -> StoreRecord:
     """Read what the store says of itself.
 
     Raises:

@@ -55,7 +55,6 @@ def verify(  # noqa: PLR0913, PLR0917 - one argument an option
 
     With --against-teacher, compare features with what the teacher says now: cosines within a tolerance.
     """
-    from pathlib import Path
 
     if against_teacher is not None:
         if deep or mend:
@@ -72,10 +71,11 @@ def verify(  # noqa: PLR0913, PLR0917 - one argument an option
             sys.exit(1)
         return
 
+    from mmkd.store.remote import as_root
     from mmkd.store.repair import repair
     from mmkd.store.verify import verify as check
 
-    root = Path(path)
+    root = as_root(path)
     report = check(root, deep)
     done = repair(root, report) if mend else ()
     after = check(root, deep) if done else report
