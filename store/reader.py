@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.errors import CorruptStoreError, UserError
+from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import PAIR_SOUND, Tower, feature_chunk, shard_count, valid_chunk
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.mapping import can_map, map_chunks
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.samples import sample_parts, sample_schema
+from mmkd.store.samples import readable_parts, sample_parts, sample_schema
 from mmkd.store.summary import StoreSummary, summarise
 from mmkd.store.verify import VerifyReport, verify
 
@@ -128,12 +129,14 @@ class FeatureStore:
 
         Raises:
             UserError: a column that the store does not have; the message lists those it has.
+            CorruptStoreError: a part of the table cannot be read.
         """
         known = self.samples.schema.names
         for column in columns or ():
             if column not in known:
                 raise UserError(f"{self.root} has no sample column {column!r}; it has {', '.join(known)}")
-        return self.samples.to_table(columns=columns, filter=filter).combine_chunks()
+        with readable_parts(self.root):
+            return self.samples.to_table(columns=columns, filter=filter).combine_chunks()
 
     def verify(self, deep: bool = False) -> VerifyReport:
         """Compare every byte with the ledger that vouches for it; `deep` looks at the values too."""
@@ -142,6 +145,13 @@ class FeatureStore:
     def summary(self) -> StoreSummary:
         """Counts, coverage, failures and bytes."""
         return summarise(self.root, self.record, self.teachers, self.ledger)
+
+    def stats(self, sample: int | None = SAMPLE_ROWS, seed: int = 0) -> StoreStatistics:
+        """Norms, cosines, retrieval, isotropy, repeats and agreement of all teachers; renders in a notebook.
+
+        `mmkd.store.inspect.statistics.store_statistics` says what `sample` and `seed` mean and takes teachers too.
+        """
+        return store_statistics(self, None, sample, seed)
 
     def _array(self, slug: str, tower: Tower) -> NDArray[np.floating[Any]]:
         card = self.card(slug)

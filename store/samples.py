@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +74,22 @@ def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
 def sample_parts(root: Path, shards: int) -> list[str]:
     """Paths of the parts, named one by one: a stray file in the folder is not a part of the table."""
     return [str(root / sample_part(shard)) for shard in range(shards)]
+
+
+@contextmanager
+def readable_parts(root: Path) -> Iterator[None]:
+    """Turn what Arrow raises for a missing or damaged sample part into one line that says what to do.
+
+    Raises:
+        CorruptStoreError: the sample table of the store at `root` cannot be read.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise CorruptStoreError(
+            f"the sample table of {root} cannot be read: {reason}; `mmkd store verify {root}` names the file"
+        ) from error
 
 
 def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:

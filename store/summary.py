@@ -13,7 +13,7 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.layout import shard_count
 from mmkd.store.ledger import LedgerEntry
 from mmkd.store.record import StoreRecord
-from mmkd.store.samples import sample_parts, sample_schema
+from mmkd.store.samples import readable_parts, sample_parts, sample_schema
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,16 @@ def summarise(
     teachers: Mapping[str, TeacherCard],
     ledger: Mapping[tuple[int, str], LedgerEntry],
 ) -> StoreSummary:
-    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table."""
+    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table.
+
+    Raises:
+        CorruptStoreError: the sample table cannot be read.
+    """
     parts = sample_parts(root, shard_count(record.rows, record.rows_per_shard))
-    table = pads.dataset(parts, schema=sample_schema(record.corpus.labels), format="parquet").to_table(
-        columns=["status", "reason"]
-    )
+    with readable_parts(root):
+        table = pads.dataset(parts, schema=sample_schema(record.corpus.labels), format="parquet").to_table(
+            columns=["status", "reason"]
+        )
     return StoreSummary(
         root=str(root),
         rows=record.rows,
