@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmkd.cli.store import convert, inspect, rows, stats
+from mmkd.cli.store import convert, inspect, rows, show, stats
 from mmkd.cli.store.group import store
 
-__all__ = ["convert", "inspect", "rows", "stats", "store"]
+__all__ = ["convert", "inspect", "rows", "show", "stats", "store"]

@@ -26,7 +26,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
         for finding in statistics_findings(statistics)
     ]
     features = ("features", "rows", "broken", "median norm", "mean cosine", "effective rank", "dead", "repeats")
-    rows = [
+    towers = [
         (f"{t.slug} {t.tower}", f"{t.rows:,}", f"{t.not_finite + t.zero:,}", _number(t.norms.median),
          _number(t.mean_cosine), f"{_number(t.effective_rank, 1)} of {t.width}",
          str(len(t.dead_dimensions) + len(t.constant_dimensions)), f"{t.repeated_rows:,}")
@@ -34,7 +34,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
     ]  # fmt: skip
     parts += _table("Features", features, towers)
     teachers = ("teacher", "pairs", "matched cosine", "unmatched", "pool", "i2t@1", "i2t@10", "t2i@1", "t2i@10")
-    rows = [
+    pairs = [
         (p.slug, f"{p.pairs:,}", _number(p.matched.median), _number(p.unmatched.median), str(p.pool),
          *(_number(100 * value, 1) + " %" for value in p.recall.values()))
         for p in statistics.pairs

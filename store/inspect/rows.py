@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,6 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from mmkd.store.errors import UserError
-from mmkd.store.images import ImageSource
 from mmkd.store.samples import read_part
 
 if TYPE_CHECKING:
@@ -94,16 +92,3 @@ def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) ->
 def captions_of(store: FeatureStore, rows: NDArray[np.int64]) -> pa.Table:
     """`key`, `modality` and `caption` of these rows, in the order given."""
     return sample_rows(store, rows).select(["key", "modality", "caption"])
-
-
-def image_source(store: FeatureStore, sample: dict[str, object]) -> ImageSource | None:
-    """Where a sample row's picture is; None for a row without one, or with a name that leaves the corpus."""
-    uri, offset, length = sample["uri"], sample["offset"], sample["length"]
-    if not isinstance(uri, str):
-        return None
-    root = Path(store.record.corpus.root)
-    path = root / uri
-    # A store from elsewhere is not to make us show any file of this machine.
-    if not path.resolve().is_relative_to(root.resolve()):
-        return None
-    return ImageSource(path, offset if isinstance(offset, int) else None, length if isinstance(length, int) else None)
