@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from mmkd.store.inspect.coverage import shard_ranges
@@ -41,7 +42,7 @@ class Finding:
 
 def store_findings(info: StoreInfo) -> Iterator[Finding]:
     """From the ledger and the sample table: holes and failures."""
-    root = info.summary.root
+    root = quote(info.summary.root)
     if not info.cards:
         yield Finding("fault", "no teacher has been here: the store holds rows and no features", "mmkd extract")
     for slug in info.coverage.teachers:
@@ -59,7 +60,7 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
 
 def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
     """From the features: broken rows, dead dimensions, collapse, captions that do not fit, equal teachers."""
-    root = statistics.root
+    root = quote(statistics.root)
     command = f"mmkd store stats {root}"
     images = {tower.slug: tower for tower in statistics.towers if tower.tower == "image"}
     for tower in statistics.towers:
@@ -69,17 +70,18 @@ def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
         for severity, text in _pairs(pairs):
             yield Finding(severity, f"{pairs.slug}: {text}", f"{command} --teachers {pairs.slug}")
         tower = images[pairs.slug]
-        if tower.repeated_rows > statistics.repeated_images and tower.repeats:
+        if tower.repeats and tower.repeated_rows > statistics.repeated_images:
             rows = ", ".join(map(str, tower.repeats[0]))
-            text = f"{tower.repeated_rows:,} image features repeat although their files differ (rows {rows}, ...)"
-            yield Finding("warning", f"{tower.slug}: {text}", f"mmkd store show {root} {tower.repeats[0][0]}")
+            files = "although their files differ" if statistics.known_images else "an earlier row's (files not hashed)"
+            text = f"{tower.repeated_rows:,} image features repeat {files}: rows {rows}"
+            yield Finding("warning", f"{tower.slug}: {text}", f"mmkd store show {root} row:{tower.repeats[0][0]}")
     for matrix in statistics.agreement:
         for text in _equal(matrix):
             yield Finding("warning", text, command)
 
 
 def _show(tower: TowerStatistics, root: str) -> str | None:
-    return f"mmkd store show {root} {tower.broken_rows[0]}" if tower.broken_rows else None
+    return f"mmkd store show {root} row:{tower.broken_rows[0]}" if tower.broken_rows else None
 
 
 def _tower(tower: TowerStatistics) -> Iterator[tuple[Severity, str]]:
@@ -121,10 +123,19 @@ def _pairs(pairs: PairStatistics) -> Iterator[tuple[Severity, str]]:
 
 
 def _equal(matrix: Agreement) -> Iterator[str]:
-    for i, first in enumerate(matrix.teachers):
-        for j in range(i + 1, len(matrix.teachers)):
-            if matrix.rows[i, j] >= FEW_ROWS and matrix.cka[i, j] > EQUAL_CKA and matrix.mutual[i, j] > EQUAL_MUTUAL:
-                yield (
-                    f"{first} and {matrix.teachers[j]} see {matrix.tower}s alike "
-                    f"(CKA {matrix.cka[i, j]:.4f}, mutual neighbours {matrix.mutual[i, j]:.1%}): one teacher twice?"
-                )
+    """Groups of teachers that cannot be told apart, each group once."""
+    left = list(range(len(matrix.teachers)))
+    while left:
+        first = left.pop(0)
+        alike = [
+            j
+            for j in left
+            if matrix.rows[first, j] >= FEW_ROWS
+            and matrix.cka[first, j] > EQUAL_CKA
+            and matrix.mutual[first, j] > EQUAL_MUTUAL
+        ]
+        left = [j for j in left if j not in alike]
+        if alike:
+            names = " and ".join(matrix.teachers[j] for j in (first, *alike))
+            least = min(float(matrix.cka[first, j]) for j in alike)
+            yield f"{names} see {matrix.tower}s alike (CKA {least:.4f} at least): one teacher twice?"

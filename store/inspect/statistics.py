@@ -44,6 +44,8 @@ class StoreStatistics:
     """Image, text."""
     repeated_images: int
     """Rows of the whole store whose image file has the bytes of an earlier row's (by `image_sha256`)."""
+    known_images: int
+    """Rows of the whole store with an `image_sha256`; imported features have none."""
     repeated_captions: int
     """Rows of the whole store with the caption of an earlier row."""
 
@@ -102,6 +104,7 @@ def store_statistics(
         pairs=tuple(pairs),
         agreement=tuple(agreement(store, slugs, tower, compared) for tower in TOWERS),
         repeated_images=_repeated(table["image_sha256"]),
+        known_images=len(table) - table["image_sha256"].null_count,
         repeated_captions=_repeated(table["caption"]),
     )
 
