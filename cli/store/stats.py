@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -102,12 +103,27 @@ def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
             for pair in found.pairs
         ],
     )  # fmt: skip
-    if len(found.pairs) > 1:
-        for matrix in found.agreement:
-            yield from _matrix(f"{matrix.tower}s: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
+    yield from _agreement_lines(found)
     yield from finding_lines(findings)
     if not findings:
         yield "nothing conspicuous"
+
+
+def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
+    from mmkd.store.inspect.agreement import MIN_SHARED
+
+    if len(found.pairs) < 2:
+        return
+    compared = [matrix for matrix in found.agreement if _compares(matrix)]
+    if not compared:
+        yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
+    for matrix in compared:
+        yield from _matrix(f"{matrix.tower}s: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
+
+
+def _compares(matrix: Agreement) -> bool:
+    count = len(matrix.teachers)
+    return any(math.isfinite(matrix.cka[i, j]) for i in range(count) for j in range(i + 1, count))
 
 
 def _matrix(title: str, matrix: Agreement, found: StoreStatistics) -> Iterator[str]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 10
 
+MIN_SHARED = 50
+"""Rows that two teachers must share to be compared: with a handful, CKA is noise and everyone is a neighbour."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -31,9 +34,10 @@ class Agreement:
     """(T, T): rows that both have."""
     cka: NDArray[np.float64]
     """(T, T): unbiased linear CKA; 1 for equal up to rotation and scale, about 0 (either side) for unrelated ones,
-    NaN where fewer than four rows are shared."""
+    NaN where fewer than `MIN_SHARED` rows are shared."""
     mutual: NDArray[np.float64]
-    """(T, T): mean share of the `k` nearest neighbours of a row that both teachers name; by chance k / (rows - 1)."""
+    """(T, T): mean share of the `k` nearest neighbours of a row that both teachers name; by chance k / (rows - 1).
+    NaN as `cka`."""
     k: int
 
 
@@ -65,7 +69,7 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
             second = slugs[j]
             both = sound[first] & sound[second]
             shared[i, j] = shared[j, i] = np.count_nonzero(both)
-            if shared[i, j] < 4:
+            if shared[i, j] < MIN_SHARED:
                 continue
             pair = values[first][both], values[second][both]
             cka[i, j] = cka[j, i] = linear_cka(*pair)
@@ -73,7 +77,7 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
             for slug, side in zip((first, second), pair, strict=True):
                 key = slug, both.tobytes()
                 if key not in known:
-                    known[key] = nearest(side, min(NEIGHBOURS, len(side) - 1))
+                    known[key] = nearest(side, NEIGHBOURS)
                 near.append(known[key])
             mutual[i, j] = mutual[j, i] = mutual_neighbours(near[0], near[1])
     return Agreement(tower, slugs, shared, cka, mutual, NEIGHBOURS)

@@ -36,7 +36,8 @@ class PairStatistics:
     """Rows of a retrieval pool: 1000, or all pairs when there are fewer."""
     pools: int
     recall: dict[str, float]
-    """`i2t@1`, `i2t@10`, `t2i@1`, `t2i@10`: share of rows whose own counterpart is among the first k of its pool."""
+    """`i2t@1`, `i2t@10`, `t2i@1`, `t2i@10`: share of rows whose own counterpart is among the first k of its pool; NaN
+    when the pool has no more than k rows, where it could not be missed."""
     chance: dict[str, float]
     """What random features would reach, k / pool."""
     shift: dict[int, float]
@@ -91,10 +92,14 @@ def pair_statistics(store: FeatureStore, slug: str, rows: NDArray[np.int64], see
         unmatched=distribution(np.concatenate(unmatched), (-1.0, 1.0)),
         pool=pool,
         pools=pools,
-        recall={name: total / scored if scored else float("nan") for name, total in hits.items()},
-        chance={name: min(1.0, int(name.partition("@")[2]) / pool) if pool else float("nan") for name in hits},
+        recall={name: total / scored if scored and pool > _rank_of(name) else math.nan for name, total in hits.items()},
+        chance={name: _rank_of(name) / pool if pool > _rank_of(name) else math.nan for name in hits},
         shift=_shifts(store, slug, rows[:POOL_ROWS]),
     )
+
+
+def _rank_of(name: str) -> int:
+    return int(name.partition("@")[2])
 
 
 def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from shlex import quote
 from typing import Any
 
 import jinja2
+import numpy as np
 import plotly.offline
 from markupsafe import Markup
 
@@ -92,13 +93,13 @@ def _charts(content: Content) -> dict[str, Chart]:
     charts: dict[str, Chart] = {}
     if content.info.coverage.teachers and content.info.coverage.rows:
         charts["coverage"] = coverage_chart(content.info.coverage)
-    if any(tower.norms.count for tower in statistics.towers):
+    if any(tower.norms.count and not 0.99 < tower.norms.q01 <= tower.norms.q99 < 1.01 for tower in statistics.towers):
         charts["norms"] = norm_chart(statistics.towers)
     for pairs in statistics.pairs:
         if pairs.matched.count:
             charts[f"cosine-{pairs.slug}"] = cosine_chart(pairs)
     for matrix in statistics.agreement:
-        if len(matrix.teachers) > 1:
+        if np.isfinite(matrix.cka[~np.eye(len(matrix.teachers), dtype=bool)]).any():
             charts[f"cka-{matrix.tower}"] = agreement_chart(matrix, matrix.cka, "linear CKA")
             charts[f"mutual-{matrix.tower}"] = agreement_chart(matrix, matrix.mutual, f"mutual {matrix.k} neighbours")
     return charts
