@@ -136,16 +136,19 @@ def _encoded_query(
             f"({stored.source}); give --teacher {spec.slug}=local-dir:FOLDER of those weights"
         )
     loaded = load_teacher(spec, card, torch.device("cpu"))
+    query: NDArray[np.floating[Any]]
     with torch.inference_mode():
         if text is not None:
             tokens, _ = loaded.tokenise([text])
-            return loaded.encode_texts(tokens)[0].float().numpy()
+            query = loaded.encode_texts(tokens)[0].float().numpy()
+            return query
         assert image is not None
         geometry = geometry_of(card.preprocessing)
         decoded = decode_image(ImageSource(image), [geometry])
         if decoded.reason is not None:
             raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
-        return loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()
+        query = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()
+        return query
 
 
 def _row_lines(view: RowView) -> Iterator[str]:
