@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmkd.cli.store import convert, inspect, report, rows, show, stats
+from mmkd.cli.store import atlas, convert, inspect, report, rows, show, stats
 from mmkd.cli.store.group import store
 
-__all__ = ["convert", "inspect", "report", "rows", "show", "stats", "store"]
+__all__ = ["atlas", "convert", "inspect", "report", "rows", "show", "stats", "store"]

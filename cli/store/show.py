@@ -104,11 +104,10 @@ def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.float
 
     row = find_row(source, key)
     bits = source.valid(slug)[row]
-    if bits & IMAGE_SOUND:
-        return source.image(slug)[row]
-    if bits & TEXT_SOUND:
-        return source.text(slug)[row]
-    raise ConfigError(f"{slug} has no feature of row {row}; `mmkd store show {source.root} row:{row}` says why")
+    if not bits & (IMAGE_SOUND | TEXT_SOUND):
+        raise ConfigError(f"{slug} has no feature of row {row}; `mmkd store show {source.root} row:{row}` says why")
+    query: NDArray[np.floating[Any]] = (source.image(slug) if bits & IMAGE_SOUND else source.text(slug))[row]
+    return query
 
 
 def _encoded_query(
