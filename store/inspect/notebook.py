@@ -23,7 +23,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
     parts = [f"<p><strong>{escape(statistics.root)}</strong>: {drawn}</p>"]
     parts += [
         f"<p><strong>{finding.severity}</strong>: {escape(finding.text)}</p>"
-        for finding in statistics_findings(statistics)
+        for finding in sorted(statistics_findings(statistics), key=lambda finding: finding.severity)
     ]
     features = ("features", "rows", "broken", "median norm", "mean cosine", "effective rank", "dead", "repeats")
     towers = [
