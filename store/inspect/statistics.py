@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from mmkd.store.inspect.agreement import Agreement, agreement
 from mmkd.store.inspect.pairs import PairStatistics, pair_statistics
+from mmkd.store.inspect.plain import plain_values
 from mmkd.store.inspect.sampling import draw_rows
 from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
@@ -51,7 +50,7 @@ class StoreStatistics:
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values: NaN becomes None, matrices lists of lists."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = plain_values(asdict(self))
         return plain
 
     def _repr_html_(self) -> str:
@@ -112,13 +111,3 @@ def store_statistics(
 def _repeated(column: Any) -> int:
     there = column.drop_null()
     return len(there) - int(pc.count_distinct(there).as_py())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

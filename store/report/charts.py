@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mmkd.store.inspect.agreement import Agreement
 from mmkd.store.inspect.coverage import Coverage
 from mmkd.store.inspect.pairs import PairStatistics
+from mmkd.store.inspect.plain import plain_values
 from mmkd.store.inspect.projection import Projection
 from mmkd.store.inspect.towers import TowerStatistics
 
@@ -150,18 +151,5 @@ def _plain(figure: go.Figure, height: int) -> Chart:
         plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,
     )
-    plain: Chart = _values(figure.to_dict())
+    plain: Chart = plain_values(figure.to_dict())
     return plain
-
-
-def _values(value: Any) -> Any:
-    """Plain JSON values: arrays as lists, NaN as None."""
-    if isinstance(value, dict):
-        return {str(key): _values(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _values(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_values(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
