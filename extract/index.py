@@ -1,26 +1,39 @@
-"""The index: every input gets its grid row before anything is decoded."""
+"""The index: every input gets its grid row before anything is decoded.
+
+Parts of a corpus (tars, Parquet files, folders) are listed in parallel, each into a file of its own; these are
+read back in order, numbered, and judged. Memory does not grow with the corpus: all of it lies in temporary files.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from mmkd.extract.corpora import Corpus, CorpusRow
+from mmkd.extract.corpora import Corpus, Part, corpus_digest
+from mmkd.extract.corpus_parts import what_changed, write_parts
+from mmkd.extract.duplicates import find_duplicates
+from mmkd.extract.listing import HASH, listing_schema, row_batch
 from mmkd.store.atomic import disk_errors
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part, shard_count
+from mmkd.store.place import Place
 from mmkd.store.record import CorpusRecord, StoreRecord
 from mmkd.store.samples import sample_schema, write_part
 from mmkd.store.writer import create_store
 
-_BATCH = 65536
+_BATCH = 8192
+# Listing is Python work, so processes share it; below this a process costs more to start than it saves.
+_BYTES_WORTH_PROCESSES = 1 << 30
 
 
 def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
@@ -32,16 +45,19 @@ def create_indexed_store(corpus: Corpus, root: Path) -> StoreRecord:
         CorpusError: the corpus has no rows, or cannot be read.
         StoreError: the store cannot be written.
     """
-    with _indexed(corpus) as index:
+    parts = corpus.parts()
+    with _indexed(corpus, parts) as index:
         record = CorpusRecord(
             kind=corpus.kind,
             location=corpus.location,
             root=str(corpus.root),
             rows=len(index),
             labels=corpus.labels,
-            digest=corpus.digest(),
+            digest=corpus_digest(corpus, parts),
         )
-        return create_store(root, record, index)
+        created = create_store(root, record, index)
+    write_parts(root, corpus.settings(), parts)
+    return created
 
 
 def restore_parts(corpus: Corpus, root: Path, record: StoreRecord) -> int:
@@ -57,86 +73,110 @@ def restore_parts(corpus: Corpus, root: Path, record: StoreRecord) -> int:
     shards = range(shard_count(record.rows, per_shard))
     missing = [shard for shard in shards if not (root / sample_part(shard)).is_file()]
     if missing:
-        with _indexed(corpus) as index:
+        with _indexed(corpus, corpus.parts()) as index:
             for shard in missing:
                 write_part(root, shard, index.slice(shard * per_shard, per_shard).combine_chunks())
     return len(missing)
-
-
-@contextmanager
-def _indexed(corpus: Corpus) -> Iterator[pa.Table]:
-    """The corpus as a table in grid order, mapped from a temporary file: it may be larger than memory."""
-    with tempfile.TemporaryDirectory(prefix="mmkd-index-") as folder:
-        # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
-        spool = Path(folder) / "index.arrow"
-        if not _spool(corpus, corpus.labels, spool):
-            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
-        with pa.memory_map(str(spool)) as source:
-            yield pa.ipc.open_stream(source).read_all()
 
 
 def check_same_corpus(corpus: Corpus, record: StoreRecord, root: Path) -> None:
     """Refuse to go on with a store of another corpus.
 
     Raises:
-        CorpusError: the corpus' index files are not those that the store was made from.
+        CorpusError: a file of the corpus has another name, size, change time or hash than when the store was made,
+            or is read otherwise; the first difference is named.
     """
-    if corpus.digest() != record.corpus.digest:
+    parts = corpus.parts()
+    if corpus_digest(corpus, parts) != record.corpus.digest:
+        changed = what_changed(root, corpus.settings(), parts)
         raise CorpusError(
             f"{root} was made from {record.corpus.location} as it was on {record.created}; {corpus.location} differs "
-            "from that; name a new store, or bring the old corpus back"
+            f"from that{f': {changed}' if changed else ''}; name a new store, or bring the old corpus back"
         )
 
 
-def _spool(corpus: Corpus, labels: tuple[str, ...], spool: Path) -> int:
-    schema = sample_schema(labels)
-    seen: dict[bytes, int] = {}
+@contextmanager
+def _indexed(corpus: Corpus, parts: Sequence[Part]) -> Iterator[pa.Table]:
+    """The corpus as a table in grid order, mapped from a temporary file: it may be larger than memory."""
+    with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
+        folder = Path(name)
+        listed = list(_list_parts(corpus, parts, folder))
+        total = sum(rows for _, rows in listed)
+        if not total:
+            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
+        files = [file for file, _ in listed]
+        duplicates = find_duplicates(lambda: _hashes(files), total)
+        # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
+        spool = folder / "index.arrow"
+        _number(files, duplicates, corpus.labels, spool)
+        with pa.memory_map(str(spool)) as source:
+            yield pa.ipc.open_stream(source).read_all()
+
+
+_Job = tuple[Corpus, Part, Path, tuple[str, ...]]
+
+
+def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator[tuple[Path, int]]:
+    """List every part into its own file; yield file and number of rows, in the parts' order."""
+    labels = corpus.labels
+    jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(jobs) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
+        # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may stand still for ever.
+        with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as processes:
+            yield from processes.map(_list_part, jobs)
+        return
+    # Threads wait for a network together, and more of them than cores do.
+    threads = 16 if Place(str(corpus.root)).remote else cores
+    with ThreadPoolExecutor(min(threads, max(1, len(jobs))), thread_name_prefix="mmkd-index") as pool:
+        yield from pool.map(_list_part, jobs)
+
+
+def _list_part(job: _Job) -> tuple[Path, int]:
+    corpus, part, file, labels = job
+    schema = listing_schema(labels)
+    rows = corpus.rows_of(part)
     count = 0
-    rows = corpus.rows()
-    with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with disk_errors(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
-            writer.write_batch(_record_batch(_judged(batch, count, seen), labels, schema))
+            writer.write_batch(row_batch(batch, labels, schema))
             count += len(batch)
-    return count
+    return file, count
 
 
-def _judged(
-    batch: list[CorpusRow], first: int, seen: dict[bytes, int]
-) -> Iterator[tuple[int, CorpusRow, str, str | None]]:
-    """Row number, input, status and reason; `seen` maps key hashes (16 bytes each, not the keys) to rows."""
-    for number, row in enumerate(batch, first):
-        digest = hashlib.blake2b(row.key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        earlier = seen.setdefault(digest, number)
-        if earlier != number:
-            yield number, row, "failed", f"key: duplicate of row {earlier}"
-        elif row.uri is None and not row.caption:
-            yield number, row, "failed", "key: neither image nor caption"
-        else:
-            yield number, row, "pending", None
+def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        with pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
+            yield from reader
 
 
-def _record_batch(
-    judged: Iterator[tuple[int, CorpusRow, str, str | None]], labels: tuple[str, ...], schema: pa.Schema
-) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for number, row, status, reason in judged:
-        values: dict[str, Any] = {
-            "row": number,
-            "key": _printable(row.key),
-            "caption": row.caption,
-            "modality": row.modality,
-            "uri": row.uri,
-            "offset": row.offset,
-            "length": row.length,
-            "status": status,
-            "reason": reason,
-        }
-        values.update((label, row.labels.get(label)) for label in labels)
-        for name, column in columns.items():
-            column.append(values.get(name))
-    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
+    for batch in _batches(files):
+        column = batch.column(HASH)
+        data = np.frombuffer(column.buffers()[1], dtype=np.uint64)
+        yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
 
-def _printable(key: str) -> str:
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def _number(files: Sequence[Path], duplicates: dict[int, int], labels: tuple[str, ...], spool: Path) -> None:
+    """Write the final index: rows numbered, statuses known before reading set."""
+    schema = sample_schema(labels)
+    start = 0
+    with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in _batches(files):
+            rows = range(start, start + len(batch))
+            faults = batch.column("reason").to_pylist()
+            for row in rows:
+                if row in duplicates:
+                    faults[row - start] = f"key: duplicate of row {duplicates[row]}"
+            columns = {name: batch.column(name) for name in batch.schema.names if name != HASH}
+            columns["row"] = pa.array(rows, pa.int64())
+            columns["reason"] = pa.array(faults, pa.string())
+            columns["status"] = pa.array([_status(fault) for fault in faults], pa.string())
+            empty = pa.nulls(len(batch))
+            arrays = [columns.get(field.name, empty).cast(field.type) for field in schema]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            start += len(batch)
+
+
+def _status(fault: str | None) -> str:
+    return "pending" if fault is None or fault.startswith("caption: ") else "failed"
