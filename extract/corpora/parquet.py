@@ -72,12 +72,11 @@ class ParquetCorpus(FileCorpus):
         Raises:
             CorpusError: the file lacks a column that the first one has.
         """
+        wanted = (*self._roles.values(), *self.labels)  # said before the first row when there are none
         try:
             with self.opened(part) as handle:
                 file = pq.ParquetFile(handle, pre_buffer=False)
-                missing = [
-                    name for name in (*self._roles.values(), *self.labels) if name not in file.schema_arrow.names
-                ]
+                missing = [name for name in wanted if name not in file.schema_arrow.names]
                 if missing:
                     raise CorpusError(
                         f"{self.path}: {part.name} has no column {missing[0]!r}, which the first file has"

@@ -73,7 +73,8 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Member | Damage]:
         archive.members.clear()  # else every header stays in memory
         if member.isreg() and not member.issparse():
             yield Member(member.name, member.offset_data, member.size)
-    # A sound archive ends in zeros; one cut between two members ends in nothing.
-    file.seek(0, 2)
-    if archive.offset >= file.tell() and archive.offset > 0:
+    # tarfile takes a header that is cut off or overwritten for the end. A sound archive ends in a block of zeros.
+    file.seek(archive.offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
         yield Damage(archive.offset)
