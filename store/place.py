@@ -14,7 +14,9 @@ from mmkd.store.errors import UserError
 
 # What fsspec's file systems raise besides OSError: a botched URL, a key that is not there, a service that says no.
 # Their packages are extras and cannot be named here, so anything of theirs is recognised by its module.
-_FOREIGN = ("botocore.", "aiohttp.", "gcsfs.", "s3fs.", "adlfs.", "fsspec.")
+_FOREIGN = ("obstore.", "botocore.", "aiohttp.", "gcsfs.", "s3fs.", "adlfs.", "fsspec.")
+# Served by obstore, one wheel without a chain of pinned clients; it reads AWS_ENDPOINT_URL and its kin.
+_CLOUDS = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https")
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,13 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         import fsspec  # noqa: PLC0415 - an extra
 
-        # fsspec keeps one file system for each set of options, so this is a look-up.
+        kind = url.partition("://")[0]
+        # Both keep one file system for each set of options, so this is a look-up.
+        if kind in _CLOUDS:
+            from obstore.fsspec import FsspecStore  # noqa: PLC0415 - an extra
+
+            fs = FsspecStore(kind, client_options={"allow_http": True})
+            return fs, fs._strip_protocol(url)
         fs, inner = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         kind = url.partition("://")[0]
