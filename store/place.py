@@ -12,6 +12,10 @@ from typing import IO, Any
 
 from mmkd.store.errors import UserError
 
+# Bytes. A range up to this is asked for as it is.
+_LONG = 1 << 28
+# What services and their packages call the tag or time that changes with a file.
+_STAMPS = ("e_tag", "ETag", "etag", "last_modified", "LastModified", "mtime", "updated")
 # What fsspec's file systems raise besides OSError: a botched URL, a key that is not there, a service that says no.
 # Their packages are extras and cannot be named here, so anything of theirs is recognised by its module.
 _FOREIGN = ("obstore.", "botocore.", "aiohttp.", "gcsfs.", "s3fs.", "adlfs.", "fsspec.")
@@ -94,13 +98,19 @@ class Place:
         """True when something is there."""
         if not self.remote:
             return self.path.exists()
-        with foreign_errors():
-            return bool(self._fs.exists(self._inner))
+        try:
+            # Plain web servers know files only: asking them for a folder is answered by errors and retries.
+            with foreign_errors():
+                return bool(self._fs.info(self._inner) if self._web else self._fs.exists(self._inner))
+        except FileNotFoundError:
+            return False
 
     def is_dir(self) -> bool:
-        """True for a folder, or a prefix with something below it."""
+        """True for a folder, or a prefix with something below it; never on a plain web server."""
         if not self.remote:
             return self.path.is_dir()
+        if self._web:
+            return False
         with foreign_errors():
             return not self._fs.isfile(self._inner) and bool(self._fs.isdir(self._inner))
 
@@ -131,11 +141,13 @@ class Place:
                 file.seek(offset)
                 return file.read(length)
         with foreign_errors():
-            # Services answer an empty range, or one that begins behind the end, with an error.
-            size = int(self._fs.info(self._inner).get("size") or 0)
-            if offset >= size or length <= 0:
+            # Services answer an empty range, or one that begins behind the end, with an error. An archive's member was
+            # inside when it was listed; a whole file is asked for its size first.
+            if length > _LONG:
+                length = min(length, int(self._fs.info(self._inner).get("size") or 0) - offset)
+            if length <= 0:
                 return b""
-            data: bytes = self._fs.cat_file(self._inner, start=offset, end=min(offset + length, size))
+            data: bytes = self._fs.cat_file(self._inner, start=offset, end=offset + length)
             return data
 
     def listed(self) -> Listed:
@@ -160,12 +172,17 @@ class Place:
             yield from sorted(_walk(self.path), key=lambda listed: listed.name)
             return
         with foreign_errors():
+            self._fs.invalidate_cache()  # a corpus that changed must be seen to have
             found = self._fs.find(self._inner, detail=True)
-        base = self._inner.rstrip("/") + "/"
+        prefix = self.url.partition("://")[2].rstrip("/") + "/"
         for inner, info in sorted(found.items()):
-            name = inner.removeprefix(base)
+            name = inner.lstrip("/").removeprefix(prefix)
             if not any(part.startswith(".") for part in name.split("/")):
                 yield _listed(name, info)
+
+    @property
+    def _web(self) -> bool:
+        return self.url.startswith(("http://", "https://"))
 
     @property
     def _fs(self) -> Any:
@@ -180,6 +197,10 @@ class Place:
         return self.url
 
 
+class RemoteError(OSError):
+    """A service did not give what was asked for; `strerror` says why in its own words."""
+
+
 class foreign_errors:  # noqa: N801 - reads as the context manager that it is
     """Turn what a service's package raises into an OSError with one line; its own errors name hosts and requests."""
 
@@ -189,7 +210,9 @@ class foreign_errors:  # noqa: N801 - reads as the context manager that it is
         if isinstance(error, Exception) and not isinstance(error, OSError):
             module = f"{type(error).__module__}."
             if module.startswith(_FOREIGN):
-                raise OSError(None, " ".join(str(error).split())[:200]) from error
+                raise RemoteError(None, " ".join(str(error).split())[:200]) from error
+        elif isinstance(error, OSError) and error.errno is None and not isinstance(error, FileNotFoundError):
+            raise RemoteError(None, " ".join(str(error).split())[:200]) from error
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -236,5 +259,5 @@ def _walk(root: Path) -> Iterator[Listed]:
 
 
 def _listed(name: str, info: dict[str, Any]) -> Listed:
-    stamp = next((info[key] for key in ("ETag", "etag", "LastModified", "mtime", "updated") if info.get(key)), "")
-    return Listed(name, int(info.get("size") or 0), str(stamp))
+    stamps = (info.get(key) for key in _STAMPS)
+    return Listed(name, int(info.get("size") or 0), str(next((stamp for stamp in stamps if stamp), "")))

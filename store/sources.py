@@ -15,7 +15,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl, urlencode
 
 from mmkd.store.images import MAX_BYTES, ImageError
-from mmkd.store.place import Place
+from mmkd.store.place import Place, RemoteError
 
 CELL = ("column", "row")
 FRAME = ("frame",)
@@ -145,6 +145,8 @@ def unreadable(error: Exception) -> ImageError:
     """One reason for equal faults, so that they can be counted: the path is in the row already."""
     if isinstance(error, FileNotFoundError):
         return ImageError("file not found")
+    if isinstance(error, RemoteError):
+        return ImageError("the service did not answer with it")
     if isinstance(error, OSError) and error.strerror:
         return ImageError(str(error.strerror))
     return ImageError("cannot be read")
