@@ -55,7 +55,8 @@ def open_corpus(location: str) -> Corpus:
         if place.suffix in (".yaml", ".yml"):
             return _described(place)
         if place.suffix in _KIND_OF and not place.is_dir():
-            return _reader(_KIND_OF[place.suffix])(path=location)
+            reader: Corpus = _reader(_KIND_OF[place.suffix])(path=location)
+            return reader
         if place.is_dir():
             return _folder(place, location)
     except OSError as error:

@@ -82,8 +82,11 @@ def separated_records(file: IO[bytes], where: str, dialect: Dialect) -> Iterator
             odd[0] ^= line.count('"') % 2 == 1
             yield line
 
-    quoting = csv.QUOTE_MINIMAL if dialect.quotes else csv.QUOTE_NONE
-    reader = csv.reader(counted(), delimiter=dialect.delimiter, quoting=quoting)
+    lines = counted()
+    if dialect.quotes:
+        reader = csv.reader(lines, delimiter=dialect.delimiter)
+    else:
+        reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE)
     header = list(dialect.names) if dialect.names else None
     line = 0
     try:
