@@ -42,9 +42,9 @@ LAYOUTS = ("npy", "parquet", "safetensors", "original")
 )
 @click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
 def import_(original: Path, path: Path, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
-    """Bring features of the original MMKD-CLIP release, of clip-retrieval, or bags of CLAM or TRIDENT into a store.
+    """Bring features that others made into a store; run again to go on.
 
-    Run again to go on."""
+    ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, or a folder of bags (CLAM, TRIDENT)."""
     from mmkd.store.convert.importing import import_features
 
     with tqdm(unit="shard", disable=True if as_json else None) as bar:

@@ -154,8 +154,7 @@ def _filled(file: pq.ParquetFile, column: str) -> Any:
         chunks = (info.column(index) for index in range(info.num_columns))
         chunk = next((chunk for chunk in chunks if chunk.path_in_schema == column), None)
         statistics = chunk.statistics if chunk is not None else None
-        known = statistics is not None and statistics.has_null_count
-        nulls.append(statistics.null_count if known else None)
+        nulls.append(statistics.null_count if statistics is not None and statistics.has_null_count else None)
     if all(count == 0 for count in nulls):
         return True
     ends: list[int] = []
@@ -168,7 +167,7 @@ def _filled(file: pq.ParquetFile, column: str) -> Any:
     def is_filled(row: int) -> bool:
         group = next(index for index, end in enumerate(ends) if row < end)
         mask = masks[group]
-        return mask if isinstance(mask, bool) else bool(mask[row - (ends[group - 1] if group else 0)])
+        return bool(mask if isinstance(mask, bool) else mask[row - (ends[group - 1] if group else 0)])
 
     return is_filled
 

@@ -72,9 +72,8 @@ class TableCorpus(FileCorpus):
         """The table; its stamp is the SHA-256 of its bytes, so that a mere copy is the same corpus."""
         try:
             with self.place.open() as file:
-                return [
-                    Part(self.place.name, self.place.listed().size, hashlib.file_digest(file, "sha256").hexdigest())
-                ]  # type: ignore[arg-type]
+                content = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto of IO
+                return [Part(self.place.name, self.place.listed().size, content.hexdigest())]
         except OSError as error:
             raise unlistable(self.place, error) from error
 

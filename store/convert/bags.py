@@ -39,7 +39,7 @@ class BagFolder:
     @cached_property
     def _bags(self) -> list[tuple[Path, int, int]]:
         """File, patches and width, in the order of names."""
-        bags = []
+        bags: list[tuple[Path, int, int]] = []
         for path in sorted(self.root.glob("*.h5")):
             with _opened(path) as file:
                 shape = _features(file, path).shape[-2:]
@@ -92,8 +92,7 @@ class BagFolder:
                     patches = stored[0, part] if stored.ndim == 3 else stored[part]
                     out[self.slug, "image"][low - first : high - first] = patches
             start += count
-        sound = np.isfinite(out[self.slug, "image"]).all(axis=1)
-        return out, [None if good else "features: not finite" for good in sound.tolist()]
+        return out, [None if np.isfinite(patch).all() else "features: not finite" for patch in out[self.slug, "image"]]
 
 
 def _opened(path: Path) -> h5py.File:
