@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from mmkd.cli.main import cli
+from mmkd.cli.store.convert import _source
 from mmkd.store import FeatureStore
 from mmkd.store.convert.bags import BagFolder
 from mmkd.store.convert.importing import import_features
@@ -31,9 +30,8 @@ def test_bags_come_in_equal(tmp_path: Path) -> None:
     bags.mkdir()
     first = write_bag(bags / "TCGA-AB-1234-01Z.h5", 300)
     second = write_bag(bags / "other.h5", 40, batched=True, seed=1)
-    command = ["store", "import", str(bags), str(tmp_path / "s"), "--encoding", "float32", "--name", "uni"]
-    done = CliRunner().invoke(cli, command)
-    assert done.exit_code == 0, done.output
+    source = _source(bags, "clips_output", "uni")  # as `mmkd store import` finds out what the folder is
+    import_features(source, tmp_path / "s", "float32", lambda *_: None)
     store = FeatureStore.open(tmp_path / "s")
     assert np.array_equal(store.image("uni"), np.concatenate([first, second]))
     rows = store.sample_table().to_pylist()

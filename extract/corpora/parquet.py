@@ -133,7 +133,7 @@ def _cell(kind: pa.DataType) -> str | None:
 
 
 def _binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
