@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,16 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from mmkd.extract.corpora.row import UNDECODABLE
+from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, UNDECODABLE
 from mmkd.extract.decoding import DecodedImage, decode_windows
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
-from mmkd.store.images import ImageSource
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
+from mmkd.store.sources import image_source
 from mmkd.store.writer import ShardFeatures, write_shard
 
 BATCH_ROWS = 32
@@ -68,14 +67,17 @@ def extract_shard(
     table, sha_before = read_part(root, shard)
     report = ShardReport(shard, tuple(teachers))
     clock = Clock(report.seconds)
-    live = [not (reason or "").startswith("key: ") for reason in table["reason"].to_pylist()]
+    reasons = table["reason"].to_pylist()
+    live = [not (reason or "").startswith(INDEX_FAULTS) for reason in reasons]
     images, image_features = encode_images(
         table, live, record.image_root(shard * record.rows_per_shard), teachers, decode_threads, clock
     )
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
-    text_reasons = [caption_fault(caption) for caption in captions]
+    text_reasons = [
+        _indexed_fault(reason) or caption_fault(caption) for reason, caption in zip(reasons, captions, strict=True)
+    ]
     usable = [None if fault else caption for caption, fault in zip(captions, text_reasons, strict=True)]
     text_features = encode_texts(usable, teachers, report, clock)
     final = _final_rows(table, live, images, text_reasons)
@@ -112,6 +114,11 @@ def caption_fault(caption: str | None) -> str | None:
     return None if caption.strip() else "caption: empty"
 
 
+def _indexed_fault(reason: str | None) -> str | None:
+    """What the index, or an earlier teacher's turn, said of the caption: a sidecar cut off or too long."""
+    return next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
+
+
 class Clock:
     """`with clock("read"): ...` adds the seconds spent to a table."""
 
@@ -134,7 +141,7 @@ class Clock:
 
 
 def encode_images(
-    table: pa.Table, live: Sequence[bool], root: Path, teachers: Mapping[str, Teacher], threads: int, clock: Clock
+    table: pa.Table, live: Sequence[bool], root: str, teachers: Mapping[str, Teacher], threads: int, clock: Clock
 ) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.floating[Any]]]]:
     """What each row's image turned out to be (None without one), and features float (rows, D) by slug.
 
@@ -142,7 +149,7 @@ def encode_images(
     """
     columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
     sources = [
-        ImageSource(root / uri, offset, length) if uri is not None and row_live else None
+        image_source(root, uri, offset, length) if uri is not None and row_live else None
         for uri, offset, length, row_live in zip(*columns, live, strict=True)
     ]
     geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}

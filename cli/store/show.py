@@ -119,7 +119,7 @@ def _encoded_query(
     from mmkd.extract.decoding import decode_image
     from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
     from mmkd.extract.teachers.geometry import geometry_of
-    from mmkd.store.images import ImageSource
+    from mmkd.store.sources import image_source
 
     slug = teacher.partition("=")[0]
     place = source.card(slug).source
@@ -143,7 +143,7 @@ def _encoded_query(
             return query
         assert image is not None
         geometry = geometry_of(card.preprocessing)
-        decoded = decode_image(ImageSource(image), [geometry])
+        decoded = decode_image(image_source(str(image.parent), image.name, None, None), [geometry])
         if decoded.reason is not None:
             raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
         query = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()

@@ -71,7 +71,7 @@ class StoreRows:
             table = store.sample_table().take(pa.array(rows))
             for batch in table.to_batches(max_chunksize=4096):
                 for row in batch.to_pylist():
-                    root = store.record.image_root(row.pop("row"))
+                    root = Path(store.record.image_root(row.pop("row")))
                     if row["uri"] is not None and self.root != root:
                         row["uri"] = str(root / row["uri"]).lstrip("/")
                     yield row

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.store.array import FeatureArray
 from mmkd.store.errors import UserError
 from mmkd.store.inspect.rows import captions_of
 from mmkd.store.inspect.sampling import BLOCK_ROWS, blocks, features, unit

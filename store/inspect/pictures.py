@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from mmkd.store.images import ImageError, ImageSource, decode
+from mmkd.store.images import ImageError, decode
+from mmkd.store.sources import image_source
 
 
 def picture(corpus_root: str, sample: Mapping[str, Any]) -> Image.Image:
@@ -27,11 +28,10 @@ def picture(corpus_root: str, sample: Mapping[str, Any]) -> Image.Image:
     if uri is None:
         raise ImageError("the row has no image")
     root = Path(corpus_root)
-    path = root / uri
     # A store from elsewhere is not to make us show any file of this machine.
-    if not path.resolve().is_relative_to(root.resolve()):
+    if "://" not in corpus_root and not (root / uri).resolve().is_relative_to(root.resolve()):
         raise ImageError("its name leads out of the corpus")
-    return decode(ImageSource(path, sample["offset"], sample["length"]).read())
+    return decode(image_source(corpus_root, uri, sample["offset"], sample["length"]).read())
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
