@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from mmkd.extract.cluster_config import ClusterConfig
+from mmkd.extract.failure_limit import FailureLimit
 from mmkd.extract.teachers import TeacherSpec
+from mmkd.store.yaml_config import Frozen
 
 
-class ExtractConfig(BaseModel):
+class ExtractConfig(Frozen):
     """One run: which corpus, which teachers, where to, on what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: str
     """A table, a tar, a folder or a corpus.yaml; see `mmkd.extract.corpora.open_corpus`."""
     store: Path
     teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
-    scheduler: str = "local"
-    """`local`, or the address of a Dask scheduler."""
-    workers: int | None = Field(default=None, gt=0)
-    """Processes of the local cluster; one per core when not given. Each loads all teachers."""
-    decode_threads: int = Field(default=2, gt=0)
-    """Threads that read and decode images in each worker."""
+    cluster: ClusterConfig = ClusterConfig()
+    limit: int | None = Field(default=None, gt=0)
+    """Only the first so many rows of the corpus: a store of its own, to try things out."""
+    retry_failed: bool = False
+    """Read images that failed once more, beside what is left to do."""
+    max_failures: FailureLimit | None = None
+    """Stop when more inputs than this cannot be used."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmkd.store.atomic import write_atomically
+from mmkd.store.atomic import disk_errors, write_atomically
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import ledger_entry
 
@@ -72,6 +72,27 @@ def read_entry(path: Path) -> LedgerEntry:
 def entry_paths(root: Path) -> Iterator[Path]:
     """Paths of all entries, in order of shard, then teacher."""
     return iter(sorted((root / "ledger").glob("*.json")))
+
+
+def remove_entry(root: Path, shard: int, slug: str) -> None:
+    """Vouch no more for a shard: call it before any of its files changes.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    path = root / ledger_entry(shard, slug)
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def entries_of_shard(root: Path, shard: int) -> dict[str, LedgerEntry]:
+    """The entries of one shard as they are now, by teacher.
+
+    Raises:
+        CorruptStoreError: an entry cannot be read.
+    """
+    entries = (read_entry(path) for path in sorted((root / "ledger").glob(f"{shard:05d}.*.json")))
+    return {entry.teacher: entry for entry in entries}
 
 
 def read_ledger(root: Path) -> dict[tuple[int, str], LedgerEntry]:
