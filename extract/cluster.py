@@ -6,12 +6,14 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import dask
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.comm import CommClosedError
 
 from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
 from mmkd.store.errors import UserError
@@ -22,8 +24,11 @@ _DASK: dict[str, object] = {
     "distributed.scheduler.worker-saturation": 1.0,
     # Twice is enough to know: the shard is done once more with every image decoded in a process of its own.
     "distributed.scheduler.allowed-failures": 1,
+    # A process imports PyTorch before it answers; on a busy machine or a cold network disk that takes minutes.
+    "distributed.comm.timeouts.connect": "120s",
 }
 _REFILL_SECONDS = 10.0
+_ATTEMPTS = 5
 
 
 @contextmanager
@@ -40,8 +45,38 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
             opened = _local_client(cluster)
         else:
             opened = _connect(cluster)
-        with opened as client:
-            yield client
+        address = cluster.scheduler
+        quiet = logging.getLogger("distributed")
+        level = quiet.level
+        # What Dask would log about a lost connection, with tracebacks, is said in one line below.
+        quiet.setLevel(logging.CRITICAL)
+        try:
+            with opened as client:
+                address = client.scheduler.address
+                yield client
+        except (CommClosedError, CancelledError, TimeoutError, OSError) as error:
+            raise UserError(
+                f"the Dask scheduler at {address} went away ({type(error).__name__}); what was finished is "
+                "kept: run the same command again to go on"
+            ) from error
+        finally:
+            quiet.setLevel(level)
+
+
+def start_workers(client: Client, plugin: WorkerPlugin) -> None:
+    """Have every worker, now and later, set the plugin up. A worker that dies over it is replaced and does not count.
+
+    Raises:
+        CommClosedError: again and again.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            client.register_plugin(plugin)
+        except CommClosedError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
 
 
 def default_workers(cluster: ClusterConfig) -> int:
@@ -91,7 +126,14 @@ def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
         "silence_logs": logging.CRITICAL,
         "security": cluster.security.security() if cluster.security else None,
     }
-    with _local_cluster(cluster, devices, options) as started, Client(started, security=options["security"]) as client:
+    try:
+        opened = _local_cluster(cluster, devices, options)
+    except (RuntimeError, TimeoutError) as error:
+        raise UserError(
+            "the worker processes did not start in two minutes; is this machine busy, or its memory full? "
+            "try fewer with --workers"
+        ) from error
+    with opened as started, Client(started, security=options["security"]) as client:
         yield client
 
 

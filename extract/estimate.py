@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmkd.extract.cluster import dask_client, default_workers
+from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.gather import LostShard, gather
@@ -106,7 +106,7 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
     task = ShardTask(0, tuple(card.slug for card in cards))
     measured = ShardReport(0, ())
     with dask_client(config.cluster.model_copy(update={"workers": 1})) as client:
-        client.register_plugin(plugin)
+        start_workers(client, plugin)
         for _ in range(2):
             # Beside the store: the workers of a cluster see it there.
             root = folder_beside(config.store)

@@ -22,6 +22,7 @@ from mmkd.extract.teachers.geometry import Geometry
 from mmkd.store.images import ImageSource
 
 _LENGTH_BYTES = 8
+_TICK_SECONDS = 0.5
 _START_SECONDS = 120.0
 """A child imports PyTorch before it is ready; on a cold network disk that takes a while."""
 
@@ -38,23 +39,20 @@ def guarded_windows(
     Args:
         sources, geometries, window: as there.
         seconds: one image may take.
-        beat: called after every image.
+        beat: called while waiting for the child, which has a time limit of its own.
     """
-    with _Decoder(geometries, seconds) as decoder:
+    with _Decoder(geometries, seconds, beat) as decoder:
         for start in range(0, len(sources), window):
-            images = []
-            for source in sources[start : start + window]:
-                images.append(None if source is None else decoder(source))
-                beat()
-            yield images
+            yield [None if source is None else decoder(source) for source in sources[start : start + window]]
 
 
 class _Decoder:
     """A child process that decodes; a new one takes its place when it dies."""
 
-    def __init__(self, geometries: Sequence[Geometry], seconds: float) -> None:
+    def __init__(self, geometries: Sequence[Geometry], seconds: float, beat: Callable[[], None]) -> None:
         self._geometries = tuple(geometries)
         self._seconds = seconds
+        self._beat = beat
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> _Decoder:
@@ -91,7 +89,10 @@ class _Decoder:
         wanted = _LENGTH_BYTES
         while len(data) < wanted:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
+            self._beat()
+            if left > 0 and not select.select([child.stdout], [], [], min(left, _TICK_SECONDS))[0]:
+                continue
+            if left <= 0:
                 return f"image: reading or decoding takes more than {seconds:g} seconds"
             part = os.read(child.stdout.fileno(), wanted - len(data))
             if not part:

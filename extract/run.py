@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from distributed import Client
 from tqdm import tqdm
 
-from mmkd.extract.cluster import dask_client
+from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.gather import gather
@@ -57,7 +57,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     if tasks or retries:
         with dask_client(config.cluster) as client:
             _announce(client, say)
-            client.register_plugin(TeachersPlugin(_needed(described, [*tasks, *retries]), config.cluster.worker))
+            start_workers(client, TeachersPlugin(_needed(described, [*tasks, *retries]), config.cluster.worker))
             if retries:
                 _do(client, config, record, retries, report, say)
                 tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger)

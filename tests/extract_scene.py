@@ -49,7 +49,7 @@ def mmkd(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
 
 def ended(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, **options)  # type: ignore[call-overload]
 
 
 def started(command: list[str], log: Path, **options: object) -> subprocess.Popen[bytes]:
@@ -65,7 +65,7 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
     """Wait until something is so while a run goes on."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -22,6 +22,7 @@ from extract_scene import ROWS, Scene, children, ended, entries, kill_session, r
 from mmkd.store import FeatureStore
 
 SHARD = 256
+pytestmark = pytest.mark.timeout(900)
 
 
 def finish(scene: Scene, store: Path) -> None:
@@ -87,7 +88,7 @@ def test_kill_9_of_a_worker(scene: Scene, tmp_path: Path, seed: int) -> None:
     pids = workers_of(run)
     assert len(pids) == 2
     os.kill(chance.choice(pids), signal.SIGKILL)
-    assert run.wait(timeout=200) == 0, log.read_text()
+    assert run.wait(timeout=600) == 0, log.read_text()
     assert scene.same(store)
     # One shard was in hand, if that: it was done again, and nothing else was.
     assert ROWS <= rows_done(store) <= ROWS + SHARD
@@ -108,7 +109,7 @@ def test_kill_9_of_the_client(scene: Scene, tmp_path: Path, seed: int) -> None:
     run.kill()
     run.wait()
     finished, read = entries(store), rows_done(store)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its client"
         time.sleep(0.1)
@@ -127,7 +128,7 @@ def test_kill_9_of_the_scheduler(scene: Scene, tmp_path: Path, seed: int) -> Non
         wait_for(lambda: entries(store) >= chance.randint(1, 4), run, log)
         time.sleep(chance.random() / 2)
         kill_session(scheduler)
-        assert run.wait(timeout=100) == 1, log.read_text()
+        assert run.wait(timeout=600) == 1, log.read_text()
     lines = log.read_text().splitlines()
     assert [line for line in lines if line.startswith("Error: ")] == [lines[-1]], log.read_text()
     assert "went away" in lines[-1]
@@ -142,7 +143,7 @@ def test_two_clients_on_one_store(scene: Scene, tmp_path: Path) -> None:
     logs = [tmp_path / "log0", tmp_path / "log1"]
     runs = [started(scene.command(store, "--workers", 1), log) for log in logs]
     for run, log in zip(runs, logs, strict=True):
-        assert run.wait(timeout=200) == 0, log.read_text()
+        assert run.wait(timeout=600) == 0, log.read_text()
     assert scene.same(store)
     assert FeatureStore.open(store).verify(deep=True).sound
     assert list(tmp_path.glob(".store*")) == []
@@ -152,13 +153,13 @@ def test_two_clients_on_one_store(scene: Scene, tmp_path: Path) -> None:
 def test_a_worker_that_is_stopped(scene: Scene, tmp_path: Path) -> None:
     """SIGSTOP stands for a machine that freezes: no heartbeat, so the scheduler gives its shard to another."""
     store, log = tmp_path / "store", tmp_path / "log"
-    cluster = settings(tmp_path, distributed={"scheduler": {"worker-ttl": "4s"}})
+    cluster = settings(tmp_path, distributed={"scheduler": {"worker-ttl": "40s"}})
     run = started(scene.command(store, "--workers", 2, "--scheduler", cluster), log)
     wait_for(lambda: entries(store) >= 1, run, log)
     stopped = workers_of(run)[0]
     os.kill(stopped, signal.SIGSTOP)
     try:
-        assert run.wait(timeout=200) == 0, log.read_text()
+        assert run.wait(timeout=600) == 0, log.read_text()
     finally:
         kill_session(run)
     assert scene.same(store)
@@ -196,13 +197,13 @@ def poisoned(scene: Scene, folder: Path, poison: str) -> tuple[Path, dict[str, s
     ("poison", "reason"),
     [
         ("os.abort()", "image: the decoder crashed on it (SIGABRT)"),
-        ("time.sleep(1000)", "image: reading or decoding takes more than 5 seconds"),
+        ("time.sleep(1000)", "image: reading or decoding takes more than 10 seconds"),
     ],
 )
 def test_an_image_that_takes_its_process_down(scene: Scene, tmp_path: Path, poison: str, reason: str) -> None:
     table, environment = poisoned(scene, tmp_path, poison)
     store = tmp_path / "store"
-    cluster = settings(tmp_path, workers=2, worker={"hang_seconds": 10})
+    cluster = settings(tmp_path, workers=2, worker={"hang_seconds": 20})
     command = Scene(table, scene.teacher, scene.store).command(store, "--scheduler", cluster)
     done = ended(command, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -230,7 +231,7 @@ def test_a_full_disk_in_the_middle(scene: Scene, tmp_path: Path) -> None:
     wait_for(lambda: entries(store) >= 2, run, log)
     for pid in children(run.pid):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
-    assert run.wait(timeout=100) == 1, log.read_text()
+    assert run.wait(timeout=600) == 1, log.read_text()
     errors = [line for line in log.read_text().splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
     assert "cannot write" in errors[0]
@@ -241,21 +242,18 @@ def test_a_full_disk_in_the_middle(scene: Scene, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_store_made_read_only_in_the_middle(scene: Scene, tmp_path: Path) -> None:
-    store, log = tmp_path / "open" / "store", tmp_path / "log"
-    store.parent.mkdir()
-    options = {}
-    if os.geteuid() == 0:
-        # Root writes where it may not: the run is somebody else's.
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
-        store.parent.chmod(0o777)
-        options = {"user": 65534, "env": os.environ | {"HOME": str(tmp_path), "DASK_TEMPORARY_DIRECTORY": "/dev/shm"}}
-    run = started(scene.command(store, "--workers", 1), log, **options)
+    store, log = tmp_path / "store", tmp_path / "log"
+    # Root writes where it may not, unless it gives that right up.
+    rights = "-dac_override,-dac_read_search"
+    prefix = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
+    if prefix and not shutil.which("setpriv"):
+        pytest.skip("as root this needs setpriv")
+    run = started([*prefix, *scene.command(store, "--workers", 1)], log)
     wait_for(lambda: entries(store) >= 2, run, log)
     folders = [store, *(path for path in store.rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o555)
-    assert run.wait(timeout=100) == 1, log.read_text()
+    assert run.wait(timeout=600) == 1, log.read_text()
     assert "Error: cannot write" in log.read_text()
     assert "Traceback" not in log.read_text()
     for folder in folders:
@@ -272,6 +270,95 @@ def test_one_and_four_workers_any_threads_any_batch(scene: Scene, tmp_path: Path
         done = ended(scene.command(store, "--scheduler", settings(tmp_path, workers=workers, worker=worker)))
         assert done.returncode == 0, done.stderr
         assert scene.same(store)
+
+
+LOADER = """
+import os, torch
+from pathlib import Path
+from mmkd.extract.teachers import describe_teacher, load_teacher
+
+def inner(spec):
+    return spec.model_copy(update={"source": "local-dir:" + spec.source.partition(":")[2], "loader": "auto"})
+
+class Failing:
+    def __init__(self, teacher):
+        self.teacher, self.calls = teacher, 0
+    def __getattr__(self, name):
+        return getattr(self.teacher, name)
+    def encode_images(self, pixels):
+        self.calls += 1
+        left = Path(os.environ.get("FAULTS_LEFT", "/nonexistent"))
+        if self.calls >= 12 and left.exists() and (number := int(left.read_text())):
+            left.write_text(str(number - 1))
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+        return self.teacher.encode_images(pixels)
+
+class Loader:
+    def describe(self, spec):
+        return describe_teacher(inner(spec))
+    def load(self, spec, card, device):
+        return Failing(load_teacher(inner(spec), card, device))
+
+LOADER = Loader()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("faults", [1, 3])
+def test_a_teacher_that_raises_on_one_batch(scene: Scene, tmp_path: Path, faults: int) -> None:
+    """Once: the shard is done again and nobody notices. Each of three times: the shard is lost, the others are not."""
+    info = tmp_path / "failing-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[mmkd.teachers]\nfailing = failing_teacher:LOADER\n")
+    (tmp_path / "failing_teacher.py").write_text(LOADER)
+    (tmp_path / "left").write_text(str(faults))
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = os.environ | {"PYTHONPATH": path, "FAULTS_LEFT": str(tmp_path / "left")}
+    store = tmp_path / "store"
+    command = [*scene.command(store, "--workers", 1)]
+    command[command.index("--teachers") + 1] = f"tiny=failing:{scene.teacher}"
+    done = ended(command, env=environment)
+    assert "Traceback" not in done.stderr
+    if faults == 3:
+        assert done.returncode == 1
+        assert "lost: shard 1: RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED" in done.stdout
+        assert entries(store) == ROWS // SHARD - 1
+        done = ended(command, env=environment)
+        assert "1 shards to do" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert scene.same(store)
+
+
+@pytest.mark.slow
+def test_a_run_with_too_many_failures_stops(scene: Scene, tmp_path: Path) -> None:
+    table, _ = poisoned(scene, tmp_path, "pass")
+    for number in range(20):
+        image = table.parent / "images" / f"{number}.png"
+        image.unlink()
+    command = Scene(table, scene.teacher, scene.store).command(tmp_path / "store", "--workers", 1, "--max-failures")
+    done = ended([*command, "2%"])
+    assert done.returncode == 1
+    assert "20 of 256 rows failed, more than --max-failures 2% (20 x image: file not found)" in done.stderr
+    assert done.stderr.count("Error: ") == 1
+    assert entries(tmp_path / "store") == 1
+    assert ended([*command, "20"]).returncode == 0
+    assert entries(tmp_path / "store") == 2
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_and_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
+    done = ended(scene.command(tmp_path / "store", "--dry-run", "--workers", 4))
+    assert done.returncode == 0, done.stderr
+    assert "2,048 rows in 8 shards of 256; 8 shards to do" in done.stdout
+    written = sum(path.stat().st_size for path in (scene.store / "teachers").rglob("c/**/*") if path.is_file())
+    assert f"{written:,} bytes" in done.stdout
+    assert "hours on 4 workers" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    limited = ended(scene.command(tmp_path / "store", "--limit", 300, "--workers", 1))
+    assert "300 rows in 2 shards" in limited.stdout
+    refused = ended(scene.command(tmp_path / "store", "--workers", 1))
+    assert "first 300 rows" in refused.stderr
 
 
 def test_nothing_is_left_of_a_store_that_could_not_be_made(scene: Scene, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "scancel", "squeue")
 ABSENT = [name for name in NEEDED if shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None]
 
 pytestmark = [
+    pytest.mark.timeout(900),
     pytest.mark.slow,
     pytest.mark.skipif(bool(ABSENT), reason=f"no Slurm here: {', '.join(ABSENT)} not installed"),
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="Slurm of one's own needs root"),
@@ -78,7 +79,7 @@ def test_a_job_cancelled_in_the_middle(scene: Scene, slurm: dict[str, str], tmp_
     for job in before:
         subprocess.run(["scancel", job], env=slurm, check=True)
     assert entries(store) < 8, "the cancel came too late to prove anything"
-    assert run.wait(timeout=200) == 0, log.read_text()
+    assert run.wait(timeout=600) == 0, log.read_text()
     assert "dashboard: http://" in log.read_text()
     assert scene.same(store)
     assert FeatureStore.open(store).verify(deep=True).sound
