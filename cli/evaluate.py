@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from mmkd.evaluate.folder import By
     from mmkd.evaluate.runner import Outcome
 
 SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
@@ -132,6 +133,53 @@ def compare(model: str, against: tuple[str, ...], as_json: bool, **options: Any)
     folder = ResultFolder(_out(options.pop("suite"), options.pop("out")))
     found = [compare_models(folder, model, question, against) for question in folder.questions(**options)]
     click.echo("\n".join(one.json() if as_json else one.markdown() for one in found), nl=False)
+
+
+@evaluate.command()
+@SUITE
+@click.argument("kind", type=click.Choice(["heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier"]))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", required=True, help="The model that is compared with the others.")
+@OUT
+@TASK
+@METRIC
+@BY
+@HEAD
+@FRACTION
+def figure(kind: str, file: Path, model: str, **options: Any) -> None:
+    """Draw a figure of the last run of SUITE into FILE (.svg, .png or .pdf).
+
+    \b
+    mmkd evaluate figure suite.yaml forest forest.svg --model student --task zero_shot
+    """
+    from mmkd.evaluate.figures import FIGURES, save
+    from mmkd.evaluate.folder import ResultFolder
+
+    folder = ResultFolder(_out(options.pop("suite"), options.pop("out")))
+    question, *others = folder.questions(**options)
+    if others:
+        asked = ", ".join(f"{one.task} {one.head}".strip() for one in (question, *others))
+        raise click.UsageError(f"a figure shows one task and head; choose of {asked} with --task and --head")
+    save(FIGURES[kind](folder, question, model), file)
+    click.echo(f"wrote {file}")
+
+
+@evaluate.command()
+@SUITE
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", required=True, help="The model that is compared with the others.")
+@OUT
+@BY
+def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> None:
+    """Write the last run of SUITE as one page that opens offline: tables, comparisons, figures, failures.
+
+    \b
+    mmkd evaluate report suite.yaml report.html --model student
+    """
+    from mmkd.evaluate.report import write_report
+
+    write_report(_out(suite, out), model, file, by)
+    click.echo(f"wrote {file}")
 
 
 def _out(suite: object, out: object) -> Path:

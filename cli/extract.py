@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from mmkd.cli.store_place import ENCODINGS, STORE
+
+if TYPE_CHECKING:
+    from mmkd.store.remote import StorePath
 
 SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that describes the cluster."
 
 
 @click.command()
 @click.argument("corpus")
-@click.argument("store", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("store", type=STORE)
 @click.option(
     "--teachers", default="all", show_default=True, help="all, or a,b, or NAME=local-dir:FOLDER, comma between."
 )
@@ -23,8 +27,8 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.option("--dry-run", is_flag=True, help="Write nothing; say how many rows, bytes and hours it would be.")
 @click.option("--retry-failed", is_flag=True, help="Read images that failed once more, too.")
 @click.option("--max-failures", metavar="N|N%", help="Stop when more rows than this fail, such as 1%.")
-@click.option("--trust-pickle", is_flag=True, help="Unpickle weights that need it; they can run any code.")
-def extract(corpus: str, store: Path, **options: Any) -> None:
+@click.option("--encoding", type=click.Choice(ENCODINGS), default="float16", show_default=True, help="Of new features.")
+def extract(corpus: str, store: StorePath, **options: Any) -> None:
     """Run teachers over CORPUS and keep their features in STORE.
 
     CORPUS is a CSV, TSV or JSONL file with an image folder beside it, a WebDataset tar or a folder of
@@ -35,6 +39,7 @@ def extract(corpus: str, store: Path, **options: Any) -> None:
     mmkd extract pairs.csv features/ --teachers biomedclip,plip
     mmkd extract shards/ features/ --teachers mine=local-dir:models/mine --dry-run
     mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --max-failures 1%
+    mmkd extract pairs.csv s3://bucket/features
     """
     from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig
@@ -43,12 +48,11 @@ def extract(corpus: str, store: Path, **options: Any) -> None:
     from mmkd.extract.run_report import summary_lines
     from mmkd.extract.teachers import parse_teachers
 
-    trust = {"trust_pickle": options["trust_pickle"]}
-    specs = tuple(spec.model_copy(update=trust) for spec in parse_teachers(options["teachers"]))
     config = ExtractConfig(
         corpus=corpus,
         store=store,
-        teachers=specs,
+        teachers=tuple(parse_teachers(options["teachers"])),
+        encoding=options["encoding"],
         cluster=load_cluster(options["scheduler"], options["workers"]),
         limit=options["limit"],
         retry_failed=options["retry_failed"],

@@ -58,7 +58,8 @@ def export(run: Path, out: Path) -> Path:
 
 def _model_card(config: RunConfig, step: int, student: torch.nn.Module) -> str:
     store = FeatureStore.open(config.store)
-    corpus = store.record.corpus
+    corpora = [span.corpus for span in store.record.spans()]
+    rows, digests = sum(corpus.rows for corpus in corpora), ", ".join(corpus.digest[:16] for corpus in corpora)
     slugs = config.teachers or tuple(store.teachers)
     parameters = sum(parameter.numel() for parameter in student.parameters())
     teachers = "\n".join(
@@ -72,7 +73,7 @@ library_name: open_clip
 {config.student.model}, {parameters / 1e6:.1f} M parameters, {step} steps of {config.batch_size} pairs.
 Load it with `open_clip.create_model_from_pretrained("local-dir:<this folder>")` and call `.eval()`.
 
-Features came from `{store.root.name}` ({corpus.rows} rows, corpus digest {corpus.digest[:16]}).
+Features came from `{store.root.name}` ({rows} rows, corpus digest {digests}).
 A student may carry its teachers' conditions of use with it: read their licences.
 
 | teacher | source | digest | licence |

@@ -35,7 +35,8 @@ class TrainingPairs:
     tokens: torch.Tensor
     group: NDArray[np.int64]
     table: pa.Table
-    root: Path
+    root: Callable[[int], Path]
+    """Grid row to the folder that its `uri` is relative to: a store may hold several corpora."""
 
 
 def training_pairs(
@@ -72,7 +73,7 @@ def training_pairs(
     encoded = table["caption"].combine_chunks().dictionary_encode()
     group = np.full(len(store), -1, dtype=np.int64)
     group[rows] = encoded.indices.to_numpy()
-    return TrainingPairs(rows, tokenise(encoded.dictionary.to_pylist()), group, table, Path(store.record.corpus.root))
+    return TrainingPairs(rows, tokenise(encoded.dictionary.to_pylist()), group, table, store.record.image_root)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class _Images(Dataset[torch.Tensor | UserError]):
     def __getitem__(self, row: int) -> torch.Tensor | UserError:
         index = self.place[row]
         source = ImageSource(
-            self.root / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
+            self.root(row) / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
         )
         try:
             picture = decode(source.read())

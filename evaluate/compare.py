@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from mmkd.evaluate.cell import averaged
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Replicates
 from mmkd.evaluate.statistics import Difference, Verdict, holm, paired_difference, signed_rank_p
-from mmkd.evaluate.suite import DatasetSpec
 from mmkd.store.errors import ConfigError, CorruptStoreError
 
 
@@ -59,7 +59,7 @@ class Comparison:
             shown = [self._text(rival.differences.get(column)) for column in self.columns]
             shown += [self._text(rival.mean)] if len(self.columns) > 1 else []
             counts = "/".join(str(rival.count(verdict)) for verdict in ("win", "tie", "loss"))
-            tests = [_p(rival.wilcoxon_p), _p(rival.wilcoxon_p_holm)]
+            tests = [p_text(rival.wilcoxon_p), p_text(rival.wilcoxon_p_holm)]
             lines.append("| " + " | ".join([rival.rival, *shown, counts, *tests]) + " |")
         lines += ["", *(f"- {note}" for note in self.notes())]
         return "\n".join(lines) + "\n"
@@ -159,16 +159,20 @@ def _against(folder: ResultFolder, question: Question, names: tuple[str, str], l
     }
     there = [one for one in joined.values() if not isinstance(one, str)]
     complete = len(there) == len(joined) > 1
-    mean = paired_difference(averaged([a for a, _ in there]), averaged([b for _, b in there]), level)
     values = {column: one for column, one in differences.items() if not isinstance(one, str)}
     return Against(
         rival=names[1],
         differences=differences,
-        mean=mean if complete else None,
+        mean=_mean_difference(there, level) if complete else None,
         wilcoxon_p=signed_rank_p([one.value for one in values.values()]) if len(values) > 1 else math.nan,
         wilcoxon_p_holm=math.nan,
         verdicts={column: one.verdict(lower_is_better) for column, one in values.items()},
     )
+
+
+def _mean_difference(pairs: list[tuple[Replicates, Replicates]], level: float) -> Difference:
+    """Difference of the unweighted means over columns."""
+    return paired_difference(averaged([a for a, _ in pairs]), averaged([b for _, b in pairs]), level)
 
 
 def _columns(
@@ -198,7 +202,8 @@ def _on_common(one: Predictions, other: Predictions, out: Path) -> tuple[Predict
     return replace(one, available=both), replace(other, available=both)
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p-value to three digits, `-` where there is none."""
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 

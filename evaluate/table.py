@@ -23,6 +23,7 @@ class ResultTable:
     """
 
     title: str
+    metric: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
@@ -52,13 +53,13 @@ class ResultTable:
     def markdown(self) -> str:
         """A Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
         lines = [self.title, ""]
-        lines.append("| model | " + " | ".join(self._heading(column) for column in self.columns) + " |")
+        lines.append("| model | " + " | ".join(self.heading(column) for column in self.columns) + " |")
         lines.append("|---|" + "---:|" * len(self.columns))
         best = {column: self.best(column) for column in self.columns}
         for row in self.rows:
             shown = []
             for column in self.columns:
-                text = self._text(self.cells[row, column])
+                text = self._text(row, column)
                 shown.append(f"**{text}**" if row in best[column] else text)
             lines.append(f"| {row} | " + " | ".join(shown) + " |")
         notes = self.notes()
@@ -67,12 +68,12 @@ class ResultTable:
     def latex(self) -> str:
         """The same as a LaTeX tabular for booktabs."""
         lines = [rf"% {self.title}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
-        lines.append(" & ".join(["model", *(_escaped(self._heading(c)) for c in self.columns)]) + r" \\ \midrule")
+        lines.append(" & ".join(["model", *(_escaped(self.heading(c)) for c in self.columns)]) + r" \\ \midrule")
         best = {column: self.best(column) for column in self.columns}
         for row in self.rows:
             shown = [_escaped(row)]
             for column in self.columns:
-                text = self._text(self.cells[row, column])
+                text = self._text(row, column)
                 shown.append(rf"\textbf{{{text}}}" if row in best[column] else text)
             lines.append(" & ".join(shown) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in self.notes())]) + "\n"
@@ -114,20 +115,24 @@ class ResultTable:
                 found.append(f"{row}, {column}: {cell.missing} of {cell.n + cell.missing} samples without features")
         return found
 
-    def _heading(self, column: str) -> str:
+    def heading(self, column: str) -> str:
+        """A column's name with the samples behind it."""
         counts = {self.cells[row, column].n for row in self.rows if not self.cells[row, column].reason}
         if column == MEAN or not counts:
             return column
         return f"{column} (n={min(counts)})" if len(counts) == 1 else f"{column} (n={min(counts)}-{max(counts)})"
 
-    def _text(self, cell: Cell) -> str:
+    def shown(self, row: str, column: str) -> tuple[str, str]:
+        """A value and its interval as text; `-` and nothing where there is none, `*` where samples are missing."""
+        cell = self.cells[row, column]
         if math.isnan(cell.value):
-            return "-"
+            return "-", ""
         scale = 100 if self.percent else 1
-        mark = "*" if cell.missing else ""
-        if math.isnan(cell.low):
-            return f"{cell.value * scale:.1f}{mark}"
-        return f"{cell.value * scale:.1f}{mark} [{cell.low * scale:.1f}, {cell.high * scale:.1f}]"
+        value = f"{cell.value * scale:.1f}{'*' if cell.missing else ''}"
+        return value, "" if math.isnan(cell.low) else f"[{cell.low * scale:.1f}, {cell.high * scale:.1f}]"
+
+    def _text(self, row: str, column: str) -> str:
+        return " ".join(part for part in self.shown(row, column) if part)
 
 
 def result_table(
@@ -178,6 +183,7 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
     ]
     return ResultTable(
         title="; ".join(part for part in parts if part),
+        metric=metric,
         rows=folder.plan.models,
         columns=(*columns, MEAN) if len(columns) > 1 else tuple(columns),
         cells=cells,

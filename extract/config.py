@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.failure_limit import FailureLimit
 from mmkd.extract.teachers import TeacherSpec
+from mmkd.store.encoding import Encoding
+from mmkd.store.remote import StorePath, as_root
 from mmkd.store.yaml_config import Frozen
 
 
@@ -17,8 +19,11 @@ class ExtractConfig(Frozen):
 
     corpus: str
     """A table, a tar, a folder or a corpus.yaml; see `mmkd.extract.corpora.open_corpus`."""
-    store: Path
+    store: Annotated[StorePath, BeforeValidator(as_root)]
+    """A folder or a URL."""
     teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
+    encoding: Encoding = "float16"
+    """How new features are kept; a part of the teacher's digest, so it cannot change inside a store."""
     cluster: ClusterConfig = ClusterConfig()
     limit: int | None = Field(default=None, gt=0)
     """Only the first so many rows of the corpus: a store of its own, to try things out."""

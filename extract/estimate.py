@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.config import ExtractConfig
@@ -14,17 +11,17 @@ from mmkd.extract.corpora import Corpus
 from mmkd.extract.gather import LostShard, gather
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.extract.limited_corpus import LimitedCorpus
-from mmkd.extract.new_store import folder_beside
+from mmkd.extract.new_store import folder_beside, remove_folder
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.run import chosen_corpus
 from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import describe_teacher
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.atomic import disk_errors
 from mmkd.store.chunk import CRC_BYTES
+from mmkd.store.encoding import teacher_arrays
 from mmkd.store.errors import CorpusError, UserError
-from mmkd.store.layout import rows_per_shard, shard_count
+from mmkd.store.layout import rows_per_shard, shard_count, teacher_group
 from mmkd.store.writer import add_teacher
 
 PROBE_ROWS = 64
@@ -62,7 +59,7 @@ def estimate(config: ExtractConfig) -> Estimate:
         CorpusError, TeacherError, StoreError, UserError: as `run.extract` would.
     """
     corpus = chosen_corpus(config)
-    described = [(spec, describe_teacher(spec)) for spec in config.teachers]
+    described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
     cards = [card for _, card in described]
     if (config.store / "zarr.json").is_file():
         store = FeatureStore.open(config.store)
@@ -111,14 +108,12 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
             # Beside the store: the workers of a cluster see it there.
             root = folder_beside(config.store)
             try:
-                with disk_errors(root):
-                    root.parent.mkdir(parents=True, exist_ok=True)
                 record = create_indexed_store(LimitedCorpus(corpus, PROBE_ROWS), root)
                 for card in cards:
                     add_teacher(root, record, card)
                 (result,) = gather(client, root, record, [task], lambda _: None)
             finally:
-                shutil.rmtree(root, ignore_errors=True)
+                remove_folder(root)
             if isinstance(result, LostShard):
                 raise UserError(f"the first {PROBE_ROWS} rows cannot be extracted: {result.reason}")
             measured = result
@@ -127,9 +122,8 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
 
 def _arrays(cards: Sequence[TeacherCard], shards: int, per_shard: int) -> dict[str, int]:
     """Bytes of every chunk file of every array: Zarr stores the last one at full size."""
-    sizes = {}
-    for card in cards:
-        for tower, width in (("image", card.dim), ("text", card.dim), ("valid", 1)):
-            item = 1 if tower == "valid" else np.dtype(card.encoding).itemsize
-            sizes[f"teachers/{card.slug}/{tower}"] = shards * (per_shard * width * item + CRC_BYTES)
-    return sizes
+    return {
+        f"{teacher_group(card.slug)}/{array.name}": shards * (array.chunk_bytes(per_shard) + CRC_BYTES)
+        for card in cards
+        for array in teacher_arrays(card.encoding, card.dim)
+    }

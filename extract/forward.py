@@ -11,12 +11,14 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mmkd.extract.teachers.protocol import Teacher
+from mmkd.store.encoding import value_type
 from mmkd.store.errors import TeacherError
 from mmkd.store.layout import Tower
 
@@ -52,20 +54,25 @@ class BatchSizes:
         return self.start_rows or (PASS_ROWS if device.type == "cpu" else GPU_ROWS)
 
 
-def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSizes) -> NDArray[np.float16]:
-    """Features float16 (n, D) of inputs (n, ...) that lie in main memory: uint8 pixels or int64 token ids.
+def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSizes) -> NDArray[np.floating[Any]]:
+    """Features (n, D) in the float type that the encoding keeps.
+
+    Args:
+        teacher, tower: whose.
+        inputs: (n, ...) in main memory: uint8 pixels or int64 token ids.
+        sizes: how many rows at once.
 
     Raises:
         TeacherError: the device has too little memory for a single row.
     """
-    features = np.empty((len(inputs), teacher.card.dim), dtype=np.float16)
+    features = np.empty((len(inputs), teacher.card.dim), dtype=value_type(teacher.card.encoding))
     call = teacher.encode_images if tower == "image" else teacher.encode_texts
     done = 0
     while done < len(inputs):
         rows = sizes.rows(teacher, tower)
         batch = inputs[done : done + rows]
         try:
-            with sizes.device:
+            with sizes.device, np.errstate(over="ignore"):
                 features[done : done + len(batch)] = _in_passes(call, batch, teacher.device)
         except torch.OutOfMemoryError:
             too_large = True
@@ -94,19 +101,19 @@ def _halve(sizes: BatchSizes, teacher: Teacher, tower: Tower, rows: int) -> None
 
 def _in_passes(
     call: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, device: torch.device
-) -> NDArray[np.float16]:
+) -> NDArray[np.float32]:
     if device.type != "cpu":
         # Pinned memory, so that the copy need not wait for the passes before it.
         moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-        return _half(call(moved))
+        return _on_host(call(moved))
     parts = []
     for start in range(0, len(batch), PASS_ROWS):
         part = batch[start : start + PASS_ROWS]
         surplus = part[-1:].expand(PASS_ROWS - len(part), *part.shape[1:])
-        parts.append(_half(call(torch.cat([part, surplus])))[: len(part)])
+        parts.append(_on_host(call(torch.cat([part, surplus])))[: len(part)])
     return np.concatenate(parts)
 
 
-def _half(features: torch.Tensor) -> NDArray[np.float16]:
-    half: NDArray[np.float16] = features.to(torch.float16).cpu().numpy()
-    return half
+def _on_host(features: torch.Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = features.float().cpu().numpy()
+    return values

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from distributed import Client, Future, KilledWorker, as_completed
 
@@ -14,6 +13,7 @@ from mmkd.extract.worker import run_task
 from mmkd.store import MmkdError
 from mmkd.store.errors import UserError
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 
 _RETRIES = 2
 """Of a task that raised: a fault of the machine goes away, one of the code comes again."""
@@ -28,7 +28,7 @@ class LostShard:
 
 
 def gather(
-    client: Client, root: Path, record: StoreRecord, tasks: Sequence[ShardTask], say: Callable[[str], None]
+    client: Client, root: StorePath, record: StoreRecord, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
     """Do the tasks and yield what became of each, as they finish. The scheduler holds one small report a task.
 

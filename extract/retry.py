@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from mmkd.extract.shard import caption_fault, final_rows, image_sources, live_rows
+from mmkd.extract.shard import caption_fault, extract_shard, final_rows, image_sources, live_rows
 from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.towers import encode_images
@@ -19,6 +18,7 @@ from mmkd.store import FeatureStore
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard, remove_entry
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
@@ -32,7 +32,7 @@ def failed_images(table: pa.Table) -> list[int]:
 
 
 def retry_shard(
-    root: Path, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], bench: Workbench
+    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], bench: Workbench
 ) -> ShardReport:
     """Try the failed images of a finished shard again and write what became of them.
 
@@ -52,9 +52,16 @@ def retry_shard(
     clock = Clock(report.seconds)
     places = failed_images(table)
     report.rows = len(places)
+    if any(teacher.card.encoding == "int8" for teacher in teachers.values()):
+        # Codes that are decoded and encoded again may differ: such a shard is done anew as a whole.
+        for slug in teachers:
+            remove_entry(root, shard, slug)
+        return extract_shard(root, record, shard, teachers, bench)
     some = table.take(pa.array(places, pa.int64()))
     live = live_rows(some)
-    images, features = encode_images(image_sources(some, live, record), teachers, bench, clock)
+    images, features = encode_images(
+        image_sources(some, live, record.image_root(shard * record.rows_per_shard)), teachers, bench, clock
+    )
     tried = final_rows(some, live, images, [caption_fault(caption) for caption in some["caption"].to_pylist()])
     report.status = dict(Counter(tried["status"].to_pylist()))
     report.reasons = dict(Counter(reason for reason in tried["reason"].to_pylist() if reason))
@@ -80,13 +87,18 @@ def retry_shard(
     return report
 
 
-def _before(root: Path, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher]) -> dict[str, ShardFeatures]:
+def _before(
+    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher]
+) -> dict[str, ShardFeatures]:
     """What the store holds of this shard, as copies."""
     store = FeatureStore.open(root)
-    rows = slice(shard * record.rows_per_shard, (shard + 1) * record.rows_per_shard)
+    rows = record.shard_rows(shard)
+    rows_here = slice(rows.start, rows.stop)
     return {
         slug: ShardFeatures(
-            np.array(store.image(slug)[rows]), np.array(store.text(slug)[rows]), np.array(store.valid(slug)[rows])
+            np.array(store.image(slug)[rows_here]),
+            np.array(store.text(slug)[rows_here]),
+            np.array(store.valid(slug)[rows_here]),
         )
         for slug in teachers
     }

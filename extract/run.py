@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import pyarrow.compute as pc
 from distributed import Client
@@ -25,8 +24,9 @@ from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.errors import UserError
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 from mmkd.store.run_log import RunLog
-from mmkd.store.writer import add_teacher
+from mmkd.store.writer import add_teacher, note_encoding_error
 
 Say = Callable[[str], None]
 
@@ -42,7 +42,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
         CorpusError, TeacherError, StoreError, UserError: see `mmkd.store.errors`.
     """
     corpus = chosen_corpus(config)
-    described = [(spec, describe_teacher(spec)) for spec in config.teachers]
+    described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
     record = _found_or_made(corpus, config.store, say)
     cards = [card for _, card in described]
     for card in cards:
@@ -62,6 +62,8 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
                 _do(client, config, record, retries, report, say)
                 tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger)
             _do(client, config, record, tasks, report, say)
+    for card in cards:
+        note_encoding_error(config.store, record, card.slug)
     return report
 
 
@@ -75,7 +77,7 @@ def chosen_corpus(config: ExtractConfig) -> Corpus:
     return corpus if config.limit is None else LimitedCorpus(corpus, config.limit)
 
 
-def _found_or_made(corpus: Corpus, root: Path, say: Say) -> StoreRecord:
+def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> StoreRecord:
     if not (root / "zarr.json").is_file():
         return make_store(corpus, root)
     record = FeatureStore.open(root).record

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mmkd.extract.shard_report import ShardReport
+from mmkd.store.remote import StorePath
 
 
 @dataclass
 class RunReport:
     """What one run did."""
 
-    store: Path
+    store: StorePath
     rows: int
     shards_total: int
     shards_done: int = 0

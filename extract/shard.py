@@ -25,6 +25,7 @@ from mmkd.store.images import ImageSource
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
@@ -33,7 +34,7 @@ JUDGED_IN_THE_INDEX = "key: "
 
 
 def extract_shard(
-    root: Path, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], bench: Workbench
+    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], bench: Workbench
 ) -> ShardReport:
     """Extract one shard for these teachers and vouch for it in the ledger.
 
@@ -46,7 +47,9 @@ def extract_shard(
     report = ShardReport(shard, tuple(teachers), rows=len(table))
     clock = Clock(report.seconds)
     live = live_rows(table)
-    images, image_features = encode_images(image_sources(table, live, record), teachers, bench, clock)
+    images, image_features = encode_images(
+        image_sources(table, live, record.image_root(shard * record.rows_per_shard)), teachers, bench, clock
+    )
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
@@ -87,9 +90,8 @@ def live_rows(table: pa.Table) -> list[bool]:
     return [not (reason or "").startswith(JUDGED_IN_THE_INDEX) for reason in table["reason"].to_pylist()]
 
 
-def image_sources(table: pa.Table, live: Sequence[bool], record: StoreRecord) -> list[ImageSource | None]:
+def image_sources(table: pa.Table, live: Sequence[bool], root: Path) -> list[ImageSource | None]:
     """Where each live row's image is; None for the others and for texts without an image."""
-    root = Path(record.corpus.root)
     columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
     return [
         ImageSource(root / uri, offset, length) if uri is not None and row_live else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.workbench import Workbench
+from mmkd.store.encoding import value_type
 from mmkd.store.images import ImageSource
 
 MAX_CAPTION_CHARACTERS = 1 << 16
 """Of a caption, no more is tokenised: far beyond any context, and a bound on time and memory."""
 
-Features = dict[str, NDArray[np.float16]]
-"""By slug: float16 (rows, D), NaN where there is no input."""
+Features = dict[str, NDArray[np.floating[Any]]]
+"""By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
 
 
 def encode_images(
@@ -69,9 +71,9 @@ def encode_captions(
     return features
 
 
-def missing(rows: int, teacher: Teacher) -> NDArray[np.float16]:
+def missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
     """NaN (rows, D)."""
-    return np.full((rows, teacher.card.dim), np.nan, dtype=np.float16)
+    return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
 
 
 def _stack(window: Sequence[DecodedImage | None], there: Sequence[int], geometry: Geometry) -> torch.Tensor:
@@ -82,9 +84,9 @@ def _stack(window: Sequence[DecodedImage | None], there: Sequence[int], geometry
 
 def _encode_distinct(
     captions: list[str], teacher: Teacher, bench: Workbench
-) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-    """Features float16 (n, D) and untruncated token counts (n,)."""
-    encoded = [np.empty((0, teacher.card.dim), dtype=np.float16)]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+    """Features (n, D) and untruncated token counts (n,)."""
+    encoded = [missing(0, teacher)]
     lengths: list[int] = []
     rows = bench.sizes.window(teacher.device)
     for start in range(0, len(captions), rows):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from distributed import WorkerPlugin, get_worker
@@ -23,6 +22,7 @@ from mmkd.store import MmkdError, TeacherCard
 from mmkd.store.ledger import entries_of_shard
 from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 
 PLUGIN_NAME = "mmkd-teachers"
 
@@ -63,7 +63,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.loaded.clear()
 
 
-def run_task(root: Path, record: StoreRecord, task: ShardTask) -> ShardReport | MmkdError:
+def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardReport | MmkdError:
     """Do one task with this worker's teachers.
 
     An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on
@@ -86,7 +86,7 @@ def run_task(root: Path, record: StoreRecord, task: ShardTask) -> ShardReport | 
     return report
 
 
-def _still_wanted(root: Path, task: ShardTask, loaded: Mapping[str, Teacher]) -> dict[str, Teacher]:
+def _still_wanted(root: StorePath, task: ShardTask, loaded: Mapping[str, Teacher]) -> dict[str, Teacher]:
     """The task's teachers, without those that another run or a lost worker has finished since it was planned."""
     entries = entries_of_shard(root, task.shard)
     if task.retry:

@@ -7,29 +7,34 @@ for every teacher `image SLUG` and `text SLUG` (forward passes, tokens and copie
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmkd.store.errors import StoreError
-
-MAX_LINE_BYTES = 1 << 20
-"""Longer lines were not written by a run."""
+from mmkd.store.remote import RemotePath, StorePath
 
 
 class RunLog:
-    """A run's own file, `runs/<time>-<pid>.jsonl`, open for appending."""
+    """A run's own file, `runs/<time>-<pid>.jsonl`, open for appending.
 
-    def __init__(self, root: Path) -> None:
+    Behind a URL nothing can be appended to: the log is put there when the run ends.
+    """
+
+    def __init__(self, root: StorePath) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        self.path = root / "runs" / f"{stamp}-{os.getpid()}.jsonl"
+        self.path = root / f"runs/{stamp}-{os.getpid()}.jsonl"
 
     def __enter__(self) -> RunLog:
+        self.file: IO[str]
+        if isinstance(self.path, RemotePath):
+            self.file = io.StringIO()
+            return self
         try:
             self.path.parent.mkdir(exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
@@ -38,6 +43,8 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if isinstance(self.file, io.StringIO):
+            self.path.write_bytes(self.file.getvalue().encode())
         self.file.close()
 
     def write(self, shard: Any) -> None:
@@ -79,10 +86,11 @@ class RunSeconds:
     teachers: dict[str, TeacherSeconds] = field(default_factory=dict)
 
 
-def run_seconds(root: Path) -> RunSeconds:
+def run_seconds(root: StorePath) -> RunSeconds:
     """Add up `runs/*.jsonl`. A line that no run wrote to its end (a kill, a full disk) is passed over."""
     total = RunSeconds()
-    for path in sorted((root / "runs").glob("*.jsonl")):
+    paths: list[StorePath] = list((root / "runs").glob("*.jsonl"))
+    for path in paths:
         total.runs += 1
         for line in _lines(path):
             seconds = Counter({name: float(value) for name, value in line.get("seconds", {}).items()})
@@ -98,12 +106,11 @@ def run_seconds(root: Path) -> RunSeconds:
     return total
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        while line := file.readline(MAX_LINE_BYTES):
-            try:
-                content = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(content, dict) and isinstance(content.get("seconds"), dict):
-                yield content
+def _lines(path: StorePath) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and isinstance(content.get("seconds"), dict):
+            yield content

@@ -129,9 +129,10 @@ def test_a_pickle_is_opened_only_when_told_and_another_architecture_is_one_line(
     card.write_text("slug: odd\nsource: local-dir:.\nweights: [w.pt]\noptions: {architecture: ViT-B-32}\n")
     refused = mmkd("extract", scene.table, tmp_path / "s", "--teachers", card)
     assert refused.returncode == 1
-    assert "--trust-pickle" in refused.stderr
+    assert "trust_pickle: true" in refused.stderr
     assert refused.stderr.count("\n") == 1
-    trusted = mmkd("extract", scene.table, tmp_path / "s", "--teachers", card, "--trust-pickle", "--workers", 1)
+    card.write_text(card.read_text() + "trust_pickle: true\n")
+    trusted = mmkd("extract", scene.table, tmp_path / "s", "--teachers", card, "--workers", 1)
     assert trusted.returncode == 1
     (line,) = [line for line in trusted.stderr.splitlines() if line.startswith("Error:")]
     assert "visual.conv1.weight" in line  # the architecture's own keys, which the file does not have

@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmkd.store.atomic import write_atomically
-from mmkd.store.card import Encoding, TeacherCard
+from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
 from mmkd.store.reader import FeatureStore
-from mmkd.store.samples import FIXED_COLUMNS
+from mmkd.store.samples import FIXED_COLUMNS, in_rows
 from mmkd.store.writer import iter_shards
 
 KIND = "clip-retrieval"
@@ -78,7 +79,7 @@ class ClipRetrievalFolder:
                 content |= {name: row.get(name) for name in ("modality", "offset", "length")}
                 yield content | {label: row.get(label) for label in self.labels}
 
-    def cards(self, encoding: Encoding) -> list[TeacherCard]:
+    def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """The one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
         dims = {array.shape[1] for tower in PREFIXES if (array := self._array(self._parts[0][0], tower)) is not None}
         if len(dims) != 1:
@@ -91,7 +92,8 @@ class ClipRetrievalFolder:
         numbers = rows["row"].to_pylist()
         first, end = numbers[0], numbers[-1] + 1
         out: Features = {
-            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=card.encoding) for tower in PREFIXES
+            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
+            for tower in PREFIXES
         }
         start = 0
         for number, path, metadata in self._parts:
@@ -139,7 +141,7 @@ def export_npy(store: FeatureStore, out: Path) -> int:
                 buffer = io.BytesIO()
                 np.save(buffer, getattr(store, tower)(slug)[span.start : span.stop])
                 write_atomically(out / slug / prefix / f"{prefix}_{suffix}.npy", buffer.getbuffer())
-            rows = store.sample_table().slice(span.start, len(span))
+            rows = store.sample_table(filter=in_rows(span))
             buffer = io.BytesIO()
             pq.write_table(rows.append_column("image_path", rows["uri"]), buffer)
             write_atomically(out / slug / "metadata" / f"metadata_{suffix}.parquet", buffer.getbuffer())

@@ -1,0 +1,54 @@
+"""One model against the best other, column by column, with paired intervals: the honest picture."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from matplotlib.figure import Figure
+
+from mmkd.evaluate.compare import compare
+from mmkd.evaluate.figures.heat_map import best_rival
+from mmkd.evaluate.figures.style import BLUE, GREY, ROW, VERMILLION, asked, canvas
+from mmkd.evaluate.folder import Question, ResultFolder
+from mmkd.evaluate.statistics import Difference
+from mmkd.evaluate.table import MEAN, build_table
+
+
+def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
+    """Difference to the best other model of each column, sorted, with paired intervals and the count of wins.
+
+    The best rival is chosen on the same samples, which favours it: the comparison is strict on `model`.
+
+    Raises:
+        ConfigError: no such task, metric, head, share of labels or model, or no other model.
+    """
+    table = build_table(folder, question)
+    comparison = compare(folder, model, question)
+    lines: list[tuple[str, str, Difference, str]] = []
+    for column in (column for column in table.columns if column != MEAN):
+        rival = best_rival(table, model, column)
+        for against in comparison.rivals:
+            found = against.differences.get(column)
+            if against.rival == rival and isinstance(found, Difference) and not math.isnan(found.value):
+                lines.append((column, rival, found, against.verdicts[column]))
+    lines.sort(key=lambda line: line[2].value)
+    scale = 100 if comparison.percent else 1
+    figure, axes = canvas(7.0, 1.4 + ROW * max(1, len(lines)))
+    colours = {"win": BLUE, "loss": VERMILLION, "tie": GREY}
+    markers = {"win": "o", "loss": "s", "tie": "D"}
+    for y, (_, _, one, verdict) in enumerate(lines):
+        low, high = (one.value if math.isnan(bound) else bound for bound in (one.low, one.high))
+        axes.plot([low * scale, high * scale], [y, y], color=colours[verdict], linewidth=1.5)
+        axes.plot(one.value * scale, y, marker=markers[verdict], color=colours[verdict], markersize=5)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(
+        range(len(lines)), [f"{column} (n={one.n}) against {rival}" for column, rival, one, _ in lines], fontsize=8
+    )
+    count = Counter(verdict for *_, verdict in lines)
+    totals = ", ".join(f"{count[kind]} {kind}" for kind in ("win", "tie", "loss"))
+    axes.set_title(f"{model} minus the best other: {totals}", fontsize=10, loc="left")
+    unit = ", percentage points" if comparison.percent else ""
+    axes.set_xlabel(f"{asked(question, table.metric)}{unit}; {comparison.level:.0%} paired intervals", fontsize=8)
+    axes.set_ylim(-0.7, max(0, len(lines) - 1) + 0.7)
+    return figure

@@ -1,0 +1,70 @@
+"""Survival of the patients that a model gives a high and a low risk."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import CensoredData, ecdf, logrank
+
+from mmkd.evaluate.figures.style import BLUE, VERMILLION
+from mmkd.evaluate.folder import Question, ResultFolder
+from mmkd.evaluate.predictions import Predictions
+from mmkd.store.errors import ConfigError
+
+
+def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
+    """Kaplan-Meier curves of both halves by risk, one panel a data set, with the log-rank test.
+
+    Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The first
+    draw of the folds is shown.
+
+    Raises:
+        ConfigError: the suite has no survival task, or the model has no predictions.
+    """
+    if question.task != "survival":
+        raise ConfigError(f"Kaplan-Meier curves are of task survival, not {question.task!r}; give --task survival")
+    panels = []
+    for spec in folder.datasets(question):
+        found = folder.answers(question, spec.dataset, model)
+        if isinstance(found, str):
+            raise ConfigError(f"{model} has no survival predictions on {spec.dataset}: {found}")
+        panels.append((spec.dataset, found[0].take(found[0].available)))
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for i, (dataset, predictions) in enumerate(panels):
+        _panel(figure.add_subplot(1, len(panels), i + 1), dataset, model, predictions)
+    return figure
+
+
+def high_risk(found: Predictions) -> NDArray[np.bool_]:
+    """Patients above the median risk of their fold, bool (n,)."""
+    risk = found.column("risk")
+    fold = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
+    high = np.zeros(len(found), dtype=bool)
+    for number in np.unique(fold):
+        mask = fold == number
+        high[mask] = risk[mask] > np.median(risk[mask])
+    return high
+
+
+def _panel(axes: Axes, dataset: str, model: str, found: Predictions) -> None:
+    high = high_risk(found)
+    groups = []
+    for mask, name, colour, style in ((high, "high risk", VERMILLION, "-"), (~high, "low risk", BLUE, "--")):
+        time, event = found.column("time")[mask], found.column("event")[mask] > 0
+        groups.append(CensoredData(uncensored=time[event], right=time[~event]))
+        survival = ecdf(groups[-1]).sf
+        label = f"{name} (n={mask.sum()}, {event.sum()} events)"
+        axes.step(
+            np.concatenate([[0.0], survival.quantiles]), np.concatenate([[1.0], survival.probabilities]),
+            where="post", color=colour, linestyle=style, label=label,
+        )  # fmt: skip
+        censored = np.sort(time[~event])
+        axes.plot(censored, survival.evaluate(censored), "|", color=colour, markersize=5)
+    p = float(logrank(*groups).pvalue)
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("time (unit of the table)", fontsize=8)
+    axes.set_ylabel("share alive", fontsize=8)
+    axes.set_title(f"{dataset}: {model}; log-rank p={p:.2g}", fontsize=9, loc="left")
+    axes.legend(fontsize=8, loc="lower left")

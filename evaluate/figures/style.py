@@ -1,0 +1,60 @@
+"""What figures share: colours that all eyes tell apart, sizes, and files that are equal when the numbers are."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmkd.evaluate.folder import Question
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import ConfigError
+
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"
+"""From Okabe and Ito 2008, "Color universal design": told apart with every kind of colour blindness."""
+COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vPX*"
+DIVERGING = "PuOr_r"
+"""Purple below, orange above: no red against green. ColorBrewer lists it as safe for colour-blind readers."""
+FORMATS = ("pdf", "png", "svg")
+ROW, COLUMN = 0.34, 0.95
+"""Inches that a row and a column of a chart need for their text."""
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one set of axes, without a window. Sizes in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix says how. Equal numbers give equal bytes: no dates, no random names.
+
+    Raises:
+        ConfigError: a suffix other than .svg, .png or .pdf.
+        StoreError: the disk is full or read-only.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        raise ConfigError(f"{path.name} is no kind of picture; end it with {', '.join('.' + one for one in FORMATS)}")
+    write_atomically(path, rendered(figure, kind))
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a file of this kind."""
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}):
+        figure.savefig(buffer, format=kind, metadata=dates[kind])
+    return buffer.getvalue()
+
+
+def asked(question: Question, metric: str) -> str:
+    """The question as a title."""
+    parts = [question.task, question.head or "", metric]
+    if question.fraction < 1:
+        parts.append(f"{question.fraction:.0%} of labels")
+    return " ".join(part for part in parts if part)

@@ -1,0 +1,105 @@
+"""One page with everything a reviewer asks for: tables, comparisons, figures, what failed, and how it was done."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mmkd.evaluate.compare import Comparison, compare, p_text
+from mmkd.evaluate.figures import FIGURES
+from mmkd.evaluate.figures.style import rendered
+from mmkd.evaluate.folder import By, Question, ResultFolder
+from mmkd.evaluate.table import ResultTable, build_table
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import ConfigError, CorruptStoreError
+
+DRAWN = ("heat-map", "forest", "box", "label-efficiency", "kaplan-meier")
+"""Figures of a report, in the order that a reader should see them; those that a task cannot have are left out."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in the page. svg: markup. text: what it shows, for those who do not see it."""
+
+    name: str
+    svg: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One task in one head: its table, its comparison, its figures."""
+
+    name: str
+    question: Question
+    table: ResultTable
+    comparison: Comparison | None
+    pictures: tuple[Picture, ...]
+
+
+def write_report(out: Path, model: str, target: Path, by: By = "domain") -> None:
+    """Write the page of a result folder; it needs no network and no other file.
+
+    Args:
+        out: folder that `run_suite` filled.
+        model: that is compared with all others, usually the student.
+        target: the page.
+        by: what the columns are.
+
+    Raises:
+        ConfigError: nothing was run, or there is no such model.
+        StoreError: the disk is full or read-only.
+    """
+    folder = ResultFolder(out)
+    if model not in folder.plan.models:
+        raise ConfigError(f"{out} has no model {model!r}; it has {', '.join(folder.plan.models)}")
+    sections = [_section(folder, question, model) for question in folder.questions(None, None, by=by)]
+    environment = Environment(
+        loader=PackageLoader("mmkd.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("report.html").render(
+        suite=folder.plan.suite,
+        model=model,
+        models=folder.plan.models,
+        sections=sections,
+        failed=failures(folder),
+        p=p_text,
+        version=importlib.metadata.version("mmkd"),
+    )
+    write_atomically(target, page.encode())
+
+
+def failures(folder: ResultFolder) -> list[tuple[str, str]]:
+    """Units without a result and why, in the order of the plan."""
+    found = [(str(unit.unit), folder.predictions(unit)) for unit in folder.plan.units]
+    return [(name, reason) for name, reason in found if isinstance(reason, str)]
+
+
+def _section(folder: ResultFolder, question: Question, model: str) -> Section:
+    table = build_table(folder, question)
+    comparison = None
+    if len(folder.plan.models) > 1:
+        try:
+            comparison = compare(folder, model, question)
+        except CorruptStoreError:  # models on different samples: the table stands, a paired comparison cannot
+            comparison = None
+    pictures = [picture for name in DRAWN if (picture := _picture(folder, question, model, name, table)) is not None]
+    name = " ".join(part for part in (question.task, question.head or "") if part)
+    return Section(name, question, table, comparison, tuple(pictures))
+
+
+def _picture(folder: ResultFolder, question: Question, model: str, name: str, table: ResultTable) -> Picture | None:
+    """A figure, or None where the task cannot have it: one share of labels, one model, no survival times."""
+    if len(table.rows) == 1 and name in ("heat-map", "forest", "box"):
+        return None
+    if len(table.columns) == 1 and name == "box":
+        return None
+    try:
+        figure = FIGURES[name](folder, question, model)
+    except ConfigError:
+        return None
+    markup = rendered(figure, "svg").decode()
+    return Picture(name, markup[markup.index("<svg") :], f"{name.replace('-', ' ')} of {table.title}")

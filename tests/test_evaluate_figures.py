@@ -1,0 +1,152 @@
+"""Figures and the report page: numbers as in the tables, equal bytes for equal numbers, nothing from outside."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from planted_store import Planted, make_planted
+from scipy.stats import CensoredData, logrank
+from test_evaluate_survival import patients
+
+from mmkd.cli.evaluate import evaluate
+from mmkd.evaluate import load_suite, result_table, run_suite
+from mmkd.evaluate.compare import compare
+from mmkd.evaluate.figures import FIGURES, save
+from mmkd.evaluate.figures.kaplan_meier import high_risk
+from mmkd.evaluate.folder import Question, ResultFolder
+from mmkd.evaluate.report import write_report
+from mmkd.store.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    made = make_planted(
+        tmp_path_factory.mktemp("figures"), {"student": 0.8, "alpha": 1.5, "beta": 3.0}, {"beta": list(range(240, 250))}
+    )
+    made.edit(dataset={"notes": "<script>alert(1)</script>"})
+    run_suite(load_suite(made.suite), made.root.parent / "out")
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(planted: Planted) -> ResultFolder:
+    return ResultFolder(planted.root.parent / "out")
+
+
+def test_the_heat_map_shows_the_tables_numbers_and_marks_certain_differences(folder: ResultFolder) -> None:
+    figure = FIGURES["heat-map"](folder, Question("zero_shot"), "student")
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    table = result_table(folder.out, "zero_shot")
+    expected = [f"{table.value(row, column) * 100:.1f}" for row in table.rows for column in ("colon", "lung")]
+    assert [text.removesuffix(" ●") for text in shown] == expected
+    best = max(("alpha", "beta", "both"), key=lambda row: table.value(row, "colon"))
+    (against,) = compare(folder, best, Question("zero_shot"), ("beta",)).rivals
+    assert shown[table.rows.index("beta") * 2].endswith("●") == (against.verdicts["colon"] != "tie")
+    assert any(text.endswith("●") for text in shown)
+
+
+def test_the_forest_is_the_comparison_with_the_best_rival(folder: ResultFolder) -> None:
+    axes = FIGURES["forest"](folder, Question("zero_shot"), "beta").axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    values = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
+    for label, value in zip(labels, values, strict=True):
+        column, rival = re.fullmatch(r"(\w+) \(n=\d+\) against (\w+)", label).groups()  # type: ignore[union-attr]
+        (against,) = compare(folder, "beta", Question("zero_shot"), (rival,)).rivals
+        assert value == pytest.approx(against.differences[column].value * 100)
+    assert values == sorted(values)
+    assert re.search(r"\d win, \d tie, \d loss", axes.get_title(loc="left"))
+
+
+def test_curves_of_label_shares_pass_through_the_tables(folder: ResultFolder) -> None:
+    axes = FIGURES["label-efficiency"](folder, Question("linear_probe"), "student").axes[0]
+    lines = {c.get_label(): c.lines[0].get_ydata() for c in axes.containers}
+    for model in ("student", "alpha"):
+        expected = [result_table(folder.out, "linear_probe", fraction=f).value(model, "mean") * 100 for f in (0.1, 1.0)]
+        assert lines[model].tolist() == pytest.approx(expected)
+
+
+def test_kaplan_meier_halves_by_fold(tmp_path: Path) -> None:
+    suite = patients(tmp_path, settings={"survival": {"heads": ["coxnet"]}})
+    run_suite(load_suite(suite), tmp_path / "out")
+    results = ResultFolder(tmp_path / "out")
+    found = results.answers(Question("survival"), "kidney", "alpha")[0]
+    found = found.take(found.available)
+    high = high_risk(found)
+    for fold in np.unique(found.fold):
+        assert abs(int(high[found.fold == fold].sum()) - int((~high)[found.fold == fold].sum())) <= 1
+    axes = FIGURES["kaplan-meier"](results, Question("survival"), "alpha").axes[0]
+    time, event = found.column("time"), found.column("event") > 0
+    sides = [CensoredData(uncensored=time[m & event], right=time[m & ~event]) for m in (high, ~high)]
+    assert f"p={logrank(*sides).pvalue:.2g}" in axes.get_title(loc="left")
+    assert logrank(*sides).pvalue < 1e-4
+
+
+def test_equal_numbers_give_equal_files(folder: ResultFolder, tmp_path: Path) -> None:
+    for name in ("a.svg", "b.svg"):
+        save(FIGURES["box"](folder, Question("zero_shot"), "student"), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    with pytest.raises(ConfigError, match=r"is no kind of picture; end it with \.pdf, \.png, \.svg"):
+        save(FIGURES["box"](folder, Question("zero_shot"), "student"), tmp_path / "c.gif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "message"),
+    [
+        ("radar", Question("zero_shot"), "a radar needs 3 to 10 columns, domain gives 2"),
+        ("label-efficiency", Question("zero_shot"), "was run at 1 share of the labels"),
+        ("kaplan-meier", Question("zero_shot"), "are of task survival, not 'zero_shot'"),
+        ("forest", Question("segment"), "has no task 'segment'"),
+    ],
+)
+def test_figures_that_cannot_be(folder: ResultFolder, kind: str, question: Question, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FIGURES[kind](folder, question, "student")
+
+
+def test_the_page_stands_alone_and_text_stays_text(folder: ResultFolder, tmp_path: Path) -> None:
+    write_report(folder.out, "student", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert re.findall(r'(?:src|href)="(?!#|data:image/png)[^"]*"', page) == []
+    table = result_table(folder.out, "zero_shot")
+    for row in table.rows:
+        assert f"{table.value(row, 'mean') * 100:.1f}" in page
+    assert page.count('<figure role="img" aria-label=') >= 6
+    assert "Every unit of the suite has a result." in page
+    write_report(folder.out, "student", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_a_failed_unit_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
+    made = make_planted(tmp_path, {"student": 0.8, "alpha": 1.5}, {"alpha": list(range(366))})
+    run_suite(load_suite(made.suite), tmp_path / "out")
+    write_report(tmp_path / "out", "student", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "specimens / zero_shot / alpha</strong>: " in page
+    assert "None of them counts as zero anywhere" in page
+
+
+def test_commands(planted: Planted, tmp_path: Path) -> None:
+    out = str(planted.root.parent / "out")
+    base = ["figure", str(planted.suite)]
+    done = CliRunner().invoke(
+        evaluate, [*base, "heat-map", str(tmp_path / "x.svg"), "--model", "student", "--out", out]
+    )
+    assert done.exit_code == 2
+    assert "a figure shows one task and head; choose of zero_shot, linear_probe, retrieval i2t" in done.output
+    task = ["--task", "retrieval", "--head", "i2t"]
+    done = CliRunner().invoke(
+        evaluate, [*base, "heat-map", str(tmp_path / "x.svg"), "--model", "student", "--out", out, *task]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "x.svg").read_text().startswith("<?xml")
+    page = ["report", str(planted.suite), str(tmp_path / "p.html"), "--out", out, "--model", "nobody"]
+    done = CliRunner().invoke(evaluate, page)
+    assert "has no model 'nobody'; it has alpha, beta, student, both" in str(done.exception)
+    assert yaml.safe_load(planted.suite.read_text())["suite"] == "planted"
