@@ -12,6 +12,8 @@ from mmkd.cli.store_place import ENCODINGS, STORE
 if TYPE_CHECKING:
     from mmkd.store.remote import StorePath
 
+SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that describes the cluster."
+
 
 @click.command()
 @click.argument("corpus")
@@ -19,9 +21,12 @@ if TYPE_CHECKING:
 @click.option(
     "--teachers", default="all", show_default=True, help="all, or a,b, or NAME=local-dir:FOLDER, comma between."
 )
-@click.option("--scheduler", default="local", show_default=True, help="local, or the address of a Dask scheduler.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes of the local cluster.  [default: one per core]")
-@click.option("--trust-pickle", is_flag=True, help="Unpickle weights that need it; they can run any code.")
+@click.option("--scheduler", default="local", show_default=True, help=SCHEDULER)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
+@click.option("--limit", type=click.IntRange(min=1), help="A store of the first so many rows of the corpus only.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; say how many rows, bytes and hours it would be.")
+@click.option("--retry-failed", is_flag=True, help="Read images that failed once more, too.")
+@click.option("--max-failures", metavar="N|N%", help="Stop when more rows than this fail, such as 1%.")
 @click.option("--encoding", type=click.Choice(ENCODINGS), default="float16", show_default=True, help="Of new features.")
 def extract(corpus: str, store: StorePath, **options: Any) -> None:
     """Run teachers over CORPUS and keep their features in STORE.
@@ -32,25 +37,35 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
 
     \b
     mmkd extract pairs.csv features/ --teachers biomedclip,plip
-    mmkd extract shards/ features/ --teachers mine=local-dir:models/mine
+    mmkd extract shards/ features/ --teachers mine=local-dir:models/mine --dry-run
+    mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --max-failures 1%
     mmkd extract pairs.csv s3://bucket/features
     """
+    from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig
+    from mmkd.extract.failure_limit import FailureLimit
     from mmkd.extract.run import extract as run
-    from mmkd.extract.run import summary_lines
+    from mmkd.extract.run_report import summary_lines
     from mmkd.extract.teachers import parse_teachers
 
-    trust = {"trust_pickle": options["trust_pickle"]}
     config = ExtractConfig(
         corpus=corpus,
         store=store,
-        teachers=tuple(spec.model_copy(update=trust) for spec in parse_teachers(options["teachers"])),
-        scheduler=options["scheduler"],
-        workers=options["workers"],
+        teachers=tuple(parse_teachers(options["teachers"])),
         encoding=options["encoding"],
+        cluster=load_cluster(options["scheduler"], options["workers"]),
+        limit=options["limit"],
+        retry_failed=options["retry_failed"],
+        max_failures=FailureLimit.parse(options["max_failures"]) if options["max_failures"] else None,
     )
+    if options["dry_run"]:
+        from mmkd.extract.estimate import estimate, estimate_lines
+
+        for line in estimate_lines(estimate(config)):
+            click.echo(line)
+        return
     report = run(config, say=click.echo)
     for line in summary_lines(report):
         click.echo(line)
-    if report.lost_shards:
+    if report.lost:
         sys.exit(1)

@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.decoding import DecodedImage
-from mmkd.extract.shard import Clock, ShardReport, caption_fault, encode_images, encode_texts
+from mmkd.extract.shard import caption_fault, image_sources
+from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR
+from mmkd.extract.towers import encode_captions, encode_images
+from mmkd.extract.workbench import Workbench
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
 from mmkd.store.errors import CorpusError, TeacherError, UserError
 from mmkd.store.layout import TOWERS
@@ -29,8 +32,6 @@ from mmkd.store.layout import TOWERS
 TOLERANCE = 1e-3
 """Distance (1 - cosine) beyond which a row counts as different. float16 storage costs some 1e-7, another machine or
 precision up to 1e-4; other weights, preprocessing or rows cost far more."""
-
-_DECODE_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def compare_with_teacher(
     loaded = load_teacher(spec, card, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     table, root = _inputs(store, drawn, corpus)
     captions = [None if caption_fault(caption) else caption for caption in table["caption"].to_pylist()]
-    facts, images = encode_images(table, [True] * len(table), root, {spec.slug: loaded}, _DECODE_THREADS, Clock({}))
-    texts = encode_texts(captions, {spec.slug: loaded}, ShardReport(0, (spec.slug,)), Clock({}))
+    bench, clock, teachers = Workbench(), Clock({}), {spec.slug: loaded}
+    facts, images = encode_images(image_sources(table, [True] * len(table), root), teachers, bench, clock)
+    texts = encode_captions(captions, teachers, bench, ShardReport(0, (spec.slug,)), clock)
     reasons = _image_faults(table, facts)
     usable = {
         "image": np.array([reason is None for reason in reasons]) & (valid[drawn] & IMAGE_SOUND > 0),

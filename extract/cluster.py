@@ -1,49 +1,217 @@
-"""Where tasks run: a local cluster by default, or a Dask scheduler that is already there."""
+"""Where tasks run: processes of this machine, jobs of a batch system, or a Dask scheduler that is already there."""
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
-from distributed import Client, LocalCluster
+import dask
+import torch
+from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.comm import CommClosedError
 
+from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
 from mmkd.store.errors import UserError
+
+# Settings of Dask that a run needs; what the user's YAML says of `distributed` goes above them.
+_DASK: dict[str, object] = {
+    # A worker gets its next shard when it has finished one: a crash then blames the shard in hand and no other.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # Twice is enough to know: the shard is done once more with every image decoded in a process of its own.
+    "distributed.scheduler.allowed-failures": 1,
+    # A process imports PyTorch before it answers; on a busy machine or a cold network disk that takes minutes.
+    "distributed.comm.timeouts.connect": "120s",
+}
+_REFILL_SECONDS = 10.0
+_ATTEMPTS = 5
 
 
 @contextmanager
-def dask_client(scheduler: str, workers: int | None) -> Iterator[Client]:
-    """Yield a client of the named scheduler; a local cluster lives as long as the block.
-
-    Args:
-        scheduler: `local` or an address such as `tcp://10.0.0.1:8786`.
-        workers: processes of a local cluster; default one per core.
+def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
+    """Yield a client of the cluster; what was started for it lives as long as the block.
 
     Raises:
-        UserError: nothing answers at the address.
+        UserError: nothing answers at the address, or the batch system refuses.
     """
-    if scheduler == "local":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # Loopback only. No memory limit of Dask's own: it counts memory-mapped pages and would kill workers for them.
-        with (
-            LocalCluster(
-                n_workers=workers or cores,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",
-                memory_limit=0,
-                silence_logs=logging.ERROR,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
-        return
+    with dask.config.set(_DASK), dask.config.set(_flat("distributed", cluster.distributed)):
+        if cluster.scheduler in BATCH_SYSTEMS:
+            opened = _batch_client(cluster)
+        elif cluster.scheduler == LOCAL:
+            opened = _local_client(cluster)
+        else:
+            opened = _connect(cluster)
+        address = cluster.scheduler
+        quiet = logging.getLogger("distributed")
+        level = quiet.level
+        # What Dask would log about a lost connection, with tracebacks, is said in one line below.
+        quiet.setLevel(logging.CRITICAL)
+        try:
+            with opened as client:
+                address = client.scheduler.address
+                yield client
+        except (CommClosedError, CancelledError, TimeoutError, OSError) as error:
+            raise UserError(
+                f"the Dask scheduler at {address} went away ({type(error).__name__}); what was finished is "
+                "kept: run the same command again to go on"
+            ) from error
+        finally:
+            quiet.setLevel(level)
+
+
+def start_workers(client: Client, plugin: WorkerPlugin) -> None:
+    """Have every worker, now and later, set the plugin up. A worker that dies over it is replaced and does not count.
+
+    Raises:
+        CommClosedError: again and again.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            client.register_plugin(plugin)
+        except CommClosedError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def default_workers(cluster: ClusterConfig) -> int:
+    """Workers of a run that names no number: one per GPU or core here, one elsewhere."""
+    if cluster.scheduler != LOCAL:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(gpus()) or cores
+
+
+def gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs of this machine. Asks the driver's library and wakes no device."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (named.split(",") if named else [str(index) for index in range(count)])[:count]
+
+
+class GpuCluster(LocalCluster):  # type: ignore[misc]  # dask has no type hints
+    """A local cluster whose n-th worker process sees the n-th GPU only. Stands in where dask-cuda is not installed."""
+
+    def __init__(self, devices: list[str], **options: Any) -> None:
+        self._devices = devices
+        super().__init__(n_workers=0, **options)
+        self.scale(len(devices))
+
+    def new_worker_spec(self) -> dict[Any, Any]:
+        """Dask's own description of the next worker, with its GPU in the environment."""
+        described: dict[Any, Any] = super().new_worker_spec()
+        return {
+            name: worker | {"options": worker["options"] | {"env": {"CUDA_VISIBLE_DEVICES": self._device(name)}}}
+            for name, worker in described.items()
+        }
+
+    def _device(self, name: int) -> str:
+        return self._devices[name % len(self._devices)]
+
+
+@contextmanager
+def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
+    devices = gpus()[: cluster.workers]
+    # Loopback only. No memory limit of Dask's own: it counts memory-mapped pages and would kill workers for them.
+    options = {
+        "threads_per_worker": cluster.worker.shards_at_once or (2 if devices else 1),
+        "host": "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+        "memory_limit": 0,
+        "silence_logs": logging.CRITICAL,
+        "security": cluster.security.security() if cluster.security else None,
+    }
     try:
-        client = Client(scheduler, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
+        opened = _local_cluster(cluster, devices, options)
+    except (RuntimeError, TimeoutError) as error:
         raise UserError(
-            f"no Dask scheduler answers at {scheduler!r}; name `local` or an address such as tcp://HOST:8786"
+            "the worker processes did not start in two minutes; is this machine busy, or its memory full? "
+            "try fewer with --workers"
+        ) from error
+    with opened as started, Client(started, security=options["security"]) as client:
+        yield client
+
+
+def _local_cluster(
+    cluster: ClusterConfig, devices: list[str], options: dict[str, Any]
+) -> AbstractContextManager[LocalCluster]:
+    if not devices:
+        plain: AbstractContextManager[LocalCluster] = LocalCluster(
+            n_workers=cluster.workers or default_workers(cluster), **options
+        )
+        return plain
+    try:
+        from dask_cuda import LocalCUDACluster  # noqa: PLC0415 (an extra that only machines with a GPU can use)
+    except ImportError:
+        return GpuCluster(devices, **options)
+    started: AbstractContextManager[LocalCluster] = LocalCUDACluster(CUDA_VISIBLE_DEVICES=devices, **options)
+    return started
+
+
+@contextmanager
+def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
+    keywords = cluster.batch_keywords()
+    dashboard = {"dashboard_address": "127.0.0.1:0"}
+    keywords["scheduler_options"] = dashboard | (keywords.get("scheduler_options") or {})
+    # The batch system holds a job to its memory; Dask's own limit would count memory-mapped pages too.
+    keywords["worker_extra_args"] = ["--memory-limit", "0", *(keywords.get("worker_extra_args") or [])]
+    security = cluster.security.security() if cluster.security else None
+    try:
+        started = cluster_class_of(cluster.scheduler)(security=security, **keywords)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{cluster.scheduler}: {reason}; see `jobqueue: {cluster.scheduler}:` in the YAML") from error
+    with started, Client(started, security=security) as client, _kept_full(started, cluster):
+        yield client
+
+
+@contextmanager
+def _kept_full(started: Any, cluster: ClusterConfig) -> Iterator[None]:
+    """Ask for the jobs, and ask again for those that ended: at their time limit, by a dead node, by a cancel."""
+
+    def ask() -> None:
+        if cluster.workers is None:
+            started.scale(jobs=1)
+        else:
+            started.scale(cluster.workers)
+
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(_REFILL_SECONDS):
+            ask()
+
+    ask()
+    keeper = threading.Thread(target=keep, name="mmkd-jobs", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
+
+
+@contextmanager
+def _connect(cluster: ClusterConfig) -> Iterator[Client]:
+    security = cluster.security.security() if cluster.security else None
+    try:
+        client = Client(cluster.scheduler, timeout="10s", security=security)
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"no Dask scheduler answers at {cluster.scheduler!r}; name `local`, an address such as tcp://HOST:8786 "
+            "(tls://HOST:8786 with `security:` in a YAML file where it asks for TLS), slurm, pbs or sge"
         ) from error
     with client:
         yield client
+
+
+def _flat(name: str, settings: Any) -> dict[str, Any]:
+    """Nested settings under dotted names, so that what they do not name stays as it is."""
+    if not isinstance(settings, dict) or not settings:
+        return {name: settings} if settings != {} else {}
+    return {key: value for step, below in settings.items() for key, value in _flat(f"{name}.{step}", below).items()}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from mmkd.extract.cluster_config import ClusterConfig
+from mmkd.extract.failure_limit import FailureLimit
 from mmkd.extract.teachers import TeacherSpec
 from mmkd.store.encoding import Encoding
 from mmkd.store.remote import StorePath, as_root
+from mmkd.store.yaml_config import Frozen
 
 
-class ExtractConfig(BaseModel):
+class ExtractConfig(Frozen):
     """One run: which corpus, which teachers, where to, on what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: str
     """A table, a tar, a folder or a corpus.yaml; see `mmkd.extract.corpora.open_corpus`."""
@@ -23,9 +24,10 @@ class ExtractConfig(BaseModel):
     teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
     encoding: Encoding = "float16"
     """How new features are kept; a part of the teacher's digest, so it cannot change inside a store."""
-    scheduler: str = "local"
-    """`local`, or the address of a Dask scheduler."""
-    workers: int | None = Field(default=None, gt=0)
-    """Processes of the local cluster; one per core when not given. Each loads all teachers."""
-    decode_threads: int = Field(default=2, gt=0)
-    """Threads that read and decode images in each worker."""
+    cluster: ClusterConfig = ClusterConfig()
+    limit: int | None = Field(default=None, gt=0)
+    """Only the first so many rows of the corpus: a store of its own, to try things out."""
+    retry_failed: bool = False
+    """Read images that failed once more, beside what is left to do."""
+    max_failures: FailureLimit | None = None
+    """Stop when more inputs than this cannot be used."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,21 @@ from mmkd.extract.teachers.geometry import Geometry, pixel_transform
 from mmkd.store.images import ImageError, decode, sha256
 from mmkd.store.sources import ImageSource
 
-# Enough for the decoders to keep ahead of one forward pass; memory is this times a window of pixels.
-_WINDOWS_AHEAD = 2
+# Bounds on what waits between the stages: encoded bytes of so many windows, and pixels of so many.
+# Enough for each stage to keep ahead of the next; memory is these times a window.
+_WINDOWS_READ, _WINDOWS_DECODED = 4, 2
+
+
+Window = TypeVar("Window")
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image's bytes as the corpus has them, or the reason why there are none."""
+
+    data: bytes | None
+    reason: str | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,50 +50,80 @@ class DecodedImage:
     decode_seconds: float = 0.0
 
 
-def decode_image(source: ImageSource, geometries: Sequence[Geometry]) -> DecodedImage:
-    """Read one image and bring it to all geometries. Never raises for a bad image: the result says why."""
+def read_image(source: ImageSource) -> EncodedImage:
+    """Read one image's bytes. Never raises for a bad image: the result says why."""
     started = time.perf_counter()
-    digest = None
     try:
-        data = source.read()
-        read = time.perf_counter()
-        digest = sha256(data)
-        picture = decode(data)
+        return EncodedImage(source.read(), seconds=time.perf_counter() - started)
     except ImageError as error:
-        return DecodedImage(reason=f"image: {error}", image_sha256=digest)
+        return EncodedImage(None, f"image: {error}", time.perf_counter() - started)
+
+
+def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry]) -> DecodedImage:
+    """Decode one image and bring it to all geometries. Never raises for a bad image: the result says why."""
+    if encoded.data is None:
+        return DecodedImage(reason=encoded.reason, read_seconds=encoded.seconds)
+    started = time.perf_counter()
+    digest = sha256(encoded.data)
+    try:
+        picture = decode(encoded.data)
+    except ImageError as error:
+        return DecodedImage(reason=f"image: {error}", image_sha256=digest, read_seconds=encoded.seconds)
     pixels = {geometry: pixel_transform(geometry)(picture) for geometry in geometries}
     return DecodedImage(
         width=picture.width,
         height=picture.height,
         image_sha256=digest,
         pixels=pixels,
-        read_seconds=read - started,
-        decode_seconds=time.perf_counter() - read,
+        read_seconds=encoded.seconds,
+        decode_seconds=time.perf_counter() - started,
     )
 
 
 def decode_windows(
-    sources: Sequence[ImageSource | None], geometries: Sequence[Geometry], window: int, threads: int
+    sources: Sequence[ImageSource | None],
+    geometries: Sequence[Geometry],
+    window: int,
+    read_threads: int,
+    decode_threads: int,
 ) -> Iterator[list[DecodedImage | None]]:
     """Yield the shard's images in order, `window` rows at a time; None where a row has no image.
 
-    Decoding runs in `threads` threads (Pillow releases the interpreter lock) while the caller uses the
-    window before. What is yielded does not depend on the number of threads. An image that follows itself
-    (several captions, a row each) is decoded once within a window and once more at its border.
+    Threads read, others decode (Pillow releases the interpreter lock), and the caller uses the window before.
+    What is yielded does not depend on the number of threads. An image that follows itself (several captions, a
+    row each) is read and decoded once within a window and once more at its border.
     """
+    with (
+        ThreadPoolExecutor(read_threads, thread_name_prefix="mmkd-read") as readers,
+        ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,
+    ):
 
-    def submit(pool: ThreadPoolExecutor, wanted: Sequence[ImageSource | None]) -> list[Future[DecodedImage] | None]:
-        distinct: dict[ImageSource, Future[DecodedImage]] = {}
-        for source in wanted:
-            if source is not None and source not in distinct:
-                distinct[source] = pool.submit(decode_image, source, geometries)
-        return [None if source is None else distinct[source] for source in wanted]
+        def read(wanted: Sequence[ImageSource | None]) -> list[Future[EncodedImage] | None]:
+            begun = {
+                source: readers.submit(read_image, source) for source in dict.fromkeys(wanted) if source is not None
+            }
+            return [None if source is None else begun[source] for source in wanted]
 
-    starts = iter(range(0, len(sources), window))
-    with ThreadPoolExecutor(threads, thread_name_prefix="mmkd-decode") as pool:
-        ahead = deque(submit(pool, sources[start : start + window]) for start in islice(starts, _WINDOWS_AHEAD))
-        while ahead:
-            current = [None if future is None else future.result() for future in ahead.popleft()]
-            for start in islice(starts, 1):
-                ahead.append(submit(pool, sources[start : start + window]))
-            yield current
+        def decode_when_read(encoded: list[Future[EncodedImage] | None]) -> list[Future[DecodedImage] | None]:
+            begun = {
+                one: decoders.submit(_decode_read, one, geometries) for one in dict.fromkeys(encoded) if one is not None
+            }
+            return [None if one is None else begun[one] for one in encoded]
+
+        windows = (sources[start : start + window] for start in range(0, len(sources), window))
+        bytes_ahead = _ahead((read(wanted) for wanted in windows), _WINDOWS_READ)
+        for ready in _ahead((decode_when_read(encoded) for encoded in bytes_ahead), _WINDOWS_DECODED):
+            yield [None if future is None else future.result() for future in ready]
+
+
+def _decode_read(encoded: Future[EncodedImage], geometries: Sequence[Geometry]) -> DecodedImage:
+    return decode_image(encoded.result(), geometries)
+
+
+def _ahead(windows: Iterator[Window], number: int) -> Iterator[Window]:
+    """The same windows, each begun `number` windows before it is asked for."""
+    waiting = deque(islice(windows, number))
+    while waiting:
+        ready = waiting.popleft()
+        waiting.extend(islice(windows, 1))
+        yield ready

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmkd.store import TeacherCard
-from mmkd.store.errors import TeacherMismatchError
+from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.ledger import LedgerEntry
 
 
@@ -16,7 +16,11 @@ class ShardTask:
 
     shard: int
     teachers: tuple[str, ...]
-    """Slugs that have no entry for this shard yet."""
+    """Slugs that have no entry for this shard yet; for a retry, those that have one."""
+    retry: bool = False
+    """Only the rows whose image failed, of a shard that is finished."""
+    guarded: bool = False
+    """Decode in processes of their own: this shard took its worker down."""
 
 
 def plan_tasks(
@@ -41,4 +45,32 @@ def plan_tasks(
                 )
         if missing:
             tasks.append(ShardTask(shard, tuple(missing)))
+    return tasks
+
+
+def plan_retries(
+    failed: Sequence[int], cards: Sequence[TeacherCard], ledger: Mapping[tuple[int, str], LedgerEntry]
+) -> list[ShardTask]:
+    """List shards with failed images whose rows are to be tried again, by every teacher that has them.
+
+    Args:
+        failed: shards that hold such rows.
+        cards: the teachers of this run.
+        ledger: what is finished.
+
+    Raises:
+        UserError: a teacher that has such a shard is not among `cards`: its rows would say that the image is there.
+    """
+    present = {card.slug for card in cards}
+    tasks = []
+    for shard in failed:
+        finished = tuple(slug for number, slug in ledger if number == shard)
+        absent = sorted(set(finished) - present)
+        if absent:
+            raise UserError(
+                f"--retry-failed writes the rows of shard {shard} anew, which {', '.join(absent)} also has; name every "
+                "teacher of the store in --teachers"
+            )
+        if finished:
+            tasks.append(ShardTask(shard, finished, retry=True))
     return tasks

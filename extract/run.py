@@ -2,61 +2,36 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import IO
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
-from distributed import Client, KilledWorker, as_completed
+import pyarrow.compute as pc
+from distributed import Client
 from tqdm import tqdm
 
-from mmkd.extract.cluster import dask_client
+from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
-from mmkd.extract.corpora import open_corpus
-from mmkd.extract.index import check_same_corpus, create_indexed_store, restore_parts
-from mmkd.extract.plan import ShardTask, plan_tasks
-from mmkd.extract.shard import ShardReport
-from mmkd.extract.teachers import describe_teacher
-from mmkd.extract.worker import TeachersPlugin, run_task
-from mmkd.store import FeatureStore, MmkdError
-from mmkd.store.errors import StoreError
+from mmkd.extract.corpora import Corpus, open_corpus
+from mmkd.extract.gather import gather
+from mmkd.extract.index import check_same_corpus, restore_parts
+from mmkd.extract.limited_corpus import LimitedCorpus
+from mmkd.extract.new_store import make_store
+from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
+from mmkd.extract.run_report import RunReport
+from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.teachers import TeacherSpec, describe_teacher
+from mmkd.extract.worker import TeachersPlugin
+from mmkd.store import FeatureStore, TeacherCard
+from mmkd.store.errors import UserError
 from mmkd.store.record import StoreRecord
-from mmkd.store.remote import RemotePath, StorePath
+from mmkd.store.remote import StorePath
+from mmkd.store.run_log import RunLog
 from mmkd.store.writer import add_teacher, note_encoding_error
 
-
-@dataclass
-class RunReport:
-    """What one run did."""
-
-    store: StorePath
-    rows: int
-    shards_total: int
-    shards_done: int = 0
-    """Shards that this run finished; those that were there before are not counted."""
-    status: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
-    """Summed over workers and threads; see `ShardReport.seconds`."""
-    truncated: Counter[str] = field(default_factory=Counter)
-    not_finite: Counter[str] = field(default_factory=Counter)
-    changed: int = 0
-    lost_shards: tuple[int, ...] = ()
-    """Shards whose task killed its worker again and again; everything else went on."""
-
-    def add(self, shard: ShardReport) -> None:
-        """Count one finished shard."""
-        self.shards_done += 1
-        self.changed += shard.changed
-        for name in ("status", "reasons", "seconds", "truncated", "not_finite"):
-            getattr(self, name).update(getattr(shard, name))
+Say = Callable[[str], None]
 
 
-def extract(config: ExtractConfig, say: Callable[[str], None] = print) -> RunReport:
+def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     """Bring every shard of the store to every teacher asked for. Running it again does what is left.
 
     Args:
@@ -66,113 +41,96 @@ def extract(config: ExtractConfig, say: Callable[[str], None] = print) -> RunRep
     Raises:
         CorpusError, TeacherError, StoreError, UserError: see `mmkd.store.errors`.
     """
-    corpus = open_corpus(config.corpus)
+    corpus = chosen_corpus(config)
     described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
+    record = _found_or_made(corpus, config.store, say)
     cards = [card for _, card in described]
-    if (config.store / "zarr.json").is_file():
-        record = FeatureStore.open(config.store).record
-        check_same_corpus(corpus, record, config.store)
-        restored = restore_parts(corpus, config.store, record)
-        if restored:
-            say(f"{restored} sample parts were missing and are listed again from the corpus")
-    else:
-        record = create_indexed_store(corpus, config.store)
     for card in cards:
         add_teacher(config.store, record, card)
     store = FeatureStore.open(config.store)
-    tasks = plan_tasks(store.shards, cards, store.ledger)
     report = RunReport(config.store, len(store), store.shards)
+    retries = plan_retries(_shards_with_failed_images(store), cards, store.ledger) if config.retry_failed else []
+    tasks = plan_tasks(store.shards, cards, store.ledger)
     say(f"{len(store):,} rows in {store.shards} shards of {record.rows_per_shard}; {len(tasks)} shards to do")
-    if tasks:
-        needed = {slug for task in tasks for slug in task.teachers}
-        with dask_client(config.scheduler, config.workers) as client:
-            say(f"dashboard: {client.dashboard_link}")
-            client.register_plugin(TeachersPlugin([pair for pair in described if pair[1].slug in needed]))
-            _gather(client, config, record, tasks, report)
+    if config.retry_failed:
+        say(f"{len(retries)} shards hold images that failed and are tried again")
+    if tasks or retries:
+        with dask_client(config.cluster) as client:
+            _announce(client, say)
+            start_workers(client, TeachersPlugin(_needed(described, [*tasks, *retries]), config.cluster.worker))
+            if retries:
+                _do(client, config, record, retries, report, say)
+                tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger)
+            _do(client, config, record, tasks, report, say)
     for card in cards:
         note_encoding_error(config.store, record, card.slug)
     return report
 
 
-def _gather(
-    client: Client, config: ExtractConfig, record: StoreRecord, tasks: Sequence[ShardTask], report: RunReport
+def chosen_corpus(config: ExtractConfig) -> Corpus:
+    """The corpus that the run names, or its first rows.
+
+    Raises:
+        CorpusError: see `open_corpus`.
+    """
+    corpus = open_corpus(config.corpus)
+    return corpus if config.limit is None else LimitedCorpus(corpus, config.limit)
+
+
+def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> StoreRecord:
+    if not (root / "zarr.json").is_file():
+        return make_store(corpus, root)
+    record = FeatureStore.open(root).record
+    check_same_corpus(corpus, record, root)
+    restored = restore_parts(corpus, root, record)
+    if restored:
+        say(f"{restored} sample parts were missing and are listed again from the corpus")
+    return record
+
+
+def _needed(
+    described: Sequence[tuple[TeacherSpec, TeacherCard]], tasks: Sequence[ShardTask]
+) -> list[tuple[TeacherSpec, TeacherCard]]:
+    wanted = {slug for task in tasks for slug in task.teachers}
+    return [pair for pair in described if pair[1].slug in wanted]
+
+
+def _shards_with_failed_images(store: FeatureStore) -> list[int]:
+    rows = store.sample_table(columns=["row", "reason"])
+    failed = rows.filter(pc.starts_with(rows["reason"], "image: "))["row"].to_pylist()
+    return sorted({row // store.record.rows_per_shard for row in failed})
+
+
+def _announce(client: Client, say: Say) -> None:
+    say(f"dashboard: {client.dashboard_link}")
+    if not client.scheduler_info()["workers"]:
+        say("no worker has joined yet; the run starts with the first one")
+
+
+def _do(
+    client: Client, config: ExtractConfig, record: StoreRecord, tasks: Sequence[ShardTask], report: RunReport, say: Say
 ) -> None:
     root = config.store.resolve()
-    futures = {
-        client.submit(
-            run_task, root, record, task, config.decode_threads, key=f"shard-{task.shard:05d}", pure=False
-        ): task
-        for task in tasks
-    }
-    lost: list[int] = []
-    # Results are taken as they come and let go: the scheduler holds one small report per running task.
-    with tqdm(total=len(tasks), unit="shard", disable=None) as bar, _RunLog(root) as log:
-        for future in as_completed(futures):
-            try:
-                shard = future.result()
-            except KilledWorker:
-                lost.append(futures[future].shard)
+    with (
+        tqdm(total=len(tasks), unit="shard", disable=None) as bar,
+        RunLog(root) as log,
+        closing(gather(client, root, record, tasks, say)) as results,
+    ):
+        for result in results:
+            bar.update()
+            if not isinstance(result, ShardReport):
+                report.lost[result.shard] = result.reason
                 continue
-            finally:
-                bar.update()
-            if isinstance(shard, MmkdError):
-                raise shard
-            report.add(shard)
-            log.write(shard)
-            future.release()
-    report.lost_shards = tuple(sorted(lost))
+            report.add(result)
+            log.write(result)
+            _stop_at_too_many(config, report)
 
 
-class _RunLog:
-    """`runs/<time>-<pid>.jsonl`: one line a shard with its seconds. A log; nothing depends on it.
-
-    Behind a URL nothing can be appended to: the log is put there when the run ends.
-    """
-
-    def __init__(self, root: StorePath) -> None:
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        self.path = root / f"runs/{stamp}-{os.getpid()}.jsonl"
-
-    def __enter__(self) -> _RunLog:
-        self.file: IO[str]
-        if isinstance(self.path, RemotePath):
-            self.file = io.StringIO()
-            return self
-        try:
-            self.path.parent.mkdir(exist_ok=True)
-            self.file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror}; the store must be writable") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if isinstance(self.file, io.StringIO):
-            self.path.write_bytes(self.file.getvalue().encode())
-        self.file.close()
-
-    def write(self, shard: ShardReport) -> None:
-        """Append one shard's report."""
-        print(json.dumps(asdict(shard), sort_keys=True), file=self.file, flush=True)
-
-
-def summary_lines(report: RunReport) -> Iterator[str]:
-    """The run's end as a user reads it."""
-    yield f"extracted {report.shards_done} of {report.shards_total} shards into {report.store}"
-    if report.status:
-        yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))
-    for reason, count in report.reasons.most_common(10):
-        yield f"  {count:,} x {reason}"
-    for slug, count in sorted(report.truncated.items()):
-        if count:
-            yield f"  {count:,} captions are longer than the context of {slug} and were cut"
-    for slug, count in sorted(report.not_finite.items()):
-        yield f"  {count:,} features of {slug} are zero or not finite: marked as missing"
-    if report.changed:
-        yield f"  {report.changed:,} images changed since the store was made: marked as missing for the new teachers"
-    if report.seconds:
-        yield "seconds, summed over workers: " + ", ".join(
-            f"{name} {seconds:.1f}" for name, seconds in sorted(report.seconds.items())
+def _stop_at_too_many(config: ExtractConfig, report: RunReport) -> None:
+    limit = config.max_failures
+    if limit is not None and limit.passed(report.failed, report.rows_read, report.rows):
+        worst = "; ".join(f"{count:,} x {reason}" for reason, count in report.reasons.most_common(3))
+        raise UserError(
+            f"{report.failed:,} of {report.rows_read:,} rows failed, more than --max-failures {limit} ({worst}); mend "
+            "the corpus and run with --retry-failed, or raise the limit and run again: what was done is kept"
         )
-    if report.lost_shards:
-        numbers = ", ".join(map(str, report.lost_shards))
-        yield f"lost: shards {numbers} killed their worker each time; the others are done"

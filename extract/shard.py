@@ -1,7 +1,7 @@
 """One task: a shard's inputs in, whole chunks of every teacher that lacks it out. Knows no Dask.
 
-The bytes written depend on the rows and the teachers alone: batches have a fixed shape and fixed
-members, so neither the number of workers and threads nor an interruption can change a bit.
+The bytes written depend on the rows and the teachers alone: forward passes have a fixed shape, so neither the
+number of workers and threads nor the batch size nor an interruption can change a bit.
 """
 
 from __future__ import annotations
@@ -9,87 +9,56 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, UNDECODABLE
-from mmkd.extract.decoding import DecodedImage, decode_windows
-from mmkd.extract.teachers.geometry import Geometry, geometry_of
+from mmkd.extract.decoding import DecodedImage
+from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.store.encoding import value_type
+from mmkd.extract.towers import Features, encode_captions, encode_images
+from mmkd.extract.workbench import Workbench
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
+from mmkd.store.ledger import entries_of_shard
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
-from mmkd.store.sources import image_source
+from mmkd.store.sources import ImageSource, image_source
 from mmkd.store.writer import ShardFeatures, write_shard
-
-BATCH_ROWS = 32
-"""Rows a forward pass, always: a matrix product may round differently for another batch shape."""
-
-MAX_CAPTION_CHARACTERS = 1 << 16
-"""Of a caption, no more is tokenised: far beyond any context, and a bound on time and memory."""
-
-
-@dataclass
-class ShardReport:
-    """What happened to one shard; goes back to the client and into the run's log."""
-
-    shard: int
-    teachers: tuple[str, ...]
-    status: dict[str, int] = field(default_factory=dict)
-    """Rows by status."""
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Failed and partial rows by reason."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """`read`, `decode` (summed over threads), `write`, and `image SLUG`, `text SLUG` for the forward passes."""
-    truncated: dict[str, int] = field(default_factory=dict)
-    """Captions longer than the teacher's context, by slug."""
-    not_finite: dict[str, int] = field(default_factory=dict)
-    """Features of sound inputs that came out NaN, infinite or zero, by slug."""
-    changed: int = 0
-    """Images that are not what they were when another teacher saw this shard."""
 
 
 def extract_shard(
-    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], decode_threads: int
+    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], bench: Workbench
 ) -> ShardReport:
     """Extract one shard for these teachers and vouch for it in the ledger.
 
     Raises:
         StoreError: the store cannot be written. Nothing of this shard counts as done then.
+        TeacherError: a device has too little memory.
     """
+    started = time.perf_counter()
     table, sha_before = read_part(root, shard)
-    report = ShardReport(shard, tuple(teachers))
+    report = ShardReport(shard, tuple(teachers), rows=len(table))
     clock = Clock(report.seconds)
-    reasons = table["reason"].to_pylist()
-    live = [not (reason or "").startswith(INDEX_FAULTS) for reason in reasons]
+    live = live_rows(table)
     images, image_features = encode_images(
-        table, live, record.image_root(shard * record.rows_per_shard), teachers, decode_threads, clock
+        image_sources(table, live, record.image_root(shard * record.rows_per_shard)), teachers, bench, clock
     )
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
-    text_reasons = [
-        _indexed_fault(reason) or caption_fault(caption) for reason, caption in zip(reasons, captions, strict=True)
-    ]
+    text_reasons = caption_faults(table, captions)
     usable = [None if fault else caption for caption, fault in zip(captions, text_reasons, strict=True)]
-    text_features = encode_texts(usable, teachers, report, clock)
-    final = _final_rows(table, live, images, text_reasons)
+    text_features = encode_captions(usable, teachers, bench, report, clock)
+    final = final_rows(table, live, images, text_reasons)
     report.status = dict(Counter(final["status"].to_pylist()))
     report.reasons = dict(Counter(reason for reason in final["reason"].to_pylist() if reason))
 
-    seen_before = table["status"].to_pylist()
     sound_image = np.array([image is not None and image.reason is None for image in images], dtype=bool)
-    with clock("write"):
-        if "pending" in seen_before:
-            sha = write_part(root, shard, final)
-        else:
+    with clock("samples"):
+        if any(slug not in teachers for slug in entries_of_shard(root, shard)):
             # Another teacher has been here: its rows stand, and what changed since is not mixed in.
             sha = sha_before
             same = np.array(table["image_sha256"].to_pylist(), dtype=object) == np.array(
@@ -97,12 +66,33 @@ def extract_shard(
             )
             report.changed = int(np.count_nonzero(~same))
             sound_image &= same
-        sound_text = np.array([caption is not None for caption in usable], dtype=bool)
-        for slug, teacher in teachers.items():
-            valid = _soundness(image_features[slug], sound_image, text_features[slug], sound_text, report, slug)
+        else:
+            sha = write_part(root, shard, final)
+    sound_text = np.array([caption is not None for caption in usable], dtype=bool)
+    for slug, teacher in teachers.items():
+        with clock(f"write {slug}"):
+            valid = soundness(slug, (image_features, sound_image), (text_features, sound_text), report)
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
             write_shard(root, record, teacher.card, shard, features, sha)
+        bench.watch.beat()
+    sizes = bench.sizes.halved.items()
+    report.batch_rows = {f"{tower} {slug}": rows for (slug, tower), rows in sizes if slug in teachers}
+    report.wall_seconds = time.perf_counter() - started
     return report
+
+
+def live_rows(table: pa.Table) -> list[bool]:
+    """Rows whose inputs are to be read: all but those that the index refused."""
+    return [not (reason or "").startswith(INDEX_FAULTS) for reason in table["reason"].to_pylist()]
+
+
+def image_sources(table: pa.Table, live: Sequence[bool], root: str) -> list[ImageSource | None]:
+    """Where each live row's image is; None for the others and for texts without an image."""
+    columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
+    return [
+        image_source(root, uri, offset, length) if uri is not None and row_live else None
+        for uri, offset, length, row_live in zip(*columns, live, strict=True)
+    ]
 
 
 def caption_fault(caption: str | None) -> str | None:
@@ -119,126 +109,25 @@ def _indexed_fault(reason: str | None) -> str | None:
     return next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
 
 
-class Clock:
-    """`with clock("read"): ...` adds the seconds spent to a table."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.name = ""
-        self.started = 0.0
-
-    def __call__(self, name: str) -> Clock:
-        self.name, self.started = name, time.perf_counter()
-        return self
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self.add(self.name, time.perf_counter() - self.started)
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
+    """Why each row's caption cannot be used, or None; what the index or an earlier teacher said comes first."""
+    said = (
+        next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
+        for reason in table["reason"].to_pylist()
+    )
+    return [fault or caption_fault(caption) for fault, caption in zip(said, captions, strict=True)]
 
 
-def encode_images(
-    table: pa.Table, live: Sequence[bool], root: str, teachers: Mapping[str, Teacher], threads: int, clock: Clock
-) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.floating[Any]]]]:
-    """What each row's image turned out to be (None without one), and features float (rows, D) by slug.
-
-    Rows whose image has a reason hold the feature of a black picture: the caller must not use them.
-    """
-    columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
-    sources = [
-        image_source(root, uri, offset, length) if uri is not None and row_live else None
-        for uri, offset, length, row_live in zip(*columns, live, strict=True)
-    ]
-    geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
-    features = {slug: _missing(len(table), teacher) for slug, teacher in teachers.items()}
-    facts: list[DecodedImage | None] = []
-    distinct = tuple(dict.fromkeys(geometries.values()))
-    for window in decode_windows(sources, distinct, BATCH_ROWS, threads):
-        pixels = {geometry: _stack(window, geometry) for geometry in distinct}
-        rows = slice(len(facts), len(facts) + len(window))
-        for slug, teacher in teachers.items():
-            batch = pixels[geometries[slug]]
-            if batch is not None:
-                with clock(f"image {slug}"):
-                    encoded = teacher.encode_images(torch.from_numpy(batch).to(teacher.device))
-                    features[slug][rows] = _values(encoded, teacher)[: len(window)]
-        for image in window:
-            if image is not None:
-                clock.add("read", image.read_seconds)
-                clock.add("decode", image.decode_seconds)
-                image.pixels.clear()
-        facts.extend(window)
-    return facts, features
-
-
-def _stack(window: Sequence[DecodedImage | None], geometry: Geometry) -> NDArray[np.uint8] | None:
-    """uint8 (BATCH_ROWS, C, H, W), black where a row has no picture; None when no row has one."""
-    pictures = {i: image.pixels[geometry] for i, image in enumerate(window) if image is not None and image.pixels}
-    if not pictures:
-        return None
-    batch = np.zeros((BATCH_ROWS, *next(iter(pictures.values())).shape), dtype=np.uint8)
-    for index, picture in pictures.items():
-        batch[index] = picture
-    return batch
-
-
-def encode_texts(
-    captions: Sequence[str | None], teachers: Mapping[str, Teacher], report: ShardReport, clock: Clock
-) -> dict[str, NDArray[np.floating[Any]]]:
-    """Each distinct caption once, in order of length, put back to its rows: float (rows, D) by slug, NaN for None."""
-    distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
-    distinct.sort(key=lambda caption: (len(caption), caption))
-    place = {caption: index for index, caption in enumerate(distinct)}
-    rows = np.array([i for i, caption in enumerate(captions) if caption is not None], dtype=np.int64)
-    source = np.array([place[caption] for caption in captions if caption is not None], dtype=np.int64)
-    features = {}
-    for slug, teacher in teachers.items():
-        with clock(f"text {slug}"):
-            encoded, lengths = _encode_distinct([caption[:MAX_CAPTION_CHARACTERS] for caption in distinct], teacher)
-        features[slug] = _missing(len(captions), teacher)
-        features[slug][rows] = encoded[source]
-        report.truncated[slug] = int(np.count_nonzero(lengths[source] > teacher.card.context_length))
-    return features
-
-
-def _encode_distinct(captions: list[str], teacher: Teacher) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
-    """Features (n, D) and untruncated token counts (n,)."""
-    encoded: list[NDArray[np.floating[Any]]] = [_missing(0, teacher)]
-    lengths: list[int] = []
-    for start in range(0, len(captions), BATCH_ROWS):
-        batch = captions[start : start + BATCH_ROWS]
-        tokens, counts = teacher.tokenise(batch + [""] * (BATCH_ROWS - len(batch)))
-        lengths += counts[: len(batch)]
-        encoded.append(_values(teacher.encode_texts(tokens.to(teacher.device)), teacher)[: len(batch)])
-    return np.concatenate(encoded), np.array(lengths, dtype=np.int64)
-
-
-def _missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
-    return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
-
-
-def _values(features: torch.Tensor, teacher: Teacher) -> NDArray[np.floating[Any]]:
-    """Features (n, D) on the host, in the float type that the teacher's encoding keeps."""
-    kept = torch.float16 if teacher.card.encoding == "float16" else torch.float32
-    values: NDArray[np.floating[Any]] = features.to(kept).cpu().numpy()
-    return values
-
-
-def _soundness(
-    image: NDArray[np.floating[Any]],
-    sound_image: NDArray[np.bool_],
-    text: NDArray[np.floating[Any]],
-    sound_text: NDArray[np.bool_],
-    report: ShardReport,
+def soundness(
     slug: str,
+    image: tuple[Features, NDArray[np.bool_]],
+    text: tuple[Features, NDArray[np.bool_]],
+    report: ShardReport,
 ) -> NDArray[np.uint8]:
-    """The `valid` bits of one teacher; counts sound inputs whose feature is not."""
-    valid = np.zeros(len(sound_image), dtype=np.uint8)
-    for features, sound, bit in ((image, sound_image, IMAGE_SOUND), (text, sound_text, TEXT_SOUND)):
-        norms = np.linalg.norm(features.astype(np.float32), axis=1)
+    """The `valid` bits uint8 (rows,): sound inputs (the second of each pair) whose feature is finite and not zero."""
+    valid = np.zeros(len(image[1]), dtype=np.uint8)
+    for (features, sound), bit in ((image, IMAGE_SOUND), (text, TEXT_SOUND)):
+        norms = np.linalg.norm(features[slug].astype(np.float32), axis=1)
         good = sound & np.isfinite(norms) & (norms > 0)
         valid[good] |= bit
         lost = int(np.count_nonzero(sound & ~good))
@@ -247,7 +136,7 @@ def _soundness(
     return valid
 
 
-def _final_rows(
+def final_rows(
     table: pa.Table, live: Sequence[bool], images: Sequence[DecodedImage | None], text_reasons: Sequence[str | None]
 ) -> pa.Table:
     """The sample rows with status, reason and what the image turned out to be."""

@@ -1,17 +1,25 @@
-"""What runs inside a Dask worker: teachers loaded once per process, one shard at a time."""
+"""What runs inside a Dask worker: teachers loaded once per process, one shard at a time for each of its threads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from distributed import WorkerPlugin, get_worker
 from distributed.worker import Worker
 
+from mmkd.extract.cluster_config import WorkerConfig
+from mmkd.extract.forward import BatchSizes
 from mmkd.extract.plan import ShardTask
-from mmkd.extract.shard import ShardReport, extract_shard
+from mmkd.extract.progress import Watch
+from mmkd.extract.retry import retry_shard
+from mmkd.extract.shard import extract_shard
+from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
+from mmkd.extract.workbench import Workbench
 from mmkd.store import MmkdError, TeacherCard
+from mmkd.store.ledger import entries_of_shard
 from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
@@ -24,9 +32,11 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
 
     name = PLUGIN_NAME
 
-    def __init__(self, teachers: Sequence[tuple[TeacherSpec, TeacherCard]]) -> None:
+    def __init__(self, teachers: Sequence[tuple[TeacherSpec, TeacherCard]], settings: WorkerConfig) -> None:
         self.specs = list(teachers)
+        self.settings = settings
         self.loaded: dict[str, Teacher] = {}
+        self.bench: Workbench | None = None
         self.failure: MmkdError | None = None
 
     def setup(self, worker: Worker) -> None:
@@ -37,6 +47,12 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
             # and processes scale better than threads here anyway.
             torch.set_num_threads(1)
             keep_freed_memory()
+        self.bench = Workbench(
+            decode_threads=self.settings.decode_threads,
+            read_threads=self.settings.read_threads,
+            sizes=BatchSizes(self.settings.batch_rows),
+            watch=Watch(self.settings.hang_seconds),
+        )
         try:
             self.loaded = {card.slug: load_teacher(spec, card, device) for spec, card in self.specs}
         except MmkdError as error:
@@ -47,18 +63,37 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.loaded.clear()
 
 
-def run_task(root: StorePath, record: StoreRecord, task: ShardTask, decode_threads: int) -> ShardReport | MmkdError:
-    """Extract one shard with this worker's teachers.
+def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardReport | MmkdError:
+    """Do one task with this worker's teachers.
 
     An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on
     every worker, and the client says it in one line. Anything else is a bug and is raised.
     """
-    plugin = get_worker().plugins[PLUGIN_NAME]
+    worker = get_worker()
+    plugin: TeachersPlugin = worker.plugins[PLUGIN_NAME]
     if plugin.failure is not None:
-        failure: MmkdError = plugin.failure
-        return failure
-    teachers: Mapping[str, Teacher] = {slug: plugin.loaded[slug] for slug in task.teachers}
+        return plugin.failure
+    assert plugin.bench is not None
+    bench = replace(plugin.bench, guarded=task.guarded)
     try:
-        return extract_shard(root, record, task.shard, teachers, decode_threads)
+        with bench.watch.over_shard():
+            teachers = _still_wanted(root, task, plugin.loaded)
+            act = retry_shard if task.retry else extract_shard
+            report = act(root, record, task.shard, teachers, bench) if teachers else ShardReport(task.shard, ())
     except MmkdError as error:
         return error
+    report.worker = str(worker.name)
+    return report
+
+
+def _still_wanted(root: StorePath, task: ShardTask, loaded: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """The task's teachers, without those that another run or a lost worker has finished since it was planned."""
+    entries = entries_of_shard(root, task.shard)
+    if task.retry:
+        # A shard that is no longer vouched for by all of them is no retry: planning finds it again.
+        return {slug: loaded[slug] for slug in task.teachers} if set(task.teachers) == set(entries) else {}
+    return {
+        slug: loaded[slug]
+        for slug in task.teachers
+        if slug not in entries or entries[slug].teacher_digest != loaded[slug].card.digest
+    }

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmkd.store.atomic import write_atomically
+from mmkd.store.atomic import disk_errors, write_atomically
 from mmkd.store.encoding import ArraySpec, CosineError, Encoding
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import ledger_entry
@@ -89,6 +89,28 @@ def read_entry(path: StorePath) -> LedgerEntry:
 def entry_paths(root: StorePath) -> Iterator[StorePath]:
     """Paths of all entries, in order of shard, then teacher."""
     return iter(sorted((root / "ledger").glob("*.json")))
+
+
+def remove_entry(root: StorePath, shard: int, slug: str) -> None:
+    """Vouch no more for a shard: call it before any of its files changes.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    path = root / ledger_entry(shard, slug)
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+
+
+def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
+    """The entries of one shard as they are now, by teacher.
+
+    Raises:
+        CorruptStoreError: an entry cannot be read.
+    """
+    paths: list[StorePath] = list((root / "ledger").glob(f"{shard:05d}.*.json"))
+    entries = in_parallel(read_entry, paths, root)
+    return {entry.teacher: entry for entry in entries}
 
 
 def read_ledger(root: StorePath) -> dict[tuple[int, str], LedgerEntry]:

@@ -8,7 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from extract_scene import ROWS, Scene, ended
+from tiny_corpus import write_table_corpus
 from tiny_store import make_card, make_store
+from tiny_teachers import write_tiny_teacher
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """2048 rows, a tiny teacher, and the store of an uninterrupted run on two local workers."""
+    root = tmp_path_factory.mktemp("scene")
+    table = write_table_corpus(root / "corpus", ROWS)
+    made = Scene(table, write_tiny_teacher(root / "teacher", seed=1, embed_dim=1024), root / "store")
+    done = ended(made.command(made.store, "--workers", 2))
+    assert done.returncode == 0, done.stderr
+    assert f"rows: {ROWS:,} ok" in done.stdout
+    return made
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
+from mmkd.extract.workbench import Workbench
 from mmkd.store import FeatureStore, StoreError, TeacherCard, UserError
 from mmkd.store.chunk import encode_chunk
 from mmkd.store.errors import CorpusError, TeacherError
@@ -44,7 +45,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     create_indexed_store(open_corpus(str(table)), root / "s")
     record = FeatureStore.open(root / "s").record
     add_teacher(root / "s", record, teacher.card)
-    extract_shard(root / "s", record, 0, {"tiny": teacher}, 1)
+    extract_shard(root / "s", record, 0, {"tiny": teacher}, Workbench())
     return root
 
 
@@ -144,7 +145,7 @@ def test_nothing_to_compare_is_an_error_not_a_success(extracted: Path, tmp_path:
     (spec,) = parse_teachers(f"tiny=local-dir:{extracted / 't'}")
     card = describe_teacher(spec)
     add_teacher(tmp_path / "s", record, card)
-    extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, 1)
+    extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, Workbench())
     (tmp_path / "c/a.png").unlink()
     exception = verify(tmp_path / "s", "--against-teacher", "tiny").exception
     with pytest.raises(CorpusError, match=r"no input of the 1 rows drawn .* \(image: file not found\); .*--corpus"):

@@ -238,7 +238,7 @@ def test_lists_of_captions_in_json(tmp_path: Path) -> None:
 def test_an_image_of_several_rows_is_decoded_once(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     source = image_source(str(tmp_path), "a.png")
-    (window,) = decode_windows([source, None, source], (), 32, 2)
+    (window,) = decode_windows([source, None, source], (), 32, 2, 2)
     assert window[0] is window[2]
     assert (window[0].width, window[0].height) == picture(1).size if window[0] else False
 

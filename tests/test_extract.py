@@ -18,6 +18,7 @@ from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
+from mmkd.extract.workbench import Workbench
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
 from mmkd.store.errors import TeacherError, TeacherMismatchError
 from mmkd.store.writer import add_teacher
@@ -48,7 +49,8 @@ def run(corpus: Path, root: Path, teachers: dict[str, Teacher], threads: int = 2
     for teacher in teachers.values():
         add_teacher(root, store.record, teacher.card)
     for task in plan_tasks(store.shards, [teacher.card for teacher in teachers.values()], store.ledger):
-        extract_shard(root, store.record, task.shard, {slug: teachers[slug] for slug in task.teachers}, threads)
+        bench = Workbench(decode_threads=threads)
+        extract_shard(root, store.record, task.shard, {slug: teachers[slug] for slug in task.teachers}, bench)
     return FeatureStore.open(root)
 
 
@@ -209,7 +211,7 @@ def test_long_captions_are_cut_and_counted(tmp_path: Path, teacher_folders: dict
     teachers = load(teacher_folders, "one")
     record = FeatureStore.open(tmp_path / "s").record
     add_teacher(tmp_path / "s", record, teachers["one"].card)
-    report = extract_shard(tmp_path / "s", record, 0, teachers, 1)
+    report = extract_shard(tmp_path / "s", record, 0, teachers, Workbench())
     assert report.truncated == {"one": 2}
     text = FeatureStore.open(tmp_path / "s").text("one")
     assert np.array_equal(text[1], text[2])  # both are the context full of the same word

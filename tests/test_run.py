@@ -10,60 +10,31 @@ import time
 from pathlib import Path
 
 import pytest
+from extract_scene import MMKD, Scene, mmkd
 from test_extract import tree_digest
-from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.store import FeatureStore
 
-MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
-ROWS = 2048  # eight shards of 256
 
-
-def mmkd(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [*MMKD, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)  # type: ignore[call-overload]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A corpus, a teacher, and the store of an uninterrupted run."""
-    root = tmp_path_factory.mktemp("scene")
-    scene = {
-        "table": write_table_corpus(root / "corpus", ROWS),
-        "teacher": write_tiny_teacher(root / "teacher", seed=1, embed_dim=1024),
-        "store": root / "store",
-    }
-    done = mmkd("extract", scene["table"], scene["store"], "--teachers", teacher_option(scene), "--workers", 2)
-    assert done.returncode == 0, done.stderr
-    assert f"rows: {ROWS:,} ok" in done.stdout
-    return scene
-
-
-def teacher_option(scene: dict[str, Path]) -> str:
-    """The value of --teachers."""
-    return f"tiny=local-dir:{scene['teacher']}"
-
-
-def test_the_store_is_complete_and_sound(scene: dict[str, Path]) -> None:
-    store = FeatureStore.open(scene["store"])
+def test_the_store_is_complete_and_sound(scene: Scene) -> None:
+    store = FeatureStore.open(scene.store)
     assert store.available().all()
     assert store.verify().sound
     assert store.summary().complete
 
 
-def test_running_again_does_nothing_and_says_so(scene: dict[str, Path]) -> None:
-    before = tree_digest(scene["store"])
-    done = mmkd("extract", scene["table"], scene["store"], "--teachers", teacher_option(scene))
+def test_running_again_does_nothing_and_says_so(scene: Scene) -> None:
+    before = tree_digest(scene.store)
+    done = mmkd("extract", scene.table, scene.store, "--teachers", scene.teachers)
     assert done.returncode == 0, done.stderr
     assert "0 shards to do" in done.stdout
-    assert tree_digest(scene["store"]) == before
+    assert tree_digest(scene.store) == before
 
 
-def test_kill_9_and_run_again_gives_the_same_bytes(scene: dict[str, Path], tmp_path: Path) -> None:
+def test_kill_9_and_run_again_gives_the_same_bytes(scene: Scene, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = ["extract", scene["table"], store, "--teachers", teacher_option(scene), "--workers", 1]
+    command = ["extract", scene.table, store, "--teachers", scene.teachers, "--workers", 1]
     process = subprocess.Popen(
         [*MMKD, *map(str, command)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -80,12 +51,12 @@ def test_kill_9_and_run_again_gives_the_same_bytes(scene: dict[str, Path], tmp_p
     done = mmkd(*command)
     assert done.returncode == 0, done.stderr
     assert f"{8 - finished} shards to do" in done.stdout
-    assert tree_digest(store) == tree_digest(scene["store"])
+    assert tree_digest(store) == tree_digest(scene.store)
 
 
-def test_a_disk_that_fills_ends_in_one_line_and_loses_nothing(scene: dict[str, Path], tmp_path: Path) -> None:
+def test_a_disk_that_fills_ends_in_one_line_and_loses_nothing(scene: Scene, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = ["extract", scene["table"], store, "--teachers", teacher_option(scene), "--workers", 1]
+    command = ["extract", scene.table, store, "--teachers", scene.teachers, "--workers", 1]
     # A limit on file size stands for a full disk: chunks of 256 x 1024 x 2 + 4 bytes no longer fit, the index does.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500000, 500000)); "
     script = limit + "from mmkd.cli.main import main; main()"
@@ -104,13 +75,13 @@ def test_a_disk_that_fills_ends_in_one_line_and_loses_nothing(scene: dict[str, P
     assert FeatureStore.open(store).ledger == {}
     done = mmkd(*command)
     assert done.returncode == 0, done.stderr
-    assert tree_digest(store) == tree_digest(scene["store"])
+    assert tree_digest(store) == tree_digest(scene.store)
 
 
-def test_a_teacher_without_weights_is_one_line(scene: dict[str, Path], tmp_path: Path) -> None:
+def test_a_teacher_without_weights_is_one_line(scene: Scene, tmp_path: Path) -> None:
     folder = write_tiny_teacher(tmp_path / "bare", seed=1)
     (folder / "open_clip_model.safetensors").unlink()
-    done = mmkd("extract", scene["table"], tmp_path / "s", "--teachers", f"bare=local-dir:{folder}")
+    done = mmkd("extract", scene.table, tmp_path / "s", "--teachers", f"bare=local-dir:{folder}")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("Error: ")
@@ -118,14 +89,14 @@ def test_a_teacher_without_weights_is_one_line(scene: dict[str, Path], tmp_path:
     assert not (tmp_path / "s").exists()
 
 
-def test_a_store_of_other_weights_is_refused_and_left_alone(scene: dict[str, Path], tmp_path: Path) -> None:
+def test_a_store_of_other_weights_is_refused_and_left_alone(scene: Scene, tmp_path: Path) -> None:
     other = write_tiny_teacher(tmp_path / "other", seed=9)
-    before = tree_digest(scene["store"])
-    done = mmkd("extract", scene["table"], scene["store"], "--teachers", f"tiny=local-dir:{other}")
+    before = tree_digest(scene.store)
+    done = mmkd("extract", scene.table, scene.store, "--teachers", f"tiny=local-dir:{other}")
     assert done.returncode == 1
     assert "weights, preprocessing or tokenizer differ" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert tree_digest(scene["store"]) == before
+    assert tree_digest(scene.store) == before
 
 
 @pytest.mark.parametrize(
@@ -141,28 +112,27 @@ def test_a_store_of_other_weights_is_refused_and_left_alone(scene: dict[str, Pat
         (["export", "nowhere", "out"], "nowhere is not a run folder"),
     ],
 )
-def test_mistakes_end_in_one_line(scene: dict[str, Path], tmp_path: Path, arguments: list[str], message: str) -> None:
-    filled = [a.format(table=scene["table"], teacher=teacher_option(scene)) for a in arguments]
+def test_mistakes_end_in_one_line(scene: Scene, tmp_path: Path, arguments: list[str], message: str) -> None:
+    filled = [a.format(table=scene.table, teacher=scene.teachers) for a in arguments]
     done = mmkd(*filled, cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     assert message in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_pickle_is_opened_only_when_told_and_another_architecture_is_one_line(
-    scene: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_pickle_is_opened_only_when_told_and_another_architecture_is_one_line(scene: Scene, tmp_path: Path) -> None:
     import numpy as np
     import torch
 
     torch.save({"state_dict": {"a": torch.zeros(2)}, "loss": np.float64(1.5)}, tmp_path / "w.pt")
     card = tmp_path / "odd.yaml"
     card.write_text("slug: odd\nsource: local-dir:.\nweights: [w.pt]\noptions: {architecture: ViT-B-32}\n")
-    refused = mmkd("extract", scene["table"], tmp_path / "s", "--teachers", card)
+    refused = mmkd("extract", scene.table, tmp_path / "s", "--teachers", card)
     assert refused.returncode == 1
-    assert "--trust-pickle" in refused.stderr
+    assert "trust_pickle: true" in refused.stderr
     assert refused.stderr.count("\n") == 1
-    trusted = mmkd("extract", scene["table"], tmp_path / "s", "--teachers", card, "--trust-pickle", "--workers", 1)
+    card.write_text(card.read_text() + "trust_pickle: true\n")
+    trusted = mmkd("extract", scene.table, tmp_path / "s", "--teachers", card, "--workers", 1)
     assert trusted.returncode == 1
     (line,) = [line for line in trusted.stderr.splitlines() if line.startswith("Error:")]
     assert "visual.conv1.weight" in line  # the architecture's own keys, which the file does not have

@@ -116,7 +116,7 @@ def _encoded_query(
     """Encode with the teacher's own weights, refusing any but those that made the store."""
     import torch
 
-    from mmkd.extract.decoding import decode_image
+    from mmkd.extract.decoding import decode_image, read_image
     from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
     from mmkd.extract.teachers.geometry import geometry_of
     from mmkd.store.sources import image_source
@@ -143,7 +143,7 @@ def _encoded_query(
             return query
         assert image is not None
         geometry = geometry_of(card.preprocessing)
-        decoded = decode_image(image_source(str(image.parent), image.name, None, None), [geometry])
+        decoded = decode_image(read_image(image_source(str(image.parent), image.name)), [geometry])
         if decoded.reason is not None:
             raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
         query = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()

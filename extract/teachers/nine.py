@@ -105,7 +105,7 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         files=("BMC_CLIP_CF.pt",),
         licence=NOT_STATED,
         paper="BIOMEDICA, arXiv:2501.07171",
-        open_questions=("whether the file needs --trust-pickle: other people's loaders pass weights_only=False",),
+        open_questions=("whether the file needs trust_pickle: other people's loaders pass weights_only=False",),
     ),
     PublishedTeacher(
         slug="biomedclip",
@@ -141,7 +141,7 @@ THE_NINE: tuple[PublishedTeacher, ...] = (
         context=256,
         licence="CC-BY-NC-4.0",
         paper="arXiv:2412.10372",
-        open_questions=("the file needs --trust-pickle if it holds numpy scalars, as its ViT-L sibling does",),
+        open_questions=("the file needs trust_pickle if it holds numpy scalars, as its ViT-L sibling does",),
     ),
     PublishedTeacher(
         slug="pmcclip",

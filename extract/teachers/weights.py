@@ -78,10 +78,10 @@ def _read_torch(path: Path, trust_pickle: bool) -> Any:
         if not trust_pickle:
             raise TeacherError(
                 f"{path} needs Python's unpickler, which can run any code; if its sha256 {file_sha256(path)} "
-                "is the one that its authors published, pass --trust-pickle "
-                "(`mmkd teachers convert` makes that needed only once)"
+                "is the one that its authors published, make a safe copy with `mmkd teachers convert --trust-pickle`, "
+                "or write `trust_pickle: true` into the teacher's YAML card"
             ) from error
-    log.warning("unpickling %s, sha256 %s, because --trust-pickle was given", path, file_sha256(path))
+    log.warning("unpickling %s, sha256 %s, as its owner asked", path, file_sha256(path))
     try:
         return _load(path, weights_only=False)
     except (AttributeError, ImportError, pickle.UnpicklingError) as error:

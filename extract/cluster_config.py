@@ -1,0 +1,187 @@
+"""A cluster in YAML: Dask's own sections and keywords, so that files that people have already can be pasted in."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Security
+from pydantic import Field, JsonValue, field_validator
+
+from mmkd.store.errors import ConfigError
+from mmkd.store.yaml_config import Frozen, read_mapping, validated
+
+BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
+"""Names of `--scheduler` and the class of dask-jobqueue that stands behind each."""
+
+LOCAL = "local"
+
+
+class TlsFiles(Frozen):
+    """The three files of `dask scheduler --tls-ca-file --tls-cert --tls-key`; one certificate serves every role."""
+
+    tls_ca_file: Path
+    tls_cert: Path
+    tls_key: Path
+
+    def security(self) -> Security:
+        """Dask's own object for them; what is not encrypted is refused."""
+        roles = {
+            f"tls_{role}_{part}": str(file)
+            for role in ("client", "scheduler", "worker")
+            for part, file in (("cert", self.tls_cert), ("key", self.tls_key))
+        }
+        return Security(tls_ca_file=str(self.tls_ca_file), require_encryption=True, **roles)
+
+
+class WorkerConfig(Frozen):
+    """How each worker process does its shards. None of it changes a byte of the store on a CPU."""
+
+    decode_threads: int = Field(default=2, gt=0)
+    """Threads that decode images in each worker."""
+    read_threads: int = Field(default=4, gt=0)
+    """Threads that read encoded images, ahead of the decoders."""
+    batch_rows: int | None = Field(default=None, gt=0)
+    """Rows handed to a teacher at once; halved for good in a worker where the device's memory is too small.
+    Empty: 32 on a CPU, 256 on a GPU."""
+    shards_at_once: int | None = Field(default=None, gt=0)
+    """Shards in hand in each local worker process; one writes and tokenises while the other has the device.
+    Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
+    hang_seconds: float = Field(default=600, gt=0)
+    """A worker that makes no progress for so long ends itself, and its shard goes to another."""
+
+
+class ClusterConfig(Frozen):
+    """Where to run. The content of the YAML file that `--scheduler FILE.yaml` names."""
+
+    scheduler: str = LOCAL
+    """`local`, `slurm`, `pbs`, `sge`, or the address of a scheduler that runs already."""
+    workers: int | None = Field(default=None, gt=0)
+    """Worker processes. Empty: one per GPU or core of this machine; one job of a batch system."""
+    jobqueue: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    """dask-jobqueue's own keywords under the name of the batch system, as in `~/.config/dask/jobqueue.yaml`."""
+    distributed: dict[str, JsonValue] = Field(default_factory=dict)
+    """Dask's own settings, as in `~/.config/dask/distributed.yaml`; in force for this run."""
+    security: TlsFiles | None = None
+    worker: WorkerConfig = WorkerConfig()
+
+    @field_validator("scheduler")
+    @classmethod
+    def _scheduler_is_known(cls, scheduler: str) -> str:
+        if scheduler != LOCAL and scheduler not in BATCH_SYSTEMS and "://" not in scheduler:
+            near = difflib.get_close_matches(scheduler, (LOCAL, *BATCH_SYSTEMS), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "an address looks like tcp://HOST:8786"
+            raise ValueError(f"{scheduler!r} is not local, slurm, pbs, sge, an address or a YAML file; {hint}")
+        return scheduler
+
+    @field_validator("distributed")
+    @classmethod
+    def _settings_exist(cls, settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for path in _leaves(settings):
+            node: Any = dask.config.get("distributed")
+            for depth, step in enumerate(path):
+                if not isinstance(node, Mapping) or not node:
+                    break  # below a setting whose value is free
+                found = next((known for known in node if _canonical(known) == _canonical(step)), None)
+                if found is None:
+                    here = ".".join(path[: depth + 1])
+                    raise ValueError(f"Dask has no setting distributed.{here}; {_suggestion(step, node)}")
+                node = node[found]
+        return settings
+
+    def batch_keywords(self) -> dict[str, Any]:
+        """The keywords of this run's batch system, spelt as Python arguments."""
+        return {_canonical(name): value for name, value in self.jobqueue.get(self.scheduler, {}).items()}
+
+
+def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
+    """Read the value of `--scheduler`; `--workers` goes above what the file says.
+
+    Raises:
+        ConfigError: an unknown name, a file with an unknown or wrong key, or TLS files that are not there.
+    """
+    path = Path(scheduler)
+    content: dict[str, Any] = {"scheduler": scheduler}
+    if path.suffix in (".yaml", ".yml"):
+        content = read_mapping(path)
+        if isinstance(content.get("security"), dict):
+            content["security"] = {_canonical(name): value for name, value in content["security"].items()}
+    if workers is not None:
+        content["workers"] = workers
+    where = path if path.suffix in (".yaml", ".yml") else Path("--scheduler")
+    cluster = validated(ClusterConfig, content, where)
+    _check_jobqueue(cluster, where)
+    if cluster.security is not None:
+        files = {name: path.parent / file for name, file in cluster.security}
+        for name, file in files.items():
+            if not file.is_file():
+                raise ConfigError(f"{where}: security.{name}: {file} does not exist; name a PEM file")
+        cluster = cluster.model_copy(update={"security": TlsFiles(**files)})
+    return cluster
+
+
+def _check_jobqueue(cluster: ClusterConfig, where: Path) -> None:
+    for name in cluster.jobqueue:
+        if name not in BATCH_SYSTEMS:
+            raise ConfigError(f"{where}: jobqueue.{name}: {_suggestion(name, BATCH_SYSTEMS)}")
+    if cluster.scheduler not in BATCH_SYSTEMS:
+        return
+    known = keywords_of(cluster.scheduler)
+    for name in cluster.batch_keywords():
+        if name not in known:
+            raise ConfigError(f"{where}: jobqueue.{cluster.scheduler}.{name}: {_suggestion(name, known)}")
+
+
+def keywords_of(batch_system: str) -> set[str]:
+    """The keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`.
+
+    Raises:
+        ConfigError: dask-jobqueue is not installed.
+    """
+    cluster_class = cluster_class_of(batch_system)
+    kinds = [*cluster_class.__mro__, *cluster_class.job_cls.__mro__]
+    names = {name for kind in kinds if kind.__module__.startswith("dask_jobqueue") for name in _arguments(kind)}
+    return names - {"self", "scheduler", "loop", "asynchronous", "job_cls", "n_workers", "security", "config_name"}
+
+
+def cluster_class_of(batch_system: str) -> Any:
+    """dask-jobqueue's class.
+
+    Raises:
+        ConfigError: dask-jobqueue is not installed.
+    """
+    try:
+        import dask_jobqueue  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise ConfigError(
+            f"--scheduler {batch_system} needs dask-jobqueue, which is not installed: pip install 'mmkd[cluster]'"
+        ) from error
+    return getattr(dask_jobqueue, BATCH_SYSTEMS[batch_system])
+
+
+def _arguments(kind: type) -> list[str]:
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    return [parameter.name for parameter in parameters if parameter.kind in plain]
+
+
+def _leaves(settings: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name)
+
+
+def _canonical(name: object) -> str:
+    return str(name).replace("-", "_")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    names = sorted(map(str, known))
+    near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name.replace("_", "-"), names, n=1)
+    return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key; known keys: {', '.join(names)}"

@@ -1,0 +1,129 @@
+"""`--dry-run`: what a run would take, measured on a few of its own rows; nothing is left where the store would be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mmkd.extract.cluster import dask_client, default_workers, start_workers
+from mmkd.extract.config import ExtractConfig
+from mmkd.extract.corpora import Corpus, corpus_rows
+from mmkd.extract.gather import LostShard, gather
+from mmkd.extract.index import check_same_corpus, create_indexed_store
+from mmkd.extract.limited_corpus import LimitedCorpus
+from mmkd.extract.new_store import folder_beside, remove_folder
+from mmkd.extract.plan import ShardTask, plan_tasks
+from mmkd.extract.run import chosen_corpus
+from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.teachers import describe_teacher
+from mmkd.extract.worker import TeachersPlugin
+from mmkd.store import FeatureStore, TeacherCard
+from mmkd.store.chunk import CRC_BYTES
+from mmkd.store.encoding import teacher_arrays
+from mmkd.store.errors import CorpusError, UserError
+from mmkd.store.layout import rows_per_shard, shard_count, teacher_group
+from mmkd.store.writer import add_teacher
+
+PROBE_ROWS = 64
+"""Rows that are really extracted, twice: the first time warms the worker up, the second is measured."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take."""
+
+    rows: int
+    shards: int
+    rows_per_shard: int
+    tasks: int
+    """Shards that at least one teacher lacks."""
+    workers: int
+    arrays: dict[str, int]
+    """Bytes on disk of each array of the whole store, by its path inside the store."""
+    seconds: dict[str, float]
+    """Measured seconds of a full shard by step on one worker; see `ShardReport.seconds`."""
+    shard_seconds: float
+    """Wall seconds of a full shard of all teachers on one worker."""
+
+    @property
+    def hours(self) -> float:
+        """With all workers busy, and as fast together as alone."""
+        rounds = -(-self.tasks // self.workers)
+        return self.shard_seconds * rounds / 3600
+
+
+def estimate(config: ExtractConfig) -> Estimate:
+    """Plan the run and measure a few rows on one worker of its cluster.
+
+    Raises:
+        CorpusError, TeacherError, StoreError, UserError: as `run.extract` would.
+    """
+    corpus = chosen_corpus(config)
+    described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
+    cards = [card for _, card in described]
+    if (config.store / "zarr.json").is_file():
+        store = FeatureStore.open(config.store)
+        check_same_corpus(corpus, store.record, config.store)
+        rows, per_shard, ledger = len(store), store.record.rows_per_shard, store.ledger
+    else:
+        rows = sum(1 for _ in corpus_rows(corpus))
+        per_shard, ledger = rows_per_shard(rows), {}
+    if not rows:
+        raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
+    shards = shard_count(rows, per_shard)
+    tasks = plan_tasks(shards, cards, ledger)
+    probe = _probe(config, corpus, TeachersPlugin(described, config.cluster.worker), cards)
+    scale = min(rows, per_shard) / probe.rows
+    return Estimate(
+        rows=rows,
+        shards=shards,
+        rows_per_shard=per_shard,
+        tasks=len(tasks),
+        workers=config.cluster.workers or default_workers(config.cluster),
+        arrays=_arrays(cards, shards, per_shard),
+        seconds={name: seconds * scale for name, seconds in probe.seconds.items()},
+        shard_seconds=probe.wall_seconds * scale,
+    )
+
+
+def estimate_lines(plan: Estimate) -> Iterator[str]:
+    """The plan as a user reads it."""
+    yield f"{plan.rows:,} rows in {plan.shards} shards of {plan.rows_per_shard:,}; {plan.tasks} shards to do"
+    width = max(map(len, plan.arrays))
+    for name, size in [*plan.arrays.items(), ("all arrays", sum(plan.arrays.values()))]:
+        yield f"  {name:{width}}  {size:>15,} bytes"
+    yield f"one shard on one worker: {plan.shard_seconds:.1f} s, measured on {min(PROBE_ROWS, plan.rows)} rows"
+    yield "  " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(plan.seconds.items()))
+    yield f"{plan.hours:.3g} hours on {plan.workers} workers, if each is as fast beside the others as alone"
+    yield "dry run: nothing was kept"
+
+
+def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards: Sequence[TeacherCard]) -> ShardReport:
+    """The report of the second of two extractions of the first rows, in a store that is removed again."""
+    task = ShardTask(0, tuple(card.slug for card in cards))
+    measured = ShardReport(0, ())
+    with dask_client(config.cluster.model_copy(update={"workers": 1})) as client:
+        start_workers(client, plugin)
+        for _ in range(2):
+            # Beside the store: the workers of a cluster see it there.
+            root = folder_beside(config.store)
+            try:
+                record = create_indexed_store(LimitedCorpus(corpus, PROBE_ROWS), root)
+                for card in cards:
+                    add_teacher(root, record, card)
+                (result,) = gather(client, root, record, [task], lambda _: None)
+            finally:
+                remove_folder(root)
+            if isinstance(result, LostShard):
+                raise UserError(f"the first {PROBE_ROWS} rows cannot be extracted: {result.reason}")
+            measured = result
+    return measured
+
+
+def _arrays(cards: Sequence[TeacherCard], shards: int, per_shard: int) -> dict[str, int]:
+    """Bytes of every chunk file of every array: Zarr stores the last one at full size."""
+    return {
+        f"{teacher_group(card.slug)}/{array.name}": shards * (array.chunk_bytes(per_shard) + CRC_BYTES)
+        for card in cards
+        for array in teacher_arrays(card.encoding, card.dim)
+    }

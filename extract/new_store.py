@@ -1,0 +1,77 @@
+"""A new store in one step: two runs that start at once do not write into each other's samples."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+from mmkd.extract.corpora import Corpus
+from mmkd.extract.index import check_same_corpus, create_indexed_store
+from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors
+from mmkd.store.errors import StoreError
+from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.remote import StorePath
+
+
+def make_store(corpus: Corpus, root: StorePath) -> StoreRecord:
+    """Index the corpus beside `root`, then move the whole to its place; of several runs the first one wins.
+
+    Behind a URL nothing can be moved: there, one run makes the store before others join.
+
+    Raises:
+        CorpusError: the corpus cannot be read, or the run that was first had another one.
+        StoreError: `root` holds something else, or the disk is full or not ours to write.
+    """
+    if not isinstance(root, Path):
+        return create_indexed_store(corpus, root)
+    strangers = sorted(path.name for path in root.iterdir() if path.name != "samples") if root.is_dir() else []
+    if root.is_file() or (strangers and "zarr.json" not in strangers):
+        found = strangers[0] if strangers else "a file"
+        raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
+    beside = folder_beside(root)
+    try:
+        record = create_indexed_store(corpus, beside)
+        if _moved(beside, root):
+            return record
+    finally:
+        remove_folder(beside)
+    record = read_record(root)
+    check_same_corpus(corpus, record, root)
+    return record
+
+
+def folder_beside(root: StorePath) -> Path:
+    """A new name in the same folder, its parents made; a kill leaves it behind, and nothing looks at it then.
+
+    Beside a URL it is a temporary folder of this machine.
+
+    Raises:
+        StoreError: the parent cannot be made.
+    """
+    name = f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    parent = root.absolute().parent if isinstance(root, Path) else Path(tempfile.gettempdir())
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    return parent / name
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _moved(beside: Path, root: Path) -> bool:
+    """Rename a folder onto another one that does not exist or is empty; False where there is a store by now."""
+    with disk_errors(root):
+        try:
+            if not (root / "zarr.json").is_file() and (root / "samples").is_dir():
+                shutil.rmtree(root / "samples")  # left by an interrupted run of an older version
+            beside.rename(root)
+        except OSError:
+            if not (root / "zarr.json").is_file():
+                raise
+            return False
+    return True

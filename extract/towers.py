@@ -1,0 +1,97 @@
+"""A shard's images and captions through all its teachers: each image decoded once, equal captions encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmkd.extract.decoding import DecodedImage
+from mmkd.extract.forward import encode
+from mmkd.extract.shard_report import Clock, ShardReport
+from mmkd.extract.teachers.geometry import Geometry, geometry_of
+from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.workbench import Workbench
+from mmkd.store.encoding import value_type
+from mmkd.store.sources import ImageSource
+
+MAX_CAPTION_CHARACTERS = 1 << 16
+"""Of a caption, no more is tokenised: far beyond any context, and a bound on time and memory."""
+
+Features = dict[str, NDArray[np.floating[Any]]]
+"""By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
+
+
+def encode_images(
+    sources: Sequence[ImageSource | None], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
+) -> tuple[list[DecodedImage | None], Features]:
+    """What became of each image, and its features; None and NaN where a row has no image."""
+    geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
+    features = {slug: missing(len(sources), teacher) for slug, teacher in teachers.items()}
+    facts: list[DecodedImage | None] = []
+    distinct = tuple(dict.fromkeys(geometries.values()))
+    window_rows = max((bench.sizes.window(teacher.device) for teacher in teachers.values()), default=1)
+    for window in bench.windows(sources, distinct, window_rows):
+        there = [index for index, image in enumerate(window) if image is not None and image.pixels]
+        pixels = {geometry: _stack(window, there, geometry) for geometry in distinct} if there else {}
+        rows = np.array(there, dtype=np.int64) + len(facts)
+        for slug, teacher in teachers.items() if there else ():
+            with clock(f"image {slug}"):
+                features[slug][rows] = encode(teacher, "image", pixels[geometries[slug]], bench.sizes)
+            bench.watch.beat()
+        for image in window:
+            if image is not None:
+                clock.add("read", image.read_seconds)
+                clock.add("decode", image.decode_seconds)
+                image.pixels.clear()
+        facts.extend(window)
+    return facts, features
+
+
+def encode_captions(
+    captions: Sequence[str | None], teachers: Mapping[str, Teacher], bench: Workbench, report: ShardReport, clock: Clock
+) -> Features:
+    """Each distinct caption once, in order of length, put back to its rows."""
+    distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
+    distinct.sort(key=lambda caption: (len(caption), caption))
+    place = {caption: index for index, caption in enumerate(distinct)}
+    rows = np.array([i for i, caption in enumerate(captions) if caption is not None], dtype=np.int64)
+    source = np.array([place[caption] for caption in captions if caption is not None], dtype=np.int64)
+    short = [caption[:MAX_CAPTION_CHARACTERS] for caption in distinct]
+    features = {}
+    for slug, teacher in teachers.items():
+        with clock(f"text {slug}"):
+            encoded, lengths = _encode_distinct(short, teacher, bench)
+        features[slug] = missing(len(captions), teacher)
+        features[slug][rows] = encoded[source]
+        report.truncated[slug] = int(np.count_nonzero(lengths[source] > teacher.card.context_length))
+    return features
+
+
+def missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
+    """NaN (rows, D)."""
+    return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
+
+
+def _stack(window: Sequence[DecodedImage | None], there: Sequence[int], geometry: Geometry) -> torch.Tensor:
+    """uint8 (images, C, H, W)."""
+    pictures = [image.pixels[geometry] for index in there if (image := window[index]) is not None]
+    return torch.from_numpy(np.stack(pictures))
+
+
+def _encode_distinct(
+    captions: list[str], teacher: Teacher, bench: Workbench
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+    """Features (n, D) and untruncated token counts (n,)."""
+    encoded = [missing(0, teacher)]
+    lengths: list[int] = []
+    rows = bench.sizes.window(teacher.device)
+    for start in range(0, len(captions), rows):
+        tokens, counts = teacher.tokenise(captions[start : start + rows])
+        lengths += counts
+        encoded.append(encode(teacher, "text", tokens, bench.sizes))
+        bench.watch.beat()
+    return np.concatenate(encoded), np.array(lengths, dtype=np.int64)

@@ -1,0 +1,116 @@
+"""`runs/*.jsonl`: what each run did, shard by shard, with seconds. A log; nothing depends on it.
+
+One line a finished shard: `shard`, `teachers`, `rows`, `status`, `reasons`, `seconds`, `wall_seconds`, `worker`.
+`seconds` has `read` and `decode` (each image once for all teachers, summed over threads), `samples` (rows written), and
+for every teacher `image SLUG` and `text SLUG` (forward passes, tokens and copies included) and `write SLUG`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import IO, Any
+
+from mmkd.store.errors import StoreError
+from mmkd.store.remote import RemotePath, StorePath
+
+
+class RunLog:
+    """A run's own file, `runs/<time>-<pid>.jsonl`, open for appending.
+
+    Behind a URL nothing can be appended to: the log is put there when the run ends.
+    """
+
+    def __init__(self, root: StorePath) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        self.path = root / f"runs/{stamp}-{os.getpid()}.jsonl"
+
+    def __enter__(self) -> RunLog:
+        self.file: IO[str]
+        if isinstance(self.path, RemotePath):
+            self.file = io.StringIO()
+            return self
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            self.file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror}; the store must be writable") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self.file, io.StringIO):
+            self.path.write_bytes(self.file.getvalue().encode())
+        self.file.close()
+
+    def write(self, shard: Any) -> None:
+        """Append one shard's report, a dataclass.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
+        try:
+            print(json.dumps(asdict(shard), sort_keys=True), file=self.file, flush=True)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {self.path}: {error.strerror}; make room or get permission, then run it again"
+            ) from error
+
+
+@dataclass
+class TeacherSeconds:
+    """Of one teacher, summed over workers and runs."""
+
+    image: float = 0.0
+    text: float = 0.0
+    write: float = 0.0
+
+
+@dataclass
+class RunSeconds:
+    """Where the time of all runs of a store went."""
+
+    runs: int = 0
+    shards: int = 0
+    """Shards finished; one that was done for two teachers in two runs counts twice."""
+    rows: int = 0
+    read: float = 0.0
+    decode: float = 0.0
+    samples: float = 0.0
+    wall: float = 0.0
+    """Of all shards, summed over workers: divide by the number of workers for what a clock showed."""
+    teachers: dict[str, TeacherSeconds] = field(default_factory=dict)
+
+
+def run_seconds(root: StorePath) -> RunSeconds:
+    """Add up `runs/*.jsonl`. A line that no run wrote to its end (a kill, a full disk) is passed over."""
+    total = RunSeconds()
+    paths: list[StorePath] = list((root / "runs").glob("*.jsonl"))
+    for path in paths:
+        total.runs += 1
+        for line in _lines(path):
+            seconds = Counter({name: float(value) for name, value in line.get("seconds", {}).items()})
+            total.shards += 1
+            total.rows += int(line.get("rows", 0))
+            total.wall += float(line.get("wall_seconds", 0.0))
+            for name in ("read", "decode", "samples"):
+                setattr(total, name, getattr(total, name) + seconds[name])
+            for slug in line.get("teachers", ()):
+                teacher = total.teachers.setdefault(slug, TeacherSeconds())
+                for step in ("image", "text", "write"):
+                    setattr(teacher, step, getattr(teacher, step) + seconds[f"{step} {slug}"])
+    return total
+
+
+def _lines(path: StorePath) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and isinstance(content.get("seconds"), dict):
+            yield content

@@ -1,0 +1,212 @@
+"""Faults inside one process: too little device memory, failed images tried again, limits; and the run log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_extract import run, tree_digest
+from tiny_corpus import png, write_table_corpus
+from tiny_teachers import write_tiny_teacher
+
+from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.extract.failure_limit import FailureLimit
+from mmkd.extract.forward import BatchSizes
+from mmkd.extract.limited_corpus import LimitedCorpus
+from mmkd.extract.new_store import make_store
+from mmkd.extract.plan import plan_retries, plan_tasks
+from mmkd.extract.retry import retry_shard
+from mmkd.extract.shard import extract_shard
+from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
+from mmkd.extract.workbench import Workbench
+from mmkd.store import TeacherCard
+from mmkd.store.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
+from mmkd.store.run_log import run_seconds
+
+
+class SmallDevice:
+    """A real teacher on a device whose memory does not suffice for the first few image batches."""
+
+    def __init__(self, teacher: Teacher, refusals: int) -> None:
+        self.teacher = teacher
+        self.refusals = refusals
+
+    @property
+    def card(self) -> TeacherCard:
+        return self.teacher.card
+
+    @property
+    def device(self) -> torch.device:
+        return self.teacher.device
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return self.teacher.encode_images(pixels)
+
+    def tokenise(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+        return self.teacher.tokenise(captions)
+
+    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.teacher.encode_texts(tokens)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Teacher]:
+    """Two loaded teachers."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("teachers")
+    places = [f"{name}=local-dir:{write_tiny_teacher(root / name, seed)}" for name, seed in (("one", 1), ("two", 2))]
+    specs = parse_teachers(",".join(places))
+    return {spec.slug: load_teacher(spec, describe_teacher(spec), torch.device("cpu")) for spec in specs}
+
+
+def test_too_little_device_memory_halves_the_batch_and_keeps_the_bytes(
+    tmp_path: Path, teachers: dict[str, Teacher]
+) -> None:
+    table = write_table_corpus(tmp_path / "c", 150)
+    one = {"one": teachers["one"]}
+    run(table, tmp_path / "a", one)
+    store = run(table, tmp_path / "b", {})
+    from mmkd.store.writer import add_teacher
+
+    add_teacher(tmp_path / "b", store.record, teachers["one"].card)
+    bench = Workbench(sizes=BatchSizes(128))
+    small = SmallDevice(teachers["one"], refusals=4)
+    report = extract_shard(tmp_path / "b", store.record, 0, {"one": small}, bench)
+    assert report.batch_rows == {"image one": 8}
+    assert tree_digest(tmp_path / "b") == tree_digest(tmp_path / "a")
+    # Remembered: the next shard of this process starts where this one ended.
+    assert bench.sizes.rows(small, "image") == 8
+    assert bench.sizes.rows(small, "text") == 128
+    with pytest.raises(TeacherError, match="too little memory for one image") as caught:
+        extract_shard(tmp_path / "b", store.record, 0, {"one": SmallDevice(teachers["one"], 99)}, bench)
+    assert "\n" not in str(caught.value)
+
+
+def break_images(table: Path, *numbers: int) -> dict[Path, bytes]:
+    """Cut images off; what they were."""
+    whole = {}
+    for number in numbers:
+        path = table.parent / "images" / f"{number}.png"
+        whole[path] = path.read_bytes()
+        path.write_bytes(whole[path][:200])
+    return whole
+
+
+def test_failed_images_are_read_again_and_nothing_else(tmp_path: Path, teachers: dict[str, Teacher]) -> None:
+    table = write_table_corpus(tmp_path / "c", 300)
+    run(table, tmp_path / "whole", teachers)
+    whole = break_images(table, 3, 40, 299)
+    store = run(table, tmp_path / "s", teachers)
+    assert store.summary().reasons == {"image: truncated": 3}
+    cards = [teacher.card for teacher in teachers.values()]
+    tasks = plan_retries([0, 1], cards, store.ledger)
+    assert [(task.shard, set(task.teachers), task.retry) for task in tasks] == [
+        (0, {"one", "two"}, True),
+        (1, {"one", "two"}, True),
+    ]
+    # Still broken: nothing is written.
+    before = tree_digest(tmp_path / "s")
+    assert retry_shard(tmp_path / "s", store.record, 0, teachers, Workbench()).rows == 2
+    assert tree_digest(tmp_path / "s") == before
+    for path, data in whole.items():
+        path.write_bytes(data)
+    for task in tasks:
+        report = retry_shard(tmp_path / "s", store.record, task.shard, teachers, Workbench())
+        assert report.status == {"ok": report.rows}
+    assert tree_digest(tmp_path / "s") == tree_digest(tmp_path / "whole")
+    with pytest.raises(UserError, match="two also has; name every teacher"):
+        plan_retries([0], cards[:1], store.ledger)
+
+
+def test_a_kill_while_failed_images_are_written_costs_the_shard_only(
+    tmp_path: Path, teachers: dict[str, Teacher]
+) -> None:
+    table = write_table_corpus(tmp_path / "c", 40)
+    run(table, tmp_path / "whole", teachers)
+    whole = break_images(table, 7)
+    run(table, tmp_path / "s", teachers)
+    for path, data in whole.items():
+        path.write_bytes(data)
+    # What is on disk when the kill comes right after the entries were taken back: rows and chunks of before.
+    for entry in (tmp_path / "s" / "ledger").iterdir():
+        entry.unlink()
+    store = run(table, tmp_path / "s", teachers)
+    assert plan_tasks(store.shards, [teacher.card for teacher in teachers.values()], store.ledger) == []
+    assert tree_digest(tmp_path / "s") == tree_digest(tmp_path / "whole")
+
+
+def test_the_first_rows_are_a_corpus_of_their_own(tmp_path: Path) -> None:
+    corpus = open_corpus(str(write_table_corpus(tmp_path / "c", 20)))
+    record = make_store(LimitedCorpus(corpus, 5), tmp_path / "s")
+    assert (record.rows, record.corpus.location) == (5, f"{tmp_path / 'c' / 'pairs.csv'} (first 5 rows)")
+    assert [row.key for row in corpus_rows(LimitedCorpus(corpus, 5))] == [f"k{number}" for number in range(5)]
+    with pytest.raises(CorpusError, match="first 5 rows"):
+        make_store(corpus, tmp_path / "s")
+
+
+def test_of_two_that_make_a_store_the_first_wins(tmp_path: Path) -> None:
+    corpus = open_corpus(str(write_table_corpus(tmp_path / "c", 20)))
+    first = make_store(corpus, tmp_path / "s")
+    part = tmp_path / "s" / "samples" / "00000.parquet"
+    part.write_bytes(part.read_bytes() + b" ")  # what the first has done since
+    changed = part.read_bytes()
+    assert make_store(corpus, tmp_path / "s") == first
+    assert part.read_bytes() == changed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "s"]
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "mine").write_text("")
+    with pytest.raises(StoreError, match="not empty"):
+        make_store(corpus, tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("text", "failed", "seen", "total", "passed"),
+    [
+        ("1%", 10, 500, 5000, False),  # of the first thousand rows
+        ("1%", 11, 500, 5000, True),
+        ("1%", 20, 2000, 5000, False),
+        ("1%", 21, 2000, 5000, True),
+        ("1%", 3, 100, 300, False),
+        ("1%", 4, 100, 300, True),
+        ("0%", 1, 10, 10, True),
+        ("7", 7, 10, 10, False),
+        ("7", 8, 10, 10, True),
+    ],
+)
+def test_too_many_failures(text: str, failed: int, seen: int, total: int, passed: bool) -> None:
+    assert FailureLimit.parse(text).passed(failed, seen, total) is passed
+
+
+@pytest.mark.parametrize("text", ["1.5", "-1", "101%", "-1%", "many", "", "%", "nan%"])
+def test_a_limit_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a share such as 1%"):
+        FailureLimit.parse(text)
+
+
+def test_seconds_are_added_up_over_runs(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    line = {"teachers": ["a", "b"], "rows": 10, "wall_seconds": 4.0}
+    line["seconds"] = {"read": 1.0, "decode": 2.0, "image a": 3.0, "text b": 0.5, "write a": 0.25, "samples": 0.125}
+    (tmp_path / "runs" / "1.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line)}\n{json.dumps(line)[:40]}")
+    (tmp_path / "runs" / "2.jsonl").write_text(f"{json.dumps(line | {'teachers': ['b']})}\nnot JSON\n[1]\n")
+    total = run_seconds(tmp_path)
+    assert (total.runs, total.shards, total.rows, total.wall) == (2, 3, 30, 12.0)
+    assert (total.read, total.decode, total.samples) == (3.0, 6.0, 0.375)
+    assert (total.teachers["a"].image, total.teachers["a"].write, total.teachers["a"].text) == (6.0, 0.5, 0.0)
+    assert total.teachers["b"].text == 1.5
+    assert run_seconds(tmp_path / "nowhere").runs == 0
+
+
+def test_an_image_that_appears_twice_decodes_to_equal_features(tmp_path: Path, teachers: dict[str, Teacher]) -> None:
+    """Wherever in a pass a row lies, and whatever lies beside it, its bits are the same."""
+    table = write_table_corpus(tmp_path / "c", 100)
+    for number in (0, 31, 32, 67, 99):
+        (table.parent / "images" / f"{number}.png").write_bytes(png(500))
+    store = run(table, tmp_path / "s", teachers)
+    for slug in teachers:
+        assert len({store.image(slug)[number].tobytes() for number in (0, 31, 32, 67, 99)}) == 1
