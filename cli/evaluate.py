@@ -182,6 +182,29 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
     click.echo(f"wrote {file}")
 
 
+@evaluate.command()
+@SUITE
+@click.option(
+    "--training", type=click.Path(file_okay=False, path_type=Path), help="Store of the corpus that students learn from."
+)
+@click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores hold]")
+@click.option("--cosine", type=float, default=0.98, show_default=True, help="From where images are near copies.")
+@JSON
+def leakage(suite: Path, training: Path | None, model: str | None, cosine: float, as_json: bool) -> None:
+    """Find copies of SUITE's test images in a training corpus, in other splits and inside a split.
+
+    \b
+    mmkd evaluate leakage suite.yaml --training features
+    """
+    from mmkd.evaluate.leakage import find_leakage
+    from mmkd.evaluate.suite import load_suite
+    from mmkd.store import FeatureStore
+
+    corpus = None if training is None else FeatureStore.open(training)
+    report = find_leakage(load_suite(suite), corpus, model, cosine)
+    click.echo(report.json() if as_json else report.text())
+
+
 def _out(suite: object, out: object) -> Path:
     """The folder that was named, or the suite's own beside it."""
     assert isinstance(suite, Path)
