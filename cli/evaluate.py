@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmkd.cli.store_place import STORE
+
 if TYPE_CHECKING:
     from mmkd.evaluate.folder import By
     from mmkd.evaluate.runner import Outcome
+    from mmkd.store.remote import StorePath
 
 SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
 OUT = click.option(
@@ -184,13 +187,11 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 
 @evaluate.command()
 @SUITE
-@click.option(
-    "--training", type=click.Path(file_okay=False, path_type=Path), help="Store of the corpus that students learn from."
-)
+@click.option("--training", type=STORE, metavar="STORE", help="Store of the corpus that students learn from.")
 @click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores hold]")
 @click.option("--cosine", type=float, default=0.98, show_default=True, help="From where images are near copies.")
 @JSON
-def leakage(suite: Path, training: Path | None, model: str | None, cosine: float, as_json: bool) -> None:
+def leakage(suite: Path, training: StorePath | None, model: str | None, cosine: float, as_json: bool) -> None:
     """Find copies of SUITE's test images in a training corpus, in other splits and inside a split.
 
     \b

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from mmkd.cli.store_place import ENCODINGS, STORE
+
+if TYPE_CHECKING:
+    from mmkd.store.remote import StorePath
 
 
 @click.command()
 @click.argument("corpus")
-@click.argument("store", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("store", type=STORE)
 @click.option(
     "--teachers", default="all", show_default=True, help="all, or a,b, or NAME=local-dir:FOLDER, comma between."
 )
 @click.option("--scheduler", default="local", show_default=True, help="local, or the address of a Dask scheduler.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of the local cluster.  [default: one per core]")
 @click.option("--trust-pickle", is_flag=True, help="Unpickle weights that need it; they can run any code.")
-def extract(corpus: str, store: Path, teachers: str, scheduler: str, workers: int | None, trust_pickle: bool) -> None:
+@click.option("--encoding", type=click.Choice(ENCODINGS), default="float16", show_default=True, help="Of new features.")
+def extract(corpus: str, store: StorePath, **options: Any) -> None:
     """Run teachers over CORPUS and keep their features in STORE.
 
     CORPUS is a CSV, TSV or JSONL file with an image folder beside it, a WebDataset tar or a folder of
@@ -27,14 +33,22 @@ def extract(corpus: str, store: Path, teachers: str, scheduler: str, workers: in
     \b
     mmkd extract pairs.csv features/ --teachers biomedclip,plip
     mmkd extract shards/ features/ --teachers mine=local-dir:models/mine
+    mmkd extract pairs.csv s3://bucket/features
     """
     from mmkd.extract.config import ExtractConfig
     from mmkd.extract.run import extract as run
     from mmkd.extract.run import summary_lines
     from mmkd.extract.teachers import parse_teachers
 
-    specs = tuple(spec.model_copy(update={"trust_pickle": trust_pickle}) for spec in parse_teachers(teachers))
-    config = ExtractConfig(corpus=corpus, store=store, teachers=specs, scheduler=scheduler, workers=workers)
+    trust = {"trust_pickle": options["trust_pickle"]}
+    config = ExtractConfig(
+        corpus=corpus,
+        store=store,
+        teachers=tuple(spec.model_copy(update=trust) for spec in parse_teachers(options["teachers"])),
+        scheduler=options["scheduler"],
+        workers=options["workers"],
+        encoding=options["encoding"],
+    )
     report = run(config, say=click.echo)
     for line in summary_lines(report):
         click.echo(line)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.store import PAIR_SOUND, FeatureStore
+from mmkd.store.array import FeatureArray
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class TeacherFeatures:
     def __init__(self, store: FeatureStore, slugs: Sequence[str]) -> None:
         self.slugs = tuple(slugs)
         self.dims = tuple(store.card(slug).dim for slug in slugs)
-        self._image = [as_tensor(store.image(slug)) for slug in slugs]
-        self._text = [as_tensor(store.text(slug)) for slug in slugs]
+        self._image = [_indexable(store.image(slug)) for slug in slugs]
+        self._text = [_indexable(store.text(slug)) for slug in slugs]
         self._sound = [store.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in slugs]
 
     def available(self) -> NDArray[np.bool_]:
@@ -45,16 +46,27 @@ class TeacherFeatures:
         batches = []
         for image, text, sound in zip(self._image, self._text, self._sound, strict=True):
             members = np.flatnonzero(sound[rows])
-            picked = torch.from_numpy(rows[members])
+            picked = rows[members]
             batches.append(
                 TeacherBatch(
                     torch.from_numpy(members).to(device),
-                    # index_select on the mapped half-precision tensor: one pass over the pages, then to float32.
-                    image.index_select(0, picked).to(device).float(),
-                    text.index_select(0, picked).to(device).float(),
+                    _rows(image, picked).to(device).float(),
+                    _rows(text, picked).to(device).float(),
                 )
             )
         return batches
+
+
+def _indexable(features: FeatureArray) -> torch.Tensor | FeatureArray:
+    """A tensor over the mapped pages; int8 features, and those behind a URL, stay what they are."""
+    return as_tensor(features) if isinstance(features, np.ndarray) else features
+
+
+def _rows(features: torch.Tensor | FeatureArray, rows: NDArray[np.int64]) -> torch.Tensor:
+    """These rows (M, E): of a tensor by index_select, which is one pass over the pages; else decoded by the store."""
+    if isinstance(features, torch.Tensor):
+        return features.index_select(0, torch.from_numpy(rows))
+    return torch.from_numpy(features[rows])
 
 
 def as_tensor(mapped: NDArray[np.float16]) -> torch.Tensor:

@@ -16,15 +16,17 @@ and ends with exit status 1; wrong usage ends with 2.
 """
 
 
-def sections(command: click.Command, name: str) -> Iterator[str]:
-    """One section for each command below `command`."""
-    context = click.Context(command, info_name=name, terminal_width=110, max_content_width=110)
-    yield f"## {name}\n\n```\n{command.get_help(context)}\n```\n"
+def sections(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:
+    """One section for each command below `command`, with the help that a user gets."""
+    context = click.Context(
+        command, parent, info_name=name, terminal_width=110, max_content_width=110, **command.context_settings
+    )
+    yield f"## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             found = command.get_command(context, child)
             assert found is not None
-            yield from sections(found, f"{name} {child}")
+            yield from sections(found, child, context)
 
 
 def reference() -> str:

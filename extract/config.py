@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mmkd.extract.teachers import TeacherSpec
+from mmkd.store.encoding import Encoding
+from mmkd.store.remote import StorePath, as_root
 
 
 class ExtractConfig(BaseModel):
@@ -16,8 +18,11 @@ class ExtractConfig(BaseModel):
 
     corpus: str
     """A table, a tar, a folder or a corpus.yaml; see `mmkd.extract.corpora.open_corpus`."""
-    store: Path
+    store: Annotated[StorePath, BeforeValidator(as_root)]
+    """A folder or a URL."""
     teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
+    encoding: Encoding = "float16"
+    """How new features are kept; a part of the teacher's digest, so it cannot change inside a store."""
     scheduler: str = "local"
     """`local`, or the address of a Dask scheduler."""
     workers: int | None = Field(default=None, gt=0)

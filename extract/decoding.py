@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
-from mmkd.store.images import ImageError, ImageSource, decode, sha256
+from mmkd.store.images import ImageError, decode, sha256
+from mmkd.store.sources import ImageSource
 
 # Enough for the decoders to keep ahead of one forward pass; memory is this times a window of pixels.
 _WINDOWS_AHEAD = 2
@@ -63,20 +64,22 @@ def decode_windows(
     """Yield the shard's images in order, `window` rows at a time; None where a row has no image.
 
     Decoding runs in `threads` threads (Pillow releases the interpreter lock) while the caller uses the
-    window before. What is yielded does not depend on the number of threads.
+    window before. What is yielded does not depend on the number of threads. An image that follows itself
+    (several captions, a row each) is decoded once within a window and once more at its border.
     """
 
-    def submit(pool: ThreadPoolExecutor, source: ImageSource | None) -> Future[DecodedImage] | None:
-        return None if source is None else pool.submit(decode_image, source, geometries)
+    def submit(pool: ThreadPoolExecutor, wanted: Sequence[ImageSource | None]) -> list[Future[DecodedImage] | None]:
+        distinct: dict[ImageSource, Future[DecodedImage]] = {}
+        for source in wanted:
+            if source is not None and source not in distinct:
+                distinct[source] = pool.submit(decode_image, source, geometries)
+        return [None if source is None else distinct[source] for source in wanted]
 
     starts = iter(range(0, len(sources), window))
     with ThreadPoolExecutor(threads, thread_name_prefix="mmkd-decode") as pool:
-        ahead = deque(
-            [submit(pool, source) for source in sources[start : start + window]]
-            for start in islice(starts, _WINDOWS_AHEAD)
-        )
+        ahead = deque(submit(pool, sources[start : start + window]) for start in islice(starts, _WINDOWS_AHEAD))
         while ahead:
             current = [None if future is None else future.result() for future in ahead.popleft()]
             for start in islice(starts, 1):
-                ahead.append([submit(pool, source) for source in sources[start : start + window]])
+                ahead.append(submit(pool, sources[start : start + window]))
             yield current

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import IO
 
 from distributed import Client, KilledWorker, as_completed
 from tqdm import tqdm
@@ -24,14 +25,15 @@ from mmkd.extract.worker import TeachersPlugin, run_task
 from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.errors import StoreError
 from mmkd.store.record import StoreRecord
-from mmkd.store.writer import add_teacher
+from mmkd.store.remote import RemotePath, StorePath
+from mmkd.store.writer import add_teacher, note_encoding_error
 
 
 @dataclass
 class RunReport:
     """What one run did."""
 
-    store: Path
+    store: StorePath
     rows: int
     shards_total: int
     shards_done: int = 0
@@ -65,7 +67,7 @@ def extract(config: ExtractConfig, say: Callable[[str], None] = print) -> RunRep
         CorpusError, TeacherError, StoreError, UserError: see `mmkd.store.errors`.
     """
     corpus = open_corpus(config.corpus)
-    described = [(spec, describe_teacher(spec)) for spec in config.teachers]
+    described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
     cards = [card for _, card in described]
     if (config.store / "zarr.json").is_file():
         record = FeatureStore.open(config.store).record
@@ -87,6 +89,8 @@ def extract(config: ExtractConfig, say: Callable[[str], None] = print) -> RunRep
             say(f"dashboard: {client.dashboard_link}")
             client.register_plugin(TeachersPlugin([pair for pair in described if pair[1].slug in needed]))
             _gather(client, config, record, tasks, report)
+    for card in cards:
+        note_encoding_error(config.store, record, card.slug)
     return report
 
 
@@ -120,13 +124,20 @@ def _gather(
 
 
 class _RunLog:
-    """`runs/<time>-<pid>.jsonl`: one line a shard with its seconds. A log; nothing depends on it."""
+    """`runs/<time>-<pid>.jsonl`: one line a shard with its seconds. A log; nothing depends on it.
 
-    def __init__(self, root: Path) -> None:
+    Behind a URL nothing can be appended to: the log is put there when the run ends.
+    """
+
+    def __init__(self, root: StorePath) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        self.path = root / "runs" / f"{stamp}-{os.getpid()}.jsonl"
+        self.path = root / f"runs/{stamp}-{os.getpid()}.jsonl"
 
     def __enter__(self) -> _RunLog:
+        self.file: IO[str]
+        if isinstance(self.path, RemotePath):
+            self.file = io.StringIO()
+            return self
         try:
             self.path.parent.mkdir(exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
@@ -135,6 +146,8 @@ class _RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if isinstance(self.file, io.StringIO):
+            self.path.write_bytes(self.file.getvalue().encode())
         self.file.close()
 
     def write(self, shard: ShardReport) -> None:

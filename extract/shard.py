@@ -10,21 +10,23 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from mmkd.extract.corpora.row import UNDECODABLE
+from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, UNDECODABLE
 from mmkd.extract.decoding import DecodedImage, decode_windows
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.store.images import ImageSource
+from mmkd.store.encoding import value_type
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
+from mmkd.store.sources import image_source
 from mmkd.store.writer import ShardFeatures, write_shard
 
 BATCH_ROWS = 32
@@ -55,7 +57,7 @@ class ShardReport:
 
 
 def extract_shard(
-    root: Path, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], decode_threads: int
+    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], decode_threads: int
 ) -> ShardReport:
     """Extract one shard for these teachers and vouch for it in the ledger.
 
@@ -65,14 +67,17 @@ def extract_shard(
     table, sha_before = read_part(root, shard)
     report = ShardReport(shard, tuple(teachers))
     clock = Clock(report.seconds)
-    live = [not (reason or "").startswith("key: ") for reason in table["reason"].to_pylist()]
+    reasons = table["reason"].to_pylist()
+    live = [not (reason or "").startswith(INDEX_FAULTS) for reason in reasons]
     images, image_features = encode_images(
         table, live, record.image_root(shard * record.rows_per_shard), teachers, decode_threads, clock
     )
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
-    text_reasons = [caption_fault(caption) for caption in captions]
+    text_reasons = [
+        _indexed_fault(reason) or caption_fault(caption) for reason, caption in zip(reasons, captions, strict=True)
+    ]
     usable = [None if fault else caption for caption, fault in zip(captions, text_reasons, strict=True)]
     text_features = encode_texts(usable, teachers, report, clock)
     final = _final_rows(table, live, images, text_reasons)
@@ -109,6 +114,11 @@ def caption_fault(caption: str | None) -> str | None:
     return None if caption.strip() else "caption: empty"
 
 
+def _indexed_fault(reason: str | None) -> str | None:
+    """What the index, or an earlier teacher's turn, said of the caption: a sidecar cut off or too long."""
+    return next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
+
+
 class Clock:
     """`with clock("read"): ...` adds the seconds spent to a table."""
 
@@ -131,15 +141,15 @@ class Clock:
 
 
 def encode_images(
-    table: pa.Table, live: Sequence[bool], root: Path, teachers: Mapping[str, Teacher], threads: int, clock: Clock
-) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.float16]]]:
-    """What each row's image turned out to be (None without one), and features float16 (rows, D) by slug.
+    table: pa.Table, live: Sequence[bool], root: str, teachers: Mapping[str, Teacher], threads: int, clock: Clock
+) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.floating[Any]]]]:
+    """What each row's image turned out to be (None without one), and features float (rows, D) by slug.
 
     Rows whose image has a reason hold the feature of a black picture: the caller must not use them.
     """
     columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
     sources = [
-        ImageSource(root / uri, offset, length) if uri is not None and row_live else None
+        image_source(root, uri, offset, length) if uri is not None and row_live else None
         for uri, offset, length, row_live in zip(*columns, live, strict=True)
     ]
     geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
@@ -154,7 +164,7 @@ def encode_images(
             if batch is not None:
                 with clock(f"image {slug}"):
                     encoded = teacher.encode_images(torch.from_numpy(batch).to(teacher.device))
-                    features[slug][rows] = _half(encoded)[: len(window)]
+                    features[slug][rows] = _values(encoded, teacher)[: len(window)]
         for image in window:
             if image is not None:
                 clock.add("read", image.read_seconds)
@@ -177,8 +187,8 @@ def _stack(window: Sequence[DecodedImage | None], geometry: Geometry) -> NDArray
 
 def encode_texts(
     captions: Sequence[str | None], teachers: Mapping[str, Teacher], report: ShardReport, clock: Clock
-) -> dict[str, NDArray[np.float16]]:
-    """Each distinct caption once, in order of length, put back to its rows: float16 (rows, D) by slug, NaN for None."""
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Each distinct caption once, in order of length, put back to its rows: float (rows, D) by slug, NaN for None."""
     distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
     distinct.sort(key=lambda caption: (len(caption), caption))
     place = {caption: index for index, caption in enumerate(distinct)}
@@ -194,31 +204,33 @@ def encode_texts(
     return features
 
 
-def _encode_distinct(captions: list[str], teacher: Teacher) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-    """Features float16 (n, D) and untruncated token counts (n,)."""
-    encoded = [np.empty((0, teacher.card.dim), dtype=np.float16)]
+def _encode_distinct(captions: list[str], teacher: Teacher) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+    """Features (n, D) and untruncated token counts (n,)."""
+    encoded: list[NDArray[np.floating[Any]]] = [_missing(0, teacher)]
     lengths: list[int] = []
     for start in range(0, len(captions), BATCH_ROWS):
         batch = captions[start : start + BATCH_ROWS]
         tokens, counts = teacher.tokenise(batch + [""] * (BATCH_ROWS - len(batch)))
         lengths += counts[: len(batch)]
-        encoded.append(_half(teacher.encode_texts(tokens.to(teacher.device)))[: len(batch)])
+        encoded.append(_values(teacher.encode_texts(tokens.to(teacher.device)), teacher)[: len(batch)])
     return np.concatenate(encoded), np.array(lengths, dtype=np.int64)
 
 
-def _missing(rows: int, teacher: Teacher) -> NDArray[np.float16]:
-    return np.full((rows, teacher.card.dim), np.nan, dtype=np.float16)
+def _missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
+    return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
 
 
-def _half(features: torch.Tensor) -> NDArray[np.float16]:
-    half: NDArray[np.float16] = features.to(torch.float16).cpu().numpy()
-    return half
+def _values(features: torch.Tensor, teacher: Teacher) -> NDArray[np.floating[Any]]:
+    """Features (n, D) on the host, in the float type that the teacher's encoding keeps."""
+    kept = torch.float16 if teacher.card.encoding == "float16" else torch.float32
+    values: NDArray[np.floating[Any]] = features.to(kept).cpu().numpy()
+    return values
 
 
 def _soundness(
-    image: NDArray[np.float16],
+    image: NDArray[np.floating[Any]],
     sound_image: NDArray[np.bool_],
-    text: NDArray[np.float16],
+    text: NDArray[np.floating[Any]],
     sound_text: NDArray[np.bool_],
     report: ShardReport,
     slug: str,

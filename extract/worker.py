@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from distributed import WorkerPlugin, get_worker
@@ -15,6 +14,7 @@ from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
 from mmkd.store import MmkdError, TeacherCard
 from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath
 
 PLUGIN_NAME = "mmkd-teachers"
 
@@ -47,7 +47,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.loaded.clear()
 
 
-def run_task(root: Path, record: StoreRecord, task: ShardTask, decode_threads: int) -> ShardReport | MmkdError:
+def run_task(root: StorePath, record: StoreRecord, task: ShardTask, decode_threads: int) -> ShardReport | MmkdError:
     """Extract one shard with this worker's teachers.
 
     An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on

@@ -6,8 +6,6 @@ shard boundary, so that no chunk holds rows of two corpora; grid rows in between
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 
 from mmkd.store.card import read_card, teacher_folders
@@ -15,10 +13,11 @@ from mmkd.store.errors import StoreError
 from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
 from mmkd.store.layout import shard_count
 from mmkd.store.record import CorpusRecord, StoreRecord, read_record
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import sample_schema, write_part
 
 
-def append_rows(root: Path, record: StoreRecord, corpus: CorpusRecord, index: pa.Table) -> StoreRecord:
+def append_rows(root: StorePath, record: StoreRecord, corpus: CorpusRecord, index: pa.Table) -> StoreRecord:
     """Lengthen a store by the rows of another corpus.
 
     Args:
@@ -52,7 +51,7 @@ def first_new_row(record: StoreRecord) -> int:
     return shard_count(record.rows, record.rows_per_shard) * record.rows_per_shard
 
 
-def refresh_documents(root: Path, record: StoreRecord) -> None:
+def refresh_documents(root: StorePath, record: StoreRecord) -> None:
     """Write array documents whose length is not the record's; an interrupted `append_rows` may leave such."""
     for slug in teacher_folders(root):
         card = read_card(root, slug)

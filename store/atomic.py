@@ -1,7 +1,8 @@
 """Files that are there wholly or not at all.
 
 A reader, a second writer or a kill at any moment sees the old file or the new one, never a part:
-the bytes go to a temporary name beside the target, are flushed to disk, and are renamed onto it.
+the bytes go to a temporary name beside the target, are flushed to disk, and are renamed onto it. Behind a
+URL, an object is put in one request, which is as atomic.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmkd.store.errors import StoreError
+from mmkd.store.remote import RemotePath, StorePath
 
 TEMPORARY_SUFFIX = ".mmkd-tmp"
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: StorePath) -> Iterator[None]:
     """Turn an OSError met while writing `path` into one line that says what to do.
 
     Raises:
@@ -32,25 +34,31 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
+def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
     """Put `data` at `path` in one step, creating parent folders.
 
     Raises:
         StoreError: the disk is full, read-only, or not ours to write; nothing is left behind.
+        UnreachableError: the same of a URL.
     """
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
     with _finished_beside(path, data) as temporary:
         temporary.replace(path)
 
 
-def create_atomically(path: Path, data: bytes | memoryview) -> bool:
+def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
     """Put `data` at `path` if nothing is there; of several that try at once, one wins.
 
     Returns:
         False when a file was there; it is left as it is.
 
     Raises:
-        StoreError: as `write_atomically`.
+        StoreError, UnreachableError: as `write_atomically`.
     """
+    if isinstance(path, RemotePath):
+        return path.create(data)
     with _finished_beside(path, data) as temporary:
         try:
             os.link(temporary, path)
@@ -78,6 +86,6 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def temporary_files(root: Path) -> Iterator[Path]:
+def temporary_files(root: StorePath) -> Iterator[StorePath]:
     """Files below `root` that an interrupted `write_atomically` left behind."""
-    return root.rglob(f".*{TEMPORARY_SUFFIX}")
+    yield from root.rglob(f".*{TEMPORARY_SUFFIX}")

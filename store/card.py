@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
 
+from mmkd.store.encoding import CosineError, Encoding
 from mmkd.store.errors import CorruptStoreError, UserError
 from mmkd.store.hierarchy import read_json, sealed_content
-from mmkd.store.layout import MAX_DIM, check_slug, is_slug, teacher_group
-
-Encoding = Literal["float16", "float32"]
-"""How a feature lies on disk, by the name that NumPy and Zarr give it."""
+from mmkd.store.layout import MAX_DIM, Tower, check_slug, is_slug, teacher_group
+from mmkd.store.remote import StorePath
 
 
 class Preprocessing(BaseModel):
@@ -68,11 +65,21 @@ class TeacherCard(BaseModel):
     licence: str = "not stated"
     versions: dict[str, str] = Field(default_factory=dict)
     """Libraries that ran the teacher, name to version."""
+    encoding_error: dict[Tower, CosineError] | None = None
+    """Measured on the rows of this store when all of them were there; None for floats and until then."""
 
     @field_validator("slug")
     @classmethod
     def _slug_is_a_folder_name(cls, slug: str) -> str:
         return check_slug(slug)
+
+    def with_encoding(self, encoding: Encoding) -> TeacherCard:
+        """The card of the same teacher whose features lie in another encoding: another digest."""
+        if encoding == self.encoding:
+            return self
+        # Not model_copy: it would take the digest along, which is computed once.
+        content = self.model_dump(exclude={"digest", "encoding", "encoding_error"})
+        return TeacherCard.model_validate(content | {"encoding": encoding})
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property
@@ -94,7 +101,7 @@ class TeacherCard(BaseModel):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def read_card(root: Path, slug: str) -> TeacherCard | None:
+def read_card(root: StorePath, slug: str) -> TeacherCard | None:
     """Read the card of the teacher in folder `slug`; None when there is none (a teacher not created to the end).
 
     Raises:
@@ -123,7 +130,8 @@ def read_card(root: Path, slug: str) -> TeacherCard | None:
     return card
 
 
-def teacher_folders(root: Path) -> list[str]:
+def teacher_folders(root: StorePath) -> list[str]:
     """Names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
-    folders = sorted(path.parent.name for path in (root / "teachers").glob("*/zarr.json"))
-    return [name for name in folders if is_slug(name)]
+    below = root / "teachers"
+    names = sorted(path.name for path in below.iterdir()) if below.is_dir() else []
+    return [name for name in names if is_slug(name) and (below / name / "zarr.json").is_file()]

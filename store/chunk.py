@@ -6,7 +6,6 @@ needs the checksum for the ledger and the file in one atomic step; tests hold th
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.store.errors import CorruptStoreError
+from mmkd.store.remote import StorePath
 
 CRC_BYTES = 4
 
@@ -49,7 +49,7 @@ def checked_body(data: bytes, expected_bytes: int, name: str) -> tuple[bytes, st
     return body, f"{crc:08x}"
 
 
-def read_body(root: Path, name: str, expected_bytes: int, expected_crc: str) -> bytes:
+def read_body(root: StorePath, name: str, expected_bytes: int, expected_crc: str) -> bytes:
     """Read the body of chunk file `name` when it is what a ledger entry vouches for.
 
     Raises:

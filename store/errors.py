@@ -10,6 +10,7 @@
         ├── FormatVersionError  written by a newer mmkd
         ├── TeacherMismatchError  features of other weights, preprocessing or tokenizer
         ├── IncompleteStoreError  rows or teachers that were asked for are not there yet
+        ├── UnreachableError    a URL whose server refuses, fails or does not answer
         └── CorruptStoreError   bytes that do not match their checksum
 
 Messages are one line: the bad value, what was expected, the next step. The command line prints
@@ -62,6 +63,10 @@ class TeacherMismatchError(StoreError):
 
 class IncompleteStoreError(StoreError):
     """Rows or teachers that were asked for are not in the store yet."""
+
+
+class UnreachableError(StoreError):
+    """A URL cannot be used: refused, no such bucket, no answer. It says nothing about the bytes behind it."""
 
 
 class CorruptStoreError(StoreError):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmkd.store.atomic import write_atomically
+from mmkd.store.encoding import teacher_arrays
 from mmkd.store.errors import CorruptStoreError
-from mmkd.store.layout import TOWERS, feature_array, valid_array
+from mmkd.store.remote import StorePath
 
 if TYPE_CHECKING:
     from mmkd.store.card import TeacherCard
@@ -43,14 +43,15 @@ def group_document(content: dict[str, Any] | None = None) -> dict[str, Any]:
 def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: str) -> dict[str, Any]:
     """A Zarr array of uncompressed little-endian chunks with CRC32C; missing floats are NaN, missing bits 0."""
     serializer: dict[str, Any] = {"name": "bytes"}
-    if data_type != "uint8":
+    whole_bytes = data_type in ("int8", "uint8")
+    if not whole_bytes:
         serializer["configuration"] = {"endian": "little"}
     return {
         "shape": list(shape),
         "data_type": data_type,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0 if data_type == "uint8" else "NaN",
+        "fill_value": 0 if whole_bytes else "NaN",
         "codecs": [serializer, {"name": "crc32c"}],
         "attributes": {},
         "zarr_format": 3,
@@ -61,11 +62,9 @@ def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: st
 
 def array_documents(record: StoreRecord, card: TeacherCard) -> Iterator[tuple[str, dict[str, Any]]]:
     """Path inside the store and document of each array of one teacher."""
-    rows, per_shard = record.rows, record.rows_per_shard
-    for tower in TOWERS:
-        document = array_document((rows, card.dim), (per_shard, card.dim), card.encoding)
-        yield f"{feature_array(card.slug, tower)}/zarr.json", document
-    yield f"{valid_array(card.slug)}/zarr.json", array_document((rows,), (per_shard,), "uint8")
+    for spec in teacher_arrays(card.encoding, card.dim):
+        shape, chunk = spec.shape(record.rows), spec.shape(record.rows_per_shard)
+        yield spec.document(card.slug), array_document(shape, chunk, spec.dtype)
 
 
 def encode_document(document: dict[str, Any]) -> bytes:
@@ -73,12 +72,12 @@ def encode_document(document: dict[str, Any]) -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
-def write_document(path: Path, document: dict[str, Any]) -> None:
+def write_document(path: StorePath, document: dict[str, Any]) -> None:
     """Put a document in place in one step."""
     write_atomically(path, encode_document(document))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: StorePath) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
@@ -99,7 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def sealed_content(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
     """The `attributes.mmkd` of a group's document, without its seal, when the document is whole.
 
     Raises:

@@ -75,26 +75,6 @@ def teacher_group(slug: str) -> str:
     return f"teachers/{slug}"
 
 
-def feature_array(slug: str, tower: Tower) -> str:
-    """Path of one tower's Zarr array inside the store."""
-    return f"teachers/{slug}/{tower}"
-
-
-def feature_chunk(slug: str, tower: Tower, shard: int) -> str:
-    """Path of one shard of one tower: a Zarr v3 chunk with the default key encoding."""
-    return f"teachers/{slug}/{tower}/c/{shard}/0"
-
-
-def valid_array(slug: str) -> str:
-    """Path of a teacher's `valid` array inside the store."""
-    return f"teachers/{slug}/valid"
-
-
-def valid_chunk(slug: str, shard: int) -> str:
-    """Path of one shard of a teacher's `valid` bits."""
-    return f"teachers/{slug}/valid/c/{shard}"
-
-
 def ledger_entry(shard: int, slug: str) -> str:
     """Path of the entry that vouches for one shard of one teacher."""
     return f"ledger/{shard:05d}.{slug}.json"

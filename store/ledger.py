@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmkd.store.atomic import write_atomically
+from mmkd.store.encoding import ArraySpec, CosineError, Encoding
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import ledger_entry
+from mmkd.store.remote import StorePath, in_parallel
 
 MAX_ENTRY_BYTES = 1 << 16
 """An entry has some 300 bytes; what is larger is refused unread."""
@@ -41,15 +42,31 @@ class LedgerEntry(BaseModel):
     valid_crc32c: str
     samples_sha256: str
     """Of the shard's sample part: features and rows belong together."""
+    image_scale_crc32c: str | None = None
+    text_scale_crc32c: str | None = None
+    """Of the scales; int8 only."""
+    image_error: CosineError | None = None
+    text_error: CosineError | None = None
+    """What the encoding cost in this shard; int8 only."""
+
+    def crc32c(self, spec: ArraySpec) -> str:
+        """The checksum of this shard's chunk of one array; empty when the entry has none."""
+        crc: str | None = getattr(self, f"{spec.name}_crc32c")
+        return crc or ""
+
+    def fits(self, encoding: Encoding) -> bool:
+        """True when the members that only int8 has are there for int8, and only then."""
+        extra = (self.image_scale_crc32c, self.text_scale_crc32c, self.image_error, self.text_error)
+        return all(member is not None for member in extra) if encoding == "int8" else extra == (None,) * 4
 
 
-def write_entry(root: Path, entry: LedgerEntry) -> None:
+def write_entry(root: StorePath, entry: LedgerEntry) -> None:
     """Vouch for a shard. Call it after every file that the entry names is in place."""
-    data = entry.model_dump_json(indent=1) + "\n"
+    data = entry.model_dump_json(indent=1, exclude_none=True) + "\n"
     write_atomically(root / ledger_entry(entry.shard, entry.teacher), data.encode())
 
 
-def read_entry(path: Path) -> LedgerEntry:
+def read_entry(path: StorePath) -> LedgerEntry:
     """Read one entry.
 
     Raises:
@@ -69,16 +86,16 @@ def read_entry(path: Path) -> LedgerEntry:
     return entry
 
 
-def entry_paths(root: Path) -> Iterator[Path]:
+def entry_paths(root: StorePath) -> Iterator[StorePath]:
     """Paths of all entries, in order of shard, then teacher."""
     return iter(sorted((root / "ledger").glob("*.json")))
 
 
-def read_ledger(root: Path) -> dict[tuple[int, str], LedgerEntry]:
+def read_ledger(root: StorePath) -> dict[tuple[int, str], LedgerEntry]:
     """Read all entries, keyed by (shard, teacher).
 
     Raises:
         CorruptStoreError: an entry cannot be read.
     """
-    entries = (read_entry(path) for path in entry_paths(root))
+    entries = in_parallel(read_entry, entry_paths(root), root)
     return {(entry.shard, entry.teacher): entry for entry in entries}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,17 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
+from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
-from mmkd.store.chunk import read_body
-from mmkd.store.errors import CorruptStoreError, UserError
-from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, feature_chunk, shard_count, valid_chunk
+from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
+from mmkd.store.errors import UserError
+from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
+from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, shard_count
 from mmkd.store.ledger import LedgerEntry, read_ledger
-from mmkd.store.mapping import can_map, map_chunks
 from mmkd.store.notebook import store_table
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.samples import sample_dataset
+from mmkd.store.remote import RemotePath, StorePath, as_root
+from mmkd.store.samples import read_samples, sample_dataset
 from mmkd.store.summary import StoreSummary, summarise
 from mmkd.store.verify import VerifyReport, verify
 
@@ -31,24 +32,26 @@ class FeatureStore:
 
     Use `FeatureStore.open(path)`. Arrays are memory-mapped: opening costs milliseconds, and rows are
     read from disk (or the page cache) when they are indexed. A row that no ledger entry vouches for
-    reads as NaN and is not available.
+    reads as NaN and is not available. Behind a URL the values are the same, and rows are fetched by
+    whole chunks: right for a look, slow for training; `mmkd store pull` brings a store to disk.
     """
 
-    def __init__(self, root: Path, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
+    def __init__(self, root: StorePath, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
         self.root = root
         self.record = record
         self.teachers = teachers
         """Slug to card, in alphabetical order: the T axis of `available`."""
-        self._features: dict[tuple[str, Tower], NDArray[np.floating[Any]]] = {}
+        self._features: dict[tuple[str, Tower], FeatureArray] = {}
 
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> FeatureStore:
-        """Open the store at `path`.
+    def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
+        """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`).
 
         Raises:
-            NotAStoreError, FormatVersionError, CorruptStoreError: see `mmkd.store.errors`.
+            NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError: see `mmkd.store.errors`.
+            UserError: a URL of an unknown kind, or the package for URLs is not installed.
         """
-        root = Path(path)
+        root = as_root(path)
         record = read_record(root)
         cards = {}
         for slug in teacher_folders(root):
@@ -90,9 +93,8 @@ class FeatureStore:
         if ((numbers < -len(self)) | (numbers >= len(self))).any():
             raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        picked = {
-            f"{slug}/{tower}": np.array(self._array(slug, tower)[numbers]) for slug in self.teachers for tower in TOWERS
-        }
+        towers = [(slug, tower) for slug in self.teachers for tower in TOWERS]
+        picked = {f"{slug}/{tower}": np.array(self._feature(slug, tower)[numbers]) for slug, tower in towers}
         return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
 
     def __reduce__(self) -> tuple[Callable[[str], FeatureStore], tuple[str]]:
@@ -122,24 +124,22 @@ class FeatureStore:
                 f"{self.root} has no teacher {slug!r}; it has {', '.join(self.teachers) or 'none'}"
             ) from None
 
-    def image(self, slug: str) -> NDArray[np.floating[Any]]:
-        """Image features of one teacher: (N, D) in its card's encoding, mapped, read-only, NaN where missing."""
-        return self._array(slug, "image")
+    def image(self, slug: str) -> FeatureArray:
+        """Image features of one teacher: (N, D), read-only, NaN where missing.
 
-    def text(self, slug: str) -> NDArray[np.floating[Any]]:
-        """Caption features of one teacher: (N, D) in its card's encoding, mapped, read-only, NaN where missing."""
-        return self._array(slug, "text")
+        float16 and float32 on disk: a mapped `numpy.ndarray` in that type. int8, or behind a URL: a `LazyRows`
+        that gives a `numpy.ndarray` when it is indexed with rows, for int8 the decoded float32 values.
+        """
+        return self._feature(slug, "image")
+
+    def text(self, slug: str) -> FeatureArray:
+        """Caption features of one teacher; as `image`."""
+        return self._feature(slug, "text")
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
         """Soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 where no ledger vouches."""
-        per_shard = self.record.rows_per_shard
-        bits = np.zeros((self.shards, per_shard), dtype=np.uint8)
-        self.card(slug)
-        for shard in range(self.shards):
-            if (shard, slug) in self.ledger:
-                body = read_body(self.root, valid_chunk(slug, shard), per_shard, self.ledger[shard, slug].valid_crc32c)
-                bits[shard] = np.frombuffer(body, dtype=np.uint8)
-        return bits.reshape(-1)[: len(self)]
+        card = self.card(slug)
+        return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
     def available(self) -> NDArray[np.bool_]:
         """Where a teacher has a sound image and a sound text feature: bool (N, T), T in the order of `teachers`."""
@@ -157,12 +157,14 @@ class FeatureStore:
 
         Raises:
             UserError: a column that the store does not have; the message lists those it has.
+            CorruptStoreError: a part is missing or damaged.
         """
-        known = self.samples.schema.names
+        dataset = self.samples
+        known = dataset.schema.names
         for column in columns or ():
             if column not in known:
                 raise UserError(f"{self.root} has no sample column {column!r}; it has {', '.join(known)}")
-        return self.samples.to_table(columns=columns, filter=filter).combine_chunks()
+        return read_samples(self.root, dataset, columns=columns, filter=filter).combine_chunks()
 
     def verify(self, deep: bool = False) -> VerifyReport:
         """Compare every byte with the ledger that vouches for it; `deep` looks at the values too."""
@@ -172,42 +174,24 @@ class FeatureStore:
         """Counts, coverage, failures and bytes."""
         return summarise(self.root, self.record, self.teachers, self.ledger)
 
-    def _array(self, slug: str, tower: Tower) -> NDArray[np.floating[Any]]:
+    def stats(self, sample: int | None = SAMPLE_ROWS, seed: int = 0) -> StoreStatistics:
+        """Norms, cosines, retrieval, isotropy, repeats and agreement of all teachers; renders in a notebook.
+
+        `mmkd.store.inspect.statistics.store_statistics` says what `sample` and `seed` mean and takes teachers too.
+        """
+        return store_statistics(self, None, sample, seed)
+
+    def _feature(self, slug: str, tower: Tower) -> FeatureArray:
         card = self.card(slug)
         if (slug, tower) not in self._features:
-            chunk_bytes = self.record.rows_per_shard * card.dim * np.dtype(card.encoding).itemsize
-            load: Callable[[TeacherCard, Tower, int], NDArray[np.uint8]] = (
-                self._mapped if can_map(chunk_bytes) else self._copied
-            )
-            flat = load(card, tower, chunk_bytes).view(np.dtype(card.encoding).newbyteorder("<"))
-            # Threads that come first together map it twice, and all go on with one of the two.
-            self._features.setdefault((slug, tower), flat.reshape(-1, card.dim)[: len(self)])
+            values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
+            opened = values.open()
+            # Threads that come first together open it twice, and all go on with one of the two.
+            self._features.setdefault((slug, tower), DecodedRows(opened, scales[0].load()) if scales else opened)
         return self._features[slug, tower]
 
-    def _mapped(self, card: TeacherCard, tower: Tower, chunk_bytes: int) -> NDArray[np.uint8]:
-        dtype = np.dtype(card.encoding).newbyteorder("<")
-        chunk_values = chunk_bytes // dtype.itemsize
-        paths = [
-            self.root / feature_chunk(card.slug, tower, shard) if (shard, card.slug) in self.ledger else None
-            for shard in range(self.shards)
-        ]
-        try:
-            return map_chunks(paths, chunk_bytes, lambda: np.full(chunk_values, np.nan, dtype=dtype).tobytes())
-        except FileNotFoundError as error:
-            raise CorruptStoreError(
-                f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
-            ) from error
-
-    def _copied(self, card: TeacherCard, tower: Tower, chunk_bytes: int) -> NDArray[np.uint8]:
-        """The same values read into memory: for widths that do not fill whole pages and systems without mmap."""
-        dtype = np.dtype(card.encoding).newbyteorder("<")
-        array = np.full((self.shards, chunk_bytes // dtype.itemsize), np.nan, dtype=dtype)
-        for shard in range(self.shards):
-            entry = self.ledger.get((shard, card.slug))
-            if entry is not None:
-                name = feature_chunk(card.slug, tower, shard)
-                crc = entry.image_crc32c if tower == "image" else entry.text_crc32c
-                array[shard] = np.frombuffer(read_body(self.root, name, chunk_bytes, crc), dtype=dtype)
-        # Over a read-only buffer: a flag that was merely cleared could be set again.
-        flat: NDArray[np.uint8] = np.frombuffer(array.reshape(-1).view(np.uint8).data.toreadonly(), np.uint8)
-        return flat
+    def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
+        """One of a teacher's arrays as it lies in files, chunk by chunk; see `mmkd.store.encoding.teacher_arrays`."""
+        entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
+        chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)
+        return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmkd.store.errors import CorruptStoreError, FormatVersionError, NotAStoreError
 from mmkd.store.hierarchy import read_json, sealed_content
 from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
+from mmkd.store.remote import StorePath
 
 FIXED_NAMES = frozenset(
     "row key caption modality uri offset length status reason width height image_sha256".split()  # noqa: SIM905
@@ -105,9 +105,9 @@ class StoreRecord(BaseModel):
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.span_of(start).rows.stop))
 
-    def image_root(self, row: int) -> Path:
-        """Folder that a row's `uri` is relative to."""
-        return Path(self.span_of(row).corpus.root)
+    def image_root(self, row: int) -> str:
+        """Folder, or URL, that a row's `uri` is relative to."""
+        return self.span_of(row).corpus.root
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ class StoreRecord(BaseModel):
         return tuple(dict.fromkeys(label for corpus in (self.corpus, *self.appended) for label in corpus.labels))
 
 
-def read_record(root: Path) -> StoreRecord:
+def read_record(root: StorePath) -> StoreRecord:
     """Read what the store says of itself.
 
     Raises:

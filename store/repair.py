@@ -18,13 +18,14 @@ from mmkd.store.hierarchy import array_documents, group_document, write_document
 from mmkd.store.layout import ledger_entry, sample_part, teacher_group
 from mmkd.store.ledger import entry_paths
 from mmkd.store.record import read_record
+from mmkd.store.remote import StorePath, name_in
 from mmkd.store.verify import Problem, VerifyReport
 
 TEMPORARY_SECONDS = 3600
 """A temporary file is removed when it is older: a younger one may be a writer at work."""
 
 
-def repair(root: Path, report: VerifyReport) -> tuple[str, ...]:
+def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
     """Mend a store as far as it can be mended without its corpus and teachers.
 
     Args:
@@ -46,11 +47,12 @@ def repair(root: Path, report: VerifyReport) -> tuple[str, ...]:
         if name in broken:
             write_document(root / name, document)
             done.append(f"wrote {name} again")
-    old = [path for path in temporary_files(root) if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS]
-    return (*done, *(f"dropped {path.relative_to(root)}" for path in old if _drop(path)))
+    temporary = (path for path in temporary_files(root) if isinstance(path, Path))  # URLs have none
+    old = [path for path in temporary if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS]
+    return (*done, *(f"dropped {name_in(root, path)}" for path in old if _drop(path)))
 
 
-def _doomed(root: Path, finding: Problem) -> Iterator[str]:
+def _doomed(root: StorePath, finding: Problem) -> Iterator[str]:
     """Files that must go because of one finding."""
     entries = [path.name for path in entry_paths(root)]
     if finding.shard is not None and finding.teacher is not None:
@@ -66,7 +68,7 @@ def _doomed(root: Path, finding: Problem) -> Iterator[str]:
         yield finding.file
 
 
-def _derived_documents(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
+def _derived_documents(root: StorePath) -> Iterator[tuple[str, dict[str, object]]]:
     record = read_record(root)
     yield "teachers/zarr.json", group_document()
     for slug in teacher_folders(root):
@@ -78,7 +80,7 @@ def _derived_documents(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
             yield from array_documents(record, card)
 
 
-def _drop(path: Path) -> bool:
+def _drop(path: StorePath) -> bool:
     there = path.exists()
     with disk_errors(path):
         path.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import sample_part
 from mmkd.store.record import StoreRecord
+from mmkd.store.remote import StorePath, sample_files
 
 Status = Literal["pending", "ok", "partial", "failed", "absent"]
 """`pending`: not read yet. `ok`: all that the row has is sound. `partial`: the image or the caption
@@ -47,7 +47,7 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
     return pa.schema([*FIXED_COLUMNS, *(pa.field(label, pa.string()) for label in labels)])
 
 
-def write_part(root: Path, shard: int, table: pa.Table) -> str:
+def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
     """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
@@ -56,7 +56,7 @@ def write_part(root: Path, shard: int, table: pa.Table) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
+def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
     """Read one shard's rows and the SHA-256 of the file they came from.
 
     Raises:
@@ -71,7 +71,7 @@ def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
     return table, hashlib.sha256(data).hexdigest()
 
 
-def sample_dataset(root: Path, record: StoreRecord) -> pads.Dataset:
+def sample_dataset(root: StorePath, record: StoreRecord) -> pads.Dataset:
     """The whole sample table, one row per grid row in order.
 
     Parts are named one by one: a stray file in the folder is not a part of the table. Absent rows (between the
@@ -81,8 +81,11 @@ def sample_dataset(root: Path, record: StoreRecord) -> pads.Dataset:
     children: list[pads.Dataset] = []
     spans = record.spans()
     for span in spans:
-        parts = [str(root / sample_part(shard)) for shard in span.shards]
-        children.append(pads.dataset(parts, schema=schema, format="parquet"))
+        names, filesystem = sample_files(root, [sample_part(shard) for shard in span.shards])
+        try:
+            children.append(pads.dataset(names, schema=schema, format="parquet", filesystem=filesystem))
+        except OSError as error:  # Arrow looks for the files at once
+            raise _unreadable(root, error) from error
         gap = range(span.rows.stop, span.shards.stop * record.rows_per_shard)
         if gap and span is not spans[-1]:
             children.append(pads.dataset(_absent_rows(gap, schema)))
@@ -98,6 +101,25 @@ def _absent_rows(rows: range, schema: pa.Schema) -> pa.Table:
     known = {"row": rows, "key": [""] * len(rows), "status": ["absent"] * len(rows)}
     columns = [pa.array(known.get(field.name, [None] * len(rows)), field.type) for field in schema]
     return pa.table(columns, schema=schema)
+
+
+def read_samples(root: StorePath, dataset: pads.Dataset, **scan: Any) -> pa.Table:
+    """Scan the dataset of `root`; `scan` is what `pyarrow.dataset.Dataset.to_table` takes.
+
+    Raises:
+        CorruptStoreError: a part is missing or damaged.
+    """
+    try:
+        return dataset.to_table(**scan)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(root, error) from error
+
+
+def _unreadable(root: StorePath, error: Exception) -> CorruptStoreError:
+    reason = " ".join(str(error).split())
+    return CorruptStoreError(
+        f"the sample table of {root} cannot be read: {reason}; `mmkd store verify {root}` names the file"
+    )
 
 
 def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.compute as pc
 
 from mmkd.store.card import TeacherCard
-from mmkd.store.layout import shard_count
+from mmkd.store.chunk import CRC_BYTES
+from mmkd.store.encoding import teacher_arrays
+from mmkd.store.layout import sample_part, shard_count
 from mmkd.store.ledger import LedgerEntry
 from mmkd.store.record import StoreRecord
-from mmkd.store.samples import sample_dataset
+from mmkd.store.remote import StorePath, in_parallel
+from mmkd.store.samples import read_samples, sample_dataset
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class TeacherSummary:
     text_rows: int
     """Rows with a sound text feature."""
     bytes: int
-    """Of its feature and `valid` files on disk."""
+    """Of the chunks that its entries vouch for."""
     digest: str
 
 
@@ -54,34 +56,42 @@ class StoreSummary:
 
 
 def summarise(
-    root: Path,
+    root: StorePath,
     record: StoreRecord,
     teachers: Mapping[str, TeacherCard],
     ledger: Mapping[tuple[int, str], LedgerEntry],
 ) -> StoreSummary:
-    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table."""
-    table = sample_dataset(root, record).to_table(columns=["status", "reason"])
+    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table.
+
+    Raises:
+        CorruptStoreError: the sample table cannot be read.
+    """
+    shards = shard_count(record.rows, record.rows_per_shard)
+    table = read_samples(root, sample_dataset(root, record), columns=["status", "reason"])
+    parts = [root / sample_part(shard) for shard in range(shards)]
     return StoreSummary(
         root=str(root),
         rows=record.rows,
         rows_per_shard=record.rows_per_shard,
-        shards=shard_count(record.rows, record.rows_per_shard),
+        shards=shards,
         corpus=", ".join(span.corpus.location for span in record.spans()),
         created=record.created,
         status=_counts(table["status"]),
         reasons=_counts(table["reason"].drop_null()),
-        teachers={slug: _teacher(root, card, ledger) for slug, card in teachers.items()},
-        sample_bytes=_bytes(root / "samples"),
+        teachers={slug: _teacher(record, card, ledger) for slug, card in teachers.items()},
+        sample_bytes=sum(in_parallel(lambda part: part.stat().st_size, parts, root)),
     )
 
 
-def _teacher(root: Path, card: TeacherCard, ledger: Mapping[tuple[int, str], LedgerEntry]) -> TeacherSummary:
+def _teacher(record: StoreRecord, card: TeacherCard, ledger: Mapping[tuple[int, str], LedgerEntry]) -> TeacherSummary:
     entries = [entry for (_, slug), entry in ledger.items() if slug == card.slug]
+    arrays = teacher_arrays(card.encoding, card.dim)
+    vouched = sum(spec.chunk_bytes(record.rows_per_shard) + CRC_BYTES for spec in arrays)
     return TeacherSummary(
         shards_done=len(entries),
         image_rows=sum(entry.image_rows for entry in entries),
         text_rows=sum(entry.text_rows for entry in entries),
-        bytes=_bytes(root / "teachers" / card.slug),
+        bytes=len(entries) * vouched,
         digest=card.digest,
     )
 
@@ -91,7 +101,3 @@ def _counts(column: object) -> dict[str, int]:
     return {
         pair["values"]: pair["counts"] for pair in sorted(pairs, key=lambda pair: (-pair["counts"], pair["values"]))
     }
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -6,9 +6,8 @@ problem names one file, and `repair` knows which entries can no longer be kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from mmkd.store.atomic import temporary_files
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
+from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.hierarchy import array_documents, group_document, read_json
 from mmkd.store.layout import (
@@ -26,15 +26,14 @@ from mmkd.store.layout import (
     PAIR_SOUND,
     TEXT_SOUND,
     TOWERS,
-    feature_chunk,
     ledger_entry,
     sample_part,
     shard_count,
     teacher_group,
-    valid_chunk,
 )
 from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
 from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.remote import StorePath, name_in
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.writer import iter_shards
 
@@ -83,7 +82,7 @@ class VerifyReport:
         return not self.findings
 
 
-def verify(root: Path, deep: bool = False) -> VerifyReport:
+def verify(root: StorePath, deep: bool = False) -> VerifyReport:
     """Check a store: metadata, sample parts, every ledger entry against the bytes it vouches for.
 
     Args:
@@ -106,7 +105,7 @@ def verify(root: Path, deep: bool = False) -> VerifyReport:
     entries: list[LedgerEntry] = []
     paths = list(entry_paths(root))
     for path in paths:
-        name = str(path.relative_to(root))
+        name = name_in(root, path)
         try:
             entries.append(read_entry(path))
         except CorruptStoreError as error:
@@ -122,12 +121,12 @@ def verify(root: Path, deep: bool = False) -> VerifyReport:
             findings.append(
                 Problem(name, f"{name}: teacher {entry.teacher} has no card in this store", entry.shard, entry.teacher)
             )
-    temporary = tuple(sorted(str(path.relative_to(root)) for path in temporary_files(root)))
-    orphans = tuple(sorted(_orphans(root, record, entries, {str(path.relative_to(root)) for path in paths})))
+    temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
+    orphans = tuple(sorted(_orphans(root, record, cards, entries, {name_in(root, path) for path in paths})))
     return VerifyReport(len(paths), tuple(findings), temporary, orphans, deep)
 
 
-def _check_teacher(root: Path, record: StoreRecord, slug: str, cards: dict[str, TeacherCard]) -> Iterator[Problem]:
+def _check_teacher(root: StorePath, record: StoreRecord, slug: str, cards: dict[str, TeacherCard]) -> Iterator[Problem]:
     """Judge a teacher's card and array documents; a sound card goes into `cards`."""
     try:
         card = read_card(root, slug)
@@ -140,7 +139,7 @@ def _check_teacher(root: Path, record: StoreRecord, slug: str, cards: dict[str, 
             yield from _check_document(root, name, document)
 
 
-def _check_document(root: Path, name: str, expected: dict[str, object]) -> Iterator[Problem]:
+def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> Iterator[Problem]:
     """Array documents and `teachers/zarr.json` follow from the record and the card; repair writes them again."""
     try:
         found = read_json(root / name)
@@ -156,7 +155,7 @@ def _check_document(root: Path, name: str, expected: dict[str, object]) -> Itera
         yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({', '.join(wrong)})")
 
 
-def _check_parts(root: Path, record: StoreRecord) -> tuple[dict[int, str], list[Problem]]:
+def _check_parts(root: StorePath, record: StoreRecord) -> tuple[dict[int, str], list[Problem]]:
     """SHA-256 of each readable sample part, and what is wrong with the table."""
     checksums: dict[int, str] = {}
     findings: list[Problem] = []
@@ -198,7 +197,7 @@ def _blamed_parts(checksums: dict[int, str], entries: list[LedgerEntry]) -> Iter
 
 
 def _check_entry(
-    root: Path, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
+    root: StorePath, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
 ) -> Iterator[Problem]:
     """Judge one shard of one teacher."""
     for file, what in _entry_faults(root, record, card, entry, checksums, deep):
@@ -207,7 +206,7 @@ def _check_entry(
 
 
 def _entry_faults(
-    root: Path, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
+    root: StorePath, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
 ) -> Iterator[tuple[str, str]]:
     """File ('' for the entry itself) and what is wrong with it."""
     per_shard = record.rows_per_shard
@@ -221,28 +220,40 @@ def _entry_faults(
         yield "", f"vouches for {entry.rows} rows, the shard has {rows}"
     if entry.shard in checksums and checksums[entry.shard] != entry.samples_sha256:
         yield sample_part(entry.shard), "not the sample rows that these features were made from"
-    try:
-        body = read_body(root, valid_chunk(card.slug, entry.shard), per_shard, entry.valid_crc32c)
-    except CorruptStoreError as error:
-        yield valid_chunk(card.slug, entry.shard), str(error)
+    if not entry.fits(card.encoding):
+        yield "", f"its members are not those of a shard in {card.encoding}"
         return
-    valid = np.frombuffer(body, dtype=np.uint8)
+    *_, valid_spec = teacher_arrays(card.encoding, card.dim)
+    file = valid_spec.chunk(card.slug, entry.shard)
+    try:
+        valid = _checked(root, record, valid_spec, entry)
+    except CorruptStoreError as error:
+        yield file, str(error)
+        return
     if (valid & ~np.uint8(PAIR_SOUND)).any() or valid[rows:].any():
-        yield valid_chunk(card.slug, entry.shard), "marks something else than image and text of this shard's rows"
+        yield file, "marks something else than image and text of this shard's rows"
     for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
-        file = feature_chunk(card.slug, tower, entry.shard)
+        specs = tower_arrays(tower, card.encoding, card.dim)
+        file = specs[0].chunk(card.slug, entry.shard)
         counted, sound = getattr(entry, f"{tower}_rows"), (valid & bit) > 0
         if int(sound.sum()) != counted:
             yield file, f"{int(sound.sum())} sound rows, the ledger says {counted}"
-        try:
-            size = per_shard * card.dim * np.dtype(card.encoding).itemsize
-            body = read_body(root, file, size, getattr(entry, f"{tower}_crc32c"))
-        except CorruptStoreError as error:
-            yield file, str(error)
-            continue
-        if deep:
-            values = np.frombuffer(body, dtype=np.dtype(card.encoding).newbyteorder("<")).reshape(-1, card.dim)
-            yield from ((file, what) for what in value_faults(values, sound))
+        arrays = []
+        for spec in specs:
+            try:
+                arrays.append(_checked(root, record, spec, entry))
+            except CorruptStoreError as error:
+                yield spec.chunk(card.slug, entry.shard), str(error)
+        if deep and len(arrays) == len(specs):
+            yield from ((file, what) for what in value_faults(decode_rows(arrays), sound))
+
+
+def _checked(root: StorePath, record: StoreRecord, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
+    """One chunk's values, when its bytes are what the entry vouches for."""
+    per_shard = record.rows_per_shard
+    name = spec.chunk(entry.teacher, entry.shard)
+    body = read_body(root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))
+    return np.frombuffer(body, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape(per_shard))
 
 
 def value_faults(values: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> Iterator[str]:
@@ -257,15 +268,22 @@ def value_faults(values: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) ->
         yield f"{told} rows are not marked sound but hold values; missing rows hold NaN"
 
 
-def _orphans(root: Path, record: StoreRecord, entries: list[LedgerEntry], named: set[str]) -> Iterator[str]:
+def _orphans(
+    root: StorePath,
+    record: StoreRecord,
+    cards: Mapping[str, TeacherCard],
+    entries: list[LedgerEntry],
+    named: set[str],
+) -> Iterator[str]:
     """Files in our three folders that neither the ledger nor the hierarchy accounts for."""
     known = {sample_part(shard) for shard in range(shard_count(record.rows, record.rows_per_shard))} | named
     for entry in entries:
-        known.add(valid_chunk(entry.teacher, entry.shard))
-        known.update(feature_chunk(entry.teacher, tower, entry.shard) for tower in TOWERS)
+        # Without a card nobody knows the encoding; int8 has all arrays that any has.
+        encoding = cards[entry.teacher].encoding if entry.teacher in cards else "int8"
+        known.update(spec.chunk(entry.teacher, entry.shard) for spec in teacher_arrays(encoding, 1))
     for folder in ("samples", "teachers", "ledger"):
         for path in (root / folder).rglob("*"):
-            name = path.relative_to(root).as_posix()
+            name = name_in(root, path)
             if (
                 path.is_file()
                 and path.name != "zarr.json"

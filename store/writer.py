@@ -10,7 +10,6 @@ import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from mmkd.store.atomic import create_atomically, write_atomically
 from mmkd.store.card import TeacherCard, read_card
 from mmkd.store.chunk import encode_chunk, pad_rows
+from mmkd.store.encoding import CosineError, cosine_error, decode_rows, encode_rows, teacher_arrays, tower_arrays
 from mmkd.store.errors import StoreError, TeacherMismatchError, UserError
 from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
 from mmkd.store.layout import (
@@ -27,14 +27,13 @@ from mmkd.store.layout import (
     IMAGE_SOUND,
     TEXT_SOUND,
     TOWERS,
-    feature_chunk,
     rows_per_shard,
     shard_count,
     teacher_group,
-    valid_chunk,
 )
-from mmkd.store.ledger import LedgerEntry, write_entry
+from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
 from mmkd.store.record import CorpusRecord, StoreRecord, read_record
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import sample_schema, write_part
 
 
@@ -51,7 +50,7 @@ class ShardFeatures:
     valid: NDArray[np.uint8]
 
 
-def create_store(root: Path, corpus: CorpusRecord, index: pa.Table) -> StoreRecord:
+def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> StoreRecord:
     """Lay a new store over an indexed corpus: the sample parts, then the root group that makes it a store.
 
     Args:
@@ -63,7 +62,7 @@ def create_store(root: Path, corpus: CorpusRecord, index: pa.Table) -> StoreReco
         StoreError: `root` holds something else, or cannot be written.
     """
     strangers = sorted(p.name for p in root.iterdir() if p.name != "samples") if root.is_dir() else []
-    if root.is_file() or strangers:
+    if strangers or root.is_file():
         found = strangers[0] if strangers else "a file"
         raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
     per_shard = rows_per_shard(corpus.rows)
@@ -82,7 +81,7 @@ def create_store(root: Path, corpus: CorpusRecord, index: pa.Table) -> StoreReco
     return record
 
 
-def move_corpus(root: Path, corpus_root: Path, number: int = 0) -> StoreRecord:
+def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> StoreRecord:
     """Note that a corpus' files lie in another folder now; the rows stay as they are.
 
     Args:
@@ -104,7 +103,7 @@ def move_corpus(root: Path, corpus_root: Path, number: int = 0) -> StoreRecord:
     return moved
 
 
-def add_teacher(root: Path, record: StoreRecord, card: TeacherCard) -> None:
+def add_teacher(root: StorePath, record: StoreRecord, card: TeacherCard) -> None:
     """Create the arrays of a teacher; nothing happens when the same teacher is there already.
 
     Raises:
@@ -130,39 +129,66 @@ def add_teacher(root: Path, record: StoreRecord, card: TeacherCard) -> None:
 
 
 def write_shard(
-    root: Path, record: StoreRecord, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
+    root: StorePath, record: StoreRecord, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
 ) -> LedgerEntry:
     """Write one shard of one teacher and vouch for it.
 
-    Features of rows whose bit is not set in `valid` are written as NaN: missing is never zero.
+    Features of rows whose bit is not set in `valid` are written as missing, which is never zero. So are those
+    that the encoding cannot hold (not finite, zero, too large for float16); their bit is not set on disk.
 
     Raises:
         StoreError: the disk is full or read-only. The shard then counts as not done.
     """
-    rows = len(features.valid)
-    crc: dict[str, str] = {}
+    valid = np.zeros_like(features.valid)
+    arrays: list[NDArray[Any]] = []
+    members: dict[str, Any] = {}
     for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
-        with np.errstate(over="ignore"):  # rows marked sound hold what fits; the others become NaN below
-            values = getattr(features, tower).astype(card.encoding, copy=True)
-        values[(features.valid & bit) == 0] = np.nan
-        data, crc[tower] = encode_chunk(pad_rows(values, record.rows_per_shard, np.nan))
-        write_atomically(root / feature_chunk(card.slug, tower, shard), data)
-    data, crc["valid"] = encode_chunk(pad_rows(features.valid, record.rows_per_shard, 0))
-    write_atomically(root / valid_chunk(card.slug, shard), data)
+        values = getattr(features, tower)
+        stored, sound = encode_rows(values, (features.valid & bit) != 0, card.encoding)
+        valid[sound] |= bit
+        arrays += stored
+        members[f"{tower}_rows"] = int(np.count_nonzero(sound))
+        if len(tower_arrays(tower, card.encoding, card.dim)) > 1:
+            members[f"{tower}_error"] = cosine_error(values, decode_rows(stored), sound)
+    for spec, array in zip(teacher_arrays(card.encoding, card.dim), (*arrays, valid), strict=True):
+        data, members[f"{spec.name}_crc32c"] = encode_chunk(pad_rows(array, record.rows_per_shard, spec.fill))
+        write_atomically(root / spec.chunk(card.slug, shard), data)
     entry = LedgerEntry(
         shard=shard,
         teacher=card.slug,
         teacher_digest=card.digest,
-        rows=rows,
-        image_rows=int(np.count_nonzero(features.valid & IMAGE_SOUND)),
-        text_rows=int(np.count_nonzero(features.valid & TEXT_SOUND)),
-        image_crc32c=crc["image"],
-        text_crc32c=crc["text"],
-        valid_crc32c=crc["valid"],
+        rows=len(valid),
         samples_sha256=samples_sha256,
+        **members,
     )
     write_entry(root, entry)
     return entry
+
+
+def note_encoding_error(root: StorePath, record: StoreRecord, slug: str) -> None:
+    """Write into the card what its encoding cost, once every shard is there. Nothing happens for floats.
+
+    The digest does not change. The numbers come from the ledger, so the same entries give the same card.
+
+    Raises:
+        CorruptStoreError: the card or an entry cannot be read.
+        StoreError: the store cannot be written.
+    """
+    card = read_card(root, slug)
+    if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
+        return
+    entries = [entry for (_, teacher), entry in sorted(read_ledger(root).items()) if teacher == slug]
+    if len(entries) < shard_count(record.rows, record.rows_per_shard):
+        return
+    measured = {}
+    for tower in TOWERS:
+        errors = [(getattr(entry, f"{tower}_error"), getattr(entry, f"{tower}_rows")) for entry in entries]
+        rows = sum(count for _, count in errors)
+        mean = sum(error.mean * count for error, count in errors) / max(rows, 1)
+        measured[tower] = CosineError(mean=float(f"{mean:.2e}"), worst=max(error.worst for error, _ in errors))
+    if card.encoding_error != measured:
+        noted = card.model_copy(update={"encoding_error": measured})
+        write_document(root / teacher_group(slug) / "zarr.json", group_document(noted.model_dump(mode="json")))
 
 
 def iter_shards(record: StoreRecord) -> Iterator[range]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +17,29 @@ def small_store(tmp_path: Path) -> Path:
     root = tmp_path / "store"
     make_store(root, 600, [make_card("alpha", 8), make_card("beta", 16)])
     return root
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server on loopback with a bucket `shared`; the environment names it, as a user would. Gives its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        request = urllib.request.Request(f"http://{host}:{port}/shared", method="PUT")
+        urllib.request.urlopen(request).close()
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
+    """A URL of its own for each test."""
+    return f"s3://shared/{request.node.name}"

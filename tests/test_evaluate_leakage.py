@@ -101,6 +101,9 @@ def test_text_and_json_say_the_same(planted: tuple[Path, Path]) -> None:
     assert "  exact: test0 = train5" in text.output
     assert "set test inside (other groups): 2 exact, 2 near of 30 images" in text.output
     assert "  ... and 1 more; --json lists all" in text.output
+    corpus = CliRunner().invoke(evaluate, ["leakage", str(planted[0]), "--training", str(planted[1])])
+    assert f"training corpus {planted[1]}" in corpus.output
+    assert "set test in training corpus: 1 exact, 1 near of 30 images" in corpus.output
     content = json.loads(CliRunner().invoke(evaluate, ["leakage", str(planted[0]), "--json"]).output)
     assert [one["exact"] for one in content["overlaps"]] == [1, 2]
     assert len(content["overlaps"][1]["pairs"]) == 4

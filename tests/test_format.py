@@ -89,7 +89,10 @@ def read_store(root: Path) -> dict[str, Any]:
         assert card["slug"] == folder.name
         assert card["digest"] == canonical({name: card[name] for name in names})[:16]
         d, encoding = card["dim"], card["encoding"]
-        towers = {tower: np.full((len(parts) * r, d), np.nan, encoding) for tower in ("image", "text")}
+        towers = {
+            tower: np.full((len(parts) * r, d), np.nan, encoding.replace("int8", "float32"))
+            for tower in ("image", "text")
+        }
         valid = np.zeros(len(parts) * r, np.uint8)
         for s, part in enumerate(parts):
             path = root / f"ledger/{s:05d}.{folder.name}.json"
@@ -102,7 +105,15 @@ def read_store(root: Path) -> dict[str, Any]:
             rows = slice(s * r, (s + 1) * r)
             valid[rows] = chunk(folder / f"valid/c/{s}", "uint8", (r,), entry["valid_crc32c"])
             for bit, (tower, values) in enumerate(towers.items()):
-                values[rows] = chunk(folder / f"{tower}/c/{s}/0", encoding, (r, d), entry[f"{tower}_crc32c"])
+                stored = chunk(folder / f"{tower}/c/{s}/0", encoding, (r, d), entry[f"{tower}_crc32c"])
+                assert (f"{tower}_scale_crc32c" in entry) == (f"{tower}_error" in entry) == (encoding == "int8")
+                if encoding == "int8":
+                    crc = entry[f"{tower}_scale_crc32c"]
+                    scale = chunk(folder / f"{tower}_scale/c/{s}", "float32", (r,), crc)
+                    assert not stored[np.isnan(scale)].any()
+                    assert (np.abs(stored[np.isfinite(scale)]).max(axis=1) == 127).all()
+                    stored = stored * scale[:, None]
+                values[rows] = stored
                 sound = (valid[rows] >> bit & 1).astype(bool)
                 assert entry[f"{tower}_rows"] == sound.sum()
                 assert np.isnan(values[rows][~sound]).all()
@@ -111,7 +122,8 @@ def read_store(root: Path) -> dict[str, Any]:
 
 
 def test_a_reader_written_from_the_document_reads_a_store(tmp_path: Path) -> None:
-    cards = [make_card("alpha", 8), make_card("beta", 5).model_copy(update={"encoding": "float32"})]
+    cards = [make_card("alpha", 8), make_card("beta", 5).with_encoding("float32")]
+    cards.append(make_card("gamma", 6).with_encoding("int8"))
     _, written = make_store(tmp_path / "s", 300, cards)
     (tmp_path / "s/ledger/00001.alpha.json").unlink()
     read = read_store(tmp_path / "s")
@@ -146,7 +158,10 @@ def test_crc32c_of_the_document_is_that_of_the_rfc() -> None:
     assert crc32c(b"123456789") == 0xE3069283
 
 
-@pytest.mark.parametrize(("data_type", "shape", "chunks"), [("float16", (9, 4), (8, 4)), ("uint8", (9,), (8,))])
+@pytest.mark.parametrize(
+    ("data_type", "shape", "chunks"),
+    [("float16", (9, 4), (8, 4)), ("float32", (9,), (8,)), ("int8", (9, 4), (8, 4)), ("uint8", (9,), (8,))],
+)
 def test_array_documents_are_those_of_zarr(
     tmp_path: Path, data_type: str, shape: tuple[int, ...], chunks: tuple[int, ...]
 ) -> None:
@@ -155,8 +170,8 @@ def test_array_documents_are_those_of_zarr(
         shape=shape,
         chunks=chunks,
         dtype=data_type,
-        fill_value=0 if data_type == "uint8" else np.nan,
-        serializer=zarr.codecs.BytesCodec() if data_type == "uint8" else zarr.codecs.BytesCodec(endian="little"),
+        fill_value=0 if "int8" in data_type else np.nan,
+        serializer=zarr.codecs.BytesCodec() if "int8" in data_type else zarr.codecs.BytesCodec(endian="little"),
         compressors=zarr.codecs.Crc32cCodec(),
     )
     assert json.loads((tmp_path / "a/zarr.json").read_text()) == array_document(shape, chunks, data_type)

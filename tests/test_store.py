@@ -190,20 +190,44 @@ def test_verify_names_a_file_with_one_flipped_bit(small_store: Path, name: str) 
     assert any(part in problem for problem in problems for part in named)
 
 
-def test_verify_finds_rows_that_are_marked_sound_but_are_not(tmp_path: Path) -> None:
+def write_image(root: Path, image: np.ndarray) -> None:
+    """Write 100 rows of image features to shard 0 of alpha, all offered as sound."""
     from mmkd.store.samples import read_part
     from mmkd.store.writer import ShardFeatures, write_shard
 
-    card = make_card("alpha", 8)
-    record, _ = make_store(tmp_path / "s", 100, [card])
-    _, sha = read_part(tmp_path / "s", 0)
-    image = np.ones((100, 8), dtype=np.float16)
-    image[3] = 0
-    image[5] = np.inf
+    store = FeatureStore.open(root)
+    _, sha = read_part(root, 0)
     features = ShardFeatures(image, np.ones((100, 8), dtype=np.float16), np.full(100, 3, dtype=np.uint8))
-    write_shard(tmp_path / "s", record, card, 0, features, sha)
-    assert FeatureStore.open(tmp_path / "s").verify().sound  # the bytes are those that were written
-    (problem,) = FeatureStore.open(tmp_path / "s").verify(deep=True).problems
+    write_shard(root, store.record, store.card("alpha"), 0, features, sha)
+
+
+def test_what_the_encoding_cannot_hold_is_written_as_missing(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 100, [make_card("alpha", 8)])
+    image = np.ones((100, 8), dtype=np.float32)
+    image[3], image[5], image[7] = 0, 70000, 1e-30
+    write_image(tmp_path / "s", image)
+    store = FeatureStore.open(tmp_path / "s")
+    assert np.flatnonzero(store.valid("alpha") != 3).tolist() == [3, 5, 7]
+    assert np.flatnonzero(np.isnan(store.image("alpha")).all(axis=1)).tolist() == [3, 5, 7]
+    assert store.ledger[0, "alpha"].image_rows == 97
+    assert store.verify(deep=True).sound
+
+
+def test_verify_finds_rows_that_are_marked_sound_but_are_not(tmp_path: Path) -> None:
+    from mmkd.store.chunk import encode_chunk
+
+    root = tmp_path / "s"
+    make_store(root, 100, [make_card("alpha", 8)])
+    image = np.full((256, 8), np.nan, dtype=np.float16)
+    image[:100] = 1
+    write_image(root, image[:100])
+    image[3], image[5] = 0, np.inf
+    entry = root / "ledger/00000.alpha.json"
+    data, crc = encode_chunk(image)
+    (root / "teachers/alpha/image/c/0/0").write_bytes(data)
+    entry.write_text(json.dumps(json.loads(entry.read_text()) | {"image_crc32c": crc}))
+    assert FeatureStore.open(root).verify().sound  # the bytes are those that were vouched for
+    (problem,) = FeatureStore.open(root).verify(deep=True).problems
     assert "2 rows are marked sound but are zero or not finite" in problem
 
 

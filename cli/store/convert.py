@@ -11,18 +11,22 @@ import click
 from tqdm import tqdm
 
 from mmkd.cli.store.group import store
-from mmkd.store.errors import CorpusError, StoreError
+from mmkd.cli.store_place import ENCODINGS, STORE
+from mmkd.store.errors import ConfigError, CorpusError, StoreError
 
 if TYPE_CHECKING:
-    from mmkd.store.card import Encoding
     from mmkd.store.convert.importing import FeatureSource
+    from mmkd.store.encoding import Encoding
+    from mmkd.store.remote import StorePath
 
-LAYOUTS = ("npy", "parquet", "safetensors", "original")
+LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
+CODECS = ("zstd", "blosc", "gzip")
+"""As `mmkd.store.convert.archive`, which loads NumPy; a test holds the two together."""
 
 
 @store.command("import")
 @click.argument("original", type=click.Path(path_type=Path))
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.option(
     "--features",
     type=click.Choice(["clips_output", "clips_project_output"]),
@@ -32,15 +36,19 @@ LAYOUTS = ("npy", "parquet", "safetensors", "original")
 )
 @click.option(
     "--encoding",
-    type=click.Choice(["float16", "float32"]),
+    type=click.Choice(ENCODINGS),
     default="float16",
     show_default=True,
-    help="float32 keeps float32 features exactly, float16 rounds to the nearest and takes half the room.",
+    help="float32 keeps float32 features exactly, float16 rounds to nearest in half the room, int8 in a quarter.",
 )
-@click.option("--name", default="clip-retrieval", show_default=True, help="Teacher name for a clip-retrieval folder.")
+@click.option(
+    "--name", default="clip-retrieval", show_default=True, help="Teacher of a clip-retrieval folder or of bags."
+)
 @click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
-def import_(original: Path, path: Path, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
-    """Bring features of the original MMKD-CLIP release, or of clip-retrieval, into a store. Run again to go on."""
+def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
+    """Bring features that others made into a store; run again to go on.
+
+    ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, or a folder of bags (CLAM, TRIDENT)."""
     from mmkd.store.convert.importing import import_features
 
     with tqdm(unit="shard", disable=True if as_json else None) as bar:
@@ -65,19 +73,27 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
         from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
 
         return ClipRetrievalFolder(original, name)
+    if any(original.glob("*.h5")):
+        from mmkd.store.convert.bags import BagFolder
+
+        return BagFolder(original, name)
     raise CorpusError(
-        f"{original} holds neither meta.jsonl (the original release) nor metadata/ (clip-retrieval); name such a folder"
+        f"{original} holds neither meta.jsonl (the original release), metadata/ (clip-retrieval) nor *.h5 "
+        "(bags of CLAM or TRIDENT); name such a folder"
     )
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="npy + Parquet is embedding-reader's.")
-def export(path: Path, out: Path, layout: str) -> None:
+@click.option("--codec", type=click.Choice(CODECS), help="Of the compressed archive that --layout zarr writes.")
+def export(path: StorePath, out: Path, layout: str, codec: str | None) -> None:
     """Write a store's features in another layout, into a new folder."""
     from mmkd.store import FeatureStore
 
+    if (codec is not None) != (layout == "zarr"):
+        raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
@@ -93,6 +109,12 @@ def export(path: Path, out: Path, layout: str) -> None:
         from mmkd.store.convert.safetensors_file import export_safetensors
 
         what = f"{export_safetensors(source, out)} files"
+    elif codec is not None:
+        from mmkd.store.convert.archive import export_archive
+
+        report = export_archive(source, out, codec)
+        share = report.archived / max(report.stored, 1)
+        what = f"{report.arrays} arrays, {report.archived:,} bytes ({share:.1%} of {report.stored:,})"
     else:
         from mmkd.store.convert.original import export_original
 

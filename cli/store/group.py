@@ -7,4 +7,4 @@ import click
 
 @click.group()
 def store() -> None:
-    """Look at a store, check it, bring features in and out."""
+    """Look at a store, check it, bring features in and out. STORE is a folder or a URL such as s3://bucket/store."""

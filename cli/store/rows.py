@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mmkd.cli.store.group import store
+from mmkd.cli.store_place import ENCODINGS, STORE
 from mmkd.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmkd.store.encoding import Encoding
+    from mmkd.store.remote import StorePath
 
 
 def _silent(done: int, every: int) -> None:
@@ -15,21 +21,23 @@ def _silent(done: int, every: int) -> None:
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
+@click.argument("out", type=STORE)
 @click.option("--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="File with one key a line.")
 @click.option("--where", multiple=True, metavar="COLUMN=VALUE", help="Rows whose column has this value; may repeat.")
 @click.option("--filter", "condition", metavar="SQL", help='Rows that fit, as after SQL\'s WHERE: "width >= 224".')
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @click.option("--teachers", help="Names to keep, with commas between; all when not given.")
+@click.option("--encoding", type=click.Choice(ENCODINGS), help="Of the new store.  [default: as it is]")
 def subset(  # noqa: PLR0913, PLR0917 - one argument an option
-    path: Path,
-    out: Path,
+    path: StorePath,
+    out: StorePath,
     keys: Path | None,
     where: tuple[str, ...],
     condition: str | None,
     selection: str | None,
     teachers: str | None,
+    encoding: Encoding | None,
 ) -> None:
     """Write a new store of some rows and teachers. What is given must all hold. Run again to go on.
 
@@ -48,14 +56,14 @@ def subset(  # noqa: PLR0913, PLR0917 - one argument an option
     wanted = keys.read_text("utf-8").splitlines() if keys else None
     rows = chosen_rows(source, RowChoice(wanted, values, condition, selection))
     names = teachers.split(",") if teachers else None
-    report = import_features(StoreRows([(source, rows)], names), out, "float16", _silent)
+    report = import_features(StoreRows([(source, rows)], names), out, encoding, _silent)
     click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.argument("corpus")
-def append(path: Path, corpus: str) -> None:
+def append(path: StorePath, corpus: str) -> None:
     """List a further CORPUS below the rows of STORE; `mmkd extract CORPUS STORE` then does the new shards.
 
     Nothing that is there is written again. The new rows begin at the next shard boundary.
@@ -71,12 +79,12 @@ def append(path: Path, corpus: str) -> None:
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--corpus", type=click.IntRange(min=0), default=0, show_default=True, help="Which; appended ones follow 0."
 )
-def relocate(path: Path, folder: Path, corpus: int) -> None:
+def relocate(path: StorePath, folder: Path, corpus: int) -> None:
     """Note in STORE that its corpus' images lie in FOLDER now. No feature or row changes."""
     from mmkd.store.writer import move_corpus
 
@@ -85,9 +93,9 @@ def relocate(path: Path, folder: Path, corpus: int) -> None:
 
 
 @store.command()
-@click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-def merge(paths: tuple[Path, ...], out: Path) -> None:
+@click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
+@click.argument("out", type=STORE)
+def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
     """Write a new store of the rows of several with the same teachers and distinct keys. Run again to go on."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
@@ -95,5 +103,5 @@ def merge(paths: tuple[Path, ...], out: Path) -> None:
 
     stores = [FeatureStore.open(path) for path in paths]
     source = StoreRows([(part, chosen_rows(part, RowChoice())) for part in stores])
-    report = import_features(source, out, "float16", _silent)
+    report = import_features(source, out, None, _silent)
     click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")

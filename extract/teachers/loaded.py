@@ -108,6 +108,8 @@ def check_digest(found: TeacherCard, card: TeacherCard) -> None:
     Raises:
         TeacherError: with both digests and what differs.
     """
+    # How features are kept is the run's choice; the files have no say in it.
+    found = found.with_encoding(card.encoding)
     if found.digest == card.digest:
         return
     names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalised")

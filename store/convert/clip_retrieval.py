@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmkd.store.atomic import write_atomically
-from mmkd.store.card import Encoding, TeacherCard
+from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
 from mmkd.store.reader import FeatureStore
@@ -78,7 +79,7 @@ class ClipRetrievalFolder:
                 content |= {name: row.get(name) for name in ("modality", "offset", "length")}
                 yield content | {label: row.get(label) for label in self.labels}
 
-    def cards(self, encoding: Encoding) -> list[TeacherCard]:
+    def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """The one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
         dims = {array.shape[1] for tower in PREFIXES if (array := self._array(self._parts[0][0], tower)) is not None}
         if len(dims) != 1:
@@ -91,7 +92,8 @@ class ClipRetrievalFolder:
         numbers = rows["row"].to_pylist()
         first, end = numbers[0], numbers[-1] + 1
         out: Features = {
-            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=card.encoding) for tower in PREFIXES
+            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
+            for tower in PREFIXES
         }
         start = 0
         for number, path, metadata in self._parts:

@@ -15,13 +15,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.store.atomic import disk_errors
-from mmkd.store.card import Encoding, Preprocessing, TeacherCard
+from mmkd.store.card import Preprocessing, TeacherCard
+from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
-from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, TOWERS
+from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
-from mmkd.store.writer import ShardFeatures, add_teacher, create_store, write_shard
+from mmkd.store.writer import ShardFeatures, add_teacher, create_store, note_encoding_error, write_shard
 
 _BATCH = 65536
 
@@ -50,8 +52,8 @@ class FeatureSource(Protocol):
     def rows(self) -> Iterator[dict[str, Any]]:
         """Sample rows in order: `key`, `caption`, `uri` and labels."""
 
-    def cards(self, encoding: Encoding) -> list[TeacherCard]:
-        """Every teacher in it."""
+    def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
+        """Every teacher in it; None: in the source's own encoding, or the usual one."""
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Features of these rows, and for each row why it has none, or None."""
@@ -68,7 +70,7 @@ class ImportReport:
     """Rows of them without any feature."""
 
 
-def imported_card(slug: str, source: str, dim: int, encoding: Encoding) -> TeacherCard:
+def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -> TeacherCard:
     """A card for features whose maker is known by name only: what nobody stated is marked so."""
     return TeacherCard(
         slug=slug,
@@ -78,13 +80,13 @@ def imported_card(slug: str, source: str, dim: int, encoding: Encoding) -> Teach
         tokenizer_sha256="not stated",
         context_length=0,
         dim=dim,
-        encoding=encoding,
+        encoding=encoding or "float16",
         loader="imported",
     )
 
 
 def import_features(
-    source: FeatureSource, root: Path, encoding: Encoding, progress: Callable[[int, int], None]
+    source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
     """Bring `source` into a store at `root`; running it again does what is left.
 
@@ -93,7 +95,8 @@ def import_features(
     Args:
         source: the features.
         root: a new folder, or one that this function was interrupted in.
-        encoding: `float32` keeps float32 sources exactly; `float16` rounds to nearest even.
+        encoding: `float32` keeps float32 sources exactly; `float16` rounds to nearest even; `int8` keeps codes
+            and a scale for each row. None: as the source has it, float16 when it has no say.
         progress: called with shards done and shards in all.
 
     Raises:
@@ -119,31 +122,28 @@ def import_features(
             failed += _import_shard(source, root, store, shard, lacking)
             written += 1
         progress(shard + 1, len(shards))
+    for card in cards:
+        note_encoding_error(root, record, card.slug)
     return ImportReport(record.rows, written, failed)
 
 
-def _import_shard(source: FeatureSource, root: Path, store: FeatureStore, shard: int, cards: list[TeacherCard]) -> int:
+def _import_shard(
+    source: FeatureSource, root: StorePath, store: FeatureStore, shard: int, cards: list[TeacherCard]
+) -> int:
     table, sha = read_part(root, shard)
     features, reasons = source.features(table, cards)
     if "pending" in table["status"].to_pylist():
         status = ["ok" if reason is None else "failed" for reason in reasons]
         sha = write_part(root, shard, with_columns(table, {"status": status, "reason": reasons}))
     for card in cards:
-        values = {tower: _stored(features[card.slug, tower], card.encoding) for tower in TOWERS}
-        valid = np.zeros(len(table), dtype=np.uint8)
-        for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
-            norms = np.linalg.norm(values[tower].astype(np.float64), axis=1)
-            valid[np.isfinite(norms) & (norms > 0)] |= bit
-        write_shard(root, store.record, card, shard, ShardFeatures(values["image"], values["text"], valid), sha)
+        # Every row is offered; the writer keeps those that are finite and not zero in this encoding.
+        offered = np.full(len(table), PAIR_SOUND, dtype=np.uint8)
+        values = ShardFeatures(features[card.slug, "image"], features[card.slug, "text"], offered)
+        write_shard(root, store.record, card, shard, values, sha)
     return sum(reason is not None for reason in reasons)
 
 
-def _stored(values: NDArray[np.floating[Any]], encoding: Encoding) -> NDArray[np.floating[Any]]:
-    with np.errstate(over="ignore"):
-        return values.astype(encoding)
-
-
-def _create(source: FeatureSource, root: Path) -> None:
+def _create(source: FeatureSource, root: StorePath) -> None:
     schema = sample_schema(source.labels)
     with _spooled(source.rows(), schema) as index:
         if not len(index):

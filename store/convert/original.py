@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.store.atomic import write_atomically
-from mmkd.store.card import Encoding, TeacherCard
+from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
+from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, check_slug
 from mmkd.store.reader import FeatureStore
@@ -61,7 +62,7 @@ class OriginalRelease:
                 "available_clips": ",".join(row["available_clips"]),
             }
 
-    def cards(self, encoding: Encoding) -> list[TeacherCard]:
+    def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """One card for each name in any `available_clips`; the width is that of the first file that has it.
 
         Raises:

@@ -16,9 +16,10 @@ import pyarrow.dataset as pads
 import zarr
 from numpy.typing import NDArray
 
-from mmkd.store.card import Encoding, TeacherCard
+from mmkd.store.card import TeacherCard
 from mmkd.store.condition import parse_condition
 from mmkd.store.convert.importing import Features
+from mmkd.store.encoding import Encoding
 from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
@@ -70,14 +71,15 @@ class StoreRows:
             table = store.sample_table().take(pa.array(rows))
             for batch in table.to_batches(max_chunksize=4096):
                 for row in batch.to_pylist():
-                    root = store.record.image_root(row.pop("row"))
+                    root = Path(store.record.image_root(row.pop("row")))
                     if row["uri"] is not None and self.root != root:
                         row["uri"] = str(root / row["uri"]).lstrip("/")
                     yield row
 
-    def cards(self, encoding: Encoding) -> list[TeacherCard]:
-        """The first store's cards; they keep their own encoding."""
-        return [self.parts[0][0].card(slug) for slug in self._slugs]
+    def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
+        """The first store's cards; without an encoding they keep their own."""
+        cards = [self.parts[0][0].card(slug) for slug in self._slugs]
+        return [card.with_encoding(encoding or card.encoding) for card in cards]
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather the features of a range of the new rows."""

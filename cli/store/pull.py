@@ -1,0 +1,57 @@
+"""`mmkd store pull`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from mmkd.cli.store.group import store
+from mmkd.cli.store_place import STORE
+
+if TYPE_CHECKING:
+    from mmkd.store.remote import StorePath
+
+
+@store.command()
+@click.argument("url", metavar="URL", type=STORE)
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--teachers", help="Names to bring, with commas between; all when not given.")
+@click.option("--shards", metavar="FIRST:END", help="Shards whose features to bring, END not included; all by default.")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Files brought at the same time."
+)
+@click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
+def pull(url: StorePath, out: Path, teachers: str | None, shards: str | None, workers: int, as_json: bool) -> None:
+    """Bring a store, or a part of it, to disk, each file checked against the ledger. Run again to go on.
+
+    All sample rows come along. Shards that are left out count as not extracted; pull again to bring them.
+
+    \b
+    mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
+    """
+    from mmkd.store import FeatureStore
+    from mmkd.store.pull import pull as bring
+    from mmkd.store.pull import shard_range
+
+    source = FeatureStore.open(url)
+    names = teachers.split(",") if teachers else None
+    chosen = shard_range(shards, source.shards) if shards else None
+    with tqdm(unit="file", disable=True if as_json else None) as bar:
+
+        def progress(done: int, every: int) -> None:
+            bar.total = every
+            bar.update(done - bar.n)
+
+        report = bring(source, out, names, chosen, workers, progress)
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=1))
+    else:
+        click.echo(
+            f"{report.rows:,} rows in {out}; {report.shards} shards brought ({report.bytes / 2**20:,.1f} MB), "
+            f"{report.present} were there"
+        )

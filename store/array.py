@@ -1,0 +1,196 @@
+"""One array of a store, opened the best way there is: mapped, copied into memory, or fetched when rows are asked for.
+
+All three give the same values. What is not an ordinary array in memory is a `LazyRows`: index it
+with rows, get a NumPy array.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.store.chunk import read_body
+from mmkd.store.encoding import ArraySpec, decode_rows
+from mmkd.store.errors import CorruptStoreError
+from mmkd.store.mapping import can_map, map_chunks
+from mmkd.store.remote import StorePath, in_parallel
+
+CACHE_BYTES = 64 << 20
+"""Chunks of one remote array that are kept, so that reading rows in order fetches each chunk once."""
+
+
+class FeatureArray(Protocol):
+    """What `FeatureStore.image` gives: (N, D) values that are read when they are indexed.
+
+    For float encodings on disk it is a mapped `numpy.ndarray`. For int8, and behind a URL, it is a `LazyRows`:
+    indexing with an integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`, and
+    `numpy.asarray` gives all of it.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values that indexing gives: the card's encoding; float32 for int8."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Values of these rows, NaN where missing."""
+
+
+class LazyRows(ABC):
+    """Rows that are made when they are asked for. Read-only, and safe to use from several threads."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @abstractmethod
+    def _picked(self, rows: Any) -> NDArray[Any]:
+        """Values of these rows."""
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        """Values of the rows that an index along the first axis picks.
+
+        Raises:
+            IndexError: no such row, or an index of more axes than the rows.
+        """
+        if isinstance(rows, tuple):
+            raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
+        return self._picked(rows)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        """Rows N."""
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All rows, in memory."""
+        return np.asarray(self[:], dtype=dtype)
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.shape))
+        return f"<{type(self).__name__} ({shape}) {self.dtype}; index it with rows>"
+
+
+@dataclass(frozen=True)
+class ChunkedArray:
+    """Which chunks an array is made of, and what they must be."""
+
+    root: StorePath
+    spec: ArraySpec
+    rows: int
+    per_shard: int
+    chunks: tuple[tuple[str, str] | None, ...]
+    """Path and CRC32C of each shard's chunk; None where no ledger vouches for one."""
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """As it lies in files: little-endian."""
+        return np.dtype(self.spec.dtype).newbyteorder("<")
+
+    def shaped(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """All chunks' bytes or values as the array of N rows."""
+        values = flat.view(self.stored)
+        return (values if self.spec.width is None else values.reshape(-1, self.spec.width))[: self.rows]
+
+    def body(self, shard: int) -> NDArray[Any]:
+        """One chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
+        shape = self.spec.shape(self.per_shard)
+        chunk = self.chunks[shard]
+        if chunk is None:
+            return np.full(shape, self.spec.fill, dtype=self.stored)
+        data = read_body(self.root, chunk[0], self.spec.chunk_bytes(self.per_shard), chunk[1])
+        return np.frombuffer(data, dtype=self.stored).reshape(shape)
+
+    def load(self) -> NDArray[Any]:
+        """The whole array in memory, read-only.
+
+        Raises:
+            CorruptStoreError: a chunk is missing or is not what the ledger vouches for.
+        """
+        array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
+        for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
+            array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
+        array.flags.writeable = False
+        return array[: self.rows]
+
+    def map(self) -> NDArray[Any]:
+        """The whole array over the files' pages, read-only.
+
+        Raises:
+            CorruptStoreError: a chunk is missing or has another size.
+        """
+        names = [self.root / chunk[0] if chunk else None for chunk in self.chunks]
+        paths = [name for name in names if name is None or isinstance(name, Path)]
+        missing = np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
+        try:
+            return self.shaped(map_chunks(paths, self.spec.chunk_bytes(self.per_shard), missing.tobytes))
+        except FileNotFoundError as error:
+            raise CorruptStoreError(
+                f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
+            ) from error
+
+    def open(self) -> NDArray[Any] | LazyRows:
+        """The array: mapped where files can be, fetched by chunks behind a URL, else in memory."""
+        if not isinstance(self.root, Path):
+            return RemoteRows(self)
+        return self.map() if can_map(self.spec.chunk_bytes(self.per_shard)) else self.load()
+
+
+class RemoteRows(LazyRows):
+    """Rows behind a URL. Fetches whole chunks, checks them against the ledger, and keeps the last ones.
+
+    Good for looking at some rows and for reading in order. Random batches fetch a chunk for nearly every
+    row: `mmkd store pull` first.
+    """
+
+    def __init__(self, array: ChunkedArray) -> None:
+        self._array = array
+        self.shape = array.spec.shape(array.rows)
+        self.dtype = np.dtype(array.spec.dtype)
+        self._kept = max(1, CACHE_BYTES // max(1, array.spec.chunk_bytes(array.per_shard)))
+        self._chunk = lru_cache(maxsize=self._kept)(array.body)
+
+    def _picked(self, rows: Any) -> NDArray[Any]:
+        """Values of these rows; each chunk that holds some of them is fetched once."""
+        picked = np.arange(len(self))[rows]
+        flat = picked.reshape(-1)
+        shards = flat // self._array.per_shard
+        out = np.empty((len(flat), *self.shape[1:]), dtype=self.dtype)
+        wanted = np.unique(shards).tolist()
+        for start in range(0, len(wanted), self._kept):
+            some = wanted[start : start + self._kept]
+            for shard, body in zip(some, in_parallel(self._chunk, some, self._array.root), strict=True):
+                here = shards == shard
+                out[here] = body[flat[here] - shard * self._array.per_shard]
+        return out.reshape(*picked.shape, *self.shape[1:])
+
+
+class DecodedRows(LazyRows):
+    """int8 codes and their scales as float32 values; a row is decoded when it is asked for."""
+
+    def __init__(self, codes: NDArray[np.int8] | LazyRows, scales: NDArray[np.float32]) -> None:
+        self.codes = codes
+        """int8 (N, D): mapped, or fetched behind a URL."""
+        self.scales = scales
+        """float32 (N,), NaN where missing."""
+        self.shape = codes.shape
+        self.dtype = np.dtype(np.float32)
+
+    def _picked(self, rows: Any) -> NDArray[Any]:
+        """Codes times scale."""
+        return decode_rows([np.asarray(self.codes[rows]), np.asarray(self.scales[rows])])

@@ -1,0 +1,139 @@
+"""How a teacher's features lie in arrays: which arrays there are, and values to codes and back.
+
+`float16` and `float32` are the values themselves. `int8` keeps a row as 8-bit codes and one float32 scale:
+value = code * scale, with scale = max|value| / 127 of the row (symmetric "absmax" quantisation, as in
+Dettmers et al. 2022, arXiv:2208.07339, section 2, row by row). A missing row has scale NaN, so it decodes to NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from mmkd.store.layout import TOWERS, Tower, teacher_group
+
+Encoding = Literal["float16", "float32", "int8"]
+"""How a feature lies on disk."""
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+
+INT8_MAX = 127
+"""Codes are -127 to 127; -128 is not used, so that a vector and its negative have negative codes."""
+
+
+class CosineError(BaseModel):
+    """What an encoding costs: 1 - cosine between a feature and what is read back, over the sound rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    worst: float
+
+
+def value_type(encoding: Encoding) -> np.dtype[np.floating[Any]]:
+    """The float type that holds every value of an encoding: float32 for int8."""
+    return np.dtype(np.float16 if encoding == "float16" else np.float32)
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array of a teacher."""
+
+    name: str
+    """Folder below the teacher's group: `image`, `image_scale`, `text`, `text_scale` or `valid`."""
+    dtype: str
+    width: int | None
+    """Second axis; None for one number a row."""
+
+    @property
+    def fill(self) -> float:
+        """What a missing row holds."""
+        return float("nan") if self.dtype.startswith("float") else 0
+
+    def document(self, slug: str) -> str:
+        """Path of its metadata inside the store."""
+        return f"{teacher_group(slug)}/{self.name}/zarr.json"
+
+    def chunk(self, slug: str, shard: int) -> str:
+        """Path of one shard's chunk inside the store, by Zarr's default key encoding."""
+        return f"{teacher_group(slug)}/{self.name}/c/{shard}{'' if self.width is None else '/0'}"
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        """Shape of `rows` rows."""
+        return (rows,) if self.width is None else (rows, self.width)
+
+    def chunk_bytes(self, per_shard: int) -> int:
+        """Size of a chunk's body."""
+        return per_shard * (self.width or 1) * np.dtype(self.dtype).itemsize
+
+
+def teacher_arrays(encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
+    """The arrays of a teacher in the order in which they are written."""
+    specs: list[ArraySpec] = []
+    for tower in TOWERS:
+        specs += tower_arrays(tower, encoding, dim)
+    return (*specs, ArraySpec("valid", "uint8", None))
+
+
+def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
+    """The values, and for int8 their scales."""
+    values = ArraySpec(tower, encoding, dim)
+    return (values, ArraySpec(f"{tower}_scale", "float32", None)) if encoding == "int8" else (values,)
+
+
+def encode_rows(
+    features: NDArray[np.floating[Any]], sound: NDArray[np.bool_], encoding: Encoding
+) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
+    """Features as they lie on disk.
+
+    Args:
+        features: (rows, D), any float type; rows that are not sound may hold anything.
+        sound: bool (rows,).
+        encoding: of the card.
+
+    Returns:
+        The arrays of `tower_arrays`, and which rows are sound in them: a value that does not fit (beyond 65504
+        in float16) or a row that becomes zero makes its row missing, never infinite.
+    """
+    with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
+        if encoding != "int8":
+            stored = features.astype(encoding, copy=True)
+            norms = np.linalg.norm(stored.astype(np.float64 if encoding == "float32" else np.float32), axis=1)
+            good = sound & np.isfinite(norms) & (norms > 0)
+            stored[~good] = np.nan
+            return [stored], good
+        values = features.astype(np.float32)
+        scale = np.abs(values).max(axis=1, initial=0) / np.float32(INT8_MAX)
+        # A scale below the normal numbers has few bits left: codes would not be what they stand for.
+        good = sound & np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)
+        scale[~good] = np.nan
+        codes = np.zeros(values.shape, dtype=np.int8)
+        codes[good] = np.clip(np.rint(values[good] / scale[good, None]), -INT8_MAX, INT8_MAX)
+    return [codes, scale], good
+
+
+def decode_rows(arrays: list[NDArray[Any]]) -> NDArray[np.floating[Any]]:
+    """Values of the arrays of `tower_arrays`: themselves, or float32 codes times scale; NaN where missing."""
+    if len(arrays) == 1:
+        return arrays[0]
+    codes, scale = arrays
+    values: NDArray[np.float32] = codes.astype(np.float32) * scale[..., None].astype(np.float32)
+    return values
+
+
+def cosine_error(
+    features: NDArray[np.floating[Any]], decoded: NDArray[np.floating[Any]], sound: NDArray[np.bool_]
+) -> CosineError:
+    """1 - cosine of each sound row with its decoded form: mean and worst, to three digits; 0 without such a row.
+
+    Three digits, so that two machines whose sums differ in the last bit write the same bytes.
+    """
+    if not sound.any():
+        return CosineError(mean=0.0, worst=0.0)
+    left, right = features[sound].astype(np.float64), decoded[sound].astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    errors = np.maximum(1 - (left * right).sum(axis=1) / norms, 0)
+    return CosineError(mean=float(f"{errors.mean():.2e}"), worst=float(f"{errors.max():.2e}"))

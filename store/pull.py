@@ -1,0 +1,221 @@
+"""A store, or a part of it, brought to a disk: every file checked against the ledger before it counts.
+
+What has been brought stays: a pull that was killed goes on where it was, with at most the files in flight done
+again. A part is a sound store: teachers that were left out are not in it, and shards that were left out
+have no entry, so they count as not extracted. All sample rows come along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmkd.store.atomic import disk_errors, write_atomically
+from mmkd.store.card import TeacherCard
+from mmkd.store.chunk import CRC_BYTES, read_body
+from mmkd.store.encoding import ArraySpec, teacher_arrays
+from mmkd.store.errors import CorruptStoreError, StoreError, UserError
+from mmkd.store.hierarchy import encode_document, group_document
+from mmkd.store.layout import ledger_entry, sample_part
+from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
+from mmkd.store.reader import FeatureStore
+from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.remote import StorePath
+from mmkd.store.writer import add_teacher
+
+Progress = Callable[[int, int], None]
+"""Called with units done and units in all; a unit is a sample part, or one shard of one teacher."""
+
+
+@dataclass(frozen=True)
+class PullReport:
+    """What one pull did."""
+
+    rows: int
+    parts: int
+    """Sample parts that were brought; those that were there are not counted."""
+    shards: int
+    """Shards of teachers that were brought."""
+    present: int
+    """Shards of teachers that were there already."""
+    bytes: int
+    """Of all files that were brought."""
+
+
+def shard_range(text: str, shards: int) -> range:
+    """Read `FIRST:END` (END not included) or one number; both ends may be left out, as in Python.
+
+    Raises:
+        UserError: no such range, or it holds no shard of the store.
+    """
+    first, colon, end = text.partition(":")
+    try:
+        low = int(first or 0)
+        high = int(end) if end else shards if colon else low + 1
+    except ValueError:
+        raise UserError(f"--shards {text!r} is not FIRST:END, for example 0:10") from None
+    chosen = range(low, min(high, shards))
+    if low < 0 or not chosen:
+        raise UserError(f"--shards {text} holds no shard: the store has shards 0 to {shards - 1}")
+    return chosen
+
+
+def pull(
+    source: FeatureStore, out: Path, teachers: Sequence[str] | None, shards: range | None, workers: int, say: Progress
+) -> PullReport:
+    """Bring `source` to the folder `out`; running it again does what is left, also with other teachers or shards.
+
+    Args:
+        source: a store behind a URL or on a disk.
+        out: a new folder, or one that an earlier pull of the same store went to.
+        teachers: slugs; all of the source when None.
+        shards: shards whose features are wanted; all when None.
+        workers: files that are brought at the same time.
+        say: told of progress.
+
+    Raises:
+        UserError: a teacher that the source does not have.
+        StoreError: `out` holds something else, or cannot be written.
+        UnreachableError: the source cannot be read; what has been brought stays.
+        CorruptStoreError: files of the source are not what its ledger vouches for; everything else was brought.
+    """
+    cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
+    wanted = [
+        source.ledger[shard, card.slug]
+        for shard in (range(source.shards) if shards is None else shards)
+        for card in cards
+        if (shard, card.slug) in source.ledger
+    ]
+    _check_target(source, out)
+    vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
+    brought = _Brought(source, out, vouched)
+    units: list[Callable[[], int]] = [partial(brought.part, shard) for shard in range(source.shards)]
+    with ThreadPoolExecutor(workers, thread_name_prefix="mmkd-pull") as pool:
+        every = len(units) + len(wanted)
+        parts = _run(pool, units, lambda done: say(done, every))
+        document = encode_document(group_document(source.record.model_dump(mode="json")))
+        if not (out / "zarr.json").is_file():
+            write_atomically(out / "zarr.json", document)
+        for card in cards:
+            add_teacher(out, source.record, card)
+        there = read_ledger(out)
+        lacking = [entry for entry in wanted if there.get((entry.shard, entry.teacher)) != entry]
+        before = every - len(lacking)
+        work = [partial(brought.shard, source.card(entry.teacher), entry) for entry in lacking]
+        sizes = _run(pool, work, lambda done: say(before + done, every))
+    return PullReport(
+        rows=len(source),
+        parts=sum(size > 0 for size in parts),
+        shards=len(lacking),
+        present=len(wanted) - len(lacking),
+        bytes=sum(parts) + sum(sizes),
+    )
+
+
+def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:
+    """Results in order. A file that is damaged at its source does not keep the others from coming.
+
+    Raises:
+        CorruptStoreError: after everything else was done, the first of the damaged files and their number.
+    """
+    futures = [pool.submit(unit) for unit in work]
+    results: list[int] = []
+    damaged: list[CorruptStoreError] = []
+    try:
+        for number, future in enumerate(futures, 1):
+            try:
+                results.append(future.result())
+            except CorruptStoreError as error:
+                damaged.append(error)
+            done(number)
+    finally:
+        for future in futures:
+            future.cancel()
+    if damaged:
+        more = f" ({len(damaged)} of {len(work)} are damaged)" if len(damaged) > 1 else ""
+        raise CorruptStoreError(f"{damaged[0]}{more}; all else was brought: mend the source and pull again")
+    return results
+
+
+def _check_target(source: FeatureStore, out: Path) -> None:
+    """`out` must be new or of the same store.
+
+    Raises:
+        StoreError: it is not.
+    """
+    if (out / "zarr.json").is_file():
+        if _identity(read_record(out)) != _identity(source.record):
+            raise StoreError(f"{out} holds another store than {source.root}; name a new folder")
+        return
+    with disk_errors(out):
+        strangers = sorted(path.name for path in out.iterdir() if path.name != "samples") if out.is_dir() else []
+    if strangers or out.is_file():
+        raise StoreError(f"{out} is not empty (found {(strangers or ['a file'])[0]}) and no store; name a new folder")
+
+
+def _identity(record: StoreRecord) -> StoreRecord:
+    """All of a record but where the corpus' files lie: that differs between machines."""
+    return record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": ""})})
+
+
+class _Brought:
+    """Brings one file, or one shard of a teacher; each returns the bytes it brought, 0 for what was there."""
+
+    def __init__(self, source: FeatureStore, out: Path, vouched: dict[int, str]) -> None:
+        self.root: StorePath = source.root
+        self.out = out
+        self.per_shard = source.record.rows_per_shard
+        self.vouched = vouched
+
+    def part(self, shard: int) -> int:
+        """The sample part of a shard: its SHA-256 is in the ledger, or, before any teacher, its pages hold CRCs."""
+        name = sample_part(shard)
+        target = self.out / name
+        if target.is_file() and _is_part(target.read_bytes(), self.vouched.get(shard)):
+            return 0
+        try:
+            data = (self.root / name).read_bytes()
+        except OSError as error:
+            raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+        if not _is_part(data, self.vouched.get(shard)):
+            raise CorruptStoreError(f"{name} is not the sample part that the ledger vouches for")
+        write_atomically(target, data)
+        return len(data)
+
+    def shard(self, card: TeacherCard, entry: LedgerEntry) -> int:
+        """The chunks of an entry, then the entry. An entry of other bytes goes first: it would vouch for these."""
+        with disk_errors(self.out):
+            (self.out / ledger_entry(entry.shard, entry.teacher)).unlink(missing_ok=True)
+        size = sum(self._chunk(spec, entry) for spec in teacher_arrays(card.encoding, card.dim))
+        write_entry(self.out, entry)
+        return size
+
+    def _chunk(self, spec: ArraySpec, entry: LedgerEntry) -> int:
+        name = spec.chunk(entry.teacher, entry.shard)
+        length, crc = spec.chunk_bytes(self.per_shard), entry.crc32c(spec)
+        try:
+            read_body(self.out, name, length, crc)
+        except CorruptStoreError:
+            body = read_body(self.root, name, length, crc)
+            data = body + int(crc, 16).to_bytes(CRC_BYTES, "little")
+            write_atomically(self.out / name, data)
+            return len(data)
+        return 0
+
+
+def _is_part(data: bytes, sha256: str | None) -> bool:
+    if sha256 is not None:
+        return hashlib.sha256(data).hexdigest() == sha256
+    try:
+        pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return False
+    return True

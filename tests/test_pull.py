@@ -1,0 +1,172 @@
+"""`mmkd store pull`: all of a store or a part, killed and resumed, and sources that are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tiny_store import make_card, make_store
+
+from mmkd.cli.main import cli
+from mmkd.store import FeatureStore, UserError
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import CorruptStoreError, StoreError
+from mmkd.store.pull import pull, shard_range
+from mmkd.store.remote import StorePath, as_root
+
+CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8")]
+
+
+@pytest.fixture(scope="module", params=["disk", "s3"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StorePath:
+    """900 rows in four shards of 256."""
+    if request.param == "disk":
+        root = tmp_path_factory.mktemp("source") / "store"
+    else:
+        request.getfixturevalue("s3_server")
+        root = as_root("s3://shared/pull/store")
+    make_store(root, 900, CARDS)
+    return root
+
+
+def mmkd_pull(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["store", "pull", *map(str, arguments)])
+
+
+def files(root: StorePath) -> dict[str, bytes]:
+    return {str(path)[len(str(root)) :]: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def bring(root: StorePath | str, out: Path, teachers: list[str] | None = None, shards: range | None = None) -> int:
+    return pull(FeatureStore.open(root), out, teachers, shards, 4, lambda *_: None).shards
+
+
+def test_a_pulled_store_is_the_store_byte_for_byte(source: StorePath, tmp_path: Path) -> None:
+    done = mmkd_pull(source, tmp_path / "out", "--json")
+    report = json.loads(done.output)
+    assert (report["rows"], report["parts"], report["shards"], report["present"]) == (900, 4, 8, 0)
+    there = files(source)
+    assert files(tmp_path / "out") == there
+    assert report["bytes"] == sum(len(data) for name, data in there.items() if "/c/" in name or ".parquet" in name)
+    assert FeatureStore.open(tmp_path / "out").verify(deep=True).sound
+    again = json.loads(mmkd_pull(source, tmp_path / "out", "--json").output)
+    assert (again["parts"], again["shards"], again["present"], again["bytes"]) == (0, 0, 8, 0)
+
+
+def test_a_part_is_a_sound_store_and_grows(source: StorePath, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert mmkd_pull(source, out, "--teachers", "beta", "--shards", "1:3").exit_code == 0
+    part, whole = FeatureStore.open(out), FeatureStore.open(source)
+    assert list(part.teachers) == ["beta"]
+    assert part.verify(deep=True).sound
+    assert part.sample_table().equals(whole.sample_table())
+    assert np.flatnonzero(part.available()[:, 0]).tolist() == list(range(256, 768))
+    assert np.array_equal(part.image("beta")[256:768], whole.image("beta")[256:768])
+    assert np.isnan(part.image("beta")[:256]).all()
+    assert part.summary().teachers["beta"].shards_done == 2
+    assert not part.summary().complete
+    assert bring(source, out) == 6
+    assert files(out) == files(source)
+
+
+def test_what_was_damaged_on_disk_is_brought_again(source: StorePath, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bring(source, out)
+    chunk, part = out / "teachers/alpha/text/c/2/0", out / "samples/00003.parquet"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
+    part.write_bytes(b"PAR1")
+    (out / "ledger/00002.alpha.json").unlink()
+    entry = out / "ledger/00000.beta.json"
+    entry.write_text(json.dumps(json.loads(entry.read_text()) | {"image_rows": 255}))
+    assert bring(source, out) == 2
+    assert files(out) == files(source)
+
+
+@pytest.mark.parametrize(("damage", "words"), [("flip", "CRC32C"), ("cut", "bytes, expected"), ("drop", "missing")])
+def test_a_damaged_source_is_named_and_the_rest_is_brought(
+    bucket: str, tmp_path: Path, damage: str, words: str
+) -> None:
+    root = as_root(bucket)
+    make_store(root, 600, CARDS)
+    path = root / "teachers/beta/image_scale/c/1"
+    data = path.read_bytes()
+    if damage == "drop":
+        path.unlink()
+    else:
+        write_atomically(path, data[:-7] if damage == "cut" else bytes([data[0] ^ 1]) + data[1:])
+    done = mmkd_pull(root, tmp_path / "out")
+    assert isinstance(done.exception, CorruptStoreError)
+    assert "teachers/beta/image_scale/c/1" in str(done.exception)
+    assert words in str(done.exception)
+    out = FeatureStore.open(tmp_path / "out")
+    assert sorted(set(FeatureStore.open(root).ledger) - set(out.ledger)) == [(1, "beta")]
+    assert out.verify(deep=True).sound
+    write_atomically(path, data)
+    assert bring(root, tmp_path / "out") == 1
+
+
+def test_a_changed_sample_part_is_named(bucket: str, tmp_path: Path) -> None:
+    root = as_root(bucket)
+    make_store(root, 300, CARDS[:1])
+    write_atomically(root / "samples/00001.parquet", (root / "samples/00000.parquet").read_bytes())
+    with pytest.raises(CorruptStoreError, match=r"samples/00001\.parquet is not the sample part"):
+        bring(root, tmp_path / "out")
+
+
+def test_a_strange_target_is_refused(source: StorePath, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"not empty \(found notes.txt\)"):
+        bring(source, tmp_path / "full")
+    with pytest.raises(StoreError, match="not empty"):
+        bring(source, tmp_path / "full/notes.txt")
+    make_store(tmp_path / "other", 300, CARDS)
+    before = files(tmp_path / "other")
+    with pytest.raises(StoreError, match="holds another store"):
+        bring(source, tmp_path / "other")
+    assert files(tmp_path / "other") == before
+
+
+def test_wrong_parts_are_refused(source: StorePath, tmp_path: Path) -> None:
+    for shards in ("9:12", "x", "3:3", "-1:2"):
+        done = mmkd_pull(source, tmp_path / "out", "--shards", shards)
+        assert isinstance(done.exception, UserError), shards
+    done = mmkd_pull(source, tmp_path / "out", "--teachers", "alpha,nobody")
+    assert "no teacher 'nobody'; it has alpha, beta" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+    assert [shard_range(text, 4) for text in ("0:2", "2:", ":2", "3", "1:99")] == [
+        range(2), range(2, 4), range(2), range(3, 4), range(1, 4)
+    ]  # fmt: skip
+
+
+def test_a_killed_pull_goes_on(bucket: str, tmp_path: Path) -> None:
+    """kill -9 at different moments: what is there is sound, and the next pull does no more than what is left."""
+    root, out = as_root(bucket), tmp_path / "out"
+    make_store(root, 4000, CARDS)  # eight shards
+    script = "from mmkd.cli.main import main; main()"
+    command = [sys.executable, "-P", "-c", script, "store", "pull", bucket, str(out), "--workers", "2"]
+    interrupted = 0
+    for wait_for in (2, 6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(out.glob("ledger/*.json"))) < wait_for:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            interrupted += 1
+        process.wait()
+        store = FeatureStore.open(out)
+        assert store.verify(deep=True).sound
+        assert len(store.ledger) >= wait_for
+    assert interrupted
+    done = len(FeatureStore.open(out).ledger)
+    assert bring(root, out) == 16 - done
+    pulled = {name: data for name, data in files(out).items() if not name.endswith(".mmkd-tmp")}
+    assert pulled == files(root)
