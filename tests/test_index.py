@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_corpus import write_table_corpus, write_tar_corpus
 
-import mmkd.store.duplicates
 import mmkd.extract.index
+import mmkd.store.duplicates
 from mmkd.extract.corpora import open_corpus
-from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.store import FeatureStore
+from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.errors import CorpusError
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,5 +73,5 @@ def test_choosing_by_key_among_ten_times_the_rows_takes_no_more_memory(tmp_path:
         store = FeatureStore.open(tmp_path / str(count))
         choice = rows.RowChoice(keys=["k4711", "k3", "k4711"])
         assert rows.chosen_rows(store, choice).tolist() == [4711, 3]
-        peaks.append(peak(lambda store=store: rows.chosen_rows(store, choice)))
+        peaks.append(peak(partial(rows.chosen_rows, store, choice)))
     assert peaks[1] - peaks[0] < GROWTH

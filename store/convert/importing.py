@@ -171,7 +171,9 @@ def _spooled(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[p
             pa.OSFile(str(spool), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
-            numbered = ({"row": number, "status": "pending"} | dict(row) for number, row in enumerate(rows))
+            numbered: Iterator[dict[str, Any]] = (
+                {"row": number, "status": "pending"} | dict(row) for number, row in enumerate(rows)
+            )
             while batch := list(islice(numbered, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
                 keys.writelines(key_hash(row["key"]) for row in batch)
