@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from mmkd.extract.corpora import Corpus, Part, corpus_digest
 from mmkd.extract.corpus_parts import what_changed, write_parts
-from mmkd.extract.duplicates import find_duplicates, key_hash
 from mmkd.extract.listing import HASH, listing_schema, row_batch
 from mmkd.store.append import append_rows, first_new_row, refresh_documents
 from mmkd.store.atomic import disk_errors
+from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part
 from mmkd.store.place import Place

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_corpus import write_table_corpus, write_tar_corpus
 
-import mmkd.extract.duplicates
 import mmkd.extract.index
+import mmkd.store.duplicates
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.duplicates import find_duplicates, key_hash
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.store import FeatureStore
+from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.errors import CorpusError
 
 
@@ -29,12 +29,12 @@ def test_duplicates_are_those_that_a_dictionary_finds(keys: list[int], per_pass:
     expected = {row: seen[key] for row, key in enumerate(keys) if seen.setdefault(key, row) != row}
     hashes = np.frombuffer(b"".join(key_hash(str(key)) for key in keys), dtype=np.uint64).reshape(-1, 2)
     batches = [hashes[start : start + 7] for start in range(0, len(hashes), 7)]
-    before = mmkd.extract.duplicates._ROWS_A_PASS
-    mmkd.extract.duplicates._ROWS_A_PASS = per_pass
+    before = mmkd.store.duplicates._ROWS_A_PASS
+    mmkd.store.duplicates._ROWS_A_PASS = per_pass
     try:
         assert find_duplicates(lambda: batches, len(keys)) == expected
     finally:
-        mmkd.extract.duplicates._ROWS_A_PASS = before
+        mmkd.store.duplicates._ROWS_A_PASS = before
 
 
 def index_table(root: Path) -> pa.Table:
