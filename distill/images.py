@@ -16,6 +16,7 @@ from mmkd.distill.student import Pixels
 from mmkd.store import FeatureStore
 from mmkd.store.errors import UserError
 from mmkd.store.images import ImageError, ImageSource, decode
+from mmkd.store.inputs import Inputs, inputs_file
 
 
 class RowImages(Protocol):
@@ -47,6 +48,24 @@ class CorpusImages:
     def name(self, row: int) -> str:
         """Path of the file, or of the archive that holds it."""
         return str(self._source(row).path)
+
+
+class StoredImages:
+    """The JPEGs that the store keeps."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+
+    def read(self, row: int) -> bytes:
+        """One row's JPEG."""
+        found = self.inputs.jpeg(row)
+        if found is None:
+            raise ImageError("not in the inputs")
+        return bytes(found)
+
+    def name(self, row: int) -> str:
+        """The shard's file."""
+        return str(self.inputs.root / inputs_file(row // self.inputs.rows_per_shard))
 
 
 class _Images(Dataset[torch.Tensor | UserError]):
