@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +19,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.model import set_model_preprocess_cfg
 from tiny_run import quiet, write_run
 from tiny_teachers import TINY
 
 from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.captions import Captions, tokenised
-from mmkd.distill.checkpoint import best_or_last, read
-from mmkd.distill.config import LossWeights, load_run
+from mmkd.distill.checkpoint import best_or_last, checkpoints, read
+from mmkd.distill.config import LossWeights, OptimiserConfig, RunConfig, load_run
 from mmkd.distill.objective import Objective
 from mmkd.distill.optimiser import learning_rate_shares, make_optimiser
 from mmkd.distill.order import bucketed, epoch_order, share
 from mmkd.distill.student import Towers
-from mmkd.distill.update import Model, Updater
+from mmkd.distill.trainer import train
+from mmkd.distill.update import Model, Updater, _statistics_kept
 from mmkd.distill.world import World
 from mmkd.store.errors import ConfigError
+
+
+@cache
+def tokenizer() -> open_clip.tokenizer.SimpleTokenizer:
+    """CLIP's own, for sixteen tokens."""
+    return open_clip.tokenizer.SimpleTokenizer(context_length=16)
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 5), st.integers(0, 9))
@@ -45,7 +57,7 @@ def test_buckets_hold_every_row_once_and_like_lengths_together(n: int, batch: in
         if window:
             spans = [(lengths[b].min(), lengths[b].max()) for b in found[span].reshape(-1, batch)]
             spans.sort()
-            assert all(low[1] <= high[0] for low, high in zip(spans, spans[1:], strict=False))
+            assert all(low[1] <= high[0] for low, high in pairwise(spans))
     assert np.array_equal(found, bucketed(order, lengths[order], batch, window, (3, epoch)))
 
 
@@ -56,10 +68,10 @@ def test_shares_of_all_ranks_are_the_batch(part: int, power: int) -> None:
     assert np.concatenate([share(batch, rank, ranks) for rank in range(ranks)]).tolist() == batch.tolist()
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.text("abcdefg hijk", max_size=80), min_size=1, max_size=8, unique=True))
 def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None:
-    tokenise = open_clip.tokenizer.SimpleTokenizer(context_length=16)
+    tokenise = tokenizer()
     captions = tokenised(texts, tokenise)
     numbers = np.arange(len(texts))[::-1].copy()
     assert torch.equal(captions.tokens(numbers, 16), tokenise(texts[::-1]))
@@ -69,12 +81,11 @@ def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None
 
 
 def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
-    """A tiny float64 model with two teachers, and a batch in which the second teacher lacks rows."""
+    """A tiny model with two teachers, and a batch in which the second teacher lacks rows."""
     torch.manual_seed(seed)
-    model = Model(
-        Towers(open_clip.CLIP(**TINY | {"text_cfg": TINY["text_cfg"] | {"width": 16}})),
-        Objective(LossWeights(), 24, [6, 8]),
-    ).double()
+    clip = open_clip.CLIP(**TINY | {"text_cfg": TINY["text_cfg"] | {"width": 16}})
+    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    model = Model(Towers(clip), Objective(LossWeights(), 24, [6, 8]))
     targets = tuple(
         TeacherTargets(torch.randn(rows, e), torch.randn(rows, e), torch.rand(rows) < p) for e, p in ((6, 2), (8, 0.6))
     )
@@ -106,14 +117,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro: int) -> None:
     whole = gradients(model, batch, None)
     assert len(whole) == len(list(model.parameters())) + 3
     for name, value in gradients(model, batch, micro).items():
-        # Features pass through float32, hence not 1e-12.
-        assert torch.allclose(value.double(), whole[name].double(), rtol=1e-4, atol=1e-6), name
+        assert (value - whole[name]).abs().max() <= 1e-6 * whole[name].abs().max(), name
 
 
 def test_micro_batches_leave_batch_norms_as_one_pass_does() -> None:
     norm = torch.nn.BatchNorm1d(4)
-    from mmkd.distill.update import _statistics_kept
-
     with torch.no_grad(), _statistics_kept(norm):
         norm(torch.randn(8, 4) + 3)
     assert norm.running_mean is not None
@@ -123,11 +131,11 @@ def test_micro_batches_leave_batch_norms_as_one_pass_does() -> None:
 
 def test_short_captions_give_the_features_of_padded_ones() -> None:
     model, _ = parts()
-    captions = tokenised(["a b", "c d e f"], open_clip.tokenizer.SimpleTokenizer(context_length=16))
+    captions = tokenised(["a b", "c d e f"], tokenizer())
     assert isinstance(captions, Captions)
     numbers = np.arange(2)
     short, padded = (model.towers.encode_tokens(captions.tokens(numbers, n)) for n in (8, 16))
-    assert torch.allclose(short, padded, atol=1e-12)
+    assert torch.allclose(short, padded, atol=1e-6)
     assert model.towers.takes_short_captions(captions.tokens(numbers, 16), 8)
     # A tower that looks at the last place of the context is found out.
     model.towers.student.text_pool_type = "last"  # type: ignore[assignment]
@@ -136,7 +144,7 @@ def test_short_captions_give_the_features_of_padded_ones() -> None:
 
 def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     model, _ = parts()
-    config = load_run_optimiser(weight_decay=0.2, layer_decay=0.5)
+    config = OptimiserConfig(weight_decay=0.2, layer_decay=0.5)
     shares = learning_rate_shares(model, 0.5)
     student = "towers.student."
     assert shares[f"{student}visual.proj"] == shares["objective.heads.0.weight"] == shares[f"{student}logit_scale"] == 1
@@ -147,15 +155,6 @@ def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     for group in optimiser.param_groups:
         assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.2}
     assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
-    deep = learning_rate_shares(torch.nn.ModuleDict({"student": open_clip.create_model("RN50").visual.layer1}), 0.5)
-    assert set(deep.values()) == {1.0}  # no tower of ours
-
-
-def load_run_optimiser(**changes: float):  # type: ignore[no-untyped-def]
-    """An optimiser's configuration."""
-    from mmkd.distill.config import OptimiserConfig
-
-    return OptimiserConfig.model_validate(changes)
 
 
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -169,22 +168,78 @@ def under_torchrun(folder: Path, *arguments: str) -> list[str]:
     return [*TORCHRUN, str(script), *arguments]
 
 
-def test_two_ranks_take_the_steps_of_one_and_resume_each_other(scene: Path, tmp_path: Path) -> None:
-    def changes(epochs: int = 1) -> dict[str, object]:
-        return {"epochs": epochs, "optimiser": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
+def as_rank(path: Path, rank: int, port: int) -> None:
+    """One of two ranks, as torchrun would start it."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    quiet(path)
 
-    alone, both = (load_run(write_run(scene, name, **changes())) for name in ("alone", "both"))
+
+def forked_ranks(path: Path) -> list[multiprocessing.process.BaseProcess]:
+    """Two ranks as children of this process: they need not import torch again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=as_rank, args=(path, rank, port)) for rank in range(2)]
+    for child in children:
+        child.start()
+    return children
+
+
+def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
+    """Weights, averages and moments of two finished runs are equal to 2e-6."""
+    (_, a), (_, b) = (read(best_or_last(config.out)) for config in (one, other))
+    assert a.progress == b.progress
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, value in a.tensors.items():
+        assert torch.allclose(value, b.tensors[name], rtol=1e-4, atol=2e-6), name
+
+
+GENTLE = {"epochs": 1, "optimiser": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
+
+
+def test_two_ranks_take_the_steps_of_one_and_resume_each_other(scene: Path) -> None:
+    alone, both = (load_run(write_run(scene, name, **GENTLE)) for name in ("alone", "both"))
+    # One process takes the first step, two take the others.
+    train(both, say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    children = forked_ranks(scene / "both.yaml")
     quiet(alone)
-    done = subprocess.run(
-        under_torchrun(tmp_path, "distill", str(scene / "both.yaml")), capture_output=True, text=True, check=False
-    )
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert_equal_ends(alone, both)
+
+
+def test_a_rank_that_dies_ends_the_run(scene: Path) -> None:
+    path = write_run(scene, "dying", epochs=5000, checkpoints={"every_steps": 3})
+    first, second = forked_ranks(path)
+    while not checkpoints(load_run(path).out):
+        time.sleep(0.05)
+        assert first.is_alive()
+    second.kill()
+    first.join(timeout=60)
+    assert first.exitcode == 1
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_and_ends_when_a_rank_dies(scene: Path, tmp_path: Path) -> None:
+    alone, both = (load_run(write_run(scene, name, **GENTLE)) for name in ("by-itself", "torchrun"))
+    quiet(alone)
+    command = under_torchrun(tmp_path, "distill", str(scene / "torchrun.yaml"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("next: mmkd export") == 1
-    (_, one), (_, two) = (read(best_or_last(config.out)) for config in (alone, both))
-    assert one.progress == two.progress
-    for name, value in one.tensors.items():
-        if ".exp_avg_sq" not in name:
-            assert torch.allclose(value, two.tensors[name], atol=2e-6), name
+    assert_equal_ends(alone, both)
+    path = write_run(scene, "dying-too", epochs=5000, checkpoints={"every_steps": 3})
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(under_torchrun(tmp_path, "distill", str(path)), stdout=log, stderr=log)
+        while not checkpoints(load_run(path).out):
+            time.sleep(0.2)
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert process.wait(timeout=60) != 0
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,24 +248,6 @@ def test_a_batch_that_ranks_cannot_share_is_refused(scene: Path, monkeypatch: py
     config = load_run(write_run(scene, "odd", batch_size=25))
     with pytest.raises(ConfigError, match="batch_size 25 cannot be shared equally by 2 ranks; take 24"):
         prepare(config, World(torch.device("cpu"), 0, 2))
-
-
-@pytest.mark.slow
-def test_a_rank_that_dies_ends_the_run(scene: Path, tmp_path: Path) -> None:
-    path = write_run(scene, "dying", epochs=5000)
-    process = subprocess.Popen(
-        under_torchrun(tmp_path, "distill", str(path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert "pairs" in process.stdout.readline()
-    time.sleep(2)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), 9)
-    started = time.monotonic()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert time.monotonic() - started < 60
-    assert json.dumps("Traceback") not in errors
 
 
 @pytest.mark.parametrize(
