@@ -62,13 +62,14 @@ def export(run: Path, out: Path) -> Path:
 def _provenance(config: RunConfig, digest: str, progress: Progress, student: nn.Module) -> dict[str, object]:
     """Where the student comes from, as JSON: enough to find every file and every condition of use again."""
     store = FeatureStore.open(config.store)
+    began_with = config.student.start_from
     asked = Objective.asks_teachers(config.loss)
     cards = [store.card(slug) for slug in (config.teachers or tuple(store.teachers))] if asked else []
     return {
         "run": digest,
         "network": config.student.model,
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "began_with": str(config.student.start_from or config.student.pretrained or "random weights"),
+        "began_with": began_with.name if began_with is not None else config.student.pretrained or "random weights",
         "steps": progress.step,
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -84,7 +85,8 @@ def _provenance(config: RunConfig, digest: str, progress: Progress, student: nn.
         "teachers": [
             {"slug": card.slug, "source": card.source, "digest": card.digest, "licence": card.licence} for card in cards
         ],
-        "config": config.model_dump(mode="json"),
+        # Without the folders of the machine that trained: the store is named above by what it holds.
+        "config": config.model_dump(mode="json", exclude={"store": True, "out": True, "student": {"start_from"}}),
         "versions": {"open_clip": open_clip.__version__, "torch": str(torch.__version__)},
     }
 
@@ -99,8 +101,8 @@ def _model_card(facts: dict[str, object]) -> str:
     rows = facts["where"] or "all rows"
     average = f", weights averaged with decay {facts['averaged']}" if facts["averaged"] else ""
     score = (
-        f"Best score on held-out rows during training: {facts['best_score']:.4f} at step {facts['best_step']}. It chose "
-        "this checkpoint, so it is no measure of it: use `mmkd evaluate`."
+        f"Best score on held-out rows during training: {facts['best_score']:.4f} at step {facts['best_step']}. "
+        "It chose this checkpoint, so it is no measure of it: use `mmkd evaluate`."
         if facts["best_score"] is not None
         else "It was not judged during training."
     )
@@ -109,14 +111,14 @@ library_name: open_clip
 ---
 # Student distilled by mmkd
 
-{facts["network"]}, {facts["parameters"]:,} parameters, {facts["steps"]:,} steps of {facts["batch_size"]} pairs{average}.
-It began with {facts["began_with"]}. Load it with
+{facts["network"]}, {facts["parameters"]:,} parameters, {facts["steps"]:,} steps of {facts["batch_size"]} \
+pairs{average}. It began with {facts["began_with"]}. Load it with
 `open_clip.create_model_from_pretrained("local-dir:<this folder>")` and call `.eval()`.
 
 {score}
 
-Features came from `{facts["store"]}` ({facts["corpus_rows"]:,} rows, corpus digest {str(facts["corpus_digest"])[:16]}), \
-rows used: {rows}. Run digest {facts["run"]}.
+Features came from `{facts["store"]}` ({facts["corpus_rows"]:,} rows, corpus digest \
+{str(facts["corpus_digest"])[:16]}), rows used: {rows}. Run digest {facts["run"]}.
 A student may carry its teachers' conditions of use with it: read their licences.
 
 {table}

@@ -157,15 +157,10 @@ def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
 
 
-TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TRAIN = "import sys, torch; torch.set_num_threads(1); from mmkd.cli.main import main; sys.argv[0] = 'mmkd'; main()"
-
-
-def under_torchrun(folder: Path, *arguments: str) -> list[str]:
-    """A command line of `mmkd` for two ranks."""
-    script = folder / "mmkd_main.py"
-    script.write_text(TRAIN)
-    return [*TORCHRUN, str(script), *arguments]
+def under_torchrun(*arguments: str) -> list[str]:
+    """A command line of `mmkd` for two ranks, as the documentation has it."""
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, "--no-python", str(Path(sys.executable).parent / "mmkd"), *arguments]
 
 
 def as_rank(path: Path, rank: int, port: int) -> None:
@@ -226,14 +221,14 @@ def test_a_rank_that_dies_ends_the_run(scene: Path) -> None:
 def test_torchrun_trains_as_one_process_and_ends_when_a_rank_dies(scene: Path, tmp_path: Path) -> None:
     alone, both = (load_run(write_run(scene, name, **GENTLE)) for name in ("by-itself", "torchrun"))
     quiet(alone)
-    command = under_torchrun(tmp_path, "distill", str(scene / "torchrun.yaml"))
+    command = under_torchrun("distill", str(scene / "torchrun.yaml"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("next: mmkd export") == 1
     assert_equal_ends(alone, both)
     path = write_run(scene, "dying-too", epochs=5000, checkpoints={"every_steps": 3})
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(under_torchrun(tmp_path, "distill", str(path)), stdout=log, stderr=log)
+        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=log, stderr=log)
         while not checkpoints(load_run(path).out):
             time.sleep(0.2)
             assert process.poll() is None
