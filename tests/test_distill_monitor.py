@@ -78,7 +78,9 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(scene: Pat
 def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(scene: Path) -> None:
     # A learning rate of nearly nothing: the first validation is the best, the next two are no better.
     changes = {"sets": [HELD_OUT], "every_steps": 2, "patience": 2}
-    config = load_run(write_run(scene, "patient", monitor=changes, optimiser={"lr": 1e-30}))
+    config = load_run(
+        write_run(scene, "patient", monitor=changes, optimiser={"lr": 1e-30}, checkpoints={"keep_last": 1})
+    )
     done = CliRunner().invoke(distill, [str(scene / "patient.yaml")], catch_exceptions=False)
     assert "stopped by patience: nothing better since step 2" in done.stdout
     assert [step_of(path) for path in checkpoints(config.out)] == [2, 6]

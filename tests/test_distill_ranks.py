@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +33,7 @@ from mmkd.distill.optimiser import learning_rate_shares, make_optimiser
 from mmkd.distill.order import bucketed, epoch_order, share
 from mmkd.distill.student import Towers
 from mmkd.distill.trainer import train
-from mmkd.distill.update import Model, Updater, _statistics_kept
+from mmkd.distill.update import Model, Updater
 from mmkd.distill.world import World
 from mmkd.store.errors import ConfigError
 
@@ -120,13 +121,18 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro: int) -> None:
         assert (value - whole[name]).abs().max() <= 1e-6 * whole[name].abs().max(), name
 
 
-def test_micro_batches_leave_batch_norms_as_one_pass_does() -> None:
-    norm = torch.nn.BatchNorm1d(4)
-    with torch.no_grad(), _statistics_kept(norm):
-        norm(torch.randn(8, 4) + 3)
-    assert norm.running_mean is not None
-    assert norm.running_mean.tolist() == [0.0] * 4
-    assert norm.momentum == 0.1
+def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
+    _, batch = parts()
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
+    clip = open_clip.CLIP(**TINY | {"vision_cfg": resnet, "text_cfg": TINY["text_cfg"] | {"width": 16}})
+    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    towers, by_hand = Towers(clip), Towers(deepcopy(clip))
+    for piece in batch.images.split(6):
+        by_hand.encode_images(piece)
+    gradients(Model(towers, Objective(LossWeights(), 24, [6, 8])), batch, 6)
+    for name, value in by_hand.state_dict().items():
+        if "running_" in name:
+            assert torch.equal(towers.state_dict()[name], value), name
 
 
 def test_short_captions_give_the_features_of_padded_ones() -> None:
