@@ -62,6 +62,7 @@ def export(run: Path, out: Path) -> Path:
 def _provenance(config: RunConfig, digest: str, progress: Progress, student: nn.Module) -> dict[str, object]:
     """Where the student comes from, as JSON: enough to find every file and every condition of use again."""
     store = FeatureStore.open(config.store)
+    corpora = [span.corpus for span in store.record.spans()]
     began_with = config.student.start_from
     asked = Objective.asks_teachers(config.loss)
     cards = [store.card(slug) for slug in (config.teachers or tuple(store.teachers))] if asked else []
@@ -76,8 +77,8 @@ def _provenance(config: RunConfig, digest: str, progress: Progress, student: nn.
         "presets": list(config.preset),
         "averaged": config.optimiser.average,
         "store": store.root.name,
-        "corpus_rows": store.record.corpus.rows,
-        "corpus_digest": store.record.corpus.digest,
+        "corpus_rows": sum(corpus.rows for corpus in corpora),
+        "corpus_digest": ", ".join(corpus.digest[:16] for corpus in corpora),
         "where": config.where,
         "metric": config.monitor.metric or None,
         "best_score": progress.best_score,
@@ -118,7 +119,7 @@ pairs{average}. It began with {facts["began_with"]}. Load it with
 {score}
 
 Features came from `{facts["store"]}` ({facts["corpus_rows"]:,} rows, corpus digest \
-{str(facts["corpus_digest"])[:16]}), rows used: {rows}. Run digest {facts["run"]}.
+{facts["corpus_digest"]}), rows used: {rows}. Run digest {facts["run"]}.
 A student may carry its teachers' conditions of use with it: read their licences.
 
 {table}

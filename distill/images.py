@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -35,11 +34,13 @@ class CorpusImages:
     def __init__(self, store: FeatureStore, pairs: Pairs) -> None:
         # Arrow columns, not Python lists: worker processes share their pages.
         self.uri, self.offset, self.length = (pairs.table[name] for name in ("uri", "offset", "length"))
-        self.rows, self.root = pairs.rows, Path(store.record.corpus.root)
+        self.rows, self.root = pairs.rows, store.record.image_root
 
     def _source(self, row: int) -> ImageSource:
         index = int(np.searchsorted(self.rows, row))
-        return ImageSource(self.root / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py())
+        return ImageSource(
+            self.root(row) / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
+        )
 
     def read(self, row: int) -> bytes:
         """The bytes as they were extracted."""

@@ -19,107 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mmkd.evaluate.settings import BootstrapSettings, FrozenModel, TaskSettings
-from mmkd.store.errors import ConfigError, UserError
-from mmkd.store.layout import check_slug
-
-TASK_NAMES = tuple(TaskSettings.model_fields)
+from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
+from mmkd.evaluate.settings import BootstrapSettings
+from mmkd.store.errors import ConfigError
+from mmkd.store.yaml_config import Frozen, read_mapping, validated
 
 
-def _texts(value: object) -> object:
-    """One value or several, as strings: the sample table's labels are strings."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(one, bool) for one in values):
-        raise ValueError(f"YAML reads {values!r} as true or false; put the value in quotes")
-    return tuple(str(one) if isinstance(one, int) else one for one in values)
-
-
-def _folder_name(name: str) -> str:
-    """Names of data sets and ensembles become folders and files of the results."""
-    try:
-        return check_slug(name)
-    except UserError:
-        raise ValueError(f"{name!r} must be up to 64 lower-case letters, digits, '-', '_' or '.'") from None
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-RowFilter = dict[str, Texts]
-"""Column to accepted value(s); a row must pass all columns. `{}` takes every row."""
-
-
-class SplitFilters(FrozenModel):
-    """Which rows of the store belong to which split."""
-
-    test: RowFilter
-    train: RowFilter | None = None
-    val: RowFilter | None = None
-    """Without one, a part of `train` is held out, whole groups at a time."""
-
-
-class Prompts(FrozenModel):
-    """Text rows of the same store whose captions describe the classes."""
-
-    rows: RowFilter
-    label: str | None = None
-    """Column that holds the class of a prompt; by default the data set's label column."""
-
-
-class DatasetSpec(FrozenModel):
-    """One data set of a suite."""
-
-    dataset: str
-    version: int = 1
-    store: str
-    """Path of the mmkd store that holds its rows and the features of all models."""
-    modality: str = "unspecified"
-    role: Literal["monitor", "report"] = "report"
-    """`monitor` sets may be looked at while a student is trained or chosen, `report` sets may not."""
-    label: str | None = None
-    classes: Texts | None = None
-    """Class names in order. By default the classes of the prompts, or of the test rows, sorted."""
-    group: str | None = None
-    """Column of the patient (or whatever makes rows dependent): intervals resample whole groups."""
-    domain: str | None = None
-    """Column by which tables may divide the rows."""
-    rows: SplitFilters
-    prompts: Prompts | None = None
-    tasks: tuple[str, ...] = Field(min_length=1)
-    settings: TaskSettings = TaskSettings()
-    notes: str = ""
-
-    @field_validator("dataset")
-    @classmethod
-    def _name_is_a_folder(cls, name: str) -> str:
-        return _folder_name(name)
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_exist(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        for task in tasks:
-            if task not in TASK_NAMES:
-                raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASK_NAMES)}")
-        return tuple(dict.fromkeys(tasks))
-
-    @model_validator(mode="after")
-    def _tasks_have_what_they_need(self) -> DatasetSpec:
-        classify = {"zero_shot", "linear_probe"} & set(self.tasks)
-        if classify and self.label is None:
-            raise ValueError(f"{self.dataset}: {sorted(classify)[0]} needs a `label` column")
-        if "zero_shot" in self.tasks and self.prompts is None:
-            raise ValueError(f"{self.dataset}: zero_shot needs `prompts`")
-        if "linear_probe" in self.tasks and self.rows.train is None:
-            raise ValueError(f"{self.dataset}: linear_probe needs `rows: train`")
-        if self.settings.zero_shot.protocol == "mmkd_official" and "zero_shot" in self.tasks and self.classes is None:
-            raise ValueError(f"{self.dataset}: protocol mmkd_official needs `classes`: their order decides the F1")
-        return self
-
-
-class Suite(FrozenModel):
+class Suite(Frozen):
     """Data sets, models and statistics of one evaluation."""
 
     suite: str
@@ -148,7 +58,7 @@ class Suite(FrozenModel):
     @classmethod
     def _ensembles_are_named(cls, ensembles: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name, members in ensembles.items():
-            _folder_name(name)
+            folder_name(name)
             if len(set(members)) < 2 or len(set(members)) != len(members):
                 raise ValueError(f"ensemble {name} needs two or more different members, got {list(members)}")
         return ensembles
@@ -180,16 +90,13 @@ def load_suite(path: str | Path) -> Suite:
         ConfigError: missing, not YAML, or not a suite; the message names the key.
     """
     source = Path(path)
-    raw = _read_yaml(source)
+    raw = read_mapping(source)
     for holder in [raw, *_listed(raw.get("datasets"))]:
         if isinstance(holder, dict) and isinstance(holder.get("store"), str):
             holder["store"] = _beside(source, holder["store"])
     if isinstance(raw.get("datasets"), list):
         raw["datasets"] = [spec for item in raw["datasets"] for spec in _dataset_entries(source, item)]
-    try:
-        return Suite.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_error(error, raw)}") from error
+    return validated(Suite, raw, source)
 
 
 def _dataset_entries(source: Path, item: object) -> list[object]:
@@ -201,7 +108,7 @@ def _dataset_entries(source: Path, item: object) -> list[object]:
         raise ConfigError(f"{source}: no data set file matches {item!r}; name files relative to the suite")
     entries: list[object] = []
     for file in files:
-        entry = _read_yaml(file)
+        entry = read_mapping(file)
         if isinstance(entry.get("store"), str):
             entry["store"] = _beside(file, entry["store"])
         entries.append(entry)
@@ -224,28 +131,3 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
         nested = isinstance(below, Mapping) and isinstance(value, Mapping)
         merged[key] = _merged(below, value) if nested else value  # type: ignore[arg-type]
     return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; name a suite file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, expected keys such as `suite`, `store`, `datasets`")
-    return raw
-
-
-def _first_error(error: ValidationError, raw: dict[str, Any]) -> str:
-    """The first complaint on one line, data sets by name instead of by number."""
-    first = error.errors()[0]
-    where = list(first["loc"])
-    if len(where) > 1 and where[0] == "datasets" and isinstance(where[1], int):
-        entry = raw["datasets"][where[1]]
-        where[1] = entry.get("dataset", where[1]) if isinstance(entry, dict) else where[1]
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        reason = "unknown key; check its spelling"
-    return ": ".join(part for part in (".".join(map(str, where)), " ".join(reason.split())) if part)

@@ -70,17 +70,17 @@ def extract_shard(
     """
     table, sha_before = read_part(root, shard)
     report = ShardReport(shard, tuple(teachers))
-    clock = _Clock(report.seconds)
+    clock = Clock(report.seconds)
     live = [not (reason or "").startswith("key: ") for reason in table["reason"].to_pylist()]
-    sources = _sources(table, live, Path(record.corpus.root))
+    sources = _sources(table, live, record.image_root(shard * record.rows_per_shard))
     windows = decode_windows(sources, _distinct(teachers), BATCH_ROWS, decode_threads, keep_inputs)
-    images, image_features = _encode_images(len(table), windows, teachers, clock)
+    images, image_features = _encode_windows(len(table), windows, teachers, clock)
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
     text_reasons = [caption_fault(caption) for caption in captions]
     usable = [None if fault else caption for caption, fault in zip(captions, text_reasons, strict=True)]
-    text_features = _encode_texts(usable, teachers, report, clock)
+    text_features = encode_texts(usable, teachers, report, clock)
     final = _final_rows(table, live, images, text_reasons)
     report.status = dict(Counter(final["status"].to_pylist()))
     report.reasons = dict(Counter(reason for reason in final["reason"].to_pylist() if reason))
@@ -117,7 +117,7 @@ def caption_fault(caption: str | None) -> str | None:
     return None if caption.strip() else "caption: empty"
 
 
-class _Clock:
+class Clock:
     """`with clock("read"): ...` adds the seconds spent to a table."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -125,7 +125,7 @@ class _Clock:
         self.name = ""
         self.started = 0.0
 
-    def __call__(self, name: str) -> _Clock:
+    def __call__(self, name: str) -> Clock:
         self.name, self.started = name, time.perf_counter()
         return self
 
@@ -136,6 +136,17 @@ class _Clock:
 
     def add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def encode_images(
+    table: pa.Table, live: Sequence[bool], root: Path, teachers: Mapping[str, Teacher], threads: int, clock: Clock
+) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.float16]]]:
+    """What each row's image turned out to be (None without one), and features float16 (rows, D) by slug.
+
+    Rows whose image has a reason hold the feature of a black picture: the caller must not use them.
+    """
+    windows = decode_windows(_sources(table, live, root), _distinct(teachers), BATCH_ROWS, threads)
+    return _encode_windows(len(table), windows, teachers, clock)
 
 
 def _sources(table: pa.Table, live: Sequence[bool], root: Path) -> list[ImageSource | None]:
@@ -156,11 +167,11 @@ def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound:
     return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
 
 
-def _encode_images(
+def _encode_windows(
     rows_of_shard: int,
     windows: Iterator[list[DecodedImage | None]],
     teachers: Mapping[str, Teacher],
-    clock: _Clock,
+    clock: Clock,
 ) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.float16]]]:
     geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
     features = {slug: _missing(rows_of_shard, teacher) for slug, teacher in teachers.items()}
@@ -194,10 +205,10 @@ def _stack(window: Sequence[DecodedImage | None], geometry: Geometry) -> NDArray
     return batch
 
 
-def _encode_texts(
-    captions: Sequence[str | None], teachers: Mapping[str, Teacher], report: ShardReport, clock: _Clock
+def encode_texts(
+    captions: Sequence[str | None], teachers: Mapping[str, Teacher], report: ShardReport, clock: Clock
 ) -> dict[str, NDArray[np.float16]]:
-    """Each distinct caption once, in order of length, put back to its rows."""
+    """Each distinct caption once, in order of length, put back to its rows: float16 (rows, D) by slug, NaN for None."""
     distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
     distinct.sort(key=lambda caption: (len(caption), caption))
     place = {caption: index for index, caption in enumerate(distinct)}
