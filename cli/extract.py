@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 )
 @click.option("--scheduler", default="local", show_default=True, help="local, or the address of a Dask scheduler.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of the local cluster.  [default: one per core]")
+@click.option(
+    "--keep-inputs", type=click.IntRange(min=1), metavar="PIXELS", help="Keep JPEGs of this shorter side for training."
+)
 @click.option("--trust-pickle", is_flag=True, help="Unpickle weights that need it; they can run any code.")
 @click.option("--encoding", type=click.Choice(ENCODINGS), default="float16", show_default=True, help="Of new features.")
 def extract(corpus: str, store: StorePath, **options: Any) -> None:
@@ -47,6 +50,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         teachers=tuple(spec.model_copy(update=trust) for spec in parse_teachers(options["teachers"])),
         scheduler=options["scheduler"],
         workers=options["workers"],
+        keep_inputs=options["keep_inputs"],
         encoding=options["encoding"],
     )
     report = run(config, say=click.echo)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,12 @@ from mmkd.extract.decoding import DecodedImage, decode_windows
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
+from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
-from mmkd.store.sources import image_source
+from mmkd.store.sources import ImageSource, image_source
 from mmkd.store.writer import ShardFeatures, write_shard
 
 BATCH_ROWS = 32
@@ -57,9 +58,14 @@ class ShardReport:
 
 
 def extract_shard(
-    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], decode_threads: int
+    root: StorePath,
+    record: StoreRecord,
+    shard: int,
+    teachers: Mapping[str, Teacher],
+    decode_threads: int,
+    keep_inputs: int | None = None,
 ) -> ShardReport:
-    """Extract one shard for these teachers and vouch for it in the ledger.
+    """Extract one shard for these teachers and vouch for it in the ledger; with `keep_inputs`, keep its JPEGs too.
 
     Raises:
         StoreError: the store cannot be written. Nothing of this shard counts as done then.
@@ -69,9 +75,9 @@ def extract_shard(
     clock = Clock(report.seconds)
     reasons = table["reason"].to_pylist()
     live = [not (reason or "").startswith(INDEX_FAULTS) for reason in reasons]
-    images, image_features = encode_images(
-        table, live, record.image_root(shard * record.rows_per_shard), teachers, decode_threads, clock
-    )
+    sources = _sources(table, live, record.image_root(shard * record.rows_per_shard))
+    windows = decode_windows(sources, _distinct(teachers), BATCH_ROWS, decode_threads, keep_inputs)
+    images, image_features = _encode_windows(len(table), windows, teachers, clock)
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
@@ -102,6 +108,8 @@ def extract_shard(
             valid = _soundness(image_features[slug], sound_image, text_features[slug], sound_text, report, slug)
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
             write_shard(root, record, teacher.card, shard, features, sha)
+        if keep_inputs is not None:
+            write_inputs(root, shard, keep_inputs, _inputs_table(final, images, sound_image))
     return report
 
 
@@ -147,17 +155,39 @@ def encode_images(
 
     Rows whose image has a reason hold the feature of a black picture: the caller must not use them.
     """
+    windows = decode_windows(_sources(table, live, root), _distinct(teachers), BATCH_ROWS, threads)
+    return _encode_windows(len(table), windows, teachers, clock)
+
+
+def _sources(table: pa.Table, live: Sequence[bool], root: str) -> list[ImageSource | None]:
     columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
-    sources = [
+    return [
         image_source(root, uri, offset, length) if uri is not None and row_live else None
         for uri, offset, length, row_live in zip(*columns, live, strict=True)
     ]
+
+
+def _distinct(teachers: Mapping[str, Teacher]) -> tuple[Geometry, ...]:
+    return tuple(dict.fromkeys(geometry_of(teacher.card.preprocessing) for teacher in teachers.values()))
+
+
+def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound: NDArray[np.bool_]) -> pa.Table:
+    """What `write_inputs` takes; rows whose image is not sound, or not what it was, have no JPEG."""
+    jpegs = [image.jpeg if image is not None and good else None for image, good in zip(images, sound, strict=True)]
+    return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
+
+
+def _encode_windows(
+    rows_of_shard: int,
+    windows: Iterator[list[DecodedImage | None]],
+    teachers: Mapping[str, Teacher],
+    clock: Clock,
+) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.floating[Any]]]]:
     geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
-    features = {slug: _missing(len(table), teacher) for slug, teacher in teachers.items()}
+    features = {slug: _missing(rows_of_shard, teacher) for slug, teacher in teachers.items()}
     facts: list[DecodedImage | None] = []
-    distinct = tuple(dict.fromkeys(geometries.values()))
-    for window in decode_windows(sources, distinct, BATCH_ROWS, threads):
-        pixels = {geometry: _stack(window, geometry) for geometry in distinct}
+    for window in windows:
+        pixels = {geometry: _stack(window, geometry) for geometry in _distinct(teachers)}
         rows = slice(len(facts), len(facts) + len(window))
         for slug, teacher in teachers.items():
             batch = pixels[geometries[slug]]
