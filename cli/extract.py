@@ -27,6 +27,9 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.option("--dry-run", is_flag=True, help="Write nothing; say how many rows, bytes and hours it would be.")
 @click.option("--retry-failed", is_flag=True, help="Read images that failed once more, too.")
 @click.option("--max-failures", metavar="N|N%", help="Stop when more rows than this fail, such as 1%.")
+@click.option(
+    "--keep-inputs", type=click.IntRange(min=1), metavar="PIXELS", help="Keep JPEGs of this shorter side for training."
+)
 @click.option("--encoding", type=click.Choice(ENCODINGS), default="float16", show_default=True, help="Of new features.")
 def extract(corpus: str, store: StorePath, **options: Any) -> None:
     """Run teachers over CORPUS and keep their features in STORE.
@@ -55,6 +58,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         encoding=options["encoding"],
         cluster=load_cluster(options["scheduler"], options["workers"]),
         limit=options["limit"],
+        keep_inputs=options["keep_inputs"],
         retry_failed=options["retry_failed"],
         max_failures=FailureLimit.parse(options["max_failures"]) if options["max_failures"] else None,
     )

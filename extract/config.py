@@ -29,5 +29,7 @@ class ExtractConfig(Frozen):
     """Only the first so many rows of the corpus: a store of its own, to try things out."""
     retry_failed: bool = False
     """Read images that failed once more, beside what is left to do."""
+    keep_inputs: int | None = Field(default=None, gt=0)
+    """Pixels of the shorter side of JPEGs to keep for training; none are kept when not given."""
     max_failures: FailureLimit | None = None
     """Stop when more inputs than this cannot be used."""

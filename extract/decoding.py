@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
 from mmkd.store.images import ImageError, decode, sha256
+from mmkd.store.inputs import encode_input
 from mmkd.store.sources import ImageSource
 
 # Bounds on what waits between the stages: encoded bytes of so many windows, and pixels of so many.
@@ -46,6 +47,8 @@ class DecodedImage:
     """Of the encoded bytes; there even when they cannot be decoded."""
     pixels: dict[Geometry, NDArray[np.uint8]] = field(default_factory=dict)
     """uint8 (C, H, W) for each geometry."""
+    jpeg: bytes | None = None
+    """For training, when it was asked for."""
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -59,8 +62,11 @@ def read_image(source: ImageSource) -> EncodedImage:
         return EncodedImage(None, f"image: {error}", time.perf_counter() - started)
 
 
-def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry]) -> DecodedImage:
-    """Decode one image and bring it to all geometries. Never raises for a bad image: the result says why."""
+def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: int | None = None) -> DecodedImage:
+    """Decode one image, bring it to all geometries, and to a JPEG of `keep` pixels when that is given.
+
+    Never raises for a bad image: the result says why.
+    """
     if encoded.data is None:
         return DecodedImage(reason=encoded.reason, read_seconds=encoded.seconds)
     started = time.perf_counter()
@@ -75,6 +81,7 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry]) -> Decod
         height=picture.height,
         image_sha256=digest,
         pixels=pixels,
+        jpeg=encode_input(picture, keep) if keep is not None else None,
         read_seconds=encoded.seconds,
         decode_seconds=time.perf_counter() - started,
     )
@@ -86,6 +93,7 @@ def decode_windows(
     window: int,
     read_threads: int,
     decode_threads: int,
+    keep: int | None = None,
 ) -> Iterator[list[DecodedImage | None]]:
     """Yield the shard's images in order, `window` rows at a time; None where a row has no image.
 
@@ -106,7 +114,9 @@ def decode_windows(
 
         def decode_when_read(encoded: list[Future[EncodedImage] | None]) -> list[Future[DecodedImage] | None]:
             begun = {
-                one: decoders.submit(_decode_read, one, geometries) for one in dict.fromkeys(encoded) if one is not None
+                one: decoders.submit(_decode_read, one, geometries, keep)
+                for one in dict.fromkeys(encoded)
+                if one is not None
             }
             return [None if one is None else begun[one] for one in encoded]
 
@@ -116,8 +126,8 @@ def decode_windows(
             yield [None if future is None else future.result() for future in ready]
 
 
-def _decode_read(encoded: Future[EncodedImage], geometries: Sequence[Geometry]) -> DecodedImage:
-    return decode_image(encoded.result(), geometries)
+def _decode_read(encoded: Future[EncodedImage], geometries: Sequence[Geometry], keep: int | None) -> DecodedImage:
+    return decode_image(encoded.result(), geometries, keep)
 
 
 def _ahead(windows: Iterator[Window], number: int) -> Iterator[Window]:

@@ -31,17 +31,17 @@ def guarded_windows(
     sources: Sequence[ImageSource | None],
     geometries: Sequence[Geometry],
     window: int,
-    seconds: float,
+    limits: tuple[float, int | None],
     beat: Callable[[], None],
 ) -> Iterator[list[DecodedImage | None]]:
     """As `decoding.decode_windows`, with the same pixels; an image that takes its process down says so in its reason.
 
     Args:
         sources, geometries, window: as there.
-        seconds: one image may take.
+        limits: seconds that one image may take, and pixels of the JPEG to keep, if any.
         beat: called while waiting for the child, which has a time limit of its own.
     """
-    with _Decoder(geometries, seconds, beat) as decoder:
+    with _Decoder(geometries, limits, beat) as decoder:
         for start in range(0, len(sources), window):
             yield [None if source is None else decoder(source) for source in sources[start : start + window]]
 
@@ -49,9 +49,11 @@ def guarded_windows(
 class _Decoder:
     """A child process that decodes; a new one takes its place when it dies."""
 
-    def __init__(self, geometries: Sequence[Geometry], seconds: float, beat: Callable[[], None]) -> None:
+    def __init__(
+        self, geometries: Sequence[Geometry], limits: tuple[float, int | None], beat: Callable[[], None]
+    ) -> None:
         self._geometries = tuple(geometries)
-        self._seconds = seconds
+        self._seconds, self._keep = limits
         self._beat = beat
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +66,7 @@ class _Decoder:
     def __call__(self, source: ImageSource) -> DecodedImage:
         child = self._child or self._start()
         assert child.stdin is not None
-        _send(child.stdin, (source, self._geometries))
+        _send(child.stdin, (source, self._geometries, self._keep))
         answer = self._answer(child, self._seconds)
         if isinstance(answer, DecodedImage):
             return answer
@@ -129,8 +131,8 @@ def main() -> None:
     while head := questions.read(_LENGTH_BYTES):
         # The parent may be dead when the time is up.
         faulthandler.dump_traceback_later(float(sys.argv[1]), exit=True)
-        source, geometries = pickle.loads(questions.read(int.from_bytes(head, "little")))  # noqa: S301 (our parent's)
-        _send(answers, decode_image(read_image(source), geometries))
+        source, geometries, keep = pickle.loads(questions.read(int.from_bytes(head, "little")))  # noqa: S301 (our parent's)
+        _send(answers, decode_image(read_image(source), geometries, keep))
         faulthandler.cancel_dump_traceback_later()
 
 

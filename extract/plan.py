@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmkd.store import TeacherCard
@@ -19,14 +19,27 @@ class ShardTask:
     """Slugs that have no entry for this shard yet; for a retry, those that have one."""
     retry: bool = False
     """Only the rows whose image failed, of a shard that is finished."""
+    inputs: int | None = None
+    """Pixels of the training inputs that are to be written too."""
     guarded: bool = False
     """Decode in processes of their own: this shard took its worker down."""
 
 
 def plan_tasks(
-    shards: int, cards: Sequence[TeacherCard], ledger: Mapping[tuple[int, str], LedgerEntry]
+    shards: int,
+    cards: Sequence[TeacherCard],
+    ledger: Mapping[tuple[int, str], LedgerEntry],
+    without_inputs: Collection[int] = (),
+    keep_inputs: int | None = None,
 ) -> list[ShardTask]:
     """List the shards in order with the teachers that each still lacks.
+
+    Args:
+        shards: of the grid.
+        cards: the teachers of this run.
+        ledger: what is finished.
+        without_inputs: shards whose training inputs are to be written.
+        keep_inputs: their pixels.
 
     Raises:
         TeacherMismatchError: a finished shard was made by the same name with another digest.
@@ -43,8 +56,8 @@ def plan_tasks(
                     f"shard {shard} of {card.slug} was made with digest {entry.teacher_digest}, now it is "
                     f"{card.digest}; use the old teacher, another name, or a new store"
                 )
-        if missing:
-            tasks.append(ShardTask(shard, tuple(missing)))
+        if missing or shard in without_inputs:
+            tasks.append(ShardTask(shard, tuple(missing), inputs=keep_inputs if shard in without_inputs else None))
     return tasks
 
 

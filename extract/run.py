@@ -23,6 +23,7 @@ from mmkd.extract.teachers import TeacherSpec, describe_teacher
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.errors import UserError
+from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.run_log import RunLog
@@ -50,7 +51,9 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     store = FeatureStore.open(config.store)
     report = RunReport(config.store, len(store), store.shards)
     retries = plan_retries(_shards_with_failed_images(store), cards, store.ledger) if config.retry_failed else []
-    tasks = plan_tasks(store.shards, cards, store.ledger)
+    keep = config.keep_inputs
+    lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
+    tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
     say(f"{len(store):,} rows in {store.shards} shards of {record.rows_per_shard}; {len(tasks)} shards to do")
     if config.retry_failed:
         say(f"{len(retries)} shards hold images that failed and are tried again")
@@ -60,7 +63,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             start_workers(client, TeachersPlugin(_needed(described, [*tasks, *retries]), config.cluster.worker))
             if retries:
                 _do(client, config, record, retries, report, say)
-                tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger)
+                tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger, lacking, keep)
             _do(client, config, record, tasks, report, say)
     for card in cards:
         note_encoding_error(config.store, record, card.slug)

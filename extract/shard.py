@@ -20,6 +20,7 @@ from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.towers import Features, encode_captions, encode_images
 from mmkd.extract.workbench import Workbench
+from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard
 from mmkd.store.record import StoreRecord
@@ -75,6 +76,8 @@ def extract_shard(
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
             write_shard(root, record, teacher.card, shard, features, sha)
         bench.watch.beat()
+    if bench.keep_inputs is not None:
+        write_inputs(root, shard, bench.keep_inputs, _inputs_table(final, images, sound_image))
     sizes = bench.sizes.halved.items()
     report.batch_rows = {f"{tower} {slug}": rows for (slug, tower), rows in sizes if slug in teachers}
     report.wall_seconds = time.perf_counter() - started
@@ -116,6 +119,12 @@ def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str 
         for reason in table["reason"].to_pylist()
     )
     return [fault or caption_fault(caption) for fault, caption in zip(said, captions, strict=True)]
+
+
+def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound: NDArray[np.bool_]) -> pa.Table:
+    """What `write_inputs` takes; rows whose image is not sound, or not what it was, have no JPEG."""
+    jpegs = [image.jpeg if image is not None and good else None for image, good in zip(images, sound, strict=True)]
+    return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
 
 
 def soundness(

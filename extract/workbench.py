@@ -21,6 +21,8 @@ class Workbench:
     read_threads: int = 4
     sizes: BatchSizes = field(default_factory=BatchSizes)
     watch: Watch = field(default_factory=lambda: Watch(600))
+    keep_inputs: int | None = None
+    """Pixels of the JPEGs to make for training, too."""
     guarded: bool = False
     """Decode every image in a process of its own: for a shard that took its worker down."""
 
@@ -30,5 +32,7 @@ class Workbench:
         """The images in order, `window` rows at a time."""
         if self.guarded:
             # Half the time that would ring the alarm: the image fails, not the worker.
-            return guarded_windows(sources, geometries, window, self.watch.seconds / 2, self.watch.beat)
-        return decode_windows(sources, geometries, window, self.read_threads, self.decode_threads)
+            return guarded_windows(
+                sources, geometries, window, (self.watch.seconds / 2, self.keep_inputs), self.watch.beat
+            )
+        return decode_windows(sources, geometries, window, self.read_threads, self.decode_threads, self.keep_inputs)

@@ -74,12 +74,13 @@ def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardRepo
     if plugin.failure is not None:
         return plugin.failure
     assert plugin.bench is not None
-    bench = replace(plugin.bench, guarded=task.guarded)
+    bench = replace(plugin.bench, guarded=task.guarded, keep_inputs=task.inputs)
     try:
         with bench.watch.over_shard():
             teachers = _still_wanted(root, task, plugin.loaded)
             act = retry_shard if task.retry else extract_shard
-            report = act(root, record, task.shard, teachers, bench) if teachers else ShardReport(task.shard, ())
+            wanted = teachers or task.inputs is not None
+            report = act(root, record, task.shard, teachers, bench) if wanted else ShardReport(task.shard, ())
     except MmkdError as error:
         return error
     report.worker = str(worker.name)

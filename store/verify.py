@@ -21,6 +21,7 @@ from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.hierarchy import array_documents, group_document, read_json
+from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import (
     IMAGE_SOUND,
     PAIR_SOUND,
@@ -111,6 +112,7 @@ def verify(root: StorePath, deep: bool = False) -> VerifyReport:
         except CorruptStoreError as error:
             findings.append(Problem(name, str(error)))
     findings += _blamed_parts(checksums, entries)
+    findings += (Problem(name, what) for name, what in inputs_faults(root, record))
     bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
     for entry in entries:
         card = cards.get(entry.teacher)

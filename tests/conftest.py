@@ -58,3 +58,11 @@ def s3_server() -> Iterator[str]:
 def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
     """A URL of its own for each test."""
     return f"s3://shared/{request.node.name}"
+
+
+@pytest.fixture(scope="session")
+def training_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to train in; see `tiny_run.write_scene`. Shared: do not change what is in it, copy it."""
+    from tiny_run import write_scene
+
+    return write_scene(tmp_path_factory.mktemp("scene"))

@@ -107,11 +107,16 @@ def test_distillation_and_evaluation_take_int8(mixed: tuple[FeatureStore, dict[s
 
     store, _ = mixed
     rows = np.array([500, 1, 599, 255, 256])
-    alpha, beta = TeacherFeatures(store, ["alpha", "beta"]).gather(rows, torch.device("cpu"))
-    assert beta.members.tolist() == [0, 1, 3, 4]
-    assert beta.image.dtype == torch.float32
-    assert np.array_equal(beta.image.numpy(), store.image("beta")[rows[[0, 1, 3, 4]]])
-    assert len(alpha.members) == 5
+    teachers = TeacherFeatures(store, ["alpha", "beta"])
+    for resident in (False, True):
+        if resident:
+            teachers.reside(torch.device("cpu"))
+        alpha, beta = teachers.gather(rows)
+        assert beta.present.tolist() == [True, True, False, True, True]
+        assert beta.image.dtype == torch.float32
+        assert np.array_equal(beta.image[beta.present].numpy(), store.image("beta")[rows[[0, 1, 3, 4]]])
+        assert not beta.image[2].any()
+        assert alpha.present.all()
     block = Features(store, "beta").texts(rows)
     assert block.available.tolist() == [True, True, False, True, True]
     assert np.allclose(np.linalg.norm(block.values[block.available], axis=1), 1)

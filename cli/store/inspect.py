@@ -45,7 +45,7 @@ def info(path: str, as_json: bool) -> None:
 @click.option("--tolerance", type=click.FloatRange(0, 2), help="Largest 1 - cosine of a row.  [default: 0.001]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the rows.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def verify(  # noqa: PLR0913, PLR0917 - one argument an option
+def verify(
     path: str,
     deep: bool,
     mend: bool,

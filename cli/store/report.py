@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="Of the rows drawn.")
 @click.option("--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Of the map.")
 @click.option("--json", "as_json", is_flag=True, help="Where the page is and what it found, for programs.")
-def report(  # noqa: PLR0913, PLR0917 - a command takes one argument for each option
+def report(
     path: Path, out: Path, teachers: str | None, sample: str, seed: int, projection: Method, as_json: bool
 ) -> None:
     """Write one self-contained page: coverage, distributions, agreement, a map, odd rows and failures."""

@@ -29,7 +29,7 @@ def _silent(done: int, every: int) -> None:
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @click.option("--teachers", help="Names to keep, with commas between; all when not given.")
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="Of the new store.  [default: as it is]")
-def subset(  # noqa: PLR0913, PLR0917 - one argument an option
+def subset(
     path: StorePath,
     out: StorePath,
     keys: Path | None,

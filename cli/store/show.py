@@ -64,7 +64,7 @@ def show(path: Path, what: str, with_image: bool, teachers: str | None, seed: in
 )
 @click.option("--top", default=10, show_default=True, help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="The table, for programs.")
-def neighbors(  # noqa: PLR0913, PLR0917 - a command takes one argument for each option
+def neighbors(
     path: Path,
     key: str | None,
     text: str | None,
