@@ -31,7 +31,7 @@ def save(alignment: Alignment, path: Path) -> None:
     Raises:
         StoreError: the disk is full or read-only; a file that was there stays.
     """
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for slug in sorted(alignment.mapped):
         fitted = alignment.teacher_map(slug)
         tensors |= {f"{slug}/{part}": getattr(fitted, part).cpu().contiguous() for part in _PARTS}
