@@ -12,18 +12,18 @@ from pydantic import ValidationError
 
 from mmkd.evaluate.dataset import DatasetRows, load_dataset
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.settings import FrozenModel
 from mmkd.evaluate.suite import DatasetSpec, Suite
 from mmkd.evaluate.task import Unit, Variant
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import ConfigError
+from mmkd.store.yaml_config import Frozen
 
 PLAN = "plan.json"
 
 
-class PlannedUnit(FrozenModel):
+class PlannedUnit(Frozen):
     """A unit as the plan file lists it."""
 
     key: str
@@ -51,7 +51,7 @@ class PlannedUnit(FrozenModel):
         return f"predictions/{self.dataset}/{self.task}/{self.model}{variant}.{self.key}.parquet"
 
 
-class Plan(FrozenModel):
+class Plan(Frozen):
     """What the last run of an output folder was asked to do: tables show these units and no others."""
 
     suite: Suite

@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from mmkd.evaluate.settings import FrozenModel
 from mmkd.store.atomic import disk_errors
 from mmkd.store.errors import CorruptStoreError
+from mmkd.store.yaml_config import Frozen
 
 RESULTS = "results.jsonl"
 
@@ -21,7 +21,7 @@ Status = Literal["ok", "undefined", "failed"]
 could not be run; `reason` says why. Neither of the last two is ever counted as zero."""
 
 
-class ResultRow(FrozenModel):
+class ResultRow(Frozen):
     """One metric of one unit."""
 
     key: str

@@ -9,16 +9,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mmkd.store.yaml_config import Frozen
 
 
-class FrozenModel(BaseModel):
-    """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BootstrapSettings(FrozenModel):
+class BootstrapSettings(Frozen):
     """Percentile intervals from resampled groups (patients when the data set names them, else samples)."""
 
     n: int = Field(default=1000, ge=100)
@@ -27,7 +23,7 @@ class BootstrapSettings(FrozenModel):
     level: float = Field(default=0.95, gt=0.5, lt=1.0)
 
 
-class ZeroShotSettings(FrozenModel):
+class ZeroShotSettings(Frozen):
     """Zero-shot classification by the nearest class text."""
 
     protocol: Literal["standard", "mmkd_official"] = "standard"
@@ -39,7 +35,7 @@ class ZeroShotSettings(FrozenModel):
     """Metric that tables show when none is named; by default the protocol's own choice."""
 
 
-class LinearProbeSettings(FrozenModel):
+class LinearProbeSettings(Frozen):
     """Logistic regression on unit features, its strength chosen on validation data for every model."""
 
     c_low: float = Field(default=1e-4, gt=0)
@@ -71,7 +67,7 @@ class LinearProbeSettings(FrozenModel):
         return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
 
 
-class RetrievalSettings(FrozenModel):
+class RetrievalSettings(Frozen):
     """Cross-modal retrieval in both directions."""
 
     ks: tuple[int, ...] = (1, 5, 10, 50)
@@ -87,7 +83,7 @@ class RetrievalSettings(FrozenModel):
         return self
 
 
-class TaskSettings(FrozenModel):
+class TaskSettings(Frozen):
     """Settings of every task; the field names are the names of the tasks."""
 
     zero_shot: ZeroShotSettings = ZeroShotSettings()

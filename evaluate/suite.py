@@ -21,12 +21,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mmkd.evaluate.settings import BootstrapSettings, FrozenModel, TaskSettings
+from mmkd.evaluate.settings import BootstrapSettings, TaskSettings
 from mmkd.store.errors import ConfigError, UserError
 from mmkd.store.layout import check_slug
+from mmkd.store.yaml_config import Frozen, read_mapping, validated
 
 TASK_NAMES = tuple(TaskSettings.model_fields)
 
@@ -52,7 +52,7 @@ RowFilter = dict[str, Texts]
 """Column to accepted value(s); a row must pass all columns. `{}` takes every row."""
 
 
-class SplitFilters(FrozenModel):
+class SplitFilters(Frozen):
     """Which rows of the store belong to which split."""
 
     test: RowFilter
@@ -61,7 +61,7 @@ class SplitFilters(FrozenModel):
     """Without one, a part of `train` is held out, whole groups at a time."""
 
 
-class Prompts(FrozenModel):
+class Prompts(Frozen):
     """Text rows of the same store whose captions describe the classes."""
 
     rows: RowFilter
@@ -69,7 +69,7 @@ class Prompts(FrozenModel):
     """Column that holds the class of a prompt; by default the data set's label column."""
 
 
-class DatasetSpec(FrozenModel):
+class DatasetSpec(Frozen):
     """One data set of a suite."""
 
     dataset: str
@@ -119,7 +119,7 @@ class DatasetSpec(FrozenModel):
         return self
 
 
-class Suite(FrozenModel):
+class Suite(Frozen):
     """Data sets, models and statistics of one evaluation."""
 
     suite: str
@@ -180,16 +180,13 @@ def load_suite(path: str | Path) -> Suite:
         ConfigError: missing, not YAML, or not a suite; the message names the key.
     """
     source = Path(path)
-    raw = _read_yaml(source)
+    raw = read_mapping(source)
     for holder in [raw, *_listed(raw.get("datasets"))]:
         if isinstance(holder, dict) and isinstance(holder.get("store"), str):
             holder["store"] = _beside(source, holder["store"])
     if isinstance(raw.get("datasets"), list):
         raw["datasets"] = [spec for item in raw["datasets"] for spec in _dataset_entries(source, item)]
-    try:
-        return Suite.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_error(error, raw)}") from error
+    return validated(Suite, raw, source)
 
 
 def _dataset_entries(source: Path, item: object) -> list[object]:
@@ -201,7 +198,7 @@ def _dataset_entries(source: Path, item: object) -> list[object]:
         raise ConfigError(f"{source}: no data set file matches {item!r}; name files relative to the suite")
     entries: list[object] = []
     for file in files:
-        entry = _read_yaml(file)
+        entry = read_mapping(file)
         if isinstance(entry.get("store"), str):
             entry["store"] = _beside(file, entry["store"])
         entries.append(entry)
@@ -224,28 +221,3 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
         nested = isinstance(below, Mapping) and isinstance(value, Mapping)
         merged[key] = _merged(below, value) if nested else value  # type: ignore[arg-type]
     return merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; name a suite file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds {type(raw).__name__}, expected keys such as `suite`, `store`, `datasets`")
-    return raw
-
-
-def _first_error(error: ValidationError, raw: dict[str, Any]) -> str:
-    """The first complaint on one line, data sets by name instead of by number."""
-    first = error.errors()[0]
-    where = list(first["loc"])
-    if len(where) > 1 and where[0] == "datasets" and isinstance(where[1], int):
-        entry = raw["datasets"][where[1]]
-        where[1] = entry.get("dataset", where[1]) if isinstance(entry, dict) else where[1]
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        reason = "unknown key; check its spelling"
-    return ": ".join(part for part in (".".join(map(str, where)), " ".join(reason.split())) if part)

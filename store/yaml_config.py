@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,6 +20,9 @@ class Frozen(BaseModel):
 
 Model = TypeVar("Model", bound=BaseModel)
 
+NAMING_KEYS = ("name", "dataset", "slug")
+"""Keys that name an entry of a list: a complaint says `datasets.lung`, not `datasets.3`."""
+
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping.
@@ -30,7 +33,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; name a YAML file") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}; name a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -38,7 +41,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def validated(model: type[Model], content: object, where: Path) -> Model:
+def validated(model: type[Model], content: object, where: Path | str) -> Model:
     """Make `model` of parsed YAML.
 
     Raises:
@@ -48,21 +51,40 @@ def validated(model: type[Model], content: object, where: Path) -> Model:
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "content"
+        place = _place(content, first["loc"])
         reason = " ".join(first["msg"].removeprefix("Value error, ").split())
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, first["loc"][:-1])
             nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
             reason = f"unknown key; {hint}"
-        raise ConfigError(f"{where}: {place}: {reason}") from error
+        raise ConfigError(": ".join(part for part in (str(where), place, reason) if part)) from error
+
+
+def _place(content: object, loc: tuple[int | str, ...]) -> str:
+    """Where the complaint is, entries of lists by their name."""
+    steps: list[str] = []
+    for step in loc:
+        try:
+            content = content[step]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            content = None  # a key that is missing, or a step that pydantic put in, such as the tag of a union
+        named = [content[key] for key in NAMING_KEYS if key in content] if isinstance(content, dict) else []
+        steps.append(str(named[0] if named and isinstance(step, int) else step))
+    return ".".join(steps)
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys of the model at `path`: through fields, and through lists and optional values of models."""
     for step in path:
-        field = model.model_fields.get(str(step))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
+        if isinstance(step, str) and step in model.model_fields:
+            annotation = model.model_fields[step].annotation
+            inner = [kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)]
+            if not inner:
+                return []
+            model = inner[0]
     return list(model.model_fields)
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -123,8 +123,8 @@ def test_a_failed_unit_shows_in_the_exit_status(small_store: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sweet": 1}, "sweet: unknown key; check its spelling"),
-        ({"datasets": [DATASET | {"lable": "x"}]}, "datasets.sites.lable: unknown key"),
+        ({"sweet": 1}, "sweet: unknown key; known keys: suite, version"),
+        ({"datasets": [DATASET | {"lable": "x"}]}, "datasets.sites.lable: unknown key; did you mean 'label'?"),
         ({"datasets": []}, "datasets: Tuple should have at least 1 item"),
         ({"datasets": [DATASET, DATASET]}, "data set 'sites' stands twice"),
         ({"datasets": [DATASET | {"tasks": ["segment"]}]}, "no task 'segment'; the tasks are zero_shot, linear_probe"),

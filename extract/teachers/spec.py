@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, field_validator
 
-from mmkd.store import Preprocessing, UserError
+from mmkd.store import Preprocessing
 from mmkd.store.errors import TeacherError
 from mmkd.store.layout import check_slug
+from mmkd.store.yaml_config import Frozen, read_mapping, validated
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -19,13 +19,11 @@ AUTO = "auto"
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
-class TeacherSpec(BaseModel):
+class TeacherSpec(Frozen):
     """How one teacher's files become an encoder: everything `describe_teacher` and `load_teacher` need.
 
     A YAML card has these same fields. It travels to worker processes, so it holds no open files.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     slug: str
     source: str
@@ -78,7 +76,8 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 
     Raises:
         TeacherError: a name that is not known (the nearest is suggested), a place that cannot be
-            understood, two teachers of one name, or a YAML card that does not fit.
+            understood, or two teachers of one name.
+        ConfigError: a YAML card that does not fit.
     """
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     if not entries:
@@ -115,49 +114,28 @@ def _parse_entry(entry: str) -> list[TeacherSpec]:
     published = find_published(slug, missing_ok=True)
     if published is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
         return [published.spec.model_copy(update={"source": place, "revision": ""})]
-    return [_spec({"slug": slug, "source": place}, entry)]
+    return [validated(TeacherSpec, {"slug": slug, "source": place}, entry)]
 
 
 def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
     """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher.
 
     Raises:
-        TeacherError: the file is missing, is no YAML mapping, or has a field that is unknown or wrong.
+        ConfigError: the file is missing, is no YAML mapping, or has a field that is unknown or wrong.
+        TeacherError: `like` names no known teacher.
     """
     from mmkd.extract.teachers.published import find_published  # noqa: PLC0415 (the table is made of specs)
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TeacherError(f"cannot read the teacher card {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TeacherError(f"{path} is not YAML: {_one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise TeacherError(
-            f"{path} must be a YAML mapping with at least 'slug' and 'source', found {type(content).__name__}"
-        )
+    content = read_mapping(path)
     like = content.pop("like", None)
     fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}
     fields |= content
     fields |= {"slug": slug} if slug else {}
-    spec = _spec(fields, str(path))
+    spec = validated(TeacherSpec, fields, path)
     if spec.folder is not None and not spec.folder.is_absolute():
         # A relative folder in a card means beside the card, wherever the command is run.
         spec = spec.model_copy(update={"source": f"{LOCAL_DIR}{(path.parent / spec.folder).resolve()}"})
     return spec
-
-
-def _spec(fields: dict[str, object], where: str) -> TeacherSpec:
-    try:
-        return TeacherSpec.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "card"
-        known = ", ".join(TeacherSpec.model_fields)
-        hint = f"; known fields: {known}" if first["type"] == "extra_forbidden" else ""
-        raise TeacherError(f"{where}: {field}: {first['msg']}{hint}") from error
-    except UserError as error:
-        raise TeacherError(str(error)) from error
 
 
 def _is_yaml(text: str) -> bool:
@@ -174,7 +152,3 @@ def _refuse_bare_place(entry: str) -> None:
         raise TeacherError(f"{entry!r} needs a name to be stored under: write my-teacher={entry}")
     if "/" in entry or Path(entry).is_dir():
         raise TeacherError(f"{entry!r} is a path, not a teacher's name: write my-teacher={LOCAL_DIR}{entry}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
