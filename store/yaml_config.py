@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mmkd.store.errors import ConfigError
 
@@ -17,6 +17,28 @@ class Frozen(BaseModel):
     """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OneOf(Frozen):
+    """Base of models of which exactly one key is set."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> OneOf:
+        keys = [field.alias or name for name, field in type(self).model_fields.items()]
+        if len(self.model_fields_set) != 1 or self.chosen is None:
+            named = ", ".join(sorted(self.model_fields_set)) or "none"
+            raise ValueError(f"has {named}, expected exactly one of {', '.join(keys)}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the field that is set."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def chosen(self) -> Any:
+        """Its value."""
+        return getattr(self, self.kind)
 
 
 Model = TypeVar("Model", bound=BaseModel)

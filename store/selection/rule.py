@@ -13,38 +13,16 @@ A *pair* is one row's image and caption as one teacher sees them. Every rule giv
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from mmkd.store.errors import ConfigError
 from mmkd.store.layout import Tower
-from mmkd.store.yaml_config import Frozen, read_mapping, validated
+from mmkd.store.yaml_config import Frozen, OneOf, read_mapping, validated
 
 OTHERS = "others"
 """Key of a mapping over teachers that stands for all that it does not name."""
-
-
-class OneOf(Frozen):
-    """Base of models of which exactly one key is set."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> OneOf:
-        keys = [field.alias or name for name, field in type(self).model_fields.items()]
-        if len(self.model_fields_set) != 1 or self.chosen is None:
-            named = ", ".join(sorted(self.model_fields_set)) or "none"
-            raise ValueError(f"has {named}, expected exactly one of {', '.join(keys)}")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Name of the field that is set."""
-        return next(iter(self.model_fields_set))
-
-    @property
-    def chosen(self) -> Any:
-        """Its value."""
-        return getattr(self, self.kind)
 
 
 class CosineScore(Frozen):
