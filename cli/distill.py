@@ -25,7 +25,13 @@ def distill(run: Path) -> None:
     from mmkd.distill.trainer import train
 
     report = train(config, say=click.echo)
+    if not report.first_rank:
+        return
     terms = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
     share = report.wait_seconds / report.seconds if report.seconds else 0.0
     click.echo(f"{report.steps} steps in {report.seconds:.0f} s, {share:.0%} of it waiting for data; losses: {terms}")
+    for name, value in report.scores.items():
+        click.echo(f"{name} {value:.4f}")
+    if report.stopped:
+        click.echo(f"stopped by {report.stopped}; the state is saved")
     click.echo(f"next: mmkd export {config.out} STUDENT_DIR")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,55 +9,17 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_extract import load, run
-from tiny_corpus import write_table_corpus
-from tiny_teachers import TINY, write_tiny_teacher
+from tiny_run import quiet, write_run
 
-from mmkd.distill import checkpoint
-from mmkd.distill.config import OptimiserConfig, load_run
-from mmkd.distill.export import export
 from mmkd.distill.losses import contrast, cross_loss, feature_loss, task_loss
+from mmkd.distill.optimiser import lr_factor
 from mmkd.distill.order import Schedule, batch_rows, epoch_order
-from mmkd.distill.student import Distilled, build_student
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.distill.trainer import lr_factor, make_optimiser, train
-from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError, CorruptStoreError, IncompleteStoreError, UserError
+from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store.writer import move_corpus
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of two tiny teachers over 300 pairs, a student config and run.yaml."""
-    root = tmp_path_factory.mktemp("distill")
-    folders = {
-        "one": write_tiny_teacher(root / "one", seed=1),
-        "two": write_tiny_teacher(root / "two", seed=2, embed_dim=32, image_size=48),
-    }
-    run(write_table_corpus(root / "corpus", 300), root / "features", load(folders, *folders))
-    (root / "tiny-student.json").write_text(json.dumps(TINY | {"embed_dim": 20}))
-    return root
-
-
-def write_run(root: Path, name: str, **changes: object) -> Path:
-    """run.yaml with a run folder of its own."""
-    content = {
-        "store": "features",
-        "out": f"runs/{name}",
-        "student": {"model": "tiny-student.json"},
-        "epochs": 2,
-        "batch_size": 64,
-        "optimiser": {"lr": 1e-3, "warmup_steps": 2},
-        "loader_workers": 0,
-        "checkpoint_steps": 1,
-    }
-    path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content | changes))
-    return path
 
 
 def numpy_unit(x: np.ndarray) -> np.ndarray:
@@ -145,91 +106,32 @@ def test_learning_rate_known_values() -> None:
     assert lr_factor(0, 0, 10) == 1.0
 
 
-def test_matrices_are_decayed_and_nothing_else() -> None:
-    model = Distilled(open_clip.CLIP(**TINY), 24, [8, 8])
-    decayed, rest = make_optimiser(model, OptimiserConfig()).param_groups
-    assert {p.ndim >= 2 for p in decayed["params"]} == {True}
-    assert {p.ndim >= 2 for p in rest["params"]} == {False}
-    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.2, 0.0)
-    assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
-    assert any(p is model.cross_log_scales for p in rest["params"])
-
-
-def test_gather_gives_the_rows_that_a_teacher_has(scene: Path, tmp_path: Path) -> None:
+def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene / "features", tmp_path / "s")
     (tmp_path / "s/ledger/00001.two.json").unlink()  # rows 256.. are missing for teacher two
     store = FeatureStore.open(tmp_path / "s")
     rows = np.array([299, 3, 255, 256, 7])
-    one, two = TeacherFeatures(store, ["one", "two"]).gather(rows, torch.device("cpu"))
-    assert one.members.tolist() == [0, 1, 2, 3, 4]
-    assert two.members.tolist() == [1, 2, 4]
-    assert np.array_equal(two.image.numpy(), store.image("two")[[3, 255, 7]].astype(np.float32))
-    assert np.array_equal(one.text.numpy(), store.text("one")[rows].astype(np.float32))
+    features = TeacherFeatures(store, ["one", "two"])
+    for _ in range(2):
+        one, two = features.gather(rows)
+        assert one.present.all()
+        assert two.present.tolist() == [False, True, True, False, True]
+        assert np.array_equal(two.image.numpy()[[1, 2, 4]], store.image("two")[[3, 255, 7]])
+        assert not two.image[[0, 3]].any()
+        assert np.array_equal(one.text.numpy(), store.text("one")[rows])
+        features.reside(torch.device("cpu"))  # the same from memory of its own
 
 
-def test_training_learns_and_resumes_to_the_same_bit(scene: Path) -> None:
-    whole = load_run(write_run(scene, "whole", epochs=3))
-    report = train(whole, say=lambda _: None)
+def test_training_learns(scene: Path) -> None:
+    report = quiet(write_run(scene, "whole", epochs=3))
     assert (report.steps, report.resumed_at, report.rows) == (12, 0, 300)
-    short = load_run(write_run(scene, "first-loss", epochs=1, batch_size=300))
-    first = train(short, say=lambda _: None).losses
+    first = quiet(write_run(scene, "first-loss", epochs=1, batch_size=300)).losses
     assert report.losses["feature"] < 0.8 * first["feature"]
-
-    # The same run, stopped after 5 of 12 steps: the checkpoint of step 5 and a second call.
-    stopped = load_run(write_run(scene, "stopped", epochs=3))
-    _train_until(stopped, 5)
-    assert train(stopped, say=lambda _: None).resumed_at == 5
-    a, b = (torch.load(c.out / "checkpoint.pt", weights_only=True) for c in (whole, stopped))
-    assert a["model"].keys() == b["model"].keys()
-    for name, value in a["model"].items():
-        assert torch.equal(value, b["model"][name]), name
-
-
-def _train_until(config: object, step: int) -> None:
-    """Stop a run as a kill would: after the checkpoint of `step`."""
-    original = checkpoint.save
-
-    def save_and_stop(*arguments: object) -> None:
-        original(*arguments)  # type: ignore[arg-type]
-        if arguments[-1] == step:
-            raise KeyboardInterrupt
-
-    checkpoint.save = save_and_stop  # type: ignore[assignment]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(config, say=lambda _: None)  # type: ignore[arg-type]
-    finally:
-        checkpoint.save = original
 
 
 def test_loader_processes_do_not_change_the_result(scene: Path) -> None:
-    losses = [
-        train(load_run(write_run(scene, f"w{workers}", epochs=1, loader_workers=workers)), say=lambda _: None).losses
-        for workers in (0, 2)
-    ]
+    losses = [quiet(write_run(scene, f"w{n}", epochs=1, data={"workers": n})).losses for n in (0, 2)]
     assert losses[0] == losses[1]
-
-
-def test_export_loads_in_open_clip_and_as_a_teacher(scene: Path, tmp_path: Path) -> None:
-    config = load_run(write_run(scene, "exported"))
-    train(config, say=lambda _: None)
-    folder = export(config.out, tmp_path / "student")
-    exported, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["finding 3 seen in plane 2", "nothing"])
-    assert preprocess is not None
-    trained = Distilled(build_student(config.student), 20, [24, 32])
-    trained.load_state_dict(torch.load(config.out / "checkpoint.pt", weights_only=True)["model"])
-    trained.eval()
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert torch.allclose(exported.encode_image(images), trained.student.encode_image(images), atol=1e-5)
-        assert torch.allclose(exported.encode_text(tokens), trained.student.encode_text(tokens), atol=1e-5)
-    (spec,) = parse_teachers(f"student=local-dir:{folder}")
-    card = describe_teacher(spec)
-    teacher = load_teacher(spec, card, torch.device("cpu"))
-    with torch.no_grad():
-        assert torch.allclose(teacher.encode_texts(tokens), exported.encode_text(tokens), atol=1e-5)
-    assert "| one | local-dir:" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -249,25 +151,8 @@ def test_export_loads_in_open_clip_and_as_a_teacher(scene: Path, tmp_path: Path)
 )
 def test_mistakes_in_a_run(scene: Path, changes: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
-        train(load_run(write_run(scene, "mistake", **changes)), say=lambda _: None)
+        quiet(write_run(scene, "mistake", **changes))
     assert "\n" not in str(caught.value)
-
-
-def test_a_run_folder_of_another_configuration_is_refused(scene: Path) -> None:
-    config = load_run(write_run(scene, "other", epochs=1))
-    train(config, say=lambda _: None)
-    changed = load_run(write_run(scene, "other", epochs=1, seed=5))
-    with pytest.raises(UserError, match="another configuration"):
-        train(changed, say=lambda _: None)
-
-
-def test_a_damaged_checkpoint_is_said(scene: Path) -> None:
-    config = load_run(write_run(scene, "damaged", epochs=1))
-    train(config, say=lambda _: None)
-    path = config.out / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CorruptStoreError, match="is damaged; delete it"):
-        train(config, say=lambda _: None)
 
 
 def test_an_unfinished_store_is_refused(scene: Path, tmp_path: Path) -> None:
@@ -278,7 +163,7 @@ def test_an_unfinished_store_is_refused(scene: Path, tmp_path: Path) -> None:
     write_part(tmp_path / "features", 1, with_columns(table, {"status": ["pending"] * len(table)}))
     shutil.copy(scene / "tiny-student.json", tmp_path)
     with pytest.raises(IncompleteStoreError, match="44 of 300 matching rows are not extracted yet"):
-        train(load_run(write_run(tmp_path, "early")), say=lambda _: None)
+        quiet(write_run(tmp_path, "early"))
 
 
 def test_images_that_are_gone_are_named(scene: Path, tmp_path: Path) -> None:
@@ -287,4 +172,4 @@ def test_images_that_are_gone_are_named(scene: Path, tmp_path: Path) -> None:
     move_corpus(root / "features", root / "corpus")
     shutil.rmtree(root / "corpus" / "images")
     with pytest.raises(UserError, match=r"^image of row \d+, .*: file not found; .*$"):
-        train(load_run(write_run(root, "gone", loader_workers=2)), say=lambda _: None)
+        quiet(write_run(root, "gone", data={"workers": 2}))
