@@ -22,7 +22,8 @@ class TeacherFeatures:
 
     def __init__(self, store: FeatureStore, slugs: Sequence[str]) -> None:
         self.slugs = tuple(slugs)
-        self.dims = tuple(store.card(slug).dim for slug in slugs)
+        self.cards = {slug: store.card(slug) for slug in slugs}
+        self.dims = tuple(card.dim for card in self.cards.values())
         self._image = [as_tensor(store.image(slug)) for slug in slugs]
         self._text = [as_tensor(store.text(slug)) for slug in slugs]
         self._sound = [torch.from_numpy(store.valid(slug) & PAIR_SOUND == PAIR_SOUND) for slug in slugs]
