@@ -62,12 +62,13 @@ class Batches:
     world: World
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
-        """Yield this rank's batches from `first` to the end of the run; the next one is made while one is used.
+        """Yield this rank's batches from `first` to the end of the run; with workers, one is made while one is used.
 
         Raises:
             UserError: an image is gone.
         """
-        return one_ahead(self._made(first))
+        # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
+        return one_ahead(self._made(first)) if self.workers else self._made(first)
 
     def _made(self, first: int) -> Generator[Batch, None, None]:
         world = self.world

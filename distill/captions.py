@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from mmkd.distill.student import Tokenise
 
 _TOKENISED_TOGETHER = 4096
 # Matrix products like multiples of eight, and a handful of shapes is all that torch.compile has to see.
@@ -48,7 +50,7 @@ class Captions:
         return torch.from_numpy(rows)
 
 
-def tokenised(captions: Sequence[str], tokenise: Callable[[list[str]], torch.Tensor]) -> Captions:
+def tokenised(captions: Sequence[str], tokenise: Tokenise) -> Captions:
     """Tokenise distinct captions, a few thousand at a time."""
     empty = tokenise([""])[0]
     pad, context = int(empty[-1]), len(empty)

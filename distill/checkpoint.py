@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from mmkd.distill.config import RunConfig
 from mmkd.distill.optimiser import WeightAverage
+from mmkd.distill.student import model_config
 from mmkd.store import FeatureStore
 from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, temporary_files, write_atomically
 from mmkd.store.errors import CorruptStoreError, UserError
@@ -39,7 +40,8 @@ _FREE: Any = {
     "preset": True,
     "store": True,  # its content is in the digest instead: a store may move
     "out": True,
-    "student": {"start_from"},  # the first weights are in the checkpoint already
+    # The network is in the digest as open_clip describes it; the first weights are in the checkpoint already.
+    "student": {"model", "start_from"},
     "data": {"images", "features", "workers"},
     "compute": {"micro_batch", "gradient_checkpointing", "compile", "timeout_minutes"},
     "checkpoints": True,
@@ -65,11 +67,18 @@ def run_digest(config: RunConfig, store: FeatureStore) -> str:
     record = store.record
     content = {
         "config": config.model_dump(mode="json", exclude=_FREE),
+        "network": model_config(config.student.model),
         "corpus": record.corpus.digest,
         "rows": record.rows,
         "teachers": {slug: store.card(slug).digest for slug in config.teachers or store.teachers},
+        "alignment": _file_digest(config.heads.alignment),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_digest(path: Path | None) -> str:
+    """Empty without a file; one that is missing is complained of where it is opened."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,10 @@ def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[s
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], header: dict[str, str]) -> None:
     # Clones where storage is shared: safetensors refuses two names for one memory.
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, header)
+    try:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, header)
+    except SafetensorError as error:  # it wraps what the system said
+        raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

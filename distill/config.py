@@ -59,7 +59,7 @@ class DataConfig(Frozen):
     bucket_batches: int = Field(default=16, ge=0)
     """Batches among which rows are sorted by caption length, so that short captions meet; 0 pads all to the context."""
     workers: int = Field(default=2, ge=0)
-    """Processes of each rank that read and decode images."""
+    """Processes of each rank that read and decode images; 0 to do it between the steps."""
 
 
 class ComputeConfig(Frozen):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from mmkd.distill.captions import tokenised
@@ -15,10 +13,9 @@ from mmkd.distill.config import DataConfig, MonitorSet
 from mmkd.distill.image_source import row_images
 from mmkd.distill.monitor import HeldOut, numbered
 from mmkd.distill.pairs import Pairs, find_pairs, matching
+from mmkd.distill.student import Tokenise
 from mmkd.store import FeatureStore
 from mmkd.store.errors import ConfigError, UserError
-
-Tokenise = Callable[[list[str]], torch.Tensor]
 
 
 def held_out(

@@ -91,6 +91,7 @@ def image_batches(
         batch_sampler=([(epoch, row) for row in rows.tolist()] for epoch, rows in wanted),
         num_workers=workers,
         collate_fn=_stack,
+        generator=torch.Generator(),  # it draws a seed, from a generator that nobody else counts on
         pin_memory=torch.cuda.is_available(),
     )
     for stacked in loader:

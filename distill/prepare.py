@@ -29,6 +29,7 @@ from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.student import (
+    Tokenise,
     Towers,
     build_student,
     image_side,
@@ -92,7 +93,8 @@ def prepare(config: RunConfig, world: World) -> Run:
     student = build_student(config.student)
     towers = Towers(student).to(world.device)
     teachers = _teachers(store, config, world)
-    batches = _batches(store, config, towers, teachers, world)
+    tokenise = student_tokenizer(config.student)
+    batches = _batches(store, config, towers, teachers, tokenise, world)
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, batches.plan.pairs, world.device)
     model = Model(towers, objective.to(world.device))
@@ -105,7 +107,7 @@ def prepare(config: RunConfig, world: World) -> Run:
         restore_optimiser(model, update.optimiser, state)
         if average is not None:
             average.load(state.part("average"))
-    monitor = _monitor(store, config, batches, towers, average)
+    monitor = _monitor(store, config, batches, average, towers, tokenise)
     return Run(config, world, batches, update, average, monitor, checkpointer, state.progress if state else Progress(0))
 
 
@@ -132,11 +134,16 @@ def _teachers(store: FeatureStore, config: RunConfig, world: World) -> TeacherFe
 
 
 def _batches(
-    store: FeatureStore, config: RunConfig, towers: Towers, teachers: TeacherFeatures | None, world: World
+    store: FeatureStore,
+    config: RunConfig,
+    towers: Towers,
+    teachers: TeacherFeatures | None,
+    tokenise: Tokenise,
+    world: World,
 ) -> Batches:
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
-    captions = tokenised(pairs.captions, student_tokenizer(config.student))
+    captions = tokenised(pairs.captions, tokenise)
     window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
@@ -211,10 +218,14 @@ def _freeze_unused(towers: Towers, device: torch.device) -> None:
 
 
 def _monitor(
-    store: FeatureStore, config: RunConfig, batches: Batches, towers: Towers, average: WeightAverage | None
+    store: FeatureStore,
+    config: RunConfig,
+    batches: Batches,
+    average: WeightAverage | None,
+    towers: Towers,
+    tokenise: Tokenise,
 ) -> Monitor:
     world, data = batches.world, config.data
-    tokenise = student_tokenizer(config.student)
     side = image_side(towers.student)
     sets = [held_out(entry, store, batches.plan.pairs, data, side, tokenise) for entry in config.monitor.sets]
     rows = config.compute.micro_batch or config.batch_size // world.size

@@ -23,6 +23,10 @@ Pixels = Callable[[Image.Image], torch.Tensor]
 """A picture to uint8 (3, H, W)."""
 
 
+Tokenise = Callable[[list[str]], torch.Tensor]
+"""Captions to int64 (n, L)."""
+
+
 def model_config(model: str) -> dict[str, Any]:
     """The open_clip model config of a student.
 
@@ -74,10 +78,10 @@ def build_student(config: StudentConfig) -> nn.Module:
     return model
 
 
-def student_tokenizer(config: StudentConfig) -> Callable[[list[str]], torch.Tensor]:
+def student_tokenizer(config: StudentConfig) -> Tokenise:
     """The student's tokenizer: captions to int64 (n, L)."""
     name = _registered_name(config.model)
-    tokenizer: Callable[[list[str]], torch.Tensor] = open_clip.get_tokenizer(name)
+    tokenizer: Tokenise = open_clip.get_tokenizer(name)
     return tokenizer
 
 

@@ -28,6 +28,8 @@ class TeacherFeatures:
         self._text = [as_tensor(store.text(slug)) for slug in slugs]
         self._sound = [torch.from_numpy(store.valid(slug) & PAIR_SOUND == PAIR_SOUND) for slug in slugs]
         self._device = torch.device("cpu")
+        self.resident_bytes = 0
+        """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
         """bool (N,): where at least one teacher has both features."""
@@ -48,7 +50,7 @@ class TeacherFeatures:
         self._image = [tensor.to(device, copy=True) for tensor in self._image]
         self._text = [tensor.to(device, copy=True) for tensor in self._text]
         self._sound = [tensor.to(device) for tensor in self._sound]
-        self._device = device
+        self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
         """What every teacher says of these rows, in the order of `slugs`: on the device when resident, else pinned."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from signal import Signals
 
 from mmkd.distill.batch import Batch
 from mmkd.distill.board import Boards, Clock, opened_boards
@@ -44,6 +45,8 @@ class TrainReport:
     best: Progress
     stopped: str = ""
     """Why the run ended before its last step: a signal's name, or `patience`; empty when it did not."""
+    stop_signal: int = 0
+    """The signal's number, when it was one."""
     first_rank: bool = True
     """False in the ranks that have nothing to say."""
 
@@ -72,7 +75,7 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
     clock, guard, progress = Clock(), _FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
-    stopped = ""
+    stopped, number = "", 0
     with closing(run.batches.from_step(first)) as batches:
         while progress.step < total and not stopped:
             with clock.waiting():
@@ -97,8 +100,9 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
                 progress = _judged(progress, scores[run.monitor.metric])
             if config.monitor.patience is not None and progress.worse >= config.monitor.patience:
                 stopped = "patience"
-            if run.world.any(request.signal is not None):
-                stopped = request.signal.name if request.signal is not None else "a signal to another rank"
+            number = run.world.highest(int(request.signal or 0))
+            if number:
+                stopped = Signals(number).name
             due = progress.step % config.checkpoints.every_steps == 0 or progress.best_step == progress.step
             if last or stopped or due:
                 guard.settle()
@@ -106,7 +110,7 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
     return TrainReport(
         steps=progress.step, resumed_at=first, rows=len(run.batches.plan.pairs.rows), parameters=run.parameters,
         seconds=clock.seconds, wait_seconds=clock.wait_seconds, losses=losses, scores=scores, best=progress,
-        stopped=stopped, first_rank=run.world.first,
+        stopped=stopped, stop_signal=number, first_rank=run.world.first,
     )  # fmt: skip
 
 

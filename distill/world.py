@@ -51,13 +51,13 @@ class World:
         dist.all_reduce(total)
         return total
 
-    def any(self, flag: bool) -> bool:
-        """True on all ranks when it is true on one."""
+    def highest(self, number: int) -> int:
+        """The highest number that any rank has; asked over the CPU, so that nobody waits for a device."""
         if self.size == 1:
-            return flag
-        told = torch.tensor([int(flag)])
+            return number
+        told = torch.tensor([number])
         dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(told.item())
+        return int(told.item())
 
     def average_gradients(self, module: torch.nn.Module) -> None:
         """Replace gradients by their mean over ranks; for small modules that DistributedDataParallel does not wrap."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import quiet, write_run
 
+from mmkd.cli.distill import distill
+from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
+from mmkd.distill.config import load_run
 from mmkd.distill.optimiser import lr_factor
 from mmkd.distill.order import Schedule, batch_rows, epoch_order
+from mmkd.distill.student import build_student
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
 from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
@@ -66,9 +72,9 @@ def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(scene: Path, tmp_pat
 
 
 def test_training_learns(scene: Path) -> None:
-    report = quiet(write_run(scene, "whole", epochs=3))
+    report = quiet(write_run(scene, "whole", where={}, epochs=3, batch_size=64))
     assert (report.steps, report.resumed_at, report.rows) == (12, 0, 300)
-    first = quiet(write_run(scene, "first-loss", epochs=1, batch_size=300)).losses
+    first = quiet(write_run(scene, "first-loss", where={}, epochs=1, batch_size=300)).losses
     assert report.losses["feature"] < 0.8 * first["feature"]
 
 
@@ -83,10 +89,20 @@ def test_loader_processes_do_not_change_the_result(scene: Path) -> None:
         ({"epoch": 3}, ConfigError, r"epoch: unknown key; did you mean 'epochs'"),
         ({"optimiser": {"lrr": 1}}, ConfigError, r"optimiser\.lrr: unknown key; did you mean 'lr'"),
         ({"batch_size": 1}, ConfigError, "batch_size: Input should be greater than 1"),
-        ({"batch_size": 301}, UserError, "300 rows match .* fewer than one batch of 301"),
+        ({"batch_size": 301, "where": {}}, UserError, "300 rows match .* fewer than one batch of 301"),
         ({"where": {"organ": "liver"}}, UserError, r"no sample column 'organ'; it has .*site"),
         ({"where": {"site": "s9"}}, UserError, "0 rows match"),
         ({"teachers": ["three"]}, UserError, "no teacher 'three'; it has one, two"),
+        (
+            {"preset": "distill"},
+            ConfigError,
+            "preset: 'distill' is unknown; there are distil, large, mmkd_clip, pretrain",
+        ),
+        ({"preset": 3}, ConfigError, "preset: expected a name or a list of names"),
+        ({"preset": "gone.yaml"}, ConfigError, r"cannot read .*gone\.yaml"),
+        ({"student": {"start_from": "nowhere"}}, UserError, "nowhere has no checkpoint yet"),
+        ({"student": {"start_from": "a", "pretrained": "b"}}, ConfigError, "both name weights to begin with"),
+        ({"monitor": {"patience": 3}}, ConfigError, "patience needs monitor.sets"),
         ({"student": {"model": "ViT-Z-99"}}, ConfigError, "'ViT-Z-99' is unknown to open_clip"),
         ({"student": {"model": "gone.json"}}, ConfigError, "cannot be read"),
         ({"store": "nowhere"}, Exception, "does not exist"),
@@ -106,7 +122,7 @@ def test_an_unfinished_store_is_refused(scene: Path, tmp_path: Path) -> None:
     write_part(tmp_path / "features", 1, with_columns(table, {"status": ["pending"] * len(table)}))
     shutil.copy(scene / "tiny-student.json", tmp_path)
     with pytest.raises(IncompleteStoreError, match="44 of 300 matching rows are not extracted yet"):
-        quiet(write_run(tmp_path, "early"))
+        quiet(write_run(tmp_path, "early", where={}))
 
 
 def test_images_that_are_gone_are_named(scene: Path, tmp_path: Path) -> None:
@@ -116,3 +132,47 @@ def test_images_that_are_gone_are_named(scene: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "corpus" / "images")
     with pytest.raises(UserError, match=r"^image of row \d+, .*: file not found; .*$"):
         quiet(write_run(root, "gone", data={"workers": 2}))
+
+
+def test_dry_run_says_what_a_run_takes_and_writes_nothing(scene: Path) -> None:
+    path = write_run(scene, "dry")
+    before = sorted(scene.rglob("*"))
+    done = CliRunner().invoke(distill, [str(path), "--dry-run", "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert sorted(scene.rglob("*")) == before
+    config = load_run(path)
+    with_average = write_run(scene, "dry-average", optimiser={"average": 0.9})
+    assert (found["pairs"], found["steps"], found["steps_left"], found["teachers"]) == (100, 8, 8, ["one", "two"])
+    assert found["student_parameters"] == sum(p.numel() for p in build_student(config.student).parameters())
+    assert found["other_parameters"] == 20 * (24 + 32) + 2
+    assert found["hours"] == pytest.approx(8 * found["seconds_per_step"] / 3600)
+    quiet(path)
+    size = checkpoints(config.out)[0].stat().st_size
+    assert found["checkpoint_bytes"] == pytest.approx(size, rel=0.02)
+    lines = CliRunner().invoke(distill, [str(path), "--dry-run"], catch_exceptions=False).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["pairs", "parameters", "memory", "steps", "hours"]
+    assert "8 of them done" in lines[3]
+    more = CliRunner().invoke(distill, [str(with_average), "--dry-run", "--json"], catch_exceptions=False)
+    assert json.loads(more.stdout)["checkpoint_bytes"] == pytest.approx(size * 4 / 3, rel=0.02)
+
+
+def test_presets_lie_under_the_run_and_over_each_other(scene: Path) -> None:
+    (scene / "mine.yaml").write_text("epochs: 3\noptimiser: {lr: 2.0e-3, clip_norm: 5.0}\nloss: {cross: 0.5}\n")
+    config = load_run(write_run(scene, "preset", preset=["distil", "large", "mine.yaml"], optimiser={"lr": 1e-3}))
+    assert config.preset == ("distil", "large", "mine.yaml")
+    assert (config.epochs, config.optimiser.lr, config.optimiser.clip_norm) == (2, 1e-3, 5.0)
+    assert (config.loss.cross, config.loss.task, config.optimiser.layer_decay) == (0.5, 1.0, 0.9)
+    assert load_run(write_run(scene, "one-preset", preset="pretrain")).loss.feature == 0
+
+
+def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(scene: Path) -> None:
+    first = load_run(write_run(scene, "stage1", preset="pretrain", optimiser={"lr": 1e-3, "warmup_steps": 0}))
+    report = quiet(first)
+    assert set(report.losses) == {"task", "total"}
+    student = {"model": "tiny-student.json", "start_from": "runs/stage1"}
+    second = load_run(write_run(scene, "stage2", preset="distil", student=student, optimiser={"lr": 1e-12}))
+    assert set(quiet(second).losses) == {"task", "feature", "cross", "total"}
+    weights = [student_weights(read(best_or_last(config.out))[1]) for config in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-6), name

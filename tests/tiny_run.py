@@ -22,25 +22,32 @@ def write_scene(root: Path, rows: int = 300) -> Path:
         "two": write_tiny_teacher(root / "two", seed=2, embed_dim=32, image_size=48),
     }
     run(write_table_corpus(root / "corpus", rows), root / "features", load(folders, *folders))
-    (root / "tiny-student.json").write_text(json.dumps(TINY | {"embed_dim": 20}))
+    (root / "tiny-student.json").write_text(
+        json.dumps(TINY | {"embed_dim": 20, "text_cfg": TINY["text_cfg"] | {"width": 16}})
+    )
     return root
 
 
 def write_run(root: Path, name: str, **changes: Any) -> Path:
-    """run.yaml with a run folder of its own; mappings in `changes` are laid over those that are there."""
+    """run.yaml with a run folder of its own: eight steps over the hundred rows of one site.
+
+    Mappings in `changes` are laid over those that are there.
+    """
     content: dict[str, Any] = {
         "store": "features",
         "out": f"runs/{name}",
         "student": {"model": "tiny-student.json"},
         "epochs": 2,
-        "batch_size": 64,
+        "where": {"site": "s0"},
+        "batch_size": 24,
         "optimiser": {"lr": 1e-3, "warmup_steps": 2},
         "data": {"workers": 0},
         "checkpoints": {"every_steps": 100},
         "logging": {"every_steps": 1, "tensorboard": False},
     }
     for key, value in changes.items():
-        content[key] = content[key] | value if isinstance(value, dict) and key in content else value
+        merge = isinstance(value, dict) and key in content and key != "where"
+        content[key] = content[key] | value if merge else value
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
