@@ -2,30 +2,74 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from mmkd.distill.config import RunConfig
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, dir_okay=False), metavar="RUN.yaml")
-def distill(run: Path) -> None:
+@click.option(
+    "--dry-run", is_flag=True, help="Take a few steps, print parameters, memory, steps and hours, write nothing."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the same as one JSON object.")
+def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     """Train the student that RUN.yaml describes; running it again goes on from the last checkpoint.
 
     \b
+    preset: distil             # pretrain, distil, large, or YAML files of your own; keys below win
     store: features            # paths are relative to RUN.yaml
     out: runs/first
     student: {model: ViT-B-16}
     epochs: 10
+    \b
+    mmkd distill run.yaml --dry-run
+    torchrun --nproc-per-node 8 -m mmkd.cli.main distill run.yaml
+
+    Exit status 143 or 138 after SIGTERM or SIGUSR1 (128 and the signal's number): the state was saved first.
     """
     from mmkd.distill.config import load_run
 
     config = load_run(run)
+    if as_json and not dry_run:
+        raise click.UsageError("--json goes with --dry-run")
     # After the configuration: a misspelt key is answered at once, not after seconds of importing torch.
     from mmkd.distill.trainer import train
 
+    if dry_run:
+        _print_estimate(config, as_json)
+        return
     report = train(config, say=click.echo)
+    if not report.first_rank:
+        sys.exit(128 + report.stop_signal if report.stop_signal else 0)
     terms = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
     share = report.wait_seconds / report.seconds if report.seconds else 0.0
     click.echo(f"{report.steps} steps in {report.seconds:.0f} s, {share:.0%} of it waiting for data; losses: {terms}")
+    for name, value in report.scores.items():
+        click.echo(f"{name} {value:.4f}")
+    if report.stop_signal:
+        click.echo(f"stopped by {report.stopped} with the state saved; the same command goes on", err=True)
+        sys.exit(128 + report.stop_signal)
+    if report.stopped:
+        click.echo(f"stopped by {report.stopped}: nothing better since step {report.best.best_step}")
     click.echo(f"next: mmkd export {config.out} STUDENT_DIR")
+
+
+def _print_estimate(config: RunConfig, as_json: bool) -> None:
+    from mmkd.distill.probe import estimate
+
+    found = estimate(config)
+    if found is None:
+        return
+    if as_json:
+        click.echo(json.dumps(asdict(found) | {"hours": found.hours}))
+        return
+    for line in found.lines():
+        click.echo(line)

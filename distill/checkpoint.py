@@ -1,63 +1,250 @@
-"""A run's state on disk: whole or not there, and read without unpickling."""
+"""A run's state on disk: one safetensors file a checkpoint, whole or not there, read without unpickling.
+
+    OUT/run.json                                the configuration
+    OUT/checkpoints/step-00000500.safetensors   tensors, and in the header's metadata the state as JSON
+    OUT/best.json                               which step is the best so far, and its score
+
+Tensors are named `model.NAME`, `average.NAME` and `optimiser.NAME.MOMENT`. Everything else that a run needs
+to go on is a function of the step: learning rate, order of samples, crops, dropout.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
-from pickle import UnpicklingError
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from mmkd.distill.config import RunConfig
-from mmkd.store.atomic import write_atomically
+from mmkd.distill.optimiser import WeightAverage
+from mmkd.distill.student import model_config
+from mmkd.store import FeatureStore
+from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, temporary_files, write_atomically
 from mmkd.store.errors import CorruptStoreError, UserError
 
-CHECKPOINT = "checkpoint.pt"
 CONFIG = "run.json"
+FOLDER = "checkpoints"
+BEST = "best.json"
+
+_NAME = re.compile(r"step-(\d{8,})\.safetensors")
+# What may change between two calls of one run: where it writes, and how the same arithmetic is laid out.
+_FREE: Any = {
+    "preset": True,
+    "store": True,  # its content is in the digest instead: a store may move
+    "out": True,
+    # The network is in the digest as open_clip describes it; the first weights are in the checkpoint already.
+    "student": {"model", "start_from"},
+    "data": {"images", "features", "workers"},
+    "compute": {"micro_batch", "gradient_checkpointing", "compile", "timeout_minutes"},
+    "checkpoints": True,
+    "monitor": True,
+    "logging": True,
+}
 
 
-def config_digest(config: RunConfig) -> str:
-    """Digest of what decides a run's outcome; where it writes and how many loaders it has do not."""
-    content = config.model_dump_json(exclude={"out", "loader_workers", "checkpoint_steps"})
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Progress:
+    """What a checkpoint knows beside tensors."""
+
+    step: int
+    """Steps done."""
+    best_score: float | None = None
+    best_step: int | None = None
+    worse: int = 0
+    """Validations since the best one."""
 
 
-def save(config: RunConfig, model: nn.Module, optimiser: Optimizer, decay: LRScheduler, step: int) -> None:
-    """Write the state after `step` steps in place of the one before.
-
-    Raises:
-        StoreError: the disk is full or read-only; the checkpoint before stays.
-    """
-    state = {
-        "step": step,
-        "config": config_digest(config),
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "decay": decay.state_dict(),
+def run_digest(config: RunConfig, store: FeatureStore) -> str:
+    """Digest of what decides a run's outcome: its configuration, the store's rows, and the teachers' own digests."""
+    record = store.record
+    content = {
+        "config": config.model_dump(mode="json", exclude=_FREE),
+        "network": model_config(config.student.model),
+        "corpus": record.corpus.digest,
+        "rows": record.rows,
+        "teachers": {slug: store.card(slug).digest for slug in config.teachers or store.teachers},
+        "alignment": _file_digest(config.heads.alignment),
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(config.out / CHECKPOINT, buffer.getbuffer())
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load(config: RunConfig) -> dict[str, Any] | None:
-    """The state that `save` wrote, or None for a new run.
+def _file_digest(path: Path | None) -> str:
+    """Empty without a file; one that is missing is complained of where it is opened."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
+
+
+@dataclass(frozen=True)
+class State:
+    """One checkpoint, read."""
+
+    progress: Progress
+    tensors: dict[str, torch.Tensor]
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Tensors whose name begins with `prefix.`, without it."""
+        return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(prefix + ".")}
+
+
+@dataclass
+class Checkpointer:
+    """Writes and finds the checkpoints of one run."""
+
+    out: Path
+    digest: str
+    keep_last: int
+
+    def save(
+        self,
+        model: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        average: WeightAverage | None,
+        progress: Progress,
+    ) -> Path:
+        """Write the state; then let older checkpoints go, but for the last few and the best.
+
+        Raises:
+            StoreError: the disk is full or read-only; earlier checkpoints stay.
+        """
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
+        tensors |= _moments(model, optimiser)
+        header = {"mmkd": json.dumps({"run": self.digest} | vars(progress))}
+        path = self.out / FOLDER / f"step-{progress.step:08d}.safetensors"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write(temporary, tensors, header)
+                temporary.replace(path)
+                _flush_folder(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+        if progress.best_step == progress.step:
+            note = {"step": progress.step, "score": progress.best_score}
+            write_atomically(self.out / BEST, json.dumps(note).encode())
+        self._forget(progress)
+        return path
+
+    def load(self) -> State | None:
+        """The last checkpoint, or None for a new run.
+
+        Raises:
+            UserError: it belongs to another run.
+            CorruptStoreError: it is damaged.
+        """
+        for leftover in temporary_files(self.out / FOLDER):
+            leftover.unlink(missing_ok=True)
+        paths = checkpoints(self.out)
+        if not paths:
+            return None
+        run, state = read(paths[-1])
+        if run != self.digest:
+            raise UserError(
+                f"{self.out} holds a run of another configuration or store (digest {run}, this one has {self.digest}); "
+                "name another `out`, or delete that folder"
+            )
+        return state
+
+    def _forget(self, progress: Progress) -> None:
+        with disk_errors(self.out):
+            for path in checkpoints(self.out)[: -self.keep_last]:
+                if step_of(path) != progress.best_step:
+                    path.unlink(missing_ok=True)
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Whole checkpoints of a run folder, oldest first."""
+    return sorted((path for path in (out / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Steps done at a checkpoint, by its name."""
+    found = _NAME.fullmatch(path.name)
+    assert found is not None, "only checkpoints are asked for"
+    return int(found[1])
+
+
+def best_or_last(out: Path) -> Path:
+    """The checkpoint to export or to go on from with another run.
 
     Raises:
-        UserError: the folder holds a run of another configuration.
-        CorruptStoreError: the file is damaged.
+        UserError: there is none.
     """
-    path = config.out / CHECKPOINT
-    if not path.is_file():
-        return None
+    paths = checkpoints(out)
+    if not paths:
+        raise UserError(f"{out} has no checkpoint yet; `mmkd distill` writes one every checkpoints.every_steps")
+    note = out / BEST
+    best = json.loads(note.read_text())["step"] if note.is_file() else None
+    return next((path for path in paths if step_of(path) == best), paths[-1])
+
+
+def read(path: Path) -> tuple[str, State]:
+    """Digest of the run, and the state.
+
+    Raises:
+        CorruptStoreError: the file is not a whole checkpoint.
+    """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise CorruptStoreError(f"{path} is damaged; delete it to start the run anew") from error
-    if state["config"] != config_digest(config):
-        raise UserError(f"{config.out} holds a run of another configuration; name another `out`, or delete that folder")
-    return state
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["mmkd"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        digest: str = header.pop("run")
+        return digest, State(Progress(**header), tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise CorruptStoreError(
+            f"{path} is damaged ({' '.join(str(error).split())[:80]}); delete it to go on from the one before"
+        ) from error
+
+
+def student_weights(state: State) -> dict[str, torch.Tensor]:
+    """The student's own weights, averaged ones when the run averaged."""
+    prefix = "average.student" if any(name.startswith("average.") for name in state.tensors) else "model.towers.student"
+    return state.part(prefix)
+
+
+def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Give every parameter its moments back."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.part("optimiser").items():
+        parameter, _, moment = name.rpartition(".")
+        moments.setdefault(parameter, {})[moment] = tensor
+    members = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    saved: dict[str, Any] = optimiser.state_dict()
+    saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}
+    optimiser.load_state_dict(saved)
+
+
+def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"optimiser.{names[parameter]}.{moment}": value
+        for parameter, moments in optimiser.state.items()
+        for moment, value in moments.items()
+    }
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], header: dict[str, str]) -> None:
+    # Clones where storage is shared: safetensors refuses two names for one memory.
+    try:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, header)
+    except SafetensorError as error:  # it wraps what the system said
+        raise OSError(str(error)) from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

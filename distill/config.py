@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
+from mmkd.distill.presets import composed
+from mmkd.store.errors import ConfigError
 from mmkd.store.yaml_config import Frozen, read_mapping, validated
 
 
 class StudentConfig(Frozen):
-    """The network to train: an open_clip model from its own initialisation."""
+    """The network to train: an open_clip model, from its own initialisation or from an earlier run."""
 
     model: str
     """Name that open_clip knows (`ViT-B-16`), or path of an open_clip model config (`.json`)."""
     pretrained: str = ""
     """Weights to start from, as open_clip names them; empty for random ones."""
+    start_from: Path | None = None
+    """Run folder whose best (else last) checkpoint gives the first weights: stage 1 for stage 2."""
 
-
-class LossWeights(Frozen):
-    """`total = task * task_loss + feature * feature_loss + cross * cross_loss`; see `mmkd.distill.losses`."""
-
-    task: float = Field(default=1.0, ge=0)
-    feature: float = Field(default=1.0, ge=0)
-    cross: float = Field(default=1.0, ge=0)
+    @model_validator(mode="after")
+    def _one_beginning(self) -> StudentConfig:
+        if self.pretrained and self.start_from is not None:
+            raise ValueError("`pretrained` and `start_from` both name weights to begin with; keep one")
+        return self
 
 
 class OptimiserConfig(Frozen):
@@ -37,14 +41,111 @@ class OptimiserConfig(Frozen):
     warmup_steps: int = Field(default=100, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from a layer to the one below it (BEiT, arXiv 2106.08254); 1 for none."""
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights, which is then judged and exported; 0 for none."""
+
+
+class DataConfig(Frozen):
+    """Where a batch comes from. Only `bucket_batches` and `crop_scale` change what a run learns."""
+
+    images: Literal["auto", "inputs", "corpus"] = "auto"
+    """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
+    features: Literal["auto", "mapped", "resident"] = "auto"
+    """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
+    bucket_batches: int = Field(default=16, ge=0)
+    """Batches among which rows are sorted by caption length, so that short captions meet; 0 pads all to the context."""
+    workers: int = Field(default=2, ge=0)
+    """Processes of each rank that read and decode images; 0 to do it between the steps."""
+
+
+class ComputeConfig(Frozen):
+    """How the arithmetic is done. Only `precision` changes more than the last bits."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the towers; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always float32."""
+    micro_batch: int | None = Field(default=None, gt=0)
+    """Rows of one forward pass of a rank; less than its share of the batch caches gradients, and the losses
+    still see the whole batch (GradCache, arXiv 2101.06983)."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    """torch.compile of the towers."""
+    timeout_minutes: float = Field(default=10.0, gt=0)
+    """After which a rank that hears nothing from the others gives up."""
+
+
+class CheckpointConfig(Frozen):
+    """When the state is written, and what is kept."""
+
+    every_steps: int = Field(default=500, gt=0)
+    """Steps between checkpoints; one more is written at the end."""
+    keep_last: int = Field(default=2, gt=0)
+    """Younger checkpoints that are kept, beside the best."""
+    stop_signals: tuple[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"], ...] = ("SIGTERM", "SIGUSR1")
+    """On these the step is finished, a checkpoint is written, and the run ends (Slurm: `--signal=USR1@120`)."""
+
+
+class MonitorSet(Frozen):
+    """Held-out rows that are looked at during training."""
+
+    name: str = Field(pattern=r"[\w.-]+")
+    where: dict[str, str] = Field(min_length=1)
+    """Rows: sample column to value."""
+    store: Path | None = None
+    """Another store; the run's own when not given. Its features are not used, only its rows and images."""
+    role: Literal["monitor", "report"] = "monitor"
+    label: str | None = None
+    """Label column for zero-shot classification; without one the set is judged by retrieval."""
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """Rows whose captions are the prompts of their label."""
+    limit: int = Field(default=5000, gt=1)
+    """Rows looked at, the first of those that match."""
+
+    @field_validator("role")
+    @classmethod
+    def _not_for_reports(cls, role: str) -> str:
+        if role == "report":
+            raise ValueError("a `report` set must not be seen during training; choose on sets with `role: monitor`")
+        return role
+
+    @model_validator(mode="after")
+    def _label_with_prompts(self) -> MonitorSet:
+        if (self.label is None) != (not self.prompts):
+            raise ValueError("`label` and `prompts` go together: give both for zero-shot, neither for retrieval")
+        return self
+
+
+class MonitorConfig(Frozen):
+    """Validation during the run; decides which checkpoint is the best."""
+
+    sets: tuple[MonitorSet, ...] = ()
+    every_steps: int = Field(default=500, gt=0)
+    metric: str = ""
+    """`SET/recall@1` or `SET/bacc`, higher is better; empty for that of the first set."""
+    patience: int | None = Field(default=None, gt=0)
+    """Validations without a better one after which the run ends."""
+
+
+class LoggingConfig(Frozen):
+    """Where numbers go beside the terminal."""
+
+    every_steps: int = Field(default=10, gt=0)
+    tensorboard: bool = True
+    wandb: str | None = None
+    """Project of Weights & Biases."""
 
 
 class RunConfig(Frozen):
     """Everything that decides the outcome of a run."""
 
+    preset: tuple[str, ...] = ()
+    """Presets that were laid under this file, for the record; see `mmkd.distill.presets`."""
     store: Path
     out: Path
-    """Run folder: checkpoint, TensorBoard events, the config itself."""
+    """Run folder: checkpoints, TensorBoard events, the config itself."""
     student: StudentConfig
     teachers: tuple[str, ...] = ()
     """Slugs to learn from; empty for all in the store."""
@@ -52,26 +153,48 @@ class RunConfig(Frozen):
     """Rows to train on: sample column to value, for example {split: train}. Empty for all rows."""
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)
-    crop_scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
-    loss: LossWeights = LossWeights()
+    """Pairs of one step, over all ranks."""
+    seed: int = Field(default=0, ge=0)
+    loss: LossConfig = LossConfig()
+    policy: PolicyConfig = PolicyConfig()
+    heads: HeadConfig = HeadConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
-    seed: int = 0
-    loader_workers: int = Field(default=2, ge=0)
-    """Processes that read and decode images; the result does not depend on it."""
-    checkpoint_steps: int = Field(default=500, gt=0)
-    """Steps between checkpoints; one more is written at the end."""
+    data: DataConfig = DataConfig()
+    compute: ComputeConfig = ComputeConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    logging: LoggingConfig = LoggingConfig()
 
 
 def load_run(path: Path) -> RunConfig:
-    """Read a run's YAML; relative paths in it are taken from its own folder.
+    """Read a run's YAML over its presets; relative paths in it are taken from its own folder.
 
     Raises:
-        ConfigError: unreadable, or a key that is unknown or does not fit.
+        ConfigError: unreadable, a preset that does not exist, or a key that is unknown or does not fit.
     """
-    config = validated(RunConfig, read_mapping(path), path)
+    config = validated(RunConfig, composed(read_mapping(path), path), path)
     here = path.resolve().parent
     student = config.student
     if student.model.endswith(".json"):
         student = student.model_copy(update={"model": str(here / student.model)})
-    return config.model_copy(update={"store": here / config.store, "out": here / config.out, "student": student})
+    if student.start_from is not None:
+        student = student.model_copy(update={"start_from": here / student.start_from})
+    heads = config.heads
+    if heads.alignment is not None:
+        heads = heads.model_copy(update={"alignment": here / heads.alignment})
+    sets = tuple(
+        entry if entry.store is None else entry.model_copy(update={"store": here / entry.store})
+        for entry in config.monitor.sets
+    )
+    names = [entry.name for entry in sets]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path}: monitor.sets: two sets have one name among {', '.join(names)}; rename one")
+    monitor = config.monitor.model_copy(update={"sets": sets})
+    placed = {
+        "store": here / config.store,
+        "out": here / config.out,
+        "student": student,
+        "heads": heads,
+        "monitor": monitor,
+    }
+    return config.model_copy(update=placed)

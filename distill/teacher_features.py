@@ -1,64 +1,79 @@
-"""Teachers' stored features as training targets: one gather from the memory map per teacher and step."""
+"""Teachers' stored features as training targets: a gather from the memory map, or rows that live on the device."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmkd.distill.batch import TeacherTargets
 from mmkd.store import PAIR_SOUND, FeatureStore
 
-
-@dataclass(frozen=True)
-class TeacherBatch:
-    """What one teacher says of the rows of a batch for which it has something to say.
-
-    members: int64 (M,), positions within the batch.
-    image, text: float32 (M, E), as stored; the losses normalise.
-    """
-
-    members: torch.Tensor
-    image: torch.Tensor
-    text: torch.Tensor
+# Of the device memory that is free before training: the rest is for weights, their moments and activations.
+RESIDENT_SHARE = 0.5
 
 
 class TeacherFeatures:
-    """Rows of all teachers of a run. Only the rows of a batch are ever read."""
+    """Rows of all teachers of a run. Mapped, only the rows of a batch are ever read."""
 
     def __init__(self, store: FeatureStore, slugs: Sequence[str]) -> None:
         self.slugs = tuple(slugs)
-        self.dims = tuple(store.card(slug).dim for slug in slugs)
+        self.cards = {slug: store.card(slug) for slug in slugs}
+        self.dims = tuple(card.dim for card in self.cards.values())
         self._image = [as_tensor(store.image(slug)) for slug in slugs]
         self._text = [as_tensor(store.text(slug)) for slug in slugs]
-        self._sound = [store.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in slugs]
+        self._sound = [torch.from_numpy(store.valid(slug) & PAIR_SOUND == PAIR_SOUND) for slug in slugs]
+        self._device = torch.device("cpu")
+        self.resident_bytes = 0
+        """Features held in memory of this process or its device."""
 
-    def available(self) -> NDArray[np.bool_]:
-        """bool (N, T): where a teacher has both features."""
-        return np.stack(self._sound, axis=1)
+    def any_available(self) -> NDArray[np.bool_]:
+        """bool (N,): where at least one teacher has both features."""
+        sound: NDArray[np.bool_] = torch.stack(self._sound).any(dim=0).numpy()
+        return sound
 
-    def gather(self, rows: NDArray[np.int64], device: torch.device) -> list[TeacherBatch]:
-        """The batch of every teacher, in the order of `slugs`."""
-        batches = []
+    @property
+    def bytes(self) -> int:
+        """Of all features."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self._image, *self._text))
+
+    def fits(self, device: torch.device) -> bool:
+        """True when all features fit on a CUDA device beside the training."""
+        return device.type == "cuda" and self.bytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+    def reside(self, device: torch.device) -> None:
+        """Copy everything to the device, once; on the CPU, into memory of its own."""
+        self._image = [tensor.to(device, copy=True) for tensor in self._image]
+        self._text = [tensor.to(device, copy=True) for tensor in self._text]
+        self._sound = [tensor.to(device) for tensor in self._sound]
+        self._device, self.resident_bytes = device, self.bytes
+
+    def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
+        """What every teacher says of these rows, in the order of `slugs`: on the device when resident, else pinned."""
+        picked = torch.from_numpy(rows).to(self._device)
+        targets = []
         for image, text, sound in zip(self._image, self._text, self._sound, strict=True):
-            members = np.flatnonzero(sound[rows])
-            picked = torch.from_numpy(rows[members])
-            batches.append(
-                TeacherBatch(
-                    torch.from_numpy(members).to(device),
-                    # index_select on the mapped half-precision tensor: one pass over the pages, then to float32.
-                    image.index_select(0, picked).to(device).float(),
-                    text.index_select(0, picked).to(device).float(),
-                )
+            present = sound[picked]
+            targets.append(
+                TeacherTargets(self._select(image, picked, present), self._select(text, picked, present), present)
             )
-        return batches
+        return tuple(targets)
+
+    def _select(self, source: torch.Tensor, rows: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        pinned = torch.cuda.is_available() and self._device.type == "cpu"
+        chosen = torch.empty((len(rows), source.shape[1]), dtype=source.dtype, device=self._device, pin_memory=pinned)
+        # One pass over the mapped pages, straight to where the copy to the device starts.
+        torch.index_select(source, 0, rows, out=chosen)
+        chosen[~present] = 0  # NaN in the store; a product with zero would keep it
+        return chosen
 
 
-def as_tensor(mapped: NDArray[np.float16]) -> torch.Tensor:
-    """The mapped array as a float16 tensor over the same pages."""
+def as_tensor(mapped: NDArray[np.floating[Any]]) -> torch.Tensor:
+    """The mapped array as a tensor over the same pages."""
     with warnings.catch_warnings():
         # torch has no read-only tensors and says so; nothing here writes, and the pages would fault.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -14,3 +14,11 @@ def small_store(tmp_path: Path) -> Path:
     root = tmp_path / "store"
     make_store(root, 600, [make_card("alpha", 8), make_card("beta", 16)])
     return root
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to train in; see `tiny_run.write_scene`. Shared: do not change what is in it, copy it."""
+    from tiny_run import write_scene
+
+    return write_scene(tmp_path_factory.mktemp("scene"))

@@ -1,4 +1,4 @@
-"""Distillation: losses against independent statements, order, resume to the bit, export that open_clip loads."""
+"""Distillation: order, resume to the bit, export that open_clip loads."""
 
 from __future__ import annotations
 
@@ -7,113 +7,23 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from test_extract import load, run
-from tiny_corpus import write_table_corpus
-from tiny_teachers import TINY, write_tiny_teacher
+from tiny_run import quiet, write_run
 
-from mmkd.distill import checkpoint
-from mmkd.distill.config import OptimiserConfig, load_run
-from mmkd.distill.export import export
-from mmkd.distill.losses import contrast, cross_loss, feature_loss, task_loss
+from mmkd.cli.distill import distill
+from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
+from mmkd.distill.config import load_run
+from mmkd.distill.optimiser import lr_factor
 from mmkd.distill.order import Schedule, batch_rows, epoch_order
-from mmkd.distill.student import Distilled, build_student
+from mmkd.distill.student import build_student
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.distill.trainer import lr_factor, make_optimiser, train
-from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError, CorruptStoreError, IncompleteStoreError, UserError
+from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store.writer import move_corpus
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store of two tiny teachers over 300 pairs, a student config and run.yaml."""
-    root = tmp_path_factory.mktemp("distill")
-    folders = {
-        "one": write_tiny_teacher(root / "one", seed=1),
-        "two": write_tiny_teacher(root / "two", seed=2, embed_dim=32, image_size=48),
-    }
-    run(write_table_corpus(root / "corpus", 300), root / "features", load(folders, *folders))
-    (root / "tiny-student.json").write_text(json.dumps(TINY | {"embed_dim": 20}))
-    return root
-
-
-def write_run(root: Path, name: str, **changes: object) -> Path:
-    """run.yaml with a run folder of its own."""
-    content = {
-        "store": "features",
-        "out": f"runs/{name}",
-        "student": {"model": "tiny-student.json"},
-        "epochs": 2,
-        "batch_size": 64,
-        "optimiser": {"lr": 1e-3, "warmup_steps": 2},
-        "loader_workers": 0,
-        "checkpoint_steps": 1,
-    }
-    path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content | changes))
-    return path
-
-
-def numpy_unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def numpy_info_nce(queries: np.ndarray, keys: np.ndarray, scale: float) -> float:
-    """InfoNCE with the diagonal as truth, in float64 and in loops."""
-    total = 0.0
-    for i in range(len(queries)):
-        logits = scale * keys @ queries[i]
-        total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[i]
-    return total / len(queries)
-
-
-def test_task_loss_equals_an_independent_clip_loss() -> None:
-    rng = np.random.default_rng(0)
-    image, text = rng.normal(size=(7, 5)), rng.normal(size=(7, 5))
-    expected = (
-        numpy_info_nce(numpy_unit(image), numpy_unit(text), 12.5)
-        + numpy_info_nce(numpy_unit(text), numpy_unit(image), 12.5)
-    ) / 2
-    found = task_loss(torch.tensor(image), torch.tensor(text), torch.tensor(12.5), torch.arange(7))
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-    reference = open_clip.ClipLoss()(
-        torch.tensor(numpy_unit(image)).float(), torch.tensor(numpy_unit(text)).float(), torch.tensor(12.5)
-    )
-    assert found.item() == pytest.approx(reference.item(), rel=1e-5)
-
-
-def test_equal_captions_are_positives_of_each_other() -> None:
-    # Two rows of one caption: the target of each query is half of either key, so the loss is the mean of two terms.
-    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    log_p = (3.0 * queries @ queries.T).log_softmax(-1)
-    groups = torch.tensor([5, 9, 5])
-    expected = -((log_p[0, 0] + log_p[0, 2]) / 2 + log_p[1, 1] + (log_p[2, 0] + log_p[2, 2]) / 2) / 3
-    assert contrast(queries, queries, torch.tensor(3.0), groups).item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_feature_loss_is_one_minus_cosine_whatever_the_norms() -> None:
-    student = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
-    teacher = torch.tensor([[1.0, 1.0], [0.0, -5.0]])
-    assert feature_loss(student, teacher).item() == pytest.approx(((1 - 2**-0.5) + 2) / 2, rel=1e-6)
-
-
-def test_cross_loss_contrasts_student_images_with_teacher_texts() -> None:
-    rng = np.random.default_rng(1)
-    s_image, s_text, t_image, t_text = (rng.normal(size=(6, 4)) for _ in range(4))
-    expected = (
-        numpy_info_nce(numpy_unit(s_image), numpy_unit(t_text), 7.0)
-        + numpy_info_nce(numpy_unit(s_text), numpy_unit(t_image), 7.0)
-    ) / 2
-    tensors = [torch.tensor(x) for x in (s_image, s_text, t_image, t_text)]
-    found = cross_loss(*tensors, torch.tensor(7.0), torch.arange(6))
-    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 @given(st.integers(2, 500), st.integers(0, 2**32), st.integers(0, 1000))
@@ -145,91 +55,32 @@ def test_learning_rate_known_values() -> None:
     assert lr_factor(0, 0, 10) == 1.0
 
 
-def test_matrices_are_decayed_and_nothing_else() -> None:
-    model = Distilled(open_clip.CLIP(**TINY), 24, [8, 8])
-    decayed, rest = make_optimiser(model, OptimiserConfig()).param_groups
-    assert {p.ndim >= 2 for p in decayed["params"]} == {True}
-    assert {p.ndim >= 2 for p in rest["params"]} == {False}
-    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.2, 0.0)
-    assert len(decayed["params"]) + len(rest["params"]) == len(list(model.parameters()))
-    assert any(p is model.cross_log_scales for p in rest["params"])
-
-
-def test_gather_gives_the_rows_that_a_teacher_has(scene: Path, tmp_path: Path) -> None:
+def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene / "features", tmp_path / "s")
     (tmp_path / "s/ledger/00001.two.json").unlink()  # rows 256.. are missing for teacher two
     store = FeatureStore.open(tmp_path / "s")
     rows = np.array([299, 3, 255, 256, 7])
-    one, two = TeacherFeatures(store, ["one", "two"]).gather(rows, torch.device("cpu"))
-    assert one.members.tolist() == [0, 1, 2, 3, 4]
-    assert two.members.tolist() == [1, 2, 4]
-    assert np.array_equal(two.image.numpy(), store.image("two")[[3, 255, 7]].astype(np.float32))
-    assert np.array_equal(one.text.numpy(), store.text("one")[rows].astype(np.float32))
+    features = TeacherFeatures(store, ["one", "two"])
+    for _ in range(2):
+        one, two = features.gather(rows)
+        assert one.present.all()
+        assert two.present.tolist() == [False, True, True, False, True]
+        assert np.array_equal(two.image.numpy()[[1, 2, 4]], store.image("two")[[3, 255, 7]])
+        assert not two.image[[0, 3]].any()
+        assert np.array_equal(one.text.numpy(), store.text("one")[rows])
+        features.reside(torch.device("cpu"))  # the same from memory of its own
 
 
-def test_training_learns_and_resumes_to_the_same_bit(scene: Path) -> None:
-    whole = load_run(write_run(scene, "whole", epochs=3))
-    report = train(whole, say=lambda _: None)
+def test_training_learns(scene: Path) -> None:
+    report = quiet(write_run(scene, "whole", where={}, epochs=3, batch_size=64))
     assert (report.steps, report.resumed_at, report.rows) == (12, 0, 300)
-    short = load_run(write_run(scene, "first-loss", epochs=1, batch_size=300))
-    first = train(short, say=lambda _: None).losses
+    first = quiet(write_run(scene, "first-loss", where={}, epochs=1, batch_size=300)).losses
     assert report.losses["feature"] < 0.8 * first["feature"]
-
-    # The same run, stopped after 5 of 12 steps: the checkpoint of step 5 and a second call.
-    stopped = load_run(write_run(scene, "stopped", epochs=3))
-    _train_until(stopped, 5)
-    assert train(stopped, say=lambda _: None).resumed_at == 5
-    a, b = (torch.load(c.out / "checkpoint.pt", weights_only=True) for c in (whole, stopped))
-    assert a["model"].keys() == b["model"].keys()
-    for name, value in a["model"].items():
-        assert torch.equal(value, b["model"][name]), name
-
-
-def _train_until(config: object, step: int) -> None:
-    """Stop a run as a kill would: after the checkpoint of `step`."""
-    original = checkpoint.save
-
-    def save_and_stop(*arguments: object) -> None:
-        original(*arguments)  # type: ignore[arg-type]
-        if arguments[-1] == step:
-            raise KeyboardInterrupt
-
-    checkpoint.save = save_and_stop  # type: ignore[assignment]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(config, say=lambda _: None)  # type: ignore[arg-type]
-    finally:
-        checkpoint.save = original
 
 
 def test_loader_processes_do_not_change_the_result(scene: Path) -> None:
-    losses = [
-        train(load_run(write_run(scene, f"w{workers}", epochs=1, loader_workers=workers)), say=lambda _: None).losses
-        for workers in (0, 2)
-    ]
+    losses = [quiet(write_run(scene, f"w{n}", epochs=1, data={"workers": n})).losses for n in (0, 2)]
     assert losses[0] == losses[1]
-
-
-def test_export_loads_in_open_clip_and_as_a_teacher(scene: Path, tmp_path: Path) -> None:
-    config = load_run(write_run(scene, "exported"))
-    train(config, say=lambda _: None)
-    folder = export(config.out, tmp_path / "student")
-    exported, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["finding 3 seen in plane 2", "nothing"])
-    assert preprocess is not None
-    trained = Distilled(build_student(config.student), 20, [24, 32])
-    trained.load_state_dict(torch.load(config.out / "checkpoint.pt", weights_only=True)["model"])
-    trained.eval()
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert torch.allclose(exported.encode_image(images), trained.student.encode_image(images), atol=1e-5)
-        assert torch.allclose(exported.encode_text(tokens), trained.student.encode_text(tokens), atol=1e-5)
-    (spec,) = parse_teachers(f"student=local-dir:{folder}")
-    card = describe_teacher(spec)
-    teacher = load_teacher(spec, card, torch.device("cpu"))
-    with torch.no_grad():
-        assert torch.allclose(teacher.encode_texts(tokens), exported.encode_text(tokens), atol=1e-5)
-    assert "| one | local-dir:" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -238,10 +89,20 @@ def test_export_loads_in_open_clip_and_as_a_teacher(scene: Path, tmp_path: Path)
         ({"epoch": 3}, ConfigError, r"epoch: unknown key; did you mean 'epochs'"),
         ({"optimiser": {"lrr": 1}}, ConfigError, r"optimiser\.lrr: unknown key; did you mean 'lr'"),
         ({"batch_size": 1}, ConfigError, "batch_size: Input should be greater than 1"),
-        ({"batch_size": 301}, UserError, "300 rows match .* fewer than one batch of 301"),
+        ({"batch_size": 301, "where": {}}, UserError, "300 rows match .* fewer than one batch of 301"),
         ({"where": {"organ": "liver"}}, UserError, r"no sample column 'organ'; it has .*site"),
         ({"where": {"site": "s9"}}, UserError, "0 rows match"),
         ({"teachers": ["three"]}, UserError, "no teacher 'three'; it has one, two"),
+        (
+            {"preset": "distill"},
+            ConfigError,
+            "preset: 'distill' is unknown; there are distil, large, mmkd_clip, pretrain",
+        ),
+        ({"preset": 3}, ConfigError, "preset: expected a name or a list of names"),
+        ({"preset": "gone.yaml"}, ConfigError, r"cannot read .*gone\.yaml"),
+        ({"student": {"start_from": "nowhere"}}, UserError, "nowhere has no checkpoint yet"),
+        ({"student": {"start_from": "a", "pretrained": "b"}}, ConfigError, "both name weights to begin with"),
+        ({"monitor": {"patience": 3}}, ConfigError, "patience needs monitor.sets"),
         ({"student": {"model": "ViT-Z-99"}}, ConfigError, "'ViT-Z-99' is unknown to open_clip"),
         ({"student": {"model": "gone.json"}}, ConfigError, "cannot be read"),
         ({"store": "nowhere"}, Exception, "does not exist"),
@@ -249,25 +110,8 @@ def test_export_loads_in_open_clip_and_as_a_teacher(scene: Path, tmp_path: Path)
 )
 def test_mistakes_in_a_run(scene: Path, changes: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
-        train(load_run(write_run(scene, "mistake", **changes)), say=lambda _: None)
+        quiet(write_run(scene, "mistake", **changes))
     assert "\n" not in str(caught.value)
-
-
-def test_a_run_folder_of_another_configuration_is_refused(scene: Path) -> None:
-    config = load_run(write_run(scene, "other", epochs=1))
-    train(config, say=lambda _: None)
-    changed = load_run(write_run(scene, "other", epochs=1, seed=5))
-    with pytest.raises(UserError, match="another configuration"):
-        train(changed, say=lambda _: None)
-
-
-def test_a_damaged_checkpoint_is_said(scene: Path) -> None:
-    config = load_run(write_run(scene, "damaged", epochs=1))
-    train(config, say=lambda _: None)
-    path = config.out / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CorruptStoreError, match="is damaged; delete it"):
-        train(config, say=lambda _: None)
 
 
 def test_an_unfinished_store_is_refused(scene: Path, tmp_path: Path) -> None:
@@ -278,7 +122,7 @@ def test_an_unfinished_store_is_refused(scene: Path, tmp_path: Path) -> None:
     write_part(tmp_path / "features", 1, with_columns(table, {"status": ["pending"] * len(table)}))
     shutil.copy(scene / "tiny-student.json", tmp_path)
     with pytest.raises(IncompleteStoreError, match="44 of 300 matching rows are not extracted yet"):
-        train(load_run(write_run(tmp_path, "early")), say=lambda _: None)
+        quiet(write_run(tmp_path, "early", where={}))
 
 
 def test_images_that_are_gone_are_named(scene: Path, tmp_path: Path) -> None:
@@ -287,4 +131,48 @@ def test_images_that_are_gone_are_named(scene: Path, tmp_path: Path) -> None:
     move_corpus(root / "features", root / "corpus")
     shutil.rmtree(root / "corpus" / "images")
     with pytest.raises(UserError, match=r"^image of row \d+, .*: file not found; .*$"):
-        train(load_run(write_run(root, "gone", loader_workers=2)), say=lambda _: None)
+        quiet(write_run(root, "gone", data={"workers": 2}))
+
+
+def test_dry_run_says_what_a_run_takes_and_writes_nothing(scene: Path) -> None:
+    path = write_run(scene, "dry")
+    before = sorted(scene.rglob("*"))
+    done = CliRunner().invoke(distill, [str(path), "--dry-run", "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert sorted(scene.rglob("*")) == before
+    config = load_run(path)
+    with_average = write_run(scene, "dry-average", optimiser={"average": 0.9})
+    assert (found["pairs"], found["steps"], found["steps_left"], found["teachers"]) == (100, 8, 8, ["one", "two"])
+    assert found["student_parameters"] == sum(p.numel() for p in build_student(config.student).parameters())
+    assert found["other_parameters"] == 20 * (24 + 32) + 2
+    assert found["hours"] == pytest.approx(8 * found["seconds_per_step"] / 3600)
+    quiet(path)
+    size = checkpoints(config.out)[0].stat().st_size
+    assert found["checkpoint_bytes"] == pytest.approx(size, rel=0.02)
+    lines = CliRunner().invoke(distill, [str(path), "--dry-run"], catch_exceptions=False).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["pairs", "parameters", "memory", "steps", "hours"]
+    assert "8 of them done" in lines[3]
+    more = CliRunner().invoke(distill, [str(with_average), "--dry-run", "--json"], catch_exceptions=False)
+    assert json.loads(more.stdout)["checkpoint_bytes"] == pytest.approx(size * 4 / 3, rel=0.02)
+
+
+def test_presets_lie_under_the_run_and_over_each_other(scene: Path) -> None:
+    (scene / "mine.yaml").write_text("epochs: 3\noptimiser: {lr: 2.0e-3, clip_norm: 5.0}\nloss: {cross: 0.5}\n")
+    config = load_run(write_run(scene, "preset", preset=["distil", "large", "mine.yaml"], optimiser={"lr": 1e-3}))
+    assert config.preset == ("distil", "large", "mine.yaml")
+    assert (config.epochs, config.optimiser.lr, config.optimiser.clip_norm) == (2, 1e-3, 5.0)
+    assert (config.loss.cross, config.loss.task, config.optimiser.layer_decay) == (0.5, 1.0, 0.9)
+    assert load_run(write_run(scene, "one-preset", preset="pretrain")).loss.feature == 0
+
+
+def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(scene: Path) -> None:
+    first = load_run(write_run(scene, "stage1", preset="pretrain", optimiser={"lr": 1e-3, "warmup_steps": 0}))
+    report = quiet(first)
+    assert set(report.losses) == {"task", "total"}
+    student = {"model": "tiny-student.json", "start_from": "runs/stage1"}
+    second = load_run(write_run(scene, "stage2", preset="distil", student=student, optimiser={"lr": 1e-12}))
+    assert set(quiet(second).losses) == {"task", "feature", "cross", "total"}
+    weights = [student_weights(read(best_or_last(config.out))[1]) for config in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-6), name

@@ -37,10 +37,9 @@ RUN = {
     "student": {"model": "student-model.json"},
     "epochs": 10,
     "batch_size": 64,
-    "crop_scale": [0.6, 1.0],
-    "loader_workers": 1,
+    "data": {"crop_scale": [0.6, 1.0], "workers": 1},
     "optimiser": {"lr": 1.0e-3, "warmup_steps": 40, "weight_decay": 0.05},
-    "checkpoint_steps": 100,
+    "checkpoints": {"every_steps": 100},
 }
 SUITE = {
     "suite": "demo",
@@ -156,7 +155,7 @@ def _where(folder: Path, seconds: float) -> str:
 Done in {seconds:.0f} s. In {folder}:
   corpus/          images and captions.csv, train and held-out
   teachers/        nine open_clip folders          student/   the distilled one, another
-  features/        the store it learned from       run/       checkpoint, TensorBoard events
+  features/        the store it learned from       run/       checkpoints, TensorBoard events
   eval-features/   all ten on held-out images      scores/    predictions, table.md with intervals
 Go on with:
   mmkd store info {folder / "features"}

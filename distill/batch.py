@@ -1,0 +1,75 @@
+"""One step's material on one rank: the seam between the data, the loop and the objective.
+
+Shapes: B rows of this rank, L tokens, E teacher width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """What one teacher says of the rows of a batch.
+
+    image, text: (B, E) in the store's own type, as stored; rows that the teacher lacks are zero.
+    present: bool (B,), where it has both.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    present: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of one step; the shares of all ranks, in order of rank, are the step's batch.
+
+    rows: int64 (B,) grid rows. positions: int64 (B,), place of each row in its epoch's order.
+    images: uint8 (B, 3, H, W). tokens: int64 (B, L). groups: int64 (B,), equal for equal captions.
+    targets: one for each teacher, in the order of the run's teachers; empty when no teacher is asked.
+    """
+
+    step: int
+    epoch: int
+    rows: NDArray[np.int64]
+    positions: torch.Tensor
+    images: torch.Tensor
+    tokens: torch.Tensor
+    groups: torch.Tensor
+    targets: tuple[TeacherTargets, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pieces(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images and tokens of `size` rows after another, for towers that cannot hold the whole share."""
+        yield from zip(torch.split(self.images, size), torch.split(self.tokens, size), strict=True)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; from pinned memory without waiting."""
+        if device.type == "cpu":
+            return self
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("positions", "images", "tokens")}
+        targets = tuple(
+            TeacherTargets(
+                *(tensor.to(device, non_blocking=True) for tensor in (target.image, target.text, target.present))
+            )
+            for target in self.targets
+        )
+        return replace(self, groups=self.groups.to(device, non_blocking=True), targets=targets, **moved)
+
+
+@dataclass(frozen=True)
+class StudentFeatures:
+    """What the student makes of a batch: image, text (B, D) float32 as the towers give them, and its temperature
+    as the logarithm that is learned."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    log_scale: torch.Tensor

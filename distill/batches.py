@@ -1,0 +1,102 @@
+"""The source of batches: rows in order, their images, tokens and targets, one step ahead of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmkd.distill.batch import Batch
+from mmkd.distill.captions import Captions
+from mmkd.distill.images import RowImages, image_batches
+from mmkd.distill.order import Schedule, batch_rows, bucketed, epoch_order, share
+from mmkd.distill.pairs import Pairs
+from mmkd.distill.student import Pixels
+from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.world import World
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which rows make which step; the same in every rank."""
+
+    pairs: Pairs
+    lengths: NDArray[np.int64]
+    """Caption length of each pair."""
+    schedule: Schedule
+    seed: int
+    window: int
+    """Batches that are sorted by length together; 0 for none."""
+
+    def steps(self, first: int) -> Iterator[tuple[int, int, int, NDArray[np.int64]]]:
+        """Step, epoch, position in the epoch of the batch's first row, and rows int64 (batch_size,)."""
+        size = self.schedule.batch_size
+        place = self.schedule.place(first)
+        for epoch in range(place[0], self.schedule.epochs):
+            order = epoch_order(self.pairs.rows, self.seed, epoch)
+            lengths = self.lengths[self.pairs.places(order)]
+            order = bucketed(order, lengths, size, self.window, (self.seed, epoch))
+            for number in range(place[1] if epoch == place[0] else 0, self.schedule.steps_per_epoch):
+                step = epoch * self.schedule.steps_per_epoch + number
+                yield step, epoch, number * size, batch_rows(order, number, size)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All that a step needs, for one rank."""
+
+    plan: BatchPlan
+    captions: Captions
+    images: RowImages
+    pixels: Pixels
+    teachers: TeacherFeatures | None
+    workers: int
+    world: World
+
+    def from_step(self, first: int) -> Generator[Batch, None, None]:
+        """Yield this rank's batches from `first` to the end of the run; with workers, one is made while one is used.
+
+        Raises:
+            UserError: an image is gone.
+        """
+        # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
+        return one_ahead(self._made(first)) if self.workers else self._made(first)
+
+    def _made(self, first: int) -> Generator[Batch, None, None]:
+        world = self.world
+        wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
+        pixels = image_batches(self.images, self.pixels, wanted, self.plan.seed, self.workers)
+        for images, (step, epoch, start, all_rows) in zip(pixels, self.plan.steps(first), strict=True):
+            rows = share(all_rows, world.rank, world.size)
+            pairs = self.plan.pairs
+            # As long as the longest caption of all ranks: the same arithmetic whatever their number.
+            length = self.captions.padded_length(pairs.caption[pairs.places(all_rows)], whole=self.plan.window == 0)
+            groups = pairs.caption[pairs.places(rows)]
+            made = Batch(
+                step=step,
+                epoch=epoch,
+                rows=rows,
+                positions=torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows)),
+                images=images,
+                tokens=self.captions.tokens(groups, length),
+                groups=torch.from_numpy(groups),
+                targets=self.teachers.gather(rows) if self.teachers is not None else (),
+            )
+            yield made.to(world.device)
+
+
+def one_ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+    """The same items, each made in a thread while the one before is used. What the maker raises is raised here."""
+    with closing(items), ThreadPoolExecutor(1, thread_name_prefix="mmkd-batches") as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

@@ -1,0 +1,100 @@
+"""Pixels of rows, decoded in worker processes, in an order that the caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from mmkd.distill.pairs import Pairs
+from mmkd.distill.student import Pixels
+from mmkd.store import FeatureStore
+from mmkd.store.errors import UserError
+from mmkd.store.images import ImageError, ImageSource, decode
+
+
+class RowImages(Protocol):
+    """Where rows' encoded images are."""
+
+    def read(self, row: int) -> bytes:
+        """The encoded bytes of one row's image; ImageError when they are gone."""
+
+    def name(self, row: int) -> str:
+        """The file, for a complaint."""
+
+
+class CorpusImages:
+    """The original files, as the sample table names them."""
+
+    def __init__(self, store: FeatureStore, pairs: Pairs) -> None:
+        # Arrow columns, not Python lists: worker processes share their pages.
+        self.uri, self.offset, self.length = (pairs.table[name] for name in ("uri", "offset", "length"))
+        self.rows, self.root = pairs.rows, Path(store.record.corpus.root)
+
+    def _source(self, row: int) -> ImageSource:
+        index = int(np.searchsorted(self.rows, row))
+        return ImageSource(self.root / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py())
+
+    def read(self, row: int) -> bytes:
+        """The bytes as they were extracted."""
+        return self._source(row).read()
+
+    def name(self, row: int) -> str:
+        """Path of the file, or of the archive that holds it."""
+        return str(self._source(row).path)
+
+
+class _Images(Dataset[torch.Tensor | UserError]):
+    """Pixels of (epoch, row). Which crop a row gets is a function of (seed, epoch, row) alone."""
+
+    def __init__(self, images: RowImages, pixels: Pixels, seed: int) -> None:
+        self.images, self.pixels, self.seed = images, pixels, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor | UserError:
+        epoch, row = item
+        try:
+            picture = decode(self.images.read(row))
+        except ImageError as error:
+            # Returned, not raised: a worker process would wrap it in its traceback.
+            return UserError(
+                f"image of row {row}, {self.images.name(row)}: {error}; it was sound when extracted: bring it back, "
+                "or train from `inputs` (mmkd extract --keep-inputs)"
+            )
+        seed = int(np.random.SeedSequence([self.seed, epoch, row]).generate_state(1, np.uint64)[0])
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
+            torch.default_generator.manual_seed(seed)
+            return self.pixels(picture)
+
+
+def _stack(images: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
+    """uint8 (B, 3, H, W), or the first error of the batch."""
+    sound = [image for image in images if isinstance(image, torch.Tensor)]
+    return torch.stack(sound) if len(sound) == len(images) else next(e for e in images if isinstance(e, UserError))
+
+
+def image_batches(
+    images: RowImages, pixels: Pixels, wanted: Iterable[tuple[int, NDArray[np.int64]]], seed: int, workers: int
+) -> Iterator[torch.Tensor]:
+    """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes.
+
+    Raises:
+        UserError: an image is gone or damaged; the message names row and file.
+    """
+    loader = DataLoader(
+        _Images(images, pixels, seed),
+        batch_sampler=([(epoch, row) for row in rows.tolist()] for epoch, rows in wanted),
+        num_workers=workers,
+        collate_fn=_stack,
+        generator=torch.Generator(),  # it draws a seed, from a generator that nobody else counts on
+        pin_memory=torch.cuda.is_available(),
+    )
+    for stacked in loader:
+        if isinstance(stacked, UserError):
+            raise stacked
+        yield stacked

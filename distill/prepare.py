@@ -1,0 +1,240 @@
+"""Everything a run needs before its first step, put together from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmkd.distill.assemble import make_objective
+from mmkd.distill.batches import Batches, BatchPlan
+from mmkd.distill.captions import Captions, tokenised
+from mmkd.distill.checkpoint import (
+    Checkpointer,
+    Progress,
+    best_or_last,
+    read,
+    restore_optimiser,
+    run_digest,
+    student_weights,
+)
+from mmkd.distill.config import RunConfig
+from mmkd.distill.held_out import held_out
+from mmkd.distill.image_source import row_images
+from mmkd.distill.monitor import Monitor
+from mmkd.distill.optimiser import WeightAverage, make_optimiser
+from mmkd.distill.order import Schedule
+from mmkd.distill.pairs import training_pairs
+from mmkd.distill.student import (
+    Tokenise,
+    Towers,
+    build_student,
+    image_side,
+    model_config,
+    plain_pixels,
+    student_tokenizer,
+    train_pixels,
+)
+from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.update import Model, Updater
+from mmkd.distill.world import World
+from mmkd.store import FeatureStore
+from mmkd.store.errors import ConfigError, UserError
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    config: RunConfig
+    world: World
+    batches: Batches
+    update: Updater
+    average: WeightAverage | None
+    monitor: Monitor
+    checkpointer: Checkpointer
+    progress: Progress
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps of the run."""
+        return self.batches.plan.schedule
+
+    @property
+    def parameters(self) -> int:
+        """Of the student alone."""
+        return sum(parameter.numel() for parameter in self.update.model.towers.parameters())
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint, in the first rank.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
+        if self.world.first:
+            self.checkpointer.save(self.update.model, self.update.optimiser, self.average, progress)
+
+
+def prepare(config: RunConfig, world: World) -> Run:
+    """Open the store, build the student, and go on where the run's last checkpoint is.
+
+    Raises:
+        ConfigError, UserError, IncompleteStoreError: store and configuration do not fit each other.
+        CorruptStoreError: a checkpoint is damaged.
+    """
+    _check_shares(config, world)
+    torch.manual_seed(config.seed)
+    store = FeatureStore.open(config.store)
+    checkpointer = Checkpointer(config.out, run_digest(config, store), config.checkpoints.keep_last)
+    state = checkpointer.load()
+    student = build_student(config.student)
+    towers = Towers(student).to(world.device)
+    teachers = _teachers(store, config, world)
+    tokenise = student_tokenizer(config.student)
+    batches = _batches(store, config, towers, teachers, tokenise, world)
+    width = int(model_config(config.student.model)["embed_dim"])
+    objective = make_objective(config, width, teachers, batches.plan.pairs, world.device)
+    model = Model(towers, objective.to(world.device))
+    if state is None and config.student.start_from is not None:
+        _begin_with(student, config.student.start_from)
+    average = WeightAverage(towers, config.optimiser.average) if config.optimiser.average else None
+    update = _updater(config, model, world)
+    if state is not None:
+        model.load_state_dict(state.part("model"))
+        restore_optimiser(model, update.optimiser, state)
+        if average is not None:
+            average.load(state.part("average"))
+    monitor = _monitor(store, config, batches, average, towers, tokenise)
+    return Run(config, world, batches, update, average, monitor, checkpointer, state.progress if state else Progress(0))
+
+
+def _check_shares(config: RunConfig, world: World) -> None:
+    if config.batch_size % world.size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
+            f"take {config.batch_size // world.size * world.size or world.size}"
+        )
+
+
+def _teachers(store: FeatureStore, config: RunConfig, world: World) -> TeacherFeatures | None:
+    """The teachers' features, where the configuration wants them; None when no loss asks a teacher."""
+    if not config.loss.teacher_terms:
+        return None
+    slugs = config.teachers or tuple(store.teachers)
+    if not slugs:
+        raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
+    teachers = TeacherFeatures(store, slugs)
+    wanted = config.data.features
+    if wanted == "resident" or (wanted == "auto" and teachers.fits(world.device)):
+        teachers.reside(world.device)
+    return teachers
+
+
+def _batches(
+    store: FeatureStore,
+    config: RunConfig,
+    towers: Towers,
+    teachers: TeacherFeatures | None,
+    tokenise: Tokenise,
+    world: World,
+) -> Batches:
+    wanted = teachers.any_available() if teachers is not None else None
+    pairs = training_pairs(store, config.where, wanted, config.batch_size)
+    captions = tokenised(pairs.captions, tokenise)
+    window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
+    schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
+    plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
+    images = row_images(store, pairs, config.data.images, image_side(towers.student))
+    pixels = train_pixels(towers.student, config.data.crop_scale)
+    return Batches(plan, captions, images, pixels, teachers, config.data.workers, world)
+
+
+def _short_captions_fit(towers: Towers, captions: Captions, world: World) -> bool:
+    """Ask the text tower itself, with the shortest caption and an ordinary one of the run."""
+    by_length = captions.lengths.argsort(kind="stable")
+    asked = by_length[[0, len(by_length) // 2]]
+    length = captions.padded_length(asked, whole=False)
+    return length < captions.context and towers.takes_short_captions(
+        captions.tokens(asked, captions.context).to(world.device), length
+    )
+
+
+def _begin_with(student: nn.Module, folder: Path) -> None:
+    """Weights of an earlier run as the first of this one.
+
+    Raises:
+        UserError: the folder has no checkpoint, or one of another network.
+    """
+    path = best_or_last(folder)
+    try:
+        student.load_state_dict(student_weights(read(path)[1]))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"student.start_from: {path} holds another network than this student ({reason})") from error
+
+
+def _updater(config: RunConfig, model: Model, world: World) -> Updater:
+    compute = config.compute
+    if compute.gradient_checkpointing:
+        model.towers.student.set_grad_checkpointing()  # type: ignore[operator]
+    called: nn.Module = model.towers
+    if compute.compile:
+        called = torch.compile(called)  # type: ignore[assignment]
+    if world.size > 1:
+        _freeze_unused(model.towers, world.device)
+        called = DistributedDataParallel(called, device_ids=[world.device] if world.device.type == "cuda" else None)
+    half = compute.precision == "bf16" or (compute.precision == "auto" and world.device.type == "cuda")
+    return Updater(
+        model=model,
+        called=called,
+        optimiser=make_optimiser(model, config.optimiser),
+        clip_norm=config.optimiser.clip_norm,
+        world=world,
+        dtype=torch.bfloat16 if half else torch.float32,
+        micro_batch=compute.micro_batch,
+        seed=config.seed,
+    )
+
+
+def _freeze_unused(towers: Towers, device: torch.device) -> None:
+    """Parameters that no feature depends on (a text tower's own pooler) need no gradient.
+
+    DistributedDataParallel would wait for theirs for ever.
+    """
+    side, context = image_side(towers.student), int(getattr(towers.student, "context_length", 0) or 16)
+    towers.eval()
+    outputs = towers(
+        torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device),
+        torch.ones(1, context, dtype=torch.long, device=device),
+    )
+    learned = [parameter for parameter in towers.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(torch.stack([output.sum() for output in outputs]).sum(), learned, allow_unused=True)
+    for parameter, gradient in zip(learned, found, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    towers.train()
+
+
+def _monitor(
+    store: FeatureStore,
+    config: RunConfig,
+    batches: Batches,
+    average: WeightAverage | None,
+    towers: Towers,
+    tokenise: Tokenise,
+) -> Monitor:
+    world, data = batches.world, config.data
+    side = image_side(towers.student)
+    sets = [held_out(entry, store, batches.plan.pairs, data, side, tokenise) for entry in config.monitor.sets]
+    rows = config.compute.micro_batch or config.batch_size // world.size
+    monitor = Monitor(config.monitor, sets, towers, average, plain_pixels(towers.student), rows, data.workers, world)
+    if config.monitor.metric and config.monitor.metric not in monitor.metrics:
+        raise ConfigError(
+            f"monitor.metric {config.monitor.metric!r} does not exist: "
+            f"the sets give {', '.join(monitor.metrics) or 'none'}"
+        )
+    if config.monitor.patience and not sets:
+        raise ConfigError("monitor.patience needs monitor.sets: name held-out rows to be judged on")
+    return monitor

@@ -1,0 +1,161 @@
+"""One step of training: forward, backward, over micro-batches when the share of a rank is too large at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmkd.distill.batch import Batch, StudentFeatures
+from mmkd.distill.objective import Objective
+from mmkd.distill.student import Towers
+from mmkd.distill.temperature import MAX_LOG_SCALE
+from mmkd.distill.world import World
+
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Model(nn.Module):
+    """All that the optimiser sees: the student's towers, and what the objective learns beside them."""
+
+    def __init__(self, towers: Towers, objective: Objective) -> None:
+        super().__init__()
+        self.towers = towers
+        self.objective = objective
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step's numbers, over all ranks, still on the device.
+
+    terms: float32 scalars by name, before weighting. total: their weighted sum. norm: of the gradient before clipping.
+    """
+
+    terms: dict[str, torch.Tensor]
+    total: torch.Tensor
+    norm: torch.Tensor
+
+    def finite(self) -> bool:
+        """Neither loss nor gradient is NaN or infinite; waits for the device."""
+        return bool(torch.isfinite(torch.stack([self.total, self.norm])).all())
+
+    def values(self) -> dict[str, float]:
+        """Terms and total as numbers; waits for the device."""
+        return {name: term.item() for name, term in self.terms.items()} | {"total": self.total.item()}
+
+
+@dataclass
+class Updater:
+    """Turns a batch into gradients and takes the optimiser's step."""
+
+    model: Model
+    called: nn.Module
+    """The towers as they are called: compiled, and wrapped for many ranks."""
+    optimiser: torch.optim.Optimizer
+    clip_norm: float
+    world: World
+    dtype: torch.dtype
+    """Of the towers' arithmetic."""
+    micro_batch: int | None
+    seed: int
+
+    def __call__(self, batch: Batch) -> Outcome:
+        """Change the weights by one step."""
+        # Dropout is a function of (seed, step, rank): resuming needs no saved state of a generator.
+        key = np.random.SeedSequence([self.seed, batch.step, self.world.rank])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        self.optimiser.zero_grad(set_to_none=True)
+        size = self.micro_batch or len(batch)
+        terms = self._backward(batch) if size >= len(batch) else self._backward_in_pieces(batch, size)
+        self.world.average_gradients(self.model.objective)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimiser.step()
+        with torch.no_grad():
+            self.model.towers.log_scale.clamp_(0, MAX_LOG_SCALE)
+        self.model.objective.clamp()
+        told = self.world.sum(torch.stack(list(terms.values())))
+        summed = dict(zip(terms, told, strict=True))
+        return Outcome(summed, self.model.objective.total(summed).detach(), norm.detach())
+
+    def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        image, text, log_scale = self._forward(batch.images, batch.tokens)
+        return self._judged(StudentFeatures(image.float(), text.float(), log_scale), batch)
+
+    def _backward_in_pieces(self, batch: Batch, size: int) -> dict[str, torch.Tensor]:
+        """GradCache (Gao et al. 2021, arXiv 2101.06983): features of all pieces first, without their graphs; the loss
+        of the whole batch gives the gradient of each feature; then each piece once more, with its graph.
+
+        The gradient is that of the whole batch in one piece. Towers with batch norm see each piece's own statistics.
+        """
+        pieces = list(batch.pieces(size))
+        states = []
+        found: list[Outputs] = []
+        with torch.no_grad(), _statistics_kept(self.model.towers):
+            for images, tokens in pieces:
+                states.append(_random_state(self.world.device))
+                found.append(self._forward(images, tokens, self.model.towers))
+        image, text = (torch.cat([outputs[i] for outputs in found]).float().requires_grad_() for i in (0, 1))
+        log_scale = found[0][2].detach().requires_grad_()
+        terms = self._judged(StudentFeatures(image, text, log_scale), batch)
+        wanted = zip(*(torch.split(_gradient(leaf), size) for leaf in (image, text)), strict=True)
+        for number, ((images, tokens), state, gradients) in enumerate(zip(pieces, states, wanted, strict=True)):
+            last = number + 1 == len(pieces)
+            _set_random_state(self.world.device, state)
+            with self._exchanged_only(last):
+                outputs = self._forward(images, tokens)
+                scale_gradient = _gradient(log_scale) if last else torch.zeros_like(log_scale)
+                cast = [g.to(out.dtype) for g, out in zip(gradients, outputs[:2], strict=True)]
+                torch.autograd.backward(outputs, [*cast, scale_gradient])
+        return terms
+
+    def _judged(self, features: StudentFeatures, batch: Batch) -> dict[str, torch.Tensor]:
+        terms: dict[str, torch.Tensor] = self.model.objective(features, batch, self.world)
+        # Ranks hold parts of a sum, and gradients are averaged over ranks: hence the factor.
+        (self.model.objective.total(terms) * self.world.size).backward()  # type: ignore[no-untyped-call]
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _forward(self, images: torch.Tensor, tokens: torch.Tensor, towers: nn.Module | None = None) -> Outputs:
+        device = self.world.device.type
+        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            outputs: Outputs = (towers or self.called)(images, tokens)
+        return outputs
+
+    def _exchanged_only(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients go between ranks once a step, with the last piece."""
+        if isinstance(self.called, DistributedDataParallel) and not last:
+            waiting: AbstractContextManager[None] = self.called.no_sync()
+            return waiting
+        return nullcontext()
+
+
+def _gradient(leaf: torch.Tensor) -> torch.Tensor:
+    return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch norms use the batch's statistics but do not note them: the second pass does."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
+    """The second pass of a piece drops out what the first pass dropped."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,132 @@
+"""The processes of one run: one alone, or many under torchrun (or srun with torchrun's variables).
+
+Every rank holds its share of each batch. An objective gathers what it contrasts with; gradients of all
+ranks are averaged. A rank that dies ends the run: the others fail at the next exchange, or after the timeout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mmkd.store.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    control: dist.ProcessGroup | None = None
+    """Group over the CPU for flags, so that asking does not wait for the device."""
+
+    @property
+    def first(self) -> bool:
+        """True in the process that writes and talks."""
+        return self.rank == 0
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(b, ...) of every rank to (size * b, ...) in order of rank; all ranks must have the same b.
+
+        Gradients flow back to the rank that a row came from, summed over what all ranks made of it.
+        """
+        if self.size == 1:
+            return tensor
+        gathered: torch.Tensor = _Gather.apply(tensor, self.rank, self.size)
+        return gathered
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, without gradient."""
+        if self.size == 1:
+            return tensor.detach()
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def highest(self, number: int) -> int:
+        """The highest number that any rank has; asked over the CPU, so that nobody waits for a device."""
+        if self.size == 1:
+            return number
+        told = torch.tensor([number])
+        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.control)
+        return int(told.item())
+
+    def average_gradients(self, module: torch.nn.Module) -> None:
+        """Replace gradients by their mean over ranks; for small modules that DistributedDataParallel does not wrap."""
+        if self.size == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+
+
+@contextmanager
+def started_world(timeout_minutes: float) -> Iterator[World]:
+    """Join the other ranks when the environment names some; leave them at the end.
+
+    Raises:
+        UserError: another rank is gone, or does not answer in time.
+    """
+    cuda = torch.cuda.is_available()
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device)
+        return
+    rank = int(os.environ["RANK"])
+    timeout = timedelta(minutes=timeout_minutes)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        assert isinstance(control, dist.ProcessGroup), "every rank is a member"
+        yield World(device, rank, size, control)
+    except dist.DistError as error:
+        raise UserError(_another_is_gone(rank, error)) from error
+    except RuntimeError as error:
+        # Gloo says so in a plain RuntimeError.
+        if "gloo" not in str(error):
+            raise
+        raise UserError(_another_is_gone(rank, error)) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _another_is_gone(rank: int, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:160]
+    return f"rank {rank} lost another rank ({reason}); see its own message, then run the same command to go on"
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums over ranks and takes this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        ctx.rank, ctx.rows = rank, len(tensor)  # type: ignore[attr-defined]
+        whole = tensor.contiguous()
+        # bool has no gloo kernel.
+        parts = whole.to(torch.uint8) if whole.dtype == torch.bool else whole
+        received = [torch.empty_like(parts) for _ in range(size)]
+        dist.all_gather(received, parts)
+        return torch.cat(received).to(whole.dtype)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        first = ctx.rank * ctx.rows  # type: ignore[attr-defined]
+        return total[first : first + ctx.rows], None, None  # type: ignore[attr-defined]
