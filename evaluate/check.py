@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
+from mmkd.evaluate.dataset import DatasetRows, load_dataset
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import BITS, Features
 from mmkd.evaluate.plan import model_names
-from mmkd.evaluate.suite import DatasetSpec, Suite
+from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
-from mmkd.store.layout import Tower
+from mmkd.store.layout import TOWERS, Tower
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
     except MmkdError as error:
         found.problems.append(str(error))
         return
-    needed: list[tuple[Samples, Tower]] = [(samples, "image") for samples in data.splits.values()]
-    if data.prompts is not None:
-        needed.append((data.prompts, "text"))
+    towers: set[Tower] = {tower for task in data.spec.tasks for tower in TASKS[task].towers(data.spec.settings)}
+    needed = [(samples, tower) for tower in TOWERS if tower in towers for samples in data.splits.values()]
+    needed += [(samples, "text") for samples in (data.prompts, data.candidates) if samples is not None]
     missing = {}
     for samples, tower in needed:
         there = np.ones(len(samples), dtype=bool)

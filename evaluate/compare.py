@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from mmkd.evaluate.cell import averaged
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Replicates
 from mmkd.evaluate.statistics import Difference, Verdict, holm, paired_difference, signed_rank_p
-from mmkd.evaluate.suite import DatasetSpec
 from mmkd.store.errors import ConfigError, CorruptStoreError
 
 

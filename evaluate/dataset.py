@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmkd.evaluate.suite import DatasetSpec, RowFilter
+from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter
 from mmkd.store import FeatureStore, UserError
 
 Split = Literal["test", "train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SPLIT = "split of the suite"
+"""Column of joined samples; the blanks keep it apart from a label column."""
 FIXED = ("row", "key", "caption", "uri", "image_sha256", "status")
 
 
@@ -44,6 +46,13 @@ class Samples:
         """One column as Python objects (n,): str, or None where the table has null."""
         return np.array(self.table[name].to_pylist() or [], dtype=object)
 
+    def matching(self, chosen: RowFilter) -> NDArray[np.bool_]:
+        """Rows whose columns all have one of the accepted values, bool (n,)."""
+        found = np.ones(len(self), dtype=bool)
+        for name, values in chosen.items():
+            found &= np.isin(self.column(name).astype(str), values)
+        return found
+
 
 @dataclass(frozen=True)
 class DatasetRows:
@@ -53,6 +62,8 @@ class DatasetRows:
     store: FeatureStore
     splits: dict[str, Samples]
     prompts: Samples | None
+    candidates: Samples | None
+    """Text rows among which a question's answer is chosen."""
     classes: tuple[str, ...]
     """Class names; the position is the class index. Empty when the data set has no label column."""
 
@@ -67,6 +78,13 @@ class DatasetRows:
             filters = getattr(self.spec.rows, name)
             raise UserError(f"{self.spec.dataset} has no {name} rows: {filters} matches nothing in {self.store.root}")
         return samples
+
+    def joined(self, names: tuple[Split, ...]) -> Samples:
+        """The rows of several splits as one, with a column `split` that says where each is from."""
+        tables = [
+            self.split(name).table.append_column(SPLIT, pa.array([name] * len(self.split(name)))) for name in names
+        ]
+        return Samples("+".join(names), pa.concat_tables(tables))
 
     def labels(self, samples: Samples) -> NDArray[np.int64]:
         """Class index of every row, int64 (n,).
@@ -116,12 +134,17 @@ class DatasetRows:
         values = samples.column(self.spec.domain)
         return np.where(values == None, self.spec.dataset, values)  # noqa: E711 - element by element
 
+    @property
+    def parts(self) -> dict[str, Samples]:
+        """Every set of rows that is used, by its name."""
+        texts = {"prompt": self.prompts, "candidate": self.candidates}
+        return {**self.splits, **{name: samples for name, samples in texts.items() if samples is not None}}
+
     @cached_property
     def digest(self) -> str:
         """16 hex digits over every row that is used and all that the tasks read of it, features aside."""
         sha = hashlib.sha256(repr(self.classes).encode())
-        parts = [*self.splits.items(), *([("prompts", self.prompts)] if self.prompts is not None else [])]
-        for name, samples in parts:
+        for name, samples in self.parts.items():
             sha.update(f"\n{name} {samples.table.column_names}\n".encode())
             for values in samples.table.to_pydict().values():
                 sha.update(repr(values).encode())
@@ -145,17 +168,20 @@ def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
     Raises:
         UserError: a column that the store lacks, a key that occurs twice in a split, or rows without a class.
     """
-    columns = tuple(column for column in (spec.label, spec.group, spec.domain) if column is not None)
     splits: dict[str, Samples] = {}
     for name in SPLITS:
         chosen: RowFilter | None = getattr(spec.rows, name)
         if chosen is not None:
-            splits[name] = _select(store, name, chosen, columns)
+            splits[name] = _select(store, name, chosen, spec.columns)
             _refuse_duplicates(spec, splits[name])
     prompts = None
     if spec.prompts is not None:
         prompts = _select(store, "prompt", spec.prompts.rows, (spec.prompts.label or spec.label or "key",))
-    return DatasetRows(spec, store, splits, prompts, _classes(spec, splits["test"], prompts))
+    candidates = None
+    if spec.vqa is not None and spec.vqa.candidates is not None:
+        columns = (spec.vqa.answer, spec.vqa.candidate_of)
+        candidates = _select(store, "candidate", spec.vqa.candidates, columns)
+    return DatasetRows(spec, store, splits, prompts, candidates, _classes(spec, splits["test"], prompts))
 
 
 def _select(store: FeatureStore, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:

@@ -22,6 +22,7 @@ from mmkd.evaluate.settings import LinearProbeSettings, TaskSettings
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
 from mmkd.evaluate.task import Scoring, Variant
 from mmkd.store import UserError
+from mmkd.store.layout import Tower
 
 SMALLEST = 1e-15
 """Probabilities are clipped here before the logarithm, as scikit-learn's `log_loss` does for float64."""
@@ -54,6 +55,10 @@ class LinearProbe:
     name = "linear_probe"
     version = 1
 
+    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
+        """Images."""
+        return ("image",)
+
     def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
         """Every share of the labels; shares below 1 are drawn several times."""
         probe = settings.linear_probe
@@ -84,7 +89,7 @@ class LinearProbe:
         val = _share(_labelled(data, "val", features), variant, settings) if data.spec.rows.val is not None else None
         c, info = choose_c(train, val, settings, variant.seed)
         everything = train if val is None else train.joined(val)
-        model, warned = _fit(everything, c, settings)
+        model, warned = fit(everything, c, settings)
         test = data.split("test")
         images = features.images(test.rows)
         score = np.full((len(test), len(data.classes)), np.nan)
@@ -136,17 +141,17 @@ def _losses(train: Labelled, val: Labelled, settings: LinearProbeSettings) -> Fl
     losses = np.empty(settings.c_steps)
     warm: LogisticRegression | None = None
     for i, c in enumerate(settings.grid()):
-        warm, _ = _fit(train, float(c), settings, warm)
+        warm, _ = fit(train, float(c), settings, warm)
         proba = warm.predict_proba(val.x)
         right = proba[np.arange(len(val.y)), np.searchsorted(warm.classes_, val.y)]
         losses[i] = -np.log(np.clip(right, SMALLEST, 1.0)).mean()
     return losses
 
 
-def _fit(
+def fit(
     data: Labelled, c: float, settings: LinearProbeSettings, warm: LogisticRegression | None = None
 ) -> tuple[LogisticRegression, bool]:
-    """Fit, from where `warm` stopped if given; the flag tells that the iterations ran out."""
+    """Fit logistic regression at one C, from where `warm` stopped if given; the flag tells that iterations ran out."""
     model = warm or LogisticRegression(max_iter=settings.max_iter, warm_start=True)
     model.set_params(C=c)
     with _threads().limit(limits=1, user_api="blas"), warnings.catch_warnings(record=True) as caught:

@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from mmkd.evaluate.dataset import DatasetRows, load_dataset
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.suite import DatasetSpec, Suite
+from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit, Variant
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
@@ -21,6 +22,9 @@ from mmkd.store.errors import ConfigError
 from mmkd.store.yaml_config import Frozen
 
 PLAN = "plan.json"
+
+NOT_IN_THE_NUMBERS = {"dataset", "store", "modality", "role", "tasks", "settings", "notes"}
+"""Keys of a data set that no score depends on; settings enter by their own task's alone."""
 
 
 class PlannedUnit(Frozen):
@@ -156,7 +160,7 @@ def _task_units(
             "data_digest": rows.digest,
         }
     described = {
-        "dataset": spec.model_dump(mode="json", include={"version", "classes", "group", "domain", "rows", "prompts"}),
+        "dataset": spec.model_dump(mode="json", exclude=NOT_IN_THE_NUMBERS),
         "settings": getattr(spec.settings, name).model_dump(mode="json", exclude={"primary"}),
         "bootstrap": suite.bootstrap.model_dump(mode="json"),
         "resampled": resample_name(suite, spec.dataset),
@@ -180,10 +184,7 @@ def resample_name(suite: Suite, dataset: str) -> str:
 
 
 def _rows_used(data: DatasetRows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    every = [samples.rows for samples in data.splits.values()]
-    if data.prompts is not None:
-        every.append(data.prompts.rows)
-    return np.unique(np.concatenate(every))
+    return np.unique(np.concatenate([samples.rows for samples in data.parts.values()]))
 
 
 def _digest(content: object) -> str:

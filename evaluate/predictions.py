@@ -30,6 +30,7 @@ class Predictions:
     score: float64 (n, len(columns)): class probabilities, or ranks and the like; NaN where not available.
     available: bool (n,), false where the model has no features for the sample. Such rows are never scored.
     columns: what the score columns are.
+    fold: int64 (n,), the part of a cross-validation that tested the sample, or None where there was one test set.
     info: facts of the run that belong into a report: C chosen, gallery size, warnings.
     """
 
@@ -41,6 +42,7 @@ class Predictions:
     available: NDArray[np.bool_]
     columns: tuple[str, ...]
     info: dict[str, Any] = field(default_factory=dict)
+    fold: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -71,11 +73,12 @@ class Predictions:
             available=self.available[mask],
             columns=self.columns,
             info=self.info,
+            fold=None if self.fold is None else self.fold[mask],
         )
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write one Parquet file: id, group, domain, y, available and one list of scores a row.
+    """Write one Parquet file: id, group, domain, y, fold, available and one list of scores a row.
 
     Raises:
         StoreError: the disk is full or read-only.
@@ -88,11 +91,17 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             "group": pa.array(predictions.group.tolist(), type=pa.string()),
             "domain": pa.array(predictions.domain.tolist(), type=pa.string()),
             "y": pa.nulls(n, pa.int64()) if predictions.y is None else pa.array(predictions.y),
+            "fold": pa.nulls(n, pa.int64()) if predictions.fold is None else pa.array(predictions.fold),
             "available": pa.array(predictions.available),
             "score": scores,
         }
     )
-    meta = {"columns": predictions.columns, "info": predictions.info, "labelled": predictions.y is not None}
+    meta = {
+        "columns": predictions.columns,
+        "info": predictions.info,
+        "labelled": predictions.y is not None,
+        "folded": predictions.fold is not None,
+    }
     table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
@@ -121,4 +130,5 @@ def read_predictions(path: Path) -> Predictions:
         available=table["available"].to_numpy(),
         columns=columns,
         info=meta["info"],
+        fold=table["fold"].to_numpy().astype(np.int64) if meta["folded"] else None,
     )

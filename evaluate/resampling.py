@@ -29,7 +29,7 @@ def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, n
         name: what is resampled, for example `suite/dataset/test`.
     """
     _, member = np.unique(predictions.group.astype(str), return_inverse=True)
-    yield from group_counts(member.astype(np.int64), settings.n, [settings.seed, *_words(name)])
+    yield from group_counts(member.astype(np.int64), settings.n, [settings.seed, *name_words(name)])
 
 
 def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> Iterator[Floats]:
@@ -54,6 +54,6 @@ def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> It
         yield counts.T[member].astype(np.float64).T
 
 
-def _words(name: str) -> list[int]:
+def name_words(name: str) -> list[int]:
     """The name as seed words: the same on every machine, unlike `hash`."""
     return [int(word) for word in np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")]

@@ -18,6 +18,7 @@ from mmkd.evaluate.ranking import rank_positives, recall_at, weighted_mean, weig
 from mmkd.evaluate.settings import TaskSettings
 from mmkd.evaluate.task import Metric, Scoring, Variant
 from mmkd.store import UserError
+from mmkd.store.layout import Tower
 
 IMAGE_TO_TEXT = "i2t"
 TEXT_TO_IMAGE = "t2i"
@@ -28,6 +29,10 @@ class Retrieval:
 
     name = "retrieval"
     version = 1
+
+    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
+        """Images and captions."""
+        return ("image", "text")
 
     def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
         """One for each direction."""

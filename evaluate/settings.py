@@ -83,9 +83,85 @@ class RetrievalSettings(Frozen):
         return self
 
 
+class MilSettings(Frozen):
+    """Attention-based multiple-instance learning (Ilse et al. 2018) as CLAM-style pipelines train it."""
+
+    hidden: int = Field(default=512, ge=1)
+    attention: int = Field(default=256, ge=1)
+    dropout: float = Field(default=0.25, ge=0, lt=1)
+    lr: float = Field(default=2e-4, gt=0)
+    weight_decay: float = Field(default=1e-5, ge=0)
+    epochs: int = Field(default=50, ge=1)
+    patience: int = Field(default=10, ge=1)
+    """Epochs without a lower validation loss before training stops; the best epoch is kept."""
+    batch: int = Field(default=16, ge=1)
+    """Bags a step."""
+    max_patches: int = Field(default=4096, ge=1)
+    """Patches drawn of a larger bag in each training step; a test bag is always whole."""
+
+
+class CoxnetSettings(Frozen):
+    """Elastic-net Cox regression on mean-pooled features."""
+
+    l1_ratio: float = Field(default=0.5, gt=0, le=1)
+    alphas: int = Field(default=20, ge=1)
+    smallest_alpha: float = Field(default=0.05, gt=0, lt=1)
+    """The path ends at this share of the smallest penalty that leaves no coefficient."""
+    inner_folds: int = Field(default=5, ge=2)
+
+
+class SurvivalSettings(Frozen):
+    """Survival from bags of features, cross-validated by patients."""
+
+    heads: tuple[Literal["coxnet", "abmil_cox", "abmil_nll"], ...] = ("coxnet", "abmil_cox", "abmil_nll")
+    tower: Literal["image", "text"] = "image"
+    """Which features describe a patient; `text` for clinical notes or reports in the caption column."""
+    folds: int = Field(default=5, ge=2)
+    seeds: int = Field(default=5, ge=1)
+    """Draws of the folds (published folds stay) and of the heads' first weights."""
+    bins: int = Field(default=4, ge=2)
+    """Time bins of `abmil_nll`: quantiles of the training patients' event times."""
+    coxnet: CoxnetSettings = CoxnetSettings()
+    mil: MilSettings = MilSettings()
+    primary: str | None = None
+
+
+class DiagnosisSettings(Frozen):
+    """A diagnosis from bags of patches, cross-validated by patients or on the suite's own splits."""
+
+    heads: tuple[Literal["mean_pool", "abmil"], ...] = ("mean_pool", "abmil")
+    folds: int = Field(default=5, ge=2)
+    seeds: int = Field(default=3, ge=1)
+    mil: MilSettings = MilSettings()
+    probe: LinearProbeSettings = LinearProbeSettings()
+    """How `mean_pool` chooses the strength of its logistic regression; shares and seeds in it are not used."""
+    primary: str | None = None
+
+
+class VqaSettings(Frozen):
+    """Visual question answering with pooled features: for comparing encoders, not with fine-tuned fusion models."""
+
+    heads: tuple[Literal["fusion_mlp", "rank"], ...] = ("fusion_mlp",)
+    """`rank` needs candidate rows in the store and is not trained."""
+    vocabulary: Literal["train", "all"] = "train"
+    """`all` adds the test answers, as published numbers often do; the coverage is then 1 by construction."""
+    seeds: int = Field(default=5, ge=1)
+    hidden: int = Field(default=1024, ge=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    epochs: int = Field(default=50, ge=1)
+    patience: int = Field(default=5, ge=1)
+    batch: int = Field(default=128, ge=1)
+    primary: str | None = None
+
+
 class TaskSettings(Frozen):
     """Settings of every task; the field names are the names of the tasks."""
 
     zero_shot: ZeroShotSettings = ZeroShotSettings()
     linear_probe: LinearProbeSettings = LinearProbeSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
+    vqa: VqaSettings = VqaSettings()
+    survival: SurvivalSettings = SurvivalSettings()
+    diagnosis: DiagnosisSettings = DiagnosisSettings()

@@ -19,104 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mmkd.evaluate.settings import BootstrapSettings, TaskSettings
-from mmkd.store.errors import ConfigError, UserError
-from mmkd.store.layout import check_slug
+from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
+from mmkd.evaluate.settings import BootstrapSettings
+from mmkd.store.errors import ConfigError
 from mmkd.store.yaml_config import Frozen, read_mapping, validated
-
-TASK_NAMES = tuple(TaskSettings.model_fields)
-
-
-def _texts(value: object) -> object:
-    """One value or several, as strings: the sample table's labels are strings."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(one, bool) for one in values):
-        raise ValueError(f"YAML reads {values!r} as true or false; put the value in quotes")
-    return tuple(str(one) if isinstance(one, int) else one for one in values)
-
-
-def _folder_name(name: str) -> str:
-    """Names of data sets and ensembles become folders and files of the results."""
-    try:
-        return check_slug(name)
-    except UserError:
-        raise ValueError(f"{name!r} must be up to 64 lower-case letters, digits, '-', '_' or '.'") from None
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-RowFilter = dict[str, Texts]
-"""Column to accepted value(s); a row must pass all columns. `{}` takes every row."""
-
-
-class SplitFilters(Frozen):
-    """Which rows of the store belong to which split."""
-
-    test: RowFilter
-    train: RowFilter | None = None
-    val: RowFilter | None = None
-    """Without one, a part of `train` is held out, whole groups at a time."""
-
-
-class Prompts(Frozen):
-    """Text rows of the same store whose captions describe the classes."""
-
-    rows: RowFilter
-    label: str | None = None
-    """Column that holds the class of a prompt; by default the data set's label column."""
-
-
-class DatasetSpec(Frozen):
-    """One data set of a suite."""
-
-    dataset: str
-    version: int = 1
-    store: str
-    """Path of the mmkd store that holds its rows and the features of all models."""
-    modality: str = "unspecified"
-    role: Literal["monitor", "report"] = "report"
-    """`monitor` sets may be looked at while a student is trained or chosen, `report` sets may not."""
-    label: str | None = None
-    classes: Texts | None = None
-    """Class names in order. By default the classes of the prompts, or of the test rows, sorted."""
-    group: str | None = None
-    """Column of the patient (or whatever makes rows dependent): intervals resample whole groups."""
-    domain: str | None = None
-    """Column by which tables may divide the rows."""
-    rows: SplitFilters
-    prompts: Prompts | None = None
-    tasks: tuple[str, ...] = Field(min_length=1)
-    settings: TaskSettings = TaskSettings()
-    notes: str = ""
-
-    @field_validator("dataset")
-    @classmethod
-    def _name_is_a_folder(cls, name: str) -> str:
-        return _folder_name(name)
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_exist(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        for task in tasks:
-            if task not in TASK_NAMES:
-                raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASK_NAMES)}")
-        return tuple(dict.fromkeys(tasks))
-
-    @model_validator(mode="after")
-    def _tasks_have_what_they_need(self) -> DatasetSpec:
-        classify = {"zero_shot", "linear_probe"} & set(self.tasks)
-        if classify and self.label is None:
-            raise ValueError(f"{self.dataset}: {sorted(classify)[0]} needs a `label` column")
-        if "zero_shot" in self.tasks and self.prompts is None:
-            raise ValueError(f"{self.dataset}: zero_shot needs `prompts`")
-        if "linear_probe" in self.tasks and self.rows.train is None:
-            raise ValueError(f"{self.dataset}: linear_probe needs `rows: train`")
-        if self.settings.zero_shot.protocol == "mmkd_official" and "zero_shot" in self.tasks and self.classes is None:
-            raise ValueError(f"{self.dataset}: protocol mmkd_official needs `classes`: their order decides the F1")
-        return self
 
 
 class Suite(Frozen):
@@ -148,7 +58,7 @@ class Suite(Frozen):
     @classmethod
     def _ensembles_are_named(cls, ensembles: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name, members in ensembles.items():
-            _folder_name(name)
+            folder_name(name)
             if len(set(members)) < 2 or len(set(members)) != len(members):
                 raise ValueError(f"ensemble {name} needs two or more different members, got {list(members)}")
         return ensembles

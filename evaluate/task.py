@@ -12,6 +12,7 @@ from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import clustered_resamples
 from mmkd.evaluate.settings import BootstrapSettings, TaskSettings
+from mmkd.store.layout import Tower
 
 Metric = Callable[[Predictions, Floats], Floats]
 """Predictions of n available rows and counts (B, n) to values (B,); NaN where undefined."""
@@ -42,7 +43,9 @@ class Unit:
     def __str__(self) -> str:
         parts = [self.dataset, self.task, self.model, self.variant.head]
         if self.variant.fraction < 1:
-            parts.append(f"{self.variant.fraction:g} of labels, draw {self.variant.seed}")
+            parts.append(f"{self.variant.fraction:g} of labels")
+        if self.variant.fraction < 1 or self.variant.seed:
+            parts.append(f"draw {self.variant.seed}")
         return " / ".join(part for part in parts if part)
 
 
@@ -65,6 +68,10 @@ class Task(Protocol):
     name: str
     version: int
     """Raise it when the same inputs give other predictions: stored results are then redone."""
+
+    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
+        """Which features of the splits' rows it reads; prompts and candidates are texts in any case."""
+        ...
 
     def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
         """The variants that these settings ask for, in the order of the tables."""

@@ -17,6 +17,7 @@ from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.settings import TaskSettings
 from mmkd.evaluate.task import Scoring, Variant
 from mmkd.store import UserError
+from mmkd.store.layout import Tower
 
 
 class ZeroShot:
@@ -24,6 +25,10 @@ class ZeroShot:
 
     name = "zero_shot"
     version = 1
+
+    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
+        """Images."""
+        return ("image",)
 
     def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
         """One: there is nothing to draw."""

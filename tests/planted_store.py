@@ -73,6 +73,29 @@ class Planted:
         self.suite.write_text(yaml.safe_dump(raw | changes))
 
 
+def store_of(
+    root: Path, rows: list[dict[str, Any]], labels: tuple[str, ...], features: dict[str, ShardFeatures]
+) -> Path:
+    """A store with these sample rows and, for each encoder, these features of all of them."""
+    schema = sample_schema(labels)
+    columns = {name: [row.get(name) for row in rows] for name in schema.names}
+    columns |= {"row": list(range(len(rows))), "status": ["ok"] * len(rows)}
+    corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=len(rows), labels=labels, digest="d")
+    record = create_store(root, corpus, pa.table(columns, schema=schema))
+    for slug, every in features.items():
+        card = TeacherCard(
+            slug=slug, source="local-dir:/nowhere", weights_sha256=hashlib.sha256(every.image.tobytes()).hexdigest(),
+            preprocessing=Preprocessing(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3),
+            tokenizer_sha256="11", context_length=16, dim=every.image.shape[1],
+        )  # fmt: skip
+        add_teacher(root, record, card)
+        for shard, span in enumerate(iter_shards(record)):
+            part = slice(span.start, span.stop)
+            shard_features = ShardFeatures(every.image[part], every.text[part], every.valid[part])
+            write_shard(root, record, card, shard, shard_features, read_part(root, shard)[1])
+    return root
+
+
 def make_planted(
     folder: Path,
     models: dict[str, float],
@@ -83,32 +106,13 @@ def make_planted(
     rows = planted_rows(seed=5)
     for row, values in (changes or {}).items():
         rows[row] |= values
-    schema = sample_schema(LABELS)
-    columns = {name: [row.get(name) for row in rows] for name in schema.names}
-    columns |= {"row": list(range(len(rows))), "status": ["ok"] * len(rows)}
-    root = folder / "store"
-    corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=len(rows), labels=LABELS, digest="d")
-    record = create_store(root, corpus, pa.table(columns, schema=schema))
+    features = {}
     for i, (slug, noise) in enumerate(models.items()):
-        card = TeacherCard(
-            slug=slug, source="local-dir:/nowhere", weights_sha256=f"{slug}{noise}",
-            preprocessing=Preprocessing(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3),
-            tokenizer_sha256="11", context_length=16, dim=DIM,
-        )  # fmt: skip
-        add_teacher(root, record, card)
         image, text = planted_features(rows, noise, seed=i)
         valid = np.array([2 if row["split"] == "prompt" else 3 for row in rows], dtype=np.uint8)
         valid[(holes or {}).get(slug, [])] = 0
-        for shard, span in enumerate(iter_shards(record)):
-            part = slice(span.start, span.stop)
-            write_shard(
-                root,
-                record,
-                card,
-                shard,
-                ShardFeatures(image[part], text[part], valid[part]),
-                read_part(root, shard)[1],
-            )
+        features[slug] = ShardFeatures(image, text, valid)
+    root = store_of(folder / "store", rows, LABELS, features)
     suite = folder / "suite.yaml"
     content = {
         "suite": "planted",

@@ -1,0 +1,113 @@
+"""Rows of the store as bags: the patches of a slide, or all that is known of a patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.evaluate.dataset import DatasetRows, Samples
+from mmkd.evaluate.features import Features
+from mmkd.evaluate.metrics import Floats
+from mmkd.store import UserError
+from mmkd.store.layout import Tower
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Bags of rows, in the order of their first rows.
+
+    ids: str (n,), the bag's value. samples: the rows. members: for every bag the positions of its rows in `samples`.
+    """
+
+    data: DatasetRows
+    ids: NDArray[np.object_]
+    samples: Samples
+    members: tuple[NDArray[np.int64], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def column(self, name: str) -> NDArray[np.object_]:
+        """A column of the sample table, which all rows of a bag agree on: str or None (n,).
+
+        Raises:
+            UserError: a bag's rows differ.
+        """
+        return self.agreed(self.samples.column(name), name)
+
+    @property
+    def groups(self) -> NDArray[np.object_]:
+        """What bags depend on each other (patients), str (n,).
+
+        Raises:
+            UserError: a bag's rows belong to two groups.
+        """
+        return self.agreed(self.data.groups(self.samples), self.data.spec.group or "key")
+
+    @property
+    def domains(self) -> NDArray[np.object_]:
+        """What tables may divide by, str (n,).
+
+        Raises:
+            UserError: a bag's rows belong to two domains.
+        """
+        return self.agreed(self.data.domains(self.samples), self.data.spec.domain or "data set")
+
+    def agreed(self, values: NDArray[np.object_], what: str) -> NDArray[np.object_]:
+        """The value that all rows of a bag have; `values` is one for each row.
+
+        Raises:
+            UserError: a bag's rows differ.
+        """
+        found = np.empty(len(self), dtype=object)
+        for i, member in enumerate(self.members):
+            different = dict.fromkeys(values[member].tolist())
+            if len(different) > 1:
+                first, second = list(different)[:2]
+                raise UserError(f"bag {self.ids[i]!r} has rows with {what} {first!r} and {second!r}; expected one")
+            found[i] = next(iter(different))
+        return found
+
+
+@dataclass(frozen=True)
+class BagFeatures:
+    """What one model has of bags; read from the map when it is asked for."""
+
+    bags: Bags
+    features: Features
+    tower: Tower
+
+    def patches(self, bag: int, positions: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Unit features of a bag that are there, float32 (p, D); p may be 0.
+
+        Args:
+            bag: index of the bag.
+            positions: only these of its rows, int64; all by default.
+        """
+        member = self.bags.members[bag]
+        rows = self.bags.samples.rows[member if positions is None else member[positions]]
+        block = self.features.images(rows) if self.tower == "image" else self.features.texts(rows)
+        return block.values[block.available]
+
+    def means(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Mean feature of every bag, float64 (n, D), and bool (n,) which bags have one; NaN where not."""
+        means = []
+        for bag in range(len(self.bags)):
+            patches = self.patches(bag).astype(np.float64)
+            means.append(patches.mean(axis=0) if len(patches) else np.full(patches.shape[1], np.nan))
+        stacked = np.stack(means)
+        return stacked, ~np.isnan(stacked[:, 0])
+
+
+def make_bags(data: DatasetRows, samples: Samples, by: str | None) -> Bags:
+    """Put rows with the same value of column `by` into one bag; a row without a value is a bag of its own."""
+    values = samples.ids if by is None else samples.column(by)
+    names = np.where(values == None, samples.ids, values)  # noqa: E711 - element by element
+    unique, first, inverse = np.unique(names.astype(str), return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    sorted_rows = np.argsort(inverse, kind="stable")
+    bounds = np.cumsum(np.bincount(inverse))[:-1]
+    members = np.split(sorted_rows.astype(np.int64), bounds)
+    return Bags(data, unique[order].astype(object), samples, tuple(members[i] for i in order))

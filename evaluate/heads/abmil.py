@@ -1,0 +1,129 @@
+"""Gated attention over a bag of patches: the network, and its training for classes, hazards or risks.
+
+Ilse, Tomczak and Welling 2018, "Attention-based deep multiple instance learning", equation 9, after one
+linear layer as CLAM has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mmkd.evaluate.bags import BagFeatures
+from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.settings import MilSettings
+
+Loss = Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
+"""Outputs (b, K) of the bags with these indices to a scalar."""
+
+
+class GatedAttention(nn.Module):
+    """Bags of patch features to K outputs each."""
+
+    def __init__(self, dim: int, outputs: int, settings: MilSettings) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(dim, settings.hidden), nn.ReLU(), nn.Dropout(settings.dropout))
+        self.tanh = nn.Sequential(nn.Linear(settings.hidden, settings.attention), nn.Tanh())
+        self.gate = nn.Sequential(nn.Linear(settings.hidden, settings.attention), nn.Sigmoid())
+        self.score = nn.Linear(settings.attention, 1)
+        self.head = nn.Linear(settings.hidden, outputs)
+
+    def forward(self, patches: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """Outputs of several bags at once.
+
+        Args:
+            patches: float32 (P, D), the patches of all bags, one bag after the other.
+            sizes: patches of every bag, each above zero; they add up to P.
+
+        Returns:
+            float32 (len(sizes), K).
+        """
+        hidden = self.embed(patches)
+        scores = self.score(self.tanh(hidden) * self.gate(hidden)).squeeze(1)
+        pooled = [
+            torch.softmax(score, dim=0) @ part
+            for score, part in zip(scores.split(sizes), hidden.split(sizes), strict=True)
+        ]
+        outputs: torch.Tensor = self.head(torch.stack(pooled))
+        return outputs
+
+
+@dataclass(frozen=True)
+class MilTask:
+    """What a network is trained for: its number of outputs and its loss."""
+
+    outputs: int
+    loss: Loss
+
+
+def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
+    """Cross-entropy over classes; `y` is int64 (n,), the class of every bag."""
+    labels = torch.from_numpy(y)
+    return MilTask(classes, lambda outputs, chosen: nn.functional.cross_entropy(outputs, labels[chosen]))
+
+
+def fit_predict(
+    bags: BagFeatures,
+    task: MilTask,
+    parts: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    settings: MilSettings,
+    seed: int,
+) -> tuple[Floats, int]:
+    """Train on some bags, stop by others, and answer for the rest.
+
+    Args:
+        bags: all bags; those named in `parts` have patches.
+        task: outputs and loss.
+        parts: indices of the bags to train on, to stop by, and to answer for.
+        settings: of network and training.
+        seed: of weights, dropout, order and patch draws.
+
+    Returns:
+        Outputs float64 (len(parts[2]), K) of the last part, and the epoch that was kept.
+    """
+    train, val, test = parts
+    rng = np.random.default_rng(seed)
+    with reproducible(seed):
+        network = GatedAttention(bags.patches(int(train[0])).shape[1], task.outputs, settings)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+
+        def epoch() -> Iterator[torch.Tensor]:
+            order = rng.permutation(train)
+            for start in range(0, len(order), settings.batch):
+                chosen = order[start : start + settings.batch]
+                yield task.loss(network(*_batch(bags, chosen, settings.max_patches, rng)), chosen)
+
+        def validation() -> float:
+            return float(task.loss(_outputs(network, bags, val, settings), val))
+
+        kept = train_until_worse(network, optimiser, epoch, validation, (settings.epochs, settings.patience))
+        with torch.no_grad():
+            answers = _outputs(network, bags, test, settings)
+    return answers.double().numpy(), kept
+
+
+def _outputs(
+    network: GatedAttention, bags: BagFeatures, chosen: NDArray[np.int64], settings: MilSettings
+) -> torch.Tensor:
+    """Outputs of whole bags, float32 (len(chosen), K), a few bags at a time."""
+    parts = [chosen[start : start + settings.batch] for start in range(0, len(chosen), settings.batch)]
+    return torch.cat([network(*_batch(bags, part)) for part in parts])
+
+
+def _batch(
+    bags: BagFeatures, chosen: NDArray[np.int64], most: int | None = None, rng: np.random.Generator | None = None
+) -> tuple[torch.Tensor, list[int]]:
+    """Patches of bags and their sizes; of a bag with more than `most`, that many drawn at random."""
+    patches = []
+    for bag in chosen.tolist():
+        size = len(bags.bags.members[bag])
+        drawn = rng.permutation(size)[:most] if rng is not None and most is not None and size > most else None
+        found = bags.patches(bag, drawn)
+        patches.append(found if len(found) else bags.patches(bag))
+    return torch.from_numpy(np.concatenate(patches)), [len(part) for part in patches]

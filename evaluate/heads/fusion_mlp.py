@@ -1,0 +1,79 @@
+"""One hidden layer over an image feature and a question feature that chooses an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
+from mmkd.evaluate.settings import VqaSettings
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Questions about images.
+
+    image, text: float32 (n, D), unit length. answer: int64 (n,), -1 outside the vocabulary.
+    """
+
+    image: NDArray[np.float32]
+    text: NDArray[np.float32]
+    answer: NDArray[np.int64]
+
+    def take(self, chosen: NDArray[np.bool_]) -> Questions:
+        """The questions where `chosen` (n,) is true."""
+        return Questions(self.image[chosen], self.text[chosen], self.answer[chosen])
+
+    def fused(self) -> torch.Tensor:
+        """Both features, their product and their distance, float32 (n, 4 D), scaled to about unit variance."""
+        image, text = torch.from_numpy(self.image), torch.from_numpy(self.text)
+        scale = float(np.sqrt(image.shape[1]))
+        return torch.cat((image, text, image * text * scale, (image - text).abs()), dim=1) * scale
+
+
+def fit_predict(
+    train: Questions, val: Questions, test: Questions, words: int, how: tuple[VqaSettings, int]
+) -> tuple[NDArray[np.int64], int]:
+    """Train on questions with a known answer, stop by the validation accuracy, answer the rest.
+
+    Args:
+        train, val, test: the questions.
+        words: size of the vocabulary.
+        how: settings, and the seed of weights, dropout and order.
+
+    Returns:
+        Answer of every test question, int64 (m,), and the epoch that was kept.
+    """
+    settings, seed = how
+    rng = np.random.default_rng(seed)
+    known = train.take(train.answer >= 0)
+    x, y = known.fused(), torch.from_numpy(known.answer)
+    seen, right = val.fused(), torch.from_numpy(val.answer)
+    with reproducible(seed):
+        head = nn.Sequential(
+            nn.Linear(x.shape[1], settings.hidden),
+            nn.LayerNorm(settings.hidden),
+            nn.GELU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.hidden, words),
+        )
+        optimiser = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+
+        def epoch() -> Iterator[torch.Tensor]:
+            order = rng.permutation(len(y))
+            for start in range(0, len(y), settings.batch):
+                chosen = order[start : start + settings.batch]
+                yield nn.functional.cross_entropy(head(x[chosen]), y[chosen])
+
+        def wrong_share() -> float:
+            return float((head(seen).argmax(dim=1) != right).double().mean())
+
+        kept = train_until_worse(head, optimiser, epoch, wrong_share, (settings.epochs, settings.patience))
+        with torch.no_grad():
+            answers = head(test.fused()).argmax(dim=1)
+    return answers.numpy().astype(np.int64), kept

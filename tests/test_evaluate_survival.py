@@ -1,0 +1,217 @@
+"""Survival: known answers of concordance and likelihoods, and planted cohorts that heads must learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lifelines import CoxPHFitter
+from lifelines.datasets import load_rossi
+from lifelines.utils import concordance_index
+from planted_store import store_of
+
+from mmkd.evaluate import load_suite, result_table, run_suite
+from mmkd.evaluate.concordance import concordance, count_pairs
+from mmkd.evaluate.heads.coxnet import Cohort, PartialLikelihood, fit_coxnet, fit_path
+from mmkd.evaluate.heads.survival_losses import bin_of, cox_loss, hazard_nll, risk_of_hazards, time_bins
+from mmkd.evaluate.predictions import read_predictions
+from mmkd.evaluate.settings import CoxnetSettings
+from mmkd.store import UserError
+from mmkd.store.writer import ShardFeatures
+
+
+def test_k9_small_cases_with_ties() -> None:
+    time = np.array([1, 5, 6, 11, 34, 45, 46, 50.0])
+    estimate = np.array([5, 8, 11, 34, 12, 3, 9, 12.0])
+    event = np.array([0, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
+    assert count_pairs(estimate, time, event).index == pytest.approx(3 / 13)
+    assert concordance(estimate, time, event, np.ones((1, 8)))[0] == pytest.approx(0.23076923)
+
+
+def test_k8_rossi_age_and_lifelines_likelihood() -> None:
+    rossi = load_rossi()
+    time, event = rossi["week"].to_numpy(float), rossi["arrest"].to_numpy(bool)
+    assert count_pairs(-rossi["age"].to_numpy(float), time, event).index == pytest.approx(0.6136395660138086, abs=1e-12)
+    fitted = CoxPHFitter().fit(rossi, "week", "arrest")
+    x = rossi.drop(columns=["week", "arrest"])
+    value, gradient = PartialLikelihood(time, event)(x.to_numpy(float) @ fitted.params_[x.columns].to_numpy())
+    assert -value == pytest.approx(-658.7476594, abs=1e-5)
+    assert np.abs(x.to_numpy(float).T @ gradient).max() < 1e-2  # lifelines' optimum is ours
+    risk = np.asarray(fitted.predict_log_partial_hazard(rossi))
+    assert count_pairs(risk, time, event).index == pytest.approx(0.6403292471, abs=1e-9)
+
+
+def test_k7_k8_against_scikit_survival() -> None:
+    datasets = pytest.importorskip("sksurv.datasets", reason="scikit-survival (GPL) is not installed")
+    from sksurv.linear_model import CoxnetSurvivalAnalysis
+
+    x, y = datasets.load_veterans_lung_cancer()
+    karnofsky = -x["Karnofsky_score"].to_numpy(float)
+    counts = count_pairs(karnofsky, y["Survival_in_days"], y["Status"])
+    assert (round(counts.index, 5), counts.tied_risk) == (0.70928, 1141)
+    x, y = datasets.load_whas500()
+    time, event = y["lenfol"].astype(float), y["fstat"]
+    age = count_pairs(x["age"].to_numpy(float), time, event)
+    assert (age.concordant, age.discordant, age.tied_risk) == (54226, 19472, 1451)
+    assert age.index == pytest.approx(0.7312339485555364, abs=1e-12)
+    # Without ties of time Breslow's and Efron's likelihoods are one: coefficients must agree.
+    time = time + np.random.default_rng(0).uniform(0, 0.4, len(time))
+    z = x.astype(float).to_numpy()
+    z = (z - z.mean(axis=0)) / z.std(axis=0)
+    alphas = np.array([0.2, 0.1, 0.05, 0.02])
+    target = np.array(list(zip(event, time, strict=True)), dtype=[("e", "?"), ("t", "<f8")])
+    theirs = CoxnetSurvivalAnalysis(alphas=alphas, l1_ratio=0.5, tol=1e-12).fit(z, target).coef_.T
+    ours = fit_path(z, PartialLikelihood(time, event), alphas, 0.5)
+    assert np.abs(ours - theirs).max() < 2e-4
+    assert (ours != 0).sum(axis=1).tolist() == (theirs != 0).sum(axis=1).tolist()
+
+
+def test_k10_only_the_order_of_risks_counts_and_all_censored_has_no_value() -> None:
+    time = np.array([1.0, 2, 3])
+    assert concordance(np.array([3e-9, 2e-9, 1e-9]), time, np.ones(3, bool), np.ones((1, 3))) == [1.0]
+    assert np.isnan(concordance(np.array([1.0, 2, 3]), time, np.zeros(3, bool), np.ones((1, 3))))
+
+
+cohorts = st.integers(0, 2**31).map(np.random.default_rng)
+
+
+@given(cohorts)
+@settings(deadline=None, max_examples=50)
+def test_concordance_is_lifelines_and_counts_are_repetitions(rng: np.random.Generator) -> None:
+    n = int(rng.integers(3, 30))
+    risk, time = rng.integers(0, 6, n).astype(float), rng.integers(1, 9, n).astype(float)
+    event = rng.random(n) < 0.7
+    if not np.isnan(count_pairs(risk, time, event).index):
+        assert count_pairs(risk, time, event).index == pytest.approx(concordance_index(time, -risk, event))
+    counts = rng.integers(0, 3, n)
+    comparable = event[:, None] & ((time[:, None] < time) | ((time[:, None] == time) & ~event))
+    points = comparable * ((risk[:, None] > risk) + 0.5 * (risk[:, None] == risk))
+    pairs = np.outer(counts, counts)
+    expected = (pairs * points).sum() / max((pairs * comparable).sum(), 1e-300)
+    got = concordance(risk, time, event, counts[None].astype(float))[0]
+    assert (np.isnan(got) and (pairs * comparable).sum() == 0) or got == pytest.approx(expected)
+
+
+def test_k11_cox_loss() -> None:
+    time = torch.tensor([1.0, 2, 3])
+    two = cox_loss(torch.zeros(3, 1), time, torch.tensor([True, True, False]))
+    assert float(two) == pytest.approx(0.895880, abs=1e-6)
+    three = cox_loss(torch.tensor([[1.0], [0], [-1]]), time, torch.ones(3, dtype=torch.bool))
+    assert float(three) == pytest.approx(0.240289, abs=1e-6)
+    assert PartialLikelihood(time.numpy().astype(float), np.array([True, True, False]))(np.zeros(3))[
+        0
+    ] == pytest.approx(np.log(6))
+
+
+def test_likelihood_is_torchsurvs_with_its_gradient() -> None:
+    rng = np.random.default_rng(1)
+    time, event = rng.integers(1, 8, 40).astype(float), rng.random(40) < 0.6
+    log_hazard = torch.tensor(rng.normal(size=40), requires_grad=True)
+    theirs = cox_loss(log_hazard[:, None], torch.tensor(time), torch.tensor(event)) * event.sum()
+    theirs.backward()
+    value, gradient = PartialLikelihood(time, event)(log_hazard.detach().numpy())
+    assert value == pytest.approx(float(theirs.detach()), rel=1e-6)
+    np.testing.assert_allclose(gradient, log_hazard.grad, atol=1e-6)
+
+
+def test_k12_hazards() -> None:
+    zero = torch.zeros(1, 4)
+    cases = {(0, True): 0.693147, (1, True): 1.386294, (0, False): 0.693147, (3, False): 2.772589}
+    for (place, event), expected in cases.items():
+        assert float(hazard_nll(zero, torch.tensor([place]), torch.tensor([event]))) == pytest.approx(
+            expected, abs=1e-6
+        )
+    assert risk_of_hazards(np.zeros((1, 4))) == pytest.approx([-0.9375])
+
+
+def test_bins_come_from_events_only_and_an_event_at_an_edge_belongs_to_the_later_bin() -> None:
+    time = np.array([1.0, 2, 3, 4, 5, 100, 200])
+    edges = time_bins(time, np.array([1, 1, 1, 1, 1, 0, 0], dtype=bool), 4)
+    assert edges.tolist() == [2.0, 3.0, 4.0]
+    assert bin_of(np.array([0.5, 2.0, 3.5, 300.0]), edges).tolist() == [0, 1, 2, 3]
+
+
+def test_the_chosen_penalty_finds_the_planted_columns() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 60))
+    death, lost = rng.exponential(np.exp(-2 * x[:, 0] + 2 * x[:, 1])), rng.exponential(3, 200)
+    group = np.arange(200).astype(str).astype(object)
+    cohort = Cohort(x, np.minimum(death, lost), death <= lost, group)
+    model = fit_coxnet(cohort, CoxnetSettings(), seed=0)
+    assert set(np.argsort(-np.abs(model.coefficients))[:2]) == {0, 1}
+    assert model.coefficients[0] > 0 > model.coefficients[1]
+    with pytest.raises(UserError, match="all 200 training subjects are censored"):
+        fit_coxnet(Cohort(x, cohort.time, np.zeros(200, bool), group), CoxnetSettings(), seed=0)
+
+
+def patients(folder: Path, signal: float = 2.0, **changes: Any) -> Path:
+    """90 patients of one or two rows whose first feature speeds their death; one has no features at all."""
+    rng = np.random.default_rng(3)
+    rows, x = [], []
+    for i in range(90):
+        hidden = rng.normal()
+        death, lost = rng.exponential(np.exp(-signal * hidden)), rng.exponential(2.0)
+        for slide in range(1 + i % 2):
+            fields = {"months": f"{min(death, lost):.6f}", "censorship": str(int(death > lost)), "patient": f"p{i}"}
+            rows.append({"key": f"p{i}s{slide}", "caption": "", **fields})
+            x.append(np.concatenate([[2 * hidden], rng.normal(size=7)]))
+    for row, values in changes.pop("rows", {}).items():
+        rows[row] |= values
+    image = np.array(x, dtype=np.float16)
+    valid = np.full(len(rows), 1, dtype=np.uint8)
+    valid[0] = 0
+    names = ("months", "censorship", "patient")
+    store_of(folder / "store", rows, names, {"alpha": ShardFeatures(image, image * np.nan, valid)})
+    mil = {"epochs": 10, "patience": 10, "lr": 2e-2, "hidden": 16, "attention": 8, "batch": 32, "dropout": 0.0}
+    content = {
+        "suite": "cohort", "store": "store", "bootstrap": {"n": 200},
+        "settings": {"survival": {"folds": 3, "seeds": 1, "mil": mil}},
+        "datasets": [{
+            "dataset": "kidney", "group": "patient", "rows": {"test": {}}, "tasks": ["survival"],
+            "survival": {"time": "months", "event": {"censorship": "0"}},
+        } | changes],
+    }  # fmt: skip
+    (folder / "suite.yaml").write_text(yaml.safe_dump(content))
+    return folder / "suite.yaml"
+
+
+def test_heads_learn_a_planted_risk_and_patients_stay_whole(tmp_path: Path) -> None:
+    report = run_suite(load_suite(patients(tmp_path)), tmp_path / "out")
+    assert [str(outcome.unit) + outcome.reason for outcome in report.failed] == []
+    for head in ("coxnet", "abmil_cox", "abmil_nll"):
+        table = result_table(report.out, "survival", head=head)
+        assert table.value("alpha", "kidney") > 0.7, head
+    files = sorted((tmp_path / "out" / "predictions" / "kidney" / "survival").glob("*coxnet*-0.*.parquet"))
+    found = read_predictions(files[0])
+    assert len(found) == 90
+    assert found.available.sum() == 89  # the patient without features is missing, not wrong
+    assert sorted(found.info["fold_sizes"]) == [30, 30, 30]
+    assert sum(found.info["fold_events"]) == found.info["events"]
+    again = run_suite(load_suite(tmp_path / "suite.yaml"), tmp_path / "again")
+    name = files[0].relative_to(tmp_path / "out")
+    assert (again.out / name).read_bytes() == files[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({0: {"months": "-3"}}, "expected a time above zero"),
+        ({0: {"months": "soon"}}, "has months='soon', expected a time above zero"),
+        ({2: {"months": "7"}}, "rows with months"),
+        ({i: {"censorship": "1"} for i in range(135)}, "all 90 patients are censored"),
+        (
+            {i: {"patient": "one", "months": "2", "censorship": "0"} for i in range(135)},
+            "1 patients cannot fill 3 folds",
+        ),
+    ],
+)
+def test_bad_follow_up_fails_in_one_line(tmp_path: Path, rows: dict[int, dict[str, str]], message: str) -> None:
+    report = run_suite(load_suite(patients(tmp_path, rows=rows)), tmp_path / "out")
+    assert len(report.failed) == 3
+    assert all(message in outcome.reason and "\n" not in outcome.reason for outcome in report.failed)
