@@ -149,6 +149,8 @@ class RunConfig(Frozen):
     student: StudentConfig
     teachers: tuple[str, ...] = ()
     """Slugs to learn from; empty for all in the store."""
+    selection: str | None = None
+    """Learn from the pairs that this selection of the store keeps (`mmkd select`); empty for all sound ones."""
     where: dict[str, str] = Field(default_factory=dict)
     """Rows to train on: sample column to value, for example {split: train}. Empty for all rows."""
     epochs: int = Field(default=10, gt=0)

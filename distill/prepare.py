@@ -126,7 +126,7 @@ def _teachers(store: FeatureStore, config: RunConfig, world: World) -> TeacherFe
     slugs = config.teachers or tuple(store.teachers)
     if not slugs:
         raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
-    teachers = TeacherFeatures(store, slugs)
+    teachers = TeacherFeatures(store, slugs, config.selection)
     wanted = config.data.features
     if wanted == "resident" or (wanted == "auto" and teachers.fits(world.device)):
         teachers.reside(world.device)

@@ -25,17 +25,19 @@ class AgreementScorer:
         """Mean share of common neighbours, 0 to 1; 0 where no other teacher has the row."""
         sound = block.sound
         votes = np.zeros((len(sound), len(self.rows)), dtype=np.uint8)
-        neighbours = []
+        near = []
         here = np.flatnonzero((self.rows >= block.rows.start) & (self.rows < block.rows.stop))
         for t, pool in enumerate(self.pools):
             cosines = block.unit(t, self.tower) @ pool.T
             cosines[self.rows[here] - block.rows.start, here] = -np.inf  # a row is not its own neighbour
-            nearest = np.argpartition(cosines, -self.k, axis=1)[:, -self.k :]
-            neighbours.append(nearest)
-            members = np.flatnonzero(sound[:, t])
-            votes[members[:, None], nearest[members]] += 1
+            # All that reach the k-th value: rows that tie with it are neighbours too, so no sort order has a say.
+            least = np.partition(cosines, -self.k, axis=1)[:, -self.k]
+            near.append((cosines >= least[:, None]) & sound[:, t, None])
+            votes += near[-1]
         others = np.maximum(sound.sum(axis=1) - 1, 1)
-        shared = [np.take_along_axis(votes, nearest, axis=1).sum(axis=1) for nearest in neighbours]
-        # A teacher's own vote is on each of its neighbours; without others nothing is shared.
-        common = np.stack(shared, axis=1).astype(np.float32) - self.k * sound
-        return np.asarray(common / (self.k * others)[:, None], dtype=np.float32)
+        scores = np.zeros(sound.shape, dtype=np.float32)
+        for t, mine in enumerate(near):
+            # Without a teacher's own vote on each of its neighbours; without others nothing is shared.
+            shared = (votes * mine).sum(axis=1, dtype=np.int64) - mine.sum(axis=1)
+            scores[:, t] = np.minimum(shared / (self.k * others), 1)
+        return scores
