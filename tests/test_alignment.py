@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from tiny_store import make_card, make_store
 
-from mmkd.cli.main import cli
+from mmkd.cli.align import align as align_command
 from mmkd.distill.alignment import load
 from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, load_align
@@ -276,10 +276,10 @@ def test_the_command(planted: tuple[FeatureStore, np.ndarray], tmp_path: Path) -
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump({"out": "p.safetensors", "method": {"procrustes": {}}, "dim": 12})
     )
-    done = CliRunner().invoke(cli, ["align", str(planted[0].root), str(tmp_path / "run.yaml")])
+    done = CliRunner().invoke(align_command, [str(planted[0].root), str(tmp_path / "run.yaml")])
     assert done.exit_code == 0, done.output
     for part in ("procrustes to width 12", "image of one teacher to text of another", "variance kept", "small"):
         assert part in done.output
     assert load(tmp_path / "p.safetensors").card.method == "procrustes"
-    done = CliRunner().invoke(cli, ["align", str(planted[0].root), str(tmp_path / "nowhere.yaml")])
+    done = CliRunner().invoke(align_command, [str(planted[0].root), str(tmp_path / "nowhere.yaml")])
     assert isinstance(done.exception, MmkdError)

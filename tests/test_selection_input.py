@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from planted_store import make_planted
 
-from mmkd.cli.main import cli
+from mmkd.cli.select import select as select_command
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.rows import StoreRows, chosen_rows
@@ -185,7 +185,7 @@ def test_features_are_not_touched_and_verify_stays_content(store: FeatureStore) 
 def test_the_command(store: FeatureStore, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"keep": {"rank": {"at_most": 3, "among": 64}}}))
     runner = CliRunner()
-    done = runner.invoke(cli, ["select", str(store.root), "--name", "r", "--rule", str(tmp_path / "r.yaml")])
+    done = runner.invoke(select_command, [str(store.root), "--name", "r", "--rule", str(tmp_path / "r.yaml")])
     assert done.exit_code == 0, done.output
     for part in (
         "of 720 pairs kept",
@@ -196,7 +196,7 @@ def test_the_command(store: FeatureStore, tmp_path: Path) -> None:
         "digest",
     ):
         assert part in done.output
-    done = runner.invoke(cli, ["select", str(store.root), "--name", "c", "--rule", "cosine_fifth", "--json"])
+    done = runner.invoke(select_command, [str(store.root), "--name", "c", "--rule", "cosine_fifth", "--json"])
     content = json.loads(done.stdout)
     assert content["counts"]["pairs"] == {"available": 720, "kept": 576}
     assert len(next(iter(content["examples"].values()))) == 6
@@ -205,6 +205,6 @@ def test_the_command(store: FeatureStore, tmp_path: Path) -> None:
         (["--name", "x", "--rule", "cosine_fith"], "neither a file nor one of agreement"),
         (["--name", "x", "--rule", "cosine_fifth", "--by", "organ"], "no sample column 'organ'"),
     ):
-        done = runner.invoke(cli, ["select", str(store.root), *arguments])
+        done = runner.invoke(select_command, [str(store.root), *arguments])
         assert isinstance(done.exception, MmkdError)
         assert complaint in str(done.exception)
