@@ -52,7 +52,8 @@ def recipes(demo: Path, out: Path) -> dict[str, dict[str, Any]]:
     out.mkdir(parents=True, exist_ok=True)
     model = out / "smaller-student.json"
     model.write_text(json.dumps(STUDENT_MODEL | {"vision_cfg": SMALLER}))
-    student = {"student": {"model": str(model)}}
+    # Images are read between the steps: a worker process for each of many short runs costs more than it gives.
+    student = {"student": {"model": str(model)}, "data": {"crop_scale": (0.6, 1.0), "workers": 0}}
     store = FeatureStore.open(demo / "features")
     rules = {"home": home_rule(store)} | {name: load_rule(find_rule(name)) for name in RULES}
     found: dict[str, dict[str, Any]] = {

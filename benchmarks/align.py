@@ -25,7 +25,7 @@ from mmkd.distill.alignment.training import Batch, batches
 from mmkd.store import FeatureStore
 from mmkd.store.malloc import keep_freed_memory
 
-ROWS, BATCH, DIM, BLOCKS, STEPS = 8192, 1024, 256, 5, 3
+ROWS, BATCH, DIM, BLOCKS, STEPS = 4096, 256, 256, 5, 4
 
 
 def step_of(model: torch.nn.Module, loss_of: Callable[[Batch], torch.Tensor]) -> Callable[[Batch], None]:
@@ -82,7 +82,8 @@ def main() -> None:
             ratio = statistics.median(b / f for b, f in zip(bare, fed, strict=True))
             print(
                 f"{name:12} {BATCH / statistics.median(fed):8.0f} rows/s of {len(rows.slugs)} teachers from the store, "
-                f"{ratio:.2f} of the bare step's"
+                f"{ratio:.2f} of the bare step's",
+                flush=True,
             )
             stored.close()
 

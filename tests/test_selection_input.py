@@ -147,6 +147,9 @@ def test_a_selection_of_other_features_or_rows_is_refused(store: FeatureStore, t
     (folder / "c/0/0").write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     with pytest.raises(CorruptStoreError, match="CRC32C"):
         store.available("s")
+    (folder / "c/0/0").write_bytes((folder / "c/1/0").read_bytes())  # sound by itself, but of other rows
+    with pytest.raises(CorruptStoreError, match="is not what was written"):
+        store.available("s")
     (folder / "c/0/0").write_bytes(whole)
     (folder / "c/1/0").rename(folder / "c/1/x")
     with pytest.raises(CorruptStoreError, match="cannot be read"):
