@@ -89,7 +89,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     for name in sorted(scores, key=lambda key: -statistics.mean(scores[key])):
         paired = [a - b for a, b in zip(scores[name], scores[REFERENCE], strict=True)]
         difference = "" if name == REFERENCE else interval(paired)
-        steps = int(results[name][0]["steps"])
+        steps = str(int(results[name][0]["steps"])) + (" after stage 1" if "begin" in RECIPES[name] else "")
         lines.append(f"| {name} | {steps} | {interval(scores[name])} | {difference} |")
     return "\n".join(lines) + "\n"
 

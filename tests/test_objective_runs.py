@@ -114,7 +114,7 @@ def test_an_alignment_without_a_teacher_or_of_other_features_is_refused(scene: P
         quiet(write_run(scene, "half-aligned", heads={"alignment": only_one}))
     file = write_alignment(scene, tmp_path / "both.safetensors")
     store = FeatureStore.open(scene / "features")
-    changed = store.card("one").model_copy(update={"weights_sha256": "0" * 64})
+    changed = store.card("one").model_copy(update={"digest": "f" * 16})
     assert changed.digest != store.card("one").digest
     from mmkd.distill.heads import fixed_alignment
     from mmkd.distill.objective_config import HeadConfig
