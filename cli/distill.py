@@ -31,7 +31,7 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     epochs: 10
     \b
     mmkd distill run.yaml --dry-run
-    torchrun --nproc-per-node 8 -m mmkd.cli.main distill run.yaml
+    torchrun --nproc-per-node 8 --no-python mmkd distill run.yaml
 
     Exit status 143 or 138 after SIGTERM or SIGUSR1 (128 and the signal's number): the state was saved first.
     """

@@ -16,8 +16,19 @@ import click
 )
 @click.option("--scheduler", default="local", show_default=True, help="local, or the address of a Dask scheduler.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of the local cluster.  [default: one per core]")
+@click.option(
+    "--keep-inputs", type=click.IntRange(min=1), metavar="PIXELS", help="Keep JPEGs of this shorter side for training."
+)
 @click.option("--trust-pickle", is_flag=True, help="Unpickle weights that need it; they can run any code.")
-def extract(corpus: str, store: Path, teachers: str, scheduler: str, workers: int | None, trust_pickle: bool) -> None:
+def extract(
+    corpus: str,
+    store: Path,
+    teachers: str,
+    scheduler: str,
+    workers: int | None,
+    keep_inputs: int | None,
+    trust_pickle: bool,
+) -> None:
     """Run teachers over CORPUS and keep their features in STORE.
 
     CORPUS is a CSV, TSV or JSONL file with an image folder beside it, a WebDataset tar or a folder of
@@ -34,7 +45,9 @@ def extract(corpus: str, store: Path, teachers: str, scheduler: str, workers: in
     from mmkd.extract.teachers import parse_teachers
 
     specs = tuple(spec.model_copy(update={"trust_pickle": trust_pickle}) for spec in parse_teachers(teachers))
-    config = ExtractConfig(corpus=corpus, store=store, teachers=specs, scheduler=scheduler, workers=workers)
+    config = ExtractConfig(
+        corpus=corpus, store=store, teachers=specs, scheduler=scheduler, workers=workers, keep_inputs=keep_inputs
+    )
     report = run(config, say=click.echo)
     for line in summary_lines(report):
         click.echo(line)

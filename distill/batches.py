@@ -62,7 +62,7 @@ class Batches:
     world: World
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
-        """Yield this rank's batches from `first` to the end of the run; with workers, one is made while one is used.
+        """Yield this rank's batches from `first` to the end; with workers, one is made while another is used.
 
         Raises:
             UserError: an image is gone.

@@ -68,7 +68,7 @@ def run_digest(config: RunConfig, store: FeatureStore) -> str:
     content = {
         "config": config.model_dump(mode="json", exclude=_FREE),
         "network": model_config(config.student.model),
-        "corpus": record.corpus.digest,
+        "corpora": [span.corpus.digest for span in record.spans()],
         "rows": record.rows,
         "teachers": {slug: store.card(slug).digest for slug in config.teachers or store.teachers},
         "alignment": _file_digest(config.heads.alignment),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from mmkd.distill.student import Pixels
 from mmkd.store import FeatureStore
 from mmkd.store.errors import UserError
 from mmkd.store.images import ImageError, ImageSource, decode
+from mmkd.store.inputs import Inputs, inputs_file
 
 
 class RowImages(Protocol):
@@ -34,11 +34,13 @@ class CorpusImages:
     def __init__(self, store: FeatureStore, pairs: Pairs) -> None:
         # Arrow columns, not Python lists: worker processes share their pages.
         self.uri, self.offset, self.length = (pairs.table[name] for name in ("uri", "offset", "length"))
-        self.rows, self.root = pairs.rows, Path(store.record.corpus.root)
+        self.rows, self.root = pairs.rows, store.record.image_root
 
     def _source(self, row: int) -> ImageSource:
         index = int(np.searchsorted(self.rows, row))
-        return ImageSource(self.root / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py())
+        return ImageSource(
+            self.root(row) / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
+        )
 
     def read(self, row: int) -> bytes:
         """The bytes as they were extracted."""
@@ -47,6 +49,24 @@ class CorpusImages:
     def name(self, row: int) -> str:
         """Path of the file, or of the archive that holds it."""
         return str(self._source(row).path)
+
+
+class StoredImages:
+    """The JPEGs that the store keeps."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+
+    def read(self, row: int) -> bytes:
+        """One row's JPEG."""
+        found = self.inputs.jpeg(row)
+        if found is None:
+            raise ImageError("not in the inputs")
+        return bytes(found)
+
+    def name(self, row: int) -> str:
+        """The shard's file."""
+        return str(self.inputs.root / inputs_file(row // self.inputs.rows_per_shard))
 
 
 class _Images(Dataset[torch.Tensor | UserError]):

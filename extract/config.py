@@ -22,5 +22,7 @@ class ExtractConfig(BaseModel):
     """`local`, or the address of a Dask scheduler."""
     workers: int | None = Field(default=None, gt=0)
     """Processes of the local cluster; one per core when not given. Each loads all teachers."""
+    keep_inputs: int | None = Field(default=None, gt=0)
+    """Pixels of the shorter side of JPEGs to keep for training; none are kept when not given."""
     decode_threads: int = Field(default=2, gt=0)
     """Threads that read and decode images in each worker."""

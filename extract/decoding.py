@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
 from mmkd.store.images import ImageError, ImageSource, decode, sha256
+from mmkd.store.inputs import encode_input
 
 # Enough for the decoders to keep ahead of one forward pass; memory is this times a window of pixels.
 _WINDOWS_AHEAD = 2
@@ -31,12 +32,17 @@ class DecodedImage:
     """Of the encoded bytes; there even when they cannot be decoded."""
     pixels: dict[Geometry, NDArray[np.uint8]] = field(default_factory=dict)
     """uint8 (C, H, W) for each geometry."""
+    jpeg: bytes | None = None
+    """For training, when inputs are kept."""
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
 
 
-def decode_image(source: ImageSource, geometries: Sequence[Geometry]) -> DecodedImage:
-    """Read one image and bring it to all geometries. Never raises for a bad image: the result says why."""
+def decode_image(source: ImageSource, geometries: Sequence[Geometry], keep: int | None = None) -> DecodedImage:
+    """Read one image, bring it to all geometries, and to a JPEG of `keep` pixels when that is given.
+
+    Never raises for a bad image: the result says why.
+    """
     started = time.perf_counter()
     digest = None
     try:
@@ -52,13 +58,18 @@ def decode_image(source: ImageSource, geometries: Sequence[Geometry]) -> Decoded
         height=picture.height,
         image_sha256=digest,
         pixels=pixels,
+        jpeg=encode_input(picture, keep) if keep is not None else None,
         read_seconds=read - started,
         decode_seconds=time.perf_counter() - read,
     )
 
 
 def decode_windows(
-    sources: Sequence[ImageSource | None], geometries: Sequence[Geometry], window: int, threads: int
+    sources: Sequence[ImageSource | None],
+    geometries: Sequence[Geometry],
+    window: int,
+    threads: int,
+    keep: int | None = None,
 ) -> Iterator[list[DecodedImage | None]]:
     """Yield the shard's images in order, `window` rows at a time; None where a row has no image.
 
@@ -67,7 +78,7 @@ def decode_windows(
     """
 
     def submit(pool: ThreadPoolExecutor, source: ImageSource | None) -> Future[DecodedImage] | None:
-        return None if source is None else pool.submit(decode_image, source, geometries)
+        return None if source is None else pool.submit(decode_image, source, geometries, keep)
 
     starts = iter(range(0, len(sources), window))
     with ThreadPoolExecutor(threads, thread_name_prefix="mmkd-decode") as pool:

@@ -23,6 +23,7 @@ from mmkd.extract.teachers import describe_teacher
 from mmkd.extract.worker import TeachersPlugin, run_task
 from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.errors import StoreError
+from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.record import StoreRecord
 from mmkd.store.writer import add_teacher
 
@@ -78,7 +79,9 @@ def extract(config: ExtractConfig, say: Callable[[str], None] = print) -> RunRep
     for card in cards:
         add_teacher(config.store, record, card)
     store = FeatureStore.open(config.store)
-    tasks = plan_tasks(store.shards, cards, store.ledger)
+    size = config.keep_inputs
+    without_inputs = shards_without_inputs(config.store, store.shards, size) if size is not None else frozenset()
+    tasks = plan_tasks(store.shards, cards, store.ledger, without_inputs)
     report = RunReport(config.store, len(store), store.shards)
     say(f"{len(store):,} rows in {store.shards} shards of {record.rows_per_shard}; {len(tasks)} shards to do")
     if tasks:
@@ -96,7 +99,14 @@ def _gather(
     root = config.store.resolve()
     futures = {
         client.submit(
-            run_task, root, record, task, config.decode_threads, key=f"shard-{task.shard:05d}", pure=False
+            run_task,
+            root,
+            record,
+            task,
+            config.decode_threads,
+            config.keep_inputs if task.inputs else None,
+            key=f"shard-{task.shard:05d}",
+            pure=False,
         ): task
         for task in tasks
     }

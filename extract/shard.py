@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from mmkd.extract.decoding import DecodedImage, decode_windows
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.images import ImageSource
+from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.record import StoreRecord
 from mmkd.store.samples import read_part, with_columns, write_part
@@ -55,24 +56,31 @@ class ShardReport:
 
 
 def extract_shard(
-    root: Path, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], decode_threads: int
+    root: Path,
+    record: StoreRecord,
+    shard: int,
+    teachers: Mapping[str, Teacher],
+    decode_threads: int,
+    keep_inputs: int | None = None,
 ) -> ShardReport:
-    """Extract one shard for these teachers and vouch for it in the ledger.
+    """Extract one shard for these teachers and vouch for it in the ledger; with `keep_inputs`, keep its JPEGs too.
 
     Raises:
         StoreError: the store cannot be written. Nothing of this shard counts as done then.
     """
     table, sha_before = read_part(root, shard)
     report = ShardReport(shard, tuple(teachers))
-    clock = _Clock(report.seconds)
+    clock = Clock(report.seconds)
     live = [not (reason or "").startswith("key: ") for reason in table["reason"].to_pylist()]
-    images, image_features = _encode_images(table, live, Path(record.corpus.root), teachers, decode_threads, clock)
+    sources = _sources(table, live, record.image_root(shard * record.rows_per_shard))
+    windows = decode_windows(sources, _distinct(teachers), BATCH_ROWS, decode_threads, keep_inputs)
+    images, image_features = _encode_windows(len(table), windows, teachers, clock)
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
     text_reasons = [caption_fault(caption) for caption in captions]
     usable = [None if fault else caption for caption, fault in zip(captions, text_reasons, strict=True)]
-    text_features = _encode_texts(usable, teachers, report, clock)
+    text_features = encode_texts(usable, teachers, report, clock)
     final = _final_rows(table, live, images, text_reasons)
     report.status = dict(Counter(final["status"].to_pylist()))
     report.reasons = dict(Counter(reason for reason in final["reason"].to_pylist() if reason))
@@ -95,6 +103,8 @@ def extract_shard(
             valid = _soundness(image_features[slug], sound_image, text_features[slug], sound_text, report, slug)
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
             write_shard(root, record, teacher.card, shard, features, sha)
+        if keep_inputs is not None:
+            write_inputs(root, shard, keep_inputs, _inputs_table(final, images, sound_image))
     return report
 
 
@@ -107,7 +117,7 @@ def caption_fault(caption: str | None) -> str | None:
     return None if caption.strip() else "caption: empty"
 
 
-class _Clock:
+class Clock:
     """`with clock("read"): ...` adds the seconds spent to a table."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -115,7 +125,7 @@ class _Clock:
         self.name = ""
         self.started = 0.0
 
-    def __call__(self, name: str) -> _Clock:
+    def __call__(self, name: str) -> Clock:
         self.name, self.started = name, time.perf_counter()
         return self
 
@@ -128,20 +138,46 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-def _encode_images(
-    table: pa.Table, live: Sequence[bool], root: Path, teachers: Mapping[str, Teacher], threads: int, clock: _Clock
+def encode_images(
+    table: pa.Table, live: Sequence[bool], root: Path, teachers: Mapping[str, Teacher], threads: int, clock: Clock
 ) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.float16]]]:
+    """What each row's image turned out to be (None without one), and features float16 (rows, D) by slug.
+
+    Rows whose image has a reason hold the feature of a black picture: the caller must not use them.
+    """
+    windows = decode_windows(_sources(table, live, root), _distinct(teachers), BATCH_ROWS, threads)
+    return _encode_windows(len(table), windows, teachers, clock)
+
+
+def _sources(table: pa.Table, live: Sequence[bool], root: Path) -> list[ImageSource | None]:
     columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
-    sources = [
+    return [
         ImageSource(root / uri, offset, length) if uri is not None and row_live else None
         for uri, offset, length, row_live in zip(*columns, live, strict=True)
     ]
+
+
+def _distinct(teachers: Mapping[str, Teacher]) -> tuple[Geometry, ...]:
+    return tuple(dict.fromkeys(geometry_of(teacher.card.preprocessing) for teacher in teachers.values()))
+
+
+def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound: NDArray[np.bool_]) -> pa.Table:
+    """What `write_inputs` takes; rows whose image is not sound, or not what it was, have no JPEG."""
+    jpegs = [image.jpeg if image is not None and good else None for image, good in zip(images, sound, strict=True)]
+    return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
+
+
+def _encode_windows(
+    rows_of_shard: int,
+    windows: Iterator[list[DecodedImage | None]],
+    teachers: Mapping[str, Teacher],
+    clock: Clock,
+) -> tuple[list[DecodedImage | None], dict[str, NDArray[np.float16]]]:
     geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
-    features = {slug: _missing(len(table), teacher) for slug, teacher in teachers.items()}
+    features = {slug: _missing(rows_of_shard, teacher) for slug, teacher in teachers.items()}
     facts: list[DecodedImage | None] = []
-    distinct = tuple(dict.fromkeys(geometries.values()))
-    for window in decode_windows(sources, distinct, BATCH_ROWS, threads):
-        pixels = {geometry: _stack(window, geometry) for geometry in distinct}
+    for window in windows:
+        pixels = {geometry: _stack(window, geometry) for geometry in _distinct(teachers)}
         rows = slice(len(facts), len(facts) + len(window))
         for slug, teacher in teachers.items():
             batch = pixels[geometries[slug]]
@@ -169,10 +205,10 @@ def _stack(window: Sequence[DecodedImage | None], geometry: Geometry) -> NDArray
     return batch
 
 
-def _encode_texts(
-    captions: Sequence[str | None], teachers: Mapping[str, Teacher], report: ShardReport, clock: _Clock
+def encode_texts(
+    captions: Sequence[str | None], teachers: Mapping[str, Teacher], report: ShardReport, clock: Clock
 ) -> dict[str, NDArray[np.float16]]:
-    """Each distinct caption once, in order of length, put back to its rows."""
+    """Each distinct caption once, in order of length, put back to its rows: float16 (rows, D) by slug, NaN for None."""
     distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
     distinct.sort(key=lambda caption: (len(caption), caption))
     place = {caption: index for index, caption in enumerate(distinct)}

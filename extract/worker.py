@@ -47,7 +47,9 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.loaded.clear()
 
 
-def run_task(root: Path, record: StoreRecord, task: ShardTask, decode_threads: int) -> ShardReport | MmkdError:
+def run_task(
+    root: Path, record: StoreRecord, task: ShardTask, decode_threads: int, keep_inputs: int | None
+) -> ShardReport | MmkdError:
     """Extract one shard with this worker's teachers.
 
     An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on
@@ -59,6 +61,6 @@ def run_task(root: Path, record: StoreRecord, task: ShardTask, decode_threads: i
         return failure
     teachers: Mapping[str, Teacher] = {slug: plugin.loaded[slug] for slug in task.teachers}
     try:
-        return extract_shard(root, record, task.shard, teachers, decode_threads)
+        return extract_shard(root, record, task.shard, teachers, decode_threads, keep_inputs)
     except MmkdError as error:
         return error

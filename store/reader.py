@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.errors import CorruptStoreError, UserError
-from mmkd.store.layout import PAIR_SOUND, Tower, feature_chunk, shard_count, valid_chunk
+from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, feature_chunk, shard_count, valid_chunk
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.mapping import can_map, map_chunks
+from mmkd.store.notebook import store_table
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.samples import sample_parts, sample_schema
+from mmkd.store.samples import sample_dataset
 from mmkd.store.summary import StoreSummary, summarise
 from mmkd.store.verify import VerifyReport, verify
 
@@ -67,6 +68,36 @@ class FeatureStore:
             f"FeatureStore({str(self.root)!r}: {len(self):,} rows in {self.shards} shards, "
             f"{len(self.teachers)} teachers, {done}/{every} shards extracted)"
         )
+
+    def _repr_html_(self) -> str:
+        """The same and more for notebooks: a table of the teachers, everything escaped."""
+        return store_table(self)
+
+    def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
+        """Features of one row, or of several in one gather: what a `torch.utils.data.DataLoader` asks for.
+
+        Args:
+            rows: a grid row, negative from the end; or a list or int array (n,) of them.
+
+        Returns:
+            `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that
+            may be written to; NaN where missing.
+
+        Raises:
+            IndexError: a row that the store does not have.
+        """
+        numbers = np.asarray(rows, dtype=np.int64)
+        if ((numbers < -len(self)) | (numbers >= len(self))).any():
+            raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        picked = {
+            f"{slug}/{tower}": np.array(self._array(slug, tower)[numbers]) for slug in self.teachers for tower in TOWERS
+        }
+        return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
+
+    def __reduce__(self) -> tuple[Callable[[str], FeatureStore], tuple[str]]:
+        """A store travels to another process by its path, and is opened again there: no feature is copied."""
+        return FeatureStore.open, (str(self.root),)
 
     @property
     def shards(self) -> int:
@@ -133,9 +164,7 @@ class FeatureStore:
     @property
     def samples(self) -> pads.Dataset:
         """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts."""
-        return pads.dataset(
-            sample_parts(self.root, self.shards), schema=sample_schema(self.record.corpus.labels), format="parquet"
-        )
+        return sample_dataset(self.root, self.record)
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
         """Rows of the sample table in grid order, as an Arrow table.
@@ -165,7 +194,8 @@ class FeatureStore:
                 self._mapped if can_map(chunk_bytes) else self._copied
             )
             flat = load(card, tower, chunk_bytes).view(np.dtype(card.encoding).newbyteorder("<"))
-            self._features[slug, tower] = flat.reshape(-1, card.dim)[: len(self)]
+            # Threads that come first together map it twice, and all go on with one of the two.
+            self._features.setdefault((slug, tower), flat.reshape(-1, card.dim)[: len(self)])
         return self._features[slug, tower]
 
     def _mapped(self, card: TeacherCard, tower: Tower, chunk_bytes: int) -> NDArray[np.uint8]:
@@ -192,6 +222,6 @@ class FeatureStore:
                 name = feature_chunk(card.slug, tower, shard)
                 crc = entry.image_crc32c if tower == "image" else entry.text_crc32c
                 array[shard] = np.frombuffer(read_body(self.root, name, chunk_bytes, crc), dtype=dtype)
-        flat = array.reshape(-1).view(np.uint8)
-        flat.flags.writeable = False
+        # Over a read-only buffer: a flag that was merely cleared could be set again.
+        flat: NDArray[np.uint8] = np.frombuffer(array.reshape(-1).view(np.uint8).data.toreadonly(), np.uint8)
         return flat

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -41,6 +43,16 @@ class CorpusRecord(BaseModel):
         return self
 
 
+@dataclass(frozen=True)
+class CorpusSpan:
+    """Where one corpus lies in the grid: whole shards, of which the last may be part full."""
+
+    corpus: CorpusRecord
+    shards: range
+    rows: range
+    """The grid rows of its inputs; those from `rows.stop` to the next shard boundary are absent."""
+
+
 class StoreRecord(BaseModel):
     """`attributes["mmkd"]` of the root group."""
 
@@ -51,6 +63,8 @@ class StoreRecord(BaseModel):
     """Grid rows N: the first axis of every array."""
     rows_per_shard: int = Field(gt=0)
     corpus: CorpusRecord
+    appended: tuple[CorpusRecord, ...] = ()
+    """Corpora that came later, each from the next shard boundary on."""
     created: str
     """UTC, ISO 8601."""
     versions: dict[str, str]
@@ -65,7 +79,40 @@ class StoreRecord(BaseModel):
             )
         if shard_count(self.rows, per_shard) > MAX_SHARDS:
             raise ValueError(f"{self.rows} rows are more than {MAX_SHARDS} shards of {per_shard}")
+        if self.rows != (last := self.spans()[-1].rows).stop:
+            raise ValueError(f"rows is {self.rows}, but the corpora end at row {last.stop}")
         return self
+
+    def spans(self) -> tuple[CorpusSpan, ...]:
+        """Every corpus and where it lies, in grid order."""
+        return tuple(self._spans())
+
+    def _spans(self) -> Iterator[CorpusSpan]:
+        first = 0
+        for corpus in (self.corpus, *self.appended):
+            shards = range(first, first + shard_count(corpus.rows, self.rows_per_shard))
+            start = first * self.rows_per_shard
+            yield CorpusSpan(corpus, shards, range(start, start + corpus.rows))
+            first = shards.stop
+
+    def span_of(self, row: int) -> CorpusSpan:
+        """The corpus whose shards hold a grid row."""
+        shard = row // self.rows_per_shard
+        return next(span for span in self.spans() if shard in span.shards)
+
+    def shard_rows(self, shard: int) -> range:
+        """Grid rows of one shard that belong to inputs; absent rows are left out."""
+        start = shard * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.span_of(start).rows.stop))
+
+    def image_root(self, row: int) -> Path:
+        """Folder that a row's `uri` is relative to."""
+        return Path(self.span_of(row).corpus.root)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label columns of all corpora, each once."""
+        return tuple(dict.fromkeys(label for corpus in (self.corpus, *self.appended) for label in corpus.labels))
 
 
 def read_record(root: Path) -> StoreRecord:

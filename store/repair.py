@@ -39,7 +39,7 @@ def repair(root: Path, report: VerifyReport) -> tuple[str, ...]:
     """
     doomed = dict.fromkeys(name for finding in report.findings for name in _doomed(root, finding))
     # Entries go first: a kill in between leaves shards that nobody vouches for, never the reverse.
-    ordered = sorted(doomed, key=lambda name: not name.startswith("ledger/"))
+    ordered = sorted(doomed, key=lambda name: not name.startswith(("ledger/", "inputs/")))
     done = [f"dropped {name}" for name in ordered if _drop(root / name)]
     broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in doomed}
     for name, document in _derived_documents(root):
@@ -62,7 +62,7 @@ def _doomed(root: Path, finding: Problem) -> Iterator[str]:
         # Nobody knows any more who made these features.
         yield from (f"ledger/{name}" for name in entries if name[name.find(".") + 1 :] == f"{finding.teacher}.json")
         yield f"{teacher_group(finding.teacher)}/zarr.json"
-    elif finding.file.startswith("ledger/"):
+    elif finding.file.startswith(("ledger/", "inputs/")):
         yield finding.file
 
 

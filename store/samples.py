@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import sample_part
+from mmkd.store.record import StoreRecord
 
 Status = Literal["pending", "ok", "partial", "failed", "absent"]
 """`pending`: not read yet. `ok`: all that the row has is sound. `partial`: the image or the caption
@@ -69,9 +71,33 @@ def read_part(root: Path, shard: int) -> tuple[pa.Table, str]:
     return table, hashlib.sha256(data).hexdigest()
 
 
-def sample_parts(root: Path, shards: int) -> list[str]:
-    """Paths of the parts, named one by one: a stray file in the folder is not a part of the table."""
-    return [str(root / sample_part(shard)) for shard in range(shards)]
+def sample_dataset(root: Path, record: StoreRecord) -> pads.Dataset:
+    """The whole sample table, one row per grid row in order.
+
+    Parts are named one by one: a stray file in the folder is not a part of the table. Absent rows (between the
+    end of a corpus and the shard boundary where the next one begins) stand in no file: they follow from the record.
+    """
+    schema = sample_schema(record.labels)
+    children: list[pads.Dataset] = []
+    spans = record.spans()
+    for span in spans:
+        parts = [str(root / sample_part(shard)) for shard in span.shards]
+        children.append(pads.dataset(parts, schema=schema, format="parquet"))
+        gap = range(span.rows.stop, span.shards.stop * record.rows_per_shard)
+        if gap and span is not spans[-1]:
+            children.append(pads.dataset(_absent_rows(gap, schema)))
+    return children[0] if len(children) == 1 else pads.dataset(children)
+
+
+def in_rows(rows: range) -> pads.Expression:
+    """Filter for a range of grid rows; whole parts outside it are not read."""
+    return (pads.field("row") >= rows.start) & (pads.field("row") < rows.stop)
+
+
+def _absent_rows(rows: range, schema: pa.Schema) -> pa.Table:
+    known = {"row": rows, "key": [""] * len(rows), "status": ["absent"] * len(rows)}
+    columns = [pa.array(known.get(field.name, [None] * len(rows)), field.type) for field in schema]
+    return pa.table(columns, schema=schema)
 
 
 def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from mmkd.store.card import TeacherCard
 from mmkd.store.layout import shard_count
 from mmkd.store.ledger import LedgerEntry
 from mmkd.store.record import StoreRecord
-from mmkd.store.samples import sample_parts, sample_schema
+from mmkd.store.samples import sample_dataset
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,13 @@ def summarise(
     ledger: Mapping[tuple[int, str], LedgerEntry],
 ) -> StoreSummary:
     """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table."""
-    parts = sample_parts(root, shard_count(record.rows, record.rows_per_shard))
-    table = pads.dataset(parts, schema=sample_schema(record.corpus.labels), format="parquet").to_table(
-        columns=["status", "reason"]
-    )
+    table = sample_dataset(root, record).to_table(columns=["status", "reason"])
     return StoreSummary(
         root=str(root),
         rows=record.rows,
         rows_per_shard=record.rows_per_shard,
         shards=shard_count(record.rows, record.rows_per_shard),
-        corpus=record.corpus.location,
+        corpus=", ".join(span.corpus.location for span in record.spans()),
         created=record.created,
         status=_counts(table["status"]),
         reasons=_counts(table["reason"].drop_null()),

@@ -21,6 +21,7 @@ from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.hierarchy import array_documents, group_document, read_json
+from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import (
     IMAGE_SOUND,
     PAIR_SOUND,
@@ -36,6 +37,7 @@ from mmkd.store.layout import (
 from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
 from mmkd.store.record import StoreRecord, read_record
 from mmkd.store.samples import read_part, sample_schema
+from mmkd.store.writer import iter_shards
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def verify(root: Path, deep: bool = False) -> VerifyReport:
         except CorruptStoreError as error:
             findings.append(Problem(name, str(error)))
     findings += _blamed_parts(checksums, entries)
+    findings += (Problem(name, what) for name, what in inputs_faults(root, record))
     bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
     for entry in entries:
         card = cards.get(entry.teacher)
@@ -160,17 +163,15 @@ def _check_parts(root: Path, record: StoreRecord) -> tuple[dict[int, str], list[
     checksums: dict[int, str] = {}
     findings: list[Problem] = []
     keys: list[pa.ChunkedArray] = []
-    rows = record.rows_per_shard
-    schema = sample_schema(record.corpus.labels)
-    for shard in range(shard_count(record.rows, rows)):
+    for shard, rows in enumerate(iter_shards(record)):
         name = sample_part(shard)
         try:
             table, checksums[shard] = read_part(root, shard)
         except CorruptStoreError as error:
             findings.append(Problem(name, f"{name}: {error}", shard))
             continue
-        expected = np.arange(shard * rows, min((shard + 1) * rows, record.rows))
-        if not table.schema.equals(schema):
+        expected = np.arange(rows.start, rows.stop)
+        if not table.schema.equals(sample_schema(record.span_of(rows.start).corpus.labels)):
             findings.append(Problem(name, f"{name}: its columns are not those of this store", shard))
         elif not np.array_equal(table["row"].to_numpy(), expected):
             findings.append(Problem(name, f"{name}: its rows are not {expected[0]} to {expected[-1]}", shard))
@@ -217,7 +218,7 @@ def _entry_faults(
         return
     if card.digest != entry.teacher_digest:
         yield "", f"made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
-    rows = min(per_shard, record.rows - entry.shard * per_shard)
+    rows = len(record.shard_rows(entry.shard))
     if entry.rows != rows:
         yield "", f"vouches for {entry.rows} rows, the shard has {rows}"
     if entry.shard in checksums and checksums[entry.shard] != entry.samples_sha256:

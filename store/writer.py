@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mmkd.store.atomic import create_atomically, write_atomically
 from mmkd.store.card import TeacherCard, read_card
 from mmkd.store.chunk import encode_chunk, pad_rows
-from mmkd.store.errors import StoreError, TeacherMismatchError
+from mmkd.store.errors import StoreError, TeacherMismatchError, UserError
 from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
@@ -82,14 +82,24 @@ def create_store(root: Path, corpus: CorpusRecord, index: pa.Table) -> StoreReco
     return record
 
 
-def move_corpus(root: Path, corpus_root: Path) -> StoreRecord:
-    """Note that the corpus' files lie in another folder now; the rows stay as they are.
+def move_corpus(root: Path, corpus_root: Path, number: int = 0) -> StoreRecord:
+    """Note that a corpus' files lie in another folder now; the rows stay as they are.
+
+    Args:
+        root: the store.
+        corpus_root: folder that the rows' `uri` is relative to now.
+        number: which corpus; 0 is the one that the store was made from, the appended ones follow.
 
     Raises:
+        UserError: the store has no such corpus.
         StoreError: no store at `root`, or it cannot be written.
     """
     record = read_record(root)
-    moved = record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": str(corpus_root.resolve())})})
+    corpora = [span.corpus for span in record.spans()]
+    if number >= len(corpora):
+        raise UserError(f"{root} has no corpus {number}; it has {len(corpora)}, counted from 0")
+    corpora[number] = corpora[number].model_copy(update={"root": str(corpus_root.resolve())})
+    moved = record.model_copy(update={"corpus": corpora[0], "appended": tuple(corpora[1:])})
     write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
     return moved
 
@@ -156,6 +166,6 @@ def write_shard(
 
 
 def iter_shards(record: StoreRecord) -> Iterator[range]:
-    """Row ranges of the store's shards, in order; the last may be shorter."""
-    for start in range(0, record.rows, record.rows_per_shard):
-        yield range(start, min(start + record.rows_per_shard, record.rows))
+    """Row ranges of the store's shards, in order; the last of a corpus may be shorter."""
+    for shard in range(shard_count(record.rows, record.rows_per_shard)):
+        yield record.shard_rows(shard)

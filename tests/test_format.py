@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from tiny_store import make_card, make_store
+from tiny_store import make_card, make_index, make_store
 
 from mmkd.store import FeatureStore
+from mmkd.store.append import append_rows
 from mmkd.store.card import TeacherCard
 from mmkd.store.hierarchy import array_document
+from mmkd.store.record import CorpusRecord
+from mmkd.store.samples import read_part
+from mmkd.store.writer import ShardFeatures, write_shard
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "format.md"
 
@@ -67,7 +72,14 @@ def read_store(root: Path) -> dict[str, Any]:
     parts = [root / f"samples/{s:05d}.parquet" for s in range(-(-n // r))]
     for part in parts:
         out[""] += pq.read_table(part).to_pylist()
-    assert [row["row"] for row in out[""]] == list(range(n))
+    # Section 4.1: each corpus from a shard boundary on; rows of no corpus are absent.
+    inputs, end = [], 0
+    for corpus in (record["corpus"], *record.get("appended", ())):
+        start = -(-end // r) * r
+        end = start + corpus["rows"]
+        inputs += range(start, end)
+    assert end == n
+    assert [row["row"] for row in out[""]] == inputs
     names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length")
     names += ("dim", "encoding", "loader", "normalised")
     for folder in sorted((root / "teachers").iterdir()):
@@ -86,7 +98,7 @@ def read_store(root: Path) -> dict[str, Any]:
             entry = json.loads(path.read_text())
             assert (entry["shard"], entry["teacher"], entry["teacher_digest"]) == (s, folder.name, card["digest"])
             assert entry["samples_sha256"] == hashlib.sha256(part.read_bytes()).hexdigest()
-            assert entry["rows"] == min(r, n - s * r)
+            assert entry["rows"] == sum(s * r <= row < (s + 1) * r for row in inputs)
             rows = slice(s * r, (s + 1) * r)
             valid[rows] = chunk(folder / f"valid/c/{s}", "uint8", (r,), entry["valid_crc32c"])
             for bit, (tower, values) in enumerate(towers.items()):
@@ -111,6 +123,22 @@ def test_a_reader_written_from_the_document_reads_a_store(tmp_path: Path) -> Non
             assert np.array_equal(read[f"{slug}/{tower}"], getattr(store, tower)(slug), equal_nan=True)
     assert np.array_equal(read["beta/text"], written["beta/text"])
     assert np.isnan(read["alpha/image"][256:]).all()
+
+
+def test_the_same_reader_reads_a_store_that_grew(tmp_path: Path) -> None:
+    record, written = make_store(tmp_path / "s", 300, [make_card("alpha", 8)])
+    other = CorpusRecord(kind="test", location="there", root="/else", rows=7, labels=("organ",), digest="e")
+    index = make_index(7).rename_columns({"site": "organ"})
+    index = index.set_column(0, index.schema.field(0), pa.array(range(512, 519)))
+    longer = append_rows(tmp_path / "s", record, other, index)
+    features = ShardFeatures(*[np.ones((7, 8), np.float16)] * 2, np.full(7, 3, np.uint8))
+    write_shard(tmp_path / "s", longer, make_card("alpha", 8), 2, features, read_part(tmp_path / "s", 2)[1])
+    read, store = read_store(tmp_path / "s"), FeatureStore.open(tmp_path / "s")
+    assert np.array_equal(read["alpha/image"], store.image("alpha"), equal_nan=True)
+    assert np.array_equal(read["alpha/image"][:300], written["alpha/image"])
+    assert np.array_equal(read["alpha"], store.valid("alpha"))
+    # The keys k0 to k6 are there twice now, which is all that is wrong.
+    assert [problem[:36] for problem in store.verify(deep=True).problems] == ["samples: 7 keys name more than one r"]
 
 
 def test_crc32c_of_the_document_is_that_of_the_rfc() -> None:

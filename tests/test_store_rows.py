@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
+import zarr
 from test_store_export import gappy, mmkd
 from tiny_store import make_card, make_store
 
-from mmkd.store import FeatureStore
+from mmkd.store import FeatureStore, UserError
+from mmkd.store.convert.rows import RowChoice, chosen_rows
 
 __all__ = ["gappy"]
 
@@ -37,6 +40,42 @@ def test_a_subset_by_value_and_teacher(gappy: FeatureStore, tmp_path: Path) -> N
     assert np.array_equal(part.image("beta"), gappy.image("beta")[1::3], equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "row between 3 and 200 and site <> 's2'",
+        "site in ('s0', 's1') and not key like 'k1%'",
+        "not (row < 250 or caption = 'caption 299') and modality is null",
+        "width > 3 or site = 'it''s'",
+    ],
+)
+def test_a_filter_means_what_duckdb_says_it_means(gappy: FeatureStore, condition: str) -> None:
+    expected = duckdb.sql(f"select row from '{gappy.root}/samples/*.parquet' where {condition} order by row").fetchall()
+    if expected:
+        found = chosen_rows(gappy, RowChoice(condition=condition))
+        assert found.tolist() == [row for (row,) in expected]
+    else:
+        with pytest.raises(UserError, match=r"no row of .* fits"):
+            chosen_rows(gappy, RowChoice(condition=condition))
+
+
+def test_a_subset_by_filter_and_selection(gappy: FeatureStore, tmp_path: Path) -> None:
+    chosen = zarr.create_array(
+        gappy.root / "selections/some", shape=(300, 2), chunks=(256, 2), dtype="uint8", fill_value=0
+    )
+    pairs = np.zeros((300, 2), np.uint8)
+    pairs[[2, 5, 290], [0, 1, 1]] = 1
+    chosen[:] = pairs
+    assert mmkd("subset", gappy.root, tmp_path / "a", "--selection", "some").output.startswith("3 rows")
+    part = FeatureStore.open(tmp_path / "a")
+    assert part.sample_table()["key"].to_pylist() == ["k2", "k5", "k290"]
+    arguments = ("--selection", "some", "--filter", "row > 3", "--where", "site=s2")
+    assert mmkd("subset", gappy.root, tmp_path / "b", *arguments).output.startswith("2 rows")
+    assert np.array_equal(
+        FeatureStore.open(tmp_path / "b").text("alpha"), gappy.text("alpha")[[5, 290]], equal_nan=True
+    )
+
+
 def test_what_is_not_there_is_one_line(gappy: FeatureStore, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("k1\nnobody\n")
     for arguments, message in (
@@ -45,8 +84,15 @@ def test_what_is_not_there_is_one_line(gappy: FeatureStore, tmp_path: Path) -> N
         (("--where", "organ=lung"), "no sample column 'organ'"),
         (("--where", "site"), "is not COLUMN=VALUE"),
         (("--teachers", "gamma"), "no teacher 'gamma'"),
+        (("--selection", "best"), "no selection 'best'; it has none"),
+        (("--filter", "widht > 3"), "no sample column 'widht'; did you mean 'width'"),
+        (("--filter", "__import__('os')"), "no sample column '__import__'"),
+        (("--filter", "row > 1; drop table x"), "cannot read '; drop table x'"),
+        (("--filter", "row = 'x'"), "compare it with a number"),
+        (("--filter", "row >"), "it ends where"),
     ):
         exception = mmkd("subset", gappy.root, tmp_path / "out", *arguments).exception
+        assert exception is not None, arguments
         with pytest.raises(type(exception), match=message):
             raise exception
         assert not (tmp_path / "out").exists()

@@ -30,10 +30,47 @@ def info(path: str, as_json: bool) -> None:
 @click.argument("path", metavar="STORE")
 @click.option("--deep", is_flag=True, help="Decode every feature too: finite, not zero, NaN where missing.")
 @click.option("--repair", "mend", is_flag=True, help="Drop what is unsound, so that the next extract does it again.")
+@click.option(
+    "--against-teacher",
+    metavar="SLUG",
+    help="Instead, run this teacher again on random rows; or NAME=local-dir:FOLDER.",
+)
+@click.option("-n", "--rows", type=click.IntRange(min=1), default=200, show_default=True, help="Rows to run again.")
+@click.option("--corpus", help="The corpus, or the folder of its images, where it lies now.  [default: as recorded]")
+@click.option("--tolerance", type=click.FloatRange(0, 2), help="Largest 1 - cosine of a row.  [default: 0.001]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the rows.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def verify(path: str, deep: bool, mend: bool, as_json: bool) -> None:
-    """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired."""
+def verify(
+    path: str,
+    deep: bool,
+    mend: bool,
+    against_teacher: str | None,
+    rows: int,
+    corpus: str | None,
+    tolerance: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired.
+
+    With --against-teacher, compare features with what the teacher says now: cosines within a tolerance.
+    """
     from pathlib import Path
+
+    if against_teacher is not None:
+        if deep or mend:
+            raise click.UsageError("--against-teacher does not go with --deep or --repair; run them one by one")
+        from mmkd.cli.store.against import report_comparison
+        from mmkd.extract.against_teacher import TOLERANCE, compare_with_teacher
+        from mmkd.store import FeatureStore
+
+        limit = TOLERANCE if tolerance is None else tolerance
+        opened = FeatureStore.open(path)
+        comparison = compare_with_teacher(opened, against_teacher, rows, corpus=corpus, tolerance=limit, seed=seed)
+        report_comparison(comparison, as_json)
+        if not comparison.sound:
+            sys.exit(1)
+        return
 
     from mmkd.store.repair import repair
     from mmkd.store.verify import verify as check

@@ -19,22 +19,69 @@ def _silent(done: int, every: int) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="File with one key a line.")
 @click.option("--where", multiple=True, metavar="COLUMN=VALUE", help="Rows whose column has this value; may repeat.")
+@click.option("--filter", "condition", metavar="SQL", help='Rows that fit, as after SQL\'s WHERE: "width >= 224".')
+@click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @click.option("--teachers", help="Names to keep, with commas between; all when not given.")
-def subset(path: Path, out: Path, keys: Path | None, where: tuple[str, ...], teachers: str | None) -> None:
-    """Write a new store of some rows and teachers. Run again to go on."""
+def subset(
+    path: Path,
+    out: Path,
+    keys: Path | None,
+    where: tuple[str, ...],
+    condition: str | None,
+    selection: str | None,
+    teachers: str | None,
+) -> None:
+    """Write a new store of some rows and teachers. What is given must all hold. Run again to go on.
+
+    \b
+    mmkd store subset STORE ct/ --filter "modality in ('CT', 'MRI') and caption is not null"
+    """
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import StoreRows, chosen_rows
+    from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
 
-    wrong = [condition for condition in where if "=" not in condition]
+    wrong = [pair for pair in where if "=" not in pair]
     if wrong:
         raise ConfigError(f"--where {wrong[0]!r} is not COLUMN=VALUE, for example --where status=ok")
     source = FeatureStore.open(path)
-    conditions = [(column, value) for column, _, value in (condition.partition("=") for condition in where)]
-    rows = chosen_rows(source, keys.read_text("utf-8").splitlines() if keys else None, conditions)
+    values = [(column, value) for column, _, value in (pair.partition("=") for pair in where)]
+    wanted = keys.read_text("utf-8").splitlines() if keys else None
+    rows = chosen_rows(source, RowChoice(wanted, values, condition, selection))
     names = teachers.split(",") if teachers else None
     report = import_features(StoreRows([(source, rows)], names), out, "float16", _silent)
     click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("corpus")
+def append(path: Path, corpus: str) -> None:
+    """List a further CORPUS below the rows of STORE; `mmkd extract CORPUS STORE` then does the new shards.
+
+    Nothing that is there is written again. The new rows begin at the next shard boundary.
+    """
+    from mmkd.extract.corpora import open_corpus
+    from mmkd.extract.index import append_corpus
+
+    span = append_corpus(open_corpus(corpus), path)
+    click.echo(
+        f"{span.corpus.rows:,} rows of {span.corpus.location} are rows {span.rows.start:,} to {span.rows.stop - 1:,} "
+        f"of {path}; next: mmkd extract {corpus} {path} --teachers ..."
+    )
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--corpus", type=click.IntRange(min=0), default=0, show_default=True, help="Which; appended ones follow 0."
+)
+def relocate(path: Path, folder: Path, corpus: int) -> None:
+    """Note in STORE that its corpus' images lie in FOLDER now. No feature or row changes."""
+    from mmkd.store.writer import move_corpus
+
+    record = move_corpus(path, folder, corpus)
+    click.echo(f"images of {record.spans()[corpus].corpus.location} are looked for in {folder.resolve()}")
 
 
 @store.command()
@@ -42,13 +89,11 @@ def subset(path: Path, out: Path, keys: Path | None, where: tuple[str, ...], tea
 @click.argument("out", type=click.Path(path_type=Path))
 def merge(paths: tuple[Path, ...], out: Path) -> None:
     """Write a new store of the rows of several with the same teachers and distinct keys. Run again to go on."""
-    import numpy as np
-
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import StoreRows
+    from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
 
     stores = [FeatureStore.open(path) for path in paths]
-    source = StoreRows([(part, np.arange(len(part))) for part in stores])
+    source = StoreRows([(part, chosen_rows(part, RowChoice())) for part in stores])
     report = import_features(source, out, "float16", _silent)
     click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")

@@ -24,7 +24,7 @@ from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
 from mmkd.store.reader import FeatureStore
-from mmkd.store.samples import FIXED_COLUMNS
+from mmkd.store.samples import FIXED_COLUMNS, in_rows
 from mmkd.store.writer import iter_shards
 
 KIND = "clip-retrieval"
@@ -139,7 +139,7 @@ def export_npy(store: FeatureStore, out: Path) -> int:
                 buffer = io.BytesIO()
                 np.save(buffer, getattr(store, tower)(slug)[span.start : span.stop])
                 write_atomically(out / slug / prefix / f"{prefix}_{suffix}.npy", buffer.getbuffer())
-            rows = store.sample_table().slice(span.start, len(span))
+            rows = store.sample_table(filter=in_rows(span))
             buffer = io.BytesIO()
             pq.write_table(rows.append_column("image_path", rows["uri"]), buffer)
             write_atomically(out / slug / "metadata" / f"metadata_{suffix}.parquet", buffer.getbuffer())

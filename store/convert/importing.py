@@ -21,7 +21,7 @@ from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, TOWERS
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
-from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
+from mmkd.store.writer import ShardFeatures, add_teacher, create_store, write_shard
 
 _BATCH = 65536
 
@@ -112,12 +112,13 @@ def import_features(
     for card in cards:
         add_teacher(root, record, card)
     written = failed = 0
-    for shard, _ in enumerate(iter_shards(record)):
+    shards = record.spans()[0].shards  # what was appended later is not this source's business
+    for shard in shards:
         lacking = [card for card in cards if (shard, card.slug) not in store.ledger]
         if lacking:
             failed += _import_shard(source, root, store, shard, lacking)
             written += 1
-        progress(shard + 1, store.shards)
+        progress(shard + 1, len(shards))
     return ImportReport(record.rows, written, failed)
 
 

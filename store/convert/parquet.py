@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mmkd.store.atomic import write_atomically
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.reader import FeatureStore
-from mmkd.store.samples import read_part
+from mmkd.store.samples import in_rows
 from mmkd.store.writer import iter_shards
 
 
@@ -25,7 +25,7 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
     """
     valid = {slug: store.valid(slug) for slug in store.teachers}
     for shard, span in enumerate(iter_shards(store.record)):
-        table, _ = read_part(store.root, shard)
+        table = store.sample_table(filter=in_rows(span))
         rows = slice(span.start, span.stop)
         for slug in store.teachers:
             for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import zarr
 from numpy.typing import NDArray
 
 from mmkd.store.card import Encoding, TeacherCard
+from mmkd.store.condition import parse_condition
 from mmkd.store.convert.importing import Features
 from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.layout import TOWERS
@@ -47,26 +51,28 @@ class StoreRows:
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
-        roots = {store.record.corpus.root for store, _ in parts}
+        roots = {span.corpus.root for store, _ in parts for span in store.record.spans()}
         # Sources with different roots keep their images under absolute names.
         self.root = Path(roots.pop()) if len(roots) == 1 else Path("/")
-        self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.corpus.labels))
+        self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
         """Over the sources' corpora, the rows taken and the teachers."""
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
-            content.update(store.record.corpus.digest.encode() + rows.astype("<i8").tobytes())
+            corpora = "".join(span.corpus.digest for span in store.record.spans())
+            content.update(corpora.encode() + rows.astype("<i8").tobytes())
         return content.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The sample rows with what is known of them; their numbers are given anew."""
         for store, rows in self.parts:
-            table = store.sample_table().take(pa.array(rows)).drop_columns(["row"])
+            table = store.sample_table().take(pa.array(rows))
             for batch in table.to_batches(max_chunksize=4096):
                 for row in batch.to_pylist():
-                    if row["uri"] is not None and str(self.root) != store.record.corpus.root:
-                        row["uri"] = str(Path(store.record.corpus.root) / row["uri"]).lstrip("/")
+                    root = store.record.image_root(row.pop("row"))
+                    if row["uri"] is not None and self.root != root:
+                        row["uri"] = str(root / row["uri"]).lstrip("/")
                     yield row
 
     def cards(self, encoding: Encoding) -> list[TeacherCard]:
@@ -90,23 +96,60 @@ class StoreRows:
         return out, [None] * len(rows)
 
 
-def chosen_rows(store: FeatureStore, keys: Sequence[str] | None, where: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
-    """Rows by key (in the order of `keys`) and by equal column values; grid order without `keys`.
+@dataclass(frozen=True)
+class RowChoice:
+    """Which rows; what is given must all hold. Absent rows are never chosen."""
+
+    keys: Sequence[str] | None = None
+    """Only these, in this order."""
+    where: Sequence[tuple[str, str]] = ()
+    """Columns with the values that they must have, as text."""
+    condition: str | None = None
+    """In the words of SQL's WHERE, see `mmkd.store.condition`."""
+    selection: str | None = None
+    """Name of a selection: rows for which it chooses any teacher."""
+
+
+def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
+    """The rows of a choice, int64 (n,): in the order of its keys, else in grid order.
 
     Raises:
-        UserError: a key or a column that the store does not have, or no row is left.
+        UserError: a key, column or selection that the store does not have, or no row is left.
+        ConfigError: a condition that cannot be read.
     """
-    table = store.sample_table(["row", "key", *dict.fromkeys(column for column, _ in where)])
-    for column, value in where:
+    keep: pads.Expression = pads.field("status") != "absent"
+    if choice.condition is not None:
+        keep &= parse_condition(choice.condition, store.samples.schema)
+    table = store.sample_table(["row", "key", *dict.fromkeys(column for column, _ in choice.where)], keep)
+    for column, value in choice.where:
         table = table.filter(pc.equal(pc.cast(table[column], pa.string()), value))
+    if choice.selection is not None:
+        table = table.filter(pa.array(_selected(store, choice.selection)[table["row"].to_numpy()]))
     rows = table["row"].to_numpy()
-    if keys is not None:
-        place = dict(zip(table["key"].to_pylist(), rows.tolist(), strict=True))
+    if choice.keys is not None:
+        keys = choice.keys
+        # The first of equal keys: the others are failed rows.
+        place = dict(zip(reversed(table["key"].to_pylist()), reversed(rows.tolist()), strict=True))
         lost = [key for key in keys if key not in place]
-        if lost and not where:
+        if lost and not (choice.where or choice.condition or choice.selection):
             raise UserError(f"{store.root} has no key {lost[0]!r} ({len(lost)} of {len(keys)} keys are not in it)")
         rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
     if not len(rows):
         raise UserError(f"no row of {store.root} fits; `mmkd store info {store.root}` shows what it holds")
     chosen: NDArray[np.int64] = rows.astype(np.int64)
+    return chosen
+
+
+def _selected(store: FeatureStore, name: str) -> NDArray[np.bool_]:
+    """bool (N,): where a selection chooses any teacher."""
+    root = store.root / "selections"
+    there = sorted(path.parent.name for path in root.glob("*/zarr.json"))
+    if name not in there:
+        raise UserError(f"{store.root} has no selection {name!r}; it has {', '.join(there) or 'none'}")
+    array = zarr.open_array(root / name, mode="r")
+    if array.ndim != 2 or array.shape[0] != len(store):
+        raise UserError(
+            f"selection {name!r} is of shape {array.shape}, {store.root} has {len(store)} rows; select again"
+        )
+    chosen: NDArray[np.bool_] = np.any(np.asarray(array[:]), axis=1).astype(bool)
     return chosen

@@ -1,0 +1,62 @@
+"""A further corpus below the rows that are there: new parts, then the record, then array documents of the new length.
+
+No file with features, rows or ledger entries of the old rows is touched. The new corpus begins at the next
+shard boundary, so that no chunk holds rows of two corpora; grid rows in between are absent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from mmkd.store.card import read_card, teacher_folders
+from mmkd.store.errors import StoreError
+from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
+from mmkd.store.layout import shard_count
+from mmkd.store.record import CorpusRecord, StoreRecord, read_record
+from mmkd.store.samples import sample_schema, write_part
+
+
+def append_rows(root: Path, record: StoreRecord, corpus: CorpusRecord, index: pa.Table) -> StoreRecord:
+    """Lengthen a store by the rows of another corpus.
+
+    Args:
+        root: the store.
+        record: its record as the caller read it.
+        corpus: what the new rows come from.
+        index: its inputs with the columns of `sample_schema(corpus.labels)`; `row` begins at `first_new_row(record)`.
+
+    Raises:
+        StoreError: the store cannot be written, or another process changed it meanwhile.
+        ValueError: more shards than a store may have.
+    """
+    first = first_new_row(record)
+    content = record.model_dump() | {"rows": first + corpus.rows, "appended": (*record.appended, corpus)}
+    longer = StoreRecord.model_validate(content)
+    per_shard = record.rows_per_shard
+    schema = sample_schema(corpus.labels)
+    for shard in longer.spans()[-1].shards:
+        part = index.slice(shard * per_shard - first, per_shard)
+        write_part(root, shard, part.cast(schema).combine_chunks())
+    if read_record(root) != record:
+        raise StoreError(f"{root} was changed by another process meanwhile; nothing was appended, run it again")
+    # From here on the rows belong to the store; until here the new parts are files that nobody looks at.
+    write_document(root / "zarr.json", group_document(longer.model_dump(mode="json")))
+    refresh_documents(root, longer)
+    return longer
+
+
+def first_new_row(record: StoreRecord) -> int:
+    """Grid row at which another corpus would begin: the next shard boundary."""
+    return shard_count(record.rows, record.rows_per_shard) * record.rows_per_shard
+
+
+def refresh_documents(root: Path, record: StoreRecord) -> None:
+    """Write array documents whose length is not the record's; an interrupted `append_rows` may leave such."""
+    for slug in teacher_folders(root):
+        card = read_card(root, slug)
+        for name, document in array_documents(record, card) if card is not None else ():
+            path = root / name
+            if not path.is_file() or path.read_bytes() != encode_document(document):
+                write_document(path, document)

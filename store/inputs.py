@@ -1,0 +1,223 @@
+"""Training inputs kept beside the features: JPEGs at student size in uncompressed Arrow IPC files, memory-mapped.
+
+    inputs/00012.arrow   columns row (int64), image_sha256 (string, of the original), jpeg (large_binary)
+    inputs/00012.json    what vouches for it, written last: size, quality, rows, images, CRC32C
+
+They are optional, belong to no teacher, and the ledger does not speak of them: a shard's inputs are there when
+their entry is. A row whose image is not sound has no JPEG.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import CorruptStoreError, UserError
+from mmkd.store.ledger import MAX_ENTRY_BYTES
+from mmkd.store.record import StoreRecord
+from mmkd.store.samples import read_part
+
+QUALITY = 90
+"""JPEG quality; at 256 pixels about 20 kB a radiograph, and no block is seen in a random crop of 224."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("image_sha256", pa.string()),
+        pa.field("jpeg", pa.large_binary()),
+    ]
+)
+
+
+class InputsEntry(BaseModel):
+    """What one shard's inputs are, and the checksum to prove it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard: int = Field(ge=0)
+    size: int = Field(gt=0)
+    """Pixels of the shorter side of every image that was larger."""
+    quality: int
+    rows: int
+    images: int
+    """Rows that have a JPEG."""
+    bytes: int
+    crc32c: str
+
+
+def inputs_file(shard: int) -> str:
+    """Path of a shard's inputs inside the store."""
+    return f"inputs/{shard:05d}.arrow"
+
+
+def inputs_entry(shard: int) -> str:
+    """Path of the entry that vouches for them."""
+    return f"inputs/{shard:05d}.json"
+
+
+def encode_input(picture: Image.Image, size: int) -> bytes:
+    """A picture as JPEG, its shorter side brought down to `size` pixels; smaller pictures keep their size.
+
+    Grey stays grey, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone.
+    """
+    shrunk = picture if picture.mode == "L" else picture.convert("RGB")
+    shorter = min(shrunk.size)
+    if shorter > size:
+        width, height = (max(1, round(side * size / shorter)) for side in shrunk.size)
+        shrunk = shrunk.resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    shrunk.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def write_inputs(root: Path, shard: int, size: int, table: pa.Table) -> InputsEntry:
+    """Write one shard's inputs and vouch for them.
+
+    Args:
+        root: the store.
+        shard: its number.
+        size: as given to `encode_input`.
+        table: columns of `SCHEMA`, one row for each grid row of the shard, in order.
+
+    Raises:
+        StoreError: the disk is full or read-only. The shard's inputs then count as not there.
+    """
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(table.cast(SCHEMA).combine_chunks())
+    data = sink.getbuffer()
+    entry = InputsEntry(
+        shard=shard,
+        size=size,
+        quality=QUALITY,
+        rows=len(table),
+        images=len(table) - table["jpeg"].null_count,
+        bytes=len(data),
+        crc32c=f"{google_crc32c.value(bytes(data)):08x}",
+    )
+    write_atomically(root / inputs_file(shard), data)
+    write_atomically(root / inputs_entry(shard), (entry.model_dump_json(indent=1) + "\n").encode())
+    return entry
+
+
+def read_inputs_ledger(root: Path) -> dict[int, InputsEntry]:
+    """Entries by shard, in order; empty when the store keeps no inputs.
+
+    Raises:
+        CorruptStoreError: an entry cannot be read.
+    """
+    entries = (_read_entry(path) for path in sorted((root / "inputs").glob("*.json")))
+    return {entry.shard: entry for entry in entries}
+
+
+def _read_entry(path: Path) -> InputsEntry:
+    try:
+        if path.stat().st_size > MAX_ENTRY_BYTES:
+            raise CorruptStoreError(f"{path} is larger than {MAX_ENTRY_BYTES} bytes: not an entry of inputs")
+        entry = InputsEntry.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise CorruptStoreError(f"{path} is not an entry of inputs: {error.errors()[0]['msg']}") from error
+    if path.name != Path(inputs_entry(entry.shard)).name:
+        raise CorruptStoreError(f"{path} vouches for shard {entry.shard}, not for what it is named")
+    return entry
+
+
+def shards_without_inputs(root: Path, shards: int, size: int) -> frozenset[int]:
+    """Shards whose inputs are still to be written.
+
+    Raises:
+        UserError: inputs of another size are there.
+        CorruptStoreError: an entry cannot be read.
+    """
+    there = read_inputs_ledger(root)
+    for entry in there.values():
+        if entry.size != size:
+            raise UserError(
+                f"{root} keeps inputs of {entry.size} pixels, not {size}; ask for {entry.size}, or delete {root}/inputs"
+            )
+    return frozenset(range(shards)) - there.keys()
+
+
+class Inputs:
+    """The inputs of a store, opened for reading. Files are mapped when a row of theirs is first asked for."""
+
+    def __init__(self, root: Path, record: StoreRecord) -> None:
+        self.root, self.rows_per_shard = root, record.rows_per_shard
+        self.entries = read_inputs_ledger(root)
+        self._columns: dict[int, pa.Array] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Worker processes map the files themselves."""
+        return self.__dict__ | {"_columns": {}}
+
+    @property
+    def size(self) -> int | None:
+        """Pixels of the shorter side; None when there are no inputs."""
+        return next((entry.size for entry in self.entries.values()), None)
+
+    def lacking(self, rows: NDArray[np.int64]) -> list[int]:
+        """Shards of these grid rows, int64 (n,), that have no inputs."""
+        return sorted(set((rows // self.rows_per_shard).tolist()) - self.entries.keys())
+
+    def jpeg(self, row: int) -> memoryview | None:
+        """The JPEG of one row over the mapped file; None when its image is not sound.
+
+        Raises:
+            CorruptStoreError: the file is missing or not what its entry vouches for.
+        """
+        shard, place = divmod(row, self.rows_per_shard)
+        if shard not in self._columns:
+            self._columns[shard] = _mapped(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)
+        value = self._columns[shard][place]
+        return memoryview(value.as_buffer()) if value.is_valid else None
+
+
+def _mapped(root: Path, shard: int, entry: InputsEntry) -> pa.Table:
+    path = root / inputs_file(shard)
+    try:
+        with pa.memory_map(str(path)) as source:
+            if source.size() != entry.bytes:
+                raise CorruptStoreError(f"{path} has {source.size()} bytes, its entry vouches for {entry.bytes}")
+            table = pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptStoreError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not table.schema.equals(SCHEMA) or len(table) != entry.rows:
+        raise CorruptStoreError(f"{path} does not hold {entry.rows} rows of {', '.join(SCHEMA.names)}")
+    return table
+
+
+def inputs_faults(root: Path, record: StoreRecord) -> Iterator[tuple[str, str]]:
+    """Entry that cannot be kept, and what is wrong: every byte of every file against its entry and the sample rows."""
+    for path in sorted((root / "inputs").glob("*.json")):
+        name = f"inputs/{path.name}"
+        try:
+            entry = _read_entry(path)
+            data = (root / inputs_file(entry.shard)).read_bytes()
+            if len(data) != entry.bytes or f"{google_crc32c.value(data):08x}" != entry.crc32c:
+                raise CorruptStoreError(f"{inputs_file(entry.shard)}: not the bytes that its entry vouches for")
+            table, (part, _) = _mapped(root, entry.shard, entry), read_part(root, entry.shard)
+        except (CorruptStoreError, OSError) as error:
+            yield name, str(error)
+            continue
+        if not table["row"].equals(part["row"]):
+            yield name, f"{name}: its rows are not those of shard {entry.shard}"
+        elif (
+            not table["image_sha256"]
+            .filter(table["jpeg"].is_valid())
+            .equals(part["image_sha256"].filter(table["jpeg"].is_valid()))
+        ):
+            yield name, f"{name}: its images are not those that the sample rows name"
+        elif table["jpeg"].null_count != entry.rows - entry.images:
+            yield name, f"{name}: holds {entry.rows - table['jpeg'].null_count} images, vouches for {entry.images}"

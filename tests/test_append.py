@@ -1,0 +1,295 @@
+"""A further corpus on an existing store: old bytes stay, new rows are as sound as a store of their own."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+import zarr
+from click.testing import CliRunner
+from PIL import Image
+from tiny_corpus import picture, write_table_corpus
+from tiny_teachers import write_tiny_teacher
+
+from mmkd.cli.store import store as store_command
+from mmkd.distill.config import RunConfig, StudentConfig
+from mmkd.distill.order import Schedule
+from mmkd.distill.pairs import image_batches, training_pairs
+from mmkd.extract.config import ExtractConfig
+from mmkd.extract.corpora import open_corpus
+from mmkd.extract.index import append_corpus, check_same_corpus, create_indexed_store, restore_parts
+from mmkd.extract.plan import plan_tasks
+from mmkd.extract.shard import extract_shard
+from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
+from mmkd.store import FeatureStore, UserError
+from mmkd.store.convert.clip_retrieval import export_npy
+from mmkd.store.convert.parquet import export_parquet
+from mmkd.store.convert.rows import StoreRows
+from mmkd.store.errors import CorpusError
+from mmkd.store.samples import read_part
+from mmkd.store.writer import add_teacher, move_corpus
+
+OLD, NEW = 20, 270
+"""Rows of the two corpora: the first leaves 236 rows of its shard absent, the second takes two shards."""
+
+
+def write_second(folder: Path) -> Path:
+    """Corpus with other keys and another label; the keys of rows 5 and 260 are taken: in the store, and by row 3."""
+    write_table_corpus(folder, 3)
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["key", "image", "caption", "organ"])
+        for i in range(NEW):
+            key = {5: "k7", 260: "n3"}.get(i, f"n{i}")
+            writer.writerow([key, f"images/{i % 3}.png", f"organ {i % 5} seen", f"o{i % 2}"])
+    return folder / "pairs.csv"
+
+
+def finish(root: Path, teacher: Teacher) -> FeatureStore:
+    """Extract the shards that lack the teacher."""
+    store = FeatureStore.open(root)
+    add_teacher(root, store.record, teacher.card)
+    for task in plan_tasks(store.shards, [teacher.card], store.ledger):
+        extract_shard(root, store.record, task.shard, {"tiny": teacher}, 1)
+    return FeatureStore.open(root)
+
+
+def digests(root: Path) -> dict[str, str]:
+    """SHA-256 of every file that holds rows, features or entries."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "zarr.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`one/pairs.csv`, `two/pairs.csv`, the teacher `t`, the store `before` of the first and `s` of both."""
+    root = tmp_path_factory.mktemp("append")
+    write_table_corpus(root / "one", OLD)
+    write_second(root / "two")
+    write_tiny_teacher(root / "t", seed=1)
+    create_indexed_store(open_corpus(str(root / "one/pairs.csv")), root / "before")
+    finish(root / "before", teacher(root))
+    shutil.copytree(root / "before", root / "s")
+    append_corpus(open_corpus(str(root / "two/pairs.csv")), root / "s")
+    finish(root / "s", teacher(root))
+    return root
+
+
+def teacher(scene: Path) -> Teacher:
+    """The tiny teacher, loaded."""
+    torch.set_num_threads(1)
+    (spec,) = parse_teachers(f"tiny=local-dir:{scene / 't'}")
+    return load_teacher(spec, describe_teacher(spec), torch.device("cpu"))
+
+
+def test_old_files_are_untouched_and_old_values_stay(scene: Path) -> None:
+    before, after = digests(scene / "before"), digests(scene / "s")
+    assert {name: after[name] for name in before} == before
+    old, new = FeatureStore.open(scene / "before"), FeatureStore.open(scene / "s")
+    assert len(new) == 256 + NEW
+    for tower in ("image", "text"):
+        assert np.array_equal(getattr(new, tower)("tiny")[:OLD], getattr(old, tower)("tiny"))
+        assert np.isnan(getattr(new, tower)("tiny")[OLD:256]).all()
+    assert new.available()[:OLD].all()
+    assert not new.available()[OLD:256].any()
+    assert new.verify(deep=True).problems == ()
+    assert new.verify().orphans == ()
+
+
+def test_new_rows_are_those_of_a_store_of_their_own(scene: Path, tmp_path: Path) -> None:
+    create_indexed_store(open_corpus(str(scene / "two/pairs.csv")), tmp_path / "own")
+    own, new = finish(tmp_path / "own", teacher(scene)), FeatureStore.open(scene / "s")
+    keep = np.delete(np.arange(NEW), 5)  # its key was taken by the first corpus
+    for tower in ("image", "text"):
+        expected, found = getattr(own, tower)("tiny")[keep], getattr(new, tower)("tiny")[256:][keep]
+        assert np.array_equal(found, expected, equal_nan=True)
+    assert np.array_equal(new.valid("tiny")[256:][keep], own.valid("tiny")[keep])
+
+
+def test_the_sample_table_has_every_grid_row_in_order(scene: Path) -> None:
+    table = FeatureStore.open(scene / "s").sample_table()
+    assert table["row"].to_pylist() == list(range(256 + NEW))
+    rows = table.to_pylist()
+    assert [row["status"] for row in rows[OLD:256]] == ["absent"] * (256 - OLD)
+    assert (rows[0]["site"], rows[0]["organ"], rows[256]["site"], rows[256]["organ"]) == ("s0", None, None, "o0")
+    assert rows[256 + 5]["reason"] == "key: duplicate of row 7"
+    assert rows[256 + 260]["reason"] == f"key: duplicate of row {256 + 3}"
+    live = [row["key"] for row in rows if row["status"] not in ("absent", "failed")]
+    assert len(set(live)) == len(live) == OLD + NEW - 2
+    assert FeatureStore.open(scene / "s").summary().status == {"ok": OLD + NEW - 2, "absent": 236, "failed": 2}
+
+
+def test_other_tools_see_the_longer_store(scene: Path) -> None:
+    store = FeatureStore.open(scene / "s")
+    array = zarr.open_group(scene / "s", mode="r")["teachers/tiny/image"]
+    assert array.shape == (256 + NEW, 24)
+    assert np.array_equal(array[:], store.image("tiny"), equal_nan=True)
+    found = duckdb.sql(
+        f"select count(*), max(row) from read_parquet('{scene}/s/samples/*.parquet', union_by_name=true)"
+    )
+    assert found.fetchall() == [(OLD + NEW, 256 + NEW - 1)]
+
+
+def test_a_chain_of_appends(scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(scene / "s", tmp_path / "s")
+    write_table_corpus(tmp_path / "three", 2)
+    third = tmp_path / "three/pairs.csv"
+    third.write_text(third.read_text().replace("k0", "z0").replace("k1", "z1"))
+    span = append_corpus(open_corpus(str(third)), tmp_path / "s")
+    assert (span.rows, span.shards) == (range(768, 770), range(3, 4))
+    store = finish(tmp_path / "s", teacher(scene))
+    assert store.verify(deep=True).sound
+    assert store.available()[768:].all()
+    assert digests(scene / "s").items() <= digests(tmp_path / "s").items()
+
+
+class _Killed(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+_countdown: list[int] = []
+
+
+def _kill_at_rename(event: str, _: object) -> None:
+    if event == "os.rename" and _countdown:
+        _countdown[0] -= 1
+        if _countdown[0] < 0:
+            raise _Killed
+
+
+def test_an_append_that_is_killed_at_any_write_is_finished_by_the_next(scene: Path, tmp_path: Path) -> None:
+    sys.addaudithook(_kill_at_rename)
+    corpus = open_corpus(str(scene / "two/pairs.csv"))
+    kills = 0
+    for survived in range(20):
+        root = tmp_path / f"s{survived}"
+        shutil.copytree(scene / "before", root)
+        _countdown[:] = [survived]
+        try:
+            append_corpus(corpus, root)
+        except _Killed:
+            kills += 1
+        else:
+            break
+        finally:
+            _countdown.clear()
+        # What there was can be read at once, whatever is missing.
+        assert FeatureStore.open(root).available()[:OLD].all()
+        append_corpus(corpus, root)
+        assert digests(root).items() >= digests(scene / "before").items()
+        assert FeatureStore.open(root).verify().problems == ()
+        assert len(FeatureStore.open(root).record.appended) == 1
+    assert kills == 6  # two parts, the record, three array documents
+    assert digests(finish(tmp_path / "s2", teacher(scene)).root) == digests(scene / "s")
+
+
+def test_extraction_knows_both_corpora_and_names_the_way_for_a_third(scene: Path, tmp_path: Path) -> None:
+    record = FeatureStore.open(scene / "s").record
+    for name in ("one", "two"):
+        check_same_corpus(open_corpus(str(scene / name / "pairs.csv")), record, scene / "s")
+    third = open_corpus(str(write_table_corpus(tmp_path / "three", 2)))
+    with pytest.raises(CorpusError, match=r"one/pairs.csv and .*two/pairs.csv .* add its rows with `mmkd store append"):
+        check_same_corpus(third, record, scene / "s")
+
+
+def test_lost_parts_are_listed_again_from_their_own_corpus(scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(scene / "s", tmp_path / "s")
+    record = FeatureStore.open(scene / "s").record
+    for shard in range(3):
+        before = read_part(tmp_path / "s", shard)[0]
+        (tmp_path / f"s/samples/{shard:05d}.parquet").unlink()
+        corpora = [open_corpus(str(scene / name / "pairs.csv")) for name in ("one", "two")]
+        assert [restore_parts(corpus, tmp_path / "s", record) for corpus in corpora] == [shard == 0, shard > 0]
+        after = read_part(tmp_path / "s", shard)[0]
+        assert after.select(["row", "key", "caption", "uri"]) == before.select(["row", "key", "caption", "uri"])
+        failed = [(row["key"], row["reason"]) for row in after.to_pylist() if row["status"] == "failed"]
+        assert failed == [(row["key"], row["reason"]) for row in before.to_pylist() if row["status"] == "failed"]
+
+
+def test_training_reads_images_of_both_corpora(scene: Path, tmp_path: Path) -> None:
+    config = RunConfig(
+        store=scene / "s", out=tmp_path, student=StudentConfig(model="x"), batch_size=8, epochs=1, loader_workers=1
+    )
+    store = FeatureStore.open(scene / "s")
+
+    def tokenise(captions: list[str]) -> torch.Tensor:
+        return torch.zeros(len(captions), 4, dtype=torch.long)
+
+    pairs = training_pairs(store, config, store.available(), tokenise)
+    assert len(pairs.rows) == OLD + NEW - 2
+
+    def pixels(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+    batch = next(image_batches(pairs, config, pixels, Schedule(len(pairs.rows), 8, 1), 0))
+    assert {row >= 256 for row in batch.rows.tolist()} == {True, False}
+    for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
+        seed = row if row < OLD else (row - 256) % 3
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture(seed)))
+
+
+def test_exports_and_subsets_leave_absent_rows_out(scene: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(scene / "s")
+    assert export_parquet(store, tmp_path / "p") == 3
+    found = duckdb.sql(f"select count(*), count(organ), count(tiny_text) from '{tmp_path}/p/data/*.parquet'").fetchall()
+    assert found == [(OLD + NEW, NEW, OLD + NEW - 2)]
+    assert export_npy(store, tmp_path / "n") == 3
+    assert [len(np.load(path)) for path in sorted((tmp_path / "n/tiny/img_emb").iterdir())] == [OLD, 256, NEW - 256]
+    rows = list(StoreRows([(store, np.array([1, 257]))]).rows())
+    assert [Path("/", row["uri"]) for row in rows] == [scene / "one/images/1.png", scene / "two/images/1.png"]
+
+
+def test_commands(scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(scene / "before", tmp_path / "s")
+    runner = CliRunner()
+    done = runner.invoke(store_command, ["append", str(tmp_path / "s"), str(scene / "two/pairs.csv")])
+    assert "270 rows of" in done.output
+    assert "are rows 256 to 525 of" in done.output
+    again = runner.invoke(store_command, ["append", str(tmp_path / "s"), str(scene / "two/pairs.csv")])
+    assert again.output == done.output
+    done = runner.invoke(store_command, ["relocate", str(tmp_path / "s"), str(tmp_path), "--corpus", "1"])
+    assert done.exit_code == 0
+    record = FeatureStore.open(tmp_path / "s").record
+    assert (record.image_root(0), record.image_root(256)) == (scene / "one", tmp_path)
+    with pytest.raises(UserError, match="has no corpus 2; it has 2, counted from 0"):
+        move_corpus(tmp_path / "s", tmp_path, 2)
+    empty = tmp_path / "empty.csv"
+    empty.write_text("key,caption\n")
+    with pytest.raises(CorpusError):
+        append_corpus(open_corpus(str(empty)), tmp_path / "s")
+    assert FeatureStore.open(tmp_path / "s").record == record
+
+
+def test_a_record_whose_corpora_do_not_fill_the_grid_is_refused(scene: Path, tmp_path: Path) -> None:
+    from mmkd.store.errors import CorruptStoreError
+    from mmkd.store.hierarchy import group_document
+
+    content = json.loads((scene / "s/zarr.json").read_text())["attributes"]["mmkd"]
+    for rows in (256 + NEW - 1, OLD):
+        (tmp_path / "zarr.json").write_text(json.dumps(group_document(content | {"rows": rows})))
+        with pytest.raises(CorruptStoreError, match="the corpora end at row 526"):
+            FeatureStore.open(tmp_path)
+
+
+@pytest.mark.slow
+def test_extract_through_the_cluster_after_an_append(scene: Path, tmp_path: Path) -> None:
+    from mmkd.extract.run import extract
+
+    shutil.copytree(scene / "before", tmp_path / "s")
+    append_corpus(open_corpus(str(scene / "two/pairs.csv")), tmp_path / "s")
+    specs = tuple(parse_teachers(f"tiny=local-dir:{scene / 't'}"))
+    config = ExtractConfig(corpus=str(scene / "two/pairs.csv"), store=tmp_path / "s", teachers=specs, workers=1)
+    assert extract(config, say=lambda _: None).shards_done == 2
+    found = {name: sha for name, sha in digests(tmp_path / "s").items() if not name.startswith("runs/")}
+    assert found == digests(scene / "s")

@@ -1,0 +1,182 @@
+"""Validation during training, the weights' average, early stop, and what is logged."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_extract import load, run
+from tiny_corpus import png
+from tiny_run import quiet, write_run
+from tiny_teachers import write_tiny_teacher
+
+from mmkd.cli.distill import distill
+from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
+from mmkd.distill.config import load_run
+from mmkd.distill.monitor import positive_ranks
+from mmkd.distill.optimiser import WeightAverage
+from mmkd.distill.prepare import prepare
+from mmkd.distill.world import World
+from mmkd.store.errors import ConfigError, UserError
+
+HELD_OUT = {"name": "held-out", "where": {"site": "s1"}, "limit": 40}
+
+
+def loop_ranks(queries: np.ndarray, gallery: np.ndarray, groups: np.ndarray) -> list[int]:
+    """The definition, in loops."""
+    found = []
+    for i in range(len(queries)):
+        cosine = [float(queries[i] @ gallery[j]) for j in range(len(gallery))]
+        best = max(c for j, c in enumerate(cosine) if groups[j] == groups[i])
+        found.append(sum(c >= best for j, c in enumerate(cosine) if groups[j] != groups[i]))
+    return found
+
+
+def test_ranks_are_those_of_the_definition_and_ties_count_against() -> None:
+    rng = np.random.default_rng(0)
+    queries, gallery = (rng.normal(size=(30, 4)).astype(np.float32) for _ in range(2))
+    groups = rng.integers(0, 12, 30)
+    found = positive_ranks(torch.from_numpy(queries), torch.from_numpy(gallery), torch.from_numpy(groups))
+    assert found.tolist() == loop_ranks(queries, gallery, groups)
+    same = torch.ones(6, 3) / 3**0.5
+    assert positive_ranks(same, same, torch.arange(6)).tolist() == [5] * 6  # a collapsed student scores nothing
+
+
+def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(scene: Path) -> None:
+    config = load_run(write_run(scene, "judged", monitor={"sets": [HELD_OUT], "every_steps": 3}))
+    report = quiet(config)
+    again = prepare(config, World(torch.device("cpu")))
+    assert again.monitor.scores() == report.scores
+    assert set(report.scores) == {"held-out/recall@1", "held-out/recall@5"}
+    held = again.monitor.sets[0]
+    assert held.pairs.rows.tolist() == list(range(1, 121, 3))
+    # By hand: open_clip's own evaluation transform and tower over the corpus' own files.
+    from open_clip.transform import image_transform_v2
+    from PIL import Image
+
+    from mmkd.distill.student import preprocessing
+
+    student = again.update.model.towers.student.eval()
+    transform = image_transform_v2(preprocessing(student), is_train=False)
+    rows = held.pairs.rows.tolist()
+    with torch.no_grad():
+        pixels = torch.stack([transform(Image.open(scene / f"corpus/images/{row}.png")) for row in rows])
+        image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
+        texts = held.captions.tokens(held.pairs.caption, 16)
+        text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
+    ranks = loop_ranks(image.numpy(), text.numpy(), held.pairs.caption)
+    ranks += loop_ranks(text.numpy(), image.numpy(), held.pairs.caption)
+    for k in (1, 5):
+        assert report.scores[f"held-out/recall@{k}"] == pytest.approx(np.mean([rank < k for rank in ranks]))
+
+
+def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(scene: Path) -> None:
+    # A learning rate of nearly nothing: the first validation is the best, the next two are no better.
+    changes = {"sets": [HELD_OUT], "every_steps": 2, "patience": 2}
+    config = load_run(
+        write_run(scene, "patient", monitor=changes, optimiser={"lr": 1e-30}, checkpoints={"keep_last": 1})
+    )
+    done = CliRunner().invoke(distill, [str(scene / "patient.yaml")], catch_exceptions=False)
+    assert "stopped by patience: nothing better since step 2" in done.stdout
+    assert [step_of(path) for path in checkpoints(config.out)] == [2, 6]
+    assert step_of(best_or_last(config.out)) == 2
+    assert read(best_or_last(config.out))[1].progress.best_step == 2
+
+
+def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, scene: Path) -> None:
+    folder = tmp_path / "val"
+    (folder / "images").mkdir(parents=True)
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["key", "image", "caption", "class", "split"])
+        for i in range(8):
+            (folder / "images" / f"{i}.png").write_bytes(png(i))
+            table.writerow([f"k{i}", f"images/{i}.png", f"picture {i}", f"c{i % 2}", "val"])
+        for i in range(4):
+            table.writerow([f"p{i}", "", f"prompt {i}", f"c{i % 2}", "prompt"])
+    teacher = load({"one": write_tiny_teacher(tmp_path / "one", seed=1)}, "one")
+    run(folder / "pairs.csv", tmp_path / "val-features", teacher)
+    entry = {
+        "name": "classes",
+        "store": str(tmp_path / "val-features"),
+        "where": {"split": "val"},
+        "label": "class",
+        "prompts": {"split": "prompt"},
+    }
+    config = load_run(write_run(scene, "zero-shot", epochs=1, monitor={"sets": [entry]}))
+    report = quiet(config)
+    ready = prepare(config, World(torch.device("cpu")))
+    assert report.scores.keys() == {"classes/bacc"}
+    held, monitor = ready.monitor.sets[0], ready.monitor
+    ready.update.model.towers.eval()
+    with torch.no_grad():
+        images, prompts = monitor._images(held).numpy(), monitor._texts(held.prompts).numpy()  # type: ignore[arg-type]
+    vectors = [prompts[i::2].mean(axis=0) for i in range(2)]
+    vectors = [vector / np.linalg.norm(vector) for vector in vectors]
+    right = [int(np.argmax([image @ vector for vector in vectors])) == i % 2 for i, image in enumerate(images)]
+    assert report.scores["classes/bacc"] == pytest.approx((np.mean(right[::2]) + np.mean(right[1::2])) / 2)
+    few = entry | {"prompts": {"split": "prompt", "class": "c0"}}
+    with pytest.raises(UserError, match="no prompt for class 'c1'; its prompts name c0"):
+        quiet(write_run(scene, "few-prompts", monitor={"sets": [few]}))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "error", "message"),
+    [
+        ({"sets": [HELD_OUT | {"role": "report"}]}, ConfigError, "a `report` set must not be seen during training"),
+        ({"sets": [HELD_OUT | {"where": {"site": "s0"}}]}, ConfigError, "row 0 and 39 more are trained on too"),
+        ({"sets": [HELD_OUT | {"where": {"site": "s9"}}]}, UserError, "0 rows of .* match"),
+        ({"sets": [HELD_OUT | {"where": {}}]}, ConfigError, "where"),
+        ({"sets": [HELD_OUT | {"label": "site"}]}, ConfigError, "`label` and `prompts` go together"),
+        ({"sets": [HELD_OUT, HELD_OUT]}, ConfigError, "two sets have one name"),
+        ({"sets": [HELD_OUT], "metric": "x/y"}, ConfigError, "the sets give held-out/recall@1, held-out/recall@5"),
+    ],
+)
+def test_mistakes_in_a_monitor(scene: Path, monitor: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        quiet(write_run(scene, "mistaken", monitor=monitor))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_average_follows_its_definition_and_is_what_is_exported(scene: Path) -> None:
+    layer = torch.nn.Linear(2, 1)
+    average = WeightAverage(layer, 0.5)
+    expected = layer.weight.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            layer.weight += 1
+        average.update(layer, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+    assert torch.allclose(average.values["weight"], expected)
+    config = load_run(write_run(scene, "averaged", epochs=1, optimiser={"average": 0.9}))
+    quiet(config)
+    _, state = read(best_or_last(config.out))
+    own, averaged = state.part("model.towers.student"), student_weights(state)
+    assert own.keys() == averaged.keys()
+    assert not torch.equal(own["visual.proj"], averaged["visual.proj"])
+
+
+def test_tensorboard_holds_every_step_once_after_a_resume(scene: Path) -> None:
+    logging = {"tensorboard": True, "every_steps": 1}
+    quiet(write_run(scene, "logged", epochs=1, logging=logging, monitor={"sets": [HELD_OUT], "every_steps": 2}))
+    events = EventAccumulator(str(scene / "runs/logged/tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "loss/task", "loss/feature", "loss/cross", "loss/total", "lr", "gradient_norm", "samples_per_second",
+        "data_wait_share", "memory_gb", "monitor/held-out/recall@1", "monitor/held-out/recall@5",
+    }  # fmt: skip
+    assert [event.step for event in events.Scalars("loss/total")] == [0, 1, 2, 3]
+    assert [event.value for event in events.Scalars("lr")][:2] == pytest.approx([5e-4, 1e-3])
+
+
+def test_wandb_that_is_not_installed_is_said(scene: Path) -> None:
+    try:
+        import wandb  # noqa: F401
+    except ModuleNotFoundError:
+        with pytest.raises(UserError, match="pip install 'mmkd\\[wandb\\]'"):
+            quiet(write_run(scene, "wandb", logging={"wandb": "mine"}))

@@ -1,0 +1,270 @@
+"""Many ranks, micro-batches, bf16: the same rows, the same gradients, and nobody waits for the dead."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.model import set_model_preprocess_cfg
+from tiny_run import quiet, write_run
+from tiny_teachers import TINY
+
+from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.captions import Captions, tokenised
+from mmkd.distill.checkpoint import best_or_last, checkpoints, read
+from mmkd.distill.config import LossWeights, OptimiserConfig, RunConfig, load_run
+from mmkd.distill.objective import Objective
+from mmkd.distill.optimiser import learning_rate_shares, make_optimiser
+from mmkd.distill.order import bucketed, epoch_order, share
+from mmkd.distill.student import Towers
+from mmkd.distill.trainer import train
+from mmkd.distill.update import Model, Updater
+from mmkd.distill.world import World
+from mmkd.store.errors import ConfigError
+
+
+@cache
+def tokenizer() -> open_clip.tokenizer.SimpleTokenizer:
+    """CLIP's own, for sixteen tokens."""
+    return open_clip.tokenizer.SimpleTokenizer(context_length=16)
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 5), st.integers(0, 9))
+def test_buckets_hold_every_row_once_and_like_lengths_together(n: int, batch: int, window: int, epoch: int) -> None:
+    rows = np.arange(n, dtype=np.int64)
+    lengths = (rows * 7919) % 13
+    order = epoch_order(rows, 3, epoch)
+    found = bucketed(order, lengths[order], batch, window, (3, epoch))
+    assert sorted(found.tolist()) == sorted(order[: n // batch * batch].tolist())
+    for first in range(0, len(found), max(1, window) * batch):
+        # A window holds the rows that it held before, and its batches do not overlap in length.
+        span = slice(first, first + max(1, window) * batch)
+        assert sorted(found[span].tolist()) == sorted(order[: n // batch * batch][span].tolist())
+        if window:
+            spans = [(lengths[b].min(), lengths[b].max()) for b in found[span].reshape(-1, batch)]
+            spans.sort()
+            assert all(low[1] <= high[0] for low, high in pairwise(spans))
+    assert np.array_equal(found, bucketed(order, lengths[order], batch, window, (3, epoch)))
+
+
+@given(st.integers(1, 8), st.integers(1, 4))
+def test_shares_of_all_ranks_are_the_batch(part: int, power: int) -> None:
+    ranks = 2**power // 2
+    batch = np.arange(part * ranks) * 5
+    assert np.concatenate([share(batch, rank, ranks) for rank in range(ranks)]).tolist() == batch.tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.text("abcdefg hijk", max_size=80), min_size=1, max_size=8, unique=True))
+def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None:
+    tokenise = tokenizer()
+    captions = tokenised(texts, tokenise)
+    numbers = np.arange(len(texts))[::-1].copy()
+    assert torch.equal(captions.tokens(numbers, 16), tokenise(texts[::-1]))
+    length = captions.padded_length(numbers, whole=False)
+    assert length in (8, 16)
+    assert torch.equal(captions.tokens(numbers, length), tokenise(texts[::-1])[:, :length])
+
+
+def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
+    """A tiny model with two teachers, and a batch in which the second teacher lacks rows."""
+    torch.manual_seed(seed)
+    clip = open_clip.CLIP(**TINY | {"text_cfg": TINY["text_cfg"] | {"width": 16}})
+    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    model = Model(Towers(clip), Objective(LossWeights(), 24, [6, 8]))
+    targets = tuple(
+        TeacherTargets(torch.randn(rows, e), torch.randn(rows, e), torch.rand(rows) < p) for e, p in ((6, 2), (8, 0.6))
+    )
+    batch = Batch(
+        step=0,
+        epoch=0,
+        rows=np.arange(rows),
+        positions=torch.arange(rows),
+        images=torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8),
+        tokens=torch.randint(1, 49408, (rows, 16)),
+        groups=torch.arange(rows) % 9,
+        targets=targets,
+    )
+    return model, batch
+
+
+def gradients(model: Model, batch: Batch, micro: int | None) -> dict[str, torch.Tensor]:
+    """Of one update with a learning rate of zero."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
+    update = Updater(model, model.towers, optimiser, 1e9, World(torch.device("cpu")), torch.float32, micro, seed=0)
+    outcome = update(batch)
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return found | {f"term {name}": term for name, term in outcome.terms.items()}
+
+
+@pytest.mark.parametrize("micro", [1, 5, 6, 11])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(micro: int) -> None:
+    model, batch = parts()
+    whole = gradients(model, batch, None)
+    assert len(whole) == len(list(model.parameters())) + 3
+    for name, value in gradients(model, batch, micro).items():
+        assert (value - whole[name]).abs().max() <= 1e-6 * whole[name].abs().max(), name
+
+
+def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
+    _, batch = parts()
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
+    clip = open_clip.CLIP(**TINY | {"vision_cfg": resnet, "text_cfg": TINY["text_cfg"] | {"width": 16}})
+    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    towers, by_hand = Towers(clip), Towers(deepcopy(clip))
+    for piece in batch.images.split(6):
+        by_hand.encode_images(piece)
+    gradients(Model(towers, Objective(LossWeights(), 24, [6, 8])), batch, 6)
+    for name, value in by_hand.state_dict().items():
+        if "running_" in name:
+            assert torch.equal(towers.state_dict()[name], value), name
+
+
+def test_short_captions_give_the_features_of_padded_ones() -> None:
+    model, _ = parts()
+    captions = tokenised(["a b", "c d e f"], tokenizer())
+    assert isinstance(captions, Captions)
+    numbers = np.arange(2)
+    short, padded = (model.towers.encode_tokens(captions.tokens(numbers, n)) for n in (8, 16))
+    assert torch.allclose(short, padded, atol=1e-6)
+    assert model.towers.takes_short_captions(captions.tokens(numbers, 16), 8)
+    # A tower that looks at the last place of the context is found out.
+    model.towers.student.text_pool_type = "last"  # type: ignore[assignment]
+    assert not model.towers.takes_short_captions(captions.tokens(numbers, 16), 8)
+
+
+def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
+    model, _ = parts()
+    config = OptimiserConfig(weight_decay=0.2, layer_decay=0.5)
+    shares = learning_rate_shares(model, 0.5)
+    student = "towers.student."
+    assert shares[f"{student}visual.proj"] == shares["objective.heads.0.weight"] == shares[f"{student}logit_scale"] == 1
+    assert shares[f"{student}visual.transformer.resblocks.0.ln_1.weight"] == 0.5
+    assert shares[f"{student}transformer.resblocks.0.mlp.c_fc.weight"] == 0.5
+    assert shares[f"{student}visual.conv1.weight"] == shares[f"{student}token_embedding.weight"] == 0.25
+    optimiser = make_optimiser(model, config)
+    for group in optimiser.param_groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.2}
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+
+
+def under_torchrun(*arguments: str) -> list[str]:
+    """A command line of `mmkd` for two ranks, as the documentation has it."""
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, "--no-python", str(Path(sys.executable).parent / "mmkd"), *arguments]
+
+
+def as_rank(path: Path, rank: int, port: int) -> None:
+    """One of two ranks, as torchrun would start it."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    quiet(path)
+
+
+def forked_ranks(path: Path) -> list[multiprocessing.process.BaseProcess]:
+    """Two ranks as children of this process: they need not import torch again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=as_rank, args=(path, rank, port)) for rank in range(2)]
+    for child in children:
+        child.start()
+    return children
+
+
+def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
+    """Weights, averages and moments of two finished runs are equal to 2e-6."""
+    (_, a), (_, b) = (read(best_or_last(config.out)) for config in (one, other))
+    assert a.progress == b.progress
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, value in a.tensors.items():
+        assert torch.allclose(value, b.tensors[name], rtol=1e-4, atol=2e-6), name
+
+
+GENTLE = {"epochs": 1, "optimiser": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
+
+
+def test_two_ranks_take_the_steps_of_one_and_resume_each_other(scene: Path) -> None:
+    alone, both = (load_run(write_run(scene, name, **GENTLE)) for name in ("alone", "both"))
+    # One process takes the first step, two take the others.
+    train(both, say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    children = forked_ranks(scene / "both.yaml")
+    quiet(alone)
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert_equal_ends(alone, both)
+
+
+def test_a_rank_that_dies_ends_the_run(scene: Path) -> None:
+    path = write_run(scene, "dying", epochs=5000, checkpoints={"every_steps": 3})
+    first, second = forked_ranks(path)
+    while not checkpoints(load_run(path).out):
+        time.sleep(0.05)
+        assert first.is_alive()
+    second.kill()
+    first.join(timeout=60)
+    assert first.exitcode == 1
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_and_ends_when_a_rank_dies(scene: Path, tmp_path: Path) -> None:
+    alone, both = (load_run(write_run(scene, name, **GENTLE)) for name in ("by-itself", "torchrun"))
+    quiet(alone)
+    command = under_torchrun("distill", str(scene / "torchrun.yaml"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("next: mmkd export") == 1
+    assert_equal_ends(alone, both)
+    path = write_run(scene, "dying-too", epochs=5000, checkpoints={"every_steps": 3})
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=log, stderr=log)
+        while not checkpoints(load_run(path).out):
+            time.sleep(0.2)
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert process.wait(timeout=60) != 0
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmkd.distill.prepare import prepare
+
+    config = load_run(write_run(scene, "odd", batch_size=25))
+    with pytest.raises(ConfigError, match="batch_size 25 cannot be shared equally by 2 ranks; take 24"):
+        prepare(config, World(torch.device("cpu"), 0, 2))
+
+
+@pytest.mark.parametrize(
+    "compute", [{"precision": "bf16"}, {"gradient_checkpointing": True}, {"micro_batch": 7}], ids=str
+)
+def test_ways_to_compute_give_nearly_the_same_losses(scene: Path, compute: dict[str, object]) -> None:
+    name = "-".join(compute)
+    plain = quiet(write_run(scene, f"plain-{name}", epochs=1)).losses
+    other = quiet(write_run(scene, f"other-{name}", epochs=1, compute=compute)).losses
+    tolerance = 0.03 if "precision" in compute else 1e-4
+    assert other == pytest.approx(plain, rel=tolerance)
+    assert ("precision" not in compute) or other != plain
+
+
+@pytest.mark.slow
+def test_compiled_towers_give_nearly_the_same_losses(scene: Path) -> None:
+    plain = quiet(write_run(scene, "eager", epochs=1)).losses
+    compiled = quiet(write_run(scene, "compiled", epochs=1, compute={"compile": True})).losses
+    assert compiled == pytest.approx(plain, rel=1e-3)

@@ -1,0 +1,162 @@
+"""Training inputs kept in a store: same bytes always, judged by verify, read by training."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from test_extract import load, tree_digest
+from tiny_corpus import picture, png, write_table_corpus
+from tiny_run import quiet, write_run, write_scene
+from tiny_teachers import write_tiny_teacher
+
+from mmkd.extract.corpora import open_corpus
+from mmkd.extract.index import create_indexed_store
+from mmkd.extract.plan import plan_tasks
+from mmkd.extract.shard import extract_shard
+from mmkd.extract.teachers import Teacher
+from mmkd.store import FeatureStore
+from mmkd.store.errors import IncompleteStoreError, UserError
+from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
+from mmkd.store.repair import repair
+from mmkd.store.verify import verify
+from mmkd.store.writer import add_teacher, move_corpus
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Teacher]:
+    """One tiny teacher."""
+    return load({"one": write_tiny_teacher(tmp_path_factory.mktemp("t") / "one", seed=1)}, "one")
+
+
+def extract_with_inputs(root: Path, corpus: Path, teachers: dict[str, Teacher], size: int, threads: int = 2) -> None:
+    """What `mmkd extract --keep-inputs` does, without a scheduler."""
+    if not (root / "zarr.json").exists():
+        create_indexed_store(open_corpus(str(corpus)), root)
+    store = FeatureStore.open(root)
+    for teacher in teachers.values():
+        add_teacher(root, store.record, teacher.card)
+    cards = [teacher.card for teacher in teachers.values()]
+    for task in plan_tasks(store.shards, cards, store.ledger, shards_without_inputs(root, store.shards, size)):
+        chosen = {slug: teachers[slug] for slug in task.teachers}
+        extract_shard(root, store.record, task.shard, chosen, threads, size if task.inputs else None)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, teachers: dict[str, Teacher]) -> Path:
+    """A store of 280 rows in two shards with inputs of 36 pixels; rows 3 and 4 have no sound image."""
+    root = tmp_path_factory.mktemp("kept")
+    corpus = write_table_corpus(root / "corpus", 280)
+    (root / "corpus/images/3.png").write_bytes(png(3)[:200])
+    (root / "corpus/images/4.png").unlink()
+    extract_with_inputs(root / "s", corpus, teachers, 36)
+    return root
+
+
+def test_inputs_are_the_pictures_at_student_size(kept: Path) -> None:
+    store = FeatureStore.open(kept / "s")
+    inputs = Inputs(store.root, store.record)
+    found = Image.open(io.BytesIO(inputs.jpeg(0) or b""))
+    assert found.size == (36, 43)  # of 40 x 48
+    expected = np.asarray(picture(0).resize((36, 43), Image.Resampling.BICUBIC), dtype=float)
+    assert np.abs(np.asarray(found, dtype=float) - expected).mean() < 4
+    assert [row for row in range(280) if inputs.jpeg(row) is None] == [3, 4]
+    # Any Arrow reads it, and the JPEG lies in the mapped file, not in a copy.
+    with pa.memory_map(str(kept / "s/inputs/00001.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+        assert table["row"].to_pylist() == list(range(256, 280))
+        assert table["jpeg"][3].as_py() == bytes(inputs.jpeg(259) or b"")
+        assert pa.total_allocated_bytes() < len((kept / "s/inputs/00001.arrow").read_bytes())
+    again = pickle.loads(pickle.dumps(inputs))
+    assert again.jpeg(7) == inputs.jpeg(7)
+
+
+def test_small_pictures_keep_their_size_and_grey_stays_grey() -> None:
+    small = Image.open(io.BytesIO(encode_input(picture(1), 500)))
+    assert (small.size, small.mode) == ((40, 48), "RGB")
+    grey = Image.open(io.BytesIO(encode_input(picture(1).convert("L"), 20)))
+    assert (grey.size, grey.mode) == ((20, 24), "L")
+    thin = Image.open(io.BytesIO(encode_input(Image.new("RGBA", (400, 2)), 1)))
+    assert (thin.size, thin.mode) == ((200, 1), "RGB")
+
+
+def test_bytes_do_not_depend_on_threads_company_or_when_they_were_asked_for(
+    kept: Path, tmp_path: Path, teachers: dict[str, Teacher]
+) -> None:
+    corpus = kept / "corpus/pairs.csv"
+    # Features first, inputs in a later run, one shard's entry lost in between.
+    extract_with_inputs(tmp_path / "s", corpus, teachers, 36, threads=1)
+    expected = tree_digest(kept / "s")
+    assert tree_digest(tmp_path / "s") == expected
+    shutil.rmtree(tmp_path / "s/inputs")
+    extract_with_inputs(tmp_path / "s", corpus, teachers, 36, threads=4)
+    (tmp_path / "s/inputs/00000.json").unlink()
+    extract_with_inputs(tmp_path / "s", corpus, {}, 36)
+    assert tree_digest(tmp_path / "s") == expected
+
+
+def test_other_sizes_are_not_mixed(kept: Path) -> None:
+    with pytest.raises(UserError, match="keeps inputs of 36 pixels, not 48; ask for 36"):
+        shards_without_inputs(kept / "s", 2, 48)
+
+
+@pytest.mark.parametrize("harm", ["byte", "cut", "gone", "entry", "rows", "name"])
+def test_verify_sees_harm_and_repair_drops_exactly_that_shard(kept: Path, tmp_path: Path, harm: str) -> None:
+    root = tmp_path / "s"
+    shutil.copytree(kept / "s", root)
+    assert verify(root).sound
+    arrow, entry = root / "inputs/00001.arrow", root / "inputs/00001.json"
+    data = arrow.read_bytes()
+    if harm == "byte":
+        middle = len(data) // 2
+        arrow.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    elif harm == "cut":
+        arrow.write_bytes(data[:-1])
+    elif harm == "gone":
+        arrow.unlink()
+    elif harm == "entry":
+        entry.write_text("{}")
+    elif harm == "rows":  # sound in themselves, but of another shard
+        arrow.write_bytes((root / "inputs/00000.arrow").read_bytes())
+        entry.write_text((root / "inputs/00000.json").read_text().replace('"shard": 0', '"shard": 1'))
+    else:
+        entry.write_text((root / "inputs/00000.json").read_text())
+    report = verify(root)
+    assert {finding.file for finding in report.findings} == {"inputs/00001.json"}
+    assert repair(root, report) == ("dropped inputs/00001.json",)
+    assert verify(root).sound
+    assert shards_without_inputs(root, 2, 36) == {1}
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene with inputs of 40 pixels, whose corpus is gone."""
+    root = write_scene(tmp_path_factory.mktemp("away"))
+    extract_with_inputs(root / "features", root / "corpus/pairs.csv", {}, 40)
+    move_corpus(root / "features", root / "corpus")
+    shutil.rmtree(root / "corpus")
+    return root
+
+
+def test_training_needs_no_corpus_when_inputs_are_there(away: Path) -> None:
+    losses = [quiet(write_run(away, f"w{n}", epochs=1, data={"workers": n})).losses for n in (0, 2)]
+    assert losses[0] == losses[1]
+    with pytest.raises(UserError, match=r"file not found.*train from `inputs`"):
+        quiet(write_run(away, "corpus", data={"images": "corpus"}))
+
+
+def test_inputs_that_are_missing_or_too_small_are_refused(away: Path, tmp_path: Path) -> None:
+    shutil.copytree(away, tmp_path / "c")
+    (tmp_path / "c/features/inputs/00001.json").unlink()
+    with pytest.raises(IncompleteStoreError, match="1 shards have no inputs, the first is 1"):
+        quiet(write_run(tmp_path / "c", "lacking", data={"images": "inputs"}))
+    student = (away / "tiny-student.json").read_text().replace('"image_size": 32', '"image_size": 48')
+    (away / "larger.json").write_text(student)
+    with pytest.raises(UserError, match="keeps inputs of 40 pixels, the student sees 48"):
+        quiet(write_run(away, "small", student={"model": "larger.json"}, data={"images": "inputs"}))
