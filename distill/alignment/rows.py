@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +51,9 @@ class AlignmentRows:
         order = list(store.teachers)
         self.sound: NDArray[np.bool_] = store.available(config.selection)[:, [order.index(slug) for slug in self.slugs]]
         self.unit_input = config.unit_input
-        self._features = {
-            (slug, tower): as_tensor(getattr(store, tower)(slug)) for slug in self.slugs for tower in TOWERS
+        mapped = {(slug, tower): getattr(store, tower)(slug) for slug in self.slugs for tower in TOWERS}
+        self._features: dict[tuple[str, Tower], Any] = {
+            key: as_tensor(values) if isinstance(values, np.ndarray) else values for key, values in mapped.items()
         }
         condition = parse_condition(config.where, store.samples.schema) if config.where else None
         table = store.sample_table(["row", "caption"], filter=condition)
@@ -97,7 +99,11 @@ class AlignmentRows:
             yield self.gather(self.fit[start : start + BLOCK])
 
     def _picked(self, slug: str, tower: Tower, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
-        values = self._features[slug, tower].index_select(0, rows)
+        source = self._features[slug, tower]
+        if isinstance(source, torch.Tensor):
+            values = source.index_select(0, rows)
+        else:  # features that the store decodes when they are asked for
+            values = torch.from_numpy(np.asarray(source[rows.numpy()]))
         values = values.to(device).float() if device else values.float()
         return F.normalize(values, dim=-1) if self.unit_input else values
 

@@ -72,6 +72,8 @@ def check_name(root: Path, name: str) -> None:
     Raises:
         UserError: it cannot be a folder, or is taken.
     """
+    if not isinstance(root, Path):
+        raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
     if not is_slug(name):
         raise UserError(
             f"selection name {name!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.'"
