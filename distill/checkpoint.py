@@ -71,8 +71,14 @@ def run_digest(config: RunConfig, store: FeatureStore) -> str:
         "corpora": [span.corpus.digest for span in record.spans()],
         "rows": record.rows,
         "teachers": {slug: store.card(slug).digest for slug in config.teachers or store.teachers},
+        "alignment": _file_digest(config.heads.alignment),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_digest(path: Path | None) -> str:
+    """Empty without a file; one that is missing is complained of where it is opened."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
 from mmkd.distill.presets import composed
 from mmkd.store.errors import ConfigError
 from mmkd.store.yaml_config import Frozen, read_mapping, validated
@@ -27,14 +28,6 @@ class StudentConfig(Frozen):
         if self.pretrained and self.start_from is not None:
             raise ValueError("`pretrained` and `start_from` both name weights to begin with; keep one")
         return self
-
-
-class LossWeights(Frozen):
-    """`total = task * task_loss + feature * feature_loss + cross * cross_loss`; see `mmkd.distill.losses`."""
-
-    task: float = Field(default=1.0, ge=0)
-    feature: float = Field(default=1.0, ge=0)
-    cross: float = Field(default=1.0, ge=0)
 
 
 class OptimiserConfig(Frozen):
@@ -156,13 +149,17 @@ class RunConfig(Frozen):
     student: StudentConfig
     teachers: tuple[str, ...] = ()
     """Slugs to learn from; empty for all in the store."""
+    selection: str | None = None
+    """Learn from the pairs that this selection of the store keeps (`mmkd select`); empty for all sound ones."""
     where: dict[str, str] = Field(default_factory=dict)
     """Rows to train on: sample column to value, for example {split: train}. Empty for all rows."""
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)
     """Pairs of one step, over all ranks."""
     seed: int = Field(default=0, ge=0)
-    loss: LossWeights = LossWeights()
+    loss: LossConfig = LossConfig()
+    policy: PolicyConfig = PolicyConfig()
+    heads: HeadConfig = HeadConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     data: DataConfig = DataConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -184,6 +181,9 @@ def load_run(path: Path) -> RunConfig:
         student = student.model_copy(update={"model": str(here / student.model)})
     if student.start_from is not None:
         student = student.model_copy(update={"start_from": here / student.start_from})
+    heads = config.heads
+    if heads.alignment is not None:
+        heads = heads.model_copy(update={"alignment": here / heads.alignment})
     sets = tuple(
         entry if entry.store is None else entry.model_copy(update={"store": here / entry.store})
         for entry in config.monitor.sets
@@ -192,5 +192,11 @@ def load_run(path: Path) -> RunConfig:
     if len(set(names)) < len(names):
         raise ConfigError(f"{path}: monitor.sets: two sets have one name among {', '.join(names)}; rename one")
     monitor = config.monitor.model_copy(update={"sets": sets})
-    placed = {"store": here / config.store, "out": here / config.out, "student": student, "monitor": monitor}
+    placed = {
+        "store": here / config.store,
+        "out": here / config.out,
+        "student": student,
+        "heads": heads,
+        "monitor": monitor,
+    }
     return config.model_copy(update=placed)

@@ -13,7 +13,6 @@ from torch import nn
 
 from mmkd.distill.checkpoint import CONFIG, Progress, best_or_last, read, student_weights
 from mmkd.distill.config import RunConfig
-from mmkd.distill.objective import Objective
 from mmkd.distill.student import build_student, model_config
 from mmkd.store import FeatureStore
 from mmkd.store.atomic import disk_errors
@@ -64,7 +63,7 @@ def _provenance(config: RunConfig, digest: str, progress: Progress, student: nn.
     store = FeatureStore.open(config.store)
     corpora = [span.corpus for span in store.record.spans()]
     began_with = config.student.start_from
-    asked = Objective.asks_teachers(config.loss)
+    asked = bool(config.loss.teacher_terms)
     cards = [store.card(slug) for slug in (config.teachers or tuple(store.teachers))] if asked else []
     return {
         "run": digest,

@@ -2,71 +2,141 @@
 
 The loop knows nothing of losses and this file knows nothing of loops. Each rank is given its own share of
 the batch; the sums over ranks of what it returns are the terms of the whole batch, whatever the number of ranks.
+Shapes: b rows of this rank, B of all ranks, T teachers, D student width, A width of a comparison.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from mmkd.distill.bank import Bank
 from mmkd.distill.batch import Batch, StudentFeatures
-from mmkd.distill.config import LossWeights
-from mmkd.distill.losses import cross_loss, feature_loss, task_loss
-from mmkd.distill.student import INITIAL_LOG_SCALE
+from mmkd.distill.heads import Heads
+from mmkd.distill.losses import PairFeatures, bank_loss, cross_loss, feature_loss, relational_loss, task_loss, unit
+from mmkd.distill.losses.relational import Similarities
+from mmkd.distill.objective_config import LossConfig
+from mmkd.distill.policies import Policy
+from mmkd.distill.reduction import Reduction
+from mmkd.distill.targets import Preparation, mixed
+from mmkd.distill.temperature import INITIAL_LOG_SCALE, MAX_LOG_SCALE
 from mmkd.distill.world import World
 
-# CLIP clips its temperature at 100 (arXiv 2103.00020, section 2.5).
-MAX_LOG_SCALE = math.log(100)
+
+@dataclass
+class TeacherSide:
+    """All that a run with teachers has beside the student.
+
+    relation_scales: of the softmax over each teacher's own similarities.
+    """
+
+    heads: Heads
+    prepare: Preparation
+    policy: Policy
+    relation_scales: Sequence[float]
+    bank: Bank | None = None
 
 
 class Objective(nn.Module):
-    """The losses' weights and all that is learned for them beside the student: heads and temperatures.
+    """The terms and all that is learned for them beside the student: heads, temperatures, variances."""
 
-    A head is one linear map from the student's width D to a teacher's width E, used for image and text
-    alike: whatever aligns the two in the student then aligns them in every teacher's space.
-    """
-
-    def __init__(self, weights: LossWeights, student_dim: int, teacher_dims: Sequence[int]) -> None:
+    def __init__(self, config: LossConfig, side: TeacherSide | None) -> None:
         super().__init__()
-        self.weights = weights
-        self.heads = nn.ModuleList(nn.Linear(student_dim, dim, bias=False) for dim in teacher_dims)
-        self.cross_log_scales = nn.Parameter(torch.full((len(teacher_dims),), INITIAL_LOG_SCALE))
+        self.config = config
+        self.side = side if config.teacher_terms else None
+        if self.side is None:
+            return
+        # The released loss knows one space of keys, hence one scale and one mean.
+        spaces = 1 if config.mixed_teachers else len(self.side.heads.slugs)
+        self.heads = self.side.heads
+        if config.cross_scale is None:
+            self.cross_log_scales = nn.Parameter(torch.full((spaces,), INITIAL_LOG_SCALE))
+        self.reduction = Reduction(config.balance, config.teacher_terms, spaces)
 
     def forward(self, student: StudentFeatures, batch: Batch, world: World) -> dict[str, torch.Tensor]:
-        """This rank's part of every term before weighting, float32 scalars.
+        """This rank's part of every term before weighting, float32 scalars; the parts of all ranks sum to the terms."""
+        rows = torch.from_numpy(batch.rows).to(batch.groups.device)
+        group = batch.groups if self.config.equal_captions else rows
+        own = PairFeatures(unit(student.image), unit(student.text), group)
+        every = gathered(own, world)
+        values = task_loss(own, every, student.log_scale.exp())
+        terms = {"task": values.sum() / len(every.group)}
+        if self.side is None:
+            return terms
+        prepared = self.side.prepare(batch.targets, group)
+        shares = self.side.policy.shares(batch)
+        if self.config.mixed_teachers:
+            prepared = [mixed(prepared, shares)]
+            shares = shares.sum(dim=1, keepdim=True)
+        banks = None if self.side.bank is None else self.side.bank.at(batch.step, world.gather(rows))
+        columns: dict[str, list[torch.Tensor]] = {name: [] for name in self.config.teacher_terms}
+        for number, teacher in enumerate(prepared):
+            bank = None if banks is None else banks[number]
+            own_side = Comparison(number, student, own, every, teacher, gathered(teacher, world), bank)
+            for name, found in self._of_teacher(own_side).items():
+                columns[name].append(found)
+        by_term = {name: torch.stack(found, dim=1) for name, found in columns.items()}
+        weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
+        shares = self.side.policy.after_losses(shares, weighted, batch)
+        reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world)
+        return terms | reduced
 
-        Every rank computes the whole batch's terms from gathered features and hands back its share of them.
-        """
-        image, text, groups = (world.gather(tensor) for tensor in (student.image, student.text, batch.groups))
-        terms = {"task": task_loss(image, text, student.log_scale.exp(), groups)}
-        feature, cross = [], []
-        for head, log_scale, target in zip(self.heads, self.cross_log_scales, batch.targets, strict=False):
-            present = world.gather(target.present)
-            if int(present.sum()) < 2:  # one row has nothing to be contrasted with
-                continue
-            t_image, t_text = (world.gather(tensor)[present].float() for tensor in (target.image, target.text))
-            s_image, s_text = head(image[present]), head(text[present])
-            feature.append(feature_loss(s_image, t_image) + feature_loss(s_text, t_text))
-            cross.append(cross_loss(s_image, s_text, t_image, t_text, log_scale.exp(), groups[present]))
-        if self.asks_teachers(self.weights):
-            zero = image.new_zeros(())
-            terms["feature"] = torch.stack(feature).mean() if feature else zero
-            terms["cross"] = torch.stack(cross).mean() if cross else zero
-        return {name: term / world.size for name, term in terms.items()}
+    def _of_teacher(self, side: Comparison) -> dict[str, torch.Tensor]:
+        """Each term's value a row, float (b,); rows that the teacher lacks hold anything finite."""
+        config, teachers = self.config, self.side
+        assert teachers is not None, "asked only when there are teachers"
+        image, text = (teachers.heads(side.number, x) for x in (side.student.image, side.student.text))
+        here = PairFeatures(unit(image), unit(text), side.own.group)
+        found = {}
+        if config.feature:
+            found["feature"] = feature_loss(here, side.teacher, config.feature_kind)
+        if config.cross:
+            found["cross"] = cross_loss(here, side.all_teacher, self._scale(side.number))
+        if config.bank and side.bank is not None:
+            found["bank"] = bank_loss(here, side.all_teacher, side.bank, self._scale(side.number))
+        if config.relational:
+            scale = side.student.log_scale.exp()
+            theirs = side.own.image.new_tensor(teachers.relation_scales[side.number])
+            found["relational"] = relational_loss(
+                Similarities(side.own, side.every, scale), Similarities(side.teacher, side.all_teacher, theirs)
+            )
+        return found
+
+    def _scale(self, number: int) -> torch.Tensor:
+        if self.config.cross_scale is not None:
+            return torch.tensor(self.config.cross_scale)
+        return self.cross_log_scales[number].exp()
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum that is minimised."""
-        return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
+        return torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
 
     @torch.no_grad()
     def clamp(self) -> None:
         """Keep temperatures within CLIP's limits; called after every step."""
-        self.cross_log_scales.clamp_(0, MAX_LOG_SCALE)
+        if self.side is not None and self.config.cross_scale is None:
+            self.cross_log_scales.clamp_(0, MAX_LOG_SCALE)
 
-    @staticmethod
-    def asks_teachers(weights: LossWeights) -> bool:
-        """True when a term needs what teachers said; otherwise rows without a teacher take part too."""
-        return weights.feature > 0 or weights.cross > 0
+
+@dataclass(frozen=True)
+class Comparison:
+    """One teacher against the student: rows of this rank and of all ranks, and the bank's."""
+
+    number: int
+    student: StudentFeatures
+    own: PairFeatures
+    every: PairFeatures
+    teacher: PairFeatures
+    all_teacher: PairFeatures
+    bank: PairFeatures | None
+
+
+def gathered(pairs: PairFeatures, world: World) -> PairFeatures:
+    """The rows of all ranks; the student's gradients flow back to the rank that a row came from."""
+    if world.size == 1:
+        return pairs
+    available = None if pairs.available is None else world.gather(pairs.available)
+    return PairFeatures(world.gather(pairs.image), world.gather(pairs.text), world.gather(pairs.group), available)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmkd.distill.assemble import make_objective
 from mmkd.distill.batches import Batches, BatchPlan
 from mmkd.distill.captions import Captions, tokenised
 from mmkd.distill.checkpoint import (
@@ -24,7 +25,6 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.held_out import held_out
 from mmkd.distill.image_source import row_images
 from mmkd.distill.monitor import Monitor
-from mmkd.distill.objective import Objective
 from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import training_pairs
@@ -96,7 +96,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     tokenise = student_tokenizer(config.student)
     batches = _batches(store, config, towers, teachers, tokenise, world)
     width = int(model_config(config.student.model)["embed_dim"])
-    objective = Objective(config.loss, width, teachers.dims if teachers is not None else ())
+    objective = make_objective(config, width, teachers, batches.plan.pairs, world.device)
     model = Model(towers, objective.to(world.device))
     if state is None and config.student.start_from is not None:
         _begin_with(student, config.student.start_from)
@@ -121,12 +121,12 @@ def _check_shares(config: RunConfig, world: World) -> None:
 
 def _teachers(store: FeatureStore, config: RunConfig, world: World) -> TeacherFeatures | None:
     """The teachers' features, where the configuration wants them; None when no loss asks a teacher."""
-    if not Objective.asks_teachers(config.loss):
+    if not config.loss.teacher_terms:
         return None
     slugs = config.teachers or tuple(store.teachers)
     if not slugs:
         raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
-    teachers = TeacherFeatures(store, slugs)
+    teachers = TeacherFeatures(store, slugs, config.selection)
     wanted = config.data.features
     if wanted == "resident" or (wanted == "auto" and teachers.fits(world.device)):
         teachers.reside(world.device)

@@ -19,9 +19,6 @@ from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 from mmkd.distill.config import StudentConfig
 from mmkd.store.errors import ConfigError
 
-# CLIP's initial temperature, 1/0.07, as the logarithm that is learned (arXiv 2103.00020, section 2.5).
-INITIAL_LOG_SCALE = 2.6592600
-
 Pixels = Callable[[Image.Image], torch.Tensor]
 """A picture to uint8 (3, H, W)."""
 

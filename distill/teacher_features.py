@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.distill.batch import TeacherTargets
-from mmkd.store import PAIR_SOUND, FeatureStore
+from mmkd.store import FeatureStore
 from mmkd.store.array import FeatureArray
 
 # Of the device memory that is free before training: the rest is for weights, their moments and activations.
@@ -22,12 +22,15 @@ RESIDENT_SHARE = 0.5
 class TeacherFeatures:
     """Rows of all teachers of a run. Mapped, only the rows of a batch are ever read."""
 
-    def __init__(self, store: FeatureStore, slugs: Sequence[str]) -> None:
+    def __init__(self, store: FeatureStore, slugs: Sequence[str], selection: str | None = None) -> None:
         self.slugs = tuple(slugs)
-        self.dims = tuple(store.card(slug).dim for slug in slugs)
+        self.cards = {slug: store.card(slug) for slug in slugs}
+        self.dims = tuple(card.dim for card in self.cards.values())
         self._image = [_indexable(store.image(slug)) for slug in slugs]
         self._text = [_indexable(store.text(slug)) for slug in slugs]
-        self._sound = [torch.from_numpy(store.valid(slug) & PAIR_SOUND == PAIR_SOUND) for slug in slugs]
+        available = store.available(selection)
+        order = list(store.teachers)
+        self._sound = [torch.from_numpy(available[:, order.index(slug)].copy()) for slug in slugs]
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""

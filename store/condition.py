@@ -4,8 +4,8 @@
     not (site = 's1' or caption like '%figure%') and row between 0 and 4095
 
 `and`, `or`, `not`, parentheses, `= != <> < <= > >=`, `in`, `like` (`%` and `_`), `between`, `is null`, each with `not`.
-Text stands in single quotes (`''` is one of them), column names bare or in double quotes. A comparison with a
-missing value is neither true nor false, and such a row does not match, as in SQL.
+Text stands in single quotes (`''` is one of them), column names bare or in double quotes. A comparison with a missing
+value is neither true nor false, and such a row does not match, as in SQL.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
@@ -121,10 +122,8 @@ class _Parser:
             while self.taken(","):
                 values.append(self.literal(column))
             self.need(")")
-            # `isin` alone would take a missing value for "not in the list", and its negation for a match.
-            return pc.if_else(
-                field.is_valid(), field.isin(pa.array(values, type=column.type)), pa.scalar(None, pa.bool_())
-            )
+            # Not `isin`: it casts 7.5 to the column's integers, and takes a missing value for "not in the list".
+            return reduce(operator.or_, (field == value for value in values))
         if self.taken("between"):
             low = self.literal(column)
             self.need("and")

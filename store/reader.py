@@ -141,11 +141,25 @@ class FeatureStore:
         card = self.card(slug)
         return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
-    def available(self) -> NDArray[np.bool_]:
-        """Where a teacher has a sound image and a sound text feature: bool (N, T), T in the order of `teachers`."""
+    def available(self, selection: str | None = None) -> NDArray[np.bool_]:
+        """Where a teacher has a sound image and a sound text feature: bool (N, T), T in the order of `teachers`.
+
+        With `selection`, only pairs that `selections/<selection>` keeps.
+
+        Raises:
+            UserError: no selection of this name, or one made when the store had other rows.
+            TeacherMismatchError: it judged other features than the store holds now.
+        """
         if not self.teachers:
             return np.zeros((len(self), 0), dtype=bool)
-        return np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)
+        sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)
+        if selection is None:
+            return sound
+        # Here, as the package builds on this module.
+        from mmkd.store.selection.array import read_selection, selected  # noqa: PLC0415
+
+        digests = {slug: card.digest for slug, card in self.teachers.items()}
+        return selected(read_selection(self.root, self.record, selection), digests, sound)
 
     @property
     def samples(self) -> pads.Dataset:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mmkd.store.errors import ConfigError
 
@@ -16,6 +17,28 @@ class Frozen(BaseModel):
     """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OneOf(Frozen):
+    """Base of models of which exactly one key is set."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> OneOf:
+        keys = [field.alias or name for name, field in type(self).model_fields.items()]
+        if len(self.model_fields_set) != 1 or self.chosen is None:
+            named = ", ".join(sorted(self.model_fields_set)) or "none"
+            raise ValueError(f"has {named}, expected exactly one of {', '.join(keys)}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the field that is set."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def chosen(self) -> Any:
+        """Its value."""
+        return getattr(self, self.kind)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,7 +73,8 @@ def validated(model: type[Model], content: object, where: Path | str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that is misspelt before the one that is missing for it.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = _place(content, first["loc"])
         reason = " ".join(first["msg"].removeprefix("Value error, ").split())
         if first["type"] == "extra_forbidden":
@@ -77,14 +101,18 @@ def _place(content: object, loc: tuple[int | str, ...]) -> str:
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The keys of the model at `path`: through fields, and through lists and optional values of models."""
     for step in path:
-        if isinstance(step, str) and step in model.model_fields:
-            annotation = model.model_fields[step].annotation
-            inner = [kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)]
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if isinstance(step, str) and step in fields:
+            inner = list(_models(fields[step].annotation))
             if not inner:
                 return []
             model = inner[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _is_model(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    """Models in an annotation such as `tuple[Rule, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)

@@ -40,9 +40,9 @@ def make_index(rows: int, labels: tuple[str, ...] = ("site",)) -> pa.Table:
 
 
 def make_store(
-    root: Path, rows: int, cards: list[TeacherCard], seed: int = 0
+    root: Path, rows: int, cards: list[TeacherCard], seed: int = 0, features: dict[str, np.ndarray] | None = None
 ) -> tuple[StoreRecord, dict[str, np.ndarray]]:
-    """A finished store of random features; returns what was written, keyed `slug/tower`."""
+    """A finished store of `features`, or of random ones; returns what was written, keyed `slug/tower`."""
     corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=rows, labels=("site",), digest="d")
     record = create_store(root, corpus, make_index(rows))
     rng = np.random.default_rng(seed)
@@ -50,16 +50,18 @@ def make_store(
     for card in cards:
         add_teacher(root, record, card)
         for tower in ("image", "text"):
-            written[f"{card.slug}/{tower}"] = rng.normal(size=(rows, card.dim)).astype(np.float16)
+            given = None if features is None else features[f"{card.slug}/{tower}"]
+            random = rng.normal(size=(rows, card.dim)).astype(np.float16)
+            written[f"{card.slug}/{tower}"] = random if given is None else given
     for shard, span in enumerate(iter_shards(record)):
         table, _ = read_part(root, shard)
         sha = write_part(root, shard, with_columns(table, {"status": ["ok"] * len(span)}))
         for card in cards:
             part = slice(span.start, span.stop)
-            features = ShardFeatures(
+            part_features = ShardFeatures(
                 image=written[f"{card.slug}/image"][part],
                 text=written[f"{card.slug}/text"][part],
                 valid=np.full(len(span), 3, dtype=np.uint8),
             )
-            write_shard(root, record, card, shard, features, sha)
+            write_shard(root, record, card, shard, part_features, sha)
     return record, written

@@ -1,0 +1,67 @@
+"""`mmkd align`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mmkd.distill.alignment.judge import AlignmentScores
+
+
+@click.command()
+@click.argument("store", metavar="STORE")
+@click.argument("run", type=click.Path(path_type=Path, dir_okay=False), metavar="RUN.yaml")
+@click.option("--json", "as_json", is_flag=True, help="The card with its scores, for programs.")
+def align(store: str, run: Path, as_json: bool) -> None:
+    """Bring the teachers' spaces to one width, and judge the result on held-out rows.
+
+    \b
+    out: phi-s.safetensors     # paths are relative to RUN.yaml
+    method: {whitening: {}}    # or none, pca, procrustes, joint, autoencoder
+    dim: 512
+    """
+    from mmkd.store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    from mmkd.distill.alignment.config import load_align
+
+    config = load_align(run)
+    # After the configuration: a misspelt key is answered at once, not after seconds of importing torch.
+    from mmkd.distill.alignment.fit import align as fit
+    from mmkd.distill.alignment.judge import AlignmentScores
+
+    alignment = fit(opened, config)
+    if as_json:
+        click.echo(alignment.card.model_dump_json(indent=1))
+        return
+    card = alignment.card
+    click.echo(
+        f"{card.method} to width {card.dim or 'of each teacher'}, fitted on {card.rows:,} rows; "
+        f"settings {json.dumps(card.settings)}"
+    )
+    click.echo(_screen(AlignmentScores.model_validate(card.scores)))
+    click.echo(f"written to {config.out}; train with it: `heads: {{alignment: {config.out}}}` in the run's YAML")
+
+
+def _screen(scores: AlignmentScores) -> str:
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.1%}"
+
+    width = max((len(slug) for slug in scores.teachers), default=7)
+    lines = [
+        f"judged on {scores.rows:,} rows whose captions were held out; recall at 1 of {scores.gallery:,.0f} on average",
+        f"  image of one teacher to text of another   {percent(scores.image_to_text):>7}",
+        f"  image of one teacher to image of another  {percent(scores.image_to_image):>7}",
+        f"  image to text of the same teacher         {percent(scores.own_image_to_text):>7}",
+        f"{'teacher':{width}}  {'rows':>8}  {'variance kept':>13}  {'neighbours kept':>15}  {'effective rank':>14}",
+    ]
+    lines += [
+        f"{slug:{width}}  {one.rows:8,}  {percent(one.reconstruction):>13}  {percent(one.neighbours):>15}  "
+        f"{one.effective_rank:14.1f}"
+        for slug, one in scores.teachers.items()
+    ]
+    return "\n".join(lines)

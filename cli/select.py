@@ -1,0 +1,92 @@
+"""`mmkd select`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mmkd.store.selection import SelectionReport
+
+
+@click.command()
+@click.argument("store", metavar="STORE")
+@click.option("--name", required=True, help="Name of the selection: a folder below STORE/selections.")
+@click.option("--rule", required=True, metavar="RULE.yaml", help="The rule: a file, or the name of a shipped one.")
+@click.option("--by", default="modality", show_default=True, help="Sample column to count by.")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
+    """Choose pairs of samples and teachers by a rule; features are not touched.
+
+    \b
+    mmkd select features --name ranked --rule retrieval_rank
+    mmkd select features --name mine --rule mine.yaml --by site
+
+    Shipped rules: agreement, best_three, cosine_fifth, retrieval_rank, mmkd_paper_share,
+    mmkd_release_reconstruction. Train on the result with `selection: NAME` in the run's YAML.
+    """
+    from tqdm import tqdm
+
+    from mmkd.store import FeatureStore
+    from mmkd.store.selection import load_rule
+    from mmkd.store.selection import select as run
+    from mmkd.store.selection.rules import find_rule
+
+    loaded = load_rule(find_rule(rule))
+    opened = FeatureStore.open(store)
+    with tqdm(unit="block", disable=as_json or not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, every: int) -> None:
+            bar.total = every
+            bar.update(done - bar.n)
+
+        report = run(opened, name, loaded, by, progress)
+    for warning in report.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(json.dumps(_plain(report), indent=1) if as_json else _screen(report))
+
+
+def _plain(report: SelectionReport) -> dict[str, object]:
+    return asdict(report) | {"counts": report.counts.model_dump(mode="json")}
+
+
+def _screen(report: SelectionReport) -> str:
+    counts = report.counts
+    share = counts.pairs.kept / counts.pairs.available
+    lines = [
+        f"{counts.pairs.kept:,} of {counts.pairs.available:,} pairs kept ({share:.1%}); "
+        f"{counts.rows_without:,} rows are left with no teacher",
+        "teachers kept a row: " + ", ".join(f"{t}: {rows:,}" for t, rows in enumerate(counts.teachers_a_row)),
+    ]
+    for title, shares in (("teacher", counts.teachers), (counts.by, counts.groups)):
+        width = max(len(title), *(len(name) for name in shares))
+        lines.append(f"\n{title:{width}}  {'pairs':>12}  {'kept':>12}")
+        lines += [
+            f"{name:{width}}  {one.available:12,}  {one.kept:12,}  {one.kept / max(one.available, 1):6.1%}"
+            for name, one in shares.items()
+        ]
+    lines += _overlaps(counts.overlaps)
+    for rule, found in report.examples.items():
+        lines.append(f"\nnear the line of {rule}")
+        lines += [
+            f"  {'kept   ' if one.kept else 'dropped'}  {one.score:10.4g}  {one.teacher}  row {one.row}  {one.key}: "
+            f"{' '.join(one.caption.split())[:60]}"
+            for one in found
+        ]
+    return "\n".join([*lines, f"\nselection {report.name!r} written, digest {report.digest[:16]}"])
+
+
+def _overlaps(overlaps: dict[str, dict[str, int]]) -> list[str]:
+    """Share of a teacher's kept rows (down) that another (across) keeps too, in percent."""
+    width = max(len(slug) for slug in overlaps)
+    lines = [f"\nof the rows kept for the teacher on the left, percent kept for\n{'':{width}}" + "".join(
+        f"{slug[:11]:>12}" for slug in overlaps
+    )]  # fmt: skip
+    for slug, row in overlaps.items():
+        own = max(row[slug], 1)
+        lines.append(f"{slug:{width}}" + "".join(f"{100 * both / own:12.0f}" for both in row.values()))
+    return lines

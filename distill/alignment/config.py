@@ -1,0 +1,112 @@
+"""One alignment, as `mmkd align STORE RUN.yaml` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mmkd.store.yaml_config import Frozen, OneOf, read_mapping, validated
+
+Centre = Literal["tower", "shared", "none"]
+"""What is subtracted before a map: each tower's own mean (closes the gap between image and text), one mean of both, or
+nothing."""
+
+
+class NoneSettings(Frozen):
+    """No map: every teacher keeps its width, and the student has a head for each."""
+
+
+class PCASettings(Frozen):
+    """The directions of largest variance."""
+
+    centre: Centre = "tower"
+
+
+class WhiteningSettings(Frozen):
+    """Equal variance in every channel."""
+
+    kind: Literal["phi_s", "full"] = "phi_s"
+    """`phi_s`: a rotation and one factor a teacher, nothing is distorted; `full`: every direction has variance 1."""
+    centre: Centre = "tower"
+    floor: float = Field(default=1e-4, gt=0, lt=1)
+    """`full` only: directions of less than this share of the largest variance are not blown up further."""
+
+
+class ProcrustesSettings(Frozen):
+    """Rotations of all teachers onto one of them."""
+
+    reference: str | None = None
+    """The teacher whose space is kept (cut to its main directions); by default the one with most pairs."""
+    centre: Centre = "tower"
+    scale: bool = True
+    """Fit one factor a teacher beside the rotation."""
+
+
+class TrainingSettings(Frozen):
+    """AdamW on features alone, with half a cosine to zero."""
+
+    steps: int = Field(default=500, gt=0)
+    batch_size: int = Field(default=1024, gt=1)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class JointSettings(TrainingSettings):
+    """Linear maps that are trained to agree."""
+
+    temperature: float = Field(default=0.05, gt=0)
+    centre: Centre = "tower"
+
+
+class AutoencoderSettings(TrainingSettings):
+    """The autoencoder released with MMKD-CLIP. Its hidden width, rate and epochs are not known: these are ours."""
+
+    hidden: int = Field(default=1024, gt=0)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    noise: float = Field(default=0.01, ge=0)
+
+
+class Method(OneOf):
+    """Exactly one of these keys."""
+
+    none: NoneSettings | None = None
+    pca: PCASettings | None = None
+    whitening: WhiteningSettings | None = None
+    procrustes: ProcrustesSettings | None = None
+    joint: JointSettings | None = None
+    autoencoder: AutoencoderSettings | None = None
+
+
+class AlignConfig(Frozen):
+    """Everything that decides an alignment."""
+
+    out: Path
+    """The file to write, `.safetensors`; relative to the YAML file."""
+    method: Method
+    dim: int = Field(default=512, gt=1)
+    """Common width D, the student's."""
+    teachers: tuple[str, ...] = ()
+    """Slugs to align; empty for all of the store."""
+    selection: str | None = None
+    """Fit on the pairs that this selection keeps."""
+    where: str | None = None
+    """Fit and judge on rows that fit this condition; see `mmkd.store.condition`."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the captions that are kept for the judge: no row is judged whose caption was fitted on."""
+    judge_rows: int = Field(default=2000, ge=20)
+    """Held-out rows at most that the judge looks at: the gallery of its retrieval."""
+    unit_input: bool = True
+    """Scale features to norm 1 first."""
+    seed: int = Field(default=0, ge=0)
+
+
+def load_align(path: Path) -> AlignConfig:
+    """Read an alignment's YAML.
+
+    Raises:
+        ConfigError: unreadable, or a key that is unknown or does not fit.
+    """
+    config = validated(AlignConfig, read_mapping(path), path)
+    return config.model_copy(update={"out": path.resolve().parent / config.out})

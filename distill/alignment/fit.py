@@ -1,0 +1,74 @@
+"""From a store and a configuration to an alignment with its judgement."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from mmkd.distill.alignment.autoencoder import fit_autoencoder
+from mmkd.distill.alignment.config import AlignConfig
+from mmkd.distill.alignment.file import save
+from mmkd.distill.alignment.joint import fit_joint
+from mmkd.distill.alignment.judge import judge
+from mmkd.distill.alignment.maps import Alignment, AlignmentCard, TeacherMap
+from mmkd.distill.alignment.pca import fit_pca
+from mmkd.distill.alignment.procrustes import fit_procrustes
+from mmkd.distill.alignment.rows import AlignmentRows
+from mmkd.distill.alignment.whitening import fit_whitening
+from mmkd.store import FeatureStore
+from mmkd.store.errors import UserError
+
+
+class FitMethod(Protocol):
+    """A method: rows to maps. It sees the rows to fit on only, and gives the same maps for the same seed."""
+
+    def __call__(self, rows: AlignmentRows, settings: Any, dim: int, seed: int) -> dict[str, TeacherMap]:
+        """Fit one affine map for each teacher, to width `dim`."""
+
+
+def fit_none(rows: AlignmentRows, settings: object, dim: int, seed: int) -> dict[str, TeacherMap]:
+    """No maps at all: every teacher keeps its own space."""
+    return {}
+
+
+METHODS: dict[str, FitMethod] = {
+    "none": fit_none,
+    "pca": fit_pca,
+    "whitening": fit_whitening,
+    "procrustes": fit_procrustes,
+    "joint": fit_joint,
+    "autoencoder": fit_autoencoder,
+}
+
+
+def align(store: FeatureStore, config: AlignConfig) -> Alignment:
+    """Fit, judge, and write `config.out`.
+
+    Raises:
+        UserError, ConfigError: the rows, teachers or settings do not fit the store.
+        StoreError: the file cannot be written.
+    """
+    if config.out.suffix != ".safetensors":
+        raise UserError(f"out is {config.out}, expected a name that ends with .safetensors")
+    rows = AlignmentRows(store, config)
+    kind, settings = config.method.kind, config.method.chosen
+    maps = METHODS[kind](rows, settings, config.dim, config.seed)
+    strange = [slug for slug, fitted in maps.items() if not bool(torch.isfinite(fitted.weight).all())]
+    if strange:
+        raise UserError(f"{kind} gave no finite map for {strange[0]}; do its features vary? lower dim {config.dim}")
+    card = AlignmentCard(
+        method=kind,
+        settings=settings.model_dump(mode="json"),
+        dim=config.dim if maps else None,
+        unit_input=config.unit_input,
+        teachers={slug: store.card(slug).digest for slug in rows.slugs},
+        widths=rows.widths,
+        corpus=store.record.corpus.digest,
+        rows=len(rows.fit),
+        seed=config.seed,
+    )
+    scores = judge(Alignment(card, maps), rows)
+    alignment = Alignment(card.model_copy(update={"scores": scores.model_dump(mode="json")}), maps)
+    save(alignment, config.out)
+    return alignment

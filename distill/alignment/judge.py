@@ -1,0 +1,122 @@
+"""What an alignment is worth, on rows that it was not fitted on. All numbers but the rank are shares, 1 the best."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from mmkd.distill.alignment.maps import Alignment
+from mmkd.distill.alignment.rows import AlignmentRows
+from mmkd.store.layout import TOWERS, Tower
+from mmkd.store.yaml_config import Frozen
+
+NEIGHBOURS = 10
+
+
+class TeacherScores(Frozen):
+    """How one teacher's space came through."""
+
+    rows: int
+    reconstruction: float
+    """Share of its variance that can be had back from the aligned features by the best linear map (pseudo-inverse)."""
+    neighbours: float
+    """Share of each image's ten nearest neighbours that are its nearest after the map (arXiv 2405.07987's overlap)."""
+    effective_rank: float
+    """exp of the entropy of the aligned features' normalised variances (Roy and Vetterli 2007)."""
+
+
+class AlignmentScores(Frozen):
+    """The judgement. Retrieval is recall at 1 among the judged rows, equal captions counting as found."""
+
+    rows: int
+    gallery: float
+    """Rows that two teachers share, on average: what recall at 1 chooses from."""
+    image_to_text: float | None
+    """Image of one teacher against texts of another, mean over ordered pairs of teachers; None when widths differ."""
+    image_to_image: float | None
+    """Image of one teacher against images of another."""
+    own_image_to_text: float
+    """Image against texts of the same teacher, for comparison: what the teachers know by themselves."""
+    teachers: dict[str, TeacherScores]
+
+
+@torch.no_grad()
+def judge(alignment: Alignment, rows: AlignmentRows) -> AlignmentScores:
+    """Judge on `rows.judged`. Costs a product of the judged rows with themselves for each two teachers."""
+    raw = rows.gather(rows.judged)
+    mapped: dict[tuple[str, Tower], torch.Tensor] = {
+        (slug, tower): alignment(slug, tower, raw[slug].tower(tower)) for slug in rows.slugs for tower in TOWERS
+    }
+    members = {slug: raw[slug].members.numpy() for slug in rows.slugs}
+    captions = rows.judged_captions
+    unit = {key: F.normalize(values, dim=-1) for key, values in mapped.items()}
+    crossed: dict[Tower, list[float]] = {tower: [] for tower in TOWERS}
+    shared = []
+    for one, other in permutations(rows.slugs, 2):
+        _, a, b = np.intersect1d(members[one], members[other], return_indices=True)
+        if len(a) < 2 or alignment.width(one) != alignment.width(other):
+            continue
+        shared.append(len(a))
+        same = captions[members[one][a]]
+        for tower in TOWERS:
+            crossed[tower].append(recall_at_1(unit[one, "image"][a], unit[other, tower][b], same))
+    own = [
+        recall_at_1(unit[slug, "image"], unit[slug, "text"], captions[members[slug]])
+        for slug in rows.slugs
+        if len(members[slug]) > 1
+    ]
+    return AlignmentScores(
+        rows=len(rows.judged),
+        gallery=float(np.mean(shared)) if shared else 0.0,
+        image_to_text=float(np.mean(crossed["text"])) if shared else None,
+        image_to_image=float(np.mean(crossed["image"])) if shared else None,
+        own_image_to_text=float(np.mean(own)) if own else 0.0,
+        teachers={
+            slug: TeacherScores(
+                rows=len(members[slug]),
+                reconstruction=_reconstruction(alignment, slug, raw[slug].image, raw[slug].text),
+                neighbours=neighbour_overlap(raw[slug].image, mapped[slug, "image"]),
+                effective_rank=effective_rank(torch.cat([mapped[slug, tower] for tower in TOWERS])),
+            )
+            for slug in rows.slugs
+            if len(members[slug]) > NEIGHBOURS + 1
+        },
+    )
+
+
+def recall_at_1(queries_MD: torch.Tensor, keys_MD: torch.Tensor, captions_M: NDArray[np.int64]) -> float:
+    """Share of unit queries whose nearest key is of the same row or the same caption; chance is about 1 / M."""
+    best = (queries_MD @ keys_MD.T).argmax(dim=1).numpy()
+    return float(np.mean(captions_M[best] == captions_M))
+
+
+def neighbour_overlap(before_ME: torch.Tensor, after_MD: torch.Tensor, k: int = NEIGHBOURS) -> float:
+    """Mean share of the k nearest neighbours by cosine that two spaces have in common."""
+    near = []
+    for features in (before_ME, after_MD):
+        unit = F.normalize(features, dim=-1)
+        cosines = (unit @ unit.T).fill_diagonal_(-2.0)
+        near.append(cosines.topk(k, dim=1).indices)
+    return float((near[0][:, :, None] == near[1][:, None, :]).any(dim=2).float().mean())
+
+
+def effective_rank(features_MD: torch.Tensor) -> float:
+    """``exp(-sum p log p)`` with p the normalised eigenvalues of the covariance; from 1 to D."""
+    centred = features_MD.double() - features_MD.double().mean(dim=0)
+    variances = torch.linalg.svdvals(centred).square()
+    p = variances / variances.sum()
+    p = p[p > 0]
+    return float((-(p * p.log()).sum()).exp())
+
+
+def _reconstruction(alignment: Alignment, slug: str, image: torch.Tensor, text: torch.Tensor) -> float:
+    """1 - error / variance, each tower about its own mean, of the features as the map takes them."""
+    weight = alignment.teacher_map(slug).weight.double()
+    back = torch.linalg.pinv(weight) @ weight
+    centred = torch.cat([tower.double() - tower.double().mean(dim=0) for tower in (image, text)])
+    error = centred - centred @ back.T
+    return float(1 - error.square().sum() / centred.square().sum())

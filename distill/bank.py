@@ -1,0 +1,82 @@
+"""The bank: stored teacher features of many more rows than a batch has, kept on the device, refreshed by order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmkd.distill.batch import TeacherTargets
+from mmkd.distill.losses import PairFeatures
+
+# Keeps the bank's order apart from that of the epochs, which are numbered from 0.
+_ORDER = 2**64 - 1
+Gather = Callable[[NDArray[np.int64]], Sequence[TeacherTargets]]
+Prepare = Callable[[Sequence[TeacherTargets], torch.Tensor], list[PairFeatures]]
+
+
+@dataclass(frozen=True)
+class BankSource:
+    """Where the bank's rows come from.
+
+    rows: int64 (n,) grid rows of the run. group: int64 (n,), their captions' numbers. gather: reads the store.
+    prepare: aligns and normalises.
+    """
+
+    rows: NDArray[np.int64]
+    group: NDArray[np.int64]
+    gather: Gather
+    prepare: Prepare
+
+
+class Bank:
+    """K rows of all teachers. Which rows stand in it is a function of (seed, step): nothing of it is in a checkpoint.
+
+    The rows have one shuffled order, taken round and round; at step s the bank holds the places s*r to s*r + K
+    of it, r rows being replaced each step. No row stands in it twice.
+    """
+
+    def __init__(self, source: BankSource, size: int, refresh: int, seed: int, device: torch.device) -> None:
+        self.source, self.device = source, device
+        self.size = min(size, len(source.rows))
+        self.refresh = refresh if self.size < len(source.rows) else 0
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, _ORDER], dtype=np.uint64)))
+        self._order = generator.permutation(len(source.rows))
+        self._end = 0
+        self._rows = torch.zeros(self.size, dtype=torch.int64, device=device)
+        self._teachers: list[PairFeatures] = []
+
+    def at(self, step: int, batch_rows: torch.Tensor) -> list[PairFeatures]:
+        """Each teacher's rows at `step`, those of the batch (int64 grid rows, all ranks) not available."""
+        first = step * self.refresh
+        end = first + self.size
+        standing = bool(self._teachers) and first <= self._end <= end
+        if not standing or self._end < end:
+            self._put(np.arange(self._end if standing else first, end))
+            self._end = end
+        free = ~torch.isin(self._rows, batch_rows.to(self.device))
+        return [replace(pairs, available=pairs.mask & free) for pairs in self._teachers]
+
+    def _put(self, places: NDArray[np.int64]) -> None:
+        """Read the rows at these places of the endless order, into the slots that are theirs."""
+        chosen = self._order[places % len(self._order)]
+        rows, group = self.source.rows[chosen], torch.from_numpy(self.source.group[chosen]).to(self.device)
+        targets = [
+            TeacherTargets(*(part.to(self.device) for part in (target.image, target.text, target.present)))
+            for target in self.source.gather(rows)
+        ]
+        prepared = self.source.prepare(targets, group)
+        slots = torch.from_numpy(places % self.size).to(self.device)
+        self._rows[slots] = torch.from_numpy(rows).to(self.device)
+        if not self._teachers:
+            self._teachers = [PairFeatures(*map(torch.empty_like, _parts(pairs))) for pairs in prepared]
+        for kept, new in zip(self._teachers, prepared, strict=True):
+            for old_part, new_part in zip(_parts(kept), _parts(new), strict=True):
+                old_part[slots] = new_part
+
+
+def _parts(pairs: PairFeatures) -> tuple[torch.Tensor, ...]:
+    return pairs.image, pairs.text, pairs.group, pairs.mask

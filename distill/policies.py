@@ -1,0 +1,135 @@
+"""Whom to believe: each sample's shares of its teachers, as pure functions of (seed, epoch, position).
+
+Shapes: B rows of this rank, T teachers. A row of shares sums to 1, or to 0 when the sample has no teacher. Draws do not
+depend on batch size, number of ranks or how often a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.objective_config import PolicyConfig
+
+_GAMMA = -0x61C8864680B583EB
+"""0x9E3779B97F4A7C15 as int64: the step of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
+
+
+def draws(seed: int, epoch: int, positions_B: torch.Tensor, columns: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1), float64 (B, columns), a function of (seed, epoch, position, column) alone."""
+    base = _mixed(_mixed(torch.tensor(seed % 2**63, device=positions_B.device)) ^ epoch)
+    cells = _mixed(base ^ positions_B)[:, None] ^ torch.arange(columns, device=positions_B.device)
+    return _shifted(_mixed(cells), 11).double() * 2.0**-53
+
+
+def _mixed(state: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output for this state; int64 arithmetic wraps as uint64 does."""
+    z = state + _GAMMA
+    z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: torch.Tensor, places: int) -> torch.Tensor:
+    """Logical shift to the right; int64's own keeps the sign."""
+    return (z >> places) & ((1 << (64 - places)) - 1)
+
+
+def all_teachers(available_BT: torch.Tensor) -> torch.Tensor:
+    """Equal shares of the available teachers."""
+    return _to_one(available_BT.float())
+
+
+def one_teacher(available_BT: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tensor:
+    """All of it to one available teacher, each as likely; MMKD-CLIP's policy."""
+    count_B = available_BT.sum(1)
+    chosen_B = (drawn_B * count_B).long()
+    number_BT = available_BT.cumsum(1) - 1
+    return (available_BT & (number_BT == chosen_B[:, None])).float()
+
+
+def weighted_teachers(available_BT: torch.Tensor, weights_T: torch.Tensor) -> torch.Tensor:
+    """Shares in proportion to fixed weights."""
+    return _to_one(available_BT * weights_T)
+
+
+def best_teachers(available_BT: torch.Tensor, scores_BT: torch.Tensor, count: int) -> torch.Tensor:
+    """Equal shares of the `count` available teachers with the highest score; the first of the run's list at a tie."""
+    judged_BT = scores_BT.masked_fill(~available_BT, -torch.inf)
+    order_BT = judged_BT.argsort(dim=1, descending=True, stable=True)
+    best_BT = torch.zeros_like(available_BT).scatter(1, order_BT[:, :count], True)
+    return _to_one((best_BT & available_BT).float())
+
+
+def dropped(shares_BT: torch.Tensor, losses_BT: torch.Tensor, drawn_BT: torch.Tensor, chance: float) -> torch.Tensor:
+    """Leave out each teacher with this chance, but for the one whose loss is largest (UNIC, arXiv 2408.05088).
+
+    What is left is scaled to sum to 1, so that the size of the loss does not depend on `chance`.
+    """
+    taking_part_BT = shares_BT > 0
+    worst_B = losses_BT.detach().masked_fill(~taking_part_BT, -torch.inf).argmax(dim=1, keepdim=True)
+    kept_BT = (drawn_BT >= chance).scatter(1, worst_B, True)
+    return _to_one(shares_BT * kept_BT)
+
+
+def agreement(target: TeacherTargets) -> torch.Tensor:
+    """Cosine of a teacher's own image and text, float32 (B,): how well it thinks the caption fits."""
+    return torch.cosine_similarity(target.image.float(), target.text.float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation of each teacher's `agreement` over the run's rows, float32 (T,): teachers' cosines
+    have different ranges, and are compared only after these are taken off."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    @classmethod
+    def of(cls, targets: Sequence[TeacherTargets]) -> Standard:
+        """From a sample of rows; a teacher with fewer than two has mean 0 and deviation 1."""
+        found = [agreement(target)[target.present] for target in targets]
+        mean = [values.mean() if len(values) > 1 else values.new_zeros(()) for values in found]
+        deviation = [values.std() if len(values) > 1 else values.new_ones(()) for values in found]
+        return cls(torch.stack(mean), torch.stack(deviation).clamp_min(1e-6))
+
+    def scores(self, targets: Sequence[TeacherTargets]) -> torch.Tensor:
+        """Agreement in deviations from each teacher's mean, float32 (B, T)."""
+        cosines_BT = torch.stack([agreement(target) for target in targets], dim=1)
+        return (cosines_BT - self.mean.to(cosines_BT.device)) / self.deviation.to(cosines_BT.device)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A run's policy. weights_T: float32 (T,), for `weighted`. standard: for `best`."""
+
+    config: PolicyConfig
+    seed: int
+    weights: torch.Tensor | None = None
+    standard: Standard | None = None
+
+    def shares(self, batch: Batch) -> torch.Tensor:
+        """float32 (B, T)."""
+        available_BT = torch.stack([target.present for target in batch.targets], dim=1)
+        if self.config.kind == "one":
+            return one_teacher(available_BT, draws(self.seed, batch.epoch, batch.positions, 1)[:, 0])
+        if self.weights is not None:
+            return weighted_teachers(available_BT, self.weights.to(available_BT.device))
+        if self.standard is not None:
+            return best_teachers(available_BT, self.standard.scores(batch.targets), self.config.best)
+        return all_teachers(available_BT)
+
+    def after_losses(self, shares_BT: torch.Tensor, losses_BT: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The shares after teacher dropping, which looks at the losses; float32 (B, T)."""
+        if not self.config.drop:
+            return shares_BT
+        # Column 0 chooses the one teacher; dropping has draws of its own.
+        drawn_BT = draws(self.seed, batch.epoch, batch.positions, 1 + shares_BT.shape[1])[:, 1:]
+        return dropped(shares_BT, losses_BT, drawn_BT, self.config.drop)
+
+
+def _to_one(shares_BT: torch.Tensor) -> torch.Tensor:
+    return shares_BT / shares_BT.sum(1, keepdim=True).clamp_min(torch.finfo(shares_BT.dtype).tiny)

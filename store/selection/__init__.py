@@ -1,0 +1,18 @@
+"""Which teacher to believe for which sample: rules over stored features, kept as `selections/<name>` of the store."""
+
+from __future__ import annotations
+
+from mmkd.store.selection.array import Selection, SelectionCard, read_selection, selection_names
+from mmkd.store.selection.compute import SelectionReport, select
+from mmkd.store.selection.rule import SelectionRule, load_rule
+
+__all__ = [
+    "Selection",
+    "SelectionCard",
+    "SelectionReport",
+    "SelectionRule",
+    "load_rule",
+    "read_selection",
+    "select",
+    "selection_names",
+]

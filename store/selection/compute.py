@@ -1,0 +1,136 @@
+"""From a rule to a selection: scores in one pass over the memory map, then yes and no, then the counts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmkd.store.errors import IncompleteStoreError, UserError
+from mmkd.store.layout import PAIR_SOUND
+from mmkd.store.reader import FeatureStore
+from mmkd.store.selection.array import SelectionCard, check_name, digest_of, write_selection
+from mmkd.store.selection.block import BLOCK_ROWS, Block, Bools, Columns, Floats, check_teachers
+from mmkd.store.selection.counts import Example, SelectionCounts, count, examples
+from mmkd.store.selection.rule import SelectionRule
+from mmkd.store.selection.scorer import make_scorer
+from mmkd.store.selection.verdict import Judge, Line, scores_of
+from mmkd.store.yaml_config import Frozen
+
+Progress = Callable[[int, int], None]
+"""Called with blocks done and blocks in all."""
+
+EXAMPLES = 3
+"""Pairs shown on each side of a line."""
+
+
+@dataclass(frozen=True)
+class SelectionReport:
+    """What `mmkd select` prints."""
+
+    name: str
+    counts: SelectionCounts
+    thresholds: dict[str, dict[str, float]]
+    """Each line of the rule: teacher to threshold."""
+    examples: dict[str, list[Example]]
+    """Each line of the rule: pairs just above and just below it."""
+    digest: str
+    warnings: tuple[str, ...]
+
+
+def select(
+    store: FeatureStore, name: str, rule: SelectionRule, by: str = "modality", progress: Progress | None = None
+) -> SelectionReport:
+    """Judge every pair of a store by a rule, and write `selections/<name>`.
+
+    Memory is four bytes for each pair and score of the rule, and some blocks of features; nothing grows with the
+    features' width. The result does not depend on the number of threads or the order in which blocks are done.
+
+    Raises:
+        UserError: the name is taken; the rule keeps nothing; a teacher, column, label or prompt is not there.
+        IncompleteStoreError: a teacher is missing in some shards.
+        TeacherMismatchError: prompts were made with other weights.
+    """
+    root = check_name(store.root, name)
+    columns = pairs_to_judge(store, rule)
+    count(columns, columns.available, by)  # a column that is not there is said before the long part
+    kept, lines = judge(columns, rule, progress)
+    counts = count(columns, kept, by)
+    if not counts.pairs.kept:
+        raise UserError(_nothing(columns, lines))
+    warnings = []
+    if counts.pairs.kept == counts.pairs.available:
+        warnings.append("the rule keeps every available pair: training with it is training without a selection")
+    card = SelectionCard(
+        rule=rule.model_dump(mode="json", by_alias=True, exclude_none=True),
+        teachers={slug: store.card(slug).digest for slug in columns.slugs},
+        rows=len(store),
+        counts=counts.model_dump(mode="json"),
+        digest=digest_of(kept),
+    )
+    write_selection(root, store.record, name, kept, card)
+    thresholds = {line.rule: dict(zip(columns.slugs, line.threshold.tolist(), strict=True)) for line in lines}
+    near = {line.rule: examples(store, columns.slugs, line, EXAMPLES) for line in lines}
+    return SelectionReport(name, counts, thresholds, near, card.digest, tuple(warnings))
+
+
+def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
+    """The teachers that a rule is about, and where they have both features.
+
+    Raises:
+        UserError: a teacher that the store does not have.
+        IncompleteStoreError: a teacher is missing in some shards: the judgement would be out of date when it came.
+    """
+    slugs = check_teachers(store, rule.teachers)
+    for slug in slugs:
+        missing = [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]
+        if missing:
+            named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise IncompleteStoreError(
+                f"teacher {slug} is missing in {len(missing)} of {store.shards} shards ({named}); finish "
+                "`mmkd extract`, or leave it out with `teachers:` in the rule"
+            )
+    available = np.stack([store.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in slugs], axis=1)
+    return Columns(store, slugs, available)
+
+
+def judge(columns: Columns, rule: SelectionRule, progress: Progress | None = None) -> tuple[Bools, list[Line]]:
+    """Pairs that a rule keeps, bool (N, T), and the lines that it drew."""
+    specs = list(dict.fromkeys(scores_of(rule.keep)))
+    decide = Judge(columns, compute_scores(columns, specs, rule.seed, progress))
+    kept = decide.kept(rule.keep)
+    return kept, decide.lines
+
+
+def compute_scores(
+    columns: Columns, specs: list[Frozen], seed: int, progress: Progress | None = None, threads: int | None = None
+) -> dict[Frozen, Floats]:
+    """Each score of every pair, float32 (N, T), NaN where a teacher has no pair; features are read once for all."""
+    scorers = {spec: make_scorer(spec, columns, seed) for spec in specs}
+    rows = len(columns.store)
+    out = {spec: np.full(columns.available.shape, np.nan, dtype=np.float32) for spec in specs}
+    starts = range(0, rows if specs else 0, BLOCK_ROWS)
+
+    def work(start: int) -> None:
+        block = Block(columns, slice(start, min(start + BLOCK_ROWS, rows)))
+        for spec, scorer in scorers.items():
+            out[spec][block.rows] = np.where(block.sound, scorer.score(block), np.nan)
+
+    # Threads, not processes: NumPy lets go of the interpreter in products, sorts and casts, and the map is shared.
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for done, _ in enumerate(pool.map(work, starts), start=1):
+            if progress:
+                progress(done, len(starts))
+    return out
+
+
+def _nothing(columns: Columns, lines: list[Line]) -> str:
+    """Why a rule keeps nothing: how many pairs each of its lines would keep alone."""
+    alone = "; ".join(f"{line.rule} alone keeps {int(line.passed().sum()):,}" for line in lines)
+    return (
+        f"the rule keeps none of {int(columns.available.sum()):,} pairs, so nothing was written"
+        f"{': ' + alone if alone else ''}; loosen it"
+    )

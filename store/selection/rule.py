@@ -1,0 +1,232 @@
+"""What a selection rule may say, as frozen models: leaves that judge a pair, nodes that combine, count and rank.
+
+A *pair* is one row's image and caption as one teacher sees them. Every rule gives yes or no for each pair:
+
+    seed: 0                     # of all random draws
+    teachers: [plip, quiltnet]  # columns to judge; all of the store when not given
+    keep:
+      all:
+        - rank: {at_most: 3, among: 256}
+        - not: {where: "modality = 'plot'"}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmkd.store.errors import ConfigError
+from mmkd.store.layout import Tower
+from mmkd.store.yaml_config import Frozen, OneOf, read_mapping, validated
+
+OTHERS = "others"
+"""Key of a mapping over teachers that stands for all that it does not name."""
+
+
+class CosineScore(Frozen):
+    """Cosine between a row's image and its own caption."""
+
+
+class RankScore(Frozen):
+    """Rank of the true caption among random captions, 1 the best; likewise of the true image."""
+
+    among: int = Field(default=256, ge=2, le=16384)
+    """Random captions (and images) that it competes with, the same for all rows of a teacher."""
+    direction: Literal["both", "image_to_text", "text_to_image"] = "both"
+    """`both`: the worse of the two ranks."""
+
+
+class AgreementScore(Frozen):
+    """Share of a row's k nearest neighbours, among random rows, that this teacher has in common with the others.
+
+    The mutual k-nearest-neighbour metric of Huh et al. 2024 (arXiv 2405.07987), averaged over the other teachers.
+    """
+
+    k: int = Field(default=10, ge=1)
+    among: int = Field(default=1024, ge=2, le=16384)
+    tower: Tower = "image"
+
+    @model_validator(mode="after")
+    def _neighbours_are_a_choice(self) -> AgreementScore:
+        if self.k >= self.among:
+            raise ValueError(f"k is {self.k} of {self.among} rows: every row is a neighbour; lower k")
+        return self
+
+
+class ZeroShotScore(Frozen):
+    """Rank of the row's own label when its image is compared with prompts for every label."""
+
+    prompts: Path
+    """Store of prompts: rows with a text, the label in column `label`, the same teachers. From the rule's folder."""
+    label: str = "modality"
+    """Sample column that holds the truth, in both stores."""
+
+
+class CosineRule(Frozen):
+    """Keep pairs whose cosine is high enough: by value, or in comparison with the teacher's other pairs."""
+
+    at_least: float | dict[str, float] | None = None
+    """Least cosine; a mapping gives one for each teacher, `others` for those not named."""
+    quantile: float | None = Field(default=None, gt=0, lt=1)
+    """Drop this share of each teacher's pairs, the lowest."""
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> CosineRule:
+        if (self.at_least is None) == (self.quantile is None):
+            raise ValueError("give either at_least (a cosine) or quantile (a share to drop)")
+        return self
+
+
+class RankRule(RankScore):
+    """Keep pairs whose true partner ranks high enough."""
+
+    at_most: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_condition(self) -> RankRule:
+        if self.at_most > self.among:
+            raise ValueError(f"rank at most {self.at_most} among {self.among} holds for every pair; lower at_most")
+        return self
+
+
+class AgreementRule(AgreementScore):
+    """Keep pairs whose teacher sees the neighbours that the others see."""
+
+    at_least: float = Field(gt=0, le=1)
+
+
+class ZeroShotRule(ZeroShotScore):
+    """Keep pairs whose teacher recognises the row's label."""
+
+    top: int = Field(default=1, ge=1)
+
+
+class HomeRule(Frozen):
+    """Keep a teacher's pairs on the modalities that it was made for."""
+
+    teachers: dict[str, tuple[str, ...]] = Field(min_length=1)
+    """Teacher to its values of `column`."""
+    column: str = "modality"
+    unlisted: Literal["keep", "drop"] = "keep"
+    """What becomes of teachers that are not named: generalists are kept everywhere."""
+
+
+class Score(OneOf):
+    """What "better" means where pairs are ranked; higher is better, ranks are turned round."""
+
+    cosine: CosineScore | None = None
+    rank: RankScore | None = None
+    agreement: AgreementScore | None = None
+    zero_shot: ZeroShotScore | None = None
+
+
+class _Ranked(Frozen):
+    by: Score = Score(cosine=CosineScore())
+    scale: Literal["quantile", "raw"] = "quantile"
+    """`quantile`: each score is replaced by the share of the same teacher's pairs that it is not below, as cosines
+    of different teachers cannot be compared; `raw`: as it is."""
+
+
+class TeachersRule(_Ranked):
+    """Count teachers: drop rows on which too few are believed, keep the best of many."""
+
+    of: Rule
+    at_least: int = Field(default=1, ge=1)
+    at_most: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> TeachersRule:
+        if self.at_most is not None and self.at_most < self.at_least:
+            raise ValueError(f"at_most {self.at_most} is below at_least {self.at_least}")
+        return self
+
+
+class PairsRule(_Ranked):
+    """Keep a number of pairs: the best of those that `of` keeps. The threshold is found and printed."""
+
+    of: Rule | None = None
+    target: int | None = Field(default=None, ge=1)
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """Of all available pairs."""
+
+    @model_validator(mode="after")
+    def _one_number(self) -> PairsRule:
+        if (self.target is None) == (self.share is None):
+            raise ValueError("give either target (a number of pairs) or share (of the available ones)")
+        return self
+
+
+class Rule(OneOf):
+    """Exactly one of these keys."""
+
+    all: tuple[Rule, ...] | None = Field(default=None, min_length=1)
+    any: tuple[Rule, ...] | None = Field(default=None, min_length=1)
+    none: Rule | None = Field(default=None, alias="not")
+    cosine: CosineRule | None = None
+    rank: RankRule | None = None
+    zero_shot: ZeroShotRule | None = None
+    agreement: AgreementRule | None = None
+    home: HomeRule | None = None
+    where: str | None = None
+    """Condition over the sample table; see `mmkd.store.condition`."""
+    teachers: TeachersRule | None = None
+    pairs: PairsRule | None = None
+
+    def children(self) -> tuple[Rule, ...]:
+        """Rules directly below this one."""
+        if self.kind in ("all", "any"):
+            return tuple(self.chosen)
+        if self.kind == "none":
+            return (self.chosen,)
+        below = getattr(self.chosen, "of", None)
+        return (below,) if below is not None else ()
+
+
+class SelectionRule(Frozen):
+    """A rule's file."""
+
+    keep: Rule
+    teachers: tuple[str, ...] = ()
+    """Teachers to judge, in the store's order; empty for all."""
+    seed: int = Field(default=0, ge=0)
+    """Of every random draw."""
+
+
+def load_rule(path: Path) -> SelectionRule:
+    """Read a rule's YAML; the path of a store of prompts is taken from the file's own folder.
+
+    Raises:
+        ConfigError: unreadable, or a key that is unknown or does not fit.
+    """
+    content = read_mapping(path)
+    _place_prompts(content, path.resolve().parent)
+    return validated(SelectionRule, content, path)
+
+
+def _place_prompts(content: object, here: Path) -> None:
+    """Make the paths of `prompts` absolute, wherever in the tree they stand."""
+    if isinstance(content, list):
+        for entry in content:
+            _place_prompts(entry, here)
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            if name == "prompts" and isinstance(value, str):
+                content[name] = str(here / value)
+            else:
+                _place_prompts(value, here)
+
+
+def by_teacher(values: float | dict[str, float], slugs: tuple[str, ...]) -> list[float]:
+    """One value for each teacher out of one for all, or a mapping.
+
+    Raises:
+        ConfigError: a teacher has none and there is no `others`.
+    """
+    if not isinstance(values, dict):
+        return [float(values)] * len(slugs)
+    lost = [slug for slug in slugs if slug not in values and OTHERS not in values]
+    if lost:
+        raise ConfigError(f"cosine.at_least has no value for {', '.join(lost)}; add them, or `{OTHERS}` for the rest")
+    return [float(values.get(slug, values.get(OTHERS, 0.0))) for slug in slugs]

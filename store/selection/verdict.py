@@ -1,0 +1,199 @@
+"""From scores to yes and no: thresholds, lists, counts, and how rules combine. Pure NumPy over (N, T) arrays."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.store.condition import parse_condition
+from mmkd.store.errors import ConfigError, UserError
+from mmkd.store.selection.block import Bools, Columns, Floats
+from mmkd.store.selection.rule import (
+    OTHERS,
+    AgreementScore,
+    CosineRule,
+    CosineScore,
+    HomeRule,
+    PairsRule,
+    RankScore,
+    Rule,
+    TeachersRule,
+    ZeroShotScore,
+    by_teacher,
+)
+from mmkd.store.selection.scorer import higher_is_better
+from mmkd.store.yaml_config import Frozen
+
+_MARGIN = 0.8
+"""How much alike two teachers' names must be for one to be taken for a slip of the other (difflib's ratio)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where a leaf of the rule divides its pairs."""
+
+    rule: str
+    """The leaf, as in the file."""
+    score: Floats
+    """float32 (N, T); NaN where a teacher has no pair."""
+    threshold: NDArray[np.float64]
+    """float64 (T,): the score that a pair must reach, or must not exceed when lower is better."""
+    higher: bool
+
+    def passed(self) -> Bools:
+        """bool (N, T); false where there is no score."""
+        return self.score >= self.threshold if self.higher else self.score <= self.threshold
+
+
+def scores_of(rule: Rule) -> Iterator[Frozen]:
+    """Settings of every score that a rule asks for; equal ones are computed once."""
+    kind, chosen = rule.kind, rule.chosen
+    for base in (CosineScore, RankScore, AgreementScore, ZeroShotScore):
+        if isinstance(chosen, base):
+            yield base(**{name: getattr(chosen, name) for name in base.model_fields})
+    if kind == "cosine":
+        yield CosineScore()
+    if isinstance(chosen, TeachersRule | PairsRule):
+        yield chosen.by.chosen
+    for child in rule.children():
+        yield from scores_of(child)
+
+
+@dataclass
+class Judge:
+    """Applies one rule to pairs whose scores are known; `lines` are the thresholds that it met on the way."""
+
+    columns: Columns
+    scores: Mapping[Frozen, Floats]
+    lines: list[Line] = field(default_factory=list)
+
+    def kept(self, rule: Rule) -> Bools:
+        """bool (N, T): pairs that the rule keeps, of those that are available.
+
+        Raises:
+            ConfigError, UserError: a teacher, column or label that is not there, or a target that cannot be reached.
+        """
+        found = self._judged(rule)
+        return found & self.columns.available
+
+    def _judged(self, rule: Rule) -> Bools:
+        combine: dict[str, Callable[[Any], Bools]] = {
+            "all": lambda rules: reduce(operator.and_, map(self.kept, rules)),
+            "any": lambda rules: reduce(operator.or_, map(self.kept, rules)),
+            "none": lambda child: ~self.kept(child),
+            "where": lambda text: self._where(text)[:, None],
+            "home": self._home,
+            "teachers": self._teachers,
+            "pairs": self._pairs,
+        }
+        return combine[rule.kind](rule.chosen) if rule.kind in combine else self._threshold(rule)
+
+    def _threshold(self, rule: Rule) -> Bools:
+        chosen = rule.chosen
+        spec = next(scores_of(rule))
+        score = self.scores[spec]
+        if isinstance(chosen, CosineRule):
+            threshold = self._cosine_threshold(chosen, score)
+        else:
+            limit = next(getattr(chosen, name) for name in ("at_most", "at_least", "top") if hasattr(chosen, name))
+            threshold = [float(limit)] * len(self.columns.slugs)
+        what = f"{rule.kind}: {chosen.model_dump(mode='json', exclude_unset=True)}"
+        line = Line(what, score, np.array(threshold), higher_is_better(spec))
+        self.lines.append(line)
+        return line.passed()
+
+    def _cosine_threshold(self, rule: CosineRule, score: Floats) -> list[float]:
+        if rule.quantile is not None:
+            return [_lowest_kept(score[there, t], rule.quantile) for t, there in enumerate(self.columns.available.T)]
+        assert rule.at_least is not None
+        if isinstance(rule.at_least, dict):
+            _check_names([name for name in rule.at_least if name != OTHERS], self.columns.slugs, "cosine.at_least")
+        return by_teacher(rule.at_least, self.columns.slugs)
+
+    def _where(self, text: str) -> Bools:
+        store = self.columns.store
+        rows = store.sample_table(["row"], filter=parse_condition(text, store.samples.schema))["row"].to_numpy()
+        if not len(rows):
+            raise UserError(f"no row of {store.root} fits {text!r}; `mmkd store info {store.root}` shows what it holds")
+        mask = np.zeros(len(store), dtype=bool)
+        mask[rows] = True
+        return mask
+
+    def _home(self, rule: HomeRule) -> Bools:
+        store, slugs = self.columns.store, self.columns.slugs
+        for slug in rule.teachers:
+            store.card(slug)
+        encoded = store.sample_table([rule.column])[rule.column].combine_chunks().dictionary_encode()
+        values = encoded.dictionary.to_pylist()
+        for slug, named in rule.teachers.items():
+            for home in named:
+                if home not in values:
+                    nearest = difflib.get_close_matches(home, values, n=1)
+                    hint = f"did you mean {nearest[0]!r}?" if nearest else f"it holds {', '.join(values) or 'nothing'}"
+                    raise ConfigError(f"home of {slug}: no row of column {rule.column!r} is {home!r}; {hint}")
+        numbers = encoded.indices.fill_null(len(values)).to_numpy()  # the last place stands for a missing value
+        known = np.full((len(values) + 1, len(slugs)), rule.unlisted == "keep")
+        for t, slug in enumerate(slugs):
+            if slug in rule.teachers:
+                known[:, t] = [*(value in rule.teachers[slug] for value in values), False]
+        homes: Bools = known[numbers]
+        return homes
+
+    def _goodness(self, rule: TeachersRule | PairsRule) -> Floats:
+        spec = rule.by.chosen
+        score = self.scores[spec] if higher_is_better(spec) else -self.scores[spec]
+        if rule.scale == "raw":
+            return score
+        shares = np.full_like(score, np.nan)
+        for t, there in enumerate(self.columns.available.T):
+            ordered = np.sort(score[there, t])
+            shares[there, t] = np.searchsorted(ordered, score[there, t], side="right") / max(len(ordered), 1)
+        return shares
+
+    def _teachers(self, rule: TeachersRule) -> Bools:
+        kept = self.kept(rule.of)
+        if rule.at_most is not None:
+            good = np.where(kept, self._goodness(rule), -np.inf)
+            # Stable: of equal teachers the first of the store wins. Twice: the second gives each teacher its place.
+            place = np.argsort(np.argsort(-good, axis=1, kind="stable"), axis=1, kind="stable")
+            kept = kept & (place < rule.at_most)
+        enough: Bools = kept & (kept.sum(axis=1) >= rule.at_least)[:, None]
+        return enough
+
+    def _pairs(self, rule: PairsRule) -> Bools:
+        candidates = self.columns.available if rule.of is None else self.kept(rule.of)
+        flat = np.flatnonzero(candidates)
+        available = int(self.columns.available.sum())
+        target = rule.target if rule.target is not None else round((rule.share or 0) * available)
+        if not 1 <= target <= len(flat):
+            raise UserError(f"pairs: {target:,} are wanted, the rule below leaves {len(flat):,}; change one of the two")
+        good = self._goodness(rule)
+        order = np.argsort(-good.reshape(-1)[flat], kind="stable")[:target]
+        kept = np.zeros(candidates.size, dtype=bool)
+        kept[flat[order]] = True
+        worst = float(good.reshape(-1)[flat[order[-1]]])
+        what = f"pairs: {target:,} by {rule.by.kind} ({rule.scale}), worst kept {worst:.6g}"
+        self.lines.append(Line(what, np.where(candidates, good, np.nan), np.full(len(self.columns.slugs), worst), True))
+        return kept.reshape(candidates.shape)
+
+
+def _lowest_kept(scores: Floats, share: float) -> float:
+    """The score that remains lowest when the lowest `share` of all is dropped; ties with it stay."""
+    if not len(scores):
+        return 0.0
+    return float(np.sort(scores)[int(share * len(scores))])
+
+
+def _check_names(named: list[str], slugs: tuple[str, ...], where: str) -> None:
+    """A rule may name teachers that this store has not, but not a misspelt one."""
+    for name in named:
+        nearest = difflib.get_close_matches(name, [slug for slug in slugs if slug not in named], n=1, cutoff=_MARGIN)
+        if name not in slugs and nearest:
+            raise ConfigError(f"{where}: no teacher {name!r} in the store; did you mean {nearest[0]!r}?")

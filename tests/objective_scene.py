@@ -1,0 +1,131 @@
+"""A small batch with three teachers of widths 3, 5 and 4, made in memory; also a script of one rank under torchrun.
+
+`torchrun objective_scene.py OUT` writes each recipe's terms and gradients, over all ranks, to OUT/<world size>.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
+from mmkd.distill.bank import Bank, BankSource
+from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
+from mmkd.distill.heads import Heads
+from mmkd.distill.objective import Objective, TeacherSide
+from mmkd.distill.objective_config import LossConfig, PolicyConfig
+from mmkd.distill.policies import Policy
+from mmkd.distill.presets import composed
+from mmkd.distill.targets import Preparation
+from mmkd.distill.world import World, started_world
+
+ROWS, WIDTH, SEED, STEP = 8, 4, 11, 3
+SLUGS, WIDTHS = ("a", "b", "c"), (3, 5, 4)
+# Row 2 has no teacher, row 7 one; ranks 0 and 1 of two hold different numbers of rows of each.
+PRESENT = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=bool)
+GROUPS = [4, 5, 6, 4, 7, 8, 9, 5]
+BANK_ROWS = 20
+CLIP = composed({"preset": "mmkd_clip"}, Path("run.yaml"))
+RECIPES: dict[str, dict[str, Any]] = {
+    "mmkd_clip": {"loss": CLIP["loss"], "policy": CLIP["policy"]},
+    "ours": {"loss": {}},
+    "everything": {
+        "loss": {"bank": 1.0, "relational": 0.5, "feature_kind": "smooth_l1", "bank_rows": {"size": 6, "refresh": 2}},
+        "policy": {"kind": "weighted", "weights": {"b": 3.0}, "drop": 0.5},
+    },
+    "equal": {"loss": {"balance": "equal"}},
+    "learned": {"loss": {"balance": "learned", "relational": 2.0}, "policy": {"kind": "one"}},
+}
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """All numbers of the scene, float32, by name."""
+    rng = np.random.default_rng(0)
+    found = {"image": rng.normal(size=(ROWS, WIDTH)), "text": rng.normal(size=(ROWS, WIDTH))}
+    for slug, width in zip(SLUGS, WIDTHS, strict=True):
+        found |= {f"{slug}/{tower}": rng.normal(size=(BANK_ROWS, width)) for tower in ("image", "text")}
+        found[f"{slug}/weight"] = rng.normal(size=(WIDTH, width)) * 0.5
+        found[f"{slug}/bias"] = rng.normal(size=WIDTH) * 0.1
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def alignment(values: dict[str, np.ndarray]) -> Alignment:
+    """One affine map a teacher to the student's width."""
+    card = AlignmentCard(
+        method="test", settings={}, dim=WIDTH, unit_input=False, teachers=dict.fromkeys(SLUGS, "-"),
+        widths=dict(zip(SLUGS, WIDTHS, strict=True)), corpus="-", rows=1,
+    )  # fmt: skip
+    maps = {}
+    for slug in SLUGS:
+        bias = torch.tensor(values[f"{slug}/bias"])
+        maps[slug] = TeacherMap(torch.tensor(values[f"{slug}/weight"]), bias, bias)
+    return Alignment(card, maps)
+
+
+def targets_of(rows: np.ndarray) -> tuple[TeacherTargets, ...]:
+    """What the teachers say of these rows; rows from 8 on are the bank's own and every teacher has them."""
+    values = arrays()
+    present = np.concatenate([PRESENT, np.ones((BANK_ROWS - ROWS, 3), dtype=bool)])[rows]
+    return tuple(
+        TeacherTargets(
+            *(torch.tensor(values[f"{slug}/{tower}"][rows] * present[:, [t]]) for tower in ("image", "text")),
+            torch.tensor(present[:, t]),
+        )
+        for t, slug in enumerate(SLUGS)
+    )
+
+
+def objective(recipe: str) -> Objective:
+    """The objective of a recipe, the same weights each time."""
+    torch.manual_seed(0)
+    loss = LossConfig.model_validate(RECIPES[recipe]["loss"])
+    policy = PolicyConfig.model_validate(RECIPES[recipe].get("policy", {}))
+    aligned = recipe in ("mmkd_clip", "learned")
+    prepare = Preparation(SLUGS, alignment(arrays()) if aligned else None, loss.unit_teachers)
+    heads = Heads("none", WIDTH, SLUGS, [WIDTH] * 3) if aligned else Heads("linear", WIDTH, SLUGS, WIDTHS)
+    weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in SLUGS]) if policy.weights else None
+    bank = None
+    if loss.bank:
+        source = BankSource(np.arange(BANK_ROWS), np.arange(BANK_ROWS) % 9, targets_of, prepare)
+        bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, SEED, torch.device("cpu"))
+    return Objective(loss, TeacherSide(heads, prepare, Policy(policy, SEED, weights), [9.0, 14.0, 20.0], bank))
+
+
+def batch_of(rows: np.ndarray) -> Batch:
+    """These rows, standing at positions 100 and on of epoch 2."""
+    nothing = torch.zeros(len(rows), 0)
+    return Batch(
+        step=STEP, epoch=2, rows=rows, positions=torch.from_numpy(rows + 100), images=nothing, tokens=nothing,
+        groups=torch.tensor(GROUPS)[rows], targets=targets_of(rows),
+    )  # fmt: skip
+
+
+def terms_and_gradients(recipe: str, world: World) -> dict[str, torch.Tensor]:
+    """Terms of the whole batch, the total, and its gradients with respect to all that can learn."""
+    values, rows = arrays(), np.split(np.arange(ROWS), world.size)[world.rank]
+    image, text = (torch.tensor(values[name][rows], requires_grad=True) for name in ("image", "text"))
+    log_scale = torch.tensor(2.5, requires_grad=True)
+    asked = objective(recipe)
+    terms = asked(StudentFeatures(image, text, log_scale), batch_of(rows), world)
+    asked.total(terms).backward()
+    learned = {"log_scale": log_scale} | dict(asked.named_parameters())
+    found = {name: world.sum(term) for name, term in terms.items()}
+    found["total"] = asked.total(found)
+    # A parameter is shared by the ranks, so its parts are summed; a feature belongs to one.
+    found |= {
+        f"d {name}": world.sum(p.grad if p.grad is not None else torch.zeros_like(p)) for name, p in learned.items()
+    }
+    assert image.grad is not None
+    assert text.grad is not None
+    return found | {"d image": world.gather(image.grad), "d text": world.gather(text.grad)}
+
+
+if __name__ == "__main__":
+    with started_world(1.0) as this:
+        results = {recipe: terms_and_gradients(recipe, this) for recipe in RECIPES}
+        if this.first:
+            torch.save(results, Path(sys.argv[1]) / f"{this.size}.pt")

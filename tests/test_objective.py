@@ -1,0 +1,163 @@
+"""The objective: known answers of the released loss, two real ranks against one process, shares and balance."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import objective_scene as scene
+import pytest
+import torch
+
+from mmkd.distill.policies import draws
+from mmkd.distill.world import World
+
+ALONE = World(torch.device("cpu"))
+Array = np.ndarray
+
+
+def released_loss(image: Array, text: Array, scale: float, t_image: Array, t_text: Array) -> dict[str, float]:
+    """The loss of the release by its description, float64: teacher rows as they are, targets on the diagonal."""
+    image, text = (x / np.sqrt((x * x).sum(1))[:, None] for x in (image, text))
+
+    def cross_entropy(logits: Array) -> float:
+        shifted = logits - logits.max(1)[:, None]
+        return float(np.mean(np.log(np.exp(shifted).sum(1)) - np.diag(shifted)))
+
+    constant = np.log(1 / 0.07)  # not its exponential
+    task = (cross_entropy(scale * image @ text.T) + cross_entropy(scale * text @ image.T)) / 2
+    feature = float(np.mean((image - t_image) ** 2) + np.mean((text - t_text) ** 2))
+    cross = (cross_entropy(constant * image @ t_text.T) + cross_entropy(constant * text @ t_image.T)) / 2
+    return {"task": task, "feature": feature, "cross": cross, "total": task + 50 * feature + cross}
+
+
+def slope(value: Callable[[Array], float], at: Array) -> Array:
+    """Central differences."""
+    gradient = np.zeros_like(at)
+    for index in np.ndindex(*at.shape):
+        step = np.zeros_like(at)
+        step[index] = 1e-5
+        gradient[index] = (value(at + step) - value(at - step)) / 2e-5
+    return gradient
+
+
+def test_the_preset_mmkd_clip_is_the_released_loss_with_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The release has a teacher for every row: here one is given to row 2.
+    present = scene.PRESENT.copy()
+    present[2, 1] = True
+    monkeypatch.setattr(scene, "PRESENT", present)
+    values = {name: array.astype(np.float64) for name, array in scene.arrays().items()}
+    drawn = draws(scene.SEED, 2, torch.arange(100, 108), 1)[:, 0].tolist()
+    teacher = {"image": [], "text": []}  # type: dict[str, list[Array]]
+    chosen = []
+    for row, u in enumerate(drawn):
+        slug = np.array(scene.SLUGS)[present[row]][int(u * present[row].sum())]
+        chosen.append(slug)
+        for tower, kept in teacher.items():
+            kept.append(values[f"{slug}/weight"] @ values[f"{slug}/{tower}"][row] + values[f"{slug}/bias"])
+    assert len(set(chosen)) == 3, "teachers are mixed in this batch"
+    t_image, t_text = np.array(teacher["image"]), np.array(teacher["text"])
+    assert np.abs(np.linalg.norm(t_image, axis=1) - 1).min() > 0.01  # as stored, not of unit norm
+
+    found = scene.terms_and_gradients("mmkd_clip", ALONE)
+    expected = released_loss(values["image"], values["text"], np.exp(2.5), t_image, t_text)
+    assert {name: found[name].item() for name in expected} == pytest.approx(expected, rel=1e-6)
+    by_image = slope(lambda x: released_loss(x, values["text"], np.exp(2.5), t_image, t_text)["total"], values["image"])
+    by_text = slope(lambda x: released_loss(values["image"], x, np.exp(2.5), t_image, t_text)["total"], values["text"])
+    for name, expected_slope in (("d image", by_image), ("d text", by_text)):
+        scale = np.abs(expected_slope).max()
+        assert np.allclose(found[name].numpy() / scale, expected_slope / scale, atol=1e-6)
+    assert set(found) == {*expected, "d log_scale", "d image", "d text"}  # nothing of the teachers' side is learned
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
+    """All recipes in two real processes."""
+    out = tmp_path_factory.mktemp("ranks")
+    command = ["-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", scene.__file__, str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, dict[str, torch.Tensor]] = torch.load(Path(out) / "2.pt", weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("recipe", scene.RECIPES)
+def test_two_ranks_give_terms_and_gradients_of_one_process(
+    two_ranks: dict[str, dict[str, torch.Tensor]], recipe: str
+) -> None:
+    one, two = scene.terms_and_gradients(recipe, ALONE), two_ranks[recipe]
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        scale = max(1.0, expected.abs().max().item())
+        assert torch.allclose(two[name] / scale, expected / scale, rtol=0, atol=1e-6), name
+    assert all(torch.isfinite(value).all() for value in one.values())
+
+
+def test_rows_without_a_teacher_learn_from_the_pairs_alone() -> None:
+    """Row 2 has none: of the teachers' terms only its own share of nothing reaches it."""
+    asked = scene.objective("ours")
+    values, rows = scene.arrays(), np.arange(scene.ROWS)
+    image, text = (torch.tensor(values[name], requires_grad=True) for name in ("image", "text"))
+    terms = asked(scene.StudentFeatures(image, text, torch.tensor(2.5)), scene.batch_of(rows), ALONE)
+    (terms["feature"] + terms["cross"]).backward()
+    assert image.grad is not None
+    assert image.grad[2].abs().max().item() == 0
+    assert (image.grad[[0, 1, 3, 4, 5, 6, 7]].abs().sum(1) > 0).all()
+
+
+def test_terms_are_means_over_rows_of_means_over_their_teachers() -> None:
+    asked = scene.objective("ours")
+    rows = np.arange(scene.ROWS)
+    values = scene.arrays()
+    student = scene.StudentFeatures(torch.tensor(values["image"]), torch.tensor(values["text"]), torch.tensor(2.5))
+    found = asked(student, scene.batch_of(rows), ALONE)["feature"].item()
+    total, count = 0.0, 0
+    for row in rows:
+        teachers = np.flatnonzero(scene.PRESENT[row])
+        losses = []
+        for t in teachers:
+            head = asked.heads.maps[t].weight.detach().numpy().astype(np.float64)
+            loss = 0.0
+            for tower in ("image", "text"):
+                s, v = head @ values[tower][row], values[f"{scene.SLUGS[t]}/{tower}"][row]
+                loss += 1 - float(s @ v) / float(np.linalg.norm(s) * np.linalg.norm(v))
+            losses.append(loss)
+        if losses:
+            total, count = total + float(np.mean(losses)), count + 1
+    assert count == 7
+    assert found == pytest.approx(total / count, rel=1e-6)
+
+
+def test_equal_balance_gives_every_teacher_a_part_of_one_size() -> None:
+    from mmkd.distill.reduction import Reduction
+
+    values = torch.tensor([[1.0, 100.0], [3.0, 300.0]], requires_grad=True)
+    shares = torch.full((2, 2), 0.5)
+    (even,) = Reduction("equal", ["x"], 2)({"x": values}, shares, ALONE).values()
+    (plain,) = Reduction("none", ["x"], 2)({"x": values}, shares, ALONE).values()
+    assert even.item() == pytest.approx(plain.item()) == pytest.approx(101.0)
+    gradient = torch.autograd.grad(even, values)[0]
+    # Each value's part of the whole, in shares of its teacher's sum, is the same for both teachers.
+    assert torch.allclose(gradient[:, 0] * 2, gradient[:, 1] * 200)
+
+
+def test_learned_balance_settles_where_each_variance_is_its_loss() -> None:
+    """exp(-u) m + u is least at u = log m."""
+    from mmkd.distill.reduction import Reduction
+
+    reduction = Reduction("learned", ["x", "y"], 2)
+    with torch.no_grad():
+        reduction.log_variances.copy_(torch.tensor([0.0, 0.0, 2.0, 200.0]).log().nan_to_num(neginf=0.0))
+    values = torch.tensor([[1.0, 100.0], [3.0, 300.0]])
+    found = reduction({"y": values}, torch.full((2, 2), 0.5), ALONE)["y"]
+    found.backward()
+    assert found.item() == pytest.approx((1 + np.log(2) + 1 + np.log(200)) / 2, rel=1e-6)
+    assert reduction.log_variances.grad is not None
+    assert reduction.log_variances.grad.abs().max().item() < 1e-6

@@ -1,0 +1,111 @@
+"""Shares of teachers: the draws against SplitMix64 in whole numbers, each policy by its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmkd.distill.batch import TeacherTargets
+from mmkd.distill.policies import (
+    Standard,
+    all_teachers,
+    best_teachers,
+    draws,
+    dropped,
+    one_teacher,
+    weighted_teachers,
+)
+
+AVAILABLE = torch.tensor([[True, True, True], [False, True, True], [False, False, False], [True, False, False]])
+
+
+def split_mix(state: int) -> int:
+    """SplitMix64 in whole numbers modulo 2^64."""
+    z = (state + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def test_the_mixer_is_split_mix_64() -> None:
+    # First output of the published generator for seed 1234567.
+    assert split_mix(1234567) == 6457827717110365317
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**63 - 1), st.integers(0, 10_000), st.integers(0, 2**40))
+def test_draws_are_a_function_of_seed_epoch_position_and_column(seed: int, epoch: int, position: int) -> None:
+    found = draws(seed, epoch, torch.tensor([position, position + 1]), 3)
+    for i in range(2):
+        for column in range(3):
+            state = split_mix(split_mix(split_mix(seed) ^ epoch) ^ (position + i)) ^ column
+            assert found[i, column].item() == (split_mix(state) >> 11) / 2**53
+
+
+def test_draws_are_uniform_and_independent_enough() -> None:
+    found = draws(3, 1, torch.arange(20_000), 4).numpy()
+    assert np.abs(found.mean(0) - 0.5).max() < 0.01
+    assert np.abs(np.corrcoef(found.T) - np.eye(4)).max() < 0.03
+    assert np.abs(np.corrcoef(found[:-1, 0], found[1:, 0])[0, 1]) < 0.03
+    other = draws(3, 2, torch.arange(20_000), 1).numpy()[:, 0]
+    assert abs(np.corrcoef(found[:, 0], other)[0, 1]) < 0.03
+
+
+def test_all_available_teachers_share_equally() -> None:
+    expected = [[1 / 3] * 3, [0, 0.5, 0.5], [0, 0, 0], [1, 0, 0]]
+    assert all_teachers(AVAILABLE).tolist() == [pytest.approx(row) for row in expected]
+
+
+def test_one_teacher_is_drawn_among_those_available_each_as_likely() -> None:
+    chosen = one_teacher(AVAILABLE.repeat(3000, 1), draws(0, 0, torch.arange(12_000), 1)[:, 0])
+    assert chosen.sum(1).tolist() == [1, 1, 0, 1] * 3000
+    frequency = chosen.view(3000, 4, 3).mean(0)
+    assert frequency.flatten().tolist() == pytest.approx([1 / 3] * 3 + [0, 0.5, 0.5, 0, 0, 0, 1, 0, 0], abs=0.03)
+    assert one_teacher(AVAILABLE, torch.tensor([0.999999, 0.0, 0.5, 0.99])).tolist() == [
+        [0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0],
+    ]  # fmt: skip
+
+
+def test_weights_are_shares_among_those_available() -> None:
+    expected = [[0.2, 0.6, 0.2], [0, 0.75, 0.25], [0, 0, 0], [1, 0, 0]]
+    found = weighted_teachers(AVAILABLE, torch.tensor([1.0, 3.0, 1.0]))
+    assert found.tolist() == [pytest.approx(row) for row in expected]
+    assert weighted_teachers(AVAILABLE, torch.tensor([0.0, 1.0, 1.0]))[3].tolist() == [0, 0, 0]
+
+
+def test_the_best_teachers_are_those_with_the_highest_scores() -> None:
+    scores = torch.tensor([[0.1, 0.3, 0.2], [9.0, 0.1, 0.2], [1.0, 2.0, 3.0], [-5.0, 1.0, 1.0]])
+    assert best_teachers(AVAILABLE, scores, 1).tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert best_teachers(AVAILABLE, scores, 2).tolist() == [[0, 0.5, 0.5], [0, 0.5, 0.5], [0, 0, 0], [1, 0, 0]]
+    assert best_teachers(AVAILABLE, scores, 9).tolist() == all_teachers(AVAILABLE).tolist()
+
+
+def test_agreement_is_judged_by_each_teachers_own_standard() -> None:
+    rng = np.random.default_rng(0)
+    image = torch.tensor(rng.normal(size=(50, 6)))
+    near, far = image + torch.tensor(rng.normal(size=(50, 6))) * 0.1, torch.tensor(rng.normal(size=(50, 6)))
+    everywhere = torch.ones(50, dtype=torch.bool)
+    some = everywhere.clone()
+    some[:20] = False
+    teachers = [TeacherTargets(image, near, everywhere), TeacherTargets(image, far, some)]
+    scores = Standard.of(teachers).scores(teachers)
+    assert scores[:, 0].mean().item() == pytest.approx(0, abs=1e-4)
+    assert scores[some, 1].std().item() == pytest.approx(1, rel=1e-4)
+    raw = torch.cosine_similarity(image, near, dim=1)
+    assert torch.equal(scores[:, 0].argsort(), raw.float().argsort())
+
+
+def test_dropping_keeps_the_teacher_with_the_largest_loss_and_shares_that_sum_to_one() -> None:
+    shares = all_teachers(AVAILABLE)
+    losses = torch.tensor([[1.0, 5.0, 2.0], [9.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 9.0, 9.0]])
+    every = torch.zeros(4, 3, dtype=torch.float64)  # each draw lies below the chance
+    assert dropped(shares, losses, every, 0.5).tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert torch.equal(dropped(shares, losses, every + 0.6, 0.5), shares)
+    drawn = draws(1, 0, torch.arange(4000), 3)
+    found = dropped(all_teachers(torch.ones(4000, 3, dtype=torch.bool)), losses[:1].expand(4000, 3), drawn, 0.25)
+    assert found.sum(1).tolist() == pytest.approx([1.0] * 4000)
+    assert (found[:, [0, 2]] > 0).double().mean(0).tolist() == pytest.approx([0.75, 0.75], abs=0.03)
+    assert (found[:, 1] > 0).all()
