@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmkd.cli.store_place import ENCODINGS, STORE
+from mmkd.cli.store_place import STORE
 
 if TYPE_CHECKING:
     from mmkd.store.remote import StorePath
@@ -30,7 +30,6 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.option(
     "--keep-inputs", type=click.IntRange(min=1), metavar="PIXELS", help="Keep JPEGs of this shorter side for training."
 )
-@click.option("--encoding", type=click.Choice(ENCODINGS), default="float16", show_default=True, help="Of new features.")
 def extract(corpus: str, store: StorePath, **options: Any) -> None:
     """Run teachers over CORPUS and keep their features in STORE.
 
@@ -55,7 +54,6 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         corpus=corpus,
         store=store,
         teachers=tuple(parse_teachers(options["teachers"])),
-        encoding=options["encoding"],
         cluster=load_cluster(options["scheduler"], options["workers"]),
         limit=options["limit"],
         keep_inputs=options["keep_inputs"],

@@ -12,7 +12,12 @@ from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.evaluate.features import Features
+from mmkd.extract.cluster_config import ClusterConfig
+from mmkd.extract.config import ExtractConfig
+from mmkd.extract.run import extract
+from mmkd.extract.teachers import parse_teachers
 from mmkd.store import FeatureStore
+from mmkd.store.encoding import Encoding
 from mmkd.store.remote import StorePath, as_root
 
 MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
@@ -33,6 +38,17 @@ def extracted(command: list[str], *more: object) -> FeatureStore:
     done = subprocess.run([*command, *map(str, more)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return FeatureStore.open(str(more[0]))
+
+
+def encoded(command: list[str], root: Path, encoding: Encoding) -> FeatureStore:
+    """What the command does, with another encoding: an option of the Python surface."""
+    teachers = tuple(parse_teachers(command[command.index("--teachers") + 1]))
+    cluster = ClusterConfig(workers=1)
+    extract(
+        ExtractConfig(corpus=command[-1], store=root, teachers=teachers, encoding=encoding, cluster=cluster),
+        say=lambda _: None,
+    )
+    return FeatureStore.open(root)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +97,7 @@ def test_no_bucket_is_one_line(command: list[str], s3_server: str) -> None:
 
 @pytest.mark.slow
 def test_int8_and_float32_keep_the_same_features(command: list[str], local: FeatureStore, tmp_path: Path) -> None:
-    exact = extracted(command, tmp_path / "float32", "--encoding", "float32")
-    short = extracted(command, tmp_path / "int8", "--encoding", "int8")
+    exact, short = (encoded(command, tmp_path / encoding, encoding) for encoding in ("float32", "int8"))
     rows = np.arange(ROWS)
     for tower in ("image", "text"):
         full = np.asarray(getattr(exact, tower)("tiny"))

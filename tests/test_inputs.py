@@ -21,6 +21,7 @@ from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
+from mmkd.extract.workbench import Workbench
 from mmkd.store import FeatureStore
 from mmkd.store.errors import IncompleteStoreError, UserError
 from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
@@ -43,9 +44,9 @@ def extract_with_inputs(root: Path, corpus: Path, teachers: dict[str, Teacher], 
     for teacher in teachers.values():
         add_teacher(root, store.record, teacher.card)
     cards = [teacher.card for teacher in teachers.values()]
-    for task in plan_tasks(store.shards, cards, store.ledger, shards_without_inputs(root, store.shards, size)):
+    for task in plan_tasks(store.shards, cards, store.ledger, shards_without_inputs(root, store.shards, size), size):
         chosen = {slug: teachers[slug] for slug in task.teachers}
-        extract_shard(root, store.record, task.shard, chosen, threads, size if task.inputs else None)
+        extract_shard(root, store.record, task.shard, chosen, Workbench(threads, keep_inputs=task.inputs))
 
 
 @pytest.fixture(scope="module")

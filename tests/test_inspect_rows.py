@@ -198,6 +198,7 @@ def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path
     from mmkd.extract.index import create_indexed_store
     from mmkd.extract.shard import extract_shard
     from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
+    from mmkd.extract.workbench import Workbench
     from mmkd.store.writer import add_teacher
 
     table = write_table_corpus(tmp_path / "corpus", 60)
@@ -206,7 +207,7 @@ def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path
     card = describe_teacher(spec)
     record = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
     add_teacher(tmp_path / "s", record, card)
-    extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, 1)
+    extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, Workbench())
 
     def ask(*arguments: object) -> object:
         command = [str(tmp_path / "s"), "--teacher", "tiny", "--json", *map(str, arguments)]

@@ -120,7 +120,8 @@ def write_selection(root: Path, record: StoreRecord, name: str, kept: NDArray[np
 
 def selection_names(root: StorePath) -> list[str]:
     """Names of the selections of a store, in order."""
-    return sorted(path.name for path in (root / FOLDER).glob("*") if is_slug(path.name) and (path / "zarr.json").is_file())
+    folders = [path for path in (root / FOLDER).glob("*") if is_slug(path.name)]
+    return sorted(path.name for path in folders if (path / "zarr.json").is_file())
 
 
 def read_selection(root: StorePath, record: StoreRecord, name: str) -> Selection:
