@@ -64,11 +64,13 @@ print(json.dumps([record.rows_per_shard, resource.getrusage(resource.RUSAGE_SELF
 """
 
 
-def write_teacher(folder: Path, seed: int, layers: int, image_size: int = 224) -> Path:
-    """A ViT-B/32 of open_clip with random weights."""
+def write_teacher(folder: Path, seed: int, layers: int, small: bool = False) -> Path:
+    """A ViT-B/32 of open_clip with random weights; small: one that costs next to nothing."""
     folder.mkdir(parents=True)
-    vision = {"image_size": image_size, "layers": layers, "width": 768, "patch_size": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": layers}
+    width, image_size, context = (64, 32, 16) if small else (768, 224, 77)
+    vision = {"image_size": image_size, "layers": layers, "width": width, "patch_size": 32}
+    text = {"context_length": context, "vocab_size": 49408, "width": width * 2 // 3 // 8 * 8, "heads": 8}
+    text["layers"] = layers
     config = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}
     torch.manual_seed(seed)
     weights = {name: value.contiguous() for name, value in open_clip.CLIP(**config).state_dict().items()}
@@ -125,7 +127,7 @@ def extraction_seconds(corpus: Path, root: Path, described: Described, workers: 
 
 def print_memory(folder: Path) -> None:
     """Peak memory of a process that extracts a small and a ten times larger corpus."""
-    teacher = write_teacher(folder / "small", 0, layers=1, image_size=32)
+    teacher = write_teacher(folder / "small", 0, layers=1, small=True)
     peaks = []
     for rows in MEMORY_ROWS:
         corpus = write_corpus(folder / f"memory{rows}", rows, side=64)
@@ -133,7 +135,7 @@ def print_memory(folder: Path) -> None:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         per_shard, peak = json.loads(done.stdout)
         peaks.append(peak)
-        print(f"peak memory, {rows:,} rows in shards of {per_shard:,}: {peak:.0f} MB")
+        print(f"peak memory, {rows:,} rows in shards of {per_shard:,}: {peak:.0f} MB", flush=True)
     print(f"  {MEMORY_ROWS[1] // MEMORY_ROWS[0]}x the rows: {peaks[1] / peaks[0]:.2f} of the memory")
 
 
@@ -155,7 +157,7 @@ def main() -> None:
         print(f"{rows:,} pairs, {number} teachers of {layers} layers, {workers} workers")
         print(f"extraction / bare forward passes on ready tensors: {together / bare:.2f}  (to reach: <= 1.05)")
         print(f"all teachers at once / one run each: {together / sum(alone):.2f}")
-        print(f"one worker / {workers} workers: {single / together:.2f}")
+        print(f"one worker / {workers} workers: {single / together:.2f}", flush=True)
         print_memory(folder)
 
 
