@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One process a core, each with one thread: tests divide better than the small matrices in them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-wheel lint format bench docs clean
@@ -22,12 +24,12 @@ demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, stud
 
 test: $(VENV)/dev.stamp ## lint, types, all but the slow tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/dev.stamp ## every test, the slow ones too
-	$(BIN)/pytest
+	$(PYTEST)
 
-test-wheel: $(VENV)/dev.stamp ## the tests against the built wheel, from outside the checkout
+test-wheel: $(VENV)/dev.stamp ## a test file of each stage against the built wheel, from outside the checkout
 	scripts/test-wheel
 
 lint: $(VENV)/dev.stamp ## ruff and mypy

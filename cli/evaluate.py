@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmkd.cli.store_place import STORE
+
 if TYPE_CHECKING:
     from mmkd.evaluate.folder import By
     from mmkd.evaluate.runner import Outcome
+    from mmkd.store.remote import StorePath
 
 SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
 OUT = click.option(
@@ -180,6 +183,27 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 
     write_report(_out(suite, out), model, file, by)
     click.echo(f"wrote {file}")
+
+
+@evaluate.command()
+@SUITE
+@click.option("--training", type=STORE, metavar="STORE", help="Store of the corpus that students learn from.")
+@click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores hold]")
+@click.option("--cosine", type=float, default=0.98, show_default=True, help="From where images are near copies.")
+@JSON
+def leakage(suite: Path, training: StorePath | None, model: str | None, cosine: float, as_json: bool) -> None:
+    """Find copies of SUITE's test images in a training corpus, in other splits and inside a split.
+
+    \b
+    mmkd evaluate leakage suite.yaml --training features
+    """
+    from mmkd.evaluate.leakage import find_leakage
+    from mmkd.evaluate.suite import load_suite
+    from mmkd.store import FeatureStore
+
+    corpus = None if training is None else FeatureStore.open(training)
+    report = find_leakage(load_suite(suite), corpus, model, cosine)
+    click.echo(report.json() if as_json else report.text())
 
 
 def _out(suite: object, out: object) -> Path:

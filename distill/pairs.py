@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,8 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.order import Schedule, batch_rows, epoch_order
 from mmkd.store import FeatureStore
 from mmkd.store.errors import IncompleteStoreError, UserError
-from mmkd.store.images import ImageError, ImageSource, decode
+from mmkd.store.images import ImageError, decode
+from mmkd.store.sources import image_source
 
 Augment = Callable[[Image.Image], torch.Tensor]
 
@@ -35,7 +35,7 @@ class TrainingPairs:
     tokens: torch.Tensor
     group: NDArray[np.int64]
     table: pa.Table
-    root: Callable[[int], Path]
+    root: Callable[[int], str]
     """Grid row to the folder that its `uri` is relative to: a store may hold several corpora."""
 
 
@@ -95,8 +95,8 @@ class _Images(Dataset[torch.Tensor | UserError]):
 
     def __getitem__(self, row: int) -> torch.Tensor | UserError:
         index = self.place[row]
-        source = ImageSource(
-            self.root(row) / self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
+        source = image_source(
+            self.root(row), self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
         )
         try:
             picture = decode(source.read())

@@ -111,10 +111,10 @@ def compare_with_teacher(
         raise UserError(f"{store.root} holds no sound feature of {spec.slug}; run `mmkd extract` first")
     drawn = np.sort(np.random.default_rng(seed).choice(sound, min(rows, len(sound)), replace=False))
     loaded = load_teacher(spec, card, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    table = _inputs(store, drawn, corpus)
+    table, root = _inputs(store, drawn, corpus)
     captions = [None if caption_fault(caption) else caption for caption in table["caption"].to_pylist()]
     bench, clock, teachers = Workbench(), Clock({}), {spec.slug: loaded}
-    facts, images = encode_images(image_sources(table, [True] * len(table), Path("/")), teachers, bench, clock)
+    facts, images = encode_images(image_sources(table, [True] * len(table), root), teachers, bench, clock)
     texts = encode_captions(captions, teachers, bench, ShardReport(0, (spec.slug,)), clock)
     reasons = _image_faults(table, facts)
     usable = {
@@ -155,19 +155,18 @@ def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
     return spec.model_copy(update={"revision": card.revision})
 
 
-def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) -> pa.Table:
-    """The rows' captions and images, with absolute places."""
+def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) -> tuple[pa.Table, str]:
+    """The rows' captions and images, and what their `uri` is relative to: `/` where rows are of several corpora."""
     columns = ["caption", "uri", "offset", "length", "image_sha256"]
     table = store.sample_table(columns).take(pa.array(rows))
     if corpus is not None:
-        moved = Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root
-        roots = [moved] * len(rows)
-    else:
-        roots = [store.record.image_root(row) for row in rows.tolist()]
-    places = [
-        None if uri is None else str(root / uri) for root, uri in zip(roots, table["uri"].to_pylist(), strict=True)
-    ]
-    return table.set_column(1, "uri", pa.array(places, pa.string()))
+        return table, str(Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root)
+    roots = [store.record.image_root(row) for row in rows.tolist()]
+    if len(set(roots)) == 1:
+        return table, roots[0]
+    uris = table["uri"].to_pylist()
+    places = [None if uri is None else str(Path(root) / uri) for root, uri in zip(roots, uris, strict=True)]
+    return table.set_column(1, "uri", pa.array(places, pa.string())), "/"
 
 
 def _image_faults(table: pa.Table, facts: Sequence[DecodedImage | None]) -> list[str | None]:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
-from mmkd.store.images import ImageError, ImageSource, decode, sha256
+from mmkd.store.images import ImageError, decode, sha256
+from mmkd.store.sources import ImageSource
 
 # Bounds on what waits between the stages: encoded bytes of so many windows, and pixels of so many.
 # Enough for each stage to keep ahead of the next; memory is these times a window.
@@ -89,22 +90,29 @@ def decode_windows(
     """Yield the shard's images in order, `window` rows at a time; None where a row has no image.
 
     Threads read, others decode (Pillow releases the interpreter lock), and the caller uses the window before.
-    What is yielded does not depend on the number of threads.
+    What is yielded does not depend on the number of threads. An image that follows itself (several captions, a
+    row each) is read and decoded once within a window and once more at its border.
     """
     with (
         ThreadPoolExecutor(read_threads, thread_name_prefix="mmkd-read") as readers,
         ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,
     ):
 
-        def read(source: ImageSource | None) -> Future[EncodedImage] | None:
-            return None if source is None else readers.submit(read_image, source)
+        def read(wanted: Sequence[ImageSource | None]) -> list[Future[EncodedImage] | None]:
+            begun = {
+                source: readers.submit(read_image, source) for source in dict.fromkeys(wanted) if source is not None
+            }
+            return [None if source is None else begun[source] for source in wanted]
 
-        def decode_when_read(encoded: Future[EncodedImage] | None) -> Future[DecodedImage] | None:
-            return None if encoded is None else decoders.submit(_decode_read, encoded, geometries)
+        def decode_when_read(encoded: list[Future[EncodedImage] | None]) -> list[Future[DecodedImage] | None]:
+            begun = {
+                one: decoders.submit(_decode_read, one, geometries) for one in dict.fromkeys(encoded) if one is not None
+            }
+            return [None if one is None else begun[one] for one in encoded]
 
-        starts = range(0, len(sources), window)
-        bytes_ahead = _ahead(([read(s) for s in sources[start : start + window]] for start in starts), _WINDOWS_READ)
-        for ready in _ahead(([decode_when_read(e) for e in encoded] for encoded in bytes_ahead), _WINDOWS_DECODED):
+        windows = (sources[start : start + window] for start in range(0, len(sources), window))
+        bytes_ahead = _ahead((read(wanted) for wanted in windows), _WINDOWS_READ)
+        for ready in _ahead((decode_when_read(encoded) for encoded in bytes_ahead), _WINDOWS_DECODED):
             yield [None if future is None else future.result() for future in ready]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.config import ExtractConfig
-from mmkd.extract.corpora import Corpus
+from mmkd.extract.corpora import Corpus, corpus_rows
 from mmkd.extract.gather import LostShard, gather
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.extract.limited_corpus import LimitedCorpus
@@ -66,7 +66,7 @@ def estimate(config: ExtractConfig) -> Estimate:
         check_same_corpus(corpus, store.record, config.store)
         rows, per_shard, ledger = len(store), store.record.rows_per_shard, store.ledger
     else:
-        rows = sum(1 for _ in corpus.rows())
+        rows = sum(1 for _ in corpus_rows(corpus))
         per_shard, ledger = rows_per_shard(rows), {}
     if not rows:
         raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")

@@ -19,7 +19,7 @@ from typing import IO
 
 from mmkd.extract.decoding import DecodedImage, decode_image, read_image
 from mmkd.extract.teachers.geometry import Geometry
-from mmkd.store.images import ImageSource
+from mmkd.store.sources import ImageSource
 
 _LENGTH_BYTES = 8
 _TICK_SECONDS = 0.5

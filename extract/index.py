@@ -1,28 +1,42 @@
-"""The index: every input gets its grid row before anything is decoded."""
+"""The index: every input gets its grid row before anything is decoded.
+
+Parts of a corpus (tars, Parquet files, folders) are listed in parallel, each into a file of its own; these are
+read back in order, numbered, and judged. Memory does not grow with the corpus: all of it lies in temporary files.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from mmkd.extract.corpora import Corpus, CorpusRow
+from mmkd.extract.corpora import Corpus, Part, corpus_digest
+from mmkd.extract.corpus_parts import what_changed, write_parts
+from mmkd.extract.listing import HASH, listing_schema, row_batch
 from mmkd.store.append import append_rows, first_new_row, refresh_documents
 from mmkd.store.atomic import disk_errors
+from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part
+from mmkd.store.place import Place
 from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
 from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, sample_schema, write_part
 from mmkd.store.writer import create_store
 
-_BATCH = 65536
+_BATCH = 8192
+# Listing is Python work, so processes share it; below this a process costs more to start than it saves.
+_BYTES_WORTH_PROCESSES = 1 << 30
 
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
@@ -34,8 +48,11 @@ def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
         CorpusError: the corpus has no rows, or cannot be read.
         StoreError: the store cannot be written.
     """
-    with _indexed(corpus, 0, {}) as index:
-        return create_store(root, _corpus_record(corpus, len(index)), index)
+    parts = corpus.parts()
+    with _indexed(corpus, parts, _Earlier.none()) as index:
+        created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
+    write_parts(root, corpus.settings(), parts)
+    return created
 
 
 def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
@@ -53,30 +70,56 @@ def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
     if present is not None:
         refresh_documents(root, record)
         return present
-    first = first_new_row(record)
-    with _indexed(corpus, first, _seen_before(root, record, first)) as index:
-        return append_rows(root, record, _corpus_record(corpus, len(index)), index).spans()[-1]
+    first, parts = first_new_row(record), corpus.parts()
+    with _indexed(corpus, parts, _Earlier.of(root, record, first)) as index:
+        return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
 
 
-def _corpus_record(corpus: Corpus, rows: int) -> CorpusRecord:
+def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int) -> CorpusRecord:
     return CorpusRecord(
         kind=corpus.kind,
         location=corpus.location,
         root=str(corpus.root),
         rows=rows,
         labels=corpus.labels,
-        digest=corpus.digest(),
+        digest=corpus_digest(corpus, parts),
     )
 
 
-def _seen_before(root: StorePath, record: StoreRecord, end: int) -> dict[bytes, int]:
-    """Key hashes of the inputs below grid row `end` (a shard boundary), each with the first row that has the key."""
-    seen: dict[bytes, int] = {}
-    for shard in range(end // record.rows_per_shard):
-        table, _ = read_part(root, shard)
-        for number, key in zip(table["row"].to_pylist(), table["key"].to_pylist(), strict=True):
-            seen.setdefault(_key_hash(key), number)
-    return seen
+@dataclass(frozen=True)
+class _Earlier:
+    """The inputs that a store has already. rows: int64 (m,), grid rows; hashes: uint64 (m, 2) of their keys."""
+
+    rows: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    end: int
+    """Grid row where the next corpus begins."""
+
+    @classmethod
+    def none(cls) -> _Earlier:
+        """Of a new store."""
+        return cls(np.empty(0, np.int64), np.empty((0, 2), np.uint64), 0)
+
+    @classmethod
+    def of(cls, root: StorePath, record: StoreRecord, end: int) -> _Earlier:
+        """The inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
+        rows, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
+        for shard in range(end // record.rows_per_shard):
+            table, _ = read_part(root, shard)
+            rows.append(table["row"].to_numpy())
+            keys = b"".join(key_hash(key) for key in table["key"].to_pylist())
+            hashes.append(np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2))
+        return cls(np.concatenate(rows), np.concatenate(hashes), end)
+
+    def duplicates(self, files: Sequence[Path], total: int) -> dict[int, int]:
+        """New grid rows whose key occurred before, and the grid row that had it first."""
+        known = len(self.rows)
+
+        def grid(place: int) -> int:
+            return int(self.rows[place]) if place < known else self.end + place - known
+
+        found = find_duplicates(lambda: chain([self.hashes], _hashes(files)), known + total)
+        return {grid(place): grid(first) for place, first in found.items() if place >= known}
 
 
 def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
@@ -92,27 +135,15 @@ def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
     missing = [shard for shard in span.shards if not (root / sample_part(shard)).is_file()] if span else []
     if span and missing:
         per_shard, first = record.rows_per_shard, span.rows.start
-        with _indexed(corpus, first, _seen_before(root, record, first)) as index:
+        with _indexed(corpus, corpus.parts(), _Earlier.of(root, record, first)) as index:
             for shard in missing:
                 write_part(root, shard, index.slice(shard * per_shard - first, per_shard).combine_chunks())
     return len(missing)
 
 
-@contextmanager
-def _indexed(corpus: Corpus, first: int, seen: dict[bytes, int]) -> Iterator[pa.Table]:
-    """The corpus as a table from grid row `first` on, mapped from a temporary file: it may be larger than memory."""
-    with tempfile.TemporaryDirectory(prefix="mmkd-index-") as folder:
-        # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
-        spool = Path(folder) / "index.arrow"
-        if not _spool(corpus, first, seen, spool):
-            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
-        with pa.memory_map(str(spool)) as source:
-            yield pa.ipc.open_stream(source).read_all()
-
-
 def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
     """Where a corpus lies in a store's grid; None when it is not in the store."""
-    digest = corpus.digest()
+    digest = corpus_digest(corpus, corpus.parts())
     return next((span for span in record.spans() if span.corpus.digest == digest), None)
 
 
@@ -120,70 +151,100 @@ def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> N
     """Refuse to go on with a store that does not hold this corpus.
 
     Raises:
-        CorpusError: the corpus' index files are not those that the store was made from.
+        CorpusError: a file of the corpus has another name, size, change time or hash than when the store was made,
+            or is read otherwise; the first difference is named.
     """
     if corpus_span(corpus, record) is None:
         made_from = " and ".join(span.corpus.location for span in record.spans())
+        changed = what_changed(root, corpus.settings(), corpus.parts())
         raise CorpusError(
             f"{root} was made from {made_from} as it was on {record.created}; {corpus.location} differs "
-            f"from that; name a new store, bring the old corpus back, or add its rows with `mmkd store append {root} "
-            f"{corpus.location}`"
+            f"from that{f': {changed}' if changed else ''}; name a new store, bring the old corpus back, or add "
+            f"its rows with `mmkd store append {root} {corpus.location}`"
         )
 
 
-def _spool(corpus: Corpus, first: int, seen: dict[bytes, int], spool: Path) -> int:
+@contextmanager
+def _indexed(corpus: Corpus, parts: Sequence[Part], earlier: _Earlier) -> Iterator[pa.Table]:
+    """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory."""
+    with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
+        folder = Path(name)
+        listed = list(_list_parts(corpus, parts, folder))
+        total = sum(rows for _, rows in listed)
+        if not total:
+            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
+        files = [file for file, _ in listed]
+        duplicates = earlier.duplicates(files, total)
+        # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
+        spool = folder / "index.arrow"
+        _number(files, duplicates, corpus.labels, (spool, earlier.end))
+        with pa.memory_map(str(spool)) as source:
+            yield pa.ipc.open_stream(source).read_all()
+
+
+_Job = tuple[Corpus, Part, Path, tuple[str, ...]]
+
+
+def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator[tuple[Path, int]]:
+    """List every part into its own file; yield file and number of rows, in the parts' order."""
     labels = corpus.labels
-    schema = sample_schema(labels)
+    jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(jobs) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
+        # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may stand still for ever.
+        with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as processes:
+            yield from processes.map(_list_part, jobs)
+        return
+    # Threads wait for a network together, and more of them than cores do.
+    threads = 16 if Place(str(corpus.root)).remote else cores
+    with ThreadPoolExecutor(min(threads, max(1, len(jobs))), thread_name_prefix="mmkd-index") as pool:
+        yield from pool.map(_list_part, jobs)
+
+
+def _list_part(job: _Job) -> tuple[Path, int]:
+    corpus, part, file, labels = job
+    schema = listing_schema(labels)
+    rows = corpus.rows_of(part)
     count = 0
-    rows = corpus.rows()
-    with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with disk_errors(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(rows, _BATCH)):
-            writer.write_batch(_record_batch(_judged(batch, first + count, seen), labels, schema))
+            writer.write_batch(row_batch(batch, labels, schema))
             count += len(batch)
-    return count
+    return file, count
 
 
-def _judged(
-    batch: list[CorpusRow], first: int, seen: dict[bytes, int]
-) -> Iterator[tuple[int, CorpusRow, str, str | None]]:
-    """Row number, input, status and reason; `seen` maps key hashes (16 bytes each, not the keys) to rows."""
-    for number, row in enumerate(batch, first):
-        # The key as it is stored: two that differ only in bytes that cannot be stored are one key.
-        earlier = seen.setdefault(_key_hash(_printable(row.key)), number)
-        if earlier != number:
-            yield number, row, "failed", f"key: duplicate of row {earlier}"
-        elif row.uri is None and not row.caption:
-            yield number, row, "failed", "key: neither image nor caption"
-        else:
-            yield number, row, "pending", None
+def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for file in files:
+        with pa.OSFile(str(file), "rb") as source, pa.ipc.open_stream(source) as reader:
+            yield from reader
 
 
-def _record_batch(
-    judged: Iterator[tuple[int, CorpusRow, str, str | None]], labels: tuple[str, ...], schema: pa.Schema
-) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for number, row, status, reason in judged:
-        values: dict[str, Any] = {
-            "row": number,
-            "key": _printable(row.key),
-            "caption": row.caption,
-            "modality": row.modality,
-            "uri": row.uri,
-            "offset": row.offset,
-            "length": row.length,
-            "status": status,
-            "reason": reason,
-        }
-        values.update((label, row.labels.get(label)) for label in labels)
-        for name, column in columns.items():
-            column.append(values.get(name))
-    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
+    for batch in _batches(files):
+        column = batch.column(HASH)
+        data = np.frombuffer(column.buffers()[1], dtype=np.uint64)
+        yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
 
-def _key_hash(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+def _number(files: Sequence[Path], duplicates: dict[int, int], labels: tuple[str, ...], to: tuple[Path, int]) -> None:
+    """Write the final index: rows numbered, statuses known before reading set. `to`: the file, and the first row."""
+    (spool, start), schema = to, sample_schema(labels)
+    with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in _batches(files):
+            rows = range(start, start + len(batch))
+            faults = batch.column("reason").to_pylist()
+            for row in rows:
+                if row in duplicates:
+                    faults[row - start] = f"key: duplicate of row {duplicates[row]}"
+            columns = {name: batch.column(name) for name in batch.schema.names if name != HASH}
+            columns["row"] = pa.array(rows, pa.int64())
+            columns["reason"] = pa.array(faults, pa.string())
+            columns["status"] = pa.array([_status(fault) for fault in faults], pa.string())
+            empty = pa.nulls(len(batch))
+            arrays = [columns.get(field.name, empty).cast(field.type) for field in schema]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            start += len(batch)
 
 
-def _printable(key: str) -> str:
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def _status(fault: str | None) -> str:
+    return "pending" if fault is None or fault.startswith("caption: ") else "failed"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from mmkd.extract.corpora import Corpus, CorpusRow
+from mmkd.extract.corpora import Corpus, CorpusRow, Part, corpus_digest, corpus_rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class LimitedCorpus:
         return f"{self.corpus.location} (first {self.limit} rows)"
 
     @property
-    def root(self) -> Any:
+    def root(self) -> str:
         """As the corpus'."""
         return self.corpus.root
 
@@ -38,10 +36,16 @@ class LimitedCorpus:
         """As the corpus'."""
         return self.corpus.labels
 
-    def digest(self) -> str:
-        """Another one than that of the whole corpus: their stores are not to be mixed."""
-        return hashlib.sha256(f"{self.corpus.digest()} {self.limit}".encode()).hexdigest()
+    def settings(self) -> str:
+        """Other ones than those of the whole corpus: their stores are not to be mixed."""
+        return f"{self.corpus.settings()} first {self.limit}"
 
-    def rows(self) -> Iterator[CorpusRow]:
+    def parts(self) -> Sequence[Part]:
+        """One part: how many rows the corpus' own parts have is known only when they are listed."""
+        parts = self.corpus.parts()
+        size = sum(part.size for part in parts)
+        return (Part(f"first {self.limit} rows", size, corpus_digest(self.corpus, parts)),)
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """The first rows."""
-        return islice(self.corpus.rows(), self.limit)
+        return islice(corpus_rows(self.corpus), self.limit)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from mmkd.extract.shard import caption_fault, extract_shard, final_rows, image_sources, live_rows
+from mmkd.extract.shard import caption_faults, extract_shard, final_rows, image_sources, live_rows
 from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.towers import encode_images
@@ -62,7 +62,7 @@ def retry_shard(
     images, features = encode_images(
         image_sources(some, live, record.image_root(shard * record.rows_per_shard)), teachers, bench, clock
     )
-    tried = final_rows(some, live, images, [caption_fault(caption) for caption in some["caption"].to_pylist()])
+    tried = final_rows(some, live, images, caption_faults(some, some["caption"].to_pylist()))
     report.status = dict(Counter(tried["status"].to_pylist()))
     report.reasons = dict(Counter(reason for reason in tried["reason"].to_pylist() if reason))
     sound = np.array([image is not None and image.reason is None for image in images], dtype=bool)

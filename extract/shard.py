@@ -9,28 +9,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmkd.extract.corpora.row import UNDECODABLE
+from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, UNDECODABLE
 from mmkd.extract.decoding import DecodedImage
 from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.towers import Features, encode_captions, encode_images
 from mmkd.extract.workbench import Workbench
-from mmkd.store.images import ImageSource
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
+from mmkd.store.sources import ImageSource, image_source
 from mmkd.store.writer import ShardFeatures, write_shard
-
-JUDGED_IN_THE_INDEX = "key: "
-"""Begins the reason of a row that was refused before anything was read; it stays refused."""
 
 
 def extract_shard(
@@ -53,7 +49,7 @@ def extract_shard(
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
-    text_reasons = [caption_fault(caption) for caption in captions]
+    text_reasons = caption_faults(table, captions)
     usable = [None if fault else caption for caption, fault in zip(captions, text_reasons, strict=True)]
     text_features = encode_captions(usable, teachers, bench, report, clock)
     final = final_rows(table, live, images, text_reasons)
@@ -87,14 +83,14 @@ def extract_shard(
 
 def live_rows(table: pa.Table) -> list[bool]:
     """Rows whose inputs are to be read: all but those that the index refused."""
-    return [not (reason or "").startswith(JUDGED_IN_THE_INDEX) for reason in table["reason"].to_pylist()]
+    return [not (reason or "").startswith(INDEX_FAULTS) for reason in table["reason"].to_pylist()]
 
 
-def image_sources(table: pa.Table, live: Sequence[bool], root: Path) -> list[ImageSource | None]:
+def image_sources(table: pa.Table, live: Sequence[bool], root: str) -> list[ImageSource | None]:
     """Where each live row's image is; None for the others and for texts without an image."""
     columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
     return [
-        ImageSource(root / uri, offset, length) if uri is not None and row_live else None
+        image_source(root, uri, offset, length) if uri is not None and row_live else None
         for uri, offset, length, row_live in zip(*columns, live, strict=True)
     ]
 
@@ -106,6 +102,20 @@ def caption_fault(caption: str | None) -> str | None:
     if UNDECODABLE in caption:
         return "caption: not UTF-8"
     return None if caption.strip() else "caption: empty"
+
+
+def _indexed_fault(reason: str | None) -> str | None:
+    """What the index, or an earlier teacher's turn, said of the caption: a sidecar cut off or too long."""
+    return next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
+
+
+def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
+    """Why each row's caption cannot be used, or None; what the index or an earlier teacher said comes first."""
+    said = (
+        next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
+        for reason in table["reason"].to_pylist()
+    )
+    return [fault or caption_fault(caption) for fault, caption in zip(said, captions, strict=True)]
 
 
 def soundness(

@@ -16,7 +16,7 @@ from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.workbench import Workbench
 from mmkd.store.encoding import value_type
-from mmkd.store.images import ImageSource
+from mmkd.store.sources import ImageSource
 
 MAX_CAPTION_CHARACTERS = 1 << 16
 """Of a caption, no more is tokenised: far beyond any context, and a bound on time and memory."""

@@ -10,7 +10,7 @@ from mmkd.extract.forward import BatchSizes
 from mmkd.extract.guarded_decoding import guarded_windows
 from mmkd.extract.progress import Watch
 from mmkd.extract.teachers.geometry import Geometry
-from mmkd.store.images import ImageSource
+from mmkd.store.sources import ImageSource
 
 
 @dataclass

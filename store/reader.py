@@ -16,6 +16,7 @@ from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
 from mmkd.store.errors import UserError
+from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, shard_count
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.notebook import store_table
@@ -172,6 +173,13 @@ class FeatureStore:
     def summary(self) -> StoreSummary:
         """Counts, coverage, failures and bytes."""
         return summarise(self.root, self.record, self.teachers, self.ledger)
+
+    def stats(self, sample: int | None = SAMPLE_ROWS, seed: int = 0) -> StoreStatistics:
+        """Norms, cosines, retrieval, isotropy, repeats and agreement of all teachers; renders in a notebook.
+
+        `mmkd.store.inspect.statistics.store_statistics` says what `sample` and `seed` mean and takes teachers too.
+        """
+        return store_statistics(self, None, sample, seed)
 
     def _feature(self, slug: str, tower: Tower) -> FeatureArray:
         card = self.card(slug)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -106,9 +105,9 @@ class StoreRecord(BaseModel):
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.span_of(start).rows.stop))
 
-    def image_root(self, row: int) -> Path:
-        """Folder that a row's `uri` is relative to."""
-        return Path(self.span_of(row).corpus.root)
+    def image_root(self, row: int) -> str:
+        """Folder, or URL, that a row's `uri` is relative to."""
+        return self.span_of(row).corpus.root
 
     @property
     def labels(self) -> tuple[str, ...]:

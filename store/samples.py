@@ -82,7 +82,10 @@ def sample_dataset(root: StorePath, record: StoreRecord) -> pads.Dataset:
     spans = record.spans()
     for span in spans:
         names, filesystem = sample_files(root, [sample_part(shard) for shard in span.shards])
-        children.append(pads.dataset(names, schema=schema, format="parquet", filesystem=filesystem))
+        try:
+            children.append(pads.dataset(names, schema=schema, format="parquet", filesystem=filesystem))
+        except OSError as error:  # Arrow looks for the files at once
+            raise _unreadable(root, error) from error
         gap = range(span.rows.stop, span.shards.stop * record.rows_per_shard)
         if gap and span is not spans[-1]:
             children.append(pads.dataset(_absent_rows(gap, schema)))
@@ -109,8 +112,14 @@ def read_samples(root: StorePath, dataset: pads.Dataset, **scan: Any) -> pa.Tabl
     try:
         return dataset.to_table(**scan)
     except (OSError, pa.ArrowInvalid) as error:
-        reason = " ".join(str(error).split())
-        raise CorruptStoreError(f"sample rows of {root} cannot be read: {reason}; run `mmkd store verify`") from error
+        raise _unreadable(root, error) from error
+
+
+def _unreadable(root: StorePath, error: Exception) -> CorruptStoreError:
+    reason = " ".join(str(error).split())
+    return CorruptStoreError(
+        f"the sample table of {root} cannot be read: {reason}; `mmkd store verify {root}` names the file"
+    )
 
 
 def with_columns(table: pa.Table, columns: dict[str, list[Any]]) -> pa.Table:

@@ -61,7 +61,11 @@ def summarise(
     teachers: Mapping[str, TeacherCard],
     ledger: Mapping[tuple[int, str], LedgerEntry],
 ) -> StoreSummary:
-    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table."""
+    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table.
+
+    Raises:
+        CorruptStoreError: the sample table cannot be read.
+    """
     shards = shard_count(record.rows, record.rows_per_shard)
     table = read_samples(root, sample_dataset(root, record), columns=["status", "reason"])
     parts = [root / sample_part(shard) for shard in range(shards)]

@@ -74,17 +74,25 @@ class Planted:
 
 
 def store_of(
-    root: Path, rows: list[dict[str, Any]], labels: tuple[str, ...], features: dict[str, ShardFeatures]
+    root: Path,
+    rows: list[dict[str, Any]],
+    labels: tuple[str, ...],
+    features: dict[str, ShardFeatures],
+    weights: str | None = None,
 ) -> Path:
-    """A store with these sample rows and, for each encoder, these features of all of them."""
+    """A store with these sample rows and, for each encoder, these features of all of them.
+
+    Encoders with other features have other weights, unless `weights` gives the same digest to all.
+    """
     schema = sample_schema(labels)
     columns = {name: [row.get(name) for row in rows] for name in schema.names}
     columns |= {"row": list(range(len(rows))), "status": ["ok"] * len(rows)}
     corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=len(rows), labels=labels, digest="d")
     record = create_store(root, corpus, pa.table(columns, schema=schema))
     for slug, every in features.items():
+        own = hashlib.sha256(every.image.tobytes()).hexdigest()
         card = TeacherCard(
-            slug=slug, source="local-dir:/nowhere", weights_sha256=hashlib.sha256(every.image.tobytes()).hexdigest(),
+            slug=slug, source="local-dir:/nowhere", weights_sha256=weights or own,
             preprocessing=Preprocessing(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3),
             tokenizer_sha256="11", context_length=16, dim=every.image.shape[1],
         )  # fmt: skip

@@ -263,7 +263,7 @@ def test_commands(scene: Path, tmp_path: Path) -> None:
     done = runner.invoke(store_command, ["relocate", str(tmp_path / "s"), str(tmp_path), "--corpus", "1"])
     assert done.exit_code == 0
     record = FeatureStore.open(tmp_path / "s").record
-    assert (record.image_root(0), record.image_root(256)) == (scene / "one", tmp_path)
+    assert (record.image_root(0), record.image_root(256)) == (str(scene / "one"), str(tmp_path))
     with pytest.raises(UserError, match="has no corpus 2; it has 2, counted from 0"):
         move_corpus(tmp_path / "s", tmp_path, 2)
     empty = tmp_path / "empty.csv"
@@ -296,4 +296,4 @@ def test_extract_through_the_cluster_after_an_append(scene: Path, tmp_path: Path
     )
     assert extract(config, say=lambda _: None).shards_done == 2
     found = {name: sha for name, sha in digests(tmp_path / "s").items() if not name.startswith("runs/")}
-    assert found == digests(scene / "s")
+    assert found == {name: sha for name, sha in digests(scene / "s").items() if not name.startswith("runs/")}

@@ -11,7 +11,7 @@ from test_extract import run, tree_digest
 from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
-from mmkd.extract.corpora import open_corpus
+from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.failure_limit import FailureLimit
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.limited_corpus import LimitedCorpus
@@ -148,7 +148,7 @@ def test_the_first_rows_are_a_corpus_of_their_own(tmp_path: Path) -> None:
     corpus = open_corpus(str(write_table_corpus(tmp_path / "c", 20)))
     record = make_store(LimitedCorpus(corpus, 5), tmp_path / "s")
     assert (record.rows, record.corpus.location) == (5, f"{tmp_path / 'c' / 'pairs.csv'} (first 5 rows)")
-    assert [row.key for row in LimitedCorpus(corpus, 5).rows()] == [f"k{number}" for number in range(5)]
+    assert [row.key for row in corpus_rows(LimitedCorpus(corpus, 5))] == [f"k{number}" for number in range(5)]
     with pytest.raises(CorpusError, match="first 5 rows"):
         make_store(corpus, tmp_path / "s")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmkd.cli.store import convert, inspect, pull, rows
+from mmkd.cli.store import atlas, convert, inspect, pull, report, rows, show, stats
 from mmkd.cli.store.group import store
 
-__all__ = ["convert", "inspect", "pull", "rows", "store"]
+__all__ = ["atlas", "convert", "inspect", "pull", "report", "rows", "show", "stats", "store"]

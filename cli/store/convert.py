@@ -41,10 +41,14 @@ CODECS = ("zstd", "blosc", "gzip")
     show_default=True,
     help="float32 keeps float32 features exactly, float16 rounds to nearest in half the room, int8 in a quarter.",
 )
-@click.option("--name", default="clip-retrieval", show_default=True, help="Teacher name for a clip-retrieval folder.")
+@click.option(
+    "--name", default="clip-retrieval", show_default=True, help="Teacher of a clip-retrieval folder or of bags."
+)
 @click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
 def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
-    """Bring features of the original MMKD-CLIP release, or of clip-retrieval, into a store. Run again to go on."""
+    """Bring features that others made into a store; run again to go on.
+
+    ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, or a folder of bags (CLAM, TRIDENT)."""
     from mmkd.store.convert.importing import import_features
 
     with tqdm(unit="shard", disable=True if as_json else None) as bar:
@@ -69,8 +73,13 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
         from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
 
         return ClipRetrievalFolder(original, name)
+    if any(original.glob("*.h5")):
+        from mmkd.store.convert.bags import BagFolder
+
+        return BagFolder(original, name)
     raise CorpusError(
-        f"{original} holds neither meta.jsonl (the original release) nor metadata/ (clip-retrieval); name such a folder"
+        f"{original} holds neither meta.jsonl (the original release), metadata/ (clip-retrieval) nor *.h5 "
+        "(bags of CLAM or TRIDENT); name such a folder"
     )
 
 

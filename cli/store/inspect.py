@@ -12,18 +12,23 @@ import click
 from mmkd.cli.store.group import store
 
 if TYPE_CHECKING:
-    from mmkd.store import StoreSummary, VerifyReport
+    from mmkd.store import VerifyReport
 
 
 @store.command()
 @click.argument("path", metavar="STORE")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
 def info(path: str, as_json: bool) -> None:
-    """Rows, failures by reason, coverage of each teacher, bytes."""
+    """One screen: rows, failures by reason, a map of shards, seconds, bytes, selections, and who made it."""
+    from mmkd.cli.store.screen import info_lines, prints_blocks
     from mmkd.store import FeatureStore
+    from mmkd.store.inspect.info import store_info
 
-    summary = FeatureStore.open(path).summary()
-    click.echo(json.dumps(asdict(summary) | {"complete": summary.complete}, indent=1) if as_json else _screen(summary))
+    found = store_info(FeatureStore.open(path))
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        click.echo("\n".join(info_lines(found, ascii_only=not prints_blocks())))
 
 
 @store.command()
@@ -95,33 +100,3 @@ def _verdict(report: VerifyReport) -> str:
     verdict = "sound" if report.sound else f"{len(report.problems)} problems; `--repair` drops what is unsound"
     left = f"{len(report.temporary)} temporary files and {len(report.orphans)} files without an entry left over"
     return f"{verdict}: {depth} of {report.entries} ledger entries checked, {left}"
-
-
-def _screen(summary: StoreSummary) -> str:
-    status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
-    lines = [
-        f"{summary.root}",
-        f"corpus    {summary.corpus}, indexed {summary.created}",
-        f"rows      {summary.rows:,} ({status}) in {summary.shards} shards of {summary.rows_per_shard:,}",
-        f"samples   {_size(summary.sample_bytes)}",
-    ]
-    lines += [f"  {count:,} x {reason}" for reason, count in summary.reasons.items()]
-    width = max((len(slug) for slug in summary.teachers), default=0)
-    lines.append(f"teachers  {len(summary.teachers)}")
-    for slug, teacher in summary.teachers.items():
-        lines.append(
-            f"  {slug:{width}}  {teacher.shards_done}/{summary.shards} shards  {teacher.image_rows:,} images  "
-            f"{teacher.text_rows:,} texts  {_size(teacher.bytes)}  digest {teacher.digest}"
-        )
-    if not summary.complete:
-        lines.append("not complete: run the same `mmkd extract` command again to go on")
-    return "\n".join(lines)
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KB", "MB", "GB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TB"

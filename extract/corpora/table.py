@@ -2,167 +2,132 @@
 
 from __future__ import annotations
 
-import csv
+import functools
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from mmkd.extract.corpora.row import CorpusRow
+from pydantic import field_validator
+
+from mmkd.extract.corpora.captions import Captions, caption_list, caption_rows
+from mmkd.extract.corpora.columns import TableColumns, label_names, roles
+from mmkd.extract.corpora.files import FileCorpus, unlistable
+from mmkd.extract.corpora.records import Dialect, Record, json_records, known_encoding, separated_records
+from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
 from mmkd.store.errors import CorpusError
-from mmkd.store.samples import FIXED_COLUMNS
-from mmkd.store.yaml_config import Frozen
+from mmkd.store.place import Place
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-# Names that released biomedical corpora use, in the order in which they are tried.
-_USUAL = {
-    "image": ("image", "filepath", "image_path", "imgpath", "path", "file", "filename"),
-    "caption": ("caption", "text", "txt", "title"),
-    "key": ("key", "id", "uid", "sample_id"),
-    "modality": ("modality",),
-}
-# A caption is a paragraph at most; what is longer is a parsing accident, and csv's default stops at 131072.
-_MAX_FIELD = 2**20
 
-
-class TableColumns(Frozen):
-    """Which column is what. A column that is not named is looked for under its usual names."""
-
-    image: str | None = None
-    caption: str | None = None
-    key: str | None = None
-    modality: str | None = None
-
-
-class TableCorpus(Frozen):
+class TableCorpus(FileCorpus):
     """A table of image paths and captions. As YAML, this is the content of `corpus.yaml`."""
 
     kind: Literal["table"] = "table"
-    path: Path
-    images: Path | None = None
+    images: str | None = None
     """Folder that image paths are relative to; the table's own folder when not given."""
     columns: TableColumns = TableColumns()
     label_columns: tuple[str, ...] | None = None
     """Columns that pass into the sample table; all others when not given."""
+    captions: Captions = "first"
+    """Of a JSON list of captions the first that is not blank, or a row for each."""
+    column_names: tuple[str, ...] | None = None
+    """Names of the columns of a CSV or TSV without a header."""
+    encoding: str = "utf-8"
+    """Of the file. A byte order mark goes before it."""
+    delimiter: str | None = None
+    """One character; comma for .csv, tabulator for .tsv when not given."""
+    quotes: bool = True
+    """False where a quotation mark is an ordinary character."""
+
+    suffixes = TABLE_SUFFIXES
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str) -> str:
+        return known_encoding(name)
+
+    @field_validator("delimiter")
+    @classmethod
+    def _delimiter_is_one_character(cls, text: str | None) -> str | None:
+        if text is not None and (len(text) != 1 or text in '\r\n"'):
+            raise ValueError(f"delimiter is {text!r}, expected one character")
+        return text
 
     @property
-    def location(self) -> str:
-        """The table's path."""
-        return str(self.path)
-
-    @property
-    def root(self) -> Path:
+    def root(self) -> str:
         """The image folder, absolute."""
-        return (self.images or self.path.parent).resolve()
+        return str(self.base if self.images is None else Place.of(self.images).resolved())
 
-    @property
+    @functools.cached_property
     def labels(self) -> tuple[str, ...]:
-        """Label columns, in the table's order."""
-        roles = self._roles()
-        return self._labels(roles, self._header())
+        """Label columns, in the table's order; of JSONL, every name that any line has."""
+        if self.label_columns is None and self.place.suffix == ".jsonl":
+            header = list(dict.fromkeys(name for record in self._records() for name in record.values))
+        else:
+            header = list(self._header)
+        return label_names(self.label_columns, self._roles, header, self.path)
 
-    def digest(self) -> str:
-        """SHA-256 over the table's bytes and how its columns are read."""
-        with self.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256")
-        content.update(self.model_dump_json(include={"columns", "label_columns"}).encode())
-        return content.hexdigest()
+    def parts(self) -> Sequence[Part]:
+        """The table; its stamp is the SHA-256 of its bytes, so that a mere copy is the same corpus."""
+        try:
+            with self.place.open() as file:
+                content = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto of IO
+                return [Part(self.place.name, self.place.listed().size, content.hexdigest())]
+        except OSError as error:
+            raise unlistable(self.place, error) from error
 
-    def rows(self) -> Iterator[CorpusRow]:
+    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """One row per line of the table.
 
         Raises:
-            CorpusError: a named column is not there, or a line cannot be parsed.
+            CorpusError: a named column is not there, or the file is not such a table.
         """
-        roles = self._roles()
-        labels = self._labels(roles, self._header())
+        _ = self.labels, self._roles  # an empty table, or one without such columns, is said before the first row
         for number, record in enumerate(self._records()):
-            image = record.get(roles["image"], "") if "image" in roles else ""
-            caption = record.get(roles["caption"], "") if "caption" in roles else None
-            key = record.get(roles["key"], "") if "key" in roles else image
-            yield CorpusRow(
-                key=key or f"line-{number + 1}",
-                caption=None if caption is None else _decodable(caption),
-                uri=image or None,
-                modality=record.get(roles["modality"]) or None if "modality" in roles else None,
-                labels={label: _decodable(record.get(label, "")) for label in labels},
-            )
+            yield from self._rows(number, record)
 
-    def _roles(self) -> dict[str, str]:
-        header = self._header()
-        roles: dict[str, str] = {}
-        for role, usual in _USUAL.items():
-            named = getattr(self.columns, role)
-            if named is not None and named not in header:
-                raise CorpusError(f"{self.path} has no column {named!r} (for the {role}); it has {', '.join(header)}")
-            found = named or next((name for name in usual if name in header), None)
-            if found is not None:
-                roles[role] = found
-        if not {"image", "caption"} & set(roles):
-            raise CorpusError(
-                f"{self.path} has no column for the image or the caption; it has {', '.join(header)}; "
-                "name them in a corpus.yaml: {kind: table, path: ..., columns: {image: ..., caption: ...}}"
-            )
-        return roles
+    def _rows(self, number: int, record: Record) -> Iterator[CorpusRow]:
+        role, values = self._roles, record.values
+        image = _text(values, role.get("image"))
+        row = CorpusRow(
+            key=(_text(values, role.get("key")) if "key" in role else image) or f"line-{number + 1}",
+            caption=None,
+            uri=image or None,
+            modality=first_text(values.get(role["modality"])) if "modality" in role else None,
+            labels={label: as_label(values.get(label)) for label in self.labels},
+            fault=record.fault,
+        )
+        if "caption" in role:
+            captions = caption_list(values.get(role["caption"]))
+            yield from caption_rows(row, captions, self.captions)
+        else:
+            yield row
 
-    def _labels(self, roles: Mapping[str, str], header: list[str]) -> tuple[str, ...]:
-        wanted = self.label_columns
-        if wanted is None:
-            wanted = tuple(name for name in header if name not in roles.values())
-        for label in wanted:
-            if label not in header:
-                raise CorpusError(f"{self.path} has no label column {label!r}; it has {', '.join(header)}")
-            if label in FIXED_COLUMNS.names:
-                raise CorpusError(
-                    f"{self.path}: label column {label!r} has the name of a column of the sample table; "
-                    f"rename it (taken: {', '.join(FIXED_COLUMNS.names)})"
-                )
-        return wanted
-
-    def _header(self) -> list[str]:
+    @functools.cached_property
+    def _header(self) -> tuple[str, ...]:
         first = next(self._records(), None)
         if first is None:
             raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
-        return list(first)
+        return tuple(first.values)
 
-    def _records(self) -> Iterator[dict[str, str]]:
-        # Bytes that are not UTF-8 must not cost the lines around them: they survive as surrogates.
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if self.path.suffix == ".jsonl":
-                yield from _json_lines(self.path, file)
-                return
-            csv.field_size_limit(_MAX_FIELD)
-            reader = csv.DictReader(file, delimiter="\t" if self.path.suffix == ".tsv" else ",", restval="")
-            try:
-                for record in reader:
-                    record.pop(None, None)  # cells beyond the header
-                    yield record
-            except csv.Error as error:
-                raise CorpusError(
-                    f"{self.path} line {reader.line_num}: {error}; is it a {self.path.suffix} file?"
-                ) from error
+    @functools.cached_property
+    def _roles(self) -> dict[str, str]:
+        return roles(self.columns, self._header, self.path)
 
-
-def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    def _records(self) -> Iterator[Record]:
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise CorpusError(f"{path} line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f"{path} line {number} holds {type(record).__name__}, expected an object per line")
-        yield {name: _as_text(value) for name, value in record.items()}
+            with self.place.open() as file:
+                if self.place.suffix == ".jsonl":
+                    yield from json_records(file, self.path, self.encoding)
+                    return
+                delimiter = self.delimiter or ("\t" if self.place.suffix == ".tsv" else ",")
+                dialect = Dialect(delimiter, self.quotes, self.encoding, self.column_names)
+                yield from separated_records(file, self.path, dialect)
+        except OSError as error:
+            raise unlistable(self.place, error) from error
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _decodable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not text.isascii() else text
+def _text(values: Mapping[str, Any], column: str | None) -> str:
+    value = values.get(column) if column is not None else None
+    return as_label(value) or ""

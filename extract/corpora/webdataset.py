@@ -6,145 +6,136 @@ the member's path up to the first dot of its last component, as the webdataset l
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import IO, Literal
 
-from mmkd.extract.corpora.row import CorpusRow
-from mmkd.store.errors import CorpusError
-from mmkd.store.yaml_config import Frozen
+from mmkd.extract.corpora.captions import Captions, caption_list, caption_rows
+from mmkd.extract.corpora.files import FileCorpus
+from mmkd.extract.corpora.row import CAPTION_FAULT, CorpusRow, Part, as_label, first_text
+from mmkd.extract.corpora.tar import Damage, Member, tar_members
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "jp2", "dcm")
 # A sidecar is a caption or a page of metadata; what is longer is not read.
-_MAX_SIDECAR_BYTES = 2**20
+_MAX_SIDECAR_BYTES = 1 << 20
 
 
-class WebDatasetCorpus(Frozen):
-    """A tar, or a folder of tars in alphabetical order."""
+class WebDatasetCorpus(FileCorpus):
+    """A tar, or all tars of a folder and the folders below it, in the order of their paths."""
 
     kind: Literal["webdataset"] = "webdataset"
-    path: Path
     caption_field: str = "caption"
-    """Field of the JSON sidecar that holds the caption; a `.txt` member is used where there is one."""
-    modality_field: str = "modality"
+    """Field of the JSON sidecar that holds the caption or a list of them; a `.txt` member goes before it."""
+    captions: Captions = "first"
+    """`first`: a `.txt` is one caption, and of a list the first counts. `each`: every line of a `.txt` and every
+    element of a list has its row; CLIP_benchmark's retrieval sets are written so."""
+    modality_field: str | None = None
+    """Field of the JSON sidecar; `modality`, else `image_secondary_label` (BIOMEDICA), when not given."""
     label_fields: tuple[str, ...] = ()
     """Fields of the JSON sidecar that pass into the sample table."""
+    label_members: tuple[str, ...] = ()
+    """Suffixes of members that pass into it as text, such as `cls`."""
 
-    @property
-    def location(self) -> str:
-        """The tar or folder."""
-        return str(self.path)
-
-    @property
-    def root(self) -> Path:
-        """The folder that holds the tars, absolute."""
-        return (self.path if self.path.is_dir() else self.path.parent).resolve()
+    suffixes = (".tar",)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label fields."""
-        return self.label_fields
+        """The label fields, then the label members."""
+        return (*self.label_fields, *self.label_members)
 
-    def tars(self) -> list[Path]:
-        """The tars, in order."""
-        return sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path]
-
-    def digest(self) -> str:
-        """SHA-256 over the tars' names, sizes and change times."""
-        facts = [(tar.name, (stat := tar.stat()).st_size, stat.st_mtime_ns) for tar in self.tars()]
-        return hashlib.sha256(json.dumps([*facts, self.model_dump(mode="json")]).encode()).hexdigest()
-
-    def rows(self) -> Iterator[CorpusRow]:
-        """One row per sample that has an image or a caption, tar after tar.
+    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+        """One row per sample that has an image or a caption; a last failed one where the tar is damaged.
 
         Raises:
-            CorpusError: a file is not an uncompressed tar.
+            CorpusError: the file is not an uncompressed tar.
         """
-        for tar in self.tars():
-            for key, members in _samples(tar):
-                row = self._row(tar, key, members)
-                if row is not None:
-                    yield row
+        with self.opened(part) as file:
+            for key, members in _samples(tar_members(file, part.name)):
+                if isinstance(members, Damage):
+                    yield CorpusRow(
+                        key=f"{part.name}#{members.offset}",
+                        caption=None,
+                        uri=None,
+                        fault="archive: ends early or is damaged, what follows is lost",
+                    )
+                else:
+                    yield from self._rows(file, part.name, key, members)
 
-    def _row(self, tar: Path, key: str, members: dict[str, tarfile.TarInfo]) -> CorpusRow | None:
+    def _rows(self, file: IO[bytes], tar: str, key: str, members: Mapping[str, Member]) -> Iterator[CorpusRow]:
         image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
-        sidecar = _json_object(_read(tar, members["json"])) if "json" in members else {}
-        caption: str | None = None
+        # Sidecars are read while the archive is listed; the listing finds its own place again.
+        sidecar, fault = _sidecar(file, members.get("json"))
+        texts = {suffix: _read(file, members.get(suffix)) for suffix in ("txt", *self.label_members)}
+        captions: list[str] | None = None
         if "txt" in members:
-            caption = _read(tar, members["txt"]).decode("utf-8", "replace").strip()
+            text, fault = texts["txt"]
+            whole = text.decode("utf-8", "replace")
+            captions = caption_list(whole.splitlines() if self.captions == "each" else whole)
         elif "json" in members:
-            found = sidecar.get(self.caption_field, "")
-            caption = found.strip() if isinstance(found, str) else ""
-        if image is None and caption is None:
-            return None
-        modality = sidecar.get(self.modality_field)
-        return CorpusRow(
+            captions = caption_list(sidecar.get(self.caption_field))
+        if image is None and captions is None:
+            return
+        fields = [self.modality_field] if self.modality_field else ["modality", "image_secondary_label"]
+        row = CorpusRow(
             key=key,
-            caption=caption,
-            uri=None if image is None else tar.name,
-            offset=None if image is None else image.offset_data,
+            caption=None,
+            uri=None if image is None else tar,
+            offset=None if image is None else image.offset,
             length=None if image is None else image.size,
-            modality=modality if isinstance(modality, str) else None,
-            labels={name: _text(sidecar.get(name)) for name in self.label_fields},
+            modality=next((found for name in fields if (found := first_text(sidecar.get(name)))), None),
+            labels={name: as_label(sidecar.get(name)) for name in self.label_fields}
+            | {
+                name: texts[name][0].decode("utf-8", "replace").strip() if name in members else None
+                for name in self.label_members
+            },
+            fault=None if captions is None else fault,
         )
+        if captions is None:
+            yield row
+        else:
+            yield from caption_rows(row, captions if fault is None else [], self.captions)
 
 
-def _samples(tar: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Group neighbouring members by key. A tar that is cut off gives what comes before the cut."""
+def _samples(members: Iterator[Member | Damage]) -> Iterator[tuple[str, dict[str, Member] | Damage]]:
+    """Group neighbouring members by key. A tar that is cut off gives what comes before the cut, then the damage."""
     key: str | None = None
-    members: dict[str, tarfile.TarInfo] = {}
-    for member in _members(tar):
+    group: dict[str, Member] = {}
+    for member in members:
+        if isinstance(member, Damage):
+            if key is not None:
+                yield key, group
+            yield "", member
+            return
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
-        if not member.isfile() or not stem or not suffix:
+        if not stem or not suffix:
             continue
         member_key = f"{folder}/{stem}" if folder else stem
         if key is not None and member_key != key:
-            yield key, members
-            members = {}
+            yield key, group
+            group = {}
         key = member_key
-        members[suffix.lower()] = member
+        group[suffix.lower()] = member
     if key is not None:
-        yield key, members
+        yield key, group
 
 
-def _members(tar: Path) -> Iterator[tarfile.TarInfo]:
-    try:
-        archive = tarfile.open(tar, "r:")  # noqa: SIM115 - closed below; a generator must survive a cut tar
-    except tarfile.ReadError as error:
-        raise CorpusError(
-            f"{tar} is not an uncompressed tar ({error}); mmkd reads images in place: gunzip compressed tars first"
-        ) from error
-    with archive:
-        while True:
-            try:
-                member = archive.next()
-            except tarfile.ReadError:
-                return  # cut off: the member before it is reported when its bytes are read
-            if member is None:
-                return
-            archive.members.clear()  # type: ignore[attr-defined]  # else every header stays in memory
-            yield member
+def _read(file: IO[bytes], member: Member | None) -> tuple[bytes, str | None]:
+    if member is None:
+        return b"", None
+    if member.size > _MAX_SIDECAR_BYTES:
+        return b"", f"{CAPTION_FAULT}sidecar larger than {_MAX_SIDECAR_BYTES >> 20} MB"
+    file.seek(member.offset)
+    data = file.read(member.size)
+    return (data, None) if len(data) == member.size else (b"", f"{CAPTION_FAULT}archive ends inside this member")
 
 
-def _read(tar: Path, member: tarfile.TarInfo) -> bytes:
-    with tar.open("rb") as file:
-        file.seek(member.offset_data)
-        return file.read(min(member.size, _MAX_SIDECAR_BYTES))
-
-
-def _json_object(data: bytes) -> dict[str, object]:
+def _sidecar(file: IO[bytes], member: Member | None) -> tuple[dict[str, object], str | None]:
+    data, fault = _read(file, member)
+    if member is None or fault is not None:
+        return {}, fault
     try:
         content = json.loads(data)
-    except ValueError:
-        return {}  # the caption then counts as empty, which is said of the row
-    return content if isinstance(content, dict) else {}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return {}, f"{CAPTION_FAULT}sidecar is not JSON"
+    return (content, None) if isinstance(content, dict) else ({}, f"{CAPTION_FAULT}sidecar is not a JSON object")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.atomic import disk_errors
 from mmkd.store.card import Preprocessing, TeacherCard
+from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import PAIR_SOUND
@@ -163,20 +164,35 @@ def _create(source: FeatureSource, root: StorePath) -> None:
 def _spooled(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows as a table mapped from a temporary file, numbered and pending; memory stays flat."""
     with TemporaryDirectory(prefix="mmkd-import-") as folder:
-        spool = Path(folder) / "index.arrow"
-        seen: dict[str, int] = {}
-        with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            numbered = (_row(number, row, seen) for number, row in enumerate(rows))
+        spool, hashes = Path(folder) / "index.arrow", Path(folder) / "keys"
+        with (
+            disk_errors(spool),
+            hashes.open("wb") as keys,
+            pa.OSFile(str(spool), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+        ):
+            numbered: Iterator[dict[str, Any]] = (
+                {"row": number, "status": "pending"} | dict(row) for number, row in enumerate(rows)
+            )
             while batch := list(islice(numbered, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                keys.writelines(key_hash(row["key"]) for row in batch)
         with pa.memory_map(str(spool)) as mapped:
-            yield pa.ipc.open_stream(mapped).read_all()
+            index = pa.ipc.open_stream(mapped).read_all()
+            _refuse_equal_keys(index, hashes)
+            yield index
 
 
-def _row(number: int, row: Mapping[str, Any], seen: dict[str, int]) -> dict[str, Any]:
-    first = seen.setdefault(row["key"], number)
-    if first != number:
+def _refuse_equal_keys(index: pa.Table, hashes: Path) -> None:
+    def batches() -> Iterator[NDArray[np.uint64]]:
+        with hashes.open("rb") as file:
+            while data := file.read(16 * _BATCH):
+                yield np.frombuffer(data, dtype=np.uint64).reshape(-1, 2)
+
+    duplicates = find_duplicates(batches, len(index))
+    if duplicates:
+        row = min(duplicates)
+        key = index["key"][row].as_py()
         raise CorpusError(
-            f"key {row['key']!r} names rows {first} and {number}; make the keys distinct and import again"
+            f"key {key!r} names rows {duplicates[row]} and {row}; make the keys distinct and import again"
         )
-    return {"row": number, "status": "pending"} | dict(row)

@@ -71,7 +71,7 @@ class StoreRows:
             table = store.sample_table().take(pa.array(rows))
             for batch in table.to_batches(max_chunksize=4096):
                 for row in batch.to_pylist():
-                    root = store.record.image_root(row.pop("row"))
+                    root = Path(store.record.image_root(row.pop("row")))
                     if row["uri"] is not None and self.root != root:
                         row["uri"] = str(root / row["uri"]).lstrip("/")
                     yield row
@@ -122,7 +122,12 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
     keep: pads.Expression = pads.field("status") != "absent"
     if choice.condition is not None:
         keep &= parse_condition(choice.condition, store.samples.schema)
-    table = store.sample_table(["row", "key", *dict.fromkeys(column for column, _ in choice.where)], keep)
+    columns = dict.fromkeys(["row", *(column for column, _ in choice.where)])
+    if choice.keys is not None:
+        # In the scan, part by part: memory follows the keys that are wanted, not those that the store has.
+        keep &= pads.field("key").isin(pa.array(dict.fromkeys(choice.keys), pa.string()))
+        columns["key"] = None
+    table = store.sample_table([*columns], keep)
     for column, value in choice.where:
         table = table.filter(pc.equal(pc.cast(table[column], pa.string()), value))
     if choice.selection is not None:

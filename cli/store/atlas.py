@@ -1,0 +1,57 @@
+"""`mmkd store atlas`: hand rows to embedding-atlas."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mmkd.cli.store.group import store
+from mmkd.cli.store.stats import sample_rows
+from mmkd.store.errors import UserError
+
+if TYPE_CHECKING:
+    from mmkd.store.inspect.projection import Method
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.option("--teacher", required=True, help="Name in the store, whose space is drawn.")
+@click.option("--sample", default="100000", show_default=True, help="Rows to draw, or `all`.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@click.option(
+    "--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="To the plane."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Only write the rows, as Parquet.")
+def atlas(path: Path, teacher: str, sample: str, seed: int, projection: Method, out: Path | None) -> None:
+    """Explore rows in embedding-atlas, which serves them on this machine until Ctrl-C."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from mmkd.store import IMAGE_SOUND, FeatureStore
+    from mmkd.store.atomic import disk_errors
+    from mmkd.store.inspect.atlas import X, Y, atlas_table
+
+    program = shutil.which("embedding-atlas")
+    if out is None and program is None:
+        raise UserError("embedding-atlas is not installed: pip install 'mmkd[atlas]', or give --out FILE.parquet")
+    source = FeatureStore.open(path)
+    wanted = sample_rows(sample)
+    has_images = bool(np.any(source.valid(teacher) & IMAGE_SOUND))
+    table = atlas_table(source, teacher, "image" if has_images else "text", wanted, seed, projection)
+    if out is not None:
+        with disk_errors(out):
+            pq.write_table(table, out)
+        click.echo(f"{table.num_rows:,} rows in {out}; embedding-atlas {out} --x {X} --y {Y} --text caption")
+        return
+    assert program is not None
+    with tempfile.TemporaryDirectory(prefix="mmkd-atlas-") as folder:
+        rows = Path(folder) / "rows.parquet"
+        pq.write_table(table, rows)
+        command = [program, str(rows), "--x", X, "--y", Y, "--text", "caption", "--host", "localhost"]
+        sys.exit(subprocess.run(command, check=False).returncode)  # noqa: S603 - the program that was asked for

@@ -1,0 +1,88 @@
+"""What `mmkd store info` prints, line by line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.units import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from mmkd.store.inspect.activity import Activity
+    from mmkd.store.inspect.info import StoreInfo
+
+REASONS = 10
+"""Failure reasons on the screen; `--json` has all."""
+
+
+def prints_blocks() -> bool:
+    """True when the terminal's encoding has the map's block characters."""
+    try:
+        "█▓░·".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
+    """One screen about a store."""
+    summary = info.summary
+    status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
+    versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
+    yield summary.root
+    yield f"corpus    {summary.corpus} ({info.corpus_kind}), indexed {summary.created}"
+    yield f"made by   {versions}"
+    yield f"rows      {summary.rows:,} ({status}) in {summary.shards} shards of {summary.rows_per_shard:,}"
+    bytes_in_all = summary.sample_bytes + sum(teacher.bytes for teacher in summary.teachers.values())
+    yield f"bytes     {bytes_text(bytes_in_all)}, {bytes_text(summary.sample_bytes)} of them samples"
+    if summary.reasons:
+        yield f"failures  {sum(summary.reasons.values()):,} rows"
+    yield from (f"  {count:,} x {reason}" for reason, count in list(summary.reasons.items())[:REASONS])
+    if len(summary.reasons) > REASONS:
+        yield f"  and {len(summary.reasons) - REASONS} more reasons; --json has all"
+    yield f"teachers  {len(summary.teachers)}"
+    yield from _teacher_lines(info)
+    yield from _map_lines(info, ascii_only)
+    for selection in info.selections:
+        yield f"selection {selection.name}: {' x '.join(map(str, selection.shape))}"
+    yield from _activity_lines(info.activity, summary.complete)
+
+
+def _teacher_lines(info: StoreInfo) -> Iterator[str]:
+    summary = info.summary
+    width = max(map(len, summary.teachers), default=0)
+    for slug, teacher in summary.teachers.items():
+        card = info.cards[slug]
+        yield (
+            f"  {slug:{width}}  {teacher.shards_done}/{summary.shards} shards  {teacher.image_rows:,} images  "
+            f"{teacher.text_rows:,} texts  {card.dim} x {card.encoding}  {bytes_text(teacher.bytes)}  "
+            f"digest {teacher.digest}  {card.source}"
+        )
+
+
+def _map_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
+    if not info.summary.teachers or not info.summary.shards:
+        return
+    legend = "# sound  + most of it  - less  . missing" if ascii_only else "█ sound  ▓ most of it  ░ less  · missing"
+    yield f"shards    0 to {info.summary.shards - 1}: {legend}"
+    width = max(map(len, info.summary.teachers))
+    for slug in info.summary.teachers:
+        holes = info.coverage.holes(slug)
+        missing = f"  lacks {shard_ranges(holes)}" if holes else ""
+        yield f"  {slug:{width}}  {info.coverage.line(slug, ascii_only=ascii_only)}{missing}"
+
+
+def _activity_lines(activity: Activity, complete: bool) -> Iterator[str]:
+    if activity.seconds:
+        shared = [f"{name} {seconds_text(activity.seconds[name])}" for name in activity.seconds if " " not in name]
+        yield f"seconds   summed over workers, {activity.runs} runs: {', '.join(shared) or 'forward passes only'}"
+        for slug, towers in activity.by_teacher().items():
+            yield f"  {slug}: " + ", ".join(f"{tower} {seconds_text(spent)}" for tower, spent in towers.items())
+    if activity.last_write is not None and activity.seconds_ago is not None:
+        ago = seconds_text(activity.seconds_ago)
+        going_on = "; a run is probably going on" if activity.running else ""
+        yield f"written   {activity.last_write}, {ago} ago{going_on}"
+    if not complete and not activity.running:
+        yield "not complete: run the same `mmkd extract` command again to go on"

@@ -1,0 +1,212 @@
+"""`mmkd store show` and `mmkd store neighbors`: one row, one shard, and what lies near."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mmkd.cli.store.group import store
+from mmkd.cli.store.tables import number, printable, table_lines
+from mmkd.store.errors import ConfigError, TeacherError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mmkd.store import FeatureStore
+    from mmkd.store.inspect.show import RowView, ShardView
+
+CAPTION_CHARACTERS = 100
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("what", metavar="KEY|ROW|shard:N")
+@click.option("--image", "with_image", is_flag=True, help="Draw the picture into the terminal.")
+@click.option("--teachers", help="Names, with commas between; all when not given.")
+@click.option("--seed", default=0, show_default=True, help="Of the random rows that ranks are among.")
+@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+def show(path: Path, what: str, with_image: bool, teachers: str | None, seed: int, as_json: bool) -> None:
+    """One row (its sample, norms, cosine, rank among random rows, neighbours) or one shard.
+
+    A key goes before a row number; `row:12` is always a number.
+    """
+    from mmkd.store import FeatureStore
+    from mmkd.store.inspect.rows import find_row, find_shard
+    from mmkd.store.inspect.show import view_row, view_shard
+
+    source = FeatureStore.open(path)
+    shard = find_shard(source, what)
+    if shard is not None:
+        seen = view_shard(source, shard)
+        content = asdict(seen) | {"entries": {slug: e and e.model_dump() for slug, e in seen.entries.items()}}
+        click.echo(json.dumps(content, indent=1) if as_json else "\n".join(_shard_lines(source, seen)))
+        return
+    view = view_row(source, find_row(source, what), teachers.split(",") if teachers else None, seed=seed)
+    click.echo(json.dumps(asdict(view), indent=1) if as_json else "\n".join(_row_lines(view)))
+    if with_image:
+        click.echo(_picture(view))
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("key", metavar="[KEY|ROW]", required=False)
+@click.option("--text", help="Words to look for, encoded by the teacher.")
+@click.option("--image", "image", type=click.Path(path_type=Path), help="Picture to look for, encoded by the teacher.")
+@click.option("--teacher", required=True, help="Name in the store; NAME=local-dir:/path says where its weights are.")
+@click.option(
+    "--among", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Features to search."
+)
+@click.option("--top", default=10, show_default=True, help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="The table, for programs.")
+def neighbors(  # noqa: PLR0913, PLR0917 - a command takes one argument for each option
+    path: Path,
+    key: str | None,
+    text: str | None,
+    image: Path | None,
+    teacher: str,
+    among: str,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Rows nearest to a row's image, to words, or to a picture: exact, over every row."""
+    from mmkd.store import FeatureStore
+    from mmkd.store.inspect import neighbors as search
+
+    if [key, text, image].count(None) != 2:
+        raise ConfigError("name one thing to look near: a KEY or ROW, --text WORDS, or --image FILE")
+    source = FeatureStore.open(path)
+    slug = teacher.partition("=")[0]
+    source.card(slug)
+    query = _stored_query(source, slug, key) if key is not None else _encoded_query(source, teacher, text, image)
+    table = search.neighbors(source, slug, "image" if among == "image" else "text", query, top)
+    if as_json:
+        click.echo(json.dumps(table.to_pylist(), indent=1))
+        return
+    click.echo(f"{table.num_rows} nearest {among}s of {slug} among {len(source):,} rows, by cosine")
+    rows = [
+        (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), printable(row["key"]), _short(row["caption"]))
+        for row in table.to_pylist()
+    ]
+    click.echo(
+        "\n".join(table_lines(("rank", "row", "cosine", "key", "caption"), rows, words=("rank", "key", "caption")))
+    )
+
+
+def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.floating[Any]]:
+    from mmkd.store.inspect.rows import find_row
+    from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
+
+    row = find_row(source, key)
+    bits = source.valid(slug)[row]
+    if not bits & (IMAGE_SOUND | TEXT_SOUND):
+        raise ConfigError(f"{slug} has no feature of row {row}; `mmkd store show {source.root} row:{row}` says why")
+    query: NDArray[np.floating[Any]] = (source.image(slug) if bits & IMAGE_SOUND else source.text(slug))[row]
+    return query
+
+
+def _encoded_query(
+    source: FeatureStore, teacher: str, text: str | None, image: Path | None
+) -> NDArray[np.floating[Any]]:
+    """Encode with the teacher's own weights, refusing any but those that made the store."""
+    import torch
+
+    from mmkd.extract.decoding import decode_image, read_image
+    from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
+    from mmkd.extract.teachers.geometry import geometry_of
+    from mmkd.store.sources import image_source
+
+    slug = teacher.partition("=")[0]
+    place = source.card(slug).source
+    # The card says where the weights came from; they are looked for there when the user names no other place.
+    known = "=" not in teacher and place.startswith(("local-dir:", "hf-hub:"))
+    (spec, *more) = parse_teachers(f"{slug}={place}" if known else teacher)
+    if more:
+        raise TeacherError(f"--teacher {teacher!r} names {1 + len(more)} teachers; one at a time")
+    card, stored = describe_teacher(spec), source.card(spec.slug)
+    if card.digest != stored.digest:
+        raise TeacherError(
+            f"{spec.slug} at {card.source} has digest {card.digest}, the store was made with {stored.digest} "
+            f"({stored.source}); give --teacher {spec.slug}=local-dir:FOLDER of those weights"
+        )
+    loaded = load_teacher(spec, card, torch.device("cpu"))
+    query: NDArray[np.floating[Any]]
+    with torch.inference_mode():
+        if text is not None:
+            tokens, _ = loaded.tokenise([text])
+            query = loaded.encode_texts(tokens)[0].float().numpy()
+            return query
+        assert image is not None
+        geometry = geometry_of(card.preprocessing)
+        decoded = decode_image(read_image(image_source(str(image.parent), image.name)), [geometry])
+        if decoded.reason is not None:
+            raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
+        query = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()
+        return query
+
+
+def _row_lines(view: RowView) -> Iterator[str]:
+    yield f"row {view.row}, key {printable(view.sample['key'])}, shard {view.shard}"
+    for name, value in view.sample.items():
+        if name not in ("row", "key") and value is not None:
+            yield f"  {name:12}  {printable(str(value))}"
+    yield f"  {'corpus':12}  {view.corpus_root}"
+    if not view.teachers:
+        return
+    header = ("teacher", "image norm", "text norm", "cosine", "caption's rank", "image's rank")
+    yield from table_lines(
+        header,
+        [
+            (
+                t.slug if t.extracted else f"{t.slug} (not extracted)",
+                *("-" if value is None else number(value) for value in (t.image_norm, t.text_norm, t.cosine)),
+                *(f"{rank} of {t.ranked_among}" if rank else "-" for rank in (t.caption_rank, t.image_rank)),
+            )
+            for t in view.teachers
+        ],
+    )
+    yield f"nearest rows among {view.searched:,}"
+    for teacher in view.teachers:
+        for near in teacher.neighbors:
+            yield (
+                f"  {teacher.slug} {teacher.neighbors_by}  {near.cosine:.3f}  row {near.row}  {printable(near.key)}  "
+                f"{_short(near.caption)}"
+            )
+
+
+def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
+    status = ", ".join(f"{count:,} {name}" for name, count in view.status.items())
+    yield f"shard {view.shard} of {source.root}: rows {view.first_row} to {view.last_row} ({status})"
+    yield from (f"  {count:,} x {reason}" for reason, count in view.reasons.items())
+    for slug, entry in view.entries.items():
+        if entry is None:
+            yield f"  {slug}: not extracted"
+        else:
+            yield (
+                f"  {slug}: {entry.image_rows:,} images, {entry.text_rows:,} texts, crc32c {entry.image_crc32c} "
+                f"and {entry.text_crc32c}"
+            )
+    yield from (
+        f"  row {row['row']}  {printable(row['key'])}  {row['status']}: {row['reason']}" for row in view.failures
+    )
+
+
+def _picture(view: RowView) -> str:
+    from mmkd.cli.store.preview import preview
+    from mmkd.store.images import ImageError
+    from mmkd.store.inspect.pictures import picture
+
+    try:
+        return preview(picture(view.corpus_root, view.sample))
+    except ImageError as error:
+        return f"no picture: {error}"
+
+
+def _short(caption: str | None) -> str:
+    words = printable(" ".join((caption or "").split()))
+    return words if len(words) <= CAPTION_CHARACTERS else words[: CAPTION_CHARACTERS - 1] + "…"

@@ -1,0 +1,138 @@
+"""`mmkd store stats`: what the features look like."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from mmkd.cli.store.group import store
+from mmkd.cli.store.tables import number, percent, table_lines
+from mmkd.store.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmkd.store.inspect.agreement import Agreement
+    from mmkd.store.inspect.findings import Finding
+    from mmkd.store.inspect.statistics import StoreStatistics
+
+
+def sample_rows(text: str) -> int | None:
+    """`all` as None, a number as itself.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--sample {text!r} is neither a number of rows from 1 nor `all`")
+    return int(text)
+
+
+@store.command()
+@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.option("--teachers", help="Names, with commas between; all when not given.")
+@click.option("--sample", default="8192", show_default=True, help="Rows to draw, or `all` to stream every row.")
+@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@click.option("--json", "as_json", is_flag=True, help="All of it, with histograms, for programs.")
+def stats(path: Path, teachers: str | None, sample: str, seed: int, as_json: bool) -> None:
+    """Norms, cosines, retrieval, isotropy, repeats, dead dimensions, and how far teachers agree."""
+    from mmkd.store import FeatureStore
+    from mmkd.store.inspect.findings import statistics_findings
+    from mmkd.store.inspect.statistics import store_statistics
+
+    wanted = sample_rows(sample)
+    with tqdm(unit="teacher", disable=True if as_json else None) as bar:
+
+        def progress(done: int, every: int) -> None:
+            bar.total = every
+            bar.update(done - bar.n)
+
+        found = store_statistics(
+            FeatureStore.open(path), teachers.split(",") if teachers else None, wanted, seed, progress
+        )
+    findings = list(statistics_findings(found))
+    if as_json:
+        click.echo(json.dumps(found.as_json() | {"findings": [asdict(finding) for finding in findings]}, indent=1))
+    else:
+        click.echo("\n".join(_lines(found, findings)))
+
+
+def finding_lines(findings: list[Finding]) -> Iterator[str]:
+    """Findings, faults first."""
+    for finding in sorted(findings, key=lambda finding: finding.severity):
+        yield f"{finding.severity:7}  {finding.text}"
+        yield f"         see: {finding.command}"
+
+
+def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
+    drawn = (
+        "every row" if found.sampled == found.rows else f"{found.sampled:,} of {found.rows:,} rows, seed {found.seed}"
+    )
+    yield f"{found.root}: {drawn}"
+    yield f"whole store: {found.repeated_images:,} repeated images, {found.repeated_captions:,} repeated captions"
+    header = ("features", "rows", "broken", "norm 1%", "median", "99%", "mean cos", "eff. rank", "dead", "repeats")
+    yield from table_lines(
+        header,
+        [
+            (
+                f"{tower.slug} {tower.tower}", f"{tower.rows:,}", f"{tower.not_finite + tower.zero:,}",
+                number(tower.norms.q01), number(tower.norms.median), number(tower.norms.q99),
+                number(tower.mean_cosine), f"{number(tower.effective_rank, 1)}/{tower.width}",
+                str(len(tower.dead_dimensions) + len(tower.constant_dimensions)), f"{tower.repeated_rows:,}",
+            )
+            for tower in found.towers
+        ],
+    )  # fmt: skip
+    yield "images against captions"
+    header = ("teacher", "pairs", "matched", "unmatched", "pool", "i2t@1", "i2t@10", "t2i@1", "t2i@10", "best shift")
+    yield from table_lines(
+        header,
+        [
+            (
+                pair.slug, f"{pair.pairs:,}", number(pair.matched.median), number(pair.unmatched.median),
+                f"{pair.pools} x {pair.pool}", *(percent(value) for value in pair.recall.values()),
+                f"{pair.best_shift:+d}" if pair.best_shift else "0",
+            )
+            for pair in found.pairs
+        ],
+    )  # fmt: skip
+    yield from _agreement_lines(found)
+    yield from finding_lines(findings)
+    if not findings:
+        yield "nothing conspicuous"
+
+
+def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
+    from mmkd.store.inspect.agreement import MIN_SHARED
+
+    if len(found.pairs) < 2:
+        return
+    compared = [matrix for matrix in found.agreement if _compares(matrix)]
+    if not compared:
+        yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
+    for matrix in compared:
+        yield from _matrix(f"{matrix.tower}s: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
+
+
+def _compares(matrix: Agreement) -> bool:
+    count = len(matrix.teachers)
+    return any(math.isfinite(matrix.cka[i, j]) for i in range(count) for j in range(i + 1, count))
+
+
+def _matrix(title: str, matrix: Agreement, found: StoreStatistics) -> Iterator[str]:
+    yield f"{title} (at most {found.agreement_rows:,} rows)"
+    rows = []
+    for i, slug in enumerate(matrix.teachers):
+        cells = [
+            "" if i == j else number(float((matrix.cka if j > i else matrix.mutual)[i, j]), 2)
+            for j in range(len(matrix.teachers))
+        ]
+        rows.append((f"{i + 1} {slug}", *cells))
+    yield from table_lines(("", *(str(i + 1) for i in range(len(rows)))), rows)

@@ -1,0 +1,159 @@
+"""Whole-slide images as bags: every tile with tissue is a row, and says which slide and patient it is of."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from mmkd.extract.corpora.files import FileCorpus, unlistable
+from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.store.errors import CorpusError
+from mmkd.store.images import MAX_PIXELS
+from mmkd.store.place import Place
+from mmkd.store.record import FIXED_NAMES
+from mmkd.store.slide_tile import open_slide
+from mmkd.store.sources import TILE, fragment
+
+# Pixels a tile is judged by, per side: tissue is coarse, and reading more costs the slide's decoding.
+_CELLS = 32
+# Stained tissue has colour, glass and black borders have none. CLAM's default is 8 of 255 after a median; here the
+# area average over a cell takes the noise away, and the same threshold with a margin keeps pale fat out.
+_MIN_SATURATION = 12
+_MIN_BRIGHTNESS = 25
+# TCGA barcodes: project, site, participant.
+_TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-|$)", re.IGNORECASE)
+# A slide that says 0.503 is meant when 0.5 is asked for.
+_MPP_TOLERANCE = 0.1
+
+
+class SlidesCorpus(FileCorpus):
+    """A slide, or every slide below a folder, in the order of their paths; tiles row by row."""
+
+    kind: Literal["slides"] = "slides"
+    tile: int = Field(default=224, gt=0, le=4096)
+    """Pixels of a tile's side as teachers get it."""
+    mpp: float = Field(default=0.5, gt=0)
+    """Micrometres a pixel of such a tile; 0.5 is 20x."""
+    min_tissue: float = Field(default=0.25, ge=0, le=1)
+    """Share of a tile that must be tissue."""
+    slide_mpp: float | None = Field(default=None, gt=0)
+    """For slides that do not say their own."""
+    slide_table: str | None = None
+    """CSV with a column `slide` (file name without suffix), where known `patient`, and any labels."""
+
+    suffixes = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".tif", ".tiff")
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """`slide`, `patient`, the tile's level-0 corner `x` and `y`, its level-0 `side`, then the table's own."""
+        return ("slide", "patient", "x", "y", "side", *self._table[0])
+
+    def settings(self) -> str:
+        """All fields but the paths, and the table's content."""
+        return self.model_dump_json(exclude={"path", "slide_table"}) + repr(self._table)
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+        """One row per tile with tissue; one failed row where the slide cannot be tiled."""
+        slide_id = part.name.rpartition("/")[2].rpartition(".")[0]
+        found = _TCGA.match(slide_id)
+        known = self._table[1].get(slide_id, {})
+        labels: dict[str, str | None] = {"slide": slide_id, "patient": found.group(1).upper() if found else None}
+        labels |= {name: value for name, value in known.items() if value}
+        place = self.base.join(part.name)
+        try:
+            slide = open_slide(place.url, part.stamp)
+            sides, fault = self._side(slide)
+            if fault is None:
+                for x, y in tissue_tiles(slide, sides, self.min_tissue):
+                    yield CorpusRow(
+                        key=f"{part.name}#{x},{y}",
+                        caption=None,
+                        uri=part.name + fragment(TILE, x, y, sides, self.tile),
+                        modality="pathology",
+                        labels=labels | {"x": str(x), "y": str(y), "side": str(sides)},
+                    )
+        except (openslide.OpenSlideError, OSError, ValueError):
+            open_slide.cache_clear()
+            fault = "slide: damaged or not a slide"
+        if fault is not None:
+            yield CorpusRow(part.name, None, part.name, modality="pathology", labels=labels, fault=f"row: {fault}")
+
+    def _side(self, slide: openslide.OpenSlide) -> tuple[int, str | None]:
+        """A tile's side in level-0 pixels, or why there is none."""
+        try:
+            mpp = self.slide_mpp or float(slide.properties[openslide.PROPERTY_NAME_MPP_X])
+        except (KeyError, ValueError):
+            return 0, "slide: does not say its micrometres a pixel (set slide_mpp)"
+        if not math.isfinite(mpp) or not mpp > 0:
+            return 0, "slide: does not say its micrometres a pixel (set slide_mpp)"
+        side = round(self.tile * self.mpp / mpp)
+        if side < self.tile * (1 - _MPP_TOLERANCE):
+            return 0, "slide: scanned coarser than the mpp asked for"
+        if side > max(slide.dimensions):
+            return 0, "slide: smaller than one tile"
+        return max(side, self.tile), None
+
+    @functools.cached_property
+    def _table(self) -> tuple[tuple[str, ...], Mapping[str, Mapping[str, str]]]:
+        """Further label names, and labels by slide."""
+        if self.slide_table is None:
+            return (), {}
+        place = Place.of(self.slide_table)
+        try:
+            text = place.open().read().decode("utf-8-sig")
+        except OSError as error:
+            raise unlistable(place, error) from error
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{place} is not UTF-8; save it as such") from error
+        reader = csv.DictReader(text.splitlines(), restval="")
+        names = list(reader.fieldnames or ())
+        if "slide" not in names:
+            raise CorpusError(f"{place} has no column 'slide'; it has {', '.join(names)}")
+        further = tuple(name for name in names if name not in ("slide", "patient"))
+        taken = (FIXED_NAMES | {"x", "y", "side"}) & set(further)
+        if taken:
+            raise CorpusError(f"{place}: column {min(taken)!r} has the name of a column of the sample table; rename it")
+        return further, {
+            row["slide"]: {name: row[name] for name in ("patient", *further) if name in names} for row in reader
+        }
+
+
+def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> Iterator[tuple[int, int]]:
+    """Level-0 corners of the whole tiles of a grid from (0, 0) on whose share of tissue is enough, row by row.
+
+    Raises:
+        ValueError: the slide has no level that is coarse enough for a row of tiles to be read at once.
+    """
+    width, height = slide.dimensions
+    across = width // side
+    level = slide.get_best_level_for_downsample(max(1.0, side / _CELLS))
+    scale = slide.level_downsamples[level]
+    size = (max(1, round(across * side / scale)), max(1, round(side / scale)))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError("no coarse level")
+    for y in range(0, height - side + 1, side):
+        strip = slide.read_region((0, y), level, size)
+        white = Image.new("RGB", strip.size, "white")
+        white.paste(strip, mask=strip.getchannel("A"))
+        cells = np.asarray(white.resize((across * _CELLS, _CELLS), Image.Resampling.BOX))
+        share = tissue(cells).reshape(_CELLS, across, _CELLS).mean(axis=(0, 2))
+        yield from ((int(column) * side, y) for column in np.flatnonzero(share >= min_tissue))
+
+
+def tissue(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which pixels of uint8 (..., 3) are stained tissue: coloured and not black."""
+    high = pixels.max(axis=-1).astype(np.int32)
+    low = pixels.min(axis=-1).astype(np.int32)
+    # HSV saturation without the division: (high - low) / high >= threshold / 255.
+    stained: NDArray[np.bool_] = np.logical_and((high - low) * 255 >= _MIN_SATURATION * high, high >= _MIN_BRIGHTNESS)
+    return stained

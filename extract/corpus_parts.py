@@ -1,0 +1,49 @@
+"""What the corpus' files were when the store was made, so that a change can be named: `runs/corpus.json`.
+
+A log: without it a change is still noticed by the record's digest, only not said in detail.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from mmkd.extract.corpora import Part
+from mmkd.store.atomic import write_atomically
+from mmkd.store.remote import StorePath
+
+_FILE = "runs/corpus.json"
+
+
+def write_parts(root: StorePath, settings: str, parts: Sequence[Part]) -> None:
+    """Note the parts in the store.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    content = {"settings": settings, "parts": [[part.name, part.size, part.stamp] for part in parts]}
+    write_atomically(root / _FILE, json.dumps(content).encode())
+
+
+def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str | None:
+    """One phrase that names the first difference and counts the others; None where nothing was noted."""
+    try:
+        content = json.loads((root / _FILE).read_bytes())
+        before = {name: (size, stamp) for name, size, stamp in content["parts"]}
+        settings_before = content["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    now = {part.name: (part.size, part.stamp) for part in parts}
+    found = [f"{name} is new" for name in now if name not in before]
+    found += [f"{name} is gone" for name in before if name not in now]
+    for name, (size, stamp) in now.items():
+        size_before, stamp_before = before.get(name, (size, stamp))
+        if size != size_before:
+            found.append(f"{name} has {size:,} bytes, had {size_before:,}")
+        elif stamp != stamp_before:
+            found.append(f"{name} was written again (same size)")
+    if settings != settings_before:
+        found.append("the way it is read changed (corpus.yaml)")
+    if not found:
+        return "the order or the reader changed"
+    return found[0] + (f" (and {len(found) - 1:,} further changes)" if len(found) > 1 else "")

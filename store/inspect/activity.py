@@ -1,0 +1,96 @@
+"""Runs over a store, from their logs: what took how long, and whether one is going on now."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mmkd.store.atomic import temporary_files
+from mmkd.store.remote import StorePath
+
+FRESH_SECONDS = 300.0
+"""A store that was written to within this time may still be written: shards usually take less than five minutes."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the logs and the newest files say. Logs are no truth: the ledger is."""
+
+    runs: int
+    """Logs in `runs/`."""
+    seconds: dict[str, float]
+    """Summed over runs, workers and threads: `read`, `decode`, `write`, and `image SLUG`, `text SLUG` for forwards."""
+    last_write: str | None
+    """When the store was last written to: UTC, ISO 8601; None for a store without shards."""
+    seconds_ago: float | None
+    running: bool
+    """Written to within `FRESH_SECONDS`, and not complete: a run is probably going on."""
+    unreadable_lines: int
+    """Log lines that are not what a run writes, such as the last one of a run that was killed."""
+
+    def by_teacher(self) -> dict[str, dict[str, float]]:
+        """Forward seconds by teacher, as {slug: {"image": s, "text": s}}; shared phases are not in it."""
+        table: dict[str, dict[str, float]] = {}
+        for name, seconds in self.seconds.items():
+            tower, _, slug = name.partition(" ")
+            if slug:
+                table.setdefault(slug, {})[tower] = seconds
+        return table
+
+
+def activity(root: StorePath, complete: bool) -> Activity:
+    """Read the logs in `runs/` and the times of ledger entries and temporary files.
+
+    Args:
+        root: the store; behind a URL the times of files are not known, and it counts as not running.
+        complete: every shard of every teacher is vouched for; then nothing is running, however fresh it is.
+    """
+    logs: list[StorePath] = sorted((root / "runs").glob("*.jsonl"), key=str)
+    seconds: Counter[str] = Counter()
+    bad = 0
+    for log in logs:
+        for line in _lines(log):
+            if line is None:
+                bad += 1
+            else:
+                seconds.update(line)
+    touched = (*logs, *(root / "ledger").glob("*.json"), *temporary_files(root))
+    newest = max(_times(path for path in touched if isinstance(path, Path)), default=None)
+    age = None if newest is None else max(0.0, time.time() - newest)
+    return Activity(
+        runs=len(logs),
+        seconds={name: round(seconds[name], 3) for name in sorted(seconds)},
+        last_write=None if newest is None else datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
+        seconds_ago=None if age is None else round(age, 1),
+        running=age is not None and age < FRESH_SECONDS and not complete,
+        unreadable_lines=bad,
+    )
+
+
+def _lines(log: StorePath) -> Iterator[dict[str, float] | None]:
+    """The `seconds` of each line; None for a line that has none."""
+    for line in log.read_bytes().decode("utf-8", errors="replace").splitlines():
+        try:
+            content: Any = json.loads(line)
+        except ValueError:
+            yield None
+            continue
+        found = content.get("seconds") if isinstance(content, dict) else None
+        if isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values()):
+            yield found
+        else:
+            yield None
+
+
+def _times(paths: Iterable[Path]) -> Iterator[float]:
+    for path in paths:
+        try:
+            yield path.stat().st_mtime
+        except FileNotFoundError:  # a temporary file that was renamed in between
+            continue

@@ -1,0 +1,93 @@
+"""Which shards of which teacher are there, and how much of each is sound: from the ledger alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
+
+MAP_COLUMNS = 64
+"""Cells of a row of the printed map: with the longest usual name it fits a terminal of 100 characters."""
+
+FULL, MOST, SOME, NONE = "█", "▓", "░", "·"
+"""Cells of the map: at least 95 % of the rows sound, at least half, fewer; and a hole: a shard is missing."""
+
+_ASCII = str.maketrans({FULL: "#", MOST: "+", SOME: "-", NONE: "."})
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Teachers by shards."""
+
+    teachers: tuple[str, ...]
+    rows: tuple[int, ...]
+    """Corpus rows of each shard."""
+    done: NDArray[np.bool_]
+    """(T, S): an entry vouches for the shard."""
+    image: NDArray[np.float64]
+    """(T, S): rows with a sound image feature, as a share of the shard's rows; 0 where there is no entry."""
+    text: NDArray[np.float64]
+    """(T, S): the same for captions."""
+
+    def holes(self, slug: str) -> list[tuple[int, int]]:
+        """Ranges (first, last) of shards that the teacher lacks, in order."""
+        missing = np.flatnonzero(~self.done[self.teachers.index(slug)])
+        runs = np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1)
+        return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
+
+    def line(self, slug: str, columns: int = MAP_COLUMNS, ascii_only: bool = False) -> str:
+        """One teacher's shards from left to right in at most `columns` characters.
+
+        Several shards share a character when there are more shards than characters: it then shows the worst of
+        them, so that a single hole among thousands of shards cannot be overlooked.
+        """
+        index = self.teachers.index(slug)
+        share = np.maximum(self.image[index], self.text[index])
+        groups = np.array_split(np.arange(len(self.rows)), min(columns, len(self.rows)) or 1)
+        cells = "".join(_cell(bool(self.done[index][group].all()), float(share[group].min())) for group in groups)
+        return cells.translate(_ASCII) if ascii_only else cells
+
+    def as_json(self) -> dict[str, Any]:
+        """The map as plain values, holes as ranges."""
+        return {
+            slug: {
+                "holes": self.holes(slug),
+                "image": [round(share, 4) for share in self.image[index].tolist()],
+                "text": [round(share, 4) for share in self.text[index].tolist()],
+            }
+            for index, slug in enumerate(self.teachers)
+        }
+
+
+def coverage(store: FeatureStore) -> Coverage:
+    """Read the ledger as a map of teachers by shards. Reads no feature."""
+    per_shard = store.record.rows_per_shard
+    rows = tuple(min(per_shard, len(store) - shard * per_shard) for shard in range(store.shards))
+    shape = (len(store.teachers), store.shards)
+    done, image, text = np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape)
+    for index, slug in enumerate(store.teachers):
+        for shard in range(store.shards):
+            entry = store.ledger.get((shard, slug))
+            if entry is not None:
+                done[index, shard] = True
+                image[index, shard] = entry.image_rows / rows[shard]
+                text[index, shard] = entry.text_rows / rows[shard]
+    return Coverage(tuple(store.teachers), rows, done, image, text)
+
+
+def shard_ranges(ranges: list[tuple[int, int]], most: int = 8) -> str:
+    """Ranges as a user writes them: `3, 7-9`; beyond `most` of them only their number is told."""
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:most]]
+    more = len(ranges) - most
+    return ", ".join([*shown, *([f"and {more} more ranges"] if more > 0 else [])])
+
+
+def _cell(done: bool, share: float) -> str:
+    if not done:
+        return NONE
+    return FULL if share >= 0.95 else MOST if share >= 0.5 else SOME

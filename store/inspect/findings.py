@@ -1,0 +1,141 @@
+"""What in these numbers should keep one from training: each a sentence, with the command that shows more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from shlex import quote
+from typing import TYPE_CHECKING, Literal
+
+from mmkd.store.inspect.coverage import shard_ranges
+
+if TYPE_CHECKING:
+    from mmkd.store.inspect.agreement import Agreement
+    from mmkd.store.inspect.info import StoreInfo
+    from mmkd.store.inspect.pairs import PairStatistics
+    from mmkd.store.inspect.statistics import StoreStatistics
+    from mmkd.store.inspect.towers import TowerStatistics
+
+Severity = Literal["fault", "warning"]
+"""`fault`: wrong, do not train before it is mended. `warning`: look at it."""
+
+FAILED_SHARE = 0.01
+"""Failed or partial rows beyond this share are worth a look."""
+COLLAPSED_COSINE = 0.98
+"""Mean cosine between different rows above which an encoder tells hardly anything apart; sound CLIP encoders have
+0.1 to 0.8."""
+EQUAL_CKA, EQUAL_MUTUAL = 0.999, 0.95
+FEW_ROWS = 100
+"""Below it the tests that rest on chance are left out."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at."""
+
+    severity: Severity
+    text: str
+    command: str
+    """What to run to see more or to mend it."""
+
+
+def store_findings(info: StoreInfo) -> Iterator[Finding]:
+    """From the ledger and the sample table: holes and failures."""
+    root = quote(info.summary.root)
+    if not info.cards:
+        yield Finding("fault", "no teacher has been here: the store holds rows and no features", "mmkd extract")
+    for slug in info.coverage.teachers:
+        holes = info.coverage.holes(slug)
+        if holes:
+            count = sum(last - first + 1 for first, last in holes)
+            state = "being written" if info.activity.running else "missing"
+            text = f"{slug} lacks {count} of {info.summary.shards} shards ({shard_ranges(holes)}): {state}"
+            yield Finding("warning" if info.activity.running else "fault", text, f"mmkd store info {root}")
+    failed = sum(info.summary.status.get(name, 0) for name in ("failed", "partial"))
+    if failed > FAILED_SHARE * max(info.summary.rows, 1):
+        share = failed / info.summary.rows
+        yield Finding("warning", f"{failed:,} rows ({share:.1%}) failed in part or whole", f"mmkd store info {root}")
+
+
+def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
+    """From the features: broken rows, dead dimensions, collapse, captions that do not fit, equal teachers."""
+    root = quote(statistics.root)
+    command = f"mmkd store stats {root}"
+    images = {tower.slug: tower for tower in statistics.towers if tower.tower == "image"}
+    for tower in statistics.towers:
+        for severity, text in _tower(tower):
+            yield Finding(severity, f"{tower.slug} {tower.tower}: {text}", _show(tower, root) or command)
+    for pairs in statistics.pairs:
+        for severity, text in _pairs(pairs):
+            yield Finding(severity, f"{pairs.slug}: {text}", f"{command} --teachers {pairs.slug}")
+        tower = images[pairs.slug]
+        if tower.repeats and tower.repeated_rows > statistics.repeated_images:
+            rows = ", ".join(map(str, tower.repeats[0]))
+            files = "although their files differ" if statistics.known_images else "an earlier row's (files not hashed)"
+            text = f"{tower.repeated_rows:,} image features repeat {files}: rows {rows}"
+            yield Finding("warning", f"{tower.slug}: {text}", f"mmkd store show {root} row:{tower.repeats[0][0]}")
+    for matrix in statistics.agreement:
+        for text in _equal(matrix):
+            yield Finding("warning", text, command)
+
+
+def _show(tower: TowerStatistics, root: str) -> str | None:
+    return f"mmkd store show {root} row:{tower.broken_rows[0]}" if tower.broken_rows else None
+
+
+def _tower(tower: TowerStatistics) -> Iterator[tuple[Severity, str]]:
+    broken = tower.not_finite + tower.zero
+    if broken:
+        rows = ", ".join(map(str, tower.broken_rows[:5])) + (", ..." if broken > 5 else "")
+        yield (
+            "fault",
+            f"{tower.not_finite:,} rows not finite and {tower.zero:,} zero although called sound (row {rows})",
+        )
+    for name, dimensions in (("dead", tower.dead_dimensions), ("constant", tower.constant_dimensions)):
+        if dimensions and tower.rows >= FEW_ROWS:
+            listed = ", ".join(map(str, dimensions[:8])) + (", ..." if len(dimensions) > 8 else "")
+            yield "warning", f"{len(dimensions)} of {tower.width} dimensions are {name} ({listed})"
+    if tower.rows >= FEW_ROWS and tower.mean_cosine > COLLAPSED_COSINE:
+        yield "fault", f"collapsed: different rows have a mean cosine of {tower.mean_cosine:.3f}"
+
+
+def _pairs(pairs: PairStatistics) -> Iterator[tuple[Severity, str]]:
+    if pairs.pairs < FEW_ROWS:
+        return
+    if pairs.best_shift:
+        yield (
+            "fault",
+            f"captions are shifted: images fit the caption {pairs.best_shift:+d} rows away (mean cosine "
+            f"{pairs.shift[pairs.best_shift]:.3f}) better than their own ({pairs.shift[0]:.3f})",
+        )
+        return
+    for way in ("i2t", "t2i"):
+        reached, chance = pairs.recall[f"{way}@10"], pairs.chance[f"{way}@10"]
+        error = math.sqrt(chance * (1 - chance) / (pairs.pool * pairs.pools))
+        if reached < chance + 3 * error:
+            yield (
+                "fault",
+                f"captions do not fit images: {way} R@10 is {reached:.1%} in pools of {pairs.pool}, "
+                f"chance is {chance:.1%}",
+            )
+            return
+
+
+def _equal(matrix: Agreement) -> Iterator[str]:
+    """Groups of teachers that cannot be told apart, each group once."""
+    left = list(range(len(matrix.teachers)))
+    while left:
+        first = left.pop(0)
+        alike = [
+            j
+            for j in left
+            if matrix.rows[first, j] >= FEW_ROWS
+            and matrix.cka[first, j] > EQUAL_CKA
+            and matrix.mutual[first, j] > EQUAL_MUTUAL
+        ]
+        left = [j for j in left if j not in alike]
+        if alike:
+            names = " and ".join(matrix.teachers[j] for j in (first, *alike))
+            least = min(float(matrix.cka[first, j]) for j in alike)
+            yield f"{names} see {matrix.tower}s alike (CKA {least:.4f} at least): one teacher twice?"

@@ -1,0 +1,63 @@
+"""Everything that `mmkd store info` shows, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmkd.store.card import TeacherCard
+from mmkd.store.inspect.activity import Activity, activity
+from mmkd.store.inspect.coverage import Coverage, coverage
+from mmkd.store.inspect.selections import SelectionSummary, selections
+from mmkd.store.summary import StoreSummary
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """A store at a glance. No feature is read for it."""
+
+    summary: StoreSummary
+    coverage: Coverage
+    activity: Activity
+    selections: tuple[SelectionSummary, ...]
+    cards: dict[str, TeacherCard]
+    """Who made the features, by slug."""
+    versions: dict[str, str]
+    """Libraries that made the store."""
+    corpus_kind: str
+    corpus_digest: str
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values; the summary's fields stand at the top."""
+        return asdict(self.summary) | {
+            "complete": self.summary.complete,
+            "coverage": self.coverage.as_json(),
+            "activity": asdict(self.activity),
+            "selections": [asdict(selection) for selection in self.selections],
+            "cards": {slug: card.model_dump(mode="json") for slug, card in self.cards.items()},
+            "versions": self.versions,
+            "corpus_kind": self.corpus_kind,
+            "corpus_digest": self.corpus_digest,
+        }
+
+
+def store_info(store: FeatureStore) -> StoreInfo:
+    """Read the ledger, the cards, two columns of the sample table, logs and selections.
+
+    Raises:
+        CorruptStoreError: a part of the metadata or of the sample table cannot be read.
+    """
+    summary = store.summary()
+    return StoreInfo(
+        summary=summary,
+        coverage=coverage(store),
+        activity=activity(store.root, summary.complete),
+        selections=tuple(selections(store.root)),
+        cards=dict(store.teachers),
+        versions=dict(store.record.versions),
+        corpus_kind=store.record.corpus.kind,
+        corpus_digest=store.record.corpus.digest,
+    )

@@ -1,0 +1,66 @@
+"""Statistics as HTML tables for notebooks: the same figures that the terminal shows, every text escaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from mmkd.store.inspect.findings import statistics_findings
+
+if TYPE_CHECKING:
+    from mmkd.store.inspect.statistics import StoreStatistics
+
+
+def statistics_html(statistics: StoreStatistics) -> str:
+    """Findings, towers, pairs and agreement as accessible tables without any script or style of a page."""
+    drawn = (
+        "every row"
+        if statistics.sampled == statistics.rows
+        else f"{statistics.sampled:,} of {statistics.rows:,} rows, seed {statistics.seed}"
+    )
+    parts = [f"<p><strong>{escape(statistics.root)}</strong>: {drawn}</p>"]
+    parts += [
+        f"<p><strong>{finding.severity}</strong>: {escape(finding.text)}</p>"
+        for finding in sorted(statistics_findings(statistics), key=lambda finding: finding.severity)
+    ]
+    features = ("features", "rows", "broken", "median norm", "mean cosine", "effective rank", "dead", "repeats")
+    towers = [
+        (f"{t.slug} {t.tower}", f"{t.rows:,}", f"{t.not_finite + t.zero:,}", _number(t.norms.median),
+         _number(t.mean_cosine), f"{_number(t.effective_rank, 1)} of {t.width}",
+         str(len(t.dead_dimensions) + len(t.constant_dimensions)), f"{t.repeated_rows:,}")
+        for t in statistics.towers
+    ]  # fmt: skip
+    parts += _table("Features", features, towers)
+    teachers = ("teacher", "pairs", "matched cosine", "unmatched", "pool", "i2t@1", "i2t@10", "t2i@1", "t2i@10")
+    pairs = [
+        (p.slug, f"{p.pairs:,}", _number(p.matched.median), _number(p.unmatched.median), str(p.pool),
+         *(_number(100 * value, 1) + " %" for value in p.recall.values()))
+        for p in statistics.pairs
+    ]  # fmt: skip
+    parts += _table("Images against captions", teachers, pairs)
+    for matrix in statistics.agreement:
+        parts += _table(
+            f"Linear CKA of {matrix.tower}s",
+            ("teacher", *matrix.teachers),
+            [
+                (slug, *(_number(value, 2) for value in matrix.cka[i].tolist()))
+                for i, slug in enumerate(matrix.teachers)
+            ],
+        )
+    return "".join(parts)
+
+
+def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"<table><caption>{escape(caption)}</caption><thead><tr>"
+    yield from (f'<th scope="col">{escape(name)}</th>' for name in header)
+    yield "</tr></thead><tbody>"
+    for row in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        yield f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+    yield "</tbody></table>"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"

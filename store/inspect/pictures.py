@@ -1,0 +1,43 @@
+"""The picture of a sample row, whole or as a thumbnail. Needs Pillow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmkd.store.images import ImageError, decode
+from mmkd.store.sources import image_source
+
+
+def picture(corpus_root: str, sample: Mapping[str, Any]) -> Image.Image:
+    """Read and decode a sample row's picture.
+
+    Args:
+        corpus_root: folder that the row's `uri` is relative to.
+        sample: has `uri`, `offset` and `length`, as the sample table.
+
+    Raises:
+        ImageError: the row has no picture, its name leads out of the corpus, the file is missing or damaged. The
+            message is a reason without a path.
+    """
+    uri = sample["uri"]
+    if uri is None:
+        raise ImageError("the row has no image")
+    root = Path(corpus_root)
+    # A store from elsewhere is not to make us show any file of this machine.
+    if "://" not in corpus_root and not (root / uri).resolve().is_relative_to(root.resolve()):
+        raise ImageError("its name leads out of the corpus")
+    return decode(image_source(corpus_root, uri, sample["offset"], sample["length"]).read())
+
+
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """JPEG bytes of the whole picture, at most `side` pixels wide and high."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=70, optimize=True)
+    return out.getvalue()

@@ -1,0 +1,92 @@
+"""A sample of rows on a plane: PCA, or UMAP where its package is installed."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.store.errors import UserError
+from mmkd.store.inspect.sampling import SOUND_BIT, features, truly_sound, unit
+from mmkd.store.layout import Tower
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
+
+Method = Literal["pca", "umap"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Where rows lie on the plane."""
+
+    slug: str
+    tower: Tower
+    method: Method
+    rows: NDArray[np.int64]
+    """(n,) those of the sample that have a sound feature."""
+    points: NDArray[np.float32]
+    """(n, 2)"""
+    explained: float | None
+    """Share of the variance that the two axes hold; None for UMAP, whose axes mean nothing."""
+
+
+def project(
+    store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], method: Method = "pca", seed: int = 0
+) -> Projection:
+    """Project unit features of sampled rows.
+
+    Args:
+        store: the store.
+        slug: teacher.
+        tower: `image` or `text`.
+        rows: int64 (n,) ascending; rows without a sound feature are left out.
+        method: `pca` keeps distances as far as two axes can and is the same everywhere; `umap` keeps neighbourhoods.
+        seed: of UMAP.
+
+    Raises:
+        UserError: no such teacher, or UMAP is not installed.
+    """
+    array = features(store, slug, tower)
+    rows = rows[store.valid(slug)[rows] & SOUND_BIT[tower] != 0]
+    rows = rows[truly_sound(array[rows])]
+    values = unit(array[rows])
+    if method == "umap" and len(rows) > 3:
+        return Projection(slug, tower, method, rows, _umap(values, seed), None)
+    points, explained = principal_axes(values)
+    return Projection(slug, tower, "pca", rows, points, explained)
+
+
+def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Points (n, 2) on the two principal axes of rows (n, D), and the share of the variance they hold.
+
+    The sign of an axis is free: its coordinate of largest size is made positive, so that pages can be compared.
+    """
+    if len(values) < 2:
+        return np.zeros((len(values), 2), dtype=np.float32), 1.0
+    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    sizes, axes = np.linalg.eigh(centred.T @ centred)
+    plane = axes[:, ::-1][:, :2]
+    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    plane = plane * np.where(plane[np.abs(plane).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
+    total = float(sizes.sum())
+    return (centred @ plane).astype(np.float32), float(sizes[-2:].sum()) / total if total > 0 else 1.0
+
+
+def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    try:
+        from umap import UMAP  # noqa: PLC0415 - takes seconds to load
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"UMAP needs the package {error.name!r}: pip install 'mmkd[umap]', or use the default, PCA"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numba and of a fixed seed costing threads: known and meant
+        neighbours = min(15, len(values) - 1)
+        init = "spectral" if len(values) > 50 else "random"
+        fitted = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1, init=init)
+        points: NDArray[np.float32] = fitted.fit_transform(values)
+    return points

@@ -1,0 +1,94 @@
+"""From what a user types (a key, a row, a shard) to rows, and from rows to their samples."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from numpy.typing import NDArray
+
+from mmkd.store.errors import UserError
+from mmkd.store.samples import read_part
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
+
+_COMPARED_KEYS = 20_000
+"""Keys that a misspelt one is compared with letter by letter; more would take seconds."""
+
+_PARTS_READ_WHOLE = 8
+"""Rows that lie in at most so many shards are read shard by shard, without a pass over the whole table."""
+
+
+def find_row(store: FeatureStore, what: str) -> int:
+    """The row that a user means: a key first, then a row number; `row:12` is always a number.
+
+    Raises:
+        UserError: no such key or row; near keys are named.
+    """
+    number = what.removeprefix("row:")
+    if not what.startswith("row:"):
+        found = store.sample_table(["row"], pads.field("key") == what)["row"].to_pylist()
+        if found:
+            return int(found[0])
+    if re.fullmatch(r"\d{1,18}", number):
+        if int(number) < len(store):
+            return int(number)
+        raise UserError(f"{store.root} has no row {number}; its rows are 0 to {len(store) - 1}")
+    near = near_keys(store, what)
+    hint = f"did you mean {', '.join(map(repr, near))}?" if near else "give a key, a row number or shard:NUMBER"
+    raise UserError(f"{store.root} has no key {what!r}; {hint}")
+
+
+def find_shard(store: FeatureStore, what: str) -> int | None:
+    """The shard of `shard:117`; None for something else.
+
+    Raises:
+        UserError: no such shard.
+    """
+    if not what.startswith("shard:"):
+        return None
+    number = what.removeprefix("shard:")
+    if not re.fullmatch(r"\d{1,9}", number) or int(number) >= store.shards:
+        raise UserError(f"{store.root} has no shard {number!r}; its shards are 0 to {store.shards - 1}")
+    return int(number)
+
+
+def near_keys(store: FeatureStore, key: str, most: int = 3) -> list[str]:
+    """Keys that hold `key`, or else those spelt most like it; among very many keys only some are compared."""
+    keys = store.sample_table(["key"])["key"]
+    holding = keys.filter(pc.match_substring(keys, key, ignore_case=True)) if key else keys.slice(0, 0)
+    if len(holding):
+        return [str(found) for found in holding.slice(0, most).to_pylist()]
+    lengths = pc.utf8_length(keys)
+    alike = keys.filter(pc.less_equal(pc.abs(pc.subtract(lengths, len(key))), 2))
+    return difflib.get_close_matches(key, alike.slice(0, _COMPARED_KEYS).to_pylist(), n=most)
+
+
+def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
+    """The sample rows of these grid rows, in the order given.
+
+    Raises:
+        CorruptStoreError: a part of the table cannot be read.
+    """
+    wanted = np.asarray(rows, dtype=np.int64)
+    per_shard = store.record.rows_per_shard
+    shards = np.unique(wanted // per_shard)
+    if len(shards) > _PARTS_READ_WHOLE:
+        return store.sample_table().take(pa.array(wanted))
+    parts = [read_part(store.root, int(shard))[0] for shard in shards]
+    starts = np.cumsum([0, *map(len, parts)])[:-1]
+    place = starts[np.searchsorted(shards, wanted // per_shard)] + wanted % per_shard
+    table = pa.concat_tables(parts) if parts else store.samples.schema.empty_table()
+    return table.take(pa.array(place, pa.int64()))
+
+
+def captions_of(store: FeatureStore, rows: NDArray[np.int64]) -> pa.Table:
+    """`key`, `modality` and `caption` of these rows, in the order given."""
+    return sample_rows(store, rows).select(["key", "modality", "caption"])

@@ -1,0 +1,39 @@
+"""Selections in a store, as far as their metadata tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mmkd.store.hierarchy import read_json
+from mmkd.store.remote import StorePath
+
+
+@dataclass(frozen=True)
+class SelectionSummary:
+    """One selection: pairs of rows and teachers chosen by a rule."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the array: rows and teachers."""
+    attributes: dict[str, Any]
+    """What was written with it: the rule, counts, digests."""
+
+
+def selections(root: StorePath) -> list[SelectionSummary]:
+    """List `selections/`, in order of names. Reads metadata, no values.
+
+    Raises:
+        CorruptStoreError: the metadata of a selection cannot be read.
+    """
+    found = []
+    folders: list[StorePath] = sorted((root / "selections").glob("*"), key=str)
+    for path in (folder / "zarr.json" for folder in folders):
+        if not path.is_file():
+            continue
+        document = read_json(path)
+        if document.get("node_type") == "array":
+            attributes = document.get("attributes") or {}
+            content = attributes.get("mmkd", attributes)
+            found.append(SelectionSummary(path.parent.name, tuple(document.get("shape", ())), dict(content)))
+    return found

@@ -1,0 +1,202 @@
+"""One row or one shard, told from every side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mmkd.store.inspect.neighbors import nearest_rows
+from mmkd.store.inspect.rows import sample_rows
+from mmkd.store.inspect.sampling import draw_rows, truly_sound, unit
+from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND, Tower
+from mmkd.store.ledger import LedgerEntry
+from mmkd.store.samples import read_part
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
+
+RANDOM_ROWS = 999
+"""Other rows that the row's own counterpart is ranked among: a pool of 1000 with itself, as in the statistics."""
+
+SEARCHED_ROWS = 1 << 17
+"""Rows searched for neighbours, at most: a tenth of a second a teacher. `mmkd store neighbors` searches all."""
+
+FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A row near another."""
+
+    row: int
+    key: str
+    cosine: float
+    caption: str | None
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """What one teacher has to say of a row. Numbers are None where a feature is missing."""
+
+    slug: str
+    extracted: bool
+    """An entry vouches for the row's shard."""
+    image_norm: float | None
+    text_norm: float | None
+    cosine: float | None
+    """Of the row's image with its caption."""
+    caption_rank: int | None
+    """Place of the row's caption among `ranked_among` by cosine with its image; 1 is best."""
+    image_rank: int | None
+    """Place of the row's image among `ranked_among` by cosine with its caption."""
+    ranked_among: int
+    neighbors: tuple[Neighbor, ...]
+    """Nearest other rows by image, or by caption where the row has no sound image."""
+    neighbors_by: Tower | None
+
+
+@dataclass(frozen=True)
+class RowView:
+    """A row: its sample, where its picture is, what each teacher made of it."""
+
+    row: int
+    shard: int
+    sample: dict[str, Any]
+    """All columns of the sample table."""
+    corpus_root: str
+    searched: int
+    """Rows that neighbours were looked for in; fewer than the store's when that is large."""
+    teachers: tuple[TeacherView, ...]
+
+
+@dataclass(frozen=True)
+class ShardView:
+    """A shard: its rows by status, who has been here, the first failures."""
+
+    shard: int
+    first_row: int
+    last_row: int
+    status: dict[str, int]
+    reasons: dict[str, int]
+    entries: dict[str, LedgerEntry | None]
+    """By teacher; None where no entry vouches for the shard."""
+    failures: tuple[dict[str, Any], ...]
+    """`row`, `key`, `status` and `reason` of the first failed or partial rows."""
+
+
+def view_row(
+    store: FeatureStore, row: int, teachers: Sequence[str] | None = None, k: int = 5, seed: int = 0
+) -> RowView:
+    """Look at one row.
+
+    Args:
+        store: the store.
+        row: 0 to N - 1.
+        teachers: slugs; all when None.
+        k: neighbours a teacher.
+        seed: of the rows that ranks and, in a large store, neighbours are looked for in.
+
+    Raises:
+        UserError: a teacher that is not in the store.
+        CorruptStoreError: the shard's sample part cannot be read.
+    """
+    others = np.setdiff1d(draw_rows(len(store), RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
+    searched = draw_rows(len(store), SEARCHED_ROWS, seed)
+    slugs = tuple(store.teachers) if teachers is None else tuple(teachers)
+    return RowView(
+        row=row,
+        shard=row // store.record.rows_per_shard,
+        sample=sample_rows(store, [row]).to_pylist()[0],
+        corpus_root=str(store.record.image_root(row)),
+        searched=len(searched),
+        teachers=tuple(_teacher(store, slug, row, (others, searched), k) for slug in slugs),
+    )
+
+
+def view_shard(store: FeatureStore, shard: int) -> ShardView:
+    """Look at one shard. Reads its sample part and the ledger.
+
+    Raises:
+        CorruptStoreError: the sample part cannot be read.
+    """
+    table, _ = read_part(store.root, shard)
+    bad = table.filter(pc.is_in(table["status"], pa.array(["failed", "partial"])))
+    first = shard * store.record.rows_per_shard
+    return ShardView(
+        shard=shard,
+        first_row=first,
+        last_row=first + len(table) - 1,
+        status=_counts(table["status"].to_pylist()),
+        reasons=_counts(bad["reason"].to_pylist()),
+        entries={slug: store.ledger.get((shard, slug)) for slug in store.teachers},
+        failures=tuple(bad.select(["row", "key", "status", "reason"]).slice(0, FAILURES).to_pylist()),
+    )
+
+
+def _counts(values: list[str | None]) -> dict[str, int]:
+    return {str(name): values.count(name) for name in sorted({value for value in values if value is not None})}
+
+
+def _teacher(
+    store: FeatureStore, slug: str, row: int, pools: tuple[NDArray[np.int64], NDArray[np.int64]], k: int
+) -> TeacherView:
+    others, searched = pools
+    image, text = store.image(slug), store.text(slug)
+    valid = store.valid(slug)
+    bits = int(valid[row])
+    own_image, own_text = unit(image[row : row + 1])[0], unit(text[row : row + 1])[0]
+    pool = others[valid[others] == PAIR_SOUND]
+    pool = pool[truly_sound(image[pool]) & truly_sound(text[pool])]
+    pair = bits == PAIR_SOUND and bool(np.isfinite(own_image).all() and np.isfinite(own_text).all())
+    cosine = float(own_image @ own_text) if pair else None
+    tower: Tower | None = "image" if bits & IMAGE_SOUND else "text" if bits & TEXT_SOUND else None
+    own = own_image if tower == "image" else own_text
+    near = (
+        _neighbors(store, slug, tower, row, k, searched)
+        if tower is not None and np.isfinite(own).all() and own.any()
+        else ()
+    )
+    return TeacherView(
+        slug=slug,
+        extracted=(row // store.record.rows_per_shard, slug) in store.ledger,
+        image_norm=_norm(image[row]) if bits & IMAGE_SOUND else None,
+        text_norm=_norm(text[row]) if bits & TEXT_SOUND else None,
+        cosine=cosine,
+        caption_rank=_rank(unit(text[pool]) @ own_image, cosine),
+        image_rank=_rank(unit(image[pool]) @ own_text, cosine),
+        ranked_among=len(pool) + 1,
+        neighbors=near,
+        neighbors_by=tower,
+    )
+
+
+def _norm(values: NDArray[np.floating[Any]]) -> float | None:
+    norm = float(np.linalg.norm(values.astype(np.float64)))
+    return norm if math.isfinite(norm) else None
+
+
+def _rank(others: NDArray[np.float32], own: float | None) -> int | None:
+    # Half of 1e-6 forgives the rounding between one product and many: an equal caption is no better one.
+    return None if own is None else 1 + int(np.count_nonzero(others > own + 5e-7))
+
+
+def _neighbors(
+    store: FeatureStore, slug: str, tower: Tower, row: int, k: int, searched: NDArray[np.int64]
+) -> tuple[Neighbor, ...]:
+    query = store.image(slug)[row] if tower == "image" else store.text(slug)[row]
+    within = None if len(searched) == len(store) else searched
+    rows, cosines = nearest_rows(store, slug, tower, query, k + 1, within)
+    keep = rows != row
+    rows, cosines = rows[keep][:k], cosines[keep][:k]
+    samples = sample_rows(store, rows).to_pylist()
+    return tuple(
+        Neighbor(int(number), sample["key"], float(cosine), sample["caption"])
+        for number, cosine, sample in zip(rows, cosines, samples, strict=True)
+    )

@@ -1,0 +1,181 @@
+"""One teacher's image or caption features: are they numbers, do they use their space, do rows repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.store.inspect.distribution import Distribution, distribution
+from mmkd.store.inspect.sampling import SOUND_BIT, blocks, features, truly_sound, unit
+from mmkd.store.layout import Tower
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
+
+EXAMPLES = 20
+"""Row numbers and groups that a result names; counts are of all."""
+
+
+@dataclass(frozen=True)
+class TowerStatistics:
+    """One tower of one teacher over the rows of a sample that the ledger calls sound."""
+
+    slug: str
+    tower: Tower
+    width: int
+    rows: int
+    """Sampled rows that the ledger calls sound; every count below is of these."""
+    not_finite: int
+    """Rows with NaN or infinity although they are called sound."""
+    zero: int
+    """Rows of zeros although they are called sound."""
+    broken_rows: tuple[int, ...]
+    """The first of both."""
+    norms: Distribution
+    mean_cosine: float
+    """Between different rows: 0 for directions spread evenly, 1 for a collapsed encoder; NaN below two rows."""
+    effective_rank: float
+    """exp of the entropy of the normalised singular values of the centred unit rows (Roy and Vetterli, EUSIPCO
+    2007): how many directions are in use; at most the width. NaN below two rows."""
+    dead_dimensions: tuple[int, ...]
+    """Always zero."""
+    constant_dimensions: tuple[int, ...]
+    """Always the same value, not zero."""
+    repeated_rows: int
+    """Rows whose feature is bit for bit that of an earlier one."""
+    repeats: tuple[tuple[int, ...], ...]
+    """The first groups of rows with equal features."""
+
+
+def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> TowerStatistics:
+    """Stream `rows` of one array once.
+
+    Args:
+        store: the store.
+        slug: teacher.
+        tower: `image` or `text`.
+        rows: int64 (n,) ascending; those that the ledger does not call sound are left out.
+
+    Raises:
+        UserError: no such teacher.
+        CorruptStoreError: a chunk that the ledger vouches for is missing or of another size.
+    """
+    array = features(store, slug, tower)
+    called_sound = rows[(store.valid(slug)[rows] & SOUND_BIT[tower]) != 0]
+    sums = _Sums(array.shape[1])
+    norms, hashes, broken = [np.empty(0)], [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+    not_finite = zero = 0
+    for block in blocks(called_sound):
+        values = array[block]
+        finite = np.isfinite(values).all(axis=1)
+        sound = truly_sound(values)
+        not_finite += int(np.count_nonzero(~finite))
+        zero += int(np.count_nonzero(finite & ~sound))
+        broken.append(block[~sound])
+        sums.add(values[sound])
+        norms.append(np.linalg.norm(values[sound].astype(np.float64), axis=1))
+        hashes.append(_row_hashes(values[sound]))
+    lost = np.concatenate(broken)
+    kept = np.setdiff1d(called_sound, lost, assume_unique=True)
+    repeated, groups = _repeats(np.concatenate(hashes), kept)
+    return TowerStatistics(
+        slug=slug,
+        tower=tower,
+        width=array.shape[1],
+        rows=len(called_sound),
+        not_finite=not_finite,
+        zero=zero,
+        broken_rows=tuple(lost[:EXAMPLES].tolist()),
+        norms=distribution(np.concatenate(norms)),
+        mean_cosine=sums.mean_cosine(),
+        effective_rank=sums.effective_rank(),
+        dead_dimensions=sums.still(zero=True),
+        constant_dimensions=sums.still(zero=False),
+        repeated_rows=repeated,
+        repeats=groups,
+    )
+
+
+class _Sums:
+    """Moments of unit rows and extremes of raw ones, added up block by block."""
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.total = np.zeros(width)
+        self.origin = np.zeros(width, dtype=np.float32)
+        self.offsets = np.zeros(width)
+        self.products = np.zeros((width, width))
+        self.low = np.full(width, np.inf)
+        self.high = np.full(width, -np.inf)
+
+    def add(self, values: NDArray[np.floating[Any]]) -> None:
+        """Take in rows (n, D) that are finite and not zero."""
+        if not len(values):
+            return
+        directions = unit(values)
+        if not self.count:
+            # Encoders put everything into a narrow cone: measured from its middle, float32 products keep their digits.
+            self.origin = directions.mean(axis=0)
+        self.count += len(values)
+        self.total += directions.sum(axis=0, dtype=np.float64)
+        centred = directions - self.origin
+        self.offsets += centred.sum(axis=0, dtype=np.float64)
+        self.products += centred.T @ centred
+        self.low = np.minimum(self.low, values.min(axis=0))
+        self.high = np.maximum(self.high, values.max(axis=0))
+
+    def mean_cosine(self) -> float:
+        """(|sum of unit rows|^2 - n) / (n (n - 1)): the mean over all pairs, without making them."""
+        if self.count < 2:
+            return float("nan")
+        return float((self.total @ self.total - self.count) / (self.count * (self.count - 1)))
+
+    def effective_rank(self) -> float:
+        """See `TowerStatistics.effective_rank`."""
+        if self.count < 2:
+            return float("nan")
+        mean = self.offsets / self.count
+        covariance = self.products / self.count - np.outer(mean, mean)
+        singular = np.sqrt(np.clip(np.linalg.eigvalsh(covariance), 0.0, None))
+        # What is below the rounding of float32 products is no direction in use.
+        singular = singular[singular > max(1e-3 * float(singular.max()), 1e-6)]
+        if not len(singular):
+            return 1.0
+        share = singular / singular.sum()
+        return float(np.exp(-(share * np.log(share)).sum()))
+
+    def still(self, zero: bool) -> tuple[int, ...]:
+        """Dimensions that never move, at zero or elsewhere; none below two rows, where nothing could move."""
+        if self.count < 2:
+            return ()
+        return tuple(np.flatnonzero((self.low == self.high) & ((self.low == 0) == zero)).tolist())
+
+
+def _row_hashes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
+    """One 64-bit multilinear hash per row over its bytes: equal rows agree, others do by chance once in 1e19 pairs."""
+    words = np.ascontiguousarray(values).view(np.uint16).astype(np.uint64)
+    factors = np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) << np.uint64(
+        1
+    ) | np.uint64(1)
+    hashes: NDArray[np.uint64] = (words * factors).sum(axis=1, dtype=np.uint64)
+    return hashes
+
+
+def _repeats(hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    order = np.argsort(hashes, kind="stable")
+    new = np.r_[True, hashes[order][1:] != hashes[order][:-1]] if len(hashes) else np.empty(0, dtype=bool)
+    repeated = int(np.count_nonzero(~new))
+    return repeated, tuple(_first_groups(rows[order], new))
+
+
+def _first_groups(rows: NDArray[np.int64], new: NDArray[np.bool_]) -> Iterator[tuple[int, ...]]:
+    starts = np.flatnonzero(new)
+    sizes = np.diff(np.r_[starts, len(rows)])
+    many = np.flatnonzero(sizes > 1)
+    first = sorted(many.tolist(), key=lambda group: int(rows[starts[group]]))[:EXAMPLES]
+    for group in first:
+        yield tuple(rows[starts[group] : starts[group] + min(int(sizes[group]), EXAMPLES)].tolist())

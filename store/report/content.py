@@ -1,0 +1,173 @@
+"""What the page tells, gathered from the store before anything is drawn."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from mmkd.store.images import ImageError
+from mmkd.store.inspect.findings import Finding, statistics_findings, store_findings
+from mmkd.store.inspect.info import StoreInfo, store_info
+from mmkd.store.inspect.outliers import Outlier, outliers
+from mmkd.store.inspect.pictures import picture, thumbnail
+from mmkd.store.inspect.projection import Method, Projection, project
+from mmkd.store.inspect.rows import sample_rows
+from mmkd.store.inspect.sampling import draw_rows
+from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
+from mmkd.store.layout import TOWERS
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
+
+MAP_ROWS = 600
+"""Points of a map: a pointer finds them one by one, and their thumbnails stay within the page's size."""
+FAILURE_ROWS = 30
+CAPTION_CHARACTERS = 300
+THUMBNAIL_SIDE = 80
+THUMBNAIL_BYTES = 2_000_000
+"""Of all thumbnails before base64; with 4.8 MB of plotly.js the page stays below 10 MB whatever the store's size."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row as the page shows it."""
+
+    row: int
+    key: str
+    caption: str
+    modality: str
+    status: str
+    reason: str
+    thumbnail: str | None
+    """JPEG as base64, or None."""
+    no_picture: str
+    """Why there is no thumbnail."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that the page needs; drawing reads nothing else."""
+
+    info: StoreInfo
+    statistics: StoreStatistics
+    findings: tuple[Finding, ...]
+    projections: tuple[Projection, ...]
+    outliers: tuple[Outlier, ...]
+    failures: tuple[int, ...]
+    """The first failed and partial rows."""
+    samples: dict[int, Sample]
+    """Of every row that a map, the outliers or the failures name."""
+    colours: dict[str, dict[int, str]]
+    """Label columns with 2 to 12 different values in the sample: name to row to value."""
+    pictures_missing: int
+    """Rows of the page that name a picture which cannot be shown."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose for the page."""
+
+    teachers: tuple[str, ...] | None = None
+    """Slugs; all when None."""
+    sample: int | None = SAMPLE_ROWS
+    """Rows for the statistics; every row when None."""
+    seed: int = 0
+    projection: Method = "pca"
+
+
+def gather(store: FeatureStore, options: Options, progress: Callable[[str], None] | None = None) -> Content:
+    """Read all that the page tells.
+
+    Args:
+        store: the store.
+        options: what to read.
+        progress: called with the name of each step before it begins.
+
+    Raises:
+        UserError: a teacher that is not in the store, an empty sample, or UMAP is not installed.
+        CorruptStoreError: metadata, a chunk or a sample part cannot be read. Missing pictures are no error.
+    """
+    say = progress or (lambda _: None)
+    say("ledger and samples")
+    info = store_info(store)
+    say("statistics")
+    statistics = store_statistics(store, options.teachers, options.sample, options.seed)
+    slugs = tuple(dict.fromkeys(pair.slug for pair in statistics.pairs))
+    rows = draw_rows(len(store), MAP_ROWS, options.seed)
+    say("maps")
+    projections = tuple(
+        found
+        for slug in slugs
+        for tower in TOWERS
+        if len((found := project(store, slug, tower, rows, options.projection, options.seed)).rows)
+    )
+    drawn = draw_rows(len(store), options.sample, options.seed)
+    odd = outliers(store, slugs, drawn[:: max(1, len(drawn) // SAMPLE_ROWS)])
+    bad = store.sample_table(["row"], pads.field("status").isin(["failed", "partial"]))["row"]
+    failures = tuple(bad.slice(0, FAILURE_ROWS).to_pylist())
+    say("pictures")
+    named = sorted({*rows.tolist(), *failures, *(outlier.row for outlier in odd)})
+    table = sample_rows(store, np.array(named, dtype=np.int64))
+    samples = _samples(store, table, first=(*failures, *(outlier.row for outlier in odd)))
+    return Content(
+        info=info,
+        statistics=statistics,
+        findings=(*store_findings(info), *statistics_findings(statistics)),
+        projections=projections,
+        outliers=odd,
+        failures=failures,
+        samples=samples,
+        colours=_colours(table, store.record.labels),
+        pictures_missing=sum(1 for sample in samples.values() if sample.no_picture not in ("", NO_IMAGE)),
+    )
+
+
+NO_IMAGE = "the row has no image"
+
+
+def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict[int, Sample]:
+    """Samples by row; rows in `first` get their thumbnails before the room runs out."""
+    rows = {row["row"]: row for row in table.to_pylist()}
+    room = THUMBNAIL_BYTES
+    samples = {}
+    for number in dict.fromkeys((*first, *rows)):
+        row, data, reason = rows[number], None, "no room left on this page"
+        if room > 0:
+            data, reason = _thumbnail(store, row)
+            room -= len(data or b"")
+        caption = " ".join((row["caption"] or "").split())
+        samples[number] = Sample(
+            row=number,
+            key=row["key"],
+            caption=caption if len(caption) <= CAPTION_CHARACTERS else caption[: CAPTION_CHARACTERS - 1] + "…",
+            modality=row["modality"] or "not stated",
+            status=row["status"],
+            reason=row["reason"] or "",
+            thumbnail=base64.b64encode(data).decode() if data else None,
+            no_picture=reason,
+        )
+    return samples
+
+
+def _thumbnail(store: FeatureStore, row: dict[str, Any]) -> tuple[bytes | None, str]:
+    try:
+        return thumbnail(picture(str(store.record.image_root(row["row"])), row), THUMBNAIL_SIDE), ""
+    except ImageError as error:
+        return None, str(error)
+
+
+def _colours(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
+    numbers = table["row"].to_pylist()
+    found = {}
+    for name in labels:
+        if 2 <= pc.count_distinct(table[name]).as_py() <= 12:
+            values = (value or "not stated" for value in table[name].to_pylist())
+            found[name] = dict(zip(numbers, values, strict=True))
+    return found

@@ -1,0 +1,164 @@
+"""From gathered content to one HTML file: charts, script and style in it, and a policy that lets nothing else in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import jinja2
+import numpy as np
+import plotly.offline
+from markupsafe import Markup
+
+from mmkd.store.atomic import write_atomically
+from mmkd.store.errors import UserError
+from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.units import bytes_text, seconds_text
+from mmkd.store.reader import FeatureStore
+from mmkd.store.report.charts import (
+    Chart,
+    agreement_chart,
+    cosine_chart,
+    coverage_chart,
+    map_points,
+    norm_chart,
+)
+from mmkd.store.report.content import Content, Options, gather
+
+# Between `<script type="application/json">` and its end no `<` may stand, whatever a caption says.
+_JSON_ESCAPES = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
+
+
+def write_report(
+    store: FeatureStore, out: Path, options: Options, progress: Callable[[str], None] | None = None
+) -> Content:
+    """Write the page at `out` in one step; returns what it tells.
+
+    Raises:
+        UserError: `out` is a folder, or does not end in .html; otherwise as `gather`.
+        StoreError: the file cannot be written.
+    """
+    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
+        raise UserError(f"{out} is no name for a page; give one that ends in .html")
+    content = gather(store, options, progress)
+    write_atomically(out, render(content, options).encode())
+    return content
+
+
+def render(content: Content, options: Options) -> str:
+    """The whole page as text. Everything from the store passes the template's escaping or is JSON without markup."""
+    folder = files("mmkd.store.report")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+    )
+    environment.filters |= {
+        "bytes": bytes_text, "seconds": seconds_text, "ranges": shard_ranges, "share": _share, "number": _number,
+    }  # fmt: skip
+    scripts = [plotly.offline.get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8")]
+    charts = _charts(content)
+    commands = _commands(content, options)
+    return environment.get_template("page.html.j2").render(
+        content=content,
+        info=content.info,
+        summary=content.info.summary,
+        statistics=content.statistics,
+        commands=commands,
+        data=Markup(_json({"charts": charts, "map": _map(content)})),  # noqa: S704 - `_json` leaves no markup
+        charts=charts,
+        scripts=[Markup(script) for script in scripts],  # noqa: S704 - ours and Plotly's, hashed in the policy
+        style=Markup((folder / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
+        policy=_policy(scripts),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=importlib.metadata.version("mmkd"),
+    )
+
+
+def _charts(content: Content) -> dict[str, Chart]:
+    statistics = content.statistics
+    charts: dict[str, Chart] = {}
+    if content.info.coverage.teachers and content.info.coverage.rows:
+        charts["coverage"] = coverage_chart(content.info.coverage)
+    if any(tower.norms.count and not 0.99 < tower.norms.q01 <= tower.norms.q99 < 1.01 for tower in statistics.towers):
+        charts["norms"] = norm_chart(statistics.towers)
+    for pairs in statistics.pairs:
+        if pairs.matched.count:
+            charts[f"cosine-{pairs.slug}"] = cosine_chart(pairs)
+    for matrix in statistics.agreement:
+        if np.isfinite(matrix.cka[~np.eye(len(matrix.teachers), dtype=bool)]).any():
+            charts[f"cka-{matrix.tower}"] = agreement_chart(matrix, matrix.cka, "linear CKA")
+            charts[f"mutual-{matrix.tower}"] = agreement_chart(matrix, matrix.mutual, f"mutual {matrix.k} neighbours")
+    return charts
+
+
+def _map(content: Content) -> dict[str, Any]:
+    samples = {row: asdict(sample) for row, sample in content.samples.items()}
+    colours = {
+        "modality": {row: sample.modality for row, sample in content.samples.items()},
+        "status": {
+            row: sample.status + (f": {sample.reason}" if sample.reason else "")
+            for row, sample in content.samples.items()
+        },
+        **content.colours,
+    }
+    valid = dict.fromkeys(content.samples, 0)
+    for projection in content.projections:
+        if projection.tower == "image":
+            for row in projection.rows.tolist():
+                valid[row] += 1
+    colours["teachers with an image feature"] = {row: str(count) for row, count in valid.items()}
+    return {"projections": [map_points(found) for found in content.projections], "samples": samples, "colours": colours}
+
+
+def _commands(content: Content, options: Options) -> dict[str, str]:
+    """What gives the numbers of each section, ready to be typed."""
+    root = quote(content.info.summary.root)
+    drawn = "" if options.sample == Options().sample else f" --sample {options.sample or 'all'}"
+    seed = f" --seed {options.seed}" if options.seed else ""
+    return {
+        "info": f"mmkd store info {root}",
+        "stats": f"mmkd store stats {root}{drawn}{seed}",
+        "failures": f"mmkd store show {root} shard:N",
+        "row": f"mmkd store show {root}",
+        "near": f"mmkd store neighbors {root} KEY --teacher NAME",
+        "verify": f"mmkd store verify {root}",
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_JSON_ESCAPES)
+
+
+def _policy(scripts: list[str]) -> str:
+    """Only these very scripts run, nothing is loaded from anywhere, pictures come from the page itself.
+
+    Plotly writes its own style rules while it runs, hence 'unsafe-inline' for styles, which can run nothing.
+    """
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value == value else "-"  # noqa: PLR0124 - NaN is the one value unlike itself
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if value == value else "-"  # noqa: PLR0124 - as above

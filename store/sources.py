@@ -1,0 +1,152 @@
+"""From a sample row to its image's encoded bytes: a file, a slice of one, a Parquet cell, a frame, a slide's tile.
+
+A `uri` may end in a fragment that says which image inside the file is meant:
+
+    train-0.parquet#column=image.bytes&row=12      a cell
+    echo.dcm#frame=59                              a frame, counted from 0
+    slide.svs#x=512&y=1024&side=448&out=224        a square of the slide: level-0 pixels, brought to `out` pixels
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import parse_qsl, urlencode
+
+from mmkd.store.images import MAX_BYTES, ImageError
+from mmkd.store.place import Place, RemoteError
+
+CELL = ("column", "row")
+FRAME = ("frame",)
+TILE = ("x", "y", "side", "out")
+
+
+class ImageSource(Protocol):
+    """Where one image's encoded bytes come from. Equal sources give equal bytes; all are hashable."""
+
+    @property
+    def path(self) -> str:
+        """The file, for messages to the corpus' owner."""
+
+    def read(self) -> bytes:
+        """Return what `images.decode` understands.
+
+        Raises:
+            ImageError: missing, empty, cut off, or too large.
+        """
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """A file, or a slice of one."""
+
+    place: Place
+    offset: int | None = None
+    length: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return str(self.place)
+
+    def read(self) -> bytes:
+        """Return the encoded bytes.
+
+        Raises:
+            ImageError: missing, empty, cut off, or too large.
+        """
+        if self.length is not None and self.length > MAX_BYTES:
+            raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
+        try:
+            data = self.place.read(self.offset or 0, self.length if self.length is not None else MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise unreadable(error) from error
+        if not data:
+            # A member that should be there and is not was cut off with its archive.
+            raise ImageError("archive ends inside this member" if self.length else "empty file")
+        if self.length is not None and len(data) < self.length:
+            raise ImageError("archive ends inside this member")
+        if len(data) > MAX_BYTES:
+            raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
+        return data
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """A uri that leaves the corpus' folder: named in the row, never opened."""
+
+    path: str
+
+    def read(self) -> bytes:
+        """Refuse.
+
+        Raises:
+            ImageError: always.
+        """
+        raise ImageError("path leaves the corpus folder")
+
+
+def image_source(root: str, uri: str, offset: int | None = None, length: int | None = None) -> ImageSource:
+    """The source that a sample row names.
+
+    Args:
+        root: the corpus' root, a folder or URL prefix.
+        uri, offset, length: the row's columns.
+    """
+    inner, keys, values = split_fragment(uri)
+    if leaves_root(root, inner):
+        return _Outside(inner)
+    place = Place(f"{root.rstrip('/')}/{inner}") if "://" in root else Place(posixpath.join(root, inner))
+    if keys == CELL:
+        from mmkd.store.parquet_image import ParquetImage  # noqa: PLC0415 - only where it is needed
+
+        return ParquetImage(place, values[0], int(values[1]))
+    if keys == FRAME:
+        from mmkd.store.dicom_frame import DicomFrame  # noqa: PLC0415 - an extra
+
+        return DicomFrame(place, int(values[0]))
+    if keys == TILE:
+        from mmkd.store.slide_tile import SlideTile  # noqa: PLC0415 - an extra
+
+        x, y, side, out = map(int, values)
+        return SlideTile(place, (x, y), side, out)
+    return FileImage(place, offset, length)
+
+
+def fragment(keys: tuple[str, ...], *values: str | int) -> str:
+    """The end of a uri that names an image inside a file."""
+    return "#" + urlencode(list(zip(keys, values, strict=True)))
+
+
+def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """File, keys and values of a uri; no keys where it has no fragment of ours (`#` may stand in a file's name)."""
+    inner, mark, tail = uri.rpartition("#")
+    if mark:
+        pairs = parse_qsl(tail)
+        keys = tuple(key for key, _ in pairs)
+        values = tuple(value for _, value in pairs)
+        numbers = values[1:] if keys == CELL else values
+        if keys in (CELL, FRAME, TILE) and all(value.isascii() and value.isdigit() for value in numbers):
+            return inner, keys, values
+    return uri, (), ()
+
+
+def leaves_root(root: str, uri: str) -> bool:
+    """True when `uri` does not stay below `root`; a user who wants that says `images: /`."""
+    if "\0" in uri:
+        return True
+    if uri.startswith("/"):
+        return root != "/" and not posixpath.normpath(uri).startswith(posixpath.normpath(root) + "/")
+    return posixpath.normpath(uri).split("/", 1)[0] == ".." or "://" in uri
+
+
+def unreadable(error: Exception) -> ImageError:
+    """One reason for equal faults, so that they can be counted: the path is in the row already."""
+    if isinstance(error, FileNotFoundError):
+        return ImageError("file not found")
+    if isinstance(error, RemoteError):
+        return ImageError("the service did not answer with it")
+    if isinstance(error, OSError) and error.strerror:
+        return ImageError(str(error.strerror))
+    return ImageError("cannot be read")

@@ -1,0 +1,76 @@
+"""Bags of CLAM and TRIDENT into a store: equal values, labels by slide, and files that are no bags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmkd.cli.store.convert import _source
+from mmkd.store import FeatureStore
+from mmkd.store.convert.bags import BagFolder
+from mmkd.store.convert.importing import import_features
+from mmkd.store.errors import CorpusError
+
+h5py = pytest.importorskip("h5py", reason="mmkd[wsi] is not installed")
+
+
+def write_bag(path: Path, patches: int, dim: int = 6, batched: bool = False, seed: int = 0) -> np.ndarray:
+    """A bag as CLAM writes it, or TRIDENT's with a leading axis."""
+    values = np.random.default_rng(seed).normal(size=(patches, dim)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        file["features"] = values[None] if batched else values
+        file["coords"] = np.stack([np.arange(patches) * 512, np.full(patches, 1024)], axis=1)
+    return values
+
+
+def test_bags_come_in_equal(tmp_path: Path) -> None:
+    bags = tmp_path / "bags"
+    bags.mkdir()
+    first = write_bag(bags / "TCGA-AB-1234-01Z.h5", 300)
+    second = write_bag(bags / "other.h5", 40, batched=True, seed=1)
+    source = _source(bags, "clips_output", "uni")  # as `mmkd store import` finds out what the folder is
+    import_features(source, tmp_path / "s", "float32", lambda *_: None)
+    store = FeatureStore.open(tmp_path / "s")
+    assert np.array_equal(store.image("uni"), np.concatenate([first, second]))
+    rows = store.sample_table().to_pylist()
+    assert (rows[1]["key"], rows[1]["patient"], rows[1]["x"], rows[1]["y"]) == (
+        "TCGA-AB-1234-01Z#512,1024",
+        "TCGA-AB-1234",
+        "512",
+        "1024",
+    )
+    assert [row["slide"] for row in rows].count("other") == 40
+    assert store.verify().sound
+
+
+def test_a_patch_that_is_not_finite_is_missing(tmp_path: Path) -> None:
+    write_bag(tmp_path / "a.h5", 5)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["features"][2, 0] = np.nan
+    import_features(BagFolder(tmp_path, "uni"), tmp_path / "s", "float32", lambda *_: None)
+    rows = FeatureStore.open(tmp_path / "s").sample_table().to_pylist()
+    assert [row["reason"] for row in rows] == [None, None, "features: not finite", None, None]
+    assert FeatureStore.open(tmp_path / "s").valid("uni").tolist() == [1, 1, 0, 1, 1]
+
+
+def test_files_that_are_no_bags(tmp_path: Path) -> None:
+    def refused(message: str) -> None:
+        with pytest.raises(CorpusError, match=message) as caught:
+            list(BagFolder(tmp_path, "uni").rows())
+        assert "\n" not in str(caught.value)
+
+    refused("no .h5 bag")
+    write_bag(tmp_path / "a.h5", 5)
+    write_bag(tmp_path / "b.h5", 5, dim=7)
+    refused("7 wide, those of a.h5 6")
+    (tmp_path / "b.h5").write_bytes((tmp_path / "a.h5").read_bytes()[:900])
+    refused("not a sound HDF5")
+    write_bag(tmp_path / "b.h5", 5)
+    with h5py.File(tmp_path / "b.h5", "r+") as file:
+        del file["coords"]
+    refused("coords do not belong")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["features"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "features")
+    refused("of its own")

@@ -1,0 +1,257 @@
+"""DICOM against values computed from the standard's formulas, pydicom's own files, and files that mean harm."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.extract.index import create_indexed_store
+from mmkd.store import FeatureStore
+from mmkd.store.dicom_frame import decode_dicom, windowed
+from mmkd.store.images import ImageError, decode
+from mmkd.store.sources import image_source
+
+NAME = "Mustermann^Erika"
+
+
+def make(pixels: np.ndarray, **attributes: object) -> Dataset:
+    """A CT object around pixels (rows, columns) or (frames, rows, columns)."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, "1.2.3"
+    dataset.PatientName, dataset.PatientID, dataset.Modality = NAME, "4711", "CT"
+    dataset.BodyPartExamined = "CHEST"
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.itemsize
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    if pixels.ndim == 3:
+        dataset.NumberOfFrames = len(pixels)
+    dataset.PixelData = pixels.tobytes()
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """The file's bytes."""
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def picture(dataset: Dataset) -> np.ndarray:
+    """Pixels as a teacher would get them."""
+    return np.asarray(decode(encoded(dataset)))
+
+
+RAMP = np.arange(-1000, 1400, 6, dtype=np.int16).reshape(20, 20)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_rescale_and_window_are_the_standards(function: str) -> None:
+    dataset = make(
+        RAMP,
+        RescaleSlope=2,
+        RescaleIntercept=-24,
+        WindowCenter=[40, 300],
+        WindowWidth=[400, 9],
+        VOILUTFunction=function,
+    )
+    hounsfield = RAMP.astype(float) * 2 - 24
+    c, w = 40.0, 400.0
+    expected = np.empty_like(hounsfield)
+    for index, x in np.ndenumerate(hounsfield):  # C.11.2.1.2 as printed, value by value
+        if function == "SIGMOID":
+            expected[index] = 255 / (1 + np.exp(-4 * (x - c) / w))
+        elif function == "LINEAR_EXACT":
+            expected[index] = 0 if x <= c - w / 2 else 255 if x > c + w / 2 else ((x - c) / w + 0.5) * 255
+        elif x <= c - 0.5 - (w - 1) / 2:
+            expected[index] = 0
+        else:
+            expected[index] = 255 if x > c - 0.5 + (w - 1) / 2 else ((x - (c - 0.5)) / (w - 1) + 0.5) * 255
+    assert np.array_equal(picture(dataset), np.rint(expected).astype(np.uint8))
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_windows_agree_with_pydicom(function: str) -> None:
+    dataset = make(RAMP, WindowCenter=100, WindowWidth=700, VOILUTFunction=function)
+    theirs = pydicom.pixels.apply_windowing(RAMP, dataset)  # onto the range of the stored values
+    ours = windowed(RAMP.astype(float), 100, 700, function) * 65535 - 32768
+    assert np.allclose(theirs, ours, atol=1e-6)
+
+
+def test_width_one_is_a_threshold_and_width_zero_is_damage() -> None:
+    assert set(np.unique(picture(make(RAMP, WindowCenter=0, WindowWidth=1)))) == {0, 255}
+    with pytest.raises(ImageError, match="damaged pixels"):
+        picture(make(RAMP, WindowCenter=0, WindowWidth=0))
+
+
+def test_monochrome1_is_inverted() -> None:
+    plain = picture(make(RAMP, WindowCenter=0, WindowWidth=500))
+    turned = picture(make(RAMP, WindowCenter=0, WindowWidth=500, PhotometricInterpretation="MONOCHROME1"))
+    assert np.array_equal(turned, 255 - plain)
+
+
+def test_no_window_takes_the_range_without_padding() -> None:
+    pixels = RAMP.copy()
+    pixels[0, 0] = -32000
+    shown = picture(make(pixels, PixelPaddingValue=-32000))
+    inside = RAMP.ravel()[1:].astype(float)
+    expected = np.rint((inside - inside.min()) / (inside.max() - inside.min()) * 255)
+    assert shown[0, 0] == 0
+    assert np.array_equal(shown.ravel()[1:], expected)
+
+
+def test_voi_lut_goes_before_the_window() -> None:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [4, 10, 16])
+    item.add_new("LUTData", "US", [0, 65535, 13107, 26214])
+    pixels = np.array([[0, 10, 11], [12, 13, 99]], dtype=np.uint16)
+    shown = picture(make(pixels, VOILUTSequence=Sequence([item]), WindowCenter=5, WindowWidth=10))
+    assert shown.tolist() == [[0, 0, 255], [51, 102, 102]]
+
+
+def test_frames(tmp_path: Path) -> None:
+    loop = np.stack([np.full((4, 4), 10 * i, dtype=np.uint8) for i in range(4)])
+    loop[:, 0, 0], loop[:, 0, 1] = 0, 255
+    (tmp_path / "a.dcm").write_bytes(encoded(make(loop)))
+    assert np.asarray(decode((tmp_path / "a.dcm").read_bytes()))[2, 2] == 20
+    for rule, expected in (("middle", [20]), ("first", [0]), ("all", [0, 10, 20, 30])):
+        (tmp_path / "c.yaml").write_text(f"kind: dicom\npath: a.dcm\nframes: {rule}\n")
+        corpus = open_corpus(str(tmp_path / "c.yaml"))
+        rows = list(corpus_rows(corpus))
+        data = [image_source(corpus.root, row.uri or "").read() for row in rows]
+        assert [np.asarray(decode(frame))[2, 2] for frame in data] == expected
+        assert len(set(data)) == len(expected)  # checksums tell frames apart
+    with pytest.raises(ImageError, match="no such frame"):
+        image_source(str(tmp_path), "a.dcm#frame=4").read()
+
+
+def test_windows_of_enhanced_objects_are_the_frames_own() -> None:
+    def group(centre: int) -> Dataset:
+        window, item = Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = centre, 2
+        item.FrameVOILUTSequence = Sequence([window])
+        return item
+
+    frames = np.stack([np.array([[0, 100, 200]], dtype=np.uint8)] * 3)
+    dataset = make(frames, PerFrameFunctionalGroupsSequence=Sequence([group(50), group(150), group(250)]))
+    assert np.asarray(decode_dicom(encoded(dataset))).tolist() == [[0, 0, 255]]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "size"),
+    [
+        ("CT_small.dcm", "L", (128, 128)),
+        ("MR_small_RLE.dcm", "L", (64, 64)),
+        ("examples_palette.dcm", "RGB", (800, 350)),
+        ("SC_rgb_rle_16bit.dcm", "RGB", (100, 100)),
+        ("SC_ybr_full_422_uncompressed.dcm", "RGB", (100, 100)),
+        ("examples_ybr_color.dcm", "RGB", (320, 240)),
+        ("SC_rgb_jpeg_dcmtk.dcm", "RGB", (100, 100)),
+        ("examples_jpeg2k.dcm", "RGB", (640, 480)),
+    ],
+)
+def test_pydicoms_own_files(name: str, mode: str, size: tuple[int, int]) -> None:
+    found = get_testdata_file(name, download=False)
+    if found is None:
+        pytest.skip(f"{name} is not in this pydicom")
+    shown = decode(Path(str(found)).read_bytes())
+    assert (shown.mode, shown.size) == (mode, size)
+    values = np.asarray(shown)
+    assert values.max() > values.min()
+
+
+def test_colours_are_what_they_are() -> None:
+    # dcmtk's test card: its rows of colours are documented with the file, red on top.
+    path = get_testdata_file("SC_ybr_full_422_uncompressed.dcm", download=False)
+    assert np.abs(np.asarray(decode(Path(str(path)).read_bytes())).astype(int)[5, 50] - [254, 0, 0]).max() <= 2
+    sixteen = get_testdata_file("SC_rgb_rle_16bit.dcm", download=False)
+    assert np.asarray(decode(Path(str(sixteen)).read_bytes()))[5, 50].tolist() == [255, 0, 0]
+
+
+def test_the_folder_gives_modality_and_no_patient(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    good = make(RAMP)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.dcm").write_bytes(encoded(good))
+    strange = encoded(make(RAMP, BodyPartExamined="SIXTEEN_LETTERS_", Modality="MR"))
+    (tmp_path / "d" / "b.dcm").write_bytes(strange.replace(b"SIXTEEN_LETTERS_", NAME.encode()))
+    (tmp_path / "d" / "IM0001").write_bytes(encoded(good))
+    (tmp_path / "d" / "README").write_text("no DICOM, no suffix")
+    (tmp_path / "d" / "c.dcm").write_bytes(b"no DICOM, but a suffix")
+    (tmp_path / "d" / "e.dcm").write_bytes(encoded(good)[:-100])
+    create_indexed_store(open_corpus(str(tmp_path / "d")), tmp_path / "s")
+    rows = FeatureStore.open(tmp_path / "s").sample_table().to_pylist()
+    assert [(row["key"], row["modality"], row["body_part"], row["reason"]) for row in rows] == [
+        ("IM0001", "CT", "CHEST", None),
+        ("a.dcm", "CT", "CHEST", None),
+        ("b.dcm", "MR", None, None),
+        ("c.dcm", None, None, "row: not DICOM"),
+        ("e.dcm", "CT", "CHEST", None),
+    ]
+    with pytest.raises(ImageError, match="damaged pixels"):
+        decode((tmp_path / "d" / "e.dcm").read_bytes())
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file())
+    assert b"Mustermann" not in everything + repr(rows).encode()
+    assert "Mustermann" not in caplog.text
+
+
+def test_patients_are_told_apart_by_your_secret_only(tmp_path: Path) -> None:
+    for name, patient in (("a", "1"), ("b", "2"), ("c", "1")):
+        (tmp_path / f"{name}.dcm").write_bytes(encoded(make(RAMP, PatientID=patient)))
+    found = []
+    for salt in ("one", "two"):
+        (tmp_path / "c.yaml").write_text(f"kind: dicom\npath: .\npatient_salt: {salt}\n")
+        found.append([row.labels["patient"] for row in corpus_rows(open_corpus(str(tmp_path / "c.yaml")))])
+    assert found[0][0] == found[0][2] != found[0][1]
+    assert not set(found[0]) & set(found[1])
+
+
+def test_files_that_mean_harm(tmp_path: Path) -> None:
+    huge = make(np.zeros((2, 2), dtype=np.uint8))
+    huge.Rows = huge.Columns = 65535
+    with pytest.raises(ImageError, match="more than 134,217,728 pixels"):
+        decode(encoded(huge))
+    packed = make(np.zeros((1000, 1000), dtype=np.uint8))
+    packed.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    assert len(encoded(packed)) < 5000
+    with pytest.raises(ImageError, match="deflated"):
+        decode(encoded(packed))
+    bare = make(RAMP)
+    del bare.PixelData
+    with pytest.raises(ImageError, match="no pixels"):
+        decode(encoded(bare))
+    with pytest.raises(ImageError):
+        decode(b"\0" * 128 + b"DICM" + b"\xff" * 4000)
+    # A JPEG inside that is larger than its header says.
+    bomb = io.BytesIO()
+    Image.new("L", (16000, 16000)).save(bomb, "JPEG")
+    small = make(np.zeros((8, 8), dtype=np.uint8))
+    small.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    small.PixelData = pydicom.encaps.encapsulate([bomb.getvalue()])
+    small["PixelData"].is_undefined_length = True
+    with pytest.raises(ImageError):
+        decode(encoded(small))
+
+
+@pytest.mark.parametrize("cut", range(132, 900, 61))
+def test_any_cut_gives_a_reason(cut: int) -> None:
+    with pytest.raises(ImageError, match="DICOM"):
+        decode(encoded(make(RAMP))[:cut])

@@ -1,0 +1,100 @@
+"""Maps of rows, odd rows, and handing rows to another tool."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from planted_faults import NAN_ROW, ROWS, ZERO_ROW, make_faults
+from sklearn.decomposition import PCA
+
+from mmkd.cli.store.atlas import atlas
+from mmkd.store import FeatureStore, UserError
+from mmkd.store.inspect.atlas import atlas_table
+from mmkd.store.inspect.outliers import outliers
+from mmkd.store.inspect.projection import principal_axes, project
+from mmkd.store.inspect.sampling import unit
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return FeatureStore.open(make_faults(tmp_path_factory.mktemp("faults"), ("base", "broken", "noise")))
+
+
+def test_the_plane_is_that_of_another_pca(faults: FeatureStore) -> None:
+    values = unit(faults.image("base"))
+    points, explained = principal_axes(values)
+    reference = PCA(2, svd_solver="full").fit(values.astype(np.float64))
+    expected = reference.transform(values.astype(np.float64))
+    expected *= np.sign((expected * points).sum(axis=0))
+    assert np.abs(points - expected).max() < 1e-4
+    assert explained == pytest.approx(reference.explained_variance_ratio_.sum(), rel=1e-4)
+    assert principal_axes(values[:1])[0].tolist() == [[0, 0]]
+    assert principal_axes(np.ones((3, 1), dtype=np.float32))[0].shape == (3, 2)
+
+
+def test_broken_rows_are_not_on_the_map(faults: FeatureStore) -> None:
+    found = project(faults, "broken", "image", np.arange(ROWS))
+    assert set(range(ROWS)) - set(found.rows.tolist()) == {NAN_ROW, ZERO_ROW}
+    assert np.isfinite(found.points).all()
+
+
+def test_umap_needs_its_package(faults: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match="UMAP needs the package"):
+        project(faults, "base", "image", np.arange(50), "umap")
+
+
+@pytest.mark.slow
+def test_umap_keeps_neighbourhoods(faults: FeatureStore) -> None:
+    pytest.importorskip("umap", reason="umap-learn is not installed: pip install 'mmkd[umap]'")
+    found = project(faults, "base", "image", np.arange(200), "umap")
+    assert (found.points.shape, found.explained) == ((200, 2), None)
+
+
+def test_a_caption_that_does_not_fit_and_a_norm_are_odd(tmp_path: Path) -> None:
+    from planted_store import make_planted
+
+    store = FeatureStore.open(make_planted(tmp_path, {"a": 0.1, "b": 0.1}).root)
+    rows = np.arange(360)
+    before = {found.row for found in outliers(store, ("a", "b"), rows) if found.kind == "caption does not fit"}
+    for slug in ("a", "b"):
+        text = store.text(slug).copy()
+        text[77] = -text[77]
+        image = store.image(slug).copy()
+        image[123] *= np.float16(40)
+        store._features[slug, "text"], store._features[slug, "image"] = text, image
+    found = outliers(store, ("a", "b"), rows)
+    assert 77 not in before
+    assert (found[0].row, found[0].kind, found[0].teachers) == (77, "caption does not fit", 2)
+    assert found[0].score < -10
+    assert next(odd.row for odd in found if odd.kind == "image norm") == 123
+    assert outliers(store, ("a",), rows[:10]) == ()
+
+
+def test_rows_are_written_for_other_tools(faults: FeatureStore, tmp_path: Path) -> None:
+    out = tmp_path / "rows.parquet"
+    result = CliRunner().invoke(atlas, [str(faults.root), "--teacher", "base", "--sample", "50", "--out", str(out)])
+    assert "50 rows" in result.output
+    table = pq.read_table(out)
+    assert table.equals(atlas_table(faults, "base", "image", 50))
+    assert {"key", "caption", "site", "projection_x", "projection_y"} <= set(table.column_names)
+
+
+def test_the_atlas_is_started_with_the_rows(
+    faults: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = [str(faults.root), "--teacher", "base", "--sample", "20"]
+    assert "embedding-atlas is not installed" in str(CliRunner().invoke(atlas, arguments).exception)
+    program = tmp_path / "embedding-atlas"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said; test -s "$1" && exit 7\n')
+    program.chmod(0o755)
+    assert os.access(program, os.X_OK)
+    assert CliRunner().invoke(atlas, arguments).exit_code == 7
+    assert "--x projection_x --y projection_y --text caption --host localhost" in (tmp_path / "said").read_text()

@@ -1,0 +1,222 @@
+"""Rows, shards and neighbours: known answers, near keys, bad input, and a teacher that encodes a query."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from planted_faults import HOLE, NAN_ROW, ROWS, SCRIPT, TWINS, make_faults
+from tiny_corpus import write_table_corpus
+from tiny_store import make_card, make_store
+from tiny_teachers import write_tiny_teacher
+
+from mmkd.cli.store.preview import preview
+from mmkd.cli.store.show import neighbors as neighbors_command
+from mmkd.cli.store.show import show
+from mmkd.cli.store.tables import printable
+from mmkd.store import FeatureStore, UserError
+from mmkd.store.images import ImageError
+from mmkd.store.inspect.neighbors import nearest_rows, neighbors
+from mmkd.store.inspect.pictures import picture, thumbnail
+from mmkd.store.inspect.rows import find_row, find_shard, near_keys, sample_rows
+from mmkd.store.inspect.show import view_row, view_shard
+
+PLANTED = ("base", "broken", "holed", "noise")
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return FeatureStore.open(make_faults(tmp_path_factory.mktemp("faults"), PLANTED))
+
+
+def test_neighbours_are_exact(faults: FeatureStore) -> None:
+    wide = faults.image("broken").astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1)
+    with np.errstate(invalid="ignore"):
+        cosines = np.where(norms > 0, wide @ wide[7] / (norms * norms[7]), np.nan)
+    cosines[np.isnan(cosines)] = -np.inf
+    expected = np.argsort(-cosines, kind="stable")[:20]
+    rows, found = nearest_rows(faults, "broken", "image", faults.image("broken")[7], 20)
+    assert rows.tolist() == expected.tolist()
+    assert found == pytest.approx(cosines[expected], abs=1e-5)
+    among = np.arange(0, ROWS, 3)
+    rows, _ = nearest_rows(faults, "broken", "image", faults.image("broken")[7], 5, among)
+    assert rows.tolist() == [row for row in np.argsort(-cosines, kind="stable") if row % 3 == 0][:5]
+
+
+def test_twins_come_first_in_order_of_rows_and_missing_rows_never(faults: FeatureStore) -> None:
+    table = neighbors(faults, "holed", "image", faults.image("holed")[0], ROWS)
+    assert table.num_rows == ROWS - 256
+    assert not set(range(768, 1024)) & set(table["row"].to_pylist())
+    assert table["key"][0].as_py() == "k0"
+    rows, cosines = nearest_rows(faults, "base", "image", faults.image("base")[TWINS[1]], 2)
+    assert rows.tolist() == list(TWINS)
+    assert cosines.tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_row_is_told_from_every_side(faults: FeatureStore) -> None:
+    view = view_row(faults, 0)
+    assert view.sample["caption"] == SCRIPT
+    teachers = {teacher.slug: teacher for teacher in view.teachers}
+    base = teachers["base"]
+    image, text = (array("base")[0].astype(np.float64) for array in (faults.image, faults.text))
+    assert base.cosine == pytest.approx(image @ text / np.linalg.norm(image) / np.linalg.norm(text), abs=1e-4)
+    assert base.image_norm == pytest.approx(np.linalg.norm(image), rel=1e-6)
+    assert (base.caption_rank, base.image_rank, base.ranked_among) == (1, 1, 1000)
+    assert len(base.neighbors) == 5
+    assert teachers["noise"].caption_rank > 10
+    twin = view_row(faults, TWINS[0], ["base"]).teachers[0].neighbors[0]
+    assert (twin.row, twin.caption) == (TWINS[1], f"caption {TWINS[1]}")
+
+
+def test_a_broken_row_and_a_row_in_a_hole_are_told_as_such(faults: FeatureStore) -> None:
+    broken = view_row(faults, NAN_ROW, ["broken"]).teachers[0]
+    assert (broken.image_norm, broken.cosine, broken.caption_rank, broken.neighbors) == (None, None, None, ())
+    assert broken.text_norm is not None
+    hole = view_row(faults, HOLE * 256, ["holed"]).teachers[0]
+    assert (hole.extracted, hole.image_norm, hole.neighbors) == (False, None, ())
+
+
+def test_a_shard_is_told(faults: FeatureStore) -> None:
+    view = view_shard(faults, HOLE)
+    assert (view.first_row, view.last_row) == (768, 1023)
+    assert view.status == {"ok": 251, "partial": 5}
+    assert view.reasons == {"image: truncated": 5}
+    assert [slug for slug, entry in view.entries.items() if entry is None] == ["holed"]
+    assert view.failures[0] == {"row": 799, "key": "k799", "status": "partial", "reason": "image: truncated"}
+
+
+def test_keys_rows_and_shards_are_found(faults: FeatureStore) -> None:
+    assert [find_row(faults, what) for what in ("k17", "17", "row:17")] == [17, 17, 17]
+    assert find_shard(faults, "shard:4") == 4
+    assert find_shard(faults, "k4") is None
+    assert near_keys(faults, "K109") == ["k109", "k1090", "k1091"]
+    rows = [1099, 3, 600, 3]
+    assert sample_rows(faults, rows)["row"].to_pylist() == rows
+
+
+def test_many_shards_are_read_as_one_table(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", 2500, [make_card("alpha", 8)])
+    rows = [2499, 0, *range(100, 2500, 200), 7]
+    assert sample_rows(FeatureStore.open(tmp_path / "s"), rows)["key"].to_pylist() == [f"k{row}" for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("k11000", "has no key 'k11000'; did you mean"),
+        ("zzz", "has no key 'zzz'; give a key, a row number or shard:NUMBER"),
+        ("1100", "has no row 1100; its rows are 0 to 1099"),
+        ("row:x", "has no key 'row:x'; give a key"),
+        ("shard:5", "has no shard '5'; its shards are 0 to 4"),
+        ("shard:-1", "has no shard '-1'; its shards are 0 to 4"),
+    ],
+)
+def test_what_is_not_there_is_one_line(faults: FeatureStore, what: str, message: str) -> None:
+    error = CliRunner().invoke(show, [str(faults.root), what]).exception
+    assert isinstance(error, UserError)
+    assert message in str(error)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["k1", "--teacher", "nobody"], "has no teacher 'nobody'; it has base, broken, holed, noise"),
+        (["--teacher", "base"], "name one thing to look near"),
+        (["k1", "--text", "x", "--teacher", "base"], "name one thing to look near"),
+        (["k1", "--teacher", "base", "--top", "0"], "0 neighbours cannot be had"),
+        (["row:800", "--teacher", "holed"], "holed has no feature of row 800"),
+        (["row:40", "--teacher", "broken"], "the query has no direction"),
+        (["--text", "x", "--teacher", "base"], "/nowhere/base"),
+    ],
+)
+def test_bad_neighbour_questions_are_one_line(faults: FeatureStore, arguments: list[str], message: str) -> None:
+    error = CliRunner().invoke(neighbors_command, [str(faults.root), *arguments]).exception
+    assert isinstance(error, UserError)
+    assert message in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_caption_cannot_command_the_terminal() -> None:
+    assert printable("a\x1b[31mred\x07\r\n\u202eb") == "a\ufffd[31mred\ufffd\ufffd\ufffd\ufffdb"
+
+
+def test_the_commands_print_and_give_json(faults: FeatureStore) -> None:
+    text = CliRunner().invoke(show, [str(faults.root), "k0", "--teachers", "base"]).output
+    assert "row 0, key k0, shard 0" in text
+    assert "1 of 1000" in text
+    seen = json.loads(CliRunner().invoke(show, [str(faults.root), "shard:3", "--json"]).output)
+    assert seen["entries"]["holed"] is None
+    found = CliRunner().invoke(
+        neighbors_command, [str(faults.root), "k20", "--teacher", "base", "--top", "2", "--json"]
+    )
+    assert [row["row"] for row in json.loads(found.output)] == list(TWINS)
+
+
+def test_pictures_stay_inside_the_corpus(faults: FeatureStore) -> None:
+    root = faults.record.corpus.root
+    sample = sample_rows(faults, [3, 9]).to_pylist()
+    assert picture(root, sample[0]).size == (43, 30)
+    assert thumbnail(picture(root, sample[0]), 16)[:2] == b"\xff\xd8"
+    with pytest.raises(ImageError, match="file not found"):
+        picture(root, sample[1])
+    with pytest.raises(ImageError, match="leads out of the corpus"):
+        picture(root, sample[0] | {"uri": "../store/zarr.json"})
+    with pytest.raises(ImageError, match="the row has no image"):
+        picture(root, sample[0] | {"uri": None})
+
+
+def test_a_preview_needs_a_terminal_and_its_package(faults: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(faults.record.corpus.root, sample_rows(faults, [3]).to_pylist()[0])
+    with pytest.raises(UserError, match="the output is none"):
+        preview(image)
+    from mmkd.cli.store.preview import drawn
+
+    monkeypatch.setitem(sys.modules, "term_image.exceptions", None)
+    with pytest.raises(UserError, match="needs the package"):
+        drawn(image)
+
+
+def test_a_picture_is_drawn_in_colours(faults: FeatureStore) -> None:
+    pytest.importorskip("term_image", reason="term-image is not installed: pip install 'mmkd[terminal]'")
+    from mmkd.cli.store.preview import drawn
+
+    text = drawn(picture(faults.record.corpus.root, sample_rows(faults, [3]).to_pylist()[0]))
+    assert text.count("\n") == 23
+    assert "90;80;200" in text
+
+
+def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path) -> None:
+    import torch
+
+    from mmkd.extract.corpora import open_corpus
+    from mmkd.extract.index import create_indexed_store
+    from mmkd.extract.shard import extract_shard
+    from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
+    from mmkd.store.writer import add_teacher
+
+    table = write_table_corpus(tmp_path / "corpus", 60)
+    folder = write_tiny_teacher(tmp_path / "teacher", seed=1)
+    (spec,) = parse_teachers(f"tiny=local-dir:{folder}")
+    card = describe_teacher(spec)
+    record = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
+    add_teacher(tmp_path / "s", record, card)
+    extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, 1)
+
+    def ask(*arguments: object) -> object:
+        command = [str(tmp_path / "s"), "--teacher", "tiny", "--json", *map(str, arguments)]
+        result = CliRunner().invoke(neighbors_command, command)
+        return json.loads(result.output) if result.exception is None else result.exception
+
+    found = ask("--image", tmp_path / "corpus/images/7.png")
+    assert (found[0]["row"], round(found[0]["cosine"], 3)) == (7, 1)
+    found = ask("--text", "finding 9 seen in plane 4", "--among", "text")
+    assert (found[0]["row"], round(found[0]["cosine"], 3)) == (9, 1)
+    assert "file not found; name a picture" in str(ask("--image", tmp_path / "no.png"))
+    write_tiny_teacher(tmp_path / "other", seed=2)
+    assert "the store was made with" in str(ask("--text", "x", "--teacher", f"tiny=local-dir:{tmp_path / 'other'}"))
