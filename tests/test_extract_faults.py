@@ -32,6 +32,7 @@ class SmallDevice:
     def __init__(self, teacher: Teacher, refusals: int) -> None:
         self.teacher = teacher
         self.refusals = refusals
+        self.passes: set[int] = set()
 
     @property
     def card(self) -> TeacherCard:
@@ -42,6 +43,7 @@ class SmallDevice:
         return self.teacher.device
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.passes.add(len(pixels))
         self.refusals -= 1
         if self.refusals >= 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
@@ -51,6 +53,7 @@ class SmallDevice:
         return self.teacher.tokenise(captions)
 
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.passes.add(len(tokens))
         return self.teacher.encode_texts(tokens)
 
 
@@ -79,6 +82,7 @@ def test_too_little_device_memory_halves_the_batch_and_keeps_the_bytes(
     report = extract_shard(tmp_path / "b", store.record, 0, {"one": small}, bench)
     assert report.batch_rows == {"image one": 8}
     assert tree_digest(tmp_path / "b") == tree_digest(tmp_path / "a")
+    assert small.passes == {32}  # whatever the batch was, or a product could round differently
     # Remembered: the next shard of this process starts where this one ended.
     assert bench.sizes.rows(small, "image") == 8
     assert bench.sizes.rows(small, "text") == 128

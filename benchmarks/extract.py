@@ -1,0 +1,165 @@
+"""Extraction against the bare forward passes of the same models, all teachers at once against one after another, one
+worker against more, and peak memory at 1x and 10x rows. Ratios of one run; teachers are loaded before a clock starts.
+
+    python -P benchmarks/extract.py [ROWS TEACHERS LAYERS]
+
+Models are ViT-B/32 with random weights (LAYERS 12; fewer make it quick), pictures are JPEGs of 500 pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mmkd.extract.cluster import dask_client, default_workers, start_workers
+from mmkd.extract.cluster_config import ClusterConfig
+from mmkd.extract.corpora import open_corpus
+from mmkd.extract.gather import gather
+from mmkd.extract.new_store import make_store
+from mmkd.extract.plan import plan_tasks
+from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
+from mmkd.extract.worker import TeachersPlugin
+from mmkd.store import FeatureStore, TeacherCard
+from mmkd.store.malloc import keep_freed_memory
+from mmkd.store.writer import add_teacher
+
+Described = Sequence[tuple[TeacherSpec, TeacherCard]]
+
+MEMORY_ROWS = (2_000, 20_000)
+MEMORY_PROBE = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from mmkd.extract.corpora import open_corpus
+from mmkd.extract.new_store import make_store
+from mmkd.extract.shard import extract_shard
+from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
+from mmkd.extract.workbench import Workbench
+from mmkd.store import FeatureStore
+from mmkd.store.writer import add_teacher
+torch.set_num_threads(1)
+corpus, root, folder = sys.argv[1:]
+spec = TeacherSpec(slug="one", source=f"local-dir:{folder}")
+card = describe_teacher(spec)
+teacher = load_teacher(spec, card, torch.device("cpu"))
+record = make_store(open_corpus(corpus), Path(root))
+add_teacher(Path(root), record, card)
+bench = Workbench()
+for shard in range(FeatureStore.open(root).shards):
+    extract_shard(Path(root), record, shard, {"one": teacher}, bench)
+print(json.dumps([record.rows_per_shard, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def write_teacher(folder: Path, seed: int, layers: int, small: bool = False) -> Path:
+    """A ViT-B/32 of open_clip with random weights; small: one that costs next to nothing."""
+    folder.mkdir(parents=True)
+    width, image_size, context = (64, 32, 16) if small else (768, 224, 77)
+    vision = {"image_size": image_size, "layers": layers, "width": width, "patch_size": 32}
+    text = {"context_length": context, "vocab_size": 49408, "width": width * 2 // 3 // 8 * 8, "heads": 8}
+    text["layers"] = layers
+    config = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(seed)
+    weights = {name: value.contiguous() for name, value in open_clip.CLIP(**config).state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return folder
+
+
+def write_corpus(folder: Path, rows: int, side: int = 500, distinct: int = 64) -> Path:
+    """A table of `rows` captions over `distinct` JPEGs."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(distinct):
+        coarse = Image.fromarray(rng.integers(0, 256, size=(25, 25, 3), dtype=np.uint8))
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
+    lines = [f"k{row},{row % distinct}.jpg,finding number {row} in this plane" for row in range(rows)]
+    (folder / "pairs.csv").write_text("\n".join(["key,image,caption", *lines]) + "\n")
+    return folder / "pairs.csv"
+
+
+def bare_seconds(described: Described, rows: int) -> float:
+    """Forward passes of every teacher on tensors that are ready, with all cores, in batches of 32."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    pixels = torch.randint(0, 256, (32, 3, 224, 224), dtype=torch.uint8)
+    total = 0.0
+    for spec, card in described:
+        teacher = load_teacher(spec, card, torch.device("cpu"))
+        tokens, _ = teacher.tokenise([f"finding number {row} in this plane" for row in range(32)])
+        teacher.encode_images(pixels), teacher.encode_texts(tokens)
+        started = time.perf_counter()
+        for _ in range(0, rows, 32):
+            teacher.encode_images(pixels)
+            teacher.encode_texts(tokens)
+        total += time.perf_counter() - started
+    return total
+
+
+def extraction_seconds(corpus: Path, root: Path, described: Described, workers: int) -> float:
+    """From the first task handed out to the last one reported."""
+    record = make_store(open_corpus(str(corpus)), root)
+    for _, card in described:
+        add_teacher(root, record, card)
+    store = FeatureStore.open(root)
+    tasks = plan_tasks(store.shards, [card for _, card in described], store.ledger)
+    cluster = ClusterConfig(workers=workers)
+    with dask_client(cluster) as client:
+        client.wait_for_workers(workers)
+        start_workers(client, TeachersPlugin(described, cluster.worker))
+        started = time.perf_counter()
+        for report in gather(client, root, record, tasks, print):
+            assert isinstance(report, ShardReport)
+        return time.perf_counter() - started
+
+
+def print_memory(folder: Path) -> None:
+    """Peak memory of a process that extracts a small and a ten times larger corpus."""
+    teacher = write_teacher(folder / "small", 0, layers=1, small=True)
+    peaks = []
+    for rows in MEMORY_ROWS:
+        corpus = write_corpus(folder / f"memory{rows}", rows, side=64)
+        command = [sys.executable, "-P", "-c", MEMORY_PROBE, corpus, folder / f"m{rows}", teacher]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        per_shard, peak = json.loads(done.stdout)
+        peaks.append(peak)
+        print(f"peak memory, {rows:,} rows in shards of {per_shard:,}: {peak:.0f} MB", flush=True)
+    print(f"  {MEMORY_ROWS[1] // MEMORY_ROWS[0]}x the rows: {peaks[1] / peaks[0]:.2f} of the memory")
+
+
+def main() -> None:
+    """Measure and print."""
+    rows, number, layers = (int(value) for value in (sys.argv[1:] or ("1024", "9", "12")))
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        places = [write_teacher(folder / f"t{seed}", seed, layers) for seed in range(number)]
+        specs = [TeacherSpec(slug=place.name, source=f"local-dir:{place}") for place in places]
+        described = [(spec, describe_teacher(spec)) for spec in specs]
+        corpus = write_corpus(folder / "corpus", rows)
+        workers = default_workers(ClusterConfig())
+        bare = bare_seconds(described, rows)
+        together = extraction_seconds(corpus, folder / "all", described, workers)
+        alone = [extraction_seconds(corpus, folder / f"s-{pair[0].slug}", [pair], workers) for pair in described]
+        single = extraction_seconds(corpus, folder / "one-worker", described, 1)
+        print(f"{rows:,} pairs, {number} teachers of {layers} layers, {workers} workers")
+        print(f"extraction / bare forward passes on ready tensors: {together / bare:.2f}  (to reach: <= 1.05)")
+        print(f"all teachers at once / one run each: {together / sum(alone):.2f}")
+        print(f"one worker / {workers} workers: {single / together:.2f}", flush=True)
+        print_memory(folder)
+
+
+if __name__ == "__main__":
+    main()
