@@ -20,9 +20,9 @@ from tiny_corpus import picture, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.cli.store import store as store_command
-from mmkd.distill.config import RunConfig, StudentConfig
-from mmkd.distill.order import Schedule
-from mmkd.distill.pairs import image_batches, training_pairs
+from mmkd.distill.image_source import row_images
+from mmkd.distill.images import image_batches
+from mmkd.distill.pairs import training_pairs
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import open_corpus
@@ -220,23 +220,17 @@ def test_lost_parts_are_listed_again_from_their_own_corpus(scene: Path, tmp_path
 
 
 def test_training_reads_images_of_both_corpora(scene: Path, tmp_path: Path) -> None:
-    config = RunConfig(
-        store=scene / "s", out=tmp_path, student=StudentConfig(model="x"), batch_size=8, epochs=1, loader_workers=1
-    )
     store = FeatureStore.open(scene / "s")
 
-    def tokenise(captions: list[str]) -> torch.Tensor:
-        return torch.zeros(len(captions), 4, dtype=torch.long)
-
-    pairs = training_pairs(store, config, store.available(), tokenise)
+    pairs = training_pairs(store, {}, store.available().any(axis=1), 8)
     assert len(pairs.rows) == OLD + NEW - 2
 
     def pixels(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
-    batch = next(image_batches(pairs, config, pixels, Schedule(len(pairs.rows), 8, 1), 0))
-    assert {row >= 256 for row in batch.rows.tolist()} == {True, False}
-    for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
+    wanted = np.array([3, 256, 19, 300, 524])
+    images = next(image_batches(row_images(store, pairs, "corpus", 32), pixels, [(0, wanted)], seed=0, workers=1))
+    for row, image in zip(wanted.tolist(), images, strict=True):
         seed = row if row < OLD else (row - 256) % 3
         assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture(seed)))
 

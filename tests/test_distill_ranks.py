@@ -27,11 +27,15 @@ from tiny_teachers import TINY
 from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.captions import Captions, tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
-from mmkd.distill.config import LossWeights, OptimiserConfig, RunConfig, load_run
-from mmkd.distill.objective import Objective
+from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
+from mmkd.distill.heads import Heads
+from mmkd.distill.objective import Objective, TeacherSide
+from mmkd.distill.objective_config import LossConfig, PolicyConfig
 from mmkd.distill.optimiser import learning_rate_shares, make_optimiser
 from mmkd.distill.order import bucketed, epoch_order, share
+from mmkd.distill.policies import Policy
 from mmkd.distill.student import Towers
+from mmkd.distill.targets import Preparation
 from mmkd.distill.trainer import train
 from mmkd.distill.update import Model, Updater
 from mmkd.distill.world import World
@@ -81,12 +85,20 @@ def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None
     assert torch.equal(captions.tokens(numbers, length), tokenise(texts[::-1])[:, :length])
 
 
+def objective() -> Objective:
+    """The default terms for a student 24 wide and teachers 6 and 8 wide."""
+    slugs = ("a", "b")
+    heads = Heads("linear", 24, slugs, [6, 8])
+    side = TeacherSide(heads, Preparation(slugs, None, to_unit=True), Policy(PolicyConfig(), seed=0), [10.0, 10.0])
+    return Objective(LossConfig(), side)
+
+
 def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
     """A tiny model with two teachers, and a batch in which the second teacher lacks rows."""
     torch.manual_seed(seed)
     clip = open_clip.CLIP(**TINY | {"text_cfg": TINY["text_cfg"] | {"width": 16}})
     set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
-    model = Model(Towers(clip), Objective(LossWeights(), 24, [6, 8]))
+    model = Model(Towers(clip), objective())
     targets = tuple(
         TeacherTargets(torch.randn(rows, e), torch.randn(rows, e), torch.rand(rows) < p) for e, p in ((6, 2), (8, 0.6))
     )
@@ -118,7 +130,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro: int) -> None:
     whole = gradients(model, batch, None)
     assert len(whole) == len(list(model.parameters())) + 3
     for name, value in gradients(model, batch, micro).items():
-        assert (value - whole[name]).abs().max() <= 1e-6 * whole[name].abs().max(), name
+        assert (value - whole[name]).abs().max() <= 3e-6 * whole[name].abs().max(), name
 
 
 def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
@@ -129,7 +141,7 @@ def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
     towers, by_hand = Towers(clip), Towers(deepcopy(clip))
     for piece in batch.images.split(6):
         by_hand.encode_images(piece)
-    gradients(Model(towers, Objective(LossWeights(), 24, [6, 8])), batch, 6)
+    gradients(Model(towers, objective()), batch, 6)
     for name, value in by_hand.state_dict().items():
         if "running_" in name:
             assert torch.equal(towers.state_dict()[name], value), name
@@ -153,7 +165,8 @@ def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     config = OptimiserConfig(weight_decay=0.2, layer_decay=0.5)
     shares = learning_rate_shares(model, 0.5)
     student = "towers.student."
-    assert shares[f"{student}visual.proj"] == shares["objective.heads.0.weight"] == shares[f"{student}logit_scale"] == 1
+    for name in (f"{student}visual.proj", "objective.heads.maps.0.weight", f"{student}logit_scale"):
+        assert shares[name] == 1
     assert shares[f"{student}visual.transformer.resblocks.0.ln_1.weight"] == 0.5
     assert shares[f"{student}transformer.resblocks.0.mlp.c_fc.weight"] == 0.5
     assert shares[f"{student}visual.conv1.weight"] == shares[f"{student}token_embedding.weight"] == 0.25
