@@ -114,10 +114,7 @@ def _indexed_fault(reason: str | None) -> str | None:
 
 def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
     """Why each row's caption cannot be used, or None; what the index or an earlier teacher said comes first."""
-    said = (
-        next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
-        for reason in table["reason"].to_pylist()
-    )
+    said = map(_indexed_fault, table["reason"].to_pylist())
     return [fault or caption_fault(caption) for fault, caption in zip(said, captions, strict=True)]
 
 
