@@ -34,6 +34,16 @@ def test_k9_small_cases_with_ties() -> None:
     assert concordance(estimate, time, event, np.ones((1, 8)))[0] == pytest.approx(0.23076923)
 
 
+def test_k9_ties_by_hand() -> None:
+    # The first outlives nobody and has the highest risk: 3 concordant. The second dies when the third is lost to
+    # follow-up, whose risk is higher (discordant), and before the fourth, whose risk is the same (half).
+    time, event = np.array([1.0, 2, 2, 3]), np.array([True, True, False, True])
+    counts = count_pairs(np.array([4.0, 1, 3, 1]), time, event)
+    assert (counts.concordant, counts.discordant, counts.tied_risk, counts.index) == (3, 1, 1, 0.7)
+    # Two who die at the same time are not compared.
+    assert np.isnan(count_pairs(np.array([1.0, 2]), np.array([2.0, 2]), np.ones(2, bool)).index)
+
+
 def test_k8_rossi_age_and_lifelines_likelihood() -> None:
     rossi = load_rossi()
     time, event = rossi["week"].to_numpy(float), rossi["arrest"].to_numpy(bool)
