@@ -51,7 +51,8 @@ def planted_features(rows: list[dict[str, Any]], noise: float, seed: int) -> tup
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=(len(CLASSES), DIM))
     own = rng.normal(size=(len(rows), DIM)) * 0.8
-    centre = direction[[CLASSES.index(row["label"]) for row in rows]]
+    nowhere = np.zeros(DIM)  # of a class that no test should know
+    centre = np.stack([direction[CLASSES.index(row["label"])] if row["label"] in CLASSES else nowhere for row in rows])
     is_prompt = np.array([row["split"] == "prompt" for row in rows])[:, None]
     pair = centre + np.where(is_prompt, 0.1 * own, own)
     image = pair + rng.normal(size=pair.shape) * noise

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from lifelines import KaplanMeierFitter
 from planted_store import Planted, make_planted
 from scipy.stats import CensoredData, logrank
 from test_evaluate_survival import patients
@@ -17,7 +18,7 @@ from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures import FIGURES, save
-from mmkd.evaluate.figures.kaplan_meier import high_risk
+from mmkd.evaluate.figures.kaplan_meier import band, high_risk
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.report import write_report
 from mmkd.store.errors import ConfigError
@@ -84,6 +85,29 @@ def test_kaplan_meier_halves_by_fold(tmp_path: Path) -> None:
     sides = [CensoredData(uncensored=time[m & event], right=time[m & ~event]) for m in (high, ~high)]
     assert f"p={logrank(*sides).pvalue:.2g}" in axes.get_title(loc="left")
     assert logrank(*sides).pvalue < 1e-4
+
+
+def test_the_band_of_a_survival_curve_is_that_of_lifelines() -> None:
+    rng = np.random.default_rng(4)
+    time, event = rng.integers(1, 12, 60).astype(float), rng.random(60) < 0.7
+    low, high = band(CensoredData(uncensored=time[event], right=time[~event]))
+    theirs = KaplanMeierFitter().fit(time, event).confidence_interval_survival_function_.loc[np.unique(time)]
+    inside = (low > 0) & np.isfinite(low)
+    assert inside.sum() > 5
+    np.testing.assert_allclose(np.column_stack([low, high])[inside], theirs.to_numpy()[inside], atol=1e-10)
+
+
+def test_names_around_a_radar_stand_outside(tmp_path: Path) -> None:
+    sites = ("breast", "colon", "lung", "skin")
+    changes = {240 + i: {"domain": sites[i // 2 % 4]} for i in range(120)}
+    made = make_planted(tmp_path, {"student": 0.8, "alpha": 1.5}, changes=changes)
+    made.edit(ensembles={}, dataset={"tasks": ["zero_shot"]})
+    run_suite(load_suite(made.suite), tmp_path / "out")
+    axes = FIGURES["radar"](ResultFolder(tmp_path / "out"), Question("zero_shot"), "student").axes[0]
+    sides = {text.get_text().split("\n")[0]: text.get_horizontalalignment() for text in axes.get_xticklabels()}
+    assert list(sides.values()) == ["left", "center", "right", "center"]
+    assert all(re.search(r"\nn=30$", text.get_text()) for text in axes.get_xticklabels())
+    assert [line.get_label() for line in axes.lines] == ["alpha", "student"]
 
 
 def test_equal_numbers_give_equal_files(folder: ResultFolder, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, norm
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -186,3 +186,32 @@ def test_intervals_cover(clustered: bool, low: float, high: float) -> None:
         found = Replicates(right.mean(), draws, 400, 100, 0).interval(0.95)
         covered += found[0] <= truth <= found[1]
     assert low <= covered / 1000 <= high
+
+
+def coverage(n: int, kind: str) -> float:
+    """Share of 3000 simulated studies of n samples whose 95 % interval holds the truth (0.8, or two unit normals)."""
+    rng = np.random.default_rng(77)
+    truth, covered, y = 0.8 if kind == "acc" else norm.cdf(math.sqrt(0.5)), 0, np.arange(n) % 2 == 1
+    for study in range(3000):
+        if study % 300 == 0:  # other resamples now and then: those of one seed have a luck of their own
+            counts = np.concatenate(list(group_counts(np.arange(n), 400, 1000 + study)))
+        if kind == "acc":
+            right = (rng.random(n) < truth).astype(float)
+            found = Replicates(right.mean(), counts @ right / n, n, n, 0)
+        else:
+            score = rng.normal(size=n) + y
+            value = metrics.auroc(y, score, np.ones((1, n)))[0]
+            found = Replicates(value, metrics.auroc(y, score, counts), n, n, 0)
+        low, high = found.interval(0.95)
+        covered += low <= truth <= high
+    return covered / 3000
+
+
+@pytest.mark.parametrize(("n", "kind"), [(50, "acc"), (200, "acc"), (50, "auroc"), (200, "auroc")])
+def test_intervals_cover_from_fifty_samples_on(n: int, kind: str) -> None:
+    assert 0.93 <= coverage(n, kind) <= 0.97
+
+
+@pytest.mark.parametrize("kind", ["acc", "auroc"])
+def test_intervals_of_ten_samples_are_too_narrow_as_the_documentation_says(kind: str) -> None:
+    assert 0.85 < coverage(10, kind) < 0.92

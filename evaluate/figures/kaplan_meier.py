@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ from mmkd.store.errors import ConfigError
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Kaplan-Meier curves of both halves by risk, one panel a data set, with the log-rank test.
+    """Kaplan-Meier curves of both halves by risk with 95 % bands, one panel a data set, with the log-rank test.
 
     Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The first
     draw of the folds is shown.
@@ -48,6 +50,24 @@ def high_risk(found: Predictions) -> NDArray[np.bool_]:
     return high
 
 
+def band(group: CensoredData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pointwise 95 % limits of a curve at each of its times, by Greenwood's variance on the log-log scale.
+
+    Kalbfleisch and Prentice 2002, section 1.4. NaN where the curve is at one or at zero: there they do not exist.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy takes the logarithm of zero for those points
+        limits = ecdf(group).sf.confidence_interval(0.95, method="log-log")
+    return limits.low.probabilities, limits.high.probabilities
+
+
+def _held_to_the_end(limit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A limit for drawing: where the curve ends at zero, the one before holds until then."""
+    if len(limit) > 1 and np.isnan(limit[-1]):
+        return np.append(limit[:-1], limit[-2])
+    return limit
+
+
 def _panel(axes: Axes, dataset: str, model: str, found: Predictions) -> None:
     high = high_risk(found)
     groups = []
@@ -60,6 +80,8 @@ def _panel(axes: Axes, dataset: str, model: str, found: Predictions) -> None:
             np.concatenate([[0.0], survival.quantiles]), np.concatenate([[1.0], survival.probabilities]),
             where="post", color=colour, linestyle=style, label=label,
         )  # fmt: skip
+        low, upper = (_held_to_the_end(limit) for limit in band(groups[-1]))
+        axes.fill_between(survival.quantiles, low, upper, step="post", color=colour, alpha=0.15, linewidth=0)
         censored = np.sort(time[~event])
         axes.plot(censored, survival.evaluate(censored), "|", color=colour, markersize=5)
     p = float(logrank(*groups).pvalue)
@@ -67,4 +89,4 @@ def _panel(axes: Axes, dataset: str, model: str, found: Predictions) -> None:
     axes.set_xlabel("time (unit of the table)", fontsize=8)
     axes.set_ylabel("share alive", fontsize=8)
     axes.set_title(f"{dataset}: {model}; log-rank p={p:.2g}", fontsize=9, loc="left")
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="upper right", title="with 95% bands", title_fontsize=8)

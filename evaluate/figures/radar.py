@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 
 from mmkd.evaluate.figures.style import COLOURS, MARKERS, asked
 from mmkd.evaluate.folder import Question, ResultFolder
@@ -30,6 +31,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
     angles = np.linspace(0, 2 * np.pi, len(columns), endpoint=False)
     figure = Figure(figsize=(7.5, 6), layout="constrained")
     axes = figure.add_subplot(projection="polar")
+    assert isinstance(axes, PolarAxes), "the projection that was asked for"
     for i, row in enumerate(sorted(table.rows, key=lambda row: row == model)):
         values = np.array([table.value(row, column) * scale for column in columns])
         place = table.rows.index(row)
@@ -45,9 +47,14 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
         )
     counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
     axes.set_xticks(angles, [f"{column}\nn={n}" for column, n in zip(columns, counts, strict=True)], fontsize=8)
+    for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        # Names stand outside the circle, where no line runs over them.
+        sideways = np.cos(angle)
+        text.set_horizontalalignment("center" if abs(sideways) < 0.1 else "left" if sideways > 0 else "right")
+    axes.set_rlabel_position(180 / len(columns))
     axes.set_ylim(bottom=0)
     axes.set_title(
         f"{asked(question, table.metric)}{', percent' if table.percent else ''}; common scale from 0", fontsize=9
     )
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.1, 0.5))
+    figure.legend(fontsize=8, loc="outside right center")
     return figure
