@@ -67,13 +67,17 @@ class Batches:
         Raises:
             UserError: an image is gone.
         """
-        # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
-        return one_ahead(self._made(first)) if self.workers else self._made(first)
-
-    def _made(self, first: int) -> Generator[Batch, None, None]:
         world = self.world
         wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
+        # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
+        # ends, fails at it, and its exit status stops the run.
         pixels = image_batches(self.images, self.pixels, wanted, self.plan.seed, self.workers)
+        made = self._made(first, pixels)
+        # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
+        return one_ahead(made) if self.workers else made
+
+    def _made(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
+        world = self.world
         for images, (step, epoch, start, all_rows) in zip(pixels, self.plan.steps(first), strict=True):
             rows = share(all_rows, world.rank, world.size)
             pairs = self.plan.pairs

@@ -102,7 +102,7 @@ def _stack(images: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
 def image_batches(
     images: RowImages, pixels: Pixels, wanted: Iterable[tuple[int, NDArray[np.int64]]], seed: int, workers: int
 ) -> Iterator[torch.Tensor]:
-    """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes.
+    """Uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this call.
 
     Raises:
         UserError: an image is gone or damaged; the message names row and file.
@@ -115,7 +115,11 @@ def image_batches(
         generator=torch.Generator(),  # it draws a seed, from a generator that nobody else counts on
         pin_memory=torch.cuda.is_available(),
     )
-    for stacked in loader:
+    return _sound(iter(loader))
+
+
+def _sound(batches: Iterator[torch.Tensor | UserError]) -> Iterator[torch.Tensor]:
+    for stacked in batches:
         if isinstance(stacked, UserError):
             raise stacked
         yield stacked

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import pickle
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ from tiny_corpus import picture, png, write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.distill.config import load_run
+from mmkd.distill.prepare import prepare
+from mmkd.distill.world import started_world
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
@@ -150,6 +155,16 @@ def test_training_needs_no_corpus_when_inputs_are_there(away: Path) -> None:
     assert losses[0] == losses[1]
     with pytest.raises(UserError, match=r"file not found.*train from `inputs`"):
         quiet(write_run(away, "corpus", data={"images": "corpus"}))
+
+
+def test_data_workers_end_in_peace(away: Path) -> None:
+    """Any other exit status reaches the training loop as a signal, and an error, at whatever it does by then."""
+    config = load_run(write_run(away, "peace", epochs=1, data={"workers": 2}))
+    with started_world(1) as world, closing(prepare(config, world).batches.from_step(0)) as batches:
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        assert len(list(batches)) == 4
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_inputs_that_are_missing_or_too_small_are_refused(away: Path, tmp_path: Path) -> None:
