@@ -44,8 +44,9 @@ format: $(VENV)/dev.stamp ## let ruff put the code in order
 bench: $(VENV)/dev.stamp ## measure, as ratios in one run
 	$(BIN)/python -P benchmarks/run.py
 
-docs: $(VENV)/dev.stamp ## rewrite the command reference in docs/ from the commands' own help
+docs: $(VENV)/docs,extract,distill,evaluate.stamp ## what docs/ says of the code from the code, then the site into build/site
 	$(BIN)/python -P docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what the commands above made
 	rm -rf build dist mmkd-demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
