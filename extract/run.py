@@ -13,7 +13,7 @@ from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.gather import gather
-from mmkd.extract.index import check_same_corpus, restore_parts
+from mmkd.extract.index import restore_parts
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
@@ -84,7 +84,6 @@ def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> StoreRecord:
     if not (root / "zarr.json").is_file():
         return make_store(corpus, root)
     record = FeatureStore.open(root).record
-    check_same_corpus(corpus, record, root)
     restored = restore_parts(corpus, root, record)
     if restored:
         say(f"{restored} sample parts were missing and are listed again from the corpus")
