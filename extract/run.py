@@ -22,6 +22,7 @@ from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import TeacherSpec, describe_teacher
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
+from mmkd.store.atomic import remove_abandoned
 from mmkd.store.errors import UserError
 from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.record import StoreRecord
@@ -67,6 +68,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             _do(client, config, record, tasks, report, say)
     for card in cards:
         note_encoding_error(config.store, record, card.slug)
+    remove_abandoned(config.store)
     return report
 
 

@@ -34,7 +34,7 @@ folder = Path({folder!r})
 number = 1 + len(list(folder.glob("*.sh")))
 path = folder / f"{{number}}.sh"
 path.write_text(script)
-job = subprocess.Popen(["sh", path], start_new_session=True, stdout=(folder / f"{{number}}.out").open("w"), stderr=2)
+job = subprocess.Popen(["sh", path], start_new_session=True, stdout=(folder / f"{{number}}.out").open("w"), stderr=subprocess.STDOUT)
 (folder / f"{{number}}.pid").write_text(str(job.pid))
 print(f"{{number}}.server" if {name!r} == "pbs" else f"Your job {{number}} (dask-worker) has been submitted")
 """
@@ -177,10 +177,13 @@ def test_an_extraction_by_jobs(scene: Scene, tmp_path: Path, name: str) -> None:
     path = cluster_file(tmp_path, scheduler=name, workers=2, jobqueue={name: job}, distributed=settings)
     store, log = tmp_path / "store", tmp_path / "log"
     run = started(scene.command(store, "--scheduler", path), log, env=environment)
-    wait_for(lambda: rows_done(store) > 0, run, log)
-    first = min((tmp_path / "jobs").glob("*.pid"), key=lambda path: int(path.stem))
-    assert ended([str(tmp_path / "bin" / "qdel"), f"{first.stem}.server"]).returncode == 0
-    assert run.wait(timeout=600) == 0, log.read_text()
+    try:
+        wait_for(lambda: rows_done(store) > 0, run, log)
+        first = min((tmp_path / "jobs").glob("*.pid"), key=lambda path: int(path.stem))
+        assert ended([str(tmp_path / "bin" / "qdel"), f"{first.stem}.server"]).returncode == 0
+        assert run.wait(timeout=600) == 0, log.read_text()
+    finally:
+        kill_session(run)
     assert scene.same(store)
     assert rows_done(store) <= 2048 + 256
     assert not [pid for pid in (tmp_path / "jobs").glob("*.pid") if Path(f"/proc/{pid.read_text()}/cmdline").exists()]

@@ -79,9 +79,14 @@ class LoadedTeacher:
             return torch.zeros(0, self._card.context_length, dtype=torch.long), []
         return self._tokeniser(captions)
 
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Tokens that `encode_texts` takes, ascending: the context alone where padding reaches a feature."""
+        return self._tokeniser.lengths
+
     @torch.inference_mode()
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to float32 (B, D); always over the whole context, so a caption's neighbours do not matter."""
+        """int64 (B, L) to float32 (B, D), L one of `text_lengths`."""
         return self._run(tokens, self._towers.encode_text)
 
     def _run(self, inputs: torch.Tensor, tower: object) -> torch.Tensor:
