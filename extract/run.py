@@ -19,7 +19,7 @@ from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.run_report import RunReport
 from mmkd.extract.shard_report import ShardReport
-from mmkd.extract.teachers import TeacherSpec, describe_teacher
+from mmkd.extract.teachers import TeacherSpec
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.atomic import remove_abandoned
@@ -44,7 +44,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
         CorpusError, TeacherError, StoreError, UserError: see `mmkd.store.errors`.
     """
     corpus = chosen_corpus(config)
-    described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
+    described = config.described()
     record = _found_or_made(corpus, config.store, say)
     cards = [card for _, card in described]
     for card in cards:

@@ -34,7 +34,9 @@ folder = Path({folder!r})
 number = 1 + len(list(folder.glob("*.sh")))
 path = folder / f"{{number}}.sh"
 path.write_text(script)
-job = subprocess.Popen(["sh", path], start_new_session=True, stdout=(folder / f"{{number}}.out").open("w"), stderr=subprocess.STDOUT)
+out = (folder / f"{{number}}.out").open("w")
+# Its own output: dask-jobqueue reads what qsub writes until nobody holds the pipe any more.
+job = subprocess.Popen(["sh", path], start_new_session=True, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 (folder / f"{{number}}.pid").write_text(str(job.pid))
 print(f"{{number}}.server" if {name!r} == "pbs" else f"Your job {{number}} (dask-worker) has been submitted")
 """
