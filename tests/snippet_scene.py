@@ -86,6 +86,10 @@ def write_other_corpora(root: Path) -> None:
     pq.write_table(cells, root / "data" / "pairs.parquet")
     shutil.copy(str(get_testdata_file("CT_small.dcm")), root / "studies" / "study.dcm")
     (root / "slides.csv").write_text("slide,patient\na,p1\n")
+    (root / "SLAKE" / "imgs").mkdir(parents=True)
+    question = {"qid": 1, "q_lang": "en", "img_name": "a.png", "question": "Is it CT?", "answer": "no"}
+    (root / "SLAKE" / "train.json").write_text(json.dumps([question]))
+    (root / "SLAKE" / "imgs" / "a.png").write_bytes(png(1))
     for name in ("ca.pem", "cert.pem", "key.pem"):
         (root / name).touch()
 

@@ -63,6 +63,10 @@ def _child(files: list[int], arguments: list[str], folder: str, environment: dic
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["mmkd", *arguments]
+    # A reader's own modules and entry points, as a fresh interpreter would find them.
+    sys.path[:0] = [
+        path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path
+    ]
     status = 1
     try:
         importlib.import_module("mmkd.cli.main").main()
