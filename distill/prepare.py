@@ -13,12 +13,12 @@ from mmkd.distill.assemble import make_objective
 from mmkd.distill.batches import Batches, BatchPlan
 from mmkd.distill.captions import Captions, tokenised
 from mmkd.distill.checkpoint import (
+    CONFIG,
     Checkpointer,
     Progress,
     best_or_last,
     read,
     restore_optimiser,
-    run_digest,
     student_weights,
 )
 from mmkd.distill.config import RunConfig
@@ -28,6 +28,7 @@ from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import training_pairs
+from mmkd.distill.source import SOURCE, RunSource, read_source, run_digest
 from mmkd.distill.student import (
     Tokenise,
     Towers,
@@ -42,6 +43,7 @@ from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.update import Model, Updater
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
+from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import ConfigError, UserError
 
 
@@ -50,6 +52,7 @@ class Run:
     """What the loop works with."""
 
     config: RunConfig
+    source: RunSource
     world: World
     batches: Batches
     update: Updater
@@ -67,6 +70,16 @@ class Run:
     def parameters(self) -> int:
         """Of the student alone."""
         return sum(parameter.numel() for parameter in self.update.model.towers.parameters())
+
+    def begin(self) -> None:
+        """Write what this run is, in the first rank.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
+        if self.world.first:
+            for name, what in ((CONFIG, self.config), (SOURCE, self.source)):
+                write_atomically(self.config.out / name, what.model_dump_json(indent=1).encode())
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank.
@@ -88,7 +101,8 @@ def prepare(config: RunConfig, world: World) -> Run:
     _check_shares(config, world)
     torch.manual_seed(config.seed)
     store = FeatureStore.open(config.store)
-    checkpointer = Checkpointer(config.out, run_digest(config, store), config.checkpoints.keep_last)
+    source = read_source(config, store)
+    checkpointer = Checkpointer(config.out, run_digest(config, source), config.checkpoints.keep_last)
     state = checkpointer.load()
     student = build_student(config.student)
     towers = Towers(student).to(world.device)
@@ -108,7 +122,8 @@ def prepare(config: RunConfig, world: World) -> Run:
         if average is not None:
             average.load(state.part("average"))
     monitor = _monitor(store, config, batches, average, towers, tokenise)
-    return Run(config, world, batches, update, average, monitor, checkpointer, state.progress if state else Progress(0))
+    progress = state.progress if state else Progress(0)
+    return Run(config, source, world, batches, update, average, monitor, checkpointer, progress)
 
 
 def _check_shares(config: RunConfig, world: World) -> None:
