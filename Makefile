@@ -41,8 +41,14 @@ format: $(VENV)/dev.stamp ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp ## measure, as ratios in one run
-	$(BIN)/python -P benchmarks/run.py
+# Peers (other stores and tools) live in an environment of their own, so that neither side holds the other's versions back.
+build/peers.stamp: benchmarks/peers.txt
+	$(PYTHON) -m venv --clear build/peers
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r $<
+	touch $@
+
+bench: $(VENV)/dev.stamp $(patsubst benchmarks/%.txt,build/%.stamp,$(wildcard benchmarks/peers.txt)) ## measure, as ratios in one run, into docs/benchmarks.md (BENCH="--only store" or --full)
+	$(BIN)/python -P benchmarks/run.py $(BENCH)
 
 docs: $(VENV)/dev.stamp ## rewrite the command reference in docs/ from the commands' own help
 	$(BIN)/python -P docs/generate.py

@@ -1,11 +1,10 @@
 """Training an alignment from the store, against the bare optimiser step on a resident batch: rows a second, as a ratio.
 
-To reach: 0.8. Both are timed in turn in one run, medians of blocks of steps. `python -P benchmarks/align.py`.
+To reach: 0.8. Both are timed in turn in one run, medians of blocks of steps.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from mmkd.benchmarks.result import Row, main
+from mmkd.benchmarks.select import make_store
 from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, JointSettings, PCASettings
 from mmkd.distill.alignment.joint import JointMaps
@@ -48,24 +49,20 @@ def seconds_a_step(step: Callable[[Batch], None], source: Iterator[Batch]) -> fl
     return (time.perf_counter() - started) / STEPS
 
 
-def main() -> None:
-    """Measure and print."""
+def measure(full: bool) -> list[Row]:
+    """Rows for the page."""
     keep_freed_memory()
-    place = importlib.util.spec_from_file_location("select_benchmark", Path(__file__).with_name("select.py"))
-    assert place is not None
-    assert place.loader is not None
-    stores = importlib.util.module_from_spec(place)
-    place.loader.exec_module(stores)
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        stores.make_store(Path(folder) / "store", ROWS)
+        make_store(Path(folder) / "store", ROWS)
         config = AlignConfig.model_validate({"out": folder, "method": {"none": {}}, "dim": DIM})
         rows = AlignmentRows(FeatureStore.open(Path(folder) / "store"), config)
         endless = AutoencoderSettings(steps=10**6, batch_size=BATCH)
         device = torch.device("cpu")
         autoencoder = MultiTeacherAutoencoder(rows.widths, DIM, endless)
-        found = moments(rows, "tower")
+        measured = moments(rows, "tower")
         begin = {slug: fitted.weight for slug, fitted in fit_pca(rows, PCASettings(), DIM, 0).items()}
-        joint = JointMaps(found, begin, JointSettings().temperature)
+        joint = JointMaps(measured, begin, JointSettings().temperature)
         generator = torch.Generator().manual_seed(0)
         contenders = {
             "autoencoder": step_of(autoencoder, autoencoder.loss),
@@ -80,13 +77,23 @@ def main() -> None:
                 bare.append(seconds_a_step(step, resident))
                 fed.append(seconds_a_step(step, stored))
             ratio = statistics.median(b / f for b, f in zip(bare, fed, strict=True))
-            print(
-                f"{name:12} {BATCH / statistics.median(fed):8.0f} rows/s of {len(rows.slugs)} teachers from the store, "
-                f"{ratio:.2f} of the bare step's",
-                flush=True,
+            what = f"training `{name}` of {len(rows.slugs)} teachers x {DIM} from the store"
+            against = "the bare optimiser step on a resident batch"
+            rates = (BATCH / statistics.median(taken) for taken in (fed, bare))
+            found.append(
+                Row(
+                    what=what,
+                    against=against,
+                    value=next(rates),
+                    reference=next(rates),
+                    unit="rows/s",
+                    ratio=ratio,
+                    goal=">= 0.8",
+                )
             )
             stored.close()
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

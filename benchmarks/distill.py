@@ -1,6 +1,6 @@
 """A training step: against the same step on ready tensors, with teachers online, with one teacher and nine, and more.
 
-Everything is a ratio of medians within one run, contenders taken in turn. `python -P benchmarks/distill.py`.
+Everything is a ratio of medians within one run, contenders taken in turn.
 The student is small and the device whatever torch finds; "teachers online" are nine models of the student's own size.
 """
 
@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 
+from mmkd.benchmarks.result import Row, main
 from mmkd.distill.batch import Batch
 from mmkd.distill.config import RunConfig
 from mmkd.distill.prepare import Run, prepare
@@ -123,8 +124,8 @@ def stepper(run: Run, source: Iterator[Batch]) -> Callable[[], object]:
     return lambda: run.update(next(source))
 
 
-def steps(root: Path, device: torch.device) -> None:
-    """Print what a step costs beside the same step on ready tensors."""
+def steps(root: Path, device: torch.device) -> list[Row]:
+    """What a step costs beside the same step on ready tensors."""
     padded: dict[str, Any] = {"data": {"workers": 1, "bucket_batches": 0}}
     nine = prepared(root, "nine", device, **padded)
     one = prepared(root, "one", device, teachers=("t0",), **padded)
@@ -155,20 +156,24 @@ def steps(root: Path, device: torch.device) -> None:
             waited.append(seconds(lambda: next(data[0]), device))
         short = sum(seconds(lambda batch=batch: bucketed.update(batch), device) for batch in window) / len(window)  # type: ignore[misc]
     base = found["ready"]
-    print(
-        f"step of {BATCH} pairs, {TEACHERS} teachers of {DIM}, on {device.type}: {base * 1e3:.0f} ms on ready tensors"
-    )
-    for name, text in (
-        ("store", "with images and features from disk"),
-        ("one", "one teacher"),
-        ("none", "no teacher (stage 1)"),
-        ("bank", "with a bank of 1,024 rows"),
-        ("online", "teachers online, each of the student's size"),
-    ):
-        print(f"{text:48} {found[name] / base:6.3f} of it")
-    print(f"{'nine teachers against one':48} {base / found['one']:6.3f}")
-    print(f"{'text bucketed by length against padded to 77':48} {short / base:6.3f}")
-    print(f"{'data-wait share':48} {statistics.median(waited[1:]) / (statistics.median(waited[1:]) + base):6.1%}")
+    kind: Literal["cpu", "gpu"] = "gpu" if device.type == "cuda" else "cpu"
+    step = f"step of {BATCH} pairs, {TEACHERS} teachers of {DIM}"
+
+    def row(what: str, against: str, taken: float, reference: float, goal: str = "") -> Row:
+        return Row(
+            what=what, against=against, value=taken * 1e3, reference=reference * 1e3, unit="ms", goal=goal, device=kind
+        )  # fmt: skip
+
+    wait = statistics.median(waited[1:])
+    return [
+        row(f"{step}, images and features from disk", "the same on ready tensors", found["store"], base, "<= 1.02"),
+        row(f"{step}, bank of 1,024 rows", "the same without a bank", found["bank"], base),
+        row(step, "one teacher", base, found["one"], "<= 1.05"),
+        row(step, "no teacher (stage 1)", base, found["none"]),
+        row(step, "teachers online, each of the student's size", base, found["online"]),
+        row("text bucketed by length", "padded to 77 tokens", short, base),
+        Row(what="share of a step spent waiting for data", value=wait / (wait + base), device=kind),
+    ]
 
 
 def peak_of_steps(root: Path, told: Any) -> None:
@@ -181,10 +186,10 @@ def peak_of_steps(root: Path, told: Any) -> None:
     told.put(int(status.partition("RssAnon:")[2].split()[0]) / 1024)
 
 
-def memory(folder: Path) -> None:
-    """Print private memory against the size of the store."""
+def memory(folder: Path) -> list[Row]:
+    """Private memory against the size of the store."""
     context = multiprocessing.get_context("spawn")
-    first = 0.0
+    first, rows_found = 0.0, []
     for name, rows in SIZES.items():
         root = folder / f"rows{rows}" / "store"
         make_store(root, rows, TEACHERS, MEMORY_DIM)
@@ -195,23 +200,30 @@ def memory(folder: Path) -> None:
         child.join()
         first = first or found
         size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) / 2**20
-        print(
-            f"store {name:5} {rows:8,} rows, {size:6.0f} MB: {found:6.0f} MB private memory, {found / first:.2f} of x 1"
+        rows_found.append(
+            Row(
+                what=f"private memory of training, rows {name}: {rows:,} rows, {size:.0f} MB",
+                against="rows x 1",
+                value=found,
+                reference=first,
+                unit="MB",
+                goal="<= 1.1",
+            )
         )
+    return rows_found
 
 
-def main() -> None:
-    """Measure and print."""
+def measure(full: bool) -> list[Row]:
+    """Rows for the page."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_store(folder / "steps" / "store", 4_096, TEACHERS, DIM)
-        steps(folder / "steps" / "store", device)
-        if Path("/proc/self/status").is_file():
-            memory(folder)
+        rows = steps(folder / "steps" / "store", device)
+        return rows + (memory(folder) if Path("/proc/self/status").is_file() else [])
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -1,9 +1,7 @@
 """Extraction against the bare forward passes of the same models, all teachers at once against one after another, one
 worker against more, and peak memory at 1x and 10x rows. Ratios of one run; teachers are loaded before a clock starts.
 
-    python -P benchmarks/extract.py [ROWS TEACHERS LAYERS]
-
-Models are ViT-B/32 with random weights (LAYERS 12; fewer make it quick), pictures are JPEGs of 500 pixels.
+Models are ViT-B/32 with random weights, pictures are JPEGs of 500 pixels.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from mmkd.benchmarks.result import Row, main
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import open_corpus
@@ -125,7 +124,7 @@ def extraction_seconds(corpus: Path, root: Path, described: Described, workers: 
         return time.perf_counter() - started
 
 
-def print_memory(folder: Path) -> None:
+def memory(folder: Path) -> list[Row]:
     """Peak memory of a process that extracts a small and a ten times larger corpus."""
     teacher = write_teacher(folder / "small", 0, layers=1, small=True)
     peaks = []
@@ -134,14 +133,16 @@ def print_memory(folder: Path) -> None:
         command = [sys.executable, "-P", "-c", MEMORY_PROBE, corpus, folder / f"m{rows}", teacher]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         per_shard, peak = json.loads(done.stdout)
-        peaks.append(peak)
-        print(f"peak memory, {rows:,} rows in shards of {per_shard:,}: {peak:.0f} MB", flush=True)
-    print(f"  {MEMORY_ROWS[1] // MEMORY_ROWS[0]}x the rows: {peaks[1] / peaks[0]:.2f} of the memory")
+        peaks.append((per_shard, peak))
+    (small, first), (large, last) = peaks
+    what = f"peak memory of extracting {MEMORY_ROWS[1]:,} rows in shards of {large:,}"
+    against = f"{MEMORY_ROWS[0]:,} rows in shards of {small:,}"
+    return [Row(what=what, against=against, value=last, reference=first, unit="MB")]
 
 
-def main() -> None:
-    """Measure and print."""
-    rows, number, layers = (int(value) for value in (sys.argv[1:] or ("1024", "9", "12")))
+def measure(full: bool) -> list[Row]:
+    """Rows for the page. Two cores: few pairs and few teachers, of full depth."""
+    rows, number, layers = (16_384, 9, 12) if full else (512, 3, 12)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -152,14 +153,17 @@ def main() -> None:
         workers = default_workers(ClusterConfig())
         bare = bare_seconds(described, rows)
         together = extraction_seconds(corpus, folder / "all", described, workers)
-        alone = [extraction_seconds(corpus, folder / f"s-{pair[0].slug}", [pair], workers) for pair in described]
+        alone = sum(extraction_seconds(corpus, folder / f"s-{pair[0].slug}", [pair], workers) for pair in described)
         single = extraction_seconds(corpus, folder / "one-worker", described, 1)
-        print(f"{rows:,} pairs, {number} teachers of {layers} layers, {workers} workers")
-        print(f"extraction / bare forward passes on ready tensors: {together / bare:.2f}  (to reach: <= 1.05)")
-        print(f"all teachers at once / one run each: {together / sum(alone):.2f}")
-        print(f"one worker / {workers} workers: {single / together:.2f}", flush=True)
-        print_memory(folder)
+        what = f"extraction of {rows:,} pairs, {number} teachers of {layers} layers, {workers} workers"
+        ready = "bare forward passes on ready tensors"
+        return [
+            Row(what=what, against=ready, value=together, reference=bare, unit="s", goal="<= 1.05"),
+            Row(what=what, against="a run for each teacher", value=together, reference=alone, unit="s", goal="< 0.9"),
+            Row(what=what, against="one worker", value=together, reference=single, unit="s"),
+            *memory(folder),
+        ]
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from mmkd.benchmarks.result import Row, main
 from mmkd.store.card import Preprocessing, TeacherCard
 from mmkd.store.chunk import CRC_BYTES, encode_chunk, pad_rows
-from mmkd.store.layout import TOWERS, feature_chunk, valid_chunk
+from mmkd.store.encoding import teacher_arrays
 from mmkd.store.ledger import LedgerEntry, write_entry
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import sample_schema
@@ -67,15 +68,15 @@ def make_sparse_store(root: Path) -> None:
         )  # fmt: skip
         add_teacher(root, record, card)
         for shard, span in enumerate(iter_shards(record)):
-            for tower in TOWERS:
-                path = root / feature_chunk(card.slug, tower, shard)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    file.truncate(record.rows_per_shard * DIM * 2 + CRC_BYTES)
             data, crc = encode_chunk(pad_rows(np.full(len(span), 3, np.uint8), record.rows_per_shard, 0))
-            valid = root / valid_chunk(card.slug, shard)
-            valid.parent.mkdir(parents=True, exist_ok=True)
-            valid.write_bytes(data)
+            for array in teacher_arrays("float16", DIM):
+                path = root / array.chunk(card.slug, shard)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if array.name == "valid":
+                    path.write_bytes(data)
+                else:
+                    with path.open("wb") as file:
+                        file.truncate(array.chunk_bytes(record.rows_per_shard) + CRC_BYTES)
             entry = LedgerEntry(
                 shard=shard, teacher=card.slug, teacher_digest=card.digest, rows=len(span), image_rows=len(span),
                 text_rows=len(span), image_crc32c="0" * 8, text_crc32c="0" * 8, valid_crc32c=crc,
@@ -89,7 +90,7 @@ def _schema() -> tuple[list[str], list[pa.DataType]]:
     return schema.names, schema.types
 
 
-def measure(root: Path) -> dict[str, list[float]]:
+def probe(root: Path) -> dict[str, list[float]]:
     """Seconds since the start and MB of memory gained, in a fresh process whose imports are done."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", PROBE % BATCH, str(root)], capture_output=True, text=True, check=True,
@@ -99,16 +100,25 @@ def measure(root: Path) -> dict[str, list[float]]:
     return marks
 
 
-def main() -> None:
-    """Measure and print."""
+def measure(full: bool) -> list[Row]:
+    """Rows for the page; the size is the true one either way."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
         make_sparse_store(root)
         files = sum(path.is_file() for path in root.rglob("*"))
-        print(f"{ROWS:,} rows x {TEACHERS} teachers x {DIM} float16, {files:,} files; seconds and MB since the start")
-        for name, (seconds, memory) in measure(root).items():
-            print(f"{name:38} {seconds:7.3f} s {memory:8.1f} MB")
+        note = f"{ROWS:,} rows x {TEACHERS} teachers x {DIM} float16, {files:,} sparse files"
+        goals = {"first batch of one teacher": "< 1"}
+        return [
+            Row(
+                what=f"{name}, since the start",
+                value=seconds,
+                unit="s",
+                goal=goals.get(name, ""),
+                note=f"{memory:.0f} MB more memory; {note}",
+            )
+            for name, (seconds, memory) in probe(root).items()
+        ]
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -2,13 +2,12 @@
 
 The cost of a rule is the same for every row (pools and blocks of fixed size), so the time is scaled by the ratio of
 pairs; a run at half the rows says whether that holds. Features are in the page cache: on a machine where they are
-not, reading 54 GB adds its own time. `python -P benchmarks/select.py [ROWS]`.
+not, reading 54 GB adds its own time.
 """
 
 from __future__ import annotations
 
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from mmkd.benchmarks.result import Row, main
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema
@@ -63,24 +63,32 @@ def seconds(store: FeatureStore, rule: SelectionRule) -> float:
     return min(taken)
 
 
-def main() -> None:
-    """Measure and print."""
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 16384
+def measure(full: bool) -> list[Row]:
+    """Rows for the page."""
+    rows = 262_144 if full else 16_384
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         stores = {}
         for count in (rows // 2, rows):
             make_store(Path(folder) / str(count), count)
             stores[count] = FeatureStore.open(Path(folder) / str(count))
-        print(f"{TEACHERS} teachers of width {DIM}; minutes are for {TRUE_ROWS:,} rows")
         for name in RULES:
             rule = load_rule(find_rule(name))
             half, whole = (seconds(store, rule) for store in stores.values())
-            print(
-                f"{name:20} {whole:6.2f} s for {rows:,} rows, {whole / half:4.2f} x half of them; "
-                f"{whole * TRUE_ROWS / rows / 60:5.1f} min"
+            minutes = f"{whole * TRUE_ROWS / rows / 60:.1f} min for {TRUE_ROWS:,} rows if that holds"
+            found.append(
+                Row(
+                    what=f"rule `{name}` over {rows:,} rows x {TEACHERS} teachers of {DIM}",
+                    against="half the rows",
+                    value=whole,
+                    reference=half,
+                    unit="s",
+                    note=minutes,
+                )
             )
-    print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [*found, Row(what="peak memory of the process", value=peak, unit="MB")]
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -1,6 +1,6 @@
 """Random batches out of a store, against the same gather from memory and by other readers of the same files.
 
-Prints ratios of medians of one run, equal batches for all, warm page cache. `python -P benchmarks/store.py`.
+Ratios of medians of one run, equal batches for all, warm page cache. `python -P benchmarks/store.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tensorstore
 import torch
 import zarr
 
+from mmkd.benchmarks.result import Row, main
 from mmkd.distill.teacher_features import as_tensor
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
 from mmkd.store.malloc import keep_freed_memory
@@ -65,8 +66,8 @@ def median_seconds(contenders: dict[str, Callable[[np.ndarray], object]]) -> dic
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def main() -> None:
-    """Measure and print."""
+def measure(full: bool) -> list[Row]:
+    """Rows for the page."""
     keep_freed_memory()  # as the trainer does
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
@@ -89,14 +90,23 @@ def main() -> None:
                 "zarr-python, oindex": lambda r: plain.oindex[np.unique(r)],
             }
         )
-    ours = results["mmkd, memory-mapped"]
-    print(
-        f"batches of {BATCH} of {ROWS:,} rows x {DIM} float16; store opened and first row read in {opened * 1e3:.0f} ms"
-    )
-    for name, seconds in results.items():
-        rate = BATCH * DIM * 2 / seconds / 1e9
-        print(f"{name:38} {rate:7.2f} GB/s   mmkd is {seconds / ours:8.2f} times as fast")
+    ours = results.pop("mmkd, memory-mapped")
+    goals = {"array in memory, torch.index_select": ">= 0.5"}
+    what = f"batches of {BATCH:,} of {ROWS:,} rows x {DIM} float16"
+    size = BATCH * DIM * 2 / 1e9
+    rows = [
+        Row(
+            what=what,
+            against=name,
+            value=size / ours,
+            reference=size / seconds,
+            unit="GB/s",
+            goal=goals.get(name, ">= 25"),
+        )
+        for name, seconds in results.items()
+    ]
+    return [*rows, Row(what="store opened and first row read", value=opened * 1e3, unit="ms")]
 
 
 if __name__ == "__main__":
-    main()
+    main(measure)
