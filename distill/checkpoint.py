@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mmkd.distill.optimiser import WeightAverage
-from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, temporary_files, write_atomically
+from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.store.errors import CorruptStoreError, UserError
 
 CONFIG = "run.json"
@@ -106,8 +106,6 @@ class Checkpointer:
             UserError: it belongs to another run.
             CorruptStoreError: it is damaged.
         """
-        for leftover in temporary_files(self.out / FOLDER):
-            leftover.unlink(missing_ok=True)
         paths = checkpoints(self.out)
         if not paths:
             return None

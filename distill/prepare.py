@@ -43,7 +43,7 @@ from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.update import Model, Updater
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
-from mmkd.store.atomic import write_atomically
+from mmkd.store.atomic import temporary_files, write_atomically
 from mmkd.store.errors import ConfigError, UserError
 
 
@@ -72,12 +72,14 @@ class Run:
         return sum(parameter.numel() for parameter in self.update.model.towers.parameters())
 
     def begin(self) -> None:
-        """Write what this run is, in the first rank.
+        """Write what this run is, in the first rank, and clear away what killed ones left half written.
 
         Raises:
             StoreError: the disk is full or read-only.
         """
         if self.world.first:
+            for leftover in temporary_files(self.config.out):
+                leftover.unlink(missing_ok=True)
             for name, what in ((CONFIG, self.config), (SOURCE, self.source)):
                 write_atomically(self.config.out / name, what.model_dump_json(indent=1).encode())
 
@@ -168,12 +170,13 @@ def _batches(
 
 
 def _short_captions_fit(towers: Towers, captions: Captions, world: World) -> bool:
-    """Ask the text tower itself, with the shortest caption and an ordinary one of the run."""
-    by_length = captions.lengths.argsort(kind="stable")
-    asked = by_length[[0, len(by_length) // 2]]
-    length = captions.padded_length(asked, whole=False)
-    return length < captions.context and towers.takes_short_captions(
-        captions.tokens(asked, captions.context).to(world.device), length
+    """Ask the text tower itself, with the shortest caption of the run and the longest that can be cut."""
+    short = captions.short
+    if not len(short):
+        return False
+    asked = short[[0, -1]]
+    return towers.takes_short_captions(
+        captions.tokens(asked, captions.context).to(world.device), captions.padded_length(asked, whole=False)
     )
 
 
