@@ -23,7 +23,7 @@ from mmkd.distill.checkpoint import (
 )
 from mmkd.distill.config import RunConfig
 from mmkd.distill.held_out import held_out
-from mmkd.distill.image_source import row_images
+from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
@@ -37,7 +37,6 @@ from mmkd.distill.student import (
     model_config,
     plain_pixels,
     student_tokenizer,
-    train_pixels,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.update import Model, Updater
@@ -164,9 +163,8 @@ def _batches(
     window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
-    images = row_images(store, pairs, config.data.images, image_side(towers.student))
-    pixels = train_pixels(towers.student, config.data.crop_scale)
-    return Batches(plan, captions, images, pixels, teachers, config.data.workers, world)
+    pictures = train_pictures(store, pairs, config.data, towers.student, world.device)
+    return Batches(plan, captions, pictures, teachers, config.data.workers, world)
 
 
 def _short_captions_fit(towers: Towers, captions: Captions, world: World) -> bool:
