@@ -17,7 +17,7 @@ from torch import nn
 
 from mmkd.distill.checkpoint import CONFIG, best_or_last, read, student_weights
 from mmkd.distill.config import RunConfig
-from mmkd.distill.graphs import GraphFormat, write_graphs
+from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
 from mmkd.distill.model_card import model_card, provenance
 from mmkd.distill.source import SOURCE, RunSource
 from mmkd.distill.student import build_student, image_side, model_config, preprocessing, student_tokenizer
@@ -39,9 +39,10 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = ()) -> Path:
     the teachers' spaces. `graphs` adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`. The store is not needed.
 
     Raises:
-        UserError: `run` is not a run folder, has no checkpoint yet, or `out` holds something else; or see `graphs`.
+        UserError: `run` is not a run folder, has no checkpoint yet, or `out` holds something else; or see `graphs.py`.
         CorruptStoreError: the checkpoint is damaged.
     """
+    check_packages(graphs)
     config = validated(RunConfig, _written(run, CONFIG), run / CONFIG)
     source = validated(RunSource, _written(run, SOURCE), run / SOURCE)
     digest, state = read(best_or_last(run))

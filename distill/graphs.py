@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -50,10 +50,8 @@ def write_graphs(
         folder: made when it is not there.
 
     Raises:
-        UserError: packages are missing, or a graph gives other features than the student; nothing is left of it then.
+        UserError: a graph gives other features than the student; nothing is left of it then.
     """
-    if kind == "onnx":
-        _onnx_packages()
     student.eval()
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
@@ -83,8 +81,13 @@ def _difference(run: Callable[[torch.Tensor], torch.Tensor], tower: nn.Module, i
     return float((run(inputs) - expected).abs().max() / expected.abs().max())
 
 
-def _onnx_packages() -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+def check_packages(kinds: Sequence[GraphFormat]) -> None:
+    """Before anything is written.
+
+    Raises:
+        UserError: a package that ONNX needs is missing.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime") if "onnx" in kinds else ():
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:

@@ -174,6 +174,7 @@ def test_onnx_without_its_packages_is_one_line(
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"ONNX graphs need the package onnxscript; pip install 'mmkd\[onnx\]'"):
         export(finished.out, tmp_path / "out", ["onnx"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_exported_is_said(
