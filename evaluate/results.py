@@ -66,7 +66,7 @@ class ResultRow(Frozen):
 
 @functools.cache
 def code_digest() -> str:
-    """16 hex digits that change with the sources of predictions and metrics; those of pictures and pages are left out."""
+    """16 hex digits that change with the sources of predictions and metrics; not of pictures and pages."""
     sha = hashlib.sha256()
     here = Path(__file__).parent
     for path in sorted((*here.glob("*.py"), *(here / "heads").glob("*.py"))):
