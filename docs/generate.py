@@ -49,23 +49,18 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.startswith("mmkd."))
 
 
-def package_of(parts: tuple[str, ...]) -> str:
-    """`store/inspect` of ("store", "inspect", "show"): a folder with an __init__.py is a node of the graph."""
-    folder = parts[:2] if len(parts) > 1 and (ROOT / parts[0] / parts[1] / "__init__.py").is_file() else parts[:1]
-    return "/".join(folder)
-
-
 def imports_between() -> set[tuple[str, str]]:
-    """Pairs of folders: a file of the first imports from the second."""
-    arrows = set()
-    for stage in STAGES:
-        for path in sorted((ROOT / stage).rglob("*.py")):
-            here = package_of(path.relative_to(ROOT).with_suffix("").parts)
-            arrows |= {(here, package_of(tuple(module.split(".")[1:]))) for module in imported(path)}
-    return {(here, there) for here, there in arrows if here != there}
+    """Pairs of stages: a file of the first imports from the second."""
+    return {
+        (stage, module.split(".")[1])
+        for stage in STAGES
+        for path in sorted((ROOT / stage).rglob("*.py"))
+        for module in imported(path)
+        if module.split(".")[1] != stage
+    }
 
 
-def purpose(folder: str) -> str:
+def purpose(folder: Path) -> str:
     """First sentence of a package's docstring."""
     said = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))) or ""
     return said.split("\n")[0]
@@ -73,13 +68,12 @@ def purpose(folder: str) -> str:
 
 def graph() -> str:
     """Mermaid of the stages, and a table of all folders."""
-    arrows = imports_between()
-    between = {(here.split("/")[0], there.split("/")[0]) for here, there in arrows}
-    drawn = [f"    {here} --> {there}" for here, there in sorted(between) if here != there]
-    lines = ["```mermaid", "flowchart TD", *drawn, "```", "", "| folder | purpose | imports from |", "|---|---|---|"]
-    for folder in sorted({folder for arrow in arrows for folder in arrow}):
-        targets = ", ".join(f"`{there}`" for here, there in sorted(arrows) if here == folder)
-        lines.append(f"| `{folder}` | {purpose(folder)} | {targets} |")
+    drawn = [f"    {here} --> {there}" for here, there in sorted(imports_between())]
+    lines = ["```mermaid", "flowchart TD", *drawn, "```", "", "| folder | purpose |", "|---|---|"]
+    folders = (
+        path.parent.relative_to(ROOT) for stage in STAGES for path in sorted((ROOT / stage).rglob("__init__.py"))
+    )
+    lines += [f"| `{folder}` | {purpose(folder)} |" for folder in folders]
     return "\n".join(lines) + "\n"
 
 

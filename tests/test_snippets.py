@@ -34,7 +34,7 @@ SMALLER = {
     "--nproc-per-node 8": "--nproc-per-node 2",
 }
 # Pages that extract with worker processes, or train on two ranks: each process loads torch anew.
-SLOW: set[str] = {"README.md"}
+SLOW = {"README.md", "distill.md", "recipes.md", "tutorial-extract.md", "tutorial-train.md"}
 LANGUAGES = ("bash", "python", "yaml", "text", "markdown", "mermaid", "toml")
 
 
