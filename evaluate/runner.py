@@ -37,6 +37,8 @@ class RunReport:
 
     out: Path
     outcomes: tuple[Outcome, ...]
+    absent: tuple[str, ...] = ()
+    """Data sets of the suite that nothing was extracted of."""
 
     def count(self, status: str) -> int:
         """Units of this status."""
@@ -48,10 +50,13 @@ class RunReport:
         return tuple(outcome for outcome in self.outcomes if outcome.status == "failed")
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{len(self.outcomes)} units: {self.count('ran')} run, {self.count('done')} done before, "
             f"{len(self.failed)} failed; results in {self.out}"
         )
+        if self.absent:
+            text += f"\n{len(self.absent)} data sets are not extracted: {', '.join(self.absent)}; `check` says how"
+        return text
 
 
 def run_suite(
@@ -91,7 +96,7 @@ def run_suite(
             outcomes.append(_run_unit(loaded, planned, out))
         if progress is not None:
             progress(outcomes[-1], len(loaded.plan.units))
-    return RunReport(out, tuple(outcomes))
+    return RunReport(out, tuple(outcomes), loaded.plan.absent)
 
 
 def _refuse_report_sets(suite: Suite) -> None:

@@ -180,6 +180,7 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
         f"{question.fraction:.0%} of labels" if question.fraction < 1 else "",
         f"{suite.bootstrap.level:.0%} intervals from {suite.bootstrap.n} resamples",
         f"suite {suite.suite} version {suite.version}",
+        _coverage(folder, question),
     ]
     return ResultTable(
         title="; ".join(part for part in parts if part),
@@ -190,6 +191,13 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
         percent=metric not in scoring.not_shares,
         lower_is_better=metric in scoring.lower_is_better,
     )
+
+
+def _coverage(folder: ResultFolder, question: Question) -> str:
+    """How many of the suite's data sets are in a table, where some are not extracted."""
+    wanted = [spec for spec in folder.plan.suite.datasets if question.task in spec.tasks]
+    absent = [spec for spec in wanted if spec.dataset in folder.plan.absent]
+    return f"{len(wanted) - len(absent)} of its {len(wanted)} data sets with this task" if absent else ""
 
 
 def _escaped(text: str) -> str:
