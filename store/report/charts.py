@@ -109,7 +109,8 @@ def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) ->
     text = [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in values.tolist()]
     trace = go.Heatmap(
         z=np.round(values, 4), x=list(found.teachers), y=list(found.teachers),
-        zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE, textfont={"color": _INK}, text=text, texttemplate="%{text}" if count <= 12 else None,
+        zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE,
+        text=text, textfont={"color": _INK}, texttemplate="%{text}" if count <= 12 else None,
         customdata=hover, hovertemplate="%{customdata}<extra></extra>", showscale=False, xgap=1, ygap=1,
     )  # fmt: skip
     figure = go.Figure(trace)
