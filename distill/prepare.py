@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmkd.distill.assemble import make_objective
 from mmkd.distill.batches import Batches, BatchPlan
-from mmkd.distill.captions import Captions, tokenised
+from mmkd.distill.captions import Captions
 from mmkd.distill.checkpoint import (
     CONFIG,
     Checkpointer,
@@ -24,6 +24,7 @@ from mmkd.distill.checkpoint import (
 from mmkd.distill.config import RunConfig
 from mmkd.distill.held_out import held_out
 from mmkd.distill.image_source import train_pictures
+from mmkd.distill.kept_tokens import kept_tokens
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
@@ -159,7 +160,7 @@ def _batches(
 ) -> Batches:
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
-    captions = tokenised(pairs.captions, tokenise)
+    captions = kept_tokens(config.out, pairs.captions, tokenise, write=world.first)
     window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
