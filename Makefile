@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-wheel lint format bench docs clean
+.PHONY: help demo test test-all test-core test-wheel lint format bench docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,10 @@ test: $(VENV)/dev.stamp ## lint, types, all but the slow tests
 
 test-all: $(VENV)/dev.stamp ## every test, the slow ones too
 	$(PYTEST)
+
+test-core: $(VENV)/dev.stamp ## the sdist with the core's dependencies alone, then with the oldest versions allowed
+	scripts/test-core
+	scripts/test-core --lowest
 
 test-wheel: $(VENV)/dev.stamp ## a test file of each stage against the built wheel, from outside the checkout
 	scripts/test-wheel

@@ -12,13 +12,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmkd.store.atomic import write_atomically
@@ -27,6 +26,9 @@ from mmkd.store.ledger import MAX_ENTRY_BYTES
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import RemotePath, StorePath
 from mmkd.store.samples import read_part
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 QUALITY = 90
 """JPEG quality; at 256 pixels about 20 kB a radiograph, and no block is seen in a random crop of 224."""
@@ -71,11 +73,13 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
 
     Grey stays grey, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone.
     """
+    from PIL.Image import Resampling  # noqa: PLC0415 (the core opens stores without Pillow)
+
     shrunk = picture if picture.mode == "L" else picture.convert("RGB")
     shorter = min(shrunk.size)
     if shorter > size:
         width, height = (max(1, round(side * size / shorter)) for side in shrunk.size)
-        shrunk = shrunk.resize((width, height), Image.Resampling.BICUBIC)
+        shrunk = shrunk.resize((width, height), Resampling.BICUBIC)
     buffer = io.BytesIO()
     shrunk.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

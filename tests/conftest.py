@@ -6,17 +6,22 @@ import logging
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from extract_scene import ROWS, Scene, ended
-from tiny_corpus import write_table_corpus
 from tiny_store import make_card, make_store
-from tiny_teachers import write_tiny_teacher
+
+if TYPE_CHECKING:  # what needs more than the core is imported by the fixture that needs it
+    from extract_scene import Scene
 
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """2048 rows, a tiny teacher, and the store of an uninterrupted run on two local workers."""
+    from extract_scene import ROWS, Scene, ended
+    from tiny_corpus import write_table_corpus
+    from tiny_teachers import write_tiny_teacher
+
     root = tmp_path_factory.mktemp("scene")
     table = write_table_corpus(root / "corpus", ROWS)
     made = Scene(table, write_tiny_teacher(root / "teacher", seed=1, embed_dim=1024), root / "store")

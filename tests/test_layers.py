@@ -139,6 +139,21 @@ def test_store_works_without_torch_and_dask() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_core_opens_stores_with_its_own_dependencies_alone(small_store: Path) -> None:
+    absent = "PIL dask duckdb faiss fsspec h5py jinja2 matplotlib obstore open_clip pandas plotly pydicom scipy sklearn"
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({[*absent.split(), 'torch', 'transformers']!r}))\n"
+        "from mmkd.store import FeatureStore\n"
+        f"store = FeatureStore.open({str(small_store)!r})\n"
+        "assert store.verify(deep=True).sound and store.image('alpha').shape == (600, 8)\n"
+        f"sys.argv = ['mmkd', 'store', 'info', {str(small_store)!r}]\n"
+        "from mmkd.cli.main import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "600 ok" in done.stdout
+
+
 @pytest.mark.parametrize("package", ["mmkd.store", "mmkd.evaluate", "mmkd.extract.teachers", "mmkd.extract.corpora"])
 def test_all_names_what_can_be_imported(package: str) -> None:
     import importlib
