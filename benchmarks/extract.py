@@ -173,7 +173,7 @@ if __name__ == "__main__":
 
 
 def peer_seconds(corpus: Path, out: Path, weights: Path, rows: int) -> float | None:
-    """Seconds that `clip-retrieval inference` of one model spends on forward passes and writing of the same pairs, as if
+    """Seconds that `clip-retrieval inference` of one model spends on forward passes and writing of these pairs, as if
     its start, reading and decoding took none; None where it is not here.
     """
     python = os.environ.get("MMKD_CLIP_RETRIEVAL")
