@@ -9,7 +9,7 @@ from typing import Any
 
 from mmkd.extract.corpora.evaluation_set import EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
-from mmkd.extract.corpora.join import Join
+from mmkd.extract.corpora.join import Join, header
 from mmkd.extract.corpora.row import Corpus
 from mmkd.store.errors import ConfigError, CorpusError
 from mmkd.store.place import Place
@@ -87,7 +87,7 @@ def _evaluation_set(
         source=_reader(reader, path, kinds),
         modality=modality if isinstance(modality, str) else None,
         splits=splits,
-        join=None if source.get("join") is None else _join(source["join"], path),
+        join=None if source.get("join") is None else _join(source["join"], path, f"{path}: source.join"),
         prompts=None if file is None else read_prompts(path.parent / file),
     )
 
@@ -99,7 +99,23 @@ def _patterns(value: object, split: object, path: Path) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-def _join(content: object, path: Path) -> Join:
+def read_join(path: Path) -> Join:
+    """The table that `mmkd store import --labels` names: one with a column of slides, or YAML that describes a join.
+
+    Raises:
+        CorpusError: the table cannot be read, or has no column slide_id or slide.
+        ConfigError: the YAML is no join.
+    """
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _join(read_mapping(path), path, str(path))
+    names = header(path)
+    key = next((name for name in ("slide_id", "slide") if name in names), None)
+    if key is None:
+        raise CorpusError(f"{path} has no column slide_id or slide; it has {', '.join(names[:20]) or 'no rows'}")
+    return Join(table=str(path), key=key)
+
+
+def _join(content: object, path: Path, where: str) -> Join:
     if isinstance(content, dict):
         content = dict(content)
         if isinstance(content.get("table"), str):
@@ -112,4 +128,4 @@ def _join(content: object, path: Path) -> Join:
             content["fold_files"] = [str(file) for file in files]
         elif isinstance(content.get("fold_files"), list):
             content["fold_files"] = [str((path.parent / str(file)).resolve()) for file in content["fold_files"]]
-    return validated(Join, content, f"{path}: source.join")
+    return validated(Join, content, where)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -24,18 +24,46 @@ KIND = "h5-bags"
 _TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-|$)", re.IGNORECASE)
 
 
+_LABELS = ("slide", "patient", "x", "y")
+
+
+class SlideTable(Protocol):
+    """What else is known of slides: diagnosis, follow-up, folds."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its columns."""
+
+    @property
+    def digest(self) -> str:
+        """Changes with its content."""
+
+    def values(self, key: str | None) -> dict[str, str | None]:
+        """The columns of one slide; nulls where it is not in the table."""
+
+
 class BagFolder:
     """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2), one model's.
 
-    Every patch is a row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels).
+    Every patch is a row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels), then
+    those of a table. A slide without patches is one failed row `SLIDE`: it is missing, not gone.
     """
 
     kind = KIND
-    labels = ("slide", "patient", "x", "y")
 
-    def __init__(self, root: Path, slug: str) -> None:
+    def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
         self.root = root
         self.slug = check_slug(slug)
+        self._table = table
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Label columns, each once; a table's `patient` goes before that of the name."""
+        further = () if self._table is None else self._table.labels
+        taken = {"slide", "x", "y"} & set(further)
+        if taken:
+            raise CorpusError(f"column {min(taken)!r} of the table is what a patch's own label is called; rename it")
+        return tuple(dict.fromkeys((*_LABELS, *further)))
 
     @cached_property
     def _bags(self) -> list[tuple[Path, int, int]]:
@@ -55,20 +83,26 @@ class BagFolder:
         return bags
 
     def digest(self) -> str:
-        """SHA-256 over the bags' names, sizes and change times."""
+        """SHA-256 over the bags' names, sizes and change times, and the table."""
         facts = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        table = [] if self._table is None else [self._table.digest]
+        return hashlib.sha256(json.dumps(facts + table).encode()).hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per patch, slide after slide."""
-        for path, _, _ in self._bags:
+        for path, patches, _ in self._bags:
             patient = _TCGA.match(path.stem)
+            labels = {"slide": path.stem, "patient": patient.group(1).upper() if patient else None}
+            if self._table is not None:
+                labels |= {name: value for name, value in self._table.values(path.stem).items() if value is not None}
+            row = {"caption": None, "uri": None, "modality": "pathology"} | labels
+            if not patches:
+                yield row | {"key": path.stem}
+                continue
             with _opened(path) as file:
                 corners = np.asarray(file["coords"]).astype(np.int64).tolist()
             for x, y in corners:
-                row = {"key": f"{path.stem}#{x},{y}", "caption": None, "uri": None, "modality": "pathology"}
-                labels = {"slide": path.stem, "patient": patient.group(1).upper() if patient else None}
-                yield row | labels | {"x": str(x), "y": str(y)}
+                yield row | {"key": f"{path.stem}#{x},{y}", "x": str(x), "y": str(y)}
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """The one teacher; which encoder made the features is known by the name given."""
@@ -83,17 +117,23 @@ class BagFolder:
             (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=card.encoding)
             for tower in ("image", "text")
         }
+        reasons: list[str | None] = []
         start = 0
-        for path, count, _ in self._bags:
+        for path, patches, _ in self._bags:
+            count = max(patches, 1)
             low, high = max(first, start), min(end, start + count)
-            if low < high:
+            if low < high and not patches:
+                reasons.append("features: bag without patches")
+            elif low < high:
                 with _opened(path) as file, np.errstate(over="ignore"):
                     stored = _features(file, path)
                     part = slice(low - start, high - start)
-                    patches = stored[0, part] if stored.ndim == 3 else stored[part]
-                    out[self.slug, "image"][low - first : high - first] = patches
+                    values = stored[0, part] if stored.ndim == 3 else stored[part]
+                    found = out[self.slug, "image"][low - first : high - first]
+                    found[:] = values
+                    reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
             start += count
-        return out, [None if np.isfinite(patch).all() else "features: not finite" for patch in out[self.slug, "image"]]
+        return out, reasons
 
 
 def _opened(path: Path) -> h5py.File:
