@@ -6,16 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from click.testing import CliRunner
 
-from mmkd.cli.store import store as store_commands
 from mmkd.cli.store.convert import _source
-from mmkd.evaluate import load_suite, result_table, run_suite
+from mmkd.extract.corpora import open_corpus
 from mmkd.store import FeatureStore
 from mmkd.store.convert.bags import BagFolder
 from mmkd.store.convert.importing import import_features
-from mmkd.store.errors import CorpusError
+from mmkd.store.errors import ConfigError, CorpusError
 
 h5py = pytest.importorskip("h5py", reason="mmkd[wsi] is not installed")
 
@@ -59,65 +56,18 @@ def test_a_patch_that_is_not_finite_is_missing(tmp_path: Path) -> None:
     assert FeatureStore.open(tmp_path / "s").valid("uni").tolist() == [1, 1, 0, 1, 1]
 
 
-def test_clams_table_and_splits_make_imported_bags_ready_for_diagnosis(tmp_path: Path) -> None:
-    """From h5 files, a CSV and fold files to a score; an empty bag is missing."""
-    bags = tmp_path / "bags"
-    bags.mkdir()
-    rng = np.random.default_rng(0)
-    slides = [f"s{i}" for i in range(24)]
-    for i, slide in enumerate(slides):
-        values = write_bag(bags / f"{slide}.h5", 0 if i == 3 else 4, seed=i)
-        if len(values):
-            with h5py.File(bags / f"{slide}.h5", "r+") as file:
-                file["features"][:, 0] += 4 * (i // 2 % 2)  # what tells a tumour
-    table = "\n".join(f"p{i // 2},{slide},{('normal', 'tumour')[i // 2 % 2]}" for i, slide in enumerate(slides))
-    (tmp_path / "dataset.csv").write_text(f"case_id,slide_id,label\n{table}\nelsewhere,s99,tumour\n")
-    patients = rng.permutation(12)
-    for fold in range(3):
-        tested = [slide for i, slide in enumerate(slides) if i // 2 in patients[fold::3]]
-        (tmp_path / f"splits_{fold}.csv").write_text("train,val,test\n" + "".join(f",,{slide}\n" for slide in tested))
-    (tmp_path / "join.yaml").write_text("table: dataset.csv\nkey: slide_id\nfold_files: splits_*.csv\n")
-    typed = ["import", str(bags), str(tmp_path / "s"), "--name", "uni", "--labels"]
-    done = CliRunner().invoke(store_commands, [*typed, str(tmp_path / "join.yaml")])
-    assert (done.exit_code, done.output) == (0, f"93 rows in {tmp_path / 's'}; 1 shards written, 1 rows failed\n")
-    rows = {row["key"]: row for row in FeatureStore.open(tmp_path / "s").sample_table().to_pylist()}
-    assert (rows["s3"]["reason"], rows["s3"]["case_id"], rows["s3"]["x"]) == (
-        "features: bag without patches",
-        "p1",
-        None,
-    )
-    assert rows["s2#0,1024"]["label"] == "tumour"
-    assert {row["fold"] for row in rows.values()} == {"0", "1", "2"}
-    spec = {
-        "dataset": "slides", "label": "label", "group": "case_id", "bag": "slide", "fold": "fold",
-        "tasks": ["diagnosis"], "rows": {"test": {}}, "settings": {"diagnosis": {"heads": ["mean_pool"], "seeds": 1}},
-    }  # fmt: skip
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump({"suite": "clam", "store": "s", "datasets": [spec]}))
-    report = run_suite(load_suite(tmp_path / "suite.yaml"), tmp_path / "out")
-    assert report.count("ran") == 1
-    cell = result_table(tmp_path / "out", "diagnosis", by="dataset").cell("uni", "slides")
-    assert (cell.n, cell.missing) == (23, 1)
-    assert cell.value > 0.9
-
-
-def test_tables_of_slides_that_do_not_fit(tmp_path: Path) -> None:
-    write_bag(tmp_path / "a.h5", 5)
-    table = tmp_path / "t.csv"
-
-    def typed(content: str) -> str:
-        table.write_text(content)
-        done = CliRunner().invoke(
-            store_commands, ["import", str(tmp_path), str(tmp_path / "s"), "--name", "uni", "--labels", str(table)]
-        )
-        assert done.exit_code == 1
-        return str(done.exception)
-
-    assert typed("name,label\na,x\n") == f"{table} has no column slide_id or slide; it has name, label"
-    assert typed("slide,x\na,1\n") == "column 'x' of the table is what a patch's own label is called; rename it"
-    assert "'a' has label '1' on one line and '2' on another" in typed("slide,label\na,1\na,2\n")
-    (tmp_path / "meta.jsonl").write_text("")
-    (tmp_path / "a.h5").unlink()
-    assert "--labels is for a folder of bags" in typed("slide,label\na,1\n")
+def test_an_empty_bag_is_a_failed_row(tmp_path: Path) -> None:
+    first = write_bag(tmp_path / "a.h5", 3)
+    write_bag(tmp_path / "b.h5", 0)
+    last = write_bag(tmp_path / "c.h5", 2, seed=1)
+    import_features(BagFolder(tmp_path, "uni"), tmp_path / "s", "float32", lambda *_: None)
+    store = FeatureStore.open(tmp_path / "s")
+    rows = store.sample_table().to_pylist()
+    assert [(row["key"], row["slide"], row["reason"]) for row in rows[3:5]] == [
+        ("b", "b", "features: bag without patches"), ("c#0,1024", "c", None),
+    ]  # fmt: skip
+    assert store.valid("uni").tolist() == [1, 1, 1, 0, 1, 1]
+    assert np.array_equal(np.delete(store.image("uni"), 3, axis=0), np.concatenate([first, last]))
 
 
 def test_files_that_are_no_bags(tmp_path: Path) -> None:
@@ -139,3 +89,48 @@ def test_files_that_are_no_bags(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["features"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "features")
     refused("of its own")
+
+
+def described(folder: Path, join: str, kind: str = "bags") -> Path:
+    path = folder / "set.yaml"
+    path.write_text(f"dataset: nodes\nsource: {{kind: {kind}, path: bags, join: {join}}}\n")
+    return path
+
+
+def test_a_described_set_of_bags_joins_diagnoses_and_folds(tmp_path: Path) -> None:
+    (tmp_path / "bags").mkdir()
+    for seed, slide in enumerate(("TCGA-AB-1234-01Z", "other")):
+        write_bag(tmp_path / "bags" / f"{slide}.h5", 5 + seed, seed=seed)
+    (tmp_path / "clam.csv").write_text("case_id,slide_id,label\nTCGA-AB-1234,TCGA-AB-1234-01Z,tumor\nc2,other,normal\n")
+    (tmp_path / "splits_0.csv").write_text(",train,val,test\n0,other,,TCGA-AB-1234-01Z\n")
+    (tmp_path / "splits_1.csv").write_text(",train,val,test\n0,TCGA-AB-1234-01Z,,other\n")
+    join = "{table: clam.csv, key: slide_id, match: slide, fold_files: splits_*.csv}"
+    source = _source(described(tmp_path, join), "clips_output", "uni")
+    import_features(source, tmp_path / "store", None, lambda done, every: None)
+    table = FeatureStore.open(tmp_path / "store").sample_table()
+    assert table["slide"].to_pylist() == ["TCGA-AB-1234-01Z"] * 5 + ["other"] * 6
+    assert table["label"].to_pylist() == ["tumor"] * 5 + ["normal"] * 6
+    assert table["fold"].to_pylist() == ["0"] * 5 + ["1"] * 6
+    assert set(table["row_kind"].to_pylist()) == {"sample"}
+    (tmp_path / "clam.csv").write_text("case_id,slide_id,label\nc1,TCGA-AB-1234-01Z.svs,tumor\n")
+    strayed = _source(described(tmp_path, "{table: clam.csv, key: slide_id, match: slide}"), "clips_output", "uni")
+    with pytest.raises(CorpusError, match=r"a line for none of the 2 slides, matched by slide \(for example 'TCGA-AB"):
+        list(strayed.rows())
+
+
+@pytest.mark.parametrize(
+    ("join", "kind", "message"),
+    [
+        ("{table: c.csv, key: a, match: stem}", "bags", "join matches 'stem', expected slide or patient"),
+        ("null, splits: {a: b}", "bags", "of bags it takes kind, path and join"),
+        ("null", "imagefolder", "describes no bags"),
+    ],
+)
+def test_descriptions_that_are_no_bags(tmp_path: Path, join: str, kind: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _source(described(tmp_path, join, kind), "clips_output", "uni")
+
+
+def test_bags_are_not_extracted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nodes is bags of features; bring them in with: mmkd store import"):
+        open_corpus(str(described(tmp_path, "null")))

@@ -44,18 +44,12 @@ CODECS = ("zstd", "blosc", "gzip")
 @click.option(
     "--name", default="clip-retrieval", show_default=True, help="Teacher of a clip-retrieval folder or of bags."
 )
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Of bags: a CSV, TSV or Parquet table with a column slide_id or slide, or YAML with the fields of a `join`.",
-)
 @click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
-def import_(
-    original: Path, path: StorePath, features: str, encoding: Encoding, name: str, labels: Path | None, as_json: bool
-) -> None:
+def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
     """Bring features that others made into a store; run again to go on.
 
-    ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, or a folder of bags (CLAM, TRIDENT)."""
+    ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, a folder of bags (CLAM, TRIDENT), or
+    the description of an evaluation set of bags, which joins diagnoses, follow-up and folds."""
     from mmkd.store.convert.importing import import_features
 
     with tqdm(unit="shard", disable=True if as_json else None) as bar:
@@ -64,21 +58,20 @@ def import_(
             bar.total = every
             bar.update(done - bar.n)
 
-        report = import_features(_source(original, features, name, labels), path, encoding, progress)
+        report = import_features(_source(original, features, name), path, encoding, progress)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
     else:
         click.echo(f"{report.rows:,} rows in {path}; {report.shards} shards written, {report.failed:,} rows failed")
 
 
-def _source(original: Path, features: str, name: str, labels: Path | None = None) -> FeatureSource:
-    if any(original.glob("*.h5")):
-        from mmkd.extract.corpora.describing import read_join
+def _source(original: Path, features: str, name: str) -> FeatureSource:
+    if original.suffix in (".yaml", ".yml"):
+        from mmkd.extract.corpora.describing import described_bags
         from mmkd.store.convert.bags import BagFolder
 
-        return BagFolder(original, name, None if labels is None else read_join(labels))
-    if labels is not None:
-        raise ConfigError(f"--labels is for a folder of bags, which {original} is not; leave it out")
+        folder, table = described_bags(original)
+        return BagFolder(folder, name, table)
     if (original / "meta.jsonl").is_file():
         from mmkd.store.convert.original import OriginalRelease
 
@@ -87,6 +80,10 @@ def _source(original: Path, features: str, name: str, labels: Path | None = None
         from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
 
         return ClipRetrievalFolder(original, name)
+    if any(original.glob("*.h5")):
+        from mmkd.store.convert.bags import BagFolder
+
+        return BagFolder(original, name)
     raise CorpusError(
         f"{original} holds neither meta.jsonl (the original release), metadata/ (clip-retrieval) nor *.h5 "
         "(bags of CLAM or TRIDENT); name such a folder"

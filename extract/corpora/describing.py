@@ -10,7 +10,7 @@ from typing import Any
 from mmkd.extract.corpora.drawn_splits import Draw
 from mmkd.extract.corpora.evaluation_set import EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
-from mmkd.extract.corpora.join import Join, header
+from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus
 from mmkd.store.errors import ConfigError, CorpusError
 from mmkd.store.place import Place
@@ -20,6 +20,8 @@ from mmkd.store.yaml_config import read_mapping, validated
 
 # Fields that hold a path, relative to the description, so that the two can move together.
 _PATHS = ("path", "images", "slide_table")
+BAGS = "bags"
+"""Kind of a set whose features others made: CLAM's and TRIDENT's `SLIDE.h5`. It is imported, not extracted."""
 _NOT_THE_READERS = ("splits", "join", "draw")
 
 
@@ -46,6 +48,27 @@ def described_corpus(place: Place, kinds: Mapping[str, Callable[[], Any]]) -> Co
     return _evaluation_set(content, path, kinds, roots)
 
 
+def described_bags(path: Path) -> tuple[Path, Join | None]:
+    """Folder and table of an evaluation set of `kind: bags`, whose features others made.
+
+    Raises:
+        ConfigError: another kind, or an unknown or wrong field.
+        CorpusError: a table that is not there, or that matches something else than slides or patients.
+    """
+    content = read_mapping(path)
+    source = content.get("source")
+    if not isinstance(source, dict) or source.get("kind") != BAGS:
+        raise ConfigError(f"{path} describes no bags (`source: {{kind: {BAGS}, path: ...}}`); extract it: mmkd extract")
+    source = filled(source, user_roots() | {"dataset": str(content.get("dataset"))}, path)
+    alien = [key for key in source if key not in ("kind", "path", "join")]
+    if alien or not isinstance(source.get("path"), str):
+        raise ConfigError(f"{path}: source has {', '.join(map(str, source))}; of bags it takes kind, path and join")
+    join = None if source.get("join") is None else _join(source["join"], path)
+    if join is not None and join.match not in ("slide", "patient"):
+        raise ConfigError(f"{path}: join matches {join.match!r}, expected slide or patient")
+    return (path.parent / source["path"]).resolve(), join
+
+
 def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
@@ -64,6 +87,10 @@ def _evaluation_set(
     content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[], Any]], roots: dict[str, str]
 ) -> EvaluationSet:
     name = str(content["dataset"])
+    if isinstance(content.get("source"), dict) and content["source"].get("kind") == BAGS:
+        raise ConfigError(
+            f"{path}: {name} is bags of features; bring them in with: mmkd store import {path} STORE --name MODEL"
+        )
     if not isinstance(content.get("source"), dict):
         raise ConfigError(
             f"{path}: {name} has no `source` to read, expected a mapping with `kind` and `path`; "
@@ -91,7 +118,7 @@ def _evaluation_set(
         modality=modality if isinstance(modality, str) else None,
         splits=splits,
         draw=None if source.get("draw") is None else validated(Draw, source["draw"], f"{path}: source.draw"),
-        join=None if source.get("join") is None else _join(source["join"], path, f"{path}: source.join"),
+        join=None if source.get("join") is None else _join(source["join"], path),
         prompts=None if file is None else read_prompts(path.parent / file),
     )
 
@@ -103,23 +130,7 @@ def _patterns(value: object, split: object, path: Path) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-def read_join(path: Path) -> Join:
-    """The table that `mmkd store import --labels` names: one with a column of slides, or YAML that describes a join.
-
-    Raises:
-        CorpusError: the table cannot be read, or has no column slide_id or slide.
-        ConfigError: the YAML is no join.
-    """
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return _join(read_mapping(path), path, str(path))
-    names = header(path)
-    key = next((name for name in ("slide_id", "slide") if name in names), None)
-    if key is None:
-        raise CorpusError(f"{path} has no column slide_id or slide; it has {', '.join(names[:20]) or 'no rows'}")
-    return Join(table=str(path), key=key)
-
-
-def _join(content: object, path: Path, where: str) -> Join:
+def _join(content: object, path: Path) -> Join:
     if isinstance(content, dict):
         if True in content:
             raise ConfigError(f"{path}: YAML reads `on` as true; the field is called `match`")
@@ -134,4 +145,4 @@ def _join(content: object, path: Path, where: str) -> Join:
             content["fold_files"] = [str(file) for file in files]
         elif isinstance(content.get("fold_files"), list):
             content["fold_files"] = [str((path.parent / str(file)).resolve()) for file in content["fold_files"]]
-    return validated(Join, content, where)
+    return validated(Join, content, f"{path}: source.join")

@@ -152,15 +152,6 @@ class Join(Frozen):
                 )
 
 
-def header(path: Path) -> tuple[str, ...]:
-    """Columns of a table; none where it has no line.
-
-    Raises:
-        CorpusError: as for the lines of a join.
-    """
-    return tuple(next(iter(_lines(path)), {}))
-
-
 def _lines(path: Path) -> list[dict[str, str | None]]:
     """Lines of a table as labels by column.
 
