@@ -22,7 +22,7 @@ from mmkd.cli.store.show import show
 from mmkd.cli.store.tables import printable
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.images import ImageError
-from mmkd.store.inspect.neighbors import nearest_rows, neighbors
+from mmkd.store.inspect.neighbors import _nearest, nearest_rows, neighbors
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.rows import find_row, find_shard, near_keys, sample_rows
 from mmkd.store.inspect.show import view_row, view_shard
@@ -48,6 +48,16 @@ def test_neighbours_are_exact(faults: FeatureStore) -> None:
     among = np.arange(0, ROWS, 3)
     rows, _ = nearest_rows(faults, "broken", "image", faults.image("broken")[7], 5, among)
     assert rows.tolist() == [row for row in np.argsort(-cosines, kind="stable") if row % 3 == 0][:5]
+
+
+def test_lengths_whose_squares_leave_float32_have_a_direction_too() -> None:
+    array = np.array([[0, 1], [1e30, 1e30], [1e30, 0], [0, 0], [np.nan, 1], [1e-30, 0]], dtype=np.float32)
+    rows, cosines = _nearest(array, slice(0, 6), np.array([1, 0], dtype=np.float32), 6)
+    assert rows.tolist() == [2, 5, 1, 0]
+    assert cosines == pytest.approx([1, 1, 0.5**0.5, 0])
+    rows, cosines = _nearest(array, np.array([0, 5]), np.array([1, 0], dtype=np.float32), 6)
+    assert rows.tolist() == [5, 0]
+    assert cosines == pytest.approx([1, 0])
 
 
 def test_twins_come_first_in_order_of_rows_and_missing_rows_never(faults: FeatureStore) -> None:

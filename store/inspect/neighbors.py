@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_NEIGHBORS = 10_000
 
+_SMALLEST_NORM = 1e-15
+
 Piece = slice | NDArray[np.int64]
 """Some rows of an array."""
 Found = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -93,7 +95,8 @@ def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], 
     values = array[piece].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         norms = np.sqrt(np.einsum("nd,nd->n", values, values))
-        if np.isinf(norms).any():  # squares beyond float32, which no float16 feature reaches
+        # Squares that leave float32 at either end, which those of no float16 feature do.
+        if (np.isinf(norms) | ((norms < _SMALLEST_NORM) & values.any(axis=1))).any():
             values, norms = unit(values), np.ones(len(values), dtype=np.float32)
         cosines = (values @ direction) / norms
     numbers = np.arange(piece.start, piece.stop, dtype=np.int64) if isinstance(piece, slice) else piece
