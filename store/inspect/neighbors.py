@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.array import FeatureArray
 from mmkd.store.errors import UserError
+from mmkd.store.inspect.faiss_choice import choose, faiss_module
 from mmkd.store.inspect.rows import captions_of
 from mmkd.store.inspect.sampling import BLOCK_ROWS, features, unit
 from mmkd.store.layout import Tower
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 MAX_NEIGHBORS = 10_000
 
+FAISS_ROWS = 1 << 17
+"""Rows from which faiss, where it is installed, makes a first choice: below, loading it takes longer than it saves."""
+SPARE = 4
+"""Rows that it chooses for each one wanted: lengths may differ by so much that the order changes among them."""
 _SMALLEST_NORM = 1e-15
 
 Piece = slice | NDArray[np.int64]
@@ -85,9 +90,27 @@ def nearest_rows(
     ]
     best_rows, best = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for found, cosines in pool.map(lambda piece: _nearest(array, piece, direction, k), pieces):
+        work = _chosen_nearest if _fits_faiss(array) else _nearest
+        for found, cosines in pool.map(lambda piece: work(array, piece, direction, k), pieces):
             best_rows, best = _first(np.r_[best_rows, found], np.r_[best, cosines], k)
     return best_rows, best
+
+
+def _fits_faiss(array: FeatureArray) -> bool:
+    mapped = isinstance(array, np.ndarray) and array.dtype == np.float16
+    return mapped and len(array) >= FAISS_ROWS and faiss_module() is not None
+
+
+def _chosen_nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Found:
+    """As `_nearest`, of those rows alone that faiss chose; of all where it cannot be proven that these suffice."""
+    values = array[piece]
+    if len(values) > SPARE * k:
+        positions, bound = choose(values, direction, SPARE * k)
+        rows, cosines = _nearest(values, positions, direction, k)
+        # Products of faiss are summed in another order: a few units in the last place of a float32.
+        if len(cosines) == k and cosines[-1] > bound + 1e-5:
+            return (rows + piece.start if isinstance(piece, slice) else piece[rows]), cosines
+    return _nearest(array, piece, direction, k)
 
 
 def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Found:
