@@ -53,7 +53,7 @@ class ResultTable:
     def markdown(self) -> str:
         """A Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
         lines = [self.title, ""]
-        lines.append("| model | " + " | ".join(self.heading(column) for column in self.columns) + " |")
+        lines.append("| model | " + " | ".join(self.heading(one).replace("|", r"\|") for one in self.columns) + " |")
         lines.append("|---|" + "---:|" * len(self.columns))
         best = {column: self.best(column) for column in self.columns}
         for row in self.rows:
@@ -200,7 +200,11 @@ def _coverage(folder: ResultFolder, question: Question) -> str:
     return f"{len(wanted) - len(absent)} of its {len(wanted)} data sets with this task" if absent else ""
 
 
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+
+
 def _escaped(text: str) -> str:
-    for character in "&%_#$":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return text.translate(_LATEX)
