@@ -10,10 +10,10 @@ import hashlib
 import io
 import logging
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from mmkd.distill.captions import Captions, tokenised
 from mmkd.distill.student import Tokenise
@@ -22,16 +22,17 @@ from mmkd.store.atomic import write_atomically
 FILE = "tokens.npz"
 WORTH_KEEPING = 100_000
 """Fewer captions are tokenised in seconds."""
+_HASHED_TOGETHER = 65536
 PROBED = 256
 """Captions, spread evenly, that are tokenised again to see that the tokenizer is the same."""
 
 
-def kept_tokens(out: Path, captions: Sequence[str], tokenise: Tokenise, write: bool) -> Captions:
+def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise, write: bool) -> Captions:
     """The captions as tokens, from `out` when they are there.
 
     Args:
         out: folder of the run.
-        captions: distinct captions, in order.
+        captions: distinct captions, in order, an Arrow array of strings.
         tokenise: the student's tokenizer.
         write: keep them there when they are not; one rank does it.
 
@@ -55,10 +56,12 @@ def kept_tokens(out: Path, captions: Sequence[str], tokenise: Tokenise, write: b
     return made
 
 
-def _digest(captions: Sequence[str]) -> str:
+def _digest(captions: pa.Array) -> str:
     found = hashlib.sha256()
-    for caption in captions:
-        found.update(caption.encode() + b"\0")
+    for first in range(0, len(captions), _HASHED_TOGETHER):
+        # Each with its length before it: no two lists of captions give the same bytes.
+        texts = [text.encode() for text in captions[first : first + _HASHED_TOGETHER].to_pylist()]
+        found.update(b"".join(b"%d:%s" % (len(text), text) for text in texts))
     return found.hexdigest()
 
 
@@ -74,9 +77,9 @@ def _read(path: Path, digest: str) -> Captions | None:
         return None
 
 
-def _same_tokenizer(found: Captions, captions: Sequence[str], tokenise: Tokenise) -> bool:
+def _same_tokenizer(found: Captions, captions: pa.Array, tokenise: Tokenise) -> bool:
     probed = np.unique(np.linspace(0, len(captions) - 1, PROBED).astype(np.int64))
-    now = tokenised([captions[number] for number in probed], tokenise)
+    now = tokenised(captions.take(pa.array(probed)), tokenise)
     if (now.pad, now.context) != (found.pad, found.context):
         return False
     return bool(np.array_equal(found.tokens(probed, found.context), now.tokens(np.arange(len(probed)), now.context)))
