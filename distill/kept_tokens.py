@@ -27,33 +27,36 @@ PROBED = 256
 """Captions, spread evenly, that are tokenised again to see that the tokenizer is the same."""
 
 
-def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise, write: bool) -> Captions:
+def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise) -> Captions:
     """The captions as tokens, from `out` when they are there.
 
     Args:
         out: folder of the run.
         captions: distinct captions, in order, an Arrow array of strings.
         tokenise: the student's tokenizer.
-        write: keep them there when they are not; one rank does it.
+    """
+    if len(captions) < WORTH_KEEPING:
+        return tokenised(captions, tokenise)
+    found = _read(out / FILE, _digest(captions))
+    if found is not None and _same_tokenizer(found, captions, tokenise):
+        return found
+    logging.getLogger(__name__).info("tokenising %d captions; resuming this run will read them", len(captions))
+    return tokenised(captions, tokenise)
+
+
+def keep_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
+    """Keep a run's tokens when it begins, unless they are kept already or soon made again.
 
     Raises:
         StoreError: the disk is full or read-only.
     """
-    if len(captions) < WORTH_KEEPING:
-        return tokenised(captions, tokenise)
     path, digest = out / FILE, _digest(captions)
-    found = _read(path, digest)
-    if found is not None and _same_tokenizer(found, captions, tokenise):
-        return found
-    logging.getLogger(__name__).info("tokenising %d captions; resuming this run will read them", len(captions))
-    made = tokenised(captions, tokenise)
-    if write:
+    if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
         buffer = io.BytesIO()
         numbers = np.array([made.pad, made.context])
         np.savez(buffer, values=made.values, starts=made.starts, numbers=numbers, digest=np.array(digest))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getbuffer())
-    return made
 
 
 def _digest(captions: pa.Array) -> str:
