@@ -20,6 +20,7 @@ from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import PAIR_SOUND
+from mmkd.store.lock import only_writer
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.remote import StorePath
@@ -103,7 +104,15 @@ def import_features(
     Raises:
         CorpusError: the source is empty, damaged, or not the one that the store was begun with.
         StoreError: the store cannot be written, or holds other features.
+        BusyStoreError: another process writes to it.
     """
+    with only_writer(root, "mmkd store import/subset/merge"):
+        return _imported(source, root, encoding, progress)
+
+
+def _imported(
+    source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
+) -> ImportReport:
     if not (root / "zarr.json").is_file():
         _create(source, root)
     store = FeatureStore.open(root)
