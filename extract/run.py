@@ -48,7 +48,9 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     corpus = chosen_corpus(config)
     described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
-    made = _found_or_made(corpus, config.store, say) if isinstance(config.store, Path) and _is_new(config.store) else None
+    made = (
+        _found_or_made(corpus, config.store, say) if isinstance(config.store, Path) and _is_new(config.store) else None
+    )
     with only_writer(config.store, "mmkd extract"):
         return _extracted(config, described, made or _found_or_made(corpus, config.store, say), say)
 

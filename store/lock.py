@@ -1,6 +1,6 @@
 """One writer of a store at a time: a second one is told who is at work, and stops before it has done anything.
 
-On a disk the lock is `flock(2)` on a file inside the store: the kernel lets go of it when its holder ends, however it ends.
+On a disk the lock is `flock(2)` on a file inside the store: the kernel lets go of it when its holder ends, however.
 Behind a URL it is an object that its holder writes again every few seconds; one that stands still was left by a
 writer that was killed, and is taken over. Reading needs no lock: files are replaced whole.
 """

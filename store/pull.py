@@ -36,7 +36,7 @@ from mmkd.store.selection.array import read_selection, selection_names, write_se
 from mmkd.store.writer import add_teacher
 
 Progress = Callable[[int, int], None]
-"""Called with units done and units in all; a unit is a sample part, one shard of a teacher or of inputs, or a selection."""
+"""Called with units done and units in all: a sample part, one shard of a teacher or of inputs, or a selection."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ def _pulled(
     brought = _Brought(source, out, vouched)
     units: list[Callable[[], int]] = [partial(brought.part, shard) for shard in range(source.shards)]
     with ThreadPoolExecutor(workers, thread_name_prefix="mmkd-pull") as pool:
-        further: list[Callable[[], int]] = [partial(brought.inputs, inputs[shard]) for shard in shards if shard in inputs]
+        further: list[Callable[[], int]] = [
+            partial(brought.inputs, inputs[shard]) for shard in shards if shard in inputs
+        ]
         further += [partial(brought.selection, source.record, name) for name in selections]
         every = len(units) + len(wanted) + len(further)
         parts = _run(pool, units, lambda done: say(done, every))

@@ -86,7 +86,9 @@ def test_every_command_that_writes_is_refused_with_one_line_and_goes_on_after_a_
             assert status == 1
             assert "\n" not in line
             assert f"{root} is being written by `mmkd store append` (process {holder.pid} on " in line
-        assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != LOCK_FILE} == before
+        assert {
+            path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != LOCK_FILE
+        } == before
         assert len(FeatureStore.open(root)) == 5  # reading asks nobody
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -156,7 +158,10 @@ def remote(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> R
 def test_behind_a_url_a_living_writer_is_respected(remote: RemotePath) -> None:
     with only_writer(remote, "mmkd extract"):
         time.sleep(0.5)  # it beats
-        with pytest.raises(BusyStoreError, match=rf"`mmkd extract` \(process {os.getpid()} on "), only_writer(remote, "x"):
+        with (
+            pytest.raises(BusyStoreError, match=rf"`mmkd extract` \(process {os.getpid()} on "),
+            only_writer(remote, "x"),
+        ):
             pass
         assert json.loads((remote / LOCK_FILE).read_bytes())["what"] == "mmkd extract"
     assert not (remote / LOCK_FILE).exists()
@@ -191,8 +196,7 @@ def test_behind_a_url_a_dead_writer_is_succeeded_by_one(remote: RemotePath) -> N
 def test_a_killed_process_behind_s3_is_succeeded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
     make_store(as_root(bucket), 20, [make_card("alpha", 4)])
-    with held(bucket):
-        with pytest.raises(BusyStoreError), only_writer(as_root(bucket), "x"):
-            pass
+    with held(bucket), pytest.raises(BusyStoreError), only_writer(as_root(bucket), "x"):
+        pass
     with only_writer(as_root(bucket), "x"):
         assert np.isfinite(FeatureStore.open(bucket).image("alpha")[:]).all()

@@ -1,8 +1,8 @@
-"""Every layout of `layouts` over the same rows, in one run: written, opened, read cold, then read warm and in turn.
+"""Every layout over the same rows, in one run: written, opened, read cold, then read warm and in turn.
 
     python -P benchmarks/peers/race.py FOLDER OUT.json [--rows N] [--teachers T] [--seconds S]
 
-What is in FOLDER already is not written again. OUT gets a list of findings, each a dict with `case`, `layout` and figures.
+What is in FOLDER already is not written again. OUT gets the findings, each a dict with `case`, `layout` and figures.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmkd.benchmarks.peers.layouts import OVER_THE_STORE, PEERS, Layout, Memory, Mmkd, Original, Safetensors
+from mmkd.benchmarks.peers.layouts import OVER_THE_STORE, Hdf5, Layout, Memory, Mmkd, Safetensors
+from mmkd.benchmarks.peers.loaders import LOADERS, Original
 from mmkd.store.malloc import keep_freed_memory
 
+PEERS = (*OVER_THE_STORE, Hdf5, Safetensors, *LOADERS)
 DIM = 512
 BATCHES = (1024, 4096, 16384)
 REPEATS = 9
@@ -88,6 +90,7 @@ def drop_cache(place: Path) -> float:
     for path in files_of(place):
         fd = os.open(path, os.O_RDONLY)
         try:
+            os.fsync(fd)  # a page that is not on disk yet is not forgotten
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             size = os.fstat(fd).st_size
             if not size:
@@ -151,11 +154,10 @@ def check(layout: Layout, features: dict[str, np.ndarray], rows: int, teachers: 
     columns = columns_of(teachers)
     found = layout.batch(picked, columns)
     for name, values in zip(columns, found, strict=True):
-        values = np.asarray(values)
         if layout.stream_only:
-            assert values.shape == (64, DIM)
+            assert np.shape(values) == (64, DIM)
         else:
-            assert np.array_equal(values, features[name][picked]), (layout.name, name)
+            assert np.array_equal(np.asarray(values), features[name][picked]), (layout.name, name)
     first = [np.asarray(values) for values in next(iter(layout.scan(columns[:2])))]
     assert np.array_equal(first[0], features[columns[0]][: len(first[0])]), layout.name
 

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 @click.option(
     "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Files brought at the same time."
 )
-@click.option("--inputs/--no-inputs", default=True, show_default=True, help="Training inputs that the store keeps, too.")
+@click.option(
+    "--inputs/--no-inputs", default=True, show_default=True, help="Training inputs that the store keeps, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
 def pull(
     url: StorePath, out: Path, teachers: str | None, shards: str | None, workers: int, inputs: bool, as_json: bool
 ) -> None:
     """Bring a store, or a part of it, to disk, each file checked against the ledger. Run again to go on.
 
-    All sample rows and selections come along. Shards that are left out count as not extracted; pull again to bring them.
+    All sample rows and selections come along. Shards that are left out count as not extracted; pull again for them.
 
     \b
     mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10

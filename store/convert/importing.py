@@ -21,6 +21,7 @@ from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.lock import only_writer
+from mmkd.store.place import Place
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.remote import StorePath
@@ -41,8 +42,8 @@ class FeatureSource(Protocol):
         """Name of the layout."""
 
     @property
-    def root(self) -> Path:
-        """Folder that every row's `uri` is relative to."""
+    def root(self) -> Path | Place:
+        """Folder or URL that every row's `uri` is relative to."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -161,7 +162,7 @@ def _create(source: FeatureSource, root: StorePath) -> None:
         corpus = CorpusRecord(
             kind=source.kind,
             location=str(source.root),
-            root=str(source.root.resolve()),
+            root=str(Place(str(source.root)).resolved()),
             rows=len(index),
             labels=source.labels,
             digest=source.digest(),
