@@ -34,6 +34,8 @@ class Layout:
     name: str
     needs: tuple[str, ...] = ()
     """Modules that must be installed."""
+    row_by_row = False
+    """A row costs the same in any batch."""
     stream_only = False
     """There are no random rows: a batch is the next rows of a shuffled stream."""
 

@@ -103,6 +103,8 @@ class Lance(Layout):
 class Samples(Layout):
     """Base of layouts that keep one record a sample: rows are read one by one and stacked."""
 
+    row_by_row = True
+
     def row(self, row: int, columns: Sequence[str]) -> Mapping[str, Any]:
         """One sample."""
         raise NotImplementedError
@@ -209,7 +211,8 @@ class Lit(Samples):
 class WebDataset(Layout):
     """Tars of one `.npy` a column and sample: a stream, shuffled by shards and in a buffer."""
 
-    name, needs, stream_only = "webdataset (its shuffled stream)", ("webdataset",), True
+    name, needs = "webdataset (its shuffled stream)", ("webdataset",)
+    row_by_row = stream_only = True
 
     def write(self, features: Features) -> None:
         """`ShardWriter`."""

@@ -33,6 +33,8 @@ PEERS = (*OVER_THE_STORE, Hdf5, Safetensors, *LOADERS)
 DIM = 512
 BATCHES = (1024, 4096, 16384)
 REPEATS = 9
+SCAN_SECONDS = 4.0
+"""What needs longer for all rows in order is stopped then, and its rate is that of the rows it did."""
 ORIGINAL_ROWS = 4096
 """Samples that are written in the original's layout: two files each; its batches are drawn from these."""
 
@@ -119,11 +121,21 @@ def alone(kind: type[Layout], folder: Path, mode: str, rows: int) -> dict[str, A
     started = time.perf_counter()
     layout.open()
     if mode == "scan":
-        done = sum(len(step[0]) for step in layout.scan(columns))
+        done = scan_for(layout, columns, SCAN_SECONDS)
     else:
         done = len(layout.batch(picked if mode == "batch" else picked[:1], columns)[0])
     seconds = time.perf_counter() - started
     return {"layout": kind.name, "seconds": seconds, "rows": done, "resident": resident}
+
+
+def scan_for(layout: Layout, columns: list[str], seconds: float) -> int:
+    """Read rows in order until all are read or the time is over; returns how many that were."""
+    done, started = 0, time.perf_counter()
+    for step in layout.scan(columns):
+        done += len(step[0])
+        if time.perf_counter() - started > seconds:
+            break
+    return done
 
 
 def run_alone(folder: Path, rows: int) -> Iterator[dict[str, Any]]:
@@ -169,34 +181,41 @@ def race(layouts: list[Layout], limits: dict[str, int], seconds: float, teachers
     for size in (*BATCHES, 0):
         for count in counts:
             columns = columns_of(count)
-            taken: dict[str, list[float]] = {layout.name: [] for layout in layouts}
-            for layout in layouts:
-                layout.batch(rng.integers(0, limits[layout.name], 64), columns)
+            rates: dict[str, list[float]] = {layout.name: [] for layout in layouts}
+            spent = dict.fromkeys(rates, 0.0)
+            most = {layout.name: affordable(layout, columns, limits[layout.name], seconds) for layout in layouts}
             for turn in range(REPEATS):
                 for layout in layouts:
-                    spent = taken[layout.name]
                     # The first turn of what is fast is its warm-up; of what is slow it is the measurement.
-                    if turn > 1 and sum(spent) > seconds:
+                    if turn and spent[layout.name] > seconds:
                         continue
-                    if turn == 1 and spent[0] > seconds / 2:
-                        continue
-                    rows = rng.integers(0, limits[layout.name], size)
+                    rows = rng.integers(0, limits[layout.name], min(size, most[layout.name]))
                     started = time.perf_counter()
                     if size:
                         layout.batch(rows, columns)
-                    else:
-                        for _ in layout.scan(columns):
-                            pass
-                    spent.append(time.perf_counter() - started)
+                    done = len(rows) if size else scan_for(layout, columns, 2 * seconds)
+                    taken = time.perf_counter() - started
+                    spent[layout.name] += taken
+                    rates[layout.name].append(done / taken)
             for layout in layouts:
-                spent = taken[layout.name]
-                spent = spent[1:] or spent
-                rows_read = size or limits[layout.name]
+                counted = rates[layout.name][1:] or rates[layout.name]
                 yield {
-                    "case": "batch" if size else "scan", "layout": layout.name, "rows": rows_read, "teachers": count,
-                    "seconds": statistics.median(spent), "repeats": len(spent),
-                    "gb_per_second": rows_read * len(columns) * DIM * 2 / statistics.median(spent) / 1e9,
+                    "case": "batch" if size else "scan", "layout": layout.name, "rows": size, "teachers": count,
+                    "rows_at_once": min(size, most[layout.name]), "repeats": len(counted),
+                    "rows_per_second": statistics.median(counted),
+                    "gb_per_second": statistics.median(counted) * len(columns) * DIM * 2 / 1e9,
                 }  # fmt: skip
+
+
+def affordable(layout: Layout, columns: list[str], limit: int, seconds: float) -> int:
+    """Rows that a layout reads in this time, if it reads row by row and so is as fast with fewer; else any number."""
+    if not layout.row_by_row:
+        return sys.maxsize
+    rows = np.random.default_rng(4).integers(0, limit, 64)
+    layout.batch(rows, columns)
+    started = time.perf_counter()
+    layout.batch(rows, columns)
+    return max(64, int(64 * seconds / (time.perf_counter() - started)))
 
 
 def main() -> None:
