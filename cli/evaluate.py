@@ -190,19 +190,31 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 @click.option("--training", type=STORE, metavar="STORE", help="Store of the corpus that students learn from.")
 @click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores hold]")
 @click.option("--cosine", type=float, default=0.98, show_default=True, help="From where images are near copies.")
+@click.option(
+    "--hashes", type=click.Path(dir_okay=False, path_type=Path),
+    help="Compare perceptual hashes too: reads all images once and keeps their hashes in this Parquet file.",
+)  # fmt: skip
+@click.option("--bits", type=int, default=4, show_default=True, help="Up to where hashes of 64 bits are near.")
 @JSON
-def leakage(suite: Path, training: StorePath | None, model: str | None, cosine: float, as_json: bool) -> None:
+def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_json: bool, **options: Any) -> None:
     """Find copies of SUITE's test images in a training corpus, in other splits and inside a split.
 
     \b
     mmkd evaluate leakage suite.yaml --training features
+    mmkd evaluate leakage suite.yaml --training features --hashes hashes.parquet
     """
-    from mmkd.evaluate.leakage import find_leakage
+    from mmkd.evaluate.image_hash import ImageHashes
+    from mmkd.evaluate.leakage import Thresholds, find_leakage
     from mmkd.evaluate.suite import load_suite
     from mmkd.store import FeatureStore
 
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    limits = Thresholds(options["cosine"], options["bits"])
+    kept = None if hashes is None else ImageHashes(hashes, say)
     corpus = None if training is None else FeatureStore.open(training)
-    report = find_leakage(load_suite(suite), corpus, model, cosine)
+    report = find_leakage(load_suite(suite), corpus, options["model"], limits, kept)
     click.echo(report.json() if as_json else report.text())
 
 

@@ -12,6 +12,7 @@ from mmkd.store.errors import MmkdError
 # Name to module and attribute. A table and not an import: `mmkd --help` must not load torch, dask or zarr.
 COMMANDS = {
     "demo": ("mmkd.cli.demo.command", "demo"),
+    "doctor": ("mmkd.cli.doctor.command", "doctor"),
     "teachers": ("mmkd.cli.teachers", "teachers"),
     "extract": ("mmkd.cli.extract", "extract"),
     "store": ("mmkd.cli.store", "store"),
@@ -24,6 +25,7 @@ COMMANDS = {
 
 SUMMARIES = {
     "demo": "The whole path on real images from registry packages.",
+    "doctor": "What this machine has and lacks.",
     "teachers": "The teachers: who they are, whether they load.",
     "extract": "Run teachers over a corpus into a store.",
     "store": "Look at a store, check it, bring features in and out.",

@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from mmkd.store.selection import SelectionReport
+    from mmkd.store.selection.counts import Example
 
 
 @click.command()
@@ -51,7 +52,8 @@ def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
 
 
 def _plain(report: SelectionReport) -> dict[str, object]:
-    return asdict(report) | {"counts": report.counts.model_dump(mode="json")}
+    examples = {line: [one.model_dump(mode="json") for one in found] for line, found in report.examples.items()}
+    return asdict(report) | {"counts": report.counts.model_dump(mode="json"), "examples": examples}
 
 
 def _screen(report: SelectionReport) -> str:
@@ -72,12 +74,14 @@ def _screen(report: SelectionReport) -> str:
     lines += _overlaps(counts.overlaps)
     for rule, found in report.examples.items():
         lines.append(f"\nnear the line of {rule}")
-        lines += [
-            f"  {'kept   ' if one.kept else 'dropped'}  {one.score:10.4g}  {one.teacher}  row {one.row}  {one.key}: "
-            f"{' '.join(one.caption.split())[:60]}"
-            for one in found
-        ]
+        lines += map(_example, found)
     return "\n".join([*lines, f"\nselection {report.name!r} written, digest {report.digest[:16]}"])
+
+
+def _example(one: Example) -> str:
+    score = "-" if one.score is None else f"{one.score:.4g}"
+    caption = " ".join(one.caption.split())[:60]
+    return f"  {'kept   ' if one.kept else 'dropped'}  {score:>10}  {one.teacher}  row {one.row}  {one.key}: {caption}"
 
 
 def _overlaps(overlaps: dict[str, dict[str, int]]) -> list[str]:

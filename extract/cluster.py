@@ -155,6 +155,21 @@ def _local_cluster(
 
 @contextmanager
 def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
+    security = cluster.security.security() if cluster.security else None
+    with (
+        batch_cluster(cluster) as started,
+        Client(started, security=security) as client,
+        _kept_full(started, cluster),
+    ):
+        yield client
+
+
+def batch_cluster(cluster: ClusterConfig) -> Any:
+    """dask-jobqueue's object for this batch system: its scheduler runs, no job has been asked for.
+
+    Raises:
+        UserError: it does not take the settings.
+    """
     keywords = cluster.batch_keywords()
     dashboard = {"dashboard_address": "127.0.0.1:0"}
     keywords["scheduler_options"] = dashboard | (keywords.get("scheduler_options") or {})
@@ -162,12 +177,10 @@ def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
     keywords["worker_extra_args"] = ["--memory-limit", "0", *(keywords.get("worker_extra_args") or [])]
     security = cluster.security.security() if cluster.security else None
     try:
-        started = cluster_class_of(cluster.scheduler)(security=security, **keywords)
+        return cluster_class_of(cluster.scheduler)(security=security, **keywords)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{cluster.scheduler}: {reason}; see `jobqueue: {cluster.scheduler}:` in the YAML") from error
-    with started, Client(started, security=security) as client, _kept_full(started, cluster):
-        yield client
 
 
 @contextmanager

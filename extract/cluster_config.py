@@ -39,7 +39,7 @@ class TlsFiles(Frozen):
 
 
 class WorkerConfig(Frozen):
-    """How each worker process does its shards. None of it changes a byte of the store on a CPU."""
+    """How each worker process does its shards. On a CPU only `channels_last` and `compile` can change last bits."""
 
     decode_threads: int = Field(default=2, gt=0)
     """Threads that decode images in each worker."""
@@ -51,6 +51,14 @@ class WorkerConfig(Frozen):
     shards_at_once: int | None = Field(default=None, gt=0)
     """Shards in hand in each local worker process; one writes and tokenises while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
+    autocast: bool = False
+    """Compute in the half precision of the device: bf16, on older GPUs fp16; float32 on a CPU. A part of the teacher's
+    digest, so that a store never mixes it with float32. A card's own `fp16` or `bf16` stands."""
+    channels_last: bool = True
+    """Order of the convolutions' weights."""
+    compile: bool = False
+    """Run both towers through `torch.compile`: minutes at the start of each worker, for a gain that depends on the
+    device; measure it first."""
     hang_seconds: float = Field(default=600, gt=0)
     """A worker that makes no progress for so long ends itself, and its shard goes to another."""
 

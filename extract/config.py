@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.failure_limit import FailureLimit
-from mmkd.extract.teachers import TeacherSpec
+from mmkd.extract.teachers import TeacherSpec, describe_teacher
+from mmkd.store import TeacherCard
 from mmkd.store.encoding import Encoding
 from mmkd.store.remote import StorePath, as_root
 from mmkd.store.yaml_config import Frozen
@@ -33,3 +34,13 @@ class ExtractConfig(Frozen):
     """Pixels of the shorter side of JPEGs to keep for training; none are kept when not given."""
     max_failures: FailureLimit | None = None
     """Stop when more inputs than this cannot be used."""
+
+    def described(self) -> list[tuple[TeacherSpec, TeacherCard]]:
+        """The teachers as this run computes and keeps them, with their cards; hashes files the first time.
+
+        Raises:
+            TeacherError: see `describe_teacher`.
+        """
+        halved = {"precision": "auto"} if self.cluster.worker.autocast else {}
+        specs = [spec.model_copy(update=halved) if spec.precision == "fp32" else spec for spec in self.teachers]
+        return [(spec, describe_teacher(spec).with_encoding(self.encoding)) for spec in specs]

@@ -25,14 +25,20 @@ def write_parts(root: StorePath, settings: str, parts: Sequence[Part]) -> None:
     write_atomically(root / _FILE, json.dumps(content).encode())
 
 
+def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) -> bool:
+    """True when every part has the name, place and size that was noted, and is read as it was."""
+    noted = _noted(root)
+    if noted is None or noted[0] != settings:
+        return False
+    return [(name, size) for name, (size, _) in noted[1].items()] == [(part.name, part.size) for part in parts]
+
+
 def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str | None:
     """One phrase that names the first difference and counts the others; None where nothing was noted."""
-    try:
-        content = json.loads((root / _FILE).read_bytes())
-        before = {name: (size, stamp) for name, size, stamp in content["parts"]}
-        settings_before = content["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+    noted = _noted(root)
+    if noted is None:
         return None
+    settings_before, before = noted
     now = {part.name: (part.size, part.stamp) for part in parts}
     found = [f"{name} is new" for name in now if name not in before]
     found += [f"{name} is gone" for name in before if name not in now]
@@ -47,3 +53,12 @@ def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str |
     if not found:
         return "the order or the reader changed"
     return found[0] + (f" (and {len(found) - 1:,} further changes)" if len(found) > 1 else "")
+
+
+def _noted(root: StorePath) -> tuple[str, dict[str, tuple[int, str]]] | None:
+    """Settings, and size and stamp by name."""
+    try:
+        content = json.loads((root / _FILE).read_bytes())
+        return content["settings"], {name: (size, stamp) for name, size, stamp in content["parts"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

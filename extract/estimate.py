@@ -15,7 +15,6 @@ from mmkd.extract.new_store import folder_beside, remove_folder
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.run import chosen_corpus
 from mmkd.extract.shard_report import ShardReport
-from mmkd.extract.teachers import describe_teacher
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.chunk import CRC_BYTES
@@ -59,7 +58,7 @@ def estimate(config: ExtractConfig) -> Estimate:
         CorpusError, TeacherError, StoreError, UserError: as `run.extract` would.
     """
     corpus = chosen_corpus(config)
-    described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
+    described = config.described()
     cards = [card for _, card in described]
     if (config.store / "zarr.json").is_file():
         store = FeatureStore.open(config.store)

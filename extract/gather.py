@@ -68,6 +68,6 @@ def gather(
 
 def _in_a_line(error: BaseException) -> str:
     if isinstance(error, KilledWorker):
-        return "its workers died; too little memory, or a crash in a teacher?"
+        return "its workers died or hung; too little memory, or a fault in a teacher?"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.extract.corpora import Corpus, Part, corpus_digest
-from mmkd.extract.corpus_parts import what_changed, write_parts
+from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
 from mmkd.extract.listing import HASH, listing_schema, row_batch
 from mmkd.store.append import append_rows, first_new_row, refresh_documents
 from mmkd.store.atomic import disk_errors
@@ -38,6 +38,8 @@ from mmkd.store.writer import create_store
 _BATCH = 8192
 # Listing is Python work, so processes share it; below this a process costs more to start than it saves.
 _BYTES_WORTH_PROCESSES = 1 << 30
+# Columns of the sample table that the corpus decides; the others say what became of a row.
+_LISTED = ("row", "key", "caption", "modality", "uri", "offset", "length")
 
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
@@ -133,11 +135,12 @@ def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
         Parts that were written; their rows are pending.
 
     Raises:
-        CorpusError, StoreError: as `create_indexed_store`.
+        CorpusError: as `check_same_corpus`.
+        StoreError: the store cannot be written.
     """
-    span = corpus_span(corpus, record)
-    missing = [shard for shard in span.shards if not (root / sample_part(shard)).is_file()] if span else []
-    if span and missing:
+    span = check_same_corpus(corpus, record, root)
+    missing = [shard for shard in span.shards if not (root / sample_part(shard)).is_file()]
+    if missing:
         per_shard, first = record.rows_per_shard, span.rows.start
         with _indexed(corpus, corpus.parts(), _Earlier.of(root, record, first)) as index:
             for shard in missing:
@@ -151,21 +154,45 @@ def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
     return next((span for span in record.spans() if span.corpus.digest == digest), None)
 
 
-def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> None:
-    """Refuse to go on with a store that does not hold this corpus.
+def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> CorpusSpan:
+    """Refuse to go on with a store that does not hold this corpus; where it lies in the grid.
+
+    Files that were only written again (restored from a copy, brought back after a purge) are listed again and pass
+    when they give the same rows. Images are compared by their SHA-256 when a later teacher reads them.
 
     Raises:
-        CorpusError: a file of the corpus has another name, size, change time or hash than when the store was made,
-            or is read otherwise; the first difference is named.
+        CorpusError: a file of the corpus has another name, size or hash than when the store was made, was written
+            again with other rows, or is read otherwise; the first difference is named.
     """
-    if corpus_span(corpus, record) is None:
-        made_from = " and ".join(span.corpus.location for span in record.spans())
-        changed = what_changed(root, corpus.settings(), corpus.parts())
-        raise CorpusError(
-            f"{root} was made from {made_from} as it was on {record.created}; {corpus.location} differs "
-            f"from that{f': {changed}' if changed else ''}; name a new store, bring the old corpus back, or add "
-            f"its rows with `mmkd store append {root} {corpus.location}`"
-        )
+    span = corpus_span(corpus, record)
+    if span is not None:
+        return span
+    parts = corpus.parts()
+    if only_written_again(root, corpus.settings(), parts) and _same_rows(corpus, parts, root, record):
+        return record.spans()[0]
+    made_from = " and ".join(span.corpus.location for span in record.spans())
+    changed = what_changed(root, corpus.settings(), parts)
+    raise CorpusError(
+        f"{root} was made from {made_from} as it was on {record.created}; {corpus.location} differs "
+        f"from that{f': {changed}' if changed else ''}; name a new store, bring the old corpus back, or add "
+        f"its rows with `mmkd store append {root} {corpus.location}`"
+    )
+
+
+def _same_rows(corpus: Corpus, parts: Sequence[Part], root: StorePath, record: StoreRecord) -> bool:
+    """True when the corpus gives what the store's first span holds; parts that are missing say nothing."""
+    span = record.spans()[0]
+    with _indexed(corpus, parts, _Earlier.none()) as index:
+        if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
+            return False
+        columns = [*_LISTED, *corpus.labels]
+        for shard in span.shards:
+            rows = record.shard_rows(shard)
+            if (root / sample_part(shard)).is_file():
+                stored = read_part(root, shard)[0].select(columns)
+                if not index.slice(rows.start, len(rows)).select(columns).combine_chunks().equals(stored):
+                    return False
+    return True
 
 
 @contextmanager

@@ -14,15 +14,16 @@ from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.gather import gather
-from mmkd.extract.index import check_same_corpus, restore_parts
+from mmkd.extract.index import restore_parts
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.run_report import RunReport
 from mmkd.extract.shard_report import ShardReport
-from mmkd.extract.teachers import TeacherSpec, describe_teacher
+from mmkd.extract.teachers import TeacherSpec
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
+from mmkd.store.atomic import remove_abandoned
 from mmkd.store.errors import UserError
 from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.lock import only_writer
@@ -46,7 +47,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
         BusyStoreError: another process writes to the store.
     """
     corpus = chosen_corpus(config)
-    described = [(spec, describe_teacher(spec).with_encoding(config.encoding)) for spec in config.teachers]
+    described = config.described()
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
     made = (
         _found_or_made(corpus, config.store, say) if isinstance(config.store, Path) and _is_new(config.store) else None
@@ -84,6 +85,7 @@ def _extracted(
             _do(client, config, record, tasks, report, say)
     for card in cards:
         note_encoding_error(config.store, record, card.slug)
+    remove_abandoned(config.store)
     return report
 
 
@@ -101,7 +103,6 @@ def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> StoreRecord:
     if _is_new(root):
         return make_store(corpus, root)
     record = FeatureStore.open(root).record
-    check_same_corpus(corpus, record, root)
     restored = restore_parts(corpus, root, record)
     if restored:
         say(f"{restored} sample parts were missing and are listed again from the corpus")

@@ -18,6 +18,8 @@ from mmkd.extract.workbench import Workbench
 from mmkd.store.encoding import value_type
 from mmkd.store.sources import ImageSource
 
+_TOKENISED_TOGETHER = 256
+
 MAX_CAPTION_CHARACTERS = 1 << 16
 """Of a caption, no more is tokenised: far beyond any context, and a bound on time and memory."""
 
@@ -86,12 +88,41 @@ def _encode_distinct(
     captions: list[str], teacher: Teacher, bench: Workbench
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
     """Features (n, D) and untruncated token counts (n,)."""
-    encoded = [missing(0, teacher)]
-    lengths: list[int] = []
-    rows = bench.sizes.window(teacher.device)
-    for start in range(0, len(captions), rows):
-        tokens, counts = teacher.tokenise(captions[start : start + rows])
-        lengths += counts
-        encoded.append(encode(teacher, "text", tokens, bench.sizes))
+    encoded = missing(len(captions), teacher)
+    parts: list[torch.Tensor] = []
+    counts: list[int] = []
+    for start in range(0, len(captions), _TOKENISED_TOGETHER):
+        tokens, some = teacher.tokenise(captions[start : start + _TOKENISED_TOGETHER])
+        parts.append(tokens)
+        counts += some
         bench.watch.beat()
-    return np.concatenate(encoded), np.array(lengths, dtype=np.int64)
+    if parts:
+        tokens = torch.cat(parts)
+        cut = cut_lengths(tokens, getattr(teacher, "text_lengths", (teacher.card.context_length,)))
+        rows = bench.sizes.window(teacher.device)
+        for length in np.unique(cut):
+            places = np.flatnonzero(cut == length)
+            for start in range(0, len(places), rows):
+                here = places[start : start + rows]
+                encoded[here] = encode(teacher, "text", tokens[here, :length], bench.sizes)
+                bench.watch.beat()
+    return encoded, np.array(counts, dtype=np.int64)
+
+
+def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
+    """The smallest of `lengths` that holds each caption and one token behind it; decided by the caption alone, so that
+    its neighbours, the batch and the number of workers cannot change its bits.
+
+    Args:
+        tokens: int64 (n, L), padded with one and the same id; where that is the end token too, the first one counts.
+        lengths: ascending, the last one L.
+
+    Returns:
+        int64 (n,).
+    """
+    changes = tokens[:, 1:] != tokens[:, :-1]
+    places = torch.arange(2, tokens.shape[1] + 1)
+    own = torch.where(changes, places, 1).amax(dim=1).numpy() if len(places) else np.ones(len(tokens), np.int64)
+    steps = np.asarray(lengths, dtype=np.int64)
+    found: NDArray[np.int64] = steps[np.searchsorted(steps, own)]
+    return found

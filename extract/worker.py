@@ -17,6 +17,7 @@ from mmkd.extract.retry import retry_shard
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
+from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.workbench import Workbench
 from mmkd.store import MmkdError, TeacherCard
 from mmkd.store.ledger import entries_of_shard
@@ -55,6 +56,9 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         )
         try:
             self.loaded = {card.slug: load_teacher(spec, card, device) for spec, card in self.specs}
+            for teacher in self.loaded.values():
+                if isinstance(teacher, LoadedTeacher):
+                    teacher.tune(channels_last=self.settings.channels_last, compiled=self.settings.compile)
         except MmkdError as error:
             self.failure = error
 

@@ -7,16 +7,29 @@ URL, an object is put in one request, which is as atomic.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing tells a dead writer there but the age of what it left
+    fcntl = None  # type: ignore[assignment]
 
 from mmkd.store.errors import StoreError
 from mmkd.store.remote import RemotePath, StorePath
 
 TEMPORARY_SUFFIX = ".mmkd-tmp"
+
+# Some file systems keep locks on each machine for itself: there only age tells that a writer elsewhere is dead.
+_AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
 
 
 @contextmanager
@@ -73,17 +86,55 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
 @contextmanager
 def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
     # A name of its own for every attempt: two processes may redo the same shard at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
+                _claim(file)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            yield temporary
+                yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _claim(file: IO[bytes]) -> bool:
+    """Lock a file for as long as it is open here. The system takes the lock back from a process that dies."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        # Held by another, or a file system without locks.
+        pass
+    return False
+
+
+def remove_abandoned(root: StorePath) -> int:
+    """Delete what dead writers left below `root`; the files of those that live, here or elsewhere, are left alone.
+
+    Returns:
+        Files that were deleted.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    if isinstance(root, RemotePath):
+        return 0
+    here = re.compile(rf"\.{re.escape(socket.gethostname())}-\d+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
+    removed = 0
+    for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
+        # Gone by now where its writer finished; a folder, or not ours to open, where it is another's.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError), path.open("r+b") as file:
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+            if age > (_AGE_HERE if here.search(path.name) else _AGE_ELSEWHERE) and _claim(file):
+                with disk_errors(path):
+                    path.unlink(missing_ok=True)
+                removed += 1
+    return removed
 
 
 def temporary_files(root: StorePath) -> Iterator[StorePath]:

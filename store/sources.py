@@ -1,10 +1,11 @@
-"""From a sample row to its image's encoded bytes: a file, a slice of one, a Parquet cell, a frame, a slide's tile.
+"""From a sample row to its image's encoded bytes: a file, a slice, a Parquet cell, a frame, a tile, an array's row.
 
 A `uri` may end in a fragment that says which image inside the file is meant:
 
     train-0.parquet#column=image.bytes&row=12      a cell
     echo.dcm#frame=59                              a frame, counted from 0
     slide.svs#x=512&y=1024&side=448&out=224        a square of the slide: level-0 pixels, brought to `out` pixels
+    breastmnist.npz#array=test_images&row=12       a picture of an array
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mmkd.store.images import MAX_BYTES, ImageError
 from mmkd.store.place import Place, RemoteError
 
 CELL = ("column", "row")
+ARRAY = ("array", "row")
 FRAME = ("frame",)
 TILE = ("x", "y", "side", "out")
 
@@ -102,6 +104,10 @@ def image_source(root: str, uri: str, offset: int | None = None, length: int | N
         from mmkd.store.parquet_image import ParquetImage  # noqa: PLC0415 - only where it is needed
 
         return ParquetImage(place, values[0], int(values[1]))
+    if keys == ARRAY:
+        from mmkd.store.npz_image import NpzImage  # noqa: PLC0415 - only where it is needed
+
+        return NpzImage(place, values[0], int(values[1]))
     if keys == FRAME:
         from mmkd.store.dicom_frame import DicomFrame  # noqa: PLC0415 - an extra
 
@@ -126,8 +132,8 @@ def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         pairs = parse_qsl(tail)
         keys = tuple(key for key, _ in pairs)
         values = tuple(value for _, value in pairs)
-        numbers = values[1:] if keys == CELL else values
-        if keys in (CELL, FRAME, TILE) and all(value.isascii() and value.isdigit() for value in numbers):
+        numbers = values[1:] if keys in (CELL, ARRAY) else values
+        if keys in (CELL, ARRAY, FRAME, TILE) and all(value.isascii() and value.isdigit() for value in numbers):
             return inner, keys, values
     return uri, (), ()
 

@@ -84,7 +84,7 @@ class VerifyReport:
 
 
 def verify(root: StorePath, deep: bool = False) -> VerifyReport:
-    """Check a store: metadata, sample parts, every ledger entry against the bytes it vouches for.
+    """Check a store: metadata, sample parts, selections, every ledger entry against the bytes it vouches for.
 
     Args:
         root: the store.
@@ -94,6 +94,8 @@ def verify(root: StorePath, deep: bool = False) -> VerifyReport:
         NotAStoreError, FormatVersionError, CorruptStoreError: the root's own metadata cannot be trusted, so
             nothing below it can be judged.
     """
+    from mmkd.store.selection.check import selection_faults  # noqa: PLC0415 - selections read stores, which verify
+
     record = read_record(root)
     findings: list[Problem] = []
     cards: dict[str, TeacherCard] = {}
@@ -113,6 +115,7 @@ def verify(root: StorePath, deep: bool = False) -> VerifyReport:
             findings.append(Problem(name, str(error)))
     findings += _blamed_parts(checksums, entries)
     findings += (Problem(name, what) for name, what in inputs_faults(root, record))
+    findings += (Problem(name, what) for name, what in selection_faults(root, record, cards))
     bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
     for entry in entries:
         card = cards.get(entry.teacher)

@@ -81,14 +81,15 @@ def store_of(
     features: dict[str, ShardFeatures],
     weights: str | None = None,
 ) -> Path:
-    """A store with these sample rows and, for each encoder, these features of all of them.
+    """A store with these sample rows and, for each encoder, these features of all of them; images lie beside it.
 
     Encoders with other features have other weights, unless `weights` gives the same digest to all.
     """
     schema = sample_schema(labels)
     columns = {name: [row.get(name) for row in rows] for name in schema.names}
     columns |= {"row": list(range(len(rows))), "status": ["ok"] * len(rows)}
-    corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=len(rows), labels=labels, digest="d")
+    beside = str(root.parent)
+    corpus = CorpusRecord(kind="test", location="here", root=beside, rows=len(rows), labels=labels, digest="d")
     record = create_store(root, corpus, pa.table(columns, schema=schema))
     for slug, every in features.items():
         own = hashlib.sha256(every.image.tobytes()).hexdigest()

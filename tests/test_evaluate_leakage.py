@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 from planted_store import store_of
 
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
-from mmkd.evaluate.leakage import Overlap, find_leakage
+from mmkd.evaluate.image_hash import ImageHashes, as_signs, perceptual_hash
+from mmkd.evaluate.leakage import Thresholds, find_leakage
+from mmkd.evaluate.leakage_report import Overlap
 from mmkd.evaluate.neighbours import nearest
 from mmkd.store import FeatureStore
 from mmkd.store.errors import MmkdError
@@ -77,33 +81,36 @@ def test_planted_copies_are_found_and_no_others(planted: tuple[Path, Path]) -> N
     report = find_leakage(load_suite(suite), FeatureStore.open(training))
     by_place = {one.against: one for one in report.overlaps}
     assert list(by_place) == ["training corpus", "train", "test"]
-    assert found(by_place["training corpus"]) == {("exact", "test7", "corpus3"), ("near", "test8", "corpus4")}
-    assert found(by_place["train"]) == {("exact", "test0", "train5"), ("near", "test1", "train6")}
+    assert found(by_place["training corpus"]) == {("exact", "test7", "corpus3"), ("features", "test8", "corpus4")}
+    assert found(by_place["train"]) == {("exact", "test0", "train5"), ("features", "test1", "train6")}
     # test3 and test4 are equal too, but of one patient
     assert found(by_place["test"]) == {
         ("exact", "test2", "test10"), ("exact", "test10", "test2"),
-        ("near", "test6", "test12"), ("near", "test12", "test6"),
+        ("features", "test6", "test12"), ("features", "test12", "test6"),
     }  # fmt: skip
     assert not report.clean
-    assert by_place["train"].images == by_place["train"].featured == 30
-    assert by_place["train"].median is not None
-    assert by_place["train"].median < 0.5
-    assert by_place["train"].highest is not None
-    assert 0.98 < by_place["train"].highest < 1
-    strict = find_leakage(load_suite(suite), cosine=1.0)
-    assert [one.near for one in strict.overlaps] == [0, 0]
+    near = by_place["train"].features
+    assert (by_place["train"].images, near.compared, near.found) == (30, 30, 1)
+    assert near.typical is not None
+    assert near.typical < 0.5
+    assert near.nearest is not None
+    assert 0.98 < near.nearest < 1
+    strict = find_leakage(load_suite(suite), thresholds=Thresholds(cosine=1.0))
+    assert [one.features.found for one in strict.overlaps] == [0, 0]
+    assert {one.hash for one in report.overlaps} == {None}
 
 
 def test_text_and_json_say_the_same(planted: tuple[Path, Path]) -> None:
     text = CliRunner().invoke(evaluate, ["leakage", str(planted[0])])
     assert text.exit_code == 0, text.output
-    assert "set test in train: 1 exact, 1 near of 30 images; nearest: median 0." in text.output
+    assert "set test in train: 1 exact, 1 near by features of 30 images\n" in text.output
+    assert "  nearest neighbours, median and closest: cosine 0." in text.output
     assert "  exact: test0 = train5" in text.output
-    assert "set test inside (other groups): 2 exact, 2 near of 30 images" in text.output
+    assert "set test inside (other groups): 2 exact, 2 near by features of 30 images" in text.output
     assert "  ... and 1 more; --json lists all" in text.output
     corpus = CliRunner().invoke(evaluate, ["leakage", str(planted[0]), "--training", str(planted[1])])
     assert f"training corpus {planted[1]}" in corpus.output
-    assert "set test in training corpus: 1 exact, 1 near of 30 images" in corpus.output
+    assert "set test in training corpus: 1 exact, 1 near by features of 30 images" in corpus.output
     content = json.loads(CliRunner().invoke(evaluate, ["leakage", str(planted[0]), "--json"]).output)
     assert [one["exact"] for one in content["overlaps"]] == [1, 2]
     assert len(content["overlaps"][1]["pairs"]) == 4
@@ -118,7 +125,10 @@ def test_what_cannot_be_compared_is_said(planted: tuple[Path, Path]) -> None:
         find_leakage(suite, model="beta")
     for wrong in (0.0, 1.5, float("nan")):
         with pytest.raises(MmkdError, match="is no threshold; give one above 0 and up to 1"):
-            find_leakage(suite, cosine=wrong)
+            Thresholds(cosine=wrong)
+    for many in (-1, 32):
+        with pytest.raises(MmkdError, match=f"{many} differing bits are no threshold"):
+            Thresholds(bits=many)
 
 
 @given(st.integers(1, 30), st.integers(0, 30), st.integers(1, 7), st.integers(0, 99))
@@ -131,3 +141,99 @@ def test_nearest_in_blocks_is_the_argmax_of_the_whole_matrix(n: int, m: int, ste
     scores = np.where(own[:, None] == group, -np.inf, queries @ rows.T) if m else np.full((n, 1), -np.inf)
     assert best.tolist() == scores.max(axis=1).tolist()
     assert where.tolist() == np.where(scores.max(axis=1) > -np.inf, scores.argmax(axis=1), -1).tolist()
+
+
+def scene(seed: int) -> Image.Image:
+    """A picture like no other: smooth blobs."""
+    noise = np.random.default_rng(seed).integers(0, 256, size=(120, 160), dtype=np.uint8)
+    blurred = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(8)), dtype=np.float64)
+    return Image.fromarray(((blurred - blurred.min()) / np.ptp(blurred) * 255).astype(np.uint8))
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite of 12 train and 8 test images whose features are all unrelated; six test images hold something else.
+
+    test0: train0 as JPEG. test1: train1 at half the size. test2: train2, brighter. test3: blank, as train3 is.
+    test4: the file is gone. test5: the file was replaced by train5.
+    """
+    folder = tmp_path_factory.mktemp("pictures")
+    train = [encoded(scene(i), "PNG") for i in range(12)]
+    train[3] = encoded(Image.new("L", (64, 64), 7), "PNG")
+    test = [encoded(scene(100 + i), "PNG") for i in range(8)]
+    test[0] = encoded(scene(0), "JPEG", quality=30)
+    test[1] = encoded(scene(1).resize((80, 60)), "PNG")
+    test[2] = encoded(scene(2).point(lambda value: min(255, value * 1.2)), "PNG")
+    test[3] = encoded(Image.new("RGB", (90, 50), (200, 9, 9)), "PNG")
+    rows = []
+    for split, images in (("train", train), ("test", test)):
+        for i, data in enumerate(images):
+            (folder / f"{split}{i}").write_bytes(data)
+            digest = hashlib.sha256(data).hexdigest()
+            row = {"key": f"{split}{i}", "uri": f"{split}{i}", "split": split, "patient": f"{split}{i}"}
+            rows.append(row | {"image_sha256": digest})
+    (folder / "test4").unlink()
+    (folder / "test5").write_bytes(train[5])
+    make(folder / "store", rows, np.random.default_rng(0).normal(size=(20, DIM)))
+    spec = {"dataset": "set", "tasks": ["retrieval"], "rows": {name: {"split": name} for name in ("train", "test")}}
+    (folder / "suite.yaml").write_text(yaml.safe_dump({"suite": "seen", "store": "store", "datasets": [spec]}))
+    return folder
+
+
+def test_copies_that_were_saved_scaled_or_brightened_are_found_by_hash(pictured: Path) -> None:
+    kept = pictured / "hashes.parquet"
+    arguments = ["leakage", str(pictured / "suite.yaml"), "--hashes", str(kept), "--json"]
+    content = json.loads(CliRunner().invoke(evaluate, arguments).stdout)
+    inside_train = content["overlaps"][0]
+    assert {(pair["kind"], pair["key"], pair["other"]) for pair in inside_train["pairs"]} == {
+        ("hash", f"test{i}", f"train{i}") for i in range(3)
+    }
+    assert max(pair["bits"] for pair in inside_train["pairs"]) <= 4
+    # Without test3 (blank), test4 (gone) and test5 (another image than the one whose features are stored).
+    assert (inside_train["hash"]["compared"], inside_train["hash"]["found"]) == (5, 3)
+    assert content["overlaps"][1]["pairs"] == []
+    assert content["overlaps"][1]["hash"]["typical"] > 15  # unrelated pictures differ in about half of the bits
+
+    loose = find_leakage(load_suite(pictured / "suite.yaml"), None, None, Thresholds(bits=31), hashes(kept))
+    assert loose.overlaps[0].hash is not None
+    assert loose.overlaps[0].hash.found == 5
+    text = loose.text()
+    assert "by perceptual hashes that differ in 31 of 64 bits or fewer" in text
+    assert "  3 images have no hash: gone, changed, or of one colour" in text
+
+
+def hashes(file: Path, said: list[str] | None = None) -> ImageHashes:
+    return ImageHashes(file, (said if said is not None else []).append)
+
+
+def test_an_image_is_read_once(pictured: Path, tmp_path: Path) -> None:
+    suite, said = load_suite(pictured / "suite.yaml"), []
+    first = find_leakage(suite, hashes=hashes(tmp_path / "h.parquet", said))
+    assert [line.split(" images")[0] for line in said] == ["reading 12", "reading 8"]
+    said.clear()
+    again = find_leakage(suite, hashes=hashes(tmp_path / "h.parquet", said))
+    assert again == first
+    assert [line.split(" images")[0] for line in said] == ["reading 2"]  # the two that were not there before
+    (tmp_path / "h.parquet").write_bytes(b"no")
+    with pytest.raises(MmkdError, match=r"h.parquet is no file of image hashes; name another, or delete it"):
+        hashes(tmp_path / "h.parquet")
+
+
+def test_a_hash_is_the_signs_of_low_frequencies() -> None:
+    """Computed again from the definition, with another transform of the same name."""
+    from scipy.fft import dctn
+
+    picture = scene(42)
+    grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    low = dctn(grey, type=2)[:8, :8]
+    expected = np.where(low > np.median(low), 1.0, -1.0).reshape(-1)
+    value = perceptual_hash(picture)
+    assert value is not None
+    assert as_signs(np.array([value], dtype=np.uint64)).tolist() == [expected.tolist()]
+    assert perceptual_hash(Image.new("L", (40, 40), 9)) is None

@@ -275,64 +275,6 @@ def test_one_and_four_workers_any_threads_any_batch(scene: Scene, tmp_path: Path
         assert scene.same(store)
 
 
-LOADER = """
-import os, torch
-from pathlib import Path
-from mmkd.extract.teachers import describe_teacher, load_teacher
-
-def inner(spec):
-    return spec.model_copy(update={"source": "local-dir:" + spec.source.partition(":")[2], "loader": "auto"})
-
-class Failing:
-    def __init__(self, teacher):
-        self.teacher, self.calls = teacher, 0
-    def __getattr__(self, name):
-        return getattr(self.teacher, name)
-    def encode_images(self, pixels):
-        self.calls += 1
-        left = Path(os.environ.get("FAULTS_LEFT", "/nonexistent"))
-        if self.calls >= 12 and left.exists() and (number := int(left.read_text())):
-            left.write_text(str(number - 1))
-            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
-        return self.teacher.encode_images(pixels)
-
-class Loader:
-    def describe(self, spec):
-        return describe_teacher(inner(spec))
-    def load(self, spec, card, device):
-        return Failing(load_teacher(inner(spec), card, device))
-
-LOADER = Loader()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("faults", [1, 3])
-def test_a_teacher_that_raises_on_one_batch(scene: Scene, tmp_path: Path, faults: int) -> None:
-    """Once: the shard is done again and nobody notices. Each of three times: the shard is lost, the others are not."""
-    info = tmp_path / "failing-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[mmkd.teachers]\nfailing = failing_teacher:LOADER\n")
-    (tmp_path / "failing_teacher.py").write_text(LOADER)
-    (tmp_path / "left").write_text(str(faults))
-    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = os.environ | {"PYTHONPATH": path, "FAULTS_LEFT": str(tmp_path / "left")}
-    store = tmp_path / "store"
-    command = [*scene.command(store, "--workers", 1)]
-    command[command.index("--teachers") + 1] = f"tiny=failing:{scene.teacher}"
-    done = ended(command, env=environment)
-    assert "Traceback" not in done.stderr
-    if faults == 3:
-        assert done.returncode == 1
-        assert "lost: shard 1: RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED" in done.stdout
-        assert entries(store) == ROWS // SHARD - 1
-        done = ended(command, env=environment)
-        assert "1 shards to do" in done.stdout
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert scene.same(store)
-
-
 @pytest.mark.slow
 def test_a_run_with_too_many_failures_stops(scene: Scene, tmp_path: Path) -> None:
     table, _ = poisoned(scene, tmp_path, "pass")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from planted_faults import HOLE, NAN_ROW, ROWS, SCRIPT, TWINS, make_faults
+from terminal import in_terminal
 from tiny_corpus import write_table_corpus
 from tiny_store import make_card, make_store
 from tiny_teachers import write_tiny_teacher
 
-from mmkd.cli.store.preview import preview
+from mmkd.cli.store.preview import draw
 from mmkd.cli.store.show import neighbors as neighbors_command
 from mmkd.cli.store.show import show
 from mmkd.cli.store.tables import printable
@@ -174,21 +176,33 @@ def test_pictures_stay_inside_the_corpus(faults: FeatureStore) -> None:
 def test_a_preview_needs_a_terminal_and_its_package(faults: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(faults.record.corpus.root, sample_rows(faults, [3]).to_pylist()[0])
     with pytest.raises(UserError, match="the output is none"):
-        preview(image)
-    from mmkd.cli.store.preview import drawn
+        draw(image)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "textual_image.renderable", None)
+    with pytest.raises(UserError, match=r"needs the package 'textual_image\.renderable'.*mmkd\[terminal\]"):
+        draw(image)
 
-    monkeypatch.setitem(sys.modules, "term_image.exceptions", None)
-    with pytest.raises(UserError, match="needs the package"):
-        drawn(image)
 
-
-def test_a_picture_is_drawn_in_colours(faults: FeatureStore) -> None:
-    pytest.importorskip("term_image", reason="term-image is not installed: pip install 'mmkd[terminal]'")
-    from mmkd.cli.store.preview import drawn
-
-    text = drawn(picture(faults.record.corpus.root, sample_rows(faults, [3]).to_pylist()[0]))
-    assert text.count("\n") == 23
-    assert "90;80;200" in text
+@pytest.mark.parametrize(
+    ("answers", "drawn"),
+    [
+        ({b"\x1b[c": b"\x1b[?62;4;22c"}, rb"\x1bP[0-9;]*q.*\x1b\\"),  # VT level 2 with Sixel
+        (
+            {b"\x1b[c": b"\x1b[?62;22c", b"\x1b_G": b"\x1b_Gi=31;OK\x1b\\"},
+            rb"\x1b_G[^\x1b]*f=100[^\x1b]*;iVBOR",
+        ),  # Kitty
+        ({}, rb"\x1b\[38;2;90;80;200;48;2;90;80;200m\xe2\x96\x80"),  # a terminal that says nothing: half blocks
+    ],
+    ids=["sixel", "kitty", "blocks"],
+)
+def test_a_picture_is_drawn_as_the_terminal_says_it_can(
+    faults: FeatureStore, answers: dict[bytes, bytes], drawn: bytes
+) -> None:
+    pytest.importorskip("textual_image", reason="textual-image is not installed: pip install 'mmkd[terminal]'")
+    status, said = in_terminal(["store", "show", str(faults.root), "row:3", "--image"], answers)
+    assert status == 0, said
+    assert re.search(drawn, said, re.DOTALL), said[-2000:]
+    assert b"caption 3" in said
 
 
 def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path) -> None:

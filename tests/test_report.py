@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mmkd.store.writer import create_store
 pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
 pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'mmkd[inspect]'")
 
+from mmkd.cli.main import cli
 from mmkd.cli.store.report import report
 from mmkd.store.report.content import Content, Options
 from mmkd.store.report.page import write_report
@@ -68,6 +71,68 @@ def test_every_planted_fault_is_on_the_page(page: tuple[Path, Content]) -> None:
     data = embedded(page[0])
     assert data["charts"]["coverage"]["data"][0]["z"] is not None
     assert {found["teacher"] for found in data["map"]["projections"]} == set(page[1].info.cards)
+
+
+FAULTS = {
+    # What to look for, and where: `info` reads the ledger and the sample table, `stats` and `report` features too.
+    "holed lacks 1 of 5 shards (3)": ("info", "stats", "report"),
+    "22 rows (2.0%) failed in part or whole": ("info", "stats", "report"),
+    "broken image: 1 rows not finite and 1 zero although called sound (row 40, 41)": ("stats", "report"),
+    "dead image: 1 of 32 dimensions are dead (5)": ("stats", "report"),
+    "dead image: 1 of 32 dimensions are constant (7)": ("stats", "report"),
+    "base: 1 image features repeat an earlier row's (files not hashed): rows 10, 20": ("stats", "report"),
+    "shifted: captions are shifted: images fit the caption +1 rows away": ("stats", "report"),
+    "noise: captions do not fit images": ("stats", "report"),
+    "base and broken and rotated and same and shifted see images alike (CKA 1.0000": ("stats", "report"),
+}
+
+
+def test_every_planted_fault_is_seen_where_its_cause_is_read(page: tuple[Path, Content]) -> None:
+    root = page[1].info.summary.root
+    printed = {
+        "info": CliRunner().invoke(cli, ["store", "info", root]).stdout,
+        "stats": CliRunner().invoke(cli, ["store", "stats", root]).stdout,
+        "report": unescape(page[0].read_text()),
+    }
+    data = {
+        name: json.loads(CliRunner().invoke(cli, ["store", name, root, "--json"]).stdout) for name in ("info", "stats")
+    }
+    texts = {name: [finding["text"] for finding in content["findings"]] for name, content in data.items()}
+    for fault, places in FAULTS.items():
+        assert [name for name in printed if fault in printed[name]] == list(places), fault
+        for name, found in texts.items():
+            assert any(text.startswith(fault) for text in found) == (name in places), fault
+    assert "mmkd store stats" in printed["info"].splitlines()[-1]
+
+
+def test_every_number_leads_to_a_command_that_gives_it(page: tuple[Path, Content]) -> None:
+    text = page[0].read_text()
+    commands = {
+        name: unescape(line)
+        for name, line in re.findall(r'<dt id="command-([^"]+)">.*?</dt><dd><code>(.*?)</code>', text)
+    }
+    cells = re.findall(r'<td class="n[^"]*">(.*?)</td>', text)
+    assert len(cells) > 250
+    for cell in cells:
+        found = re.fullmatch(r'<a class="number" href="#command-([^"]+)" title="[^"]+" tabindex="-1">[^<]+</a>', cell)
+        assert found is not None, cell
+        assert found[1] in commands
+    assert set(re.findall(r'href="#command-([^"]+)"', text)) <= set(commands)
+    # The commands are real: each runs as it stands, once its placeholder is filled in.
+    for name, line in commands.items():
+        words = [{"KEY": "k3", "shard:N": "shard:3"}.get(word, word) for word in shlex.split(line)]
+        words += ["row:3"] if name == "row" else []
+        words = [str(page[0].parent / word) if word in ("report.html", "rows.parquet") else word for word in words]
+        assert words[0] == "mmkd"
+        done = CliRunner().invoke(cli, words[1:])
+        assert done.exit_code == 0, (line, done.output)
+    # And gives the number: the broken rows of `broken`, from the command that its cell links to.
+    (row,) = re.findall(r"<th scope=\"row\">broken images</th>(.*?)</tr>", text)
+    told = re.findall(r'href="#command-([^"]+)"[^>]*>([^<]+)<', row)
+    assert told[1] == ("stats-broken", "2")
+    found = CliRunner().invoke(cli, [*shlex.split(commands["stats-broken"])[1:], "--json"])
+    tower = json.loads(found.stdout)["towers"][0]
+    assert tower["not_finite"] + tower["zero"] == 2
 
 
 def test_a_caption_is_text_in_the_markup_and_in_the_data(page: tuple[Path, Content]) -> None:

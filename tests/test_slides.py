@@ -55,6 +55,15 @@ def test_tiles_lie_where_the_tissue_is(tmp_path: Path) -> None:
     assert len(more) == 48
 
 
+def test_regions_are_squares_of_tiles_and_a_slides_own_scale_goes_first(tmp_path: Path) -> None:
+    write_slide(tmp_path / "a.tiff")  # says 0.25
+    # Columns 2 to 5 and rows 1 to 3 of tiles of 128; squares of two by two of them.
+    _, rows = rows_of(tmp_path, "path: a.tiff\ntile: 64\nmpp: 0.5\nmin_tissue: 1.0\nregion: 2\nslide_mpp: 0.5")
+    names = [f"a@{column},{row}" for row in (0, 1, 1) for column in (1, 1, 2, 2)]
+    assert [row.labels["region"] for row in rows] == names
+    assert {row.labels["side"] for row in rows} == {"128"}
+
+
 def test_labels_from_a_table(tmp_path: Path) -> None:
     write_slide(tmp_path / "one.tiff")
     write_slide(tmp_path / "two.tiff")

@@ -22,11 +22,13 @@ def info(path: str, as_json: bool) -> None:
     """One screen: rows, failures by reason, a map of shards, seconds, bytes, selections, and who made it."""
     from mmkd.cli.store.screen import info_lines, prints_blocks
     from mmkd.store import FeatureStore
+    from mmkd.store.inspect.findings import store_findings
     from mmkd.store.inspect.info import store_info
 
     found = store_info(FeatureStore.open(path))
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=1))
+        findings = [asdict(finding) for finding in store_findings(found)]
+        click.echo(json.dumps(found.as_json() | {"findings": findings}, indent=1))
     else:
         click.echo("\n".join(info_lines(found, ascii_only=not prints_blocks())))
 

@@ -1,4 +1,4 @@
-"""A picture in the terminal: Kitty's or iTerm2's graphics where the terminal has them, else coloured half blocks."""
+"""A picture in the terminal: Sixel or Kitty's graphics where the terminal says it has them, else half blocks."""
 
 from __future__ import annotations
 
@@ -13,31 +13,24 @@ if TYPE_CHECKING:
 HEIGHT_LINES = 24
 
 
-def preview(image: Image.Image) -> str:
-    """What to print for a picture, at most `HEIGHT_LINES` lines high.
+def draw(image: Image.Image) -> None:
+    """Draw a picture into the terminal, at most `HEIGHT_LINES` lines high and as wide as the terminal.
+
+    The terminal is asked what it can (0.1 s where it does not answer).
 
     Raises:
-        UserError: no terminal, or the package that draws is not installed.
+        UserError: standard output is no terminal, or the package that draws is not installed.
     """
     if not sys.stdout.isatty():
         raise UserError("--image draws into a terminal, and the output is none; leave --image out")
-    return drawn(image)
-
-
-def drawn(image: Image.Image) -> str:
-    """The picture as text with colour codes.
-
-    Raises:
-        UserError: the package `term-image` is not installed.
-    """
     try:
-        from term_image.exceptions import TermImageError
-        from term_image.image import AutoImage
+        from rich.console import Console
+        from textual_image.renderable import Image as Drawing
     except ModuleNotFoundError as error:
         raise UserError(
             f"--image needs the package {error.name!r}: pip install 'mmkd[terminal]', or leave --image out"
         ) from error
-    try:
-        return str(AutoImage(image.convert("RGB"), height=HEIGHT_LINES))
-    except TermImageError as error:
-        raise UserError(f"the terminal cannot show the picture: {error}; leave --image out") from error
+    # An `auto` side follows from the other and the picture's shape: a wide picture is bound by the terminal's width.
+    console = Console()
+    columns = min(console.width, round(2 * HEIGHT_LINES * image.width / image.height))
+    console.print(Drawing(image.convert("RGB"), width=max(columns, 1), height="auto"))

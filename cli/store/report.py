@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.cli.store.group import store
-from mmkd.cli.store.stats import finding_lines, sample_rows
+from mmkd.cli.store.stats import sample_rows
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.projection import Method
@@ -28,6 +28,7 @@ def report(
     path: Path, out: Path, teachers: str | None, sample: str, seed: int, projection: Method, as_json: bool
 ) -> None:
     """Write one self-contained page: coverage, distributions, agreement, a map, odd rows and failures."""
+    from mmkd.cli.store.screen import finding_lines
     from mmkd.store import FeatureStore
     from mmkd.store.report.content import Options
     from mmkd.store.report.page import write_report
@@ -39,7 +40,8 @@ def report(
     size = out.stat().st_size
     if as_json:
         findings = [asdict(finding) for finding in content.findings]
-        click.echo(json.dumps({"page": str(out), "bytes": size, "findings": findings}, indent=1))
+        odd = [asdict(outlier) for outlier in content.outliers]
+        click.echo(json.dumps({"page": str(out), "bytes": size, "findings": findings, "odd_rows": odd}, indent=1))
         return
     click.echo(f"{out}: {size / 1e6:.1f} MB, opens in any browser, needs no network")
-    click.echo("\n".join(finding_lines(list(content.findings))))
+    click.echo("\n".join(finding_lines(content.findings)))

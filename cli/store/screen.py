@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.findings import store_findings
 from mmkd.store.inspect.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.activity import Activity
+    from mmkd.store.inspect.findings import Finding
     from mmkd.store.inspect.info import StoreInfo
 
 REASONS = 10
@@ -46,8 +49,10 @@ def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
     yield from _teacher_lines(info)
     yield from _map_lines(info, ascii_only)
     for selection in info.selections:
-        yield f"selection {selection.name}: {' x '.join(map(str, selection.shape))}"
+        yield f"selection {selection.name}: {selection.kept:,} of {selection.available:,} pairs kept"
     yield from _activity_lines(info.activity, summary.complete)
+    yield from finding_lines(store_findings(info))
+    yield f"features were not looked at; next: mmkd store stats {quote(summary.root)}"
 
 
 def _teacher_lines(info: StoreInfo) -> Iterator[str]:
@@ -86,3 +91,10 @@ def _activity_lines(activity: Activity, complete: bool) -> Iterator[str]:
         yield f"written   {activity.last_write}, {ago} ago{going_on}"
     if not complete and not activity.running:
         yield "not complete: run the same `mmkd extract` command again to go on"
+
+
+def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """Findings, faults first."""
+    for finding in sorted(findings, key=lambda finding: finding.severity):
+        yield f"{finding.severity:7}  {finding.text}"
+        yield f"         see: {finding.command}"

@@ -50,7 +50,7 @@ def show(path: Path, what: str, with_image: bool, teachers: str | None, seed: in
     view = view_row(source, find_row(source, what), teachers.split(",") if teachers else None, seed=seed)
     click.echo(json.dumps(asdict(view), indent=1) if as_json else "\n".join(_row_lines(view)))
     if with_image:
-        click.echo(_picture(view))
+        _draw_picture(view)
 
 
 @store.command()
@@ -196,15 +196,15 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
     )
 
 
-def _picture(view: RowView) -> str:
-    from mmkd.cli.store.preview import preview
+def _draw_picture(view: RowView) -> None:
+    from mmkd.cli.store.preview import draw
     from mmkd.store.images import ImageError
     from mmkd.store.inspect.pictures import picture
 
     try:
-        return preview(picture(view.corpus_root, view.sample))
+        draw(picture(view.corpus_root, view.sample))
     except ImageError as error:
-        return f"no picture: {error}"
+        click.echo(f"no picture: {error}")
 
 
 def _short(caption: str | None) -> str:

@@ -44,7 +44,8 @@ def sample_rows(text: str) -> int | None:
 def stats(path: Path, teachers: str | None, sample: str, seed: int, as_json: bool) -> None:
     """Norms, cosines, retrieval, isotropy, repeats, dead dimensions, and how far teachers agree."""
     from mmkd.store import FeatureStore
-    from mmkd.store.inspect.findings import statistics_findings
+    from mmkd.store.inspect.findings import statistics_findings, store_findings
+    from mmkd.store.inspect.info import store_info
     from mmkd.store.inspect.statistics import store_statistics
 
     wanted = sample_rows(sample)
@@ -54,21 +55,13 @@ def stats(path: Path, teachers: str | None, sample: str, seed: int, as_json: boo
             bar.total = every
             bar.update(done - bar.n)
 
-        found = store_statistics(
-            FeatureStore.open(path), teachers.split(",") if teachers else None, wanted, seed, progress
-        )
-    findings = list(statistics_findings(found))
+        opened = FeatureStore.open(path)
+        found = store_statistics(opened, teachers.split(",") if teachers else None, wanted, seed, progress)
+    findings = [*store_findings(store_info(opened)), *statistics_findings(found)]
     if as_json:
         click.echo(json.dumps(found.as_json() | {"findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
         click.echo("\n".join(_lines(found, findings)))
-
-
-def finding_lines(findings: list[Finding]) -> Iterator[str]:
-    """Findings, faults first."""
-    for finding in sorted(findings, key=lambda finding: finding.severity):
-        yield f"{finding.severity:7}  {finding.text}"
-        yield f"         see: {finding.command}"
 
 
 def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
@@ -104,6 +97,8 @@ def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
         ],
     )  # fmt: skip
     yield from _agreement_lines(found)
+    from mmkd.cli.store.screen import finding_lines
+
     yield from finding_lines(findings)
     if not findings:
         yield "nothing conspicuous"

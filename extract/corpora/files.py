@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import IO, ClassVar
 
 from mmkd.extract.corpora.row import Part
@@ -17,6 +18,8 @@ class FileCorpus(Frozen):
 
     path: str
     """Path or URL. In a corpus.yaml, relative to it."""
+    only: tuple[str, ...] = ()
+    """Patterns of the files to read (`train-*.parquet`) or folders of them; all when not given."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
 
@@ -57,7 +60,8 @@ class FileCorpus(Frozen):
         try:
             if not self._is_folder:
                 return [self.place.listed()]
-            return [file for file in self.place.files() if file.name.lower().endswith(self.suffixes)]
+            files = (file for file in self.place.files() if file.name.lower().endswith(self.suffixes))
+            return [file for file in files if not self.only or fits(file.name, self.only)]
         except OSError as error:
             raise unlistable(self.place, error) from error
 
@@ -75,6 +79,11 @@ class FileCorpus(Frozen):
             return self.base.join(part.name).open()
         except OSError as error:
             raise unlistable(self.base.join(part.name), error) from error
+
+
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern means this file or folder, itself or by a folder above it."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*") for pattern in patterns)
 
 
 def unlistable(place: Place, error: OSError) -> CorpusError:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from mmkd.extract.corpora.files import FileCorpus, unlistable
+from mmkd.extract.corpora.describing import described_corpus
+from mmkd.extract.corpora.files import unlistable
 from mmkd.extract.corpora.row import Corpus
-from mmkd.store.errors import ConfigError, CorpusError
+from mmkd.store.errors import CorpusError
 from mmkd.store.place import Place
-from mmkd.store.yaml_config import read_mapping, validated
 
 # kind: module, class, extra.
 _KINDS: dict[str, tuple[str, str, str]] = {
@@ -21,6 +21,9 @@ _KINDS: dict[str, tuple[str, str, str]] = {
     "imagefolder": ("image_folder", "ImageFolderCorpus", "extract"),
     "dicom": ("dicom", "DicomCorpus", "dicom"),
     "slides": ("slides", "SlidesCorpus", "wsi"),
+    "medmnist": ("medmnist", "MedMnistCorpus", "extract"),
+    "listfile": ("list_file", "ListFileCorpus", "extract"),
+    "vqa": ("questions", "QuestionsCorpus", "extract"),
 }
 TABLES = (".csv", ".tsv", ".jsonl")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2")
@@ -28,11 +31,14 @@ _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
 _DICOM = (".dcm", ".dicom", ".ima")
 _KIND_OF = (
     dict.fromkeys(TABLES, "table")
-    | {".tar": "webdataset", ".parquet": "parquet"}
+    | {".tar": "webdataset", ".parquet": "parquet", ".npz": "medmnist"}
     | dict.fromkeys(_DICOM, "dicom")
     | dict.fromkeys(_SLIDES, "slides")
 )
-_EXPECTED = "a CSV/TSV/JSONL or Parquet file, a .tar, a DICOM file, a slide, a folder of one of these, or a corpus.yaml"
+_EXPECTED = (
+    "a CSV/TSV/JSONL or Parquet file, a .tar, an .npz, a DICOM file, a slide, a folder of one of these, "
+    "or a corpus.yaml"
+)
 
 
 def open_corpus(location: str) -> Corpus:
@@ -41,7 +47,7 @@ def open_corpus(location: str) -> Corpus:
     Args:
         location: path or URL of a CSV, TSV, JSONL or Parquet file, a `.tar`, a DICOM file or a slide; of a folder that
             holds tars, Parquet files, one table, DICOM files, slides, or folders of images; or of a `.yaml` that
-            describes a corpus (its `kind` and that reader's fields).
+            describes a corpus (its `kind` and that reader's fields) or an evaluation set (`dataset`, `source`).
 
     Raises:
         CorpusError: it does not exist, or is none of these.
@@ -53,7 +59,7 @@ def open_corpus(location: str) -> Corpus:
         if not place.exists():
             raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
         if place.suffix in (".yaml", ".yml"):
-            return _described(place)
+            return described_corpus(place, {kind: functools.partial(_reader, kind) for kind in _KINDS})
         if place.suffix in _KIND_OF and not place.is_dir():
             reader: Corpus = _reader(_KIND_OF[place.suffix])(path=location)
             return reader
@@ -112,22 +118,3 @@ def _exact(place: Place, lower: str) -> str:
 
 def _says_dicom(place: Place, lower: str) -> bool:
     return place.join(_exact(place, lower)).read(128, 4) == b"DICM"
-
-
-def _described(place: Place) -> Corpus:
-    if place.remote:
-        raise CorpusError(f"{place} is a description behind a URL; copy it here, its paths may stay URLs")
-    path = Path(place.url)
-    content = read_mapping(path)
-    kind = content.get("kind")
-    if kind not in _KINDS:
-        raise ConfigError(f"{path}: kind is {kind!r}, expected one of {', '.join(map(repr, _KINDS))}")
-    # Paths in a description are relative to the description, so that the two can move together.
-    for name in ("path", "images", "slide_table"):
-        if isinstance(content.get(name), str):
-            content[name] = str(place.parent.join(content[name]))
-    corpus = validated(_reader(kind), content, path)
-    if isinstance(corpus, FileCorpus) and not corpus.place.exists():
-        raise CorpusError(f"{path} names {corpus.path}, which does not exist")
-    described: Corpus = corpus
-    return described

@@ -48,6 +48,8 @@ class SlidesCorpus(FileCorpus):
     """Share of a tile that must be tissue."""
     slide_mpp: float | None = Field(default=None, gt=0)
     """For slides that do not say their own."""
+    region: int | None = Field(default=None, gt=0)
+    """Tiles along the side of a square whose tiles get the same label `region`: bags smaller than a slide."""
     slide_table: str | None = None
     """CSV with a column `slide` (file name without suffix), where known `patient`, and any labels."""
 
@@ -56,7 +58,8 @@ class SlidesCorpus(FileCorpus):
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """`slide`, `patient`, the tile's level-0 corner `x` and `y`, its level-0 `side`, then the table's own."""
-        return ("slide", "patient", "x", "y", "side", *self._table[0])
+        region = () if self.region is None else ("region",)
+        return ("slide", "patient", "x", "y", "side", *region, *self._table[0])
 
     def settings(self) -> str:
         """All fields but the paths, and the table's content."""
@@ -75,6 +78,8 @@ class SlidesCorpus(FileCorpus):
             sides, fault = self._side(slide)
             if fault is None:
                 for x, y in tissue_tiles(slide, sides, self.min_tissue):
+                    if self.region is not None:
+                        labels["region"] = f"{slide_id}@{x // sides // self.region},{y // sides // self.region}"
                     yield CorpusRow(
                         key=f"{part.name}#{x},{y}",
                         caption=None,
@@ -91,8 +96,8 @@ class SlidesCorpus(FileCorpus):
     def _side(self, slide: openslide.OpenSlide) -> tuple[int, str | None]:
         """A tile's side in level-0 pixels, or why there is none."""
         try:
-            mpp = self.slide_mpp or float(slide.properties[openslide.PROPERTY_NAME_MPP_X])
-        except (KeyError, ValueError):
+            mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, self.slide_mpp or "nothing"))
+        except ValueError:
             return 0, "slide: does not say its micrometres a pixel (set slide_mpp)"
         if not math.isfinite(mpp) or not mpp > 0:
             return 0, "slide: does not say its micrometres a pixel (set slide_mpp)"
@@ -120,7 +125,7 @@ class SlidesCorpus(FileCorpus):
         if "slide" not in names:
             raise CorpusError(f"{place} has no column 'slide'; it has {', '.join(names)}")
         further = tuple(name for name in names if name not in ("slide", "patient"))
-        taken = (FIXED_NAMES | {"x", "y", "side"}) & set(further)
+        taken = (FIXED_NAMES | {"x", "y", "side", "region"}) & set(further)
         if taken:
             raise CorpusError(f"{place}: column {min(taken)!r} has the name of a column of the sample table; rename it")
         return further, {

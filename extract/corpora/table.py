@@ -1,10 +1,12 @@
-"""Corpora listed in a CSV, TSV or JSONL file, with images in a folder beside it."""
+"""Corpora listed in CSV, TSV or JSONL files, with images in a folder beside them."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from string import Formatter
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -15,13 +17,16 @@ from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.records import Dialect, Record, json_records, known_encoding, separated_records
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
 from mmkd.store.errors import CorpusError
-from mmkd.store.place import Place
+from mmkd.store.place import Listed, Place
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class TableCorpus(FileCorpus):
-    """A table of image paths and captions. As YAML, this is the content of `corpus.yaml`."""
+    """A table of image paths and captions, or a folder of tables with the same columns.
+
+    As YAML, this is the content of `corpus.yaml`.
+    """
 
     kind: Literal["table"] = "table"
     images: str | None = None
@@ -31,6 +36,8 @@ class TableCorpus(FileCorpus):
     """Columns that pass into the sample table; all others when not given."""
     captions: Captions = "first"
     """Of a JSON list of captions the first that is not blank, or a row for each."""
+    caption_template: str | None = None
+    """Makes the caption of columns, for clinical tables: `{age}-year-old {sex}`. Where a cell is empty: unknown."""
     column_names: tuple[str, ...] | None = None
     """Names of the columns of a CSV or TSV without a header."""
     encoding: str = "utf-8"
@@ -54,6 +61,13 @@ class TableCorpus(FileCorpus):
             raise ValueError(f"delimiter is {text!r}, expected one character")
         return text
 
+    @field_validator("caption_template")
+    @classmethod
+    def _template_names_columns(cls, template: str | None) -> str | None:
+        if template is not None and not template_columns(template):
+            raise ValueError(f"caption_template {template!r} names no column; write {{age}} where the cell goes")
+        return template
+
     @property
     def root(self) -> str:
         """The image folder, absolute."""
@@ -62,20 +76,21 @@ class TableCorpus(FileCorpus):
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Label columns, in the table's order; of JSONL, every name that any line has."""
-        if self.label_columns is None and self.place.suffix == ".jsonl":
-            header = list(dict.fromkeys(name for record in self._records() for name in record.values))
+        names = self._first.name.lower()
+        if self.label_columns is None and names.endswith(".jsonl"):
+            header = list(dict.fromkeys(name for record in self._records(self._first.name) for name in record.values))
         else:
             header = list(self._header)
         return label_names(self.label_columns, self._roles, header, self.path)
 
     def parts(self) -> Sequence[Part]:
-        """The table; its stamp is the SHA-256 of its bytes, so that a mere copy is the same corpus."""
-        try:
-            with self.place.open() as file:
-                content = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto of IO
-                return [Part(self.place.name, self.place.listed().size, content.hexdigest())]
-        except OSError as error:
-            raise unlistable(self.place, error) from error
+        """The tables; a stamp is the SHA-256 of the bytes, so that a mere copy is the same corpus."""
+        found = []
+        for file in self.listed():
+            with self.opened(Part(file.name, file.size, file.stamp)) as handle:
+                content = hashlib.file_digest(handle, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto of IO
+            found.append(Part(file.name, file.size, content.hexdigest()))
+        return found
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """One row per line of the table.
@@ -83,49 +98,88 @@ class TableCorpus(FileCorpus):
         Raises:
             CorpusError: a named column is not there, or the file is not such a table.
         """
-        _ = self.labels, self._roles  # an empty table, or one without such columns, is said before the first row
-        for number, record in enumerate(self._records()):
-            yield from self._rows(number, record)
+        needed = (*self._roles.values(), *self.labels)  # an empty table is said before the first row
+        many = len(self.listed()) > 1
+        for number, record in enumerate(self._records(part.name)):
+            if number == 0 and many and not part.name.lower().endswith(".jsonl"):
+                missing = [name for name in needed if name not in record.values]
+                if missing:
+                    raise CorpusError(
+                        f"{self.path}: {part.name} has no column {missing[0]!r}, which the first table has"
+                    )
+            yield from self._rows(f"{part.name}:{number + 1}" if many else f"line-{number + 1}", record)
 
-    def _rows(self, number: int, record: Record) -> Iterator[CorpusRow]:
+    def _rows(self, fallback: str, record: Record) -> Iterator[CorpusRow]:
         role, values = self._roles, record.values
         image = _text(values, role.get("image"))
         row = CorpusRow(
-            key=(_text(values, role.get("key")) if "key" in role else image) or f"line-{number + 1}",
+            key=(_text(values, role.get("key")) if "key" in role else image) or fallback,
             caption=None,
             uri=image or None,
             modality=first_text(values.get(role["modality"])) if "modality" in role else None,
             labels={label: as_label(values.get(label)) for label in self.labels},
             fault=record.fault,
         )
-        if "caption" in role:
+        if self.caption_template is not None:
+            cells = {name: _text(values, name) or "unknown" for name in template_columns(self.caption_template)}
+            yield dataclasses.replace(row, caption=self.caption_template.format_map(cells))
+        elif "caption" in role:
             captions = caption_list(values.get(role["caption"]))
             yield from caption_rows(row, captions, self.captions)
         else:
             yield row
 
     @functools.cached_property
+    def _first(self) -> Listed:
+        """The table whose header counts."""
+        files = self.listed()
+        if not files:
+            raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
+        return files[0]
+
+    @functools.cached_property
     def _header(self) -> tuple[str, ...]:
-        first = next(self._records(), None)
+        first = next(self._records(self._first.name), None)
         if first is None:
             raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
-        return tuple(first.values)
+        header = tuple(first.values)
+        missing = [name for name in template_columns(self.caption_template or "") if name not in header]
+        if missing:
+            raise CorpusError(
+                f"{self.path} has no column {missing[0]!r} (for the caption_template); it has {', '.join(header[:20])}"
+            )
+        return header
 
     @functools.cached_property
     def _roles(self) -> dict[str, str]:
-        return roles(self.columns, self._header, self.path)
+        return roles(self.columns, self._header, self.path, texts=self.caption_template is not None)
 
-    def _records(self) -> Iterator[Record]:
-        try:
-            with self.place.open() as file:
-                if self.place.suffix == ".jsonl":
+    def _records(self, name: str) -> Iterator[Record]:
+        with self.opened(Part(name, 0, "")) as file:
+            try:
+                if name.lower().endswith(".jsonl"):
                     yield from json_records(file, self.path, self.encoding)
                     return
-                delimiter = self.delimiter or ("\t" if self.place.suffix == ".tsv" else ",")
+                delimiter = self.delimiter or ("\t" if name.lower().endswith(".tsv") else ",")
                 dialect = Dialect(delimiter, self.quotes, self.encoding, self.column_names)
                 yield from separated_records(file, self.path, dialect)
-        except OSError as error:
-            raise unlistable(self.place, error) from error
+            except OSError as error:
+                raise unlistable(self.place, error) from error
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Columns that a template names.
+
+    Raises:
+        ValueError: its braces are not in order, or it asks for more than a column's cell.
+    """
+    pieces = [piece for piece in Formatter().parse(template) if piece[1] is not None]
+    for _, name, form, conversion in pieces:
+        if not name or form or conversion or set(name) & set(".[]"):
+            raise ValueError(
+                f"caption_template: expected {{column}}, got {{{name}}}; dots, brackets and formats are not read"
+            )
+    return tuple(dict.fromkeys(str(name) for _, name, _, _ in pieces))
 
 
 def _text(values: Mapping[str, Any], column: str | None) -> str:

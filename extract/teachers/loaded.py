@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,6 +23,23 @@ from mmkd.store.errors import TeacherError
 log = logging.getLogger(__name__)
 
 _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def half_type(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in; None for float32."""
+    if precision != "auto":
+        return _HALVES.get(precision)
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """Both towers behind `torch.compile`."""
+
+    encode_image: Callable[[torch.Tensor], torch.Tensor]
+    encode_text: Callable[[torch.Tensor], torch.Tensor]
 
 
 class LoadedTeacher:
@@ -38,10 +60,10 @@ class LoadedTeacher:
         self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokeniser: Tokeniser
     ) -> None:
         model.eval().requires_grad_(False)
-        # Convolutions run 1.3 to 1.9 times as fast on channels-last weights (EfficientNet-Lite0, one core).
-        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._towers = cast(Towers, self._model)
-        self._half = _HALVES.get(precision)
+        self._model = model.to(device)
+        self._towers: Towers | _Compiled = cast(Towers, self._model)
+        self.tune()
+        self._half = half_type(precision, device)
         self._device, self._tokeniser = device, tokeniser
         self.half_precision_failures = 0
         self._card = card
@@ -49,6 +71,29 @@ class LoadedTeacher:
     def in_precision(self, precision: Precision) -> LoadedTeacher:
         """The same weights with other arithmetic."""
         return LoadedTeacher(self._card, precision, self._device, self._model, self._tokeniser)
+
+    def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
+        """Choose how the same forward pass is computed; last bits may change, and no more.
+
+        Args:
+            channels_last: order of the convolutions' weights. On by default: benchmarks/forward.py.
+            compiled: `torch.compile` both towers, each shape at its first pass.
+
+        Raises:
+            TeacherError: no C++ compiler for the CPU.
+        """
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        self._model.to(memory_format=order)
+        self._towers = cast(Towers, self._model)
+        if compiled:
+            compiler = os.environ.get("CXX", "g++")
+            if self._device.type == "cpu" and shutil.which(compiler) is None:
+                raise TeacherError(
+                    f"worker.compile needs the C++ compiler {compiler!r}, which is not here; leave it off"
+                )
+            # On a CPU shapes are fixed, and one code for several would depend on which came first.
+            compiling = partial(torch.compile, dynamic=self._device.type != "cpu")
+            self._towers = _Compiled(compiling(self._towers.encode_image), compiling(self._towers.encode_text))
 
     @property
     def card(self) -> TeacherCard:
@@ -79,9 +124,14 @@ class LoadedTeacher:
             return torch.zeros(0, self._card.context_length, dtype=torch.long), []
         return self._tokeniser(captions)
 
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Tokens that `encode_texts` takes, ascending: the context alone where padding reaches a feature."""
+        return self._tokeniser.lengths
+
     @torch.inference_mode()
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to float32 (B, D); always over the whole context, so a caption's neighbours do not matter."""
+        """int64 (B, L) to float32 (B, D), L one of `text_lengths`."""
         return self._run(tokens, self._towers.encode_text)
 
     def _run(self, inputs: torch.Tensor, tower: object) -> torch.Tensor:

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import open_clip
+import torch
+import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.transform import PreprocessCfg
+from open_clip.transformer import text_global_pool
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from torch import nn
 
@@ -84,7 +87,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         loader="open_clip",
         weights=weight_files(spec, WEIGHTS),
         preprocessing=spec.preprocessing or _preprocessing(preprocess, model["vision_cfg"].get("image_size", 224)),
-        tokeniser=_tokeniser(spec, text, forward),
+        tokeniser=_tokeniser(spec, text, forward, bool(model.get("custom_text"))),
         dim=int(model["embed_dim"]),
         vocabulary=int(forward["vocab_size"] if tower else text.get("vocab_size", CLIPTextCfg.vocab_size)),
         configuration={"model": _settings(spec, model), "transformer": forward, "rename": options.rename},
@@ -167,13 +170,14 @@ def _preprocessing(config: dict[str, Any], image_size: int | list[int]) -> Prepr
     )
 
 
-def _tokeniser(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any]) -> TokeniserPlan:
+def _tokeniser(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any], custom: bool) -> TokeniserPlan:
     """As open_clip.get_tokenizer decides: a Hugging Face tokenizer when text_cfg names one, else CLIP's BPE."""
     context = spec.context_length or int(text.get("context_length") or CLIPTextCfg.context_length)
     settings = dict(text.get("tokenizer_kwargs") or {})
     clean = settings.pop("clean", None)
+    inert = _padding_is_inert(custom, text, forward)
     if not text.get("hf_tokenizer_name"):
-        return TokeniserPlan(context, clean=clean, settings=settings, kind="clip")
+        return TokeniserPlan(context, clean=clean, settings=settings, kind="clip", inert_padding=inert)
     named = str(text["hf_tokenizer_name"])
     folder = tokenizer_folder(spec, named)
     reads_highest = not forward and text.get("pool_type", CLIPTextCfg.pool_type) == "argmax"
@@ -185,7 +189,40 @@ def _tokeniser(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any])
         settings=settings,
         kind="bert" if forward.get("model_type") == "bert" else "clip" if reads_highest else "words",
         pad_id=forward.get("pad_token_id"),
+        inert_padding=inert,
     )
+
+
+def _padding_is_inert(custom: bool, text: dict[str, Any], forward: dict[str, Any]) -> bool:
+    """Whether a caption may be cut behind its end: see `TokeniserPlan.inert_padding`."""
+    if forward:
+        # open_clip's HFTextEncoder masks padding in the tower and in every pooler.
+        return bool(forward.get("model_type") == "bert")
+    default = all(text.get(name, False) is False for name in ("no_causal_mask", "embed_cls"))
+    return default and not custom and text.get("pool_type", CLIPTextCfg.pool_type) == "argmax"
+
+
+class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
+    """open_clip's CLIP for captions that may be shorter than the context.
+
+    Source: open_clip 3.3, CLIP.encode_text; positions and mask are cut to the length of the tokens.
+    """
+
+    def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        """int64 (B, L) to (B, D)."""
+        length = text.shape[1]
+        if length == self.context_length:
+            whole: torch.Tensor = super().encode_text(text, normalize)
+            return whole
+        cast = self.transformer.get_cast_dtype()
+        states = self.token_embedding(text).to(cast) + self.positional_embedding[:length].to(cast)
+        states = self.ln_final(self.transformer(states, attn_mask=self.attn_mask[:length, :length]))
+        pooled = text_global_pool(states, text, self.text_pool_type, eos_token_id=self.text_eos_id)
+        projection = self.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        features: torch.Tensor = F.normalize(pooled, dim=-1) if normalize else pooled
+        return features
 
 
 def _build(plan: Plan) -> nn.Module:
@@ -193,7 +230,7 @@ def _build(plan: Plan) -> nn.Module:
     model_cfg = copy.deepcopy(plan.material["model"])
     with tempfile.TemporaryDirectory() as folder:
         custom = _without_downloads(model_cfg, plan.text_config, Path(folder))
-        kind = CustomTextCLIP if custom else CLIP
+        kind = CustomTextCLIP if custom else Clip
         try:
             model = cast(nn.Module, kind(**model_cfg))
         except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:

@@ -108,6 +108,7 @@ def _plan(spec: TeacherSpec) -> Plan:
             folder=tokenizer_folder(spec, named),
             kind="bert",
             pad_id=forward["pad_token_id"],
+            inert_padding=options.attention_mask,
         ),
         dim=options.dim,
         vocabulary=int(forward["vocab_size"]),

@@ -14,7 +14,11 @@ from mmkd.store import TeacherCard
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A loaded image-text encoder in evaluation mode on one device."""
+    """A loaded image-text encoder in evaluation mode on one device.
+
+    It may have an attribute `text_lengths: tuple[int, ...]`, ascending and ending in the context: `encode_texts` then
+    gets captions cut to the smallest of these that holds them. Without it, always the whole context.
+    """
 
     @property
     def card(self) -> TeacherCard:

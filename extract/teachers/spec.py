@@ -16,7 +16,8 @@ LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 AUTO = "auto"
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "auto"]
+"""`auto`: the half precision that the device has (bf16, on older GPUs fp16), float32 on a CPU."""
 
 
 class TeacherSpec(Frozen):

@@ -13,9 +13,16 @@ from mmkd.extract.teachers.fingerprint import file_sha256, settings_sha256
 from mmkd.extract.teachers.source import TOKENIZER_FILES
 from mmkd.store.errors import TeacherError
 
+# Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
+_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
 
 class Tokeniser(Protocol):
     """What a loaded teacher asks of a tokenizer."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """As `TokeniserPlan.lengths`."""
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """int64 (B, L) padded to the context, and the tokens of each caption before it is cut."""
@@ -42,6 +49,15 @@ class TokeniserPlan:
     """Id that the text tower reads as the end of a caption, where it looks for one."""
     pad_id: int | None = None
     """Id that the text tower takes for padding, where it does."""
+    inert_padding: bool = False
+    """True where nothing that stands behind a caption reaches its feature: a causal tower that reads the end token, or
+    one that masks padding and does not pool it. Such captions need not be padded to the whole context."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens that a caption may be padded to, ascending; the last is the context."""
+        shorter = (length for length in _LENGTHS if length < self.context_length)
+        return (*(shorter if self.inert_padding else ()), self.context_length)
 
     def sha256(self) -> str:
         """Hash of the tokenizer's files and of everything said above that changes an id."""
@@ -69,6 +85,7 @@ class BuiltInBpe:
 
     def __init__(self, plan: TokeniserPlan) -> None:
         self._plan = plan
+        self.lengths = plan.lengths
         self._tokenizer = SimpleTokenizer(
             context_length=plan.context_length, clean=plan.clean or "lower", **plan.settings
         )
@@ -97,6 +114,7 @@ class FolderTokeniser:
     def __init__(self, plan: TokeniserPlan) -> None:
         assert plan.folder is not None
         self._plan = plan
+        self.lengths = plan.lengths
         try:
             self._wrapped = HFTokenizer(
                 str(plan.folder),

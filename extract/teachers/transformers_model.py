@@ -90,6 +90,7 @@ def _plan(spec: TeacherSpec) -> Plan:
             clean=None,
             kind="clip" if kind == "clip" and eos == _LEGACY_EOS else "words",
             eos_id=eos if kind == "clip" and eos != _LEGACY_EOS else None,
+            inert_padding=kind == "clip",
         ),
         dim=int(
             config.projection_dim if kind == "clip" else getattr(text, "projection_size", None) or text.hidden_size

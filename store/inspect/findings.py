@@ -51,11 +51,14 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
             count = sum(last - first + 1 for first, last in holes)
             state = "being written" if info.activity.running else "missing"
             text = f"{slug} lacks {count} of {info.summary.shards} shards ({shard_ranges(holes)}): {state}"
-            yield Finding("warning" if info.activity.running else "fault", text, f"mmkd store info {root}")
+            command = f"mmkd store show {root} shard:{holes[0][0]}"
+            yield Finding("warning" if info.activity.running else "fault", text, command)
     failed = sum(info.summary.status.get(name, 0) for name in ("failed", "partial"))
     if failed > FAILED_SHARE * max(info.summary.rows, 1):
         share = failed / info.summary.rows
-        yield Finding("warning", f"{failed:,} rows ({share:.1%}) failed in part or whole", f"mmkd store info {root}")
+        yield Finding(
+            "warning", f"{failed:,} rows ({share:.1%}) failed in part or whole", f"mmkd store info {root} --json"
+        )
 
 
 def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:

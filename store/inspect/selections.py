@@ -16,6 +16,9 @@ class SelectionSummary:
     name: str
     shape: tuple[int, ...]
     """Of the array: rows and teachers."""
+    kept: int
+    """Pairs, of `available` ones when the selection was made."""
+    available: int
     attributes: dict[str, Any]
     """What was written with it: the rule, counts, digests."""
 
@@ -34,6 +37,15 @@ def selections(root: StorePath) -> list[SelectionSummary]:
         document = read_json(path)
         if document.get("node_type") == "array":
             attributes = document.get("attributes") or {}
-            content = attributes.get("mmkd", attributes)
-            found.append(SelectionSummary(path.parent.name, tuple(document.get("shape", ())), dict(content)))
+            content = attributes.get("mmkd", {})
+            pairs = content.get("counts", {}).get("pairs", {})
+            found.append(
+                SelectionSummary(
+                    name=path.parent.name,
+                    shape=tuple(document.get("shape", ())),
+                    kept=pairs.get("kept", 0),
+                    available=pairs.get("available", 0),
+                    attributes=dict(content),
+                )
+            )
     return found

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -124,18 +124,43 @@ def _map(content: Content) -> dict[str, Any]:
     return {"projections": [map_points(found) for found in content.projections], "samples": samples, "colours": colours}
 
 
-def _commands(content: Content, options: Options) -> dict[str, str]:
-    """What gives the numbers of each section, ready to be typed."""
+@dataclass(frozen=True)
+class Command:
+    """A line to be typed, and what it tells."""
+
+    what: str
+    line: str
+
+
+def _commands(content: Content, options: Options) -> dict[str, Command]:
+    """What gives the numbers of the page, by the name that its numbers link to."""
     root = quote(content.info.summary.root)
     drawn = "" if options.sample == Options().sample else f" --sample {options.sample or 'all'}"
-    seed = f" --seed {options.seed}" if options.seed else ""
+    drawn += f" --seed {options.seed}" if options.seed else ""
+    chosen = f" --teachers {','.join(options.teachers)}" if options.teachers else ""
+    projection = "" if options.projection == Options().projection else f" --projection {options.projection}"
+    slugs = [pair.slug for pair in content.statistics.pairs]
+    one = slugs[0] if slugs else "NAME"
     return {
-        "info": f"mmkd store info {root}",
-        "stats": f"mmkd store stats {root}{drawn}{seed}",
-        "failures": f"mmkd store show {root} shard:N",
-        "row": f"mmkd store show {root}",
-        "near": f"mmkd store neighbors {root} KEY --teacher NAME",
-        "verify": f"mmkd store verify {root}",
+        "info": Command("Coverage, failures, bytes, seconds, provenance", f"mmkd store info {root}"),
+        "stats": Command("All teachers, and how far they agree", f"mmkd store stats {root}{chosen}{drawn}"),
+        **{
+            f"stats-{slug}": Command(
+                f"Norms, cosines and retrieval of {slug}", f"mmkd store stats {root} --teachers {slug}{drawn}"
+            )
+            for slug in slugs
+        },
+        "failures": Command("A shard and its failures", f"mmkd store show {root} shard:N"),
+        "row": Command("One row from every side", f"mmkd store show {root}"),
+        "near": Command("What lies near a row, words or a picture", f"mmkd store neighbors {root} KEY --teacher {one}"),
+        "map": Command(
+            "Rows and their places on the map", f"mmkd store atlas {root} --teacher {one} --out rows.parquet"
+        ),
+        "report": Command(
+            "Odd rows, and all of this page again",
+            f"mmkd store report {root} report.html{chosen}{drawn}{projection} --json",
+        ),
+        "verify": Command("Every byte against the ledger", f"mmkd store verify {root}"),
     }
 
 

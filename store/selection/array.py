@@ -53,6 +53,10 @@ class SelectionCard(Frozen):
     rows: int
     counts: dict[str, Any]
     """See `mmkd.store.selection.counts`."""
+    thresholds: dict[str, dict[str, float | None]]
+    """Each line that the rule drew: teacher to the score that divides its pairs; None where none does."""
+    examples: dict[str, list[dict[str, Any]]]
+    """Each line: pairs just above and just below it, best first; see `mmkd.store.selection.counts.Example`."""
     digest: str
     """SHA-256 in hex over the array's values (row-major, uint8): what a training run records."""
 

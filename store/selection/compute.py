@@ -29,12 +29,12 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class SelectionReport:
-    """What `mmkd select` prints."""
+    """What `mmkd select` prints, and all but the warnings the selection's attributes hold."""
 
     name: str
     counts: SelectionCounts
-    thresholds: dict[str, dict[str, float]]
-    """Each line of the rule: teacher to threshold."""
+    thresholds: dict[str, dict[str, float | None]]
+    """Each line of the rule: teacher to threshold; None where it is infinite and divides nothing."""
     examples: dict[str, list[Example]]
     """Each line of the rule: pairs just above and just below it."""
     digest: str
@@ -64,16 +64,18 @@ def select(
     warnings = []
     if counts.pairs.kept == counts.pairs.available:
         warnings.append("the rule keeps every available pair: training with it is training without a selection")
+    thresholds = {line.rule: dict(zip(columns.slugs, line.finite_thresholds(), strict=True)) for line in lines}
+    near = {line.rule: examples(store, columns.slugs, line, EXAMPLES) for line in lines}
     card = SelectionCard(
         rule=rule.model_dump(mode="json", by_alias=True, exclude_none=True),
         teachers={slug: store.card(slug).digest for slug in columns.slugs},
         rows=len(store),
         counts=counts.model_dump(mode="json"),
+        thresholds=thresholds,
+        examples={name: [one.model_dump(mode="json") for one in found] for name, found in near.items()},
         digest=digest_of(kept),
     )
     write_selection(root, store.record, name, kept, card)
-    thresholds = {line.rule: dict(zip(columns.slugs, line.threshold.tolist(), strict=True)) for line in lines}
-    near = {line.rule: examples(store, columns.slugs, line, EXAMPLES) for line in lines}
     return SelectionReport(name, counts, thresholds, near, card.digest, tuple(warnings))
 
 

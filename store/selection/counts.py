@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from mmkd.store.selection.verdict import Line
 from mmkd.store.yaml_config import Frozen
 
 NOT_STATED = "(not stated)"
+CAPTION_CHARACTERS = 200
 
 
 class Share(Frozen):
@@ -39,8 +40,7 @@ class SelectionCounts(Frozen):
     """Rows on which 0, 1, ..., T teachers were kept, of rows with a pair."""
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(Frozen):
     """A pair near a line."""
 
     kept: bool
@@ -49,7 +49,9 @@ class Example:
     row: int
     key: str
     caption: str
-    score: float
+    """Its first `CAPTION_CHARACTERS`."""
+    score: float | None
+    """None: infinitely bad, as the rank of a label without prompts."""
 
 
 def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
@@ -101,7 +103,14 @@ def examples(store: FeatureStore, slugs: tuple[str, ...], line: Line, each: int)
     rows, teachers = np.divmod(places, len(slugs))
     table = store.samples.take(rows, columns=["key", "caption"]).to_pylist() if len(rows) else []
     return [
-        Example(i < len(above), slugs[t], int(row), text["key"], text["caption"] or "", float(line.score[row, t]))
+        Example(
+            kept=i < len(above),
+            teacher=slugs[t],
+            row=int(row),
+            key=text["key"],
+            caption=(text["caption"] or "")[:CAPTION_CHARACTERS],
+            score=score if math.isfinite(score := float(line.score[row, t])) else None,
+        )
         for i, (row, t, text) in enumerate(zip(rows, teachers, table, strict=True))
     ]
 

@@ -51,6 +51,10 @@ class Line:
         """bool (N, T); false where there is no score."""
         return self.score >= self.threshold if self.higher else self.score <= self.threshold
 
+    def finite_thresholds(self) -> list[float | None]:
+        """For JSON, which has no infinity: None where no score divides the pairs."""
+        return [value if np.isfinite(value) else None for value in self.threshold.tolist()]
+
 
 def scores_of(rule: Rule) -> Iterator[Frozen]:
     """Settings of every score that a rule asks for; equal ones are computed once."""

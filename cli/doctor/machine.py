@@ -1,0 +1,95 @@
+"""Processor, memory, limits of the kernel, and what torch sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmkd.cli.doctor.check import Check
+from mmkd.store.inspect.units import bytes_text
+
+OLDEST_PYTHON = (3, 11)
+MAPPED_FILES = 65_530
+"""Linux's default of vm.max_map_count. A store of 2.9 million rows and nine teachers maps about 3,200 chunk files."""
+OPEN_FILES = 1024
+
+_ASK_TORCH = """
+import json, torch, torchvision
+cuda = torch.cuda.is_available()
+devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
+bf16 = cuda and torch.cuda.is_bf16_supported()
+devices = [[device.name, device.total_memory] for device in devices]
+print(json.dumps({"torch": torch.__version__, "built": torch.version.cuda, "bf16": bf16, "devices": devices}))
+"""
+
+
+def machine_checks(seconds: float) -> Iterator[Check]:
+    """Look at the machine.
+
+    Args:
+        seconds: how long torch may take to load and to find its devices; a broken driver can keep it for ever.
+    """
+    version = platform.python_version()
+    if sys.version_info >= OLDEST_PYTHON:
+        yield Check("machine", "python", "ok", f"{version} on {platform.platform()}")
+    else:
+        yield Check("machine", "python", "fault", version, "mmkd needs Python 3.11 or newer")
+    yield Check("machine", "processor", "ok", f"{usable_cores()} of {os.cpu_count()} cores may be used")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Check("machine", "memory", "ok", bytes_text(total))
+    yield from _limits()
+    yield _torch(seconds)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: Slurm and containers give fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _limits() -> Iterator[Check]:
+    maps = Path("/proc/sys/vm/max_map_count")
+    if maps.is_file():
+        count = int(maps.read_text())
+        low = count < MAPPED_FILES
+        step = f"raise it for large stores: sysctl vm.max_map_count={MAPPED_FILES}" if low else ""
+        yield Check("machine", "mapped files", "warning" if low else "ok", f"{count:,} a process", step)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = 0 <= soft < OPEN_FILES
+    step = f"raise it: ulimit -n {OPEN_FILES}" if low else ""
+    allowed = "any number" if hard < 0 else f"{hard:,}"
+    yield Check("machine", "open files", "warning" if low else "ok", f"{soft:,} a process (up to {allowed})", step)
+
+
+def _torch(seconds: float) -> Check:
+    """In a process of its own: a driver that hangs, or a torch that does not fit torchvision, must not end the look."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and a constant
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        step = "a GPU driver that hangs? try `nvidia-smi`, or a longer --timeout"
+        return Check("machine", "torch", "warning", f"did not answer within {seconds:g} s", step)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        if "No module named 'torch" in last:
+            return Check("machine", "torch", "note", "not installed: stores can be read, not made", _INSTALL)
+        step = "torch and torchvision must be of one build: install both together in a fresh environment"
+        return Check("machine", "torch", "fault", last[:200], step)
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    built = f"built for CUDA {told['built']}" if told["built"] else "built for CPUs"
+    devices = ", ".join(f"{name} ({bytes_text(size)})" for name, size in told["devices"])
+    found = f"{told['torch']} {built}; " + (
+        f"{devices}, bf16 {'yes' if told['bf16'] else 'no'}"
+        if devices
+        else "no GPU: teachers and training run on the CPU"
+    )
+    return Check("machine", "torch", "ok" if devices else "note", found)
+
+
+_INSTALL = "pip install 'mmkd[extract,distill]'"

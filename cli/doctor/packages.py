@@ -1,0 +1,64 @@
+"""The core's packages and each extra's: installed, in a version that fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+
+from packaging.requirements import Requirement
+
+from mmkd.cli.doctor.check import Check
+
+CORE = ""
+
+
+def package_checks() -> Iterator[Check]:
+    """One line for the core, one for each extra, from what the installed mmkd says it needs."""
+    wanted = [Requirement(text) for text in requires("mmkd") or ()]
+    extras = sorted(metadata("mmkd").get_all("Provides-Extra") or ())
+    yield extra_check(CORE, needed(wanted, CORE))
+    for extra in extras:
+        yield extra_check(extra, needed(wanted, extra))
+
+
+def needed(wanted: Iterable[Requirement], extra: str) -> list[Requirement]:
+    """Requirements of the core (an empty name) or of an extra, those of extras that it names included."""
+    wanted = list(wanted)
+    own = [one for one in wanted if _belongs(one, extra)]
+    named = [other for one in own if one.name == "mmkd" for other in sorted(one.extras)]
+    return [one for one in own if one.name != "mmkd"] + [one for other in named for one in needed(wanted, other)]
+
+
+def _belongs(one: Requirement, extra: str) -> bool:
+    if one.marker is None:
+        return extra == CORE
+    return one.marker.evaluate({"extra": extra}) and (extra == CORE or not one.marker.evaluate({"extra": CORE}))
+
+
+def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
+    """Judge one extra, or the core."""
+    missing, old, there = [], [], []
+    for one in wanted:
+        found = installed(one.name)
+        if found is None:
+            missing.append(str(one.name))
+        elif not one.specifier.contains(found, prereleases=True):
+            old.append(f"{one.name} {found} (needs {one.specifier})")
+        else:
+            there.append(f"{one.name} {found}")
+    name = extra or "core"
+    step = f"pip install -U 'mmkd[{extra}]'" if extra else "pip install -U mmkd"
+    if old:
+        return Check("packages", name, "warning" if extra else "fault", "wrong version: " + ", ".join(old), step)
+    if missing:
+        return Check("packages", name, "note" if extra else "fault", "not installed: " + ", ".join(missing), step)
+    return Check("packages", name, "ok", ", ".join(dict.fromkeys(there)))
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution; None when it is not there."""
+    try:
+        return version(re.sub(r"[-_.]+", "-", name))
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,113 @@
+"""A `.yaml` that describes a corpus or an evaluation set, and the reader that it makes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmkd.extract.corpora.evaluation_set import EvaluationSet
+from mmkd.extract.corpora.files import FileCorpus
+from mmkd.extract.corpora.join import Join
+from mmkd.extract.corpora.row import Corpus
+from mmkd.store.errors import ConfigError, CorpusError
+from mmkd.store.place import Place
+from mmkd.store.prompt_file import read_prompts
+from mmkd.store.roots import filled, user_roots
+from mmkd.store.yaml_config import read_mapping, validated
+
+# Fields that hold a path, relative to the description, so that the two can move together.
+_PATHS = ("path", "images", "slide_table")
+_NOT_THE_READERS = ("splits", "join")
+
+
+def described_corpus(place: Place, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
+    """Make the reader that a description asks for.
+
+    Args:
+        place: the `.yaml`.
+        kinds: kind to a function that loads its class.
+
+    Raises:
+        ConfigError: an unknown kind, an unknown or wrong field, or a root without a value.
+        CorpusError: what it names does not exist.
+    """
+    if place.remote:
+        raise CorpusError(f"{place} is a description behind a URL; copy it here, its paths may stay URLs")
+    path = Path(place.url)
+    content = read_mapping(path)
+    roots = user_roots()
+    if "suite" in content:
+        raise ConfigError(f"{path} is a suite; extract its data sets one by one: `mmkd evaluate check {path}` says how")
+    if "dataset" not in content:
+        return _reader(filled(content, roots, path), path, kinds)
+    return _evaluation_set(content, path, kinds, roots)
+
+
+def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"{path}: kind is {kind!r}, expected one of {', '.join(map(repr, kinds))}")
+    beside = Place(str(path)).parent
+    content = {name: str(beside.join(value)) if name in _PATHS and isinstance(value, str) else value
+               for name, value in content.items()}  # fmt: skip
+    corpus = validated(kinds[kind](), content, path)
+    if isinstance(corpus, FileCorpus) and not corpus.place.exists():
+        raise CorpusError(f"{path} names {corpus.path}, which does not exist")
+    described: Corpus = corpus
+    return described
+
+
+def _evaluation_set(
+    content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[], Any]], roots: dict[str, str]
+) -> EvaluationSet:
+    name = str(content["dataset"])
+    if not isinstance(content.get("source"), dict):
+        raise ConfigError(
+            f"{path}: {name} has no `source` to read, expected a mapping with `kind` and `path`; "
+            "without one its store is made from a corpus of its own"
+        )
+    source = filled(content["source"], roots | {"dataset": name}, path)
+    splits = {str(split): _patterns(patterns, split, path) for split, patterns in (source.get("splits") or {}).items()}
+    reader = {key: value for key, value in source.items() if key not in _NOT_THE_READERS}
+    alien = next((key for key in reader if difflib.get_close_matches(str(key), _NOT_THE_READERS, cutoff=0.8)), None)
+    if alien is not None:
+        nearest = difflib.get_close_matches(str(alien), _NOT_THE_READERS, n=1)[0]
+        raise ConfigError(f"{path}: source.{alien}: unknown key; did you mean {nearest!r}?")
+    if splits and "only" not in reader:
+        reader["only"] = [pattern for patterns in splits.values() for pattern in patterns]
+    prompts = content.get("prompts") or {}
+    file = filled(prompts.get("file"), roots, path) if isinstance(prompts, dict) else None
+    modality = content.get("modality")
+    return EvaluationSet(
+        name=name,
+        source=_reader(reader, path, kinds),
+        modality=modality if isinstance(modality, str) else None,
+        splits=splits,
+        join=None if source.get("join") is None else _join(source["join"], path),
+        prompts=None if file is None else read_prompts(path.parent / file),
+    )
+
+
+def _patterns(value: object, split: object, path: Path) -> tuple[str, ...]:
+    patterns = value if isinstance(value, list) else [value]
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ConfigError(f"{path}: source.splits.{split} is {value!r}, expected a file's or folder's name or pattern")
+    return tuple(patterns)
+
+
+def _join(content: object, path: Path) -> Join:
+    if isinstance(content, dict):
+        content = dict(content)
+        if isinstance(content.get("table"), str):
+            content["table"] = str((path.parent / content["table"]).resolve())
+        if isinstance(content.get("fold_files"), str):
+            pattern = Path(path.parent, content["fold_files"])
+            files = sorted(pattern.parent.glob(pattern.name), key=lambda file: (len(file.name), file.name))
+            if not files:
+                raise CorpusError(f"{path}: fold_files is {content['fold_files']!r}, which no file matches")
+            content["fold_files"] = [str(file) for file in files]
+        elif isinstance(content.get("fold_files"), list):
+            content["fold_files"] = [str((path.parent / str(file)).resolve()) for file in content["fold_files"]]
+    return validated(Join, content, f"{path}: source.join")

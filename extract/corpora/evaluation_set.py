@@ -1,0 +1,148 @@
+"""The description of an evaluation set as a corpus: its images or questions, what a table knows of them, its prompts.
+
+`mmkd extract` reads `source` and `prompts` of the description; all else is for `mmkd evaluate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+from mmkd.extract.corpora.files import fits
+from mmkd.extract.corpora.join import Join
+from mmkd.extract.corpora.row import Corpus, CorpusRow, Part
+from mmkd.store.errors import CorpusError
+from mmkd.store.place import Place
+from mmkd.store.prompt_file import PromptFile
+from mmkd.store.sample_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
+
+SPLIT = "split"
+_PROMPTS = "prompts"
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Samples of `source`, then the prompts; labels are the source's, the table's, `split`, `row_kind`, `text_of`."""
+
+    name: str
+    source: Corpus
+    modality: str | None = None
+    """Of samples whose source does not say theirs."""
+    splits: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Split to patterns of part names (files, or top folders); other parts are left out."""
+    join: Join | None = None
+    prompts: PromptFile | None = None
+
+    @property
+    def kind(self) -> str:
+        """The source's, said to be an evaluation set."""
+        return f"evaluation set ({self.source.kind})"
+
+    @property
+    def location(self) -> str:
+        """The source's."""
+        return self.source.location
+
+    @property
+    def root(self) -> str:
+        """The source's."""
+        return self.source.root
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Label columns, each once.
+
+        Raises:
+            CorpusError: the joined table has a column that the source has too.
+        """
+        own = self.source.labels
+        joined = () if self.join is None else self.join.labels
+        both = sorted(set(own) & set(joined))
+        if both and self.join is not None:
+            raise CorpusError(
+                f"{self.name}: column {both[0]!r} of {self.join.table} is a label of {self.source.location} already; "
+                "list the others as `columns` of the join"
+            )
+        if self.join is not None and self.join.on not in ("key", "stem", *own):
+            raise CorpusError(
+                f"{self.name}: join is on {self.join.on!r}, expected key, stem or one of {', '.join(own)}"
+            )
+        split = (SPLIT,) if self.splits else ()
+        return tuple(dict.fromkeys((*own, *joined, *split, KIND, TEXT_OF)))
+
+    def settings(self) -> str:
+        """How the source is read and divided, and hashes of what is joined."""
+        joined = (
+            None
+            if self.join is None
+            else [self.join.model_dump_json(exclude={"table", "fold_files"}), self.join.digest]
+        )
+        return json.dumps([self.source.settings(), self.splits, joined, self.modality])
+
+    def parts(self) -> Sequence[Part]:
+        """Those of the source that belong to a split, then one for all prompts."""
+        parts = [part for part in self.source.parts() if not self.splits or self._split(part.name)]
+        if self.splits:
+            self._check_splits([part.name for part in parts])
+        if self.prompts is None:
+            return parts
+        texts = json.dumps(list(self.prompts.prompts()))
+        return [*parts, Part(_PROMPTS, len(texts), hashlib.sha256(texts.encode()).hexdigest())]
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+        """Samples of one part, or the prompts."""
+        if part.name == _PROMPTS:
+            yield from self._prompt_rows()
+            return
+        split = self._split(part.name)
+        for row in self.source.rows_of(part):
+            labels = {KIND: SAMPLE, TEXT_OF: None} | row.labels | self._joined(row)
+            key = row.key
+            if split is not None:
+                # Archives of two splits number their samples alike.
+                labels[SPLIT], key = split, f"{split}/{row.key}"
+                if labels[KIND] == CANDIDATE:
+                    labels[TEXT_OF] = f"{split}/{labels[TEXT_OF]}"
+            yield dataclasses.replace(row, key=key, labels=labels, modality=row.modality or self.modality)
+
+    def _joined(self, row: CorpusRow) -> dict[str, str | None]:
+        if self.join is None:
+            return {}
+        if self.join.on == "key":
+            return self.join.values(row.key)
+        if self.join.on == "stem":
+            return self.join.values((row.uri or row.key).rpartition("/")[2].rpartition(".")[0])
+        return self.join.values(row.labels.get(self.join.on))
+
+    def _prompt_rows(self) -> Iterator[CorpusRow]:
+        assert self.prompts is not None, "only a set with prompts has this part"
+        for prompt in self.prompts.prompts():
+            yield CorpusRow(prompt.key, prompt.text, None, labels={KIND: prompt.kind, TEXT_OF: prompt.of})
+
+    def _split(self, name: str) -> str | None:
+        return next((split for split, patterns in self.splits.items() if fits(name, patterns)), None)
+
+    def _check_splits(self, names: list[str]) -> None:
+        """Refuse a split without files, and a file in two.
+
+        Raises:
+            CorpusError: a pattern is wrong.
+        """
+        for split, patterns in self.splits.items():
+            mine = [name for name in names if fits(name, patterns)]
+            if not mine:
+                there = ", ".join(file.name for file in islice(Place.of(self.source.location).files(), 10)) or "nothing"
+                raise CorpusError(
+                    f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there} "
+                    f"in {self.source.location}"
+                )
+            strays = [name for name in mine if self._split(name) != split]
+            if strays:
+                raise CorpusError(
+                    f"{self.name}: {strays[0]} belongs to the splits {self._split(strays[0])} and {split}"
+                )

@@ -1,0 +1,144 @@
+"""Questions about images in JSON lists, as VQA-RAD and SLAKE are released."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from mmkd.extract.corpora.columns import label_names
+from mmkd.extract.corpora.files import FileCorpus
+from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
+from mmkd.store.errors import CorpusError
+from mmkd.store.place import Place
+from mmkd.store.sample_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
+
+_IMAGE = ("image_name", "img_name", "image", "image_path")
+_ID = ("qid", "id", "question_id")
+_MAX_BYTES = 1 << 28
+# How the usual files begin; `validate.json` and `valset.json` are both the validation questions.
+_SPLITS = ("train", "val", "test")
+
+
+class QuestionsCorpus(FileCorpus):
+    """A JSON file, or all of a folder: lists of questions. The question is the caption of its image.
+
+    Labels are the other fields as they stand (`answer_type` in capitals, without blanks: releases differ), `split`
+    (by the file's name where the question does not say), and `row_kind` and `text_of`, which tell candidate answers
+    from questions.
+    """
+
+    kind: Literal["vqa"] = "vqa"
+    images: str | None = None
+    """Folder that image names are relative to; the folder of `path` when not given."""
+    language: str | None = "en"
+    """Of questions that say theirs (`q_lang`); null takes all."""
+    candidates: tuple[str, ...] = ()
+    """Answers to closed questions: each makes a text row `question answer` for every question that has one of them."""
+    label_columns: tuple[str, ...] | None = None
+    """Fields that pass into the sample table; all but image and question when not given."""
+
+    suffixes = (".json",)
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _candidates_are_words(cls, value: object) -> object:
+        wrong = [one for one in value if isinstance(one, bool)] if isinstance(value, list) else []
+        if wrong:
+            raise ValueError(f"YAML reads {wrong[0]} in candidates as true or false; put the words in quotes")
+        return value
+
+    @property
+    def root(self) -> str:
+        """The image folder, absolute."""
+        return str(self.base if self.images is None else Place.of(self.images).resolved())
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Fields of any question that are not the question or its image, then `split` and what tells candidates."""
+        names = tuple(dict.fromkeys(name for part in self.parts() for record in self._records(part) for name in record))
+        told = ("question", "modality", "split", KIND, TEXT_OF, *(name for name in _ID if name in names))
+        return (
+            *label_names(self.label_columns, {name: name for name in told}, names, self.path),
+            "split",
+            KIND,
+            TEXT_OF,
+        )
+
+    def parts(self) -> Sequence[Part]:
+        """One for each file; its stamp is the SHA-256 of its bytes, so that a mere copy is the same corpus."""
+        found = []
+        for file in self.listed():
+            if file.size > _MAX_BYTES:
+                raise CorpusError(
+                    f"{self.path}: {file.name} has more than {_MAX_BYTES >> 20} MB; is it a question file?"
+                )
+            with self.opened(Part(file.name, file.size, file.stamp)) as handle:
+                content = hashlib.file_digest(handle, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto
+            found.append(Part(file.name, file.size, content.hexdigest()))
+        return found
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+        """One row per question, followed by its candidates."""
+        stem = part.name.rpartition(".")[0]
+        name = stem.rpartition("/")[2].lower()
+        split = next((split for split in _SPLITS if name.startswith(split)), None)
+        for number, record in enumerate(self._records(part)):
+            image = as_label(_value(record, _IMAGE)) or None
+            key = as_label(_value(record, _ID)) or f"question-{number + 1}"
+            question = record.get("question")
+            labels = {label: as_label(record.get(label)) for label in self.labels}
+            labels |= {"split": as_label(record.get("split")) or split, KIND: SAMPLE, TEXT_OF: None}
+            if "answer_type" in labels:
+                labels["answer_type"] = (labels["answer_type"] or "").strip().upper() or None
+            row = CorpusRow(
+                key=f"{stem}/{key}",
+                caption=question.strip() if isinstance(question, str) else "",
+                uri=image,
+                modality=first_text(record.get("modality")),
+                labels=labels,
+            )
+            yield row
+            yield from self._candidate_rows(row)
+
+    def _candidate_rows(self, row: CorpusRow) -> Iterator[CorpusRow]:
+        answer = (row.labels.get("answer") or "").strip().lower()
+        if row.labels.get("answer_type") != "CLOSED" or answer not in {one.lower() for one in self.candidates}:
+            return
+        for candidate in self.candidates:
+            yield CorpusRow(
+                key=f"{row.key}#{candidate}",
+                caption=f"{row.caption} {candidate}",
+                uri=None,
+                labels=row.labels | {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key},
+            )
+
+    def _records(self, part: Part) -> list[dict[str, Any]]:
+        """The questions of one file in the wanted language.
+
+        Raises:
+            CorpusError: not JSON, not a list of questions.
+        """
+        with self.opened(part) as file:
+            try:
+                content = json.loads(file.read(_MAX_BYTES + 1))
+            except (ValueError, RecursionError) as error:
+                raise CorpusError(f"{self.path}: {part.name} is not JSON: {error}; download it again") from error
+        if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
+            raise CorpusError(
+                f"{self.path}: {part.name} holds {type(content).__name__}, expected a list of questions; "
+                "name the question files with `splits`"
+            )
+        if content and not any("question" in record for record in content):
+            raise CorpusError(
+                f"{self.path}: {part.name} has no field 'question'; it has {', '.join(list(content[0])[:20])}"
+            )
+        return [one for one in content if self.language is None or one.get("q_lang", self.language) == self.language]
+
+
+def _value(record: dict[str, Any], usual: tuple[str, ...]) -> Any:
+    return next((record[name] for name in usual if name in record), None)
