@@ -68,7 +68,6 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
         return
     path, made = root / LOCK_FILE, not root.exists()
     with disk_errors(path):
-        root.mkdir(parents=True, exist_ok=True)
         fd = _open(path)
     try:
         while True:
@@ -100,7 +99,11 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another writer that came to nothing may take its folder away in between.
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 @contextmanager

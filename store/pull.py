@@ -2,8 +2,8 @@
 
 What has been brought stays: a pull that was killed goes on where it was, with at most the files in flight done
 again. A part is a sound store: teachers that were left out are not in it, and shards that were left out
-have no entry, so they count as not extracted. All sample rows and selections come along, and the training inputs of
-the shards that are wanted.
+have no entry, so they count as not extracted. All sample rows come along, the training inputs of the shards that are
+wanted, and every selection whose teachers all come.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _pulled(
     places = ((shard, card.slug) for shard in shards for card in cards)
     wanted = [source.ledger[place] for place in places if place in source.ledger]
     inputs = read_inputs_ledger(source.root) if choice.inputs else {}
-    selections = selection_names(source.root)
+    selections = _selections(source, {card.slug for card in cards})
     vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
     brought = _Brought(source, out, vouched)
     units: list[Callable[[], int]] = [partial(brought.part, shard) for shard in range(source.shards)]
@@ -150,6 +150,19 @@ def _pulled(
         selections=sum(size > 0 for size in sizes[chosen:]),
         bytes=sum(parts) + sum(sizes),
     )
+
+
+def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
+    """Selections that judged no teacher that stays behind; one that cannot be read is tried, and named then."""
+    names = []
+    for name in selection_names(source.root):
+        try:
+            judged = set(read_selection(source.root, source.record, name).card.teachers)
+        except StoreError:
+            judged = set()
+        if judged <= slugs:
+            names.append(name)
+    return names
 
 
 def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:

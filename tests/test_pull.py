@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
-from tiny_store import make_card, make_store
+from tiny_store import make_card, make_selection, make_store
 
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, UserError
@@ -24,7 +24,6 @@ from mmkd.store.inputs import Inputs, write_inputs
 from mmkd.store.pull import PullChoice, pull, shard_range
 from mmkd.store.remote import StorePath, as_root
 from mmkd.store.samples import read_part
-from mmkd.store.selection.array import SelectionCard, digest_of, write_selection
 from mmkd.store.verify import verify
 
 CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8")]
@@ -41,9 +40,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         columns = {"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": jpegs}
         write_inputs(local, shard, 32, pa.table(columns))
     kept = np.random.default_rng(0).random((900, 2)) < 0.5
-    digests = {card.slug: card.digest for card in CARDS}
-    card = SelectionCard(rule={}, teachers=digests, rows=900, counts={}, digest=digest_of(kept))
-    write_selection(local, record, "half", kept, card)
+    make_selection(local, record, "half", kept, CARDS)
     assert verify(local, deep=True).sound
     if request.param == "disk":
         return local
@@ -113,6 +110,13 @@ def test_what_was_damaged_on_disk_is_brought_again(source: StorePath, tmp_path: 
     assert files(out) == files(source)
 
 
+def test_a_selection_stays_behind_with_its_teachers(source: StorePath, tmp_path: Path) -> None:
+    report = json.loads(mmkd_pull(source, tmp_path / "out", "--teachers", "beta", "--json").output)
+    assert report["selections"] == 0
+    assert FeatureStore.open(tmp_path / "out").verify(deep=True).sound
+    assert json.loads(mmkd_pull(source, tmp_path / "out", "--json").output)["selections"] == 1
+
+
 def test_inputs_are_left_out_when_asked_checked_and_mended(source: StorePath, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert json.loads(mmkd_pull(source, out, "--no-inputs", "--json").output)["inputs"] == 0
@@ -141,11 +145,8 @@ def test_damaged_inputs_and_another_selection_are_named(tmp_path: Path) -> None:
     assert "inputs/00000.arrow: not the bytes that its entry vouches for; all else was brought" in str(done.exception)
     assert FeatureStore.open(tmp_path / "out").verify(deep=True).sound
     (local / "inputs/00000.json").unlink()
-    digests = {CARDS[0].slug: CARDS[0].digest}
     for root, value in ((local, True), (tmp_path / "out", False)):
-        kept = np.full((300, 1), value)
-        card = SelectionCard(rule={}, teachers=digests, rows=300, counts={}, digest=digest_of(kept))
-        write_selection(root, record, "one", kept, card)
+        make_selection(root, record, "one", np.full((300, 1), value), CARDS[:1])
     assert "has another selection 'one'; delete it there" in str(mmkd_pull(local, tmp_path / "out").exception)
 
 

@@ -8,13 +8,12 @@ import duckdb
 import numpy as np
 import pytest
 from test_store_export import gappy, mmkd
-from tiny_store import make_card, make_store
+from tiny_store import make_card, make_selection, make_store
 
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.rows import RowChoice, chosen_rows
 from mmkd.store.remote import as_root
 from mmkd.store.samples import read_part, with_columns, write_part
-from mmkd.store.selection.array import SelectionCard, digest_of, write_selection
 from mmkd.store.writer import ShardFeatures, move_corpus, write_shard
 
 __all__ = ["gappy"]
@@ -65,9 +64,7 @@ def test_a_filter_means_what_duckdb_says_it_means(gappy: FeatureStore, condition
 def test_a_subset_by_filter_and_selection(gappy: FeatureStore, tmp_path: Path) -> None:
     kept = np.zeros((300, 2), bool)
     kept[[2, 5, 290], [0, 1, 1]] = True
-    digests = {slug: card.digest for slug, card in gappy.teachers.items()}
-    card = SelectionCard(rule={}, teachers=digests, rows=300, counts={}, digest=digest_of(kept))
-    write_selection(gappy.root, gappy.record, "some", kept, card)
+    make_selection(gappy.root, gappy.record, "some", kept, list(gappy.teachers.values()))
     assert mmkd("subset", gappy.root, tmp_path / "a", "--selection", "some").output.startswith("3 rows")
     part = FeatureStore.open(tmp_path / "a")
     assert part.sample_table()["key"].to_pylist() == ["k2", "k5", "k290"]

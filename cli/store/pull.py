@@ -34,7 +34,8 @@ def pull(
 ) -> None:
     """Bring a store, or a part of it, to disk, each file checked against the ledger. Run again to go on.
 
-    All sample rows and selections come along. Shards that are left out count as not extracted; pull again for them.
+    All sample rows come along, and selections of the teachers. Shards that are left out count as not extracted;
+    pull again for them.
 
     \b
     mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
