@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from mmkd.distill.graphs import GraphFormat
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN_DIR")
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-def export(run: Path, out: Path) -> None:
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Choice(["onnx", "torchscript"]),
+    help="Also the two towers as graphs that need no open_clip, run and held against the student. May be repeated.",
+)
+def export(run: Path, out: Path, graphs: tuple[GraphFormat, ...]) -> None:
     """Write the student of RUN_DIR to OUT as an open_clip folder.
 
     \b
     mmkd export runs/first student
+    mmkd export runs/first student --graph onnx
     mmkd extract eval.csv eval-store --teachers student=local-dir:student
     """
+    import json
+
+    from mmkd.distill.export import PROVENANCE
     from mmkd.distill.export import export as write
 
-    folder = write(run, out)
+    folder = write(run, out, graphs)
     click.echo(f"{folder} loads with open_clip.create_model_from_pretrained('local-dir:{folder}')")
+    facts = json.loads((folder / PROVENANCE).read_text())
+    for kind in graphs:
+        image, text = (facts[kind][tower] for tower in ("image", "text"))
+        click.echo(f"{folder / kind}: image and text tower, {image:.1g} and {text:.1g} of the largest number off")

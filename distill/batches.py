@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from mmkd.distill.batch import Batch
 from mmkd.distill.captions import Captions
-from mmkd.distill.images import RowImages, image_batches
+from mmkd.distill.images import Pictures
 from mmkd.distill.order import Schedule, batch_rows, bucketed, epoch_order, share
 from mmkd.distill.pairs import Pairs
-from mmkd.distill.student import Pixels
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.world import World
 
@@ -55,8 +54,7 @@ class Batches:
 
     plan: BatchPlan
     captions: Captions
-    images: RowImages
-    pixels: Pixels
+    pictures: Pictures
     teachers: TeacherFeatures | None
     workers: int
     world: World
@@ -71,7 +69,7 @@ class Batches:
         wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
-        pixels = image_batches(self.images, self.pixels, wanted, self.plan.seed, self.workers)
+        pixels = self.pictures.batches(wanted, self.plan.seed, self.workers)
         made = self._made(first, pixels)
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
         return one_ahead(made) if self.workers else made

@@ -34,6 +34,12 @@ class Captions:
         """int64 (u,), tokens of each caption that are not padding."""
         return np.diff(self.starts)
 
+    @property
+    def short(self) -> NDArray[np.int64]:
+        """Numbers of the captions that need fewer columns than the context, the shortest first."""
+        order = self.lengths.argsort(kind="stable")
+        return order[-(-self.lengths[order] // _LENGTH_STEP) * _LENGTH_STEP < self.context]
+
     def padded_length(self, captions: NDArray[np.int64], whole: bool) -> int:
         """Columns that these captions need together; the context when `whole`."""
         if whole or not len(captions):

@@ -1,6 +1,6 @@
 """A run's state on disk: one safetensors file a checkpoint, whole or not there, read without unpickling.
 
-    OUT/run.json                                the configuration
+    OUT/run.json, source.json                   the configuration; the store that it learns from
     OUT/checkpoints/step-00000500.safetensors   tensors, and in the header's metadata the state as JSON
     OUT/best.json                               which step is the best so far, and its score
 
@@ -10,12 +10,11 @@ to go on is a function of the step: learning rate, order of samples, crops, drop
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mmkd.distill.config import RunConfig
 from mmkd.distill.optimiser import WeightAverage
-from mmkd.distill.student import model_config
-from mmkd.store import FeatureStore
-from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, temporary_files, write_atomically
+from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.store.errors import CorruptStoreError, UserError
 
 CONFIG = "run.json"
@@ -35,19 +31,6 @@ FOLDER = "checkpoints"
 BEST = "best.json"
 
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
-# What may change between two calls of one run: where it writes, and how the same arithmetic is laid out.
-_FREE: Any = {
-    "preset": True,
-    "store": True,  # its content is in the digest instead: a store may move
-    "out": True,
-    # The network is in the digest as open_clip describes it; the first weights are in the checkpoint already.
-    "student": {"model", "start_from"},
-    "data": {"images", "features", "workers"},
-    "compute": {"micro_batch", "gradient_checkpointing", "compile", "timeout_minutes"},
-    "checkpoints": True,
-    "monitor": True,
-    "logging": True,
-}
 
 
 @dataclass(frozen=True)
@@ -58,27 +41,10 @@ class Progress:
     """Steps done."""
     best_score: float | None = None
     best_step: int | None = None
+    best_scores: dict[str, float] = field(default_factory=dict)
+    """Every score of the best validation, by `SET/METRIC`."""
     worse: int = 0
     """Validations since the best one."""
-
-
-def run_digest(config: RunConfig, store: FeatureStore) -> str:
-    """Digest of what decides a run's outcome: its configuration, the store's rows, and the teachers' own digests."""
-    record = store.record
-    content = {
-        "config": config.model_dump(mode="json", exclude=_FREE),
-        "network": model_config(config.student.model),
-        "corpora": [span.corpus.digest for span in record.spans()],
-        "rows": record.rows,
-        "teachers": {slug: store.card(slug).digest for slug in config.teachers or store.teachers},
-        "alignment": _file_digest(config.heads.alignment),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file_digest(path: Path | None) -> str:
-    """Empty without a file; one that is missing is complained of where it is opened."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
 
 
 @dataclass(frozen=True)
@@ -140,8 +106,6 @@ class Checkpointer:
             UserError: it belongs to another run.
             CorruptStoreError: it is damaged.
         """
-        for leftover in temporary_files(self.out / FOLDER):
-            leftover.unlink(missing_ok=True)
         paths = checkpoints(self.out)
         if not paths:
             return None

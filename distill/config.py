@@ -48,10 +48,12 @@ class OptimiserConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Where a batch comes from. Only `bucket_batches` and `crop_scale` change what a run learns."""
+    """Where a batch comes from. Only `decode`, `bucket_batches` and `crop_scale` change what a run learns."""
 
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
+    decode: Literal["workers", "device"] = "workers"
+    """`device`: the store's JPEGs are decoded and cropped on the training device (nvJPEG on CUDA); needs `inputs`."""
     features: Literal["auto", "mapped", "resident"] = "auto"
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)

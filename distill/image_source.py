@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mmkd.distill.images import CorpusImages, RowImages, StoredImages
+import torch
+from torch import nn
+
+from mmkd.distill.config import DataConfig
+from mmkd.distill.device_images import DevicePictures
+from mmkd.distill.images import CorpusImages, Pictures, RowImages, StoredImages, WorkerPictures
 from mmkd.distill.pairs import Pairs
+from mmkd.distill.student import image_side, train_pixels, training_crop
 from mmkd.store import FeatureStore
-from mmkd.store.errors import IncompleteStoreError, UserError
+from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store.inputs import Inputs
 
 
@@ -42,3 +48,23 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
             "set data.images to `corpus`, or keep larger ones"
         )
     return StoredImages(inputs)
+
+
+def train_pictures(
+    store: FeatureStore, pairs: Pairs, data: DataConfig, student: nn.Module, device: torch.device
+) -> Pictures:
+    """The pixels that these rows are trained with.
+
+    Raises:
+        ConfigError: `data.decode: device` without inputs in the store.
+        IncompleteStoreError, UserError: see `row_images`.
+    """
+    images = row_images(store, pairs, data.images, image_side(student))
+    if data.decode == "workers":
+        return WorkerPictures(images, train_pixels(student, data.crop_scale))
+    if not isinstance(images, StoredImages):
+        raise ConfigError(
+            "data.decode: device decodes the JPEGs that the store keeps, and these rows are read from the corpus; run "
+            f"`mmkd extract` with --keep-inputs {image_side(student)}, or set data.decode to `workers`"
+        )
+    return DevicePictures(images, training_crop(student, data.crop_scale), device)

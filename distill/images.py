@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +19,9 @@ from mmkd.store.errors import UserError
 from mmkd.store.images import ImageError, decode
 from mmkd.store.inputs import Inputs, inputs_file
 from mmkd.store.sources import ImageSource, image_source
+
+Wanted = Iterable[tuple[int, NDArray[np.int64]]]
+"""Epoch and rows int64 (B,) of one batch after another."""
 
 
 class RowImages(Protocol):
@@ -70,6 +75,24 @@ class StoredImages:
         return str(self.inputs.root / inputs_file(row // self.inputs.rows_per_shard))
 
 
+@contextmanager
+def drawn(seed: int, epoch: int, row: int) -> Iterator[None]:
+    """What is drawn inside is a function of these three numbers alone; the generators stay as they were."""
+    state = int(np.random.SeedSequence([seed, epoch, row]).generate_state(1, np.uint64)[0])
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
+        torch.default_generator.manual_seed(state)
+        yield
+
+
+def gone(images: RowImages, row: int, reason: Exception) -> UserError:
+    """The complaint about an image. Returned by workers, not raised: they would wrap it in their traceback."""
+    return UserError(
+        f"image of row {row}, {images.name(row)}: {reason}; it was sound when extracted: bring it back, "
+        "or train from `inputs` (mmkd extract --keep-inputs)"
+    )
+
+
 class _Images(Dataset[torch.Tensor | UserError]):
     """Pixels of (epoch, row). Which crop a row gets is a function of (seed, epoch, row) alone."""
 
@@ -81,15 +104,8 @@ class _Images(Dataset[torch.Tensor | UserError]):
         try:
             picture = decode(self.images.read(row))
         except ImageError as error:
-            # Returned, not raised: a worker process would wrap it in its traceback.
-            return UserError(
-                f"image of row {row}, {self.images.name(row)}: {error}; it was sound when extracted: bring it back, "
-                "or train from `inputs` (mmkd extract --keep-inputs)"
-            )
-        seed = int(np.random.SeedSequence([self.seed, epoch, row]).generate_state(1, np.uint64)[0])
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
-            torch.default_generator.manual_seed(seed)
+            return gone(self.images, row, error)
+        with drawn(self.seed, epoch, row):
             return self.pixels(picture)
 
 
@@ -99,9 +115,26 @@ def _stack(images: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
     return torch.stack(sound) if len(sound) == len(images) else next(e for e in images if isinstance(e, UserError))
 
 
-def image_batches(
-    images: RowImages, pixels: Pixels, wanted: Iterable[tuple[int, NDArray[np.int64]]], seed: int, workers: int
-) -> Iterator[torch.Tensor]:
+class Pictures(Protocol):
+    """Where a run's pixels come from."""
+
+    def batches(self, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
+        """Uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`; worker processes start at this call."""
+
+
+@dataclass(frozen=True)
+class WorkerPictures:
+    """Images decoded and cropped in worker processes."""
+
+    images: RowImages
+    pixels: Pixels
+
+    def batches(self, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
+        """See `image_batches`."""
+        return image_batches(self.images, self.pixels, wanted, seed, workers)
+
+
+def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
     """Uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this call.
 
     Raises:

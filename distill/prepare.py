@@ -11,23 +11,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmkd.distill.assemble import make_objective
 from mmkd.distill.batches import Batches, BatchPlan
-from mmkd.distill.captions import Captions, tokenised
+from mmkd.distill.captions import Captions
 from mmkd.distill.checkpoint import (
+    CONFIG,
     Checkpointer,
     Progress,
     best_or_last,
     read,
     restore_optimiser,
-    run_digest,
     student_weights,
 )
 from mmkd.distill.config import RunConfig
 from mmkd.distill.held_out import held_out
-from mmkd.distill.image_source import row_images
+from mmkd.distill.image_source import train_pictures
+from mmkd.distill.kept_tokens import kept_tokens
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import training_pairs
+from mmkd.distill.source import SOURCE, RunSource, read_source, run_digest
 from mmkd.distill.student import (
     Tokenise,
     Towers,
@@ -36,12 +38,12 @@ from mmkd.distill.student import (
     model_config,
     plain_pixels,
     student_tokenizer,
-    train_pixels,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.update import Model, Updater
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
+from mmkd.store.atomic import temporary_files, write_atomically
 from mmkd.store.errors import ConfigError, UserError
 
 
@@ -50,6 +52,7 @@ class Run:
     """What the loop works with."""
 
     config: RunConfig
+    source: RunSource
     world: World
     batches: Batches
     update: Updater
@@ -67,6 +70,18 @@ class Run:
     def parameters(self) -> int:
         """Of the student alone."""
         return sum(parameter.numel() for parameter in self.update.model.towers.parameters())
+
+    def begin(self) -> None:
+        """Write what this run is, in the first rank, and clear away what killed ones left half written.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
+        if self.world.first:
+            for leftover in temporary_files(self.config.out):
+                leftover.unlink(missing_ok=True)
+            for name, what in ((CONFIG, self.config), (SOURCE, self.source)):
+                write_atomically(self.config.out / name, what.model_dump_json(indent=1).encode())
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank.
@@ -88,7 +103,8 @@ def prepare(config: RunConfig, world: World) -> Run:
     _check_shares(config, world)
     torch.manual_seed(config.seed)
     store = FeatureStore.open(config.store)
-    checkpointer = Checkpointer(config.out, run_digest(config, store), config.checkpoints.keep_last)
+    source = read_source(config, store)
+    checkpointer = Checkpointer(config.out, run_digest(config, source), config.checkpoints.keep_last)
     state = checkpointer.load()
     student = build_student(config.student)
     towers = Towers(student).to(world.device)
@@ -108,7 +124,8 @@ def prepare(config: RunConfig, world: World) -> Run:
         if average is not None:
             average.load(state.part("average"))
     monitor = _monitor(store, config, batches, average, towers, tokenise)
-    return Run(config, world, batches, update, average, monitor, checkpointer, state.progress if state else Progress(0))
+    progress = state.progress if state else Progress(0)
+    return Run(config, source, world, batches, update, average, monitor, checkpointer, progress)
 
 
 def _check_shares(config: RunConfig, world: World) -> None:
@@ -143,22 +160,22 @@ def _batches(
 ) -> Batches:
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
-    captions = tokenised(pairs.captions, tokenise)
+    captions = kept_tokens(config.out, pairs.captions, tokenise, write=world.first)
     window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
-    images = row_images(store, pairs, config.data.images, image_side(towers.student))
-    pixels = train_pixels(towers.student, config.data.crop_scale)
-    return Batches(plan, captions, images, pixels, teachers, config.data.workers, world)
+    pictures = train_pictures(store, pairs, config.data, towers.student, world.device)
+    return Batches(plan, captions, pictures, teachers, config.data.workers, world)
 
 
 def _short_captions_fit(towers: Towers, captions: Captions, world: World) -> bool:
-    """Ask the text tower itself, with the shortest caption and an ordinary one of the run."""
-    by_length = captions.lengths.argsort(kind="stable")
-    asked = by_length[[0, len(by_length) // 2]]
-    length = captions.padded_length(asked, whole=False)
-    return length < captions.context and towers.takes_short_captions(
-        captions.tokens(asked, captions.context).to(world.device), length
+    """Ask the text tower itself, with the shortest caption of the run and the longest that can be cut."""
+    short = captions.short
+    if not len(short):
+        return False
+    asked = short[[0, -1]]
+    return towers.takes_short_captions(
+        captions.tokens(asked, captions.context).to(world.device), captions.padded_length(asked, whole=False)
     )
 
 

@@ -14,7 +14,7 @@ from open_clip.model import text_global_pool
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
-from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
+from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResizedCrop, ToTensor
 
 from mmkd.distill.config import StudentConfig
 from mmkd.store.errors import ConfigError
@@ -101,6 +101,13 @@ def train_pixels(student: nn.Module, crop_scale: tuple[float, float]) -> Pixels:
     return _without_arithmetic(
         image_transform_v2(preprocessing(student), is_train=True, aug_cfg={"scale": crop_scale}).transforms
     )
+
+
+def training_crop(student: nn.Module, crop_scale: tuple[float, float]) -> RandomResizedCrop:
+    """The crop of `train_pixels` alone, with the student's size and interpolation."""
+    crop = image_transform_v2(preprocessing(student), is_train=True, aug_cfg={"scale": crop_scale}).transforms[0]
+    assert isinstance(crop, RandomResizedCrop)
+    return crop
 
 
 def plain_pixels(student: nn.Module) -> Pixels:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from signal import Signals
 
-from mmkd.distill.batch import Batch
 from mmkd.distill.board import Boards, Clock, opened_boards
-from mmkd.distill.checkpoint import CONFIG, Progress
+from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
+from mmkd.distill.finite import FiniteGuard
 from mmkd.distill.optimiser import lr_factor, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.stop import StopRequest, stop_on
-from mmkd.distill.update import Outcome
 from mmkd.distill.world import started_world
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import UserError
 from mmkd.store.malloc import keep_freed_memory
-
-BAD_BATCH = "bad-batch.json"
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
             keep_freed_memory()
         run = prepare(config, world)
         first, total = run.progress.step, run.schedule.total_steps
+        run.begin()
         if world.first:
-            write_atomically(config.out / CONFIG, config.model_dump_json(indent=1).encode())
             say(_headline(run))
         with opened_boards(config, world, first, total) as boards:
             return _loop(run, boards, request)
@@ -72,7 +66,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
 
 def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
-    clock, guard, progress = Clock(), _FiniteGuard(run), run.progress
+    clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
     stopped, number = "", 0
@@ -97,7 +91,7 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
                 guard.settle()
                 scores = run.monitor.scores()
                 boards.scalars(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
-                progress = _judged(progress, scores[run.monitor.metric])
+                progress = _judged(progress, scores, run.monitor.metric)
             if config.monitor.patience is not None and progress.worse >= config.monitor.patience:
                 stopped = "patience"
             number = run.world.highest(int(request.signal or 0))
@@ -114,47 +108,11 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
     )  # fmt: skip
 
 
-def _judged(progress: Progress, score: float) -> Progress:
+def _judged(progress: Progress, scores: dict[str, float], metric: str) -> Progress:
     """The progress after a validation."""
-    if progress.best_score is None or score > progress.best_score:
-        return replace(progress, best_score=score, best_step=progress.step, worse=0)
+    if progress.best_score is None or scores[metric] > progress.best_score:
+        return replace(progress, best_score=scores[metric], best_step=progress.step, best_scores=scores, worse=0)
     return replace(progress, worse=progress.worse + 1)
-
-
-class _FiniteGuard:
-    """Looks at each step's loss when the next one is under way, so that the device never waits for the look."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.last: tuple[Batch, Outcome] | None = None
-
-    def watch(self, batch: Batch, outcome: Outcome) -> None:
-        """Judge the step before; this one is judged at the next call, or by `settle`."""
-        before, self.last = self.last, (batch, outcome)
-        self._judge(before)
-
-    def settle(self) -> None:
-        """Judge the last step too: before anything is written or measured.
-
-        Raises:
-            UserError: loss or gradient is NaN or infinite. The last checkpoint is from before.
-        """
-        before, self.last = self.last, None
-        self._judge(before)
-
-    def _judge(self, step: tuple[Batch, Outcome] | None) -> None:
-        if step is None or step[1].finite():
-            return
-        batch, outcome = step
-        rows = batch.rows.tolist()
-        if self.run.world.first:
-            note = {"step": batch.step, "epoch": batch.epoch, "rows": rows} | {"losses": repr(outcome.values())}
-            write_atomically(self.run.config.out / BAD_BATCH, json.dumps(note).encode())
-        raise UserError(
-            f"loss is {outcome.total.item()}, gradient norm {outcome.norm.item()} at step {batch.step} (epoch "
-            f"{batch.epoch}), rows {', '.join(map(str, rows[:5]))}, ... (all in {self.run.config.out / BAD_BATCH}); "
-            "lower optimiser.lr, or look at these rows; nothing was saved since the last checkpoint"
-        )
 
 
 def _headline(run: Run) -> str:

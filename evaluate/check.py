@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -11,9 +12,11 @@ from mmkd.evaluate.dataset import DatasetRows, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import BITS, Features
 from mmkd.evaluate.plan import model_names
+from mmkd.evaluate.preparation import differs_from_published, missing_before, prompts_differ
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
+from mmkd.store.errors import NotAStoreError
 from mmkd.store.layout import TOWERS, Tower
 
 
@@ -22,17 +25,26 @@ class DatasetCheck:
     """What was found of one data set.
 
     rows, groups: per split. classes: test rows of each class. missing: for each model, rows without features per
-    split. problems keep units from running; warnings make their scores doubtful.
+    split. problems keep units from running; warnings make their scores doubtful. steps: what to do about a set that
+    is not extracted yet, in order.
     """
 
     dataset: str
     role: str
+    modality: str = ""
+    tasks: tuple[str, ...] = ()
     rows: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+
+    @property
+    def extracted(self) -> bool:
+        """Whether it has a store."""
+        return bool(self.rows)
 
 
 @dataclass(frozen=True)
@@ -50,16 +62,23 @@ class CheckReport:
 
     def text(self) -> str:
         """One paragraph a data set."""
-        lines = [f"suite {self.suite}: {len(self.datasets)} data sets, models {', '.join(self.models) or 'none'}"]
+        ready = sum(one.extracted and not one.problems for one in self.datasets)
+        lines = [
+            f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, "
+            f"models {', '.join(self.models) or 'none'}"
+        ]
         for one in self.datasets:
             counts = ", ".join(f"{split} {n} ({one.groups[split]} groups)" for split, n in one.rows.items())
-            lines.append(f"{one.dataset} [{one.role}]: {counts or 'no rows'}")
+            lines.append(
+                f"{one.dataset} [{one.role}, {one.modality}: {', '.join(one.tasks)}]: {counts or 'not extracted'}"
+            )
             if one.classes:
                 lines.append("  test rows by class: " + ", ".join(f"{name} {n}" for name, n in one.classes.items()))
             for model, splits in one.missing.items():
                 lines.append(f"  {model}: no features for " + ", ".join(f"{n} {s} rows" for s, n in splits.items()))
             lines += [f"  warning: {text}" for text in one.warnings]
             lines += [f"  problem: {text}" for text in one.problems]
+            lines += [f"  next: {text}" for text in one.steps]
         return "\n".join(lines)
 
     def json(self) -> str:
@@ -74,41 +93,52 @@ def check_suite(suite: Suite) -> CheckReport:
         ConfigError: the suite names a metric that does not exist, or an ensemble like an encoder.
     """
     stores: dict[str, FeatureStore] = {}
-    unopened: dict[str, str] = {}
+    unopened: dict[str, MmkdError] = {}
     for path in dict.fromkeys(spec.store for spec in suite.datasets):
         try:
             stores[path] = FeatureStore.open(path)
         except MmkdError as error:
-            unopened[path] = str(error)
+            unopened[path] = error
     models = model_names(suite, list(stores.values()))
     checks = []
     for spec in suite.datasets:
-        if spec.store in unopened:
-            checks.append(DatasetCheck(spec.dataset, spec.role, problems=[unopened[spec.store]]))
+        found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks)
+        if spec.store not in unopened:
+            _check_dataset(suite, spec, (stores[spec.store], models), found)
+        elif spec.source is not None and isinstance(unopened[spec.store], NotAStoreError):
+            missing = missing_before(spec)
+            found.problems.append(missing.problem)
+            found.steps.extend(missing.steps)
         else:
-            checks.append(_check_dataset(suite, spec, stores[spec.store], models))
+            found.problems.append(str(unopened[spec.store]))
+        checks.append(found)
     return CheckReport(suite.suite, models, tuple(checks))
 
 
-def _check_dataset(suite: Suite, spec: DatasetSpec, store: FeatureStore, models: tuple[str, ...]) -> DatasetCheck:
+def _check_dataset(
+    suite: Suite, spec: DatasetSpec, place: tuple[FeatureStore, tuple[str, ...]], found: DatasetCheck
+) -> None:
+    """Fill in what a store holds of a data set. `place`: the store, and the models that would run."""
     try:
-        data = load_dataset(spec, store)
+        data = load_dataset(spec, place[0])
     except MmkdError as error:
-        return DatasetCheck(spec.dataset, spec.role, problems=[str(error)])
-    found = DatasetCheck(spec.dataset, spec.role)
+        found.problems.append(str(error))
+        return
     for name, samples in data.splits.items():
         found.rows[name] = len(samples)
         found.groups[name] = len(set(data.groups(samples).tolist()))
     if spec.label is not None:
-        values = data.splits["test"].column(spec.label).tolist()
-        found.classes.update({name: values.count(name) for name in data.classes})
+        values = Counter(data.splits["test"].column(spec.label).tolist())
+        of = spec.classes or {name: (name,) for name in data.classes}
+        found.classes.update({name: sum(values[value] for value in of[name]) for name in data.classes})
     for task in spec.tasks:
         TASKS[task].scoring(spec.settings)
         found.problems.extend(text for text in TASKS[task].problems(data, spec.settings) if text not in found.problems)
     found.warnings.extend(_same_images(data))
-    for model in models:
+    found.warnings.extend(differs_from_published(spec, found.rows))
+    found.problems.extend(prompts_differ(data))
+    for model in place[1]:
         _check_model(data, model, suite.ensembles.get(model, ()), found)
-    return found
 
 
 def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found: DatasetCheck) -> None:
@@ -119,7 +149,7 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
         return
     towers: set[Tower] = {tower for task in data.spec.tasks for tower in TASKS[task].towers(data.spec.settings)}
     needed = [(samples, tower) for tower in TOWERS if tower in towers for samples in data.splits.values()]
-    needed += [(samples, "text") for samples in (data.prompts, data.candidates) if samples is not None]
+    needed += [(samples, "text") for samples in (data.prompts, data.negatives, data.candidates) if samples is not None]
     missing = {}
     for samples, tower in needed:
         there = np.ones(len(samples), dtype=bool)

@@ -62,6 +62,8 @@ class DatasetRows:
     store: FeatureStore
     splits: dict[str, Samples]
     prompts: Samples | None
+    negatives: Samples | None
+    """Text rows that describe the absence of classes."""
     candidates: Samples | None
     """Text rows among which a question's answer is chosen."""
     classes: tuple[str, ...]
@@ -92,22 +94,26 @@ class DatasetRows:
         Raises:
             UserError: a row without a label, or with one that is not among the classes.
         """
-        return self._class_index(samples, self.label_column)
+        values = self.spec.classes or {name: (name,) for name in self.classes}
+        index = {value: i for i, name in enumerate(self.classes) for value in values[name]}
+        return self._class_index(samples, self.label_column, index)
 
-    def prompt_labels(self) -> NDArray[np.int64]:
-        """Class index of every prompt, int64 (m,).
+    def prompt_labels(self, negative: bool = False) -> NDArray[np.int64]:
+        """Class index of every prompt, or of every negative one, int64 (m,).
 
         Raises:
             UserError: a class has no prompt, or a prompt no class.
         """
-        assert self.prompts is not None
         assert self.spec.prompts is not None
-        found = self._class_index(self.prompts, self.spec.prompts.label or self.label_column)
+        prompts = self.negatives if negative else self.prompts
+        assert prompts is not None
+        column = self.spec.prompts.label or self.label_column
+        found = self._class_index(prompts, column, {name: i for i, name in enumerate(self.classes)})
         bare = sorted(set(range(len(self.classes))) - set(found.tolist()))
         if bare:
             raise UserError(
-                f"{self.spec.dataset}: class {self.classes[bare[0]]!r} has no prompt; "
-                f"the prompts describe {', '.join(self.classes[i] for i in sorted(set(found.tolist()))) or 'nothing'}"
+                f"{self.spec.dataset}: class {self.classes[bare[0]]!r} has no {prompts.name}; "
+                f"there are some for {', '.join(self.classes[i] for i in sorted(set(found.tolist()))) or 'none'}"
             )
         return found
 
@@ -137,7 +143,7 @@ class DatasetRows:
     @property
     def parts(self) -> dict[str, Samples]:
         """Every set of rows that is used, by its name."""
-        texts = {"prompt": self.prompts, "candidate": self.candidates}
+        texts = {"prompt": self.prompts, "negative prompt": self.negatives, "candidate": self.candidates}
         return {**self.splits, **{name: samples for name, samples in texts.items() if samples is not None}}
 
     @cached_property
@@ -150,14 +156,13 @@ class DatasetRows:
                 sha.update(repr(values).encode())
         return sha.hexdigest()[:16]
 
-    def _class_index(self, samples: Samples, column: str) -> NDArray[np.int64]:
-        index = {name: i for i, name in enumerate(self.classes)}
+    def _class_index(self, samples: Samples, column: str, index: dict[str, int]) -> NDArray[np.int64]:
         values = samples.column(column)
         for value, key in zip(values, samples.ids, strict=True):
             if value not in index:
                 raise UserError(
                     f"{self.spec.dataset}: {samples.name} row {key!r} has {column}={value!r}, "
-                    f"not one of the classes {', '.join(self.classes)}"
+                    f"not one of the classes {', '.join(index)}"
                 )
         return np.array([index[value] for value in values], dtype=np.int64)
 
@@ -174,14 +179,18 @@ def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
         if chosen is not None:
             splits[name] = _select(store, name, chosen, spec.columns)
             _refuse_duplicates(spec, splits[name])
-    prompts = None
+    prompts = negatives = None
     if spec.prompts is not None:
-        prompts = _select(store, "prompt", spec.prompts.rows, (spec.prompts.label or spec.label or "key",))
+        of = spec.prompts.label or spec.label or "key"
+        prompts = _select(store, "prompt", spec.prompts.rows, (of,))
+        if spec.prompts.negatives is not None:
+            negatives = _select(store, "negative prompt", spec.prompts.negatives, (of,))
     candidates = None
     if spec.vqa is not None and spec.vqa.candidates is not None:
         columns = (spec.vqa.answer, spec.vqa.candidate_of)
         candidates = _select(store, "candidate", spec.vqa.candidates, columns)
-    return DatasetRows(spec, store, splits, prompts, candidates, _classes(spec, splits["test"], prompts))
+    found = negatives if negatives is not None and len(negatives) else None
+    return DatasetRows(spec, store, splits, prompts, found, candidates, _classes(spec, splits["test"], prompts))
 
 
 def _select(store: FeatureStore, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:
@@ -203,7 +212,7 @@ def _refuse_duplicates(spec: DatasetSpec, samples: Samples) -> None:
 
 def _classes(spec: DatasetSpec, test: Samples, prompts: Samples | None) -> tuple[str, ...]:
     if spec.classes is not None or spec.label is None:
-        return spec.classes or ()
+        return tuple(spec.classes or ())
     if prompts is not None and spec.prompts is not None:
         values = prompts.column(spec.prompts.label or spec.label)
     else:

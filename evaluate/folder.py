@@ -50,14 +50,17 @@ class ResultFolder:
         return [Question(task=t, head=h, **rest) for t, h in chosen] or [Question(task=task or "", head=head, **rest)]
 
     def datasets(self, question: Question) -> list[DatasetSpec]:
-        """Data sets with this task. Monitor sets stay out of a table that has report sets: their scores were looked at.
+        """Data sets with this task that have a store.
+
+        Monitor sets stay out of a table that has report sets: their scores were looked at.
 
         Raises:
             ConfigError: no data set of the suite has the task.
         """
-        every = [spec for spec in self.plan.suite.datasets if question.task in spec.tasks]
+        run = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
+        every = [spec for spec in run if question.task in spec.tasks]
         if not every:
-            known = sorted({task for spec in self.plan.suite.datasets for task in spec.tasks})
+            known = sorted({task for spec in run for task in spec.tasks})
             raise ConfigError(f"{self.out} has no task {question.task!r}; it has {', '.join(known)}")
         return [spec for spec in every if spec.role == "report"] or every
 

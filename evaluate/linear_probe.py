@@ -61,12 +61,7 @@ class LinearProbe:
 
     def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
         """Every share of the labels; shares below 1 are drawn several times."""
-        probe = settings.linear_probe
-        return tuple(
-            Variant(fraction=fraction, seed=seed)
-            for fraction in probe.fractions
-            for seed in range(probe.seeds if fraction < 1 else 1)
-        )
+        return probe_variants(settings.linear_probe)
 
     def scoring(self, settings: TaskSettings) -> Scoring:
         """Standard metrics; the primary one is the macro AUROC unless the settings say otherwise."""
@@ -75,14 +70,12 @@ class LinearProbe:
 
     def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
         """Labels must be classes, and no group may stand in two splits."""
-        splits: tuple[Split, ...] = ("train", "val", "test") if data.spec.rows.val is not None else ("train", "test")
-        found = class_problems(data, splits)
-        return found + [text for i, one in enumerate(splits) for text in _leaks(data, one, splits[i + 1 :])]
+        return class_problems(data, probe_splits(data)) + group_leaks(data)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Class probabilities, float64 (n, C), of every test image."""
         settings = data.spec.settings.linear_probe
-        leaks = self.problems_of_groups(data)
+        leaks = group_leaks(data)
         if leaks:
             raise UserError(leaks[0])
         train = _share(_labelled(data, "train", features), variant, settings)
@@ -109,10 +102,25 @@ class LinearProbe:
             info=info,
         )
 
-    def problems_of_groups(self, data: DatasetRows) -> list[str]:
-        """Groups that stand in two splits: such a score would measure memory."""
-        splits: tuple[Split, ...] = ("train", "val") if data.spec.rows.val is not None else ("train",)
-        return [text for one in splits for text in _leaks(data, one, ("val", "test") if one == "train" else ("test",))]
+
+def probe_variants(settings: LinearProbeSettings) -> tuple[Variant, ...]:
+    """Every share of the labels; shares below 1 are drawn several times."""
+    return tuple(
+        Variant(fraction=fraction, seed=seed)
+        for fraction in settings.fractions
+        for seed in range(settings.seeds if fraction < 1 else 1)
+    )
+
+
+def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
+    """The splits that a probe reads."""
+    return ("train", "val", "test") if data.spec.rows.val is not None else ("train", "test")
+
+
+def group_leaks(data: DatasetRows) -> list[str]:
+    """Groups that stand in two splits: such a score would measure memory."""
+    splits = probe_splits(data)
+    return [text for i, one in enumerate(splits) for text in _leaks(data, one, splits[i + 1 :])]
 
 
 def choose_c(

@@ -22,7 +22,7 @@ def accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
 def balanced_accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
     """Mean recall over the classes that occur, as `sklearn.metrics.balanced_accuracy_score`."""
     hits, _, actual = class_counts(y, score, weights)
-    return _mean_over_classes(_ratio(hits, actual))
+    return mean_over_classes(_ratio(hits, actual))
 
 
 def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
@@ -32,7 +32,7 @@ def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
     predicted costs precision elsewhere and gets no F1 of its own.
     """
     hits, predicted, actual = class_counts(y, score, weights)
-    return _mean_over_classes(np.where(actual > 0, _ratio(2 * hits, predicted + actual), np.nan))
+    return mean_over_classes(np.where(actual > 0, _ratio(2 * hits, predicted + actual), np.nan))
 
 
 def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
@@ -43,7 +43,7 @@ def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
     """
     if len(y) == 0:
         return np.full(len(weights), np.nan)
-    return _mean_over_classes(np.stack([auroc(y == c, score[:, c], weights) for c in np.unique(y)], axis=1))
+    return mean_over_classes(np.stack([auroc(y == c, score[:, c], weights) for c in np.unique(y)], axis=1))
 
 
 def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
@@ -70,6 +70,23 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
     return _ratio(area, total * (everything[-1] - total))
 
 
+def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+    """Sum over thresholds of precision times the recall gained there, for B weightings at once.
+
+    Samples of equal score share a threshold; nothing is interpolated. Equals
+    `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives.
+    """
+    if len(score) == 0:
+        return np.full(len(weights), np.nan)
+    order = np.argsort(-score, kind="stable")
+    rows = np.ascontiguousarray(weights.T)[order]
+    thresholds = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    everything = np.cumsum(rows, axis=0)[thresholds]
+    hits = np.cumsum(np.where(positive[order, None], rows, 0.0), axis=0)[thresholds]
+    gained = np.diff(hits, axis=0, prepend=0.0)
+    return _ratio(np.nansum(gained * _ratio(hits, everything), axis=0), hits[-1])
+
+
 def _sums_before(rows: Floats) -> Floats:
     """Sums of the first 0, 1, ..., n rows: float64 (n + 1, B)."""
     sums = np.zeros((len(rows) + 1, rows.shape[1]))
@@ -94,7 +111,7 @@ def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Flo
     )
 
 
-def _mean_over_classes(values: Floats) -> Floats:
+def mean_over_classes(values: Floats) -> Floats:
     """Mean over axis 1 of the values that exist."""
     there = ~np.isnan(values)
     return _ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1).astype(np.float64))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,13 +19,17 @@ from mmkd.evaluate.task import Unit, Variant
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import ConfigError
+from mmkd.store.errors import ConfigError, NotAStoreError
 from mmkd.store.yaml_config import Frozen
 
 PLAN = "plan.json"
 
-NOT_IN_THE_NUMBERS = {"dataset", "store", "modality", "role", "tasks", "settings", "notes"}
-"""Keys of a data set that no score depends on; settings enter by their own task's alone."""
+NOT_IN_THE_NUMBERS: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "about", "described_in", "source", "store"), True),
+    **dict.fromkeys(("modality", "role", "tasks", "settings", "notes"), True),
+    "prompts": {"file"},
+}
+"""Keys of a data set that no score depends on; settings enter by their own task's alone, prompts by their rows."""
 
 
 class PlannedUnit(Frozen):
@@ -62,6 +67,8 @@ class Plan(Frozen):
     models: tuple[str, ...]
     """Rows of the tables, ensembles last."""
     units: tuple[PlannedUnit, ...]
+    absent: tuple[str, ...] = ()
+    """Data sets without a store: nothing of them was extracted yet, so that they have no units and no scores."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +86,17 @@ def make_plan(suite: Suite) -> Loaded:
 
     Raises:
         ConfigError: a primary metric that does not exist, or an ensemble named like an encoder of a store.
-        StoreError: a store cannot be opened; nothing could be run then.
+        StoreError: there is no store at all, or one cannot be opened.
     """
-    stores = {path: FeatureStore.open(path) for path in dict.fromkeys(spec.store for spec in suite.datasets)}
+    stores, closed = open_stores(suite)
+    if not stores:
+        raise next(iter(closed.values()))
     models = model_names(suite, list(stores.values()))
     data: dict[str, DatasetRows] = {}
     features: dict[tuple[str, str], Features] = {}
     units: list[PlannedUnit] = []
-    for spec in suite.datasets:
+    present = [spec for spec in suite.datasets if spec.store in stores]
+    for spec in present:
         store = stores[spec.store]
         problem = ""
         try:
@@ -101,7 +111,24 @@ def make_plan(suite: Suite) -> Loaded:
                 reason = reason or str(error)
             for task in spec.tasks:
                 units += _task_units(suite, spec, (task, model), (data, features), reason)
-    return Loaded(Plan(suite=suite, models=models, units=tuple(units)), data, features)
+    absent = tuple(spec.dataset for spec in suite.datasets if spec not in present)
+    return Loaded(Plan(suite=suite, models=models, units=tuple(units), absent=absent), data, features)
+
+
+def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, NotAStoreError]]:
+    """The stores of a suite by path, and why others cannot be opened: nothing was extracted into them yet.
+
+    Raises:
+        StoreError: a store is there and cannot be opened.
+    """
+    stores: dict[str, FeatureStore] = {}
+    closed: dict[str, NotAStoreError] = {}
+    for path in dict.fromkeys(spec.store for spec in suite.datasets):
+        try:
+            stores[path] = FeatureStore.open(path)
+        except NotAStoreError as error:
+            closed[path] = error
+    return stores, closed
 
 
 def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,7 +16,7 @@ from mmkd.evaluate.table import ResultTable, build_table
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import ConfigError, CorruptStoreError
 
-DRAWN = ("heat-map", "forest", "box", "label-efficiency", "kaplan-meier")
+DRAWN = ("heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier")
 """Figures of a report, in the order that a reader should see them; those that a task cannot have are left out."""
 
 
@@ -31,11 +31,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One task in one head: its table, its comparison, its figures."""
+    """One task in one head at one share of labels: its table, its comparison, its figures.
+
+    further: tables of the metrics that are not the primary one.
+    """
 
     name: str
     question: Question
     table: ResultTable
+    further: tuple[ResultTable, ...]
     comparison: Comparison | None
     pictures: tuple[Picture, ...]
 
@@ -56,7 +60,7 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain") -> None
     folder = ResultFolder(out)
     if model not in folder.plan.models:
         raise ConfigError(f"{out} has no model {model!r}; it has {', '.join(folder.plan.models)}")
-    sections = [_section(folder, question, model) for question in folder.questions(None, None, by=by)]
+    sections = [_section(folder, question, model) for question in _questions(folder, by)]
     environment = Environment(
         loader=PackageLoader("mmkd.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -78,17 +82,30 @@ def failures(folder: ResultFolder) -> list[tuple[str, str]]:
     return [(name, reason) for name, reason in found if isinstance(reason, str)]
 
 
+def _questions(folder: ResultFolder, by: By) -> list[Question]:
+    """Every task and head at all labels, then at smaller shares where it was run at some."""
+    found = []
+    for question in folder.questions(None, None, by=by):
+        shares = {unit.fraction for unit in folder.plan.units if unit.task == question.task}
+        found += [replace(question, fraction=share) for share in sorted(shares, reverse=True)]
+    return found
+
+
 def _section(folder: ResultFolder, question: Question, model: str) -> Section:
     table = build_table(folder, question)
+    scoring, metric = folder.scoring(question)
+    further = tuple(build_table(folder, replace(question, metric=one)) for one in scoring.metrics if one != metric)
     comparison = None
     if len(folder.plan.models) > 1:
         try:
             comparison = compare(folder, model, question)
         except CorruptStoreError:  # models on different samples: the table stands, a paired comparison cannot
             comparison = None
-    pictures = [picture for name in DRAWN if (picture := _picture(folder, question, model, name, table)) is not None]
-    name = " ".join(part for part in (question.task, question.head or "") if part)
-    return Section(name, question, table, comparison, tuple(pictures))
+    drawn = DRAWN if question.fraction == 1 else ("heat-map", "forest")
+    pictures = [picture for name in drawn if (picture := _picture(folder, question, model, name, table)) is not None]
+    share = "" if question.fraction == 1 else f"with {question.fraction:.0%} of the labels"
+    name = " ".join(part for part in (question.task, question.head or "", share) if part)
+    return Section(name, question, table, further, comparison, tuple(pictures))
 
 
 def _picture(folder: ResultFolder, question: Question, model: str, name: str, table: ResultTable) -> Picture | None:

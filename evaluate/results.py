@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import os
 from collections.abc import Iterable
@@ -55,9 +57,21 @@ class ResultRow(Frozen):
     data_digest: str
     config_digest: str
     code_version: str
+    code_digest: str
+    """Of the sources that compute scores; `code_version` stays when they are edited."""
     predictions: str
     """Path of the per-sample file, relative to this one."""
     seconds: float
+
+
+@functools.cache
+def code_digest() -> str:
+    """16 hex digits that change with the sources of predictions and metrics; not of pictures and pages."""
+    sha = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted((*here.glob("*.py"), *(here / "heads").glob("*.py"))):
+        sha.update(f"{path.relative_to(here)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return sha.hexdigest()[:16]
 
 
 def number(value: float) -> float | None:

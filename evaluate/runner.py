@@ -12,7 +12,7 @@ import numpy as np
 
 from mmkd.evaluate.plan import Loaded, PlannedUnit, make_plan, resample_name, write_plan
 from mmkd.evaluate.predictions import Predictions, write_predictions
-from mmkd.evaluate.results import ResultRow, append_results, number, read_results
+from mmkd.evaluate.results import ResultRow, append_results, code_digest, number, read_results
 from mmkd.evaluate.scoring import resampled
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
@@ -29,6 +29,8 @@ class Outcome:
     status: str
     """`ran`, `done` (earlier) or `failed`."""
     reason: str = ""
+    other_code: bool = False
+    """Done by sources of mmkd.evaluate that are not those of now."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class RunReport:
 
     out: Path
     outcomes: tuple[Outcome, ...]
+    absent: tuple[str, ...] = ()
+    """Data sets of the suite that nothing was extracted of."""
 
     def count(self, status: str) -> int:
         """Units of this status."""
@@ -48,10 +52,16 @@ class RunReport:
         return tuple(outcome for outcome in self.outcomes if outcome.status == "failed")
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{len(self.outcomes)} units: {self.count('ran')} run, {self.count('done')} done before, "
             f"{len(self.failed)} failed; results in {self.out}"
         )
+        others = sum(outcome.other_code for outcome in self.outcomes)
+        if others:
+            text += f"; {others} of those done before come from another version of the code, --force runs them again"
+        if self.absent:
+            text += f"\n{len(self.absent)} data sets are not extracted: {', '.join(self.absent)}; `check` says how"
+        return text
 
 
 def run_suite(
@@ -82,16 +92,16 @@ def run_suite(
         _refuse_report_sets(suite)
     loaded = make_plan(suite)
     write_plan(out, loaded.plan)
-    finished = set() if force else _finished(out)
+    finished = {} if force else _finished(out)
     outcomes: list[Outcome] = []
     for planned in loaded.plan.units:
         if planned.key in finished:
-            outcomes.append(Outcome(planned.unit, "done"))
+            outcomes.append(Outcome(planned.unit, "done", other_code=finished[planned.key] != code_digest()))
         else:
             outcomes.append(_run_unit(loaded, planned, out))
         if progress is not None:
             progress(outcomes[-1], len(loaded.plan.units))
-    return RunReport(out, tuple(outcomes))
+    return RunReport(out, tuple(outcomes), loaded.plan.absent)
 
 
 def _refuse_report_sets(suite: Suite) -> None:
@@ -103,10 +113,10 @@ def _refuse_report_sets(suite: Suite) -> None:
         )
 
 
-def _finished(out: Path) -> set[str]:
-    """Keys of units that have a result and their predictions."""
+def _finished(out: Path) -> dict[str, str]:
+    """Keys of units that have a result and their predictions, with the digest of the code that made them."""
     return {
-        key
+        key: rows[0].code_digest
         for key, rows in read_results(out).items()
         if rows[0].status != "failed" and (out / rows[0].predictions).is_file()
     }
@@ -190,5 +200,6 @@ def _row(loaded: Loaded, planned: PlannedUnit, **found: object) -> ResultRow:
         "protocol": TASKS[planned.task].scoring(spec.settings).protocol,
         "boot_seed": suite.bootstrap.seed,
         "code_version": importlib.metadata.version("mmkd"),
+        "code_digest": code_digest(),
     }
     return ResultRow.model_validate(nothing | planned.model_dump() | identity | found)

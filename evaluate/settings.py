@@ -35,6 +35,15 @@ class ZeroShotSettings(Frozen):
     """Metric that tables show when none is named; by default the protocol's own choice."""
 
 
+class MultilabelZeroShotSettings(Frozen):
+    """Zero-shot classification with several labels a sample: every label for itself."""
+
+    temperature: float = Field(default=100.0, gt=0)
+    """Factor on the difference of positive and negative cosine before the logistic function, as in `zero_shot`.
+    Without negative prompts the score is the bare cosine; the metrics look at the order within a label only."""
+    primary: str | None = None
+
+
 class LinearProbeSettings(Frozen):
     """Logistic regression on unit features, its strength chosen on validation data for every model."""
 
@@ -161,6 +170,8 @@ class TaskSettings(Frozen):
 
     zero_shot: ZeroShotSettings = ZeroShotSettings()
     linear_probe: LinearProbeSettings = LinearProbeSettings()
+    multilabel_zero_shot: MultilabelZeroShotSettings = MultilabelZeroShotSettings()
+    multilabel_probe: LinearProbeSettings = LinearProbeSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     vqa: VqaSettings = VqaSettings()
     survival: SurvivalSettings = SurvivalSettings()

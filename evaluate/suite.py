@@ -26,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
 from mmkd.evaluate.settings import BootstrapSettings
 from mmkd.store.errors import ConfigError
+from mmkd.store.roots import SUITES, filled, user_roots
 from mmkd.store.yaml_config import Frozen, read_mapping, validated
 
 
@@ -84,34 +85,66 @@ class Suite(Frozen):
 
 
 def load_suite(path: str | Path) -> Suite:
-    """Read a suite file; paths in it are relative to the file.
+    """Read a suite file; paths in it are relative to the file, and `${name}` stands for a root of the user's.
+
+    Args:
+        path: of the file, or the bare name of a suite that comes with mmkd (`quick`, `biomed`).
 
     Raises:
-        ConfigError: missing, not YAML, or not a suite; the message names the key.
+        ConfigError: missing, not YAML, not a suite, or a root without a value; the message names the key.
     """
-    source = Path(path)
+    source = _suite_file(Path(path))
     raw = read_mapping(source)
-    for holder in [raw, *_listed(raw.get("datasets"))]:
-        if isinstance(holder, dict) and isinstance(holder.get("store"), str):
-            holder["store"] = _beside(source, holder["store"])
+    roots = user_roots()
     if isinstance(raw.get("datasets"), list):
-        raw["datasets"] = [spec for item in raw["datasets"] for spec in _dataset_entries(source, item)]
+        raw["datasets"] = [spec for item in raw["datasets"] for spec in _dataset_entries(source, item, roots)]
+    store = raw.pop("store", None)
+    for entry in _listed(raw.get("datasets")):
+        if isinstance(entry, dict):
+            entry.setdefault("store", store)
+            if isinstance(entry["store"], str):
+                place = source if entry["store"] is store else Path(str(entry.get("described_in") or source))
+                entry["store"] = _beside(
+                    place, filled(entry["store"], roots | {"dataset": str(entry.get("dataset"))}, place)
+                )
+            elif entry["store"] is None:
+                del entry["store"]
     return validated(Suite, raw, source)
 
 
-def _dataset_entries(source: Path, item: object) -> list[object]:
+def shipped_suites() -> list[str]:
+    """Names of the suites that come with mmkd."""
+    return sorted(file.parent.name for file in SUITES.glob("*/suite.yaml"))
+
+
+def _suite_file(path: Path) -> Path:
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    if path.name in shipped_suites():
+        return SUITES / path.name / "suite.yaml"
+    raise ConfigError(f"cannot read {path}: no such file, and no suite of mmkd's ({', '.join(shipped_suites())})")
+
+
+def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[object]:
     """A data set written in place, or those in the files that a pattern names."""
+    if isinstance(item, dict) and "source" in item:
+        raise ConfigError(
+            f"{source}: {item.get('dataset')} has a `source`; write the data set into a file of its own, "
+            "which `mmkd extract` can be given"
+        )
     if not isinstance(item, str):
         return [item]
-    files = sorted(source.parent.glob(item))
+    pattern = Path(source.parent.resolve(), filled(item, roots, source))
+    files = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     if not files:
         raise ConfigError(f"{source}: no data set file matches {item!r}; name files relative to the suite")
     entries: list[object] = []
     for file in files:
         entry = read_mapping(file)
-        if isinstance(entry.get("store"), str):
-            entry["store"] = _beside(file, entry["store"])
-        entries.append(entry)
+        prompts = entry.get("prompts")
+        if isinstance(prompts, dict) and isinstance(prompts.get("file"), str):
+            entry["prompts"] = prompts | {"file": _beside(file, filled(prompts["file"], roots, file))}
+        entries.append(entry | {"described_in": str(file)})
     return entries
 
 
@@ -120,7 +153,7 @@ def _listed(value: object) -> list[object]:
 
 
 def _beside(source: Path, path: str) -> str:
-    return str((source.parent / Path(path).expanduser()).resolve())
+    return path if "://" in path else str((source.parent / Path(path).expanduser()).resolve())
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

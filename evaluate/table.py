@@ -53,7 +53,7 @@ class ResultTable:
     def markdown(self) -> str:
         """A Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
         lines = [self.title, ""]
-        lines.append("| model | " + " | ".join(self.heading(column) for column in self.columns) + " |")
+        lines.append("| model | " + " | ".join(self.heading(one).replace("|", r"\|") for one in self.columns) + " |")
         lines.append("|---|" + "---:|" * len(self.columns))
         best = {column: self.best(column) for column in self.columns}
         for row in self.rows:
@@ -180,6 +180,7 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
         f"{question.fraction:.0%} of labels" if question.fraction < 1 else "",
         f"{suite.bootstrap.level:.0%} intervals from {suite.bootstrap.n} resamples",
         f"suite {suite.suite} version {suite.version}",
+        _coverage(folder, question),
     ]
     return ResultTable(
         title="; ".join(part for part in parts if part),
@@ -192,7 +193,18 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
     )
 
 
+def _coverage(folder: ResultFolder, question: Question) -> str:
+    """How many of the suite's data sets are in a table, where some are not extracted."""
+    wanted = [spec for spec in folder.plan.suite.datasets if question.task in spec.tasks]
+    absent = [spec for spec in wanted if spec.dataset in folder.plan.absent]
+    return f"{len(wanted) - len(absent)} of its {len(wanted)} data sets with this task" if absent else ""
+
+
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+
+
 def _escaped(text: str) -> str:
-    for character in "&%_#$":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return text.translate(_LATEX)

@@ -51,7 +51,7 @@ class ZeroShot:
         settings = data.spec.settings.zero_shot
         official_protocol = settings.protocol == "mmkd_official"
         scale = official.TEMPERATURE if official_protocol else settings.temperature
-        members = [_cosines(data, member) for member in features.each_member()]
+        members = [class_cosines(data, member) for member in features.each_member()]
         score = np.mean([softmax(cosines * scale, axis=1) for cosines, _ in members], axis=0)
         available = np.logical_and.reduce([there for _, there in members])
         score[~available] = np.nan
@@ -89,15 +89,30 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
     return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), dtype=np.float32)
 
 
-def _cosines(data: DatasetRows, model: Features) -> tuple[Floats, NDArray[np.bool_]]:
-    """Cosines of one encoder, float64 (n, C), and which images it has."""
-    assert data.prompts is not None, "the suite requires prompts for this task"
+def class_cosines(data: DatasetRows, model: Features, negative: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
+    """Cosines of test images and the class vectors of one encoder.
+
+    Args:
+        data: with prompts.
+        model: one encoder.
+        negative: take the prompts of the classes' absence.
+
+    Returns:
+        float64 (n, C), NaN for images without features; and which images have them, bool (n,).
+
+    Raises:
+        UserError: a class has no prompt that the encoder has features of.
+    """
+    prompts = data.negatives if negative else data.prompts
+    assert prompts is not None, "the suite requires prompts for this task"
     images = model.images(data.split("test").rows)
-    texts = model.texts(data.prompts.rows)
-    labels = data.prompt_labels()[texts.available]
+    texts = model.texts(prompts.rows)
+    labels = data.prompt_labels(negative)[texts.available]
     bare = sorted(set(range(len(data.classes))) - set(labels.tolist()))
     if bare:
-        raise UserError(f"{model.model} has no text features for the prompts of class {data.classes[bare[0]]!r}")
+        raise UserError(
+            f"{model.model} has no text features for the {prompts.name}s of class {data.classes[bare[0]]!r}"
+        )
     vectors = class_vectors(texts.values[texts.available], labels, len(data.classes))
     cosines = np.full((len(images.available), len(vectors)), np.nan)
     cosines[images.available] = images.values[images.available] @ vectors.T

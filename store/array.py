@@ -6,6 +6,7 @@ with rows, get a NumPy array.
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows
-from mmkd.store.errors import CorruptStoreError
+from mmkd.store.errors import CorruptStoreError, UserError
 from mmkd.store.mapping import can_map, map_chunks, read_ahead
 from mmkd.store.remote import StorePath, in_parallel
 
@@ -135,6 +136,7 @@ class ChunkedArray:
 
         Raises:
             CorruptStoreError: a chunk is missing or has another size.
+            UserError: the system allows a process fewer maps than there are chunks.
         """
         names = [self.root / chunk[0] if chunk else None for chunk in self.chunks]
         paths = [name for name in names if name is None or isinstance(name, Path)]
@@ -146,12 +148,25 @@ class ChunkedArray:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
             ) from error
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise UserError(_too_many_maps(self.root, len(self.chunks))) from error
 
     def open(self) -> NDArray[Any] | LazyRows:
         """The array: mapped where files can be, fetched by chunks behind a URL, else in memory."""
         if not isinstance(self.root, Path):
             return RemoteRows(self)
         return self.map() if can_map(self.spec.chunk_bytes(self.per_shard)) else self.load()
+
+
+def _too_many_maps(root: StorePath, chunks: int) -> str:
+    limit = Path("/proc/sys/vm/max_map_count")
+    allowed = f" (vm.max_map_count is {limit.read_text().strip()})" if limit.is_file() else ""
+    return (
+        f"{root}: the system does not let this process map {chunks:,} more files{allowed}, and an array takes one map "
+        "a shard; allow more with `sysctl -w vm.max_map_count=1000000`, or open fewer teachers"
+    )
 
 
 class RemoteRows(LazyRows):

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from test_extract import load, run
 from tiny_run import quiet, write_run
 
+from mmkd.cli.export import export as export_command
 from mmkd.distill.checkpoint import best_or_last, read, student_weights
 from mmkd.distill.config import RunConfig, load_run
 from mmkd.distill.export import export
+from mmkd.distill.graphs import write_graphs
+from mmkd.distill.source import store_digest
 from mmkd.distill.student import Towers, build_student, plain_pixels
+from mmkd.store import FeatureStore
 from mmkd.store.errors import UserError
+from mmkd.store.selection import SelectionRule, read_selection, select
 
 
 @pytest.fixture(scope="module")
 def finished(training_scene: Path) -> RunConfig:
-    """A run that was judged and averaged."""
+    """A run over a selection that was judged and averaged."""
+    rule = SelectionRule.model_validate({"keep": {"cosine": {"at_least": -0.9}}})
+    select(FeatureStore.open(training_scene / "features"), "agreed", rule)
     monitor = {"sets": [{"name": "held-out", "where": {"site": "s1"}}], "every_steps": 4}
-    config = load_run(write_run(training_scene, "to-export", monitor=monitor, optimiser={"average": 0.5}))
+    averaged = {"average": 0.5}
+    config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimiser=averaged))
     quiet(config)
     return config
 
@@ -73,14 +83,98 @@ def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder:
     card, facts = (folder / "README.md").read_text(), json.loads((folder / "mmkd_run.json").read_text())
     _, state = read(best_or_last(finished.out))
     assert facts["best_step"] == state.progress.step == facts["steps"]
-    assert f"Best score on held-out rows during training: {state.progress.best_score:.4f}" in card
-    assert [teacher["slug"] for teacher in facts["teachers"]] == ["one", "two"]
-    for teacher in facts["teachers"]:
+    assert facts["scores"] == state.progress.best_scores
+    assert set(facts["scores"]) == {"held-out/recall@1", "held-out/recall@5"}
+    for name, score in facts["scores"].items():
+        assert f"| {name} | {score:.4f} |" in card
+    store = FeatureStore.open(finished.store)
+    assert facts["source"]["store_digest"] == store_digest(store, ("one", "two"))
+    assert (
+        f"store digest {facts['source']['store_digest'][:16]}, corpus digest {store.record.corpus.digest[:16]}" in card
+    )
+    assert facts["config"]["selection"] == "agreed"
+    assert facts["source"]["selection"] == read_selection(store.root, store.record, "agreed").card.digest
+    assert f"selection `agreed` (digest {facts['source']['selection'][:16]})" in card
+    assert [teacher["slug"] for teacher in facts["source"]["teachers"]] == ["one", "two"]
+    for teacher in facts["source"]["teachers"]:
         assert f"| {teacher['slug']} | {teacher['source']} | {teacher['digest']} | not stated |" in card
     assert "weights averaged with decay 0.5" in card
     assert "rows used: {'site': 's0'}" in card
     places = {"store": finished.store, "out": finished.out}
     assert RunConfig.model_validate(facts["config"] | places) == finished
+
+
+def test_the_card_is_of_the_store_as_it_was(finished: RunConfig, folder: Path, tmp_path: Path) -> None:
+    """Without the store, and whatever became of it since."""
+    shutil.copytree(finished.out, tmp_path / "run")
+    written = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps(written | {"store": str(tmp_path / "gone")}))
+    export(tmp_path / "run", tmp_path / "student")
+    for name in ("README.md", "mmkd_run.json", "open_clip_model.safetensors"):
+        assert (tmp_path / "student" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def graph_features(folder: Path, kind: str, tower: str, inputs: torch.Tensor) -> torch.Tensor:
+    """As a program without open_clip would have them."""
+    if kind == "torchscript":
+        loaded: torch.Tensor = torch.jit.load(folder / kind / f"{tower}.pt")(inputs)
+        return loaded
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / kind / f"{tower}.onnx")
+    name = {"image": "pixels", "text": "tokens"}[tower]
+    return torch.from_numpy(session.run(["features"], {name: inputs.numpy()})[0])
+
+
+@pytest.mark.parametrize("kind", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_graphs_give_the_features_of_open_clip(
+    finished: RunConfig, training_scene: Path, tmp_path: Path, kind: str
+) -> None:
+    done = CliRunner().invoke(
+        export_command, [str(finished.out), str(tmp_path / "s"), "--graph", kind], catch_exceptions=False
+    )
+    exported, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 's'}")
+    exported.eval()
+    pictures = [Image.open(training_scene / f"corpus/images/{i}.png") for i in range(5)]
+    inputs = {
+        "image": torch.stack([preprocess(picture) for picture in pictures]),
+        "text": open_clip.get_tokenizer(f"local-dir:{tmp_path / 's'}")(["finding 3 in plane 2", "nothing", "", "a b"]),
+    }
+    told = json.loads((tmp_path / "s/mmkd_run.json").read_text())[kind]
+    with torch.no_grad():
+        for tower, given in inputs.items():
+            expected = exported.encode_image(given) if tower == "image" else exported.encode_text(given)
+            found = graph_features(tmp_path / "s", kind, tower, given)
+            assert (expected[0] - expected[1]).abs().max() > 1e-3
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), tower
+            assert 0 <= told[tower] < 1e-5
+    assert f"{tmp_path / 's' / kind}: image and text tower, " in done.stdout
+
+
+class Forgetful(torch.nn.Module):
+    """Its text tower reckons with the size of the batch: a graph keeps the size that it was traced with."""
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.float() * int(tokens.shape[0])
+
+
+def test_a_graph_that_differs_from_the_student_is_deleted(tmp_path: Path) -> None:
+    images, tokens = torch.randn(3, 3, 4, 4), torch.tensor([[3, 4], [5, 6], [7, 8]])
+    with pytest.raises(UserError, match="the torchscript graph of the text tower differs from the student by 1 of"):
+        write_graphs(Forgetful(), images, tokens, "torchscript", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["image.pt"]
+
+
+def test_onnx_without_its_packages_is_one_line(
+    finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"ONNX graphs need the package onnxscript; pip install 'mmkd\[onnx\]'"):
+        export(finished.out, tmp_path / "out", ["onnx"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_exported_is_said(
@@ -90,6 +184,7 @@ def test_what_cannot_be_exported_is_said(
         export(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="is not empty; name a new folder"):
         export(finished.out, folder)
-    (tmp_path / "run.json").write_text(finished.model_dump_json())
+    for name in ("run.json", "source.json"):
+        shutil.copy(finished.out / name, tmp_path)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         export(tmp_path, tmp_path / "out")

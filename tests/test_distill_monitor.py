@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
+import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +19,10 @@ from test_extract import load, run
 from tiny_corpus import png
 from tiny_run import quiet, write_run
 from tiny_teachers import write_tiny_teacher
+from tqdm import tqdm
 
 from mmkd.cli.distill import distill
+from mmkd.distill.board import Terminal
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.monitor import positive_ranks
@@ -178,9 +185,64 @@ def test_tensorboard_holds_every_step_once_after_a_resume(training_scene: Path) 
     assert [event.value for event in events.Scalars("lr")][:2] == pytest.approx([5e-4, 1e-3])
 
 
-def test_wandb_that_is_not_installed_is_said(training_scene: Path) -> None:
-    try:
-        import wandb  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(UserError, match="pip install 'mmkd\\[wandb\\]'"):
-            quiet(write_run(training_scene, "wandb", logging={"wandb": "mine"}))
+def test_the_bar_shows_terms_rates_waiting_and_memory() -> None:
+    shown = io.StringIO()
+    with tqdm(total=10, initial=3, file=shown, ncols=200, mininterval=0) as bar:
+        Terminal(bar).scalars(
+            4,
+            {"loss/task": 1.25, "loss/total": 2.5, "samples_per_second": 812.4, "data_wait_share": 0.034,
+             "memory_gb": 1.26, "lr": 1e-3},
+        )  # fmt: skip
+    last = shown.getvalue().split("\r")[-1]
+    assert "5/10" in last
+    assert "task=1.250, total=2.500, samples/s=812, wait=3%, GB=1.3" in last
+
+
+def test_wandb_that_is_not_installed_is_said(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install 'mmkd\\[wandb\\]'"):
+        quiet(write_run(training_scene, "no-wandb", logging={"wandb": "mine"}))
+
+
+def log_records(path: Path) -> Iterator[bytes]:
+    """Records of a W&B file: LevelDB's log format (blocks of 32 KiB; CRC, length, and type of each piece) behind
+    a header of seven bytes."""
+    data, place, whole = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield whole
+            whole = b""
+
+
+@pytest.mark.slow
+def test_wandb_offline_holds_every_step(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own service and its own file, without a network."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    path = write_run(training_scene, "wandb", epochs=1, logging={"wandb": "mine", "every_steps": 1})
+    report = quiet(path)
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = load_run(path).out.glob("wandb/offline-run-*/*.wandb")
+    records = [Record.FromString(data) for data in log_records(file)]
+    (begun,) = [record.run for record in records if record.HasField("run")]
+    assert (begun.project, begun.run_id, begun.display_name) == ("mine", "wandb", "wandb")
+    config = {item.key: json.loads(item.value_json) for item in begun.config.update}
+    assert (config["batch_size"], config["student"]["model"]) == (24, str(training_scene / "tiny-student.json"))
+    rows = [
+        {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    assert [row["_step"] for row in rows] == [0, 1, 2, 3]
+    for name, value in report.losses.items():
+        assert rows[-1][f"loss/{name}"] == pytest.approx(value)
+    assert rows[1]["lr"] == pytest.approx(1e-3)
+    assert {"samples_per_second", "data_wait_share", "memory_gb", "gradient_norm"} <= rows[0].keys()

@@ -13,7 +13,7 @@ import pytest
 from planted_store import CLASSES, Planted, make_planted
 from sklearn.metrics import roc_auc_score
 
-from mmkd.evaluate import load_suite, result_table, run_suite
+from mmkd.evaluate import load_suite, result_table, run_suite, runner
 from mmkd.evaluate.check import check_suite
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.dataset import Samples
@@ -85,13 +85,22 @@ def test_scores_equal_an_independent_computation(planted: Planted, tmp_path: Pat
         assert stored(out, "retrieval", name, "t2i").column("rank").tolist() == rank.tolist()
 
 
-def test_running_again_does_only_what_is_missing(planted: Planted, tmp_path: Path) -> None:
+def test_running_again_does_only_what_is_missing(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     first = run_suite(load_suite(planted.suite), out)
     before = (out / "results.jsonl").read_bytes()
     again = run_suite(load_suite(planted.suite), out)
     assert again.count("done") == len(first.outcomes)
     assert (out / "results.jsonl").read_bytes() == before
+    assert "another version of the code" not in str(again)
+    monkeypatch.setattr("mmkd.evaluate.runner.code_digest", lambda: "0" * 16)
+    hint = (
+        f"; {len(first.outcomes)} of those done before come from another version of the code, --force runs them again"
+    )
+    assert str(run_suite(load_suite(planted.suite), out)).endswith(hint)
+    monkeypatch.undo()
     next((out / "predictions").rglob("sharp*.parquet")).unlink()
     assert run_suite(load_suite(planted.suite), out).count("ran") == 1
     with (out / "results.jsonl").open("ab") as file:
@@ -101,6 +110,18 @@ def test_running_again_does_only_what_is_missing(planted: Planted, tmp_path: Pat
     assert {o.unit.task for o in third.outcomes if o.status == "ran"} == {"zero_shot", "linear_probe"}
     assert (out / "results.jsonl").read_bytes().startswith(before)
     assert len(result_table(out, "zero_shot").rows) == 3
+
+
+def test_every_line_tells_which_sources_made_it(planted: Planted, tmp_path: Path) -> None:
+    """The digest of the sources is that of another program: sha256sum."""
+    folder = Path(runner.__file__).parent
+    names = sorted([*folder.glob("*.py"), *folder.glob("heads/*.py")])
+    listing = "".join(f"{name.relative_to(folder)} {hashlib.sha256(name.read_bytes()).hexdigest()}\n" for name in names)
+    planted.edit(ensembles={}, dataset={"tasks": ["zero_shot"]})
+    out = run_suite(load_suite(planted.suite), tmp_path / "out").out
+    lines = (out / "results.jsonl").read_text().splitlines()
+    assert {json.loads(line)["code_digest"] for line in lines} == {hashlib.sha256(listing.encode()).hexdigest()[:16]}
+    assert "heads/abmil.py" in listing
 
 
 def test_two_runs_agree_to_the_last_digit(planted: Planted, tmp_path: Path) -> None:

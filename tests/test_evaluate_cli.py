@@ -89,8 +89,8 @@ def test_check_reports_counts_and_exits_by_what_it_found(small_store: Path) -> N
     good = invoke("check", write(small_store.parent))
     assert good.exit_code == 0
     assert good.output == (
-        "suite small: 1 data sets, models alpha, beta\n"
-        "sites [report]: train 60 (60 groups), test 100 (100 groups)\n"
+        "suite small: 1 of 1 data sets ready, models alpha, beta\n"
+        "sites [report, unspecified: zero_shot, linear_probe]: train 60 (60 groups), test 100 (100 groups)\n"
         "  test rows by class: s0 34, s1 33, s2 33\n"
     )
     bad = DATASET | {"rows": {"test": {}, "train": {"site": "s1"}}}

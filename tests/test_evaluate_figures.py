@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,13 @@ from test_evaluate_survival import patients
 
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, result_table, run_suite
+from mmkd.evaluate.cell import Cell
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures import FIGURES, save
 from mmkd.evaluate.figures.kaplan_meier import band, high_risk
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.report import write_report
+from mmkd.evaluate.table import ResultTable
 from mmkd.store.errors import ConfigError
 
 
@@ -145,6 +149,53 @@ def test_the_page_stands_alone_and_text_stays_text(folder: ResultFolder, tmp_pat
     assert "Every unit of the suite has a result." in page
     write_report(folder.out, "student", tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == page
+
+
+def test_the_page_has_every_metric_and_every_share_of_labels(folder: ResultFolder, tmp_path: Path) -> None:
+    write_report(folder.out, "student", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    sections = page.split("<section ")[1:]
+    names = [re.findall(r"<h2[^>]*>(.*?)</h2>", section)[0] for section in sections]
+    share = "linear_probe with 10% of the labels"
+    assert names[:5] == ["zero_shot", "linear_probe", share, "retrieval i2t", "retrieval t2i"]
+    for section, (head, metric) in ((2, (None, "bacc")), (3, ("i2t", "medr"))):
+        fraction = 0.1 if section == 2 else 1.0
+        task = "linear_probe" if section == 2 else "retrieval"
+        table = result_table(folder.out, task, metric, head=head, fraction=fraction)
+        part = sections[section].partition(f"<h3>{metric}</h3>")[2]
+        for row in table.rows:
+            assert table.shown(row, "mean")[0] in part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_the_page_in_chromium(folder: ResultFolder, tmp_path: Path, scheme: str, width: int) -> None:
+    """It asks for nothing, nothing in it fails, the page itself never scrolls sideways, and details open."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    write_report(folder.out, "student", tmp_path / "page.html")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda request: said.append(request.url))
+        page.goto((tmp_path / "page.html").as_uri())
+        assert said == [(tmp_path / "page.html").as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        other = page.get_by_text("Other metrics: acc, bacc, f1_macro").first
+        other.click()
+        assert page.get_by_role("heading", name="f1_macro").first.is_visible()
+        browser.close()
+
+
+def test_names_with_marks_stay_themselves_in_latex_and_markdown() -> None:
+    cell = Cell(value=0.5, low=0.4, high=0.6, n=3, missing=0, seed_sd=math.nan, reason="")
+    table = ResultTable("t", "acc", ("a",), ("x|y_{1}~^\\",), {("a", "x|y_{1}~^\\"): cell})
+    assert r"x|y\_\{1\}\textasciitilde{}\textasciicircum{}\textbackslash{} (n=3)" in table.latex()
+    assert table.markdown().splitlines()[2] == r"| model | x\|y_{1}~^\ (n=3) |"
 
 
 def test_a_failed_unit_is_on_the_page_with_its_reason(tmp_path: Path) -> None:

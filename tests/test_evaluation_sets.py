@@ -295,10 +295,10 @@ def test_image_folders_with_splits_of_other_names(tmp_path: Path) -> None:
     write_images(tmp_path, "A/cat/1.png", "B/cat/1.png", "C/dog/2.png")
     source = {"kind": "imagefolder", "path": ".", "splits": {"train": ["A", "C"], "test": "B"}}
     rows = rows_of(described(tmp_path, source))
-    assert [(row.key, row.labels["split"]) for row in rows] == [
-        ("train/A/cat/1.png", "train"),
-        ("test/B/cat/1.png", "test"),
-        ("train/C/dog/2.png", "train"),
+    assert [(row.key, row.labels["split"], row.labels["label"]) for row in rows] == [
+        ("train/A/cat/1.png", "train", "cat"),
+        ("test/B/cat/1.png", "test", "cat"),
+        ("train/C/dog/2.png", "train", "dog"),
     ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from test_extract import load, tree_digest
 from tiny_corpus import picture, png, write_table_corpus
@@ -19,6 +20,7 @@ from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.distill.config import load_run
+from mmkd.distill.images import StoredImages
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import started_world
 from mmkd.extract.corpora import open_corpus
@@ -28,7 +30,7 @@ from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
 from mmkd.extract.workbench import Workbench
 from mmkd.store import FeatureStore
-from mmkd.store.errors import IncompleteStoreError, UserError
+from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
 from mmkd.store.repair import repair
 from mmkd.store.verify import verify
@@ -176,3 +178,43 @@ def test_inputs_that_are_missing_or_too_small_are_refused(away: Path, tmp_path: 
     (away / "larger.json").write_text(student)
     with pytest.raises(UserError, match="keeps inputs of 40 pixels, the student sees 48"):
         quiet(write_run(away, "small", student={"model": "larger.json"}, data={"images": "inputs"}))
+
+
+def first_pictures(root: Path, decode: str, workers: int = 0) -> torch.Tensor:
+    """Of an epoch, uint8 (24, 3, 32, 32)."""
+    changes = {"decode": decode, "workers": workers}
+    config = load_run(write_run(root, f"{decode}-{workers}", epochs=1, data=changes))
+    with started_world(1) as world, closing(prepare(config, world).batches.from_step(0)) as batches:
+        return next(batches).images
+
+
+def test_pictures_decoded_on_the_device_are_the_crops_of_the_workers(away: Path) -> None:
+    """Same parts of the same pictures; another resize rounds otherwise, by a level or two."""
+    workers, device = first_pictures(away, "workers").float(), first_pictures(away, "device").float()
+    assert torch.equal(device, first_pictures(away, "device", workers=2).float())
+    assert (workers - device).abs().mean() < 1
+    assert (workers - device).abs().max() <= 8
+    assert (workers - device.roll(1, 0)).abs().mean() > 20
+    assert (workers - device.roll(1, 3)).abs().mean() > 3
+
+
+def test_training_decodes_on_the_device_and_that_is_another_run(away: Path, tmp_path: Path) -> None:
+    losses = [
+        quiet(write_run(away, f"on-{how}", epochs=1, data={"decode": how})).losses for how in ("workers", "device")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+    with pytest.raises(UserError, match="another configuration or store"):
+        quiet(write_run(away, "on-device", epochs=1))
+    with pytest.raises(ConfigError, match=r"data\.decode: device decodes the JPEGs .* --keep-inputs 32"):
+        quiet(write_run(away, "of-corpus", data={"decode": "device", "images": "corpus"}))
+
+
+def test_a_jpeg_that_the_device_cannot_decode_is_one_line(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = StoredImages.read
+    for name, harm in (("cut", lambda data: data[:-60]), ("no", lambda data: b"nothing")):
+        monkeypatch.setattr(StoredImages, "read", lambda self, row, harm=harm: harm(whole(self, row)))
+        with pytest.raises(UserError, match=r"row") as caught:
+            quiet(write_run(away, f"harmed-{name}", epochs=1, data={"decode": "device"}))
+        assert "\n" not in str(caught.value)
+        assert ("cannot be decoded on cpu" in str(caught.value)) == (name == "cut")

@@ -77,6 +77,8 @@ def _evaluation_set(
         raise ConfigError(f"{path}: source.{alien}: unknown key; did you mean {nearest!r}?")
     if splits and "only" not in reader:
         reader["only"] = [pattern for patterns in splits.values() for pattern in patterns]
+    if splits and reader.get("kind") == "imagefolder":
+        reader.setdefault("split_folders", True)
     prompts = content.get("prompts") or {}
     file = filled(prompts.get("file"), roots, path) if isinstance(prompts, dict) else None
     modality = content.get("modality")

@@ -22,6 +22,8 @@ class ImageFolderCorpus(FileCorpus):
     """
 
     kind: Literal["imagefolder"] = "imagefolder"
+    split_folders: bool | None = None
+    """Whether the top folders are splits and classes lie below them; when not given, their names tell."""
 
     suffixes = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".dcm")
 
@@ -40,7 +42,9 @@ class ImageFolderCorpus(FileCorpus):
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """One row per image of this top folder."""
         folders = self._folders
-        split = all(name.lower() in _SPLITS for name in folders if name)
+        split = self.split_folders
+        if split is None:
+            split = all(name.lower() in _SPLITS for name in folders if name)
         for file in folders[part.name]:
             steps = file.name.split("/")[:-1]
             yield CorpusRow(

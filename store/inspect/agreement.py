@@ -118,7 +118,8 @@ def nearest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Indices (n, k) of each unit row's nearest others by cosine, in no order."""
     cosines = values @ values.T
     np.fill_diagonal(cosines, -np.inf)
-    found: NDArray[np.int64] = np.argpartition(cosines, -k, axis=1)[:, -k:]
+    # A copy: a view would keep all n x n indices alive for as long as the k that are wanted.
+    found: NDArray[np.int64] = np.argpartition(cosines, -k, axis=1)[:, -k:].copy()
     return found
 
 

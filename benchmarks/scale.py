@@ -1,0 +1,258 @@
+"""A store of the true size, 2.9 million rows x 9 teachers of 512 float16: seconds and memory of every step of its life.
+The files have their full length, true checksums and real values, but all whole shards are hard links to one (150 MB on
+disk for 54 GB): the page cache holds them all, so that no time of a disk is in these figures. The text is made up.
+
+Each step is a process of its own. Seconds do not count its imports; memory is the most private memory that it had over
+what it had after them (mapped pages, which the kernel may take back, are not in it).
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmkd.benchmarks.linked_store import make_linked_store
+from mmkd.benchmarks.result import Row, main
+from mmkd.cli.main import cli
+from mmkd.distill.batches import BatchPlan
+from mmkd.distill.captions import tokenised
+from mmkd.distill.config import StudentConfig
+from mmkd.distill.kept_tokens import kept_tokens
+from mmkd.distill.order import Schedule
+from mmkd.distill.pairs import find_pairs
+from mmkd.distill.student import student_tokenizer
+from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.store import FeatureStore
+from mmkd.store.inspect.info import store_info
+from mmkd.store.malloc import keep_freed_memory
+
+ROWS, TEACHERS, DIM = 2_900_000, 9, 512
+BATCH, WINDOW, SEED = 4096, 16, 0
+CONTEXT, TOKENISED = 77, 20_000
+
+Told = tuple[float, float, str]
+"""Seconds, MB, and a word about it."""
+
+
+def private_mb() -> float:
+    """Memory of this process that is its own."""
+    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
+
+
+class Watch:
+    """Seconds since it began and the most private memory since then, looked at every 5 ms."""
+
+    def __init__(self) -> None:
+        self._before, self._most, self._over = private_mb(), 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._started = time.perf_counter()
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.005):
+            self._most = max(self._most, private_mb())
+
+    def told(self, note: str = "") -> Told:
+        """What was found; the clock stops."""
+        seconds = time.perf_counter() - self._started
+        self._over.set()
+        self._thread.join()
+        return seconds, max(self._most, private_mb()) - self._before, note
+
+
+def open_first_batch(root: Path) -> Told:
+    """Open, and read a random batch of one teacher."""
+    rows = np.random.default_rng(0).integers(0, ROWS, BATCH) % len(FeatureStore.open(root))
+    watch = Watch()
+    _ = FeatureStore.open(root).image("t0")[rows]
+    return watch.told(f"{BATCH:,} rows of one teacher")
+
+
+def every_row_of_every_teacher(root: Path) -> Told:
+    """Map all arrays, and ask who is available."""
+    watch = Watch()
+    store = FeatureStore.open(root)
+    for slug in store.teachers:
+        _ = store.image(slug)[:1], store.text(slug)[:1]
+    share = store.available().mean()
+    return watch.told(f"{share:.1%} of the pairs available")
+
+
+def info(root: Path) -> Told:
+    """`mmkd store info`."""
+    watch = Watch()
+    found = store_info(FeatureStore.open(root))
+    return watch.told(f"{sum(found.summary.status.values()):,} rows counted")
+
+
+def verify_all(root: Path) -> Told:
+    """`mmkd store verify`: every byte."""
+    watch = Watch()
+    report = FeatureStore.open(root).verify()
+    assert report.sound, report.problems[:3]
+    return watch.told(f"{report.entries:,} entries, every byte against its checksum")
+
+
+def command(root: Path, *words: str) -> Told:
+    """A command of the command line."""
+    watch = Watch()
+    with redirect_stdout(io.StringIO()):
+        cli([*words], standalone_mode=False)
+    return watch.told()
+
+
+def stats(root: Path) -> Told:
+    """`mmkd store stats` with its default sample."""
+    return command(root, "store", "stats", str(root))
+
+
+def show(root: Path) -> Told:
+    """`mmkd store show` of one row in the middle."""
+    return command(root, "store", "show", str(root), str(len(FeatureStore.open(root)) // 2))
+
+
+def report(root: Path) -> Told:
+    """`mmkd store report`."""
+    return command(root, "store", "report", str(root), str(root.parent / "report.html"))
+
+
+def select(root: Path) -> Told:
+    """`mmkd select` by a rule that looks at every feature."""
+    return command(root, "select", str(root), "--name", "scale", "--rule", "cosine_fifth")
+
+
+def word_tokens(texts: list[str]) -> torch.Tensor:
+    """A tokenizer that costs next to nothing: a number for each word."""
+    rows = np.zeros((len(texts), CONTEXT), dtype=np.int64)
+    for row, text in zip(rows, texts, strict=True):
+        words = text.split()[:CONTEXT]
+        row[: len(words)] = [zlib.crc32(word.encode()) % 49_000 + 1 for word in words]
+    return torch.from_numpy(rows)
+
+
+def clip_tokens(root: Path) -> Told:
+    """CLIP's tokenizer over some captions, as a run's first start has it over all."""
+    store = FeatureStore.open(root)
+    captions = store.sample_table(["caption"])["caption"].slice(0, TOKENISED).to_pylist()
+    tokenise = student_tokenizer(StudentConfig(model="ViT-B-32"))
+    tokenise(captions[:100])
+    watch = Watch()
+    tokenised(captions, tokenise)
+    seconds, memory, _ = watch.told()
+    minutes = seconds / len(captions) * len(store) / 60
+    return seconds, memory, f"{len(captions):,} captions; {minutes:.1f} min for all, when a run first starts"
+
+
+def plan_of(root: Path) -> BatchPlan:
+    """What `mmkd distill` puts together before its first step, images and model apart."""
+    store = FeatureStore.open(root)
+    teachers = TeacherFeatures(store, tuple(store.teachers))
+    pairs = find_pairs(store, {}, teachers.any_available())
+    captions = kept_tokens(root.parent / "run", pairs.captions, word_tokens, write=True)
+    schedule = Schedule(len(pairs.rows), BATCH, 2)
+    return BatchPlan(pairs, captions.lengths[pairs.caption], schedule, SEED, WINDOW)
+
+
+def begin(root: Path) -> Told:
+    """From nothing to the first batch's rows."""
+    watch = Watch()
+    plan = plan_of(root)
+    next(plan.steps(0))
+    return watch.told(f"{len(plan.pairs.rows):,} pairs; tokenised by a tokenizer that costs nothing")
+
+
+def epoch(root: Path) -> Told:
+    """The order of one epoch, all its batches, after the preparation."""
+    plan = plan_of(root)
+    watch = Watch()
+    seen = np.concatenate([rows for *_, rows in islice(plan.steps(0), plan.schedule.steps_per_epoch)])
+    told = watch.told(f"{plan.schedule.steps_per_epoch:,} batches of {BATCH:,}, each row once")
+    assert len(np.unique(seen)) == len(seen)
+    return told
+
+
+def resume(root: Path) -> Told:
+    """From nothing to the middle of the second epoch, as a run that was killed there does."""
+    watch = Watch()
+    plan = plan_of(root)
+    middle = plan.schedule.steps_per_epoch * 3 // 2
+    step, _, _, rows = next(plan.steps(middle))
+    told = watch.told("its tokens read back; the very rows that the run without a stop has there")
+    assert step == middle
+    assert np.array_equal(rows, next(islice(plan.steps(0), middle, None))[3])
+    return told
+
+
+def gather(root: Path) -> Told:
+    """A hundred batches of all teachers, both towers."""
+    store = FeatureStore.open(root)
+    keep_freed_memory()  # as the trainer does
+    teachers = TeacherFeatures(store, tuple(store.teachers))
+    rows = np.random.default_rng(1).integers(0, len(store), (100, BATCH))
+    teachers.gather(rows[0])
+    watch = Watch()
+    for batch in rows:
+        teachers.gather(batch)
+    seconds, memory, _ = watch.told()
+    size = 100 * BATCH * TEACHERS * 2 * DIM * 2 / 1e9
+    return seconds, memory, f"{size / seconds:.1f} GB/s"
+
+
+STEPS: dict[str, tuple[Callable[[Path], Told], str]] = {
+    "opened, first batch": (open_first_batch, "< 1"),
+    "all arrays mapped, `available()`": (every_row_of_every_teacher, ""),
+    "`store info`": (info, ""),
+    "`store verify`, every byte": (verify_all, ""),
+    "`store stats`": (stats, ""),
+    "`store show`": (show, ""),
+    "`store report`": (report, ""),
+    "`select --rule cosine_fifth`": (select, ""),
+    "CLIP's tokenizer": (clip_tokens, ""),
+    "training prepared, first start": (begin, ""),
+    "an epoch's order, batches bucketed by length": (epoch, ""),
+    "training resumed in the middle of the second epoch": (resume, ""),
+    "100 batches of all teachers": (gather, ""),
+}
+
+
+@contextmanager
+def linked_store(rows: int) -> Iterator[Path]:
+    """The store, for as long as the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "store"
+        make_linked_store(root, rows, TEACHERS, DIM)
+        yield root
+
+
+def step_rows(root: Path, rows: int) -> Iterator[Row]:
+    """Two rows of the page for each step: each in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    for name, (act, goal) in STEPS.items():
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            seconds, memory, note = pool.submit(partial(act, root)).result()
+        yield Row(what=f"{name}, {rows:,} rows", value=seconds, unit="s", goal=goal, note=f"{memory:,.0f} MB; {note}")
+
+
+def measure(full: bool) -> list[Row]:
+    """Rows for the page; the size is the true one either way."""
+    with linked_store(ROWS) as root:
+        files = sum(path.is_file() for path in root.rglob("*"))
+        found = list(step_rows(root, ROWS))
+    return [Row(what=f"files of the store, {ROWS:,} rows x {TEACHERS} teachers", value=files), *found]
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,100 @@
+"""What gives way first when a store grows: maps of a process, tokens of millions of captions, lists of neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmkd.distill import kept_tokens as module
+from mmkd.distill.captions import Captions
+from mmkd.distill.kept_tokens import FILE, kept_tokens
+from mmkd.store.array import ChunkedArray
+from mmkd.store.chunk import encode_chunk
+from mmkd.store.encoding import ArraySpec
+from mmkd.store.errors import UserError
+from mmkd.store.inspect.agreement import nearest
+
+MAPS = Path("/proc/sys/vm/max_map_count")
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="only Linux tells how many maps a process may have")
+@pytest.mark.skipif(MAPS.is_file() and int(MAPS.read_text()) > 100_000, reason="this system allows very many maps")
+def test_more_shards_than_the_system_maps_is_said_in_a_line(tmp_path: Path) -> None:
+    data, crc = encode_chunk(np.ones((16, 64), dtype=np.float32))
+    (tmp_path / "c").write_bytes(data)
+    allowed = int(MAPS.read_text())
+    spec = ArraySpec("image", "float32", 64)
+    array = ChunkedArray(tmp_path, spec, 16 * (allowed + 10), 16, (("c", crc),) * (allowed + 10))
+    with pytest.raises(UserError, match=rf"map 65,\d+ more files \(vm.max_map_count is {allowed}\).*sysctl -w"):
+        array.open()
+    # What was mapped before the refusal is let go: the same process opens what fits.
+    few = ChunkedArray(tmp_path, spec, 16 * 1000, 16, (("c", crc),) * 1000).open()
+    assert np.asarray(few[15_999]).tolist() == [1.0] * 64
+
+
+def test_neighbour_lists_do_not_hold_the_table_they_come_from() -> None:
+    values = np.eye(50, dtype=np.float32)
+    assert nearest(values, 5).base is None
+
+
+class Words:
+    """A tokenizer: the number of letters of each word, from `first` on. Counts what it is asked."""
+
+    def __init__(self, first: int = 1) -> None:
+        self.first, self.asked = first, 0
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        self.asked += len(texts)
+        rows = [[self.first + len(word) for word in text.split()] for text in texts]
+        return torch.tensor([row[:6] + [0] * (6 - len(row)) for row in rows])
+
+
+@pytest.fixture
+def captions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(module, "WORTH_KEEPING", 1000)
+    return [f"lung {'x' * (number % 40)} {number}" for number in range(1000)]
+
+
+def same(one: Captions, other: Captions) -> bool:
+    return (
+        np.array_equal(one.values, other.values)
+        and np.array_equal(one.starts, other.starts)
+        and (one.pad, one.context) == (other.pad, other.context)
+    )
+
+
+def test_tokens_are_made_once_and_read_afterwards(tmp_path: Path, captions: list[str]) -> None:
+    first, second = Words(), Words()
+    made = kept_tokens(tmp_path / "run", captions, first, write=True)
+    found = kept_tokens(tmp_path / "run", captions, second, write=True)
+    assert first.asked >= len(captions)
+    assert second.asked < 300  # the probe
+    assert same(made, found)
+    assert found.tokens(np.array([3, 999]), 6).tolist() == Words()([captions[3], captions[999]]).tolist()
+
+
+def test_other_captions_another_tokenizer_or_a_torn_file_are_tokenised_anew(
+    tmp_path: Path, captions: list[str]
+) -> None:
+    kept_tokens(tmp_path, captions, Words(), write=True)
+    changed = [*captions[:500], "another caption", *captions[501:]]
+    assert same(
+        kept_tokens(tmp_path, changed, Words(), write=False), kept_tokens(tmp_path / "no", changed, Words(), False)
+    )
+    other = kept_tokens(tmp_path, captions, Words(first=2), write=False)
+    assert other.tokens(np.array([0]), 6).tolist() == Words(first=2)([captions[0]]).tolist()
+    whole = (tmp_path / FILE).read_bytes()
+    for torn in (whole[: len(whole) // 2], b"", bytes([*whole[:2000], whole[2000] ^ 1, *whole[2001:]])):
+        (tmp_path / FILE).write_bytes(torn)
+        asked = Words()
+        kept_tokens(tmp_path, captions, asked, write=False)
+        assert asked.asked >= len(captions)
+
+
+def test_only_the_rank_that_writes_writes_and_small_runs_keep_nothing(tmp_path: Path, captions: list[str]) -> None:
+    kept_tokens(tmp_path, captions, Words(), write=False)
+    kept_tokens(tmp_path, captions[:999], Words(), write=True)
+    assert list(tmp_path.iterdir()) == []
