@@ -92,7 +92,6 @@ def drop_cache(place: Path) -> float:
     for path in files_of(place):
         fd = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(fd)  # a page that is not on disk yet is not forgotten
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             size = os.fstat(fd).st_size
             if not size:
