@@ -29,8 +29,8 @@ TRUE_ROWS = 2_900_000
 RULES = ("cosine_fifth", "retrieval_rank", "best_three", "agreement", "mmkd_paper_share")
 
 
-def make_store(root: Path, rows: int) -> None:
-    """Random features of nine teachers; texts are images with noise, so that rules have something to find."""
+def make_store(root: Path, rows: int, teachers: int = TEACHERS) -> None:
+    """Random features of some teachers; texts are images with noise, so that rules have something to find."""
     columns = {name: [None] * rows for name in sample_schema(()).names}
     columns |= {"row": list(range(rows)), "key": [str(row) for row in range(rows)], "status": ["ok"] * rows}
     columns["caption"] = [f"caption {row}" for row in range(rows)]
@@ -39,7 +39,7 @@ def make_store(root: Path, rows: int) -> None:
     record = create_store(root, CorpusRecord(kind="benchmark", location="-", root="/", rows=rows, digest="-"), index)
     preprocessing = Preprocessing(image_size=(1, 1), mean=(0.5,), std=(0.5,))
     rng = np.random.default_rng(0)
-    for number in range(TEACHERS):
+    for number in range(teachers):
         card = TeacherCard(
             slug=f"teacher{number}", source="-", weights_sha256=str(number), preprocessing=preprocessing,
             tokenizer_sha256="-", context_length=1, dim=DIM,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.extract.decoding import DecodedImage
-from mmkd.extract.forward import encode
+from mmkd.extract.forward import PASS_ROWS, encode
 from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
@@ -92,7 +92,7 @@ def _encode_distinct(
     parts: list[torch.Tensor] = []
     counts: list[int] = []
     for start in range(0, len(captions), _TOKENISED_TOGETHER):
-        tokens, some = teacher.tokenise(captions[start : start + _TOKENISED_TOGETHER])
+        tokens, some = _tokenised(teacher, captions[start : start + _TOKENISED_TOGETHER])
         parts.append(tokens)
         counts += some
         bench.watch.beat()
@@ -109,9 +109,24 @@ def _encode_distinct(
     return encoded, np.array(counts, dtype=np.int64)
 
 
+def _tokenised(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+    """As `Teacher.tokenise`; what it raises may quote a caption, and a caption may name a patient: no log is to say it.
+
+    Raises:
+        RuntimeError: the tokenizer failed.
+    """
+    try:
+        return teacher.tokenise(captions)
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
+        kind = type(error).__name__
+        raise RuntimeError(f"teacher {teacher.card.slug!r}: its tokenizer raised {kind} on a caption") from None
+
+
 def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
-    """The smallest of `lengths` that holds each caption and one token behind it; decided by the caption alone, so that
-    its neighbours, the batch and the number of workers cannot change its bits.
+    """Columns of `tokens` that each caption is encoded with.
+
+    In order of length, every `PASS_ROWS` captions get the smallest of `lengths` that holds the longest of them and one
+    token behind it: never more passes than of padded captions. The captions alone decide, whatever the batch.
 
     Args:
         tokens: int64 (n, L), padded with one and the same id; where that is the end token too, the first one counts.
@@ -125,4 +140,8 @@ def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int6
     own = torch.where(changes, places, 1).amax(dim=1).numpy() if len(places) else np.ones(len(tokens), np.int64)
     steps = np.asarray(lengths, dtype=np.int64)
     found: NDArray[np.int64] = steps[np.searchsorted(steps, own)]
+    order = np.argsort(found, kind="stable")
+    for start in range(0, len(order), PASS_ROWS):
+        together = order[start : start + PASS_ROWS]
+        found[together] = found[together].max()
     return found

@@ -10,6 +10,7 @@ their entry is. A row whose image is not sound has no JPEG.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmkd.store.atomic import disk_errors, write_atomically
 from mmkd.store.errors import CorruptStoreError, UserError
+from mmkd.store.hierarchy import SEAL, read_json, seal_of
 from mmkd.store.ledger import MAX_ENTRY_BYTES
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import RemotePath, StorePath
@@ -124,7 +126,9 @@ def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) ->
         with disk_errors(root):
             (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it would vouch for the new bytes
     write_atomically(root / inputs_file(entry.shard), data)
-    write_atomically(root / inputs_entry(entry.shard), (entry.model_dump_json(indent=1) + "\n").encode())
+    content = entry.model_dump()
+    sealed = json.dumps(content | {SEAL: seal_of(content)}, indent=1) + "\n"
+    write_atomically(root / inputs_entry(entry.shard), sealed.encode())
     return entry.bytes
 
 
@@ -162,7 +166,10 @@ def _read_entry(path: StorePath) -> InputsEntry:
     try:
         if path.stat().st_size > MAX_ENTRY_BYTES:
             raise CorruptStoreError(f"{path} is larger than {MAX_ENTRY_BYTES} bytes: not an entry of inputs")
-        entry = InputsEntry.model_validate_json(path.read_bytes())
+        content = read_json(path)
+        if content.pop(SEAL, None) != seal_of(content):
+            raise CorruptStoreError(f"{path} was changed after it was written")
+        entry = InputsEntry.model_validate(content)
     except OSError as error:
         raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:

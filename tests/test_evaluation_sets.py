@@ -350,7 +350,7 @@ def test_real_sets(tmp_path: Path) -> None:
 def write_join(folder: Path, **join: Any) -> Path:
     write_images(folder, "img/s1.png", "img/s2.png", "img/s3.png")
     (folder / "pairs.csv").write_text("image,slide\nimg/s1.png,s1\nimg/s2.png,s2\nimg/s3.png,s3\n")
-    source = {"kind": "table", "path": "pairs.csv", "join": {"key": "slide_id", "on": "slide"} | join}
+    source = {"kind": "table", "path": "pairs.csv", "join": {"key": "slide_id", "match": "slide"} | join}
     return described(folder, source)
 
 
@@ -363,8 +363,54 @@ def test_clinical_columns_are_joined_by_key(tmp_path: Path) -> None:
 
 def test_joined_on_file_names_and_from_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"slide_id": ["s1", "s2"], "grade": [2, None]}), tmp_path / "clinical.parquet")
-    rows = rows_of(write_join(tmp_path, table="clinical.parquet", on="stem"))
+    rows = rows_of(write_join(tmp_path, table="clinical.parquet", match="stem"))
     assert [row.labels["grade"] for row in rows] == ["2", None, None]
+
+
+def test_on_is_true_in_yaml(tmp_path: Path) -> None:
+    path = write_join(tmp_path, table="c.csv")
+    path.write_text(path.read_text().replace("match:", "on:"))
+    with pytest.raises(ConfigError, match="YAML reads `on` as true; the field is called `match`"):
+        open_corpus(str(path))
+
+
+def test_splits_are_drawn_by_patient_and_stay(tmp_path: Path) -> None:
+    lines = [f"{i}.png,p{i // 2}" for i in range(2000)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,patient", *lines]))
+    draw = {"train": 0.7, "val": 0.1, "test": 0.2, "by": "patient"}
+    rows = rows_of(described(tmp_path, {"kind": "table", "path": "a.csv", "draw": draw}))
+    by_patient: dict[str | None, set[str | None]] = {}
+    for row in rows:
+        by_patient.setdefault(row.labels["patient"], set()).add(row.labels["split"])
+    assert all(len(splits) == 1 for splits in by_patient.values())
+    share = {name: sum(row.labels["split"] == name for row in rows) / 2000 for name in ("train", "val", "test")}
+    assert share == pytest.approx({"train": 0.7, "val": 0.1, "test": 0.2}, abs=0.05)
+    # Fewer and other rows leave the others where they were.
+    (tmp_path / "a.csv").write_text("\n".join(["image,patient", *lines[1000:1400], "x.png,"]))
+    fewer = rows_of(described(tmp_path, {"kind": "table", "path": "a.csv", "draw": draw}))
+    before = {row.key: row.labels["split"] for row in rows}
+    assert all(before[row.key] == row.labels["split"] for row in fewer[:-1])
+
+
+def test_image_paths_from_columns_and_tables_in_folders(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "captions.csv").write_text(f"ID,Caption\n{split}1,a lung\n,nothing\n")
+    columns = {"key": "ID", "caption": "Caption"}
+    source = {
+        "kind": "table",
+        "path": ".",
+        "only": ["*/captions.csv"],
+        "columns": columns,
+        "image_template": "{ID}.jpg",
+    }
+    rows = rows_of(described(tmp_path, source | {"columns": columns}))
+    assert [(row.key, row.uri) for row in rows] == [
+        ("test1", "test/test1.jpg"),
+        ("test/captions.csv:2", None),
+        ("train1", "train/train1.jpg"),
+        ("train/captions.csv:2", None),
+    ]
 
 
 def test_published_folds_of_clam_and_patho_bench(tmp_path: Path) -> None:
@@ -386,7 +432,7 @@ def test_published_folds_of_clam_and_patho_bench(tmp_path: Path) -> None:
         ("slide_id,status\ns1,dead\n", {}, "column 'status' has the name of a column of the sample table"),
         ("slide_id,slide\ns1,x\n", {}, "column 'slide' of .* is a label of .* already"),
         ("slide_id,m\ns1,1,2\n", {}, "line 2 has 3 cells, expected 2"),
-        ("slide_id,m\ns1,1\n", {"on": "patient"}, "join is on 'patient', expected key, stem or one of slide"),
+        ("slide_id,m\ns1,1\n", {"match": "patient"}, "join matches 'patient', expected key, name, stem, slide"),
         ("slide_id,fold_0,fold_1\ns1,test,test\n", {"fold_columns": "fold_"}, "'s1' is 'test' in 2 of the columns"),
         ("slide_id,m\ns1,1\n", {"fold_columns": "fold_"}, "has no column that begins with 'fold_'"),
         ("test\ns1\n", {"table": None, "fold_files": ["c.csv", "c.csv"]}, "'s1' is tested here and in fold 0 too"),
@@ -411,7 +457,7 @@ def test_clinical_tables_become_texts(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"has no column 'years' \(for the caption_template\); it has case_id"):
         rows_of(described(tmp_path, source | {"caption_template": "{years}"}))
     for template in ("{age.real}", "{age!r}", "{age:>9}", "{", "old"):
-        with pytest.raises(ConfigError, match="caption_template"):
+        with pytest.raises(ConfigError, match="template"):
             rows_of(described(tmp_path, source | {"caption_template": template}))
 
 
@@ -511,6 +557,14 @@ def test_roots_stand_in_a_file_of_the_user(tmp_path: Path, monkeypatch: pytest.M
         (
             {"dataset": "tiny", "source": {"kind": "imagefolder", "path": ".", "join": {"key": "a"}}},
             "join needs `table`",
+        ),
+        (
+            {"dataset": "tiny", "source": {"kind": "table", "path": ".", "draw": {"test": 0.5}}},
+            "shares of draw make 0.5",
+        ),
+        (
+            {"dataset": "tiny", "source": {"kind": "table", "path": ".", "splits": {"test": "a"}, "draw": {"test": 1}}},
+            "source has `splits` and `draw`; keep the published splits",
         ),
         ({"suite": "many", "datasets": []}, "is a suite; extract its data sets one by one"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,23 @@ def test_too_little_device_memory_halves_the_batch_and_keeps_the_bytes(
     with pytest.raises(TeacherError, match="too little memory for one image") as caught:
         extract_shard(tmp_path / "b", store.record, 0, {"one": SmallDevice(teachers["one"], 99)}, bench)
     assert "\n" not in str(caught.value)
+
+
+class Gossip(SmallDevice):
+    """A teacher whose tokenizer quotes what it cannot read."""
+
+    def tokenise(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+        raise ValueError(f"cannot encode {captions[0]!r}")
+
+
+def test_no_log_quotes_a_caption(tmp_path: Path, teachers: dict[str, Teacher]) -> None:
+    store = run(write_table_corpus(tmp_path / "c", 5), tmp_path / "s", {})
+    with pytest.raises(RuntimeError) as caught:
+        extract_shard(tmp_path / "s", store.record, 0, {"one": Gossip(teachers["one"], 0)}, Workbench())
+    # What Dask would send to the client and print in the worker's log.
+    told = "".join(traceback.format_exception(caught.value))
+    assert "its tokenizer raised ValueError on a caption" in told
+    assert "finding" not in told
 
 
 def break_images(table: Path, *numbers: int) -> dict[Path, bytes]:

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("cli", "distill", "evaluate", "extract", "store")
+PACKAGES = (*STAGES, "suites")
 # What a stage may import of ours. The three in the middle never see each other: their contract is the format on disk.
 ALLOWED = {
     "cli": {"cli", "distill", "evaluate", "extract", "store"},
@@ -104,11 +105,11 @@ def test_setup_cfg_lists_every_package() -> None:
     listed = config["options"]["packages"].split()
     there = [
         "mmkd." + ".".join(path.parent.relative_to(ROOT).parts)
-        for stage in STAGES
+        for stage in PACKAGES
         for path in sorted((ROOT / stage).rglob("__init__.py"))
     ]
     assert sorted(listed) == sorted(there)
-    assert all((ROOT / stage / "py.typed").is_file() for stage in STAGES)
+    assert all((ROOT / stage / "py.typed").is_file() for stage in PACKAGES)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from extract_scene import ROWS, Scene, ended, entries, rows_done, started, wait_for
+from extract_scene import ROWS, Scene, ended, entries, mmkd, rows_done, started, wait_for
 from PIL import Image
 from test_extract import tree_digest
 from tiny_corpus import write_tar_corpus
@@ -127,6 +127,12 @@ def test_a_tar_cut_off_in_the_middle_of_a_member_after_it_was_indexed(scene: Sce
     assert {(row["status"], row["reason"]) for row in table[-100:]} == {
         ("partial", "image: archive ends inside this member")
     }
+    # The run's end and the store tell the same story.
+    assert "100 x image: archive ends inside this member" in log.read_text()
+    told = mmkd("store", "info", store).stdout
+    assert "rows      2,048 (1,948 ok, 100 partial) in 8 shards of 256" in told
+    assert "100 x image: archive ends inside this member" in told
+    assert "  tiny: image " in told
     refused = ended(there.command(store, "--workers", 1, "--retry-failed"))
     assert refused.returncode == 1
     assert f"00007.tar has {cut:,} bytes, had {len(data):,}" in refused.stderr

@@ -9,12 +9,19 @@ import click
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default="mmkd-demo", metavar="[DIR]")
-def demo(directory: Path) -> None:
+@click.option("--corpus-only", is_flag=True, help="Cut the images and stop: what the suite `quick` is made of.")
+def demo(directory: Path, corpus_only: bool) -> None:
     """The whole path on real images, on a CPU, without network: corpus, nine teachers, store, student, scores.
 
     Everything lies in DIR afterwards (mmkd-demo when not given). Running it again goes on where it stopped.
     Needs `pip install 'mmkd[demo]'`.
     """
+    if corpus_only:
+        from mmkd.cli.demo.corpus import build_corpus
+
+        made = build_corpus(directory / "corpus")
+        click.echo(f"{made.train:,} training pairs and {made.test:,} held-out images in {directory / 'corpus'}")
+        return
     from mmkd.cli.demo.run import run_demo
 
     run_demo(directory, say=click.echo)

@@ -13,14 +13,16 @@ import click
 
 from mmkd.cli.store.group import store
 from mmkd.cli.store.stats import sample_rows
+from mmkd.cli.store_place import STORE
 from mmkd.store.errors import UserError
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.projection import Method
+    from mmkd.store.remote import StorePath
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.option("--teacher", required=True, help="Name in the store, whose space is drawn.")
 @click.option("--sample", default="100000", show_default=True, help="Rows to draw, or `all`.")
 @click.option("--seed", default=0, show_default=True, help="Of the draw.")
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     "--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="To the plane."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Only write the rows, as Parquet.")
-def atlas(path: Path, teacher: str, sample: str, seed: int, projection: Method, out: Path | None) -> None:
+def atlas(path: StorePath, teacher: str, sample: str, seed: int, projection: Method, out: Path | None) -> None:
     """Explore rows in embedding-atlas, which serves them on this machine until Ctrl-C."""
     import numpy as np
     import pyarrow.parquet as pq

@@ -11,13 +11,15 @@ import click
 
 from mmkd.cli.store.group import store
 from mmkd.cli.store.stats import sample_rows
+from mmkd.cli.store_place import STORE
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.projection import Method
+    from mmkd.store.remote import StorePath
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.argument("out", metavar="OUT.html", type=click.Path(path_type=Path))
 @click.option("--teachers", help="Names, with commas between; all when not given.")
 @click.option("--sample", default="8192", show_default=True, help="Rows for the statistics, or `all`.")
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Of the map.")
 @click.option("--json", "as_json", is_flag=True, help="Where the page is and what it found, for programs.")
 def report(
-    path: Path, out: Path, teachers: str | None, sample: str, seed: int, projection: Method, as_json: bool
+    path: StorePath, out: Path, teachers: str | None, sample: str, seed: int, projection: Method, as_json: bool
 ) -> None:
     """Write one self-contained page: coverage, distributions, agreement, a map, odd rows and failures."""
     from mmkd.cli.store.screen import finding_lines

@@ -12,6 +12,7 @@ import click
 
 from mmkd.cli.store.group import store
 from mmkd.cli.store.tables import number, printable, table_lines
+from mmkd.cli.store_place import STORE
 from mmkd.store.errors import ConfigError, TeacherError
 
 if TYPE_CHECKING:
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
 
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.show import RowView, ShardView
+    from mmkd.store.remote import StorePath
 
 CAPTION_CHARACTERS = 100
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.argument("what", metavar="KEY|ROW|shard:N")
 @click.option("--image", "with_image", is_flag=True, help="Draw the picture into the terminal.")
 @click.option("--teachers", help="Names, with commas between; all when not given.")
 @click.option("--seed", default=0, show_default=True, help="Of the random rows that ranks are among.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def show(path: Path, what: str, with_image: bool, teachers: str | None, seed: int, as_json: bool) -> None:
+def show(path: StorePath, what: str, with_image: bool, teachers: str | None, seed: int, as_json: bool) -> None:
     """One row (its sample, norms, cosine, rank among random rows, neighbours) or one shard.
 
     A key goes before a row number; `row:12` is always a number.
@@ -54,7 +56,7 @@ def show(path: Path, what: str, with_image: bool, teachers: str | None, seed: in
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.argument("key", metavar="[KEY|ROW]", required=False)
 @click.option("--text", help="Words to look for, encoded by the teacher.")
 @click.option("--image", "image", type=click.Path(path_type=Path), help="Picture to look for, encoded by the teacher.")
@@ -65,7 +67,7 @@ def show(path: Path, what: str, with_image: bool, teachers: str | None, seed: in
 @click.option("--top", default=10, show_default=True, help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="The table, for programs.")
 def neighbors(
-    path: Path,
+    path: StorePath,
     key: str | None,
     text: str | None,
     image: Path | None,

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,12 +13,14 @@ from tqdm import tqdm
 
 from mmkd.cli.store.group import store
 from mmkd.cli.store.tables import number, percent, table_lines
+from mmkd.cli.store_place import STORE
 from mmkd.store.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.agreement import Agreement
     from mmkd.store.inspect.findings import Finding
     from mmkd.store.inspect.statistics import StoreStatistics
+    from mmkd.store.remote import StorePath
 
 
 def sample_rows(text: str) -> int | None:
@@ -36,12 +37,12 @@ def sample_rows(text: str) -> int | None:
 
 
 @store.command()
-@click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="STORE", type=STORE)
 @click.option("--teachers", help="Names, with commas between; all when not given.")
 @click.option("--sample", default="8192", show_default=True, help="Rows to draw, or `all` to stream every row.")
 @click.option("--seed", default=0, show_default=True, help="Of the draw.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, with histograms, for programs.")
-def stats(path: Path, teachers: str | None, sample: str, seed: int, as_json: bool) -> None:
+def stats(path: StorePath, teachers: str | None, sample: str, seed: int, as_json: bool) -> None:
     """Norms, cosines, retrieval, isotropy, repeats, dead dimensions, and how far teachers agree."""
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.findings import statistics_findings, store_findings

@@ -39,8 +39,8 @@ class TableColumns(Frozen):
     modality: str | None = None
 
 
-def roles(columns: TableColumns, header: Sequence[str], where: object, texts: bool = False) -> dict[str, str]:
-    """Role to column name; `texts` says that captions come from elsewhere.
+def roles(columns: TableColumns, header: Sequence[str], where: object, made: bool = False) -> dict[str, str]:
+    """Role to column name; `made` says that a template makes image or caption.
 
     Raises:
         CorpusError: a named column is not there, or there is neither image nor caption.
@@ -53,7 +53,7 @@ def roles(columns: TableColumns, header: Sequence[str], where: object, texts: bo
         name = named or next((name for name in usual if name in header), None)
         if name is not None:
             found[role] = name
-    if not texts and not {"image", "caption"} & set(found):
+    if not made and not {"image", "caption"} & set(found):
         raise CorpusError(
             f"{where} has no column for the image or the caption; it has {_some(header)}; "
             "name them in a corpus.yaml: {kind: ..., path: ..., columns: {image: ..., caption: ...}}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmkd.extract.corpora.drawn_splits import Draw
 from mmkd.extract.corpora.evaluation_set import EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.join import Join
@@ -19,7 +20,7 @@ from mmkd.store.yaml_config import read_mapping, validated
 
 # Fields that hold a path, relative to the description, so that the two can move together.
 _PATHS = ("path", "images", "slide_table")
-_NOT_THE_READERS = ("splits", "join")
+_NOT_THE_READERS = ("splits", "join", "draw")
 
 
 def described_corpus(place: Place, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
@@ -81,12 +82,15 @@ def _evaluation_set(
         reader.setdefault("split_folders", True)
     prompts = content.get("prompts") or {}
     file = filled(prompts.get("file"), roots, path) if isinstance(prompts, dict) else None
+    if splits and source.get("draw") is not None:
+        raise ConfigError(f"{path}: source has `splits` and `draw`; keep the published splits")
     modality = content.get("modality")
     return EvaluationSet(
         name=name,
         source=_reader(reader, path, kinds),
         modality=modality if isinstance(modality, str) else None,
         splits=splits,
+        draw=None if source.get("draw") is None else validated(Draw, source["draw"], f"{path}: source.draw"),
         join=None if source.get("join") is None else _join(source["join"], path),
         prompts=None if file is None else read_prompts(path.parent / file),
     )
@@ -101,6 +105,8 @@ def _patterns(value: object, split: object, path: Path) -> tuple[str, ...]:
 
 def _join(content: object, path: Path) -> Join:
     if isinstance(content, dict):
+        if True in content:
+            raise ConfigError(f"{path}: YAML reads `on` as true; the field is called `match`")
         content = dict(content)
         if isinstance(content.get("table"), str):
             content["table"] = str((path.parent / content["table"]).resolve())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
+from mmkd.extract.corpora.drawn_splits import Draw
 from mmkd.extract.corpora.files import fits
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus, CorpusRow, Part
@@ -23,6 +24,7 @@ from mmkd.store.sample_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
 
 SPLIT = "split"
 _PROMPTS = "prompts"
+_OF_A_SAMPLE = ("key", "name", "stem")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class EvaluationSet:
     splits: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Split to patterns of part names (files, or top folders); other parts are left out."""
     join: Join | None = None
+    draw: Draw | None = None
     prompts: PromptFile | None = None
 
     @property
@@ -68,11 +71,15 @@ class EvaluationSet:
                 f"{self.name}: column {both[0]!r} of {self.join.table} is a label of {self.source.location} already; "
                 "list the others as `columns` of the join"
             )
-        if self.join is not None and self.join.on not in ("key", "stem", *own):
+        if self.join is not None and self.join.match not in (*_OF_A_SAMPLE, *own):
             raise CorpusError(
-                f"{self.name}: join is on {self.join.on!r}, expected key, stem or one of {', '.join(own)}"
+                f"{self.name}: join matches {self.join.match!r}, expected {', '.join((*_OF_A_SAMPLE, *own))}"
             )
-        split = (SPLIT,) if self.splits else ()
+        split = (SPLIT,) if self.splits or self.draw else ()
+        if self.draw is not None and self.draw.by not in (*_OF_A_SAMPLE, *own, *joined):
+            raise CorpusError(
+                f"{self.name}: draw is by {self.draw.by!r}, expected {', '.join((*_OF_A_SAMPLE, *own, *joined))}"
+            )
         return tuple(dict.fromkeys((*own, *joined, *split, KIND, TEXT_OF)))
 
     def settings(self) -> str:
@@ -82,7 +89,8 @@ class EvaluationSet:
             if self.join is None
             else [self.join.model_dump_json(exclude={"table", "fold_files"}), self.join.digest]
         )
-        return json.dumps([self.source.settings(), self.splits, joined, self.modality])
+        drawn = None if self.draw is None else self.draw.model_dump()
+        return json.dumps([self.source.settings(), self.splits, joined, drawn, self.modality])
 
     def parts(self) -> Sequence[Part]:
         """Those of the source that belong to a split, then one for all prompts."""
@@ -103,6 +111,8 @@ class EvaluationSet:
         for row in self.source.rows_of(part):
             labels = {KIND: SAMPLE, TEXT_OF: None} | row.labels | self._joined(row)
             key = row.key
+            if self.draw is not None:
+                labels[SPLIT] = self.draw.split(self.name, labels.get(self.draw.by) or _looked_up(row, self.draw.by))
             if split is not None:
                 # Archives of two splits number their samples alike.
                 labels[SPLIT], key = split, f"{split}/{row.key}"
@@ -111,13 +121,7 @@ class EvaluationSet:
             yield dataclasses.replace(row, key=key, labels=labels, modality=row.modality or self.modality)
 
     def _joined(self, row: CorpusRow) -> dict[str, str | None]:
-        if self.join is None:
-            return {}
-        if self.join.on == "key":
-            return self.join.values(row.key)
-        if self.join.on == "stem":
-            return self.join.values((row.uri or row.key).rpartition("/")[2].rpartition(".")[0])
-        return self.join.values(row.labels.get(self.join.on))
+        return {} if self.join is None else self.join.values(_looked_up(row, self.join.match))
 
     def _prompt_rows(self) -> Iterator[CorpusRow]:
         assert self.prompts is not None, "only a set with prompts has this part"
@@ -146,3 +150,13 @@ class EvaluationSet:
                 raise CorpusError(
                     f"{self.name}: {strays[0]} belongs to the splits {self._split(strays[0])} and {split}"
                 )
+
+
+def _looked_up(row: CorpusRow, what: str) -> str | None:
+    """The key of a sample, its file's name, that without suffix, or one of its labels."""
+    if what == "key":
+        return row.key
+    if what in ("name", "stem"):
+        name = (row.uri or row.key).rpartition("/")[2]
+        return name if what == "name" else name.rpartition(".")[0] or name
+    return row.labels.get(what)

@@ -31,8 +31,8 @@ class Join(Frozen):
     """In a description, relative to it."""
     key: str
     """Column of the table that says whose line it is."""
-    on: str = "key"
-    """What of a sample is looked up: `key`, `stem` (the image's file name without suffix) or a label of the corpus."""
+    match: str = "key"
+    """What of a sample is looked up: its `key`, the image's file name (`name`; `stem` without suffix) or a label."""
     columns: tuple[str, ...] | None = None
     """Columns to take; all others when not given."""
     fold_columns: str | None = None

@@ -38,6 +38,8 @@ class TableCorpus(FileCorpus):
     """Of a JSON list of captions the first that is not blank, or a row for each."""
     caption_template: str | None = None
     """Makes the caption of columns, for clinical tables: `{age}-year-old {sex}`. Where a cell is empty: unknown."""
+    image_template: str | None = None
+    """Makes the image's path of columns, for tables that leave out the suffix: `{ID}.jpg`."""
     column_names: tuple[str, ...] | None = None
     """Names of the columns of a CSV or TSV without a header."""
     encoding: str = "utf-8"
@@ -61,11 +63,11 @@ class TableCorpus(FileCorpus):
             raise ValueError(f"delimiter is {text!r}, expected one character")
         return text
 
-    @field_validator("caption_template")
+    @field_validator("caption_template", "image_template")
     @classmethod
     def _template_names_columns(cls, template: str | None) -> str | None:
         if template is not None and not template_columns(template):
-            raise ValueError(f"caption_template {template!r} names no column; write {{age}} where the cell goes")
+            raise ValueError(f"template {template!r} names no column; write {{age}} where the cell goes")
         return template
 
     @property
@@ -107,11 +109,17 @@ class TableCorpus(FileCorpus):
                     raise CorpusError(
                         f"{self.path}: {part.name} has no column {missing[0]!r}, which the first table has"
                     )
-            yield from self._rows(f"{part.name}:{number + 1}" if many else f"line-{number + 1}", record)
+            fallback = f"{part.name}:{number + 1}" if many else f"line-{number + 1}"
+            yield from self._rows(record, fallback, part.name.rpartition("/")[0] if self.images is None else "")
 
-    def _rows(self, fallback: str, record: Record) -> Iterator[CorpusRow]:
+    def _rows(self, record: Record, fallback: str, folder: str) -> Iterator[CorpusRow]:
+        """One line's rows; image paths are relative to the `folder` of the table."""
         role, values = self._roles, record.values
         image = _text(values, role.get("image"))
+        if self.image_template is not None:
+            cells = {name: _text(values, name) for name in template_columns(self.image_template)}
+            image = self.image_template.format_map(cells) if all(cells.values()) else ""
+        image = f"{folder}/{image}" if folder and image and not image.startswith("/") else image
         row = CorpusRow(
             key=(_text(values, role.get("key")) if "key" in role else image) or fallback,
             caption=None,
@@ -143,16 +151,17 @@ class TableCorpus(FileCorpus):
         if first is None:
             raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
         header = tuple(first.values)
-        missing = [name for name in template_columns(self.caption_template or "") if name not in header]
-        if missing:
-            raise CorpusError(
-                f"{self.path} has no column {missing[0]!r} (for the caption_template); it has {', '.join(header[:20])}"
-            )
+        for role in ("caption_template", "image_template"):
+            missing = [name for name in template_columns(getattr(self, role) or "") if name not in header]
+            if missing:
+                raise CorpusError(
+                    f"{self.path} has no column {missing[0]!r} (for the {role}); it has {', '.join(header[:20])}"
+                )
         return header
 
     @functools.cached_property
     def _roles(self) -> dict[str, str]:
-        return roles(self.columns, self._header, self.path, texts=self.caption_template is not None)
+        return roles(self.columns, self._header, self.path, made=bool(self.caption_template or self.image_template))
 
     def _records(self, name: str) -> Iterator[Record]:
         with self.opened(Part(name, 0, "")) as file:
@@ -176,9 +185,7 @@ def template_columns(template: str) -> tuple[str, ...]:
     pieces = [piece for piece in Formatter().parse(template) if piece[1] is not None]
     for _, name, form, conversion in pieces:
         if not name or form or conversion or set(name) & set(".[]"):
-            raise ValueError(
-                f"caption_template: expected {{column}}, got {{{name}}}; dots, brackets and formats are not read"
-            )
+            raise ValueError(f"template: expected {{column}}, got {{{name}}}; dots, brackets and formats are not read")
     return tuple(dict.fromkeys(str(name) for _, name, _, _ in pieces))
 
 

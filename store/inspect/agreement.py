@@ -63,7 +63,7 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
     count = len(slugs)
     shared = np.zeros((count, count), dtype=np.int64)
     cka, mutual = np.full((count, count), np.nan), np.full((count, count), np.nan)
-    known: dict[tuple[str, bytes], NDArray[np.int64]] = {}
+    known: dict[tuple[str, bytes], tuple[NDArray[np.int64], float]] = {}
     for i, first in enumerate(slugs):
         for j in range(i, count):
             second = slugs[j]
@@ -71,15 +71,16 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
             shared[i, j] = shared[j, i] = np.count_nonzero(both)
             if shared[i, j] < MIN_SHARED:
                 continue
-            pair = values[first][both], values[second][both]
-            cka[i, j] = cka[j, i] = linear_cka(*pair)
-            near = []
-            for slug, side in zip((first, second), pair, strict=True):
+            sides = []
+            for slug in (first, second):
+                # Of one teacher alone, and so the same against every other that has the same rows.
                 key = slug, both.tobytes()
                 if key not in known:
-                    known[key] = nearest(side, NEIGHBOURS)
-                near.append(known[key])
-            mutual[i, j] = mutual[j, i] = mutual_neighbours(near[0], near[1])
+                    known[key] = nearest(values[slug][both], NEIGHBOURS), _own_hsic(values[slug][both])
+                sides.append(known[key])
+            (near, own), (other_near, other_own) = sides
+            cka[i, j] = cka[j, i] = _cka(_hsic_of(values[first][both], values[second][both]), own, other_own)
+            mutual[i, j] = mutual[j, i] = mutual_neighbours(near, other_near)
     return Agreement(tower, slugs, shared, cka, mutual, NEIGHBOURS)
 
 
@@ -94,13 +95,22 @@ def linear_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> fl
     Returns:
         About -0.1 to 1; NaN below four rows or when a side does not vary.
     """
-    if len(x) < 4:
-        return float("nan")
+    return _cka(_hsic_of(x, y), _own_hsic(x), _own_hsic(y)) if len(x) >= 4 else float("nan")
+
+
+def _cka(both: float, own: float, other: float) -> float:
+    scale = own * other
+    return float(both / np.sqrt(scale)) if scale > 0 else float("nan")
+
+
+def _own_hsic(x: NDArray[np.floating[Any]]) -> float:
+    return _hsic_of(x, x)
+
+
+def _hsic_of(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
     # The estimator does not change with a shift of the rows; small numbers keep its differences exact.
     a = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
-    b = y.astype(np.float64) - y.mean(axis=0, dtype=np.float64)
-    scale = _hsic(a, a) * _hsic(b, b)
-    return float(_hsic(a, b) / np.sqrt(scale)) if scale > 0 else float("nan")
+    return _hsic(a, a if y is x else y.astype(np.float64) - y.mean(axis=0, dtype=np.float64))
 
 
 def _hsic(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

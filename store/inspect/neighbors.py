@@ -49,7 +49,7 @@ def nearest_rows(
     """The k rows whose feature has the largest cosine with `query`; equal cosines by row.
 
     Reads every row once, `BLOCK_ROWS` at a time, on all cores; memory stays flat. The result does not depend on the
-    number of cores. (An index of faiss that is as exact takes longer for one query: `benchmarks/inspect.py`.)
+    number of cores. (An index of faiss that is as exact takes longer for one query: `benchmarks/neighbors.py`.)
 
     Args:
         store: the store.

@@ -22,6 +22,9 @@ _HOLE = -0.25
 # From missing (a colour of its own, with a sharp edge) over empty to full.
 _COVERAGE_SCALE = [(0.0, VERMILION), (0.19, VERMILION), (0.19, "#cfe3f3"), (1.0, BLUE)]
 
+# Light enough at its end for the figures in the cells (contrast above 6), on light and dark pages alike.
+_AGREEMENT_SCALE, _INK = [(0.0, "#f3f7fb"), (1.0, "#6baed6")], "#16202c"
+
 Chart = dict[str, Any]
 """A Plotly figure as plain values."""
 
@@ -106,7 +109,8 @@ def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) ->
     text = [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in values.tolist()]
     trace = go.Heatmap(
         z=np.round(values, 4), x=list(found.teachers), y=list(found.teachers),
-        zmin=0, zmax=1, colorscale="Cividis", text=text, texttemplate="%{text}" if count <= 12 else None,
+        zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE,
+        text=text, textfont={"color": _INK}, texttemplate="%{text}" if count <= 12 else None,
         customdata=hover, hovertemplate="%{customdata}<extra></extra>", showscale=False, xgap=1, ygap=1,
     )  # fmt: skip
     figure = go.Figure(trace)
