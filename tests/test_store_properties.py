@@ -170,7 +170,7 @@ def test_no_space_at_all_on_a_real_file_system(tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_byte_of_inputs_and_selections_flipped_is_found(tmp_path: Path, step: int) -> None:
     root, card = tmp_path / "s", make_card("a", 1)
     record, _ = make_store(root, 3, [card])
