@@ -54,8 +54,9 @@ build/peers.stamp: benchmarks/peers.txt $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp $(patsubst benchmarks/%.txt,build/%.stamp,$(wildcard benchmarks/peers.txt)) ## measure, as ratios in one run, into docs/benchmarks.md (BENCH="--only store" or --full)
 	$(BIN)/python -P benchmarks/run.py $(BENCH)
 
-docs: $(VENV)/dev.stamp ## rewrite the command reference in docs/ from the commands' own help
+docs: $(VENV)/docs,extract,distill,evaluate.stamp ## what docs/ says of the code from the code, then the site into build/site
 	$(BIN)/python -P docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what the commands above made
 	rm -rf build dist mmkd-demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -72,7 +73,7 @@ class Batches:
         pixels = self.pictures.batches(wanted, self.plan.seed, self.workers)
         made = self._made(first, pixels)
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
-        return one_ahead(made) if self.workers else made
+        return one_ahead(made, world.device) if self.workers else made
 
     def _made(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
         world = self.world
@@ -95,9 +96,11 @@ class Batches:
             yield made.to(world.device)
 
 
-def one_ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+def one_ahead(items: Generator[Item, None, None], device: torch.device | None = None) -> Generator[Item, None, None]:
     """The same items, each made in a thread while the one before is used. What the maker raises is raised here."""
-    with closing(items), ThreadPoolExecutor(1, thread_name_prefix="mmkd-batches") as pool:
+    # Which device is the current one is known to each thread alone; without this every rank would pin for the first.
+    start = partial(torch.cuda.set_device, device) if device is not None and device.type == "cuda" else None
+    with closing(items), ThreadPoolExecutor(1, "mmkd-batches", initializer=start) as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)

@@ -47,12 +47,27 @@ def kept_tokens(out: Path, captions: Sequence[str], tokenise: Tokenise, write: b
     logging.getLogger(__name__).info("tokenising %d captions; resuming this run will read them", len(captions))
     made = tokenised(captions, tokenise)
     if write:
-        buffer = io.BytesIO()
-        numbers = np.array([made.pad, made.context])
-        np.savez(buffer, values=made.values, starts=made.starts, numbers=numbers, digest=np.array(digest))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getbuffer())
+        _write(path, digest, made)
     return made
+
+
+def keep_tokens(out: Path, captions: Sequence[str], made: Captions) -> None:
+    """Keep a run's tokens when it begins, unless they are kept already or soon made again.
+
+    Raises:
+        StoreError: the disk is full or read-only.
+    """
+    path, digest = out / FILE, _digest(captions)
+    if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
+        _write(path, digest, made)
+
+
+def _write(path: Path, digest: str, made: Captions) -> None:
+    buffer = io.BytesIO()
+    numbers = np.array([made.pad, made.context])
+    np.savez(buffer, values=made.values, starts=made.starts, numbers=numbers, digest=np.array(digest))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getbuffer())
 
 
 def _digest(captions: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from mmkd.distill.checkpoint import (
 from mmkd.distill.config import RunConfig
 from mmkd.distill.held_out import held_out
 from mmkd.distill.image_source import train_pictures
-from mmkd.distill.kept_tokens import kept_tokens
+from mmkd.distill.kept_tokens import keep_tokens, kept_tokens
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
@@ -82,6 +82,7 @@ class Run:
                 leftover.unlink(missing_ok=True)
             for name, what in ((CONFIG, self.config), (SOURCE, self.source)):
                 write_atomically(self.config.out / name, what.model_dump_json(indent=1).encode())
+            keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank.
@@ -160,7 +161,7 @@ def _batches(
 ) -> Batches:
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
-    captions = kept_tokens(config.out, pairs.captions, tokenise, write=world.first)
+    captions = kept_tokens(config.out, pairs.captions, tokenise, write=False)
     window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)

@@ -27,7 +27,9 @@ class Missing:
 def missing_before(spec: DatasetSpec) -> Missing:
     """What a data set without a store lacks: its files, or only their extraction."""
     assert spec.source is not None, "asked of sets that are described"
-    extraction = f"mmkd extract {shlex.quote(spec.described_in)} {shlex.quote(spec.store)} --teachers ..."
+    places = f"{shlex.quote(spec.described_in)} {shlex.quote(spec.store)}"
+    bags = spec.source.get("kind") == "bags"
+    extraction = f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ..."
     try:
         path = str(filled(spec.source.get("path", ""), user_roots() | {"dataset": spec.dataset}, spec.described_in))
         place = Place.of(path if "://" in path else str(Path(spec.described_in).parent / path))

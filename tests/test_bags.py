@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mmkd.cli.store.convert import _source
+from mmkd.extract.corpora import open_corpus
 from mmkd.store import FeatureStore
 from mmkd.store.convert.bags import BagFolder
 from mmkd.store.convert.importing import import_features
-from mmkd.store.errors import CorpusError
+from mmkd.store.errors import ConfigError, CorpusError
 
 h5py = pytest.importorskip("h5py", reason="mmkd[wsi] is not installed")
 
@@ -74,3 +75,48 @@ def test_files_that_are_no_bags(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["features"] = h5py.ExternalLink(str(tmp_path / "a.h5"), "features")
     refused("of its own")
+
+
+def described(folder: Path, join: str, kind: str = "bags") -> Path:
+    path = folder / "set.yaml"
+    path.write_text(f"dataset: nodes\nsource: {{kind: {kind}, path: bags, join: {join}}}\n")
+    return path
+
+
+def test_a_described_set_of_bags_joins_diagnoses_and_folds(tmp_path: Path) -> None:
+    (tmp_path / "bags").mkdir()
+    for seed, slide in enumerate(("TCGA-AB-1234-01Z", "other")):
+        write_bag(tmp_path / "bags" / f"{slide}.h5", 5 + seed, seed=seed)
+    (tmp_path / "clam.csv").write_text("case_id,slide_id,label\nTCGA-AB-1234,TCGA-AB-1234-01Z,tumor\nc2,other,normal\n")
+    (tmp_path / "splits_0.csv").write_text(",train,val,test\n0,other,,TCGA-AB-1234-01Z\n")
+    (tmp_path / "splits_1.csv").write_text(",train,val,test\n0,TCGA-AB-1234-01Z,,other\n")
+    join = "{table: clam.csv, key: slide_id, match: slide, fold_files: splits_*.csv}"
+    source = _source(described(tmp_path, join), "clips_output", "uni")
+    import_features(source, tmp_path / "store", None, lambda done, every: None)
+    table = FeatureStore.open(tmp_path / "store").sample_table()
+    assert table["slide"].to_pylist() == ["TCGA-AB-1234-01Z"] * 5 + ["other"] * 6
+    assert table["label"].to_pylist() == ["tumor"] * 5 + ["normal"] * 6
+    assert table["fold"].to_pylist() == ["0"] * 5 + ["1"] * 6
+    assert set(table["row_kind"].to_pylist()) == {"sample"}
+    (tmp_path / "clam.csv").write_text("case_id,slide_id,label\nc1,TCGA-AB-1234-01Z.svs,tumor\n")
+    strayed = _source(described(tmp_path, "{table: clam.csv, key: slide_id, match: slide}"), "clips_output", "uni")
+    with pytest.raises(CorpusError, match=r"a line for none of the 2 slides, matched by slide \(for example 'TCGA-AB"):
+        list(strayed.rows())
+
+
+@pytest.mark.parametrize(
+    ("join", "kind", "message"),
+    [
+        ("{table: c.csv, key: a, match: stem}", "bags", "join matches 'stem', expected slide or patient"),
+        ("null, splits: {a: b}", "bags", "of bags it takes kind, path and join"),
+        ("null", "imagefolder", "describes no bags"),
+    ],
+)
+def test_descriptions_that_are_no_bags(tmp_path: Path, join: str, kind: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _source(described(tmp_path, join, kind), "clips_output", "uni")
+
+
+def test_bags_are_not_extracted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nodes is bags of features; bring them in with: mmkd store import"):
+        open_corpus(str(described(tmp_path, "null")))

@@ -193,7 +193,7 @@ def test_an_extraction_by_jobs(scene: Scene, tmp_path: Path, name: str) -> None:
 
 def recipe() -> dict[str, Any]:
     """The DaskCluster of the documentation."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```yaml[^\n]*\n(.*?)```", (ROOT / "docs/cluster.md").read_text(), re.DOTALL)
     (found,) = [content for block in blocks if (content := yaml.safe_load(block)).get("kind") == "DaskCluster"]
     return dict(found)
 

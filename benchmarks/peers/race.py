@@ -33,6 +33,7 @@ PEERS = (*OVER_THE_STORE, Hdf5, Safetensors, *LOADERS)
 DIM = 512
 BATCHES = (1024, 4096, 16384)
 REPEATS = 9
+MODES = ("open", "batch", "scan")
 SCAN_SECONDS = 4.0
 """What needs longer for all rows in order is stopped then, and its rate is that of the rows it did."""
 ORIGINAL_ROWS = 4096
@@ -109,10 +110,8 @@ def drop_cache(place: Path) -> float:
 
 
 def alone(kind: type[Layout], folder: Path, mode: str, rows: int) -> dict[str, Any]:
-    """In a process of its own: open with a first row (warm), or a batch or a scan of one teacher (cold)."""
+    """In a process that has opened nothing yet: a first row (warm), or a batch or a scan of one teacher (cold)."""
     place = place_of(kind, folder)
-    for name in kind.needs:
-        importlib.import_module(name)
     limit = min(rows, ORIGINAL_ROWS) if kind is Original else rows
     resident = drop_cache(place) if mode != "open" else 1.0
     layout, columns = kind(place), columns_of(1)
@@ -124,7 +123,22 @@ def alone(kind: type[Layout], folder: Path, mode: str, rows: int) -> dict[str, A
     else:
         done = len(layout.batch(picked if mode == "batch" else picked[:1], columns)[0])
     seconds = time.perf_counter() - started
-    return {"layout": kind.name, "seconds": seconds, "rows": done, "resident": resident}
+    case = "open" if mode == "open" else f"cold {mode}"
+    return {"case": case, "layout": kind.name, "seconds": seconds, "rows": done, "resident": resident}
+
+
+def all_alone(kind: type[Layout], folder: Path, rows: int) -> None:
+    """Every mode of `alone`, each in a fork of this process, which has its imports done and has used none of them."""
+    for name in kind.needs:
+        importlib.import_module(name)
+    for mode in MODES:
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            print(json.dumps(alone(kind, folder, mode, rows)), flush=True)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, (kind.name, mode)
 
 
 def scan_for(layout: Layout, columns: list[str], seconds: float) -> int:
@@ -138,12 +152,13 @@ def scan_for(layout: Layout, columns: list[str], seconds: float) -> int:
 
 
 def run_alone(folder: Path, rows: int) -> Iterator[dict[str, Any]]:
-    """`alone` for every layout and mode, one process each."""
-    for mode in ("open", "batch", "scan"):
-        for kind in available():
-            command = [sys.executable, "-P", __file__, str(folder), "-", "--rows", str(rows), "--alone"]
-            done = subprocess.run([*command, f"{kind.__name__}:{mode}"], check=True, capture_output=True, text=True)
-            yield {"case": "open" if mode == "open" else f"cold {mode}"} | json.loads(done.stdout.splitlines()[-1])
+    """`alone` for every layout and mode."""
+    for kind in available():
+        command = [sys.executable, "-P", __file__, str(folder), "-", "--rows", str(rows), "--alone", kind.__name__]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        assert len(lines) == len(MODES), done.stdout
+        yield from map(json.loads, lines)
 
 
 def sizes(folder: Path, rows: int, teachers: int) -> Iterator[dict[str, Any]]:
@@ -230,9 +245,8 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()  # as the trainer does
     if given.alone:
-        name, _, mode = given.alone.partition(":")
-        kind = next(kind for kind in available() if kind.__name__ == name)
-        print(json.dumps(alone(kind, given.folder, mode, given.rows)))
+        kind = next(kind for kind in available() if kind.__name__ == given.alone)
+        all_alone(kind, given.folder, given.rows)
         return
     given.folder.mkdir(parents=True, exist_ok=True)
     features = make_features(given.rows, given.teachers)

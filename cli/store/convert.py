@@ -48,7 +48,8 @@ CODECS = ("zstd", "blosc", "gzip")
 def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
     """Bring features that others made into a store; run again to go on.
 
-    ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, or a folder of bags (CLAM, TRIDENT)."""
+    ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, a folder of bags (CLAM, TRIDENT), or
+    the description of an evaluation set of bags, which joins diagnoses, follow-up and folds."""
     from mmkd.store.convert.importing import import_features
 
     with tqdm(unit="shard", disable=True if as_json else None) as bar:
@@ -65,6 +66,12 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
 
 
 def _source(original: Path, features: str, name: str) -> FeatureSource:
+    if original.suffix in (".yaml", ".yml"):
+        from mmkd.extract.corpora.describing import described_bags
+        from mmkd.store.convert.bags import BagFolder
+
+        folder, table = described_bags(original)
+        return BagFolder(folder, name, table)
     if (original / "meta.jsonl").is_file():
         from mmkd.store.convert.original import OriginalRelease
 

@@ -20,6 +20,8 @@ from mmkd.store.yaml_config import read_mapping, validated
 
 # Fields that hold a path, relative to the description, so that the two can move together.
 _PATHS = ("path", "images", "slide_table")
+BAGS = "bags"
+"""Kind of a set whose features others made: CLAM's and TRIDENT's `SLIDE.h5`. It is imported, not extracted."""
 _NOT_THE_READERS = ("splits", "join", "draw")
 
 
@@ -46,6 +48,27 @@ def described_corpus(place: Place, kinds: Mapping[str, Callable[[], Any]]) -> Co
     return _evaluation_set(content, path, kinds, roots)
 
 
+def described_bags(path: Path) -> tuple[Path, Join | None]:
+    """Folder and table of an evaluation set of `kind: bags`, whose features others made.
+
+    Raises:
+        ConfigError: another kind, or an unknown or wrong field.
+        CorpusError: a table that is not there, or that matches something else than slides or patients.
+    """
+    content = read_mapping(path)
+    source = content.get("source")
+    if not isinstance(source, dict) or source.get("kind") != BAGS:
+        raise ConfigError(f"{path} describes no bags (`source: {{kind: {BAGS}, path: ...}}`); extract it: mmkd extract")
+    source = filled(source, user_roots() | {"dataset": str(content.get("dataset"))}, path)
+    alien = [key for key in source if key not in ("kind", "path", "join")]
+    if alien or not isinstance(source.get("path"), str):
+        raise ConfigError(f"{path}: source has {', '.join(map(str, source))}; of bags it takes kind, path and join")
+    join = None if source.get("join") is None else _join(source["join"], path)
+    if join is not None and join.match not in ("slide", "patient"):
+        raise ConfigError(f"{path}: join matches {join.match!r}, expected slide or patient")
+    return (path.parent / source["path"]).resolve(), join
+
+
 def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
@@ -64,6 +87,10 @@ def _evaluation_set(
     content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[], Any]], roots: dict[str, str]
 ) -> EvaluationSet:
     name = str(content["dataset"])
+    if isinstance(content.get("source"), dict) and content["source"].get("kind") == BAGS:
+        raise ConfigError(
+            f"{path}: {name} is bags of features; bring them in with: mmkd store import {path} STORE --name MODEL"
+        )
     if not isinstance(content.get("source"), dict):
         raise ConfigError(
             f"{path}: {name} has no `source` to read, expected a mapping with `kind` and `path`; "

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -19,23 +19,51 @@ from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
+from mmkd.store.sample_kinds import KIND as KIND_COLUMN
+from mmkd.store.sample_kinds import SAMPLE, TEXT_OF
 
 KIND = "h5-bags"
 _TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-|$)", re.IGNORECASE)
 
 
+class SlideTable(Protocol):
+    """What a table says of slides or patients: diagnoses, follow-up, folds."""
+
+    @property
+    def match(self) -> str:
+        """The label that is looked up: `slide` or `patient`."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of its columns."""
+
+    @property
+    def digest(self) -> str:
+        """Changes when the table does."""
+
+    def values(self, key: str | None) -> dict[str, str | None]:
+        """The columns of one slide or patient; nulls where the table does not have it."""
+
+
 class BagFolder:
     """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2), one model's.
 
-    Every patch is a row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels).
+    Every patch is a row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels). With a
+    table also its columns, and what marks the rows of an evaluation set (`sample_kinds`).
     """
 
     kind = KIND
-    labels = ("slide", "patient", "x", "y")
 
-    def __init__(self, root: Path, slug: str) -> None:
+    def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
         self.root = root
         self.slug = check_slug(slug)
+        self.table = table
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label columns, each once; a table's `patient` goes before that of the slide's name."""
+        own = ("slide", "patient", "x", "y")
+        return own if self.table is None else tuple(dict.fromkeys((*own, *self.table.labels, KIND_COLUMN, TEXT_OF)))
 
     @cached_property
     def _bags(self) -> list[tuple[Path, int, int]]:
@@ -55,20 +83,47 @@ class BagFolder:
         return bags
 
     def digest(self) -> str:
-        """SHA-256 over the bags' names, sizes and change times."""
-        facts = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
+        """SHA-256 over the bags' names, sizes and change times, and the table."""
+        facts: list[Any] = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
+        if self.table is not None:
+            facts.append(self.table.digest)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per patch, slide after slide."""
+        """One row per patch, slide after slide.
+
+        Raises:
+            CorpusError: the table has a line for none of the slides.
+        """
+        told = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
+        if self.table is not None and not any(value for labels in told.values() for value in self._taken(labels)):
+            raise CorpusError(
+                f"{self.root}: the table has a line for none of the {len(told)} slides, matched by {self.table.match} "
+                f"(for example {self._looked_up(next(iter(told)))!r}); compare its keys with the names of the files"
+            )
         for path, _, _ in self._bags:
-            patient = _TCGA.match(path.stem)
             with _opened(path) as file:
                 corners = np.asarray(file["coords"]).astype(np.int64).tolist()
             for x, y in corners:
                 row = {"key": f"{path.stem}#{x},{y}", "caption": None, "uri": None, "modality": "pathology"}
-                labels = {"slide": path.stem, "patient": patient.group(1).upper() if patient else None}
-                yield row | labels | {"x": str(x), "y": str(y)}
+                yield row | told[path.stem] | {"x": str(x), "y": str(y)}
+
+    def _labels_of(self, slide: str) -> dict[str, str | None]:
+        """Labels that all patches of a slide share."""
+        labels: dict[str, str | None] = {"slide": slide, "patient": _patient(slide)}
+        if self.table is None:
+            return labels
+        found = self.table.values(self._looked_up(slide))
+        labels |= {name: value for name, value in found.items() if value or name not in labels}
+        return labels | {KIND_COLUMN: SAMPLE, TEXT_OF: None}
+
+    def _looked_up(self, slide: str) -> str | None:
+        assert self.table is not None, "there is a table to look into"
+        return _patient(slide) if self.table.match == "patient" else slide
+
+    def _taken(self, labels: dict[str, str | None]) -> list[str | None]:
+        assert self.table is not None, "there is a table to look into"
+        return [labels[name] for name in self.table.labels if name not in ("slide", "patient")]
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """The one teacher; which encoder made the features is known by the name given."""
@@ -94,6 +149,12 @@ class BagFolder:
                     out[self.slug, "image"][low - first : high - first] = patches
             start += count
         return out, [None if np.isfinite(patch).all() else "features: not finite" for patch in out[self.slug, "image"]]
+
+
+def _patient(slide: str) -> str | None:
+    """The patient of a TCGA barcode."""
+    found = _TCGA.match(slide)
+    return found.group(1).upper() if found else None
 
 
 def _opened(path: Path) -> h5py.File:
