@@ -21,6 +21,7 @@ from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher, half_type
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.towers import cut_lengths
+from mmkd.extract.worker import TeachersPlugin
 from mmkd.store.errors import TeacherError
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
@@ -110,6 +111,16 @@ def test_the_order_of_weights_changes_last_bits_at_most(tmp_path: Path) -> None:
     assert (first - last).abs().max() / last.abs().max() < 1e-5
     teacher.tune()
     assert torch.equal(teacher.encode_images(pixels), last)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_worker_tunes_its_teachers_as_its_settings_say(tmp_path: Path, channels_last: bool) -> None:
+    (spec,) = parse_teachers(f"one=local-dir:{write_tiny_teacher(tmp_path / 'one', seed=1)}")
+    plugin = TeachersPlugin([(spec, describe_teacher(spec))], WorkerConfig(channels_last=channels_last))
+    plugin.setup(None)
+    (patches,) = (part for part in plugin.loaded["one"]._model.modules() if isinstance(part, torch.nn.Conv2d))
+    assert patches.weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    assert patches.weight.is_contiguous() is not channels_last
 
 
 def test_compiling_without_a_compiler_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
