@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +132,16 @@ def released_epoch(root: Path, images: bool) -> Iterator[Any]:
 
 
 def our_epoch(root: Path, store: Path, images: bool) -> Iterator[Any]:
-    """Batches of ours, shuffled, with all teachers."""
+    """Batches of ours, shuffled, with all teachers; as in training, image workers start in the calling thread."""
     opened = FeatureStore.open(store)
     teachers = TeacherFeatures(opened, tuple(opened.teachers))
     plan = plan_of(opened, teachers)
-
-    def made() -> Iterator[Any]:
-        wanted = [rows for *_, rows in plan.steps(0)]
-        if images:
-            places = [plan.pairs.places(rows).tolist() for rows in wanted]
-            pixels: Iterable[Any] = DataLoader(Pictures(root, plan.pairs), batch_sampler=places, num_workers=WORKERS)
-        else:
-            pixels = [torch.empty(0)] * len(wanted)
-        for batch, rows in zip(pixels, wanted, strict=True):
-            yield batch, teachers.gather(rows)
-
-    yield from one_ahead(batch for batch in made())
+    wanted = [rows for *_, rows in plan.steps(0)]
+    pixels: Iterator[Any] = repeat(None)
+    if images:
+        places = [plan.pairs.places(rows).tolist() for rows in wanted]
+        pixels = iter(DataLoader(Pictures(root, plan.pairs), batch_sampler=places, num_workers=WORKERS))
+    yield from one_ahead((next(pixels), teachers.gather(rows)) for rows in wanted)
 
 
 def plan_of(store: FeatureStore, teachers: TeacherFeatures) -> BatchPlan:

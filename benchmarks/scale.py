@@ -30,7 +30,7 @@ from mmkd.cli.main import cli
 from mmkd.distill.batches import BatchPlan
 from mmkd.distill.captions import tokenised
 from mmkd.distill.config import StudentConfig
-from mmkd.distill.kept_tokens import kept_tokens
+from mmkd.distill.kept_tokens import keep_tokens, kept_tokens
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import find_pairs
 from mmkd.distill.student import student_tokenizer
@@ -161,7 +161,8 @@ def plan_of(root: Path) -> BatchPlan:
     store = FeatureStore.open(root)
     teachers = TeacherFeatures(store, tuple(store.teachers))
     pairs = find_pairs(store, {}, teachers.any_available())
-    captions = kept_tokens(root.parent / "run", pairs.captions, word_tokens, write=True)
+    captions = kept_tokens(root.parent / "run", pairs.captions, word_tokens)
+    keep_tokens(root.parent / "run", pairs.captions, captions)
     schedule = Schedule(len(pairs.rows), BATCH, 2)
     return BatchPlan(pairs, captions.lengths[pairs.caption], schedule, SEED, WINDOW)
 

@@ -87,6 +87,11 @@ def cluster_of(workers: int) -> Iterator[Client]:
         "distributed.scheduler.worker-saturation": 1.0,  # as `mmkd extract` has it
         "distributed.admin.tick.limit": "60s",
         "distributed.worker.profile.enabled": False,
+        # Each worker would look fifty times a second whether its event loop is late, and twice how busy the machine is;
+        # here they all have one loop and one machine.
+        "distributed.admin.tick.interval": "10s",
+        "distributed.admin.system-monitor.interval": "60s",
+        "distributed.admin.system-monitor.disk": False,
         "distributed.comm.timeouts.connect": "120s",
     }
     with dask.config.set(settings):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -56,13 +57,14 @@ class Captions:
         return torch.from_numpy(rows)
 
 
-def tokenised(captions: Sequence[str], tokenise: Tokenise) -> Captions:
-    """Tokenise distinct captions, a few thousand at a time."""
+def tokenised(captions: Sequence[str] | pa.Array, tokenise: Tokenise) -> Captions:
+    """Tokenise distinct captions, a few thousand at a time; strings, or an Arrow array of them."""
     empty = tokenise([""])[0]
     pad, context = int(empty[-1]), len(empty)
     values, lengths = [np.empty(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)]
     for first in range(0, len(captions), _TOKENISED_TOGETHER):
-        tokens = tokenise(list(captions[first : first + _TOKENISED_TOGETHER])).numpy()
+        part = captions[first : first + _TOKENISED_TOGETHER]
+        tokens = tokenise(part.to_pylist() if isinstance(part, pa.Array) else list(part)).numpy()
         # Up to the last token that is not padding: a tokenizer may use its padding token inside.
         used = context - (tokens[:, ::-1] != pad).argmax(axis=1)
         used[(tokens == pad).all(axis=1)] = 1

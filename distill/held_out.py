@@ -69,7 +69,7 @@ def held_out(
 
 def _first(pairs: Pairs, limit: int) -> Pairs:
     encoded = pa.array(pairs.caption[:limit]).dictionary_encode()
-    captions = [pairs.captions[number] for number in encoded.dictionary.to_pylist()]
+    captions = pairs.captions.take(encoded.dictionary)
     return Pairs(pairs.rows[:limit], encoded.indices.to_numpy().astype(np.int64), captions, pairs.table.slice(0, limit))
 
 

@@ -9,6 +9,7 @@ from operator import and_
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
@@ -23,12 +24,13 @@ class Pairs:
     """Rows with a sound image and a sound caption.
 
     rows: int64 (n,) grid rows, ascending. caption: int64 (n,), number of each row's caption: equal captions have
-    equal numbers. captions: the distinct captions by number. table: the sample rows, in the order of `rows`.
+    equal numbers. captions: the distinct captions by number. table: the sample rows, in the order of
+    `rows`.
     """
 
     rows: NDArray[np.int64]
     caption: NDArray[np.int64]
-    captions: list[str]
+    captions: pa.LargeStringArray
     table: pa.Table
 
     def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -60,22 +62,22 @@ def find_pairs(store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np
         IncompleteStoreError: rows that match have not been extracted yet.
     """
     table = matching(store, where, _COLUMNS)
-    status = table["status"].to_numpy(zero_copy_only=False)
-    pending = int(np.count_nonzero(status == "pending"))
+    pending = int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
     if pending:
         raise IncompleteStoreError(
             f"{store.root}: {pending} of {len(table)} matching rows are not extracted yet; finish `mmkd extract` first"
         )
-    usable = (status == "ok") & np.array(table["uri"].is_valid()) & np.array(table["caption"].is_valid())
+    usable = pc.and_(pc.equal(table["status"], "ok"), pc.and_(table["uri"].is_valid(), table["caption"].is_valid()))
     if wanted is not None:
-        usable &= wanted[table["row"].to_numpy()]
-    table = table.filter(pa.array(usable)).combine_chunks()
-    encoded = table["caption"].combine_chunks().dictionary_encode()
+        usable = pc.and_(usable, pa.array(wanted[table["row"].to_numpy()]))
+    table = table.filter(usable)
+    # An Arrow string column ends at 2 GB in one piece: four million captions of usual length.
+    encoded = table["caption"].cast(pa.large_string()).combine_chunks().dictionary_encode()
     return Pairs(
         table["row"].to_numpy(),
         encoded.indices.to_numpy().astype(np.int64),
-        encoded.dictionary.to_pylist(),
-        table.select(["uri", "offset", "length"]),
+        encoded.dictionary,
+        table.select(["uri", "offset", "length"]).combine_chunks(),
     )
 
 

@@ -161,7 +161,7 @@ def _batches(
 ) -> Batches:
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
-    captions = kept_tokens(config.out, pairs.captions, tokenise, write=False)
+    captions = kept_tokens(config.out, pairs.captions, tokenise)
     window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tiny_run import quiet, write_run
@@ -12,7 +13,7 @@ from tiny_run import quiet, write_run
 from mmkd.distill import kept_tokens as module
 from mmkd.distill.captions import Captions
 from mmkd.distill.config import load_run
-from mmkd.distill.kept_tokens import FILE, kept_tokens
+from mmkd.distill.kept_tokens import FILE, keep_tokens, kept_tokens
 from mmkd.distill.probe import estimate
 from mmkd.store.array import ChunkedArray
 from mmkd.store.chunk import encode_chunk
@@ -56,9 +57,9 @@ class Words:
 
 
 @pytest.fixture
-def captions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def captions(monkeypatch: pytest.MonkeyPatch) -> pa.Array:
     monkeypatch.setattr(module, "WORTH_KEEPING", 1000)
-    return [f"lung {'x' * (number % 40)} {number}" for number in range(1000)]
+    return pa.array([f"lung {'x' * (number % 40)} {number}" for number in range(1000)], pa.large_string())
 
 
 def same(one: Captions, other: Captions) -> bool:
@@ -69,37 +70,35 @@ def same(one: Captions, other: Captions) -> bool:
     )
 
 
-def test_tokens_are_made_once_and_read_afterwards(tmp_path: Path, captions: list[str]) -> None:
+def test_tokens_are_made_once_and_read_afterwards(tmp_path: Path, captions: pa.Array) -> None:
     first, second = Words(), Words()
-    made = kept_tokens(tmp_path / "run", captions, first, write=True)
-    found = kept_tokens(tmp_path / "run", captions, second, write=True)
+    made = kept_tokens(tmp_path / "run", captions, first)
+    keep_tokens(tmp_path / "run", captions, made)
+    found = kept_tokens(tmp_path / "run", captions, second)
     assert first.asked >= len(captions)
     assert second.asked < 300  # the probe
     assert same(made, found)
-    assert found.tokens(np.array([3, 999]), 6).tolist() == Words()([captions[3], captions[999]]).tolist()
+    assert found.tokens(np.array([3, 999]), 6).tolist() == Words()(captions.take([3, 999]).to_pylist()).tolist()
 
 
-def test_other_captions_another_tokenizer_or_a_torn_file_are_tokenised_anew(
-    tmp_path: Path, captions: list[str]
-) -> None:
-    kept_tokens(tmp_path, captions, Words(), write=True)
-    changed = [*captions[:500], "another caption", *captions[501:]]
-    assert same(
-        kept_tokens(tmp_path, changed, Words(), write=False), kept_tokens(tmp_path / "no", changed, Words(), False)
-    )
-    other = kept_tokens(tmp_path, captions, Words(first=2), write=False)
-    assert other.tokens(np.array([0]), 6).tolist() == Words(first=2)([captions[0]]).tolist()
+def test_other_captions_another_tokenizer_or_a_torn_file_are_tokenised_anew(tmp_path: Path, captions: pa.Array) -> None:
+    keep_tokens(tmp_path, captions, module.tokenised(captions, Words()))
+    texts = captions.to_pylist()
+    changed = pa.array([*texts[:500], "another caption", *texts[501:]], pa.large_string())
+    assert same(kept_tokens(tmp_path, changed, Words()), module.tokenised(changed, Words()))
+    other = kept_tokens(tmp_path, captions, Words(first=2))
+    assert other.tokens(np.array([0]), 6).tolist() == Words(first=2)([texts[0]]).tolist()
     whole = (tmp_path / FILE).read_bytes()
     for torn in (whole[: len(whole) // 2], b"", bytes([*whole[:2000], whole[2000] ^ 1, *whole[2001:]])):
         (tmp_path / FILE).write_bytes(torn)
         asked = Words()
-        kept_tokens(tmp_path, captions, asked, write=False)
+        kept_tokens(tmp_path, captions, asked)
         assert asked.asked >= len(captions)
 
 
-def test_only_the_rank_that_writes_writes_and_small_runs_keep_nothing(tmp_path: Path, captions: list[str]) -> None:
-    kept_tokens(tmp_path, captions, Words(), write=False)
-    kept_tokens(tmp_path, captions[:999], Words(), write=True)
+def test_small_runs_keep_nothing_and_reading_writes_nothing(tmp_path: Path, captions: pa.Array) -> None:
+    kept_tokens(tmp_path, captions, Words())
+    keep_tokens(tmp_path, captions[:999], module.tokenised(captions[:999], Words()))
     assert list(tmp_path.iterdir()) == []
 
 
