@@ -56,6 +56,20 @@ def test_a_patch_that_is_not_finite_is_missing(tmp_path: Path) -> None:
     assert FeatureStore.open(tmp_path / "s").valid("uni").tolist() == [1, 1, 0, 1, 1]
 
 
+def test_an_empty_bag_is_a_failed_row(tmp_path: Path) -> None:
+    first = write_bag(tmp_path / "a.h5", 3)
+    write_bag(tmp_path / "b.h5", 0)
+    last = write_bag(tmp_path / "c.h5", 2, seed=1)
+    import_features(BagFolder(tmp_path, "uni"), tmp_path / "s", "float32", lambda *_: None)
+    store = FeatureStore.open(tmp_path / "s")
+    rows = store.sample_table().to_pylist()
+    assert [(row["key"], row["slide"], row["reason"]) for row in rows[3:5]] == [
+        ("b", "b", "features: bag without patches"), ("c#0,1024", "c", None),
+    ]  # fmt: skip
+    assert store.valid("uni").tolist() == [1, 1, 1, 0, 1, 1]
+    assert np.array_equal(np.delete(store.image("uni"), 3, axis=0), np.concatenate([first, last]))
+
+
 def test_files_that_are_no_bags(tmp_path: Path) -> None:
     def refused(message: str) -> None:
         with pytest.raises(CorpusError, match=message) as caught:

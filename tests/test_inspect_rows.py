@@ -22,7 +22,8 @@ from mmkd.cli.store.show import show
 from mmkd.cli.store.tables import printable
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.images import ImageError
-from mmkd.store.inspect.neighbors import nearest_rows, neighbors
+from mmkd.store.inspect.faiss_choice import choose
+from mmkd.store.inspect.neighbors import _nearest, nearest_rows, neighbors
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.rows import find_row, find_shard, near_keys, sample_rows
 from mmkd.store.inspect.show import view_row, view_shard
@@ -48,6 +49,55 @@ def test_neighbours_are_exact(faults: FeatureStore) -> None:
     among = np.arange(0, ROWS, 3)
     rows, _ = nearest_rows(faults, "broken", "image", faults.image("broken")[7], 5, among)
     assert rows.tolist() == [row for row in np.argsort(-cosines, kind="stable") if row % 3 == 0][:5]
+
+
+def test_faiss_chooses_and_changes_nothing(faults: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'mmkd[faiss]'")
+    questions = [(slug, row, k) for slug in PLANTED for row in (7, TWINS[1], 500) for k in (1, 10, 300)]
+    plain = [nearest_rows(faults, slug, "image", faults.image(slug)[row], k) for slug, row, k in questions]
+    asked = []
+    monkeypatch.setattr("mmkd.store.inspect.neighbors.FAISS_ROWS", 1)
+    monkeypatch.setattr("mmkd.store.inspect.neighbors.choose", lambda *what: asked.append(choose(*what)) or asked[-1])
+    for (slug, row, k), (rows, cosines) in zip(questions, plain, strict=True):
+        found, near = nearest_rows(faults, slug, "image", faults.image(slug)[row], k)
+        assert found.tolist() == rows.tolist()
+        assert near == pytest.approx(cosines, abs=1e-6)
+    assert len(asked) == 2 * len(questions) // 3  # for 300 it would have to choose all
+
+
+def test_a_choice_of_faiss_comes_with_a_true_bound() -> None:
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'mmkd[faiss]'")
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=(2000, 24))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    direction = values[3].astype(np.float32)
+    for lengths in (1.0, rng.uniform(0.5, 2.0, (2000, 1))):
+        rows = (values * lengths).astype(np.float16)
+        rows[17] = np.nan
+        positions, bound = choose(rows, direction, 40)
+        wide = rows.astype(np.float64)
+        cosines = wide @ direction / np.linalg.norm(wide, axis=1)
+        others = np.setdiff1d(np.arange(2000), [*positions, 17])
+        assert len(positions) == 40
+        assert 17 not in positions
+        assert cosines[others].max() <= bound + 1e-5
+        assert np.argsort(-np.nan_to_num(cosines, nan=-1))[0] in positions
+    # Rows of one length: the bound is so near that it proves the ten nearest.
+    positions, bound = choose(values.astype(np.float16), direction, 40)
+    assert np.sort(values[positions] @ direction)[-10] > bound + 1e-5
+    # A row without a length may have any cosine.
+    values[9] = 0
+    assert choose(values.astype(np.float16), direction, 40)[1] == np.inf
+
+
+def test_lengths_whose_squares_leave_float32_have_a_direction_too() -> None:
+    array = np.array([[0, 1], [1e30, 1e30], [1e30, 0], [0, 0], [np.nan, 1], [1e-30, 0]], dtype=np.float32)
+    rows, cosines = _nearest(array, slice(0, 6), np.array([1, 0], dtype=np.float32), 6)
+    assert rows.tolist() == [2, 5, 1, 0]
+    assert cosines == pytest.approx([1, 1, 0.5**0.5, 0])
+    rows, cosines = _nearest(array, np.array([0, 5]), np.array([1, 0], dtype=np.float32), 6)
+    assert rows.tolist() == [5, 0]
+    assert cosines == pytest.approx([1, 0])
 
 
 def test_twins_come_first_in_order_of_rows_and_missing_rows_never(faults: FeatureStore) -> None:

@@ -38,7 +38,8 @@ class QuestionsCorpus(FileCorpus):
     language: str | None = "en"
     """Of questions that say theirs (`q_lang`); null takes all."""
     candidates: tuple[str, ...] = ()
-    """Answers to closed questions: each makes a text row `question answer` for every question that has one of them."""
+    """Answers to closed questions: each makes a text row `question answer` for every question that has one of them.
+    Training and validation questions get none: nothing is ranked there."""
     label_columns: tuple[str, ...] | None = None
     """Fields that pass into the sample table; all but image and question when not given."""
 
@@ -106,6 +107,8 @@ class QuestionsCorpus(FileCorpus):
             yield from self._candidate_rows(row)
 
     def _candidate_rows(self, row: CorpusRow) -> Iterator[CorpusRow]:
+        if row.labels["split"] in ("train", "val"):
+            return
         answer = (row.labels.get("answer") or "").strip().lower()
         if row.labels.get("answer_type") != "CLOSED" or answer not in {one.lower() for one in self.candidates}:
             return

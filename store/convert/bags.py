@@ -101,7 +101,11 @@ class BagFolder:
                 f"{self.root}: the table has a line for none of the {len(told)} slides, matched by {self.table.match} "
                 f"(for example {self._looked_up(next(iter(told)))!r}); compare its keys with the names of the files"
             )
-        for path, _, _ in self._bags:
+        for path, patches, _ in self._bags:
+            if not patches:
+                nothing = {"key": path.stem, "caption": None, "uri": None, "modality": "pathology"}
+                yield nothing | told[path.stem]
+                continue
             with _opened(path) as file:
                 corners = np.asarray(file["coords"]).astype(np.int64).tolist()
             for x, y in corners:
@@ -138,17 +142,22 @@ class BagFolder:
             (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=card.encoding)
             for tower in ("image", "text")
         }
+        reasons: list[str | None] = []
         start = 0
-        for path, count, _ in self._bags:
+        for path, patches, _ in self._bags:
+            count = max(patches, 1)  # an empty bag is a row of its own
             low, high = max(first, start), min(end, start + count)
-            if low < high:
+            if low < high and not patches:
+                reasons.append("features: bag without patches")
+            elif low < high:
                 with _opened(path) as file, np.errstate(over="ignore"):
                     stored = _features(file, path)
                     part = slice(low - start, high - start)
-                    patches = stored[0, part] if stored.ndim == 3 else stored[part]
-                    out[self.slug, "image"][low - first : high - first] = patches
+                    found = out[self.slug, "image"][low - first : high - first]
+                    found[:] = stored[0, part] if stored.ndim == 3 else stored[part]
+                reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
             start += count
-        return out, [None if np.isfinite(patch).all() else "features: not finite" for patch in out[self.slug, "image"]]
+        return out, reasons
 
 
 def _patient(slide: str) -> str | None:

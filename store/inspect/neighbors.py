@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.array import FeatureArray
 from mmkd.store.errors import UserError
+from mmkd.store.inspect.faiss_choice import choose, faiss_module
 from mmkd.store.inspect.rows import captions_of
 from mmkd.store.inspect.sampling import BLOCK_ROWS, features, unit
 from mmkd.store.layout import Tower
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
 
 MAX_NEIGHBORS = 10_000
+
+FAISS_ROWS = 1 << 17
+"""Rows from which faiss, where it is installed, makes a first choice: below, loading it takes longer than it saves."""
+SPARE = 4
+"""Rows that it chooses for each one wanted: lengths may differ by so much that the order changes among them."""
+_SMALLEST_NORM = 1e-15
 
 Piece = slice | NDArray[np.int64]
 """Some rows of an array."""
@@ -49,7 +56,7 @@ def nearest_rows(
     """The k rows whose feature has the largest cosine with `query`; equal cosines by row.
 
     Reads every row once, `BLOCK_ROWS` at a time, on all cores; memory stays flat. The result does not depend on the
-    number of cores. (An index of faiss that is as exact takes longer for one query: `benchmarks/neighbors.py`.)
+    number of cores.
 
     Args:
         store: the store.
@@ -83,9 +90,27 @@ def nearest_rows(
     ]
     best_rows, best = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for found, cosines in pool.map(lambda piece: _nearest(array, piece, direction, k), pieces):
+        work = _chosen_nearest if _fits_faiss(array) else _nearest
+        for found, cosines in pool.map(lambda piece: work(array, piece, direction, k), pieces):
             best_rows, best = _first(np.r_[best_rows, found], np.r_[best, cosines], k)
     return best_rows, best
+
+
+def _fits_faiss(array: FeatureArray) -> bool:
+    mapped = isinstance(array, np.ndarray) and array.dtype == np.float16
+    return mapped and len(array) >= FAISS_ROWS and faiss_module() is not None
+
+
+def _chosen_nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Found:
+    """As `_nearest`, of those rows alone that faiss chose; of all where it cannot be proven that these suffice."""
+    values = array[piece]
+    if len(values) > SPARE * k:
+        positions, bound = choose(values, direction, SPARE * k)
+        rows, cosines = _nearest(values, positions, direction, k)
+        # Products of faiss are summed in another order: a few units in the last place of a float32.
+        if len(cosines) == k and cosines[-1] > bound + 1e-5:
+            return (rows + piece.start if isinstance(piece, slice) else piece[rows]), cosines
+    return _nearest(array, piece, direction, k)
 
 
 def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Found:
@@ -93,7 +118,8 @@ def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], 
     values = array[piece].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         norms = np.sqrt(np.einsum("nd,nd->n", values, values))
-        if np.isinf(norms).any():  # squares beyond float32, which no float16 feature reaches
+        # Squares that leave float32 at either end, which those of no float16 feature do.
+        if (np.isinf(norms) | ((norms < _SMALLEST_NORM) & values.any(axis=1))).any():
             values, norms = unit(values), np.ones(len(values), dtype=np.float32)
         cosines = (values @ direction) / norms
     numbers = np.arange(piece.start, piece.stop, dtype=np.int64) if isinstance(piece, slice) else piece
