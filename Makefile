@@ -46,9 +46,13 @@ format: $(VENV)/dev.stamp ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 # Peers (other stores and tools) live in an environment of their own, so that neither side holds the other's versions back.
-build/peers.stamp: benchmarks/peers.txt
-	$(PYTHON) -m venv --clear build/peers
+# They see our packages behind their own. A bare path in a .pth file is no site folder: the editable install stays asleep.
+build/peers.stamp: benchmarks/peers.txt $(VENV)/dev.stamp
+	$(BIN)/python -m venv --clear build/peers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(build/peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth"
 	build/peers/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off -r $<
+	build/peers/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps mosaicml-streaming==0.13.0
 	touch $@
 
 bench: $(VENV)/dev.stamp $(patsubst benchmarks/%.txt,build/%.stamp,$(wildcard benchmarks/peers.txt)) ## measure, as ratios in one run, into docs/benchmarks.md (BENCH="--only store" or --full)

@@ -1,111 +1,143 @@
-"""Random batches out of a store, against the same gather from memory and by other readers of the same files.
+"""Features of nine teachers, both towers of 512 float16 values, in a store and in ten other layouts: random batches,
+full scans, the time to open, bytes and files. Same rows, same run, taken in turn; each layout is read as its own
+documentation says.
 
-Ratios of medians of one run, equal batches for all, warm page cache. `python -P benchmarks/store.py`.
+Warm means in the page cache. Cold means that the layout's files were dropped from it before (posix_fadvise, and mincore
+tells what is left); what the disk itself keeps cannot be dropped. Layouts whose packages are not in the peers'
+environment are left out. The layouts stand in peers/, the race in peers/race.py.
 """
 
 from __future__ import annotations
 
-import statistics
+import json
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-import tensorstore
-import torch
-import zarr
+from typing import Any
 
 from mmkd.benchmarks.result import Row, main
-from mmkd.distill.teacher_features import as_tensor
-from mmkd.store import FeatureStore, Preprocessing, TeacherCard
-from mmkd.store.malloc import keep_freed_memory
-from mmkd.store.record import CorpusRecord
-from mmkd.store.samples import read_part, sample_schema
-from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
+from mmkd.benchmarks.where import peers_python
+from mmkd.store.layout import MAX_ROWS_PER_SHARD, shard_count
 
-ROWS, DIM, BATCH, REPEATS = 200_000, 512, 4096, 15
+RACE = Path(__file__).parent / "peers" / "race.py"
+MEMORY, OURS, ORIGINAL = "arrays in memory", "mmkd", "per-sample .pt (the original)"
+MAPPED_ALIKE = "safetensors, shards held open"
+"""Mapped and gathered as a store is, by code of the benchmark: no tool of others, so it is no peer of the goal."""
+TEACHERS = 9
+SHOWN = {"batch": (4096, 3), "scan": (0, 9)}
+"""Rows and teachers of the contest that every layout's figure is shown for."""
 
-
-def make_store(root: Path) -> None:
-    """One teacher of random features."""
-    import pyarrow as pa
-
-    columns = {name: [None] * ROWS for name in sample_schema(()).names}
-    columns |= {"row": range(ROWS), "key": map(str, range(ROWS)), "status": ["ok"] * ROWS}
-    index = pa.table({name: list(values) for name, values in columns.items()}, schema=sample_schema(()))
-    record = create_store(root, CorpusRecord(kind="benchmark", location="-", root="/", rows=ROWS, digest="-"), index)
-    card = TeacherCard(
-        slug="random",
-        source="-",
-        weights_sha256="-",
-        preprocessing=Preprocessing(image_size=(1, 1), mean=(0.5,), std=(0.5,)),
-        tokenizer_sha256="-",
-        context_length=1,
-        dim=DIM,
-    )
-    add_teacher(root, record, card)
-    rng = np.random.default_rng(0)
-    for shard, span in enumerate(iter_shards(record)):
-        features = rng.normal(size=(len(span), DIM)).astype(np.float16)
-        valid = np.full(len(span), 3, dtype=np.uint8)
-        write_shard(root, record, card, shard, ShardFeatures(features, features, valid), read_part(root, shard)[1])
+Found = list[dict[str, Any]]
 
 
-def median_seconds(contenders: dict[str, Callable[[np.ndarray], object]]) -> dict[str, float]:
-    """Median time of a random batch for each, taken in turn on other rows each time, after one round of warm-up."""
-    rng = np.random.default_rng(1)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(REPEATS + 1):
-        for name, act in contenders.items():
-            rows = rng.integers(0, ROWS, BATCH)
-            started = time.perf_counter()
-            act(rows)
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+def run_race(rows: int, seconds: float) -> Found:
+    """All findings of `peers/race.py`, run by the peers' Python where there is one."""
+    python = peers_python() or Path(sys.executable)
+    place = Path(tempfile.mkdtemp(prefix="mmkd-bench-", dir=os.environ.get("MMKD_BENCH_DISK")))
+    try:
+        out = place / "found.json"
+        sized = ["--rows", str(rows), "--teachers", str(TEACHERS), "--seconds", str(seconds)]
+        subprocess.run([str(python), "-P", str(RACE), str(place / "layouts"), str(out), *sized], check=True)
+        found: Found = json.loads(out.read_text())["found"]
+        return found
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def of_case(found: Found, case: str, rows: int = 0, teachers: int = 0) -> dict[str, dict[str, Any]]:
+    """The findings of one contest by layout."""
+    wanted = {"rows": rows, "teachers": teachers} if teachers else {}
+    return {
+        one["layout"]: one
+        for one in found
+        if one["case"] == case and all(one[name] == value for name, value in wanted.items())
+    }
+
+
+def contest(found: Found, case: str, rows: int, teachers: int) -> Iterator[Row]:
+    """One contest: against memory, against the best of the others, and against each where it is the one shown."""
+    here = of_case(found, case, rows, teachers)
+    ours = here[OURS]
+    act = f"random batches of {rows:,} rows" if case == "batch" else "all rows in order"
+    what = f"{act}, {teachers} teacher{'s' * (teachers > 1)}"
+    note = f"{ours['rows_per_second']:,.0f} rows a second"
+    speed = ours["gb_per_second"]
+
+    def row(against: str, other: dict[str, Any], goal: str = "") -> Row:
+        return Row(
+            what=what, against=against, value=speed, reference=other["gb_per_second"], unit="GB/s", goal=goal, note=note
+        )
+
+    yield row("the same from memory", here[MEMORY], ">= 0.5" if case == "batch" else "")
+    others = {name: one for name, one in here.items() if name not in (OURS, MEMORY)}
+    peers = {name: one for name, one in others.items() if name != MAPPED_ALIKE}
+    best = max(peers, key=lambda name: peers[name]["gb_per_second"])
+    yield row(f"the best of the others: {best}", peers[best], ">= 25" if case == "batch" else "")
+    if SHOWN[case] == (rows, teachers):
+        for name, other in sorted(others.items(), key=lambda item: -item[1]["gb_per_second"]):
+            if name != best:
+                yield row(name, other)
+
+
+def once(found: Found, case: str, what: str, note: str) -> Iterator[Row]:
+    """Times of one act that every layout did once, in a process of its own."""
+    here = of_case(found, case)
+    ours = here.pop(OURS)
+    for name, other in sorted(here.items(), key=lambda item: item[1]["seconds"] / item[1]["rows"]):
+        # A scan that was stopped counts as if it had gone on as before.
+        scale = ours["rows"] / other["rows"]
+        left = max(ours["resident"], other["resident"])
+        yield Row(
+            what=what, against=name, value=ours["seconds"], reference=other["seconds"] * scale, unit="s",
+            note=note.format(left=left),
+        )  # fmt: skip
+
+
+def room(found: Found) -> Iterator[Row]:
+    """Bytes and files a million rows; the original has two files a row, and a store has its largest shards by then."""
+    here = of_case(found, "size")
+    million = 1_000_000
+    shards = shard_count(million, MAX_ROWS_PER_SHARD)
+    # For each shard its rows and, for each teacher, three chunks and a ledger entry; documents beside them.
+    files = shards * (1 + 4 * TEACHERS) + 2 + 4 * TEACHERS
+    ours = here[OURS]["bytes"] / here[OURS]["rows"] * million / 1e9
+    for name, other in here.items():
+        if name == OURS:
+            continue
+        theirs = other["bytes"] / other["rows"] * million / 1e9
+        yield Row(
+            what=f"bytes of a million rows, {TEACHERS} teachers", against=name, value=ours, reference=theirs, unit="GB",
+            goal="<= 0.25" if name == ORIGINAL else "",
+        )  # fmt: skip
+    for name, other in here.items():
+        if name in (ORIGINAL, "Lance", "webdataset (its shuffled stream)"):
+            theirs = other["files"] / other["rows"] * million
+            note = f"by the format, {MAX_ROWS_PER_SHARD:,} rows a shard; the other's scaled from {other['rows']:,} rows"
+            yield Row(
+                what=f"files of a million rows, {TEACHERS} teachers", against=name, value=files, reference=theirs,
+                goal="<= 0.001" if name == ORIGINAL else "",
+                note=note,
+            )  # fmt: skip
 
 
 def measure(full: bool) -> list[Row]:
     """Rows for the page."""
-    keep_freed_memory()  # as the trainer does
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "store"
-        make_store(root)
-        started = time.perf_counter()
-        store = FeatureStore.open(root)
-        first = store.image("random")[:1]
-        opened = time.perf_counter() - started
-        resident = torch.from_numpy(np.array(store.image("random")))
-        mapped = as_tensor(store.image("random"))
-        files = {"driver": "file", "path": str(root / "teachers/random/image")}
-        ts_array = tensorstore.open({"driver": "zarr3", "kvstore": files}, read=True).result()
-        plain = zarr.open_group(root, mode="r")["teachers/random/image"]
-        assert np.array_equal(plain[:1], first)
-        results = median_seconds(
-            {
-                "array in memory, torch.index_select": lambda r: resident.index_select(0, torch.from_numpy(r)),
-                "mmkd, memory-mapped": lambda r: mapped.index_select(0, torch.from_numpy(r)),
-                "tensorstore": lambda r: ts_array[r].read().result(),
-                "zarr-python, oindex": lambda r: plain.oindex[np.unique(r)],
-            }
-        )
-    ours = results.pop("mmkd, memory-mapped")
-    goals = {"array in memory, torch.index_select": ">= 0.5"}
-    what = f"batches of {BATCH:,} of {ROWS:,} rows x {DIM} float16"
-    size = BATCH * DIM * 2 / 1e9
-    rows = [
-        Row(
-            what=what,
-            against=name,
-            value=size / ours,
-            reference=size / seconds,
-            unit="GB/s",
-            goal=goals.get(name, ">= 25"),
-        )
-        for name, seconds in results.items()
-    ]
-    return [*rows, Row(what="store opened and first row read", value=opened * 1e3, unit="ms")]
+    found = run_race(*((131_072, 2.0) if full else (16_384, 0.5)))
+    rows = []
+    for size in sorted({one["rows"] for one in found if one["case"] == "batch"}):
+        for teachers in (1, 3, 9):
+            rows += contest(found, "batch", size, teachers)
+    for teachers in (1, 9):
+        rows += contest(found, "scan", 0, teachers)
+    cold = "{left:.1%} of the files were in the page cache"
+    rows += once(found, "cold batch", "open and read 4,096 random rows of one teacher, cold", cold)
+    rows += once(found, "cold scan", "open and read all rows of one teacher, cold", cold)
+    rows += once(found, "open", "open and read a first row, warm", "a fresh process, its imports done")
+    return [*rows, *room(found)]
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.evaluate.dataset import DatasetRows, Samples
-from mmkd.evaluate.features import Features
+from mmkd.evaluate.features import Block, Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.store import UserError
 from mmkd.store.layout import Tower
@@ -71,9 +72,14 @@ class Bags:
         return found
 
 
+KEPT_BYTES = 1 << 30
+"""Features up to this size are held in memory: heads read every bag in every epoch, and a read of a small bag from the
+map costs more than a step of training on it."""
+
+
 @dataclass(frozen=True)
 class BagFeatures:
-    """What one model has of bags; read from the map when it is asked for."""
+    """What one model has of bags; all of it in memory when it is small, else read from the map when it is asked for."""
 
     bags: Bags
     features: Features
@@ -87,9 +93,22 @@ class BagFeatures:
             positions: only these of its rows, int64; all by default.
         """
         member = self.bags.members[bag]
-        rows = self.bags.samples.rows[member if positions is None else member[positions]]
-        block = self.features.images(rows) if self.tower == "image" else self.features.texts(rows)
+        wanted = member if positions is None else member[positions]
+        if self._kept is not None:
+            return self._kept.values[wanted[self._kept.available[wanted]]]
+        block = self._read(self.bags.samples.rows[wanted])
         return block.values[block.available]
+
+    @cached_property
+    def _kept(self) -> Block | None:
+        """Features of all rows, or None where they are too many."""
+        rows = self.bags.samples.rows
+        if len(rows) * self._read(rows[:1]).values.nbytes > KEPT_BYTES:
+            return None
+        return self._read(rows)
+
+    def _read(self, rows: NDArray[np.int64]) -> Block:
+        return self.features.images(rows) if self.tower == "image" else self.features.texts(rows)
 
     def means(self) -> tuple[Floats, NDArray[np.bool_]]:
         """Mean feature of every bag, float64 (n, D), and bool (n,) which bags have one; NaN where not."""

@@ -46,10 +46,13 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
         else:
             opened = _connect(cluster)
         address = cluster.scheduler
-        quiet = logging.getLogger("distributed")
-        level = quiet.level
-        # What Dask would log about a lost connection, with tracebacks, is said in one line below.
-        quiet.setLevel(logging.CRITICAL)
+        # What Dask would log about a lost connection, with tracebacks, is said in one line below. The logger of its
+        # client has a level of its own.
+        quiet = {
+            logging.getLogger(name): logging.getLogger(name).level for name in ("distributed", "distributed.client")
+        }
+        for logger in quiet:
+            logger.setLevel(logging.CRITICAL)
         try:
             with opened as client:
                 address = client.scheduler.address
@@ -60,7 +63,8 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
                 "kept: run the same command again to go on"
             ) from error
         finally:
-            quiet.setLevel(level)
+            for logger, level in quiet.items():
+                logger.setLevel(level)
 
 
 def start_workers(client: Client, plugin: WorkerPlugin) -> None:

@@ -28,6 +28,7 @@ from mmkd.store.atomic import disk_errors
 from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part
+from mmkd.store.lock import only_writer
 from mmkd.store.place import Place
 from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
 from mmkd.store.remote import StorePath
@@ -66,15 +67,18 @@ def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
     Raises:
         CorpusError: the corpus has no rows, or cannot be read.
         StoreError: no store at `root`, or it cannot be written.
+        BusyStoreError: another process writes to it.
     """
-    record = read_record(root)
-    present = corpus_span(corpus, record)
-    if present is not None:
-        refresh_documents(root, record)
-        return present
-    first, parts = first_new_row(record), corpus.parts()
-    with _indexed(corpus, parts, _Earlier.of(root, record, first)) as index:
-        return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
+    read_record(root)
+    with only_writer(root, "mmkd store append"):
+        record = read_record(root)
+        present = corpus_span(corpus, record)
+        if present is not None:
+            refresh_documents(root, record)
+            return present
+        first, parts = first_new_row(record), corpus.parts()
+        with _indexed(corpus, parts, _Earlier.of(root, record, first)) as index:
+            return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
 
 
 def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int) -> CorpusRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 
 import pyarrow.compute as pc
 from distributed import Client
@@ -25,6 +26,7 @@ from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.atomic import remove_abandoned
 from mmkd.store.errors import UserError
 from mmkd.store.inputs import shards_without_inputs
+from mmkd.store.lock import only_writer
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.run_log import RunLog
@@ -42,10 +44,25 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
 
     Raises:
         CorpusError, TeacherError, StoreError, UserError: see `mmkd.store.errors`.
+        BusyStoreError: another process writes to the store.
     """
     corpus = chosen_corpus(config)
     described = config.described()
-    record = _found_or_made(corpus, config.store, say)
+    # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
+    made = (
+        _found_or_made(corpus, config.store, say) if isinstance(config.store, Path) and _is_new(config.store) else None
+    )
+    with only_writer(config.store, "mmkd extract"):
+        return _extracted(config, described, made or _found_or_made(corpus, config.store, say), say)
+
+
+def _is_new(root: StorePath) -> bool:
+    return not (root / "zarr.json").is_file()
+
+
+def _extracted(
+    config: ExtractConfig, described: Sequence[tuple[TeacherSpec, TeacherCard]], record: StoreRecord, say: Say
+) -> RunReport:
     cards = [card for _, card in described]
     for card in cards:
         add_teacher(config.store, record, card)
@@ -83,7 +100,7 @@ def chosen_corpus(config: ExtractConfig) -> Corpus:
 
 
 def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> StoreRecord:
-    if not (root / "zarr.json").is_file():
+    if _is_new(root):
         return make_store(corpus, root)
     record = FeatureStore.open(root).record
     restored = restore_parts(corpus, root, record)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows
 from mmkd.store.errors import CorruptStoreError, UserError
-from mmkd.store.mapping import can_map, map_chunks
+from mmkd.store.mapping import can_map, map_chunks, read_ahead
 from mmkd.store.remote import StorePath, in_parallel
 
 CACHE_BYTES = 64 << 20
@@ -97,6 +97,8 @@ class ChunkedArray:
     per_shard: int
     chunks: tuple[tuple[str, str] | None, ...]
     """Path and CRC32C of each shard's chunk; None where no ledger vouches for one."""
+    read_around: bool = True
+    """As `mmkd.store.mapping.map_chunks` takes it."""
 
     @property
     def stored(self) -> np.dtype[Any]:
@@ -140,7 +142,8 @@ class ChunkedArray:
         paths = [name for name in names if name is None or isinstance(name, Path)]
         missing = np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
         try:
-            return self.shaped(map_chunks(paths, self.spec.chunk_bytes(self.per_shard), missing.tobytes))
+            size = self.spec.chunk_bytes(self.per_shard)
+            return self.shaped(map_chunks(paths, size, missing.tobytes, self.read_around))
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
@@ -193,6 +196,12 @@ class RemoteRows(LazyRows):
                 here = shards == shard
                 out[here] = body[flat[here] - shard * self._array.per_shard]
         return out.reshape(*picked.shape, *self.shape[1:])
+
+
+def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:
+    """Rows in order, read together: for what goes through a whole array."""
+    values: NDArray[Any] = features[rows]
+    return read_ahead(values) if isinstance(features, np.ndarray) else values
 
 
 class DecodedRows(LazyRows):

@@ -64,7 +64,7 @@ def answered(url: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, exceptions.NotFoundError):
         raise FileNotFoundError(errno.ENOENT, "no such object", url) from None
-    except (FileExistsError, exceptions.AlreadyExistsError):
+    except (FileExistsError, exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise FileExistsError(errno.EEXIST, "the object is there already", url) from None
     except (exceptions.BaseError, OSError, ValueError, NotImplementedError) as error:
         raise UnreachableError(f"{url} {_fault(error)}") from error

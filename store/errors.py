@@ -9,6 +9,7 @@
         ├── NotAStoreError      no mmkd store at this path
         ├── FormatVersionError  written by a newer mmkd
         ├── TeacherMismatchError  features of other weights, preprocessing or tokenizer
+        ├── BusyStoreError      another process writes to it
         ├── IncompleteStoreError  rows or teachers that were asked for are not there yet
         ├── UnreachableError    a URL whose server refuses, fails or does not answer
         └── CorruptStoreError   bytes that do not match their checksum
@@ -63,6 +64,10 @@ class TeacherMismatchError(StoreError):
 
 class IncompleteStoreError(StoreError):
     """Rows or teachers that were asked for are not in the store yet."""
+
+
+class BusyStoreError(StoreError):
+    """Another process writes to the store."""
 
 
 class UnreachableError(StoreError):

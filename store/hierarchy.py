@@ -98,6 +98,17 @@ def read_json(path: StorePath) -> dict[str, Any]:
     return content
 
 
+def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """Members in which a document is not the one that follows from the record and the card, or None.
+
+    `attributes` may hold what other tools noted; it has no say in how the bytes are read.
+    """
+    if isinstance(found.get("attributes", {}), dict):
+        found = found | {"attributes": expected["attributes"]}
+    found = {"storage_transformers": expected.get("storage_transformers")} | found
+    return ", ".join(sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))) or None
+
+
 def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
     """The `attributes.mmkd` of a group's document, without its seal, when the document is whole.
 

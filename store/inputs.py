@@ -10,6 +10,7 @@ their entry is. A row whose image is not sound has no JPEG.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +21,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mmkd.store.atomic import write_atomically
+from mmkd.store.atomic import disk_errors, write_atomically
 from mmkd.store.errors import CorruptStoreError, UserError
+from mmkd.store.hierarchy import SEAL, read_json, seal_of
 from mmkd.store.ledger import MAX_ENTRY_BYTES
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import RemotePath, StorePath
 from mmkd.store.samples import read_part
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image  # an extra: reading and verifying a store needs no pictures
 
 QUALITY = 90
 """JPEG quality; at 256 pixels about 20 kB a radiograph, and no block is seen in a random crop of 224."""
@@ -73,7 +75,7 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
 
     Grey stays grey, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone.
     """
-    from PIL.Image import Resampling  # noqa: PLC0415 (the core opens stores without Pillow)
+    from PIL.Image import Resampling  # noqa: PLC0415
 
     shrunk = picture if picture.mode == "L" else picture.convert("RGB")
     shorter = min(shrunk.size)
@@ -110,9 +112,40 @@ def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> Inp
         bytes=len(data),
         crc32c=f"{google_crc32c.value(bytes(data)):08x}",
     )
-    write_atomically(root / inputs_file(shard), data)
-    write_atomically(root / inputs_entry(shard), (entry.model_dump_json(indent=1) + "\n").encode())
+    put_inputs(root, entry, data)
     return entry
+
+
+def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) -> int:
+    """Put a shard's file in place, then the entry that vouches for it; returns its bytes.
+
+    Raises:
+        StoreError: the disk is full or read-only.
+    """
+    if (root / inputs_entry(entry.shard)).is_file():
+        with disk_errors(root):
+            (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it would vouch for the new bytes
+    write_atomically(root / inputs_file(entry.shard), data)
+    content = entry.model_dump()
+    sealed = json.dumps(content | {SEAL: seal_of(content)}, indent=1) + "\n"
+    write_atomically(root / inputs_entry(entry.shard), sealed.encode())
+    return entry.bytes
+
+
+def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
+    """The bytes of a shard's file.
+
+    Raises:
+        CorruptStoreError: it is missing, or not what the entry vouches for.
+    """
+    name = inputs_file(entry.shard)
+    try:
+        data = (root / name).read_bytes() if (root / name).stat().st_size == entry.bytes else b""
+    except OSError as error:
+        raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+    if len(data) != entry.bytes or f"{google_crc32c.value(data):08x}" != entry.crc32c:
+        raise CorruptStoreError(f"{name}: not the bytes that its entry vouches for")
+    return data
 
 
 def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
@@ -133,7 +166,10 @@ def _read_entry(path: StorePath) -> InputsEntry:
     try:
         if path.stat().st_size > MAX_ENTRY_BYTES:
             raise CorruptStoreError(f"{path} is larger than {MAX_ENTRY_BYTES} bytes: not an entry of inputs")
-        entry = InputsEntry.model_validate_json(path.read_bytes())
+        content = read_json(path)
+        if content.pop(SEAL, None) != seal_of(content):
+            raise CorruptStoreError(f"{path} was changed after it was written")
+        entry = InputsEntry.model_validate(content)
     except OSError as error:
         raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
@@ -213,9 +249,7 @@ def inputs_faults(root: StorePath, record: StoreRecord) -> Iterator[tuple[str, s
         name = f"inputs/{path.name}"
         try:
             entry = _read_entry(path)
-            data = (root / inputs_file(entry.shard)).read_bytes()
-            if len(data) != entry.bytes or f"{google_crc32c.value(data):08x}" != entry.crc32c:
-                raise CorruptStoreError(f"{inputs_file(entry.shard)}: not the bytes that its entry vouches for")
+            checked_inputs(root, entry)
             table, (part, _) = _mapped(root, entry.shard, entry), read_part(root, entry.shard)
         except (CorruptStoreError, OSError) as error:
             yield name, str(error)

@@ -3,6 +3,10 @@
 A span of addresses is reserved, then every file's body is mapped at its place in the span. As the
 chunk's size is a multiple of the page, the bodies touch and the four CRC bytes after each fall
 outside. Indexing the result is ordinary NumPy on memory; the kernel reads pages as they are touched.
+
+The kernel also reads ahead, megabytes around each page on some disks. That is right when all of it fits in memory and
+will be asked for sooner or later, and for rows in order; for random rows of a store larger than memory nearly all of
+it is thrown away. Measured in docs/stores.md.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +28,7 @@ from mmkd.store.errors import CorruptStoreError
 
 _MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap does not name it
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
-_MADV_RANDOM = 1
+_MADV_RANDOM, _MADV_WILLNEED = 1, 3
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -50,7 +55,9 @@ def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: i
     return int(mapped)
 
 
-def map_chunks(paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes]) -> NDArray[np.uint8]:
+def map_chunks(
+    paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
+) -> NDArray[np.uint8]:
     """Map the bodies of chunk files side by side.
 
     Args:
@@ -58,6 +65,7 @@ def map_chunks(paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[
         chunk_bytes: size of a body; `can_map(chunk_bytes)` holds.
         filler: gives what a missing chunk reads as, `chunk_bytes` long; all missing ones share one copy,
             and it is not called when none is missing.
+        read_around: let the kernel read what lies around a page that is touched; without, single pages only.
 
     Returns:
         uint8 array (len(paths) * chunk_bytes,), read-only: writing to its memory is a fault, not a
@@ -94,10 +102,27 @@ def map_chunks(paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[
     finally:
         if missing_fd >= 0:
             os.close(missing_fd)
-    # Rows are drawn at random: the kernel's default read-ahead would fetch 128 KB for each 1 KB row.
-    libc.madvise(span, total, _MADV_RANDOM)
+    if not read_around:
+        libc.madvise(span, total, _MADV_RANDOM)
     array: NDArray[np.uint8] = np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)
     return array
+
+
+def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
+    """Have the kernel fetch consecutive rows of a mapped array together, whatever it does for single pages.
+
+    Args:
+        values: a contiguous slice of a mapped array; any other array is left alone.
+
+    Returns:
+        `values`, to be read now.
+    """
+    if sys.platform in ("linux", "darwin") and values.nbytes and values.flags.c_contiguous and not values.flags.owndata:
+        start = values.__array_interface__["data"][0]
+        first = start - start % mmap.PAGESIZE
+        # Advice: what it says of memory that is no map of a file does not matter.
+        _libc().madvise(first, start + values.nbytes - first, _MADV_WILLNEED)
+    return values
 
 
 def _anonymous_file(data: bytes) -> int:

@@ -2,7 +2,8 @@
 
 What has been brought stays: a pull that was killed goes on where it was, with at most the files in flight done
 again. A part is a sound store: teachers that were left out are not in it, and shards that were left out
-have no entry, so they count as not extracted. All sample rows come along.
+have no entry, so they count as not extracted. All sample rows come along, the training inputs of the shards that are
+wanted, and every selection whose teachers all come.
 """
 
 from __future__ import annotations
@@ -24,15 +25,30 @@ from mmkd.store.chunk import CRC_BYTES, read_body
 from mmkd.store.encoding import ArraySpec, teacher_arrays
 from mmkd.store.errors import CorruptStoreError, StoreError, UserError
 from mmkd.store.hierarchy import encode_document, group_document
+from mmkd.store.inputs import InputsEntry, checked_inputs, put_inputs, read_inputs_ledger
 from mmkd.store.layout import ledger_entry, sample_part
 from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
+from mmkd.store.lock import LOCK_FILE, only_writer
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import StoreRecord, read_record
 from mmkd.store.remote import StorePath
+from mmkd.store.selection.array import read_selection, selection_names, write_selection
 from mmkd.store.writer import add_teacher
 
 Progress = Callable[[int, int], None]
-"""Called with units done and units in all; a unit is a sample part, or one shard of one teacher."""
+"""Called with units done and units in all: a sample part, one shard of a teacher or of inputs, or a selection."""
+
+
+@dataclass(frozen=True)
+class PullChoice:
+    """What of a store is wanted."""
+
+    teachers: Sequence[str] | None = None
+    """Slugs; all of the source when None."""
+    shards: range | None = None
+    """Shards whose features and inputs are wanted; all when None."""
+    inputs: bool = True
+    """Training inputs too, where the source keeps them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,10 @@ class PullReport:
     """Shards of teachers that were brought."""
     present: int
     """Shards of teachers that were there already."""
+    inputs: int
+    """Shards of training inputs that were brought."""
+    selections: int
+    """Selections that were brought."""
     bytes: int
     """Of all files that were brought."""
 
@@ -68,38 +88,47 @@ def shard_range(text: str, shards: int) -> range:
     return chosen
 
 
-def pull(
-    source: FeatureStore, out: Path, teachers: Sequence[str] | None, shards: range | None, workers: int, say: Progress
-) -> PullReport:
-    """Bring `source` to the folder `out`; running it again does what is left, also with other teachers or shards.
+def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say: Progress) -> PullReport:
+    """Bring `source` to the folder `out`; running it again does what is left, also with another choice.
 
     Args:
         source: a store behind a URL or on a disk.
         out: a new folder, or one that an earlier pull of the same store went to.
-        teachers: slugs; all of the source when None.
-        shards: shards whose features are wanted; all when None.
+        choice: what of it.
         workers: files that are brought at the same time.
         say: told of progress.
 
     Raises:
         UserError: a teacher that the source does not have.
         StoreError: `out` holds something else, or cannot be written.
+        BusyStoreError: another process writes to `out`.
         UnreachableError: the source cannot be read; what has been brought stays.
         CorruptStoreError: files of the source are not what its ledger vouches for; everything else was brought.
     """
-    cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
-    wanted = [
-        source.ledger[shard, card.slug]
-        for shard in (range(source.shards) if shards is None else shards)
-        for card in cards
-        if (shard, card.slug) in source.ledger
-    ]
+    cards = [source.card(slug) for slug in (source.teachers if choice.teachers is None else choice.teachers)]
     _check_target(source, out)
+    with only_writer(out, "mmkd store pull"):
+        return _pulled(source, out, cards, choice, (workers, say))
+
+
+def _pulled(
+    source: FeatureStore, out: Path, cards: Sequence[TeacherCard], choice: PullChoice, how: tuple[int, Progress]
+) -> PullReport:
+    workers, say = how
+    shards = range(source.shards) if choice.shards is None else choice.shards
+    places = ((shard, card.slug) for shard in shards for card in cards)
+    wanted = [source.ledger[place] for place in places if place in source.ledger]
+    inputs = read_inputs_ledger(source.root) if choice.inputs else {}
+    selections = _selections(source, {card.slug for card in cards})
     vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
     brought = _Brought(source, out, vouched)
     units: list[Callable[[], int]] = [partial(brought.part, shard) for shard in range(source.shards)]
     with ThreadPoolExecutor(workers, thread_name_prefix="mmkd-pull") as pool:
-        every = len(units) + len(wanted)
+        further: list[Callable[[], int]] = [
+            partial(brought.inputs, inputs[shard]) for shard in shards if shard in inputs
+        ]
+        further += [partial(brought.selection, source.record, name) for name in selections]
+        every = len(units) + len(wanted) + len(further)
         parts = _run(pool, units, lambda done: say(done, every))
         document = encode_document(group_document(source.record.model_dump(mode="json")))
         if not (out / "zarr.json").is_file():
@@ -108,16 +137,32 @@ def pull(
             add_teacher(out, source.record, card)
         there = read_ledger(out)
         lacking = [entry for entry in wanted if there.get((entry.shard, entry.teacher)) != entry]
-        before = every - len(lacking)
+        before = every - len(lacking) - len(further)
         work = [partial(brought.shard, source.card(entry.teacher), entry) for entry in lacking]
-        sizes = _run(pool, work, lambda done: say(before + done, every))
+        sizes = _run(pool, [*work, *further], lambda done: say(before + done, every))
+    chosen = len(sizes) - len(selections)
     return PullReport(
         rows=len(source),
         parts=sum(size > 0 for size in parts),
         shards=len(lacking),
         present=len(wanted) - len(lacking),
+        inputs=sum(size > 0 for size in sizes[len(lacking) : chosen]),
+        selections=sum(size > 0 for size in sizes[chosen:]),
         bytes=sum(parts) + sum(sizes),
     )
+
+
+def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
+    """Selections that judged no teacher that stays behind; one that cannot be read is tried, and named then."""
+    names = []
+    for name in selection_names(source.root):
+        try:
+            judged = set(read_selection(source.root, source.record, name).card.teachers)
+        except StoreError:
+            judged = set()
+        if judged <= slugs:
+            names.append(name)
+    return names
 
 
 def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:
@@ -156,7 +201,8 @@ def _check_target(source: FeatureStore, out: Path) -> None:
             raise StoreError(f"{out} holds another store than {source.root}; name a new folder")
         return
     with disk_errors(out):
-        strangers = sorted(path.name for path in out.iterdir() if path.name != "samples") if out.is_dir() else []
+        names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    strangers = sorted(set(names) - {"samples", LOCK_FILE})
     if strangers or out.is_file():
         raise StoreError(f"{out} is not empty (found {(strangers or ['a file'])[0]}) and no store; name a new folder")
 
@@ -197,6 +243,27 @@ class _Brought:
         size = sum(self._chunk(spec, entry) for spec in teacher_arrays(card.encoding, card.dim))
         write_entry(self.out, entry)
         return size
+
+    def inputs(self, entry: InputsEntry) -> int:
+        """The training inputs of a shard, then their entry."""
+        if read_inputs_ledger(self.out).get(entry.shard) == entry:
+            try:
+                checked_inputs(self.out, entry)
+            except CorruptStoreError:
+                pass
+            else:
+                return 0
+        return put_inputs(self.out, entry, checked_inputs(self.root, entry))
+
+    def selection(self, record: StoreRecord, name: str) -> int:
+        """A selection; one of this name that is there already must be the same."""
+        found = read_selection(self.root, record, name)
+        if name in selection_names(self.out):
+            if read_selection(self.out, record, name).card != found.card:
+                raise StoreError(f"{self.out} has another selection {name!r}; delete it there, or pull to a new folder")
+            return 0
+        write_selection(self.out, record, name, found.kept, found.card)
+        return found.kept.size
 
     def _chunk(self, spec: ArraySpec, entry: LedgerEntry) -> int:
         name = spec.chunk(entry.teacher, entry.shard)

@@ -16,6 +16,7 @@ from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
 from mmkd.store.errors import UserError
+from mmkd.store.free_memory import free_memory
 from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, shard_count
 from mmkd.store.ledger import LedgerEntry, read_ledger
@@ -208,4 +209,10 @@ class FeatureStore:
         """One of a teacher's arrays as it lies in files, chunk by chunk; see `mmkd.store.encoding.teacher_arrays`."""
         entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
         chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)
-        return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks)
+        return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks, self._fits_in_memory)
+
+    @cached_property
+    def _fits_in_memory(self) -> bool:
+        """Whether the features of all teachers may stay in the page cache together, with as much room beside them."""
+        specs = [spec for card in self.teachers.values() for spec in teacher_arrays(card.encoding, card.dim)]
+        return 2 * sum(spec.chunk_bytes(self.record.rows_per_shard) for spec in specs) * self.shards <= free_memory()

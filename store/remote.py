@@ -108,6 +108,20 @@ class RemotePath:
             data: bytes = server(self.origin).get(self._name).bytes().to_bytes()
         return data
 
+    def tagged(self) -> tuple[bytes, str | None]:
+        """All bytes of the object, and the tag by which its server tells this version from others."""
+        with answered(str(self)):
+            found = server(self.origin).get(self._name)
+            return found.bytes().to_bytes(), found.meta["e_tag"]
+
+    def replace_tagged(self, data: bytes, tag: str | None) -> bool:
+        """Put the object if it is still the version of `tag` (`If-Match`); False when it is not."""
+        try:
+            self._put(data, "overwrite" if tag is None else {"e_tag": tag})
+        except FileExistsError:
+            return False
+        return True
+
     def write_bytes(self, data: bytes | memoryview) -> None:
         """Put the whole object in one request: others see the old one or the new one."""
         self._put(data, "overwrite")

@@ -17,6 +17,7 @@ from mmkd.store.errors import CorruptStoreError
 from mmkd.store.hierarchy import array_documents, group_document, write_document
 from mmkd.store.layout import ledger_entry, sample_part, teacher_group
 from mmkd.store.ledger import entry_paths
+from mmkd.store.lock import only_writer
 from mmkd.store.record import read_record
 from mmkd.store.remote import StorePath, name_in
 from mmkd.store.verify import Problem, VerifyReport
@@ -37,7 +38,13 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
 
     Raises:
         StoreError: the store cannot be written.
+        BusyStoreError: another process writes to it.
     """
+    with only_writer(root, "mmkd store verify --repair"):
+        return _repaired(root, report)
+
+
+def _repaired(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
     doomed = dict.fromkeys(name for finding in report.findings for name in _doomed(root, finding))
     # Entries go first: a kill in between leaves shards that nobody vouches for, never the reverse.
     ordered = sorted(doomed, key=lambda name: not name.startswith(("ledger/", "inputs/")))

@@ -20,7 +20,7 @@ from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
 from mmkd.store.errors import CorruptStoreError
-from mmkd.store.hierarchy import array_documents, group_document, read_json
+from mmkd.store.hierarchy import array_documents, document_fault, group_document, read_json
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import (
     IMAGE_SOUND,
@@ -151,13 +151,9 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
     except CorruptStoreError as error:
         yield Problem(name, str(error))
         return
-    # `attributes` may hold what other tools noted; it has no say in how the bytes are read.
-    if isinstance(found.get("attributes", {}), dict):
-        found["attributes"] = expected["attributes"]
-    found = {"storage_transformers": expected.get("storage_transformers")} | found
-    wrong = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    wrong = document_fault(found, expected)
     if wrong:
-        yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({', '.join(wrong)})")
+        yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({wrong})")
 
 
 def _check_parts(root: StorePath, record: StoreRecord) -> tuple[dict[int, str], list[Problem]]:

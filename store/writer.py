@@ -32,6 +32,7 @@ from mmkd.store.layout import (
     teacher_group,
 )
 from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
+from mmkd.store.lock import LOCK_FILE, only_writer
 from mmkd.store.record import CorpusRecord, StoreRecord, read_record
 from mmkd.store.remote import StorePath
 from mmkd.store.samples import sample_schema, write_part
@@ -61,7 +62,7 @@ def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Stor
     Raises:
         StoreError: `root` holds something else, or cannot be written.
     """
-    strangers = sorted(p.name for p in root.iterdir() if p.name != "samples") if root.is_dir() else []
+    strangers = sorted(p.name for p in root.iterdir() if p.name not in ("samples", LOCK_FILE)) if root.is_dir() else []
     if strangers or root.is_file():
         found = strangers[0] if strangers else "a file"
         raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
@@ -92,14 +93,17 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
     Raises:
         UserError: the store has no such corpus.
         StoreError: no store at `root`, or it cannot be written.
+        BusyStoreError: another process writes to it.
     """
-    record = read_record(root)
-    corpora = [span.corpus for span in record.spans()]
-    if number >= len(corpora):
-        raise UserError(f"{root} has no corpus {number}; it has {len(corpora)}, counted from 0")
-    corpora[number] = corpora[number].model_copy(update={"root": str(corpus_root.resolve())})
-    moved = record.model_copy(update={"corpus": corpora[0], "appended": tuple(corpora[1:])})
-    write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
+    read_record(root)
+    with only_writer(root, "mmkd store relocate"):
+        record = read_record(root)
+        corpora = [span.corpus for span in record.spans()]
+        if number >= len(corpora):
+            raise UserError(f"{root} has no corpus {number}; it has {len(corpora)}, counted from 0")
+        corpora[number] = corpora[number].model_copy(update={"root": str(corpus_root.resolve())})
+        moved = record.model_copy(update={"corpus": corpora[0], "appended": tuple(corpora[1:])})
+        write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
     return moved
 
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
+from mmkd.evaluate.bags import BagFeatures, make_bags
 from mmkd.evaluate.folds import draw_folds
 from mmkd.evaluate.heads.abmil import GatedAttention
+from mmkd.evaluate.plan import make_plan
 from mmkd.evaluate.predictions import read_predictions
 from mmkd.evaluate.settings import MilSettings
 from mmkd.store import UserError
@@ -156,3 +158,16 @@ def test_k20_no_group_in_two_folds_and_classes_spread(seed: int, k: int) -> None
     fold = draw_folds(y, group, k, seed)
     assert {len(set(fold[group == one])) for one in set(group)} == {1}
     assert set(fold.tolist()) == set(range(k))
+
+
+def test_bags_in_memory_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = make_plan(load_suite(slides(tmp_path)))
+    data, model = loaded.data["lymph"], loaded.plan.models[0]
+    bags = make_bags(data, data.split("test"), data.spec.bag)
+    kept = BagFeatures(bags, loaded.features["lymph", model], "image")
+    monkeypatch.setattr("mmkd.evaluate.bags.KEPT_BYTES", 0)
+    read = BagFeatures(bags, loaded.features["lymph", model], "image")
+    for bag in range(len(bags)):
+        assert np.array_equal(kept.patches(bag), read.patches(bag))
+        assert np.array_equal(kept.patches(bag, np.array([0])), read.patches(bag, np.array([0])))
+    assert sum(len(kept.patches(bag)) == 0 for bag in range(len(bags))) == 1  # the empty slide

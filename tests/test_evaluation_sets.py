@@ -85,6 +85,17 @@ def test_medmnist_rows_and_pixels(tmp_path: Path) -> None:
         assert np.array_equal(pixels(corpus.root, rows[i]), stored[f"{split}_images"][int(number)])
 
 
+def test_a_row_that_was_passed_and_forgotten_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmkd.store.npz_image._KEPT_BYTES", 0)
+    monkeypatch.setattr("mmkd.store.npz_image._KEPT_ROWS", 2)
+    path = write_npz(tmp_path / "a.npz")
+    corpus = open_corpus(str(path))
+    rows = list(corpus_rows(corpus))
+    stored = np.load(path)["train_images"]
+    for i in (4, 0, 3, 1):
+        assert np.array_equal(pixels(corpus.root, rows[i]), stored[i])
+
+
 def test_medmnist_colour_class_names_and_several_labels(tmp_path: Path) -> None:
     colour = np.random.default_rng(1).integers(0, 256, (3, 6, 4, 3), dtype=np.uint8)
     several = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0]])
@@ -192,6 +203,12 @@ def test_questions_with_candidates(tmp_path: Path) -> None:
     assert (candidate.caption, candidate.uri, candidate.labels["answer"]) == ("Is it large? no", None, "no")
     assert (candidate.labels["row_kind"], candidate.labels["text_of"]) == ("candidate", question.key)
     assert (other.labels["answer"], other.labels["answer_type"]) == ("2", "OPEN")
+
+
+def test_an_open_question_has_no_candidates_whatever_its_answer(tmp_path: Path) -> None:
+    (tmp_path / "test.json").write_text(json.dumps([QUESTIONS[0] | {"answer_type": "OPEN"}]))
+    source = {"kind": "vqa", "path": "test.json", "candidates": ["yes", "no"]}
+    assert [row.labels["row_kind"] for row in rows_of(described(tmp_path, source))] == ["sample"]
 
 
 def test_slake_fields_and_languages(tmp_path: Path) -> None:

@@ -1,124 +1,30 @@
-"""docs/format.md is enough: a reader by its rules, with nothing of ours, gives what was written."""
+"""docs/format.md is enough: a reader and a writer by its rules, with nothing of ours, agree with ours."""
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import json
-import math
 import re
-import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import zarr
-from tiny_store import make_card, make_index, make_store
+from format_reader import crc32c, read_inputs, read_selection, read_store
+from format_writer import write_store
+from tiny_store import make_card, make_index, make_selection, make_store
 
 from mmkd.store import FeatureStore
 from mmkd.store.append import append_rows
 from mmkd.store.card import TeacherCard
 from mmkd.store.hierarchy import array_document
+from mmkd.store.inputs import Inputs, write_inputs
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part
-from mmkd.store.writer import ShardFeatures, write_shard
+from mmkd.store.writer import ShardFeatures, add_teacher, write_shard
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "format.md"
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C bit by bit, from RFC 3720: reflected polynomial 0x82F63B78."""
-    table = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        table = np.where(table & 1, (table >> 1) ^ np.uint32(0x82F63B78), table >> 1)
-    steps, crc = table.tolist(), 0xFFFFFFFF
-    for byte in data:
-        crc = steps[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
-
-
-def canonical(content: dict[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of section 3."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def group(path: Path) -> dict[str, Any]:
-    """`attributes.mmkd` of a group whose seal is whole."""
-    document = json.loads(path.read_text("utf-8"))
-    assert (document["zarr_format"], document["node_type"]) == (3, "group")
-    content: dict[str, Any] = document["attributes"]["mmkd"]
-    seal = content.pop("sha256")
-    assert seal == canonical(content)
-    return content
-
-
-def chunk(path: Path, dtype: str, shape: tuple[int, ...], crc: str) -> np.ndarray:
-    """Section 7."""
-    data = path.read_bytes()
-    body = data[:-4]
-    assert len(body) == math.prod(shape) * np.dtype(dtype).itemsize
-    assert struct.unpack("<I", data[-4:])[0] == crc32c(body) == int(crc, 16)
-    return np.frombuffer(body, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
-
-
-def read_store(root: Path) -> dict[str, Any]:
-    """Features keyed `slug/tower`, `valid` bits keyed by slug, and the rows under ''."""
-    record = group(root / "zarr.json")
-    assert record["format"] == 1
-    n, r = record["rows"], record["rows_per_shard"]
-    out: dict[str, Any] = {"": []}
-    parts = [root / f"samples/{s:05d}.parquet" for s in range(-(-n // r))]
-    for part in parts:
-        out[""] += pq.read_table(part).to_pylist()
-    # Section 4.1: each corpus from a shard boundary on; rows of no corpus are absent.
-    inputs, end = [], 0
-    for corpus in (record["corpus"], *record.get("appended", ())):
-        start = -(-end // r) * r
-        end = start + corpus["rows"]
-        inputs += range(start, end)
-    assert end == n
-    assert [row["row"] for row in out[""]] == inputs
-    names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length")
-    names += ("dim", "encoding", "loader", "normalised")
-    for folder in sorted((root / "teachers").iterdir()):
-        if not folder.is_dir():
-            continue
-        card = group(folder / "zarr.json")
-        assert card["slug"] == folder.name
-        assert card["digest"] == canonical({name: card[name] for name in names})[:16]
-        d, encoding = card["dim"], card["encoding"]
-        towers = {
-            tower: np.full((len(parts) * r, d), np.nan, encoding.replace("int8", "float32"))
-            for tower in ("image", "text")
-        }
-        valid = np.zeros(len(parts) * r, np.uint8)
-        for s, part in enumerate(parts):
-            path = root / f"ledger/{s:05d}.{folder.name}.json"
-            if not path.is_file():
-                continue
-            entry = json.loads(path.read_text())
-            assert (entry["shard"], entry["teacher"], entry["teacher_digest"]) == (s, folder.name, card["digest"])
-            assert entry["samples_sha256"] == hashlib.sha256(part.read_bytes()).hexdigest()
-            assert entry["rows"] == sum(s * r <= row < (s + 1) * r for row in inputs)
-            rows = slice(s * r, (s + 1) * r)
-            valid[rows] = chunk(folder / f"valid/c/{s}", "uint8", (r,), entry["valid_crc32c"])
-            for bit, (tower, values) in enumerate(towers.items()):
-                stored = chunk(folder / f"{tower}/c/{s}/0", encoding, (r, d), entry[f"{tower}_crc32c"])
-                assert (f"{tower}_scale_crc32c" in entry) == (f"{tower}_error" in entry) == (encoding == "int8")
-                if encoding == "int8":
-                    crc = entry[f"{tower}_scale_crc32c"]
-                    scale = chunk(folder / f"{tower}_scale/c/{s}", "float32", (r,), crc)
-                    assert not stored[np.isnan(scale)].any()
-                    assert (np.abs(stored[np.isfinite(scale)]).max(axis=1) == 127).all()
-                    stored = stored * scale[:, None]
-                values[rows] = stored
-                sound = (valid[rows] >> bit & 1).astype(bool)
-                assert entry[f"{tower}_rows"] == sound.sum()
-                assert np.isnan(values[rows][~sound]).all()
-        out |= {f"{folder.name}/{tower}": values[:n] for tower, values in towers.items()} | {folder.name: valid[:n]}
-    return out
 
 
 def test_a_reader_written_from_the_document_reads_a_store(tmp_path: Path) -> None:
@@ -181,3 +87,64 @@ def test_the_document_names_every_member_of_a_card() -> None:
     section = DOCUMENT.read_text("utf-8").split("## 6.")[1].split("## 7.")[0]
     named = set(re.findall(r"`([a-z_0-9]+)`", section))
     assert {*TeacherCard.model_fields, *TeacherCard.model_fields["preprocessing"].annotation.model_fields} <= named
+
+
+@pytest.mark.parametrize("name", ["format_reader", "format_writer"])
+def test_the_independent_ones_import_nothing_of_ours(name: str) -> None:
+    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text("utf-8"))
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    standard = {"__future__", "hashlib", "json", "math", "pathlib", "struct", "typing"}
+    assert modules <= standard | {"numpy", "pyarrow", "pyarrow.parquet", "format_reader"}
+
+
+def test_a_store_written_from_the_document_is_sound_to_us_and_to_zarr(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = {}
+    for slug, dim in (("one", 8), ("two", 3)):
+        image, text = rng.normal(size=(2, 300, dim)).astype(np.float16)
+        features[slug] = (image, text, rng.random((300, 2)) < 0.8)
+    write_store(tmp_path / "s", [f"caption {row}" for row in range(300)], features)
+    store = FeatureStore.open(tmp_path / "s")
+    report = store.verify(deep=True)
+    assert (report.problems, report.orphans, report.entries) == ((), (), 4)
+    assert store.sample_table(["caption"])["caption"].to_pylist()[299] == "caption 299"
+    read = read_store(tmp_path / "s")
+    for slug, (image, text, sound) in features.items():
+        for bit, (tower, values) in enumerate((("image", image), ("text", text))):
+            expected = np.where(sound[:, bit, None], values, np.float16(np.nan))
+            found = getattr(store, tower)(slug)
+            assert np.array_equal(found, expected, equal_nan=True)
+            assert np.array_equal(zarr.open_array(tmp_path / f"s/teachers/{slug}/{tower}")[:], found, equal_nan=True)
+            assert np.array_equal(read[f"{slug}/{tower}"], found, equal_nan=True)
+        assert np.array_equal(store.valid(slug), sound @ np.array([1, 2]))
+    # Our writer goes on where the other one was: a teacher is added, and a shard is made again to the same bytes.
+    other = make_card("ours", 4)
+    add_teacher(tmp_path / "s", store.record, other)
+    part = ShardFeatures(*[np.ones((256, 4), np.float16)] * 2, np.full(256, 3, np.uint8))
+    write_shard(tmp_path / "s", store.record, other, 0, part, read_part(tmp_path / "s", 0)[1])
+    chunk = tmp_path / "s/teachers/one/image/c/1/0"
+    entry = tmp_path / "s/ledger/00001.one.json"
+    before = chunk.read_bytes(), json.loads(entry.read_text())
+    image, text, sound = (values[256:] for values in features["one"])
+    again = ShardFeatures(image, text, (sound @ np.array([1, 2])).astype(np.uint8))
+    write_shard(tmp_path / "s", store.record, store.card("one"), 1, again, read_part(tmp_path / "s", 1)[1])
+    assert (chunk.read_bytes(), json.loads(entry.read_text())) == before
+    assert FeatureStore.open(tmp_path / "s").verify(deep=True).sound
+
+
+def test_the_same_reader_reads_inputs_and_selections(tmp_path: Path) -> None:
+    cards = [make_card("alpha", 8), make_card("beta", 4)]
+    record, _ = make_store(tmp_path / "s", 300, cards)
+    rows, _ = read_part(tmp_path / "s", 1)
+    jpegs = [None if row % 7 == 0 else b"jpeg %d" % row for row in rows["row"].to_pylist()]
+    columns = {"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": pa.array(jpegs, pa.large_binary())}
+    write_inputs(tmp_path / "s", 1, 32, pa.table(columns))
+    read, ours = read_inputs(tmp_path / "s"), Inputs(tmp_path / "s", record)
+    assert read == dict(zip(range(256, 300), jpegs, strict=True))
+    assert [None if (found := ours.jpeg(row)) is None else bytes(found) for row in read] == jpegs
+    kept = np.random.default_rng(0).random((300, 2)) < 0.5
+    make_selection(tmp_path / "s", record, "half", kept, cards)
+    teachers, pairs = read_selection(tmp_path / "s", "half")
+    assert teachers == {card.slug: card.digest for card in cards}
+    assert np.array_equal(pairs, kept)

@@ -11,16 +11,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
-from tiny_store import make_card, make_store
+from tiny_store import make_card, make_selection, make_store
 
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import CorruptStoreError, StoreError
-from mmkd.store.pull import pull, shard_range
+from mmkd.store.inputs import Inputs, write_inputs
+from mmkd.store.pull import PullChoice, pull, shard_range
 from mmkd.store.remote import StorePath, as_root
+from mmkd.store.samples import read_part
+from mmkd.store.verify import verify
 
 CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8")]
 
@@ -28,12 +32,22 @@ CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8")]
 @pytest.fixture(scope="module", params=["disk", "s3"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StorePath:
     """900 rows in four shards of 256."""
+    local = tmp_path_factory.mktemp("source") / "store"
+    record, _ = make_store(local, 900, CARDS)
+    for shard in (0, 2):  # two shards keep training inputs
+        rows, _ = read_part(local, shard)
+        jpegs = pa.array([b"jpeg %d" % row for row in rows["row"].to_pylist()], pa.large_binary())
+        columns = {"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": jpegs}
+        write_inputs(local, shard, 32, pa.table(columns))
+    kept = np.random.default_rng(0).random((900, 2)) < 0.5
+    make_selection(local, record, "half", kept, CARDS)
+    assert verify(local, deep=True).sound
     if request.param == "disk":
-        root = tmp_path_factory.mktemp("source") / "store"
-    else:
-        request.getfixturevalue("s3_server")
-        root = as_root("s3://shared/pull/store")
-    make_store(root, 900, CARDS)
+        return local
+    request.getfixturevalue("s3_server")
+    root = as_root("s3://shared/pull/store")
+    for name, data in files(local).items():
+        write_atomically(root / name[1:], data)
     return root
 
 
@@ -46,7 +60,7 @@ def files(root: StorePath) -> dict[str, bytes]:
 
 
 def bring(root: StorePath | str, out: Path, teachers: list[str] | None = None, shards: range | None = None) -> int:
-    return pull(FeatureStore.open(root), out, teachers, shards, 4, lambda *_: None).shards
+    return pull(FeatureStore.open(root), out, PullChoice(teachers, shards), 4, lambda *_: None).shards
 
 
 def test_a_pulled_store_is_the_store_byte_for_byte(source: StorePath, tmp_path: Path) -> None:
@@ -55,8 +69,14 @@ def test_a_pulled_store_is_the_store_byte_for_byte(source: StorePath, tmp_path: 
     assert (report["rows"], report["parts"], report["shards"], report["present"]) == (900, 4, 8, 0)
     there = files(source)
     assert files(tmp_path / "out") == there
-    assert report["bytes"] == sum(len(data) for name, data in there.items() if "/c/" in name or ".parquet" in name)
-    assert FeatureStore.open(tmp_path / "out").verify(deep=True).sound
+    assert (report["inputs"], report["selections"]) == (2, 1)
+    counted = [len(data) for name, data in there.items() if "/teachers" in name and "/c/" in name]
+    counted += [len(data) for name, data in there.items() if name.endswith((".parquet", ".arrow"))]
+    assert report["bytes"] == sum(counted) + 2 * 900  # a selection counts its values
+    pulled = FeatureStore.open(tmp_path / "out")
+    assert pulled.verify(deep=True).sound
+    assert np.array_equal(pulled.available("half"), FeatureStore.open(source).available("half"))
+    assert bytes(Inputs(tmp_path / "out", pulled.record).jpeg(513)) == b"jpeg 513"
     again = json.loads(mmkd_pull(source, tmp_path / "out", "--json").output)
     assert (again["parts"], again["shards"], again["present"], again["bytes"]) == (0, 0, 8, 0)
 
@@ -88,6 +108,46 @@ def test_what_was_damaged_on_disk_is_brought_again(source: StorePath, tmp_path: 
     entry.write_text(json.dumps(json.loads(entry.read_text()) | {"image_rows": 255}))
     assert bring(source, out) == 2
     assert files(out) == files(source)
+
+
+def test_a_selection_stays_behind_with_its_teachers(source: StorePath, tmp_path: Path) -> None:
+    report = json.loads(mmkd_pull(source, tmp_path / "out", "--teachers", "beta", "--json").output)
+    assert report["selections"] == 0
+    assert FeatureStore.open(tmp_path / "out").verify(deep=True).sound
+    assert json.loads(mmkd_pull(source, tmp_path / "out", "--json").output)["selections"] == 1
+
+
+def test_inputs_are_left_out_when_asked_checked_and_mended(source: StorePath, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert json.loads(mmkd_pull(source, out, "--no-inputs", "--json").output)["inputs"] == 0
+    assert not (out / "inputs").exists()
+    assert json.loads(mmkd_pull(source, out, "--shards", "1:3", "--json").output)["inputs"] == 1  # shard 2
+    assert [path.name for path in sorted((out / "inputs").iterdir())] == ["00002.arrow", "00002.json"]
+    path = out / "inputs/00002.arrow"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:200] + bytes([sound[200] ^ 1]) + sound[201:])
+    report = json.loads(mmkd_pull(source, out, "--json").output)
+    assert (report["inputs"], report["shards"]) == (2, 0)
+    assert path.read_bytes() == sound
+
+
+def test_damaged_inputs_and_another_selection_are_named(tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    record, _ = make_store(local, 300, CARDS[:1])
+    rows, _ = read_part(local, 0)
+    jpegs = pa.array([b"x"] * len(rows), pa.large_binary())
+    columns = {"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": jpegs}
+    write_inputs(local, 0, 32, pa.table(columns))
+    arrow = local / "inputs/00000.arrow"
+    arrow.write_bytes(arrow.read_bytes()[:-1] + b"!")
+    done = mmkd_pull(local, tmp_path / "out")
+    assert done.exit_code == 1
+    assert "inputs/00000.arrow: not the bytes that its entry vouches for; all else was brought" in str(done.exception)
+    assert FeatureStore.open(tmp_path / "out").verify(deep=True).sound
+    (local / "inputs/00000.json").unlink()
+    for root, value in ((local, True), (tmp_path / "out", False)):
+        make_selection(root, record, "one", np.full((300, 1), value), CARDS[:1])
+    assert "has another selection 'one'; delete it there" in str(mmkd_pull(local, tmp_path / "out").exception)
 
 
 @pytest.mark.parametrize(("damage", "words"), [("flip", "CRC32C"), ("cut", "bytes, expected"), ("drop", "missing")])

@@ -68,7 +68,10 @@ def test_six_tasks_run_on_real_data_and_give_the_same_numbers_again(
     assert " 0 done before, 0 failed" in first
     found = lines(tmp_path / "out" / "results")
     assert {line["status"] for line in found} <= {"ok", "undefined"}
-    assert {(line["dataset"], line["task"]): line["n"] for line in found if line["metric"] != "medr"} == SAMPLES
+    scored: Counter[tuple[str, str]] = Counter()
+    for line in found:  # the head that ranks answers the closed questions alone
+        scored[line["dataset"], line["task"]] = max(scored[line["dataset"], line["task"]], line["n"])
+    assert scored == SAMPLES
     assert {line["model"] for line in found} == {*TEACHERS, "student"}
     assert {line["fraction"] for line in found if line["task"] == "linear_probe"} == {0.01, 0.1, 1.0}
     questions = next(line for line in found if line["task"] == "vqa" and line["head"] == "rank")

@@ -7,12 +7,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-import zarr
 from test_store_export import gappy, mmkd
-from tiny_store import make_card, make_store
+from tiny_store import make_card, make_selection, make_store
 
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.rows import RowChoice, chosen_rows
+from mmkd.store.remote import as_root
+from mmkd.store.samples import read_part, with_columns, write_part
+from mmkd.store.writer import ShardFeatures, move_corpus, write_shard
 
 __all__ = ["gappy"]
 
@@ -60,12 +62,9 @@ def test_a_filter_means_what_duckdb_says_it_means(gappy: FeatureStore, condition
 
 
 def test_a_subset_by_filter_and_selection(gappy: FeatureStore, tmp_path: Path) -> None:
-    chosen = zarr.create_array(
-        gappy.root / "selections/some", shape=(300, 2), chunks=(256, 2), dtype="uint8", fill_value=0
-    )
-    pairs = np.zeros((300, 2), np.uint8)
-    pairs[[2, 5, 290], [0, 1, 1]] = 1
-    chosen[:] = pairs
+    kept = np.zeros((300, 2), bool)
+    kept[[2, 5, 290], [0, 1, 1]] = True
+    make_selection(gappy.root, gappy.record, "some", kept, list(gappy.teachers.values()))
     assert mmkd("subset", gappy.root, tmp_path / "a", "--selection", "some").output.startswith("3 rows")
     part = FeatureStore.open(tmp_path / "a")
     assert part.sample_table()["key"].to_pylist() == ["k2", "k5", "k290"]
@@ -116,3 +115,41 @@ def test_other_teachers_are_not_merged(gappy: FeatureStore, tmp_path: Path) -> N
     message = str(mmkd("merge", gappy.root, tmp_path / "other", tmp_path / "out").exception)
     assert message.startswith("alpha has digest")
     assert not (tmp_path / "out").exists()
+
+
+def test_images_behind_urls_stay_where_they_are(tmp_path: Path) -> None:
+    def store(name: str, root: str, seed: int) -> Path:
+        """Ten rows with images below `root`."""
+        made, _ = make_store(tmp_path / name, 10, [make_card("alpha", 4)], seed=seed)
+        table, _ = read_part(tmp_path / name, 0)
+        uris = [f"{name}{row}.png#frame=1" for row in range(10)]
+        keys = [f"{name}{row}" for row in range(10)]
+        sha = write_part(tmp_path / name, 0, with_columns(table, {"uri": uris, "key": keys}))
+        part = ShardFeatures(*[np.full((10, 4), seed, np.float16)] * 2, np.full(10, 3, np.uint8))
+        write_shard(tmp_path / name, made, make_card("alpha", 4), 0, part, sha)
+        move_corpus(tmp_path / name, as_root(root))
+        return tmp_path / name
+
+    a, b, c = store("a", "s3://bucket/x/y", 1), store("b", "s3://bucket/z", 2), store("c", "/disk", 3)
+    assert mmkd("subset", a, tmp_path / "part", "--filter", "row in (3, 5)").exit_code == 0
+    part = FeatureStore.open(tmp_path / "part")
+    assert part.record.corpus.root == "s3://bucket/x/y"
+    assert part.sample_table(["uri"])["uri"].to_pylist() == ["a3.png#frame=1", "a5.png#frame=1"]
+    assert mmkd("merge", a, b, tmp_path / "both").exit_code == 0
+    both = FeatureStore.open(tmp_path / "both")
+    assert both.record.corpus.root == "s3://bucket"
+    assert both.sample_table(["uri"])["uri"].to_pylist()[9:11] == ["x/y/a9.png#frame=1", "z/b0.png#frame=1"]
+    assert both.image("alpha")[:, 0].tolist() == [1.0] * 10 + [2.0] * 10
+    done = mmkd("merge", a, c, tmp_path / "none")
+    assert "images lie below / and s3://bucket, a store has one place for them" in str(done.exception)
+    assert not (tmp_path / "none").exists()
+
+
+def test_any_order_of_keys_over_shards(tmp_path: Path) -> None:
+    _, written = make_store(tmp_path / "s", 700, [make_card("alpha", 4)])
+    rows = np.random.default_rng(0).permutation(700)[:300].tolist()
+    (tmp_path / "keys").write_text("".join(f"k{row}\n" for row in rows))
+    assert mmkd("subset", tmp_path / "s", tmp_path / "out", "--keys", tmp_path / "keys").exit_code == 0
+    out = FeatureStore.open(tmp_path / "out")
+    assert out.sample_table(["key"])["key"].to_pylist() == [f"k{row}" for row in rows]
+    assert np.array_equal(out.text("alpha"), written["alpha/text"][rows])

@@ -10,6 +10,7 @@ import pyarrow as pa
 from mmkd.store.card import Preprocessing, TeacherCard
 from mmkd.store.record import CorpusRecord, StoreRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
+from mmkd.store.selection.array import SelectionCard, digest_of, write_selection
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
 
 
@@ -65,3 +66,17 @@ def make_store(
             )
             write_shard(root, record, card, shard, part_features, sha)
     return record, written
+
+
+def make_selection(root: Path, record: StoreRecord, name: str, kept: np.ndarray, cards: list[TeacherCard]) -> None:
+    """A selection, bool (N, T) with a column for each card, of a rule that says nothing."""
+    card = SelectionCard(
+        rule={},
+        teachers={one.slug: one.digest for one in cards},
+        rows=record.rows,
+        counts={"teachers": {one.slug: {"kept": int(kept[:, t].sum())} for t, one in enumerate(cards)}},
+        thresholds={},
+        examples={},
+        digest=digest_of(kept),
+    )
+    write_selection(root, record, name, kept, card)

@@ -25,29 +25,36 @@ if TYPE_CHECKING:
 @click.option(
     "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Files brought at the same time."
 )
+@click.option(
+    "--inputs/--no-inputs", default=True, show_default=True, help="Training inputs that the store keeps, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
-def pull(url: StorePath, out: Path, teachers: str | None, shards: str | None, workers: int, as_json: bool) -> None:
+def pull(
+    url: StorePath, out: Path, teachers: str | None, shards: str | None, workers: int, inputs: bool, as_json: bool
+) -> None:
     """Bring a store, or a part of it, to disk, each file checked against the ledger. Run again to go on.
 
-    All sample rows come along. Shards that are left out count as not extracted; pull again to bring them.
+    All sample rows come along, and selections of the teachers. Shards that are left out count as not extracted;
+    pull again for them.
 
     \b
     mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
     """
     from mmkd.store import FeatureStore
+    from mmkd.store.pull import PullChoice, shard_range
     from mmkd.store.pull import pull as bring
-    from mmkd.store.pull import shard_range
 
     source = FeatureStore.open(url)
-    names = teachers.split(",") if teachers else None
-    chosen = shard_range(shards, source.shards) if shards else None
+    chosen = PullChoice(
+        teachers.split(",") if teachers else None, shard_range(shards, source.shards) if shards else None, inputs
+    )
     with tqdm(unit="file", disable=True if as_json else None) as bar:
 
         def progress(done: int, every: int) -> None:
             bar.total = every
             bar.update(done - bar.n)
 
-        report = bring(source, out, names, chosen, workers, progress)
+        report = bring(source, out, chosen, workers, progress)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
     else:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mmkd.store.array import consecutive
 from mmkd.store.atomic import write_atomically
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
@@ -139,7 +140,7 @@ def export_npy(store: FeatureStore, out: Path) -> int:
             suffix = f"{shard:0{width}d}"
             for tower, prefix in PREFIXES.items():
                 buffer = io.BytesIO()
-                np.save(buffer, getattr(store, tower)(slug)[span.start : span.stop])
+                np.save(buffer, consecutive(getattr(store, tower)(slug), slice(span.start, span.stop)))
                 write_atomically(out / slug / prefix / f"{prefix}_{suffix}.npy", buffer.getbuffer())
             rows = store.sample_table(filter=in_rows(span))
             buffer = io.BytesIO()

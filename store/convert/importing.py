@@ -20,6 +20,8 @@ from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import PAIR_SOUND
+from mmkd.store.lock import only_writer
+from mmkd.store.place import Place
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.remote import StorePath
@@ -40,8 +42,8 @@ class FeatureSource(Protocol):
         """Name of the layout."""
 
     @property
-    def root(self) -> Path:
-        """Folder that every row's `uri` is relative to."""
+    def root(self) -> Path | Place:
+        """Folder or URL that every row's `uri` is relative to."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -103,7 +105,15 @@ def import_features(
     Raises:
         CorpusError: the source is empty, damaged, or not the one that the store was begun with.
         StoreError: the store cannot be written, or holds other features.
+        BusyStoreError: another process writes to it.
     """
+    with only_writer(root, "mmkd store import/subset/merge"):
+        return _imported(source, root, encoding, progress)
+
+
+def _imported(
+    source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
+) -> ImportReport:
     if not (root / "zarr.json").is_file():
         _create(source, root)
     store = FeatureStore.open(root)
@@ -152,7 +162,7 @@ def _create(source: FeatureSource, root: StorePath) -> None:
         corpus = CorpusRecord(
             kind=source.kind,
             location=str(source.root),
-            root=str(source.root.resolve()),
+            root=str(Place(str(source.root)).resolved()),
             rows=len(index),
             labels=source.labels,
             digest=source.digest(),

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from mmkd.store.atomic import write_atomically
+from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
 from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
-from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, check_slug
+from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND, check_slug
 from mmkd.store.reader import FeatureStore
+from mmkd.store.samples import in_rows
+from mmkd.store.writer import iter_shards
 
 KIND = "mmkd-release"
 FILES = ("clips_output", "clips_project_output")
@@ -150,27 +153,38 @@ def export_original(store: FeatureStore, out: Path, file: str = FILES[0]) -> int
     """
     names = {slug: _release_name(card) for slug, card in store.teachers.items()}
     valid = {slug: store.valid(slug) for slug in names}
-    lines = []
-    table = store.sample_table()
-    for row in table.to_pylist():
-        tensors, complete = {}, []
-        for slug, name in names.items():
-            bits = valid[slug][row["row"]]
-            for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):
-                if bits & bit:
-                    values = getattr(store, tower)(slug)[row["row"]]
-                    tensors[f"{name}_{SUFFIXES[tower]}"] = values.astype(np.float32)
-            if bits == IMAGE_SOUND | TEXT_SOUND:
-                complete.append(name)
-        if not tensors:
-            continue
-        folder, _, name = row["key"].rpartition("/")
-        folder, name = _folder_name(folder or "mmkd"), _folder_name(name)
-        write_atomically(out / "features" / folder / name / f"{file}.pt", write_tensors(tensors, file))
-        line = {"folderid": folder, "id": name, "imgpath": row["uri"], "metapath": row.get("metapath")}
-        lines.append(json.dumps(line | {"txt": row["caption"], "available_clips": complete}, ensure_ascii=False))
-    write_atomically(out / "meta.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    return len(lines)
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished, written = out / f".meta.jsonl{TEMPORARY_SUFFIX}", 0
+    with disk_errors(out), unfinished.open("w", encoding="utf-8") as lines:
+        for span in iter_shards(store.record):
+            for row in store.sample_table(filter=in_rows(span)).to_pylist():
+                tensors, complete = _row_tensors(store, names, valid, row["row"])
+                if not tensors:
+                    continue
+                folder, _, name = row["key"].rpartition("/")
+                folder, name = _folder_name(folder or "mmkd"), _folder_name(name)
+                write_atomically(out / "features" / folder / name / f"{file}.pt", write_tensors(tensors, file))
+                line = {"folderid": folder, "id": name, "imgpath": row["uri"], "metapath": row.get("metapath")}
+                line |= {"txt": row["caption"], "available_clips": complete}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                written += 1
+    unfinished.replace(out / "meta.jsonl")
+    return written
+
+
+def _row_tensors(
+    store: FeatureStore, names: dict[str, str], valid: dict[str, NDArray[np.uint8]], row: int
+) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
+    """One row's features under the release's names, and the teachers that have both."""
+    tensors, complete = {}, []
+    for slug, name in names.items():
+        bits = valid[slug][row]
+        for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):
+            if bits & bit:
+                tensors[f"{name}_{SUFFIXES[tower]}"] = getattr(store, tower)(slug)[row].astype(np.float32)
+        if bits == PAIR_SOUND:
+            complete.append(name)
+    return tensors, complete
 
 
 def _release_name(card: TeacherCard) -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mmkd.store.array import consecutive
 from mmkd.store.atomic import write_atomically
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.reader import FeatureStore
@@ -29,7 +30,7 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
         rows = slice(span.start, span.stop)
         for slug in store.teachers:
             for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):
-                column = _vectors(getattr(store, tower)(slug)[rows], (valid[slug][rows] & bit) > 0)
+                column = _vectors(consecutive(getattr(store, tower)(slug), rows), (valid[slug][rows] & bit) > 0)
                 table = table.append_column(f"{slug}_{tower}", column)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import zarr
 from numpy.typing import NDArray
 
 from mmkd.store.card import TeacherCard
@@ -22,7 +21,9 @@ from mmkd.store.convert.importing import Features
 from mmkd.store.encoding import Encoding
 from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.layout import TOWERS
+from mmkd.store.place import Place
 from mmkd.store.reader import FeatureStore
+from mmkd.store.samples import in_rows
 
 
 class StoreRows:
@@ -52,9 +53,7 @@ class StoreRows:
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
-        roots = {span.corpus.root for store, _ in parts for span in store.record.spans()}
-        # Sources with different roots keep their images under absolute names.
-        self.root = Path(roots.pop()) if len(roots) == 1 else Path("/")
+        self.root = _common_root({span.corpus.root for store, _ in parts for span in store.record.spans()})
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
@@ -68,12 +67,11 @@ class StoreRows:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The sample rows with what is known of them; their numbers are given anew."""
         for store, rows in self.parts:
-            table = store.sample_table().take(pa.array(rows))
-            for batch in table.to_batches(max_chunksize=4096):
-                for row in batch.to_pylist():
-                    root = Path(store.record.image_root(row.pop("row")))
-                    if row["uri"] is not None and self.root != root:
-                        row["uri"] = str(root / row["uri"]).lstrip("/")
+            for table in _sample_rows(store, rows):
+                for row in table.to_pylist():
+                    root = store.record.image_root(row.pop("row"))
+                    if row["uri"] is not None and root != self.root.url:
+                        row["uri"] = posixpath.join(root, row["uri"]).removeprefix(f"{self.root.url.rstrip('/')}/")
                     yield row
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
@@ -96,6 +94,35 @@ class StoreRows:
                     start += len(taken)
                 out[card.slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
+
+
+def _common_root(roots: set[str]) -> Place:
+    """What all images lie below: the one root, or the disk or bucket of several, whose names then get longer.
+
+    Raises:
+        UserError: images lie on disk and behind a URL, or in several buckets.
+    """
+    if len(roots) == 1:
+        return Place(roots.pop())
+    origins = {"/".join(root.split("/")[:3]) if "://" in root else "/" for root in roots}
+    if len(origins) > 1:
+        raise UserError(
+            f"images lie below {' and '.join(sorted(origins))}, a store has one place for them; "
+            "bring them together and note it with `mmkd store relocate` first"
+        )
+    return Place(origins.pop())
+
+
+def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Sample rows in the order of `rows`; ascending ones shard by shard, so that memory does not grow with them."""
+    if (np.diff(rows) < 0).any():
+        table = store.sample_table(filter=pads.field("row").isin(pa.array(rows)))
+        yield table.take(pa.array(np.searchsorted(table["row"].to_numpy(), rows)))
+        return
+    shards = rows // store.record.rows_per_shard
+    for shard in np.unique(shards).tolist():
+        span = store.record.shard_rows(shard)
+        yield store.sample_table(filter=in_rows(span)).take(pa.array(rows[shards == shard] - span.start))
 
 
 @dataclass(frozen=True)
@@ -149,14 +176,6 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
 
 def _selected(store: FeatureStore, name: str) -> NDArray[np.bool_]:
     """bool (N,): where a selection chooses any teacher."""
-    root = store.root / "selections"
-    there = sorted(path.parent.name for path in root.glob("*/zarr.json"))
-    if name not in there:
-        raise UserError(f"{store.root} has no selection {name!r}; it has {', '.join(there) or 'none'}")
-    array = zarr.open_array(root / name, mode="r")
-    if array.ndim != 2 or array.shape[0] != len(store):
-        raise UserError(
-            f"selection {name!r} is of shape {array.shape}, {store.root} has {len(store)} rows; select again"
-        )
-    chosen: NDArray[np.bool_] = np.any(np.asarray(array[:]), axis=1).astype(bool)
-    return chosen
+    from mmkd.store.selection.array import read_selection  # noqa: PLC0415 - the package builds on the reader
+
+    return np.asarray(read_selection(store.root, store.record, name).kept.any(axis=1))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.store.array import consecutive
 from mmkd.store.atomic import write_atomically
 from mmkd.store.reader import FeatureStore
 from mmkd.store.writer import iter_shards
@@ -46,8 +47,8 @@ def export_safetensors(store: FeatureStore, out: Path) -> int:
             rows = slice(span.start, span.stop)
             tensors = {
                 "row": np.arange(span.start, span.stop),
-                "image": store.image(slug)[rows],
-                "text": store.text(slug)[rows],
+                "image": consecutive(store.image(slug), rows),
+                "text": consecutive(store.text(slug), rows),
                 "valid": valid[rows],
             }
             metadata = {"teacher": slug, "digest": card.digest, "card": card.model_dump_json()}

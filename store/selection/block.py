@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.store.array import consecutive
 from mmkd.store.errors import UserError
 from mmkd.store.layout import Tower
 from mmkd.store.reader import FeatureStore
@@ -26,7 +27,9 @@ Rows = NDArray[np.int64]
 
 def unit_rows(store: FeatureStore, slug: str, tower: Tower, rows: slice | Rows, sound: Bools) -> Floats:
     """Unit features of some rows, float32 (n, D); zero where `sound`, bool (n,), is false."""
-    values: Floats = np.asarray(getattr(store, tower)(slug)[rows], dtype=np.float32)
+    features = getattr(store, tower)(slug)
+    picked = consecutive(features, rows) if isinstance(rows, slice) else features[rows]
+    values: Floats = np.asarray(picked, dtype=np.float32)
     if not sound.all():
         values = np.where(sound[:, None], values, np.float32(0))
     norms = np.sqrt(np.einsum("nd,nd->n", values, values))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from mmkd.store.card import TeacherCard
 from mmkd.store.errors import CorruptStoreError, FormatVersionError, UserError
+from mmkd.store.hierarchy import array_document, document_fault, read_json
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.selection.array import FOLDER, Selection, read_selection, selection_names
@@ -31,6 +32,11 @@ def selection_faults(
         except (CorruptStoreError, FormatVersionError, UserError) as error:
             yield file, f"{error}; delete {FOLDER}/{name} first"
             continue
+        shape = (record.rows, len(selection.card.teachers))
+        expected = array_document(shape, (record.rows_per_shard, shape[1]), "uint8")
+        wrong = document_fault(read_json(root / file), expected)
+        if wrong:
+            yield file, f"{file} is not the metadata that its card asks for ({wrong}); delete {FOLDER}/{name} first"
         for what in _faults(selection, cards):
             yield file, f"selection {name!r} {what}; delete {FOLDER}/{name} and run `mmkd select` again"
 
@@ -42,6 +48,13 @@ def _faults(selection: Selection, cards: Mapping[str, TeacherCard]) -> Iterator[
             yield f"judged teacher {slug}, which has no sound card in this store"
         elif cards[slug].digest != digest:
             yield f"judged teacher {slug} of digest {digest}, the store's has {cards[slug].digest}"
-        kept, counted = int(selection.kept[:, column].sum()), card.counts["teachers"][slug]["kept"]
+        kept, counted = int(selection.kept[:, column].sum()), _counted(card.counts, slug)
         if kept != counted:
-            yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {counted:,}"
+            yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {counted}"
+
+
+def _counted(counts: object, slug: str) -> object:
+    """Pairs kept of a teacher as the card has it; whoever can seal a card can put anything there."""
+    for name in ("teachers", slug, "kept"):
+        counts = counts.get(name) if isinstance(counts, dict) else None
+    return counts

@@ -1,0 +1,156 @@
+"""One writer of a store at a time: a second one is told who is at work, and stops before it has done anything.
+
+On a disk the lock is `flock(2)` on a file inside the store: the kernel lets go of it when its holder ends, however.
+Behind a URL it is an object that its holder writes again every few seconds; one that stands still was left by a
+writer that was killed, and is taken over. Reading needs no lock: files are replaced whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mmkd.store.atomic import disk_errors
+from mmkd.store.errors import BusyStoreError, UnreachableError
+from mmkd.store.remote import RemotePath, StorePath
+
+LOCK_FILE = ".mmkd-lock"
+BEAT_SECONDS = 5.0
+"""A holder behind a URL writes its object again this often."""
+PATIENCE_BEATS = 4
+"""Beats without a change after which that object counts as left behind."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+"""A file system without locks (Lustre mounted without `flock`, some FUSE)."""
+
+
+@contextmanager
+def only_writer(root: StorePath, what: str) -> Iterator[None]:
+    """Hold the store at `root` for writing.
+
+    Args:
+        root: the store, or the folder that will be one; a folder is made if it is not there.
+        what: what is done, as the other one is told: `mmkd store append`.
+
+    Raises:
+        BusyStoreError: another process writes to it.
+        StoreError, UnreachableError: the lock cannot be written.
+    """
+    note = {"what": what, "process": os.getpid(), "host": socket.gethostname()}
+    note["since"] = datetime.now(UTC).isoformat(timespec="seconds")
+    with _beating(root, note) if isinstance(root, RemotePath) else _locked(root, note):
+        yield
+
+
+def _busy(root: StorePath, data: bytes) -> BusyStoreError:
+    try:
+        note = json.loads(data)
+        who = f"`{note['what']}` (process {note['process']} on {note['host']}, since {note['since']})"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"  # it has the lock and has not written yet who it is
+    return BusyStoreError(f"{root} is being written by {who}; wait until it has ended, then run this again")
+
+
+@contextmanager
+def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows, where nothing is locked
+    except ImportError:
+        yield
+        return
+    path, made = root / LOCK_FILE, not root.exists()
+    with disk_errors(path):
+        fd = _open(path)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _busy(root, os.pread(fd, 4096, 0)) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            # The one before deletes its file at its end: a lock on a file that is gone is none.
+            if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
+                break
+            os.close(fd)
+            with disk_errors(path):
+                fd = _open(path)
+        with disk_errors(path):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(note).encode(), 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                if made:
+                    root.rmdir()  # nothing came of it; a folder with a store in it stays
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path) -> int:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another writer that came to nothing may take its folder away in between.
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+@contextmanager
+def _beating(root: RemotePath, note: dict[str, object]) -> Iterator[None]:
+    path = root / LOCK_FILE
+    mine = note | {"token": secrets.token_hex(8)}
+    _take(root, path, json.dumps(mine | {"beat": 0}).encode())
+    ended = threading.Event()
+
+    def beat() -> None:
+        number = 0
+        while not ended.wait(BEAT_SECONDS):
+            number += 1
+            # A beat that fails is tried again with the next; only several in a row look like a death.
+            with suppress(UnreachableError):
+                path.write_bytes(json.dumps(mine | {"beat": number}).encode())
+
+    heart = threading.Thread(target=beat, name="mmkd-lock", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        heart.join()
+        with suppress(UnreachableError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+
+
+def _take(root: RemotePath, path: RemotePath, data: bytes) -> None:
+    """Create the object, or put it in the place of one that nobody writes any more."""
+    if path.create(data):
+        return
+    try:
+        first = path.tagged()
+    except FileNotFoundError:
+        first = (b"", None)
+    deadline = time.monotonic() + PATIENCE_BEATS * BEAT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_SECONDS / 4)
+        try:
+            now = path.tagged()
+        except FileNotFoundError:
+            if path.create(data):  # its holder has ended
+                return
+            continue
+        if now[0] != first[0] and first[0]:
+            raise _busy(root, now[0])
+        first = now
+    if not path.replace_tagged(data, first[1]):
+        raise _busy(root, path.read_bytes())  # another one took it over first
