@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -17,6 +18,7 @@ ELSEWHERE = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contribut
 COPIED = ("Dockerfile", "LICENSE", "examples/inspect.ipynb")
 
 
+@event_priority(100)  # before mkdocstrings looks which of its paths are there
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Let mkdocstrings find the packages: a folder `mmkd` with a copy of them and nothing else of the checkout."""
     folder = ROOT / "build" / "api" / "mmkd"
