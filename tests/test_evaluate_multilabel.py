@@ -134,7 +134,7 @@ def _truth(folder: Path, **changes: Any) -> np.ndarray[Any, Any]:
 
 
 def test_unknown_values_count_for_no_label() -> None:
-    score = np.array([[0.9, 0.2, 1, -1], [0.8, 0.9, 0, 1], [0.1, 0.3, 0, 0], [0.2, 0.1, -1, 0]])
+    score = np.array([[0.9, 0.2, 1, -1], [0.8, 0.9, 0, 1], [0.1, 0.3, 0, 0], [0.99, 0.1, -1, 0]])
     ids = np.array(list("abcd"), dtype=object)
     found = Predictions(ids, ids, ids, None, score, np.ones(4, bool), ("x", "y", "is x", "is y"))
     weights = np.array([[1.0, 1, 1, 1], [1, 0, 2, 5], [0, 1, 1, 1]])
