@@ -3,7 +3,7 @@ Tasks, their submission and what comes back are those of `mmkd extract`; only th
 
 Scheduler and workers share this process and its event loop, each worker with a TCP port of its own: 512 workers press
 on one interpreter here, on a cluster the scheduler has one to itself. 2.9 million rows are 178 tasks, so that beyond
-178 workers nothing gets faster; the runs of many tasks are stores of 50 and 65 million rows, where every worker is busy.
+178 workers nothing gets faster; the runs of many tasks are stores of 50 and 65 million rows: every worker is busy.
 """
 
 from __future__ import annotations

@@ -26,11 +26,20 @@ def write_parts(root: StorePath, settings: str, parts: Sequence[Part]) -> None:
 
 
 def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) -> bool:
-    """True when every part has the name, place and size that was noted, and is read as it was."""
+    """True when every part has the name, place and size that was noted, is read as it was, and differs by its change
+    time at most. A service's tag or a hash that differs tells of other bytes."""
     noted = _noted(root)
-    if noted is None or noted[0] != settings:
+    if noted is None or noted[0] != settings or len(noted[1]) != len(parts):
         return False
-    return [(name, size) for name, (size, _) in noted[1].items()] == [(part.name, part.size) for part in parts]
+    return all(
+        (name, size) == (part.name, part.size) and (stamp == part.stamp or _is_change_time(stamp, part.stamp))
+        for (name, (size, stamp)), part in zip(noted[1].items(), parts, strict=True)
+    )
+
+
+def _is_change_time(*stamps: str) -> bool:
+    """Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.store.place.Listed`)."""
+    return all(stamp.isdecimal() for stamp in stamps)
 
 
 def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str | None:

@@ -59,7 +59,7 @@ def test_a_class_without_samples_is_reported_and_scored_as_absent(tmp_path: Path
             {"classes": list(CLASSES)},
             "prompt row 'prompt-carcinoma1' has label='sarcoma', not one of the classes adenoma, benign, carcinoma",
         ),
-        ({"classes": [*CLASSES, "sarcoma", "lymphoma"]}, "class 'lymphoma' has no prompt; the prompts describe"),
+        ({"classes": [*CLASSES, "sarcoma", "lymphoma"]}, "class 'lymphoma' has no prompt; there are some for adenoma"),
     ],
 )
 def test_prompts_and_classes_that_do_not_match_cost_their_task_only(

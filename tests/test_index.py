@@ -148,5 +148,5 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         command = [sys.executable, "-P", "-c", _PEAK, str(table), str(tmp_path / f"s{rows}")]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     print(f"anonymous memory, kB: {peaks}")
-    # Ten times the rows: a dictionary of keys alone would add 100 MB.
-    assert peaks[1] < 1.35 * peaks[0] + 20_000
+    # Ten times the rows: a dictionary of keys alone would add 100 MB; buffers of a busy machine come to 30.
+    assert peaks[1] < peaks[0] + 50_000
