@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "build" / "types"))
 pytest.importorskip("mmkd.benchmarks.result", reason="benchmarks are part of the checkout")
 
-from mmkd.benchmarks import original, scale, scheduler  # noqa: E402
+from mmkd.benchmarks import original, released_layout, scale, scheduler  # noqa: E402
 from mmkd.benchmarks.linked_store import make_linked_store  # noqa: E402
 from mmkd.distill.pairs import find_pairs  # noqa: E402
 from mmkd.store import FeatureStore  # noqa: E402
@@ -61,7 +61,7 @@ def test_sleeping_workers_do_every_task_of_the_real_plan() -> None:
 def test_the_released_resume_repeats_the_first_half_and_ours_nothing(tmp_path: Path) -> None:
     assert original.resumed_as_released(10, 5) == (5, 5)
     assert original.resumed_as_released(10, 0) == (0, 0)
-    original.write_release(tmp_path / "release", 300)
+    released_layout.write_release(tmp_path / "release", 300)
     source = OriginalRelease(tmp_path / "release", "clips_project_output")
     import_features(source, tmp_path / "store", "float16", lambda done, every: None)
     store = FeatureStore.open(tmp_path / "store")
@@ -69,12 +69,12 @@ def test_the_released_resume_repeats_the_first_half_and_ours_nothing(tmp_path: P
     assert plan.schedule.steps_per_epoch == 2
     assert original.resumed_as_ours(plan, 1) == (0, 0)
     # The data are the same: what the loader's file holds is what the store holds, to float16.
-    rows = original.ReleasedRows(tmp_path / "release", images=False)
+    rows = released_layout.ReleasedRows(tmp_path / "release", images=False)
     line = rows.lines[7]
     _, image, _ = rows[7]
     held = [np.asarray(store.image(name.lower())[7], dtype=np.float32) for name in line["available_clips"]]
     assert any(np.allclose(image.numpy(), values, atol=4e-3) for values in held)
-    missing = {name.lower() for name in original.WIDTHS} - {name.lower() for name in line["available_clips"]}
+    missing = {name.lower() for name in released_layout.WIDTHS} - {name.lower() for name in line["available_clips"]}
     assert all(np.isnan(store.image(slug)[7]).all() for slug in missing)
 
 

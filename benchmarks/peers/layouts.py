@@ -7,6 +7,7 @@ float16 (N, D). Here: memory, the store, and what holds arrays; `loaders` has wh
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ BATCH = 4096
 """Rows of one step of a scan."""
 
 
-class Layout:
+class Layout(ABC):
     """One way to keep features on disk."""
 
     name: str
@@ -42,20 +43,20 @@ class Layout:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @abstractmethod
     def write(self, features: Features) -> None:
         """Put all rows below `folder`."""
-        raise NotImplementedError
 
     def open(self) -> None:
         """Make ready to read."""
 
+    @abstractmethod
     def batch(self, rows: Rows, columns: Sequence[str]) -> list[Any]:
         """These rows of each column, in this order, in memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scan(self, columns: Sequence[str]) -> Iterator[list[Any]]:
         """All rows in order, a few at a time."""
-        raise NotImplementedError
 
 
 class Memory(Layout):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -105,9 +106,9 @@ class Samples(Layout):
 
     row_by_row = True
 
+    @abstractmethod
     def row(self, row: int, columns: Sequence[str]) -> Mapping[str, Any]:
         """One sample."""
-        raise NotImplementedError
 
     def batch(self, rows: Rows, columns: Sequence[str]) -> list[Any]:
         """Row after row."""
