@@ -43,11 +43,10 @@ class Layout(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @abstractmethod
-    def write(self, features: Features) -> None:
-        """Put all rows below `folder`."""
+    def write(self, features: Features) -> None:  # noqa: B027 - not every layout has files of its own
+        """Put all rows below `folder`; those that read the store's files, or a copy made from it, write none."""
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027 - some open what they read with every batch
         """Make ready to read."""
 
     @abstractmethod
