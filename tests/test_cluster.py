@@ -155,7 +155,7 @@ def test_a_client_that_could_not_connect_does_not_close_itself_when_it_is_collec
 ) -> None:
     """Dask's own does, under a lock that the collecting thread may hold: the start of the next cluster then hung."""
     closed: list[object] = []
-    monkeypatch.setattr(ScopedClient, "close", lambda client: closed.append(client))
+    monkeypatch.setattr(ScopedClient, "close", closed.append)
     with pytest.raises(UserError, match="no Dask scheduler answers"), dask_client(load_cluster("nowhere://x")):
         pass
     gc.collect()
