@@ -81,7 +81,7 @@ def main() -> None:
     place = importlib.util.spec_from_file_location("students", Path(__file__).with_name("students.py"))
     assert place is not None
     assert place.loader is not None
-    students = importlib.util.module_from_spec(place)
+    students: Any = importlib.util.module_from_spec(place)
     place.loader.exec_module(students)
     demo, out = (Path(argument) for argument in sys.argv[1:3])
     students.RECIPES, students.REFERENCE = recipes(demo, out), REFERENCE
