@@ -109,6 +109,17 @@ def test_a_teacher_that_fails_on_one_batch(
     assert rows_done(store) == ROWS
 
 
+def test_rows_of_a_lost_shard_count_as_failed(scene: Scene, tmp_path: Path) -> None:
+    command, environment = failing(scene, tmp_path, "raise", 3)
+    done = ended([*command, "--max-failures", "255"], env=environment)
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("Error: "))
+    reason = "256 x shard lost: RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"
+    assert f"rows failed, more than --max-failures 255 rows ({reason})" in line
+    assert ended([*command, "--max-failures", "255"], env=environment).returncode == 0
+    assert scene.same(tmp_path / "store")
+
+
 def test_a_tar_cut_off_in_the_middle_of_a_member_after_it_was_indexed(scene: Scene, tmp_path: Path) -> None:
     tars, store, log = write_tar_corpus(tmp_path / "tars", ROWS, per_tar=SHARD), tmp_path / "store", tmp_path / "log"
     whole = tmp_path / "whole"
