@@ -3,6 +3,13 @@
 #   docker build -t mmkd --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .         CPU, a third of the size
 #   docker run --gpus all -v /data:/data mmkd extract /data/pmc /data/features
 # Scheduler, workers and client of a Dask cluster must run the same image.
+FROM python:3.12-slim-bookworm AS build
+# The version comes from git's tags: without git every image would call itself 0.1.0.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*
+COPY . /src
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /src
+
 FROM python:3.12-slim-bookworm
 ARG TORCH_INDEX=https://pypi.org/simple
 ARG EXTRAS=cluster,dicom,distill,evaluate,inspect,remote,wsi
@@ -11,10 +18,9 @@ ENV PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1 HF_HOME=/data/huggingface
 # file (PIP_CONSTRAINT) when two builds must be equal.
 # hadolint ignore=DL3013
 RUN pip install --index-url "$TORCH_INDEX" torch torchvision
-WORKDIR /src
-COPY . .
+COPY --from=build /wheels /wheels
 # hadolint ignore=DL3013
-RUN pip install ".[$EXTRAS]" && rm -rf /src/build
+RUN pip install "$(ls /wheels/*.whl)[$EXTRAS]"
 RUN useradd --create-home --uid 1000 mmkd
 USER 1000
 WORKDIR /home/mmkd

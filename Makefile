@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-core test-wheel lint format bench docs clean
+.PHONY: help demo test test-all test-core test-extras test-wheel lint format bench docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,13 +33,16 @@ test-core: $(VENV)/dev.stamp ## the sdist with the core's dependencies alone, th
 	scripts/test-core
 	scripts/test-core --lowest
 
+test-extras: $(VENV)/dev.stamp ## the wheel with each extra in an environment of its own, and tests of what it brings
+	scripts/test-extras
+
 test-wheel: $(VENV)/dev.stamp ## a test file of each stage against the built wheel, from outside the checkout
 	scripts/test-wheel
 
 lint: $(VENV)/dev.stamp ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p mmkd.cli -p mmkd.distill -p mmkd.evaluate -p mmkd.extract -p mmkd.store
+	$(BIN)/mypy -p mmkd.benchmarks -p mmkd.cli -p mmkd.distill -p mmkd.evaluate -p mmkd.extract -p mmkd.store
 
 format: $(VENV)/dev.stamp ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PHI-S": {"whitening": {}},
     "Procrustes": {"procrustes": {}},
     "joint maps": {"joint": {"steps": 200, "batch_size": 256}},
-    "autoencoder of the original": {"autoencoder": {"steps": 200, "batch_size": 256}},
+    "autoencoder of the original": {"autoencoder": {"steps": 100, "batch_size": 256, "hidden": 256}},
 }
 EPOCHS, BATCH = 6, 64  # of `students.py`
 SMALLER = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32, "patch_size": None}
@@ -37,8 +37,10 @@ SMALLER = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 
 
 def home_rule(store: FeatureStore) -> SelectionRule:
     """Every specialist on its own domain: what a user who knows the teachers would write."""
-    homes = {slug: [slug.removesuffix("-specialist")] for slug in store.teachers}
-    return SelectionRule.model_validate({"keep": {"home": {"column": "domain", "teachers": homes}}})
+    domains = set(store.sample_table(["domain"])["domain"].to_pylist())
+    homes = {slug: [home] for slug in store.teachers if (home := slug.removesuffix("-specialist")) in domains}
+    home = {"column": "domain", "teachers": homes, "unlisted": "drop"}
+    return SelectionRule.model_validate({"keep": {"home": home}})
 
 
 def equal_steps(store: FeatureStore, selection: str) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def main() -> None:
     place = importlib.util.spec_from_file_location("students", Path(__file__).with_name("students.py"))
     assert place is not None
     assert place.loader is not None
-    students = importlib.util.module_from_spec(place)
+    students: Any = importlib.util.module_from_spec(place)
     place.loader.exec_module(students)
     demo, out = (Path(argument) for argument in sys.argv[1:3])
     students.RECIPES, students.REFERENCE = recipes(demo, out), REFERENCE

@@ -35,7 +35,7 @@ def step_of(model: torch.nn.Module, loss_of: Callable[[Batch], torch.Tensor]) ->
 
     def step(batch: Batch) -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss_of(batch).backward()
+        loss_of(batch).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
     return step

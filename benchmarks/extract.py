@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -77,7 +78,7 @@ def write_teacher(folder: Path, seed: int, layers: int, small: bool = False, res
     """A ViT-B/32 of open_clip with random weights; small: one that costs next to nothing; or a ResNet-50."""
     folder.mkdir(parents=True)
     width, image_size, context = (64, 32, 16) if small else (768, 224, 77)
-    vision = {"image_size": image_size, "layers": layers, "width": width, "patch_size": 32}
+    vision: dict[str, Any] = {"image_size": image_size, "layers": layers, "width": width, "patch_size": 32}
     if resnet:
         vision = {"image_size": image_size, "layers": [3, 4, 6, 3], "width": 64, "patch_size": None}
     text = {"context_length": context, "vocab_size": 49408, "width": width * 2 // 3 // 8 * 8, "heads": 8}
@@ -109,8 +110,8 @@ def caption(row: int) -> str:
 
 def shards_of(rows: int) -> None:
     """Let a store of this process have shards so small that a run takes minutes and every worker has one."""
-    mmkd.store.layout.MIN_ROWS_PER_SHARD = mmkd.store.record.MIN_ROWS_PER_SHARD = rows
-    mmkd.store.writer.rows_per_shard = lambda _: rows
+    mmkd.store.layout.MIN_ROWS_PER_SHARD = mmkd.store.record.MIN_ROWS_PER_SHARD = rows  # type: ignore[attr-defined]
+    mmkd.store.writer.rows_per_shard = lambda _: rows  # type: ignore[attr-defined, assignment]
 
 
 def bare_seconds(described: Described, rows: int) -> float:

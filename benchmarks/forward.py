@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def image_rows(folder: Path, name: str, turns: int, device: torch.device) -> lis
     half = half.in_precision("bf16")
     pixels = torch.randint(0, 256, (ROWS, 3, 224, 224), dtype=torch.uint8, device=device)
     variants = {"plain": plain, "channels-last": last, "compiled, channels-last": compiled, "bf16, channels-last": half}
-    found = seconds({key: lambda one=one: one.encode_images(pixels) for key, one in variants.items()}, turns, device)
+    calls: dict[str, Callable[[], object]] = {key: partial(one.encode_images, pixels) for key, one in variants.items()}
+    found = seconds(calls, turns, device)
     against = "contiguous weights, float32"
     kind = "gpu" if device.type == "cuda" else "cpu"
     return [
@@ -74,8 +76,8 @@ def text_row(folder: Path, turns: int, device: torch.device) -> Row:
     passes = [group[start : start + ROWS].to(device) for group in groups for start in range(0, len(group), ROWS)]
     # On a CPU a pass has 32 rows, always: what is left over is filled up.
     filled = [torch.cat([one, one[-1:].expand(ROWS - len(one), -1)]) for one in passes]
-    whole = [part.to(device) for part in tokens.split(ROWS)]
-    calls = {
+    whole = [part.to(device) for part in tokens.split(ROWS)]  # type: ignore[no-untyped-call]
+    calls: dict[str, Callable[[], object]] = {
         "cut": lambda: [teacher.encode_texts(one) for one in filled],
         "whole": lambda: [teacher.encode_texts(one) for one in whole],
     }

@@ -24,14 +24,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from mmkd.benchmarks.released_layout import FOLDER, WIDTHS, ReleasedRows, features_of, pixels_of, write_release
+from mmkd.benchmarks.released_layout import FOLDER, WIDTHS, ReleasedRows, cropped, features_of, write_release
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.scale import private_mb
 from mmkd.distill.batches import BatchPlan, one_ahead
+from mmkd.distill.images import CorpusImages, image_batches
 from mmkd.distill.order import Schedule
-from mmkd.distill.pairs import Pairs, find_pairs
+from mmkd.distill.pairs import find_pairs
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
@@ -47,32 +48,21 @@ BATCH, WORKERS, STEP_SECONDS, REPEATS = 128, 2, 0.05, 3
 KILLS = 20
 
 
-class Pictures(Dataset[torch.Tensor]):
-    """Our side's images: the same files, in the order of a plan."""
-
-    def __init__(self, root: Path, pairs: Pairs) -> None:
-        self.root, self.uris = root, pairs.table["uri"].to_pylist()
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return pixels_of(self.root / self.uris[row])
-
-
 def released_epoch(root: Path, images: bool) -> Iterator[Any]:
     """Batches of the released loader."""
     yield from DataLoader(ReleasedRows(root, images), BATCH, num_workers=WORKERS, drop_last=True)
 
 
-def our_epoch(root: Path, store: Path, images: bool) -> Iterator[Any]:
-    """Batches of ours, shuffled, with all teachers; as in training, image workers start in the calling thread."""
+def our_epoch(store: Path, images: bool) -> Iterator[Any]:
+    """Batches of ours, shuffled, with all teachers, images and features by what `mmkd distill` reads them with."""
     opened = FeatureStore.open(store)
     teachers = TeacherFeatures(opened, tuple(opened.teachers))
     plan = plan_of(opened, teachers)
-    wanted = [rows for *_, rows in plan.steps(0)]
+    wanted = [(epoch, rows) for _, epoch, _, rows in plan.steps(0)]
     pixels: Iterator[Any] = repeat(None)
     if images:
-        places = [plan.pairs.places(rows).tolist() for rows in wanted]
-        pixels = iter(DataLoader(Pictures(root, plan.pairs), batch_sampler=places, num_workers=WORKERS))
-    yield from one_ahead((next(pixels), teachers.gather(rows)) for rows in wanted)
+        pixels = image_batches(CorpusImages(opened, plan.pairs), cropped, wanted, seed=0, workers=WORKERS)
+    yield from one_ahead((next(pixels), teachers.gather(rows)) for _, rows in wanted)
 
 
 def plan_of(store: FeatureStore, teachers: TeacherFeatures) -> BatchPlan:
@@ -105,7 +95,7 @@ def compare_epochs(root: Path, store: Path) -> Iterator[Row]:
         ours, theirs = [], []
         for _ in range(REPEATS):
             theirs.append(epoch_seconds(released_epoch(root, images), step))
-            ours.append(epoch_seconds(our_epoch(root, store, images), step))
+            ours.append(epoch_seconds(our_epoch(store, images), step))
         mine, other = (statistics.median(found[0] for found in taken) for taken in (ours, theirs))
         note = "ours: all teachers of a sample, shuffled; theirs: one teacher, in file order"
         if step:

@@ -54,10 +54,9 @@ def features_of(names: Iterable[str], width: int | None, rng: np.random.Generato
     }
 
 
-def pixels_of(path: Path) -> torch.Tensor:
-    """A training image, decoded and cropped; the same for both sides."""
-    with Image.open(path) as image:
-        return CROP(v2.functional.pil_to_tensor(image.convert("RGB")))
+def cropped(picture: Image.Image) -> torch.Tensor:
+    """A training image; the same for both sides."""
+    return CROP(v2.functional.pil_to_tensor(picture.convert("RGB")))
 
 
 CROP: Callable[[torch.Tensor], torch.Tensor] = v2.RandomResizedCrop(224, scale=(0.9, 1.0), antialias=True)
@@ -79,5 +78,7 @@ class ReleasedRows(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
         name = random.choice(line["available_clips"])
         file = self.root / "features" / line["folderid"] / line["id"] / "clips_project_output.pt"
         found = torch.load(file, weights_only=True)
-        pixels = pixels_of(self.root / line["imgpath"]) if self.images else torch.empty(0)
-        return pixels, found[f"{name}_img"], found[f"{name}_txt"]
+        if not self.images:
+            return torch.empty(0), found[f"{name}_img"], found[f"{name}_txt"]
+        with Image.open(self.root / line["imgpath"]) as picture:
+            return cropped(picture), found[f"{name}_img"], found[f"{name}_txt"]

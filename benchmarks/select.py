@@ -11,6 +11,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,7 @@ RULES = ("cosine_fifth", "retrieval_rank", "best_three", "agreement", "mmkd_pape
 
 def make_store(root: Path, rows: int, teachers: int = TEACHERS) -> None:
     """Random features of some teachers; texts are images with noise, so that rules have something to find."""
-    columns = {name: [None] * rows for name in sample_schema(()).names}
+    columns: dict[str, list[Any]] = {name: [None] * rows for name in sample_schema(()).names}
     columns |= {"row": list(range(rows)), "key": [str(row) for row in range(rows)], "status": ["ok"] * rows}
     columns["caption"] = [f"caption {row}" for row in range(rows)]
     columns["modality"] = [("CT", "MRI", "pathology")[row % 3] for row in range(rows)]

@@ -127,7 +127,7 @@ def room(found: Found) -> Iterator[Row]:
 def measure(full: bool) -> list[Row]:
     """Rows for the page."""
     found = run_race(*((131_072, 2.0) if full else (16_384, 0.5)))
-    rows = []
+    rows: list[Row] = []
     for size in sorted({one["rows"] for one in found if one["case"] == "batch"}):
         for teachers in (1, 3, 9):
             rows += contest(found, "batch", size, teachers)

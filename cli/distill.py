@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from mmkd.distill.config import RunConfig
+    from mmkd.distill.trainer import TrainReport
 
 
 @click.command()
@@ -49,9 +50,7 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     report = train(config, say=click.echo)
     if not report.first_rank:
         sys.exit(128 + report.stop_signal if report.stop_signal else 0)
-    terms = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
-    share = report.wait_seconds / report.seconds if report.seconds else 0.0
-    click.echo(f"{report.steps} steps in {report.seconds:.0f} s, {share:.0%} of it waiting for data; losses: {terms}")
+    click.echo(_done(report))
     for name, value in report.scores.items():
         click.echo(f"{name} {value:.4f}")
     if report.stop_signal:
@@ -60,6 +59,17 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     if report.stopped:
         click.echo(f"stopped by {report.stopped}: nothing better since step {report.best.best_step}")
     click.echo(f"next: mmkd export {config.out} STUDENT_DIR")
+
+
+def _done(report: TrainReport) -> str:
+    """One line about the steps of this call."""
+    steps = report.steps - report.resumed_at
+    if not steps and not report.stopped:
+        return f"all {report.steps} steps were done before: nothing to do; for more, set another `out` and `epochs`"
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+    share = report.wait_seconds / report.seconds if report.seconds else 0.0
+    whole = f" ({report.steps} in all)" if report.resumed_at else ""
+    return f"{steps} steps{whole} in {report.seconds:.0f} s, {share:.0%} of it waiting for data; losses: {terms}"
 
 
 def _print_estimate(config: RunConfig, as_json: bool) -> None:

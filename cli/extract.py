@@ -46,8 +46,6 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     from mmkd.extract.cluster_config import load_cluster
     from mmkd.extract.config import ExtractConfig
     from mmkd.extract.failure_limit import FailureLimit
-    from mmkd.extract.run import extract as run
-    from mmkd.extract.run_report import summary_lines
     from mmkd.extract.teachers import parse_teachers
 
     config = ExtractConfig(
@@ -60,12 +58,16 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         retry_failed=options["retry_failed"],
         max_failures=FailureLimit.parse(options["max_failures"]) if options["max_failures"] else None,
     )
+    # What loads torch comes after the options: a misspelt name is told at once.
     if options["dry_run"]:
         from mmkd.extract.estimate import estimate, estimate_lines
 
         for line in estimate_lines(estimate(config)):
             click.echo(line)
         return
+    from mmkd.extract.run import extract as run
+    from mmkd.extract.run_report import summary_lines
+
     report = run(config, say=click.echo)
     for line in summary_lines(report):
         click.echo(line)

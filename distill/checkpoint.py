@@ -103,9 +103,12 @@ class Checkpointer:
         """The last checkpoint, or None for a new run.
 
         Raises:
-            UserError: it belongs to another run.
+            UserError: it belongs to another run, or the place is a file or a store.
             CorruptStoreError: it is damaged.
         """
+        if self.out.is_file() or (self.out / "zarr.json").is_file():
+            what = "a file" if self.out.is_file() else "a store"
+            raise UserError(f"out: {self.out} is {what}; name a folder of its own for the run")
         paths = checkpoints(self.out)
         if not paths:
             return None

@@ -16,7 +16,16 @@ from torch import nn
 from mmkd.distill.bank import Bank
 from mmkd.distill.batch import Batch, StudentFeatures
 from mmkd.distill.heads import Heads
-from mmkd.distill.losses import PairFeatures, bank_loss, cross_loss, feature_loss, relational_loss, task_loss, unit
+from mmkd.distill.losses import (
+    PairFeatures,
+    bank_loss,
+    cross_loss,
+    feature_loss,
+    relational_loss,
+    stacked,
+    task_loss,
+    unit,
+)
 from mmkd.distill.losses.relational import Similarities
 from mmkd.distill.objective_config import LossConfig
 from mmkd.distill.policies import Policy
@@ -72,43 +81,53 @@ class Objective(nn.Module):
             prepared = [mixed(prepared, shares)]
             shares = shares.sum(dim=1, keepdim=True)
         banks = None if self.side.bank is None else self.side.bank.at(batch.step, world.gather(rows))
-        columns: dict[str, list[torch.Tensor]] = {name: [] for name in self.config.teacher_terms}
-        for number, teacher in enumerate(prepared):
-            bank = None if banks is None else banks[number]
-            own_side = Comparison(number, student, own, every, teacher, gathered(teacher, world), bank)
-            for name, found in self._of_teacher(own_side).items():
-                columns[name].append(found)
+        columns: dict[str, list[torch.Tensor]] = {name: [rows] * len(prepared) for name in self.config.teacher_terms}
+        for numbers in of_one_width(prepared):
+            theirs = stacked([prepared[number] for number in numbers])
+            some_banks = None if banks is None else [banks[number] for number in numbers]
+            compared = Comparison(numbers, student, own, every, theirs, gathered(theirs, world), some_banks)
+            for name, found_Tb in self._of_teachers(compared).items():
+                for number, found_b in zip(numbers, found_Tb, strict=True):
+                    columns[name][number] = found_b
         by_term = {name: torch.stack(found, dim=1) for name, found in columns.items()}
         weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
         shares = self.side.policy.after_losses(shares, weighted, batch)
         reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world)
         return terms | reduced
 
-    def _of_teacher(self, side: Comparison) -> dict[str, torch.Tensor]:
-        """Each term's value a row, float (b,); rows that the teacher lacks hold anything finite."""
+    def _of_teachers(self, side: Comparison) -> dict[str, torch.Tensor]:
+        """Each term's value a row, float (T, b); rows that a teacher lacks hold anything finite."""
         config, teachers = self.config, self.side
         assert teachers is not None, "asked only when there are teachers"
-        image, text = (teachers.heads(side.number, x) for x in (side.student.image, side.student.text))
-        here = PairFeatures(unit(image), unit(text), side.own.group)
+        both = torch.cat([side.student.image, side.student.text])
+        mapped = unit(torch.stack([teachers.heads(number, both) for number in side.numbers]))
+        image, text = torch.split(mapped, len(side.own.image), dim=1)
+        here, scale = PairFeatures(image, text, side.own.group), self._scales(side.numbers)
         found = {}
         if config.feature:
-            found["feature"] = feature_loss(here, side.teacher, config.feature_kind)
+            found["feature"] = feature_loss(here, side.teachers, config.feature_kind)
         if config.cross:
-            found["cross"] = cross_loss(here, side.all_teacher, self._scale(side.number))
-        if config.bank and side.bank is not None:
-            found["bank"] = bank_loss(here, side.all_teacher, side.bank, self._scale(side.number))
+            found["cross"] = cross_loss(here, side.all_teachers, scale)
+        if config.bank and side.banks is not None:
+            # One after the other: stacking would copy every bank once more.
+            values = [
+                bank_loss(here.of(t), side.all_teachers.of(t), bank, scale[t] if scale.dim() else scale)
+                for t, bank in enumerate(side.banks)
+            ]
+            found["bank"] = torch.stack(values)
         if config.relational:
-            scale = side.student.log_scale.exp()
-            theirs = side.own.image.new_tensor(teachers.relation_scales[side.number])
+            theirs = side.own.image.new_tensor([teachers.relation_scales[n] for n in side.numbers])[:, None, None]
             found["relational"] = relational_loss(
-                Similarities(side.own, side.every, scale), Similarities(side.teacher, side.all_teacher, theirs)
+                Similarities(side.own, side.every, side.student.log_scale.exp()),
+                Similarities(side.teachers, side.all_teachers, theirs),
             )
         return found
 
-    def _scale(self, number: int) -> torch.Tensor:
+    def _scales(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Of the softmax over each teacher's keys: (T, 1, 1), or a scalar for all."""
         if self.config.cross_scale is not None:
             return torch.tensor(self.config.cross_scale)
-        return self.cross_log_scales[number].exp()
+        return self.cross_log_scales[list(numbers)].exp()[:, None, None]
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """The weighted sum that is minimised."""
@@ -123,20 +142,36 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One teacher against the student: rows of this rank and of all ranks, and the bank's."""
+    """Teachers of one width against the student: rows of this rank and of all ranks, and each bank's.
 
-    number: int
+    numbers: T places of the teachers in the run's list. teachers, all_teachers: stacked.
+    """
+
+    numbers: Sequence[int]
     student: StudentFeatures
     own: PairFeatures
     every: PairFeatures
-    teacher: PairFeatures
-    all_teacher: PairFeatures
-    bank: PairFeatures | None
+    teachers: PairFeatures
+    all_teachers: PairFeatures
+    banks: Sequence[PairFeatures] | None
+
+
+def of_one_width(prepared: Sequence[PairFeatures]) -> list[list[int]]:
+    """Places of the teachers, those of one width together: each loss is then computed once for all of them."""
+    found: dict[int, list[int]] = {}
+    for number, pairs in enumerate(prepared):
+        found.setdefault(pairs.image.shape[1], []).append(number)
+    return list(found.values())
 
 
 def gathered(pairs: PairFeatures, world: World) -> PairFeatures:
     """The rows of all ranks; the student's gradients flow back to the rank that a row came from."""
     if world.size == 1:
         return pairs
-    available = None if pairs.available is None else world.gather(pairs.available)
-    return PairFeatures(world.gather(pairs.image), world.gather(pairs.text), world.gather(pairs.group), available)
+    rows = pairs.image.dim() - 2  # behind the teachers, when they are stacked
+
+    def every(part: torch.Tensor, axis: int) -> torch.Tensor:
+        return world.gather(part.transpose(0, axis)).transpose(0, axis)
+
+    available = None if pairs.available is None else every(pairs.available, rows)
+    return PairFeatures(every(pairs.image, rows), every(pairs.text, rows), world.gather(pairs.group), available)

@@ -29,6 +29,9 @@ from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
 from mmkd.store.errors import CorpusError, TeacherError, UserError
 from mmkd.store.layout import TOWERS
 
+ROWS = 200
+"""Rows to run again when nobody says how many."""
+
 TOLERANCE = 1e-3
 """Distance (1 - cosine) beyond which a row counts as different. float16 storage costs some 1e-7, another machine or
 precision up to 1e-4; other weights, preprocessing or rows cost far more."""

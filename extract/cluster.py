@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.comm import CommClosedError
 
 from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
+from mmkd.store.cores import usable_cores
 from mmkd.store.errors import UserError
 
 # Settings of Dask that a run needs; what the user's YAML says of `distributed` goes above them.
@@ -67,6 +68,18 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
                 logger.setLevel(level)
 
 
+class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
+    """A client that its `with` block closes, and nothing else.
+
+    Dask's own also closes itself when it is collected, as the one that could not connect is: at any time, in any
+    thread, waiting up to twice its timeout, and for a lock which that thread may hold: it is the one
+    of the start of the next client.
+    """
+
+    def __del__(self) -> None:
+        """Nothing: a client that never connected has nothing to close."""
+
+
 def start_workers(client: Client, plugin: WorkerPlugin) -> None:
     """Have every worker, now and later, set the plugin up. A worker that dies over it is replaced and does not count.
 
@@ -87,8 +100,7 @@ def default_workers(cluster: ClusterConfig) -> int:
     """Workers of a run that names no number: one per GPU or core here, one elsewhere."""
     if cluster.scheduler != LOCAL:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(gpus()) or cores
+    return len(gpus()) or usable_cores()
 
 
 def gpus() -> list[str]:
@@ -137,7 +149,7 @@ def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
             "the worker processes did not start in two minutes; is this machine busy, or its memory full? "
             "try fewer with --workers"
         ) from error
-    with opened as started, Client(started, security=options["security"]) as client:
+    with opened as started, ScopedClient(started, security=options["security"]) as client:
         yield client
 
 
@@ -162,7 +174,7 @@ def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
     security = cluster.security.security() if cluster.security else None
     with (
         batch_cluster(cluster) as started,
-        Client(started, security=security) as client,
+        ScopedClient(started, security=security) as client,
         _kept_full(started, cluster),
     ):
         yield client
@@ -217,7 +229,7 @@ def _kept_full(started: Any, cluster: ClusterConfig) -> Iterator[None]:
 def _connect(cluster: ClusterConfig) -> Iterator[Client]:
     security = cluster.security.security() if cluster.security else None
     try:
-        client = Client(cluster.scheduler, timeout="10s", security=security)
+        client = ScopedClient(cluster.scheduler, timeout="10s", security=security)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"no Dask scheduler answers at {cluster.scheduler!r}; name `local`, an address such as tcp://HOST:8786 "

@@ -112,12 +112,15 @@ class ChunkedArray:
 
     def body(self, shard: int) -> NDArray[Any]:
         """One chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
-        shape = self.spec.shape(self.per_shard)
         chunk = self.chunks[shard]
         if chunk is None:
-            return np.full(shape, self.spec.fill, dtype=self.stored)
+            return self._missing()
         data = read_body(self.root, chunk[0], self.spec.chunk_bytes(self.per_shard), chunk[1])
-        return np.frombuffer(data, dtype=self.stored).reshape(shape)
+        return np.frombuffer(data, dtype=self.stored).reshape(self.spec.shape(self.per_shard))
+
+    def _missing(self) -> NDArray[Any]:
+        """What a chunk reads as that no ledger vouches for."""
+        return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
 
     def load(self) -> NDArray[Any]:
         """The whole array in memory, read-only.
@@ -140,10 +143,9 @@ class ChunkedArray:
         """
         names = [self.root / chunk[0] if chunk else None for chunk in self.chunks]
         paths = [name for name in names if name is None or isinstance(name, Path)]
-        missing = np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
         try:
             size = self.spec.chunk_bytes(self.per_shard)
-            return self.shaped(map_chunks(paths, size, missing.tobytes, self.read_around))
+            return self.shaped(map_chunks(paths, size, lambda: self._missing().tobytes(), self.read_around))
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"

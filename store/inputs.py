@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,12 +243,14 @@ def _mapped(root: StorePath, shard: int, entry: InputsEntry) -> pa.Table:
     return table
 
 
-def inputs_faults(root: StorePath, record: StoreRecord) -> Iterator[tuple[str, str]]:
-    """Entry that cannot be kept, and what is wrong: every byte of every file against its entry and the sample rows."""
+def inputs_faults(root: StorePath, record: StoreRecord, shards: Collection[int]) -> Iterator[tuple[str, str]]:
+    """Entry that cannot be kept, and what is wrong: every byte of these shards' files against entry and sample rows."""
     for path in _entry_paths(root):
         name = f"inputs/{path.name}"
         try:
             entry = _read_entry(path)
+            if entry.shard not in shards:
+                continue
             checked_inputs(root, entry)
             table, (part, _) = _mapped(root, entry.shard, entry), read_part(root, entry.shard)
         except (CorruptStoreError, OSError) as error:

@@ -25,7 +25,8 @@ from mmkd.store.record import StoreRecord, read_record
 from mmkd.store.remote import RemotePath, StorePath, as_root
 from mmkd.store.samples import read_samples, sample_dataset
 from mmkd.store.summary import StoreSummary, summarise
-from mmkd.store.verify import VerifyReport, verify
+from mmkd.store.verify import verify
+from mmkd.store.verify_report import VerifyReport
 
 
 class FeatureStore:
@@ -181,9 +182,9 @@ class FeatureStore:
                 raise UserError(f"{self.root} has no sample column {column!r}; it has {', '.join(known)}")
         return read_samples(self.root, dataset, columns=columns, filter=filter).combine_chunks()
 
-    def verify(self, deep: bool = False) -> VerifyReport:
-        """Compare every byte with the ledger that vouches for it; `deep` looks at the values too."""
-        return verify(self.root, deep)
+    def verify(self, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
+        """Compare every byte, or those of `sample` random shards, with the ledger; `deep` looks at the values too."""
+        return verify(self.root, deep, sample, seed)
 
     def summary(self) -> StoreSummary:
         """Counts, coverage, failures and bytes."""

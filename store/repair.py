@@ -20,7 +20,7 @@ from mmkd.store.ledger import entry_paths
 from mmkd.store.lock import only_writer
 from mmkd.store.record import read_record
 from mmkd.store.remote import StorePath, name_in
-from mmkd.store.verify import Problem, VerifyReport
+from mmkd.store.verify_report import Problem, VerifyReport
 
 TEMPORARY_SECONDS = 3600
 """A temporary file is removed when it is older: a younger one may be a writer at work."""

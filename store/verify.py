@@ -6,8 +6,7 @@ problem names one file, and `repair` knows which entries can no longer be kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,59 +35,19 @@ from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
 from mmkd.store.record import StoreRecord, read_record
 from mmkd.store.remote import StorePath, name_in
 from mmkd.store.samples import read_part, sample_schema
+from mmkd.store.verify_report import Problem, VerifyReport
 from mmkd.store.writer import iter_shards
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with one file."""
-
-    file: str
-    """Path inside the store."""
-    what: str
-    shard: int | None = None
-    """Shard whose entries cannot be kept; None when no shard is to blame."""
-    teacher: str | None = None
-    """Teacher whose entry (or, without a shard, all of whose entries) cannot be kept; None for all teachers."""
-
-    def __str__(self) -> str:
-        place = f"shard {self.shard}" if self.shard is not None else ""
-        of = f"{' of ' if place else 'teacher '}{self.teacher}" if self.teacher else ""
-        return f"{place}{of}: {self.what}" if place or of else self.what
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What `verify` found."""
-
-    entries: int
-    """Ledger entries that were checked."""
-    findings: tuple[Problem, ...]
-    """Empty for a sound store."""
-    temporary: tuple[str, ...]
-    """Left-overs of interrupted writes: harmless."""
-    orphans: tuple[str, ...]
-    """Files that nothing vouches for: interrupted shards and strangers. Readers do not look at them."""
-    deep: bool
-    """Values were looked at too, not only checksums."""
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """One line each: where, which file, what is wrong."""
-        return tuple(map(str, self.findings))
-
-    @property
-    def sound(self) -> bool:
-        """True when there is no problem."""
-        return not self.findings
-
-
-def verify(root: StorePath, deep: bool = False) -> VerifyReport:
+def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
     """Check a store: metadata, sample parts, selections, every ledger entry against the bytes it vouches for.
 
     Args:
         root: the store.
         deep: also decode every feature and hold rows marked sound to be finite and not zero, and others to be NaN.
+        sample: compare the bytes of so many shards only: all teachers' chunks, sample rows and inputs of each.
+            Metadata, ledger entries, selections and the names of files are looked at in full. None for every shard.
+        seed: decides which shards; the same store and seed draw the same.
 
     Raises:
         NotAStoreError, FormatVersionError, CorruptStoreError: the root's own metadata cannot be trusted, so
@@ -97,13 +56,15 @@ def verify(root: StorePath, deep: bool = False) -> VerifyReport:
     from mmkd.store.selection.check import selection_faults  # noqa: PLC0415 - selections read stores, which verify
 
     record = read_record(root)
+    every = range(shard_count(record.rows, record.rows_per_shard))
+    shards = every if sample is None else drawn_shards(len(every), sample, seed)
     findings: list[Problem] = []
     cards: dict[str, TeacherCard] = {}
     for slug in teacher_folders(root):
         findings += _check_teacher(root, record, slug, cards)
     if cards:
         findings += _check_document(root, "teachers/zarr.json", group_document())
-    checksums, part_findings = _check_parts(root, record)
+    checksums, part_findings = _check_parts(root, record, shards)
     findings += part_findings
     entries: list[LedgerEntry] = []
     paths = list(entry_paths(root))
@@ -114,10 +75,12 @@ def verify(root: StorePath, deep: bool = False) -> VerifyReport:
         except CorruptStoreError as error:
             findings.append(Problem(name, str(error)))
     findings += _blamed_parts(checksums, entries)
-    findings += (Problem(name, what) for name, what in inputs_faults(root, record))
+    findings += (Problem(name, what) for name, what in inputs_faults(root, record, shards))
     findings += (Problem(name, what) for name, what in selection_faults(root, record, cards))
     bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
-    for entry in entries:
+    # An entry of a shard that cannot be is nobody's sample.
+    looked_at = [entry for entry in entries if entry.shard in shards or entry.shard not in every]
+    for entry in looked_at:
         card = cards.get(entry.teacher)
         if card is not None:
             findings += _check_entry(root, record, card, entry, checksums, deep)
@@ -128,7 +91,16 @@ def verify(root: StorePath, deep: bool = False) -> VerifyReport:
             )
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
     orphans = tuple(sorted(_orphans(root, record, cards, entries, {name_in(root, path) for path in paths})))
-    return VerifyReport(len(paths), tuple(findings), temporary, orphans, deep)
+    unread = len(paths) - len(entries)
+    return VerifyReport(
+        len(looked_at) + unread, tuple(findings), temporary, orphans, deep, len(shards), len(every)
+    )  # fmt: skip
+
+
+def drawn_shards(shards: int, sample: int, seed: int) -> frozenset[int]:
+    """`sample` different numbers below `shards`, or all when there are not so many."""
+    drawn = np.random.default_rng(seed).choice(shards, min(sample, shards), replace=False)
+    return frozenset(drawn.tolist())
 
 
 def _check_teacher(root: StorePath, record: StoreRecord, slug: str, cards: dict[str, TeacherCard]) -> Iterator[Problem]:
@@ -156,12 +128,14 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
         yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({wrong})")
 
 
-def _check_parts(root: StorePath, record: StoreRecord) -> tuple[dict[int, str], list[Problem]]:
+def _check_parts(root: StorePath, record: StoreRecord, shards: Collection[int]) -> tuple[dict[int, str], list[Problem]]:
     """SHA-256 of each readable sample part, and what is wrong with the table."""
     checksums: dict[int, str] = {}
     findings: list[Problem] = []
     keys: list[pa.ChunkedArray] = []
     for shard, rows in enumerate(iter_shards(record)):
+        if shard not in shards:
+            continue
         name = sample_part(shard)
         try:
             table, checksums[shard] = read_part(root, shard)

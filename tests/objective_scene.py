@@ -1,4 +1,4 @@
-"""A small batch with three teachers of widths 3, 5 and 4, made in memory; also a script of one rank under torchrun.
+"""A small batch with three teachers of widths 3, 5 and 3, made in memory; also a script of one rank under torchrun.
 
 `torchrun objective_scene.py OUT` writes each recipe's terms and gradients, over all ranks, to OUT/<world size>.pt.
 """
@@ -24,7 +24,8 @@ from mmkd.distill.targets import Preparation
 from mmkd.distill.world import World, started_world
 
 ROWS, WIDTH, SEED, STEP = 8, 4, 11, 3
-SLUGS, WIDTHS = ("a", "b", "c"), (3, 5, 4)
+# The first and the last are judged together, the one between them apart.
+SLUGS, WIDTHS = ("a", "b", "c"), (3, 5, 3)
 # Row 2 has no teacher, row 7 one; ranks 0 and 1 of two hold different numbers of rows of each.
 PRESENT = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=bool)
 GROUPS = [4, 5, 6, 4, 7, 8, 9, 5]

@@ -114,4 +114,6 @@ def write_scene(root: Path, hub: Path) -> None:
     # A page makes its own by exporting; eval-features keeps what this one said.
     shutil.rmtree(root / "student")
     (root / "suite.yaml").write_text(SUITE)
+    # The release keeps its images in its own folder; an export leaves them where the corpus has them.
     export_original(FeatureStore.open(root / "features"), root / "MMKDCLIP_DATA")
+    shutil.copytree(root / "figures", root / "MMKDCLIP_DATA" / "figures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from distributed import Client
 
-from mmkd.extract.cluster import GpuCluster, dask_client
+from mmkd.extract.cluster import GpuCluster, ScopedClient, dask_client
 from mmkd.extract.cluster_config import ClusterConfig, keywords_of, load_cluster
 from mmkd.store.errors import ConfigError, UserError
 
@@ -147,6 +148,18 @@ def test_tls_by_files_beside_the_yaml(tls: Path, tls_scheduler: str) -> None:
         with pytest.raises(UserError, match="no Dask scheduler answers") as caught, dask_client(load_cluster(plain)):
             pass
         assert "\n" not in str(caught.value)
+
+
+def test_a_client_that_could_not_connect_does_not_close_itself_when_it_is_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dask's own does, under a lock that the collecting thread may hold: the start of the next cluster then hung."""
+    closed: list[object] = []
+    monkeypatch.setattr(ScopedClient, "close", closed.append)
+    with pytest.raises(UserError, match="no Dask scheduler answers"), dask_client(load_cluster("nowhere://x")):
+        pass
+    gc.collect()
+    assert closed == []
 
 
 def test_a_local_cluster_can_speak_tls_too(tls: Path) -> None:

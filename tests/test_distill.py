@@ -105,6 +105,8 @@ def test_loader_processes_do_not_change_the_result(training_scene: Path) -> None
         ({"monitor": {"patience": 3}}, ConfigError, "patience needs monitor.sets"),
         ({"student": {"model": "ViT-Z-99"}}, ConfigError, "'ViT-Z-99' is unknown to open_clip"),
         ({"student": {"model": "gone.json"}}, ConfigError, "cannot be read"),
+        ({"out": "features"}, UserError, "features is a store; name a folder of its own for the run"),
+        ({"out": "tiny-student.json"}, UserError, "is a file; name a folder of its own"),
         ({"store": "nowhere"}, Exception, "does not exist"),
     ],
 )

@@ -77,6 +77,9 @@ def test_a_finished_run_ends_with_0_and_says_what_comes_next(training_scene: Pat
     assert status == 0
     assert lines[-1] == f"next: mmkd export {load_run(path).out} STUDENT_DIR"
     assert any(line.startswith("4 steps in ") and "waiting for data; losses: task " in line for line in lines)
+    status, lines = ended(forked_command(tmp_path / "again", "distill", path), tmp_path / "again")
+    assert status == 0
+    assert lines[-2].startswith("all 4 steps were done before: nothing to do; ")
 
 
 def one_line(training_scene: Path, tmp_path: Path, **changes: object) -> str:

@@ -98,6 +98,9 @@ def test_planted_copies_are_found_and_no_others(planted: tuple[Path, Path]) -> N
     strict = find_leakage(load_suite(suite), thresholds=Thresholds(cosine=1.0))
     assert [one.features.found for one in strict.overlaps] == [0, 0]
     assert {one.hash for one in report.overlaps} == {None}
+    words = ["leakage", str(suite), "--cosine", "1.0", "--json"]
+    said = json.loads(CliRunner().invoke(evaluate, words).output)["overlaps"]
+    assert [(one["exact"], one["features"]["found"]) for one in said] == [(1, 0), (2, 0)]
 
 
 def test_text_and_json_say_the_same(planted: tuple[Path, Path]) -> None:
@@ -203,6 +206,7 @@ def test_copies_that_were_saved_scaled_or_brightened_are_found_by_hash(pictured:
     loose = find_leakage(load_suite(pictured / "suite.yaml"), None, None, Thresholds(bits=31), hashes(kept))
     assert loose.overlaps[0].hash is not None
     assert loose.overlaps[0].hash.found == 5
+    assert json.loads(CliRunner().invoke(evaluate, [*arguments, "--bits", "31"]).stdout) == json.loads(loose.json())
     text = loose.text()
     assert "by perceptual hashes that differ in 31 of 64 bits or fewer" in text
     assert "  3 images have no hash: gone, changed, or of one colour" in text

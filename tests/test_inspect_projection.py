@@ -86,6 +86,17 @@ def test_rows_are_written_for_other_tools(faults: FeatureStore, tmp_path: Path) 
     assert {"key", "caption", "site", "projection_x", "projection_y"} <= set(table.column_names)
 
 
+def test_the_seed_decides_the_rows_that_are_written(faults: FeatureStore, tmp_path: Path) -> None:
+    tables = []
+    for seed in (0, 3):
+        out = tmp_path / f"{seed}.parquet"
+        words = ["--teacher", "base", "--sample", "50", "--seed", str(seed), "--projection", "pca", "--out", str(out)]
+        assert CliRunner().invoke(atlas, [str(faults.root), *words]).exit_code == 0
+        tables.append(pq.read_table(out))
+    assert tables[1].equals(atlas_table(faults, "base", "image", 50, 3, "pca"))
+    assert tables[0]["key"] != tables[1]["key"]
+
+
 def test_the_atlas_is_started_with_the_rows(
     faults: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.cli.store.preview import draw
 from mmkd.cli.store.show import neighbors as neighbors_command
 from mmkd.cli.store.show import show
+from mmkd.cli.store.stats import stats
 from mmkd.cli.store.tables import printable
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.images import ImageError
@@ -208,6 +210,18 @@ def test_the_commands_print_and_give_json(faults: FeatureStore) -> None:
         neighbors_command, [str(faults.root), "k20", "--teacher", "base", "--top", "2", "--json"]
     )
     assert [row["row"] for row in json.loads(found.output)] == list(TWINS)
+
+
+def test_the_seed_decides_which_rows_are_looked_at(faults: FeatureStore) -> None:
+    def told(command: click.Command, *words: object) -> str:
+        done = CliRunner().invoke(command, [str(faults.root), *map(str, words), "--json"])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    for command, word in ((show, "k0"), (stats, "--sample=200")):
+        first, second, again = (told(command, word, "--seed", seed) for seed in (1, 2, 1))
+        assert first == again
+        assert first != second
 
 
 def test_pictures_stay_inside_the_corpus(faults: FeatureStore) -> None:

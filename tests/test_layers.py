@@ -154,6 +154,29 @@ def test_the_core_opens_stores_with_its_own_dependencies_alone(small_store: Path
     assert "600 ok" in done.stdout
 
 
+@pytest.mark.parametrize("words", ["teachers list", "teachers show plip", "doctor --json"])
+def test_who_the_teachers_are_needs_no_extra(words: str) -> None:
+    absent = "dask distributed h5py huggingface_hub obstore open_clip PIL sklearn timm torch torchvision transformers"
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent.split()!r}))\n"
+        f"sys.argv = ['mmkd', *{words.split()!r}]\n"
+        "from mmkd.cli.main import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "plip" in done.stdout
+
+
+def test_a_misspelt_teacher_is_told_before_torch_is_loaded() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "sys.argv = ['mmkd', 'extract', 'pairs.csv', 'store', '--teachers', 'plipp']\n"
+        "from mmkd.cli.main import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("Error: no teacher is called 'plipp': did you mean 'plip'?"), done.stderr
+
+
 @pytest.mark.parametrize("package", ["mmkd.store", "mmkd.evaluate", "mmkd.extract.teachers", "mmkd.extract.corpora"])
 def test_all_names_what_can_be_imported(package: str) -> None:
     import importlib

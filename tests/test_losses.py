@@ -18,6 +18,7 @@ from mmkd.distill.losses import (
     cross_loss,
     feature_loss,
     relational_loss,
+    stacked,
     task_loss,
     unit,
     weighted_mean,
@@ -104,6 +105,27 @@ def test_bank_loss_is_the_definition_over_batch_and_bank(there: list[bool] | Non
     keys = tuple(np.concatenate([x, y[kept]]) for x, y in zip(t, b, strict=True))
     expected = slow_both(s, keys, 5.0, GROUPS, GROUPS + [BANK_GROUPS[j] for j in kept])  # type: ignore[arg-type]
     assert np.allclose(found.numpy(), expected, rtol=1e-12)
+
+
+def test_stacked_teachers_get_what_each_gets_alone() -> None:
+    scales = [5.0, 9.0]
+    there = [[i != MISSING for i in range(N)], [i > 0 for i in range(N)]]
+    students = [pairs(rows(seed), rows(seed + 1), GROUPS) for seed in (2, 12)]
+    teachers = [pairs(rows(seed), rows(seed + 1), GROUPS, mask) for seed, mask in zip((4, 14), there, strict=True)]
+    both, theirs = stacked(students), stacked(teachers)
+    scale = torch.tensor(scales)[:, None, None]
+    for kind in FEATURE_KINDS:
+        alone = torch.stack([feature_loss(s, t, kind) for s, t in zip(students, teachers, strict=True)])
+        assert torch.allclose(feature_loss(both, theirs, kind), alone, rtol=1e-12)
+    alone = torch.stack([cross_loss(s, t, torch.tensor(x)) for s, t, x in zip(students, teachers, scales, strict=True)])
+    assert torch.allclose(cross_loss(both, theirs, scale), alone, rtol=1e-12)
+    own = Similarities(students[0], students[0], torch.tensor(3.0))
+    alone = torch.stack(
+        [relational_loss(own, Similarities(t, t, torch.tensor(x))) for t, x in zip(teachers, scales, strict=True)]
+    )
+    assert torch.allclose(relational_loss(own, Similarities(theirs, theirs, scale)), alone, rtol=1e-12)
+    assert torch.equal(theirs.of(1).text, teachers[1].text)
+    assert theirs.of(1).mask.tolist() == there[1]
 
 
 def test_with_a_bank_of_the_rest_the_value_does_not_depend_on_the_batch() -> None:

@@ -190,6 +190,41 @@ def test_verify_names_a_file_with_one_flipped_bit(small_store: Path, name: str) 
     assert any(part in problem for problem in problems for part in named)
 
 
+def test_a_sample_of_shards_is_read_whole_and_said(small_store: Path) -> None:
+    from mmkd.store.verify import drawn_shards
+
+    assert [len(drawn_shards(3, n, seed=0)) for n in (1, 2, 3, 9)] == [1, 2, 3, 3]
+    assert drawn_shards(1000, 10, seed=1) == drawn_shards(1000, 10, seed=1) != drawn_shards(1000, 10, seed=2)
+    seed = next(seed for seed in range(99) if drawn_shards(3, 1, seed) == {1})
+    store = FeatureStore.open(small_store)
+    report = store.verify(sample=1, seed=seed)
+    assert (report.sound, report.entries, report.shards, report.all_shards) == (True, 2, 1, 3)
+    for name in ("teachers/alpha/image/c/2/0", "samples/00002.parquet", "teachers/beta/text/c/1/0"):
+        path = small_store / name
+        data = bytearray(path.read_bytes())
+        data[-9] ^= 0x04
+        path.write_bytes(data)
+    (problem,) = store.verify(sample=1, seed=seed).findings
+    assert (problem.shard, problem.teacher, problem.file) == (1, "beta", "teachers/beta/text/c/1/0")
+    assert len({finding.shard for finding in store.verify().findings}) == 2
+
+
+def test_what_is_not_sampled_is_metadata_entries_and_names(small_store: Path) -> None:
+    from mmkd.store.verify import drawn_shards, verify
+
+    seed = next(seed for seed in range(99) if drawn_shards(3, 1, seed) == {0})
+    (small_store / "ledger/00002.beta.json").write_text("{")
+    (small_store / "teachers/alpha/image/zarr.json").write_text("{}")
+    (small_store / "samples/stranger").write_text("")
+    report = verify(small_store, sample=1, seed=seed)
+    assert {finding.file for finding in report.findings} == {
+        "ledger/00002.beta.json", "teachers/alpha/image/zarr.json"
+    }  # fmt: skip
+    assert report.orphans == (
+        "samples/stranger", "teachers/beta/image/c/2/0", "teachers/beta/text/c/2/0", "teachers/beta/valid/c/2"
+    )  # fmt: skip
+
+
 def write_image(root: Path, image: np.ndarray) -> None:
     """Write 100 rows of image features to shard 0 of alpha, all offered as sound."""
     from mmkd.store.samples import read_part

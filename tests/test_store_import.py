@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.original import OriginalRelease, export_original
@@ -49,6 +51,16 @@ def read_back(store: FeatureStore) -> dict[tuple[int, str], np.ndarray]:
                 if bits >> bit & 1:
                     out[row, f"{card.source.rpartition(':')[2]}_{suffix}"] = getattr(store, tower)(slug)[row]
     return out
+
+
+def test_the_command_reads_the_file_that_was_named(small_store: Path, tmp_path: Path) -> None:
+    export_original(FeatureStore.open(small_store), tmp_path / "release", "clips_project_output")
+    words = ["store", "import", str(tmp_path / "release"), str(tmp_path / "s")]
+    assert "no clips_output.pt below" in str(CliRunner().invoke(cli, words).exception)
+    assert CliRunner().invoke(cli, [*words, "--features", "clips_project_output"]).exit_code == 0
+    there, back = FeatureStore.open(small_store), FeatureStore.open(tmp_path / "s")
+    for slug in there.teachers:
+        assert np.array_equal(back.image(slug), there.image(slug), equal_nan=True)
 
 
 @needs_release

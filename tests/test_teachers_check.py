@@ -116,6 +116,14 @@ def test_check_without_weights_says_so(mmkd: Terminal, tmp_path: Path, monkeypat
     assert "then give medclip=local-dir:/folder" in err
 
 
+def test_a_device_that_is_not_here_is_one_line(mmkd: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = mmkd("check", "plip", "--device", "gpu")
+    assert (code, err) == (1, "Error: plip was not checked: there is no device 'gpu'; write cpu, cuda or cuda:0\n")
+    code, _, err = mmkd("check", "plip", "--device", "cuda:1")
+    assert (code, "'cuda:1': no CUDA device is available here" in err) == (1, True)
+
+
 def test_check(mmkd: Terminal, tmp_path: Path) -> None:
     spec = snapshots.biomedclip(tmp_path).spec
     code, out, _ = mmkd("check", card_file(spec, tmp_path), "--json")

@@ -54,5 +54,11 @@ def write_run(root: Path, name: str, **changes: Any) -> Path:
 
 
 def quiet(config: RunConfig | Path) -> TrainReport:
-    """Train without a word."""
-    return train(config if isinstance(config, RunConfig) else load_run(config), say=lambda _: None)
+    """Train without a word, to the end.
+
+    A run saves and returns on SIGTERM. One that comes from outside (`timeout`, a batch system) would else be seen as
+    a wrong loss: that of the step in which it came.
+    """
+    report = train(config if isinstance(config, RunConfig) else load_run(config), say=lambda _: None)
+    assert not report.stop_signal, f"{report.stopped} from outside ended the run after step {report.steps}"
+    return report

@@ -7,6 +7,7 @@ float16 (N, D). Here: memory, the store, and what holds arrays; `loaders` has wh
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ class Layout(ABC):
     """A row costs the same in any batch."""
     stream_only = False
     """There are no random rows: a batch is the next rows of a shuffled stream."""
+    most_rows = sys.maxsize
+    """Rows that are written at most, where more would take too long; batches are drawn from these."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -206,9 +209,9 @@ class Safetensors(Layout):
 
     name, needs = "safetensors, shards held open", ("safetensors",)
 
-    def write_from(self, store: Path) -> None:
-        """`mmkd store export --layout safetensors`."""
-        export_safetensors(FeatureStore.open(store), self.folder)
+    def write(self, features: Features) -> None:
+        """`mmkd store export --layout safetensors` of the store that lies beside."""
+        export_safetensors(FeatureStore.open(place_of(Mmkd, self.folder.parent)), self.folder)
 
     def open(self) -> None:
         """All shards; on a CPU, torch's tensors lie over the mapped file."""
@@ -242,3 +245,8 @@ class Safetensors(Layout):
 
 
 OVER_THE_STORE = (TensorStore, ZarrPython)
+
+
+def place_of(kind: type[Layout], folder: Path) -> Path:
+    """Where a layout lies."""
+    return folder / ("Mmkd" if kind in OVER_THE_STORE else kind.__name__)

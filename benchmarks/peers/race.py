@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmkd.benchmarks.peers.layouts import OVER_THE_STORE, Hdf5, Layout, Memory, Mmkd, Safetensors
-from mmkd.benchmarks.peers.loaders import LOADERS, Original
+from mmkd.benchmarks.peers.layouts import OVER_THE_STORE, Hdf5, Layout, Memory, Mmkd, Safetensors, place_of
+from mmkd.benchmarks.peers.loaders import LOADERS
 from mmkd.store.malloc import keep_freed_memory
 
 PEERS = (*OVER_THE_STORE, Hdf5, Safetensors, *LOADERS)
@@ -36,8 +36,6 @@ REPEATS = 9
 MODES = ("open", "batch", "scan")
 SCAN_SECONDS = 4.0
 """What needs longer for all rows in order is stopped then, and its rate is that of the rows it did."""
-ORIGINAL_ROWS = 4096
-"""Samples that are written in the original's layout: two files each; its batches are drawn from these."""
 
 
 def columns_of(teachers: int) -> list[str]:
@@ -49,11 +47,6 @@ def make_features(rows: int, teachers: int) -> dict[str, np.ndarray]:
     """Random directions, as float16."""
     rng = np.random.default_rng(0)
     return {name: rng.standard_normal((rows, DIM), np.float32).astype(np.float16) for name in columns_of(teachers)}
-
-
-def place_of(kind: type[Layout], folder: Path) -> Path:
-    """Where a layout lies."""
-    return folder / ("Mmkd" if kind in OVER_THE_STORE else kind.__name__)
 
 
 def available() -> list[type[Layout]]:
@@ -70,13 +63,7 @@ def write_all(folder: Path, features: dict[str, np.ndarray]) -> None:
         print(f"writing {kind.name}", flush=True)
         temporary = place.with_name(f".{place.name}")
         shutil.rmtree(temporary, ignore_errors=True)
-        layout = kind(temporary)
-        if isinstance(layout, Safetensors):
-            layout.write_from(place_of(Mmkd, folder))
-        elif isinstance(layout, Original):
-            layout.write({name: values[:ORIGINAL_ROWS] for name, values in features.items()})
-        else:
-            layout.write(features)
+        kind(temporary).write({name: values[: kind.most_rows] for name, values in features.items()})
         temporary.rename(place)
     os.sync()
 
@@ -112,7 +99,7 @@ def drop_cache(place: Path) -> float:
 def alone(kind: type[Layout], folder: Path, mode: str, rows: int) -> dict[str, Any]:
     """In a process that has opened nothing yet: a first row (warm), or a batch or a scan of one teacher (cold)."""
     place = place_of(kind, folder)
-    limit = min(rows, ORIGINAL_ROWS) if kind is Original else rows
+    limit = min(rows, kind.most_rows)
     resident = drop_cache(place) if mode != "open" else 1.0
     layout, columns = kind(place), columns_of(1)
     picked = np.random.default_rng(2).integers(0, limit, 4096)
@@ -167,7 +154,7 @@ def sizes(folder: Path, rows: int, teachers: int) -> Iterator[dict[str, Any]]:
         if kind in OVER_THE_STORE:
             continue
         stats = [path.stat() for path in files_of(place_of(kind, folder))]
-        there = min(rows, ORIGINAL_ROWS) if kind is Original else rows
+        there = min(rows, kind.most_rows)
         yield {
             "case": "size", "layout": kind.name, "rows": there, "teachers": teachers, "files": len(stats),
             "bytes": sum(stat.st_size for stat in stats), "room": sum(stat.st_blocks * 512 for stat in stats),
@@ -259,8 +246,7 @@ def main() -> None:
         layout = kind(place_of(kind, given.folder))
         layout.open()
         layouts.append(layout)
-    limits = {layout.name: given.rows for layout in layouts}
-    limits[Original.name] = min(given.rows, ORIGINAL_ROWS)
+    limits = {layout.name: min(given.rows, layout.most_rows) for layout in layouts}
     for layout in layouts[1:]:
         check(layout, features, limits[layout.name], given.teachers)
     found += race(layouts, limits, given.seconds, given.teachers)

@@ -42,17 +42,22 @@ def info(path: str, as_json: bool) -> None:
     metavar="SLUG",
     help="Instead, run this teacher again on random rows; or NAME=local-dir:FOLDER.",
 )
-@click.option("-n", "--rows", type=click.IntRange(min=1), default=200, show_default=True, help="Rows to run again.")
+@click.option(
+    "-n",
+    "--sample",
+    type=click.IntRange(min=1),
+    help="Only so many random shards; with --against-teacher, random rows.  [default: every shard; 200 rows]",
+)
 @click.option("--corpus", help="The corpus, or the folder of its images, where it lies now.  [default: as recorded]")
 @click.option("--tolerance", type=click.FloatRange(0, 2), help="Largest 1 - cosine of a row.  [default: 0.001]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the rows.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the sample.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
 def verify(
     path: str,
     deep: bool,
     mend: bool,
     against_teacher: str | None,
-    rows: int,
+    sample: int | None,
     corpus: str | None,
     tolerance: float | None,
     seed: int,
@@ -60,6 +65,7 @@ def verify(
 ) -> None:
     """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired.
 
+    With -n, compare the bytes of some shards; metadata, entries and selections are looked at in full all the same.
     With --against-teacher, compare features with what the teacher says now: cosines within a tolerance.
     """
 
@@ -67,25 +73,28 @@ def verify(
         if deep or mend:
             raise click.UsageError("--against-teacher does not go with --deep or --repair; run them one by one")
         from mmkd.cli.store.against import report_comparison
-        from mmkd.extract.against_teacher import TOLERANCE, compare_with_teacher
+        from mmkd.extract.against_teacher import ROWS, TOLERANCE, compare_with_teacher
         from mmkd.store import FeatureStore
 
         limit = TOLERANCE if tolerance is None else tolerance
         opened = FeatureStore.open(path)
+        rows = ROWS if sample is None else sample
         comparison = compare_with_teacher(opened, against_teacher, rows, corpus=corpus, tolerance=limit, seed=seed)
         report_comparison(comparison, as_json)
         if not comparison.sound:
             sys.exit(1)
         return
 
+    if corpus is not None or tolerance is not None:
+        raise click.UsageError("--corpus and --tolerance go with --against-teacher")
     from mmkd.store.remote import as_root
     from mmkd.store.repair import repair
     from mmkd.store.verify import verify as check
 
     root = as_root(path)
-    report = check(root, deep)
+    report = check(root, deep, sample, seed)
     done = repair(root, report) if mend else ()
-    after = check(root, deep) if done else report
+    after = check(root, deep, sample, seed) if done else report
     if as_json:
         content = asdict(report) | {"problems": report.problems, "repaired": done, "sound": after.sound}
         click.echo(json.dumps(content, indent=1))
@@ -101,4 +110,6 @@ def _verdict(report: VerifyReport) -> str:
     depth = "bytes and values" if report.deep else "bytes"
     verdict = "sound" if report.sound else f"{len(report.problems)} problems; `--repair` drops what is unsound"
     left = f"{len(report.temporary)} temporary files and {len(report.orphans)} files without an entry left over"
-    return f"{verdict}: {depth} of {report.entries} ledger entries checked, {left}"
+    some = report.shards < report.all_shards
+    share = f" ({report.shards:,} of {report.all_shards:,} shards, drawn at random)" if some else ""
+    return f"{verdict}: {depth} of {report.entries} ledger entries checked{share}, {left}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -19,7 +19,9 @@ from mmkd.store.errors import UserError
 Batch = dict[str, TeacherRows]
 
 
-def batches(rows: AlignmentRows, settings: TrainingSettings, seed: int, device: torch.device) -> Iterator[Batch]:
+def batches(
+    rows: AlignmentRows, settings: TrainingSettings, seed: int, device: torch.device
+) -> Generator[Batch, None, None]:
     """The batches of all steps, each gathered by a thread while the step before runs.
 
     The gather lets go of the interpreter, so it costs the step nothing but memory bandwidth.

@@ -9,7 +9,7 @@ from mmkd.distill.losses.pair_features import PairFeatures
 
 
 def cross_loss(student: PairFeatures, teacher: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """ICL of CLIP-KD (arXiv 2307.12732), float (Q,).
+    """ICL of CLIP-KD (arXiv 2307.12732), float (..., Q).
 
     ``1/2 [ contrast(s_img, T_txt) + contrast(s_txt, T_img) ]``.
     student: this rank's rows in the teacher's space. teacher: the teacher's rows of the whole batch.

@@ -14,7 +14,7 @@ FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 
 def feature_loss(student: PairFeatures, teacher: PairFeatures, kind: FeatureKind) -> torch.Tensor:
-    """``d(s_img, t_img) + d(s_txt, t_txt)``, float (Q,), with d one of
+    """``d(s_img, t_img) + d(s_txt, t_txt)``, float (..., Q), with d one of
 
     - cosine: ``1 - s . t`` of unit rows, half their squared distance, whatever the width E;
     - mse: ``1/E sum_e (s_e - t_e)^2`` (FD of CLIP-KD, arXiv 2307.12732); of unit rows it is 2/E of the

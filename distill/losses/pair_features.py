@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ class PairFeatures:
 
     image, text: float (n, D). group: int64 (n,), equal for equal captions, which are then positives of each other.
     available: bool (n,), or None for all; a row that is not is never a key, and its own value is to be given weight 0.
+    The same pairs as T teachers of one width see them: image, text (T, n, D) and available (T, n), see `stacked`.
     """
 
     image: torch.Tensor
@@ -25,6 +27,19 @@ class PairFeatures:
     def mask(self) -> torch.Tensor:
         """`available`, also when it is None."""
         return torch.ones_like(self.group, dtype=torch.bool) if self.available is None else self.available
+
+    def of(self, teacher: int) -> PairFeatures:
+        """One of the stacked teachers."""
+        available = None if self.available is None else self.available[teacher]
+        return PairFeatures(self.image[teacher], self.text[teacher], self.group, available)
+
+
+def stacked(teachers: Sequence[PairFeatures]) -> PairFeatures:
+    """The same pairs as several teachers of one width see them, for losses of all of them at once."""
+    image, text, available = (
+        torch.stack([getattr(pairs, part) for pairs in teachers]) for part in ("image", "text", "mask")
+    )
+    return PairFeatures(image, text, teachers[0].group, available)
 
 
 def unit(features: torch.Tensor) -> torch.Tensor:

@@ -18,17 +18,18 @@ class Similarities:
     scale: torch.Tensor
 
     def log_softmax(self, available_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image to text and text to image, each (Q, K), over the available keys."""
-        to_text = self.scale * self.rows.image @ self.keys.text.T
-        to_image = self.scale * self.rows.text @ self.keys.image.T
+        """Image to text and text to image, each (..., Q, K), over the available keys."""
+        to_text = self.scale * self.rows.image @ self.keys.text.mT
+        to_image = self.scale * self.rows.text @ self.keys.image.mT
         if available_K is not None:
             lowest = torch.finfo(to_text.dtype).min
-            to_text, to_image = (logits.masked_fill(~available_K, lowest) for logits in (to_text, to_image))
+            missing_1K = ~available_K[..., None, :]
+            to_text, to_image = (logits.masked_fill(missing_1K, lowest) for logits in (to_text, to_image))
         return to_text.log_softmax(-1), to_image.log_softmax(-1)
 
 
 def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tensor:
-    """Kullback-Leibler divergence of the student's similarities from the teacher's, both directions, float (Q,).
+    """Kullback-Leibler divergence of the student's similarities from the teacher's, both directions, float (..., Q).
 
     ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``,
     ``v_i = sum_j p_ij log(p_ij / q_ij)``,

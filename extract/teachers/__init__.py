@@ -1,13 +1,19 @@
-"""Teachers: who they are, how their files become an encoder, and how to bring one's own."""
+"""Teachers: who they are, how their files become an encoder, and how to bring one's own.
+
+Who they are is read without torch: lists, checks of names and `mmkd doctor` start at once, and without the extra.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from mmkd.extract.teachers.loaders import find_loader
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.spec import TeacherSpec, parse_teachers
-from mmkd.store import TeacherCard
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmkd.store import TeacherCard
 
 __all__ = ["Teacher", "TeacherSpec", "describe_teacher", "load_teacher", "parse_teachers"]
 
@@ -20,6 +26,8 @@ def describe_teacher(spec: TeacherSpec) -> TeacherCard:
     Raises:
         TeacherError: in one line what is missing or wrong, and what to do.
     """
+    from mmkd.extract.teachers.loaders import find_loader  # noqa: PLC0415 - torch
+
     return find_loader(spec).describe(spec)
 
 
@@ -29,4 +37,6 @@ def load_teacher(spec: TeacherSpec, card: TeacherCard, device: torch.device) -> 
     Raises:
         TeacherError: the files are not the card's any more, are damaged, or do not fit the architecture.
     """
+    from mmkd.extract.teachers.loaders import find_loader  # noqa: PLC0415 - torch
+
     return find_loader(spec).load(spec, card, device)

@@ -5,11 +5,12 @@ Shapes: B batch, H and W the teacher's image size, L its context length, D its f
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from mmkd.store import TeacherCard
+    from mmkd.store import TeacherCard
 
 
 @runtime_checkable
