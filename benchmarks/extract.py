@@ -92,13 +92,15 @@ def write_teacher(folder: Path, seed: int, layers: int, small: bool = False, res
 
 
 def write_corpus(folder: Path, rows: int, side: int = 500, distinct: int = 64) -> Path:
-    """A table of `rows` captions, each its own, over `distinct` JPEGs."""
+    """A table of `rows` pairs, each its own: the pictures are links to `distinct` JPEGs, for one file is read once."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(distinct):
         coarse = Image.fromarray(rng.integers(0, 256, size=(25, 25, 3), dtype=np.uint8))
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-    lines = [f"k{row},{row % distinct}.jpg,{caption(row)}" for row in range(rows)]
+    for row in range(distinct, rows):
+        os.link(folder / f"{row % distinct}.jpg", folder / f"{row}.jpg")
+    lines = [f"k{row},{row}.jpg,{caption(row)}" for row in range(rows)]
     (folder / "pairs.csv").write_text("\n".join(["key,image,caption", *lines]) + "\n")
     return folder / "pairs.csv"
 
@@ -184,7 +186,7 @@ def write_archives(corpus: Path, folder: Path, rows: int, number: int) -> str:
     for index in range(number):
         with tarfile.open(folder / f"{index}.tar", "w") as archive:
             for row in range(index * share, (index + 1) * share):
-                archive.add(corpus.parent / f"{row % 64}.jpg", f"{row}.jpg")
+                archive.add(corpus.parent / f"{row}.jpg", f"{row}.jpg")
                 data = caption(row).encode()
                 member = tarfile.TarInfo(f"{row}.txt")
                 member.size = len(data)
