@@ -1,7 +1,7 @@
 """Which recipe makes the better student? The demo's real images, three seeds, equal steps; writes a table.
 
     mmkd demo DEMO                                          once: its stores are used
-    python -P benchmarks/students.py DEMO OUT [--seeds 0,1,2] [--table docs/students.md]
+    python -P benchmarks/students.py DEMO OUT [--seeds 0,1,2] [--epochs 6] [--table docs/students.md]
     python -P benchmarks/students.py DEMO OUT --time        what nine teachers cost a step, for equal time
 
 Each recipe differs from `all teachers` in what its name says and in nothing else. A student is judged once, at the end,
@@ -54,8 +54,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 
-def run(demo: Path, out: Path, name: str, seed: int) -> dict[str, float]:
-    """Train one student unless that was done; its score, seconds and steps."""
+def run(demo: Path, out: Path, name: str, seed: int, epochs: int = EPOCHS) -> dict[str, float]:
+    """Train one student unless that was done; its score, seconds and steps.
+
+    Recipes count in `EPOCHS`: with other `epochs` each gets its share of those.
+    """
     folder = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
     result = folder / "result.json"
     if not result.is_file():
@@ -63,7 +66,7 @@ def run(demo: Path, out: Path, name: str, seed: int) -> dict[str, float]:
         student: dict[str, Any] = {"model": str(demo / "student-model.json")}
         begin = changes.pop("begin", None)
         if begin is not None:
-            run(demo, out, begin, seed)
+            run(demo, out, begin, seed, epochs)
             student["start_from"] = out / f"{begin.replace(' ', '-')}-{seed}"
         held_out = {
             "name": "held-out",
@@ -74,10 +77,13 @@ def run(demo: Path, out: Path, name: str, seed: int) -> dict[str, float]:
         }
         places = {"store": demo / "features", "out": folder, "student": student, "seed": seed}
         monitor = {"every_steps": 100_000, "sets": (held_out,)}
+        changes["epochs"] = max(1, round(changes.get("epochs", EPOCHS) * epochs / EPOCHS))
         config = RunConfig.model_validate(BASE | places | {"monitor": monitor} | changes)
         started = time.perf_counter()
         report = train(config, say=lambda _: None)
         seconds = time.perf_counter() - started
+        if report.stopped:
+            raise SystemExit(f"ended by {report.stopped} at step {report.steps}; run the same command to go on")
         told = {"score": report.scores["held-out/bacc"], "seconds": seconds, "steps": report.steps}
         result.write_text(json.dumps(told))
         print(f"{name:45} seed {seed}: {told}", flush=True)
@@ -136,6 +142,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--time", action="store_true")
     given = parser.parse_args()
@@ -146,7 +153,7 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {name: [] for name in RECIPES}
     for seed in seeds:
         for name, found in results.items():
-            found.append(run(given.demo, given.out, name, seed))
+            found.append(run(given.demo, given.out, name, seed, given.epochs))
     if len(seeds) > 1:
         text = table(results)
         print(text)
