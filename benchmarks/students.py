@@ -6,7 +6,8 @@
 
 Each recipe differs from `all teachers` in what its name says and in nothing else. A student is judged once, at the end,
 by zero-shot balanced accuracy over all classes of the demo's held-out images. Intervals are Student's t over seeds; the
-last column pairs seeds. Finished runs are kept in OUT, so that the script may be stopped and run again.
+last column pairs seeds. Finished runs are kept in OUT, so that the script may be stopped and run again; `--finished`
+runs nothing and tabulates the recipes that have all seeds.
 """
 
 from __future__ import annotations
@@ -54,12 +55,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Of one run."""
+    return out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
 def run(demo: Path, out: Path, name: str, seed: int, epochs: int = EPOCHS) -> dict[str, float]:
     """Train one student unless that was done; its score, seconds and steps.
 
     Recipes count in `EPOCHS`: with other `epochs` each gets its share of those.
     """
-    folder = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    folder = folder_of(out, name, seed)
     result = folder / "result.json"
     if not result.is_file():
         changes = dict(RECIPES.get(name, {"epochs": EPOCHS // 3, "loss": {"feature": 0.0, "cross": 0.0}}))
@@ -67,7 +73,7 @@ def run(demo: Path, out: Path, name: str, seed: int, epochs: int = EPOCHS) -> di
         begin = changes.pop("begin", None)
         if begin is not None:
             run(demo, out, begin, seed, epochs)
-            student["start_from"] = out / f"{begin.replace(' ', '-')}-{seed}"
+            student["start_from"] = folder_of(out, begin, seed)
         held_out = {
             "name": "held-out",
             "where": {"split": "test"},
@@ -144,13 +150,18 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--finished", action="store_true")
     parser.add_argument("--time", action="store_true")
     given = parser.parse_args()
     if given.time:
         cost_of_nine(given.demo)
         return
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in RECIPES}
+    results: dict[str, list[dict[str, float]]] = {
+        name: []
+        for name in RECIPES
+        if not given.finished or all((folder_of(given.out, name, seed) / "result.json").is_file() for seed in seeds)
+    }
     for seed in seeds:
         for name, found in results.items():
             found.append(run(given.demo, given.out, name, seed, given.epochs))
