@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from mmkd.store.cores import usable_cores
+
 PACKAGES = (
     "numpy", "zarr", "pyarrow", "torch", "open_clip_torch", "transformers", "dask", "distributed", "tensorstore",
 )  # fmt: skip
@@ -76,7 +78,7 @@ def describe_machine() -> Machine:
     """This machine and this environment."""
     return Machine(
         processor=_processor(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         gpus=tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())),

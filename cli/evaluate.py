@@ -58,16 +58,19 @@ def check(suite: Path, as_json: bool) -> None:
 @OUT
 @click.option("--force", is_flag=True, help="Run again what is done.")
 @click.option("--for-selection", is_flag=True, help="Scores will choose a model: refuse sets with `role: report`.")
-def run(suite: Path, out: Path | None, force: bool, for_selection: bool) -> None:
+@click.option("--jobs", type=click.IntRange(min=1), help="Units at once, a process each.  [default: one per core]")
+def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: int | None) -> None:
     """Run what is missing of SUITE; a unit that fails is recorded and does not stop the others.
 
     \b
     mmkd evaluate run suite.yaml --out results
+    mmkd evaluate run suite.yaml --jobs 4
     """
     from tqdm import tqdm
 
     from mmkd.evaluate.runner import run_suite
     from mmkd.evaluate.suite import load_suite
+    from mmkd.store.cores import usable_cores
 
     loaded = load_suite(suite)
     with tqdm(unit="unit", disable=not sys.stderr.isatty()) as bar:
@@ -78,7 +81,9 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool) -> None
             if outcome.status == "failed":
                 bar.write(f"failed: {outcome.unit}: {outcome.reason}", file=sys.stderr)
 
-        report = run_suite(loaded, _out(suite, out), selection=for_selection, force=force, progress=show)
+        report = run_suite(
+            loaded, _out(suite, out), selection=for_selection, force=force, jobs=jobs or usable_cores(), progress=show
+        )
     click.echo(str(report))
     if report.failed:
         sys.exit(1)

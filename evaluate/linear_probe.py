@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped] # a dependency of scikit-learn
 
 from mmkd.evaluate.classification import class_problems, scoring_with_primary, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
@@ -162,7 +160,7 @@ def fit(
     """Fit logistic regression at one C, from where `warm` stopped if given; the flag tells that iterations ran out."""
     model = warm or LogisticRegression(max_iter=settings.max_iter, warm_start=True)
     model.set_params(C=c)
-    with _threads().limit(limits=1, user_api="blas"), warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(data.x, data.y)
     ran_out = [one for one in caught if issubclass(one.category, ConvergenceWarning)]
@@ -170,17 +168,6 @@ def fit(
         if other not in ran_out:
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     return model, bool(ran_out)
-
-
-@functools.cache
-def _threads() -> ThreadpoolController:
-    """The BLAS libraries of this process, to fit with one thread: a step of L-BFGS is too short to divide.
-
-    Measured on two cores, one thread is 5 to 10 times faster than two for 300 x 16 up to 20,000 x 512 features,
-    and the last digit no longer depends on the number of cores. Finding the libraries takes longer than a small
-    fit, hence once.
-    """
-    return ThreadpoolController()
 
 
 def _labelled(data: DatasetRows, split: Split, features: Features) -> Labelled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,41 @@ class Plan(Frozen):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plan with the opened data sets and features that running it needs."""
+    """A plan with the data sets and features that running it needs, opened when they are first asked for."""
 
     plan: Plan
-    data: dict[str, DatasetRows]
-    features: dict[tuple[str, str], Features]
+    stores: dict[str, FeatureStore] = field(default_factory=dict)
+    """By path."""
+    data: dict[str, DatasetRows] = field(default_factory=dict)
+    features: dict[tuple[str, str], Features] = field(default_factory=dict)
     """By (data set, model)."""
+
+    def rows_of(self, dataset: str) -> DatasetRows:
+        """The rows of a data set.
+
+        Raises:
+            StoreError, UserError: as `load_dataset`.
+        """
+        if dataset not in self.data:
+            self.data[dataset] = load_dataset(self.plan.suite.dataset(dataset), self._store_of(dataset))
+        return self.data[dataset]
+
+    def features_of(self, dataset: str, model: str) -> Features:
+        """The features of a model or an ensemble.
+
+        Raises:
+            StoreError: the store has no such encoder.
+        """
+        if (dataset, model) not in self.features:
+            members = self.plan.suite.ensembles.get(model, ())
+            self.features[dataset, model] = Features(self._store_of(dataset), model, members)
+        return self.features[dataset, model]
+
+    def _store_of(self, dataset: str) -> FeatureStore:
+        path = self.plan.suite.dataset(dataset).store
+        if path not in self.stores:
+            self.stores[path] = FeatureStore.open(path)
+        return self.stores[path]
 
 
 def make_plan(suite: Suite) -> Loaded:
@@ -92,27 +121,25 @@ def make_plan(suite: Suite) -> Loaded:
     if not stores:
         raise next(iter(closed.values()))
     models = model_names(suite, list(stores.values()))
-    data: dict[str, DatasetRows] = {}
-    features: dict[tuple[str, str], Features] = {}
-    units: list[PlannedUnit] = []
     present = [spec for spec in suite.datasets if spec.store in stores]
+    absent = tuple(spec.dataset for spec in suite.datasets if spec not in present)
+    loaded = Loaded(Plan(suite=suite, models=models, units=(), absent=absent), stores)
+    units: list[PlannedUnit] = []
     for spec in present:
-        store = stores[spec.store]
         problem = ""
         try:
-            data[spec.dataset] = load_dataset(spec, store)
+            loaded.rows_of(spec.dataset)
         except MmkdError as error:
             problem = str(error)
         for model in models:
             reason = problem
             try:
-                features[spec.dataset, model] = Features(store, model, suite.ensembles.get(model, ()))
+                loaded.features_of(spec.dataset, model)
             except MmkdError as error:
                 reason = reason or str(error)
             for task in spec.tasks:
-                units += _task_units(suite, spec, (task, model), (data, features), reason)
-    absent = tuple(spec.dataset for spec in suite.datasets if spec not in present)
-    return Loaded(Plan(suite=suite, models=models, units=tuple(units), absent=absent), data, features)
+                units += _task_units(loaded, spec, (task, model), reason)
+    return replace(loaded, plan=loaded.plan.model_copy(update={"units": tuple(units)}))
 
 
 def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, NotAStoreError]]:
@@ -168,22 +195,16 @@ def read_plan(out: Path) -> Plan:
         raise ConfigError(f"{path}: {error.errors()[0]['msg']}; run the suite again") from error
 
 
-def _task_units(
-    suite: Suite,
-    spec: DatasetSpec,
-    names: tuple[str, str],
-    loaded: tuple[dict[str, DatasetRows], dict[tuple[str, str], Features]],
-    reason: str,
-) -> list[PlannedUnit]:
+def _task_units(loaded: Loaded, spec: DatasetSpec, names: tuple[str, str], reason: str) -> list[PlannedUnit]:
     """The units of one task and model on one data set."""
-    (name, model), (data, features) = names, loaded
+    (name, model), suite = names, loaded.plan.suite
     task = TASKS[name]
     task.scoring(spec.settings)  # a primary metric that does not exist is an error of the suite, not of a unit
     digests = {"features_digest": "", "data_digest": ""}
     if not reason:
-        rows = data[spec.dataset]
+        rows = loaded.rows_of(spec.dataset)
         digests = {
-            "features_digest": features[spec.dataset, model].digest(_rows_used(rows)),
+            "features_digest": loaded.features_of(spec.dataset, model).digest(_rows_used(rows)),
             "data_digest": rows.digest,
         }
     described = {

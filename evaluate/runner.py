@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from mmkd.evaluate.plan import Loaded, PlannedUnit, make_plan, resample_name, write_plan
-from mmkd.evaluate.predictions import Predictions, write_predictions
-from mmkd.evaluate.results import ResultRow, append_results, code_digest, number, read_results
-from mmkd.evaluate.scoring import resampled
+from mmkd.evaluate.plan import make_plan, write_plan
+from mmkd.evaluate.processes import run_units
+from mmkd.evaluate.results import append_results, code_digest, read_results
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
-from mmkd.evaluate.tasks import TASKS
-from mmkd.store import MmkdError
 from mmkd.store.errors import ConfigError
 
 
@@ -70,6 +63,7 @@ def run_suite(
     *,
     selection: bool = False,
     force: bool = False,
+    jobs: int = 1,
     progress: Callable[[Outcome, int], None] | None = None,
 ) -> RunReport:
     """Run what is missing of a suite.
@@ -82,6 +76,9 @@ def run_suite(
         out: folder of the results.
         selection: the scores will be used to choose a model: suites with `role: report` sets are refused.
         force: run finished units again; their new rows count.
+        jobs: units in hand at once, each in a process of its own with one thread. The numbers do not depend on it;
+            the order of the lines in `results.jsonl` does. Processes are spawned, so a script that asks for more
+            than one needs the usual `if __name__ == "__main__":`.
         progress: called after every unit with its outcome and the number of all units.
 
     Raises:
@@ -93,15 +90,22 @@ def run_suite(
     loaded = make_plan(suite)
     write_plan(out, loaded.plan)
     finished = {} if force else _finished(out)
-    outcomes: list[Outcome] = []
-    for planned in loaded.plan.units:
-        if planned.key in finished:
-            outcomes.append(Outcome(planned.unit, "done", other_code=finished[planned.key] != code_digest()))
-        else:
-            outcomes.append(_run_unit(loaded, planned, out))
+    units = loaded.plan.units
+    outcomes: dict[str, Outcome] = {}
+
+    def note(key: str, outcome: Outcome) -> None:
+        outcomes[key] = outcome
         if progress is not None:
-            progress(outcomes[-1], len(loaded.plan.units))
-    return RunReport(out, tuple(outcomes), loaded.plan.absent)
+            progress(outcome, len(units))
+
+    for planned in units:
+        if planned.key in finished:
+            note(planned.key, Outcome(planned.unit, "done", other_code=finished[planned.key] != code_digest()))
+    for planned, rows in run_units(loaded, [one for one in units if one.key not in finished], out, jobs):
+        append_results(out, rows)
+        failed = rows[0].status == "failed"
+        note(planned.key, Outcome(planned.unit, "failed" if failed else "ran", rows[0].reason if failed else ""))
+    return RunReport(out, tuple(outcomes[planned.key] for planned in units), loaded.plan.absent)
 
 
 def _refuse_report_sets(suite: Suite) -> None:
@@ -120,86 +124,3 @@ def _finished(out: Path) -> dict[str, str]:
         for key, rows in read_results(out).items()
         if rows[0].status != "failed" and (out / rows[0].predictions).is_file()
     }
-
-
-def _run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> Outcome:
-    started = time.perf_counter()
-    predictions: Predictions | None = None
-    rows: list[ResultRow] = []
-    reason = planned.reason
-    if not reason:
-        try:
-            predictions = _predict(loaded, planned)
-            rows = _score(loaded, planned, predictions, time.perf_counter() - started)
-        except MmkdError as error:
-            reason = str(error)
-        except (ValueError, ArithmeticError, MemoryError) as error:  # numerics that this unit's data break
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if reason or predictions is None:
-        append_results(out, [_row(loaded, planned, status="failed", reason=reason)])
-        return Outcome(planned.unit, "failed", reason)
-    write_predictions(out / planned.predictions, predictions)
-    append_results(out, rows)
-    return Outcome(planned.unit, "ran")
-
-
-def _predict(loaded: Loaded, planned: PlannedUnit) -> Predictions:
-    data = loaded.data[planned.dataset]
-    features = loaded.features[planned.dataset, planned.model]
-    predictions = TASKS[planned.task].predict(planned.unit.variant, data, features)
-    if not predictions.available.any():
-        raise MmkdError(f"{planned.model} has features for none of the {len(predictions)} test samples")
-    return predictions
-
-
-def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, seconds: float) -> list[ResultRow]:
-    suite = loaded.plan.suite
-    scoring = TASKS[planned.task].scoring(suite.dataset(planned.dataset).settings)
-    name = resample_name(suite, planned.dataset)
-    every_row = {"": np.ones(len(predictions), dtype=bool)}
-    found = resampled(predictions, scoring.metrics, scoring, (suite.bootstrap, name), every_row)
-    rows = []
-    for (_, metric), replicates in found.items():
-        low, high = replicates.interval(suite.bootstrap.level)
-        undefined = replicates.value != replicates.value
-        rows.append(
-            _row(
-                loaded,
-                planned,
-                metric=metric,
-                value=number(replicates.value),
-                ci_low=number(low),
-                ci_high=number(high),
-                n=replicates.n,
-                n_missing=replicates.missing,
-                n_groups=replicates.groups,
-                n_boot=len(replicates.draws),
-                status="undefined" if undefined else "ok",
-                reason=f"{metric} has no value on these labels" if undefined else "",
-                predictions=planned.predictions,
-                seconds=round(seconds, 4),
-            )
-        )
-    return rows
-
-
-def _row(loaded: Loaded, planned: PlannedUnit, **found: object) -> ResultRow:
-    """A result row: the unit's identity, and what was found."""
-    suite = loaded.plan.suite
-    spec = suite.dataset(planned.dataset)
-    nothing = {
-        "metric": "", "value": None, "ci_low": None, "ci_high": None, "n": 0, "n_missing": 0, "n_groups": 0,
-        "n_boot": 0, "predictions": "", "seconds": 0.0,
-    }  # fmt: skip
-    identity = {
-        "suite": suite.suite,
-        "suite_version": suite.version,
-        "dataset_version": spec.version,
-        "modality": spec.modality,
-        "role": spec.role,
-        "protocol": TASKS[planned.task].scoring(spec.settings).protocol,
-        "boot_seed": suite.bootstrap.seed,
-        "code_version": importlib.metadata.version("mmkd"),
-        "code_digest": code_digest(),
-    }
-    return ResultRow.model_validate(nothing | planned.model_dump() | identity | found)

@@ -16,6 +16,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.comm import CommClosedError
 
 from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
+from mmkd.store.cores import usable_cores
 from mmkd.store.errors import UserError
 
 # Settings of Dask that a run needs; what the user's YAML says of `distributed` goes above them.
@@ -99,8 +100,7 @@ def default_workers(cluster: ClusterConfig) -> int:
     """Workers of a run that names no number: one per GPU or core here, one elsewhere."""
     if cluster.scheduler != LOCAL:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(gpus()) or cores
+    return len(gpus()) or usable_cores()
 
 
 def gpus() -> list[str]:

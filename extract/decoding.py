@@ -88,42 +88,33 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: in
 
 
 def decode_windows(
-    sources: Sequence[ImageSource | None],
+    sources: Sequence[ImageSource],
     geometries: Sequence[Geometry],
     window: int,
     read_threads: int,
     decode_threads: int,
     keep: int | None = None,
-) -> Iterator[list[DecodedImage | None]]:
-    """Yield the shard's images in order, `window` rows at a time; None where a row has no image.
+) -> Iterator[list[DecodedImage]]:
+    """Yield the images in order, `window` of them at a time.
 
     Threads read, others decode (Pillow releases the interpreter lock), and the caller uses the window before.
-    What is yielded does not depend on the number of threads. An image that follows itself (several captions, a
-    row each) is read and decoded once within a window and once more at its border.
+    What is yielded does not depend on the number of threads.
     """
     with (
         ThreadPoolExecutor(read_threads, thread_name_prefix="mmkd-read") as readers,
         ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,
     ):
 
-        def read(wanted: Sequence[ImageSource | None]) -> list[Future[EncodedImage] | None]:
-            begun = {
-                source: readers.submit(read_image, source) for source in dict.fromkeys(wanted) if source is not None
-            }
-            return [None if source is None else begun[source] for source in wanted]
+        def read(wanted: Sequence[ImageSource]) -> list[Future[EncodedImage]]:
+            return [readers.submit(read_image, source) for source in wanted]
 
-        def decode_when_read(encoded: list[Future[EncodedImage] | None]) -> list[Future[DecodedImage] | None]:
-            begun = {
-                one: decoders.submit(_decode_read, one, geometries, keep)
-                for one in dict.fromkeys(encoded)
-                if one is not None
-            }
-            return [None if one is None else begun[one] for one in encoded]
+        def decode_when_read(encoded: list[Future[EncodedImage]]) -> list[Future[DecodedImage]]:
+            return [decoders.submit(_decode_read, one, geometries, keep) for one in encoded]
 
         windows = (sources[start : start + window] for start in range(0, len(sources), window))
         bytes_ahead = _ahead((read(wanted) for wanted in windows), _WINDOWS_READ)
         for ready in _ahead((decode_when_read(encoded) for encoded in bytes_ahead), _WINDOWS_DECODED):
-            yield [None if future is None else future.result() for future in ready]
+            yield [future.result() for future in ready]
 
 
 def _decode_read(encoded: Future[EncodedImage], geometries: Sequence[Geometry], keep: int | None) -> DecodedImage:

@@ -1,11 +1,12 @@
-"""Tasks out to the cluster, reports back; what takes workers down is done again behind a guard, then set aside."""
+"""Tasks out to the cluster, reports back; what takes workers down is done again alone and guarded, then set aside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, KilledWorker, as_completed
 
 from mmkd.extract.plan import ShardTask
 from mmkd.extract.shard_report import ShardReport
@@ -32,38 +33,50 @@ def gather(
 ) -> Generator[ShardReport | LostShard, None, None]:
     """Do the tasks and yield what became of each, as they finish. The scheduler holds one small report a task.
 
+    Dask blames a dead worker's every task: those in hand and those that wait there. So what was blamed too often is
+    done again when the others are finished, one shard at a time: then it is blamed for itself alone.
+
     Raises:
         UserError: the scheduler went away.
         MmkdError: what a worker met and the user can mend: a full disk, a teacher that cannot be loaded.
     """
+    blamed = []
+    for task, outcome in _outcomes(client, root, record, tasks):
+        if isinstance(outcome, KilledWorker):
+            say(
+                f"shard {task.shard} was in hand when its workers died: once more at the end, by itself, "
+                "each image decoded in a process of its own"
+            )
+            blamed.append(replace(task, guarded=True))
+        else:
+            yield _lost(task, outcome) if isinstance(outcome, BaseException) else outcome
+    for guarded in blamed:
+        for task, outcome in _outcomes(client, root, record, [guarded]):
+            yield _lost(task, outcome) if isinstance(outcome, BaseException) else outcome
 
-    def submit(task: ShardTask) -> Future:
-        kind = "guarded" if task.guarded else "shard"
-        return client.submit(run_task, root, record, task, key=f"{kind}-{task.shard:05d}", pure=False, retries=_RETRIES)
 
-    waiting = {submit(task): task for task in tasks}
-    finished = as_completed(waiting)
-    for future in finished:
-        task = waiting.pop(future)
+def _outcomes(
+    client: Client, root: StorePath, record: StoreRecord, tasks: Sequence[ShardTask]
+) -> Iterator[tuple[ShardTask, ShardReport | BaseException]]:
+    keys = [f"{'guarded' if task.guarded else 'shard'}-{task.shard:05d}" for task in tasks]
+    by_key = dict(zip(keys, tasks, strict=True))
+    # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for.
+    futures = client.map(partial(run_task, root, record), tasks, key=keys, pure=False, retries=_RETRIES)
+    for future in as_completed(futures):
         if future.status in ("cancelled", "lost"):
             raise UserError(
                 f"the Dask scheduler at {client.scheduler.address} went away; what was finished is kept: "
                 "run the same command again to go on"
             )
-        error = future.exception() if future.status == "error" else None
-        if isinstance(error, KilledWorker) and not task.guarded:
-            say(f"shard {task.shard} took its worker down: once more, each image decoded in a process of its own")
-            again = submit(replace(task, guarded=True))
-            waiting[again] = replace(task, guarded=True)
-            finished.add(again)
-        elif error is not None:
-            yield LostShard(task.shard, _in_a_line(error))
-        else:
-            result = future.result()
-            if isinstance(result, MmkdError):
-                raise result
-            yield result
+        outcome = future.exception() if future.status == "error" else future.result()
+        if isinstance(outcome, MmkdError) and future.status != "error":
+            raise outcome
+        yield by_key[future.key], outcome
         future.release()
+
+
+def _lost(task: ShardTask, error: BaseException) -> LostShard:
+    return LostShard(task.shard, _in_a_line(error))
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -28,12 +28,12 @@ _START_SECONDS = 120.0
 
 
 def guarded_windows(
-    sources: Sequence[ImageSource | None],
+    sources: Sequence[ImageSource],
     geometries: Sequence[Geometry],
     window: int,
     limits: tuple[float, int | None],
     beat: Callable[[], None],
-) -> Iterator[list[DecodedImage | None]]:
+) -> Iterator[list[DecodedImage]]:
     """As `decoding.decode_windows`, with the same pixels; an image that takes its process down says so in its reason.
 
     Args:
@@ -43,7 +43,7 @@ def guarded_windows(
     """
     with _Decoder(geometries, limits, beat) as decoder:
         for start in range(0, len(sources), window):
-            yield [None if source is None else decoder(source) for source in sources[start : start + window]]
+            yield [decoder(source) for source in sources[start : start + window]]
 
 
 class _Decoder:

@@ -6,7 +6,6 @@ read back in order, numbered, and judged. Memory does not grow with the corpus: 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from mmkd.extract.corpus_parts import only_written_again, what_changed, write_pa
 from mmkd.extract.listing import HASH, listing_schema, row_batch
 from mmkd.store.append import append_rows, first_new_row, refresh_documents
 from mmkd.store.atomic import disk_errors
+from mmkd.store.cores import usable_cores
 from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part
@@ -220,7 +220,7 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
     """List every part into its own file; yield file and number of rows, in the parts' order."""
     labels = corpus.labels
     jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if len(jobs) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
         # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may stand still for ever.
         with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as processes:

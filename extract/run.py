@@ -139,19 +139,22 @@ def _do(
     ):
         for result in results:
             bar.update()
-            if not isinstance(result, ShardReport):
-                report.lost[result.shard] = result.reason
-                continue
-            report.add(result)
-            log.write(result)
+            if isinstance(result, ShardReport):
+                report.add(result)
+                log.write(result)
+            else:
+                report.lose(result.shard, result.reason, len(record.shard_rows(result.shard)))
             _stop_at_too_many(config, report)
 
 
 def _stop_at_too_many(config: ExtractConfig, report: RunReport) -> None:
     limit = config.max_failures
-    if limit is not None and limit.passed(report.failed, report.rows_read, report.rows):
-        worst = "; ".join(f"{count:,} x {reason}" for reason, count in report.reasons.most_common(3))
+    lost = report.lost_rows.total()
+    failed, seen = report.failed + lost, report.rows_read + lost
+    if limit is not None and limit.passed(failed, seen, report.rows):
+        reasons = (report.reasons + report.lost_rows).most_common(3)
+        worst = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
         raise UserError(
-            f"{report.failed:,} of {report.rows_read:,} rows failed, more than --max-failures {limit} ({worst}); mend "
+            f"{failed:,} of {seen:,} rows failed, more than --max-failures {limit} ({worst}); mend "
             "the corpus and run with --retry-failed, or raise the limit and run again: what was done is kept"
         )

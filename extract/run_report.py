@@ -32,6 +32,13 @@ class RunReport:
     """`image SLUG` or `text SLUG`: the smallest batch that a worker had to go down to."""
     lost: dict[int, str] = field(default_factory=dict)
     """Shards that could not be done, and why; everything else went on."""
+    lost_rows: Counter[str] = field(default_factory=Counter)
+    """Rows of these shards, by reason."""
+
+    def lose(self, shard: int, reason: str, rows: int) -> None:
+        """Note a shard that could not be done."""
+        self.lost[shard] = reason
+        self.lost_rows[f"shard lost: {reason}"] += rows
 
     def add(self, shard: ShardReport) -> None:
         """Count one finished shard."""

@@ -1,4 +1,4 @@
-"""A shard's images and captions through all its teachers: each image decoded once, equal captions encoded once."""
+"""A shard's images and captions through all its teachers: each image decoded and encoded once, each caption too."""
 
 from __future__ import annotations
 
@@ -30,14 +30,32 @@ Features = dict[str, NDArray[np.floating[Any]]]
 def encode_images(
     sources: Sequence[ImageSource | None], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
 ) -> tuple[list[DecodedImage | None], Features]:
-    """What became of each image, and its features; None and NaN where a row has no image."""
+    """What became of each image, and its features; None and NaN where a row has no image.
+
+    An image of several rows (captions, or questions about it) is read, decoded and encoded once.
+    """
+    distinct = list(dict.fromkeys(source for source in sources if source is not None))
+    place = {source: index for index, source in enumerate(distinct)}
+    rows = np.array([row for row, source in enumerate(sources) if source is not None], dtype=np.int64)
+    of = np.array([place[source] for source in sources if source is not None], dtype=np.int64)
+    facts, encoded = _encode_distinct_images(distinct, teachers, bench, clock)
+    features = {}
+    for slug, teacher in teachers.items():
+        features[slug] = missing(len(sources), teacher)
+        features[slug][rows] = encoded[slug][of]
+    return [None if source is None else facts[place[source]] for source in sources], features
+
+
+def _encode_distinct_images(
+    sources: Sequence[ImageSource], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
+) -> tuple[list[DecodedImage], Features]:
     geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
     features = {slug: missing(len(sources), teacher) for slug, teacher in teachers.items()}
-    facts: list[DecodedImage | None] = []
+    facts: list[DecodedImage] = []
     distinct = tuple(dict.fromkeys(geometries.values()))
     window_rows = max((bench.sizes.window(teacher.device) for teacher in teachers.values()), default=1)
     for window in bench.windows(sources, distinct, window_rows):
-        there = [index for index, image in enumerate(window) if image is not None and image.pixels]
+        there = [index for index, image in enumerate(window) if image.pixels]
         pixels = {geometry: _stack(window, there, geometry) for geometry in distinct} if there else {}
         rows = np.array(there, dtype=np.int64) + len(facts)
         for slug, teacher in teachers.items() if there else ():
@@ -45,10 +63,9 @@ def encode_images(
                 features[slug][rows] = encode(teacher, "image", pixels[geometries[slug]], bench.sizes)
             bench.watch.beat()
         for image in window:
-            if image is not None:
-                clock.add("read", image.read_seconds)
-                clock.add("decode", image.decode_seconds)
-                image.pixels.clear()
+            clock.add("read", image.read_seconds)
+            clock.add("decode", image.decode_seconds)
+            image.pixels.clear()
         facts.extend(window)
     return facts, features
 
@@ -78,10 +95,9 @@ def missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
     return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
 
 
-def _stack(window: Sequence[DecodedImage | None], there: Sequence[int], geometry: Geometry) -> torch.Tensor:
+def _stack(window: Sequence[DecodedImage], there: Sequence[int], geometry: Geometry) -> torch.Tensor:
     """uint8 (images, C, H, W)."""
-    pictures = [image.pixels[geometry] for index in there if (image := window[index]) is not None]
-    return torch.from_numpy(np.stack(pictures))
+    return torch.from_numpy(np.stack([window[index].pixels[geometry] for index in there]))
 
 
 def _encode_distinct(

@@ -27,9 +27,9 @@ class Workbench:
     """Decode every image in a process of its own: for a shard that took its worker down."""
 
     def windows(
-        self, sources: Sequence[ImageSource | None], geometries: Sequence[Geometry], window: int
-    ) -> Iterator[list[DecodedImage | None]]:
-        """The images in order, `window` rows at a time."""
+        self, sources: Sequence[ImageSource], geometries: Sequence[Geometry], window: int
+    ) -> Iterator[list[DecodedImage]]:
+        """The images in order, `window` of them at a time."""
         if self.guarded:
             # Half the time that would ring the alarm: the image fails, not the worker.
             return guarded_windows(

@@ -10,10 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_corpus import picture, png
+from tiny_corpus import png
 
 from mmkd.extract.corpora import Corpus, CorpusRow, corpus_rows, open_corpus
-from mmkd.extract.decoding import decode_windows
 from mmkd.store.errors import ConfigError, CorpusError
 from mmkd.store.images import ImageError, decode
 from mmkd.store.sources import image_source
@@ -233,14 +232,6 @@ def test_lists_of_captions_in_json(tmp_path: Path) -> None:
     table.write_text('{"image": "a.png", "caption": ["x", "y"]}\n')
     _, rows = rows_of(described(tmp_path, "kind: table\npath: t.jsonl\ncaptions: each\n"))
     assert [(row.key, row.caption, row.uri) for row in rows] == [("a.png", "x", "a.png"), ("a.png#1", "y", "a.png")]
-
-
-def test_an_image_of_several_rows_is_decoded_once(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(1))
-    source = image_source(str(tmp_path), "a.png")
-    (window,) = decode_windows([source, None, source], (), 32, 2, 2)
-    assert window[0] is window[2]
-    assert (window[0].width, window[0].height) == picture(1).size if window[0] else False
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def test_a_torch_that_hangs_or_is_broken(monkeypatch: pytest.MonkeyPatch, progra
     assert found.next_step
 
 
+def test_the_user_says_how_long_to_wait(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_ASK_TORCH", "import time; time.sleep(60)")
+    assert "did not answer within 1 s" in CliRunner().invoke(cli, ["doctor", "--timeout", "1"]).stdout
+
+
 def test_a_fault_is_exit_status_one(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_ASK_TORCH", "raise RuntimeError('torchvision')")
     assert CliRunner().invoke(cli, ["doctor"]).exit_code == 1

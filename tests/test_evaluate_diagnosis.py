@@ -162,11 +162,11 @@ def test_k20_no_group_in_two_folds_and_classes_spread(seed: int, k: int) -> None
 
 def test_bags_in_memory_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = make_plan(load_suite(slides(tmp_path)))
-    data, model = loaded.data["lymph"], loaded.plan.models[0]
+    data, model = loaded.rows_of("lymph"), loaded.plan.models[0]
     bags = make_bags(data, data.split("test"), data.spec.bag)
-    kept = BagFeatures(bags, loaded.features["lymph", model], "image")
+    kept = BagFeatures(bags, loaded.features_of("lymph", model), "image")
     monkeypatch.setattr("mmkd.evaluate.bags.KEPT_BYTES", 0)
-    read = BagFeatures(bags, loaded.features["lymph", model], "image")
+    read = BagFeatures(bags, loaded.features_of("lymph", model), "image")
     for bag in range(len(bags)):
         assert np.array_equal(kept.patches(bag), read.patches(bag))
         assert np.array_equal(kept.patches(bag, np.array([0])), read.patches(bag, np.array([0])))

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelines import CoxPHFitter
-from lifelines.datasets import load_rossi
+from lifelines.datasets import load_gbsg2, load_rossi
 from lifelines.utils import concordance_index
 from planted_store import store_of
 
@@ -80,6 +80,34 @@ def test_k7_k8_against_scikit_survival() -> None:
     ours = fit_path(z, PartialLikelihood(time, event), alphas, 0.5)
     assert np.abs(ours - theirs).max() < 2e-4
     assert (ours != 0).sum(axis=1).tolist() == (theirs != 0).sum(axis=1).tolist()
+
+
+def test_k8_gbsg2_as_scikit_survival_has_it() -> None:
+    """Answers of scikit-survival 0.28.0, stored so that they are held where it is not installed."""
+    gbsg2, rossi = load_gbsg2(), load_rossi()
+    time, event = gbsg2["time"].to_numpy(float), gbsg2["cens"].to_numpy(bool)
+    for risk, expected, pairs in (
+        (gbsg2["pnodes"], 0.6452446795719611, (78870, 40214, 13988)),
+        (gbsg2["age"], 0.48144613442347, (62298, 67236, 3538)),
+    ):
+        counts = count_pairs(risk.to_numpy(float), time, event)
+        assert counts.index == pytest.approx(expected, abs=1e-12)
+        assert (counts.concordant, counts.discordant, counts.tied_risk) == pairs
+    counts = count_pairs(-rossi["age"].to_numpy(float), rossi["week"].to_numpy(float), rossi["arrest"].to_numpy(bool))
+    assert (counts.concordant, counts.discordant, counts.tied_risk) == (24580, 14902, 3100)
+    # CoxnetSurvivalAnalysis(alphas=alphas, l1_ratio=0.5, tol=1e-12), whose likelihood is ours where no times are tied.
+    time = time + np.random.default_rng(0).uniform(0, 0.4, len(time))
+    x = gbsg2[["age", "tsize", "pnodes", "progrec", "estrec"]].to_numpy(float)
+    z = (x - x.mean(axis=0)) / x.std(axis=0)
+    expected = [
+        [0.0, 0.0, 0.17040941, -0.0236171, 0.0],
+        [0.0, 0.03050575, 0.23959472, -0.1687578, 0.0],
+        [0.0, 0.06936835, 0.26105838, -0.29910401, 0.0],
+        [-0.00621689, 0.09287764, 0.27174349, -0.41963518, 0.0],
+    ]
+    ours = fit_path(z, PartialLikelihood(time, event), np.array([0.2, 0.1, 0.05, 0.02]), 0.5)
+    np.testing.assert_allclose(ours, expected, atol=5e-5)
+    assert ((ours != 0) == (np.array(expected) != 0)).all()
 
 
 def test_k10_only_the_order_of_risks_counts_and_all_censored_has_no_value() -> None:

@@ -24,6 +24,7 @@ from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse
 from mmkd.extract.workbench import Workbench
 from mmkd.store import TeacherCard
 from mmkd.store.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
+from mmkd.store.layout import IMAGE_SOUND
 from mmkd.store.run_log import run_seconds
 
 
@@ -232,3 +233,42 @@ def test_an_image_that_appears_twice_decodes_to_equal_features(tmp_path: Path, t
     store = run(table, tmp_path / "s", teachers)
     for slug in teachers:
         assert len({store.image(slug)[number].tobytes() for number in (0, 31, 32, 67, 99)}) == 1
+
+
+def test_an_image_of_several_rows_is_decoded_and_encoded_once(tmp_path: Path, teachers: dict[str, Teacher]) -> None:
+    """Questions about one image, not beside each other: 3 images and a missing one in 80 rows."""
+    (tmp_path / "a").mkdir()
+    for number in range(3):
+        (tmp_path / "a" / f"{number}.png").write_bytes(png(number))
+    lines = ["key,image,caption", *(f"k{row},{row % 4}.png,question {row}" for row in range(80))]
+    (tmp_path / "a" / "pairs.csv").write_text("\n".join(lines))
+    (tmp_path / "b").mkdir()
+    for row in range(80):
+        if row % 4 < 3:
+            (tmp_path / "b" / f"{row}.png").write_bytes(png(row % 4))
+    own = ["key,image,caption", *(f"k{row},{row}.png,question {row}" for row in range(80))]
+    (tmp_path / "b" / "pairs.csv").write_text("\n".join(own))
+    counted = Counted(teachers["one"])
+    store = run(tmp_path / "a" / "pairs.csv", tmp_path / "s", {"one": counted})
+    apart = run(tmp_path / "b" / "pairs.csv", tmp_path / "t", {"one": teachers["one"]})
+    assert (counted.images, counted.texts) == (1, 3)  # passes of 32 rows
+    assert store.image("one")[:].tobytes() == apart.image("one")[:].tobytes()
+    assert [(store.valid("one")[row] & IMAGE_SOUND) != 0 for row in range(8)] == [True, True, True, False] * 2
+    reasons = store.sample_table(columns=["reason"])["reason"].to_pylist()
+    assert [reason is None for reason in reasons] == [row % 4 < 3 for row in range(80)]
+
+
+class Counted(SmallDevice):
+    """A teacher that counts its forward passes."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(teacher, 0)
+        self.images = self.texts = 0
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.images += 1
+        return super().encode_images(pixels)
+
+    def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.texts += 1
+        return super().encode_texts(tokens)

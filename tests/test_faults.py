@@ -210,7 +210,7 @@ def test_an_image_that_takes_its_process_down(scene: Scene, tmp_path: Path, pois
     command = Scene(table, scene.teacher, scene.store).command(store, "--scheduler", cluster)
     done = ended(command, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "took its worker down" in done.stdout
+    assert "shard 0 was in hand when its workers died" in done.stdout
     rows = FeatureStore.open(store).sample_table(columns=["row", "status", "reason"]).to_pylist()
     assert [row for row in rows if row["status"] != "ok"] == [{"row": 40, "status": "partial", "reason": reason}]
     assert FeatureStore.open(store).verify(deep=True).sound

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from extract_scene import ROWS, Scene, ended, entries, mmkd, rows_done, started, wait_for
 from PIL import Image
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 LOADER = """
 import os, time
 from pathlib import Path
+import torch
 from mmkd.extract.teachers import describe_teacher, load_teacher
 
 def inner(spec):
@@ -34,7 +36,7 @@ class Failing:
         return getattr(self.teacher, name)
     def encode_images(self, pixels):
         left = Path(os.environ["FAULTS_LEFT"])
-        met = (pixels.long().flatten(1).sum(1) == int(os.environ["FAULT_AT"])).any()
+        met = (pixels == torch.load(os.environ["FAULT_AT"])).flatten(1).all(1).any()
         if met and (number := int(left.read_text())):
             left.write_text(str(number - 1))
             if os.environ["FAULT"] == "hang":
@@ -63,10 +65,11 @@ def failing(scene: Scene, folder: Path, fault: str, times: int) -> tuple[list[st
     (spec,) = parse_teachers(scene.teachers)
     with Image.open(scene.table.parent / "images" / "300.png") as picture:
         pixels = pixel_transform(geometry_of(describe_teacher(spec).preprocessing))(picture)
+    torch.save(torch.from_numpy(pixels), folder / "pixels.pt")
     environment = os.environ | {
         "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "FAULT": fault,
-        "FAULT_AT": str(int(pixels.sum())),
+        "FAULT_AT": str(folder / "pixels.pt"),
         "FAULTS_LEFT": str(folder / "left"),
     }
     cluster = folder / "cluster.yaml"
@@ -82,12 +85,13 @@ def failing(scene: Scene, folder: Path, fault: str, times: int) -> tuple[list[st
         ("raise", 1, None),
         ("raise", 3, "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
         ("hang", 1, None),
+        ("hang", 4, "its workers died or hung; too little memory, or a fault in a teacher?"),
     ],
 )
 def test_a_teacher_that_fails_on_one_batch(
     scene: Scene, tmp_path: Path, fault: str, times: int, lost: str | None
 ) -> None:
-    """Once: the shard is done again and nobody notices. Raised each time: the shard is lost, the others are not."""
+    """Once: the shard is done again and nobody notices. Each time: that shard is lost, and no other."""
     command, environment = failing(scene, tmp_path, fault, times)
     store = tmp_path / "store"
     done = ended(command, env=environment)
@@ -95,7 +99,7 @@ def test_a_teacher_that_fails_on_one_batch(
     assert (tmp_path / "left").read_text() == "0"
     if lost is not None:
         assert done.returncode == 1, done.stdout + done.stderr
-        assert f"lost: shard 1: {lost}" in done.stdout
+        assert [line for line in done.stdout.splitlines() if line.startswith("lost: ")] == [f"lost: shard 1: {lost}"]
         assert entries(store) == ROWS // SHARD - 1
         done = ended(command, env=environment)
         assert "1 shards to do" in done.stdout
@@ -103,6 +107,17 @@ def test_a_teacher_that_fails_on_one_batch(
     assert "lost:" not in done.stdout
     assert scene.same(store)
     assert rows_done(store) == ROWS
+
+
+def test_rows_of_a_lost_shard_count_as_failed(scene: Scene, tmp_path: Path) -> None:
+    command, environment = failing(scene, tmp_path, "raise", 3)
+    done = ended([*command, "--max-failures", "255"], env=environment)
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("Error: "))
+    reason = "256 x shard lost: RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"
+    assert f"rows failed, more than --max-failures 255 rows ({reason})" in line
+    assert ended([*command, "--max-failures", "255"], env=environment).returncode == 0
+    assert scene.same(tmp_path / "store")
 
 
 def test_a_tar_cut_off_in_the_middle_of_a_member_after_it_was_indexed(scene: Scene, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ pytestmark = [
 def shell_blocks() -> list[str]:
     """The two blocks of shell commands in the chapter on encryption: certificates, then scheduler and worker."""
     chapter = (ROOT / "docs/cluster.md").read_text().partition("\n## Encryption\n")[2].partition("\n## ")[0]
-    return re.findall(r"```sh\n(.*?)```", chapter, re.DOTALL)
+    return re.findall(r"```bash[^\n]*\n(.*?)```", chapter, re.DOTALL)
 
 
 def certificates(folder: Path) -> Path:

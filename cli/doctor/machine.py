@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmkd.cli.doctor.check import Check
+from mmkd.store.cores import usable_cores
 from mmkd.store.inspect.units import bytes_text
 
 OLDEST_PYTHON = (3, 11)
@@ -45,11 +46,6 @@ def machine_checks(seconds: float) -> Iterator[Check]:
     yield Check("machine", "memory", "ok", bytes_text(total))
     yield from _limits()
     yield _torch(seconds)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on: Slurm and containers give fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _limits() -> Iterator[Check]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmkd.evaluate.bags import BagFeatures
-from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
+from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.settings import MilSettings
 
@@ -91,7 +91,7 @@ def fit_predict(
     rng = np.random.default_rng(seed)
     with reproducible(seed):
         network = GatedAttention(bags.patches(int(train[0])).shape[1], task.outputs, settings)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        optimiser = adamw(network, settings.lr, settings.weight_decay)
 
         def epoch() -> Iterator[torch.Tensor]:
             order = rng.permutation(train)

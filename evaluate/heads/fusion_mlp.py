@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
+from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
 from mmkd.evaluate.settings import VqaSettings
 
 
@@ -62,7 +62,7 @@ def fit_predict(
             nn.Dropout(settings.dropout),
             nn.Linear(settings.hidden, words),
         )
-        optimiser = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        optimiser = adamw(head, settings.lr, settings.weight_decay)
 
         def epoch() -> Iterator[torch.Tensor]:
             order = rng.permutation(len(y))

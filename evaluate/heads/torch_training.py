@@ -28,6 +28,11 @@ def reproducible(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+def adamw(head: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW in one pass over the weights: torch's default takes one for each operation, longer than gradients do."""
+    return torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
 def train_until_worse(
     head: nn.Module,
     optimiser: torch.optim.Optimizer,
