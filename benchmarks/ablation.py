@@ -1,7 +1,7 @@
 """What do selections and alignments do for a student? The demo's real images, three seeds, equal steps; writes a table.
 
     mmkd demo DEMO                                          once: its stores are used
-    python -P benchmarks/ablation.py DEMO OUT [--seeds 0,1,2] [--table docs/ablation.md]
+    python -P benchmarks/ablation.py DEMO OUT [--seeds 0,1,2] [--epochs 6] [--table docs/ablation.md]
 
 Runs, judges and tabulates as `students.py` beside it does, with other recipes and a smaller student. Selections are
 added to DEMO's store (`ablation-...`; features are not touched), alignments are written to OUT.

@@ -234,7 +234,7 @@ def memory(folder: Path) -> list[Row]:
         told = context.Queue()
         child = context.Process(target=peak_of_steps, args=(root, told))
         child.start()
-        found = told.get(timeout=120)
+        found = told.get(timeout=240)
         child.join()
         first = first or found
         size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) / 2**20

@@ -1,12 +1,13 @@
 """Which recipe makes the better student? The demo's real images, three seeds, equal steps; writes a table.
 
     mmkd demo DEMO                                          once: its stores are used
-    python -P benchmarks/students.py DEMO OUT [--seeds 0,1,2] [--table docs/students.md]
+    python -P benchmarks/students.py DEMO OUT [--seeds 0,1,2] [--epochs 6] [--table docs/students.md]
     python -P benchmarks/students.py DEMO OUT --time        what nine teachers cost a step, for equal time
 
 Each recipe differs from `all teachers` in what its name says and in nothing else. A student is judged once, at the end,
 by zero-shot balanced accuracy over all classes of the demo's held-out images. Intervals are Student's t over seeds; the
-last column pairs seeds. Finished runs are kept in OUT, so that the script may be stopped and run again.
+last column pairs seeds. Finished runs are kept in OUT, so that the script may be stopped and run again; `--finished`
+runs nothing and tabulates the recipes that have all seeds.
 """
 
 from __future__ import annotations
@@ -54,17 +55,25 @@ RECIPES: dict[str, dict[str, Any]] = {
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 
-def run(demo: Path, out: Path, name: str, seed: int) -> dict[str, float]:
-    """Train one student unless that was done; its score, seconds and steps."""
-    folder = out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """Of one run."""
+    return out / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def run(demo: Path, out: Path, name: str, seed: int, epochs: int = EPOCHS) -> dict[str, float]:
+    """Train one student unless that was done; its score, seconds and steps.
+
+    Recipes count in `EPOCHS`: with other `epochs` each gets its share of those.
+    """
+    folder = folder_of(out, name, seed)
     result = folder / "result.json"
     if not result.is_file():
         changes = dict(RECIPES.get(name, {"epochs": EPOCHS // 3, "loss": {"feature": 0.0, "cross": 0.0}}))
         student: dict[str, Any] = {"model": str(demo / "student-model.json")}
         begin = changes.pop("begin", None)
         if begin is not None:
-            run(demo, out, begin, seed)
-            student["start_from"] = out / f"{begin.replace(' ', '-')}-{seed}"
+            run(demo, out, begin, seed, epochs)
+            student["start_from"] = folder_of(out, begin, seed)
         held_out = {
             "name": "held-out",
             "where": {"split": "test"},
@@ -74,10 +83,13 @@ def run(demo: Path, out: Path, name: str, seed: int) -> dict[str, float]:
         }
         places = {"store": demo / "features", "out": folder, "student": student, "seed": seed}
         monitor = {"every_steps": 100_000, "sets": (held_out,)}
+        changes["epochs"] = max(1, round(changes.get("epochs", EPOCHS) * epochs / EPOCHS))
         config = RunConfig.model_validate(BASE | places | {"monitor": monitor} | changes)
         started = time.perf_counter()
         report = train(config, say=lambda _: None)
         seconds = time.perf_counter() - started
+        if report.stopped:
+            raise SystemExit(f"ended by {report.stopped} at step {report.steps}; run the same command to go on")
         told = {"score": report.scores["held-out/bacc"], "seconds": seconds, "steps": report.steps}
         result.write_text(json.dumps(told))
         print(f"{name:45} seed {seed}: {told}", flush=True)
@@ -136,17 +148,23 @@ def main() -> None:
     parser.add_argument("demo", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--table", type=Path)
+    parser.add_argument("--finished", action="store_true")
     parser.add_argument("--time", action="store_true")
     given = parser.parse_args()
     if given.time:
         cost_of_nine(given.demo)
         return
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in RECIPES}
+    results: dict[str, list[dict[str, float]]] = {
+        name: []
+        for name in RECIPES
+        if not given.finished or all((folder_of(given.out, name, seed) / "result.json").is_file() for seed in seeds)
+    }
     for seed in seeds:
         for name, found in results.items():
-            found.append(run(given.demo, given.out, name, seed))
+            found.append(run(given.demo, given.out, name, seed, given.epochs))
     if len(seeds) > 1:
         text = table(results)
         print(text)

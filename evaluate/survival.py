@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,10 @@ def _network(
 ) -> Floats:
     """Risk of the round's test patients by attention over their patches, float64 (m,)."""
     from mmkd.evaluate.heads.abmil import fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
-    from mmkd.evaluate.heads.survival_losses import cox_task, hazard_task, risk_of_hazards  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torchsurv uses torch.jit, which new versions of torch regret
+        from mmkd.evaluate.heads.survival_losses import cox_task, hazard_task, risk_of_hazards  # noqa: PLC0415
 
     variant, settings = how
     time, event = cohort.time, cohort.event

@@ -42,7 +42,7 @@ def test_every_benchmark_imports_and_measures_rows(script: Path) -> None:
 def test_the_scripts_found_are_those_with_a_measure() -> None:
     names = [script.stem for script in benchmarks()]
     assert names[:3] == ["store", "extract", "distill"]
-    assert not {"run", "page", "result", "where", "students", "ablation"} & set(names)
+    assert not {"run", "page", "result", "where", "students", "ablation", "small_sets"} & set(names)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from forked import forked_command
-from test_distill_ranks import under_torchrun
+from test_distill_ranks import launched
 from tiny_run import write_run
 
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of
@@ -30,7 +29,7 @@ def ended(child: BaseProcess, log: Path) -> tuple[int | None, list[str]]:
 
 def wait_for(log: Path, word: str) -> None:
     """Until the process has said it."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not log.is_file() or word not in log.read_text():
         assert time.monotonic() < deadline, log.read_text() if log.is_file() else "nothing was said"
         time.sleep(0.02)
@@ -147,8 +146,7 @@ def test_a_selection_that_was_made_anew_is_another_run(training_scene: Path, tmp
 def test_torchrun_that_is_told_to_end_saves_first(training_scene: Path, tmp_path: Path) -> None:
     """As Slurm does before it takes the node: the launcher hands the signal on, and waits."""
     path = write_run(training_scene, "process-torchrun", epochs=5000, checkpoints={"every_steps": 10**6})
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=log, stderr=log)
+    with launched(path, tmp_path / "log") as process:
         wait_for(tmp_path / "log", "100 pairs, 2 teachers")
         time.sleep(0.5)
         process.terminate()

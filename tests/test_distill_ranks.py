@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from itertools import pairwise
@@ -183,6 +185,26 @@ def under_torchrun(*arguments: str) -> list[str]:
     return [*launcher, "--no-python", str(Path(sys.executable).parent / "mmkd"), *arguments]
 
 
+def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """Process ids of a launcher's ranks."""
+    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+@contextmanager
+def launched(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run under torchrun, which says all it says in `log`. Nothing of it outlives the test, also one that fails:
+    ranks have sessions of their own, and would train on."""
+    with log.open("w") as file:
+        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in [*ranks_of(process), process.pid]:
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
 def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
     """Weights, averages and moments of two finished runs are equal to 2e-6."""
     (_, a), (_, b) = (read(best_or_last(config.out)) for config in (one, other))
@@ -242,14 +264,12 @@ def test_torchrun_trains_as_one_process_and_ends_when_a_rank_dies(training_scene
     assert done.stdout.count("next: mmkd export") == 1
     assert_equal_ends(alone, both)
     path = write_run(training_scene, "dying-too", epochs=5000, checkpoints={"every_steps": 3})
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=log, stderr=log)
+    with launched(path, tmp_path / "log") as process:
         while not checkpoints(load_run(path).out):
             time.sleep(0.2)
             assert process.poll() is None
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        assert process.wait(timeout=60) != 0
+        os.kill(ranks_of(process)[-1], signal.SIGKILL)
+        assert process.wait(timeout=120) != 0
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from lifelines import KaplanMeierFitter
+from matplotlib.figure import Figure
 from planted_store import Planted, make_planted
 from scipy.stats import CensoredData, logrank
 from test_evaluate_survival import patients
@@ -22,7 +23,7 @@ from mmkd.evaluate.cell import Cell
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures import FIGURES, save
 from mmkd.evaluate.figures.kaplan_meier import band, high_risk
-from mmkd.evaluate.folder import Question, ResultFolder
+from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.report import write_report
 from mmkd.evaluate.table import ResultTable
 from mmkd.store.errors import ConfigError
@@ -53,6 +54,42 @@ def test_the_heat_map_shows_the_tables_numbers_and_marks_certain_differences(fol
     (against,) = compare(folder, best, Question("zero_shot"), ("beta",)).rivals
     assert shown[table.rows.index("beta") * 2].endswith("●") == (against.verdicts["colon"] != "tie")
     assert any(text.endswith("●") for text in shown)
+
+
+@pytest.mark.parametrize("by", ["dataset", "domain"])
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"kaplan-meier", "radar"}))
+def test_nothing_is_written_past_the_edge(folder: ResultFolder, name: str, by: By) -> None:
+    figure = FIGURES[name](folder, Question("linear_probe", by=by), "student")
+    assert inside(figure)
+
+
+def inside(figure: Figure) -> bool:
+    """Whether all that is drawn lies on the canvas."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    return bool(min(box.x0, box.y0) > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02)
+
+
+def test_one_column_of_equal_models_has_its_title_and_no_colour(tmp_path: Path) -> None:
+    made = make_planted(tmp_path, {"student": 0.01, "specialist-of-histology": 0.01})
+    made.edit(ensembles={}, dataset={"tasks": ["zero_shot"]})
+    run_suite(load_suite(made.suite), tmp_path / "out")
+    figure = FIGURES["heat-map"](ResultFolder(tmp_path / "out"), Question("zero_shot", by="dataset"), "student")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["100.0", "100.0"]
+    assert figure.axes[0].images[0].get_clim() == (-0.1, 0.1)
+    assert inside(figure)
+
+
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"kaplan-meier"}))
+def test_what_has_no_values_is_not_drawn(tmp_path: Path, name: str) -> None:
+    """A column of the suite that the store does not have: all units fail."""
+    made = make_planted(tmp_path, {"student": 0.5, "alpha": 0.5})
+    made.edit(ensembles={}, dataset={"tasks": ["linear_probe"], "group": "patent"})
+    out = run_suite(load_suite(made.suite), tmp_path / "out").out
+    with pytest.raises(ConfigError, match=r"no model has a value|no column in common"):
+        FIGURES[name](ResultFolder(out), Question("linear_probe"), "student")
+    write_report(out, "student", tmp_path / "page.html")
+    assert "<svg" not in (tmp_path / "page.html").read_text()
 
 
 def test_the_forest_is_the_comparison_with_the_best_rival(folder: ResultFolder) -> None:

@@ -9,7 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures.style import COLUMN, DIVERGING, ROW, asked, canvas
+from mmkd.evaluate.figures.style import COLUMN, DIVERGING, ROW, asked, canvas, columns_with_values
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.table import MEAN, ResultTable, build_table
 
@@ -23,6 +23,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
         ConfigError: no such task, metric, head, share of labels or model.
     """
     table = build_table(folder, question)
+    columns_with_values(table)  # one without is shown empty, a picture of none is not drawn
     columns = [column for column in table.columns if column != MEAN]
     best = {column: best_rival(table, model, column) for column in columns}
     marks = _marks(folder, question, table, best)
@@ -33,7 +34,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
             if best[column] is not None:
                 delta[i, j] = (table.value(row, column) - table.value(str(best[column]), column)) * scale
     figure, axes = canvas(3.0 + COLUMN * len(columns), 1.3 + ROW * len(table.rows))
-    reach = max(1e-9, float(np.nanmax(np.abs(delta), initial=1e-9)))
+    # Below the digit that is shown there is nothing to colour.
+    reach = max(0.1, float(np.nanmax(np.abs(delta), initial=0.0)))
     painted = -delta if table.lower_is_better else delta
     image = axes.imshow(painted, cmap=DIVERGING, norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
     for i, row in enumerate(table.rows):
@@ -46,9 +48,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     labels = [f"{column}\nn={n}" for column, n in zip(columns, counts, strict=True)]
     axes.set_xticks(range(len(columns)), labels, fontsize=8, rotation=30 if len(columns) > 5 else 0)
     axes.set_yticks(range(len(table.rows)), [f"{row} ◂" if row == model else row for row in table.rows], fontsize=8)
-    axes.set_title(
-        f"{asked(question, table.metric)}\n● paired interval of the difference without zero", fontsize=9, loc="left"
-    )
+    title = f"{asked(question, table.metric)}\n● paired interval of the difference without zero"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)  # over all of the width: one column is narrower than it
     bar = figure.colorbar(image, ax=axes, shrink=0.9)
     bar.set_label(f"to the best\nbut {model}", fontsize=8)
     bar.ax.tick_params(labelsize=8)
