@@ -184,7 +184,7 @@ def write_archives(corpus: Path, folder: Path, rows: int, number: int) -> str:
     folder.mkdir(parents=True)
     share = rows // number
     for index in range(number):
-        with tarfile.open(folder / f"{index}.tar", "w") as archive:
+        with tarfile.open(folder / f"{index}.tar", "w", dereference=True) as archive:
             for row in range(index * share, (index + 1) * share):
                 archive.add(corpus.parent / f"{row}.jpg", f"{row}.jpg")
                 data = caption(row).encode()

@@ -66,11 +66,11 @@ def image_rows(folder: Path, name: str, turns: int, device: torch.device) -> lis
 
 
 def text_row(folder: Path, turns: int, device: torch.device) -> Row:
-    """128 captions of 8 to 40 words, as those of figures are: cut to their lengths, and padded to the context."""
+    """64 captions of 8 to 40 words, as those of figures are: cut to their lengths, and padded to the context."""
     teacher = loaded(folder, device)
     rng = np.random.default_rng(0)
     words = ["lesion", "of", "the", "left", "lower", "lobe", "axial", "ct", "with", "contrast", "normal", "heart"]
-    tokens, _ = teacher.tokenise([" ".join(rng.choice(words, count)) for count in rng.integers(8, 41, size=4 * ROWS)])
+    tokens, _ = teacher.tokenise([" ".join(rng.choice(words, count)) for count in rng.integers(8, 41, size=2 * ROWS)])
     cut = cut_lengths(tokens, teacher.text_lengths)
     groups = [tokens[np.flatnonzero(cut == length)][:, :length] for length in np.unique(cut)]
     passes = [group[start : start + ROWS].to(device) for group in groups for start in range(0, len(group), ROWS)]
@@ -82,7 +82,7 @@ def text_row(folder: Path, turns: int, device: torch.device) -> Row:
         "whole": lambda: [teacher.encode_texts(one) for one in whole],
     }
     found = seconds(calls, turns, device)
-    what = f"text tower, {4 * ROWS} captions of 8 to 40 words, cut to {len(groups)} lengths"
+    what = f"text tower, {2 * ROWS} captions of 8 to 40 words, cut to {len(groups)} lengths"
     kind = "gpu" if device.type == "cuda" else "cpu"
     return Row(
         what=what,
@@ -97,7 +97,7 @@ def text_row(folder: Path, turns: int, device: torch.device) -> Row:
 
 def measure(full: bool) -> list[Row]:
     """Rows for the page."""
-    turns = 10 if full else 3
+    turns = 10 if full else 2
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -80,6 +80,18 @@ def test_one_column_of_equal_models_has_its_title_and_no_colour(tmp_path: Path) 
     assert inside(figure)
 
 
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - {"kaplan-meier"}))
+def test_what_has_no_values_is_not_drawn(tmp_path: Path, name: str) -> None:
+    """A column of the suite that the store does not have: all units fail."""
+    made = make_planted(tmp_path, {"student": 0.5, "alpha": 0.5})
+    made.edit(ensembles={}, dataset={"tasks": ["linear_probe"], "group": "patent"})
+    out = run_suite(load_suite(made.suite), tmp_path / "out").out
+    with pytest.raises(ConfigError, match=r"no model has a value|no column in common"):
+        FIGURES[name](ResultFolder(out), Question("linear_probe"), "student")
+    write_report(out, "student", tmp_path / "page.html")
+    assert "<svg" not in (tmp_path / "page.html").read_text()
+
+
 def test_the_forest_is_the_comparison_with_the_best_rival(folder: ResultFolder) -> None:
     axes = FIGURES["forest"](folder, Question("zero_shot"), "beta").axes[0]
     labels = [label.get_text() for label in axes.get_yticklabels()]

@@ -16,6 +16,7 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
 from mmkd.evaluate.dataset import load_dataset
+from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.run import extract
 from mmkd.extract.teachers import parse_teachers
@@ -85,9 +86,9 @@ def test_from_nothing_to_scores(folder: Path) -> None:
     teacher = write_tiny_teacher(folder / "teacher", seed=1)
     _, _, corpus, store, *_ = command.split()
     assert command.split()[:2] == ["mmkd", "extract"]
-    extract(
-        ExtractConfig(corpus=corpus, store=Path(store), teachers=tuple(parse_teachers(f"tiny=local-dir:{teacher}")))
-    )
+    named = tuple(parse_teachers(f"tiny=local-dir:{teacher}"))
+    one = ClusterConfig(workers=1)
+    extract(ExtractConfig(corpus=corpus, store=Path(store), teachers=named, cluster=one))
     ready = invoke("check", "suite.yaml")
     assert ready.output == (
         "suite held: 1 of 1 data sets ready, models tiny\n"
@@ -122,7 +123,9 @@ def test_from_nothing_to_scores(folder: Path) -> None:
 
 def test_sets_that_are_not_held_are_left_out_and_counted(folder: Path) -> None:
     planted = make_planted(folder / "planted", {"a": 0.3, "b": 1.0})
+    planted.edit(ensembles={}, dataset={"tasks": ["zero_shot", "linear_probe"]})
     raw = yaml.safe_load(planted.suite.read_text())
+    raw["settings"] = {"linear_probe": {"fractions": [1], "c_steps": 2}}
     raw["datasets"] = [*raw["datasets"], "../sets/brain.yaml", "../sets/other.yaml"]
     (folder / "sets" / "brain.yaml").write_text(yaml.safe_dump(BRAIN | {"store": "${stores}/brain"}))
     other = BRAIN | {"dataset": "other", "store": "${stores}/other", "tasks": ["linear_probe"]}

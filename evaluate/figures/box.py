@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures.style import BLUE, COLUMN, GREY, asked, canvas
+from mmkd.evaluate.figures.style import BLUE, COLUMN, GREY, asked, canvas, columns_with_values
 from mmkd.evaluate.folder import Question, ResultFolder
-from mmkd.evaluate.table import MEAN, build_table
+from mmkd.evaluate.table import build_table
 
 
 def box(folder: ResultFolder, question: Question, model: str) -> Figure:
@@ -20,7 +20,7 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
         ConfigError: no such task, metric, head, share of labels or model, or no other model.
     """
     table = build_table(folder, question)
-    columns = [column for column in table.columns if column != MEAN]
+    columns = columns_with_values(table)
     scale = 100 if table.percent else 1
     p = {one.rival: one.wilcoxon_p_holm for one in compare(folder, model, question).rivals}
     figure, axes = canvas(2.0 + COLUMN * len(table.rows), 4.0)

@@ -13,6 +13,7 @@ from mmkd.evaluate.figures.style import BLUE, GREY, ROW, VERMILLION, asked, canv
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.statistics import Difference
 from mmkd.evaluate.table import MEAN, build_table
+from mmkd.store.errors import ConfigError
 
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
@@ -21,7 +22,7 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
     The best rival is chosen on the same samples, which favours it: the comparison is strict on `model`.
 
     Raises:
-        ConfigError: no such task, metric, head, share of labels or model, or no other model.
+        ConfigError: no such task, metric, head, share of labels or model, no other model, or nothing that both have.
     """
     table = build_table(folder, question)
     comparison = compare(folder, model, question)
@@ -32,9 +33,11 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
             found = against.differences.get(column)
             if against.rival == rival and isinstance(found, Difference) and not math.isnan(found.value):
                 lines.append((column, rival, found, against.verdicts[column]))
+    if not lines:
+        raise ConfigError(f"{table.title}: {model} and another model have no column in common to compare on")
     lines.sort(key=lambda line: line[2].value)
     scale = 100 if comparison.percent else 1
-    figure, axes = canvas(7.0, 1.4 + ROW * max(1, len(lines)))
+    figure, axes = canvas(7.0, 1.4 + ROW * len(lines))
     colours = {"win": BLUE, "loss": VERMILLION, "tie": GREY}
     markers = {"win": "o", "loss": "s", "tie": "D"}
     for y, (_, _, one, verdict) in enumerate(lines):
@@ -49,6 +52,7 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
     totals = ", ".join(f"{count[kind]} {kind}" for kind in ("win", "tie", "loss"))
     axes.set_title(f"{model} minus the best other: {totals}", fontsize=10, loc="left")
     unit = ", percentage points" if comparison.percent else ""
-    axes.set_xlabel(f"{asked(question, table.metric)}{unit}; {comparison.level:.0%} paired intervals", fontsize=8)
-    axes.set_ylim(-0.7, max(0, len(lines) - 1) + 0.7)
+    # Under all of the picture: names at the left may leave the axes narrower than this.
+    figure.supxlabel(f"{asked(question, table.metric)}{unit}; {comparison.level:.0%} paired intervals", fontsize=8)
+    axes.set_ylim(-0.7, len(lines) - 0.3)
     return figure

@@ -9,7 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures.style import COLUMN, DIVERGING, ROW, asked, canvas
+from mmkd.evaluate.figures.style import COLUMN, DIVERGING, ROW, asked, canvas, columns_with_values
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.table import MEAN, ResultTable, build_table
 
@@ -23,6 +23,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
         ConfigError: no such task, metric, head, share of labels or model.
     """
     table = build_table(folder, question)
+    columns_with_values(table)  # one without is shown empty, a picture of none is not drawn
     columns = [column for column in table.columns if column != MEAN]
     best = {column: best_rival(table, model, column) for column in columns}
     marks = _marks(folder, question, table, best)

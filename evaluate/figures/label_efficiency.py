@@ -24,10 +24,13 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
             f"{question.task} was run at {len(shares)} share of the labels; a curve needs two or more: set fractions"
         )
     tables = [build_table(folder, replace(question, fraction=share)) for share in shares]
+    last = tables[0].columns[-1]
+    if not any(table.best(last) for table in tables):
+        raise ConfigError(f"{tables[0].title}: no model has a value of {last} yet; `mmkd evaluate run` gets them")
     scale = 100 if tables[0].percent else 1
     figure, axes = canvas(7, 4.2)
     for i, row in enumerate(tables[0].rows):
-        cells = [table.cell(row, table.columns[-1]) for table in tables]
+        cells = [table.cell(row, last) for table in tables]
         values = [cell.value * scale for cell in cells]
         errors = [
             [value - cell.low * scale for value, cell in zip(values, cells, strict=True)],
@@ -44,6 +47,6 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
     axes.minorticks_off()
     axes.set_xlabel("share of the labels")
     axes.set_ylabel(f"{tables[0].metric}{' (%)' if tables[0].percent else ''}", fontsize=8)
-    axes.set_title(f"{asked(question, tables[0].metric)}, {tables[0].columns[-1]}", fontsize=9, loc="left")
+    axes.set_title(f"{asked(question, tables[0].metric)}, {last}", fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
-from mmkd.evaluate.figures.style import COLOURS, MARKERS, asked
+from mmkd.evaluate.figures.style import COLOURS, MARKERS, asked, columns_with_values
 from mmkd.evaluate.folder import Question, ResultFolder
-from mmkd.evaluate.table import MEAN, build_table
+from mmkd.evaluate.table import build_table
 from mmkd.store.errors import ConfigError
 
 FEWEST, MOST = 3, 10
@@ -19,10 +19,10 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
     """All models on one common scale from zero; `model` in front.
 
     Raises:
-        ConfigError: fewer than 3 or more than 10 columns, or no such task, metric, head or share of labels.
+        ConfigError: fewer than 3 or more than 10 columns with values, or no such task, metric, head or share of labels.
     """
     table = build_table(folder, question)
-    columns = [column for column in table.columns if column != MEAN]
+    columns = columns_with_values(table)
     if not FEWEST <= len(columns) <= MOST:
         raise ConfigError(
             f"a radar needs {FEWEST} to {MOST} columns, {question.by} gives {len(columns)}; try --by modality, or box"

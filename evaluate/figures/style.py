@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmkd.evaluate.folder import Question
+from mmkd.evaluate.table import MEAN, ResultTable
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import ConfigError
 
@@ -50,6 +51,18 @@ def rendered(figure: Figure, kind: str) -> bytes:
     with mpl.rc_context({"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}):
         figure.savefig(buffer, format=kind, metadata=dates[kind])
     return buffer.getvalue()
+
+
+def columns_with_values(table: ResultTable) -> list[str]:
+    """The columns, the mean aside, where some model has a value.
+
+    Raises:
+        ConfigError: there is none to draw.
+    """
+    found = [one for one in table.columns if one != MEAN and table.best(one)]
+    if not found:
+        raise ConfigError(f"{table.title}: no model has a value yet; `mmkd evaluate run` gets them")
+    return found
 
 
 def asked(question: Question, metric: str) -> str:
