@@ -44,8 +44,9 @@ def run(folder: Path) -> str:
 
 
 def lines(results: Path) -> list[dict[str, Any]]:
-    """All result lines, without the times that they took."""
+    """All result lines, sorted and without the times that they took: processes finish in any order."""
     found = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    found.sort(key=lambda line: (line["key"], line["metric"]))
     return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
 
 
