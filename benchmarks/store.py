@@ -126,7 +126,7 @@ def room(found: Found) -> Iterator[Row]:
 
 def measure(full: bool) -> list[Row]:
     """Rows for the page."""
-    found = run_race(*((131_072, 2.0) if full else (16_384, 0.5)))
+    found = run_race(*((131_072, 2.0) if full else (65_536, 0.5)))
     rows: list[Row] = []
     for size in sorted({one["rows"] for one in found if one["case"] == "batch"}):
         for teachers in (1, 3, 9):
