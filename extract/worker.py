@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from mmkd.store.ledger import entries_of_shard
 from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
+from mmkd.store.samples import read_part
 
 PLUGIN_NAME = "mmkd-teachers"
 
@@ -84,11 +86,25 @@ def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardRepo
             teachers = _still_wanted(root, task, plugin.loaded)
             act = retry_shard if task.retry else extract_shard
             wanted = teachers or task.inputs is not None
-            report = act(root, record, task.shard, teachers, bench) if wanted else ShardReport(task.shard, ())
+            report = act(root, record, task.shard, teachers, bench) if wanted else finished_report(root, task)
     except MmkdError as error:
         return error
     report.worker = str(worker.name)
     return report
+
+
+def finished_report(root: StorePath, task: ShardTask) -> ShardReport:
+    """What the store says of a shard that a worker finished and died before it could tell."""
+    if task.retry:
+        return ShardReport(task.shard, ())
+    table, _ = read_part(root, task.shard)
+    return ShardReport(
+        task.shard,
+        task.teachers,
+        rows=len(table),
+        status=dict(Counter(table["status"].to_pylist())),
+        reasons=dict(Counter(reason for reason in table["reason"].to_pylist() if reason)),
+    )
 
 
 def _still_wanted(root: StorePath, task: ShardTask, loaded: Mapping[str, Teacher]) -> dict[str, Teacher]:
