@@ -38,9 +38,8 @@ SMALLER = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 
 def home_rule(store: FeatureStore) -> SelectionRule:
     """Every specialist on its own domain: what a user who knows the teachers would write."""
     domains = set(store.sample_table(["domain"])["domain"].to_pylist())
-    homes = {slug: [home] for slug in store.teachers if (home := slug.removesuffix("-specialist")) in domains}
-    home = {"column": "domain", "teachers": homes, "unlisted": "drop"}
-    return SelectionRule.model_validate({"keep": {"home": home}})
+    homes = {slug: [own] for slug in store.teachers if (own := slug.removesuffix("-specialist")) in domains}
+    return SelectionRule.model_validate({"keep": {"home": {"column": "domain", "teachers": homes, "unlisted": "drop"}}})
 
 
 def equal_steps(store: FeatureStore, selection: str) -> dict[str, Any]:
