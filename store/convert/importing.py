@@ -114,6 +114,8 @@ def import_features(
 def _imported(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
+    # Before anything is written: what has no features leaves no store that the right command is refused for.
+    cards = source.cards(encoding)
     if not (root / "zarr.json").is_file():
         _create(source, root)
     store = FeatureStore.open(root)
@@ -122,7 +124,6 @@ def _imported(
         raise CorpusError(
             f"{root} was made from {record.corpus.location}, which {source.root} is not; name a new store"
         )
-    cards = source.cards(encoding)
     for card in cards:
         add_teacher(root, record, card)
     written = failed = 0
