@@ -71,9 +71,8 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
 class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
     """A client that its `with` block closes, and nothing else.
 
-    Dask's own also closes itself when it is collected, as the one that could not connect is: at any time, in any
-    thread, waiting up to twice its timeout, and for a lock which that thread may hold: it is the one
-    of the start of the next client.
+    Dask's own also closes itself when it is collected, as one that could not connect is: in any thread, for up to twice
+    its timeout, and under a lock which that thread holds when it is starting the next client.
     """
 
     def __del__(self) -> None:

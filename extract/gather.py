@@ -49,10 +49,10 @@ def gather(
             )
             blamed.append(replace(task, guarded=True))
         else:
-            yield _lost(task, outcome) if isinstance(outcome, BaseException) else outcome
+            yield _told(task, outcome)
     for guarded in blamed:
         for task, outcome in _outcomes(client, root, record, [guarded]):
-            yield _lost(task, outcome) if isinstance(outcome, BaseException) else outcome
+            yield _told(task, outcome)
 
 
 def _outcomes(
@@ -75,8 +75,8 @@ def _outcomes(
         future.release()
 
 
-def _lost(task: ShardTask, error: BaseException) -> LostShard:
-    return LostShard(task.shard, _in_a_line(error))
+def _told(task: ShardTask, outcome: ShardReport | BaseException) -> ShardReport | LostShard:
+    return LostShard(task.shard, _in_a_line(outcome)) if isinstance(outcome, BaseException) else outcome
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -91,10 +91,8 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
             )
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
     orphans = tuple(sorted(_orphans(root, record, cards, entries, {name_in(root, path) for path in paths})))
-    unread = len(paths) - len(entries)
-    return VerifyReport(
-        len(looked_at) + unread, tuple(findings), temporary, orphans, deep, len(shards), len(every)
-    )  # fmt: skip
+    checked = len(looked_at) + len(paths) - len(entries)  # with those that could not be read
+    return VerifyReport(checked, tuple(findings), temporary, orphans, deep, len(shards), len(every))
 
 
 def drawn_shards(shards: int, sample: int, seed: int) -> frozenset[int]:

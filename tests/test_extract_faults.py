@@ -17,15 +17,17 @@ from mmkd.extract.failure_limit import FailureLimit
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import make_store
-from mmkd.extract.plan import plan_retries, plan_tasks
+from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.retry import retry_shard
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker import finished_report
 from mmkd.store import TeacherCard
 from mmkd.store.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
 from mmkd.store.layout import IMAGE_SOUND
 from mmkd.store.run_log import run_seconds
+from mmkd.store.writer import add_teacher
 
 
 class SmallDevice:
@@ -76,7 +78,6 @@ def test_too_little_device_memory_halves_the_batch_and_keeps_the_bytes(
     one = {"one": teachers["one"]}
     run(table, tmp_path / "a", one)
     store = run(table, tmp_path / "b", {})
-    from mmkd.store.writer import add_teacher
 
     add_teacher(tmp_path / "b", store.record, teachers["one"].card)
     bench = Workbench(sizes=BatchSizes(128))
@@ -144,6 +145,22 @@ def test_failed_images_are_read_again_and_nothing_else(tmp_path: Path, teachers:
     assert tree_digest(tmp_path / "s") == tree_digest(tmp_path / "whole")
     with pytest.raises(UserError, match="two also has; name every teacher"):
         plan_retries([0], cards[:1], store.ledger)
+
+
+def test_a_shard_whose_worker_died_before_it_told_is_counted_as_it_told(
+    tmp_path: Path, teachers: dict[str, Teacher]
+) -> None:
+    table = write_table_corpus(tmp_path / "c", 300)
+    break_images(table, 3, 40, 299)
+    record = make_store(open_corpus(str(table)), tmp_path / "s")
+    for teacher in teachers.values():
+        add_teacher(tmp_path / "s", record, teacher.card)
+    for shard, rows, broken in ((0, 256, 2), (1, 44, 1)):
+        told = extract_shard(tmp_path / "s", record, shard, teachers, Workbench())
+        found = finished_report(tmp_path / "s", ShardTask(shard, tuple(teachers)))
+        assert (told.rows, told.reasons) == (rows, {"image: truncated": broken})
+        assert (found.rows, found.status, found.reasons) == (told.rows, told.status, told.reasons)
+    assert finished_report(tmp_path / "s", ShardTask(0, tuple(teachers), retry=True)).rows == 0  # no row was read again
 
 
 def test_a_kill_while_failed_images_are_written_costs_the_shard_only(
