@@ -99,14 +99,17 @@ def test_the_command_repairs_and_says_what_it_did(small_store: Path) -> None:
     assert "sound: bytes and values of 5 ledger entries checked" in second.output
 
 
-def test_the_command_says_which_share_of_the_store_it_read(small_store: Path) -> None:
-    flip(small_store / "teachers/alpha/text/c/1/0")
+@pytest.mark.parametrize(
+    ("damaged", "said"), [("teachers/alpha/text/c/1/0", "shard 1 of alpha"), ("samples/00001.parquet", "00001.parquet")]
+)
+def test_the_command_says_which_share_of_the_store_it_read(small_store: Path, damaged: str, said: str) -> None:
+    flip(small_store / damaged)
     words = ["verify", str(small_store), "-n", "1", "--seed"]
     seen = [CliRunner().invoke(store_command, [*words, str(seed)]) for seed in range(9)]
     by_code = {done.exit_code: done.output for done in seen}
     assert set(by_code) == {0, 1}  # as the shard that is damaged was drawn or not
     assert by_code[0].startswith("sound: bytes of 2 ledger entries checked (1 of 3 shards, drawn at random), 0 temp")
-    assert "shard 1 of alpha" in by_code[1]
+    assert said in by_code[1]
     for word in ("--corpus=elsewhere", "--tolerance=0.1"):
         done = CliRunner().invoke(store_command, ["verify", str(small_store), word])
         assert (done.exit_code, "go with --against-teacher" in done.output) == (2, True)
