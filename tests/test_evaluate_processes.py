@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from extract_scene import children
 from planted_store import Planted, make_planted
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from mmkd.evaluate import load_suite, run_suite
+from mmkd.evaluate import load_suite, run_suite, run_unit
+from mmkd.evaluate.plan import Loaded, PlannedUnit
+from mmkd.evaluate.predictions import Predictions
 
 # Python runs this when a process starts: children of the test have it, the test itself began before.
 IN_CHILDREN = """
@@ -110,3 +113,18 @@ def wait_until(condition: object, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_unit_computes_with_one_thread(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many the libraries were told to use: the last digit would depend on it."""
+    seen: set[int] = set()
+
+    def looked_at(loaded: Loaded, planned: PlannedUnit) -> Predictions:
+        seen.update(library["num_threads"] for library in threadpool_info())
+        return predict(loaded, planned)
+
+    predict = run_unit._predict
+    monkeypatch.setattr(run_unit, "_predict", looked_at)
+    with threadpool_limits(2):
+        run_suite(load_suite(planted.suite), tmp_path / "out")
+    assert seen == {1}
