@@ -1,0 +1,55 @@
+"""Peaks of memory in a process of its own: tracemalloc counts what every thread of a process allocates."""
+
+from __future__ import annotations
+
+import hashlib
+import tracemalloc
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmkd.store import FeatureStore, duplicates
+from mmkd.store.convert import importing, rows
+from mmkd.store.samples import sample_schema
+
+SMALL, LARGE = 8_000, 80_000
+
+
+def peak(act: Callable[[], object]) -> int:
+    """The most bytes that Python and NumPy held during a call, beyond those before it."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        act()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def inputs(count: int, again: int | None = None) -> Iterator[dict[str, Any]]:
+    """Rows with keys like those of the release; the last has the key of row `again`."""
+    for row in range(count):
+        number = again if again is not None and row == count - 1 else row
+        yield {"key": f"folder/{hashlib.sha256(str(number).encode()).hexdigest()}"}
+
+
+def list_inputs(count: int) -> None:
+    """List the rows of an import and let go of them."""
+    with importing._spooled(inputs(count), sample_schema(())):
+        pass
+
+
+def listing_peak(count: int) -> int:
+    """What listing so many rows takes, in passes and batches that both sizes fill."""
+    importing._BATCH, duplicates._ROWS_A_PASS = 1024, SMALL
+    list_inputs(10)  # imports and caches
+    return peak(partial(list_inputs, count))
+
+
+def choosing_peak(root: Path) -> int:
+    """What choosing rows by key takes."""
+    store = FeatureStore.open(root)
+    choice = rows.RowChoice(keys=["k4711", "k3", "k4711"])
+    assert rows.chosen_rows(store, choice).tolist() == [4711, 3]
+    return peak(partial(rows.chosen_rows, store, choice))
