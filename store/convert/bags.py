@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
-from mmkd.store.encoding import Encoding
+from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
 from mmkd.store.sample_kinds import KIND as KIND_COLUMN
@@ -131,7 +131,7 @@ class BagFolder:
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """The one teacher; which encoder made the features is known by the name given."""
-        return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding or "float16")]
+        return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather a range of rows, which may span several slides; there is no text."""
@@ -139,7 +139,7 @@ class BagFolder:
         numbers = rows["row"].to_pylist()
         first, end = numbers[0], numbers[-1] + 1
         out: Features = {
-            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=card.encoding)
+            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
             for tower in ("image", "text")
         }
         reasons: list[str | None] = []
