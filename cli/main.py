@@ -76,7 +76,7 @@ def main() -> None:
         if error.name is None or error.name.split(".")[0] == "mmkd":
             raise
         # Here, as only a failure needs it: it reads what every extra asks for.
-        from mmkd.cli.doctor.packages import missing_package  # noqa: PLC0415
+        from mmkd.cli.doctor.packages import missing_package
 
         name = error.name.split(".")[0]
         click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name)}", err=True)
