@@ -148,7 +148,6 @@ def test_the_map_counts_shares_of_inputs_and_not_of_absent_rows(scene: Path) -> 
     found = coverage(FeatureStore.open(scene / "s"))
     assert found.rows == (OLD, 256, NEW - 256)
     assert found.image.tolist() == [[1, 255 / 256, 13 / 14]]  # each later shard has a key that is taken
-    assert found.line("tiny") == "██▓"
 
 
 def test_a_chain_of_appends(scene: Path, tmp_path: Path) -> None:
