@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +20,9 @@ from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
 from mmkd.store.sample_kinds import KIND as KIND_COLUMN
 from mmkd.store.sample_kinds import SAMPLE, TEXT_OF
+from mmkd.store.tcga import tcga_patient
 
 KIND = "h5-bags"
-_TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-|$)", re.IGNORECASE)
 
 
 class SlideTable(Protocol):
@@ -114,7 +113,7 @@ class BagFolder:
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
         """Labels that all patches of a slide share."""
-        labels: dict[str, str | None] = {"slide": slide, "patient": _patient(slide)}
+        labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
         if self.table is None:
             return labels
         found = self.table.values(self._looked_up(slide))
@@ -123,7 +122,7 @@ class BagFolder:
 
     def _looked_up(self, slide: str) -> str | None:
         assert self.table is not None, "there is a table to look into"
-        return _patient(slide) if self.table.match == "patient" else slide
+        return tcga_patient(slide) if self.table.match == "patient" else slide
 
     def _taken(self, labels: dict[str, str | None]) -> list[str | None]:
         assert self.table is not None, "there is a table to look into"
@@ -158,12 +157,6 @@ class BagFolder:
                 reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
             start += count
         return out, reasons
-
-
-def _patient(slide: str) -> str | None:
-    """The patient of a TCGA barcode."""
-    found = _TCGA.match(slide)
-    return found.group(1).upper() if found else None
 
 
 def _opened(path: Path) -> h5py.File:

@@ -14,7 +14,7 @@ from mmkd.store.cores import usable_cores
 from mmkd.store.errors import UserError
 from mmkd.store.inspect.faiss_choice import choose, faiss_module
 from mmkd.store.inspect.rows import captions_of
-from mmkd.store.inspect.sampling import BLOCK_ROWS, features, unit
+from mmkd.store.inspect.sampling import BLOCK_ROWS, unit
 from mmkd.store.layout import Tower
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def nearest_rows(
     """
     if not 1 <= k <= MAX_NEIGHBORS:
         raise UserError(f"{k} neighbours cannot be had; ask for 1 to {MAX_NEIGHBORS:,}")
-    array = features(store, slug, tower)
+    array = store.features(slug, tower)
     if query.shape != (array.shape[1],):
         raise UserError(
             f"a query of shape {query.shape} does not fit {slug}, whose features have {array.shape[1]} values"
