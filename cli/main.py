@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 
@@ -35,6 +36,13 @@ SUMMARIES = {
     "export": "A trained student as an open_clip folder.",
     "evaluate": "Score encoders by their features.",
 }
+
+DISK_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""What a disk or a path refuses: no fault of the code, so one line; the line has the path."""
 
 
 class LazyGroup(click.Group):
@@ -80,4 +88,10 @@ def main() -> None:
 
         name = error.name.split(".")[0]
         click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name)}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {place}{error.strerror}", err=True)
         sys.exit(1)
