@@ -18,9 +18,13 @@ def test_work_comes_again_and_has_ended_when_the_block_has() -> None:
         if calls[0] == 3:
             thrice.set()
 
-    with pytest.raises(KeyError), repeated(work, 0.01, "beats"):  # an error of the block passes
-        assert thrice.wait(30)
-        raise KeyError("block")
+    def block() -> None:
+        with repeated(work, 0.01, "beats"):
+            assert thrice.wait(30)
+            raise KeyError("block")
+
+    with pytest.raises(KeyError):
+        block()
     assert "beats" not in {thread.name for thread in threading.enumerate()}
     assert names == {"beats"}
 
