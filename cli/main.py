@@ -83,9 +83,11 @@ def main() -> None:
         # A stage whose extra is not installed; anything of ours that is missing is a bug and keeps its traceback.
         if error.name is None or error.name.split(".")[0] == "mmkd":
             raise
-        click.echo(
-            f"Error: this command needs the package {error.name!r}; pip install 'mmkd[demo]' has them all", err=True
-        )
+        # Here, as only a failure needs it: it reads what every extra asks for.
+        from mmkd.cli.doctor.packages import missing_package
+
+        name = error.name.split(".")[0]
+        click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name)}", err=True)
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:

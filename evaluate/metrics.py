@@ -94,11 +94,6 @@ def _sums_before(rows: Floats) -> Floats:
     return sums
 
 
-def classes_scored(y: Labels) -> int:
-    """Classes that a macro AUROC of these labels is the mean of."""
-    return len(np.unique(y)) if len(np.unique(y)) > 1 else 0
-
-
 def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """Hits, predictions and occurrences of every class, each float64 (B, C)."""
     classes = np.arange(score.shape[1])

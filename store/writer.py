@@ -24,8 +24,7 @@ from mmkd.store.errors import StoreError, TeacherMismatchError, UserError
 from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
-    IMAGE_SOUND,
-    TEXT_SOUND,
+    SOUND_BIT,
     TOWERS,
     rows_per_shard,
     shard_count,
@@ -146,7 +145,7 @@ def write_shard(
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
     members: dict[str, Any] = {}
-    for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
+    for tower, bit in SOUND_BIT.items():
         values = getattr(features, tower)
         stored, sound = encode_rows(values, (features.valid & bit) != 0, card.encoding)
         valid[sound] |= bit

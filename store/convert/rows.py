@@ -91,7 +91,7 @@ class StoreRows:
                 start = 0
                 for store, taken in self.parts:
                     piece = taken[max(first - start, 0) : max(end - start, 0)]
-                    pieces.append(getattr(store, tower)(card.slug)[piece])
+                    pieces.append(store.features(card.slug, tower)[piece])
                     start += len(taken)
                 out[card.slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
