@@ -139,6 +139,17 @@ def write_shard(
     Features of rows whose bit is not set in `valid` are written as missing, which is never zero. So are those
     that the encoding cannot hold (not finite, zero, too large for float16); their bit is not set on disk.
 
+    Args:
+        root: the store.
+        record: of the store.
+        card: of the teacher, which `add_teacher` has put into the store.
+        shard: its number.
+        features: of the shard's inputs, in the order of its sample part.
+        samples_sha256: SHA-256 in hex of that part, as `write_part` and `read_part` give it.
+
+    Returns:
+        The ledger entry, written last.
+
     Raises:
         StoreError: the disk is full or read-only. The shard then counts as not done.
     """

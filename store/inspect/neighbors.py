@@ -135,6 +135,16 @@ def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Fou
 def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int = 10) -> pa.Table:
     """`nearest_rows` over the whole store with what the rows are: a table of `SCHEMA`, best first.
 
+    Args:
+        store: the store.
+        slug: teacher.
+        tower: which features are searched.
+        query: (D,), any length but zero.
+        k: how many; fewer come back when fewer rows are sound.
+
+    Returns:
+        Columns `rank` (from 1), `row`, `cosine`, and `key`, `modality`, `caption` of the sample row.
+
     Raises:
         UserError: as `nearest_rows`.
     """
