@@ -36,6 +36,20 @@ SUMMARIES = {
     "evaluate": "Score encoders by their features.",
 }
 
+# Which extra brings what a command lacks. `store` looks at stores; what of it runs a teacher needs what `extract` needs.
+EXTRAS = {
+    "demo": "demo",
+    "teachers": "extract",
+    "extract": "extract",
+    "store": "inspect",
+    "select": "extract",
+    "align": "distill",
+    "distill": "distill",
+    "export": "distill",
+    "evaluate": "evaluate",
+}
+EXTRACTING = ("dask", "distributed", "open_clip", "safetensors", "torch", "torchvision", "transformers")
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called or asked for help."""
@@ -73,9 +87,14 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         # A stage whose extra is not installed; anything of ours that is missing is a bug and keeps its traceback.
-        if error.name is None or error.name.split(".")[0] == "mmkd":
+        package = (error.name or "mmkd").split(".")[0]
+        command = next((word for word in sys.argv[1:] if word in EXTRAS), None)
+        if package == "mmkd" or command is None:
             raise
+        extra = "extract" if command == "store" and package in EXTRACTING else EXTRAS[command]
         click.echo(
-            f"Error: this command needs the package {error.name!r}; pip install 'mmkd[demo]' has them all", err=True
+            f"Error: `mmkd {command}` needs the package {package!r}, which is not installed: "
+            f"pip install 'mmkd[{extra}]'",
+            err=True,
         )
         sys.exit(1)

@@ -168,7 +168,7 @@ def test_packages_that_are_missing_or_too_old() -> None:
     assert old.status == "warning"
     assert old.found.startswith("wrong version: numpy ")
     assert "(needs >=999)" in old.found
-    assert old.next_step == "pip install -U 'mmkd[x]'"
+    assert old.next_step == "pip install 'mmkd[x]'"
     missing = extra_check("x", [Requirement("no-such-package-1"), Requirement("numpy")])
     assert (missing.status, missing.found) == ("note", "not installed: no-such-package-1")
     assert extra_check("", [Requirement("no-such-package-1")]).status == "fault"

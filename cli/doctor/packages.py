@@ -48,7 +48,8 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
         else:
             there.append(f"{one.name} {found}")
     name = extra or "core"
-    step = f"pip install -U 'mmkd[{extra}]'" if extra else "pip install -U mmkd"
+    # Without -U: pip takes the mmkd that is here, brings what it asks for, and looks for no other mmkd on an index.
+    step = f"pip install 'mmkd[{extra}]'" if extra else "pip install mmkd"
     if old:
         return Check("packages", name, "warning" if extra else "fault", "wrong version: " + ", ".join(old), step)
     if missing:
