@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 
@@ -36,19 +37,12 @@ SUMMARIES = {
     "evaluate": "Score encoders by their features.",
 }
 
-# Which extra brings what a command lacks. `store` looks at stores; what of it runs a teacher needs what `extract` needs.
-EXTRAS = {
-    "demo": "demo",
-    "teachers": "extract",
-    "extract": "extract",
-    "store": "inspect",
-    "select": "extract",
-    "align": "distill",
-    "distill": "distill",
-    "export": "distill",
-    "evaluate": "evaluate",
-}
-EXTRACTING = ("dask", "distributed", "open_clip", "safetensors", "torch", "torchvision", "transformers")
+DISK_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""What a disk or a path refuses: no fault of the code, so one line; the line has the path."""
 
 
 class LazyGroup(click.Group):
@@ -87,14 +81,18 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         # A stage whose extra is not installed; anything of ours that is missing is a bug and keeps its traceback.
-        package = (error.name or "mmkd").split(".")[0]
-        command = next((word for word in sys.argv[1:] if word in EXTRAS), None)
-        if package == "mmkd" or command is None:
+        name = (error.name or "mmkd").split(".")[0]
+        if name == "mmkd":
             raise
-        extra = "extract" if command == "store" and package in EXTRACTING else EXTRAS[command]
-        click.echo(
-            f"Error: `mmkd {command}` needs the package {package!r}, which is not installed: "
-            f"pip install 'mmkd[{extra}]'",
-            err=True,
-        )
+        # Here, as only a failure needs it: it reads what every extra asks for.
+        from mmkd.cli.doctor.packages import missing_package
+
+        command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
+        click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name, command)}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {place}{error.strerror}", err=True)
         sys.exit(1)

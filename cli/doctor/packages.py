@@ -7,10 +7,28 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmkd.cli.doctor.check import Check
 
 CORE = ""
+
+WHOLE = "demo"
+"""The extra with which every stage runs."""
+
+_NOT_USERS = frozenset({WHOLE, "dev", "docs"})
+
+_MODULES = {
+    "PIL": "pillow", "faiss": "faiss-cpu", "open_clip": "open-clip-torch",
+    "openslide": "openslide-python", "skimage": "scikit-image", "sklearn": "scikit-learn", "umap": "umap-learn",
+}  # fmt: skip
+"""Modules whose packages have other names."""
+
+_STAGE = {
+    "align": ("distill",), "distill": ("distill",), "evaluate": ("evaluate", "extract"), "export": ("distill",),
+    "extract": ("extract",), "select": ("extract",), "store": ("inspect", "extract"), "teachers": ("extract",),
+}  # fmt: skip
+"""Extras in which a command looks first for what several have."""
 
 
 def package_checks() -> Iterator[Check]:
@@ -34,6 +52,20 @@ def _belongs(one: Requirement, extra: str) -> bool:
     if one.marker is None:
         return extra == CORE
     return one.marker.evaluate({"extra": extra}) and (extra == CORE or not one.marker.evaluate({"extra": CORE}))
+
+
+def missing_package(module: str, command: str = "") -> str:
+    """What to install where `import module` found nothing in `mmkd COMMAND`: the extra of its stage, if that has it."""
+    package = canonicalize_name(_MODULES.get(module, module))
+    wanted = [Requirement(text) for text in requires("mmkd") or ()]
+    extras = metadata("mmkd").get_all("Provides-Extra") or ()
+    having = [
+        extra
+        for extra in sorted(set(extras) - _NOT_USERS)
+        if any(canonicalize_name(one.name) == package and _belongs(one, extra) for one in wanted)
+    ]
+    of_stage = [extra for extra in _STAGE.get(command, ()) if extra in having] or (having if len(having) == 1 else [])
+    return f"pip install 'mmkd[{of_stage[0] if of_stage else WHOLE}]'"
 
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -23,6 +22,7 @@ from mmkd.store.place import Place
 from mmkd.store.record import FIXED_NAMES
 from mmkd.store.slide_tile import open_slide
 from mmkd.store.sources import TILE, fragment
+from mmkd.store.tcga import tcga_patient
 
 # Pixels a tile is judged by, per side: tissue is coarse, and reading more costs the slide's decoding.
 _CELLS = 32
@@ -30,8 +30,6 @@ _CELLS = 32
 # area average over a cell takes the noise away, and the same threshold with a margin keeps pale fat out.
 _MIN_SATURATION = 12
 _MIN_BRIGHTNESS = 25
-# TCGA barcodes: project, site, participant.
-_TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-|$)", re.IGNORECASE)
 # A slide that says 0.503 is meant when 0.5 is asked for.
 _MPP_TOLERANCE = 0.1
 
@@ -68,9 +66,8 @@ class SlidesCorpus(FileCorpus):
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """One row per tile with tissue; one failed row where the slide cannot be tiled."""
         slide_id = part.name.rpartition("/")[2].rpartition(".")[0]
-        found = _TCGA.match(slide_id)
         known = self._table[1].get(slide_id, {})
-        labels: dict[str, str | None] = {"slide": slide_id, "patient": found.group(1).upper() if found else None}
+        labels: dict[str, str | None] = {"slide": slide_id, "patient": tcga_patient(slide_id)}
         labels |= {name: value for name, value in known.items() if value}
         place = self.base.join(part.name)
         try:
