@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from tiny_store import every_file, found, make_card, make_store
+from tiny_store import every_file, found, make_card, make_index, make_store
 
-from mmkd.store import FeatureStore
+from mmkd.store import FeatureStore, append
 from mmkd.store.card import read_card
-from mmkd.store.errors import TeacherMismatchError
+from mmkd.store.errors import StoreError, TeacherMismatchError
 from mmkd.store.hierarchy import array_documents
+from mmkd.store.record import CorpusRecord, read_record
+from mmkd.store.samples import write_part
 from mmkd.store.verify import verify
-from mmkd.store.writer import add_teacher
+from mmkd.store.writer import add_teacher, move_corpus
 
 TESTS = Path(__file__).parent
 
@@ -26,7 +29,7 @@ WRITE = """
 import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tiny_store import every_file, found, make_card, make_store
+from tiny_store import make_card, make_store
 from mmkd.store.record import read_record
 from mmkd.store.writer import add_teacher
 from mmkd.store.errors import StoreError
@@ -108,3 +111,29 @@ def test_two_teachers_of_one_name_at_once_leave_one(tmp_path: Path) -> None:
     with pytest.raises(TeacherMismatchError):
         add_teacher(tmp_path / "s", record, second)
     assert read_card(tmp_path / "s", "alpha") == first
+
+
+def test_an_append_by_a_record_that_is_old_by_now_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "s"
+    record, _ = make_store(root, 3, [make_card("alpha", 8)])
+    other = CorpusRecord(kind="test", location="there", root="/else", rows=2, labels=("site",), digest="e")
+    index = make_index(2)
+    index = index.set_column(0, index.schema.field(0), pa.array([256, 257]))
+
+    def while_another_writes(root: Path, shard: int, part: pa.Table) -> str:
+        move_corpus(root, Path("/moved"))
+        return write_part(root, shard, part)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(append, "write_part", while_another_writes)
+        with pytest.raises(StoreError, match="was changed by another process meanwhile; nothing was appended"):
+            append.append_rows(root, record, other, index)
+    assert FeatureStore.open(root).record.rows == 3
+    append.append_rows(root, read_record(root), other, index)
+    before = {path: path.read_bytes() for path in every_file(root)}
+    mine = index.set_column(1, "key", pa.array(["mine0", "mine1"]))
+    with pytest.raises(StoreError, match="was changed by another process meanwhile"):
+        append.append_rows(root, record, other, mine)
+    assert {path: path.read_bytes() for path in every_file(root)} == before

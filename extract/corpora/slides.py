@@ -16,6 +16,7 @@ from pydantic import Field
 
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.extract.corpora.suffixes import SLIDES
 from mmkd.store.errors import CorpusError
 from mmkd.store.images import MAX_PIXELS
 from mmkd.store.place import Place
@@ -51,7 +52,7 @@ class SlidesCorpus(FileCorpus):
     slide_table: str | None = None
     """CSV with a column `slide` (file name without suffix), where known `patient`, and any labels."""
 
-    suffixes = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".tif", ".tiff")
+    suffixes = (*SLIDES, ".tif", ".tiff")
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:

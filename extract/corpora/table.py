@@ -15,10 +15,9 @@ from mmkd.extract.corpora.columns import TableColumns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.records import Dialect, Record, json_records, known_encoding, separated_records
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
+from mmkd.extract.corpora.suffixes import TABLES
 from mmkd.store.errors import CorpusError
 from mmkd.store.place import Listed, Place
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class TableCorpus(FileCorpus):
@@ -48,7 +47,7 @@ class TableCorpus(FileCorpus):
     quotes: bool = True
     """False where a quotation mark is an ordinary character."""
 
-    suffixes = TABLE_SUFFIXES
+    suffixes = TABLES
 
     @field_validator("encoding")
     @classmethod
