@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from planted_faults import ROWS, make_faults
+from planted_faults import NAN_ROW, ROWS, ZERO_ROW, make_faults
 from tiny_store import make_card, make_store
 
 from mmkd.cli.store.stats import stats
@@ -24,8 +23,8 @@ from mmkd.store.plural import counted
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Even rows are radiology, odd ones pathology; `base` fits all, `noise` none, `holed` lacks shard 3."""
-    return make_faults(tmp_path_factory.mktemp("faults"), ("base", "holed", "noise"))
+    """Even rows are radiology, odd ones pathology; `base` fits all, `noise` none, the others have gaps."""
+    return make_faults(tmp_path_factory.mktemp("faults"), ("base", "holed", "noise", "broken"))
 
 
 def test_rows_are_grouped_by_frequency_and_the_rarest_together() -> None:
@@ -74,14 +73,15 @@ def test_a_teacher_that_knows_one_modality_is_told_by_modality(root: Path) -> No
 def test_the_modalities_are_on_the_screen_in_json_and_in_a_notebook(root: Path) -> None:
     said = CliRunner().invoke(stats, [str(root), "--sample", "all"]).stdout.splitlines()
     at = said.index("by modality: i2t@10, in pools of all modalities")
-    assert said[at + 1].split() == ["modality", "1", "2", "3"]
+    assert said[at + 1].split() == ["modality", "1", "2", "3", "4"]
     cells = {line.split()[0]: line.split()[1:] for line in said[at + 2 : at + 4]}
     assert set(cells) == {"radiology", "pathology"}
-    for base, holed, noise in cells.values():
+    for base, broken, holed, noise in cells.values():
+        assert base == broken
         assert base.startswith(("99", "100"))
         assert holed.startswith(("99", "100"))
         assert float(noise.rstrip("%")) < 3
-    assert [line.split()[0] for line in said if line.split()[1:2] == ["noise"]] == ["3"] * 3
+    assert [line.split()[0] for line in said if line.split()[1:2] == ["noise"]] == ["4"] * 3
     told = json.loads(CliRunner().invoke(stats, [str(root), "--json"]).stdout)
     assert {each["modality"] for each in told["pairs"][0]["modalities"]} == {"radiology", "pathology"}
     html = store_statistics(FeatureStore.open(root))._repr_html_()
@@ -99,12 +99,12 @@ def test_one_modality_is_told_once(tmp_path: Path) -> None:
 
 def test_cosines_of_pairs_are_missing_where_a_teacher_lacks_one(root: Path) -> None:
     store = FeatureStore.open(root)
-    rows = np.array([3, 800, 1099])
-    found = pair_cosines(store, ("base", "holed"), rows)
+    rows = np.array([3, NAN_ROW, ZERO_ROW, 800, 1099])
+    found = pair_cosines(store, ("base", "holed", "broken"), rows)
     image, text = (array("base")[rows].astype(np.float64) for array in (store.image, store.text))
     norms = np.linalg.norm(image, axis=1) * np.linalg.norm(text, axis=1)
     assert found[0] == pytest.approx((image * text).sum(axis=1) / norms, abs=1e-6)
-    assert [math.isnan(value) for value in found[1]] == [False, True, False]
+    assert np.isnan(found[1:]).tolist() == [[False, False, False, True, False], [False, True, True, False, False]]
 
 
 def test_one_of_a_thing_has_no_plural() -> None:

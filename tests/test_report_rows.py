@@ -55,8 +55,8 @@ def test_rows_are_coloured_by_who_has_them_and_whose_caption_fits_best(store: Fe
     rows = np.arange(700, 800)
     level = np.linspace(0.1, 0.2, len(rows), dtype=np.float32)
     cosines = np.stack([level + 0.5, level, level])  # the first is higher everywhere: that alone is no fit
-    cosines[1, 40] = 0.9
-    cosines[2, 41] = 0.9
+    cosines[1, 40] = 0.4  # less than any of the first, and far more than its own others
+    cosines[2, 41] = 0.4
     cosines[2, 68:] = np.nan
     found = teacher_colours(store, ("base", "noise", "holed"), rows, cosines)
     assert [found["teachers"][row] for row in (700, 767, 768, 799)] == ["all", "all", "all but holed", "all but holed"]
