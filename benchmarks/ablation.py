@@ -19,6 +19,7 @@ from mmkd.cli.demo.run import STUDENT_MODEL
 from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.fit import align
 from mmkd.store import FeatureStore
+from mmkd.store.errors import UserError
 from mmkd.store.selection import SelectionRule, load_rule, select, selection_names
 from mmkd.store.selection.rules import find_rule
 
@@ -43,9 +44,27 @@ def home_rule(store: FeatureStore) -> SelectionRule:
 
 
 def equal_steps(store: FeatureStore, selection: str) -> dict[str, Any]:
-    """A selection that leaves rows without a teacher gets more epochs of the others: as many steps as all rows get."""
+    """A selection that leaves rows without a teacher gets more epochs of the others: as many steps as all rows get.
+
+    Raises:
+        UserError: it leaves fewer rows than one batch.
+    """
     rows = int(store.available(selection).any(axis=1).sum())
+    if rows < BATCH:
+        raise UserError(f"selection {selection!r} leaves {rows} rows with a teacher, fewer than one batch of {BATCH}")
     return {"selection": selection, "epochs": round(EPOCHS * (len(store) // BATCH) / (rows // BATCH))}
+
+
+def selected(store: FeatureStore, name: str, rule: SelectionRule) -> dict[str, Any]:
+    """Make a rule's selection unless it is there; what a run with it says.
+
+    Raises:
+        UserError: the rule cannot judge this store, keeps nothing, or leaves fewer rows than one batch.
+    """
+    selection = f"ablation-{name.replace('_', '-')}"
+    if selection not in selection_names(store.root):
+        select(store, selection, rule, by="domain")
+    return equal_steps(store, selection)
 
 
 def recipes(demo: Path, out: Path) -> dict[str, dict[str, Any]]:
@@ -62,17 +81,19 @@ def recipes(demo: Path, out: Path) -> dict[str, dict[str, Any]]:
         "pairs alone": student | {"loss": {"feature": 0.0, "cross": 0.0}},
     }
     for name, rule in rules.items():
-        selection = f"ablation-{name.replace('_', '-')}"
-        if selection not in selection_names(store.root):
-            select(store, selection, rule, by="domain")
-        found[f"selection {name}"] = student | equal_steps(store, selection)
+        try:
+            found[f"selection {name}"] = student | selected(store, name, rule)
+        except UserError as error:  # a small corpus: 256 rivals may be all of it, and a rule may keep next to nothing
+            print(f"without selection {name}: {error}", flush=True)
     for name, method in METHODS.items():
         path = out / f"{next(iter(method))}.safetensors"
         if not path.is_file():
             align(store, AlignConfig.model_validate({"out": path, "method": method, "dim": STUDENT_MODEL["embed_dim"]}))
         found[f"alignment {name}"] = student | {"heads": {"alignment": path}}
-    both = found["alignment PHI-S"] | equal_steps(store, "ablation-retrieval-rank")
-    return found | {"selection retrieval_rank, alignment PHI-S": both}
+    if "selection retrieval_rank" in found:
+        both = found["selection retrieval_rank"] | found["alignment PHI-S"]
+        found["selection retrieval_rank, alignment PHI-S"] = both
+    return found
 
 
 def main() -> None:

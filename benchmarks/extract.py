@@ -2,8 +2,8 @@
 bare forward passes of the same models, a run for each teacher, and clip-retrieval; one worker against more; peak memory
 at 1x and 10x rows. Models are loaded before a clock starts.
 
-clip-retrieval wants older packages than ours, so it lives apart: where MMKD_CLIP_RETRIEVAL names a Python that has it
-(2.44.0 is what was measured), its row is measured, else left out.
+clip-retrieval wants older packages than ours, so it lives apart, in an environment that `make bench` builds; where
+that is missing its row is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import mmkd.store.layout
 import mmkd.store.record
 import mmkd.store.writer
 from mmkd.benchmarks.result import Row, main
+from mmkd.benchmarks.where import peers_python
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import open_corpus
@@ -198,8 +199,8 @@ def peer_seconds(corpus: Path, out: Path, weights: Path, rows: int) -> float | N
     """Seconds that `clip-retrieval inference` of one model spends on forward passes and writing of these pairs, as if
     its start, reading and decoding took none; None where it is not here.
     """
-    python = os.environ.get("MMKD_CLIP_RETRIEVAL")
-    if not python:
+    python = peers_python("clip-retrieval")
+    if python is None:
         return None
     readers = len(os.sched_getaffinity(0))
     archives = write_archives(corpus, out / "in", rows, readers)

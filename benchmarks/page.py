@@ -77,7 +77,7 @@ def machine_lines(machine: Machine) -> Iterator[str]:
     yield f"- GPU: {gpus}"
     yield "- versions: " + ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     if machine.peers:
-        yield "- others, in an environment of their own: " + ", ".join(f"{n} {v}" for n, v in machine.peers.items())
+        yield "- others, in environments of their own: " + ", ".join(f"{n} {v}" for n, v in machine.peers.items())
 
 
 def render(results: Sequence[Result], names: Sequence[str]) -> str:

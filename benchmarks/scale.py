@@ -54,16 +54,17 @@ def private_mb() -> float:
 
 
 class Watch:
-    """Seconds since it began and the most private memory since then, looked at every 5 ms."""
+    """Seconds since it began and the most private memory since then, looked at every few milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: float = 0.005) -> None:
+        self._every = every
         self._before, self._most, self._over = private_mb(), 0.0, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._started = time.perf_counter()
         self._thread.start()
 
     def _look(self) -> None:
-        while not self._over.wait(0.005):
+        while not self._over.wait(self._every):
             self._most = max(self._most, private_mb())
 
     def told(self, note: str = "") -> Told:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import pickle
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import dask
 from distributed import Client, LocalCluster
 
 from mmkd.benchmarks.result import Row, main
-from mmkd.benchmarks.scale import private_mb
+from mmkd.benchmarks.scale import Watch
 from mmkd.extract import gather as gathering
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.shard_report import ShardReport
@@ -107,24 +106,14 @@ def cluster_of(workers: int) -> Iterator[Client]:
 def run(client: Client, rows: int, mean: float) -> tuple[float, float, int]:
     """Seconds from the first task to the last report, MB more in this process at most, tasks done."""
     record, tasks = tasks_of(rows)
-    before, most, over = private_mb(), [0.0], threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.02):
-            most[0] = max(most[0], private_mb())
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    started = time.perf_counter()
+    watch = Watch(0.02)
     with mock.patch.object(gathering, "run_task", sleep_task):
         done = sum(
             isinstance(found, ShardReport) for found in gathering.gather(client, Path(str(mean)), record, tasks, print)
         )
-    seconds = time.perf_counter() - started
-    over.set()
-    watcher.join()
+    seconds, memory, _ = watch.told()
     assert done == len(tasks)
-    return seconds, max(most[0] - before, 0.0), done
+    return seconds, memory, done
 
 
 def rows_of_page(workers: int, many: int) -> Iterator[Row]:

@@ -36,7 +36,7 @@ Found = list[dict[str, Any]]
 
 def run_race(rows: int, seconds: float) -> Found:
     """All findings of `peers/race.py`, run by the peers' Python where there is one."""
-    python = peers_python() or Path(sys.executable)
+    python = peers_python("peers") or Path(sys.executable)
     place = Path(tempfile.mkdtemp(prefix="mmkd-bench-", dir=os.environ.get("MMKD_BENCH_DISK")))
     try:
         out = place / "found.json"

@@ -17,8 +17,9 @@ PACKAGES = (
     "numpy", "zarr", "pyarrow", "torch", "open_clip_torch", "transformers", "dask", "distributed", "tensorstore",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
-# Other stores and tools live apart from ours, so that neither side holds the other's versions back.
-PEERS = Path(os.environ.get("MMKD_PEERS", ROOT / "build" / "peers"))
+# Other stores and tools live apart from ours, so that neither side holds the other's versions back: a list of packages
+# in this folder each, and an environment of its name in build/ (`make bench` makes them).
+PEERS = ("peers", "clip-retrieval")
 
 
 class Machine(BaseModel):
@@ -40,9 +41,9 @@ class Machine(BaseModel):
         return mine == theirs
 
 
-def peers_python() -> Path | None:
-    """The Python of the peers' environment, where there is one (`make bench` builds it from benchmarks/peers.txt)."""
-    python = PEERS / "bin" / "python"
+def peers_python(name: str) -> Path | None:
+    """The Python of the environment that `make bench` builds from benchmarks/`name`.txt, where there is one."""
+    python = ROOT / "build" / name / "bin" / "python"
     return python if python.is_file() else None
 
 
@@ -55,16 +56,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _peers() -> dict[str, str]:
-    """Versions of what peers.txt names, as installed there."""
-    python, wanted = peers_python(), ROOT / "benchmarks" / "peers.txt"
-    if python is None or not wanted.is_file():
+def _peers(name: str) -> dict[str, str]:
+    """Versions of what benchmarks/`name`.txt lists before what it lists for their sake, as installed there."""
+    python = peers_python(name)
+    if python is None:
         return {}
-    lines = (line.partition("#")[0].strip() for line in wanted.read_text().splitlines())
-    names = [line.partition("=")[0].partition("[")[0].strip() for line in lines if line]
+    measured = (ROOT / "benchmarks" / f"{name}.txt").read_text().partition("# Needed by these")[0].splitlines()
+    names = [line.partition("==")[0] for line in measured if line and not line.startswith("#")]
     listed = subprocess.run([str(python), "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
-    found = {name.lower(): version for name, _, version in (line.partition("==") for line in listed.splitlines())}
-    return {name: found[name.lower()] for name in names if name.lower() in found}
+    found = {package.lower(): version for package, _, version in (line.partition("==") for line in listed.splitlines())}
+    return {package: found[package.lower()] for package in names if package.lower() in found}
 
 
 def _version(package: str) -> str:
@@ -83,5 +84,5 @@ def describe_machine() -> Machine:
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         gpus=tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())),
         versions={name: _version(name) for name in PACKAGES},
-        peers=_peers(),
+        peers={package: version for name in PEERS for package, version in _peers(name).items()},
     )

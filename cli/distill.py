@@ -75,7 +75,7 @@ def _done(report: TrainReport) -> str:
 def _print_estimate(config: RunConfig, as_json: bool) -> None:
     from mmkd.distill.probe import estimate
 
-    found = estimate(config)
+    found = estimate(config, say=lambda line: click.echo(line, err=True))
     if found is None:
         return
     if as_json:

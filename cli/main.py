@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 
@@ -35,6 +36,13 @@ SUMMARIES = {
     "export": "A trained student as an open_clip folder.",
     "evaluate": "Score encoders by their features.",
 }
+
+DISK_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""What a disk or a path refuses: no fault of the code, so one line; the line has the path."""
 
 
 class LazyGroup(click.Group):
@@ -75,7 +83,15 @@ def main() -> None:
         # A stage whose extra is not installed; anything of ours that is missing is a bug and keeps its traceback.
         if error.name is None or error.name.split(".")[0] == "mmkd":
             raise
-        click.echo(
-            f"Error: this command needs the package {error.name!r}; pip install 'mmkd[demo]' has them all", err=True
-        )
+        # Here, as only a failure needs it: it reads what every extra asks for.
+        from mmkd.cli.doctor.packages import missing_package
+
+        name = error.name.split(".")[0]
+        click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name)}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {place}{error.strerror}", err=True)
         sys.exit(1)

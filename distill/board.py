@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import resource
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -15,6 +17,8 @@ from tqdm import tqdm
 from mmkd.distill.config import RunConfig
 from mmkd.distill.world import World
 from mmkd.store.errors import UserError
+
+_SECONDS_A_LINE = 60.0
 
 
 class Board(Protocol):
@@ -41,6 +45,31 @@ class Terminal:
                 "GB": f"{values['memory_gb']:.1f}",
             }
         self.bar.set_postfix(shown)
+
+
+class Lines:
+    """Where there is no terminal, as in the log of a batch job: a line a minute, and one for every validation."""
+
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.now, self.due = total, now, -math.inf
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the terms, the rates and the scores of this step to stderr."""
+        scores = {name.removeprefix("monitor/"): v for name, v in values.items() if name.startswith("monitor/")}
+        now = self.now()
+        if not scores and now < self.due:
+            return
+        self.due = now + _SECONDS_A_LINE
+        terms = {name.removeprefix("loss/"): v for name, v in values.items() if name.startswith("loss/")}
+        shown = [f"{name} {value:.3f}" for name, value in (scores or terms).items()]
+        if "samples_per_second" in values:
+            shown += [
+                f"{values['samples_per_second']:.0f} samples/s",
+                f"{values['data_wait_share']:.0%} waiting for data",
+            ]
+            shown += [f"{values['memory_gb']:.1f} GB"]
+        sys.stderr.write(f"step {step + 1:,} of {self.total:,}: {', '.join(shown)}\n")
+        sys.stderr.flush()
 
 
 class _TensorBoard:
@@ -84,7 +113,7 @@ def opened_boards(config: RunConfig, world: World, first: int, total: int) -> It
         boards: list[Board] = []
         if world.first:
             bar = stack.enter_context(tqdm(total=total, initial=first, unit="step", disable=None))
-            boards.append(Terminal(bar))
+            boards.append(Lines(total) if bar.disable else Terminal(bar))
             if config.logging.tensorboard:
                 writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=first)
                 boards.append(_TensorBoard(stack.enter_context(writer)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from mmkd.distill.optimiser import WeightAverage
 from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.store.errors import CorruptStoreError, UserError
 
-CONFIG = "run.json"
 FOLDER = "checkpoints"
 BEST = "best.json"
 
@@ -66,6 +65,8 @@ class Checkpointer:
     out: Path
     digest: str
     keep_last: int
+    difference: Callable[[], str]
+    """Says what is other than in the run that `out` holds; empty when it is not known."""
 
     def save(
         self,
@@ -115,7 +116,8 @@ class Checkpointer:
         run, state = read(paths[-1])
         if run != self.digest:
             raise UserError(
-                f"{self.out} holds a run of another configuration or store (digest {run}, this one has {self.digest}); "
+                f"{self.out} holds a run of another configuration or store "
+                f"({self.difference() or f'digest {run}, this one has {self.digest}'}); "
                 "name another `out`, or delete that folder"
             )
         return state

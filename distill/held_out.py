@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from mmkd.distill.captions import tokenised
 from mmkd.distill.config import DataConfig, MonitorSet
@@ -17,18 +18,44 @@ from mmkd.store.errors import ConfigError, UserError
 from mmkd.store.remote import StorePath
 
 
-def held_out(
-    entry: MonitorSet, run_store: FeatureStore, training: Pairs, data: DataConfig, side: int, tokenise: Tokenise
-) -> HeldOut:
-    """One monitor set, ready to be judged on.
+@dataclass(frozen=True)
+class HeldOutRows:
+    """The rows of one monitor set, found before any network is built: what is wrong with them is said at once.
+
+    labels: the class of each pair, empty for retrieval. prompts: captions and classes of the prompts.
+    """
+
+    name: str
+    store: FeatureStore
+    pairs: Pairs
+    labels: list[str]
+    prompts: pa.Table | None
+
+    def ready(self, data: DataConfig, side: int, tokenise: Tokenise) -> HeldOut:
+        """The set with its tokens and its images.
+
+        Args:
+            data: where images come from.
+            side: of the student's image, in pixels.
+            tokenise: the student's tokenizer.
+        """
+        images = row_images(self.store, self.pairs, data.images, side)
+        captions = tokenised(self.pairs.captions, tokenise)
+        if self.prompts is None:
+            return HeldOut(self.name, self.pairs, captions, images)
+        classes = sorted(set(self.prompts["class"].to_pylist()))
+        prompts = tokenised(self.prompts["caption"].to_pylist(), tokenise)
+        prompt_labels = numbered(self.prompts["class"].to_pylist(), classes)
+        return HeldOut(self.name, self.pairs, captions, images, numbered(self.labels, classes), prompts, prompt_labels)
+
+
+def held_out_rows(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
+    """The rows of one monitor set, held against those that are trained on.
 
     Args:
         entry: what the configuration says.
         run_store: the store that is trained on.
         training: its rows that are trained on.
-        data: where images come from.
-        side: of the student's image, in pixels.
-        tokenise: the student's tokenizer.
 
     Raises:
         ConfigError: a row is trained on as well.
@@ -46,37 +73,21 @@ def held_out(
             raise ConfigError(
                 f"{where}: row {both[0]} and {len(both) - 1} more are trained on too; keep them apart with `where`"
             )
-    images = row_images(store, pairs, data.images, side)
-    captions = tokenised(pairs.captions, tokenise)
     if entry.label is None:
-        return HeldOut(entry.name, pairs, captions, images)
+        return HeldOutRows(entry.name, store, pairs, [], None)
     prompts = matching(store, entry.prompts, ["caption", entry.label]).drop_null()
     classes = sorted(set(prompts[entry.label].to_pylist()))
-    labels = _labels(store, pairs, entry.label)
+    labels = store.sample_table(columns=[entry.label])[entry.label].take(pa.array(pairs.rows)).to_pylist()
     unknown = sorted({str(label) for label in labels} - set(classes))
     if unknown or not classes:
         raise UserError(f"{where}: no prompt for class {unknown[0]!r}; its prompts name {', '.join(classes) or 'none'}")
-    return HeldOut(
-        entry.name,
-        pairs,
-        captions,
-        images,
-        numbered(labels, classes),
-        tokenised(prompts["caption"].to_pylist(), tokenise),
-        numbered(prompts[entry.label].to_numpy(zero_copy_only=False), classes),
-    )
+    return HeldOutRows(entry.name, store, pairs, labels, prompts.rename_columns(["caption", "class"]))
 
 
 def _first(pairs: Pairs, limit: int) -> Pairs:
     encoded = pa.array(pairs.caption[:limit]).dictionary_encode()
     captions = pairs.captions.take(encoded.dictionary)
     return Pairs(pairs.rows[:limit], encoded.indices.to_numpy().astype(np.int64), captions, pairs.table.slice(0, limit))
-
-
-def _labels(store: FeatureStore, pairs: Pairs, label: str) -> NDArray[np.object_]:
-    column = store.sample_table(columns=[label])[label].take(pa.array(pairs.rows))
-    labels: NDArray[np.object_] = column.to_numpy(zero_copy_only=False)
-    return labels
 
 
 def _same(one: StorePath, other: StorePath) -> bool:

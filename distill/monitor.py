@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mmkd.distill.captions import Captions
 from mmkd.distill.config import MonitorConfig
@@ -128,10 +127,10 @@ def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.T
     return torch.cat(ranks)
 
 
-def numbered(values: NDArray[np.object_], classes: list[str]) -> torch.Tensor:
+def numbered(values: list[str], classes: list[str]) -> torch.Tensor:
     """int64 (n,): place of every value among the classes."""
     place = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([place[value] for value in values.tolist()], dtype=torch.long)
+    return torch.tensor([place[value] for value in values], dtype=torch.long)
 
 
 @contextmanager

@@ -73,12 +73,16 @@ def find_pairs(store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np
     table = table.filter(usable)
     # An Arrow string column ends at 2 GB in one piece: four million captions of usual length.
     encoded = table["caption"].cast(pa.large_string()).combine_chunks().dictionary_encode()
-    return Pairs(
+    pairs = Pairs(
         table["row"].to_numpy(),
         encoded.indices.to_numpy().astype(np.int64),
         encoded.dictionary,
         table.select(["uri", "offset", "length"]).combine_chunks(),
     )
+    # Arrow's pool keeps what reading and filtering took: 1.4 of 2.0 GB of 2.9 million pairs, as long as the run lasts.
+    del table, encoded, usable
+    pa.default_memory_pool().release_unused()
+    return pairs
 
 
 def training_pairs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from mmkd.distill.assemble import make_objective
 from mmkd.distill.batches import Batches, BatchPlan
 from mmkd.distill.captions import Captions
 from mmkd.distill.checkpoint import (
-    CONFIG,
     Checkpointer,
     Progress,
     best_or_last,
@@ -22,14 +22,14 @@ from mmkd.distill.checkpoint import (
     student_weights,
 )
 from mmkd.distill.config import RunConfig
-from mmkd.distill.held_out import held_out
+from mmkd.distill.held_out import HeldOutRows, held_out_rows
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.kept_tokens import keep_tokens, kept_tokens
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimiser import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
-from mmkd.distill.pairs import training_pairs
-from mmkd.distill.source import SOURCE, RunSource, read_source, run_digest
+from mmkd.distill.pairs import Pairs, training_pairs
+from mmkd.distill.source import CONFIG, SOURCE, RunSource, difference, read_source, run_digest
 from mmkd.distill.student import (
     Tokenise,
     Towers,
@@ -71,6 +71,17 @@ class Run:
         """Of the student alone."""
         return sum(parameter.numel() for parameter in self.update.model.towers.parameters())
 
+    @property
+    def headline(self) -> str:
+        """One line: how much, of what, on what."""
+        teachers, pairs = self.batches.teachers, self.batches.plan.pairs
+        return (
+            f"{len(pairs.rows):,} pairs, {len(teachers.slugs) if teachers else 0} teachers, "
+            f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
+            f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
+            + (f", from step {self.progress.step:,}" if self.progress.step else "")
+        )
+
     def begin(self) -> None:
         """Write what this run is, in the first rank, and clear away what killed ones left half written.
 
@@ -102,16 +113,26 @@ def prepare(config: RunConfig, world: World) -> Run:
         CorruptStoreError: a checkpoint is damaged.
     """
     _check_shares(config, world)
-    torch.manual_seed(config.seed)
     store = FeatureStore.open(config.store)
     source = read_source(config, store)
-    checkpointer = Checkpointer(config.out, run_digest(config, source), config.checkpoints.keep_last)
+    differs = partial(difference, config.out, config, source)
+    checkpointer = Checkpointer(config.out, run_digest(config, source), config.checkpoints.keep_last, differs)
     state = checkpointer.load()
+    # Rows before the network and the tokens, which take long: a wrong column is answered at once.
+    teachers = _teachers(store, config)
+    wanted = teachers.any_available() if teachers is not None else None
+    pairs = training_pairs(store, config.where, wanted, config.batch_size)
+    judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
+    torch.manual_seed(config.seed)
     student = build_student(config.student)
     towers = Towers(student).to(world.device)
-    teachers = _teachers(store, config, world)
     tokenise = student_tokenizer(config.student)
-    batches = _batches(store, config, towers, teachers, tokenise, world)
+    if teachers is not None and _on_the_device(teachers, config, world):
+        teachers.reside(world.device)
+    captions = kept_tokens(config.out, pairs.captions, tokenise)
+    plan = _plan(config, pairs, captions, towers, world)
+    pictures = train_pictures(store, pairs, config.data, student, world.device)
+    batches = Batches(plan, captions, pictures, teachers, config.data.workers, world)
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, batches.plan.pairs, world.device)
     model = Model(towers, objective.to(world.device))
@@ -124,7 +145,7 @@ def prepare(config: RunConfig, world: World) -> Run:
         restore_optimiser(model, update.optimiser, state)
         if average is not None:
             average.load(state.part("average"))
-    monitor = _monitor(store, config, batches, average, towers, tokenise)
+    monitor = _monitor(config, judged, world, average, towers, tokenise)
     progress = state.progress if state else Progress(0)
     return Run(config, source, world, batches, update, average, monitor, checkpointer, progress)
 
@@ -137,36 +158,25 @@ def _check_shares(config: RunConfig, world: World) -> None:
         )
 
 
-def _teachers(store: FeatureStore, config: RunConfig, world: World) -> TeacherFeatures | None:
-    """The teachers' features, where the configuration wants them; None when no loss asks a teacher."""
+def _teachers(store: FeatureStore, config: RunConfig) -> TeacherFeatures | None:
+    """The teachers' features in the store; None when no loss asks a teacher."""
     if not config.loss.teacher_terms:
         return None
     slugs = config.teachers or tuple(store.teachers)
     if not slugs:
         raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
-    teachers = TeacherFeatures(store, slugs, config.selection)
-    wanted = config.data.features
-    if wanted == "resident" or (wanted == "auto" and teachers.fits(world.device)):
-        teachers.reside(world.device)
-    return teachers
+    return TeacherFeatures(store, slugs, config.selection)
 
 
-def _batches(
-    store: FeatureStore,
-    config: RunConfig,
-    towers: Towers,
-    teachers: TeacherFeatures | None,
-    tokenise: Tokenise,
-    world: World,
-) -> Batches:
-    wanted = teachers.any_available() if teachers is not None else None
-    pairs = training_pairs(store, config.where, wanted, config.batch_size)
-    captions = kept_tokens(config.out, pairs.captions, tokenise)
+def _on_the_device(teachers: TeacherFeatures, config: RunConfig, world: World) -> bool:
+    """Whether the configuration wants the features there."""
+    return config.data.features == "resident" or (config.data.features == "auto" and teachers.fits(world.device))
+
+
+def _plan(config: RunConfig, pairs: Pairs, captions: Captions, towers: Towers, world: World) -> BatchPlan:
     window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
-    plan = BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
-    pictures = train_pictures(store, pairs, config.data, towers.student, world.device)
-    return Batches(plan, captions, pictures, teachers, config.data.workers, world)
+    return BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
 
 
 def _short_captions_fit(towers: Towers, captions: Captions, world: World) -> bool:
@@ -236,16 +246,15 @@ def _freeze_unused(towers: Towers, device: torch.device) -> None:
 
 
 def _monitor(
-    store: FeatureStore,
     config: RunConfig,
-    batches: Batches,
+    judged: list[HeldOutRows],
+    world: World,
     average: WeightAverage | None,
     towers: Towers,
     tokenise: Tokenise,
 ) -> Monitor:
-    world, data = batches.world, config.data
-    side = image_side(towers.student)
-    sets = [held_out(entry, store, batches.plan.pairs, data, side, tokenise) for entry in config.monitor.sets]
+    data, side = config.data, image_side(towers.student)
+    sets = [rows.ready(data, side, tokenise) for rows in judged]
     rows = config.compute.micro_batch or config.batch_size // world.size
     monitor = Monitor(config.monitor, sets, towers, average, plain_pixels(towers.student), rows, data.workers, world)
     if config.monitor.metric and config.monitor.metric not in monitor.metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -59,14 +59,18 @@ class Estimate:
         yield f"hours          {self.hours:.2f}"
 
 
-def estimate(config: RunConfig) -> Estimate | None:
+def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate | None:
     """Take a few steps of the run and throw them away; None in every rank but the first.
+
+    What is known before the first step is said before it: the step may be too large for the machine's memory.
 
     Raises:
         MmkdError: whatever would keep the run from starting.
     """
     with started_world(config.compute.timeout_minutes) as world:
         run = prepare(config, world)
+        if world.first:
+            say(f"{run.headline}; taking the first {_STEPS + 1} at most ...")
         seconds = _probe(run, world)
         return _estimate(run, world, seconds) if world.first else None
 

@@ -16,6 +16,7 @@ from mmkd.store import FeatureStore
 from mmkd.store.selection import read_selection
 from mmkd.store.yaml_config import Frozen
 
+CONFIG = "run.json"
 SOURCE = "source.json"
 
 # What may change between two calls of one run: where it writes, and how the same arithmetic is laid out.
@@ -31,6 +32,8 @@ _FREE: Any = {
     "monitor": True,
     "logging": True,
 }
+_SHOWN = 80
+"""Characters of a value in a message."""
 
 
 class TeacherSource(Frozen):
@@ -109,6 +112,32 @@ def run_digest(config: RunConfig, source: RunSource) -> str:
         "alignment": _file_digest(config.heads.alignment),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(out: Path, config: RunConfig, source: RunSource) -> str:
+    """In words, what keeps `config` from going on with the run that OUT holds; empty when its files do not say.
+
+    At most three keys are named: `epochs was 10, is 20`.
+    """
+    try:
+        was = json.loads((out / CONFIG).read_text("utf-8")), json.loads((out / SOURCE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return ""  # a run that was killed before it had written them
+    now = config.model_dump(mode="json", exclude=_FREE), source.model_dump(mode="json", exclude={"store", "teachers"})
+    before, after = ({**_flat(settings), **_flat(learned, "source")} for settings, learned in (was, now))
+    found = [
+        f"{key} was {before[key]}, is {value}" for key, value in after.items() if key in before and before[key] != value
+    ]
+    return "; ".join(found[:3]) + (f"; {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
+    """Every value of nested mappings by its keys with points between them, as JSON."""
+    if not isinstance(tree, dict) or not tree:
+        text = json.dumps(tree)
+        return {prefix: text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."}
+    below = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items())
+    return {name: value for part in below for name, value in part.items()}
 
 
 def _file_digest(path: Path | None) -> str:

@@ -50,7 +50,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
 
     Raises:
         ConfigError, UserError, IncompleteStoreError: see `mmkd.store.errors`. A loss that is not finite
-        stops the run with the step named and its rows listed in `bad-batch.json`.
+            stops the run with the step named and its rows listed in `bad-batch.json`.
     """
     with started_world(config.compute.timeout_minutes) as world, stop_on(config.checkpoints.stop_signals) as request:
         if world.device.type == "cpu":
@@ -59,7 +59,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         first, total = run.progress.step, run.schedule.total_steps
         run.begin()
         if world.first:
-            say(_headline(run))
+            say(run.headline)
         with opened_boards(config, world, first, total) as boards:
             return _loop(run, boards, request)
 
@@ -113,13 +113,3 @@ def _judged(progress: Progress, scores: dict[str, float], metric: str) -> Progre
     if progress.best_score is None or scores[metric] > progress.best_score:
         return replace(progress, best_score=scores[metric], best_step=progress.step, best_scores=scores, worse=0)
     return replace(progress, worse=progress.worse + 1)
-
-
-def _headline(run: Run) -> str:
-    teachers = run.batches.teachers
-    return (
-        f"{len(run.batches.plan.pairs.rows):,} pairs, {len(teachers.slugs) if teachers else 0} teachers, "
-        f"student of {run.parameters / 1e6:.1f} M parameters, {run.schedule.total_steps:,} steps of "
-        f"{run.config.batch_size} on {run.world.size} x {run.world.device.type}"
-        + (f", from step {run.progress.step:,}" if run.progress.step else "")
-    )

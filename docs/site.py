@@ -13,20 +13,34 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages made of files at the root; they are read on a repository's page too, so their links start there.
-ELSEWHERE = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+ELSEWHERE = {
+    "index.md": "README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+}
 # Files that pages link to outside docs/; they are copied into the site under the same path.
-COPIED = ("Dockerfile", "LICENSE", "examples/inspect.ipynb")
+COPIED = (
+    "Dockerfile",
+    "LICENSE",
+    "examples/inspect.ipynb",
+    "examples/six_tasks/run.sh",
+    "examples/six_tasks/suite.yaml",
+)
 
 
 @event_priority(100)  # before mkdocstrings looks which of its paths are there
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Let mkdocstrings find the packages: a folder `mmkd` with a copy of them and nothing else of the checkout."""
+    """Let mkdocstrings find the packages: a folder `mmkd` with a copy of them and nothing else of the checkout.
+
+    In the project `mmkd` has no `__init__.py`; here it needs one. Without it mkdocstrings takes `mmkd` for a namespace
+    and reads every folder of that name on Python's path too: by `build/types`, the checkout with its environment.
+    """
     folder = ROOT / "build" / "api" / "mmkd"
     shutil.rmtree(folder, ignore_errors=True)
     for stage in ("cli", "distill", "evaluate", "extract", "store"):
-        shutil.copytree(
-            ROOT / stage, ROOT / "build" / "api" / "mmkd" / stage, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / stage, folder / stage, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "__init__.py").touch()
     return config
 
 
@@ -43,7 +57,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links to the root become links inside the site; what a fence says to the tests is not for readers."""
     markdown = re.sub(r'^(```[a-z]+) skip=".*"$', r"\1", markdown, flags=re.MULTILINE)
     for name, source in ELSEWHERE.items():
-        markdown = markdown.replace(f"](../{source})", f"]({name})")
+        markdown = re.sub(rf"\]\(\.\./{re.escape(source)}(#[^)]*)?\)", rf"]({name}\1)", markdown)
     return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, COPIED))})\)", r"](\1)", markdown)
 
 
@@ -51,5 +65,5 @@ def _from_root(text: str) -> str:
     """Links of a file at the root, as seen from docs/."""
     text = text.replace("](docs/", "](")
     for name, source in ELSEWHERE.items():
-        text = text.replace(f"]({source})", f"]({name})")
+        text = re.sub(rf"\]\({re.escape(source)}(#[^)]*)?\)", rf"]({name}\1)", text)
     return text

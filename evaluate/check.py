@@ -10,14 +10,14 @@ import numpy as np
 
 from mmkd.evaluate.dataset import DatasetRows, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
-from mmkd.evaluate.features import BITS, Features
+from mmkd.evaluate.features import Features
 from mmkd.evaluate.plan import model_names
 from mmkd.evaluate.preparation import differs_from_published, missing_before, prompts_differ
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.errors import NotAStoreError
-from mmkd.store.layout import TOWERS, Tower
+from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
     for samples, tower in needed:
         there = np.ones(len(samples), dtype=bool)
         for slug in features.members:
-            there &= (data.store.valid(slug)[samples.rows] & BITS[tower]) != 0
+            there &= (data.store.valid(slug)[samples.rows] & SOUND_BIT[tower]) != 0
         if not there.all():
             missing[samples.name] = int((~there).sum())
         if len(samples) and not there.any():

@@ -17,6 +17,7 @@ from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Replicates
 from mmkd.evaluate.statistics import Difference, Verdict, holm, paired_difference, signed_rank_p
 from mmkd.store.errors import ConfigError, CorruptStoreError
+from mmkd.store.inspect.plain import plain_values
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,7 @@ class Comparison:
 
     def json(self) -> str:
         """The same as JSON; what has no value is null."""
-        rivals = []
-        for rival in self.rivals:
-            differences = {c: d if isinstance(d, str) else _nulls(asdict(d)) for c, d in rival.differences.items()}
-            rivals.append(
-                {
-                    "rival": rival.rival,
-                    "differences": differences,
-                    "mean": None if rival.mean is None else _nulls(asdict(rival.mean)),
-                    "verdicts": rival.verdicts,
-                    **_nulls({"wilcoxon_p": rival.wilcoxon_p, "wilcoxon_p_holm": rival.wilcoxon_p_holm}),
-                }
-            )
+        rivals = plain_values([asdict(rival) for rival in self.rivals])
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
 
     def _text(self, difference: Difference | str | None) -> str:
@@ -205,7 +195,3 @@ def _on_common(one: Predictions, other: Predictions, out: Path) -> tuple[Predict
 def p_text(value: float) -> str:
     """A p-value to three digits, `-` where there is none."""
     return "-" if math.isnan(value) else f"{value:.3g}"
-
-
-def _nulls(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore, UserError
-from mmkd.store.layout import TOWERS, Tower
-
-BITS: dict[Tower, int] = dict(zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True))
+from mmkd.store import FeatureStore, UserError
+from mmkd.store.layout import SOUND_BIT, Tower
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,9 @@ class Features:
 def _unit_block(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> Block:
     if len(rows) and (rows.min() < 0 or rows.max() >= len(store)):
         raise UserError(f"row {rows.max()} is outside {store.root}, which has {len(store)} rows; extract it anew")
-    stored = store.image(slug) if tower == "image" else store.text(slug)
-    values = np.asarray(stored[rows], dtype=np.float32)
+    values = np.asarray(store.features(slug, tower)[rows], dtype=np.float32)
     norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=1, dtype=np.float64))
-    vouched = (store.valid(slug)[rows] & BITS[tower]) != 0
+    vouched = (store.valid(slug)[rows] & SOUND_BIT[tower]) != 0
     available = vouched & np.isfinite(norms) & (norms > 0)
     units = np.full_like(values, np.nan)
     units[available] = values[available] / norms[available, None].astype(np.float32)

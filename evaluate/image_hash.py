@@ -8,7 +8,6 @@ what a copy keeps when it is saved, scaled or brightened again, and asks no enco
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image
 
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.atomic import write_atomically
+from mmkd.store.cores import usable_cores
 from mmkd.store.errors import CorruptStoreError
 from mmkd.store.images import ImageError, decode, sha256
 from mmkd.store.sources import ImageSource, image_source
@@ -86,7 +86,7 @@ class ImageHashes:
         table = store.sample_table(columns=_COLUMNS)
         table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
         unsaved = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for batch in table.to_batches(max_chunksize=BATCH):
                 found = [one for one in pool.map(hash_source, _sources(store, batch)) if one is not None]
                 hashed = pa.table([[one[0] for one in found], [one[1] for one in found]], schema=_SCHEMA)

@@ -1,8 +1,9 @@
 """Classification metrics that take counts: one call scores a whole block of bootstrap resamples.
 
-`weights` is float64 (B, n): how often each of the n samples occurs in each of B resamples; a row of ones is
-the data set itself. Every function returns float64 (B,), NaN where the metric has no value. Counts instead
-of repeated rows make a bootstrap exact, fast, and free of ties that are not in the data.
+`y` is int64 (n,), classes 0 to C - 1; `score` is float64 (n, C), higher is surer; where there are two classes only,
+`positive` is bool (n,) and `score` float64 (n,). `weights` is float64 (B, n): how often each of the n samples occurs
+in each of B resamples; a row of ones is the data set itself. Every metric is float64 (B,), NaN where it has no value.
+Counts instead of repeated rows make a bootstrap exact, fast, and free of ties that are not in the data.
 """
 
 from __future__ import annotations
@@ -94,11 +95,6 @@ def _sums_before(rows: Floats) -> Floats:
     return sums
 
 
-def classes_scored(y: Labels) -> int:
-    """Classes that a macro AUROC of these labels is the mean of."""
-    return len(np.unique(y)) if len(np.unique(y)) > 1 else 0
-
-
 def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """Hits, predictions and occurrences of every class, each float64 (B, C)."""
     classes = np.arange(score.shape[1])
@@ -112,7 +108,7 @@ def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Flo
 
 
 def mean_over_classes(values: Floats) -> Floats:
-    """Mean over axis 1 of the values that exist."""
+    """Mean over axis 1 of the values that exist: (B, C) to (B,), NaN where none does."""
     there = ~np.isnan(values)
     return _ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1).astype(np.float64))
 

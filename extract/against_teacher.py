@@ -134,7 +134,7 @@ def compare_with_teacher(
             "folder where the images lie now with --corpus"
         )
     towers = {
-        tower: _cosines(getattr(store, tower)(spec.slug)[drawn][usable[tower]], now[tower][usable[tower]], tolerance)
+        tower: _cosines(store.features(spec.slug, tower)[drawn][usable[tower]], now[tower][usable[tower]], tolerance)
         for tower in TOWERS
     }
     known = None if stored.loader == "imported" else stored.digest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.comm import CommClosedError
 
 from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
+from mmkd.store.beside import repeated
 from mmkd.store.cores import usable_cores
 from mmkd.store.errors import UserError
 
@@ -139,7 +139,7 @@ def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
         "dashboard_address": "127.0.0.1:0",
         "memory_limit": 0,
         "silence_logs": logging.CRITICAL,
-        "security": cluster.security.security() if cluster.security else None,
+        "security": cluster.dask_security(),
     }
     try:
         opened = _local_cluster(cluster, devices, options)
@@ -170,7 +170,7 @@ def _local_cluster(
 
 @contextmanager
 def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
-    security = cluster.security.security() if cluster.security else None
+    security = cluster.dask_security()
     with (
         batch_cluster(cluster) as started,
         ScopedClient(started, security=security) as client,
@@ -190,7 +190,7 @@ def batch_cluster(cluster: ClusterConfig) -> Any:
     keywords["scheduler_options"] = dashboard | (keywords.get("scheduler_options") or {})
     # The batch system holds a job to its memory; Dask's own limit would count memory-mapped pages too.
     keywords["worker_extra_args"] = ["--memory-limit", "0", *(keywords.get("worker_extra_args") or [])]
-    security = cluster.security.security() if cluster.security else None
+    security = cluster.dask_security()
     try:
         return cluster_class_of(cluster.scheduler)(security=security, **keywords)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
@@ -208,25 +208,14 @@ def _kept_full(started: Any, cluster: ClusterConfig) -> Iterator[None]:
         else:
             started.scale(cluster.workers)
 
-    over = threading.Event()
-
-    def keep() -> None:
-        while not over.wait(_REFILL_SECONDS):
-            ask()
-
     ask()
-    keeper = threading.Thread(target=keep, name="mmkd-jobs", daemon=True)
-    keeper.start()
-    try:
+    with repeated(ask, _REFILL_SECONDS, "mmkd-jobs"):
         yield
-    finally:
-        over.set()
-        keeper.join()
 
 
 @contextmanager
 def _connect(cluster: ClusterConfig) -> Iterator[Client]:
-    security = cluster.security.security() if cluster.security else None
+    security = cluster.dask_security()
     try:
         client = ScopedClient(cluster.scheduler, timeout="10s", security=security)
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:

@@ -101,6 +101,10 @@ class ClusterConfig(Frozen):
                 node = node[found]
         return settings
 
+    def dask_security(self) -> Security | None:
+        """Dask's object for `security`; None where connections are not encrypted."""
+        return self.security.security() if self.security else None
+
     def batch_keywords(self) -> dict[str, Any]:
         """The keywords of this run's batch system, spelt as Python arguments."""
         return {_canonical(name): value for name, value in self.jobqueue.get(self.scheduler, {}).items()}

@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.extract.corpora import Corpus, Part, corpus_digest
+from mmkd.extract.corpora.row import CAPTION_FAULT
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
 from mmkd.extract.listing import HASH, listing_schema, row_batch
 from mmkd.store.append import append_rows, first_new_row, refresh_documents
@@ -278,4 +279,4 @@ def _number(files: Sequence[Path], duplicates: dict[int, int], labels: tuple[str
 
 
 def _status(fault: str | None) -> str:
-    return "pending" if fault is None or fault.startswith("caption: ") else "failed"
+    return "pending" if fault is None or fault.startswith(CAPTION_FAULT) else "failed"

@@ -68,7 +68,7 @@ def _moved(beside: Path, root: Path) -> bool:
     with disk_errors(root):
         try:
             if not (root / "zarr.json").is_file() and (root / "samples").is_dir():
-                shutil.rmtree(root / "samples")  # left by an interrupted run of an older version
+                shutil.rmtree(root / "samples")  # of an import that was interrupted before its record
             beside.rename(root)
         except OSError:
             if not (root / "zarr.json").is_file():

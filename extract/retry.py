@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from mmkd.extract.shard import caption_faults, extract_shard, final_rows, image_sources, live_rows
+from mmkd.extract.corpora.row import IMAGE_FAULT
+from mmkd.extract.shard import caption_faults, extract_shard, final_rows, image_sources, live_rows, sound_features
 from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.towers import encode_images
@@ -22,13 +23,11 @@ from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
-_IMAGE_FAULT = "image: "
-
 
 def failed_images(table: pa.Table) -> list[int]:
     """Places in the shard's table whose image could not be used. A caption's fault lies in the corpus' own table."""
     reasons = enumerate(table["reason"].to_pylist())
-    return [place for place, reason in reasons if (reason or "").startswith(_IMAGE_FAULT)]
+    return [place for place, reason in reasons if (reason or "").startswith(IMAGE_FAULT)]
 
 
 def retry_shard(
@@ -75,8 +74,7 @@ def retry_shard(
         for slug, teacher in teachers.items():
             with clock(f"write {slug}"):
                 shard_features = before[slug]
-                norms = np.linalg.norm(features[slug].astype(np.float32), axis=1)
-                good = sound & np.isfinite(norms) & (norms > 0)
+                good = sound_features(features[slug], sound)
                 report.not_finite[slug] = int(np.count_nonzero(sound & ~good))
                 shard_features.image[places] = features[slug]
                 shard_features.valid[places] &= TEXT_SOUND

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus, open_corpus
+from mmkd.extract.corpora.row import IMAGE_FAULT
 from mmkd.extract.gather import gather
 from mmkd.extract.index import restore_parts
 from mmkd.extract.limited_corpus import LimitedCorpus
@@ -120,7 +121,7 @@ def _needed(
 
 def _shards_with_failed_images(store: FeatureStore) -> list[int]:
     rows = store.sample_table(columns=["row", "reason"])
-    failed = rows.filter(pc.starts_with(rows["reason"], "image: "))["row"].to_pylist()
+    failed = rows.filter(pc.starts_with(rows["reason"], IMAGE_FAULT))["row"].to_pylist()
     return sorted({row // store.record.rows_per_shard for row in failed})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -103,8 +104,8 @@ def caption_fault(caption: str | None) -> str | None:
     if caption is None:
         return None
     if UNDECODABLE in caption:
-        return "caption: not UTF-8"
-    return None if caption.strip() else "caption: empty"
+        return f"{CAPTION_FAULT}not UTF-8"
+    return None if caption.strip() else f"{CAPTION_FAULT}empty"
 
 
 def _indexed_fault(reason: str | None) -> str | None:
@@ -124,6 +125,13 @@ def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound:
     return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
 
 
+def sound_features(features: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of the sound inputs, bool (rows,), those whose feature, a row of (rows, D), is finite and not zero."""
+    norms = np.linalg.norm(features.astype(np.float32), axis=1)
+    good: NDArray[np.bool_] = sound & np.isfinite(norms) & (norms > 0)
+    return good
+
+
 def soundness(
     slug: str,
     image: tuple[Features, NDArray[np.bool_]],
@@ -133,8 +141,7 @@ def soundness(
     """The `valid` bits uint8 (rows,): sound inputs (the second of each pair) whose feature is finite and not zero."""
     valid = np.zeros(len(image[1]), dtype=np.uint8)
     for (features, sound), bit in ((image, IMAGE_SOUND), (text, TEXT_SOUND)):
-        norms = np.linalg.norm(features[slug].astype(np.float32), axis=1)
-        good = sound & np.isfinite(norms) & (norms > 0)
+        good = sound_features(features[slug], sound)
         valid[good] |= bit
         lost = int(np.count_nonzero(sound & ~good))
         if lost:

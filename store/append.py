@@ -35,15 +35,20 @@ def append_rows(root: StorePath, record: StoreRecord, corpus: CorpusRecord, inde
     longer = StoreRecord.model_validate(content)
     per_shard = record.rows_per_shard
     schema = sample_schema(corpus.labels)
+    _refuse_other(root, record)  # another's new rows may stand where ours would be written
     for shard in longer.spans()[-1].shards:
         part = index.slice(shard * per_shard - first, per_shard)
         write_part(root, shard, part.cast(schema).combine_chunks())
-    if read_record(root) != record:
-        raise StoreError(f"{root} was changed by another process meanwhile; nothing was appended, run it again")
+    _refuse_other(root, record)
     # From here on the rows belong to the store; until here the new parts are files that nobody looks at.
     write_document(root / "zarr.json", group_document(longer.model_dump(mode="json")))
     refresh_documents(root, longer)
     return longer
+
+
+def _refuse_other(root: StorePath, record: StoreRecord) -> None:
+    if read_record(root) != record:
+        raise StoreError(f"{root} was changed by another process meanwhile; nothing was appended, run it again")
 
 
 def first_new_row(record: StoreRecord) -> int:

@@ -28,6 +28,7 @@ IMAGE_SOUND = 1
 """Bit of `valid`: the image feature is finite with a norm above zero, its input could be decoded."""
 TEXT_SOUND = 2
 """Bit of `valid`: the text feature is finite with a norm above zero, its input is not empty."""
+SOUND_BIT: dict[Tower, int] = {"image": IMAGE_SOUND, "text": TEXT_SOUND}
 PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
 
 # A slug becomes a folder name: no separators, no leading dot, so it can never leave `teachers/`.

@@ -8,11 +8,11 @@ writer that was killed, and is taken over. Reading needs no lock: files are repl
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mmkd.store.atomic import disk_errors
+from mmkd.store.beside import repeated
 from mmkd.store.errors import BusyStoreError, UnreachableError
 from mmkd.store.remote import RemotePath, StorePath
 
@@ -111,23 +112,17 @@ def _beating(root: RemotePath, note: dict[str, object]) -> Iterator[None]:
     path = root / LOCK_FILE
     mine = note | {"token": secrets.token_hex(8)}
     _take(root, path, json.dumps(mine | {"beat": 0}).encode())
-    ended = threading.Event()
+    numbers = itertools.count(1)
 
     def beat() -> None:
-        number = 0
-        while not ended.wait(BEAT_SECONDS):
-            number += 1
-            # A beat that fails is tried again with the next; only several in a row look like a death.
-            with suppress(UnreachableError):
-                path.write_bytes(json.dumps(mine | {"beat": number}).encode())
+        # A beat that fails is tried again with the next; only several in a row look like a death.
+        with suppress(UnreachableError):
+            path.write_bytes(json.dumps(mine | {"beat": next(numbers)}).encode())
 
-    heart = threading.Thread(target=beat, name="mmkd-lock", daemon=True)
-    heart.start()
     try:
-        yield
+        with repeated(beat, BEAT_SECONDS, "mmkd-lock"):
+            yield
     finally:
-        ended.set()
-        heart.join()
         with suppress(UnreachableError, FileNotFoundError):
             path.unlink(missing_ok=True)
 

@@ -97,7 +97,7 @@ class FeatureStore:
             raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
         towers = [(slug, tower) for slug in self.teachers for tower in TOWERS]
-        picked = {f"{slug}/{tower}": np.array(self._feature(slug, tower)[numbers]) for slug, tower in towers}
+        picked = {f"{slug}/{tower}": np.array(self.features(slug, tower)[numbers]) for slug, tower in towers}
         return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
 
     def __reduce__(self) -> tuple[Callable[[str], FeatureStore], tuple[str]]:
@@ -133,11 +133,21 @@ class FeatureStore:
         float16 and float32 on disk: a mapped `numpy.ndarray` in that type. int8, or behind a URL: a `LazyRows`
         that gives a `numpy.ndarray` when it is indexed with rows, for int8 the decoded float32 values.
         """
-        return self._feature(slug, "image")
+        return self.features(slug, "image")
 
     def text(self, slug: str) -> FeatureArray:
         """Caption features of one teacher; as `image`."""
-        return self._feature(slug, "text")
+        return self.features(slug, "text")
+
+    def features(self, slug: str, tower: Tower) -> FeatureArray:
+        """`image` or `text` of one teacher, by the tower's name."""
+        card = self.card(slug)
+        if (slug, tower) not in self._features:
+            values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
+            opened = values.open()
+            # Threads that come first together open it twice, and all go on with one of the two.
+            self._features.setdefault((slug, tower), DecodedRows(opened, scales[0].load()) if scales else opened)
+        return self._features[slug, tower]
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
         """Soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 where no ledger vouches."""
@@ -197,15 +207,6 @@ class FeatureStore:
         `mmkd.store.inspect.statistics.store_statistics` says what `sample` and `seed` mean and takes teachers too.
         """
         return store_statistics(self, None, sample, seed)
-
-    def _feature(self, slug: str, tower: Tower) -> FeatureArray:
-        card = self.card(slug)
-        if (slug, tower) not in self._features:
-            values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
-            opened = values.open()
-            # Threads that come first together open it twice, and all go on with one of the two.
-            self._features.setdefault((slug, tower), DecodedRows(opened, scales[0].load()) if scales else opened)
-        return self._features[slug, tower]
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
         """One of a teacher's arrays as it lies in files, chunk by chunk; see `mmkd.store.encoding.teacher_arrays`."""

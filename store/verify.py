@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmkd.store.atomic import temporary_files
+from mmkd.store.atomic import TEMPORARY_SUFFIX, temporary_files
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
@@ -22,10 +22,8 @@ from mmkd.store.errors import CorruptStoreError
 from mmkd.store.hierarchy import array_documents, document_fault, group_document, read_json
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import (
-    IMAGE_SOUND,
     PAIR_SOUND,
-    TEXT_SOUND,
-    TOWERS,
+    SOUND_BIT,
     ledger_entry,
     sample_part,
     shard_count,
@@ -205,7 +203,7 @@ def _entry_faults(
         return
     if (valid & ~np.uint8(PAIR_SOUND)).any() or valid[rows:].any():
         yield file, "marks something else than image and text of this shard's rows"
-    for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
+    for tower, bit in SOUND_BIT.items():
         specs = tower_arrays(tower, card.encoding, card.dim)
         file = specs[0].chunk(card.slug, entry.shard)
         counted, sound = getattr(entry, f"{tower}_rows"), (valid & bit) > 0
@@ -260,7 +258,7 @@ def _orphans(
             if (
                 path.is_file()
                 and path.name != "zarr.json"
-                and not path.name.endswith(".mmkd-tmp")
+                and not path.name.endswith(TEMPORARY_SUFFIX)
                 and name not in known
             ):
                 yield name

@@ -24,8 +24,7 @@ from mmkd.store.errors import StoreError, TeacherMismatchError, UserError
 from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
-    IMAGE_SOUND,
-    TEXT_SOUND,
+    SOUND_BIT,
     TOWERS,
     rows_per_shard,
     shard_count,
@@ -140,13 +139,24 @@ def write_shard(
     Features of rows whose bit is not set in `valid` are written as missing, which is never zero. So are those
     that the encoding cannot hold (not finite, zero, too large for float16); their bit is not set on disk.
 
+    Args:
+        root: the store.
+        record: of the store.
+        card: of the teacher, which `add_teacher` has put into the store.
+        shard: its number.
+        features: of the shard's inputs, in the order of its sample part.
+        samples_sha256: SHA-256 in hex of that part, as `write_part` and `read_part` give it.
+
+    Returns:
+        The ledger entry, written last.
+
     Raises:
         StoreError: the disk is full or read-only. The shard then counts as not done.
     """
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
     members: dict[str, Any] = {}
-    for tower, bit in zip(TOWERS, (IMAGE_SOUND, TEXT_SOUND), strict=True):
+    for tower, bit in SOUND_BIT.items():
         values = getattr(features, tower)
         stored, sound = encode_rows(values, (features.valid & bit) != 0, card.encoding)
         valid[sound] |= bit

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from test_extract import tree_digest
 
 MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
@@ -96,3 +97,10 @@ def children(pid: int) -> list[int]:
         if parent == pid:
             found += [int(path.parent.name), *children(int(path.parent.name))]
     return found
+
+
+def settings(folder: Path, **content: object) -> Path:
+    """A cluster.yaml."""
+    path = folder / "cluster.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path

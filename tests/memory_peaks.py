@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from mmkd.store import FeatureStore, duplicates
 from mmkd.store.convert import importing, rows
 from mmkd.store.samples import sample_schema
@@ -53,3 +55,20 @@ def choosing_peak(root: Path) -> int:
     choice = rows.RowChoice(keys=["k4711", "k3", "k4711"])
     assert rows.chosen_rows(store, choice).tolist() == [4711, 3]
     return peak(partial(rows.chosen_rows, store, choice))
+
+
+def kept_by_pairs(root: Path) -> tuple[float, int]:
+    """By how much private memory grew to find all pairs of a store, and the bytes that Arrow has in use for them."""
+    from mmkd.distill.pairs import find_pairs
+
+    store = FeatureStore.open(root)
+    find_pairs(store, {"key": "PMC000000001_F1"})  # imports, and threads with their caches
+    before = private_bytes()
+    pairs = find_pairs(store, {})
+    assert len(pairs.rows) == len(store)
+    return private_bytes() - before, pa.total_allocated_bytes()
+
+
+def private_bytes() -> int:
+    """Private memory of this process, mapped files apart."""
+    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) * 1024

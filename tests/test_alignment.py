@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tiny_store import make_card, make_store
 
 from mmkd.cli.align import align as align_command
-from mmkd.distill.alignment import load
+from mmkd.distill.alignment import AlignmentCard, load
 from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, load_align
 from mmkd.distill.alignment.fit import METHODS, align
@@ -281,5 +281,7 @@ def test_the_command(planted: tuple[FeatureStore, np.ndarray], tmp_path: Path) -
     for part in ("procrustes to width 12", "image of one teacher to text of another", "variance kept", "small"):
         assert part in done.output
     assert load(tmp_path / "p.safetensors").card.method == "procrustes"
+    told = CliRunner().invoke(align_command, [str(planted[0].root), str(tmp_path / "run.yaml"), "--json"])
+    assert AlignmentCard.model_validate_json(told.output) == load(tmp_path / "p.safetensors").card
     done = CliRunner().invoke(align_command, [str(planted[0].root), str(tmp_path / "nowhere.yaml")])
     assert isinstance(done.exception, MmkdError)

@@ -36,6 +36,7 @@ from mmkd.store.convert.clip_retrieval import export_npy
 from mmkd.store.convert.parquet import export_parquet
 from mmkd.store.convert.rows import StoreRows
 from mmkd.store.errors import CorpusError
+from mmkd.store.inspect.coverage import coverage
 from mmkd.store.samples import read_part
 from mmkd.store.writer import add_teacher, move_corpus
 
@@ -141,6 +142,12 @@ def test_other_tools_see_the_longer_store(scene: Path) -> None:
         f"select count(*), max(row) from read_parquet('{scene}/s/samples/*.parquet', union_by_name=true)"
     )
     assert found.fetchall() == [(OLD + NEW, 256 + NEW - 1)]
+
+
+def test_the_map_counts_shares_of_inputs_and_not_of_absent_rows(scene: Path) -> None:
+    found = coverage(FeatureStore.open(scene / "s"))
+    assert found.rows == (OLD, 256, NEW - 256)
+    assert found.image.tolist() == [[1, 255 / 256, 13 / 14]]  # each later shard has a key that is taken
 
 
 def test_a_chain_of_appends(scene: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmkd.store.atomic import remove_abandoned, write_atomically
+from mmkd.store.atomic import create_atomically, remove_abandoned, write_atomically
 
 # A writer that gets no further than its half-written file.
 WRITER = """
@@ -57,3 +57,10 @@ def test_of_another_machine_only_age_tells(tmp_path: Path) -> None:
         ".young.node17-4242-0a1b2c3d.mmkd-tmp",
         "mine.txt",
     ]
+
+
+def test_what_is_created_once_stays(tmp_path: Path) -> None:
+    assert create_atomically(tmp_path / "a", b"first")
+    assert not create_atomically(tmp_path / "a", b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -46,6 +46,16 @@ def test_bags_come_in_equal(tmp_path: Path) -> None:
     assert store.verify().sound
 
 
+def test_bags_come_in_as_int8(tmp_path: Path) -> None:
+    values = write_bag(tmp_path / "a.h5", 30)
+    import_features(BagFolder(tmp_path, "uni"), tmp_path / "s", "int8", lambda *_: None)
+    store = FeatureStore.open(tmp_path / "s")
+    steps = np.abs(values).max(axis=1, keepdims=True) / 127
+    assert (np.abs(store.image("uni")[:] - values) <= steps * 0.501).all()
+    assert store.sample_table(["reason"])["reason"].null_count == 30
+    assert np.isnan(store.text("uni")[:]).all()
+
+
 def test_a_patch_that_is_not_finite_is_missing(tmp_path: Path) -> None:
     write_bag(tmp_path / "a.h5", 5)
     with h5py.File(tmp_path / "a.h5", "r+") as file:

@@ -21,6 +21,7 @@ from mmkd.benchmarks.page import Result, figure, render  # noqa: E402
 from mmkd.benchmarks.result import ROWS, Row  # noqa: E402
 from mmkd.benchmarks.run import benchmarks, run_one  # noqa: E402
 from mmkd.benchmarks.where import Machine, describe_machine  # noqa: E402
+from mmkd.store.errors import UserError  # noqa: E402
 
 MACHINE = Machine(
     processor="A CPU", cores=2, memory_gb=24, system="Linux", gpus=(), versions={"numpy": "2.0"}, peers={"lance": "1.2"}
@@ -163,3 +164,30 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no benchmark 'nonsense': there are store, extract, distill" in done.stderr
+
+
+def test_a_rule_that_leaves_less_than_a_batch_is_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("open_clip", reason="a student is described in its terms")
+    import numpy as np
+    from planted_store import make_planted
+    from tiny_store import make_selection
+
+    from mmkd.benchmarks import ablation
+    from mmkd.store import FeatureStore
+
+    make_planted(tmp_path, {"colon-specialist": 40.0}).root.rename(tmp_path / "features")
+    store = FeatureStore.open(tmp_path / "features")
+    for name, rows in (("few", 63), ("half", len(store) // 2)):
+        kept = np.arange(len(store))[:, None] < rows
+        make_selection(store.root, store.record, f"ablation-{name}", kept, [store.card("colon-specialist")])
+    monkeypatch.setattr(ablation, "RULES", ("retrieval_rank",))
+    monkeypatch.setattr(ablation, "METHODS", {"PHI-S": {"whitening": {}}})
+    monkeypatch.setitem(ablation.STUDENT_MODEL, "embed_dim", 8)
+    found = ablation.recipes(tmp_path, tmp_path / "out")
+    assert list(found) == [ablation.REFERENCE, "pairs alone", "selection home", "alignment PHI-S"]
+    assert "without selection retrieval_rank: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="'ablation-few' leaves 63 rows with a teacher, fewer than one batch of 64"):
+        ablation.equal_steps(store, "ablation-few")
+    assert ablation.equal_steps(store, "ablation-half") == {"selection": "ablation-half", "epochs": 6 * 5 // 2}

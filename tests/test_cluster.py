@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
@@ -167,3 +168,20 @@ def test_a_local_cluster_can_speak_tls_too(tls: Path) -> None:
     with dask_client(load_cluster(write(tls, {"workers": 1, "security": files}))) as client:
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
         assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+
+
+@pytest.mark.parametrize(("worker", "threads"), [({}, 1), ({"shards_at_once": 3}, 3)])
+def test_a_worker_takes_as_many_shards_at_once_as_are_set(
+    worker: dict[str, int], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def started(cluster: ClusterConfig, devices: list[str], options: dict[str, Any]) -> None:
+        seen.append(options["threads_per_worker"])
+        raise RuntimeError
+
+    monkeypatch.setattr("mmkd.extract.cluster._local_cluster", started)
+    monkeypatch.setattr("mmkd.extract.cluster.gpus", list)
+    with pytest.raises(UserError, match="did not start"), dask_client(ClusterConfig.model_validate({"worker": worker})):
+        pass
+    assert seen == [threads]

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mmkd.cli.demo.corpus import COLUMNS, CROP_SIZE, build_corpus, choose_crops, pixels, read_frames
-from mmkd.cli.demo.sources import DOMAINS, SOURCES, Box, File, Source
+from mmkd.cli.demo.sources import SOURCES, Box, File, Source
 from mmkd.store.errors import UserError
 
 PACKAGES = ("skimage", "pydicom", "data_store", "nibabel", "nilearn", "wsidicom_data")
@@ -52,8 +52,9 @@ def apart(one: Box, other: Box) -> bool:
 
 
 def test_nine_domains_of_at_least_two_classes() -> None:
-    assert len(DOMAINS) == 9
-    assert min(Counter(source.domain for source in SOURCES).values()) >= 2
+    classes = Counter(source.domain for source in SOURCES)
+    assert len(classes) == 9
+    assert min(classes.values()) >= 2
     assert len({source.slug for source in SOURCES}) == len(SOURCES)
 
 
@@ -179,7 +180,6 @@ def test_no_evaluation_text_and_no_evaluation_image_was_trained_on(corpus: Path)
 def test_same_seed_same_bytes_whatever_else_is_cut(corpus: Path, tmp_path: Path) -> None:
     again = build_corpus(tmp_path / "again", train_per_class=14, test_per_class=7, sources=SMALL)
     assert again.classes == tuple(source.slug for source in SMALL)
-    assert again.bytes_written == sum(path.stat().st_size for path in (tmp_path / "again").rglob("*.*"))
     assert (again.train, again.test, again.prompts) == (14 * len(SMALL), 7 * len(SMALL), 3 * len(SMALL))
     whole = digests(corpus)
     part = {name: digest for name, digest in digests(tmp_path / "again").items() if name.endswith(".png")}

@@ -95,8 +95,12 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -
 def test_a_checkpoint_of_another_run_is_refused(training_scene: Path) -> None:
     quiet(write_run(training_scene, "other", epochs=1))
     with pytest.raises(UserError, match="another configuration or store") as caught:
-        quiet(write_run(training_scene, "other", epochs=1, seed=5))
+        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimiser={"lr": 2e-3}))
     assert "\n" not in str(caught.value)
+    assert "(seed was 0, is 5; optimiser.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
+    (training_scene / "runs/other/run.json").unlink()
+    with pytest.raises(UserError, match=r"\(digest [0-9a-f]{16}, this one has [0-9a-f]{16}\)"):
+        quiet(write_run(training_scene, "other", epochs=1, seed=5))
 
 
 def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_path: Path) -> None:

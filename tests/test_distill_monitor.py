@@ -22,7 +22,7 @@ from tiny_teachers import write_tiny_teacher
 from tqdm import tqdm
 
 from mmkd.cli.distill import distill
-from mmkd.distill.board import Terminal
+from mmkd.distill.board import Lines, Terminal
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.monitor import positive_ranks
@@ -246,3 +246,37 @@ def test_wandb_offline_holds_every_step(training_scene: Path, monkeypatch: pytes
         assert rows[-1][f"loss/{name}"] == pytest.approx(value)
     assert rows[1]["lr"] == pytest.approx(1e-3)
     assert {"samples_per_second", "data_wait_share", "memory_gb", "gradient_norm"} <= rows[0].keys()
+
+
+def test_a_log_without_a_terminal_gets_a_line_a_minute_and_every_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 59.0, 60.0, 61.0])
+    lines = Lines(2000, now=lambda: next(clock))
+    rates = {"samples_per_second": 812.4, "data_wait_share": 0.031, "memory_gb": 1.24, "lr": 1e-3}
+    lines.scalars(0, {"loss/task": 4.1, "loss/total": 5.0} | rates)
+    lines.scalars(9, {"loss/task": 4.0, "loss/total": 4.5})  # not a minute later
+    lines.scalars(999, {"loss/task": 3.0, "loss/total": 3.5})
+    lines.scalars(1999, {"monitor/held-out/recall@1": 0.25})
+    assert capsys.readouterr().err.splitlines() == [
+        "step 1 of 2,000: task 4.100, total 5.000, 812 samples/s, 3% waiting for data, 1.2 GB",
+        "step 1,000 of 2,000: task 3.000, total 3.500",
+        "step 2,000 of 2,000: held-out/recall@1 0.250",
+    ]
+
+
+def test_a_log_is_written_where_stderr_is_no_terminal(training_scene: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    quiet(write_run(training_scene, "a-log", monitor={"every_steps": 4, "sets": [HELD_OUT]}))
+    heads = [line.partition(":")[0] for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    assert heads == ["step 1 of 8", "step 4 of 8", "step 8 of 8"]
+
+
+def test_rows_are_looked_at_before_a_network_is_built(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmkd.distill.prepare.build_student", lambda _: pytest.fail("a network was built"))
+    cases = {
+        "0 rows of .* match {'site': 's9'}": {"monitor": {"sets": [HELD_OUT | {"where": {"site": "s9"}}]}},
+        "no sample column 'sight'": {"monitor": {"sets": [HELD_OUT | {"where": {"sight": "s1"}}]}},
+        "fewer than one batch of 4096": {"batch_size": 4096},
+        "no prompt for class": {"monitor": {"sets": [HELD_OUT | {"label": "site", "prompts": {"site": "s0"}}]}},
+    }
+    for number, (message, changes) in enumerate(cases.items()):
+        with pytest.raises(UserError, match=message):
+            quiet(write_run(training_scene, f"early{number}", **changes))

@@ -20,8 +20,8 @@ from mmkd.cli.doctor.check import Check
 from mmkd.cli.doctor.disk import disk_checks
 from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
 from mmkd.cli.doctor.machine import machine_checks
-from mmkd.cli.doctor.packages import extra_check, needed
-from mmkd.cli.main import cli
+from mmkd.cli.doctor.packages import extra_check, missing_package, needed
+from mmkd.cli.main import cli, main
 from mmkd.extract.teachers.published import THE_NINE
 
 QUICK = """
@@ -193,3 +193,24 @@ def test_little_room_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert stores.found == f"3.0 GB free in {tmp_path}"
     monkeypatch.setattr(disk.os, "access", lambda place, mode: False)
     assert "cannot be written" in next(iter(disk_checks(tmp_path, tmp_path))).found
+
+
+def test_a_missing_package_is_found_in_the_extra_that_has_it() -> None:
+    assert missing_package("h5py") == "pip install 'mmkd[wsi]'"
+    assert missing_package("openslide") == "pip install 'mmkd[wsi]'"  # a module whose package has another name
+    assert missing_package("obstore") == "pip install 'mmkd[remote]'"
+    assert missing_package("torchvision") == "pip install -U 'mmkd[demo]' (or the stage's own of: distill, extract)"
+    assert missing_package("zarr") == "pip install -U 'mmkd[demo]'"
+
+
+def test_a_command_without_its_package_names_the_extra_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacking() -> None:
+        raise ModuleNotFoundError("No module named 'h5py._hl'", name="h5py._hl")
+
+    monkeypatch.setattr("mmkd.cli.main.cli", lacking)
+    with pytest.raises(SystemExit):
+        main()
+    message = "Error: this command needs the package 'h5py'; run: pip install 'mmkd[wsi]'\n"
+    assert capsys.readouterr().err == message

@@ -88,6 +88,7 @@ def questions(folder: Path, **changes: Any) -> Path:
     valid = np.array([2 if row["split"] == "candidate" else 3 for row in rows], dtype=np.uint8)
     valid[0] = valid[200] = 1
     features = {"alpha": ShardFeatures(np.array(image, np.float16), np.array(text, np.float16), valid)}
+    folder.mkdir(exist_ok=True)
     store_of(folder / "store", rows, ("split", "answer", "kind", "question"), features)
     content = {
         "suite": "ask", "store": "store", "bootstrap": {"n": 200},
@@ -121,6 +122,17 @@ def test_both_heads_answer_planted_questions(tmp_path: Path) -> None:
     again = run_suite(load_suite(tmp_path / "suite.yaml"), tmp_path / "again")
     for file in folder.iterdir():
         assert (again.out / file.relative_to(tmp_path / "out")).read_bytes() == file.read_bytes()
+
+
+def test_candidates_belong_to_the_question_that_their_column_names(tmp_path: Path) -> None:
+    vqa = {"answer": "answer", "closed": {"kind": "CLOSED"}, "candidates": {"split": "candidate"}}
+    settings = {"vqa": {"heads": ["rank"]}}
+    found = []
+    for column in ("question", "answer"):  # no question is called `red`
+        suite = questions(tmp_path / column, vqa=vqa | {"candidate_of": column}, settings=settings)
+        found.append(run_suite(load_suite(suite), tmp_path / column / "out"))
+    assert [len(report.failed) for report in found] == [0, 1]
+    assert "alpha has features for none of the 80 test samples" in found[1].failed[0].reason
 
 
 def test_bad_questions_fail_in_one_line(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
-from extract_scene import ROWS, Scene, children, ended, entries, kill_session, rows_done, started, wait_for
+from extract_scene import ROWS, Scene, children, ended, entries, kill_session, rows_done, settings, started, wait_for
 
 from mmkd.store import FeatureStore
 
@@ -31,13 +30,6 @@ def finish(scene: Scene, store: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert scene.same(store)
     assert not [path for path in store.parent.glob(f".{store.name}.*") if path.name.startswith(".store.0")]
-
-
-def settings(folder: Path, **content: object) -> Path:
-    """A cluster.yaml."""
-    path = folder / "cluster.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
@@ -265,17 +257,6 @@ def test_a_store_made_read_only_in_the_middle(scene: Scene, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_one_and_four_workers_any_threads_any_batch(scene: Scene, tmp_path: Path) -> None:
-    for number, (workers, worker) in enumerate(
-        [(1, {"decode_threads": 1, "batch_rows": 96}), (4, {"decode_threads": 5, "read_threads": 1, "batch_rows": 7})]
-    ):
-        store = tmp_path / f"store{number}"
-        done = ended(scene.command(store, "--scheduler", settings(tmp_path, workers=workers, worker=worker)))
-        assert done.returncode == 0, done.stderr
-        assert scene.same(store)
-
-
-@pytest.mark.slow
 def test_a_run_with_too_many_failures_stops(scene: Scene, tmp_path: Path) -> None:
     table, _ = poisoned(scene, tmp_path, "pass")
     for number in range(20):
@@ -290,28 +271,3 @@ def test_a_run_with_too_many_failures_stops(scene: Scene, tmp_path: Path) -> Non
     assert 1 <= entries(tmp_path / "store") <= 2  # what was in hand may end
     assert ended([*command, "20"]).returncode == 0
     assert entries(tmp_path / "store") == 2
-
-
-@pytest.mark.slow
-def test_a_dry_run_measures_and_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
-    done = ended(scene.command(tmp_path / "store", "--dry-run", "--workers", 4))
-    assert done.returncode == 0, done.stderr
-    assert "2,048 rows in 8 shards of 256; 8 shards to do" in done.stdout
-    written = sum(path.stat().st_size for path in (scene.store / "teachers").rglob("c/**/*") if path.is_file())
-    assert f"{written:,} bytes" in done.stdout
-    assert "hours on 4 workers" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-    limited = ended(scene.command(tmp_path / "store", "--limit", 300, "--workers", 1))
-    assert "300 rows in 2 shards" in limited.stdout
-    refused = ended(scene.command(tmp_path / "store", "--workers", 1))
-    assert "first 300 rows" in refused.stderr
-
-
-def test_nothing_is_left_of_a_store_that_could_not_be_made(scene: Scene, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "thesis.tex").write_text("mine")
-    done = ended(scene.command(tmp_path / "store"))
-    assert done.returncode == 1
-    assert "is not empty (found thesis.tex)" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
-    shutil.rmtree(tmp_path / "store")

@@ -1,12 +1,10 @@
-"""A store under attack: flipped bytes, hostile metadata, files cut, replaced or missing, two writers, no room."""
+"""A store under attack: flipped bytes, hostile metadata, files cut, replaced or missing."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,31 +14,14 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_store import make_card, make_store
+from tiny_store import every_file, found, make_card, make_store
 
 from mmkd.store import FeatureStore
-from mmkd.store.card import read_card
-from mmkd.store.errors import CorruptStoreError, MmkdError, NotAStoreError, StoreError, TeacherMismatchError
-from mmkd.store.hierarchy import array_documents, group_document, read_json
+from mmkd.store.errors import CorruptStoreError, NotAStoreError, StoreError
+from mmkd.store.hierarchy import group_document, read_json
 from mmkd.store.record import StoreRecord, read_record
 from mmkd.store.repair import repair
 from mmkd.store.verify import verify
-from mmkd.store.writer import add_teacher
-
-TESTS = Path(__file__).parent
-
-
-def found(root: Path) -> bool:
-    """Whether verify tells that something is wrong, or refuses as opening would."""
-    try:
-        return not verify(root).sound
-    except MmkdError:
-        return True
-
-
-def every_file(root: Path) -> list[Path]:
-    """All files of a store."""
-    return sorted(path for path in root.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
@@ -204,94 +185,6 @@ def test_a_replaced_file_leaves_a_mapping_as_it_was(small_store: Path) -> None:
         (other / name).replace(small_store / name)
     assert np.array_equal(image, before)
     assert not np.array_equal(FeatureStore.open(small_store).image("alpha")[:256], before[:256])
-
-
-WRITE = """
-import os, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from tiny_store import make_card, make_store
-from mmkd.store.record import read_record
-from mmkd.store.writer import add_teacher
-from mmkd.store.errors import StoreError
-{before}
-try:
-    {act}
-except StoreError as error:
-    print(error)
-"""
-
-
-def child(act: str, before: str, folder: Path) -> subprocess.Popen[str]:
-    """Start a process that writes below `folder`, which is its working directory."""
-    script = WRITE.format(tests=str(TESTS), act=act, before=before)
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", script], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE
-    )
-
-
-def test_no_space_is_one_line_and_leaves_nothing_half_done(tmp_path: Path) -> None:
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
-    process = child("make_store(Path('s'), 600, [make_card('alpha', 64)])", limit, tmp_path)
-    (line,) = process.communicate()[0].splitlines()
-    assert (
-        line
-        == "cannot write s/teachers/alpha/image/c/0/0: File too large; make room or get permission, then run it again"
-    )
-    report = verify(tmp_path / "s")
-    assert report.sound
-    assert report.entries == 0
-    assert not report.temporary
-    assert not FeatureStore.open(tmp_path / "s").available().any()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="file modes are those of POSIX")
-def test_no_permission_is_one_line(tmp_path: Path) -> None:
-    make_store(tmp_path / "s", 20, [make_card("alpha", 2)])
-    for path in (tmp_path / "s").rglob("*"):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    (tmp_path / "s").chmod(0o555)
-    tmp_path.chmod(0o755)
-    become = "import google_crc32c\nif os.getuid() == 0: os.setresuid(65534, 65534, 65534)"
-    process = child("add_teacher(Path('s'), read_record(Path('s')), make_card('beta', 2))", become, tmp_path)
-    (line,) = process.communicate()[0].splitlines()
-    assert line.startswith("cannot write s/teachers/")
-    assert "Permission denied" in line
-    for path in ((tmp_path / "s"), *(tmp_path / "s").rglob("*")):
-        path.chmod(0o755)
-
-
-def test_two_writers_of_the_same_shards_do_no_harm(tmp_path: Path) -> None:
-    make_store(tmp_path / "s", 600, [make_card("alpha", 8)])
-    before = {path: path.read_bytes() for path in every_file(tmp_path / "s")}
-    again = """
-    for _ in range(5):
-        import tiny_store
-        tiny_store.create_store = lambda root, corpus, index: read_record(root)
-        make_store(Path('s'), 600, [make_card('alpha', 8)])
-    """.strip()
-    writers = [child(again, "", tmp_path) for _ in range(2)]
-    while any(writer.poll() is None for writer in writers):
-        # What the ledger vouches for is whole at any moment. (Sample parts go back to pending and forth here.)
-        assert np.isfinite(FeatureStore.open(tmp_path / "s").image("alpha")).all()
-    assert [writer.communicate()[0] for writer in writers] == ["", ""]
-    assert {path: path.read_bytes() for path in every_file(tmp_path / "s")} == before
-    assert not found(tmp_path / "s")
-
-
-def test_two_teachers_of_one_name_at_once_leave_one(tmp_path: Path) -> None:
-    record, _ = make_store(tmp_path / "s", 20, [])
-    first, second = make_card("alpha", 8), make_card("alpha", 8, weights="ff")
-    # The second one looked, saw no card, and wrote its arrays when the first one's card came.
-    for name, document in array_documents(record, second):
-        path = tmp_path / "s" / name
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(document))
-    add_teacher(tmp_path / "s", record, first)
-    with pytest.raises(TeacherMismatchError):
-        add_teacher(tmp_path / "s", record, second)
-    assert read_card(tmp_path / "s", "alpha") == first
 
 
 def test_errors_of_the_system_are_ours(tmp_path: Path) -> None:

@@ -110,6 +110,21 @@ def test_a_split_store_merges_back_to_the_same(gappy: FeatureStore, tmp_path: Pa
     assert "names rows 0 and 130" in str(mmkd("merge", tmp_path / "a", tmp_path / "a", tmp_path / "twice").exception)
 
 
+@pytest.mark.parametrize("command", [("subset", "s"), ("merge", "s"), ("merge", "s", "b")])
+def test_a_store_is_no_target_of_its_own_rows(command: tuple[str, ...], tmp_path: Path) -> None:
+    for name in "sb":
+        make_store(tmp_path / name, 8, [make_card("alpha")])
+    (tmp_path / "alias").symlink_to(tmp_path / "s")
+    before = (tmp_path / "s" / "zarr.json").read_bytes()
+    name, *sources = command
+    message = str(mmkd(name, *(tmp_path / source for source in sources), tmp_path / "alias").exception)
+    assert (
+        message
+        == f"{tmp_path}/alias is a store that rows are taken from; name a new folder, a store is not cut in place"
+    )
+    assert (tmp_path / "s" / "zarr.json").read_bytes() == before
+
+
 def test_other_teachers_are_not_merged(gappy: FeatureStore, tmp_path: Path) -> None:
     make_store(tmp_path / "other", 10, [make_card("alpha", 8, weights="ff"), make_card("beta", 5)])
     message = str(mmkd("merge", gappy.root, tmp_path / "other", tmp_path / "out").exception)

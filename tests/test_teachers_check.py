@@ -272,3 +272,11 @@ def test_a_converted_file_cannot_be_changed_unseen(tmp_path: Path) -> None:
     weights.write_bytes(content)
     with pytest.raises(TeacherError, match="was changed after `mmkd teachers convert` wrote it"):
         describe_teacher(spec.model_copy(update={"source": f"local-dir:{target}"}))
+
+
+def test_a_pickle_is_checked_only_when_it_is_trusted(mmkd: Terminal, tmp_path: Path) -> None:
+    card = card_file(snapshots.bmca(tmp_path, numpy_scalars=True).spec, tmp_path)
+    code, _, err = mmkd("check", card)
+    assert (code, "trust" in err) == (1, True)
+    code, out, err = mmkd("check", card, "--trust-pickle")
+    assert code == 0, out + err

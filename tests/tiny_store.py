@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.store.card import Preprocessing, TeacherCard
+from mmkd.store.errors import MmkdError
 from mmkd.store.record import CorpusRecord, StoreRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
 from mmkd.store.selection.array import SelectionCard, digest_of, write_selection
+from mmkd.store.verify import verify
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
 
 
@@ -80,3 +82,16 @@ def make_selection(root: Path, record: StoreRecord, name: str, kept: np.ndarray,
         digest=digest_of(kept),
     )
     write_selection(root, record, name, kept, card)
+
+
+def found(root: Path) -> bool:
+    """Whether verify tells that something is wrong, or refuses as opening would."""
+    try:
+        return not verify(root).sound
+    except MmkdError:
+        return True
+
+
+def every_file(root: Path) -> list[Path]:
+    """All files of a store."""
+    return sorted(path for path in root.rglob("*") if path.is_file())

@@ -113,7 +113,7 @@ class Mmkd(Layout):
         self.arrays = {}
         for slug in store.teachers:
             for tower in ("image", "text"):
-                self.arrays[f"{slug}_{tower}"] = as_tensor(getattr(store, tower)(slug))
+                self.arrays[f"{slug}_{tower}"] = as_tensor(store.features(slug, tower))
 
     batch = Memory.batch  # type: ignore[assignment]
     scan = Memory.scan  # type: ignore[assignment]

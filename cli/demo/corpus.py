@@ -65,7 +65,6 @@ class CorpusSummary:
     prompts: int
     classes: tuple[str, ...]
     domains: tuple[str, ...]
-    bytes_written: int
 
 
 def build_corpus(
@@ -84,18 +83,17 @@ def build_corpus(
     tables = {"train": out / "train" / "captions.csv", "test": out / "eval" / "captions.csv"}
     counts = {"train": train_per_class, "test": test_per_class}
     rows: dict[str, list[Row]] = {split: [] for split in tables}
-    written = 0
     for table in tables.values():
         (table.parent / "images").mkdir(parents=True, exist_ok=True)
     for source in sources:
         for split, table in tables.items():
             for number, crop in enumerate(choose_crops(source, split, counts[split], seed)):
                 row = image_row(crop, number)
-                written += _write_png(table.parent / row["image"], pixels(crop))
+                _write_png(table.parent / row["image"], pixels(crop))
                 rows[split].append(row)
     prompts = [row for source in sources for row in prompt_rows(source)]
-    written += _write_table(tables["train"], rows["train"])
-    written += _write_table(tables["test"], rows["test"] + prompts)
+    _write_table(tables["train"], rows["train"])
+    _write_table(tables["test"], rows["test"] + prompts)
     return CorpusSummary(
         train_csv=tables["train"],
         eval_csv=tables["test"],
@@ -104,7 +102,6 @@ def build_corpus(
         prompts=len(prompts),
         classes=tuple(source.slug for source in sources),
         domains=tuple(dict.fromkeys(source.domain for source in sources)),
-        bytes_written=written,
     )
 
 
@@ -248,16 +245,15 @@ def _row(source: Source, key: str, image: str, caption: str, split: str) -> Row:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _write_png(path: Path, image: Image) -> int:
+def _write_png(path: Path, image: Image) -> None:
     from PIL import Image as Pillow
 
     Pillow.fromarray(image).save(path, format="PNG")
-    return path.stat().st_size
 
 
-def _write_table(path: Path, rows: Sequence[Row]) -> int:
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return path.write_bytes(text.getvalue().encode())
+    path.write_bytes(text.getvalue().encode())

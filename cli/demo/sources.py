@@ -276,5 +276,3 @@ SOURCES: tuple[Source, ...] = (
             "radiotracer study of the bones below the hips")),
 )
 # fmt: on
-
-DOMAINS: tuple[str, ...] = tuple(dict.fromkeys(source.domain for source in SOURCES))

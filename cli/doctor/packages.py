@@ -7,10 +7,22 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmkd.cli.doctor.check import Check
 
 CORE = ""
+
+WHOLE = "demo"
+"""The extra with which every stage runs."""
+
+_NOT_USERS = frozenset({WHOLE, "dev", "docs"})
+
+_MODULES = {
+    "PIL": "pillow", "faiss": "faiss-cpu", "open_clip": "open-clip-torch",
+    "openslide": "openslide-python", "skimage": "scikit-image", "sklearn": "scikit-learn", "umap": "umap-learn",
+}  # fmt: skip
+"""Modules whose packages have other names."""
 
 
 def package_checks() -> Iterator[Check]:
@@ -34,6 +46,21 @@ def _belongs(one: Requirement, extra: str) -> bool:
     if one.marker is None:
         return extra == CORE
     return one.marker.evaluate({"extra": extra}) and (extra == CORE or not one.marker.evaluate({"extra": CORE}))
+
+
+def missing_package(module: str) -> str:
+    """What to install where `import module` found nothing: the one extra that has it, else that of all stages."""
+    package = canonicalize_name(_MODULES.get(module, module))
+    wanted = [Requirement(text) for text in requires("mmkd") or ()]
+    extras = metadata("mmkd").get_all("Provides-Extra") or ()
+    having = [
+        extra
+        for extra in sorted(set(extras) - _NOT_USERS)
+        if any(canonicalize_name(one.name) == package and _belongs(one, extra) for one in wanted)
+    ]
+    if len(having) == 1:
+        return f"pip install 'mmkd[{having[0]}]'"
+    return f"pip install -U 'mmkd[{WHOLE}]'" + (f" (or the stage's own of: {', '.join(having)})" if having else "")
 
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from mmkd.store.inspect.plain import plain_values
 
 if TYPE_CHECKING:
     from mmkd.extract.against_teacher import TeacherComparison, TowerCosines
@@ -16,16 +18,9 @@ def report_comparison(report: TeacherComparison, as_json: bool) -> None:
     """Print what the comparison found."""
     if as_json:
         content = asdict(report) | {"same_teacher": report.same_teacher, "sound": report.sound}
-        click.echo(json.dumps(_without_nan(content), indent=1))
+        click.echo(json.dumps(plain_values(content), indent=1))
     else:
         click.echo(_screen(report))
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: a number that there is not becomes null."""
-    if isinstance(value, dict):
-        return {name: _without_nan(member) for name, member in value.items()}
-    return None if value != value else value  # noqa: PLR0124 - only NaN differs from itself
 
 
 def _screen(report: TeacherComparison) -> str:

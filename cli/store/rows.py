@@ -47,12 +47,13 @@ def subset(
     """
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+    from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows
 
     wrong = [pair for pair in where if "=" not in pair]
     if wrong:
         raise ConfigError(f"--where {wrong[0]!r} is not COLUMN=VALUE, for example --where status=ok")
     source = FeatureStore.open(path)
+    check_target([source], out)
     values = [(column, value) for column, _, value in (pair.partition("=") for pair in where)]
     wanted = keys.read_text("utf-8").splitlines() if keys else None
     rows = chosen_rows(source, RowChoice(wanted, values, condition, selection))
@@ -100,9 +101,10 @@ def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
     """Write a new store of the rows of several with the same teachers and distinct keys. Run again to go on."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+    from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows
 
     stores = [FeatureStore.open(path) for path in paths]
+    check_target(stores, out)
     source = StoreRows([(part, chosen_rows(part, RowChoice())) for part in stores])
     report = import_features(source, out, None, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmkd.cli.store.group import store
-from mmkd.cli.store.tables import number, printable, table_lines
+from mmkd.cli.store.tables import printable, table_lines
 from mmkd.cli.store_place import STORE
 from mmkd.store.errors import ConfigError, TeacherError
+from mmkd.store.inspect.units import number
 from mmkd.store.plural import counted
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import click
 from tqdm import tqdm
 
 from mmkd.cli.store.group import store
-from mmkd.cli.store.tables import number, percent, printable, table_lines
+from mmkd.cli.store.tables import printable, table_lines
 from mmkd.cli.store_place import STORE
 from mmkd.store.errors import ConfigError
+from mmkd.store.inspect.units import number, percent
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.agreement import Agreement
@@ -66,10 +67,7 @@ def stats(path: StorePath, teachers: str | None, sample: str, seed: int, as_json
 
 
 def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
-    drawn = (
-        "every row" if found.sampled == found.rows else f"{found.sampled:,} of {found.rows:,} rows, seed {found.seed}"
-    )
-    yield f"{found.root}: {drawn}"
+    yield f"{found.root}: {found.drawn}"
     yield f"whole store: {found.repeated_images:,} repeated images, {found.repeated_captions:,} repeated captions"
     header = ("features", "rows", "broken", "norm 1%", "median", "99%", "mean cos", "eff. rank", "dead", "repeats")
     yield from table_lines(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 
@@ -24,13 +23,3 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Seq
 def printable(text: str) -> str:
     """`text` without control characters: a caption cannot move the cursor, change colours or answer for the user."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with a fixed count of decimals; `-` where there is none."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
-def percent(value: float) -> str:
-    """A share with one decimal; `-` where there is none."""
-    return f"{value:.1%}" if math.isfinite(value) else "-"

@@ -51,7 +51,7 @@ class AlignmentRows:
         order = list(store.teachers)
         self.sound: NDArray[np.bool_] = store.available(config.selection)[:, [order.index(slug) for slug in self.slugs]]
         self.unit_input = config.unit_input
-        mapped = {(slug, tower): getattr(store, tower)(slug) for slug in self.slugs for tower in TOWERS}
+        mapped = {(slug, tower): store.features(slug, tower) for slug in self.slugs for tower in TOWERS}
         self._features: dict[tuple[str, Tower], Any] = {
             key: as_tensor(values) if isinstance(values, np.ndarray) else values for key, values in mapped.items()
         }

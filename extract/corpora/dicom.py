@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.extract.corpora.suffixes import DICOM
 from mmkd.store.dicom_frame import middle_frame, parse
 from mmkd.store.images import ImageError
 from mmkd.store.place import Listed
@@ -43,7 +44,7 @@ class DicomCorpus(FileCorpus):
     """With a secret of your own, a label `patient` says which rows are of one patient (HMAC-SHA256 of the patient
     ID) without saying who: what splits by patient need."""
 
-    suffixes = (".dcm", ".dicom", ".ima")
+    suffixes = DICOM
 
     @property
     def labels(self) -> tuple[str, ...]:

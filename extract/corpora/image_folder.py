@@ -10,6 +10,7 @@ from typing import Literal
 
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.extract.corpora.suffixes import PICTURES
 from mmkd.store.place import Listed
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
@@ -25,7 +26,7 @@ class ImageFolderCorpus(FileCorpus):
     split_folders: bool | None = None
     """Whether the top folders are splits and classes lie below them; when not given, their names tell."""
 
-    suffixes = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".dcm")
+    suffixes = (*PICTURES, ".dcm")
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from mmkd.extract.corpora.describing import described_corpus
 from mmkd.extract.corpora.files import unlistable
 from mmkd.extract.corpora.row import Corpus
+from mmkd.extract.corpora.suffixes import DICOM, PICTURES, SLIDES, TABLES
 from mmkd.store.errors import CorpusError
 from mmkd.store.place import Place
 
@@ -25,15 +26,11 @@ _KINDS: dict[str, tuple[str, str, str]] = {
     "listfile": ("list_file", "ListFileCorpus", "extract"),
     "vqa": ("questions", "QuestionsCorpus", "extract"),
 }
-TABLES = (".csv", ".tsv", ".jsonl")
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2")
-_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
-_DICOM = (".dcm", ".dicom", ".ima")
 _KIND_OF = (
     dict.fromkeys(TABLES, "table")
     | {".tar": "webdataset", ".parquet": "parquet", ".npz": "medmnist"}
-    | dict.fromkeys(_DICOM, "dicom")
-    | dict.fromkeys(_SLIDES, "slides")
+    | dict.fromkeys(DICOM, "dicom")
+    | dict.fromkeys(SLIDES, "slides")
 )
 _EXPECTED = (
     "a CSV/TSV/JSONL or Parquet file, a .tar, an .npz, a DICOM file, a slide, a folder of one of these, "
@@ -94,11 +91,11 @@ def _folder(place: Place, location: str) -> Corpus:
             f"corpus folder {location} holds {', '.join(sorted(top)[:5])}; "
             "expected exactly one CSV, TSV or JSONL file; name the one that is meant"
         )
-    pictures = [name for name in names if name.endswith(_PICTURES)]
+    pictures = [name for name in names if name.endswith(PICTURES)]
     bare = [name for name in names if "." not in name.rpartition("/")[2]]
     for kind, found in (
-        ("dicom", _any(names, _DICOM)),
-        ("slides", _any(names, _SLIDES)),
+        ("dicom", _any(names, DICOM)),
+        ("slides", _any(names, SLIDES)),
         ("imagefolder", bool(pictures)),
         ("dicom", any(_says_dicom(place, name) for name in bare[:100])),
     ):

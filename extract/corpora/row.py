@@ -24,6 +24,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 INDEX_FAULTS = ("key: ", "archive: ", "row: ")
 """How the reasons begin that are known before anything is read: such rows are failed, never looked at again."""
 CAPTION_FAULT = "caption: "
+IMAGE_FAULT = "image: "
 
 
 @dataclass(frozen=True)

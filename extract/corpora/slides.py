@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -17,12 +16,14 @@ from pydantic import Field
 
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.extract.corpora.suffixes import SLIDES
 from mmkd.store.errors import CorpusError
 from mmkd.store.images import MAX_PIXELS
 from mmkd.store.place import Place
 from mmkd.store.record import FIXED_NAMES
 from mmkd.store.slide_tile import open_slide
 from mmkd.store.sources import TILE, fragment
+from mmkd.store.tcga import tcga_patient
 
 # Pixels a tile is judged by, per side: tissue is coarse, and reading more costs the slide's decoding.
 _CELLS = 32
@@ -30,8 +31,6 @@ _CELLS = 32
 # area average over a cell takes the noise away, and the same threshold with a margin keeps pale fat out.
 _MIN_SATURATION = 12
 _MIN_BRIGHTNESS = 25
-# TCGA barcodes: project, site, participant.
-_TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-|$)", re.IGNORECASE)
 # A slide that says 0.503 is meant when 0.5 is asked for.
 _MPP_TOLERANCE = 0.1
 
@@ -53,7 +52,7 @@ class SlidesCorpus(FileCorpus):
     slide_table: str | None = None
     """CSV with a column `slide` (file name without suffix), where known `patient`, and any labels."""
 
-    suffixes = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".tif", ".tiff")
+    suffixes = (*SLIDES, ".tif", ".tiff")
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
@@ -68,9 +67,8 @@ class SlidesCorpus(FileCorpus):
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """One row per tile with tissue; one failed row where the slide cannot be tiled."""
         slide_id = part.name.rpartition("/")[2].rpartition(".")[0]
-        found = _TCGA.match(slide_id)
         known = self._table[1].get(slide_id, {})
-        labels: dict[str, str | None] = {"slide": slide_id, "patient": found.group(1).upper() if found else None}
+        labels: dict[str, str | None] = {"slide": slide_id, "patient": tcga_patient(slide_id)}
         labels |= {name: value for name, value in known.items() if value}
         place = self.base.join(part.name)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from string import Formatter
 from typing import Any, Literal
@@ -16,10 +15,9 @@ from mmkd.extract.corpora.columns import TableColumns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.records import Dialect, Record, json_records, known_encoding, separated_records
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
+from mmkd.extract.corpora.suffixes import TABLES
 from mmkd.store.errors import CorpusError
 from mmkd.store.place import Listed, Place
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 class TableCorpus(FileCorpus):
@@ -49,7 +47,7 @@ class TableCorpus(FileCorpus):
     quotes: bool = True
     """False where a quotation mark is an ordinary character."""
 
-    suffixes = TABLE_SUFFIXES
+    suffixes = TABLES
 
     @field_validator("encoding")
     @classmethod
@@ -87,12 +85,7 @@ class TableCorpus(FileCorpus):
 
     def parts(self) -> Sequence[Part]:
         """The tables; a stamp is the SHA-256 of the bytes, so that a mere copy is the same corpus."""
-        found = []
-        for file in self.listed():
-            with self.opened(Part(file.name, file.size, file.stamp)) as handle:
-                content = hashlib.file_digest(handle, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto of IO
-            found.append(Part(file.name, file.size, content.hexdigest()))
-        return found
+        return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """One row per line of the table.

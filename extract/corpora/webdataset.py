@@ -13,9 +13,10 @@ from typing import IO, Literal
 from mmkd.extract.corpora.captions import Captions, caption_list, caption_rows
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CAPTION_FAULT, CorpusRow, Part, as_label, first_text
+from mmkd.extract.corpora.suffixes import PICTURES
 from mmkd.extract.corpora.tar import Damage, Member, tar_members
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "jp2", "dcm")
+_IMAGES = tuple(suffix[1:] for suffix in (*PICTURES, ".dcm"))
 # A sidecar is a caption or a page of metadata; what is longer is not read.
 _MAX_SIDECAR_BYTES = 1 << 20
 
@@ -62,7 +63,7 @@ class WebDatasetCorpus(FileCorpus):
                     yield from self._rows(file, part.name, key, members)
 
     def _rows(self, file: IO[bytes], tar: str, key: str, members: Mapping[str, Member]) -> Iterator[CorpusRow]:
-        image = next((members[suffix] for suffix in IMAGE_SUFFIXES if suffix in members), None)
+        image = next((members[suffix] for suffix in _IMAGES if suffix in members), None)
         # Sidecars are read while the archive is listed; the listing finds its own place again.
         sidecar, fault = _sidecar(file, members.get("json"))
         texts = {suffix: _read(file, members.get(suffix)) for suffix in ("txt", *self.label_members)}

@@ -43,12 +43,6 @@ def file_sha256(path: Path, skip: int = 0) -> str:
     return digest.hexdigest()
 
 
-def files_sha256(named: Mapping[str, Path]) -> str:
-    """One hash for several files under the names they play: that of the file itself when it is alone."""
-    hashes = {name: file_sha256(path) for name, path in sorted(named.items())}
-    return next(iter(hashes.values())) if len(hashes) == 1 else settings_sha256(hashes)
-
-
 def settings_sha256(settings: Mapping[str, object] | Sequence[object]) -> str:
     """Hex SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

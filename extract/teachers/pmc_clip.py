@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.modified_resnet import ModifiedResNet
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -29,8 +30,6 @@ from mmkd.store.errors import TeacherError
 
 SPLIT_FILES = ("image_encoder(resnet50).pth", "text_encoder.pth", "text_projection_layer.pth")
 TEXT_TOWER = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
-_OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 # Parts of the full checkpoint that served the masked-language loss of training and make no feature.
 _TRAINING_ONLY = re.compile(r"positional_embedding|ln_final\..*|mlm_projection|img_special_token|fusion_module\..*")
 
@@ -102,7 +101,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         loader="pmc_clip",
         weights=weight_files(spec, SPLIT_FILES, all_of_them=True),
         preprocessing=spec.preprocessing
-        or Preprocessing(image_size=(options.image_size,) * 2, mean=_OPENAI_MEAN, std=_OPENAI_STD),
+        or Preprocessing(image_size=(options.image_size,) * 2, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD),
         tokeniser=TokeniserPlan(
             context_length=spec.context_length or 77,
             folder=tokenizer_folder(spec, named),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +15,14 @@ import pyarrow as pa
 
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
-from mmkd.store.encoding import Encoding
+from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
 from mmkd.store.sample_kinds import KIND as KIND_COLUMN
 from mmkd.store.sample_kinds import SAMPLE, TEXT_OF
+from mmkd.store.tcga import tcga_patient
 
 KIND = "h5-bags"
-_TCGA = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?:-|$)", re.IGNORECASE)
 
 
 class SlideTable(Protocol):
@@ -114,7 +113,7 @@ class BagFolder:
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
         """Labels that all patches of a slide share."""
-        labels: dict[str, str | None] = {"slide": slide, "patient": _patient(slide)}
+        labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
         if self.table is None:
             return labels
         found = self.table.values(self._looked_up(slide))
@@ -123,7 +122,7 @@ class BagFolder:
 
     def _looked_up(self, slide: str) -> str | None:
         assert self.table is not None, "there is a table to look into"
-        return _patient(slide) if self.table.match == "patient" else slide
+        return tcga_patient(slide) if self.table.match == "patient" else slide
 
     def _taken(self, labels: dict[str, str | None]) -> list[str | None]:
         assert self.table is not None, "there is a table to look into"
@@ -131,7 +130,7 @@ class BagFolder:
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """The one teacher; which encoder made the features is known by the name given."""
-        return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding or "float16")]
+        return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather a range of rows, which may span several slides; there is no text."""
@@ -139,7 +138,7 @@ class BagFolder:
         numbers = rows["row"].to_pylist()
         first, end = numbers[0], numbers[-1] + 1
         out: Features = {
-            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=card.encoding)
+            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
             for tower in ("image", "text")
         }
         reasons: list[str | None] = []
@@ -158,12 +157,6 @@ class BagFolder:
                 reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
             start += count
         return out, reasons
-
-
-def _patient(slide: str) -> str | None:
-    """The patient of a TCGA barcode."""
-    found = _TCGA.match(slide)
-    return found.group(1).upper() if found else None
 
 
 def _opened(path: Path) -> h5py.File:

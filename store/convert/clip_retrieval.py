@@ -24,13 +24,13 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.errors import CorpusError
-from mmkd.store.layout import check_slug
+from mmkd.store.layout import Tower, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import FIXED_COLUMNS, in_rows
 from mmkd.store.writer import iter_shards
 
 KIND = "clip-retrieval"
-PREFIXES = {"image": "img_emb", "text": "text_emb"}
+PREFIXES: dict[Tower, str] = {"image": "img_emb", "text": "text_emb"}
 
 
 class ClipRetrievalFolder:
@@ -113,7 +113,7 @@ class ClipRetrievalFolder:
             start = stop
         return out, [None] * len(rows)
 
-    def _array(self, number: int, tower: str) -> NDArray[np.floating[Any]] | None:
+    def _array(self, number: int, tower: Tower) -> NDArray[np.floating[Any]] | None:
         prefix = PREFIXES[tower]
         for path in (self.root / prefix).glob(f"{prefix}_*.npy"):
             if re.fullmatch(rf"{prefix}_0*{number}", path.stem):
@@ -140,7 +140,7 @@ def export_npy(store: FeatureStore, out: Path) -> int:
             suffix = f"{shard:0{width}d}"
             for tower, prefix in PREFIXES.items():
                 buffer = io.BytesIO()
-                np.save(buffer, consecutive(getattr(store, tower)(slug), slice(span.start, span.stop)))
+                np.save(buffer, consecutive(store.features(slug, tower), slice(span.start, span.stop)))
                 write_atomically(out / slug / prefix / f"{prefix}_{suffix}.npy", buffer.getbuffer())
             rows = store.sample_table(filter=in_rows(span))
             buffer = io.BytesIO()

@@ -22,7 +22,7 @@ from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
 from mmkd.store.encoding import Encoding
 from mmkd.store.errors import CorpusError
-from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND, check_slug
+from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
 from mmkd.store.writer import iter_shards
@@ -179,9 +179,9 @@ def _row_tensors(
     tensors, complete = {}, []
     for slug, name in names.items():
         bits = valid[slug][row]
-        for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):
+        for tower, bit in SOUND_BIT.items():
             if bits & bit:
-                tensors[f"{name}_{SUFFIXES[tower]}"] = getattr(store, tower)(slug)[row].astype(np.float32)
+                tensors[f"{name}_{SUFFIXES[tower]}"] = store.features(slug, tower)[row].astype(np.float32)
         if bits == PAIR_SOUND:
             complete.append(name)
     return tensors, complete

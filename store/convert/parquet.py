@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.array import consecutive
 from mmkd.store.atomic import write_atomically
-from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
+from mmkd.store.layout import SOUND_BIT
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
 from mmkd.store.writer import iter_shards
@@ -29,8 +29,8 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
         table = store.sample_table(filter=in_rows(span))
         rows = slice(span.start, span.stop)
         for slug in store.teachers:
-            for tower, bit in (("image", IMAGE_SOUND), ("text", TEXT_SOUND)):
-                column = _vectors(consecutive(getattr(store, tower)(slug), rows), (valid[slug][rows] & bit) > 0)
+            for tower, bit in SOUND_BIT.items():
+                column = _vectors(consecutive(store.features(slug, tower), rows), (valid[slug][rows] & bit) > 0)
                 table = table.append_column(f"{slug}_{tower}", column)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")

@@ -23,6 +23,7 @@ from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.layout import TOWERS
 from mmkd.store.place import Place
 from mmkd.store.reader import FeatureStore
+from mmkd.store.remote import StorePath
 from mmkd.store.samples import in_rows
 
 
@@ -90,7 +91,7 @@ class StoreRows:
                 start = 0
                 for store, taken in self.parts:
                     piece = taken[max(first - start, 0) : max(end - start, 0)]
-                    pieces.append(getattr(store, tower)(card.slug)[piece])
+                    pieces.append(store.features(card.slug, tower)[piece])
                     start += len(taken)
                 out[card.slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
@@ -111,6 +112,16 @@ def _common_root(roots: set[str]) -> Place:
             "bring them together and note it with `mmkd store relocate` first"
         )
     return Place(origins.pop())
+
+
+def check_target(stores: Iterable[FeatureStore], out: StorePath) -> None:
+    """Rows go into a new store.
+
+    Raises:
+        UserError: `out` is one of the stores that they come from.
+    """
+    if out.resolve() in [store.root.resolve() for store in stores]:
+        raise UserError(f"{out} is a store that rows are taken from; name a new folder, a store is not cut in place")
 
 
 def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Table]:

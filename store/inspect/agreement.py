@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.inspect.sampling import SOUND_BIT, features, truly_sound, unit
-from mmkd.store.layout import Tower
+from mmkd.store.inspect.sampling import truly_sound, unit
+from mmkd.store.layout import SOUND_BIT, Tower
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -57,7 +57,7 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
     values: dict[str, NDArray[np.float32]] = {}
     sound: dict[str, NDArray[np.bool_]] = {}
     for slug in slugs:
-        array = features(store, slug, tower)[rows]
+        array = store.features(slug, tower)[rows]
         sound[slug] = (store.valid(slug)[rows] & SOUND_BIT[tower] != 0) & truly_sound(array)
         values[slug] = unit(array)
     count = len(slugs)

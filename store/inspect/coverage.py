@@ -66,8 +66,7 @@ class Coverage:
 
 def coverage(store: FeatureStore) -> Coverage:
     """Read the ledger as a map of teachers by shards. Reads no feature."""
-    per_shard = store.record.rows_per_shard
-    rows = tuple(min(per_shard, len(store) - shard * per_shard) for shard in range(store.shards))
+    rows = tuple(len(store.record.shard_rows(shard)) for shard in range(store.shards))
     shape = (len(store.teachers), store.shards)
     done, image, text = np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape)
     for index, slug in enumerate(store.teachers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.store.array import FeatureArray
+from mmkd.store.cores import usable_cores
 from mmkd.store.errors import UserError
 from mmkd.store.inspect.faiss_choice import choose, faiss_module
 from mmkd.store.inspect.rows import captions_of
-from mmkd.store.inspect.sampling import BLOCK_ROWS, features, unit
+from mmkd.store.inspect.sampling import BLOCK_ROWS, unit
 from mmkd.store.layout import Tower
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def nearest_rows(
     """
     if not 1 <= k <= MAX_NEIGHBORS:
         raise UserError(f"{k} neighbours cannot be had; ask for 1 to {MAX_NEIGHBORS:,}")
-    array = features(store, slug, tower)
+    array = store.features(slug, tower)
     if query.shape != (array.shape[1],):
         raise UserError(
             f"a query of shape {query.shape} does not fit {slug}, whose features have {array.shape[1]} values"
@@ -89,7 +89,7 @@ def nearest_rows(
         for start in range(0, size, BLOCK_ROWS)
     ]
     best_rows, best = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         work = _chosen_nearest if _fits_faiss(array) else _nearest
         for found, cosines in pool.map(lambda piece: work(array, piece, direction, k), pieces):
             best_rows, best = _first(np.r_[best_rows, found], np.r_[best, cosines], k)
@@ -134,6 +134,16 @@ def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Fou
 
 def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int = 10) -> pa.Table:
     """`nearest_rows` over the whole store with what the rows are: a table of `SCHEMA`, best first.
+
+    Args:
+        store: the store.
+        slug: teacher.
+        tower: which features are searched.
+        query: (D,), any length but zero.
+        k: how many; fewer come back when fewer rows are sound.
+
+    Returns:
+        Columns `rank` (from 1), `row`, `cosine`, and `key`, `modality`, `caption` of the sample row.
 
     Raises:
         UserError: as `nearest_rows`.

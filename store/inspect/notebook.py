@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from mmkd.store.inspect.findings import statistics_findings
 from mmkd.store.inspect.pairs import modality_names
+from mmkd.store.inspect.units import number
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.statistics import StoreStatistics
@@ -16,28 +16,23 @@ if TYPE_CHECKING:
 
 def statistics_html(statistics: StoreStatistics) -> str:
     """Findings, towers, pairs and agreement as accessible tables without any script or style of a page."""
-    drawn = (
-        "every row"
-        if statistics.sampled == statistics.rows
-        else f"{statistics.sampled:,} of {statistics.rows:,} rows, seed {statistics.seed}"
-    )
-    parts = [f"<p><strong>{escape(statistics.root)}</strong>: {drawn}</p>"]
+    parts = [f"<p><strong>{escape(statistics.root)}</strong>: {statistics.drawn}</p>"]
     parts += [
         f"<p><strong>{finding.severity}</strong>: {escape(finding.text)}</p>"
         for finding in sorted(statistics_findings(statistics), key=lambda finding: finding.severity)
     ]
     features = ("features", "rows", "broken", "median norm", "mean cosine", "effective rank", "dead", "repeats")
     towers = [
-        (f"{t.slug} {t.tower}", f"{t.rows:,}", f"{t.not_finite + t.zero:,}", _number(t.norms.median),
-         _number(t.mean_cosine), f"{_number(t.effective_rank, 1)} of {t.width}",
+        (f"{t.slug} {t.tower}", f"{t.rows:,}", f"{t.not_finite + t.zero:,}", number(t.norms.median),
+         number(t.mean_cosine), f"{number(t.effective_rank, 1)} of {t.width}",
          str(len(t.dead_dimensions) + len(t.constant_dimensions)), f"{t.repeated_rows:,}")
         for t in statistics.towers
     ]  # fmt: skip
     parts += _table("Features", features, towers)
     teachers = ("teacher", "pairs", "matched cosine", "unmatched", "pool", "i2t@1", "i2t@10", "t2i@1", "t2i@10")
     pairs = [
-        (p.slug, f"{p.pairs:,}", _number(p.matched.median), _number(p.unmatched.median), str(p.pool),
-         *(_number(100 * value, 1) + " %" for value in p.recall.values()))
+        (p.slug, f"{p.pairs:,}", number(p.matched.median), number(p.unmatched.median), str(p.pool),
+         *(number(100 * value, 1) + " %" for value in p.recall.values()))
         for p in statistics.pairs
     ]  # fmt: skip
     parts += _table("Images against captions", teachers, pairs)
@@ -45,7 +40,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
     if len(names) > 1:
         known = [{each.modality: each.recall["i2t@10"] for each in pair.modalities} for pair in statistics.pairs]
         recalls = [
-            (name, *(_number(100 * one[name], 1) + " %" if name in one else "-" for one in known)) for name in names
+            (name, *(number(100 * one[name], 1) + " %" if name in one else "-" for one in known)) for name in names
         ]
         slugs = [pair.slug for pair in statistics.pairs]
         parts += _table("Image to caption R@10 by modality", ("modality", *slugs), recalls)
@@ -53,10 +48,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
         parts += _table(
             f"Linear CKA of {'images' if matrix.tower == 'image' else 'captions'}",
             ("teacher", *matrix.teachers),
-            [
-                (slug, *(_number(value, 2) for value in matrix.cka[i].tolist()))
-                for i, slug in enumerate(matrix.teachers)
-            ],
+            [(slug, *(number(value, 2) for value in matrix.cka[i].tolist())) for i, slug in enumerate(matrix.teachers)],
         )
     return "".join(parts)
 
@@ -69,7 +61,3 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
         yield f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
     yield "</tbody></table>"
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.store.errors import UserError
-from mmkd.store.inspect.sampling import SOUND_BIT, features, truly_sound, unit
-from mmkd.store.layout import Tower
+from mmkd.store.inspect.sampling import truly_sound, unit
+from mmkd.store.layout import SOUND_BIT, Tower
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -50,7 +50,7 @@ def project(
     Raises:
         UserError: no such teacher, or UMAP is not installed.
     """
-    array = features(store, slug, tower)
+    array = store.features(slug, tower)
     rows = rows[store.valid(slug)[rows] & SOUND_BIT[tower] != 0]
     rows = rows[truly_sound(array[rows])]
     values = unit(array[rows])

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.array import FeatureArray
 from mmkd.store.errors import UserError
-from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND, Tower
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
-
-SOUND_BIT = {"image": IMAGE_SOUND, "text": TEXT_SOUND}
 
 BLOCK_ROWS = 4096
 """Rows brought to float32 at a time: 8 MB at width 512, so that memory stays flat however many rows are read."""
@@ -43,11 +36,6 @@ def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> ND
     else:
         picked = np.sort(np.random.default_rng(seed).choice(size, count, replace=False, shuffle=False))
     return picked if isinstance(pool, int) else pool[picked]
-
-
-def features(store: FeatureStore, slug: str, tower: Tower) -> FeatureArray:
-    """The features (N, D) of one teacher and tower: mapped, or decoded when rows are asked for."""
-    return store.image(slug) if tower == "image" else store.text(slug)
 
 
 def blocks(rows: NDArray[np.int64], size: int = BLOCK_ROWS) -> Iterator[NDArray[np.int64]]:

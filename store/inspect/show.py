@@ -190,7 +190,7 @@ def _rank(others: NDArray[np.float32], own: float | None) -> int | None:
 def _neighbors(
     store: FeatureStore, slug: str, tower: Tower, row: int, k: int, searched: NDArray[np.int64]
 ) -> tuple[Neighbor, ...]:
-    query = store.image(slug)[row] if tower == "image" else store.text(slug)[row]
+    query = store.features(slug, tower)[row]
     within = None if len(searched) == len(store) else searched
     rows, cosines = nearest_rows(store, slug, tower, query, k + 1, within)
     keep = rows != row

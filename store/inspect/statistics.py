@@ -49,6 +49,11 @@ class StoreStatistics:
     repeated_captions: int
     """Rows of the whole store with the caption of an earlier row."""
 
+    @property
+    def drawn(self) -> str:
+        """Which rows they are of, in words."""
+        return "every row" if self.sampled == self.rows else f"{self.sampled:,} of {self.rows:,} rows, seed {self.seed}"
+
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values: NaN becomes None, matrices lists of lists."""
         plain: dict[str, Any] = plain_values(asdict(self))

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.store.inspect.distribution import Distribution, distribution
-from mmkd.store.inspect.sampling import SOUND_BIT, blocks, features, truly_sound, unit
-from mmkd.store.layout import Tower
+from mmkd.store.inspect.sampling import blocks, truly_sound, unit
+from mmkd.store.layout import SOUND_BIT, Tower
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -64,7 +64,7 @@ def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray
         UserError: no such teacher.
         CorruptStoreError: a chunk that the ledger vouches for is missing or of another size.
     """
-    array = features(store, slug, tower)
+    array = store.features(slug, tower)
     called_sound = rows[(store.valid(slug)[rows] & SOUND_BIT[tower]) != 0]
     sums = _Sums(array.shape[1])
     norms, hashes, broken = [np.empty(0)], [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]

@@ -1,6 +1,8 @@
-"""Bytes and seconds as people read them."""
+"""Bytes, seconds, numbers and shares as people read them."""
 
 from __future__ import annotations
+
+import math
 
 
 def bytes_text(count: int) -> str:
@@ -22,3 +24,13 @@ def seconds_text(seconds: float) -> str:
         if whole < size * (60 if large == "min" else 24) or large == "d":
             return f"{whole // size} {large} {whole % size // unit} {small}"
     raise AssertionError("days have no end")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with a fixed count of decimals; `-` where there is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def percent(value: float) -> str:
+    """A share with one decimal; `-` where there is none."""
+    return f"{value:.1%}" if math.isfinite(value) else "-"

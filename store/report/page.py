@@ -23,7 +23,7 @@ from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import UserError
 from mmkd.store.inspect.coverage import shard_ranges
 from mmkd.store.inspect.pairs import modality_names
-from mmkd.store.inspect.units import bytes_text, seconds_text
+from mmkd.store.inspect.units import bytes_text, number, percent, seconds_text
 from mmkd.store.plural import counted
 from mmkd.store.reader import FeatureStore
 from mmkd.store.report.charts import (
@@ -70,7 +70,7 @@ def render(content: Content, options: Options) -> str:
         loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
     )
     environment.filters |= {
-        "bytes": bytes_text, "seconds": seconds_text, "ranges": shard_ranges, "share": _share, "number": _number,
+        "bytes": bytes_text, "seconds": seconds_text, "ranges": shard_ranges, "share": percent, "number": number,
         "counted": counted,
     }  # fmt: skip
     scripts = [plotly.offline.get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8")]
@@ -175,11 +175,3 @@ def _policy(scripts: list[str]) -> str:
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}" if value == value else "-"  # noqa: PLR0124 - NaN is the one value unlike itself
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if value == value else "-"  # noqa: PLR0124 - as above

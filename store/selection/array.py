@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.store.chunk import checked_body, encode_chunk, pad_rows
@@ -42,8 +42,6 @@ FOLDER = "selections"
 
 class SelectionCard(Frozen):
     """`attributes.mmkd` of a selection's array."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
     rule: dict[str, Any]

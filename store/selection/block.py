@@ -27,7 +27,7 @@ Rows = NDArray[np.int64]
 
 def unit_rows(store: FeatureStore, slug: str, tower: Tower, rows: slice | Rows, sound: Bools) -> Floats:
     """Unit features of some rows, float32 (n, D); zero where `sound`, bool (n,), is false."""
-    features = getattr(store, tower)(slug)
+    features = store.features(slug, tower)
     picked = consecutive(features, rows) if isinstance(rows, slice) else features[rows]
     values: Floats = np.asarray(picked, dtype=np.float32)
     if not sound.all():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from mmkd.store.cores import usable_cores
 from mmkd.store.errors import IncompleteStoreError, UserError
 from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
@@ -122,7 +122,7 @@ def compute_scores(
             out[spec][block.rows] = np.where(block.sound, scorer.score(block), np.nan)
 
     # Threads, not processes: NumPy lets go of the interpreter in products, sorts and casts, and the map is shared.
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
         for done, _ in enumerate(pool.map(work, starts), start=1):
             if progress:
                 progress(done, len(starts))

@@ -1,0 +1,43 @@
+"""`mmkd demo`: where it writes, and what `--corpus-only` leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from test_demo_corpus import SMALL, pytestmark
+
+from mmkd.cli.demo import corpus, run
+from mmkd.cli.main import cli
+
+__all__ = ["pytestmark"]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_corpus_alone_is_cut_where_the_suite_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = corpus.build_corpus
+
+    def two_domains(out: Path) -> Any:
+        return whole(out, train_per_class=3, test_per_class=2, sources=SMALL)
+
+    monkeypatch.setattr(corpus, "build_corpus", two_domains)
+    monkeypatch.setattr(run, "run_demo", lambda *given, **named: pytest.fail("the whole demo was run"))
+    done = CliRunner().invoke(cli, ["demo", str(tmp_path / "quick"), "--corpus-only"])
+    counts = f"{3 * len(SMALL)} training pairs and {2 * len(SMALL)} held-out images"
+    assert done.output == f"{counts} in {tmp_path / 'quick' / 'corpus'}\n"
+    assert [path.name for path in (tmp_path / "quick").iterdir()] == ["corpus"]
+    suite = yaml.safe_load((ROOT / "suites" / "quick" / "specimens.yaml").read_text())
+    folder = Path(suite["source"]["path"].replace("${quick}", str(tmp_path / "quick")))
+    lines = [(folder / table).read_text().count("\n") for table in suite["source"]["only"]]
+    assert lines == [1 + 3 * len(SMALL), 1 + 2 * len(SMALL) + 3 * len(SMALL)]
+
+
+def test_without_the_option_the_whole_path_is_run_in_the_folder_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+    monkeypatch.setattr(run, "run_demo", lambda folder, say: folders.append(folder))
+    assert CliRunner().invoke(cli, ["demo"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["demo", "elsewhere"]).exit_code == 0
+    assert folders == [Path("mmkd-demo"), Path("elsewhere")]

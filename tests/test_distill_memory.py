@@ -1,0 +1,22 @@
+"""Memory that a training run keeps for as long as it lasts."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from memory_peaks import kept_by_pairs
+
+from mmkd.benchmarks.linked_store import make_linked_store
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_finding_pairs_gives_back_what_reading_them_took(tmp_path: Path) -> None:
+    make_linked_store(tmp_path / "store", 100_000, 1, 8)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        kept, used = process.submit(kept_by_pairs, tmp_path / "store").result()
+    assert 14e6 < used < 22e6  # captions of 140 characters, addresses
+    assert kept < 2 * used

@@ -1,0 +1,47 @@
+"""Whole runs of `mmkd extract`: equal bytes whatever the workers, a dry run that leaves nothing, a taken folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from extract_scene import Scene, ended, settings
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.mark.slow
+def test_one_and_four_workers_any_threads_any_batch(scene: Scene, tmp_path: Path) -> None:
+    for number, (workers, worker) in enumerate(
+        [(1, {"decode_threads": 1, "batch_rows": 96}), (4, {"decode_threads": 5, "read_threads": 1, "batch_rows": 7})]
+    ):
+        store = tmp_path / f"store{number}"
+        done = ended(scene.command(store, "--scheduler", settings(tmp_path, workers=workers, worker=worker)))
+        assert done.returncode == 0, done.stderr
+        assert scene.same(store)
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_and_leaves_nothing(scene: Scene, tmp_path: Path) -> None:
+    done = ended(scene.command(tmp_path / "store", "--dry-run", "--workers", 4))
+    assert done.returncode == 0, done.stderr
+    assert "2,048 rows in 8 shards of 256; 8 shards to do" in done.stdout
+    written = sum(path.stat().st_size for path in (scene.store / "teachers").rglob("c/**/*") if path.is_file())
+    assert f"{written:,} bytes" in done.stdout
+    assert "hours on 4 workers" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    limited = ended(scene.command(tmp_path / "store", "--limit", 300, "--workers", 1))
+    assert "300 rows in 2 shards" in limited.stdout
+    refused = ended(scene.command(tmp_path / "store", "--workers", 1))
+    assert "first 300 rows" in refused.stderr
+
+
+def test_nothing_is_left_of_a_store_that_could_not_be_made(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.tex").write_text("mine")
+    done = ended(scene.command(tmp_path / "store"))
+    assert done.returncode == 1
+    assert "is not empty (found thesis.tex)" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+    shutil.rmtree(tmp_path / "store")

@@ -1,0 +1,78 @@
+"""Fields of a run.yaml and an align.yaml that reach what they are for: crops, moments, patience, held-out rows."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_alignment import WIDTHS, fitted, planted  # noqa: F401
+from tiny_run import write_run
+
+from mmkd.distill import image_source, trainer
+from mmkd.distill.config import DataConfig, OptimiserConfig, load_run
+from mmkd.distill.images import StoredImages
+from mmkd.distill.optimiser import make_optimiser
+from mmkd.distill.world import started_world
+from mmkd.store.errors import UserError
+
+
+def test_betas_are_adamws() -> None:
+    model = torch.nn.Linear(2, 2)
+    groups = make_optimiser(model, OptimiserConfig(betas=(0.5, 0.7))).param_groups
+    assert {group["betas"] for group in groups} == {(0.5, 0.7)}
+
+
+def test_other_ranks_are_waited_for_as_long_as_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    waits: list[Any] = []
+
+    def join(backend: str, timeout: timedelta) -> None:
+        waits.append(timeout)
+        raise dist.DistError("nobody")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(dist, "init_process_group", join)
+    with pytest.raises(UserError), started_world(0.25):
+        pass
+    assert waits == [timedelta(seconds=15)]
+    monkeypatch.setattr(trainer, "started_world", lambda minutes: waits.append(minutes) or started_world(minutes))
+    with pytest.raises(UserError):
+        trainer.train(load_run(write_run(tmp_path, "r", compute={"timeout_minutes": 7.5})))
+    assert waits[1:] == [7.5, timedelta(minutes=7.5)]
+
+
+def test_full_whitening_blows_nothing_up_beyond_the_floor(planted: Any, tmp_path: Path) -> None:  # noqa: F811
+    store, _ = planted
+    spreads = []
+    for floor in (1e-4, 0.9):
+        settings = {"kind": "full", "floor": floor}
+        alignment = fitted(store, tmp_path, "whitening", settings=settings)
+        values = torch.from_numpy(store.image("small")[:].astype("float32"))
+        variance = alignment("small", "image", values).var(dim=0)
+        spreads.append(float(variance.max() / variance.min()))
+    assert spreads[0] < 2  # equal in every direction, up to what the text adds
+    assert spreads[1] > 5  # all directions but the first keep their differences
+
+
+def test_an_alignment_is_judged_on_as_many_rows_as_are_set(planted: Any, tmp_path: Path) -> None:  # noqa: F811
+    store, _ = planted
+    assert set(WIDTHS) == set(store.teachers)
+    whole = fitted(store, tmp_path, "pca").card.scores["rows"]
+    assert whole > 30
+    assert fitted(store, tmp_path, "pca", judge_rows=30).card.scores["rows"] == 30
+
+
+def test_crops_cover_the_share_of_the_image_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = SimpleNamespace(visual=SimpleNamespace(preprocess_cfg={"size": (32, 32)}))
+    device = torch.device("cpu")
+    monkeypatch.setattr(image_source, "row_images", lambda *_: StoredImages.__new__(StoredImages))
+    for decode in ("workers", "device"):
+        data = DataConfig(crop_scale=(0.2, 0.3), decode=decode)
+        pictures = image_source.train_pictures(None, None, data, student, device)
+        crop = pictures.pixels.transforms[0] if decode == "workers" else pictures.crop
+        assert tuple(crop.scale) == (0.2, 0.3)

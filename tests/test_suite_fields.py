@@ -1,0 +1,78 @@
+"""Settings of a suite that bound what is read and tried: rows of a probe, patches of a bag, penalties, folds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mmkd.evaluate.heads import coxnet
+from mmkd.evaluate.heads.abmil import classify_task, fit_predict
+from mmkd.evaluate.heads.coxnet import Cohort, fit_coxnet, penalties
+from mmkd.evaluate.linear_probe import Labelled, _share
+from mmkd.evaluate.multilabel_probe import _Part
+from mmkd.evaluate.multilabel_probe import _share as share_of_labels
+from mmkd.evaluate.settings import CoxnetSettings, LinearProbeSettings, MilSettings
+from mmkd.evaluate.task import Variant
+
+
+def cohort(n: int = 60) -> Cohort:
+    """Subjects of their own groups, times by the first of three features."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(n, 3))
+    time = np.exp(-x[:, 0]) * rng.exponential(size=n)
+    return Cohort(x, time, rng.random(n) < 0.8, np.arange(n).astype(str).astype(object))
+
+
+def test_penalties_fall_to_the_share_of_the_largest_that_is_set() -> None:
+    made = cohort()
+    for share in (0.5, 0.01):
+        found = penalties(made.x, made, CoxnetSettings(smallest_alpha=share))
+        assert found[-1] / found[0] == pytest.approx(share)
+
+
+def test_the_penalty_is_chosen_on_as_many_folds_as_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    folds = []
+    drawn = coxnet.draw_folds
+
+    def noted(y: np.ndarray, group: np.ndarray, count: int, seed: int) -> np.ndarray:
+        folds.append(drawn(y, group, count, seed))
+        return folds[-1]
+
+    monkeypatch.setattr(coxnet, "draw_folds", noted)
+    fits = []
+    fitted = coxnet.fit_path
+    monkeypatch.setattr(coxnet, "fit_path", lambda *given: fits.append(len(given[0])) or fitted(*given))
+    fit_coxnet(cohort(), CoxnetSettings(inner_folds=3, alphas=3), seed=0)
+    assert sorted(set(folds[0].tolist())) == [0, 1, 2]
+    assert len(fits) == 4  # one without each fold, and the last on all
+    assert fits[-1] == 60
+
+
+def test_a_probe_learns_from_no_more_rows_than_are_allowed() -> None:
+    y = np.arange(40) % 2
+    data = Labelled(np.eye(40), y, np.arange(40).astype(str).astype(object))
+    everything = Variant(fraction=1.0, seed=0)
+    assert len(_share(data, everything, LinearProbeSettings()).y) == 40
+    assert np.bincount(_share(data, everything, LinearProbeSettings(max_train=10)).y).tolist() == [5, 5]
+    part = _Part(data.x, np.stack([y, 1 - y], axis=1).astype(np.float64), data.group)
+    assert len(share_of_labels(part, everything, LinearProbeSettings()).x) == 40
+    assert len(share_of_labels(part, everything, LinearProbeSettings(max_train=10)).x) == 10
+
+
+def test_a_step_sees_no_more_patches_of_a_bag_than_are_allowed() -> None:
+    drawn = []
+
+    def patches(bag: int, positions: np.ndarray | None = None) -> np.ndarray:
+        drawn.append(20 if positions is None else len(positions))
+        return np.full((drawn[-1], 4), bag % 2, dtype=np.float32)
+
+    bags = SimpleNamespace(bags=SimpleNamespace(members=[np.arange(20)] * 6), patches=patches)
+    parts = (np.arange(3), np.arange(3, 5), np.arange(5, 6))
+    for most, seen in ((4096, {20}), (7, {7, 20})):
+        drawn.clear()
+        settings = MilSettings(hidden=4, attention=4, epochs=1, max_patches=most)
+        answers, _ = fit_predict(bags, classify_task(np.arange(6) % 2, 2), parts, settings, seed=0)
+        assert answers.shape == (1, 2)
+        assert set(drawn[1:]) == seen  # the first look tells the width; bags to stop by and to answer for are whole
