@@ -58,7 +58,8 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         retry_failed=options["retry_failed"],
         max_failures=FailureLimit.parse(options["max_failures"]) if options["max_failures"] else None,
     )
-    # What loads torch comes after the options: a misspelt name is told at once.
+    # What loads torch comes after options and corpus: a misspelt name or path is told at once.
+    _ = config.opened
     if options["dry_run"]:
         from mmkd.extract.estimate import estimate, estimate_lines
 

@@ -81,13 +81,14 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         # A stage whose extra is not installed; anything of ours that is missing is a bug and keeps its traceback.
-        if error.name is None or error.name.split(".")[0] == "mmkd":
+        name = (error.name or "mmkd").split(".")[0]
+        if name == "mmkd":
             raise
         # Here, as only a failure needs it: it reads what every extra asks for.
         from mmkd.cli.doctor.packages import missing_package
 
-        name = error.name.split(".")[0]
-        click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name)}", err=True)
+        command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
+        click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name, command)}", err=True)
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from mmkd.extract.cluster_config import ClusterConfig
+from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.failure_limit import FailureLimit
+from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.teachers import TeacherSpec, describe_teacher
 from mmkd.store import TeacherCard
 from mmkd.store.encoding import Encoding
@@ -34,6 +37,16 @@ class ExtractConfig(Frozen):
     """Pixels of the shorter side of JPEGs to keep for training; none are kept when not given."""
     max_failures: FailureLimit | None = None
     """Stop when more inputs than this cannot be used."""
+
+    @cached_property
+    def opened(self) -> Corpus:
+        """The corpus that the run names, or its first rows. Found out once, and without what loads torch.
+
+        Raises:
+            CorpusError, ConfigError, UserError: see `open_corpus`.
+        """
+        corpus = open_corpus(self.corpus)
+        return corpus if self.limit is None else LimitedCorpus(corpus, self.limit)
 
     def described(self) -> list[tuple[TeacherSpec, TeacherCard]]:
         """The teachers as this run computes and keeps them, with their cards; hashes files the first time.

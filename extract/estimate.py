@@ -13,7 +13,6 @@ from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import folder_beside, remove_folder
 from mmkd.extract.plan import ShardTask, plan_tasks
-from mmkd.extract.run import chosen_corpus
 from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
@@ -58,7 +57,7 @@ def estimate(config: ExtractConfig) -> Estimate:
     Raises:
         CorpusError, TeacherError, StoreError, UserError: as `run.extract` would.
     """
-    corpus = chosen_corpus(config)
+    corpus = config.opened
     described = config.described()
     cards = [card for _, card in described]
     if (config.store / "zarr.json").is_file():

@@ -12,11 +12,10 @@ from tqdm import tqdm
 
 from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
-from mmkd.extract.corpora import Corpus, open_corpus
+from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
 from mmkd.extract.gather import gather
 from mmkd.extract.index import restore_parts
-from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.run_report import RunReport
@@ -48,7 +47,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
         CorpusError, TeacherError, StoreError, UserError: see `mmkd.store.errors`.
         BusyStoreError: another process writes to the store.
     """
-    corpus = chosen_corpus(config)
+    corpus = config.opened
     described = config.described()
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
     made = (
@@ -90,16 +89,6 @@ def _extracted(
         note_encoding_error(config.store, record, card.slug)
     remove_abandoned(config.store)
     return report
-
-
-def chosen_corpus(config: ExtractConfig) -> Corpus:
-    """The corpus that the run names, or its first rows.
-
-    Raises:
-        CorpusError: see `open_corpus`.
-    """
-    corpus = open_corpus(config.corpus)
-    return corpus if config.limit is None else LimitedCorpus(corpus, config.limit)
 
 
 def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> StoreRecord:

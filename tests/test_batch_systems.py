@@ -202,7 +202,7 @@ def recipe() -> dict[str, Any]:
 def pods(tmp_path: Path) -> Iterator[str]:
     """The recipe's two containers as processes of this machine, with the environment that the operator gives them."""
     spec = recipe()["spec"]
-    commands = {role: spec[role]["spec"]["containers"][0]["args"] for role in ("scheduler", "worker")}
+    commands = {role: spec[role]["spec"]["containers"][0]["command"] for role in ("scheduler", "worker")}
     where = tmp_path / "scheduler.json"
     dask = [sys.executable, "-P", "-m", "dask"]
     assert commands["scheduler"][0] == commands["worker"][0] == "dask"

@@ -168,7 +168,7 @@ def test_packages_that_are_missing_or_too_old() -> None:
     assert old.status == "warning"
     assert old.found.startswith("wrong version: numpy ")
     assert "(needs >=999)" in old.found
-    assert old.next_step == "pip install -U 'mmkd[x]'"
+    assert old.next_step == "pip install 'mmkd[x]'"
     missing = extra_check("x", [Requirement("no-such-package-1"), Requirement("numpy")])
     assert (missing.status, missing.found) == ("note", "not installed: no-such-package-1")
     assert extra_check("", [Requirement("no-such-package-1")]).status == "fault"
@@ -199,8 +199,10 @@ def test_a_missing_package_is_found_in_the_extra_that_has_it() -> None:
     assert missing_package("h5py") == "pip install 'mmkd[wsi]'"
     assert missing_package("openslide") == "pip install 'mmkd[wsi]'"  # a module whose package has another name
     assert missing_package("obstore") == "pip install 'mmkd[remote]'"
-    assert missing_package("torchvision") == "pip install -U 'mmkd[demo]' (or the stage's own of: distill, extract)"
-    assert missing_package("zarr") == "pip install -U 'mmkd[demo]'"
+    assert missing_package("torchvision") == "pip install 'mmkd[demo]'"  # several have it
+    assert missing_package("torchvision", "export") == "pip install 'mmkd[distill]'"
+    assert missing_package("PIL", "store") == "pip install 'mmkd[inspect]'"
+    assert missing_package("zarr", "store") == "pip install 'mmkd[demo]'"
 
 
 def test_a_command_without_its_package_names_the_extra_in_one_line(

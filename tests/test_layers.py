@@ -177,6 +177,40 @@ def test_a_misspelt_teacher_is_told_before_torch_is_loaded() -> None:
     assert done.stderr.startswith("Error: no teacher is called 'plipp': did you mean 'plip'?"), done.stderr
 
 
+def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "sys.argv = ['mmkd', 'extract', 'nowhere.csv', 'store', '--teachers', 'plip']\n"
+        "from mmkd.cli.main import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("Error: corpus nowhere.csv does not exist; name a CSV"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "extra"),
+    [
+        ("extract pairs.csv store", "dask", "extract"),
+        ("teachers check plip", "torch", "extract"),
+        ("distill run.yaml", "torch", "distill"),
+        ("export run out", "torch", "distill"),
+        ("evaluate run suite.yaml", "scipy", "evaluate"),
+        ("store report store out.html", "PIL", "inspect"),
+        ("store verify nowhere --against-teacher plip", "torch", "extract"),
+        ("demo", "torch", "demo"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(words: str, package: str, extra: str) -> None:
+    script = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"sys.argv = ['mmkd', *{words.split()!r}]\n"
+        "from mmkd.cli.main import main; main()\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    said = f"Error: this command needs the package {package!r}; run: pip install 'mmkd[{extra}]'\n"
+    assert (done.returncode, done.stderr) == (1, said), done.stderr
+
+
 @pytest.mark.parametrize("package", ["mmkd.store", "mmkd.evaluate", "mmkd.extract.teachers", "mmkd.extract.corpora"])
 def test_all_names_what_can_be_imported(package: str) -> None:
     import importlib

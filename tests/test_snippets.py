@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 import yaml
 from fences import DOCUMENTS, ROOT, Fence, fences
-from snippet_scene import write_hub, write_scene
 from warm_mmkd import serving, write_shim
 
 # The reader's networks and batches, and ours: the only changes that are made to a snippet.
@@ -96,12 +95,17 @@ KINDS: dict[str, Callable[[Path], None]] = {
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder to copy, and the environment of snippets: `mmkd` without the wait, the hub's cache, no network."""
     root = tmp_path_factory.mktemp("snippets")
-    hub = root / "hub"
-    write_hub(hub / "hub")
-    write_scene(root / "scene", hub / "hub")
+    made = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "docs_folder.py", root / "scene"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = f"cd {root / 'scene'}\nexport HF_HOME=$PWD/hub HF_HUB_OFFLINE=1\n"
+    assert (made.returncode, made.stdout) == (0, told), made.stderr
     address = root / "socket"
     environment = {
-        "HF_HOME": str(hub),
+        "HF_HOME": str(root / "scene" / "hub"),
         "HF_HUB_OFFLINE": "1",
         "XDG_CACHE_HOME": str(root / "cache"),
         "OMP_NUM_THREADS": "1",

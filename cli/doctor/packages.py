@@ -24,6 +24,12 @@ _MODULES = {
 }  # fmt: skip
 """Modules whose packages have other names."""
 
+_STAGE = {
+    "align": ("distill",), "distill": ("distill",), "evaluate": ("evaluate", "extract"), "export": ("distill",),
+    "extract": ("extract",), "select": ("extract",), "store": ("inspect", "extract"), "teachers": ("extract",),
+}  # fmt: skip
+"""Extras in which a command looks first for what several have."""
+
 
 def package_checks() -> Iterator[Check]:
     """One line for the core, one for each extra, from what the installed mmkd says it needs."""
@@ -48,8 +54,8 @@ def _belongs(one: Requirement, extra: str) -> bool:
     return one.marker.evaluate({"extra": extra}) and (extra == CORE or not one.marker.evaluate({"extra": CORE}))
 
 
-def missing_package(module: str) -> str:
-    """What to install where `import module` found nothing: the one extra that has it, else that of all stages."""
+def missing_package(module: str, command: str = "") -> str:
+    """What to install where `import module` found nothing in `mmkd COMMAND`: the extra of its stage, if that has it."""
     package = canonicalize_name(_MODULES.get(module, module))
     wanted = [Requirement(text) for text in requires("mmkd") or ()]
     extras = metadata("mmkd").get_all("Provides-Extra") or ()
@@ -58,9 +64,8 @@ def missing_package(module: str) -> str:
         for extra in sorted(set(extras) - _NOT_USERS)
         if any(canonicalize_name(one.name) == package and _belongs(one, extra) for one in wanted)
     ]
-    if len(having) == 1:
-        return f"pip install 'mmkd[{having[0]}]'"
-    return f"pip install -U 'mmkd[{WHOLE}]'" + (f" (or the stage's own of: {', '.join(having)})" if having else "")
+    of_stage = [extra for extra in _STAGE.get(command, ()) if extra in having] or (having if len(having) == 1 else [])
+    return f"pip install 'mmkd[{of_stage[0] if of_stage else WHOLE}]'"
 
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
@@ -75,7 +80,8 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
         else:
             there.append(f"{one.name} {found}")
     name = extra or "core"
-    step = f"pip install -U 'mmkd[{extra}]'" if extra else "pip install -U mmkd"
+    # Without -U: pip takes the mmkd that is here, brings what it asks for, and looks for no other mmkd on an index.
+    step = f"pip install 'mmkd[{extra}]'" if extra else "pip install mmkd"
     if old:
         return Check("packages", name, "warning" if extra else "fault", "wrong version: " + ", ".join(old), step)
     if missing:
