@@ -54,7 +54,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
             zorder=2 + i,
         )
     counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
-    axes.set_ylim(0, top := max(line.get_ydata().max() for line in axes.lines) * 1.04)
+    axes.set_ylim(0, top := max(np.asarray(line.get_ydata()).max() for line in axes.lines) * 1.04)
     axes.set_xticks(angles, [""] * len(columns))
     for column, n, angle in zip(columns, counts, angles, strict=True):
         # Names stand outside the circle, where no line runs over them.
