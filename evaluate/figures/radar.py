@@ -42,10 +42,8 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
     height = figure.get_figheight()
     axes = figure.add_axes((_NAMES / width, 0.6 / height, _CIRCLE / width, _CIRCLE / height), projection="polar")
     assert isinstance(axes, PolarAxes), "the projection that was asked for"
-    highest = 0.0
     for i, row in enumerate(sorted(table.rows, key=lambda row: row == model)):
         values = np.array([table.value(row, column) * scale for column in columns])
-        highest = max(highest, np.nanmax(values))
         axes.plot(
             np.append(angles, angles[0]),
             np.append(values, values[0]),
@@ -56,8 +54,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
             zorder=2 + i,
         )
     counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
-    top = highest * 1.04
-    axes.set_ylim(0, top)
+    axes.set_ylim(0, top := max(np.asarray(line.get_ydata()).max() for line in axes.lines) * 1.04)
     axes.set_xticks(angles, [""] * len(columns))
     for column, n, angle in zip(columns, counts, angles, strict=True):
         # Names stand outside the circle, where no line runs over them.
