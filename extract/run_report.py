@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mmkd.extract.shard_report import ShardReport
+from mmkd.store.plural import counted
 from mmkd.store.remote import StorePath
 
 
@@ -54,7 +55,7 @@ class RunReport:
 
 def summary_lines(report: RunReport) -> Iterator[str]:
     """The run's end as a user reads it."""
-    yield f"extracted {report.shards_done} of {report.shards_total} shards into {report.store}"
+    yield f"extracted {report.shards_done} of {counted(report.shards_total, 'shard')} into {report.store}"
     if report.status:
         yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))
     for reason, count in report.reasons.most_common(10):
