@@ -19,6 +19,7 @@ pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'mmkd
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.sampling import unit
+from mmkd.store.report import charts
 from mmkd.store.report.colours import teacher_colours
 from mmkd.store.report.content import SHOWN_ROWS, Content, Options
 from mmkd.store.report.page import write_report
@@ -114,6 +115,9 @@ def test_every_ink_has_contrast_on_every_ground_in_light_dark_and_print() -> Non
             for ground in ("ground", "panel"):
                 assert contrast(scheme[ink], scheme[ground]) >= 4.5, (ink, ground, scheme)
         assert contrast(scheme["fault"], scheme["mark"]) >= 4.5
+    # Figures in the cells of heat maps, which look the same in light and dark.
+    for _, ground in charts._AGREEMENT_SCALE:
+        assert contrast(charts._INK, ground) >= 4.5
     # Lines and marks of the charts: 3 on either panel, for what is told by colour and by nothing else.
     for scheme in schemes[:2]:
         assert contrast("#0072B2", scheme["panel"]) >= 3
