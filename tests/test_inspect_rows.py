@@ -218,6 +218,12 @@ def test_the_seed_decides_which_rows_are_looked_at(faults: FeatureStore) -> None
         assert first != second
 
 
+def test_a_row_is_told_by_the_teachers_that_are_named(faults: FeatureStore) -> None:
+    for words, told in (([], set(PLANTED)), (["--teachers", "noise,base"], {"noise", "base"})):
+        done = CliRunner().invoke(show, [str(faults.root), "k0", "--json", *words])
+        assert {one["slug"] for one in json.loads(done.stdout)["teachers"]} == told
+
+
 def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path) -> None:
     import torch
 
