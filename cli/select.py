@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.store.plural import counted
+
 if TYPE_CHECKING:
     from mmkd.store.selection import SelectionReport
     from mmkd.store.selection.counts import Example
@@ -61,7 +63,7 @@ def _screen(report: SelectionReport) -> str:
     share = counts.pairs.kept / counts.pairs.available
     lines = [
         f"{counts.pairs.kept:,} of {counts.pairs.available:,} pairs kept ({share:.1%}); "
-        f"{counts.rows_without:,} rows are left with no teacher",
+        f"{counted(counts.rows_without, 'row')} left with no teacher",
         "teachers kept a row: " + ", ".join(f"{t}: {rows:,}" for t, rows in enumerate(counts.teachers_a_row)),
     ]
     for title, shares in (("teacher", counts.teachers), (counts.by, counts.groups)):

@@ -88,8 +88,8 @@ def drawn(seed: int, epoch: int, row: int) -> Iterator[None]:
 def gone(images: RowImages, row: int, reason: Exception) -> UserError:
     """The complaint about an image. Returned by workers, not raised: they would wrap it in their traceback."""
     return UserError(
-        f"image of row {row}, {images.name(row)}: {reason}; it was sound when extracted: bring it back, "
-        "or train from `inputs` (mmkd extract --keep-inputs)"
+        f"image of row {row}, {images.name(row)}: {reason}; it was sound when extracted: bring it back, note where "
+        "the images lie now (mmkd store relocate), or train from `inputs` (mmkd extract --keep-inputs)"
     )
 
 

@@ -45,6 +45,7 @@ from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 from mmkd.store.atomic import temporary_files, write_atomically
 from mmkd.store.errors import ConfigError, UserError
+from mmkd.store.plural import counted
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Run:
         """One line: how much, of what, on what."""
         teachers, pairs = self.batches.teachers, self.batches.plan.pairs
         return (
-            f"{len(pairs.rows):,} pairs, {len(teachers.slugs) if teachers else 0} teachers, "
+            f"{counted(len(pairs.rows), 'pair')}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")

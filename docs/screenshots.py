@@ -24,6 +24,7 @@ IMAGES = Path(__file__).with_name("images")
 PICTURES = {
     # name: (scheme, width, height, part of the page that is at the top)
     "report-pairs": ("light", 1200, 800, "#pairs"),
+    "report-modalities": ("light", 1200, 520, "#modalities"),
     "report-map": ("light", 1200, 700, "#map"),
     "report-agreement": ("dark", 1200, 700, "#agreement"),
     "report-phone": ("dark", 390, 800, "#map"),

@@ -42,9 +42,15 @@ class DatasetCheck:
     steps: list[str] = field(default_factory=list)
 
     @property
-    def extracted(self) -> bool:
-        """Whether it has a store."""
+    def readable(self) -> bool:
+        """Whether it has a store whose columns are those that the suite names."""
         return bool(self.rows)
+
+    @property
+    def counted(self) -> str:
+        """Rows and groups of each split, or why there are none."""
+        counts = ", ".join(f"{split} {n} ({self.groups[split]} groups)" for split, n in self.rows.items())
+        return counts or ("not extracted" if self.steps else "not readable")
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,13 @@ class CheckReport:
 
     def text(self) -> str:
         """One paragraph a data set."""
-        ready = sum(one.extracted and not one.problems for one in self.datasets)
+        ready = sum(one.readable and not one.problems for one in self.datasets)
         lines = [
             f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, "
             f"models {', '.join(self.models) or 'none'}"
         ]
         for one in self.datasets:
-            counts = ", ".join(f"{split} {n} ({one.groups[split]} groups)" for split, n in one.rows.items())
-            lines.append(
-                f"{one.dataset} [{one.role}, {one.modality}: {', '.join(one.tasks)}]: {counts or 'not extracted'}"
-            )
+            lines.append(f"{one.dataset} [{one.role}, {one.modality}: {', '.join(one.tasks)}]: {one.counted}")
             if one.classes:
                 lines.append("  test rows by class: " + ", ".join(f"{name} {n}" for name, n in one.classes.items()))
             for model, splits in one.missing.items():

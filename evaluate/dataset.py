@@ -77,8 +77,9 @@ class DatasetRows:
         """
         samples = self.splits.get(name)
         if samples is None or len(samples) == 0:
-            filters = getattr(self.spec.rows, name)
-            raise UserError(f"{self.spec.dataset} has no {name} rows: {filters} matches nothing in {self.store.root}")
+            filters = getattr(self.spec.rows, name) or {}
+            asked = ", ".join(f"{column}: {' or '.join(map(str, values))}" for column, values in filters.items())
+            raise UserError(f"{self.spec.dataset} has no {name} rows: {{{asked}}} matches nothing in {self.store.root}")
         return samples
 
     def joined(self, names: tuple[Split, ...]) -> Samples:

@@ -55,7 +55,11 @@ class Retrieval:
     def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
         """There must be two captions to choose from, and image digests where positives need them."""
         try:
-            pairs = find_pairs(data.split("test"), settings.retrieval.positives)
+            test = data.split("test")
+        except UserError as error:
+            return [str(error)]  # it names the set, and other tasks say the same
+        try:
+            pairs = find_pairs(test, settings.retrieval.positives)
         except UserError as error:
             return [f"{data.spec.dataset}: {error}"]
         return [] if len(pairs.captions) > 1 else [f"{data.spec.dataset}: only one caption to retrieve"]

@@ -12,6 +12,7 @@ from mmkd.evaluate.results import append_results, code_digest, read_results
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
 from mmkd.store.errors import ConfigError
+from mmkd.store.plural import counted
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RunReport:
 
     def __str__(self) -> str:
         text = (
-            f"{len(self.outcomes)} units: {self.count('ran')} run, {self.count('done')} done before, "
+            f"{counted(len(self.outcomes), 'unit')}: {self.count('ran')} run, {self.count('done')} done before, "
             f"{len(self.failed)} failed; results in {self.out}"
         )
         others = sum(outcome.other_code for outcome in self.outcomes)

@@ -20,6 +20,7 @@ from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import teacher_arrays
 from mmkd.store.errors import CorpusError, UserError
 from mmkd.store.layout import rows_per_shard, shard_count, teacher_group
+from mmkd.store.plural import counted
 from mmkd.store.writer import add_teacher
 
 PROBE_ROWS = 64
@@ -86,7 +87,8 @@ def estimate(config: ExtractConfig) -> Estimate:
 
 def estimate_lines(plan: Estimate) -> Iterator[str]:
     """The plan as a user reads it."""
-    yield f"{plan.rows:,} rows in {plan.shards} shards of {plan.rows_per_shard:,}; {plan.tasks} shards to do"
+    shards, tasks = counted(plan.shards, "shard"), counted(plan.tasks, "shard")
+    yield f"{counted(plan.rows, 'row')} in {shards} of {plan.rows_per_shard:,}; {tasks} to do"
     width = max(map(len, plan.arrays))
     for name, size in [*plan.arrays.items(), ("all arrays", sum(plan.arrays.values()))]:
         yield f"  {name:{width}}  {size:>15,} bytes"

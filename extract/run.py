@@ -27,6 +27,7 @@ from mmkd.store.atomic import remove_abandoned
 from mmkd.store.errors import UserError
 from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.lock import only_writer
+from mmkd.store.plural import counted
 from mmkd.store.record import StoreRecord
 from mmkd.store.remote import StorePath
 from mmkd.store.run_log import RunLog
@@ -72,9 +73,10 @@ def _extracted(
     keep = config.keep_inputs
     lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
     tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
-    say(f"{len(store):,} rows in {store.shards} shards of {record.rows_per_shard}; {len(tasks)} shards to do")
+    rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
+    say(f"{rows} in {shards} of {record.rows_per_shard}; {to_do} to do")
     if config.retry_failed:
-        say(f"{len(retries)} shards hold images that failed and are tried again")
+        say(f"{counted(len(retries), 'shard')} with images that failed, to be tried again")
     if tasks or retries:
         with dask_client(config.cluster) as client:
             _announce(client, say)

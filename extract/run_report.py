@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mmkd.extract.shard_report import ShardReport
+from mmkd.store.plural import counted
 from mmkd.store.remote import StorePath
 
 
@@ -54,19 +55,20 @@ class RunReport:
 
 def summary_lines(report: RunReport) -> Iterator[str]:
     """The run's end as a user reads it."""
-    yield f"extracted {report.shards_done} of {report.shards_total} shards into {report.store}"
+    yield f"extracted {report.shards_done} of {counted(report.shards_total, 'shard')} into {report.store}"
     if report.status:
         yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))
     for reason, count in report.reasons.most_common(10):
         yield f"  {count:,} x {reason}"
     for slug, count in sorted(report.truncated.items()):
         if count:
-            yield f"  {count:,} captions are longer than the context of {slug} and were cut"
+            yield f"  {counted(count, 'caption')} longer than the context of {slug}, and so cut"
     for slug, count in sorted(report.not_finite.items()):
         if count:
-            yield f"  {count:,} features of {slug} are zero or not finite: marked as missing"
+            yield f"  {counted(count, 'feature')} of {slug} zero or not finite: marked as missing"
     if report.changed:
-        yield f"  {report.changed:,} images changed since the store was made: marked as missing for the new teachers"
+        changed = counted(report.changed, "image")
+        yield f"  {changed} changed since the store was made: marked as missing for the new teachers"
     for place, rows in sorted(report.batch_rows.items()):
         yield f"  {place}: batches of {rows} rows, more did not fit on the device"
     if report.seconds:

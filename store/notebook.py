@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mmkd.store.layout import TOWERS
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -18,7 +19,8 @@ def store_table(store: FeatureStore) -> str:
 
     Every text that came from a file is escaped: a store from elsewhere may hold anything.
     """
-    title = f"mmkd store {store.root}: {len(store):,} rows in {store.shards} shards of {store.record.rows_per_shard:,}"
+    rows, shards = counted(len(store), "row"), counted(store.shards, "shard")
+    title = f"mmkd store {store.root}: {rows} in {shards} of {store.record.rows_per_shard:,}"
     head = "".join(f'<th scope="col">{name}</th>' for name in _COLUMNS)
     body = "".join(_teacher_row(store, slug) for slug in store.teachers)
     empty = f'<tr><td colspan="{len(_COLUMNS)}">no teachers yet</td></tr>'

@@ -21,6 +21,7 @@ from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_st
 from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, shard_count
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.notebook import store_table
+from mmkd.store.plural import counted
 from mmkd.store.record import StoreRecord, read_record
 from mmkd.store.remote import RemotePath, StorePath, as_root
 from mmkd.store.samples import read_samples, sample_dataset
@@ -70,8 +71,8 @@ class FeatureStore:
         done = len(self.ledger)
         every = self.shards * len(self.teachers)
         return (
-            f"FeatureStore({str(self.root)!r}: {len(self):,} rows in {self.shards} shards, "
-            f"{len(self.teachers)} teachers, {done}/{every} shards extracted)"
+            f"FeatureStore({str(self.root)!r}: {counted(len(self), 'row')} in {counted(self.shards, 'shard')}, "
+            f"{counted(len(self.teachers), 'teacher')}, {done}/{every} shards extracted)"
         )
 
     def _repr_html_(self) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forked import forked_ranks, peaceful
 from rank_order import joined, look
@@ -14,6 +15,8 @@ from test_extract import load, run
 from tiny_corpus import png
 from tiny_run import write_run
 from tiny_teachers import write_tiny_teacher
+
+from mmkd.distill.order import bucketed, epoch_order
 
 HERE = Path(__file__).parent
 
@@ -32,6 +35,23 @@ def lengths_scene(training_scene: Path, tmp_path_factory: pytest.TempPathFactory
     run(root / "corpus/pairs.csv", root / "features", load({"one": write_tiny_teacher(root / "one", seed=1)}, "one"))
     (root / "tiny-student.json").write_bytes((training_scene / "tiny-student.json").read_bytes())
     return root
+
+
+def test_batches_of_like_length_have_random_places() -> None:
+    rows, size, window = np.arange(96), 4, 8
+    lengths = np.random.default_rng(0).integers(3, 30, 96)
+    first: set[int] = set()
+    for epoch in range(20):
+        order = epoch_order(rows, 5, epoch)
+        found = bucketed(order, lengths[order], size, window, (5, epoch))
+        assert sorted(found) == list(rows)
+        for start in range(0, 96, size * window):
+            own = lengths[found[start : start + size * window].reshape(window, size)]
+            places = np.lexsort((own.max(axis=1), own.min(axis=1)))
+            assert (own[places].min(axis=1)[1:] >= own[places].max(axis=1)[:-1]).all()  # cut from the sorted window
+            first.add(int(places[0]))
+    assert len(first) == window  # the shortest batch has stood everywhere
+    assert np.array_equal(bucketed(rows, lengths, size, 0, (5, 0)), rows)
 
 
 BUCKETED = {"batch_size": 8, "data": {"workers": 0, "bucket_batches": 4}}

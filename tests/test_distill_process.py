@@ -125,7 +125,8 @@ def test_images_that_go_while_it_trains_are_one_line(training_scene: Path, tmp_p
     status, lines = ended(child, tmp_path / "log")
     assert status == 1
     (line,) = [line for line in lines if line.startswith("Error: ")]
-    assert "file not found; it was sound when extracted: bring it back" in line
+    assert "file not found; it was sound when extracted: bring it back, note where" in line
+    assert "mmkd store relocate" in line
     assert not any("Traceback" in line for line in lines)
 
 

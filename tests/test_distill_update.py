@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def test_the_whole_gradient_is_clipped_and_its_own_norm_is_told() -> None:
     assert left == pytest.approx(norm / 4, rel=1e-4)
     _, untouched = updated(model, batch, norm * 4)
     assert untouched == pytest.approx(norm, rel=1e-5)
+
+
+def test_temperatures_stay_within_clips_limits() -> None:
+    model, batch = parts()
+    scales = [model.towers.log_scale, model.objective.cross_log_scales]
+    for outside, limit in ((6.0, math.log(100)), (-1.0, 0.0)):
+        with torch.no_grad():
+            for scale in scales:
+                scale.fill_(outside)
+        updated(model, batch, 1.0)
+        for scale in scales:
+            assert torch.allclose(scale, torch.full_like(scale, limit))
 
 
 def moved(config: RunConfig) -> float:

@@ -208,6 +208,15 @@ def test_what_does_not_fit_fails_with_its_reason(
     assert any(reason in problem for problem in check_suite(load_suite(planted.suite)).datasets[0].problems)
 
 
+def test_a_check_says_once_what_is_wrong_and_in_the_words_of_the_suite(planted: Planted) -> None:
+    planted.edit(dataset={"rows": {"test": {"split": ["tset", "tes"]}}, "tasks": ["zero_shot", "retrieval"]})
+    problem = f"specimens has no test rows: {{split: tset or tes}} matches nothing in {planted.root}"
+    assert check_suite(load_suite(planted.suite)).datasets[0].problems == [problem]
+    planted.edit(dataset={"label": "klass"})
+    report = check_suite(load_suite(planted.suite))
+    assert "specimens [report, histopathology: zero_shot, retrieval]: not readable\n  problem: " in report.text()
+
+
 def test_a_table_says_the_same_in_every_format(planted: Planted, tmp_path: Path) -> None:
     planted.edit(dataset={"tasks": ["linear_probe"]})
     run_suite(load_suite(planted.suite), tmp_path / "out")

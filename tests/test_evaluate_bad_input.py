@@ -90,7 +90,7 @@ def test_cohorts_that_cannot_be_scored(tmp_path: Path, rows: dict[int, dict[str,
     suite = patients(tmp_path, rows=rows, **COXNET)
     ran = typed("run", suite, "--out", tmp_path / "out")
     assert ran.exit_code == 1
-    assert "1 units: 0 run, 0 done before, 1 failed" in ran.output
+    assert "1 unit: 0 run, 0 done before, 1 failed" in ran.output
     assert values(tmp_path / "out") == [None]
     assert line in (tmp_path / "out" / "results.jsonl").read_text()
     shown = typed("table", suite, "--out", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import shutil
@@ -13,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 from lifelines import KaplanMeierFitter
 from matplotlib.figure import Figure
+from PIL import Image
 from planted_store import Planted, make_planted
 from scipy.stats import CensoredData, logrank
 from test_evaluate_survival import patients
@@ -23,6 +25,7 @@ from mmkd.evaluate.cell import Cell
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures import FIGURES, save
 from mmkd.evaluate.figures.kaplan_meier import band, high_risk
+from mmkd.evaluate.figures.style import line_style, rendered
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.report import write_report
 from mmkd.evaluate.table import ResultTable
@@ -145,10 +148,35 @@ def test_names_around_a_radar_stand_outside(tmp_path: Path) -> None:
     made.edit(ensembles={}, dataset={"tasks": ["zero_shot"]})
     run_suite(load_suite(made.suite), tmp_path / "out")
     axes = FIGURES["radar"](ResultFolder(tmp_path / "out"), Question("zero_shot"), "student").axes[0]
-    sides = {text.get_text().split("\n")[0]: text.get_horizontalalignment() for text in axes.get_xticklabels()}
-    assert list(sides.values()) == ["left", "center", "right", "center"]
-    assert all(re.search(r"\nn=30$", text.get_text()) for text in axes.get_xticklabels())
+    sides = {text.get_text().split("\n")[0]: text.get_horizontalalignment() for text in axes.texts}
+    assert sides == {"breast": "left", "colon": "center", "lung": "right", "skin": "center"}
+    assert all(re.search(r"\nn=30$", text.get_text()) for text in axes.texts)
     assert [line.get_label() for line in axes.lines] == ["alpha", "student"]
+
+
+def test_nothing_of_a_radar_is_cut_or_lies_under_the_legend(tmp_path: Path) -> None:
+    sites = ("histology of the colon", "fundus", "radiograph", "body", "a long name of a domain", "brain", "nuclear")
+    changes = {240 + i: {"domain": sites[i // 2 % 7]} for i in range(120)}
+    made = make_planted(tmp_path, {"student": 0.8, "a-specialist-with-a-long-name": 1.5}, changes=changes)
+    made.edit(ensembles={}, dataset={"tasks": ["zero_shot"]})
+    run_suite(load_suite(made.suite), tmp_path / "out")
+    figure = FIGURES["radar"](ResultFolder(tmp_path / "out"), Question("zero_shot"), "student")
+    figure.draw_without_rendering()
+    (legend,) = (one.get_window_extent() for one in figure.legends)
+    for text in figure.axes[0].texts:
+        assert not legend.overlaps(text.get_window_extent()), text.get_text()
+    ink = Image.open(io.BytesIO(rendered(figure, "png"))).convert("L").point(lambda grey: 255 * (grey < 128))
+    left, upper, right, lower = ink.getbbox() or (0, 0, 0, 0)
+    assert left > 4
+    assert upper > 4
+    assert right < ink.width - 4
+    assert lower < ink.height - 4
+
+
+def test_two_dozen_lines_are_all_different() -> None:
+    assert len({tuple(line_style(place).values()) for place in range(24)}) == 24
+    # In black and white, too.
+    assert len({(style["marker"], style["linestyle"]) for style in map(line_style, range(24))}) == 24
 
 
 def test_equal_numbers_give_equal_files(folder: ResultFolder, tmp_path: Path) -> None:

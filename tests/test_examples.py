@@ -32,4 +32,4 @@ def test_a_notebook_gives_its_stored_outputs(path: Path) -> None:
     # Rounded figures and words; the last digits of a float may differ between machines.
     assert len(outputs(fresh)) == len(outputs(stored))
     assert outputs(fresh)[:4] == outputs(stored)[:4]
-    assert "captions are shifted: images fit the caption +1 rows away" in "".join(outputs(stored))
+    assert "captions are shifted by +1" in "".join(outputs(stored))

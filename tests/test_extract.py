@@ -206,13 +206,16 @@ def test_a_teacher_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 def test_long_captions_are_cut_and_counted(tmp_path: Path, teacher_folders: dict[str, Path]) -> None:
     table = tmp_path / "pairs.csv"
-    table.write_text(f"key,caption\na,short\nb,{'word ' * 40}\nc,{'word ' * 200_000}\n")
-    create_indexed_store(open_corpus(str(table)), tmp_path / "s")
     teachers = load(teacher_folders, "one")
+    fits = teachers["one"].card.context_length - 2  # words beside the start and the end
+    counts = {"b": 40, "c": 200_000, "d": fits, "e": fits + 1}
+    table.write_text("key,caption\na,short\n" + "".join(f"{key},{'word ' * n}\n" for key, n in counts.items()))
+    create_indexed_store(open_corpus(str(table)), tmp_path / "s")
     record = FeatureStore.open(tmp_path / "s").record
     add_teacher(tmp_path / "s", record, teachers["one"].card)
     report = extract_shard(tmp_path / "s", record, 0, teachers, Workbench())
-    assert report.truncated == {"one": 2}
+    assert report.truncated == {"one": 3}
     text = FeatureStore.open(tmp_path / "s").text("one")
-    assert np.array_equal(text[1], text[2])  # both are the context full of the same word
+    for row in (2, 3, 4):
+        assert np.array_equal(text[1], text[row])  # the context full of the same word
     assert not np.array_equal(text[0], text[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from planted_faults import make_faults
 from tiny_store import make_card, make_store
 
-from mmkd.cli.main import cli
+from mmkd.cli.main import cli, main
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import MmkdError, NotAStoreError
 from mmkd.store.remote import as_root
@@ -87,6 +88,36 @@ def test_what_is_no_store_is_one_line(name: str, what: str, tmp_path: Path) -> N
         run(name, str(place), tmp_path)
     assert str(place) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["info", "NOWHERE"], "is not an mmkd store"),
+        (["show", "STORE", "shard:9"], "has no shard '9'; its shards are 0 to 4"),
+        (["show", "STORE", "K109x"], "did you mean 'k109"),
+        (["show", "STORE", "row:5000"], "has no row 5000; its rows are 0 to 1099"),
+        (["stats", "STORE", "--teachers", "nobody"], "has no teacher 'nobody'; it has base, holed"),
+        (["neighbors", "STORE", "k1", "--teacher", "nobody"], "has no teacher 'nobody'; it has base, holed"),
+        (["report", "STORE", "page.txt"], "give one that ends in .html"),
+        (["atlas", "STORE", "--teacher", "nobody", "--out", "x.parquet"], "has no teacher 'nobody'"),
+        (["stats", "STORE", "--sample", "0"], "neither a number of rows"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_status_one(
+    words: list[str], told: str, faults: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
+    places = {"STORE": str(faults), "NOWHERE": str(faults / "samples")}
+    monkeypatch.setattr(sys, "argv", ["mmkd", "store", *(places.get(word, word) for word in words)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr()
+    assert left.value.code == 1
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("Error: ")
+    assert told in said.err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

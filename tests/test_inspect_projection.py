@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 
 from mmkd.cli.store.atlas import atlas
 from mmkd.store import FeatureStore, UserError
+from mmkd.store.inspect.agreement import mutual_neighbours, nearest
 from mmkd.store.inspect.atlas import atlas_table
 from mmkd.store.inspect.outliers import outliers
 from mmkd.store.inspect.projection import principal_axes, project
@@ -55,6 +56,12 @@ def test_umap_keeps_neighbourhoods(faults: FeatureStore) -> None:
     pytest.importorskip("umap", reason="umap-learn is not installed: pip install 'mmkd[umap]'")
     found = project(faults, "base", "image", np.arange(200), "umap")
     assert (found.points.shape, found.explained) == ((200, 2), None)
+    apart = -np.linalg.norm(found.points[:, None] - found.points[None], axis=2)
+    np.fill_diagonal(apart, -np.inf)
+    near = np.argsort(-apart, axis=1)[:, :10]
+    assert mutual_neighbours(nearest(unit(faults.image("base")[:200]), 10), near) > 0.25  # by chance 0.05
+    again = project(faults, "base", "image", np.arange(200), "umap")
+    assert np.array_equal(found.points, again.points)
 
 
 def test_a_caption_that_does_not_fit_and_a_norm_are_odd(tmp_path: Path) -> None:
@@ -62,7 +69,7 @@ def test_a_caption_that_does_not_fit_and_a_norm_are_odd(tmp_path: Path) -> None:
 
     store = FeatureStore.open(make_planted(tmp_path, {"a": 0.1, "b": 0.1}).root)
     rows = np.arange(360)
-    before = {found.row for found in outliers(store, ("a", "b"), rows) if found.kind == "caption does not fit"}
+    before = {found.row for found in outliers(store, ("a", "b"), rows) if found.kind == "caption fits least"}
     for slug in ("a", "b"):
         text = store.text(slug).copy()
         text[77] = -text[77]
@@ -71,14 +78,14 @@ def test_a_caption_that_does_not_fit_and_a_norm_are_odd(tmp_path: Path) -> None:
         store._features[slug, "text"], store._features[slug, "image"] = text, image
     found = outliers(store, ("a", "b"), rows)
     assert 77 not in before
-    assert (found[0].row, found[0].kind, found[0].teachers) == (77, "caption does not fit", 2)
+    assert (found[0].row, found[0].kind, found[0].teachers) == (77, "caption fits least", 2)
     assert found[0].score < -10
     assert next(odd.row for odd in found if odd.kind == "image norm") == 123
     assert outliers(store, ("a",), rows[:10]) == ()
 
 
 def test_rows_are_written_for_other_tools(faults: FeatureStore, tmp_path: Path) -> None:
-    out = tmp_path / "rows.parquet"
+    out = tmp_path / "not there yet" / "rows.parquet"
     result = CliRunner().invoke(atlas, [str(faults.root), "--teacher", "base", "--sample", "50", "--out", str(out)])
     assert "50 rows" in result.output
     table = pq.read_table(out)

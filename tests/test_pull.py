@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +231,17 @@ def test_a_killed_pull_goes_on(bucket: str, tmp_path: Path) -> None:
     assert bring(root, out) == 16 - done
     pulled = {name: data for name, data in files(out).items() if not name.endswith(".mmkd-tmp")}
     assert pulled == files(root)
+
+
+def test_as_many_files_at_the_same_time_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path / "s", 300, CARDS)
+    pools: list[int] = []
+
+    def pool(workers: int, **names: str) -> ThreadPoolExecutor:
+        pools.append(workers)
+        return ThreadPoolExecutor(workers, **names)
+
+    monkeypatch.setattr("mmkd.store.pull.ThreadPoolExecutor", pool)
+    for out, words in (("a", []), ("b", ["--workers", "3"])):
+        assert mmkd_pull(tmp_path / "s", tmp_path / out, *words).exit_code == 0
+    assert pools == [8, 3]

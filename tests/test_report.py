@@ -59,11 +59,11 @@ def test_every_planted_fault_is_on_the_page(page: tuple[Path, Content]) -> None:
     text = page[0].read_text()
     for fault in (
         "holed lacks 1 of 5 shards (3)",
-        "broken image: 1 rows not finite and 1 zero",
-        "dead image: 1 of 32 dimensions are dead (5)",
-        "shifted: captions are shifted: images fit the caption +1 rows away",
+        "broken image: 1 row not finite and 1 zero",
+        "dead image: 1 dead dimension of 32 (5)",
+        "shifted: captions are shifted by +1: images have a mean cosine of 0.930",
         "noise: captions do not fit images",
-        "1 image features repeat an earlier row&#39;s (files not hashed): rows 10, 20",
+        "1 row with an earlier row&#39;s image feature (files not hashed): rows 10, 20",
         "22 rows (2.0%) failed in part or whole",
         "see images alike",
     ):
@@ -77,11 +77,14 @@ FAULTS = {
     # What to look for, and where: `info` reads the ledger and the sample table, `stats` and `report` features too.
     "holed lacks 1 of 5 shards (3)": ("info", "stats", "report"),
     "22 rows (2.0%) failed in part or whole": ("info", "stats", "report"),
-    "broken image: 1 rows not finite and 1 zero although called sound (row 40, 41)": ("stats", "report"),
-    "dead image: 1 of 32 dimensions are dead (5)": ("stats", "report"),
-    "dead image: 1 of 32 dimensions are constant (7)": ("stats", "report"),
-    "base: 1 image features repeat an earlier row's (files not hashed): rows 10, 20": ("stats", "report"),
-    "shifted: captions are shifted: images fit the caption +1 rows away": ("stats", "report"),
+    "broken image: 1 row not finite and 1 zero although called sound (row 40, 41)": ("stats", "report"),
+    "dead image: 1 dead dimension of 32 (5)": ("stats", "report"),
+    "dead image: 1 constant dimension of 32 (7)": ("stats", "report"),
+    "1 row with an earlier row's image feature (files not hashed): rows 10, 20": (
+        "stats",
+        "report",
+    ),
+    "shifted: captions are shifted by +1: images have a mean cosine of 0.930": ("stats", "report"),
     "noise: captions do not fit images": ("stats", "report"),
     "base and broken and rotated and same and shifted see images alike (CKA 1.0000": ("stats", "report"),
 }
@@ -101,7 +104,7 @@ def test_every_planted_fault_is_seen_where_its_cause_is_read(page: tuple[Path, C
     for fault, places in FAULTS.items():
         assert [name for name in printed if fault in printed[name]] == list(places), fault
         for name, found in texts.items():
-            assert any(text.startswith(fault) for text in found) == (name in places), fault
+            assert any(fault in text for text in found) == (name in places), fault
     assert "mmkd store stats" in printed["info"].splitlines()[-1]
 
 
@@ -112,7 +115,7 @@ def test_every_number_leads_to_a_command_that_gives_it(page: tuple[Path, Content
         for name, line in re.findall(r'<dt id="command-([^"]+)">.*?</dt><dd><code>(.*?)</code>', text)
     }
     cells = re.findall(r'<td class="n[^"]*">(.*?)</td>', text)
-    assert len(cells) > 250
+    assert len(cells) > 350
     for cell in cells:
         found = re.fullmatch(r'<a class="number" href="#command-([^"]+)" title="[^"]+" tabindex="-1">[^<]+</a>', cell)
         assert found is not None, cell

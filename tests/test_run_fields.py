@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,8 +18,11 @@ from mmkd.distill import image_source, trainer
 from mmkd.distill.config import DataConfig, OptimiserConfig, load_run
 from mmkd.distill.images import StoredImages
 from mmkd.distill.optimiser import make_optimiser
-from mmkd.distill.world import started_world
+from mmkd.distill.prepare import prepare
+from mmkd.distill.world import World, started_world
 from mmkd.store.errors import UserError
+
+CPU = World(torch.device("cpu"))
 
 
 def test_betas_are_adamws() -> None:
@@ -44,6 +48,15 @@ def test_other_ranks_are_waited_for_as_long_as_is_set(monkeypatch: pytest.Monkey
     with pytest.raises(UserError):
         trainer.train(load_run(write_run(tmp_path, "r", compute={"timeout_minutes": 7.5})))
     assert waits[1:] == [7.5, timedelta(minutes=7.5)]
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_teachers_and_captions_are_taken_as_the_loss_says(training_scene: Path, said: bool) -> None:
+    loss = {"unit_teachers": said, "equal_captions": said, "bank": 1.0, "bank_rows": {"size": 50, "refresh": 9}}
+    side = prepare(load_run(write_run(training_scene, f"said-{said}", loss=loss)), CPU).update.model.objective.side
+    assert side.prepare.to_unit is said
+    # With a group of its own a row is the positive of no other; else it is its caption's.
+    assert np.array_equal(side.bank.source.group, side.bank.source.rows) is not said
 
 
 def test_full_whitening_blows_nothing_up_beyond_the_floor(planted: Any, tmp_path: Path) -> None:  # noqa: F811

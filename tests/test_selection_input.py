@@ -192,7 +192,7 @@ def test_the_command(store: FeatureStore, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for part in (
         "of 720 pairs kept",
-        "rows are left with no teacher",
+        "left with no teacher",
         "MRI",
         "near the line of rank",
         "dropped",

@@ -6,7 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -40,6 +46,18 @@ def build(checkout: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of this folder."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(checkout: Path) -> None:
     done = build(checkout)
@@ -63,3 +81,40 @@ def test_a_link_to_nowhere_ends_the_build(checkout: Path) -> None:
     done = build(checkout)
     assert done.returncode == 1
     assert "nowhere.md" in done.stderr
+
+
+REAL = (
+    "export default {initialize() {}, async render(id, source) { window.drawn = source; return {svg: '<svg></svg>'}; }}"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [False, True])
+def test_a_page_with_a_drawing_can_be_searched_with_and_without_a_network(checkout: Path, network: bool) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    assert build(checkout).returncode == 0
+    asked: list[str] = []
+
+    def elsewhere(route: Any) -> None:
+        asked.append(route.request.url)
+        if network:
+            route.fulfill(content_type="text/javascript", headers={"Access-Control-Allow-Origin": "*"}, body=REAL)
+        else:
+            route.abort()
+
+    with served(checkout / "build" / "site") as address, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.route(lambda url: not url.startswith(address), elsewhere)
+        tab.goto(f"{address}/index.html")
+        tab.click("input.md-search__input")
+        tab.keyboard.type("temperature")
+        tab.wait_for_selector(".md-search-result__item")
+        tab.wait_for_selector("div.mermaid", state="attached")
+        drawn = tab.evaluate("window.drawn")
+        browser.close()
+    assert (drawn or "").startswith("flowchart LR") == network
+    assert asked == ["https://unpkg.com/mermaid@11/dist/mermaid.esm.min.mjs"]

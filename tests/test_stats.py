@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import false_discovery_control, norm
+from scipy.stats import false_discovery_control, norm, rankdata, wilcoxon
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -68,6 +69,27 @@ def test_documented_wilcoxon() -> None:
     assert math.isnan(signed_rank_p([]))
     assert signed_rank_p([1, 2, 3, 4, 5]) == 0.0625
     assert signed_rank_p([1, 2, 3, 4, 5, 6]) == 0.03125
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
+def test_wilcoxon_with_ties_and_zeros_counts_all_signs(differences: list[int]) -> None:
+    there = np.array([one for one in differences if one], dtype=float)
+    if not len(there):
+        assert signed_rank_p(differences) == 1.0
+        return
+    ranks = rankdata(np.abs(there))
+    sums = [sum(r for r, up in zip(ranks, signs, strict=True) if up) for signs in product((0, 1), repeat=len(there))]
+    found = ranks[there > 0].sum()
+    tails = np.mean(np.array(sums) <= found), np.mean(np.array(sums) >= found)
+    assert signed_rank_p(differences) == pytest.approx(min(1.0, 2 * min(tails)), abs=1e-12)
+    assert signed_rank_p(differences) == pytest.approx(wilcoxon(differences).pvalue, abs=1e-12)
+
+
+def test_wilcoxon_of_many_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    for n in (14, 30, 50, 51, 80):
+        differences = rng.normal(0.3, 1, n)
+        assert signed_rank_p(differences.tolist()) == pytest.approx(wilcoxon(differences).pvalue, rel=1e-12)
 
 
 def test_documented_false_discovery_control() -> None:

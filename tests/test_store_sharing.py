@@ -163,7 +163,7 @@ def test_the_notebook_table_is_escaped_and_has_headers(tmp_path: Path) -> None:
     assert cells.texts.count(evil) == 2
     assert cells.texts[0] == f"mmkd store {store.root}: 600 rows in 3 shards of 256"
     assert cells.texts[-8:-2] == ["alpha", "8", "float16", "3 of 3", "600", "600"]
-    assert "1 teachers, 3/3 shards extracted" in repr(store)
+    assert "1 teacher, 3/3 shards extracted" in repr(store)
 
 
 def test_the_notebook_table_of_a_store_without_teachers(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mmkd.evaluate import survival
 from mmkd.evaluate.heads import coxnet
-from mmkd.evaluate.heads.abmil import classify_task, fit_predict
+from mmkd.evaluate.heads.abmil import MilTask, classify_task, fit_predict
 from mmkd.evaluate.heads.coxnet import Cohort, fit_coxnet, penalties
 from mmkd.evaluate.linear_probe import Labelled, _share
 from mmkd.evaluate.multilabel_probe import _Part
 from mmkd.evaluate.multilabel_probe import _share as share_of_labels
-from mmkd.evaluate.settings import CoxnetSettings, LinearProbeSettings, MilSettings
+from mmkd.evaluate.settings import CoxnetSettings, LinearProbeSettings, MilSettings, SurvivalSettings
 from mmkd.evaluate.task import Variant
 
 
@@ -76,3 +77,19 @@ def test_a_step_sees_no_more_patches_of_a_bag_than_are_allowed() -> None:
         answers, _ = fit_predict(bags, classify_task(np.arange(6) % 2, 2), parts, settings, seed=0)
         assert answers.shape == (1, 2)
         assert set(drawn[1:]) == seen  # the first look tells the width; bags to stop by and to answer for are whole
+
+
+def test_hazards_have_as_many_bins_as_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def fitted(bags: object, task: MilTask, *_: object) -> tuple[np.ndarray, int]:
+        found.append(task.outputs)
+        return np.zeros((2, task.outputs)), 1
+
+    monkeypatch.setattr("mmkd.evaluate.heads.abmil.fit_predict", fitted)
+    everyone = np.arange(60)
+    some = SimpleNamespace(seen=everyone, train=everyone, val=everyone, test=everyone[:2])
+    for bins in (2, 5):
+        how = (Variant(head="abmil_nll"), SurvivalSettings(bins=bins))
+        assert survival._network(None, cohort(), some, how, {"chosen": []}).shape == (2,)
+    assert found == [2, 5]

@@ -102,7 +102,7 @@ def test_a_teacher_that_fails_on_one_batch(
         assert [line for line in done.stdout.splitlines() if line.startswith("lost: ")] == [f"lost: shard 1: {lost}"]
         assert entries(store) == ROWS // SHARD - 1
         done = ended(command, env=environment)
-        assert "1 shards to do" in done.stdout
+        assert "1 shard to do" in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lost:" not in done.stdout
     assert scene.same(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mmkd.cli.store.group import store
 from mmkd.cli.store.stats import sample_rows
 from mmkd.cli.store_place import STORE
 from mmkd.store.errors import UserError
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.projection import Method
@@ -36,7 +38,7 @@ def atlas(path: StorePath, teacher: str, sample: str, seed: int, projection: Met
     import pyarrow.parquet as pq
 
     from mmkd.store import IMAGE_SOUND, FeatureStore
-    from mmkd.store.atomic import disk_errors
+    from mmkd.store.atomic import write_atomically
     from mmkd.store.inspect.atlas import X, Y, atlas_table
 
     program = shutil.which("embedding-atlas")
@@ -47,9 +49,10 @@ def atlas(path: StorePath, teacher: str, sample: str, seed: int, projection: Met
     has_images = bool(np.any(source.valid(teacher) & IMAGE_SOUND))
     table = atlas_table(source, teacher, "image" if has_images else "text", wanted, seed, projection)
     if out is not None:
-        with disk_errors(out):
-            pq.write_table(table, out)
-        click.echo(f"{table.num_rows:,} rows in {out}; embedding-atlas {out} --x {X} --y {Y} --text caption")
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        write_atomically(out, buffer.getvalue())
+        click.echo(f"{counted(table.num_rows, 'row')} in {out}; embedding-atlas {out} --x {X} --y {Y} --text caption")
         return
     assert program is not None
     with tempfile.TemporaryDirectory(prefix="mmkd-atlas-") as folder:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mmkd.cli.store.group import store
 from mmkd.cli.store_place import ENCODINGS, STORE
 from mmkd.store.errors import ConfigError, CorpusError, StoreError
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.convert.importing import FeatureSource
@@ -62,7 +63,8 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
     else:
-        click.echo(f"{report.rows:,} rows in {path}; {report.shards} shards written, {report.failed:,} rows failed")
+        written, failed = counted(report.shards, "shard"), counted(report.failed, "row")
+        click.echo(f"{counted(report.rows, 'row')} in {path}; {written} written, {failed} failed")
 
 
 def _source(original: Path, features: str, name: str) -> FeatureSource:
@@ -107,15 +109,15 @@ def export(path: StorePath, out: Path, layout: str, codec: str | None) -> None:
     if layout == "npy":
         from mmkd.store.convert.clip_retrieval import export_npy
 
-        what = f"{export_npy(source, out)} parts"
+        what = counted(export_npy(source, out), "part")
     elif layout == "parquet":
         from mmkd.store.convert.parquet import export_parquet
 
-        what = f"{export_parquet(source, out)} files"
+        what = counted(export_parquet(source, out), "file")
     elif layout == "safetensors":
         from mmkd.store.convert.safetensors_file import export_safetensors
 
-        what = f"{export_safetensors(source, out)} files"
+        what = counted(export_safetensors(source, out), "file")
     elif codec is not None:
         from mmkd.store.convert.archive import export_archive
 
@@ -125,5 +127,5 @@ def export(path: StorePath, out: Path, layout: str, codec: str | None) -> None:
     else:
         from mmkd.store.convert.original import export_original
 
-        what = f"{export_original(source, out):,} samples"
+        what = counted(export_original(source, out), "sample")
     click.echo(f"{what} written to {out}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.cli.store.group import store
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store import VerifyReport
@@ -108,8 +109,10 @@ def verify(
 
 def _verdict(report: VerifyReport) -> str:
     depth = "bytes and values" if report.deep else "bytes"
-    verdict = "sound" if report.sound else f"{len(report.problems)} problems; `--repair` drops what is unsound"
-    left = f"{len(report.temporary)} temporary files and {len(report.orphans)} files without an entry left over"
+    found = counted(len(report.problems), "problem")
+    verdict = "sound" if report.sound else f"{found}; `--repair` drops what is unsound"
+    temporary, orphans = counted(len(report.temporary), "temporary file"), counted(len(report.orphans), "file")
+    left = f"{temporary} and {orphans} without an entry left over"
     some = report.shards < report.all_shards
-    share = f" ({report.shards:,} of {report.all_shards:,} shards, drawn at random)" if some else ""
-    return f"{verdict}: {depth} of {report.entries} ledger entries checked{share}, {left}"
+    share = f" ({report.shards:,} of {counted(report.all_shards, 'shard')}, drawn at random)" if some else ""
+    return f"{verdict}: {depth} of {counted(report.entries, 'ledger entry')} checked{share}, {left}"

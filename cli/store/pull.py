@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mmkd.cli.store.group import store
 from mmkd.cli.store_place import STORE
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.remote import StorePath
@@ -59,6 +60,6 @@ def pull(
         click.echo(json.dumps(asdict(report), indent=1))
     else:
         click.echo(
-            f"{report.rows:,} rows in {out}; {report.shards} shards brought ({report.bytes / 2**20:,.1f} MB), "
-            f"{report.present} were there"
+            f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} brought "
+            f"({report.bytes / 2**20:,.1f} MB), {report.present} were there"
         )

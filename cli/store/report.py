@@ -46,4 +46,5 @@ def report(
         click.echo(json.dumps({"page": str(out), "bytes": size, "findings": findings, "odd_rows": odd}, indent=1))
         return
     click.echo(f"{out}: {size / 1e6:.1f} MB, opens in any browser, needs no network")
-    click.echo("\n".join(finding_lines(content.findings)))
+    for line in finding_lines(content.findings):
+        click.echo(line)

@@ -10,6 +10,7 @@ import click
 from mmkd.cli.store.group import store
 from mmkd.cli.store_place import ENCODINGS, STORE
 from mmkd.store.errors import ConfigError
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.encoding import Encoding
@@ -58,7 +59,7 @@ def subset(
     rows = chosen_rows(source, RowChoice(wanted, values, condition, selection))
     names = teachers.split(",") if teachers else None
     report = import_features(StoreRows([(source, rows)], names), out, encoding, _silent)
-    click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")
+    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
 
 
 @store.command()
@@ -106,4 +107,4 @@ def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
     check_target(stores, out)
     source = StoreRows([(part, chosen_rows(part, RowChoice())) for part in stores])
     report = import_features(source, out, None, _silent)
-    click.echo(f"{report.rows:,} rows in {out}; {report.shards} shards written")
+    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmkd.store.inspect.coverage import shard_ranges
 from mmkd.store.inspect.findings import store_findings
 from mmkd.store.inspect.units import bytes_text, seconds_text
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.activity import Activity
@@ -37,19 +38,19 @@ def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
     yield summary.root
     yield f"corpus    {summary.corpus} ({info.corpus_kind}), indexed {summary.created}"
     yield f"made by   {versions}"
-    yield f"rows      {summary.rows:,} ({status}) in {summary.shards} shards of {summary.rows_per_shard:,}"
+    yield f"rows      {summary.rows:,} ({status}) in {counted(summary.shards, 'shard')} of {summary.rows_per_shard:,}"
     bytes_in_all = summary.sample_bytes + sum(teacher.bytes for teacher in summary.teachers.values())
     yield f"bytes     {bytes_text(bytes_in_all)}, {bytes_text(summary.sample_bytes)} of them samples"
     if summary.reasons:
-        yield f"failures  {sum(summary.reasons.values()):,} rows"
+        yield f"failures  {counted(sum(summary.reasons.values()), 'row')}"
     yield from (f"  {count:,} x {reason}" for reason, count in list(summary.reasons.items())[:REASONS])
     if len(summary.reasons) > REASONS:
-        yield f"  and {len(summary.reasons) - REASONS} more reasons; --json has all"
+        yield f"  and {counted(len(summary.reasons) - REASONS, 'more reason')}; --json has all"
     yield f"teachers  {len(summary.teachers)}"
     yield from _teacher_lines(info)
     yield from _map_lines(info, ascii_only)
     for selection in info.selections:
-        yield f"selection {selection.name}: {selection.kept:,} of {selection.available:,} pairs kept"
+        yield f"selection {selection.name}: {selection.kept:,} of {counted(selection.available, 'pair')} kept"
     yield from _activity_lines(info.activity, summary.complete)
     yield from finding_lines(store_findings(info))
     yield f"features were not looked at; next: mmkd store stats {quote(summary.root)}"
@@ -61,8 +62,9 @@ def _teacher_lines(info: StoreInfo) -> Iterator[str]:
     for slug, teacher in summary.teachers.items():
         card = info.cards[slug]
         yield (
-            f"  {slug:{width}}  {teacher.shards_done}/{summary.shards} shards  {teacher.image_rows:,} images  "
-            f"{teacher.text_rows:,} texts  {card.dim} x {card.encoding}  {bytes_text(teacher.bytes)}  "
+            f"  {slug:{width}}  {teacher.shards_done}/{counted(summary.shards, 'shard')}  "
+            f"{counted(teacher.image_rows, 'image')}  {counted(teacher.text_rows, 'text')}  "
+            f"{card.dim} x {card.encoding}  {bytes_text(teacher.bytes)}  "
             f"digest {teacher.digest}  {card.source}"
         )
 
@@ -71,7 +73,8 @@ def _map_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
     if not info.summary.teachers or not info.summary.shards:
         return
     legend = "# sound  + most of it  - less  . missing" if ascii_only else "█ sound  ▓ most of it  ░ less  · missing"
-    yield f"shards    0 to {info.summary.shards - 1}: {legend}"
+    last = info.summary.shards - 1
+    yield f"shards    {f'0 to {last}' if last else '0'}: {legend}"
     width = max(map(len, info.summary.teachers))
     for slug in info.summary.teachers:
         holes = info.coverage.holes(slug)
@@ -82,7 +85,8 @@ def _map_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
 def _activity_lines(activity: Activity, complete: bool) -> Iterator[str]:
     if activity.seconds:
         shared = [f"{name} {seconds_text(activity.seconds[name])}" for name in activity.seconds if " " not in name]
-        yield f"seconds   summed over workers, {activity.runs} runs: {', '.join(shared) or 'forward passes only'}"
+        phases = ", ".join(shared) or "forward passes only"
+        yield f"seconds   summed over workers, {counted(activity.runs, 'run')}: {phases}"
         for slug, towers in activity.by_teacher().items():
             yield f"  {slug}: " + ", ".join(f"{tower} {seconds_text(spent)}" for tower, spent in towers.items())
     if activity.last_write is not None and activity.seconds_ago is not None:

@@ -15,6 +15,7 @@ from mmkd.cli.store.tables import printable, table_lines
 from mmkd.cli.store_place import STORE
 from mmkd.store.errors import ConfigError, TeacherError
 from mmkd.store.inspect.units import number
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +92,7 @@ def neighbors(
     if as_json:
         click.echo(json.dumps(table.to_pylist(), indent=1))
         return
-    click.echo(f"{table.num_rows} nearest {among}s of {slug} among {len(source):,} rows, by cosine")
+    click.echo(f"nearest {among}s of {slug} among {counted(len(source), 'row')}, by cosine")
     rows = [
         (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), printable(row["key"]), _short(row["caption"]))
         for row in table.to_pylist()
@@ -191,8 +192,8 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
             yield f"  {slug}: not extracted"
         else:
             yield (
-                f"  {slug}: {entry.image_rows:,} images, {entry.text_rows:,} texts, crc32c {entry.image_crc32c} "
-                f"and {entry.text_crc32c}"
+                f"  {slug}: {counted(entry.image_rows, 'image')}, {counted(entry.text_rows, 'text')}, "
+                f"crc32c {entry.image_crc32c} and {entry.text_crc32c}"
             )
     yield from (
         f"  row {row['row']}  {printable(row['key'])}  {row['status']}: {row['reason']}" for row in view.failures

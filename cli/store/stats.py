@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from mmkd.cli.store.group import store
-from mmkd.cli.store.tables import table_lines
+from mmkd.cli.store.tables import printable, table_lines
 from mmkd.cli.store_place import STORE
 from mmkd.store.errors import ConfigError
 from mmkd.store.inspect.units import number, percent
@@ -88,19 +88,42 @@ def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
         header,
         [
             (
-                pair.slug, f"{pair.pairs:,}", number(pair.matched.median), number(pair.unmatched.median),
+                label, f"{pair.pairs:,}", number(pair.matched.median), number(pair.unmatched.median),
                 f"{pair.pools} x {pair.pool}", *(percent(value) for value in pair.recall.values()),
                 f"{pair.best_shift:+d}" if pair.best_shift else "0",
             )
-            for pair in found.pairs
+            for label, pair in zip(_numbered([pair.slug for pair in found.pairs]), found.pairs, strict=True)
         ],
     )  # fmt: skip
+    yield from _modality_lines(found)
     yield from _agreement_lines(found)
     from mmkd.cli.store.screen import finding_lines
 
     yield from finding_lines(findings)
     if not findings:
         yield "nothing conspicuous"
+
+
+def _numbered(slugs: Sequence[str]) -> list[str]:
+    """Teachers with the numbers that head the columns of the tables below; one alone needs none."""
+    return [f"{i} {slug}" for i, slug in enumerate(slugs, 1)] if len(slugs) > 1 else list(slugs)
+
+
+def _modality_lines(found: StoreStatistics) -> Iterator[str]:
+    """Teachers by modality, where the sample table states more than one."""
+    from mmkd.store.inspect.pairs import modality_names
+
+    names = modality_names(found.pairs)
+    if len(names) < 2:
+        return
+    known = [{each.modality: each for each in pair.modalities} for pair in found.pairs]
+    header = ("modality", *(str(i + 1) for i in range(len(known))))
+    yield "by modality: median cosine of images with their own captions"
+    cells = [[number(one[name].matched, 2) if name in one else "-" for one in known] for name in names]
+    yield from table_lines(header, [(printable(name), *row) for name, row in zip(names, cells, strict=True)])
+    yield "by modality: i2t@10, in pools of all modalities"
+    cells = [[percent(one[name].recall["i2t@10"]) if name in one else "-" for one in known] for name in names]
+    yield from table_lines(header, [(printable(name), *row) for name, row in zip(names, cells, strict=True)])
 
 
 def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
@@ -112,7 +135,8 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
     if not compared:
         yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
     for matrix in compared:
-        yield from _matrix(f"{matrix.tower}s: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
+        tower = "images" if matrix.tower == "image" else "captions"
+        yield from _matrix(f"{tower}: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
 
 
 def _compares(matrix: Agreement) -> bool:
@@ -123,10 +147,10 @@ def _compares(matrix: Agreement) -> bool:
 def _matrix(title: str, matrix: Agreement, found: StoreStatistics) -> Iterator[str]:
     yield f"{title} (at most {found.agreement_rows:,} rows)"
     rows = []
-    for i, slug in enumerate(matrix.teachers):
+    for i, label in enumerate(_numbered(matrix.teachers)):
         cells = [
             "" if i == j else number(float((matrix.cka if j > i else matrix.mutual)[i, j]), 2)
             for j in range(len(matrix.teachers))
         ]
-        rows.append((f"{i + 1} {slug}", *cells))
+        rows.append((label, *cells))
     yield from table_lines(("", *(str(i + 1) for i in range(len(rows)))), rows)

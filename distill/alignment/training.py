@@ -51,8 +51,8 @@ def train(
     rows: AlignmentRows,
     settings: TrainingSettings,
     seed: int,
-) -> float:
-    """Minimise `loss_of` over the rows to fit on; returns the last loss.
+) -> None:
+    """Minimise `loss_of` over the rows to fit on.
 
     Raises:
         UserError: the loss is not finite any more.
@@ -61,7 +61,6 @@ def train(
     steps = settings.steps
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     decay = LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    loss = torch.zeros(())
     for step, batch in enumerate(tqdm(batches(rows, settings, seed, device), total=steps, unit="step", disable=None)):
         optimiser.zero_grad(set_to_none=True)
         loss = loss_of(batch)
@@ -71,4 +70,3 @@ def train(
         # Looking at the loss waits for the device: not in every step.
         if (step % 50 == 0 or step + 1 == steps) and not math.isfinite(loss.item()):
             raise UserError(f"the loss is {loss.item()} at step {step} of {steps}; lower method lr {settings.lr:g}")
-    return float(loss.item())

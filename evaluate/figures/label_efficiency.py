@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from mmkd.evaluate.figures.style import COLOURS, MARKERS, asked, canvas
+from mmkd.evaluate.figures.style import asked, canvas, line_style
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.table import build_table
 from mmkd.store.errors import ConfigError
@@ -39,7 +39,7 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
         # Moved apart a little, so that intervals of two models do not hide each other.
         places = [share * 1.03 ** (i - len(tables[0].rows) / 2) for share in shares]
         axes.errorbar(
-            places, values, yerr=errors, color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)],
+            places, values, yerr=errors, **line_style(i),
             linewidth=2.5 if row == model else 1, markersize=4, capsize=2, label=row,
         )  # fmt: skip
     axes.set_xscale("log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"
 """From Okabe and Ito 2008, "Color universal design": told apart with every kind of colour blindness."""
 COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
+DASHES = ("-", "--", ":")
 DIVERGING = "PuOr_r"
 """Purple below, orange above: no red against green. ColorBrewer lists it as safe for colour-blind readers."""
 FORMATS = ("pdf", "png", "svg")
@@ -51,6 +53,16 @@ def rendered(figure: Figure, kind: str) -> bytes:
     with mpl.rc_context({"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}):
         figure.savefig(buffer, format=kind, metadata=dates[kind])
     return buffer.getvalue()
+
+
+def line_style(place: int) -> dict[str, Any]:
+    """Colour, marker and dashes of the line with this number, from 0: 24 lines are all different."""
+    lap, place = divmod(place, len(COLOURS))
+    return {
+        "color": COLOURS[place],
+        "marker": MARKERS[(place + 3 * lap) % len(MARKERS)],
+        "linestyle": DASHES[lap % len(DASHES)],
+    }
 
 
 def columns_with_values(table: ResultTable) -> list[str]:

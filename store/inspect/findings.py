@@ -9,6 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.agreement import Agreement
@@ -56,31 +57,37 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
     failed = sum(info.summary.status.get(name, 0) for name in ("failed", "partial"))
     if failed > FAILED_SHARE * max(info.summary.rows, 1):
         share = failed / info.summary.rows
-        yield Finding(
-            "warning", f"{failed:,} rows ({share:.1%}) failed in part or whole", f"mmkd store info {root} --json"
-        )
+        text = f"{counted(failed, 'row')} ({share:.1%}) failed in part or whole"
+        yield Finding("warning", text, f"mmkd store info {root} --json")
 
 
 def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
     """From the features: broken rows, dead dimensions, collapse, captions that do not fit, equal teachers."""
     root = quote(statistics.root)
     command = f"mmkd store stats {root}"
-    images = {tower.slug: tower for tower in statistics.towers if tower.tower == "image"}
     for tower in statistics.towers:
         for severity, text in _tower(tower):
             yield Finding(severity, f"{tower.slug} {tower.tower}: {text}", _show(tower, root) or command)
     for pairs in statistics.pairs:
         for severity, text in _pairs(pairs):
             yield Finding(severity, f"{pairs.slug}: {text}", f"{command} --teachers {pairs.slug}")
-        tower = images[pairs.slug]
-        if tower.repeats and tower.repeated_rows > statistics.repeated_images:
-            rows = ", ".join(map(str, tower.repeats[0]))
-            files = "although their files differ" if statistics.known_images else "an earlier row's (files not hashed)"
-            text = f"{tower.repeated_rows:,} image features repeat {files}: rows {rows}"
-            yield Finding("warning", f"{tower.slug}: {text}", f"mmkd store show {root} row:{tower.repeats[0][0]}")
+    yield from _repeats(statistics, root)
     for matrix in statistics.agreement:
         for text in _equal(matrix):
             yield Finding("warning", text, command)
+
+
+def _repeats(statistics: StoreStatistics, root: str) -> Iterator[Finding]:
+    """Equal image features of unequal files; teachers that repeat the same rows are named together."""
+    alike: dict[tuple[int, tuple[tuple[int, ...], ...]], list[str]] = {}
+    for tower in statistics.towers:
+        if tower.tower == "image" and tower.repeats and tower.repeated_rows > statistics.repeated_images:
+            alike.setdefault((tower.repeated_rows, tower.repeats), []).append(tower.slug)
+    files = "although the files differ" if statistics.known_images else "(files not hashed)"
+    for (count, groups), slugs in alike.items():
+        rows = ", ".join(map(str, groups[0]))
+        text = f"{counted(count, 'row')} with an earlier row's image feature {files}: rows {rows}"
+        yield Finding("warning", f"{', '.join(slugs)}: {text}", f"mmkd store show {root} row:{groups[0][0]}")
 
 
 def _show(tower: TowerStatistics, root: str) -> str | None:
@@ -93,12 +100,12 @@ def _tower(tower: TowerStatistics) -> Iterator[tuple[Severity, str]]:
         rows = ", ".join(map(str, tower.broken_rows[:5])) + (", ..." if broken > 5 else "")
         yield (
             "fault",
-            f"{tower.not_finite:,} rows not finite and {tower.zero:,} zero although called sound (row {rows})",
+            f"{counted(tower.not_finite, 'row')} not finite and {tower.zero:,} zero although called sound (row {rows})",
         )
     for name, dimensions in (("dead", tower.dead_dimensions), ("constant", tower.constant_dimensions)):
         if dimensions and tower.rows >= FEW_ROWS:
             listed = ", ".join(map(str, dimensions[:8])) + (", ..." if len(dimensions) > 8 else "")
-            yield "warning", f"{len(dimensions)} of {tower.width} dimensions are {name} ({listed})"
+            yield "warning", f"{counted(len(dimensions), f'{name} dimension')} of {tower.width} ({listed})"
     if tower.rows >= FEW_ROWS and tower.mean_cosine > COLLAPSED_COSINE:
         yield "fault", f"collapsed: different rows have a mean cosine of {tower.mean_cosine:.3f}"
 
@@ -109,8 +116,8 @@ def _pairs(pairs: PairStatistics) -> Iterator[tuple[Severity, str]]:
     if pairs.best_shift:
         yield (
             "fault",
-            f"captions are shifted: images fit the caption {pairs.best_shift:+d} rows away (mean cosine "
-            f"{pairs.shift[pairs.best_shift]:.3f}) better than their own ({pairs.shift[0]:.3f})",
+            f"captions are shifted by {pairs.best_shift:+d}: images have a mean cosine of "
+            f"{pairs.shift[pairs.best_shift]:.3f} with that row's caption, {pairs.shift[0]:.3f} with their own",
         )
         return
     for way in ("i2t", "t2i"):
@@ -141,4 +148,5 @@ def _equal(matrix: Agreement) -> Iterator[str]:
         if alike:
             names = " and ".join(matrix.teachers[j] for j in (first, *alike))
             least = min(float(matrix.cka[first, j]) for j in alike)
-            yield f"{names} see {matrix.tower}s alike (CKA {least:.4f} at least): one teacher twice?"
+            what = "images" if matrix.tower == "image" else "captions"
+            yield f"{names} see {what} alike (CKA {least:.4f} at least): one teacher twice?"

@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mmkd.store.inspect.findings import statistics_findings
+from mmkd.store.inspect.pairs import modality_names
 from mmkd.store.inspect.units import number
 
 if TYPE_CHECKING:
@@ -35,9 +36,17 @@ def statistics_html(statistics: StoreStatistics) -> str:
         for p in statistics.pairs
     ]  # fmt: skip
     parts += _table("Images against captions", teachers, pairs)
+    names = modality_names(statistics.pairs)
+    if len(names) > 1:
+        known = [{each.modality: each.recall["i2t@10"] for each in pair.modalities} for pair in statistics.pairs]
+        recalls = [
+            (name, *(number(100 * one[name], 1) + " %" if name in one else "-" for one in known)) for name in names
+        ]
+        slugs = [pair.slug for pair in statistics.pairs]
+        parts += _table("Image to caption R@10 by modality", ("modality", *slugs), recalls)
     for matrix in statistics.agreement:
         parts += _table(
-            f"Linear CKA of {matrix.tower}s",
+            f"Linear CKA of {'images' if matrix.tower == 'image' else 'captions'}",
             ("teacher", *matrix.teachers),
             [(slug, *(number(value, 2) for value in matrix.cka[i].tolist())) for i, slug in enumerate(matrix.teachers)],
         )

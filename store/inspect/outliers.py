@@ -24,7 +24,8 @@ class Outlier:
     """One odd row."""
 
     row: int
-    kind: Literal["caption does not fit", "image norm", "caption norm"]
+    kind: Literal["caption fits least", "image norm", "caption norm"]
+    """The first names the last rows of an order, which are not wrong for that: see `score`."""
     score: float
     """Mean over teachers of standard scores: (value - median) / (1.4826 x median absolute deviation)."""
     cosine: float
@@ -55,16 +56,16 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
         if np.count_nonzero(sound) < MIN_ROWS:
             continue
         cosines[i, sound] = np.einsum("nd,nd->n", unit(image[sound]), unit(text[sound]))
-        scores["cosine"][i, sound] = _standard(cosines[i, sound])
+        scores["cosine"][i, sound] = standard_scores(cosines[i, sound])
         for name, values in (("image", image), ("text", text)):
-            scores[name][i, sound] = _standard(np.log(np.linalg.norm(values[sound].astype(np.float64), axis=1)))
+            scores[name][i, sound] = standard_scores(np.log(np.linalg.norm(values[sound].astype(np.float64), axis=1)))
     there = np.isfinite(cosines).sum(axis=0)
     means = {name: _mean(values) for name, values in scores.items()}
     fit = _mean(cosines)
     picked: list[Outlier] = []
     worst = [int(i) for i in np.argsort(means["cosine"], kind="stable")[:each] if means["cosine"][i] < 0]
     picked += [
-        Outlier(int(rows[i]), "caption does not fit", float(means["cosine"][i]), float(fit[i]), int(there[i]))
+        Outlier(int(rows[i]), "caption fits least", float(means["cosine"][i]), float(fit[i]), int(there[i]))
         for i in worst
     ]
     kinds: tuple[tuple[str, Literal["image norm", "caption norm"]], ...] = (
@@ -81,7 +82,8 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
     return tuple(picked)
 
 
-def _standard(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def standard_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance from the median in units of 1.4826 times the median absolute deviation: robust against the odd ones."""
     middle = np.median(values)
     # 1.4826 makes the median absolute deviation that of a normal distribution. Unit norms differ by rounding alone:
     # a spread below a thousandth is none.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.store.inspect.distribution import Distribution, distribution
+from mmkd.store.inspect.modalities import Modalities
 from mmkd.store.inspect.sampling import truly_sound, unit
 from mmkd.store.layout import PAIR_SOUND
 
@@ -19,6 +22,22 @@ if TYPE_CHECKING:
 POOL_ROWS = 1000
 RANKS = (1, 10)
 SHIFTS = (-2, -1, 0, 1, 2)
+_RECALLS = tuple(f"{way}@{k}" for way in ("i2t", "t2i") for k in RANKS)
+
+
+@dataclass(frozen=True)
+class ModalityPairs:
+    """The pairs of one modality, in the same pools as those of all others."""
+
+    modality: str
+    pairs: int
+    """In the pools."""
+    matched: float
+    """Median cosine of an image with its own caption."""
+    unmatched: float
+    """Median cosine of an image with the captions of some other rows of its pool, whatever their modality."""
+    recall: dict[str, float]
+    """As `PairStatistics.recall`: how often the counterpart of a row of this modality is found among all rows."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,8 @@ class PairStatistics:
     """What random features would reach, k / pool."""
     shift: dict[int, float]
     """Mean cosine of the image in row r with the caption in row r + s, by s. Largest at 0 when rows fit."""
+    modalities: tuple[ModalityPairs, ...]
+    """The same by modality, most frequent first; those without a pair in the pools are left out."""
 
     @property
     def best_shift(self) -> int:
@@ -55,7 +76,9 @@ class PairStatistics:
         return best if best and self.shift[best] > self.shift.get(0, -2.0) + 5 * error else 0
 
 
-def pair_statistics(store: FeatureStore, slug: str, rows: NDArray[np.int64], seed: int) -> PairStatistics:
+def pair_statistics(
+    store: FeatureStore, slug: str, rows: NDArray[np.int64], seed: int, modalities: Modalities
+) -> PairStatistics:
     """Compare images and captions of one teacher.
 
     Args:
@@ -63,6 +86,7 @@ def pair_statistics(store: FeatureStore, slug: str, rows: NDArray[np.int64], see
         slug: teacher.
         rows: int64 (n,) ascending; those without a sound pair are left out.
         seed: shuffles rows into disjoint pools of 1000; rows left over join no pool.
+        modalities: of every row of the store.
 
     Raises:
         UserError: no such teacher.
@@ -72,30 +96,91 @@ def pair_statistics(store: FeatureStore, slug: str, rows: NDArray[np.int64], see
     shuffled = np.random.default_rng(seed).permutation(rows)
     pool = min(POOL_ROWS, len(rows))
     pools = len(rows) // pool if pool else 0
-    matched, unmatched = [np.empty(0)], [np.empty(0)]
-    hits = dict.fromkeys((f"{way}@{k}" for way in ("i2t", "t2i") for k in RANKS), 0.0)
-    scored = 0
+    scores = _Scores(len(modalities.names))
     for index in range(pools):
         taken = shuffled[index * pool : (index + 1) * pool]
         sound = truly_sound(image[taken]) & truly_sound(text[taken])
         cosines = unit(image[taken[sound]]) @ unit(text[taken[sound]]).T
-        scored += len(cosines)
-        matched.append(np.diagonal(cosines))
-        unmatched += [np.diagonal(np.roll(cosines, -offset, axis=1)) for offset in range(1, min(5, len(cosines)))]
-        for way, table in (("i2t", cosines), ("t2i", cosines.T)):
-            for k in RANKS:
-                hits[f"{way}@{k}"] += float(hit_chance(table, k).sum())
+        scores.add(cosines, modalities.codes[taken[sound]])
     return PairStatistics(
         slug=slug,
         pairs=len(rows),
-        matched=distribution(np.concatenate(matched), (-1.0, 1.0)),
-        unmatched=distribution(np.concatenate(unmatched), (-1.0, 1.0)),
+        matched=distribution(np.concatenate(scores.matched), (-1.0, 1.0)),
+        unmatched=distribution(np.concatenate(scores.unmatched), (-1.0, 1.0)),
         pool=pool,
         pools=pools,
-        recall={name: total / scored if scored and pool > _rank_of(name) else math.nan for name, total in hits.items()},
-        chance={name: _rank_of(name) / pool if pool > _rank_of(name) else math.nan for name in hits},
+        recall=scores.recall(slice(None), pool),
+        chance={name: _rank_of(name) / pool if pool > _rank_of(name) else math.nan for name in _RECALLS},
         shift=_shifts(store, slug, rows[:POOL_ROWS]),
+        modalities=tuple(scores.by_modality(modalities.names, pool)),
     )
+
+
+class _Scores:
+    """Cosines and hits of one pool after another, by modality."""
+
+    def __init__(self, groups: int) -> None:
+        self.matched, self.unmatched = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
+        self.codes, self.codes_of_unmatched = [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
+        self.hits = {name: np.zeros(groups) for name in _RECALLS}
+        self.scored = np.zeros(groups, dtype=np.int64)
+
+    def add(self, cosines: NDArray[np.float32], codes: NDArray[np.uint8]) -> None:
+        """Take in a pool: cosines (n, n) of images with captions, and the modality (n,) of its rows."""
+        groups = len(self.scored)
+        self.scored += np.bincount(codes, minlength=groups)
+        self.matched.append(np.diagonal(cosines))
+        self.codes.append(codes)
+        for offset in range(1, min(5, len(cosines))):
+            self.unmatched.append(np.diagonal(np.roll(cosines, -offset, axis=1)))
+            self.codes_of_unmatched.append(codes)
+        for way, table in (("i2t", cosines), ("t2i", cosines.T)):
+            for k in RANKS:
+                self.hits[f"{way}@{k}"] += np.bincount(codes, hit_chance(table, k), groups)
+
+    def recall(self, groups: int | slice, pool: int) -> dict[str, float]:
+        """Share of hits among the rows of one modality, or of all."""
+        scored = int(self.scored[groups].sum())
+        return {
+            name: float(hits[groups].sum()) / scored if scored and pool > _rank_of(name) else math.nan
+            for name, hits in self.hits.items()
+        }
+
+    def by_modality(self, names: tuple[str, ...], pool: int) -> Iterator[ModalityPairs]:
+        """One value for each modality that has pairs."""
+        matched, unmatched = np.concatenate(self.matched), np.concatenate(self.unmatched)
+        codes, others = np.concatenate(self.codes), np.concatenate(self.codes_of_unmatched)
+        for code in np.flatnonzero(self.scored).tolist():
+            away = unmatched[others == code]
+            yield ModalityPairs(
+                modality=names[code],
+                pairs=int(self.scored[code]),
+                matched=float(np.median(matched[codes == code])),
+                unmatched=float(np.median(away)) if len(away) else math.nan,
+                recall=self.recall(code, pool),
+            )
+
+
+def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
+    """Modalities that any teacher has pairs of, most frequent first."""
+    counts: Counter[str] = Counter()
+    for pair in pairs:
+        counts.update({each.modality: each.pairs for each in pair.modalities})
+    return [name for name, _ in counts.most_common()]
+
+
+def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Cosines (teachers, n) of the images of `rows` with their own captions; NaN where a teacher lacks one of both.
+
+    Raises:
+        UserError: no such teacher.
+    """
+    found = np.full((len(slugs), len(rows)), np.nan, dtype=np.float32)
+    for i, slug in enumerate(slugs):
+        image, text = store.image(slug)[rows], store.text(slug)[rows]
+        sound = (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
+        found[i, sound] = np.einsum("nd,nd->n", unit(image[sound]), unit(text[sound]))
+    return found
 
 
 def _rank_of(name: str) -> int:

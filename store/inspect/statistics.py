@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from mmkd.store.inspect.agreement import Agreement, agreement
+from mmkd.store.inspect.modalities import modalities
 from mmkd.store.inspect.pairs import PairStatistics, pair_statistics
 from mmkd.store.inspect.plain import plain_values
 from mmkd.store.inspect.sampling import draw_rows
@@ -90,11 +91,12 @@ def store_statistics(
         store.card(slug)
     rows = draw_rows(len(store), sample, seed)
     compared = draw_rows(rows, AGREEMENT_ROWS, seed)
+    grouped = modalities(store.sample_table(["modality"])["modality"])
     towers: list[TowerStatistics] = []
     pairs: list[PairStatistics] = []
     for done, slug in enumerate(slugs):
         towers += [tower_statistics(store, slug, tower, rows) for tower in TOWERS]
-        pairs.append(pair_statistics(store, slug, rows, seed))
+        pairs.append(pair_statistics(store, slug, rows, seed, grouped))
         if progress:
             progress(done + 1, len(slugs))
     table = store.sample_table(["image_sha256", "caption"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmkd.store.inspect.agreement import Agreement
 from mmkd.store.inspect.coverage import Coverage
-from mmkd.store.inspect.pairs import PairStatistics
+from mmkd.store.inspect.pairs import PairStatistics, modality_names
 from mmkd.store.inspect.plain import plain_values
 from mmkd.store.inspect.projection import Projection
 from mmkd.store.inspect.towers import TowerStatistics
@@ -52,7 +55,7 @@ def coverage_chart(found: Coverage) -> Chart:
     figure = go.Figure(trace)
     figure.update_xaxes(title_text="shard", constrain="domain", tickformat="d", dtick=_step(len(found.rows)))
     figure.update_yaxes(autorange="reversed")
-    return _plain(figure, 90 + 26 * len(found.teachers))
+    return _plain(figure, 68 + 26 * len(found.teachers), top=8)
 
 
 def cosine_chart(pairs: PairStatistics) -> Chart:
@@ -113,10 +116,44 @@ def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) ->
         text=text, textfont={"color": _INK}, texttemplate="%{text}" if count <= 12 else None,
         customdata=hover, hovertemplate="%{customdata}<extra></extra>", showscale=False, xgap=1, ygap=1,
     )  # fmt: skip
+    return _cells(trace, count)
+
+
+def modality_chart(pairs: Sequence[PairStatistics]) -> Chart:
+    """Modalities by teachers: recall of the caption among the first ten, the figures written into the cells."""
+    names = modality_names(pairs)
+    known = [{each.modality: each for each in pair.modalities} for pair in pairs]
+    recall = [[one[name].recall["i2t@10"] if name in one else math.nan for one in known] for name in names]
+    hover = [
+        [
+            f"{pair.slug}, {_text(name)}<br>R@10 {one[name].recall['i2t@10']:.1%}, {one[name].pairs:,} pairs<br>"
+            f"median cosine {one[name].matched:.3f}, with other captions {one[name].unmatched:.3f}"
+            if name in one
+            else f"{pair.slug}, {_text(name)}<br>no pairs"
+            for pair, one in zip(pairs, known, strict=True)
+        ]
+        for name in names
+    ]
+    trace = go.Heatmap(
+        z=np.round(recall, 4), x=[pair.slug for pair in pairs], y=[_text(name) for name in names],
+        zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE,
+        text=[["" if math.isnan(value) else f"{value:.0%}" for value in row] for row in recall],
+        textfont={"color": _INK}, texttemplate="%{text}" if len(pairs) <= 12 else None,
+        customdata=hover, hovertemplate="%{customdata}<extra></extra>", showscale=False, xgap=1, ygap=1,
+    )  # fmt: skip
+    return _cells(trace, len(names))
+
+
+def _cells(trace: go.Heatmap, rows: int) -> Chart:
     figure = go.Figure(trace)
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(tickangle=-45, type="category")
-    return _plain(figure, 150 + 34 * count)
+    return _plain(figure, 130 + 34 * rows, top=8)
+
+
+def _text(name: str) -> str:
+    """A label from the store as text: Plotly reads a few tags in names."""
+    return html.escape(name, quote=False)
 
 
 def map_points(found: Projection) -> dict[str, Any]:
@@ -143,14 +180,14 @@ def _step(shards: int) -> int:
     return 1 if shards <= 20 else 10 if shards <= 200 else 100 if shards <= 2000 else 1000
 
 
-def _plain(figure: go.Figure, height: int) -> Chart:
+def _plain(figure: go.Figure, height: int, top: int = 30) -> Chart:
     # Room for labels is found by `automargin`; ground is the page's own.
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 10, "r": 10, "t": 30, "b": 40},
+        margin={"l": 10, "r": 10, "t": top, "b": 40},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,

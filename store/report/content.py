@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from numpy.typing import NDArray
 
 from mmkd.store.images import ImageError
 from mmkd.store.inspect.findings import Finding, statistics_findings, store_findings
 from mmkd.store.inspect.info import StoreInfo, store_info
+from mmkd.store.inspect.modalities import NOT_STATED
 from mmkd.store.inspect.outliers import Outlier, outliers
+from mmkd.store.inspect.pairs import pair_cosines
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.projection import Method, Projection, project
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_rows
 from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import TOWERS
+from mmkd.store.report.colours import teacher_colours
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 MAP_ROWS = 600
 """Points of a map: a pointer finds them one by one, and their thumbnails stay within the page's size."""
 FAILURE_ROWS = 30
+SHOWN_ROWS = 6
+"""Rows of the map that are shown with picture, caption and cosines, so that a printed page has some too."""
 CAPTION_CHARACTERS = 300
 THUMBNAIL_SIDE = 80
 THUMBNAIL_BYTES = 2_000_000
@@ -60,12 +67,14 @@ class Content:
     findings: tuple[Finding, ...]
     projections: tuple[Projection, ...]
     outliers: tuple[Outlier, ...]
+    shown: dict[int, dict[str, float]]
+    """Some rows drawn by chance: each teacher's cosine of the image with its caption, where it has both."""
     failures: tuple[int, ...]
     """The first failed and partial rows."""
     samples: dict[int, Sample]
     """Of every row that a map, the outliers or the failures name."""
     colours: dict[str, dict[int, str]]
-    """Label columns with 2 to 12 different values in the sample: name to row to value."""
+    """What the map can be coloured by: name to row to value. Label columns have 2 to 12 values in the sample."""
     pictures_missing: int
     """Rows of the page that name a picture which cannot be shown."""
 
@@ -113,6 +122,7 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
     bad = store.sample_table(["row"], pads.field("status").isin(["failed", "partial"]))["row"]
     failures = tuple(bad.slice(0, FAILURE_ROWS).to_pylist())
     say("pictures")
+    cosines = pair_cosines(store, slugs, rows)
     named = sorted({*rows.tolist(), *failures, *(outlier.row for outlier in odd)})
     table = sample_rows(store, np.array(named, dtype=np.int64))
     samples = _samples(store, table, first=(*failures, *(outlier.row for outlier in odd)))
@@ -122,9 +132,17 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
         findings=(*store_findings(info), *statistics_findings(statistics)),
         projections=projections,
         outliers=odd,
+        shown=_shown(slugs, rows, cosines, draw_rows(rows, SHOWN_ROWS, options.seed)),
         failures=failures,
         samples=samples,
-        colours=_colours(table, store.record.labels),
+        colours={
+            "modality": {row: sample.modality for row, sample in samples.items()},
+            "status": {
+                row: sample.status + (f": {sample.reason}" if sample.reason else "") for row, sample in samples.items()
+            },
+            **teacher_colours(store, slugs, rows, cosines),
+            **_labels(table, store.record.labels),
+        },
         pictures_missing=sum(1 for sample in samples.values() if sample.no_picture not in ("", NO_IMAGE)),
     )
 
@@ -147,13 +165,23 @@ def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict
             row=number,
             key=row["key"],
             caption=caption if len(caption) <= CAPTION_CHARACTERS else caption[: CAPTION_CHARACTERS - 1] + "…",
-            modality=row["modality"] or "not stated",
+            modality=row["modality"] or NOT_STATED,
             status=row["status"],
             reason=row["reason"] or "",
             thumbnail=base64.b64encode(data).decode() if data else None,
             no_picture=reason,
         )
     return samples
+
+
+def _shown(
+    slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32], chosen: NDArray[np.int64]
+) -> dict[int, dict[str, float]]:
+    found = {}
+    for row in chosen.tolist():
+        own = cosines[:, np.searchsorted(rows, row)].tolist()
+        found[row] = {slug: value for slug, value in zip(slugs, own, strict=True) if math.isfinite(value)}
+    return found
 
 
 def _thumbnail(store: FeatureStore, row: dict[str, Any]) -> tuple[bytes | None, str]:
@@ -163,11 +191,11 @@ def _thumbnail(store: FeatureStore, row: dict[str, Any]) -> tuple[bytes | None, 
         return None, str(error)
 
 
-def _colours(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
+def _labels(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
     numbers = table["row"].to_pylist()
     found = {}
     for name in labels:
         if 2 <= pc.count_distinct(table[name]).as_py() <= 12:
-            values = (value or "not stated" for value in table[name].to_pylist())
+            values = (value or NOT_STATED for value in table[name].to_pylist())
             found[name] = dict(zip(numbers, values, strict=True))
     return found

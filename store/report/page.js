@@ -120,6 +120,13 @@
       walk(step);
     });
   }
+  // What is folded away is printed too.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    folded.forEach((element) => { element.open = true; });
+  });
+  addEventListener("afterprint", () => folded.forEach((element) => { element.open = false; }));
   drawAll();
   if (place) place.on("plotly_hover", (event) => show(event.points[0].customdata));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

@@ -22,7 +22,9 @@ from markupsafe import Markup
 from mmkd.store.atomic import write_atomically
 from mmkd.store.errors import UserError
 from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.pairs import modality_names
 from mmkd.store.inspect.units import bytes_text, number, percent, seconds_text
+from mmkd.store.plural import counted
 from mmkd.store.reader import FeatureStore
 from mmkd.store.report.charts import (
     Chart,
@@ -30,6 +32,7 @@ from mmkd.store.report.charts import (
     cosine_chart,
     coverage_chart,
     map_points,
+    modality_chart,
     norm_chart,
 )
 from mmkd.store.report.content import Content, Options, gather
@@ -43,7 +46,7 @@ _JSON_ESCAPES = str.maketrans(
 def write_report(
     store: FeatureStore, out: Path, options: Options, progress: Callable[[str], None] | None = None
 ) -> Content:
-    """Write the page at `out` in one step; returns what it tells.
+    """Write the page at `out` in one step, with the folders that it names; returns what it tells.
 
     Raises:
         UserError: `out` is a folder, or does not end in .html; otherwise as `gather`.
@@ -68,6 +71,7 @@ def render(content: Content, options: Options) -> str:
     )
     environment.filters |= {
         "bytes": bytes_text, "seconds": seconds_text, "ranges": shard_ranges, "share": percent, "number": number,
+        "counted": counted,
     }  # fmt: skip
     scripts = [plotly.offline.get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8")]
     charts = _charts(content)
@@ -80,6 +84,7 @@ def render(content: Content, options: Options) -> str:
         commands=commands,
         data=Markup(_json({"charts": charts, "map": _map(content)})),  # noqa: S704 - `_json` leaves no markup
         charts=charts,
+        called={"image": "images", "text": "captions"},
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - ours and Plotly's, hashed in the policy
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
         policy=_policy(scripts),
@@ -98,6 +103,8 @@ def _charts(content: Content) -> dict[str, Chart]:
     for pairs in statistics.pairs:
         if pairs.matched.count:
             charts[f"cosine-{pairs.slug}"] = cosine_chart(pairs)
+    if len(modality_names(statistics.pairs)) > 1:
+        charts["modality"] = modality_chart(statistics.pairs)
     for matrix in statistics.agreement:
         if np.isfinite(matrix.cka[~np.eye(len(matrix.teachers), dtype=bool)]).any():
             charts[f"cka-{matrix.tower}"] = agreement_chart(matrix, matrix.cka, "linear CKA")
@@ -106,22 +113,11 @@ def _charts(content: Content) -> dict[str, Chart]:
 
 
 def _map(content: Content) -> dict[str, Any]:
-    samples = {row: asdict(sample) for row, sample in content.samples.items()}
-    colours = {
-        "modality": {row: sample.modality for row, sample in content.samples.items()},
-        "status": {
-            row: sample.status + (f": {sample.reason}" if sample.reason else "")
-            for row, sample in content.samples.items()
-        },
-        **content.colours,
+    return {
+        "projections": [map_points(found) for found in content.projections],
+        "samples": {row: asdict(sample) for row, sample in content.samples.items()},
+        "colours": content.colours,
     }
-    valid = dict.fromkeys(content.samples, 0)
-    for projection in content.projections:
-        if projection.tower == "image":
-            for row in projection.rows.tolist():
-                valid[row] += 1
-    colours["teachers with an image feature"] = {row: str(count) for row, count in valid.items()}
-    return {"projections": [map_points(found) for found in content.projections], "samples": samples, "colours": colours}
 
 
 @dataclass(frozen=True)
