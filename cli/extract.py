@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,12 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     from mmkd.extract.run import extract as run
     from mmkd.extract.run_report import summary_lines
 
-    report = run(config, say=click.echo)
+    try:
+        report = run(config, say=click.echo)
+    except KeyboardInterrupt:
+        click.echo("Stopped; what was finished is kept: run the same command again to go on", err=True)
+        # At once: what Dask does at exit asserts that a cluster which was being started had started.
+        os._exit(130)
     for line in summary_lines(report):
         click.echo(line)
     if report.lost:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
 import torch
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.comm import CommClosedError
+from distributed.utils import LoopRunner
 
 from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
 from mmkd.store.beside import repeated
@@ -49,9 +52,8 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
         address = cluster.scheduler
         # What Dask would log about a lost connection, with tracebacks, is said in one line below. The logger of its
         # client has a level of its own.
-        quiet = {
-            logging.getLogger(name): logging.getLogger(name).level for name in ("distributed", "distributed.client")
-        }
+        names = ("asyncio", "distributed", "distributed.client")
+        quiet = {logging.getLogger(name): logging.getLogger(name).level for name in names}
         for logger in quiet:
             logger.setLevel(logging.CRITICAL)
         try:
@@ -141,6 +143,27 @@ def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
         "silence_logs": logging.CRITICAL,
         "security": cluster.dask_security(),
     }
+    with _loop_without_interrupts() as loop:
+        yield from _opened_local(cluster, devices, options | {"loop": loop.loop})
+
+
+@contextmanager
+def _loop_without_interrupts() -> Iterator[LoopRunner]:
+    """Dask's thread with SIGINT blocked, which the processes that it starts inherit: Ctrl-C is for the client alone."""
+    runner = LoopRunner()
+    resource_tracker.ensure_running()  # started by the first process otherwise, and that lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner
+    finally:
+        runner.stop()
+
+
+def _opened_local(cluster: ClusterConfig, devices: list[str], options: dict[str, Any]) -> Iterator[Client]:
     try:
         opened = _local_cluster(cluster, devices, options)
     except (RuntimeError, TimeoutError) as error:

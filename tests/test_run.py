@@ -54,6 +54,34 @@ def test_kill_9_and_run_again_gives_the_same_bytes(scene: Scene, tmp_path: Path)
     assert tree_digest(store) == tree_digest(scene.store)
 
 
+@pytest.mark.parametrize("moment", ["shards to do", "dashboard"])
+def test_ctrl_c_ends_without_tracebacks_and_leaves_no_process(scene: Scene, tmp_path: Path, moment: str) -> None:
+    command = ["extract", scene.table, tmp_path / "store", "--teachers", scene.teachers, "--workers", 2]
+    process = subprocess.Popen(
+        [*MMKD[:1], "-u", *MMKD[1:], *map(str, command)],
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    while moment not in process.stdout.readline():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+    time.sleep(0.5)  # the worker processes have begun to import, or to load teachers
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the client and all processes that it started
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    # While workers are being started Python may add that semaphores were left to its tracker, which frees them.
+    assert said.startswith("Stopped; what was finished is kept: run the same command again to go on\n"), said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 3, said
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a process of the interrupted run lives on")
+
+
 def test_a_disk_that_fills_ends_in_one_line_and_loses_nothing(scene: Scene, tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ["extract", scene.table, store, "--teachers", scene.teachers, "--workers", 1]
