@@ -15,6 +15,7 @@ from mmkd.distill.student import image_side, train_pixels, training_crop
 from mmkd.store import FeatureStore
 from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store.inputs import Inputs
+from mmkd.store.plural import counted
 
 
 def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "inputs", "corpus"], side: int) -> RowImages:
@@ -39,8 +40,8 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
         return CorpusImages(store, pairs)
     if lacking:
         raise IncompleteStoreError(
-            f"{store.root}: {len(lacking)} shards have no inputs, the first is {lacking[0]}; run `mmkd extract` with "
-            f"--keep-inputs, or set data.images to `corpus`"
+            f"{store.root}: no inputs in {counted(len(lacking), 'shard')}, the first is {lacking[0]}; "
+            "run `mmkd extract` with --keep-inputs, or set data.images to `corpus`"
         )
     if not large_enough:
         raise UserError(

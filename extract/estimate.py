@@ -19,6 +19,7 @@ from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import teacher_arrays
 from mmkd.store.errors import CorpusError, UserError
+from mmkd.store.inspect.units import seconds_text
 from mmkd.store.layout import rows_per_shard, shard_count, teacher_group
 from mmkd.store.plural import counted
 from mmkd.store.writer import add_teacher
@@ -45,10 +46,9 @@ class Estimate:
     """Wall seconds of a full shard of all teachers on one worker."""
 
     @property
-    def hours(self) -> float:
+    def run_seconds(self) -> float:
         """With all workers busy, and as fast together as alone."""
-        rounds = -(-self.tasks // self.workers)
-        return self.shard_seconds * rounds / 3600
+        return self.shard_seconds * -(-self.tasks // self.workers)
 
 
 def estimate(config: ExtractConfig) -> Estimate:
@@ -94,7 +94,8 @@ def estimate_lines(plan: Estimate) -> Iterator[str]:
         yield f"  {name:{width}}  {size:>15,} bytes"
     yield f"one shard on one worker: {plan.shard_seconds:.1f} s, measured on {min(PROBE_ROWS, plan.rows)} rows"
     yield "  " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(plan.seconds.items()))
-    yield f"{plan.hours:.3g} hours on {plan.workers} workers, if each is as fast beside the others as alone"
+    whole = seconds_text(plan.run_seconds)
+    yield f"{whole} on {counted(plan.workers, 'worker')}, if each is as fast beside the others as alone"
     yield "dry run: nothing was kept"
 
 

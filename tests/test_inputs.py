@@ -173,7 +173,7 @@ def test_data_workers_end_in_peace(away: Path) -> None:
 def test_inputs_that_are_missing_or_too_small_are_refused(away: Path, tmp_path: Path) -> None:
     shutil.copytree(away, tmp_path / "c")
     (tmp_path / "c/features/inputs/00001.json").unlink()
-    with pytest.raises(IncompleteStoreError, match="1 shards have no inputs, the first is 1"):
+    with pytest.raises(IncompleteStoreError, match="no inputs in 1 shard, the first is 1"):
         quiet(write_run(tmp_path / "c", "lacking", data={"images": "inputs"}))
     student = (away / "tiny-student.json").read_text().replace('"image_size": 32', '"image_size": 48')
     (away / "larger.json").write_text(student)

@@ -155,6 +155,11 @@ def test_images_behind_urls_stay_where_they_are(tmp_path: Path) -> None:
     assert both.record.corpus.root == "s3://bucket"
     assert both.sample_table(["uri"])["uri"].to_pylist()[9:11] == ["x/y/a9.png#frame=1", "z/b0.png#frame=1"]
     assert both.image("alpha")[:, 0].tolist() == [1.0] * 10 + [2.0] * 10
+    near = store("d", "s3://bucket/x/w", 4)
+    assert mmkd("merge", a, near, tmp_path / "near").exit_code == 0
+    assert FeatureStore.open(tmp_path / "near").record.corpus.root == "s3://bucket/x"
+    uris = FeatureStore.open(tmp_path / "near").sample_table(["uri"])["uri"].to_pylist()
+    assert uris[9:11] == ["y/a9.png#frame=1", "w/d0.png#frame=1"]
     done = mmkd("merge", a, c, tmp_path / "none")
     assert "images lie below / and s3://bucket, a store has one place for them" in str(done.exception)
     assert not (tmp_path / "none").exists()

@@ -98,7 +98,7 @@ class StoreRows:
 
 
 def _common_root(roots: set[str]) -> Place:
-    """What all images lie below: the one root, or the disk or bucket of several, whose names then get longer.
+    """What all images lie below: the one root, or the last folder that several share; names get longer by the rest.
 
     Raises:
         UserError: images lie on disk and behind a URL, or in several buckets.
@@ -111,7 +111,9 @@ def _common_root(roots: set[str]) -> Place:
             f"images lie below {' and '.join(sorted(origins))}, a store has one place for them; "
             "bring them together and note it with `mmkd store relocate` first"
         )
-    return Place(origins.pop())
+    origin = origins.pop().rstrip("/")
+    shared = posixpath.commonpath([f"/{root.removeprefix(origin).strip('/')}" for root in roots])
+    return Place((origin + shared).rstrip("/") or "/")
 
 
 def check_target(stores: Iterable[FeatureStore], out: StorePath) -> None:
