@@ -11,12 +11,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ Described = Sequence[tuple[TeacherSpec, TeacherCard]]
 # Words of which none is one token: 50 of them fill a context of 77.
 WORDS = ("pneumothorax", "cardiomegaly", "adenocarcinoma", "immunohistochemistry", "hematoxylin", "echocardiogram")
 
+ROUNDS = 3
+"""Of bare passes and extractions in turn: on a machine that is shared, one of each differs by a tenth."""
 MEMORY_ROWS = (1_000, 10_000)
 MEMORY_PROBE = """
 import json, resource, sys
@@ -152,6 +156,13 @@ def extraction_seconds(corpus: Path, root: Path, described: Described, workers: 
         return time.perf_counter() - started
 
 
+def in_turn(bare: Callable[[], float], extraction: Callable[[int], float]) -> tuple[float, float]:
+    """The medians of both, taken in turn; each extraction gets its number."""
+    rounds = [(bare(), extraction(number)) for number in range(ROUNDS)]
+    first, second = zip(*rounds, strict=True)
+    return statistics.median(first), statistics.median(second)
+
+
 def memory(folder: Path) -> list[Row]:
     """Peak memory of a process that extracts a small and a ten times larger corpus."""
     teacher = write_teacher(folder / "small", 0, layers=1, small=True)
@@ -228,8 +239,10 @@ def measure(full: bool) -> list[Row]:
         corpus = write_corpus(folder / "corpus", rows)
         found = memory(folder)
         shards_of(2048 if full else rows // workers)
-        bare = bare_seconds(described, rows)
-        together = extraction_seconds(corpus, folder / "all", described, workers)
+        bare, together = in_turn(
+            partial(bare_seconds, described, rows),
+            lambda number: extraction_seconds(corpus, folder / f"all{number}", described, workers),
+        )
         alone = extraction_seconds(corpus, folder / "alone", described[:1], workers)
         single = extraction_seconds(corpus, folder / "single", described[:1], 1)
         peer = peer_seconds(corpus, folder / "peer", place / "open_clip_model.safetensors", rows)
