@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from memory_peaks import kept_by_pairs
 
-from mmkd.benchmarks.linked_store import make_linked_store
+sys.path.append(str(Path(__file__).resolve().parents[1] / "build" / "types"))
+pytest.importorskip("mmkd.benchmarks.linked_store", reason="benchmarks are part of the checkout")
+
+from mmkd.benchmarks.linked_store import make_linked_store  # noqa: E402
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
