@@ -13,7 +13,7 @@ from memory_peaks import kept_by_pairs
 sys.path.append(str(Path(__file__).resolve().parents[1] / "build" / "types"))
 pytest.importorskip("mmkd.benchmarks.linked_store", reason="benchmarks are part of the checkout")
 
-from mmkd.benchmarks.linked_store import make_linked_store  # noqa: E402
+from mmkd.benchmarks.linked_store import make_linked_store
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
