@@ -38,10 +38,8 @@ SUMMARIES = {
 }
 
 DISK_ERRORS = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-)
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 """What a disk or a path refuses: no fault of the code, so one line; the line has the path."""
 
 

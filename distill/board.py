@@ -66,8 +66,8 @@ class Lines:
             shown += [
                 f"{values['samples_per_second']:.0f} samples/s",
                 f"{values['data_wait_share']:.0%} waiting for data",
+                f"{values['memory_gb']:.1f} GB",
             ]
-            shown += [f"{values['memory_gb']:.1f} GB"]
         sys.stderr.write(f"step {step + 1:,} of {self.total:,}: {', '.join(shown)}\n")
         sys.stderr.flush()
 

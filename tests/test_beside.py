@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -30,5 +31,10 @@ def test_work_comes_again_and_has_ended_when_the_block_has() -> None:
 
 
 def test_a_short_block_waits_for_no_call() -> None:
-    with repeated(lambda: pytest.fail("called"), 3600, "beats"):
-        pass
+    calls: list[int] = []
+    started = time.monotonic()
+    with repeated(lambda: calls.append(1), 3600, "beats"):
+        assert calls == []
+    assert calls == []
+    assert time.monotonic() - started < 60
+    assert "beats" not in {thread.name for thread in threading.enumerate()}

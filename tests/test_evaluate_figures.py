@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,26 +234,20 @@ def test_the_page_has_every_metric_and_every_share_of_labels(folder: ResultFolde
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_the_page_in_chromium(folder: ResultFolder, tmp_path: Path, scheme: str, width: int) -> None:
+def test_the_page_in_chromium(browser: Any, folder: ResultFolder, tmp_path: Path, scheme: str, width: int) -> None:
     """It asks for nothing, nothing in it fails, the page itself never scrolls sideways, and details open."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
     write_report(folder.out, "student", tmp_path / "page.html")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: said.append(request.url))
-        page.goto((tmp_path / "page.html").as_uri())
-        assert said == [(tmp_path / "page.html").as_uri()]
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        other = page.get_by_text("Other metrics: acc, bacc, f1_macro").first
-        other.click()
-        assert page.get_by_role("heading", name="f1_macro").first.is_visible()
-        browser.close()
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: said.append(request.url))
+    page.goto((tmp_path / "page.html").as_uri())
+    assert said == [(tmp_path / "page.html").as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    other = page.get_by_text("Other metrics: acc, bacc, f1_macro").first
+    other.click()
+    assert page.get_by_role("heading", name="f1_macro").first.is_visible()
+    page.close()
 
 
 def test_names_with_marks_stay_themselves_in_latex_and_markdown() -> None:

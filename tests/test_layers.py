@@ -154,36 +154,31 @@ def test_the_core_opens_stores_with_its_own_dependencies_alone(small_store: Path
     assert "600 ok" in done.stdout
 
 
-@pytest.mark.parametrize("words", ["teachers list", "teachers show plip", "doctor --json"])
-def test_who_the_teachers_are_needs_no_extra(words: str) -> None:
-    absent = "dask distributed h5py huggingface_hub obstore open_clip PIL sklearn timm torch torchvision transformers"
+def mmkd_without(packages: str, words: str) -> subprocess.CompletedProcess[str]:
+    """What `mmkd WORDS` does where these packages are not installed."""
     script = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent.split()!r}))\n"
+        f"import sys; sys.modules.update(dict.fromkeys({packages.split()!r}))\n"
         f"sys.argv = ['mmkd', *{words.split()!r}]\n"
         "from mmkd.cli.main import main; main()\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", ["teachers list", "teachers show plip", "doctor --json"])
+def test_who_the_teachers_are_needs_no_extra(words: str) -> None:
+    absent = "dask distributed h5py huggingface_hub obstore open_clip PIL sklearn timm torch torchvision transformers"
+    done = mmkd_without(absent, words)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "plip" in done.stdout
 
 
 def test_a_misspelt_teacher_is_told_before_torch_is_loaded() -> None:
-    script = (
-        "import sys; sys.modules['torch'] = None\n"
-        "sys.argv = ['mmkd', 'extract', 'pairs.csv', 'store', '--teachers', 'plipp']\n"
-        "from mmkd.cli.main import main; main()\n"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    done = mmkd_without("torch", "extract pairs.csv store --teachers plipp")
     assert done.stderr.startswith("Error: no teacher is called 'plipp': did you mean 'plip'?"), done.stderr
 
 
 def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
-    script = (
-        "import sys; sys.modules['torch'] = None\n"
-        "sys.argv = ['mmkd', 'extract', 'nowhere.csv', 'store', '--teachers', 'plip']\n"
-        "from mmkd.cli.main import main; main()\n"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    done = mmkd_without("torch", "extract nowhere.csv store --teachers plip")
     assert done.stderr.startswith("Error: corpus nowhere.csv does not exist; name a CSV"), done.stderr
 
 
@@ -201,12 +196,7 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
     ],
 )
 def test_an_extra_that_is_missing_is_named(words: str, package: str, extra: str) -> None:
-    script = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        f"sys.argv = ['mmkd', *{words.split()!r}]\n"
-        "from mmkd.cli.main import main; main()\n"
-    )
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
+    done = mmkd_without(package, words)
     said = f"Error: this command needs the package {package!r}; run: pip install 'mmkd[{extra}]'\n"
     assert (done.returncode, done.stderr) == (1, said), done.stderr
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -192,18 +190,6 @@ def test_the_published_features_give_a_careful_page(tmp_path: Path) -> None:
     matched = {pair.slug: pair.matched.median for pair in content.statistics.pairs}
     unmatched = {pair.slug: pair.unmatched.median for pair in content.statistics.pairs if pair.pairs > 1}
     assert all(matched[slug] > median for slug, median in unmatched.items())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.mark.slow

@@ -90,11 +90,9 @@ REAL = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", [False, True])
-def test_a_page_with_a_drawing_can_be_searched_with_and_without_a_network(checkout: Path, network: bool) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
+def test_a_page_with_a_drawing_can_be_searched_with_and_without_a_network(
+    browser: Any, checkout: Path, network: bool
+) -> None:
     assert build(checkout).returncode == 0
     asked: list[str] = []
 
@@ -105,8 +103,7 @@ def test_a_page_with_a_drawing_can_be_searched_with_and_without_a_network(checko
         else:
             route.abort()
 
-    with served(checkout / "build" / "site") as address, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with served(checkout / "build" / "site") as address:
         tab = browser.new_page()
         tab.route(lambda url: not url.startswith(address), elsewhere)
         tab.goto(f"{address}/index.html")
@@ -115,6 +112,6 @@ def test_a_page_with_a_drawing_can_be_searched_with_and_without_a_network(checko
         tab.wait_for_selector(".md-search-result__item")
         tab.wait_for_selector("div.mermaid", state="attached")
         drawn = tab.evaluate("window.drawn")
-        browser.close()
+        tab.close()
     assert (drawn or "").startswith("flowchart LR") == network
     assert asked == ["https://unpkg.com/mermaid@11/dist/mermaid.esm.min.mjs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,12 @@ from mmkd.cli.store.tables import printable, table_lines
 from mmkd.cli.store_place import STORE
 from mmkd.store.errors import ConfigError
 from mmkd.store.inspect.units import number, percent
+from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.agreement import Agreement
     from mmkd.store.inspect.findings import Finding
+    from mmkd.store.inspect.pairs import ModalityPairs
     from mmkd.store.inspect.statistics import StoreStatistics
     from mmkd.store.remote import StorePath
 
@@ -114,16 +116,18 @@ def _modality_lines(found: StoreStatistics) -> Iterator[str]:
     from mmkd.store.inspect.pairs import modality_names
 
     names = modality_names(found.pairs)
-    if len(names) < 2:
+    if not names:
         return
     known = [{each.modality: each for each in pair.modalities} for pair in found.pairs]
     header = ("modality", *(str(i + 1) for i in range(len(known))))
-    yield "by modality: median cosine of images with their own captions"
-    cells = [[number(one[name].matched, 2) if name in one else "-" for one in known] for name in names]
-    yield from table_lines(header, [(printable(name), *row) for name, row in zip(names, cells, strict=True)])
-    yield "by modality: i2t@10, in pools of all modalities"
-    cells = [[percent(one[name].recall["i2t@10"]) if name in one else "-" for one in known] for name in names]
-    yield from table_lines(header, [(printable(name), *row) for name, row in zip(names, cells, strict=True)])
+    titles: dict[str, Callable[[ModalityPairs], str]] = {
+        "median cosine of images with their own captions": lambda pairs: number(pairs.matched, 2),
+        "i2t@10, in pools of all modalities": lambda pairs: percent(pairs.recall["i2t@10"]),
+    }
+    for title, cell in titles.items():
+        yield f"by modality: {title}"
+        rows = [(printable(name), *(cell(one[name]) if name in one else "-" for one in known)) for name in names]
+        yield from table_lines(header, rows)
 
 
 def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
@@ -135,8 +139,8 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
     if not compared:
         yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
     for matrix in compared:
-        tower = "images" if matrix.tower == "image" else "captions"
-        yield from _matrix(f"{tower}: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
+        inputs = TOWER_INPUTS[matrix.tower]
+        yield from _matrix(f"{inputs}: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
 
 
 def _compares(matrix: Agreement) -> bool:

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.layout import TOWER_INPUTS
 from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
@@ -148,5 +149,4 @@ def _equal(matrix: Agreement) -> Iterator[str]:
         if alike:
             names = " and ".join(matrix.teachers[j] for j in (first, *alike))
             least = min(float(matrix.cka[first, j]) for j in alike)
-            what = "images" if matrix.tower == "image" else "captions"
-            yield f"{names} see {what} alike (CKA {least:.4f} at least): one teacher twice?"
+            yield f"{names} see {TOWER_INPUTS[matrix.tower]} alike (CKA {least:.4f} at least): one teacher twice?"

@@ -27,10 +27,7 @@ class Modalities:
 
 def modalities(column: pa.ChunkedArray) -> Modalities:
     """Group rows by their entry in the column `modality` (strings, null where none is stated)."""
-    filled = pc.fill_null(column, NOT_STATED)
-    if isinstance(filled, pa.ChunkedArray):
-        filled = filled.combine_chunks()
-    encoded = filled.dictionary_encode()
+    encoded = pc.fill_null(column, NOT_STATED).combine_chunks().dictionary_encode()
     every = encoded.dictionary.to_pylist()
     indices = encoded.indices.to_numpy(zero_copy_only=False)
     counts = np.bincount(indices, minlength=len(every))

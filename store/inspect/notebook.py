@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mmkd.store.inspect.findings import statistics_findings
 from mmkd.store.inspect.pairs import modality_names
 from mmkd.store.inspect.units import number
+from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.statistics import StoreStatistics
@@ -37,7 +38,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
     ]  # fmt: skip
     parts += _table("Images against captions", teachers, pairs)
     names = modality_names(statistics.pairs)
-    if len(names) > 1:
+    if names:
         known = [{each.modality: each.recall["i2t@10"] for each in pair.modalities} for pair in statistics.pairs]
         recalls = [
             (name, *(number(100 * one[name], 1) + " %" if name in one else "-" for one in known)) for name in names
@@ -46,7 +47,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
         parts += _table("Image to caption R@10 by modality", ("modality", *slugs), recalls)
     for matrix in statistics.agreement:
         parts += _table(
-            f"Linear CKA of {'images' if matrix.tower == 'image' else 'captions'}",
+            f"Linear CKA of {TOWER_INPUTS[matrix.tower]}",
             ("teacher", *matrix.teachers),
             [(slug, *(number(value, 2) for value in matrix.cka[i].tolist())) for i, slug in enumerate(matrix.teachers)],
         )

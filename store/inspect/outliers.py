@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.inspect.sampling import truly_sound, unit
-from mmkd.store.layout import PAIR_SOUND
+from mmkd.store.inspect.pairs import sound_pairs
+from mmkd.store.inspect.sampling import unit
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -51,8 +51,7 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
     scores = {kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("cosine", "image", "text")}
     cosines = np.full((len(slugs), len(rows)), np.nan)
     for i, slug in enumerate(slugs):
-        image, text = store.image(slug)[rows], store.text(slug)[rows]
-        sound = (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
+        image, text, sound = sound_pairs(store, slug, rows)
         if np.count_nonzero(sound) < MIN_ROWS:
             continue
         cosines[i, sound] = np.einsum("nd,nd->n", unit(image[sound]), unit(text[sound]))

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,11 +162,23 @@ class _Scores:
 
 
 def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
-    """Modalities that any teacher has pairs of, most frequent first."""
+    """Modalities that any teacher has pairs of, most frequent first; none where there is but one to tell of."""
     counts: Counter[str] = Counter()
     for pair in pairs:
         counts.update({each.modality: each.pairs for each in pair.modalities})
-    return [name for name, _ in counts.most_common()]
+    return [name for name, _ in counts.most_common()] if len(counts) > 1 else []
+
+
+def sound_pairs(
+    store: FeatureStore, slug: str, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    """Image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides.
+
+    Raises:
+        UserError: no such teacher.
+    """
+    image, text = store.image(slug)[rows], store.text(slug)[rows]
+    return image, text, (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
 
 
 def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -177,8 +189,7 @@ def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int
     """
     found = np.full((len(slugs), len(rows)), np.nan, dtype=np.float32)
     for i, slug in enumerate(slugs):
-        image, text = store.image(slug)[rows], store.text(slug)[rows]
-        sound = (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
+        image, text, sound = sound_pairs(store, slug, rows)
         found[i, sound] = np.einsum("nd,nd->n", unit(image[sound]), unit(text[sound]))
     return found
 

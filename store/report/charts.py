@@ -17,6 +17,7 @@ from mmkd.store.inspect.pairs import PairStatistics, modality_names
 from mmkd.store.inspect.plain import plain_values
 from mmkd.store.inspect.projection import Projection
 from mmkd.store.inspect.towers import TowerStatistics
+from mmkd.store.layout import TOWER_INPUTS, TOWERS
 
 # Okabe and Ito's colours, told apart by colour-blind readers on light and dark ground alike.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -84,11 +85,11 @@ def cosine_chart(pairs: PairStatistics) -> Chart:
 def norm_chart(towers: tuple[TowerStatistics, ...]) -> Chart:
     """Quantiles of the norms of every tower, as boxes."""
     figure = go.Figure()
-    for tower, colour in (("image", BLUE), ("text", ORANGE)):
+    for tower, colour in zip(TOWERS, (BLUE, ORANGE), strict=True):
         chosen = [t for t in towers if t.tower == tower and t.norms.count]
         if chosen:
             figure.add_box(
-                name="images" if tower == "image" else "captions", orientation="h", y=[t.slug for t in chosen],
+                name=TOWER_INPUTS[tower], orientation="h", y=[t.slug for t in chosen],
                 lowerfence=[t.norms.q01 for t in chosen], q1=[t.norms.q25 for t in chosen],
                 median=[t.norms.median for t in chosen], q3=[t.norms.q75 for t in chosen],
                 upperfence=[t.norms.q99 for t in chosen], marker={"color": colour},

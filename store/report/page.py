@@ -24,6 +24,7 @@ from mmkd.store.errors import UserError
 from mmkd.store.inspect.coverage import shard_ranges
 from mmkd.store.inspect.pairs import modality_names
 from mmkd.store.inspect.units import bytes_text, number, percent, seconds_text
+from mmkd.store.layout import TOWER_INPUTS
 from mmkd.store.plural import counted
 from mmkd.store.reader import FeatureStore
 from mmkd.store.report.charts import (
@@ -84,7 +85,7 @@ def render(content: Content, options: Options) -> str:
         commands=commands,
         data=Markup(_json({"charts": charts, "map": _map(content)})),  # noqa: S704 - `_json` leaves no markup
         charts=charts,
-        called={"image": "images", "text": "captions"},
+        called=TOWER_INPUTS,
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - ours and Plotly's, hashed in the policy
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
         policy=_policy(scripts),
@@ -103,7 +104,7 @@ def _charts(content: Content) -> dict[str, Chart]:
     for pairs in statistics.pairs:
         if pairs.matched.count:
             charts[f"cosine-{pairs.slug}"] = cosine_chart(pairs)
-    if len(modality_names(statistics.pairs)) > 1:
+    if modality_names(statistics.pairs):
         charts["modality"] = modality_chart(statistics.pairs)
     for matrix in statistics.agreement:
         if np.isfinite(matrix.cka[~np.eye(len(matrix.teachers), dtype=bool)]).any():
