@@ -71,6 +71,15 @@ def _clip_model(folder: Path, seed: int) -> State:
     return state
 
 
+def _transformers_snapshot(slug: str, folder: Path, hf: State) -> Snapshot:
+    sd = openai_keys(hf)
+    return Snapshot(
+        spec_of(slug, folder, "transformers"),
+        lambda image: plain_vit(sd, image, 2, quick_gelu),
+        lambda tokens: plain_text(sd, tokens, 4, quick_gelu),
+    )
+
+
 def plip(folder: Path) -> Snapshot:
     """A transformers CLIPModel of the first days: position_ids among the weights, a CLIPFeatureExtractor's settings."""
     hf = _clip_model(folder, 13)
@@ -90,12 +99,7 @@ def plip(folder: Path) -> Snapshot:
             }
         )
     )
-    sd = openai_keys(hf)
-    return Snapshot(
-        spec_of("plip", folder, "transformers"),
-        lambda image: plain_vit(sd, image, 2, quick_gelu),
-        lambda tokens: plain_text(sd, tokens, 4, quick_gelu),
-    )
+    return _transformers_snapshot("plip", folder, hf)
 
 
 def pubmedclip(folder: Path) -> Snapshot:
@@ -112,12 +116,7 @@ def pubmedclip(folder: Path) -> Snapshot:
     (folder / "preprocessor_config.json").write_text(
         json.dumps(new | {"image_mean": OPENAI["mean"], "image_std": OPENAI["std"]})
     )
-    sd = openai_keys(hf)
-    return Snapshot(
-        spec_of("pubmedclip", folder, "transformers"),
-        lambda image: plain_vit(sd, image, 2, quick_gelu),
-        lambda tokens: plain_text(sd, tokens, 4, quick_gelu),
-    )
+    return _transformers_snapshot("pubmedclip", folder, hf)
 
 
 def pubmedclip_original(folder: Path) -> Snapshot:
