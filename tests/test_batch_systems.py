@@ -9,7 +9,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,14 +183,22 @@ def test_an_extraction_by_jobs(scene: Scene, tmp_path: Path, name: str) -> None:
     run = started(scene.command(store, "--scheduler", path), log, env=environment)
     try:
         wait_for(lambda: rows_done(store) > 0, run, log)
-        first = min((tmp_path / "jobs").glob("*.pid"), key=lambda path: int(path.stem))
-        assert ended([str(tmp_path / "bin" / "qdel"), f"{first.stem}.server"]).returncode == 0
+        second = int((tmp_path / "jobs/2.pid").read_text())
+        os.killpg(second, signal.SIGSTOP)  # there is work left until the new job has been asked for
+        assert ended([str(tmp_path / "bin" / "qdel"), "1.server"]).returncode == 0
+        try:
+            wait_for((tmp_path / "jobs/3.pid").exists, run, log)
+        finally:
+            os.killpg(second, signal.SIGCONT)
         assert run.wait(timeout=600) == 0, log.read_text()
     finally:
         kill_session(run)
     assert scene.same(store)
     assert rows_done(store) <= 2048 + 256
-    assert not [pid for pid in (tmp_path / "jobs").glob("*.pid") if Path(f"/proc/{pid.read_text()}/cmdline").exists()]
+    deadline = time.monotonic() + 10  # killed by the last qdel, but not yet buried by process 1
+    while alive := [job for job in (tmp_path / "jobs").glob("*.pid") if Path("/proc", job.read_text()).exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.01)
 
 
 def recipe() -> dict[str, Any]:

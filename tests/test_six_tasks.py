@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ SAMPLES = {
 
 def run(folder: Path) -> str:
     command = [str(EXAMPLE / "run.sh"), str(DATA), str(folder / "demo"), str(folder / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
