@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One process a core, each with one thread: tests divide better than the small matrices in them. Each process keeps to files
-# in a row, then takes from the other: what a file sets up is not set up twice.
+# One process a core, each with one thread: tests divide better than the small matrices in them. Each process keeps to
+# files in a row, then takes from the other's: what a file sets up is rarely set up twice.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
