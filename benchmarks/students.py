@@ -127,7 +127,7 @@ def cost_of_nine(demo: Path) -> float:
 def interval(values: list[float]) -> str:
     """Mean and half width of the 95 % interval, in percent."""
     half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{100 * statistics.mean(values):.1f} ± {100 * half:.1f}"
+    return f"{100 * statistics.mean(values):z.1f} ± {100 * half:.1f}"
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
