@@ -15,7 +15,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,29 +62,12 @@ def _busy(root: StorePath, data: bytes) -> BusyStoreError:
 
 @contextmanager
 def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
-    try:
-        import fcntl  # noqa: PLC0415 - not on Windows, where nothing is locked
-    except ImportError:
+    if os.name == "nt":  # nothing is locked
         yield
         return
     path, made = root / LOCK_FILE, not root.exists()
-    with disk_errors(path):
-        fd = _open(path)
+    fd = _acquired(path)
     try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _busy(root, os.pread(fd, 4096, 0)) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-            # The one before deletes its file at its end: a lock on a file that is gone is none.
-            if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
-                break
-            os.close(fd)
-            with disk_errors(path):
-                fd = _open(path)
         with disk_errors(path):
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(note).encode(), 0)
@@ -99,12 +82,41 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
         os.close(fd)
 
 
-def _open(path: Path) -> int:
+def _acquired(path: Path) -> int:
+    """The lock file, opened and locked; its folder is made if it is not there."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Another writer that came to nothing may take its folder away in between.
+        with disk_errors(path):
+            fd = _opened(path)
+        with ExitStack() as stack:
+            stack.callback(os.close, fd)
+            _flock(path, fd)
+            # The one before deletes its file at its end: a lock on a file that is gone is none.
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(fd).st_ino:
+                    stack.pop_all()
+                    return fd
+
+
+def _opened(path: Path) -> int:
+    while True:
+        # Another writer that came to nothing may take its folder away at any moment: while `mkdir` looks whether it is
+        # one, or before the file is made. What is there and no folder is refused by `open`.
+        with suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _flock(path: Path, fd: int) -> None:
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(path.parent, os.pread(fd, 4096, 0)) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 @contextmanager

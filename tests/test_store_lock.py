@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -24,7 +26,7 @@ from mmkd.cli.main import cli
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import create_indexed_store
 from mmkd.store import FeatureStore, lock
-from mmkd.store.errors import BusyStoreError
+from mmkd.store.errors import BusyStoreError, StoreError
 from mmkd.store.lock import LOCK_FILE, only_writer
 from mmkd.store.remote import RemotePath, as_root
 
@@ -116,6 +118,40 @@ def test_a_folder_that_was_made_for_nothing_is_gone(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), only_writer(tmp_path / "a/b", "x"):
         raise ZeroDivisionError
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_folders_and_files_may_vanish_while_the_lock_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another writer that came to nothing leaves them, at each moment at which it may."""
+    mkdir, flock, path = os.mkdir, fcntl.flock, tmp_path / "s" / LOCK_FILE
+    made: list[object] = []
+    locked: list[int] = []
+
+    def there_when_made_gone_when_looked_at(folder: str, mode: int = 0o777) -> None:
+        made.append(folder)
+        if len(made) == 1:
+            raise FileExistsError(errno.EEXIST, "File exists", folder)
+        mkdir(folder, mode)
+
+    def gone_when_locked(fd: int, how: int) -> None:
+        flock(fd, how)
+        locked.append(fd)
+        if len(locked) == 1:
+            path.unlink()
+
+    monkeypatch.setattr(os, "mkdir", there_when_made_gone_when_looked_at)
+    monkeypatch.setattr(fcntl, "flock", gone_when_locked)
+    with only_writer(tmp_path / "s", "x"):
+        assert json.loads(path.read_text())["what"] == "x"
+    assert made == [tmp_path / "s"] * 3
+    assert len(locked) == 2
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_file_where_the_store_should_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("a thesis")
+    with pytest.raises(StoreError, match=r"cannot write .*Not a directory"), only_writer(tmp_path / "s", "x"):
+        pass
+    assert (tmp_path / "s").read_text() == "a thesis"
 
 
 LOOP = """
