@@ -63,7 +63,7 @@ def found(text: str) -> list[int]:
     return pads.dataset(TABLE).to_table(filter=expression)["row"].to_pylist()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(conditions)
 def test_the_same_rows_as_duckdb(text: str) -> None:
     samples = TABLE  # noqa: F841  (DuckDB finds it by its name)

@@ -76,7 +76,7 @@ def test_shares_of_all_ranks_are_the_batch(part: int, power: int) -> None:
     assert np.concatenate([share(batch, rank, ranks) for rank in range(ranks)]).tolist() == batch.tolist()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.text("abcdefg hijk", max_size=80), min_size=1, max_size=8, unique=True))
 def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None:
     tokenise = tokenizer()

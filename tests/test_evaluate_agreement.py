@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
@@ -52,7 +52,6 @@ def answers_with_gaps(rng: np.random.Generator) -> Predictions:
 
 
 @given(generators, st.booleans())
-@settings(deadline=None)
 def test_any_weights_give_what_scikit_learn_gives_with_sample_weight(rng: np.random.Generator, whole: bool) -> None:
     y, score = random_answers(rng)
     weight = rng.integers(1, 5, len(y)).astype(float) if whole else rng.random(len(y)) + 0.1
@@ -68,7 +67,6 @@ def test_any_weights_give_what_scikit_learn_gives_with_sample_weight(rng: np.ran
 
 
 @given(generators)
-@settings(deadline=None)
 def test_samples_without_features_are_scored_as_if_they_were_not_there(rng: np.random.Generator) -> None:
     found = answers_with_gaps(rng)
     scoring = TASKS["zero_shot"].scoring(TaskSettings())
@@ -89,7 +87,6 @@ def test_samples_without_features_are_scored_as_if_they_were_not_there(rng: np.r
 
 
 @given(generators)
-@settings(deadline=None)
 def test_the_official_protocol_is_scikit_learns_averages(rng: np.random.Generator) -> None:
     """The released code calls scikit-learn with `binary` for two classes and `macro` for more."""
     y, score = random_answers(rng)
@@ -122,7 +119,6 @@ def medmnist_acc(y: Labels, score: Floats) -> float:
 
 
 @given(generators, st.integers(2, 5))
-@settings(deadline=None)
 def test_k18_medmnists_evaluator(rng: np.random.Generator, classes: int) -> None:
     y = np.r_[np.arange(classes), rng.integers(0, classes, 30)]
     score = rng.integers(1, 6, (len(y), classes)).astype(float)
@@ -139,7 +135,6 @@ def clip_benchmark_recall(scores: Floats, positive: np.ndarray, k: int) -> float
 
 
 @given(generators)
-@settings(deadline=None)
 def test_retrieval_is_clip_benchmarks_both_ways(rng: np.random.Generator) -> None:
     """Several captions an image. Random directions have no ties, about which that code and ours disagree."""
     images, texts = int(rng.integers(2, 8)), int(rng.integers(8, 25))
@@ -158,7 +153,6 @@ def test_retrieval_is_clip_benchmarks_both_ways(rng: np.random.Generator) -> Non
 
 
 @given(generators)
-@settings(deadline=None)
 def test_zero_shot_is_clip_benchmarks(rng: np.random.Generator) -> None:
     """Its acc1 is the share of right first places, its mean per class recall scikit-learn's balanced accuracy."""
     y, score = rng.integers(0, 4, 40), rng.random((40, 4))
@@ -172,7 +166,6 @@ def test_concordance_is_scikit_survivals() -> None:
     sksurv = pytest.importorskip("sksurv.metrics", reason="scikit-survival (GPL) is not installed")
 
     @given(generators)
-    @settings(deadline=None)
     def agree(rng: np.random.Generator) -> None:
         n = int(rng.integers(3, 40))
         risk, time = rng.integers(0, 6, n).astype(float), rng.integers(1, 9, n).astype(float)

@@ -145,7 +145,7 @@ def test_unknown_values_count_for_no_label() -> None:
     assert multilabel_scoring().metrics["map"](found, weights)[0] == pytest.approx((0.5 + 1) / 2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=30))
 def test_average_precision_is_scikit_learns_with_counts_and_ties(rows: list[tuple[bool, int, int]]) -> None:
     positive, score, weight = (np.array(column) for column in zip(*rows, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -60,7 +60,6 @@ labels_and_groups = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 15)), m
 
 
 @given(labels_and_groups, st.integers(0, 2**31))
-@settings(deadline=None)
 def test_held_out_groups_are_whole_and_every_class_stays_in_training(pairs: list[tuple[int, int]], seed: int) -> None:
     y = np.array([label for label, _ in pairs])
     group = np.array([f"p{g}" for _, g in pairs], dtype=object)

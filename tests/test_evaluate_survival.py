@@ -120,7 +120,7 @@ cohorts = st.integers(0, 2**31).map(np.random.default_rng)
 
 
 @given(cohorts)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_concordance_is_lifelines_and_counts_are_repetitions(rng: np.random.Generator) -> None:
     n = int(rng.integers(3, 30))
     risk, time = rng.integers(0, 6, n).astype(float), rng.integers(1, 9, n).astype(float)

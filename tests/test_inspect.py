@@ -198,7 +198,7 @@ def test_ties_are_broken_by_lot() -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_drawn_rows_are_distinct_sorted_and_inside(size: int, count: int, seed: int) -> None:
     rows = draw_rows(size, count, seed)
     assert len(rows) == min(size, count)

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
@@ -177,7 +177,6 @@ def test_nothing_has_no_value() -> None:
 
 
 @given(st.integers(2, 60), st.integers(2, 5), st.booleans(), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_metrics_agree_with_scikit_learn_on_counts(n: int, classes: int, tied: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     y = rng.integers(0, classes, size=n)

@@ -145,7 +145,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(trees)
 def test_rules_combine_as_sets_of_pairs(store: FeatureStore, tree: dict[str, Any]) -> None:
     def pairs(rule: dict[str, Any]) -> set[int]:

@@ -193,7 +193,7 @@ def test_errors_of_the_system_are_ours(tmp_path: Path) -> None:
         make_store(tmp_path / "file" / "s", 3, [])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 700),
     dims=st.lists(st.integers(1, 40), min_size=1, max_size=2),

@@ -84,7 +84,7 @@ def works(draw: st.DrawFn) -> Work:
     return Work(rows, cards, draw(st.integers(0, 99)))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(work=works(), data=st.data())
 def test_any_order_gives_the_same_bytes(work: Work, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -108,7 +108,7 @@ def test_any_order_gives_the_same_bytes(work: Work, data: st.DataObject) -> None
                 assert np.allclose(found[f"{card.slug}/{tower}"], given_rows, rtol=worst, atol=worst, equal_nan=True)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(work=works(), writes=st.lists(st.integers(0, 30), min_size=1, max_size=3), fault=st.sampled_from(FAULTS))
 def test_a_write_that_fails_anywhere_costs_nothing_but_itself(work: Work, writes: list[int], fault: int) -> None:
     told = os.strerror(fault)

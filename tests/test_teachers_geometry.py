@@ -31,7 +31,7 @@ def ours(preprocessing: Preprocessing, image: Image.Image) -> torch.Tensor:
     return normalise(pixels, preprocessing)[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sides, sides, modes, st.sampled_from(["shortest", "longest", "squash"]), st.sampled_from(["bicubic", "bilinear"])
 )
@@ -46,7 +46,7 @@ def test_open_clip(width: int, height: int, mode: str, resize_mode: str, interpo
     assert torch.equal(ours(preprocessing, image), reference(image))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sides, sides, modes.filter(lambda mode: mode != "RGBA"))
 def test_transformers_clip(width: int, height: int, mode: str) -> None:
     preprocessing = Preprocessing(image_size=(64, 64), mean=OPENAI_MEAN, std=OPENAI_STD, resize_mode="hf_shortest")
@@ -74,7 +74,7 @@ def test_open_clip_and_transformers_crop_differently() -> None:
     assert not torch.equal(open_clip, hf)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sides, sides)
 def test_transformers_siglip(width: int, height: int) -> None:
     preprocessing = Preprocessing(image_size=(48, 48), mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="hf_squash")
@@ -84,7 +84,7 @@ def test_transformers_siglip(width: int, height: int) -> None:
     assert np.array_equal(ours(preprocessing, image).numpy(), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sides, sides, modes)
 def test_medclip(width: int, height: int, mode: str) -> None:
     mean, std = 0.5862785803043838, 0.27950088968644304
