@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from tiny_store import make_card, make_store
 
 if TYPE_CHECKING:  # what needs more than the core is imported by the fixture that needs it
     from extract_scene import Scene
 
 # A machine that is busy proves nothing about the code; pytest-timeout ends what hangs.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
