@@ -43,7 +43,7 @@ test-wheel: $(VENV)/dev.stamp ## a test file of each stage against the built whe
 lint: $(VENV)/dev.stamp ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p mmkd.benchmarks -p mmkd.cli -p mmkd.distill -p mmkd.evaluate -p mmkd.extract -p mmkd.store
+	$(BIN)/mypy -p mmkd.base -p mmkd.benchmarks -p mmkd.cli -p mmkd.demo -p mmkd.distill -p mmkd.evaluate -p mmkd.extract -p mmkd.store
 
 format: $(VENV)/dev.stamp ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

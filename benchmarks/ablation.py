@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmkd.cli.demo.run import STUDENT_MODEL
+from mmkd.base.errors import UserError
+from mmkd.demo.run import STUDENT_MODEL
 from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.fit import align
 from mmkd.store import FeatureStore
-from mmkd.store.errors import UserError
 from mmkd.store.selection import SelectionRule, load_rule, select, selection_names
 from mmkd.store.selection.rules import find_rule
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.select import make_store
 from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
@@ -24,7 +25,6 @@ from mmkd.distill.alignment.pca import fit_pca
 from mmkd.distill.alignment.rows import AlignmentRows
 from mmkd.distill.alignment.training import Batch, batches
 from mmkd.store import FeatureStore
-from mmkd.store.malloc import keep_freed_memory
 
 ROWS, BATCH, DIM, BLOCKS, STEPS = 4096, 256, 256, 5, 4
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.distill.batch import Batch
 from mmkd.distill.config import RunConfig
@@ -32,7 +33,6 @@ from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.student import Towers, build_student
 from mmkd.distill.world import World
 from mmkd.store import Preprocessing, TeacherCard
-from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard

@@ -31,19 +31,19 @@ from safetensors.torch import save_file
 import mmkd.store.layout
 import mmkd.store.record
 import mmkd.store.writer
+from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.where import peers_python
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.gather import gather
+from mmkd.extract.dispatch import gather
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.writer import add_teacher
 
 Described = Sequence[tuple[TeacherSpec, TeacherCard]]
@@ -62,7 +62,7 @@ from mmkd.extract.corpora import open_corpus
 from mmkd.extract.new_store import make_store
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
-from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore
 from mmkd.store.writer import add_teacher
 torch.set_num_threads(1)

@@ -17,9 +17,9 @@ import torch
 
 from mmkd.benchmarks.extract import write_teacher
 from mmkd.benchmarks.result import Row, main
+from mmkd.extract.encode import cut_lengths
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.loaded import LoadedTeacher
-from mmkd.extract.towers import cut_lengths
 
 ROWS = 32
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.released_layout import FOLDER, WIDTHS, ReleasedRows, cropped, features_of, write_release
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.scale import private_mb
@@ -40,7 +41,6 @@ from mmkd.store.convert.original import OriginalRelease
 from mmkd.store.encoding import Encoding
 from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.ledger import remove_entry
-from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.samples import read_part
 from mmkd.store.writer import ShardFeatures, write_shard
 

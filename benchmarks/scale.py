@@ -24,20 +24,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.linked_store import make_linked_store
 from mmkd.benchmarks.result import Row, main
 from mmkd.cli.main import cli
 from mmkd.distill.batches import BatchPlan
 from mmkd.distill.captions import tokenised
 from mmkd.distill.config import StudentConfig
-from mmkd.distill.kept_tokens import keep_tokens, kept_tokens
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import find_pairs
 from mmkd.distill.student import student_tokenizer
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.token_cache import keep_tokens, kept_tokens
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.info import store_info
-from mmkd.store.malloc import keep_freed_memory
 
 ROWS, TEACHERS, DIM = 2_900_000, 9, 512
 BATCH, WINDOW, SEED = 4096, 16, 0

@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster
 
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.scale import Watch
-from mmkd.extract import gather as gathering
+from mmkd.extract import dispatch as gathering
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.shard_report import ShardReport
 from mmkd.store import Preprocessing, TeacherCard

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mmkd.cli.demo.corpus import COLUMNS
-from mmkd.cli.demo.run import STUDENT_MODEL
-from mmkd.cli.demo.specialists import train_specialists
+from mmkd.demo.corpus import COLUMNS
+from mmkd.demo.run import STUDENT_MODEL
+from mmkd.demo.specialists import train_specialists
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.run import extract
 from mmkd.extract.teachers import parse_teachers

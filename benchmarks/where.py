@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from mmkd.store.cores import usable_cores
+from mmkd.base.process import usable_cores
 
 PACKAGES = (
     "numpy", "zarr", "pyarrow", "torch", "open_clip_torch", "transformers", "dask", "distributed", "tensorstore",

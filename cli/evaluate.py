@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmkd.cli.store_place import STORE
+from mmkd.cli.params import STORE
 
 if TYPE_CHECKING:
+    from mmkd.base.places.remote import StorePath
     from mmkd.evaluate.folder import By
     from mmkd.evaluate.runner import Outcome
-    from mmkd.store.remote import StorePath
 
 SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
 OUT = click.option(
@@ -68,9 +68,9 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
     """
     from tqdm import tqdm
 
+    from mmkd.base.process import usable_cores
     from mmkd.evaluate.runner import run_suite
     from mmkd.evaluate.suite import load_suite
-    from mmkd.store.cores import usable_cores
 
     loaded = load_suite(suite)
     with tqdm(unit="unit", disable=not sys.stderr.isatty()) as bar:

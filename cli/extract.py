@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmkd.cli.store_place import STORE
+from mmkd.cli.params import STORE
 
 if TYPE_CHECKING:
-    from mmkd.store.remote import StorePath
+    from mmkd.base.places.remote import StorePath
 
 SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that describes the cluster."
 

@@ -8,11 +8,11 @@ import sys
 
 import click
 
-from mmkd.store.errors import MmkdError
+from mmkd.base.errors import MmkdError
 
 # Name to module and attribute. A table and not an import: `mmkd --help` must not load torch, dask or zarr.
 COMMANDS = {
-    "demo": ("mmkd.cli.demo.command", "demo"),
+    "demo": ("mmkd.cli.demo", "demo"),
     "doctor": ("mmkd.cli.doctor.command", "doctor"),
     "teachers": ("mmkd.cli.teachers", "teachers"),
     "extract": ("mmkd.cli.extract", "extract"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.store.plural import counted
+from mmkd.base.text import counted
 
 if TYPE_CHECKING:
     from mmkd.store.selection import SelectionReport

@@ -83,9 +83,9 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 
     SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
     """
+    from mmkd.base.errors import TeacherError
     from mmkd.extract.teachers import parse_teachers
     from mmkd.extract.teachers.check import check_teacher
-    from mmkd.store.errors import TeacherError
 
     (spec,) = _one(parse_teachers(slug))
     spec = spec.model_copy(update={"trust_pickle": trust_pickle})
@@ -113,7 +113,7 @@ def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
 
 
 def _one(specs: list[TeacherSpec]) -> list[TeacherSpec]:
-    from mmkd.store.errors import TeacherError
+    from mmkd.base.errors import TeacherError
 
     if len(specs) != 1:
         raise TeacherError(f"one teacher at a time: {len(specs)} were named")
@@ -123,7 +123,7 @@ def _one(specs: list[TeacherSpec]) -> list[TeacherSpec]:
 def _device(name: str) -> Any:
     import torch
 
-    from mmkd.store.errors import TeacherError
+    from mmkd.base.errors import TeacherError
 
     try:
         device = torch.device(name)

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mmkd.distill.optimiser import WeightAverage
-from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, write_atomically
-from mmkd.store.errors import CorruptStoreError, UserError
+from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
+from mmkd.distill.optimizer import WeightAverage
 
 FOLDER = "checkpoints"
 BEST = "best.json"

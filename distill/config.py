@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmkd.base.config import Frozen, read_mapping, validated
+from mmkd.base.errors import ConfigError
 from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
 from mmkd.distill.presets import composed
-from mmkd.store.errors import ConfigError
-from mmkd.store.yaml_config import Frozen, read_mapping, validated
 
 
 class StudentConfig(Frozen):

@@ -17,9 +17,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import resized_crop
 
+from mmkd.base.errors import UserError
+from mmkd.base.images.source import ImageError
 from mmkd.distill.images import StoredImages, Wanted, drawn, gone
-from mmkd.store.errors import UserError
-from mmkd.store.images import ImageError
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from mmkd.base.config import validated
+from mmkd.base.errors import UserError
+from mmkd.base.files import disk_errors
 from mmkd.distill.checkpoint import best_or_last, read, student_weights
 from mmkd.distill.config import RunConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
 from mmkd.distill.model_card import model_card, provenance
-from mmkd.distill.source import CONFIG, SOURCE, RunSource
+from mmkd.distill.provenance import CONFIG, SOURCE, RunSource
 from mmkd.distill.student import build_student, image_side, model_config, preprocessing, student_tokenizer
-from mmkd.store.atomic import disk_errors
-from mmkd.store.errors import UserError
-from mmkd.store.yaml_config import validated
 
 PROVENANCE = "mmkd_run.json"
 # Captions of many lengths, for graphs that are traced with them.

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 
 GraphFormat = Literal["onnx", "torchscript"]
 SUFFIX: dict[GraphFormat, str] = {"onnx": ".onnx", "torchscript": ".pt"}

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from mmkd.base.errors import ConfigError
 from mmkd.distill.alignment import Alignment, load
 from mmkd.distill.objective_config import HeadConfig
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.store.errors import ConfigError
 
 
 class Heads(nn.Module):

@@ -7,15 +7,15 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
+from mmkd.base.text import counted
 from mmkd.distill.config import DataConfig
 from mmkd.distill.device_images import DevicePictures
 from mmkd.distill.images import CorpusImages, Pictures, RowImages, StoredImages, WorkerPictures
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.student import image_side, train_pixels, training_crop
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store.inputs import Inputs
-from mmkd.store.plural import counted
 
 
 def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "inputs", "corpus"], side: int) -> RowImages:

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from mmkd.base.errors import UserError
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.source import ImageError, ImageSource
+from mmkd.base.images.uri import image_source
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.student import Pixels
 from mmkd.store import FeatureStore
-from mmkd.store.errors import UserError
-from mmkd.store.images import ImageError, decode
 from mmkd.store.inputs import Inputs, inputs_file
-from mmkd.store.sources import ImageSource, image_source
 
 Wanted = Iterable[tuple[int, NDArray[np.int64]]]
 """Epoch and rows int64 (B,) of one batch after another."""

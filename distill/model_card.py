@@ -9,7 +9,7 @@ import torch
 
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
-from mmkd.distill.source import RunSource
+from mmkd.distill.provenance import RunSource
 
 Facts = dict[str, Any]
 

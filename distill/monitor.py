@@ -13,7 +13,7 @@ from mmkd.distill.captions import Captions
 from mmkd.distill.config import MonitorConfig
 from mmkd.distill.images import RowImages, image_batches
 from mmkd.distill.losses import unit
-from mmkd.distill.optimiser import WeightAverage
+from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.student import Pixels, Towers
 from mmkd.distill.world import World

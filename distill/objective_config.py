@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mmkd.base.config import Frozen
 from mmkd.distill.losses import FeatureKind
-from mmkd.store.yaml_config import Frozen
 
 TeacherTerm = Literal["feature", "cross", "bank", "relational"]
 TEACHER_TERMS: tuple[TeacherTerm, ...] = ("feature", "cross", "bank", "relational")

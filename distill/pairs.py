@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
+from mmkd.base.errors import IncompleteStoreError, UserError
 from mmkd.store import FeatureStore
-from mmkd.store.errors import IncompleteStoreError, UserError
 
 _COLUMNS = ["row", "caption", "uri", "offset", "length", "status"]
 

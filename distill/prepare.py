@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmkd.distill.assemble import make_objective
+from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.files import temporary_files, write_atomically
+from mmkd.base.text import counted
 from mmkd.distill.batches import Batches, BatchPlan
+from mmkd.distill.build_objective import make_objective
 from mmkd.distill.captions import Captions
 from mmkd.distill.checkpoint import (
     Checkpointer,
@@ -22,14 +25,12 @@ from mmkd.distill.checkpoint import (
     student_weights,
 )
 from mmkd.distill.config import RunConfig
-from mmkd.distill.held_out import HeldOutRows, held_out_rows
 from mmkd.distill.image_source import train_pictures
-from mmkd.distill.kept_tokens import keep_tokens, kept_tokens
 from mmkd.distill.monitor import Monitor
-from mmkd.distill.optimiser import WeightAverage, make_optimiser
+from mmkd.distill.optimizer import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import Pairs, training_pairs
-from mmkd.distill.source import CONFIG, SOURCE, RunSource, difference, read_source, run_digest
+from mmkd.distill.provenance import CONFIG, SOURCE, RunSource, difference, read_source, run_digest
 from mmkd.distill.student import (
     Tokenise,
     Towers,
@@ -40,12 +41,11 @@ from mmkd.distill.student import (
     student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.distill.update import Model, Updater
+from mmkd.distill.token_cache import keep_tokens, kept_tokens
+from mmkd.distill.train_step import Model, Updater
+from mmkd.distill.validation_sets import HeldOutRows, held_out_rows
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
-from mmkd.store.atomic import temporary_files, write_atomically
-from mmkd.store.errors import ConfigError, UserError
-from mmkd.store.plural import counted
 
 
 @dataclass

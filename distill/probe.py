@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
-from mmkd.distill.board import memory_bytes
 from mmkd.distill.config import RunConfig
+from mmkd.distill.logs import memory_bytes
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.world import World, started_world
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResizedCrop, ToTensor
 
+from mmkd.base.errors import ConfigError
 from mmkd.distill.config import StudentConfig
-from mmkd.store.errors import ConfigError
 
 Pixels = Callable[[Image.Image], torch.Tensor]
 """A picture to uint8 (3, H, W)."""

@@ -7,15 +7,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from signal import Signals
 
-from mmkd.distill.board import Boards, Clock, opened_boards
+from mmkd.base.process import keep_freed_memory
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
-from mmkd.distill.finite import FiniteGuard
-from mmkd.distill.optimiser import lr_factor, set_learning_rate
+from mmkd.distill.logs import Boards, Clock, opened_boards
+from mmkd.distill.nan_guard import FiniteGuard
+from mmkd.distill.optimizer import lr_factor, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.stop import StopRequest, stop_on
 from mmkd.distill.world import started_world
-from mmkd.store.malloc import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
     """Train the student of `config`, from its last checkpoint when there is one.
 
     Raises:
-        ConfigError, UserError, IncompleteStoreError: see `mmkd.store.errors`. A loss that is not finite
+        ConfigError, UserError, IncompleteStoreError: see `mmkd.base.errors`. A loss that is not finite
             stops the run with the step named and its rows listed in `bad-batch.json`.
     """
     with started_world(config.compute.timeout_minutes) as world, stop_on(config.checkpoints.stop_signals) as request:

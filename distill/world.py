@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 
 
 @dataclass(frozen=True)

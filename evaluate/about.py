@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mmkd.store.yaml_config import Frozen
+from mmkd.base.config import Frozen
 
 
 class About(Frozen):

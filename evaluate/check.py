@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from mmkd.base.errors import NotAStoreError
 from mmkd.evaluate.dataset import DatasetRows, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -16,7 +17,6 @@ from mmkd.evaluate.preparation import differs_from_published, missing_before, pr
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
-from mmkd.store.errors import NotAStoreError
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate import metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.task import Metric, Scoring
-from mmkd.store.errors import ConfigError, UserError
 
 
 def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:

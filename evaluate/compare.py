@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mmkd.base.errors import ConfigError, CorruptStoreError
+from mmkd.base.text import plain_values
 from mmkd.evaluate.cell import averaged
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.scoring import Replicates
 from mmkd.evaluate.statistics import Difference, Verdict, holm, paired_difference, signed_rank_p
-from mmkd.store.errors import ConfigError, CorruptStoreError
-from mmkd.store.inspect.plain import plain_values
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mmkd.base.config import Frozen
+from mmkd.base.errors import UserError
+from mmkd.base.row_kinds import CANDIDATE, KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
 from mmkd.evaluate.about import About
 from mmkd.evaluate.settings import TaskSettings
-from mmkd.store.errors import UserError
 from mmkd.store.layout import check_slug
-from mmkd.store.sample_kinds import CANDIDATE, KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
-from mmkd.store.yaml_config import Frozen
 
 TASK_NAMES = tuple(TaskSettings.model_fields)
 

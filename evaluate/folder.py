@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.plan import Plan, PlannedUnit, read_plan, resample_name
 from mmkd.evaluate.predictions import Predictions, read_predictions
@@ -16,7 +17,6 @@ from mmkd.evaluate.results import ResultRow, read_results
 from mmkd.evaluate.scoring import Replicates, resampled
 from mmkd.evaluate.task import Scoring
 from mmkd.evaluate.tasks import TASKS
-from mmkd.store.errors import ConfigError
 
 By = Literal["domain", "dataset", "modality"]
 

@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import write_atomically
+from mmkd.base.images.decoding import decode, sha256
+from mmkd.base.images.source import ImageError, ImageSource
+from mmkd.base.images.uri import image_source
+from mmkd.base.process import usable_cores
 from mmkd.store import FeatureStore, UserError
-from mmkd.store.atomic import write_atomically
-from mmkd.store.cores import usable_cores
-from mmkd.store.errors import CorruptStoreError
-from mmkd.store.images import ImageError, decode, sha256
-from mmkd.store.sources import ImageSource, image_source
 
 HASH_BITS = 64
 BATCH = 4096

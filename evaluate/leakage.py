@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.base.errors import TeacherMismatchError
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.image_hash import HASH_BITS, ImageHashes, as_signs
 from mmkd.evaluate.leakage_report import LeakageReport, Near, Overlap, Pair
-from mmkd.evaluate.neighbours import BLOCK, nearest
+from mmkd.evaluate.neighbors import BLOCK, nearest
 from mmkd.evaluate.suite import Suite
 from mmkd.store import FeatureStore, UserError
-from mmkd.store.errors import TeacherMismatchError
 
 NEAR = 0.98
 """Default cosine from which two images are reported as near copies."""

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import DatasetRows, Samples, Split
 from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_over_classes
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.task import Metric, Scoring
-from mmkd.store.errors import UserError
 
 UNKNOWN = -1
 Truth = NDArray[np.int8]

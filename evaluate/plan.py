@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from mmkd.base.config import Frozen
+from mmkd.base.errors import ConfigError, NotAStoreError
+from mmkd.base.files import write_atomically
 from mmkd.evaluate.dataset import DatasetRows, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -18,9 +21,6 @@ from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit, Variant
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import ConfigError, NotAStoreError
-from mmkd.store.yaml_config import Frozen
 
 PLAN = "plan.json"
 

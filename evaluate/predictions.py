@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import CorruptStoreError
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import write_atomically
 
 _META = b"mmkd.evaluate"
 

@@ -8,12 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmkd.base.errors import MmkdError
+from mmkd.base.places.place import Place
+from mmkd.base.prompts import read_prompts
+from mmkd.base.roots import filled, user_roots
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
-from mmkd.store.errors import MmkdError
-from mmkd.store.place import Place
-from mmkd.store.prompt_file import read_prompts
-from mmkd.store.roots import filled, user_roots
 
 
 @dataclass(frozen=True)

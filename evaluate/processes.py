@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit
 from mmkd.evaluate.results import ResultRow
-from mmkd.evaluate.run_unit import failed_row, run_unit
+from mmkd.evaluate.unit import failed_row, run_unit
 
 SECONDS_HERE = 4.0
 """So long units run in the calling process first: a small suite is done before other processes have imported what

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mmkd.base.errors import ConfigError, CorruptStoreError
+from mmkd.base.files import write_atomically
 from mmkd.evaluate.compare import Comparison, compare, p_text
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.figures.style import rendered
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.table import ResultTable, build_table
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import ConfigError, CorruptStoreError
 
 DRAWN = ("heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier")
 """Figures of a report, in the order that a reader should see them; those that a task cannot have are left out."""

@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from mmkd.store.atomic import disk_errors
-from mmkd.store.errors import CorruptStoreError
-from mmkd.store.yaml_config import Frozen
+from mmkd.base.config import Frozen
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import disk_errors
 
 RESULTS = "results.jsonl"
 

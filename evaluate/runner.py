@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmkd.base.errors import ConfigError
+from mmkd.base.text import counted
 from mmkd.evaluate.plan import make_plan, write_plan
 from mmkd.evaluate.processes import run_units
 from mmkd.evaluate.results import append_results, code_digest, read_results
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
-from mmkd.store.errors import ConfigError
-from mmkd.store.plural import counted
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from mmkd.store.yaml_config import Frozen
+from mmkd.base.config import Frozen
 
 
 class BootstrapSettings(Frozen):

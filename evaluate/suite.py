@@ -23,11 +23,11 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from mmkd.base.config import Frozen, read_mapping, validated
+from mmkd.base.errors import ConfigError
+from mmkd.base.roots import SUITES, filled, user_roots
 from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
 from mmkd.evaluate.settings import BootstrapSettings
-from mmkd.store.errors import ConfigError
-from mmkd.store.roots import SUITES, filled, user_roots
-from mmkd.store.yaml_config import Frozen, read_mapping, validated
 
 
 class Suite(Frozen):

@@ -17,10 +17,9 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.comm import CommClosedError
 from distributed.utils import LoopRunner
 
+from mmkd.base.errors import UserError
+from mmkd.base.process import repeated, usable_cores
 from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
-from mmkd.store.beside import repeated
-from mmkd.store.cores import usable_cores
-from mmkd.store.errors import UserError
 
 # Settings of Dask that a run needs; what the user's YAML says of `distributed` goes above them.
 _DASK: dict[str, object] = {

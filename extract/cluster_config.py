@@ -12,8 +12,8 @@ import dask
 from distributed import Security
 from pydantic import Field, JsonValue, field_validator
 
-from mmkd.store.errors import ConfigError
-from mmkd.store.yaml_config import Frozen, read_mapping, validated
+from mmkd.base.config import Frozen, read_mapping, validated
+from mmkd.base.errors import ConfigError
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
 """Names of `--scheduler` and the class of dask-jobqueue that stands behind each."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from mmkd.base.config import Frozen
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.failure_limit import FailureLimit
@@ -14,8 +16,6 @@ from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.teachers import TeacherSpec, describe_teacher
 from mmkd.store import TeacherCard
 from mmkd.store.encoding import Encoding
-from mmkd.store.remote import StorePath, as_root
-from mmkd.store.yaml_config import Frozen
 
 
 class ExtractConfig(Frozen):

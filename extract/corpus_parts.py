@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from mmkd.base.files import write_atomically
+from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora import Part
-from mmkd.store.atomic import write_atomically
-from mmkd.store.remote import StorePath
 
 _FILE = "runs/corpus.json"
 
@@ -38,7 +38,7 @@ def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) ->
 
 
 def _is_change_time(*stamps: str) -> bool:
-    """Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.store.place.Listed`)."""
+    """Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.base.places.place.Listed`)."""
     return all(stamp.isdecimal() for stamp in stamps)
 
 

@@ -13,10 +13,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.images.decoding import decode, sha256
+from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
-from mmkd.store.images import ImageError, decode, sha256
 from mmkd.store.inputs import encode_input
-from mmkd.store.sources import ImageSource
 
 # Bounds on what waits between the stages: encoded bytes of so many windows, and pixels of so many.
 # Enough for each stage to keep ahead of the next; memory is these times a window.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mmkd.base.errors import CorpusError, UserError
+from mmkd.base.text import counted, seconds_text
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus, corpus_rows
-from mmkd.extract.gather import LostShard, gather
+from mmkd.extract.dispatch import LostShard, gather
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import folder_beside, remove_folder
@@ -18,10 +20,7 @@ from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import teacher_arrays
-from mmkd.store.errors import CorpusError, UserError
-from mmkd.store.inspect.units import seconds_text
 from mmkd.store.layout import rows_per_shard, shard_count, teacher_group
-from mmkd.store.plural import counted
 from mmkd.store.writer import add_teacher
 
 PROBE_ROWS = 64

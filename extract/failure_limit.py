@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmkd.store.errors import ConfigError
+from mmkd.base.errors import ConfigError
 
 _ENOUGH_ROWS = 1000
 """A share is not judged on fewer rows: two bad images among the first thirty say nothing."""

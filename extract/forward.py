@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
-from mmkd.store.errors import TeacherError
 from mmkd.store.layout import Tower
 
 log = logging.getLogger(__name__)

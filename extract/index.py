@@ -19,20 +19,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.base.duplicates import find_duplicates, key_hash
+from mmkd.base.errors import CorpusError
+from mmkd.base.files import disk_errors
+from mmkd.base.lock import only_writer
+from mmkd.base.places.place import Place
+from mmkd.base.places.remote import StorePath
+from mmkd.base.process import usable_cores
 from mmkd.extract.corpora import Corpus, Part, corpus_digest
 from mmkd.extract.corpora.row import CAPTION_FAULT
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
 from mmkd.extract.listing import HASH, listing_schema, row_batch
 from mmkd.store.append import append_rows, first_new_row, refresh_documents
-from mmkd.store.atomic import disk_errors
-from mmkd.store.cores import usable_cores
-from mmkd.store.duplicates import find_duplicates, key_hash
-from mmkd.store.errors import CorpusError
 from mmkd.store.layout import sample_part
-from mmkd.store.lock import only_writer
-from mmkd.store.place import Place
 from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
-from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, sample_schema, write_part
 from mmkd.store.writer import create_store
 

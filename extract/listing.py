@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmkd.base.duplicates import key_hash
 from mmkd.extract.corpora.row import CAPTION_FAULT, MAX_CAPTION, MAX_KEY, MAX_LABEL, CorpusRow, decodable
-from mmkd.store.duplicates import key_hash
 
 HASH = "key_hash"
 _COLUMNS = ("key", "caption", "modality", "uri", "offset", "length", "reason")

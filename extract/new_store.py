@@ -8,12 +8,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from mmkd.base.errors import StoreError
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
+from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.index import check_same_corpus, create_indexed_store
-from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors
-from mmkd.store.errors import StoreError
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.remote import StorePath
 
 
 def make_store(corpus: Corpus, root: StorePath) -> StoreRecord:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from mmkd.base.errors import TeacherMismatchError, UserError
 from mmkd.store import TeacherCard
-from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.ledger import LedgerEntry
 
 

@@ -10,11 +10,16 @@ import pyarrow.compute as pc
 from distributed import Client
 from tqdm import tqdm
 
+from mmkd.base.errors import UserError
+from mmkd.base.files import remove_abandoned
+from mmkd.base.lock import only_writer
+from mmkd.base.places.remote import StorePath
+from mmkd.base.text import counted
 from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
-from mmkd.extract.gather import gather
+from mmkd.extract.dispatch import gather
 from mmkd.extract.index import restore_parts
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
@@ -23,13 +28,8 @@ from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import TeacherSpec
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.atomic import remove_abandoned
-from mmkd.store.errors import UserError
 from mmkd.store.inputs import shards_without_inputs
-from mmkd.store.lock import only_writer
-from mmkd.store.plural import counted
 from mmkd.store.record import StoreRecord
-from mmkd.store.remote import StorePath
 from mmkd.store.run_log import RunLog
 from mmkd.store.writer import add_teacher, note_encoding_error
 
@@ -44,7 +44,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
         say: receives one line at a time for the user.
 
     Raises:
-        CorpusError, TeacherError, StoreError, UserError: see `mmkd.store.errors`.
+        CorpusError, TeacherError, StoreError, UserError: see `mmkd.base.errors`.
         BusyStoreError: another process writes to the store.
     """
     corpus = config.opened

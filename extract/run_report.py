@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mmkd.base.places.remote import StorePath
+from mmkd.base.text import counted
 from mmkd.extract.shard_report import ShardReport
-from mmkd.store.plural import counted
-from mmkd.store.remote import StorePath
 
 
 @dataclass

@@ -15,19 +15,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.base.images.source import ImageSource
+from mmkd.base.images.uri import image_source
+from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, UNDECODABLE
 from mmkd.extract.decoding import DecodedImage
+from mmkd.extract.encode import Features, encode_captions, encode_images
 from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.towers import Features, encode_captions, encode_images
-from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker_state import Workbench
 from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard
 from mmkd.store.record import StoreRecord
-from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, with_columns, write_part
-from mmkd.store.sources import ImageSource, image_source
 from mmkd.store.writer import ShardFeatures, write_shard
 
 

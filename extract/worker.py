@@ -10,6 +10,8 @@ import torch
 from distributed import WorkerPlugin, get_worker
 from distributed.worker import Worker
 
+from mmkd.base.places.remote import StorePath
+from mmkd.base.process import keep_freed_memory
 from mmkd.extract.cluster_config import WorkerConfig
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.plan import ShardTask
@@ -19,12 +21,10 @@ from mmkd.extract.shard import extract_shard
 from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
 from mmkd.extract.teachers.loaded import LoadedTeacher
-from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker_state import Workbench
 from mmkd.store import MmkdError, TeacherCard
 from mmkd.store.ledger import entries_of_shard
-from mmkd.store.malloc import keep_freed_memory
 from mmkd.store.record import StoreRecord
-from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part
 
 PLUGIN_NAME = "mmkd-teachers"

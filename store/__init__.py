@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmkd.base.errors import MmkdError, StoreError, UserError
     from mmkd.store.card import Preprocessing, TeacherCard
-    from mmkd.store.errors import MmkdError, StoreError, UserError
     from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND
     from mmkd.store.reader import FeatureStore
     from mmkd.store.summary import StoreSummary
@@ -31,21 +31,21 @@ __all__ = [
 ]
 
 _HOME = {
-    "IMAGE_SOUND": "layout",
-    "PAIR_SOUND": "layout",
-    "TEXT_SOUND": "layout",
-    "FeatureStore": "reader",
-    "MmkdError": "errors",
-    "Preprocessing": "card",
-    "StoreError": "errors",
-    "StoreSummary": "summary",
-    "TeacherCard": "card",
-    "UserError": "errors",
-    "VerifyReport": "verify_report",
+    "IMAGE_SOUND": "mmkd.store.layout",
+    "PAIR_SOUND": "mmkd.store.layout",
+    "TEXT_SOUND": "mmkd.store.layout",
+    "FeatureStore": "mmkd.store.reader",
+    "MmkdError": "mmkd.base.errors",
+    "Preprocessing": "mmkd.store.card",
+    "StoreError": "mmkd.base.errors",
+    "StoreSummary": "mmkd.store.summary",
+    "TeacherCard": "mmkd.store.card",
+    "UserError": "mmkd.base.errors",
+    "VerifyReport": "mmkd.store.verify_report",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mmkd.store.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from mmkd.base.errors import StoreError
+from mmkd.base.places.remote import StorePath
 from mmkd.store.card import read_card, teacher_folders
-from mmkd.store.errors import StoreError
-from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
+from mmkd.store.hierarchy import encode_document, group_document, write_document
 from mmkd.store.layout import shard_count
 from mmkd.store.record import CorpusRecord, StoreRecord, read_record
-from mmkd.store.remote import StorePath
 from mmkd.store.samples import sample_schema, write_part
+from mmkd.store.writer import array_documents
 
 
 def append_rows(root: StorePath, record: StoreRecord, corpus: CorpusRecord, index: pa.Table) -> StoreRecord:

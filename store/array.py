@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.places.remote import StorePath, in_parallel
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows
-from mmkd.store.errors import CorruptStoreError, UserError
 from mmkd.store.mapping import can_map, map_chunks, read_ahead
-from mmkd.store.remote import StorePath, in_parallel
 
 CACHE_BYTES = 64 << 20
 """Chunks of one remote array that are kept, so that reading rows in order fetches each chunk once."""

@@ -8,11 +8,11 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
 
+from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import CosineError, Encoding
-from mmkd.store.errors import CorruptStoreError, UserError
 from mmkd.store.hierarchy import read_json, sealed_content
 from mmkd.store.layout import MAX_DIM, Tower, check_slug, is_slug, teacher_group
-from mmkd.store.remote import StorePath
 
 
 class Preprocessing(BaseModel):

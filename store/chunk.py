@@ -12,8 +12,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.errors import CorruptStoreError
-from mmkd.store.remote import StorePath
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.places.remote import StorePath
 
 CRC_BYTES = 4
 

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmkd.store.atomic import write_atomically
-from mmkd.store.encoding import teacher_arrays
-from mmkd.store.errors import CorruptStoreError
-from mmkd.store.remote import StorePath
-
-if TYPE_CHECKING:
-    from mmkd.store.card import TeacherCard
-    from mmkd.store.record import StoreRecord
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import write_atomically
+from mmkd.base.places.remote import StorePath
 
 MAX_DOCUMENT_BYTES = 1 << 24
 """A metadata file larger than 16 MiB is refused unread: ours are a few kilobytes."""
@@ -58,13 +52,6 @@ def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: st
         "node_type": "array",
         "storage_transformers": [],
     }
-
-
-def array_documents(record: StoreRecord, card: TeacherCard) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path inside the store and document of each array of one teacher."""
-    for spec in teacher_arrays(card.encoding, card.dim):
-        shape, chunk = spec.shape(record.rows), spec.shape(record.rows_per_shard)
-        yield spec.document(card.slug), array_document(shape, chunk, spec.dtype)
 
 
 def encode_document(document: dict[str, Any]) -> bytes:

@@ -21,12 +21,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mmkd.store.atomic import disk_errors, write_atomically
-from mmkd.store.errors import CorruptStoreError, UserError
+from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.store.hierarchy import SEAL, read_json, seal_of
 from mmkd.store.ledger import MAX_ENTRY_BYTES
 from mmkd.store.record import StoreRecord
-from mmkd.store.remote import RemotePath, StorePath
 from mmkd.store.samples import read_part
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Literal, get_args
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 
 FORMAT_VERSION = 1
 MAX_ROWS_PER_SHARD = 16384

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmkd.store.atomic import disk_errors, write_atomically
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.places.remote import StorePath, in_parallel
 from mmkd.store.encoding import ArraySpec, CosineError, Encoding
-from mmkd.store.errors import CorruptStoreError
 from mmkd.store.layout import ledger_entry
-from mmkd.store.remote import StorePath, in_parallel
 
 MAX_ENTRY_BYTES = 1 << 16
 """An entry has some 300 bytes; what is larger is refused unread."""

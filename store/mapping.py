@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.errors import CorruptStoreError
 from mmkd.store.chunk import CRC_BYTES
-from mmkd.store.errors import CorruptStoreError
 
 _MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap does not name it
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0

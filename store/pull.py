@@ -19,20 +19,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmkd.store.atomic import disk_errors, write_atomically
+from mmkd.base.errors import CorruptStoreError, StoreError, UserError
+from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.lock import LOCK_FILE, only_writer
+from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES, read_body
 from mmkd.store.encoding import ArraySpec, teacher_arrays
-from mmkd.store.errors import CorruptStoreError, StoreError, UserError
 from mmkd.store.hierarchy import encode_document, group_document
 from mmkd.store.inputs import InputsEntry, checked_inputs, put_inputs, read_inputs_ledger
 from mmkd.store.layout import ledger_entry, sample_part
 from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
-from mmkd.store.lock import LOCK_FILE, only_writer
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.remote import StorePath
-from mmkd.store.selection.array import read_selection, selection_names, write_selection
+from mmkd.store.selections import read_selection, selection_names, write_selection
 from mmkd.store.writer import add_teacher
 
 Progress = Callable[[int, int], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from html import escape
 from os import PathLike
 from typing import Any
 
@@ -12,22 +13,23 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError
+from mmkd.base.places.remote import RemotePath, StorePath, as_root
+from mmkd.base.process import free_memory
+from mmkd.base.text import counted
 from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
-from mmkd.store.errors import UserError
-from mmkd.store.free_memory import free_memory
-from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, shard_count
 from mmkd.store.ledger import LedgerEntry, read_ledger
-from mmkd.store.notebook import store_table
-from mmkd.store.plural import counted
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.remote import RemotePath, StorePath, as_root
 from mmkd.store.samples import read_samples, sample_dataset
+from mmkd.store.selections import read_selection, selected
 from mmkd.store.summary import StoreSummary, summarise
 from mmkd.store.verify import verify
 from mmkd.store.verify_report import VerifyReport
+
+_HTML_COLUMNS = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "licence")
 
 
 class FeatureStore:
@@ -51,7 +53,7 @@ class FeatureStore:
         """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`).
 
         Raises:
-            NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError: see `mmkd.store.errors`.
+            NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError: see `mmkd.base.errors`.
             UserError: a URL of an unknown kind, or the package for URLs is not installed.
         """
         root = as_root(path)
@@ -76,8 +78,14 @@ class FeatureStore:
         )
 
     def _repr_html_(self) -> str:
-        """The same and more for notebooks: a table of the teachers, everything escaped."""
-        return store_table(self)
+        """HTML for notebooks: a table of the teachers. Reads the ledger only; every text from a file is escaped."""
+        rows, shards = counted(len(self), "row"), counted(self.shards, "shard")
+        title = f"mmkd store {self.root}: {rows} in {shards} of {self.record.rows_per_shard:,}"
+        head = "".join(f'<th scope="col">{name}</th>' for name in _HTML_COLUMNS)
+        body = "".join(_teacher_row(self, slug) for slug in self.teachers)
+        empty = f'<tr><td colspan="{len(_HTML_COLUMNS)}">no teachers yet</td></tr>'
+        caption = f"<caption>{escape(title)}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body or empty}</tbody></table>"
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
         """Features of one row, or of several in one gather: what a `torch.utils.data.DataLoader` asks for.
@@ -168,9 +176,6 @@ class FeatureStore:
         sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)
         if selection is None:
             return sound
-        # Here, as the package builds on this module.
-        from mmkd.store.selection.array import read_selection, selected  # noqa: PLC0415
-
         digests = {slug: card.digest for slug, card in self.teachers.items()}
         return selected(read_selection(self.root, self.record, selection), digests, sound)
 
@@ -201,13 +206,6 @@ class FeatureStore:
         """Counts, coverage, failures and bytes."""
         return summarise(self.root, self.record, self.teachers, self.ledger)
 
-    def stats(self, sample: int | None = SAMPLE_ROWS, seed: int = 0) -> StoreStatistics:
-        """Norms, cosines, retrieval, isotropy, repeats and agreement of all teachers; renders in a notebook.
-
-        `mmkd.store.inspect.statistics.store_statistics` says what `sample` and `seed` mean and takes teachers too.
-        """
-        return store_statistics(self, None, sample, seed)
-
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
         """One of a teacher's arrays as it lies in files, chunk by chunk; see `mmkd.store.encoding.teacher_arrays`."""
         entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
@@ -219,3 +217,12 @@ class FeatureStore:
         """Whether the features of all teachers may stay in the page cache together, with as much room beside them."""
         specs = [spec for card in self.teachers.values() for spec in teacher_arrays(card.encoding, card.dim)]
         return 2 * sum(spec.chunk_bytes(self.record.rows_per_shard) for spec in specs) * self.shards <= free_memory()
+
+
+def _teacher_row(store: FeatureStore, slug: str) -> str:
+    card = store.teachers[slug]
+    entries = [entry for (_, teacher), entry in store.ledger.items() if teacher == slug]
+    sound = (f"{sum(getattr(entry, f'{tower}_rows') for entry in entries):,}" for tower in TOWERS)
+    done = f"{len(entries)} of {store.shards}"
+    cells = (str(card.dim), card.encoding, done, *sound, card.source, card.licence)
+    return f'<tr><th scope="row">{escape(slug)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mmkd.store.errors import CorruptStoreError, FormatVersionError, NotAStoreError
+from mmkd.base.errors import CorruptStoreError, FormatVersionError, NotAStoreError
+from mmkd.base.places.remote import StorePath
 from mmkd.store.hierarchy import read_json, sealed_content
 from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
-from mmkd.store.remote import StorePath
 
 FIXED_NAMES = frozenset(
     "row key caption modality uri offset length status reason width height image_sha256".split()  # noqa: SIM905

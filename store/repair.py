@@ -11,16 +11,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmkd.store.atomic import disk_errors, temporary_files
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import disk_errors, temporary_files
+from mmkd.base.lock import only_writer
+from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import read_card, teacher_folders
-from mmkd.store.errors import CorruptStoreError
-from mmkd.store.hierarchy import array_documents, group_document, write_document
+from mmkd.store.hierarchy import group_document, write_document
 from mmkd.store.layout import ledger_entry, sample_part, teacher_group
 from mmkd.store.ledger import entry_paths
-from mmkd.store.lock import only_writer
 from mmkd.store.record import read_record
-from mmkd.store.remote import StorePath, name_in
 from mmkd.store.verify_report import Problem, VerifyReport
+from mmkd.store.writer import array_documents
 
 TEMPORARY_SECONDS = 3600
 """A temporary file is removed when it is older: a younger one may be a writer at work."""

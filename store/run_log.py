@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from mmkd.store.errors import StoreError
-from mmkd.store.remote import RemotePath, StorePath
+from mmkd.base.errors import StoreError
+from mmkd.base.places.remote import RemotePath, StorePath
 
 
 class RunLog:

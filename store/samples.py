@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import CorruptStoreError
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import write_atomically
+from mmkd.base.places.remote import StorePath, sample_files
 from mmkd.store.layout import sample_part
 from mmkd.store.record import StoreRecord
-from mmkd.store.remote import StorePath, sample_files
 
 Status = Literal["pending", "ok", "partial", "failed", "absent"]
 """`pending`: not read yet. `ok`: all that the row has is sound. `partial`: the image or the caption

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
+from mmkd.base.places.remote import StorePath, in_parallel
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import teacher_arrays
 from mmkd.store.layout import sample_part, shard_count
 from mmkd.store.ledger import LedgerEntry
 from mmkd.store.record import StoreRecord
-from mmkd.store.remote import StorePath, in_parallel
 from mmkd.store.samples import read_samples, sample_dataset
 
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmkd.store.atomic import TEMPORARY_SUFFIX, temporary_files
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import TEMPORARY_SUFFIX, temporary_files
+from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
-from mmkd.store.errors import CorruptStoreError
-from mmkd.store.hierarchy import array_documents, document_fault, group_document, read_json
+from mmkd.store.hierarchy import document_fault, group_document, read_json
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import (
     PAIR_SOUND,
@@ -31,10 +32,9 @@ from mmkd.store.layout import (
 )
 from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.remote import StorePath, name_in
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.verify_report import Problem, VerifyReport
-from mmkd.store.writer import iter_shards
+from mmkd.store.writer import array_documents, iter_shards
 
 
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
@@ -51,7 +51,7 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
         NotAStoreError, FormatVersionError, CorruptStoreError: the root's own metadata cannot be trusted, so
             nothing below it can be judged.
     """
-    from mmkd.store.selection.check import selection_faults  # noqa: PLC0415 - selections read stores, which verify
+    from mmkd.store.selections import selection_faults  # noqa: PLC0415 - selections read stores, which verify
 
     record = read_record(root)
     every = range(shard_count(record.rows, record.rows_per_shard))

@@ -16,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmkd.store.atomic import create_atomically, write_atomically
+from mmkd.base.errors import StoreError, TeacherMismatchError, UserError
+from mmkd.base.files import create_atomically, write_atomically
+from mmkd.base.lock import LOCK_FILE, only_writer
+from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard, read_card
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.encoding import CosineError, cosine_error, decode_rows, encode_rows, teacher_arrays, tower_arrays
-from mmkd.store.errors import StoreError, TeacherMismatchError, UserError
-from mmkd.store.hierarchy import array_documents, encode_document, group_document, write_document
+from mmkd.store.hierarchy import array_document, encode_document, group_document, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
     SOUND_BIT,
@@ -31,9 +33,7 @@ from mmkd.store.layout import (
     teacher_group,
 )
 from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
-from mmkd.store.lock import LOCK_FILE, only_writer
 from mmkd.store.record import CorpusRecord, StoreRecord, read_record
-from mmkd.store.remote import StorePath
 from mmkd.store.samples import sample_schema, write_part
 
 
@@ -209,3 +209,10 @@ def iter_shards(record: StoreRecord) -> Iterator[range]:
     """Row ranges of the store's shards, in order; the last of a corpus may be shorter."""
     for shard in range(shard_count(record.rows, record.rows_per_shard)):
         yield record.shard_rows(shard)
+
+
+def array_documents(record: StoreRecord, card: TeacherCard) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path inside the store and document of each array of one teacher."""
+    for spec in teacher_arrays(card.encoding, card.dim):
+        shape, chunk = spec.shape(record.rows), spec.shape(record.rows_per_shard)
+        yield spec.document(card.slug), array_document(shape, chunk, spec.dtype)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmkd.store import FeatureStore, duplicates
+from mmkd.base import duplicates
+from mmkd.store import FeatureStore
 from mmkd.store.convert import importing, rows
 from mmkd.store.samples import sample_schema
 

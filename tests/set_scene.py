@@ -9,9 +9,9 @@ import numpy as np
 import yaml
 from tiny_corpus import png
 
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import CorpusRow, corpus_rows, open_corpus
-from mmkd.store.images import decode
-from mmkd.store.sources import image_source
 
 
 def described(folder: Path, source: dict[str, Any], **others: Any) -> Path:

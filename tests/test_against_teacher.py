@@ -14,16 +14,16 @@ from click.testing import CliRunner, Result
 from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.errors import CorpusError, TeacherError
 from mmkd.cli.store import store as store_command
-from mmkd.extract.against_teacher import _cosines
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import create_indexed_store
+from mmkd.extract.reextract import _cosines
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore, StoreError, TeacherCard, UserError
 from mmkd.store.chunk import encode_chunk
-from mmkd.store.errors import CorpusError, TeacherError
 from mmkd.store.samples import read_part
 from mmkd.store.writer import ShardFeatures, add_teacher, write_shard
 

@@ -12,6 +12,7 @@ import yaml
 from click.testing import CliRunner
 from tiny_store import make_card, make_store
 
+from mmkd.base.errors import ConfigError, MmkdError, UserError
 from mmkd.cli.align import align as align_command
 from mmkd.distill.alignment import AlignmentCard, load
 from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
@@ -21,7 +22,6 @@ from mmkd.distill.alignment.judge import effective_rank, neighbour_overlap, reca
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
 from mmkd.distill.alignment.whitening import hadamard
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError, MmkdError, UserError
 from mmkd.store.selection import SelectionRule, select
 from mmkd.store.verify import verify
 

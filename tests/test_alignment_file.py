@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_store import make_card
 
+from mmkd.base.errors import CorruptStoreError, FormatVersionError, MmkdError, TeacherMismatchError, UserError
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap, load, save
-from mmkd.store.errors import CorruptStoreError, FormatVersionError, MmkdError, TeacherMismatchError, UserError
 
 WIDTHS = {"alpha": 6, "beta.v2": 9}
 

@@ -19,6 +19,7 @@ from PIL import Image
 from tiny_corpus import picture, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.errors import CorpusError
 from mmkd.cli.store import store as store_command
 from mmkd.distill.image_source import row_images
 from mmkd.distill.images import image_batches
@@ -30,12 +31,11 @@ from mmkd.extract.index import append_corpus, check_same_corpus, create_indexed_
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.clip_retrieval import export_npy
 from mmkd.store.convert.parquet import export_parquet
 from mmkd.store.convert.rows import StoreRows
-from mmkd.store.errors import CorpusError
 from mmkd.store.inspect.coverage import coverage
 from mmkd.store.samples import read_part
 from mmkd.store.writer import add_teacher, move_corpus
@@ -276,7 +276,7 @@ def test_commands(scene: Path, tmp_path: Path) -> None:
 
 
 def test_a_record_whose_corpora_do_not_fill_the_grid_is_refused(scene: Path, tmp_path: Path) -> None:
-    from mmkd.store.errors import CorruptStoreError
+    from mmkd.base.errors import CorruptStoreError
     from mmkd.store.hierarchy import group_document
 
     content = json.loads((scene / "s/zarr.json").read_text())["attributes"]["mmkd"]

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmkd.store.atomic import create_atomically, remove_abandoned, write_atomically
+from mmkd.base.files import create_atomically, remove_abandoned, write_atomically
 
 # A writer that gets no further than its half-written file.
 WRITER = """
 import os, sys, time
 from pathlib import Path
-from mmkd.store.atomic import write_atomically
+from mmkd.base.files import write_atomically
 def stand(_):
     print("in", flush=True)
     time.sleep(600)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.cli.store.convert import _source
 from mmkd.extract.corpora import open_corpus
 from mmkd.store import FeatureStore
 from mmkd.store.convert.bags import BagFolder
 from mmkd.store.convert.importing import import_features
-from mmkd.store.errors import ConfigError, CorpusError
 
 h5py = pytest.importorskip("h5py", reason="mmkd[wsi] is not installed")
 

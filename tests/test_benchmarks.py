@@ -17,11 +17,11 @@ FOLDER = ROOT / "benchmarks"
 sys.path.append(str(ROOT / "build" / "types"))
 pytest.importorskip("mmkd.benchmarks.result", reason="benchmarks are part of the checkout")
 
+from mmkd.base.errors import UserError  # noqa: E402
 from mmkd.benchmarks.page import Result, figure, render  # noqa: E402
 from mmkd.benchmarks.result import ROWS, Row  # noqa: E402
 from mmkd.benchmarks.run import benchmarks, run_one  # noqa: E402
 from mmkd.benchmarks.where import Machine, describe_machine  # noqa: E402
-from mmkd.store.errors import UserError  # noqa: E402
 
 MACHINE = Machine(
     processor="A CPU", cores=2, memory_gb=24, system="Linux", gpus=(), versions={"numpy": "2.0"}, peers={"lance": "1.2"}

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mmkd.store.beside import repeated
+from mmkd.base.process import repeated
 
 
 def test_work_comes_again_and_has_ended_when_the_block_has() -> None:

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from distributed import Client
 
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.extract.cluster import GpuCluster, ScopedClient, dask_client
 from mmkd.extract.cluster_config import ClusterConfig, keywords_of, load_cluster
-from mmkd.store.errors import ConfigError, UserError
 
 
 def write(folder: Path, content: dict[str, object]) -> str:

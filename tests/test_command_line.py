@@ -8,8 +8,8 @@ from collections.abc import Callable
 import click
 import pytest
 
+from mmkd.base.errors import UserError
 from mmkd.cli import main as entry
-from mmkd.store.errors import UserError
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, command: Callable[[], None]) -> int | str | None:

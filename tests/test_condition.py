@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmkd.store.condition import parse_condition
-from mmkd.store.errors import ConfigError
+from mmkd.base.conditions import parse_condition
+from mmkd.base.errors import ConfigError
 
 TABLE = pa.table(
     {

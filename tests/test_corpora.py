@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tiny_corpus import png, write_table_corpus, write_tar_corpus
 
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.corpora.row import decodable
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError, CorpusError
 
 
 def test_table_rows_in_order_with_labels(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_corpus import png
 
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.corpora.tar import Damage, tar_members
 from mmkd.extract.index import create_indexed_store
 from mmkd.store import FeatureStore
-from mmkd.store.images import ImageError, decode
-from mmkd.store.sources import image_source
 
 
 def tree(root: Path) -> set[str]:

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_corpus import png
 
+from mmkd.base.errors import ConfigError, CorpusError
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import Corpus, CorpusRow, corpus_rows, open_corpus
-from mmkd.store.errors import ConfigError, CorpusError
-from mmkd.store.images import ImageError, decode
-from mmkd.store.sources import image_source
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

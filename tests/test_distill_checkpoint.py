@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from tiny_run import quiet, write_run
 
+from mmkd.base.errors import CorruptStoreError, StoreError, UserError
 from mmkd.distill.checkpoint import best_or_last, checkpoints, step_of
 from mmkd.distill.config import load_run
 from mmkd.distill.trainer import train
 from mmkd.store import FeatureStore
-from mmkd.store.errors import CorruptStoreError, StoreError, UserError
 
 
 @pytest.fixture(scope="module")

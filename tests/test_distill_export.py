@@ -16,15 +16,15 @@ from PIL import Image
 from test_extract import load, run
 from tiny_run import quiet, write_run
 
+from mmkd.base.errors import UserError
 from mmkd.cli.export import export as export_command
 from mmkd.distill.checkpoint import best_or_last, read, student_weights
 from mmkd.distill.config import RunConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.graphs import write_graphs
-from mmkd.distill.source import store_digest
+from mmkd.distill.provenance import store_digest
 from mmkd.distill.student import Towers, build_student, plain_pixels
 from mmkd.store import FeatureStore
-from mmkd.store.errors import UserError
 from mmkd.store.selection import SelectionRule, read_selection, select
 
 

@@ -21,15 +21,15 @@ from tiny_run import quiet, write_run
 from tiny_teachers import write_tiny_teacher
 from tqdm import tqdm
 
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.cli.distill import distill
-from mmkd.distill.board import Lines, Terminal
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
 from mmkd.distill.config import load_run
+from mmkd.distill.logs import Lines, Terminal
 from mmkd.distill.monitor import positive_ranks
-from mmkd.distill.optimiser import WeightAverage
+from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import World
-from mmkd.store.errors import ConfigError, UserError
 
 HELD_OUT = {"name": "held-out", "where": {"site": "s1"}, "limit": 40}
 

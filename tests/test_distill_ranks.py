@@ -26,6 +26,7 @@ from open_clip.model import set_model_preprocess_cfg
 from tiny_run import quiet, write_run
 from tiny_teachers import TINY
 
+from mmkd.base.errors import ConfigError
 from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.captions import Captions, tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
@@ -33,16 +34,15 @@ from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
 from mmkd.distill.heads import Heads
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.objective_config import LossConfig, PolicyConfig
-from mmkd.distill.optimiser import learning_rate_shares, make_optimiser
+from mmkd.distill.optimizer import learning_rate_shares, make_optimiser
 from mmkd.distill.order import bucketed, epoch_order, share
 from mmkd.distill.policies import Policy
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers
 from mmkd.distill.targets import Preparation
+from mmkd.distill.train_step import Model, Updater
 from mmkd.distill.trainer import train
-from mmkd.distill.update import Model, Updater
 from mmkd.distill.world import World
-from mmkd.store.errors import ConfigError
 
 
 @cache

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from planted_store import make_planted
 
+from mmkd.base.errors import UserError
 from mmkd.distill.config import RunConfig
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
-from mmkd.store.errors import UserError
 from mmkd.store.selection import SelectionRule, select
 
 

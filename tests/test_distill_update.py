@@ -14,9 +14,9 @@ from tiny_run import quiet, write_run
 from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import best_or_last, read
 from mmkd.distill.config import RunConfig, load_run
-from mmkd.distill.optimiser import learning_rate_shares, set_learning_rate
+from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
-from mmkd.distill.update import Model, Outcome, Updater
+from mmkd.distill.train_step import Model, Outcome, Updater
 from mmkd.distill.world import World
 
 CPU = World(torch.device("cpu"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tiny_store import make_card, make_store
 
-from mmkd.cli import store_place
+from mmkd.cli import params as store_place
 from mmkd.cli.main import cli
 from mmkd.cli.store import convert as convert_command
 from mmkd.store import FeatureStore

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from mmkd.base.errors import ConfigError, MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import TASKS, load_suite
 from mmkd.evaluate.settings import TaskSettings
-from mmkd.store.errors import ConfigError, MmkdError
 
 DATASET: dict[str, Any] = {
     "dataset": "sites",

@@ -19,6 +19,7 @@ from planted_store import Planted, make_planted
 from scipy.stats import CensoredData, logrank
 from test_evaluate_survival import patients
 
+from mmkd.base.errors import ConfigError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.cell import Cell
@@ -29,7 +30,6 @@ from mmkd.evaluate.figures.style import line_style, rendered
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.report import write_report
 from mmkd.evaluate.table import ResultTable
-from mmkd.store.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from planted_store import store_of
 
+from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
 from mmkd.evaluate.image_hash import ImageHashes, as_signs, perceptual_hash
 from mmkd.evaluate.leakage import Thresholds, find_leakage
 from mmkd.evaluate.leakage_report import Overlap
-from mmkd.evaluate.neighbours import nearest
+from mmkd.evaluate.neighbors import nearest
 from mmkd.store import FeatureStore
-from mmkd.store.errors import MmkdError
 from mmkd.store.writer import ShardFeatures
 
 DIM = 64

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from planted_store import store_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.check import check_suite
 from mmkd.evaluate.dataset import load_dataset
@@ -21,7 +22,6 @@ from mmkd.evaluate.metrics import average_precision
 from mmkd.evaluate.multilabel import multilabel_scoring, truth
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError
 from mmkd.store.writer import ShardFeatures
 
 FINDINGS = ("effusion", "nodule", "rare")

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from mmkd.base.errors import UserError
+from mmkd.base.process import usable_cores
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate.folder import ResultFolder
 from mmkd.evaluate.runner import RunReport
-from mmkd.store.cores import usable_cores
-from mmkd.store.errors import UserError
 
 SUITE: dict[str, Any] = {
     "suite": "s", "store": "store",

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from set_scene import described, rows_of, write_images
 
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.extract.corpora import corpus_digest, corpus_rows, open_corpus
-from mmkd.store.errors import ConfigError, CorpusError
 
 # Tables beside images.
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from set_scene import described, pixels, rows_of, write_images
 
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.extract.corpora import corpus_rows, open_corpus
-from mmkd.store.errors import ConfigError, CorpusError
 
 # MedMNIST.
 
@@ -47,8 +47,8 @@ def test_medmnist_rows_and_pixels(tmp_path: Path) -> None:
 
 
 def test_a_row_that_was_passed_and_forgotten_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkd.store.npz_image._KEPT_BYTES", 0)
-    monkeypatch.setattr("mmkd.store.npz_image._KEPT_ROWS", 2)
+    monkeypatch.setattr("mmkd.base.images.npz._KEPT_BYTES", 0)
+    monkeypatch.setattr("mmkd.base.images.npz._KEPT_ROWS", 2)
     path = write_npz(tmp_path / "a.npz")
     corpus = open_corpus(str(path))
     rows = list(corpus_rows(corpus))
@@ -103,7 +103,7 @@ def test_damaged_npz_costs_a_line_or_a_row(tmp_path: Path) -> None:
     middle = data.find(b"train_images") + 60  # inside the deflated pixels
     data[middle : middle + 20] = bytes(20)
     sound.write_bytes(bytes(data))
-    from mmkd.store.images import ImageError
+    from mmkd.base.images.source import ImageError
 
     with pytest.raises(ImageError, match="damaged npz"):
         pixels(str(tmp_path), rows[4])

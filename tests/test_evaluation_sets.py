@@ -15,8 +15,8 @@ import yaml
 from set_scene import described, pixels, rows_of, write_images
 from tiny_corpus import png
 
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.extract.corpora import corpus_rows, open_corpus
-from mmkd.store.errors import ConfigError, CorpusError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")

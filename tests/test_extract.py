@@ -13,14 +13,14 @@ from PIL import Image
 from tiny_corpus import png, write_table_corpus, write_tar_corpus
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.errors import TeacherError, TeacherMismatchError
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker_state import Workbench
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
-from mmkd.store.errors import TeacherError, TeacherMismatchError
 from mmkd.store.writer import add_teacher
 
 

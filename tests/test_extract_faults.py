@@ -12,6 +12,7 @@ from test_extract import run, tree_digest
 from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.failure_limit import FailureLimit
 from mmkd.extract.forward import BatchSizes
@@ -21,10 +22,9 @@ from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.retry import retry_shard
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.workbench import Workbench
 from mmkd.extract.worker import finished_report
+from mmkd.extract.worker_state import Workbench
 from mmkd.store import TeacherCard
-from mmkd.store.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
 from mmkd.store.layout import IMAGE_SOUND
 from mmkd.store.run_log import run_seconds
 from mmkd.store.writer import add_teacher

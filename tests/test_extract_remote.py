@@ -11,6 +11,7 @@ import pytest
 from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.evaluate.features import Features
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
@@ -18,7 +19,6 @@ from mmkd.extract.run import extract
 from mmkd.extract.teachers import parse_teachers
 from mmkd.store import FeatureStore
 from mmkd.store.encoding import Encoding
-from mmkd.store.remote import StorePath, as_root
 
 MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
 ROWS = 512

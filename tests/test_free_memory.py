@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_store import make_card, make_store
 
+from mmkd.base.process import _limits, _spare, free_memory
 from mmkd.store import FeatureStore, reader
 from mmkd.store.array import consecutive
-from mmkd.store.free_memory import _limits, _spare, free_memory
 
 
 def test_memory_is_that_of_the_smallest_group_above(tmp_path: Path) -> None:

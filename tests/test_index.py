@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_corpus import write_table_corpus, write_tar_corpus
 
+import mmkd.base.duplicates
 import mmkd.extract.index
-import mmkd.store.duplicates
+from mmkd.base.duplicates import find_duplicates, key_hash
+from mmkd.base.errors import CorpusError
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import check_same_corpus, create_indexed_store, restore_parts
 from mmkd.store import FeatureStore
-from mmkd.store.duplicates import find_duplicates, key_hash
-from mmkd.store.errors import CorpusError
 
 
 @given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 9))
@@ -29,12 +29,12 @@ def test_duplicates_are_those_that_a_dictionary_finds(keys: list[int], per_pass:
     expected = {row: seen[key] for row, key in enumerate(keys) if seen.setdefault(key, row) != row}
     hashes = np.frombuffer(b"".join(key_hash(str(key)) for key in keys), dtype=np.uint64).reshape(-1, 2)
     batches = [hashes[start : start + 7] for start in range(0, len(hashes), 7)]
-    before = mmkd.store.duplicates._ROWS_A_PASS
-    mmkd.store.duplicates._ROWS_A_PASS = per_pass
+    before = mmkd.base.duplicates._ROWS_A_PASS
+    mmkd.base.duplicates._ROWS_A_PASS = per_pass
     try:
         assert find_duplicates(lambda: batches, len(keys)) == expected
     finally:
-        mmkd.store.duplicates._ROWS_A_PASS = before
+        mmkd.base.duplicates._ROWS_A_PASS = before
 
 
 def index_table(root: Path) -> pa.Table:

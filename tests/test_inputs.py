@@ -19,6 +19,7 @@ from tiny_corpus import picture, png, write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.distill.config import load_run
 from mmkd.distill.images import StoredImages
 from mmkd.distill.prepare import prepare
@@ -28,9 +29,8 @@ from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
-from mmkd.extract.workbench import Workbench
+from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
 from mmkd.store.repair import repair
 from mmkd.store.verify import verify

@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from planted_faults import NAN_ROW, ROWS, ZERO_ROW, make_faults
 from tiny_store import make_card, make_store
 
+from mmkd.base.text import counted
 from mmkd.cli.store.stats import stats
 from mmkd.store import FeatureStore
+from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.modalities import MOST, modalities
 from mmkd.store.inspect.pairs import modality_names, pair_cosines, pair_statistics
 from mmkd.store.inspect.sampling import unit
 from mmkd.store.inspect.statistics import store_statistics
-from mmkd.store.plural import counted
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_the_modalities_are_on_the_screen_in_json_and_in_a_notebook(root: Path) 
     assert [line.split()[0] for line in said if line.split()[1:2] == ["noise"]] == ["4"] * 3
     told = json.loads(CliRunner().invoke(stats, [str(root), "--json"]).stdout)
     assert {each["modality"] for each in told["pairs"][0]["modalities"]} == {"radiology", "pathology"}
-    html = store_statistics(FeatureStore.open(root))._repr_html_()
+    html = statistics_html(store_statistics(FeatureStore.open(root)))
     assert "<caption>Image to caption R@10 by modality</caption>" in html
     assert html.count('<th scope="row">radiology</th>') == 1
 
@@ -95,7 +96,7 @@ def test_one_modality_is_told_once(tmp_path: Path) -> None:
     assert [each.pairs for each in found.pairs[0].modalities] == [300]
     assert modality_names(found.pairs) == []
     assert "by modality" not in CliRunner().invoke(stats, [str(tmp_path / "s")]).stdout
-    assert "by modality" not in found._repr_html_()
+    assert "by modality" not in statistics_html(found)
 
 
 def test_cosines_of_pairs_are_missing_where_a_teacher_lacks_one(root: Path) -> None:

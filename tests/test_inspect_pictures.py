@@ -9,9 +9,9 @@ import pytest
 from planted_faults import make_faults
 from terminal import in_terminal
 
+from mmkd.base.images.source import ImageError
 from mmkd.cli.store.preview import draw
 from mmkd.store import FeatureStore, UserError
-from mmkd.store.images import ImageError
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.rows import sample_rows
 

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from planted_faults import make_faults
 from tiny_store import make_card, make_store
 
+from mmkd.base.errors import MmkdError, NotAStoreError
+from mmkd.base.files import write_atomically
+from mmkd.base.places.remote import as_root
 from mmkd.cli.main import cli, main
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import MmkdError, NotAStoreError
-from mmkd.store.remote import as_root
 
 COMMANDS = {
     "info": ["store", "info", "STORE", "--json"],

@@ -14,10 +14,10 @@ from tiny_corpus import write_table_corpus
 from tiny_store import make_card, make_store
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.text import printable
 from mmkd.cli.store.show import neighbors as neighbors_command
 from mmkd.cli.store.show import show
 from mmkd.cli.store.stats import stats
-from mmkd.cli.store.tables import printable
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.inspect.faiss_choice import choose
 from mmkd.store.inspect.neighbors import _nearest, nearest_rows, neighbors
@@ -231,7 +231,7 @@ def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path
     from mmkd.extract.index import create_indexed_store
     from mmkd.extract.shard import extract_shard
     from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
-    from mmkd.extract.workbench import Workbench
+    from mmkd.extract.worker_state import Workbench
     from mmkd.store.writer import add_teacher
 
     table = write_table_corpus(tmp_path / "corpus", 60)

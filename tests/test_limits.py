@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny_run import quiet, write_run
 
-from mmkd.distill import kept_tokens as module
+from mmkd.base.errors import UserError
+from mmkd.distill import token_cache as module
 from mmkd.distill.captions import Captions
 from mmkd.distill.config import load_run
-from mmkd.distill.kept_tokens import FILE, keep_tokens, kept_tokens
 from mmkd.distill.probe import estimate
+from mmkd.distill.token_cache import FILE, keep_tokens, kept_tokens
 from mmkd.store.array import ChunkedArray
 from mmkd.store.chunk import encode_chunk
 from mmkd.store.encoding import ArraySpec
-from mmkd.store.errors import UserError
 from mmkd.store.inspect.agreement import nearest
 
 MAPS = Path("/proc/sys/vm/max_map_count")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_run import quiet, write_run
 
+from mmkd.base.errors import ConfigError, MmkdError, TeacherMismatchError, UserError
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap, save
 from mmkd.distill.checkpoint import best_or_last
 from mmkd.distill.config import load_run
 from mmkd.distill.trainer import train
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError, MmkdError, TeacherMismatchError, UserError
 
 STUDENT_DIM = 20
 

@@ -17,13 +17,13 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny_store import make_card, make_selection, make_store
 
+from mmkd.base.errors import CorruptStoreError, StoreError
+from mmkd.base.files import write_atomically
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, UserError
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import CorruptStoreError, StoreError
 from mmkd.store.inputs import Inputs, write_inputs
 from mmkd.store.pull import PullChoice, pull, shard_range
-from mmkd.store.remote import StorePath, as_root
 from mmkd.store.samples import read_part
 from mmkd.store.verify import verify
 

@@ -16,12 +16,12 @@ import pytest
 from click.testing import CliRunner
 from tiny_store import make_card, make_store
 
+from mmkd.base.errors import CorruptStoreError, NotAStoreError, UnreachableError, UserError
+from mmkd.base.files import create_atomically, write_atomically
+from mmkd.base.places.connection import server
+from mmkd.base.places.remote import RemotePath, as_root
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, MmkdError
-from mmkd.store.atomic import create_atomically, write_atomically
-from mmkd.store.connection import server
-from mmkd.store.errors import CorruptStoreError, NotAStoreError, UnreachableError, UserError
-from mmkd.store.remote import RemotePath, as_root
 from mmkd.store.verify import verify
 
 CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8"), make_card("gamma", 5)]

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from tiny_store import make_card, make_store
 
-from mmkd.store import FeatureStore, connection
-from mmkd.store.errors import BusyStoreError, CorruptStoreError, NotAStoreError, UnreachableError
-from mmkd.store.lock import LOCK_FILE, only_writer
+from mmkd.base.errors import BusyStoreError, CorruptStoreError, NotAStoreError, UnreachableError
+from mmkd.base.lock import LOCK_FILE, only_writer
+from mmkd.base.places import connection
+from mmkd.base.places.remote import RemotePath, as_root
+from mmkd.store import FeatureStore
 from mmkd.store.pull import PullChoice, pull
-from mmkd.store.remote import RemotePath, as_root
 from mmkd.store.verify import verify
 
 CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8")]
@@ -129,7 +130,7 @@ def test_what_is_there_first_stays_and_one_writes(root: RemotePath) -> None:
 
 
 def test_a_second_writer_is_refused(root: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkd.store.lock.BEAT_SECONDS", 0.2)
+    monkeypatch.setattr("mmkd.base.lock.BEAT_SECONDS", 0.2)
     with (
         only_writer(root, "mmkd extract"),
         pytest.raises(BusyStoreError, match="`mmkd extract`"),

@@ -19,7 +19,7 @@ from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.sampling import unit
 from mmkd.store.report import charts
-from mmkd.store.report.colours import teacher_colours
+from mmkd.store.report.colors import teacher_colours
 from mmkd.store.report.content import SHOWN_ROWS, Content, Options
 from mmkd.store.report.page import write_report
 

@@ -14,13 +14,13 @@ import torch.distributed as dist
 from test_alignment import WIDTHS, fitted, planted  # noqa: F401
 from tiny_run import write_run
 
+from mmkd.base.errors import UserError
 from mmkd.distill import image_source, trainer
 from mmkd.distill.config import DataConfig, OptimiserConfig, load_run
 from mmkd.distill.images import StoredImages
-from mmkd.distill.optimiser import make_optimiser
+from mmkd.distill.optimizer import make_optimiser
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import World, started_world
-from mmkd.store.errors import UserError
 
 CPU = World(torch.device("cpu"))
 

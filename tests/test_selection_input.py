@@ -12,11 +12,7 @@ import yaml
 from click.testing import CliRunner
 from planted_store import make_planted
 
-from mmkd.cli.select import select as select_command
-from mmkd.store import FeatureStore
-from mmkd.store.convert.importing import import_features
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
-from mmkd.store.errors import (
+from mmkd.base.errors import (
     ConfigError,
     CorruptStoreError,
     FormatVersionError,
@@ -26,6 +22,10 @@ from mmkd.store.errors import (
     TeacherMismatchError,
     UserError,
 )
+from mmkd.cli.select import select as select_command
+from mmkd.store import FeatureStore
+from mmkd.store.convert.importing import import_features
+from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
 from mmkd.store.layout import ledger_entry
 from mmkd.store.selection import SelectionRule, load_rule, select
 

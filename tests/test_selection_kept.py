@@ -12,16 +12,16 @@ import torch
 import zarr
 from planted_store import make_planted
 
+from mmkd.base.errors import UserError
+from mmkd.base.files import write_atomically
+from mmkd.base.places.remote import as_root
 from mmkd.distill.alignment import load
 from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.fit import align
 from mmkd.store import FeatureStore
-from mmkd.store.atomic import write_atomically
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
-from mmkd.store.errors import UserError
 from mmkd.store.hierarchy import SEAL, seal_of
-from mmkd.store.remote import as_root
 from mmkd.store.repair import repair
 from mmkd.store.selection import SelectionRule, select
 from mmkd.store.selection.counts import examples

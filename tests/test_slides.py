@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import CorpusRow, corpus_rows, open_corpus
 from mmkd.extract.corpora.slides import tissue
 from mmkd.extract.index import create_indexed_store
 from mmkd.store import FeatureStore
-from mmkd.store.errors import CorpusError
-from mmkd.store.images import ImageError, decode
-from mmkd.store.sources import image_source
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "wsi"
 tifffile = pytest.importorskip("tifffile", reason="tifffile writes the test's slides; it comes with scikit-image")

@@ -18,9 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_store import make_card, make_index, make_store
 
-from mmkd.store import FeatureStore
-from mmkd.store.chunk import encode_chunk
-from mmkd.store.errors import (
+from mmkd.base.errors import (
     CorruptStoreError,
     FormatVersionError,
     NotAStoreError,
@@ -28,6 +26,8 @@ from mmkd.store.errors import (
     TeacherMismatchError,
     UserError,
 )
+from mmkd.store import FeatureStore
+from mmkd.store.chunk import encode_chunk
 from mmkd.store.layout import check_slug, rows_per_shard, shard_count
 from mmkd.store.mapping import can_map, map_chunks
 from mmkd.store.record import CorpusRecord

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_store import every_file, found, make_card, make_store
 
+from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError
 from mmkd.store import FeatureStore
-from mmkd.store.errors import CorruptStoreError, NotAStoreError, StoreError
 from mmkd.store.hierarchy import group_document, read_json
 from mmkd.store.record import StoreRecord, read_record
 from mmkd.store.repair import repair

@@ -16,12 +16,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from mmkd.base.errors import CorpusError
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.original import OriginalRelease, export_original
 from mmkd.store.convert.torch_file import read_tensors, write_tensors
-from mmkd.store.errors import CorpusError
 
 RELEASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "mmkd_release"
 needs_release = pytest.mark.skipif(not RELEASE.is_dir(), reason="the original release's samples are not here")

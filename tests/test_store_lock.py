@@ -22,18 +22,19 @@ from tiny_corpus import write_table_corpus
 from tiny_store import make_card, make_store
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base import lock
+from mmkd.base.errors import BusyStoreError, StoreError
+from mmkd.base.lock import LOCK_FILE, only_writer
+from mmkd.base.places.remote import RemotePath, as_root
 from mmkd.cli.main import cli
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import create_indexed_store
-from mmkd.store import FeatureStore, lock
-from mmkd.store.errors import BusyStoreError, StoreError
-from mmkd.store.lock import LOCK_FILE, only_writer
-from mmkd.store.remote import RemotePath, as_root
+from mmkd.store import FeatureStore
 
 HOLD = """
 import sys, time
-from mmkd.store import lock
-from mmkd.store.remote import as_root
+from mmkd.base import lock
+from mmkd.base.places.remote import as_root
 lock.BEAT_SECONDS = 0.2
 with lock.only_writer(as_root(sys.argv[1]), "mmkd store append"):
     print("held", flush=True)
@@ -157,8 +158,8 @@ def test_a_file_where_the_store_should_be_is_one_line(tmp_path: Path) -> None:
 LOOP = """
 import os, sys, time
 from pathlib import Path
-from mmkd.store.errors import BusyStoreError
-from mmkd.store.lock import only_writer
+from mmkd.base.errors import BusyStoreError
+from mmkd.base.lock import only_writer
 root, inside, entered = Path(sys.argv[1]), Path(sys.argv[2]), 0
 end = time.monotonic() + 2
 while time.monotonic() < end or not entered:

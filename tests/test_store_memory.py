@@ -11,8 +11,8 @@ import pytest
 from memory_peaks import LARGE, SMALL, choosing_peak, inputs, listing_peak
 from tiny_store import make_index
 
+from mmkd.base.errors import CorpusError
 from mmkd.store.convert import importing
-from mmkd.store.errors import CorpusError
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import sample_schema
 from mmkd.store.writer import create_store
@@ -35,7 +35,7 @@ def test_listing_ten_times_the_rows_takes_no_more_memory(alone: ProcessPoolExecu
 
 def test_a_key_that_occurs_again_far_below_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "_BATCH", 1024)
-    monkeypatch.setattr("mmkd.store.duplicates._ROWS_A_PASS", 1000)
+    monkeypatch.setattr("mmkd.base.duplicates._ROWS_A_PASS", 1000)
     with (
         pytest.raises(CorpusError, match=r"^key 'folder/\w{64}' names rows 7 and 4999; make the keys distinct"),
         importing._spooled(inputs(5000, again=7), sample_schema(())),

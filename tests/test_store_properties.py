@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_store import make_card, make_index, make_selection, make_store
 
+from mmkd.base.errors import MmkdError, StoreError
 from mmkd.store import FeatureStore, TeacherCard
-from mmkd.store.errors import MmkdError, StoreError
 from mmkd.store.inputs import write_inputs
 from mmkd.store.layout import rows_per_shard
 from mmkd.store.record import CorpusRecord, read_record

@@ -10,9 +10,9 @@ import pytest
 from test_store_export import gappy, mmkd
 from tiny_store import make_card, make_selection, make_store
 
+from mmkd.base.places.remote import as_root
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.rows import RowChoice, chosen_rows
-from mmkd.store.remote import as_root
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, move_corpus, write_shard
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny_store import make_card, make_store
 
-from mmkd.store import FeatureStore
-from mmkd.store.chunk import encode_chunk
-from mmkd.store.errors import (
+from mmkd.base.errors import (
     CorruptStoreError,
 )
+from mmkd.store import FeatureStore
+from mmkd.store.chunk import encode_chunk
 
 
 def test_verify_accepts_a_sound_store(small_store: Path) -> None:

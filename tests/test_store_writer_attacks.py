@@ -13,14 +13,13 @@ import pyarrow as pa
 import pytest
 from tiny_store import every_file, found, make_card, make_index, make_store
 
+from mmkd.base.errors import StoreError, TeacherMismatchError
 from mmkd.store import FeatureStore, append
 from mmkd.store.card import read_card
-from mmkd.store.errors import StoreError, TeacherMismatchError
-from mmkd.store.hierarchy import array_documents
 from mmkd.store.record import CorpusRecord, read_record
 from mmkd.store.samples import write_part
 from mmkd.store.verify import verify
-from mmkd.store.writer import add_teacher, move_corpus
+from mmkd.store.writer import add_teacher, array_documents, move_corpus
 
 TESTS = Path(__file__).parent
 
@@ -32,7 +31,7 @@ from pathlib import Path
 from tiny_store import make_card, make_store
 from mmkd.store.record import read_record
 from mmkd.store.writer import add_teacher
-from mmkd.store.errors import StoreError
+from mmkd.base.errors import StoreError
 {before}
 try:
     {act}

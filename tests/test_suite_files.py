@@ -13,6 +13,7 @@ from planted_store import make_planted
 from tiny_corpus import png
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.errors import ConfigError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
 from mmkd.evaluate.dataset import load_dataset
@@ -21,7 +22,6 @@ from mmkd.extract.config import ExtractConfig
 from mmkd.extract.run import extract
 from mmkd.extract.teachers import parse_teachers
 from mmkd.store import FeatureStore
-from mmkd.store.errors import ConfigError
 
 PROMPTS = {"templates": ["a scan with {}", "{}"], "classes": {"tumour": ["a mass"], "none": ["nothing"]}}
 BRAIN: dict[str, Any] = {

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from mmkd.base.prompts import read_prompts
+from mmkd.base.roots import SUITES
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import TASKS, load_suite
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.suite import shipped_suites
 from mmkd.extract.corpora import corpus_rows, open_corpus
-from mmkd.store.prompt_file import read_prompts
-from mmkd.store.roots import SUITES
 
 # Those of the README of MMKD-CLIP.
 NINE = {"x-ray", "fundus", "pathology", "endoscopy", "ct", "mri", "ultrasound", "dermatology", "oct"}
@@ -90,8 +90,8 @@ def test_check_names_every_set_and_its_next_step(roots: Path) -> None:
 
 
 def test_quick_is_cut_from_installed_packages(roots: Path) -> None:
-    from mmkd.cli.demo.corpus import build_corpus
-    from mmkd.cli.demo.sources import SOURCES
+    from mmkd.demo.corpus import build_corpus
+    from mmkd.demo.sources import SOURCES
 
     made = build_corpus(roots / "quick" / "corpus", train_per_class=2, test_per_class=1, sources=SOURCES[:3])
     spec = load_suite("quick").datasets[0]

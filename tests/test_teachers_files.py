@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.teachers.loaded import LoadedTeacher
-from mmkd.store.errors import TeacherError
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 

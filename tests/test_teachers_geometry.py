@@ -11,9 +11,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.geometry import geometry_of, normalise, pixel_transform
 from mmkd.store import Preprocessing
-from mmkd.store.errors import TeacherError
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 sides = st.integers(20, 150)

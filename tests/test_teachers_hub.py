@@ -11,8 +11,8 @@ import pytest
 import torch
 from huggingface_hub import errors
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
-from mmkd.store.errors import TeacherError
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 

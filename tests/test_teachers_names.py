@@ -13,10 +13,10 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from mmkd.base.errors import TeacherError, UserError
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.published import THE_NINE, VARIANTS
-from mmkd.store.errors import TeacherError, UserError
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 

@@ -11,11 +11,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers import describe_teacher, load_teacher
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.transformers_model import projected
-from mmkd.store.errors import TeacherError
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 

@@ -15,14 +15,14 @@ from test_extract import run, tree_digest
 from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
 from mmkd.extract.config import ExtractConfig
+from mmkd.extract.encode import cut_lengths
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher, half_type
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.towers import cut_lengths
 from mmkd.extract.worker import TeachersPlugin
-from mmkd.store.errors import TeacherError
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 from tests.test_teachers_nine import FORMS
@@ -135,7 +135,7 @@ def test_compiling_without_a_compiler_is_said_at_once(tmp_path: Path, monkeypatc
 def test_compiled_towers_give_the_same_store_whatever_the_batch(tmp_path: Path) -> None:
     from mmkd.extract.forward import BatchSizes
     from mmkd.extract.shard import extract_shard
-    from mmkd.extract.workbench import Workbench
+    from mmkd.extract.worker_state import Workbench
     from mmkd.store import FeatureStore
     from mmkd.store.writer import add_teacher
 

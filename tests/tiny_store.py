@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from mmkd.base.errors import MmkdError
 from mmkd.store.card import Preprocessing, TeacherCard
-from mmkd.store.errors import MmkdError
 from mmkd.store.record import CorpusRecord, StoreRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
-from mmkd.store.selection.array import SelectionCard, digest_of, write_selection
+from mmkd.store.selections import SelectionCard, digest_of, write_selection
 from mmkd.store.verify import verify
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
 

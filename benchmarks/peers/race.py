@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.peers.layouts import OVER_THE_STORE, Hdf5, Layout, Memory, Mmkd, Safetensors, place_of
 from mmkd.benchmarks.peers.loaders import LOADERS
-from mmkd.store.malloc import keep_freed_memory
 
 PEERS = (*OVER_THE_STORE, Hdf5, Safetensors, *LOADERS)
 DIM = 512

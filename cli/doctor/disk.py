@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmkd.base.text import bytes_text
 from mmkd.cli.doctor.check import Check
-from mmkd.store.inspect.units import bytes_text
 
 LITTLE = 10 * 1024**3
 """Bytes: the nine teachers' weights take about 6 GB, features of 100,000 pairs by all nine about 2 GB."""

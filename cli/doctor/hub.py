@@ -9,9 +9,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmkd.base.text import bytes_text
 from mmkd.cli.doctor.check import Check
 from mmkd.extract.teachers.published import THE_NINE, PublishedTeacher
-from mmkd.store.inspect.units import bytes_text
 
 HUB = "https://huggingface.co"
 _TRUE = {"1", "ON", "YES", "TRUE"}

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmkd.base.process import usable_cores
+from mmkd.base.text import bytes_text
 from mmkd.cli.doctor.check import Check
-from mmkd.store.cores import usable_cores
-from mmkd.store.inspect.units import bytes_text
 
 OLDEST_PYTHON = (3, 11)
 MAPPED_FILES = 65_530

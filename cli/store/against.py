@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.store.inspect.plain import plain_values
+from mmkd.base.text import plain_values
 
 if TYPE_CHECKING:
-    from mmkd.extract.against_teacher import TeacherComparison, TowerCosines
+    from mmkd.extract.reextract import TeacherComparison, TowerCosines
 
 
 def report_comparison(report: TeacherComparison, as_json: bool) -> None:

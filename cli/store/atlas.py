@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.base.errors import UserError
+from mmkd.base.text import counted
+from mmkd.cli.params import STORE
 from mmkd.cli.store.group import store
 from mmkd.cli.store.stats import sample_rows
-from mmkd.cli.store_place import STORE
-from mmkd.store.errors import UserError
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
+    from mmkd.base.places.remote import StorePath
     from mmkd.store.inspect.projection import Method
-    from mmkd.store.remote import StorePath
 
 
 @store.command()
@@ -37,8 +37,8 @@ def atlas(path: StorePath, teacher: str, sample: str, seed: int, projection: Met
     import numpy as np
     import pyarrow.parquet as pq
 
+    from mmkd.base.files import write_atomically
     from mmkd.store import IMAGE_SOUND, FeatureStore
-    from mmkd.store.atomic import write_atomically
     from mmkd.store.inspect.atlas import X, Y, atlas_table
 
     program = shutil.which("embedding-atlas")

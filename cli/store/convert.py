@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
+from mmkd.base.errors import ConfigError, CorpusError, StoreError
+from mmkd.base.text import counted
+from mmkd.cli.params import ENCODINGS, STORE
 from mmkd.cli.store.group import store
-from mmkd.cli.store_place import ENCODINGS, STORE
-from mmkd.store.errors import ConfigError, CorpusError, StoreError
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
+    from mmkd.base.places.remote import StorePath
     from mmkd.store.convert.importing import FeatureSource
     from mmkd.store.encoding import Encoding
-    from mmkd.store.remote import StorePath
 
 LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
 CODECS = ("zstd", "blosc", "gzip")
@@ -69,7 +69,7 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
 
 def _source(original: Path, features: str, name: str) -> FeatureSource:
     if original.suffix in (".yaml", ".yml"):
-        from mmkd.extract.corpora.describing import described_bags
+        from mmkd.extract.corpora.description import described_bags
         from mmkd.store.convert.bags import BagFolder
 
         folder, table = described_bags(original)

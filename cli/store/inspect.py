@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.base.text import counted
 from mmkd.cli.store.group import store
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store import VerifyReport
@@ -74,7 +74,7 @@ def verify(
         if deep or mend:
             raise click.UsageError("--against-teacher does not go with --deep or --repair; run them one by one")
         from mmkd.cli.store.against import report_comparison
-        from mmkd.extract.against_teacher import ROWS, TOLERANCE, compare_with_teacher
+        from mmkd.extract.reextract import ROWS, TOLERANCE, compare_with_teacher
         from mmkd.store import FeatureStore
 
         limit = TOLERANCE if tolerance is None else tolerance
@@ -88,7 +88,7 @@ def verify(
 
     if corpus is not None or tolerance is not None:
         raise click.UsageError("--corpus and --tolerance go with --against-teacher")
-    from mmkd.store.remote import as_root
+    from mmkd.base.places.remote import as_root
     from mmkd.store.repair import repair
     from mmkd.store.verify import verify as check
 

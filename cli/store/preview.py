@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

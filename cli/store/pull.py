@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
+from mmkd.base.text import counted
+from mmkd.cli.params import STORE
 from mmkd.cli.store.group import store
-from mmkd.cli.store_place import STORE
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
-    from mmkd.store.remote import StorePath
+    from mmkd.base.places.remote import StorePath
 
 
 @store.command()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.cli.params import STORE
 from mmkd.cli.store.group import store
 from mmkd.cli.store.stats import sample_rows
-from mmkd.cli.store_place import STORE
 
 if TYPE_CHECKING:
+    from mmkd.base.places.remote import StorePath
     from mmkd.store.inspect.projection import Method
-    from mmkd.store.remote import StorePath
 
 
 @store.command()

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mmkd.base.errors import ConfigError
+from mmkd.base.text import counted
+from mmkd.cli.params import ENCODINGS, STORE
 from mmkd.cli.store.group import store
-from mmkd.cli.store_place import ENCODINGS, STORE
-from mmkd.store.errors import ConfigError
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
+    from mmkd.base.places.remote import StorePath
     from mmkd.store.encoding import Encoding
-    from mmkd.store.remote import StorePath
 
 
 def _silent(done: int, every: int) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from mmkd.base.text import bytes_text, counted, seconds_text
 from mmkd.store.inspect.coverage import shard_ranges
 from mmkd.store.inspect.findings import store_findings
-from mmkd.store.inspect.units import bytes_text, seconds_text
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.activity import Activity

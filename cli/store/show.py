@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmkd.base.errors import ConfigError, TeacherError
+from mmkd.base.text import counted, number, printable, table_lines
+from mmkd.cli.params import STORE
 from mmkd.cli.store.group import store
-from mmkd.cli.store.tables import printable, table_lines
-from mmkd.cli.store_place import STORE
-from mmkd.store.errors import ConfigError, TeacherError
-from mmkd.store.inspect.units import number
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.show import RowView, ShardView
-    from mmkd.store.remote import StorePath
 
 CAPTION_CHARACTERS = 100
 
@@ -120,10 +118,10 @@ def _encoded_query(
     """Encode with the teacher's own weights, refusing any but those that made the store."""
     import torch
 
+    from mmkd.base.images.uri import image_source
     from mmkd.extract.decoding import decode_image, read_image
     from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
     from mmkd.extract.teachers.geometry import geometry_of
-    from mmkd.store.sources import image_source
 
     slug = teacher.partition("=")[0]
     place = source.card(slug).source
@@ -201,8 +199,8 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
 
 
 def _draw_picture(view: RowView) -> None:
+    from mmkd.base.images.source import ImageError
     from mmkd.cli.store.preview import draw
-    from mmkd.store.images import ImageError
     from mmkd.store.inspect.pictures import picture
 
     try:

@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
+from mmkd.base.errors import ConfigError
+from mmkd.base.text import number, percent, printable, table_lines
+from mmkd.cli.params import STORE
 from mmkd.cli.store.group import store
-from mmkd.cli.store.tables import printable, table_lines
-from mmkd.cli.store_place import STORE
-from mmkd.store.errors import ConfigError
-from mmkd.store.inspect.units import number, percent
 from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
+    from mmkd.base.places.remote import StorePath
     from mmkd.store.inspect.agreement import Agreement
     from mmkd.store.inspect.findings import Finding
     from mmkd.store.inspect.pairs import ModalityPairs
     from mmkd.store.inspect.statistics import StoreStatistics
-    from mmkd.store.remote import StorePath
 
 
 def sample_rows(text: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mmkd.store.yaml_config import Frozen, OneOf, read_mapping, validated
+from mmkd.base.config import Frozen, OneOf, read_mapping, validated
 
 Centre = Literal["tower", "shared", "none"]
 """What is subtracted before a map: each tower's own mean (closes the gap between image and text), one mean of both, or
@@ -92,7 +92,7 @@ class AlignConfig(Frozen):
     selection: str | None = None
     """Fit on the pairs that this selection keeps."""
     where: str | None = None
-    """Fit and judge on rows that fit this condition; see `mmkd.store.condition`."""
+    """Fit and judge on rows that fit this condition; see `mmkd.base.conditions`."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of the captions that are kept for the judge: no row is judged whose caption was fitted on."""
     judge_rows: int = Field(default=2000, ge=20)

@@ -16,10 +16,10 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from mmkd.base.errors import CorruptStoreError, FormatVersionError, UserError
+from mmkd.base.files import write_atomically
 from mmkd.distill.alignment.maps import Alignment, AlignmentCard, TeacherMap
-from mmkd.store.atomic import write_atomically
 from mmkd.store.convert.safetensors_file import encode
-from mmkd.store.errors import CorruptStoreError, FormatVersionError, UserError
 
 FORMAT = 1
 _PARTS = ("weight", "image_bias", "text_bias")

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mmkd.base.errors import UserError
 from mmkd.distill.alignment.autoencoder import fit_autoencoder
 from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.file import save
@@ -17,7 +18,6 @@ from mmkd.distill.alignment.procrustes import fit_procrustes
 from mmkd.distill.alignment.rows import AlignmentRows
 from mmkd.distill.alignment.whitening import fit_whitening
 from mmkd.store import FeatureStore
-from mmkd.store.errors import UserError
 
 
 class FitMethod(Protocol):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from mmkd.base.config import Frozen
 from mmkd.distill.alignment.maps import Alignment
 from mmkd.distill.alignment.rows import AlignmentRows
 from mmkd.store.layout import TOWERS, Tower
-from mmkd.store.yaml_config import Frozen
 
 NEIGHBOURS = 10
 

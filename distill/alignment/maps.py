@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from mmkd.base.config import Frozen
+from mmkd.base.errors import TeacherMismatchError, UserError
 from mmkd.store.card import TeacherCard
-from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.layout import TOWERS, Tower
-from mmkd.store.yaml_config import Frozen
 
 
 class AlignmentCard(Frozen):

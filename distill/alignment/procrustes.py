@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.distill.alignment.config import ProcrustesSettings
 from mmkd.distill.alignment.maps import TeacherMap
 from mmkd.distill.alignment.moments import moments
 from mmkd.distill.alignment.rows import BLOCK, AlignmentRows
-from mmkd.store.errors import ConfigError, UserError
 from mmkd.store.layout import TOWERS
 
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from mmkd.base.conditions import parse_condition
+from mmkd.base.errors import UserError
 from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.teacher_features import as_tensor
 from mmkd.store import FeatureStore
-from mmkd.store.condition import parse_condition
-from mmkd.store.errors import UserError
 from mmkd.store.layout import TOWERS, Tower
 from mmkd.store.selection.block import check_teachers, draw_rows
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from mmkd.base.errors import UserError
 from mmkd.distill.alignment.config import TrainingSettings
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
 from mmkd.distill.order import epoch_order
-from mmkd.store.errors import UserError
 
 Batch = dict[str, TeacherRows]
 

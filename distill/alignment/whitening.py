@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import torch
 
+from mmkd.base.errors import ConfigError
 from mmkd.distill.alignment.config import WhiteningSettings
 from mmkd.distill.alignment.maps import TeacherMap
 from mmkd.distill.alignment.moments import moments
 from mmkd.distill.alignment.rows import AlignmentRows
-from mmkd.store.errors import ConfigError
 
 _PALEY = {12: 11, 20: 19}
 """Order to prime q = 3 (mod 4), for Paley's first construction (Paley 1933)."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from mmkd.store.errors import ConfigError
-from mmkd.store.yaml_config import read_mapping
+from mmkd.base.config import read_mapping
+from mmkd.base.errors import ConfigError
 
 
 def preset_names() -> list[str]:

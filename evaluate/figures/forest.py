@@ -7,13 +7,13 @@ from collections import Counter
 
 from matplotlib.figure import Figure
 
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures.heat_map import best_rival
 from mmkd.evaluate.figures.style import BLUE, GREY, ROW, VERMILLION, asked, canvas
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.statistics import Difference
 from mmkd.evaluate.table import MEAN, build_table
-from mmkd.store.errors import ConfigError
 
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import CensoredData, ecdf, logrank
 
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate.figures.style import BLUE, VERMILLION
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
-from mmkd.store.errors import ConfigError
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:

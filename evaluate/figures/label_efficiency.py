@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate.figures.style import asked, canvas, line_style
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.table import build_table
-from mmkd.store.errors import ConfigError
 
 
 def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Figure:

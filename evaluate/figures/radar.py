@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate.figures.style import asked, columns_with_values, line_style
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.table import build_table
-from mmkd.store.errors import ConfigError
 
 FEWEST, MOST = 3, 10
 """With fewer spokes there is no shape, with more nobody can read it."""

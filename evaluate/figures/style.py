@@ -10,10 +10,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mmkd.base.errors import ConfigError
+from mmkd.base.files import write_atomically
 from mmkd.evaluate.folder import Question
 from mmkd.evaluate.table import MEAN, ResultTable
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import ConfigError
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"
 """From Okabe and Ito 2008, "Color universal design": told apart with every kind of colour blindness."""

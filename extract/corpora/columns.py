@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mmkd.store.errors import CorpusError
+from mmkd.base.config import Frozen
+from mmkd.base.errors import CorpusError
 from mmkd.store.samples import FIXED_COLUMNS
-from mmkd.store.yaml_config import Frozen
 
 # Names that released biomedical corpora use, in the order in which they are tried.
 _USUAL = {

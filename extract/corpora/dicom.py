@@ -12,13 +12,13 @@ from typing import Literal
 
 from pydicom.dataset import Dataset
 
+from mmkd.base.images.dicom import middle_frame, parse
+from mmkd.base.images.source import ImageError, unreadable
+from mmkd.base.images.uri import FRAME, fragment
+from mmkd.base.places.place import Listed
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
 from mmkd.extract.corpora.suffixes import DICOM
-from mmkd.store.dicom_frame import middle_frame, parse
-from mmkd.store.images import ImageError
-from mmkd.store.place import Listed
-from mmkd.store.sources import FRAME, fragment, unreadable
 
 _TAGS = ["Modality", "BodyPartExamined", "NumberOfFrames", "PatientID", "Rows"]
 _THREADS = 8

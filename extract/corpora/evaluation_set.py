@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from mmkd.extract.corpora.drawn_splits import Draw
+from mmkd.base.errors import CorpusError
+from mmkd.base.places.place import Place
+from mmkd.base.prompts import PromptFile
+from mmkd.base.row_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
 from mmkd.extract.corpora.files import fits
+from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus, CorpusRow, Part
-from mmkd.store.errors import CorpusError
-from mmkd.store.place import Place
-from mmkd.store.prompt_file import PromptFile
-from mmkd.store.sample_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
 
 SPLIT = "split"
 _PROMPTS = "prompts"

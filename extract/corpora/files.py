@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import IO, ClassVar
 
+from mmkd.base.config import Frozen
+from mmkd.base.errors import CorpusError
+from mmkd.base.places.place import Listed, Place
 from mmkd.extract.corpora.row import Part
-from mmkd.store.errors import CorpusError
-from mmkd.store.place import Listed, Place
-from mmkd.store.yaml_config import Frozen
 
 
 class FileCorpus(Frozen):

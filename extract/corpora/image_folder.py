@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from mmkd.base.places.place import Listed
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
 from mmkd.extract.corpora.suffixes import PICTURES
-from mmkd.store.place import Listed
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 

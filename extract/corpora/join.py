@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import model_validator
 
+from mmkd.base.config import Frozen
+from mmkd.base.errors import CorpusError
 from mmkd.extract.corpora.row import as_label
-from mmkd.store.errors import CorpusError
 from mmkd.store.samples import FIXED_COLUMNS
-from mmkd.store.yaml_config import Frozen
 
 FOLD = "fold"
 # Cells of Patho-Bench's fold columns and of CLAM's split files.

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.images.npz import DAMAGED, array_header
+from mmkd.base.images.uri import ARRAY, fragment
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.row import CorpusRow, Part
-from mmkd.store.errors import CorpusError
-from mmkd.store.npz_image import DAMAGED, array_header
-from mmkd.store.sources import ARRAY, fragment
 
 _SPLITS = ("train", "val", "test")
 

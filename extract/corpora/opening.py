@@ -7,12 +7,12 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from mmkd.extract.corpora.describing import described_corpus
+from mmkd.base.errors import CorpusError
+from mmkd.base.places.place import Place
+from mmkd.extract.corpora.description import described_corpus
 from mmkd.extract.corpora.files import unlistable
 from mmkd.extract.corpora.row import Corpus
 from mmkd.extract.corpora.suffixes import DICOM, PICTURES, SLIDES, TABLES
-from mmkd.store.errors import CorpusError
-from mmkd.store.place import Place
 
 # kind: module, class, extra.
 _KINDS: dict[str, tuple[str, str, str]] = {

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.images.parquet import leaf
+from mmkd.base.images.uri import CELL, fragment
+from mmkd.base.places.place import Place
 from mmkd.extract.corpora.captions import Captions, caption_list, caption_rows
 from mmkd.extract.corpora.columns import TableColumns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
-from mmkd.store.errors import CorpusError
-from mmkd.store.parquet_image import leaf
-from mmkd.store.place import Place
-from mmkd.store.sources import CELL, fragment
 
 _BATCH_ROWS = 4096
 _DAMAGED = "archive: not Parquet, or damaged; what follows is lost"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from mmkd.store.errors import CorpusError
+from mmkd.base.errors import CorpusError
 
 # Longer fields and lines are parsing accidents; csv's own default stops at 131072, which some captions pass.
 _MAX_LINE = 1 << 26

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.images.slides import open_slide
+from mmkd.base.images.source import MAX_PIXELS
+from mmkd.base.images.uri import TILE, fragment
+from mmkd.base.places.place import Place
+from mmkd.base.tcga import tcga_patient
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.row import CorpusRow, Part
 from mmkd.extract.corpora.suffixes import SLIDES
-from mmkd.store.errors import CorpusError
-from mmkd.store.images import MAX_PIXELS
-from mmkd.store.place import Place
 from mmkd.store.record import FIXED_NAMES
-from mmkd.store.slide_tile import open_slide
-from mmkd.store.sources import TILE, fragment
-from mmkd.store.tcga import tcga_patient
 
 # Pixels a tile is judged by, per side: tissue is coarse, and reading more costs the slide's decoding.
 _CELLS = 32

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.places.place import Listed, Place
 from mmkd.extract.corpora.captions import Captions, caption_list, caption_rows
 from mmkd.extract.corpora.columns import TableColumns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.records import Dialect, Record, json_records, known_encoding, separated_records
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
 from mmkd.extract.corpora.suffixes import TABLES
-from mmkd.store.errors import CorpusError
-from mmkd.store.place import Listed, Place
 
 
 class TableCorpus(FileCorpus):

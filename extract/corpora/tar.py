@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from mmkd.store.errors import CorpusError
+from mmkd.base.errors import CorpusError
 
 # Headers are 512 bytes, and extended ones carry long names. Without a bound, one that claims to be as long as its
 # archive is read into memory whole.

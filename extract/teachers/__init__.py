@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmkd.extract.teachers.parse import parse_teachers
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.teachers.spec import TeacherSpec, parse_teachers
+from mmkd.extract.teachers.spec import TeacherSpec
 
 if TYPE_CHECKING:
     import torch

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.fingerprint import file_sha256
 from mmkd.extract.teachers.loaders import find_loader
 from mmkd.extract.teachers.plan import FileLoader, Plan
@@ -21,7 +22,6 @@ from mmkd.extract.teachers.weights import (
     safetensors_header,
 )
 from mmkd.store import TeacherCard
-from mmkd.store.errors import TeacherError
 
 
 def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:

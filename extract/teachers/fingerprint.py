@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import StoreError, TeacherError
+from mmkd.base.errors import StoreError, TeacherError
+from mmkd.base.files import write_atomically
 
 _BLOCK = 1 << 20
 

@@ -22,8 +22,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from mmkd.base.errors import TeacherError
 from mmkd.store import Preprocessing
-from mmkd.store.errors import TeacherError
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

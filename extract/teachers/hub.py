@@ -8,7 +8,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
 
-from mmkd.store.errors import TeacherError
+from mmkd.base.errors import TeacherError
 
 _DATASETS = "datasets/"
 # A connection that breaks in the middle raises the HTTP library's own error: requests, httpx or httpx2, by version.

@@ -13,12 +13,12 @@ from typing import cast
 import torch
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.geometry import normalise
-from mmkd.extract.teachers.plan import Towers
+from mmkd.extract.teachers.protocol import Towers
 from mmkd.extract.teachers.spec import Precision
-from mmkd.extract.teachers.tokeniser import Tokeniser
+from mmkd.extract.teachers.tokenizer import Tokeniser
 from mmkd.store import TeacherCard
-from mmkd.store.errors import TeacherError
 
 log = logging.getLogger(__name__)
 

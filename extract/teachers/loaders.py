@@ -6,10 +6,10 @@ import difflib
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.plan import TeacherLoader
 from mmkd.extract.teachers.source import read_json, source_of
 from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
-from mmkd.store.errors import TeacherError
 
 ENTRY_POINTS = "mmkd.teachers"
 """Group in which another package offers loaders; each entry is an object with `describe` and `load`."""

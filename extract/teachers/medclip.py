@@ -14,16 +14,16 @@ import transformers
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.options import read_options
 from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.text_tower import forward_settings, text_config
-from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokeniserPlan
 from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import StateDict, key_problems, load_strictly, read_weights
 from mmkd.store import Preprocessing
-from mmkd.store.errors import TeacherError
 
 TEXT_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
 _WEIGHTS = ("pytorch_model.bin", "model.safetensors")

@@ -23,15 +23,15 @@ from open_clip.transformer import text_global_pool
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.options import read_options
 from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.text_tower import forward_settings, text_config
-from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokeniserPlan
 from mmkd.extract.teachers.weights import StateDict, load_strictly, read_weights
 from mmkd.store import Preprocessing
-from mmkd.store.errors import TeacherError
 
 WEIGHTS = (
     "open_clip_model.safetensors",

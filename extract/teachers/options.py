@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.store.errors import TeacherError
 
 Options = TypeVar("Options", bound=BaseModel)
 

@@ -11,25 +11,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.fingerprint import settings_sha256
+from mmkd.extract.teachers.loaded import LoadedTeacher, check_digest
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokeniserPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
-from mmkd.store.errors import TeacherError
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
-
-
-class Towers(Protocol):
-    """A model as its authors wrote it: normalised float images and token ids in, features out."""
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float32 (B, 3, H, W) to (B, D)."""
-
-    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D)."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +107,6 @@ class FileLoader:
         Raises:
             TeacherError: the files are no longer those of the card, or do not fit the architecture.
         """
-        from mmkd.extract.teachers.loaded import LoadedTeacher, check_digest  # noqa: PLC0415 (it imports this file)
-
         plan = self.plan(spec)
         check_digest(plan.card(), card)
         tokeniser = plan.tokeniser.build()

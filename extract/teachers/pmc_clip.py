@@ -17,16 +17,16 @@ from open_clip.modified_resnet import ModifiedResNet
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.options import read_options
 from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.text_tower import forward_settings, text_config
-from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokeniserPlan
 from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import BARE_TENSOR, StateDict, key_problems, load_strictly, read_weights
 from mmkd.store import Preprocessing
-from mmkd.store.errors import TeacherError
 
 SPLIT_FILES = ("image_encoder(resnet50).pth", "text_encoder.pth", "text_projection_layer.pth")
 TEXT_TOWER = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"

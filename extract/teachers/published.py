@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Literal, overload
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.nine import THE_NINE, PublishedTeacher
 from mmkd.extract.teachers.variants import VARIANTS
-from mmkd.store.errors import TeacherError
 
 __all__ = ["THE_NINE", "VARIANTS", "PublishedTeacher", "find_published"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mmkd.store.errors import TeacherError
+from mmkd.base.errors import TeacherError
 
 CAPTIONS = (
     "chest X-ray showing cardiomegaly",

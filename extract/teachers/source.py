@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import cast
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
-from mmkd.store.errors import TeacherError
 
 TOKENIZER_FILES = (
     "tokenizer.json",

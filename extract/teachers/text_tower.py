@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.source import Source, read_json, text_sources
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.store.errors import TeacherError
 
 # What changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
 _FORWARD_KEYS = (

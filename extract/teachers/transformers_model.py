@@ -9,15 +9,15 @@ import transformers
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.options import read_options
 from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.tokeniser import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokeniserPlan
 from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import read_weights
 from mmkd.store import Preprocessing
-from mmkd.store.errors import TeacherError
 
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"

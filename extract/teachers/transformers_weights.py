@@ -9,8 +9,8 @@ from typing import Any
 import transformers
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.weights import StateDict, key_problems
-from mmkd.store.errors import TeacherError
 
 
 def make_config(content: dict[str, Any], where: str) -> Any:

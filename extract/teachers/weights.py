@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.fingerprint import file_sha256, settings_sha256
-from mmkd.store.errors import TeacherError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmkd.store.atomic import disk_errors, write_atomically
+from mmkd.base.files import disk_errors, write_atomically
 from mmkd.store.encoding import teacher_arrays
 from mmkd.store.layout import sample_part, teacher_group
 from mmkd.store.reader import FeatureStore

@@ -13,14 +13,14 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.row_kinds import KIND as KIND_COLUMN
+from mmkd.base.row_kinds import SAMPLE, TEXT_OF
+from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.encoding import Encoding, value_type
-from mmkd.store.errors import CorpusError
 from mmkd.store.layout import check_slug
-from mmkd.store.sample_kinds import KIND as KIND_COLUMN
-from mmkd.store.sample_kinds import SAMPLE, TEXT_OF
-from mmkd.store.tcga import tcga_patient
 
 KIND = "h5-bags"
 

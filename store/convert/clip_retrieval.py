@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.files import write_atomically
 from mmkd.store.array import consecutive
-from mmkd.store.atomic import write_atomically
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.encoding import Encoding, value_type
-from mmkd.store.errors import CorpusError
 from mmkd.store.layout import Tower, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import FIXED_COLUMNS, in_rows

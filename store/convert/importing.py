@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmkd.store.atomic import disk_errors
+from mmkd.base.duplicates import find_duplicates, key_hash
+from mmkd.base.errors import CorpusError
+from mmkd.base.files import disk_errors
+from mmkd.base.lock import only_writer
+from mmkd.base.places.place import Place
+from mmkd.base.places.remote import StorePath
 from mmkd.store.card import Preprocessing, TeacherCard
-from mmkd.store.duplicates import find_duplicates, key_hash
 from mmkd.store.encoding import Encoding
-from mmkd.store.errors import CorpusError
 from mmkd.store.layout import PAIR_SOUND
-from mmkd.store.lock import only_writer
-from mmkd.store.place import Place
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
-from mmkd.store.remote import StorePath
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, note_encoding_error, write_shard
 

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmkd.store.atomic import TEMPORARY_SUFFIX, disk_errors, write_atomically
+from mmkd.base.errors import CorpusError
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
 from mmkd.store.encoding import Encoding
-from mmkd.store.errors import CorpusError
 from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows

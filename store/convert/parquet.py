@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mmkd.base.files import write_atomically
 from mmkd.store.array import consecutive
-from mmkd.store.atomic import write_atomically
 from mmkd.store.layout import SOUND_BIT
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows

@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
+from mmkd.base.conditions import parse_condition
+from mmkd.base.errors import TeacherMismatchError, UserError
+from mmkd.base.places.place import Place
+from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
-from mmkd.store.condition import parse_condition
 from mmkd.store.convert.importing import Features
 from mmkd.store.encoding import Encoding
-from mmkd.store.errors import TeacherMismatchError, UserError
 from mmkd.store.layout import TOWERS
-from mmkd.store.place import Place
 from mmkd.store.reader import FeatureStore
-from mmkd.store.remote import StorePath
 from mmkd.store.samples import in_rows
 
 
@@ -147,7 +147,7 @@ class RowChoice:
     where: Sequence[tuple[str, str]] = ()
     """Columns with the values that they must have, as text."""
     condition: str | None = None
-    """In the words of SQL's WHERE, see `mmkd.store.condition`."""
+    """In the words of SQL's WHERE, see `mmkd.base.conditions`."""
     selection: str | None = None
     """Name of a selection: rows for which it chooses any teacher."""
 
@@ -189,6 +189,6 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
 
 def _selected(store: FeatureStore, name: str) -> NDArray[np.bool_]:
     """bool (N,): where a selection chooses any teacher."""
-    from mmkd.store.selection.array import read_selection  # noqa: PLC0415 - the package builds on the reader
+    from mmkd.store.selections import read_selection  # noqa: PLC0415 - the package builds on the reader
 
     return np.asarray(read_selection(store.root, store.record, name).kept.any(axis=1))

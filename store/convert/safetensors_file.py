@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.files import write_atomically
 from mmkd.store.array import consecutive
-from mmkd.store.atomic import write_atomically
 from mmkd.store.reader import FeatureStore
 from mmkd.store.writer import iter_shards
 

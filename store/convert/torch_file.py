@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.errors import CorpusError
+from mmkd.base.errors import CorpusError
 
 MAX_FILE_BYTES = 1 << 26
 """64 MiB: a sample's features have some 30 KB."""

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mmkd.store.atomic import temporary_files
-from mmkd.store.remote import StorePath
+from mmkd.base.files import temporary_files
+from mmkd.base.places.remote import StorePath
 
 FRESH_SECONDS = 300.0
 """A store that was written to within this time may still be written: shards usually take less than five minutes."""

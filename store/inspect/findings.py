@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
+from mmkd.base.text import counted
 from mmkd.store.inspect.coverage import shard_ranges
 from mmkd.store.layout import TOWER_INPUTS
-from mmkd.store.plural import counted
 
 if TYPE_CHECKING:
     from mmkd.store.inspect.agreement import Agreement

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError
+from mmkd.base.process import usable_cores
 from mmkd.store.array import FeatureArray
-from mmkd.store.cores import usable_cores
-from mmkd.store.errors import UserError
 from mmkd.store.inspect.faiss_choice import choose, faiss_module
 from mmkd.store.inspect.rows import captions_of
 from mmkd.store.inspect.sampling import BLOCK_ROWS, unit

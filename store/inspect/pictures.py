@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from mmkd.store.images import ImageError, decode
-from mmkd.store.sources import image_source
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
 
 
 def picture(corpus_root: str, sample: Mapping[str, Any]) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 from mmkd.store.inspect.sampling import truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
 

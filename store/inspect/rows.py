@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 from mmkd.store.samples import read_part
 
 if TYPE_CHECKING:

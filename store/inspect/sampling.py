@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 
 BLOCK_ROWS = 4096
 """Rows brought to float32 at a time: 8 MB at width 512, so that memory stays flat however many rows are read."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mmkd.base.places.remote import StorePath
 from mmkd.store.hierarchy import read_json
-from mmkd.store.remote import StorePath
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement, agreement
 from mmkd.store.inspect.modalities import modalities
 from mmkd.store.inspect.pairs import PairStatistics, pair_statistics
-from mmkd.store.inspect.plain import plain_values
 from mmkd.store.inspect.sampling import draw_rows
 from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
@@ -58,12 +58,6 @@ class StoreStatistics:
         """All of it as plain values: NaN becomes None, matrices lists of lists."""
         plain: dict[str, Any] = plain_values(asdict(self))
         return plain
-
-    def _repr_html_(self) -> str:
-        """Tables for a notebook; every text in them is escaped."""
-        from mmkd.store.inspect.notebook import statistics_html  # noqa: PLC0415 - only notebooks ask for it
-
-        return statistics_html(self)
 
 
 def store_statistics(

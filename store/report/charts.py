@@ -11,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement
 from mmkd.store.inspect.coverage import Coverage
 from mmkd.store.inspect.pairs import PairStatistics, modality_names
-from mmkd.store.inspect.plain import plain_values
 from mmkd.store.inspect.projection import Projection
 from mmkd.store.inspect.towers import TowerStatistics
 from mmkd.store.layout import TOWER_INPUTS, TOWERS

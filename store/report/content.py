@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.store.images import ImageError
+from mmkd.base.images.source import ImageError
 from mmkd.store.inspect.findings import Finding, statistics_findings, store_findings
 from mmkd.store.inspect.info import StoreInfo, store_info
 from mmkd.store.inspect.modalities import NOT_STATED
@@ -26,7 +26,7 @@ from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_rows
 from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import TOWERS
-from mmkd.store.report.colours import teacher_colours
+from mmkd.store.report.colors import teacher_colours
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore

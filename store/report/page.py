@@ -19,13 +19,12 @@ import numpy as np
 import plotly.offline
 from markupsafe import Markup
 
-from mmkd.store.atomic import write_atomically
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
+from mmkd.base.files import write_atomically
+from mmkd.base.text import bytes_text, counted, number, percent, seconds_text
 from mmkd.store.inspect.coverage import shard_ranges
 from mmkd.store.inspect.pairs import modality_names
-from mmkd.store.inspect.units import bytes_text, number, percent, seconds_text
 from mmkd.store.layout import TOWER_INPUTS
-from mmkd.store.plural import counted
 from mmkd.store.reader import FeatureStore
 from mmkd.store.report.charts import (
     Chart,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mmkd.store.selection.array import Selection, SelectionCard, read_selection, selection_names
 from mmkd.store.selection.compute import SelectionReport, select
 from mmkd.store.selection.rule import SelectionRule, load_rule
+from mmkd.store.selections import Selection, SelectionCard, read_selection, selection_names
 
 __all__ = [
     "Selection",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmkd.store.errors import UserError
+from mmkd.base.errors import UserError
 from mmkd.store.selection.block import Block, Columns, Floats, Rows, draw_rows, unit_rows
 from mmkd.store.selection.rule import AgreementScore
 

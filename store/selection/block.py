@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError
 from mmkd.store.array import consecutive
-from mmkd.store.errors import UserError
 from mmkd.store.layout import Tower
 from mmkd.store.reader import FeatureStore
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmkd.store.cores import usable_cores
-from mmkd.store.errors import IncompleteStoreError, UserError
+from mmkd.base.config import Frozen
+from mmkd.base.errors import IncompleteStoreError, UserError
+from mmkd.base.process import usable_cores
 from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
-from mmkd.store.selection.array import SelectionCard, check_name, digest_of, write_selection
 from mmkd.store.selection.block import BLOCK_ROWS, Block, Bools, Columns, Floats, check_teachers
 from mmkd.store.selection.counts import Example, SelectionCounts, count, examples
 from mmkd.store.selection.rule import SelectionRule
 from mmkd.store.selection.scorer import make_scorer
 from mmkd.store.selection.verdict import Judge, Line, scores_of
-from mmkd.store.yaml_config import Frozen
+from mmkd.store.selections import SelectionCard, check_name, digest_of, write_selection
 
 Progress = Callable[[int, int], None]
 """Called with blocks done and blocks in all."""

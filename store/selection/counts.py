@@ -7,10 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.config import Frozen
 from mmkd.store.reader import FeatureStore
 from mmkd.store.selection.block import Bools, Columns, Floats
 from mmkd.store.selection.verdict import Line
-from mmkd.store.yaml_config import Frozen
 
 NOT_STATED = "(not stated)"
 CAPTION_CHARACTERS = 200

@@ -17,9 +17,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mmkd.store.errors import ConfigError
+from mmkd.base.config import Frozen, OneOf, read_mapping, validated
+from mmkd.base.errors import ConfigError
 from mmkd.store.layout import Tower
-from mmkd.store.yaml_config import Frozen, OneOf, read_mapping, validated
 
 OTHERS = "others"
 """Key of a mapping over teachers that stands for all that it does not name."""
@@ -170,7 +170,7 @@ class Rule(OneOf):
     agreement: AgreementRule | None = None
     home: HomeRule | None = None
     where: str | None = None
-    """Condition over the sample table; see `mmkd.store.condition`."""
+    """Condition over the sample table; see `mmkd.base.conditions`."""
     teachers: TeachersRule | None = None
     pairs: PairsRule | None = None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from mmkd.base.config import Frozen
 from mmkd.store.selection.agreement import AgreementScorer
 from mmkd.store.selection.block import Block, Columns, Floats
 from mmkd.store.selection.cosine import CosineScorer
 from mmkd.store.selection.rank import RankScorer
 from mmkd.store.selection.rule import AgreementScore, CosineScore, RankScore, ZeroShotScore
 from mmkd.store.selection.zero_shot import ZeroShotScorer
-from mmkd.store.yaml_config import Frozen
 
 
 class Scorer(Protocol):

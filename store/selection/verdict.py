@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.condition import parse_condition
-from mmkd.store.errors import ConfigError, UserError
+from mmkd.base.conditions import parse_condition
+from mmkd.base.config import Frozen
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.store.selection.block import Bools, Columns, Floats
 from mmkd.store.selection.rule import (
     OTHERS,
@@ -29,7 +30,6 @@ from mmkd.store.selection.rule import (
     by_teacher,
 )
 from mmkd.store.selection.scorer import higher_is_better
-from mmkd.store.yaml_config import Frozen
 
 _MARGIN = 0.8
 """How much alike two teachers' names must be for one to be taken for a slip of the other (difflib's ratio)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from mmkd.store.errors import ConfigError, TeacherMismatchError, UserError
+from mmkd.base.errors import ConfigError, TeacherMismatchError, UserError
 from mmkd.store.layout import TEXT_SOUND
 from mmkd.store.reader import FeatureStore
 from mmkd.store.selection.block import TIE, Block, Columns, Floats, Rows, unit_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmkd.store.errors import ConfigError
+from mmkd.base.errors import ConfigError
 
 HERE = Path(__file__).parent
 

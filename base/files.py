@@ -1,0 +1,142 @@
+"""Files that are there wholly or not at all.
+
+A reader, a second writer or a kill at any moment sees the old file or the new one, never a part:
+the bytes go to a temporary name beside the target, are flushed to disk, and are renamed onto it. Behind a
+URL, an object is put in one request, which is as atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing tells a dead writer there but the age of what it left
+    fcntl = None  # type: ignore[assignment]
+
+from mmkd.base.errors import StoreError
+from mmkd.base.places.remote import RemotePath, StorePath
+
+TEMPORARY_SUFFIX = ".mmkd-tmp"
+
+# Some file systems keep locks on each machine for itself: there only age tells that a writer elsewhere is dead.
+_AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
+
+
+@contextmanager
+def disk_errors(path: StorePath) -> Iterator[None]:
+    """Turn an OSError met while writing `path` into one line that says what to do.
+
+    Raises:
+        StoreError: the disk is full, read-only, or not ours to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; make room or get permission, then run it again"
+        ) from error
+
+
+def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
+    """Put `data` at `path` in one step, creating parent folders.
+
+    Raises:
+        StoreError: the disk is full, read-only, or not ours to write; nothing is left behind.
+        UnreachableError: the same of a URL.
+    """
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
+    with _finished_beside(path, data) as temporary:
+        temporary.replace(path)
+
+
+def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
+    """Put `data` at `path` if nothing is there; of several that try at once, one wins.
+
+    Returns:
+        False when a file was there; it is left as it is.
+
+    Raises:
+        StoreError, UnreachableError: as `write_atomically`.
+    """
+    if isinstance(path, RemotePath):
+        return path.create(data)
+    with _finished_beside(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links (some FUSE and SMB mounts): the last one wins there.
+            temporary.replace(path)
+    return True
+
+
+@contextmanager
+def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
+    # A name of its own for every attempt: two processes may redo the same shard at the same time.
+    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                _claim(file)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _claim(file: IO[bytes]) -> bool:
+    """Lock a file for as long as it is open here. The system takes the lock back from a process that dies."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        # Held by another, or a file system without locks.
+        pass
+    return False
+
+
+def remove_abandoned(root: StorePath) -> int:
+    """Delete what dead writers left below `root`; the files of those that live, here or elsewhere, are left alone.
+
+    Returns:
+        Files that were deleted.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    if isinstance(root, RemotePath):
+        return 0
+    here = re.compile(rf"\.{re.escape(socket.gethostname())}-\d+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
+    removed = 0
+    for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
+        # Gone by now where its writer finished; a folder, or not ours to open, where it is another's.
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError), path.open("r+b") as file:
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+            if age > (_AGE_HERE if here.search(path.name) else _AGE_ELSEWHERE) and _claim(file):
+                with disk_errors(path):
+                    path.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def temporary_files(root: StorePath) -> Iterator[StorePath]:
+    """Files below `root` that an interrupted `write_atomically` left behind."""
+    yield from root.rglob(f".*{TEMPORARY_SUFFIX}")

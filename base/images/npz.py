@@ -1,0 +1,118 @@
+"""Pictures in an array of an `.npz` (MedMNIST's layout), read in the order in which a shard asks: forwards."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import zipfile
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from mmkd.base.images.source import MAX_BYTES, ImageError, unreadable
+from mmkd.base.places.place import Place
+
+# The arrays are deflated as a whole: there is no way to one picture but through those before it. Rows are asked for
+# nearly in order (decode threads run a little apart), so a cursor that keeps the last ones answers all of them.
+_KEPT_BYTES = 16 << 20
+_KEPT_ROWS = 64
+_FILES_OPEN = 4
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotImplementedError)
+"""What reading an archive or an array raises on damage, besides OSError."""
+
+
+@dataclass(frozen=True)
+class NpzImage:
+    """One picture of an array (n, height, width) or (n, height, width, 3), uint8."""
+
+    place: Place
+    array: str
+    """Name of the array in the archive, such as `test_images`."""
+    row: int
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return str(self.place)
+
+    def read(self) -> bytes:
+        """Return the picture as a binary PGM or PPM: a header before the pixels as they are.
+
+        Raises:
+            ImageError: missing, damaged, not a picture, or too large.
+        """
+        try:
+            return _cursor(self.place, self.array, self.place.listed().stamp).fetch(self.row)
+        except OSError as error:
+            raise unreadable(error) from error
+        except DAMAGED as error:
+            raise ImageError("damaged npz") from error
+
+
+def array_header(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]:
+    """The stream behind an array's header, its shape, and its dtype.
+
+    Raises:
+        KeyError: the archive has no such array.
+        ValueError: it is not an array in C order.
+    """
+    stream = archive.open(f"{name}.npy")
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, fortran, dtype = read(stream)
+    if fortran and len(shape) > 1:
+        raise ValueError(f"{name} is in Fortran order")
+    return stream, shape, dtype
+
+
+class _Cursor:
+    """A place in one array that moves forwards; a row that was passed and forgotten begins anew."""
+
+    def __init__(self, file: IO[bytes], array: str) -> None:
+        self.archive = zipfile.ZipFile(file)
+        self.array = array
+        self.lock = threading.Lock()
+        self.kept: OrderedDict[int, bytes] = OrderedDict()
+        self.header = b""
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self.stream, self.shape, dtype = array_header(self.archive, self.array)
+        colours = self.shape[3:]
+        if dtype != np.uint8 or len(self.shape) not in (3, 4) or (colours and colours != (3,)):
+            raise ImageError(f"array of {dtype} {self.shape} holds no pictures")
+        self.row_bytes = math.prod(self.shape[1:])
+        if self.row_bytes > MAX_BYTES:
+            raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
+        self.header = f"{'P6' if colours else 'P5'} {self.shape[2]} {self.shape[1]} 255\n".encode()
+        self.next_row = 0
+
+    def fetch(self, row: int) -> bytes:
+        """The row's picture.
+
+        Raises:
+            ImageError: there is no such row, or the array ends before it.
+        """
+        with self.lock:
+            if row >= self.shape[0]:
+                raise ImageError("damaged npz")
+            if row not in self.kept and row < self.next_row:
+                self._rewind()
+            while row not in self.kept:
+                pixels = self.stream.read(self.row_bytes)
+                if len(pixels) < self.row_bytes:
+                    raise ImageError("damaged npz")
+                self.kept[self.next_row] = pixels
+                self.next_row += 1
+                while len(self.kept) > max(_KEPT_ROWS, _KEPT_BYTES // max(1, self.row_bytes)):
+                    self.kept.popitem(last=False)
+            return self.header + self.kept[row]
+
+
+@functools.lru_cache(maxsize=_FILES_OPEN)
+def _cursor(place: Place, array: str, stamp: str) -> _Cursor:
+    return _Cursor(place.open(), array)

@@ -1,0 +1,72 @@
+"""One square of a whole-slide image, brought to a teacher's scale. Needs openslide."""
+
+from __future__ import annotations
+
+import functools
+import io
+from dataclasses import dataclass
+
+import openslide
+from PIL import Image
+
+from mmkd.base.images.source import MAX_PIXELS, ImageError
+from mmkd.base.places.place import Place
+
+
+@dataclass(frozen=True)
+class SlideTile:
+    """A square at level-0 pixel `corner`, `side` pixels wide, brought to `out` pixels."""
+
+    place: Place
+    corner: tuple[int, int]
+    side: int
+    out: int
+
+    @property
+    def path(self) -> str:
+        """The slide."""
+        return str(self.place)
+
+    def read(self) -> bytes:
+        """The tile as PPM, read from the coarsest level that is still finer than `out`.
+
+        Transparent pixels (outside the scanned area) become white, as the empty glass around them.
+
+        Raises:
+            ImageError: the slide is missing or damaged.
+        """
+        if not self.place.path.is_file():
+            raise ImageError("file not found")
+        if not 0 < self.out <= self.side or self.out**2 > MAX_PIXELS:
+            raise ImageError("slide: a tile of this size cannot be read")
+        try:
+            slide = open_slide(self.place.url, self.place.listed().stamp)
+            level = slide.get_best_level_for_downsample(self.side / self.out)
+            edge = max(1, round(self.side / slide.level_downsamples[level]))
+            if edge**2 > MAX_PIXELS:
+                raise ImageError(f"more than {MAX_PIXELS:,} pixels")
+            region = slide.read_region(self.corner, level, (edge, edge))
+        except (openslide.OpenSlideError, OSError, ValueError):
+            # After one failed read openslide refuses all others of that handle.
+            open_slide.cache_clear()
+            raise ImageError("slide: damaged or not a slide") from None
+        flat = Image.new("RGB", region.size, "white")
+        flat.paste(region, mask=region.getchannel("A"))
+        if edge != self.out:
+            flat = flat.resize(
+                (self.out, self.out), Image.Resampling.BOX if edge > self.out else Image.Resampling.BICUBIC
+            )
+        buffer = io.BytesIO()
+        flat.save(buffer, "PPM")
+        return buffer.getvalue()
+
+
+# A handle keeps a cache of tiles; openslide reads from several threads at once.
+@functools.lru_cache(maxsize=4)
+def open_slide(path: str, stamp: str) -> openslide.OpenSlide:
+    """An open slide; `stamp` parts a file from its replacement.
+
+    Raises:
+        openslide.OpenSlideError: openslide cannot read it.
+    """
+    return openslide.OpenSlide(path)

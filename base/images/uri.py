@@ -1,0 +1,96 @@
+"""From a sample row to its image's encoded bytes: a file, a slice, a Parquet cell, a frame, a tile, an array's row.
+
+A `uri` may end in a fragment that says which image inside the file is meant:
+
+    train-0.parquet#column=image.bytes&row=12      a cell
+    echo.dcm#frame=59                              a frame, counted from 0
+    slide.svs#x=512&y=1024&side=448&out=224        a square of the slide: level-0 pixels, brought to `out` pixels
+    breastmnist.npz#array=test_images&row=12       a picture of an array
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode
+
+from mmkd.base.images.source import FileImage, ImageError, ImageSource
+from mmkd.base.places.place import Place
+
+CELL = ("column", "row")
+ARRAY = ("array", "row")
+FRAME = ("frame",)
+TILE = ("x", "y", "side", "out")
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """A uri that leaves the corpus' folder: named in the row, never opened."""
+
+    path: str
+
+    def read(self) -> bytes:
+        """Refuse.
+
+        Raises:
+            ImageError: always.
+        """
+        raise ImageError("path leaves the corpus folder")
+
+
+def image_source(root: str, uri: str, offset: int | None = None, length: int | None = None) -> ImageSource:
+    """The source that a sample row names.
+
+    Args:
+        root: the corpus' root, a folder or URL prefix.
+        uri, offset, length: the row's columns.
+    """
+    inner, keys, values = split_fragment(uri)
+    if leaves_root(root, inner):
+        return _Outside(inner)
+    place = Place(f"{root.rstrip('/')}/{inner}") if "://" in root else Place(posixpath.join(root, inner))
+    if keys == CELL:
+        from mmkd.base.images.parquet import ParquetImage  # noqa: PLC0415 - only where it is needed
+
+        return ParquetImage(place, values[0], int(values[1]))
+    if keys == ARRAY:
+        from mmkd.base.images.npz import NpzImage  # noqa: PLC0415 - only where it is needed
+
+        return NpzImage(place, values[0], int(values[1]))
+    if keys == FRAME:
+        from mmkd.base.images.dicom import DicomFrame  # noqa: PLC0415 - an extra
+
+        return DicomFrame(place, int(values[0]))
+    if keys == TILE:
+        from mmkd.base.images.slides import SlideTile  # noqa: PLC0415 - an extra
+
+        x, y, side, out = map(int, values)
+        return SlideTile(place, (x, y), side, out)
+    return FileImage(place, offset, length)
+
+
+def fragment(keys: tuple[str, ...], *values: str | int) -> str:
+    """The end of a uri that names an image inside a file."""
+    return "#" + urlencode(list(zip(keys, values, strict=True)))
+
+
+def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """File, keys and values of a uri; no keys where it has no fragment of ours (`#` may stand in a file's name)."""
+    inner, mark, tail = uri.rpartition("#")
+    if mark:
+        pairs = parse_qsl(tail)
+        keys = tuple(key for key, _ in pairs)
+        values = tuple(value for _, value in pairs)
+        numbers = values[1:] if keys in (CELL, ARRAY) else values
+        if keys in (CELL, ARRAY, FRAME, TILE) and all(value.isascii() and value.isdigit() for value in numbers):
+            return inner, keys, values
+    return uri, (), ()
+
+
+def leaves_root(root: str, uri: str) -> bool:
+    """True when `uri` does not stay below `root`; a user who wants that says `images: /`."""
+    if "\0" in uri:
+        return True
+    if uri.startswith("/"):
+        return root != "/" and not posixpath.normpath(uri).startswith(posixpath.normpath(root) + "/")
+    return posixpath.normpath(uri).split("/", 1)[0] == ".." or "://" in uri

@@ -1,0 +1,163 @@
+"""One writer of a store at a time: a second one is told who is at work, and stops before it has done anything.
+
+On a disk the lock is `flock(2)` on a file inside the store: the kernel lets go of it when its holder ends, however.
+Behind a URL it is an object that its holder writes again every few seconds; one that stands still was left by a
+writer that was killed, and is taken over. Reading needs no lock: files are replaced whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mmkd.base.errors import BusyStoreError, UnreachableError
+from mmkd.base.files import disk_errors
+from mmkd.base.places.remote import RemotePath, StorePath
+from mmkd.base.process import repeated
+
+LOCK_FILE = ".mmkd-lock"
+BEAT_SECONDS = 5.0
+"""A holder behind a URL writes its object again this often."""
+PATIENCE_BEATS = 4
+"""Beats without a change after which that object counts as left behind."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+"""A file system without locks (Lustre mounted without `flock`, some FUSE)."""
+
+
+@contextmanager
+def only_writer(root: StorePath, what: str) -> Iterator[None]:
+    """Hold the store at `root` for writing.
+
+    Args:
+        root: the store, or the folder that will be one; a folder is made if it is not there.
+        what: what is done, as the other one is told: `mmkd store append`.
+
+    Raises:
+        BusyStoreError: another process writes to it.
+        StoreError, UnreachableError: the lock cannot be written.
+    """
+    note = {"what": what, "process": os.getpid(), "host": socket.gethostname()}
+    note["since"] = datetime.now(UTC).isoformat(timespec="seconds")
+    with _beating(root, note) if isinstance(root, RemotePath) else _locked(root, note):
+        yield
+
+
+def _busy(root: StorePath, data: bytes) -> BusyStoreError:
+    try:
+        note = json.loads(data)
+        who = f"`{note['what']}` (process {note['process']} on {note['host']}, since {note['since']})"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"  # it has the lock and has not written yet who it is
+    return BusyStoreError(f"{root} is being written by {who}; wait until it has ended, then run this again")
+
+
+@contextmanager
+def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
+    if os.name == "nt":  # nothing is locked
+        yield
+        return
+    path, made = root / LOCK_FILE, not root.exists()
+    fd = _acquired(path)
+    try:
+        with disk_errors(path):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(note).encode(), 0)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                if made:
+                    root.rmdir()  # nothing came of it; a folder with a store in it stays
+    finally:
+        os.close(fd)
+
+
+def _acquired(path: Path) -> int:
+    """The lock file, opened and locked; its folder is made if it is not there."""
+    while True:
+        with disk_errors(path):
+            fd = _opened(path)
+        with ExitStack() as stack:
+            stack.callback(os.close, fd)
+            _flock(path, fd)
+            # The one before deletes its file at its end: a lock on a file that is gone is none.
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(fd).st_ino:
+                    stack.pop_all()
+                    return fd
+
+
+def _opened(path: Path) -> int:
+    while True:
+        # Another writer that came to nothing may take its folder away at any moment: while `mkdir` looks whether it is
+        # one, or before the file is made. What is there and no folder is refused by `open`.
+        with suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _flock(path: Path, fd: int) -> None:
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(path.parent, os.pread(fd, 4096, 0)) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+@contextmanager
+def _beating(root: RemotePath, note: dict[str, object]) -> Iterator[None]:
+    path = root / LOCK_FILE
+    mine = note | {"token": secrets.token_hex(8)}
+    _take(root, path, json.dumps(mine | {"beat": 0}).encode())
+    numbers = itertools.count(1)
+
+    def beat() -> None:
+        # A beat that fails is tried again with the next; only several in a row look like a death.
+        with suppress(UnreachableError):
+            path.write_bytes(json.dumps(mine | {"beat": next(numbers)}).encode())
+
+    try:
+        with repeated(beat, BEAT_SECONDS, "mmkd-lock"):
+            yield
+    finally:
+        with suppress(UnreachableError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+
+
+def _take(root: RemotePath, path: RemotePath, data: bytes) -> None:
+    """Create the object, or put it in the place of one that nobody writes any more."""
+    if path.create(data):
+        return
+    try:
+        first = path.tagged()
+    except FileNotFoundError:
+        first = (b"", None)
+    deadline = time.monotonic() + PATIENCE_BEATS * BEAT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(BEAT_SECONDS / 4)
+        try:
+            now = path.tagged()
+        except FileNotFoundError:
+            if path.create(data):  # its holder has ended
+                return
+            continue
+        if now[0] != first[0] and first[0]:
+            raise _busy(root, now[0])
+        first = now
+    if not path.replace_tagged(data, first[1]):
+        raise _busy(root, path.read_bytes())  # another one took it over first

@@ -1,0 +1,1 @@
+"""Places that a user names: folders and files on a disk or behind a URL."""

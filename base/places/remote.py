@@ -1,0 +1,238 @@
+"""Stores behind URLs: a path of an object store that answers like `pathlib.Path`, as far as a store asks.
+
+All code of this package takes a root and puts names to it with `/`; whether bytes lie on a disk or behind
+`s3://` is decided once, in `as_root`. Requests go through obstore, which is also what zarr's `ObjectStore`
+uses; it takes credentials and endpoints from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import re
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
+
+from mmkd.base.errors import UnreachableError, UserError
+from mmkd.base.places.connection import answered, filesystem, server
+from mmkd.base.places.web_listing import linked_names
+
+REQUESTS = 16
+"""Requests that are under way at the same time."""
+
+_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
+
+
+class Stat(NamedTuple):
+    """What is known of an object before it is read."""
+
+    st_size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """An object, or the folder of those whose names begin with it. Holds no connection, so it can be sent to workers.
+
+    Methods do what those of `pathlib.Path` do, and raise FileNotFoundError as they do.
+
+    Raises:
+        UnreachableError: from every method that asks the server: no permission, no bucket, no answer.
+    """
+
+    origin: str
+    """Scheme and bucket or host: `s3://bucket`."""
+    key: PurePosixPath
+    """Name inside the bucket."""
+    size: int | None = field(default=None, compare=False)
+    """Bytes, when a listing told them."""
+
+    def __truediv__(self, name: str | PurePosixPath) -> RemotePath:
+        """The object or folder `name` below this one."""
+        return RemotePath(self.origin, self.key / name)
+
+    def __str__(self) -> str:
+        """The URL."""
+        return f"{self.origin}/{self._name}".rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.key.name
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder above."""
+        return RemotePath(self.origin, self.key.parent)
+
+    @property
+    def _name(self) -> str:
+        return "" if self.key == PurePosixPath() else str(self.key)
+
+    def resolve(self) -> RemotePath:
+        """URLs are absolute."""
+        return self
+
+    def stat(self) -> Stat:
+        """Size, from the listing that this path came from or from the server."""
+        if self.size is not None:
+            return Stat(self.size)
+        with answered(str(self)):
+            return Stat(server(self.origin).head(self._name)["size"])
+
+    def is_file(self) -> bool:
+        """True when there is such an object."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """True when an object's name begins with this folder."""
+        return any(True for _ in self.iterdir())
+
+    def exists(self) -> bool:
+        """True for an object and for a folder of some."""
+        return self.is_file() or self.is_dir()
+
+    def read_bytes(self) -> bytes:
+        """All bytes of the object."""
+        with answered(str(self)):
+            data: bytes = server(self.origin).get(self._name).bytes().to_bytes()
+        return data
+
+    def tagged(self) -> tuple[bytes, str | None]:
+        """All bytes of the object, and the tag by which its server tells this version from others."""
+        with answered(str(self)):
+            found = server(self.origin).get(self._name)
+            return found.bytes().to_bytes(), found.meta["e_tag"]
+
+    def replace_tagged(self, data: bytes, tag: str | None) -> bool:
+        """Put the object if it is still the version of `tag` (`If-Match`); False when it is not."""
+        try:
+            self._put(data, "overwrite" if tag is None else {"e_tag": tag})
+        except FileExistsError:
+            return False
+        return True
+
+    def write_bytes(self, data: bytes | memoryview) -> None:
+        """Put the whole object in one request: others see the old one or the new one."""
+        self._put(data, "overwrite")
+
+    def create(self, data: bytes | memoryview) -> bool:
+        """Put the object if there is none (`If-None-Match: *`); False when there was one."""
+        try:
+            self._put(data, "create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _put(self, data: bytes | memoryview, mode: Any) -> None:
+        try:
+            with answered(str(self)):
+                # In one part: an upload of several parts that is killed leaves parts behind that nobody lists.
+                server(self.origin).put(self._name, data, mode=mode, use_multipart=False)
+        except FileNotFoundError as error:
+            raise UnreachableError(f"{self} cannot be written: {self.origin} is not there; check its name") from error
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the object."""
+        if missing_ok or self.is_file():
+            with answered(str(self)):
+                server(self.origin).delete(self._name)
+        else:
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """Objects and folders right below; nothing for a folder that is not there."""
+        if self.origin.startswith("http"):
+            yield from (self / name for name in linked_names(str(self)))
+            return
+        try:
+            with answered(str(self)):
+                found = server(self.origin).list_with_delimiter(prefix=self._name or None)
+        except FileNotFoundError:
+            return
+        for name in found["common_prefixes"]:
+            yield RemotePath(self.origin, PurePosixPath(name))
+        for entry in found["objects"]:
+            yield RemotePath(self.origin, PurePosixPath(entry["path"]), entry["size"])
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """What lies right below and has a name like `pattern`."""
+        return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
+
+    def rglob(self, pattern: str) -> Iterator[RemotePath]:
+        """Objects at any depth below with a name like `pattern`; folders are no objects."""
+        if self.origin.startswith("http"):
+            for path in self.iterdir():
+                below = list(path.rglob(pattern))
+                yield from below or ([path] if fnmatchcase(path.name, pattern) and path.is_file() else [])
+            return
+        try:
+            with answered(str(self)):
+                found = server(self.origin).list(prefix=self._name or None).collect()
+        except FileNotFoundError:
+            return
+        paths = (RemotePath(self.origin, PurePosixPath(entry["path"]), entry["size"]) for entry in found)
+        yield from (path for path in paths if fnmatchcase(path.name, pattern))
+
+
+StorePath = Path | RemotePath
+"""Where a store lies, or one of its files."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def as_root(place: str | PathLike[str] | RemotePath) -> StorePath:
+    """A folder's name or a URL as a path.
+
+    Raises:
+        UserError: a URL of a kind that is not supported, or obstore is not installed.
+    """
+    if isinstance(place, RemotePath):
+        return place
+    scheme, separator, rest = str(place).partition("://")
+    if not separator or not re.fullmatch(r"[a-z][a-z0-9+.-]+", scheme):
+        return Path(place)
+    if scheme == "file":
+        return Path(urllib.parse.unquote(rest))
+    bucket, _, key = rest.partition("/")
+    if importlib.util.find_spec("obstore") is None:
+        raise UserError(f"{place} needs the package 'obstore'; pip install 'mmkd[remote]'")
+    if scheme not in _SCHEMES or not bucket:
+        raise UserError(f"{place} is no URL of a store: use {', '.join(f'{name}://...' for name in _SCHEMES)}")
+    return RemotePath(f"{scheme}://{bucket}", PurePosixPath(key))
+
+
+def name_in(root: StorePath, path: StorePath) -> str:
+    """The name of a file inside the store at `root`, with `/` between its parts."""
+    if isinstance(path, RemotePath) and isinstance(root, RemotePath):
+        return str(path.key.relative_to(root.key))
+    return Path(str(path)).relative_to(str(root)).as_posix()
+
+
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], root: StorePath) -> Iterator[Result]:
+    """`map` in order, a few requests ahead where `root` is remote: every request waits for an answer."""
+    if isinstance(root, Path):
+        yield from map(function, items)
+        return
+    waiting = list(items)
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="mmkd-remote") as pool:
+        for start in range(0, len(waiting), 4 * REQUESTS):
+            yield from pool.map(function, waiting[start : start + 4 * REQUESTS])
+
+
+def sample_files(root: StorePath, names: list[str]) -> tuple[list[str], Any]:
+    """Names and filesystem of files below `root`, as `pyarrow.dataset.dataset` takes them."""
+    if isinstance(root, Path):
+        return [str(root / name) for name in names], None
+    return [str((root / name).key) for name in names], filesystem(root.origin)

@@ -1,0 +1,115 @@
+"""The process itself: usable cores, free memory, allocator settings, and periodic work in a thread."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: Slurm and containers give fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int:
+    """Bytes: what the machine has to spare (page cache counts as spare), or what the job's limit is, if that is less.
+
+    0 where the system does not tell.
+    """
+    return min(_spare(Path("/proc/meminfo")), *_limits(Path("/proc/self/cgroup"), _CGROUPS))
+
+
+def _spare(meminfo: Path) -> int:
+    """MemAvailable of proc(5); elsewhere all memory that there is."""
+    try:
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _limits(own: Path, cgroups: Path) -> list[int]:
+    """Memory limits of the control groups (cgroups(7), both versions) that a scheduler put this process into."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        lines = []
+    limits = [1 << 63]
+    for number, controllers, path in lines:
+        if number == "0":
+            files = [folder / "memory.max" for folder in _upwards(cgroups, path)]
+        elif "memory" in controllers.split(","):
+            files = [folder / "memory.limit_in_bytes" for folder in _upwards(cgroups / "memory", path)]
+        else:
+            continue
+        for file in files:
+            try:
+                text = file.read_text().strip()
+            except OSError:
+                continue
+            if text.isdigit():
+                limits.append(int(text))
+    return limits
+
+
+def _upwards(top: Path, path: str) -> list[Path]:
+    """A group's folder and those above it: every one of them limits."""
+    folder = top / path.lstrip("/")
+    return [folder, *(above for above in folder.parents if above.is_relative_to(top))]
+
+
+# From glibc's malloc.h. The largest threshold that mallopt accepts is half a heap: 32 MiB on 64 bits.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_MMAP_THRESHOLD = 32 << 20
+_TRIM_THRESHOLD = (1 << 31) - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse the memory of its last forward pass; True where that could be set.
+
+    Every batch allocates the same activations again. Measured on two cores, EfficientNet-Lite0 at 96 px,
+    batches of 32, milliseconds an image: 20.4 under Dask's setting (MALLOC_TRIM_THRESHOLD_=65536), 7.8
+    under glibc's, 4.5 with this.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD) and libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD))
+
+
+@contextmanager
+def repeated(work: Callable[[], object], seconds: float, name: str) -> Iterator[None]:
+    """Call `work` every so many seconds while the block runs; its last call has returned when the block is left.
+
+    Args:
+        work: the first call comes after the first wait. An exception ends the repetition, not the block.
+        seconds: between the end of a call and the next one.
+        name: of the thread.
+    """
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

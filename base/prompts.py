@@ -1,0 +1,103 @@
+"""Prompts of an evaluation set in a file of their own, for `mmkd extract` to encode and `mmkd evaluate` to compare.
+
+templates: ["a photo of {}", "{} seen under the microscope"]    # without templates the texts are whole sentences
+classes:
+  adenocarcinoma: [adenocarcinoma, glandular carcinoma]         # each text with each template is a prompt
+  benign: [benign tissue]
+negatives:                                                      # for several labels an image: a class' absence
+  adenocarcinoma: [no tumour]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from mmkd.base.config import Frozen, read_mapping, validated
+from mmkd.base.row_kinds import NEGATIVE, PROMPT
+
+PLACE = "{}"
+"""Where a template takes a class' text."""
+
+
+def _texts_by_class(value: object) -> object:
+    """Class names as text: YAML makes numbers and truth values of some."""
+    if not isinstance(value, dict):
+        return value
+    wrong = [name for name in value if isinstance(name, bool)]
+    if wrong:
+        raise ValueError(f"YAML reads a class name as {wrong[0]}; put it in quotes")
+    return {str(name): [texts] if isinstance(texts, str) else texts for name, texts in value.items()}
+
+
+Sentence = Annotated[str, Field(pattern=r"\S")]
+TextsByClass = Annotated[dict[str, tuple[Sentence, ...]], BeforeValidator(_texts_by_class)]
+
+
+class Prompt(NamedTuple):
+    """One text: what it stands for, of which class, and its number within that class."""
+
+    kind: str
+    of: str
+    number: int
+    text: str
+
+    @property
+    def key(self) -> str:
+        """Key of its row."""
+        return f"{self.kind}:{self.of}:{self.number}"
+
+
+class PromptFile(Frozen):
+    """Texts of every class; each is combined with each template."""
+
+    templates: tuple[str, ...] = (PLACE,)
+    classes: TextsByClass = Field(min_length=1)
+    negatives: TextsByClass = Field(default_factory=dict)
+    notes: str = ""
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_take_a_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [template for template in templates if template.count(PLACE) != 1]
+        if wrong or not templates:
+            raise ValueError(f"template {wrong[0] if wrong else ''!r} must have one {PLACE}, where the class goes")
+        return templates
+
+    @field_validator("classes", "negatives")
+    @classmethod
+    def _every_class_has_texts(cls, classes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, texts in classes.items():
+            if not texts:
+                raise ValueError(f"class {name!r} has no text")
+            twice = [text for text, count in Counter(texts).items() if count > 1]
+            if twice:
+                raise ValueError(f"class {name!r} has the text {twice[0]!r} twice")
+        return classes
+
+    @model_validator(mode="after")
+    def _negatives_have_a_class(self) -> PromptFile:
+        alien = [name for name in self.negatives if name not in self.classes]
+        if alien:
+            raise ValueError(f"negatives of {alien[0]!r}, which is not among the classes {', '.join(self.classes)}")
+        return self
+
+    def prompts(self) -> Iterator[Prompt]:
+        """Every text, class by class in the order of the file."""
+        for kind, classes in ((PROMPT, self.classes), (NEGATIVE, self.negatives)):
+            for name, texts in classes.items():
+                written = [template.replace(PLACE, text) for text in texts for template in self.templates]
+                yield from (Prompt(kind, name, number, text) for number, text in enumerate(written))
+
+
+def read_prompts(path: Path) -> PromptFile:
+    """Read a prompt file.
+
+    Raises:
+        ConfigError: missing, not YAML, or not prompts; the message names the key.
+    """
+    return validated(PromptFile, read_mapping(path), path)

@@ -1,0 +1,78 @@
+"""Values as people or JSON read them: counts, bytes, seconds, shares, plain tables, printable text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `1,024 rows`, `0 entries`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith("ry") else f"{count:,} {noun}s"
+
+
+def bytes_text(count: int) -> str:
+    """`count` bytes in the largest binary unit that keeps it above one: `1.5 GB`."""
+    value = float(count)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TB"
+
+
+def seconds_text(seconds: float) -> str:
+    """A time span in one or two units: `12.3 s`, `4 min 10 s`, `5 h 2 min`, `3 d 1 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for large, small, size, unit in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
+        if whole < size * (60 if large == "min" else 24) or large == "d":
+            return f"{whole // size} {large} {whole % size // unit} {small}"
+    raise AssertionError("days have no end")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with a fixed count of decimals; `-` where there is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def percent(value: float) -> str:
+    """A share with one decimal; `-` where there is none."""
+    return f"{value:.1%}" if math.isfinite(value) else "-"
+
+
+def plain_values(value: Any) -> Any:
+    """Arrays and tuples as lists, NumPy's numbers as Python's, keys as strings, NaN and infinity as None."""
+    if isinstance(value, dict):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain_values(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> Iterator[str]:
+    """A header and rows of equal length as lines, indented.
+
+    Args:
+        header: names of the columns.
+        rows: as many cells each.
+        words: columns of words, to be lined up on the left; the first column only when not given.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    left = [name in (words or header[:1]) for name in header]
+    for row in (header, *rows):
+        cells = zip(row, widths, left, strict=True)
+        yield "  " + "  ".join(c.ljust(width) if is_word else c.rjust(width) for c, width, is_word in cells).rstrip()
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a caption cannot move the cursor, change colours or answer for the user."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)

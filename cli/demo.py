@@ -1,0 +1,27 @@
+"""`mmkd demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default="mmkd-demo", metavar="[DIR]")
+@click.option("--corpus-only", is_flag=True, help="Cut the images and stop: what the suite `quick` is made of.")
+def demo(directory: Path, corpus_only: bool) -> None:
+    """The whole path on real images, on a CPU, without network: corpus, nine teachers, store, student, scores.
+
+    Everything lies in DIR afterwards (mmkd-demo when not given). Running it again goes on where it stopped.
+    Needs `pip install 'mmkd[demo]'`.
+    """
+    if corpus_only:
+        from mmkd.demo.corpus import build_corpus
+
+        made = build_corpus(directory / "corpus")
+        click.echo(f"{made.train:,} training pairs and {made.test:,} held-out images in {directory / 'corpus'}")
+        return
+    from mmkd.demo.run import run_demo
+
+    run_demo(directory, say=click.echo)

@@ -1,0 +1,259 @@
+"""Cut the demo's corpus out of pictures that lie inside installed packages: crops on disk and two caption tables.
+
+    DIR/train/captions.csv   one row a training crop                      split = train
+    DIR/eval/captions.csv    one row a test crop, then the class prompts  split = test, prompt
+    DIR/*/images/*.png       the crops, 96 x 96, grey or RGB
+
+Columns: key, image (relative to its table; empty for a prompt), caption, modality, domain, class, split.
+Nothing is augmented. The same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmkd.base.errors import UserError
+from mmkd.demo.sources import SOURCES, Box, File, Source, missing_package
+
+CROP_SIZE = 96
+"""Side of every crop in pixels."""
+COLUMNS = ("key", "image", "caption", "modality", "domain", "class", "split")
+MIN_CONTRAST = 5.0
+"""A crop whose grey values (0..255) have a smaller standard deviation shows background and is not taken."""
+_ATTEMPTS_PER_CROP = 50
+
+Image = npt.NDArray[np.uint8]
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One square of one frame of a source."""
+
+    source: Source
+    split: str
+    frame: int
+    left: int
+    top: int
+    side: int
+
+    @property
+    def box(self) -> Box:
+        """The pixels of the source that it shows."""
+        return self.left, self.top, self.left + self.side, self.top + self.side
+
+
+@dataclass(frozen=True)
+class CorpusSummary:
+    """What `build_corpus` wrote."""
+
+    train_csv: Path
+    eval_csv: Path
+    train: int
+    test: int
+    prompts: int
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+
+
+def build_corpus(
+    out: Path,
+    seed: int = 0,
+    train_per_class: int = 64,
+    test_per_class: int = 20,
+    sources: Sequence[Source] = SOURCES,
+) -> CorpusSummary:
+    """Write `out`/train and `out`/eval; files of the same names are replaced.
+
+    Raises:
+        UserError: a package that holds a picture or reads it is not installed, or lacks the picture.
+    """
+    check_packages(sources)
+    tables = {"train": out / "train" / "captions.csv", "test": out / "eval" / "captions.csv"}
+    counts = {"train": train_per_class, "test": test_per_class}
+    rows: dict[str, list[Row]] = {split: [] for split in tables}
+    for table in tables.values():
+        (table.parent / "images").mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        for split, table in tables.items():
+            for number, crop in enumerate(choose_crops(source, split, counts[split], seed)):
+                row = image_row(crop, number)
+                _write_png(table.parent / row["image"], pixels(crop))
+                rows[split].append(row)
+    prompts = [row for source in sources for row in prompt_rows(source)]
+    _write_table(tables["train"], rows["train"])
+    _write_table(tables["test"], rows["test"] + prompts)
+    return CorpusSummary(
+        train_csv=tables["train"],
+        eval_csv=tables["test"],
+        train=len(rows["train"]),
+        test=len(rows["test"]),
+        prompts=len(prompts),
+        classes=tuple(source.slug for source in sources),
+        domains=tuple(dict.fromkeys(source.domain for source in sources)),
+    )
+
+
+def choose_crops(source: Source, split: str, count: int, seed: int = 0) -> list[Crop]:
+    """`count` different crops of one split, spread evenly over its frames and at random over its boxes.
+
+    Raises:
+        UserError: the picture does not hold so many crops that show more than background.
+    """
+    boxes, ranges = (source.train, source.train_frames) if split == "train" else (source.test, source.test_frames)
+    rng = np.random.default_rng([seed, zlib.crc32(f"{source.slug}/{split}".encode())])
+    numbers = rng.permutation([number for frames in ranges for number in frames])
+    areas = np.array([(right - left) * (bottom - top) for left, top, right, bottom in boxes], dtype=np.float64)
+    chosen: dict[Crop, None] = {}  # a set that keeps its order
+    for attempt in range(count * _ATTEMPTS_PER_CROP):
+        if len(chosen) == count:
+            break
+        left, top, right, bottom = boxes[rng.choice(len(boxes), p=areas / areas.sum())]
+        side = min(int(rng.integers(source.window[0], source.window[1] + 1)), right - left, bottom - top)
+        crop = Crop(
+            source=source,
+            split=split,
+            frame=int(numbers[attempt % len(numbers)]),
+            left=int(rng.integers(left, right - side + 1)),
+            top=int(rng.integers(top, bottom - side + 1)),
+            side=side,
+        )
+        if _contrast(pixels(crop)) >= MIN_CONTRAST:
+            chosen[crop] = None
+    if len(chosen) < count:
+        raise UserError(f"{source.slug}: found {len(chosen)} {split} crops of {count}; ask for fewer crops a class")
+    return list(chosen)
+
+
+def pixels(crop: Crop) -> Image:
+    """The crop at `CROP_SIZE`: uint8 (96, 96) grey or (96, 96, 3) RGB."""
+    from PIL import Image as Pillow
+
+    left, top, right, bottom = crop.box
+    source = crop.source
+    patch = read_frames(source.file, source.level, source.axis)[crop.frame, top:bottom, left:right]
+    resized = Pillow.fromarray(np.ascontiguousarray(patch)).resize((CROP_SIZE, CROP_SIZE), Pillow.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def _contrast(image: Image) -> float:
+    return float((image if image.ndim == 2 else image.mean(axis=2)).std())
+
+
+def image_row(crop: Crop, number: int) -> Row:
+    """The table row of the `number`-th crop of its class and split; every other caption says where the crop lies."""
+    source = crop.source
+    words = source.captions if crop.split == "train" else source.prompts
+    caption = words[number % len(words)]
+    if number // len(words) % 2:
+        caption += f", {_place(crop)}" if crop.split == "train" else f" ({_place(crop)})"
+    key = f"{source.slug}-{crop.split}-{number:03d}"
+    return _row(source, key, f"images/{key}.png", caption, crop.split)
+
+
+def prompt_rows(source: Source) -> list[Row]:
+    """Rows without an image that name the class, for zero-shot classification."""
+    return [_row(source, f"prompt-{source.slug}-{i}", "", text, "prompt") for i, text in enumerate(source.prompts)]
+
+
+def check_packages(sources: Sequence[Source]) -> None:
+    """See that every picture and every reader is there before anything is written.
+
+    Raises:
+        UserError: naming the first package that is missing.
+    """
+    readers = {"PIL": "pillow", "pydicom": "pydicom", "nibabel": "nibabel"}
+    for module, package in readers.items():
+        if importlib.util.find_spec(module) is None:
+            raise missing_package(package)
+    from PIL import features
+
+    if not features.check("jpg_2000"):  # two of the CTs are compressed so; Pillow's own wheels can read it
+        raise UserError("this Pillow cannot read JPEG 2000; run: pip install --force-reinstall pillow")
+    for source in sources:
+        source.file.locate()
+
+
+@lru_cache(maxsize=2)
+def read_frames(file: File, level: tuple[int, int] | None, axis: int | None) -> Image:
+    """All frames of a file, uint8 (F, H, W) grey or (F, H, W, 3) RGB; F is 1 for a single picture."""
+    path = file.locate()
+    if path.suffix == ".dcm":
+        return _read_dicom(path, level)
+    if path.suffix == ".gz":
+        return _read_volume(path, level, 0 if axis is None else axis)
+    from PIL import Image as Pillow
+
+    with Pillow.open(path) as picture:
+        return np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))[None]
+
+
+def _read_dicom(path: Path, level: tuple[int, int] | None) -> Image:
+    """Stored values to grey (modality rescale, then `level`, bones white) or to RGB."""
+    from pydicom import dcmread
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+    data = dcmread(path)
+    values: npt.NDArray[Any] = data.pixel_array
+    if data.PhotometricInterpretation == "PALETTE COLOR":
+        values = apply_color_lut(values, data)
+        return (values >> (8 * (values.itemsize - 1))).astype(np.uint8)[None]  # palettes may have 16 bits
+    if data.get("SamplesPerPixel", 1) == 3:
+        return values if values.ndim == 4 else values[None]
+    grey = _to_grey(np.asarray(apply_modality_lut(values, data)), level)
+    return (255 - grey if data.PhotometricInterpretation == "MONOCHROME1" else grey)[None]
+
+
+def _read_volume(path: Path, level: tuple[int, int] | None, axis: int) -> Image:
+    """Slices of a NIfTI volume across `axis`, turned so that superior or anterior is up."""
+    import nibabel
+
+    values = np.asarray(nibabel.load(path).dataobj)
+    grey = values if values.dtype == np.uint8 else _to_grey(values, level)
+    return np.rot90(np.moveaxis(grey, axis, 0), axes=(1, 2))
+
+
+def _to_grey(values: npt.NDArray[Any], level: tuple[int, int] | None) -> Image:
+    low, high = np.percentile(values, (1, 99)) if level is None else level
+    scaled = np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
+    return np.asarray(np.rint(scaled * 255), dtype=np.uint8)
+
+
+def _place(crop: Crop) -> str:
+    """Where the crop lies, by slice number or by thirds of the picture."""
+    stack = read_frames(crop.source.file, crop.source.level, crop.source.axis)
+    if crop.source.axis is not None:
+        return f"slice {crop.frame + 1} of {len(stack)}"
+    height = ("upper", "middle", "lower")[int(3 * (crop.top + crop.side / 2) / stack.shape[1])]
+    side = ("left ", "", "right ")[int(3 * (crop.left + crop.side / 2) / stack.shape[2])]
+    return f"{height} {side}part"
+
+
+def _row(source: Source, key: str, image: str, caption: str, split: str) -> Row:
+    values = (key, image, caption, source.modality, source.domain, source.slug, split)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def _write_png(path: Path, image: Image) -> None:
+    from PIL import Image as Pillow
+
+    Pillow.fromarray(image).save(path, format="PNG")
+
+
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.write_bytes(text.getvalue().encode())

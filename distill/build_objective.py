@@ -1,0 +1,72 @@
+"""An objective from a run's configuration and its store."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mmkd.base.errors import ConfigError
+from mmkd.distill.bank import Bank, BankSource
+from mmkd.distill.config import RunConfig
+from mmkd.distill.heads import Heads, fixed_alignment, meeting_widths
+from mmkd.distill.objective import Objective, TeacherSide
+from mmkd.distill.pairs import Pairs
+from mmkd.distill.policies import Policy, Standard
+from mmkd.distill.targets import Preparation
+from mmkd.distill.teacher_features import TeacherFeatures
+
+# Logits of a teacher whose card has no temperature: CLIP's first one, 1/0.07 (arXiv 2103.00020, section 2.5).
+_USUAL_SCALE = 1 / 0.07
+_STANDARD_ROWS = 16384
+"""Rows on which a teacher's usual agreement is measured, spread evenly over the run's."""
+
+
+def make_objective(
+    config: RunConfig, student_dim: int, teachers: TeacherFeatures | None, pairs: Pairs, device: torch.device
+) -> Objective:
+    """The objective of a run, on `device`.
+
+    Raises:
+        ConfigError, UserError: widths, teachers' names or the alignment do not fit the store.
+    """
+    if teachers is None:
+        return Objective(config.loss, None)
+    loss = config.loss
+    alignment = fixed_alignment(config.heads, teachers)
+    widths = meeting_widths(teachers, alignment)
+    if loss.mixed_teachers and (config.policy.kind != "one" or config.policy.drop or len(set(widths)) > 1):
+        raise ConfigError(
+            f"loss.mixed_teachers wants policy {{kind: one}} without drop and teachers of one width, "
+            f"here {{kind: {config.policy.kind}}} and widths {', '.join(map(str, sorted(set(widths))))}; "
+            "name an alignment in `heads`"
+        )
+    heads = (
+        Heads("none", student_dim, teachers.slugs, widths)
+        if loss.mixed_teachers
+        else Heads(config.heads.kind, student_dim, teachers.slugs, widths)
+    )
+    prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
+    bank = None
+    if loss.bank:
+        group = pairs.caption if loss.equal_captions else pairs.rows
+        source = BankSource(pairs.rows, group, teachers.gather, prepare)
+        bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, config.seed, device)
+    scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
+    side = TeacherSide(heads, prepare, _policy(config, teachers, pairs), scales, bank)
+    return Objective(loss, side).to(device)
+
+
+def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs) -> Policy:
+    policy = config.policy
+    unknown = set(policy.weights) - set(teachers.slugs)
+    if unknown:
+        raise ConfigError(
+            f"policy.weights names {', '.join(sorted(unknown))}; the run's teachers are {', '.join(teachers.slugs)}"
+        )
+    if policy.kind == "weighted":
+        weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in teachers.slugs])
+        return Policy(policy, config.seed, weights=weights)
+    if policy.kind == "best":
+        spread = np.unique(np.linspace(0, len(pairs.rows) - 1, _STANDARD_ROWS).astype(np.int64))
+        return Policy(policy, config.seed, standard=Standard.of(teachers.gather(pairs.rows[spread])))
+    return Policy(policy, config.seed)

@@ -1,0 +1,181 @@
+"""Where a run's numbers go: the terminal, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from mmkd.base.errors import UserError
+from mmkd.distill.config import RunConfig
+from mmkd.distill.world import World
+
+_SECONDS_A_LINE = 60.0
+
+
+class Board(Protocol):
+    """Takes numbers of a step."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Note these values, by name."""
+
+
+class Terminal:
+    """A bar with the loss of each term, samples a second, share of time spent waiting for data, and memory."""
+
+    def __init__(self, bar: tqdm) -> None:  # type: ignore[type-arg]
+        self.bar = bar
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the numbers of this step; rates and memory under short names."""
+        self.bar.update(step + 1 - self.bar.n)
+        shown = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in values.items() if name.startswith("loss/")}
+        if "samples_per_second" in values:
+            shown |= {
+                "samples/s": f"{values['samples_per_second']:.0f}",
+                "wait": f"{values['data_wait_share']:.0%}",
+                "GB": f"{values['memory_gb']:.1f}",
+            }
+        self.bar.set_postfix(shown)
+
+
+class Lines:
+    """Where there is no terminal, as in the log of a batch job: a line a minute, and one for every validation."""
+
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.now, self.due = total, now, -math.inf
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the terms, the rates and the scores of this step to stderr."""
+        scores = {name.removeprefix("monitor/"): v for name, v in values.items() if name.startswith("monitor/")}
+        now = self.now()
+        if not scores and now < self.due:
+            return
+        self.due = now + _SECONDS_A_LINE
+        terms = {name.removeprefix("loss/"): v for name, v in values.items() if name.startswith("loss/")}
+        shown = [f"{name} {value:.3f}" for name, value in (scores or terms).items()]
+        if "samples_per_second" in values:
+            shown += [
+                f"{values['samples_per_second']:.0f} samples/s",
+                f"{values['data_wait_share']:.0%} waiting for data",
+                f"{values['memory_gb']:.1f} GB",
+            ]
+        sys.stderr.write(f"step {step + 1:,} of {self.total:,}: {', '.join(shown)}\n")
+        sys.stderr.flush()
+
+
+class _TensorBoard:
+    def __init__(self, writer: SummaryWriter) -> None:
+        self.writer = writer
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+
+class _WeightsAndBiases:
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+
+class Boards:
+    """All of them as one; silent in every rank but the first."""
+
+    def __init__(self, boards: list[Board]) -> None:
+        self.boards = boards
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand on to each."""
+        for board in self.boards:
+            board.scalars(step, values)
+
+
+@contextmanager
+def opened_boards(config: RunConfig, world: World, first: int, total: int) -> Iterator[Boards]:
+    """Open what the configuration asks for and close it at the end.
+
+    Raises:
+        UserError: W&B is asked for and not installed.
+    """
+    with ExitStack() as stack:
+        boards: list[Board] = []
+        if world.first:
+            bar = stack.enter_context(tqdm(total=total, initial=first, unit="step", disable=None))
+            boards.append(Lines(total) if bar.disable else Terminal(bar))
+            if config.logging.tensorboard:
+                writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=first)
+                boards.append(_TensorBoard(stack.enter_context(writer)))
+            if config.logging.wandb is not None:
+                boards.append(_WeightsAndBiases(stack.enter_context(_wandb_run(config))))
+        yield Boards(boards)
+
+
+def _wandb_run(config: RunConfig) -> Any:
+    try:
+        import wandb  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise UserError("logging.wandb needs the package wandb; pip install 'mmkd[wandb]', or drop the key") from error
+    # One id a folder: a resumed run goes on in the same curve.
+    return wandb.init(
+        project=config.logging.wandb, name=config.out.name, id=config.out.name, resume="allow", dir=config.out,
+        config=config.model_dump(mode="json"),
+    )  # fmt: skip
+
+
+class Clock:
+    """Seconds, samples and waiting, since it was last asked."""
+
+    def __init__(self) -> None:
+        self.wait_seconds = 0.0
+        """Over the whole run."""
+        self.started = time.perf_counter()
+        self._lap, self._lap_wait, self._lap_samples = self.started, 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        before = time.perf_counter()
+        yield
+        waited = time.perf_counter() - before
+        self.wait_seconds += waited
+        self._lap_wait += waited
+
+    def add(self, samples: int) -> None:
+        """A step with so many samples, over all ranks, is done."""
+        self._lap_samples += samples
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self.started
+
+    def lap(self, device: torch.device) -> dict[str, float]:
+        """Rates since the last lap, and memory in use now."""
+        now = time.perf_counter()
+        seconds = max(now - self._lap, 1e-9)
+        rates = {
+            "samples_per_second": self._lap_samples / seconds,
+            "data_wait_share": self._lap_wait / seconds,
+            "memory_gb": memory_bytes(device) / 1e9,
+        }
+        self._lap, self._lap_wait, self._lap_samples = now, 0.0, 0
+        return rates
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: of the device, or of the machine when there is none."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,86 @@
+"""Tasks out to the cluster, reports back; what takes workers down is done again alone and guarded, then set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from distributed import Client, KilledWorker, as_completed
+
+from mmkd.base.errors import UserError
+from mmkd.base.places.remote import StorePath
+from mmkd.extract.plan import ShardTask
+from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.worker import run_task
+from mmkd.store import MmkdError
+from mmkd.store.record import StoreRecord
+
+_RETRIES = 2
+"""Of a task that raised: a fault of the machine goes away, one of the code comes again."""
+
+
+@dataclass(frozen=True)
+class LostShard:
+    """A shard that could not be done; the others went on."""
+
+    shard: int
+    reason: str
+
+
+def gather(
+    client: Client, root: StorePath, record: StoreRecord, tasks: Sequence[ShardTask], say: Callable[[str], None]
+) -> Generator[ShardReport | LostShard, None, None]:
+    """Do the tasks and yield what became of each, as they finish. The scheduler holds one small report a task.
+
+    Dask blames a dead worker's every task: those in hand and those that wait there. So what was blamed too often is
+    done again when the others are finished, one shard at a time: then it is blamed for itself alone.
+
+    Raises:
+        UserError: the scheduler went away.
+        MmkdError: what a worker met and the user can mend: a full disk, a teacher that cannot be loaded.
+    """
+    blamed = []
+    for task, outcome in _outcomes(client, root, record, tasks):
+        if isinstance(outcome, KilledWorker):
+            say(
+                f"shard {task.shard} was in hand when its workers died: once more at the end, by itself, "
+                "each image decoded in a process of its own"
+            )
+            blamed.append(replace(task, guarded=True))
+        else:
+            yield _told(task, outcome)
+    for guarded in blamed:
+        for task, outcome in _outcomes(client, root, record, [guarded]):
+            yield _told(task, outcome)
+
+
+def _outcomes(
+    client: Client, root: StorePath, record: StoreRecord, tasks: Sequence[ShardTask]
+) -> Iterator[tuple[ShardTask, ShardReport | BaseException]]:
+    keys = [f"{'guarded' if task.guarded else 'shard'}-{task.shard:05d}" for task in tasks]
+    by_key = dict(zip(keys, tasks, strict=True))
+    # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for.
+    futures = client.map(partial(run_task, root, record), tasks, key=keys, pure=False, retries=_RETRIES)
+    for future in as_completed(futures):
+        if future.status in ("cancelled", "lost"):
+            raise UserError(
+                f"the Dask scheduler at {client.scheduler.address} went away; what was finished is kept: "
+                "run the same command again to go on"
+            )
+        outcome = future.exception() if future.status == "error" else future.result()
+        if isinstance(outcome, MmkdError) and future.status != "error":
+            raise outcome
+        yield by_key[future.key], outcome
+        future.release()
+
+
+def _told(task: ShardTask, outcome: ShardReport | BaseException) -> ShardReport | LostShard:
+    return LostShard(task.shard, _in_a_line(outcome)) if isinstance(outcome, BaseException) else outcome
+
+
+def _in_a_line(error: BaseException) -> str:
+    if isinstance(error, KilledWorker):
+        return "its workers died or hung; too little memory, or a fault in a teacher?"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,163 @@
+"""A shard's images and captions through all its teachers: each image decoded and encoded once, each caption too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmkd.base.images.source import ImageSource
+from mmkd.extract.decoding import DecodedImage
+from mmkd.extract.forward import PASS_ROWS, encode
+from mmkd.extract.shard_report import Clock, ShardReport
+from mmkd.extract.teachers.geometry import Geometry, geometry_of
+from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.worker_state import Workbench
+from mmkd.store.encoding import value_type
+
+_TOKENISED_TOGETHER = 256
+
+MAX_CAPTION_CHARACTERS = 1 << 16
+"""Of a caption, no more is tokenised: far beyond any context, and a bound on time and memory."""
+
+Features = dict[str, NDArray[np.floating[Any]]]
+"""By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
+
+
+def encode_images(
+    sources: Sequence[ImageSource | None], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
+) -> tuple[list[DecodedImage | None], Features]:
+    """What became of each image, and its features; None and NaN where a row has no image.
+
+    An image of several rows (captions, or questions about it) is read, decoded and encoded once.
+    """
+    distinct = list(dict.fromkeys(source for source in sources if source is not None))
+    place = {source: index for index, source in enumerate(distinct)}
+    rows = np.array([row for row, source in enumerate(sources) if source is not None], dtype=np.int64)
+    of = np.array([place[source] for source in sources if source is not None], dtype=np.int64)
+    facts, encoded = _encode_distinct_images(distinct, teachers, bench, clock)
+    features = {}
+    for slug, teacher in teachers.items():
+        features[slug] = missing(len(sources), teacher)
+        features[slug][rows] = encoded[slug][of]
+    return [None if source is None else facts[place[source]] for source in sources], features
+
+
+def _encode_distinct_images(
+    sources: Sequence[ImageSource], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
+) -> tuple[list[DecodedImage], Features]:
+    geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
+    features = {slug: missing(len(sources), teacher) for slug, teacher in teachers.items()}
+    facts: list[DecodedImage] = []
+    distinct = tuple(dict.fromkeys(geometries.values()))
+    window_rows = max((bench.sizes.window(teacher.device) for teacher in teachers.values()), default=1)
+    for window in bench.windows(sources, distinct, window_rows):
+        there = [index for index, image in enumerate(window) if image.pixels]
+        pixels = {geometry: _stack(window, there, geometry) for geometry in distinct} if there else {}
+        rows = np.array(there, dtype=np.int64) + len(facts)
+        for slug, teacher in teachers.items() if there else ():
+            with clock(f"image {slug}"):
+                features[slug][rows] = encode(teacher, "image", pixels[geometries[slug]], bench.sizes)
+            bench.watch.beat()
+        for image in window:
+            clock.add("read", image.read_seconds)
+            clock.add("decode", image.decode_seconds)
+            image.pixels.clear()
+        facts.extend(window)
+    return facts, features
+
+
+def encode_captions(
+    captions: Sequence[str | None], teachers: Mapping[str, Teacher], bench: Workbench, report: ShardReport, clock: Clock
+) -> Features:
+    """Each distinct caption once, in order of length, put back to its rows."""
+    distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
+    distinct.sort(key=lambda caption: (len(caption), caption))
+    place = {caption: index for index, caption in enumerate(distinct)}
+    rows = np.array([i for i, caption in enumerate(captions) if caption is not None], dtype=np.int64)
+    source = np.array([place[caption] for caption in captions if caption is not None], dtype=np.int64)
+    short = [caption[:MAX_CAPTION_CHARACTERS] for caption in distinct]
+    features = {}
+    for slug, teacher in teachers.items():
+        with clock(f"text {slug}"):
+            encoded, lengths = _encode_distinct(short, teacher, bench)
+        features[slug] = missing(len(captions), teacher)
+        features[slug][rows] = encoded[source]
+        report.truncated[slug] = int(np.count_nonzero(lengths[source] > teacher.card.context_length))
+    return features
+
+
+def missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
+    """NaN (rows, D)."""
+    return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
+
+
+def _stack(window: Sequence[DecodedImage], there: Sequence[int], geometry: Geometry) -> torch.Tensor:
+    """uint8 (images, C, H, W)."""
+    return torch.from_numpy(np.stack([window[index].pixels[geometry] for index in there]))
+
+
+def _encode_distinct(
+    captions: list[str], teacher: Teacher, bench: Workbench
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+    """Features (n, D) and untruncated token counts (n,)."""
+    encoded = missing(len(captions), teacher)
+    parts: list[torch.Tensor] = []
+    counts: list[int] = []
+    for start in range(0, len(captions), _TOKENISED_TOGETHER):
+        tokens, some = _tokenised(teacher, captions[start : start + _TOKENISED_TOGETHER])
+        parts.append(tokens)
+        counts += some
+        bench.watch.beat()
+    if parts:
+        tokens = torch.cat(parts)
+        cut = cut_lengths(tokens, getattr(teacher, "text_lengths", (teacher.card.context_length,)))
+        rows = bench.sizes.window(teacher.device)
+        for length in np.unique(cut):
+            places = np.flatnonzero(cut == length)
+            for start in range(0, len(places), rows):
+                here = places[start : start + rows]
+                encoded[here] = encode(teacher, "text", tokens[here, :length], bench.sizes)
+                bench.watch.beat()
+    return encoded, np.array(counts, dtype=np.int64)
+
+
+def _tokenised(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+    """As `Teacher.tokenise`; what it raises may quote a caption, and a caption may name a patient: no log is to say it.
+
+    Raises:
+        RuntimeError: the tokenizer failed.
+    """
+    try:
+        return teacher.tokenise(captions)
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
+        kind = type(error).__name__
+        raise RuntimeError(f"teacher {teacher.card.slug!r}: its tokenizer raised {kind} on a caption") from None
+
+
+def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Columns of `tokens` that each caption is encoded with.
+
+    In order of length, every `PASS_ROWS` captions get the smallest of `lengths` that holds the longest of them and one
+    token behind it: never more passes than of padded captions. The captions alone decide, whatever the batch.
+
+    Args:
+        tokens: int64 (n, L), padded with one and the same id; where that is the end token too, the first one counts.
+        lengths: ascending, the last one L.
+
+    Returns:
+        int64 (n,).
+    """
+    changes = tokens[:, 1:] != tokens[:, :-1]
+    places = torch.arange(2, tokens.shape[1] + 1)
+    own = torch.where(changes, places, 1).amax(dim=1).numpy() if len(places) else np.ones(len(tokens), np.int64)
+    steps = np.asarray(lengths, dtype=np.int64)
+    found: NDArray[np.int64] = steps[np.searchsorted(steps, own)]
+    order = np.argsort(found, kind="stable")
+    for start in range(0, len(order), PASS_ROWS):
+        together = order[start : start + PASS_ROWS]
+        found[together] = found[together].max()
+    return found

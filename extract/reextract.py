@@ -1,0 +1,203 @@
+"""Run a teacher again on random rows of a store and compare: are these the features that it gives?
+
+Checksums prove that bytes are what was written. Only the teacher can prove that the right thing was
+written. Two machines never agree to the last bit, so the answer is a distribution of cosines and a tolerance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from mmkd.base.errors import CorpusError, TeacherError, UserError
+from mmkd.extract.corpora import open_corpus
+from mmkd.extract.decoding import DecodedImage
+from mmkd.extract.encode import encode_captions, encode_images
+from mmkd.extract.shard import caption_fault, image_sources
+from mmkd.extract.shard_report import Clock, ShardReport
+from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
+from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR
+from mmkd.extract.worker_state import Workbench
+from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
+from mmkd.store.layout import TOWERS
+
+ROWS = 200
+"""Rows to run again when nobody says how many."""
+
+TOLERANCE = 1e-3
+"""Distance (1 - cosine) beyond which a row counts as different. float16 storage costs some 1e-7, another machine or
+precision up to 1e-4; other weights, preprocessing or rows cost far more."""
+
+
+@dataclass(frozen=True)
+class TowerCosines:
+    """Cosines between stored features and those of now."""
+
+    compared: int
+    """Rows; everything below is of these, and NaN when there are none."""
+    below: int
+    """Rows whose cosine is below 1 - tolerance, or not a number."""
+    smallest: float
+    quantiles: dict[str, float]
+    mean: float
+    strangers: float
+    """Mean cosine to the stored feature of another row: what a mix-up of rows would give."""
+
+
+@dataclass(frozen=True)
+class TeacherComparison:
+    """What the comparison found."""
+
+    slug: str
+    source: str
+    """Where the teacher that ran now came from."""
+    digest_stored: str | None
+    """None when the store does not know (imported features)."""
+    digest_now: str
+    rows: int
+    """Rows drawn, of those with a sound feature."""
+    tolerance: float
+    image: TowerCosines
+    text: TowerCosines
+    not_compared: dict[str, int]
+    """Why inputs could not be run again, with counts."""
+
+    @property
+    def same_teacher(self) -> bool:
+        """False when weights, preprocessing or tokenizer are not those that the store was made with."""
+        return self.digest_stored in (None, self.digest_now)
+
+    @property
+    def sound(self) -> bool:
+        """True when the teacher is the same, rows were compared, and none lies beyond the tolerance."""
+        compared = self.image.compared + self.text.compared
+        return self.same_teacher and compared > 0 and not self.image.below + self.text.below
+
+
+def compare_with_teacher(
+    store: FeatureStore, teacher: str, rows: int, *, corpus: str | None, tolerance: float, seed: int
+) -> TeacherComparison:
+    """Run a teacher again on up to `rows` random rows of `store`.
+
+    Args:
+        store: read only.
+        teacher: a slug of the store, or `NAME=PLACE` and cards as `mmkd extract --teachers` takes them.
+        rows: how many rows to draw, among those with a sound feature.
+        corpus: the corpus, or the folder of its images, where they lie now; as recorded when None.
+        tolerance: rows count as different when 1 - cosine is larger.
+        seed: decides the rows.
+
+    Raises:
+        UserError: the store lacks the teacher, or has no sound row of it.
+        TeacherError: the teacher cannot be loaded, or gives features of another width.
+        CorpusError: no input of the rows drawn can be read.
+    """
+    spec = _spec(store, teacher)
+    stored = store.card(spec.slug)
+    card = describe_teacher(spec)
+    if card.dim != stored.dim:
+        raise TeacherError(
+            f"teacher {spec.slug!r} at {card.source} gives {card.dim} values, {store.root} holds {stored.dim}: "
+            f"another teacher; name the right one as {spec.slug}=local-dir:FOLDER"
+        )
+    valid = store.valid(spec.slug)
+    sound = np.flatnonzero(valid)
+    if not len(sound):
+        raise UserError(f"{store.root} holds no sound feature of {spec.slug}; run `mmkd extract` first")
+    drawn = np.sort(np.random.default_rng(seed).choice(sound, min(rows, len(sound)), replace=False))
+    loaded = load_teacher(spec, card, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    table, root = _inputs(store, drawn, corpus)
+    captions = [None if caption_fault(caption) else caption for caption in table["caption"].to_pylist()]
+    bench, clock, teachers = Workbench(), Clock({}), {spec.slug: loaded}
+    facts, images = encode_images(image_sources(table, [True] * len(table), root), teachers, bench, clock)
+    texts = encode_captions(captions, teachers, bench, ShardReport(0, (spec.slug,)), clock)
+    reasons = _image_faults(table, facts)
+    usable = {
+        "image": np.array([reason is None for reason in reasons]) & (valid[drawn] & IMAGE_SOUND > 0),
+        "text": np.array([caption is not None for caption in captions]) & (valid[drawn] & TEXT_SOUND > 0),
+    }
+    now = {"image": images[spec.slug], "text": texts[spec.slug]}
+    wanted = (reason for reason, bits in zip(reasons, valid[drawn], strict=True) if reason and bits & IMAGE_SOUND)
+    faults = dict(Counter(wanted).most_common())
+    if not any(mask.any() for mask in usable.values()):
+        why = next(iter(faults), "no caption")
+        raise CorpusError(
+            f"no input of the {len(drawn)} rows drawn from {store.root} can be read ({why}); name the "
+            "folder where the images lie now with --corpus"
+        )
+    towers = {
+        tower: _cosines(store.features(spec.slug, tower)[drawn][usable[tower]], now[tower][usable[tower]], tolerance)
+        for tower in TOWERS
+    }
+    known = None if stored.loader == "imported" else stored.digest
+    return TeacherComparison(
+        spec.slug, card.source, known, card.digest, len(drawn), tolerance, towers["image"], towers["text"], faults
+    )
+
+
+def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
+    """The teacher as it was named, or, for a bare slug of the store, where its card says that it came from."""
+    card = store.teachers.get(teacher)
+    if card is None or not card.source.startswith((LOCAL_DIR, HF_HUB)):
+        if card is None and not any(sign in teacher for sign in "=:/."):
+            store.card(teacher)
+        specs = parse_teachers(teacher)
+        if len(specs) != 1:
+            raise TeacherError(f"one teacher at a time: {teacher!r} names {len(specs)}")
+        store.card(specs[0].slug)
+        return specs[0]
+    (spec,) = parse_teachers(f"{teacher}={card.source}")
+    return spec.model_copy(update={"revision": card.revision})
+
+
+def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) -> tuple[pa.Table, str]:
+    """The rows' captions and images, and what their `uri` is relative to: `/` where rows are of several corpora."""
+    columns = ["caption", "uri", "offset", "length", "image_sha256"]
+    table = store.sample_table(columns).take(pa.array(rows))
+    if corpus is not None:
+        return table, str(Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root)
+    roots = [store.record.image_root(row) for row in rows.tolist()]
+    if len(set(roots)) == 1:
+        return table, roots[0]
+    uris = table["uri"].to_pylist()
+    places = [None if uri is None else str(Path(root) / uri) for root, uri in zip(roots, uris, strict=True)]
+    return table.set_column(1, "uri", pa.array(places, pa.string())), "/"
+
+
+def _image_faults(table: pa.Table, facts: Sequence[DecodedImage | None]) -> list[str | None]:
+    """For each row why its image cannot be compared, or None."""
+    return [
+        "image: none"
+        if fact is None
+        else fact.reason or ("image: not the bytes of then" if sha is not None and sha != fact.image_sha256 else None)
+        for sha, fact in zip(table["image_sha256"].to_pylist(), facts, strict=True)
+    ]
+
+
+def _cosines(stored: NDArray[np.floating[Any]], now: NDArray[np.floating[Any]], tolerance: float) -> TowerCosines:
+    """stored, now: (n, D) of the same rows."""
+    before, after = _units(stored), _units(now)
+    cosines = (before * after).sum(axis=1)
+    below = int(np.count_nonzero(~(cosines >= 1 - tolerance)))
+    if not len(cosines):
+        return TowerCosines(0, 0, np.nan, {}, np.nan, np.nan)
+    # float64 rounding may pass 1 by some 1e-16, which would look odd in a report.
+    cosines = np.minimum(cosines, 1.0)
+    quantiles = {name: float(np.quantile(cosines, q)) for name, q in (("1%", 0.01), ("5%", 0.05), ("50%", 0.5))}
+    strangers = float((np.roll(before, 1, axis=0) * after).sum(axis=1).mean()) if len(cosines) > 1 else np.nan
+    return TowerCosines(len(cosines), below, float(cosines.min()), quantiles, float(cosines.mean()), strangers)
+
+
+def _units(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    wide = values.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        units: NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return units

@@ -1,0 +1,250 @@
+"""A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes.
+
+The folder is written under a temporary name and renamed: a selection is there wholly or not at all, and a name that
+is taken stays taken. Features are never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from mmkd.base.config import Frozen
+from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
+from mmkd.base.places.remote import StorePath
+from mmkd.store.card import TeacherCard
+from mmkd.store.chunk import checked_body, encode_chunk, pad_rows
+from mmkd.store.hierarchy import (
+    SEAL,
+    array_document,
+    document_fault,
+    encode_document,
+    group_document,
+    read_json,
+    seal_of,
+    write_document,
+)
+from mmkd.store.layout import is_slug, shard_count
+from mmkd.store.record import StoreRecord
+
+FORMAT = 1
+FOLDER = "selections"
+
+
+class SelectionCard(Frozen):
+    """`attributes.mmkd` of a selection's array."""
+
+    format: int = FORMAT
+    rule: dict[str, Any]
+    """As in the rule's file, with what it left to defaults."""
+    teachers: dict[str, str]
+    """Slug to the digest of its card, in the order of the columns."""
+    rows: int
+    counts: dict[str, Any]
+    """See `mmkd.store.selection.counts`."""
+    thresholds: dict[str, dict[str, float | None]]
+    """Each line that the rule drew: teacher to the score that divides its pairs; None where none does."""
+    examples: dict[str, list[dict[str, Any]]]
+    """Each line: pairs just above and just below it, best first; see `mmkd.store.selection.counts.Example`."""
+    digest: str
+    """SHA-256 in hex over the array's values (row-major, uint8): what a training run records."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One selection, read."""
+
+    name: str
+    card: SelectionCard
+    kept: NDArray[np.bool_]
+    """bool (N, T'), T' in the order of `card.teachers`."""
+
+
+def check_name(root: StorePath, name: str) -> Path:
+    """Refuse a name before anything is computed.
+
+    Raises:
+        UserError: it cannot be a folder, or is taken.
+    """
+    if not isinstance(root, Path):
+        raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
+    if not is_slug(name):
+        raise UserError(
+            f"selection name {name!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.'"
+        )
+    if (root / FOLDER / name).exists():
+        raise UserError(f"{root} has a selection {name!r} already; choose another --name, or delete {FOLDER}/{name}")
+    return root
+
+
+def digest_of(kept: NDArray[np.bool_]) -> str:
+    """The digest of bool (N, T')."""
+    return hashlib.sha256(np.ascontiguousarray(kept, dtype=np.uint8).tobytes()).hexdigest()
+
+
+def write_selection(root: Path, record: StoreRecord, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
+    """Put a selection, bool (N, T'), in place in one step.
+
+    Raises:
+        UserError: the name is taken (also when another process took it meanwhile).
+        StoreError: the disk is full or read-only; nothing is left behind.
+    """
+    check_name(root, name)
+    per_shard, teachers = record.rows_per_shard, kept.shape[1]
+    document = array_document(kept.shape, (per_shard, teachers), "uint8")
+    content = card.model_dump(mode="json")
+    document["attributes"] = {"mmkd": content | {SEAL: seal_of(content)}}
+    folder = root / FOLDER
+    temporary = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    try:
+        write_atomically(temporary / "zarr.json", encode_document(document))
+        for shard in range(shard_count(record.rows, per_shard)):
+            part = kept[shard * per_shard : (shard + 1) * per_shard].astype(np.uint8)
+            write_atomically(temporary / _chunk(shard), encode_chunk(pad_rows(part, per_shard, 0))[0])
+        if not (folder / "zarr.json").is_file():
+            write_document(folder / "zarr.json", group_document())
+        with disk_errors(folder / name):
+            if (folder / name).exists():
+                check_name(root, name)
+            temporary.rename(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def selection_names(root: StorePath) -> list[str]:
+    """Names of the selections of a store, in order."""
+    folders = [path for path in (root / FOLDER).glob("*") if is_slug(path.name)]
+    return sorted(path.name for path in folders if (path / "zarr.json").is_file())
+
+
+def read_selection(root: StorePath, record: StoreRecord, name: str) -> Selection:
+    """Read a selection and check every byte of it.
+
+    Raises:
+        UserError: there is none of this name, or it was made when the store had other rows.
+        FormatVersionError: written by a newer mmkd.
+        CorruptStoreError: its bytes are not what was written.
+    """
+    folder = root / FOLDER / name
+    if not is_slug(name) or not (folder / "zarr.json").is_file():
+        known = ", ".join(selection_names(root)) or "none"
+        raise UserError(f"{root} has no selection {name!r}; it has {known}; `mmkd select` makes one")
+    card = _read_card(folder)
+    if card.rows != record.rows:
+        raise UserError(
+            f"selection {name!r} is of {card.rows:,} rows, {root} has {record.rows:,} by now; run `mmkd select` again"
+        )
+    per_shard, teachers = record.rows_per_shard, len(card.teachers)
+    kept = np.zeros((shard_count(record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
+    for shard in range(len(kept)):
+        path = folder / _chunk(shard)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}; run `mmkd select` again") from error
+        body, _ = checked_body(data, per_shard * teachers, f"{FOLDER}/{name}/{_chunk(shard)}")
+        kept[shard] = np.frombuffer(body, dtype=np.uint8).reshape(per_shard, teachers)
+    values = kept.reshape(-1, teachers)[: record.rows].astype(bool)
+    if digest_of(values) != card.digest:
+        raise CorruptStoreError(f"selection {name!r} of {root} is not what was written; run `mmkd select` again")
+    return Selection(name, card, values)
+
+
+def selected(selection: Selection, digests: Mapping[str, str], available: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What of `available`, bool (N, T) in the order of `digests` (slug to card digest), a selection keeps.
+
+    A teacher that was added to the store after the selection was made is not in it, and keeps nothing.
+
+    Raises:
+        TeacherMismatchError: a teacher's features were made anew since.
+    """
+    columns = {slug: column for column, slug in enumerate(selection.card.teachers)}
+    out = np.zeros_like(available)
+    for t, (slug, digest) in enumerate(digests.items()):
+        if slug not in columns:
+            continue
+        if selection.card.teachers[slug] != digest:
+            raise TeacherMismatchError(
+                f"selection {selection.name!r} judged teacher {slug} of digest {selection.card.teachers[slug]}, "
+                f"the store's has {digest}; run `mmkd select` again"
+            )
+        out[:, t] = available[:, t] & selection.kept[:, columns[slug]]
+    return out
+
+
+def _read_card(folder: StorePath) -> SelectionCard:
+    document = read_json(folder / "zarr.json")
+    attributes = document.get("attributes")
+    content = attributes.get("mmkd") if isinstance(attributes, dict) else None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise FormatVersionError(f"{folder} is of selection format {found!r}, this mmkd reads {FORMAT}")
+    if content.get(SEAL) != seal_of(content):
+        raise CorruptStoreError(f"{folder}/zarr.json was changed after it was written; run `mmkd select` again")
+    try:
+        return SelectionCard.model_validate({key: value for key, value in content.items() if key != SEAL})
+    except ValidationError as error:
+        raise CorruptStoreError(f"{folder}/zarr.json: {error.errors()[0]['msg']}; run `mmkd select` again") from error
+
+
+def _chunk(shard: int) -> str:
+    return f"c/{shard}/0"
+
+
+def selection_faults(
+    root: StorePath, record: StoreRecord, cards: Mapping[str, TeacherCard]
+) -> Iterator[tuple[str, str]]:
+    """File and what is wrong with it, for every selection that training would refuse or should not trust.
+
+    Reads every byte of every selection. Nothing here can be mended without judging the pairs again, so the next step
+    is always the same: delete the folder, run `mmkd select`.
+
+    Args:
+        root: the store.
+        record: of the store.
+        cards: sound cards by slug; a selection may be of fewer teachers, not of others.
+    """
+    for name in selection_names(root):
+        file = f"{FOLDER}/{name}/zarr.json"
+        try:
+            selection = read_selection(root, record, name)
+        except (CorruptStoreError, FormatVersionError, UserError) as error:
+            yield file, f"{error}; delete {FOLDER}/{name} first"
+            continue
+        shape = (record.rows, len(selection.card.teachers))
+        expected = array_document(shape, (record.rows_per_shard, shape[1]), "uint8")
+        wrong = document_fault(read_json(root / file), expected)
+        if wrong:
+            yield file, f"{file} is not the metadata that its card asks for ({wrong}); delete {FOLDER}/{name} first"
+        for what in _faults(selection, cards):
+            yield file, f"selection {name!r} {what}; delete {FOLDER}/{name} and run `mmkd select` again"
+
+
+def _faults(selection: Selection, cards: Mapping[str, TeacherCard]) -> Iterator[str]:
+    card = selection.card
+    for column, (slug, digest) in enumerate(card.teachers.items()):
+        if slug not in cards:
+            yield f"judged teacher {slug}, which has no sound card in this store"
+        elif cards[slug].digest != digest:
+            yield f"judged teacher {slug} of digest {digest}, the store's has {cards[slug].digest}"
+        kept, counted = int(selection.kept[:, column].sum()), _counted(card.counts, slug)
+        if kept != counted:
+            yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {counted}"
+
+
+def _counted(counts: object, slug: str) -> object:
+    """Pairs kept of a teacher as the card has it; whoever can seal a card can put anything there."""
+    for name in ("teachers", slug, "kept"):
+        counts = counts.get(name) if isinstance(counts, dict) else None
+    return counts
