@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-
 Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 """Images, tokens and columns of some rows: the arguments of the student's towers."""
 

@@ -28,7 +28,7 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimizer import WeightAverage, make_optimiser
-from mmkd.distill.pairs import Pairs, training_pairs
+from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import CONFIG, SOURCE, RunSource, difference, read_source, run_digest
 from mmkd.distill.student import (
     Tokenise,

@@ -175,10 +175,10 @@ class Towers(nn.Module):
     def _encode_padded(self, tokens: torch.Tensor) -> torch.Tensor:
         clip = self.student
         text = clip if isinstance(clip, open_clip.CLIP) else clip.text
-        if isinstance(text, open_clip.CLIP | TextTransformer) and tokens.shape[1] < text.context_length:
-            # open_clip does not cut the causal mask, and CLIP not the positions either.
-            if text.attn_mask is not None and getattr(text, "cls_emb", None) is None:
-                return _encode_short(text, tokens)
+        native = isinstance(text, open_clip.CLIP | TextTransformer) and getattr(text, "cls_emb", None) is None
+        # open_clip does not cut the causal mask of these, and CLIP's positions neither.
+        if native and text.attn_mask is not None and tokens.shape[1] < text.context_length:
+            return _encode_short(text, tokens)
         features: torch.Tensor = clip.encode_text(tokens)  # type: ignore[operator]
         return features
 
@@ -242,7 +242,8 @@ def _encode_short(text: Any, tokens: torch.Tensor) -> torch.Tensor:
     dtype = text.transformer.get_cast_dtype()
     x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
     x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
-    kind, end = (text.pool_type, text.eos_id) if isinstance(text, TextTransformer) else (text.text_pool_type, text.text_eos_id)
+    plain = isinstance(text, open_clip.CLIP)
+    kind, end = (text.text_pool_type, text.text_eos_id) if plain else (text.pool_type, text.eos_id)
     x = text_global_pool(x, tokens, kind, eos_token_id=end)
     projection = text.text_projection
     if projection is not None:

@@ -16,10 +16,10 @@ from tiny_run import quiet, write_run
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
+from mmkd.distill.batches import Schedule, epoch_order
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.optimizer import lr_factor
-from mmkd.distill.batches import Schedule, epoch_order
 from mmkd.distill.student import build_student
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore

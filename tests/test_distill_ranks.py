@@ -28,7 +28,7 @@ from tiny_teachers import TINY
 from mmkd.base.errors import ConfigError
 from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.batches import share
-from mmkd.distill.captions import Captions, tokenised
+from mmkd.distill.captions import tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
 from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
 from mmkd.distill.heads import Heads
