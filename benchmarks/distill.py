@@ -211,7 +211,7 @@ def on_ready_tensors(root: Path, device: torch.device) -> list[Row]:
         row(step, "teachers online, each of the student's size", base, found["online"]),
         row(step, "no teacher (stage 1)", base, found["none"]),
         row(f"{step}, bank of 1,024 rows", "the same without a bank", found["bank"], base),
-        row("text in groups of like length, 5 to 42 tokens", "padded to 77", lengths["cut"] / 16, lengths["padded"] / 16),
+        row("text in groups of like length", "padded to 77", lengths["cut"] / 16, lengths["padded"] / 16),
     ]
 
 
