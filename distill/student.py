@@ -163,9 +163,7 @@ class Towers(nn.Module):
         if len(groups) == 1:
             return self._encode_padded(tokens[:, : groups[0][0]])
         parts = [torch.tensor(rows, device=tokens.device) for _, rows in groups]
-        features = [
-            self._encode_padded(tokens[part, :length]) for (length, _), part in zip(groups, parts, strict=True)
-        ]
+        features = [self._encode_padded(tokens[part, :length]) for (length, _), part in zip(groups, parts, strict=True)]
         return torch.cat(features)[torch.cat(parts).argsort()]
 
     def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
