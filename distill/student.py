@@ -151,7 +151,7 @@ class Towers(nn.Module):
         return self._encode_pixels(images.float().div(255).sub(self.mean).div(self.std))
 
     # Not compiled itself, or each division into groups would be a graph of its own; what it calls is compiled.
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def encode_tokens(self, tokens: torch.Tensor, columns: Sequence[int] = ()) -> torch.Tensor:
         """int64 (B, L) to (B, D); with `cuts_padding`, in groups of rows that need about as many columns.
 
@@ -171,13 +171,13 @@ class Towers(nn.Module):
         return features
 
     def _encode_padded(self, tokens: torch.Tensor) -> torch.Tensor:
-        clip = self.student
+        clip: Any = self.student
         text = clip if isinstance(clip, open_clip.CLIP) else clip.text
         native = isinstance(text, open_clip.CLIP | TextTransformer) and getattr(text, "cls_emb", None) is None
         # open_clip does not cut the causal mask of these, and CLIP's positions neither.
         if native and text.attn_mask is not None and tokens.shape[1] < text.context_length:
             return _encode_short(text, tokens)
-        features: torch.Tensor = clip.encode_text(tokens)  # type: ignore[operator]
+        features: torch.Tensor = clip.encode_text(tokens)
         return features
 
     def compile(self) -> None:  # type: ignore[override]
