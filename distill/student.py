@@ -180,7 +180,7 @@ class Towers(nn.Module):
         features: torch.Tensor = clip.encode_text(tokens)
         return features
 
-    def compile(self) -> None:  # type: ignore[override]
+    def compile(self) -> None:
         """Compile both towers; shapes of text groups are dynamic."""
         self._encode_pixels = torch.compile(self._encode_pixels)  # type: ignore[method-assign]
         self._encode_padded = torch.compile(self._encode_padded)  # type: ignore[method-assign]
