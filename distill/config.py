@@ -12,7 +12,6 @@ from mmkd.base.errors import ConfigError
 from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
 from mmkd.distill.presets import composed
 
-
 SCHEMES = ("local-dir:", "hf-hub:")
 """Of open_clip folders: network, weights, preprocessing and tokenizer together."""
 

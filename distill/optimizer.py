@@ -21,7 +21,9 @@ _STEM = re.compile(
     r"conv1|bn1|conv2|bn2|conv3|bn3|patch_embed|embedding|class_emb|cls_token|pos_embed|ln_pre|norm_pre|\.stem\."
 )
 # Of any rank: positions, class tokens, scales of layers and of attention, temperatures.
-_UNDECAYED = re.compile(r"pos_embed|positional_embedding|position_bias|attention_bias|cls_|class_embedding|gamma|layer_scale|ls\d|scale$")
+_UNDECAYED = re.compile(
+    r"pos_embed|positional_embedding|position_bias|attention_bias|cls_|class_embedding|gamma|layer_scale|ls\d|scale$"
+)
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:

@@ -20,7 +20,6 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResizedCrop, ToTensor
-
 from transformers import AutoModel
 
 from mmkd.base.errors import ConfigError
@@ -188,7 +187,8 @@ def load_released(student: nn.Module, model: str, source: str) -> None:
     elif not path.is_file():
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise ConfigError(
-            f"student.pretrained: {source!r} is neither a file nor a tag of {model}; expected a file, an open_clip folder"
+            f"student.pretrained: {source!r} is neither a file nor a tag of {model}; "
+            "expected a file, an open_clip folder"
             + (f" or one of {', '.join(tags)}" if tags else "")
         )
     try:
@@ -352,7 +352,8 @@ class Towers(nn.Module):
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) to (B, D); the arithmetic of torchvision's ToTensor and Normalize."""
         pixels = images.float().div(255).sub(self.mean).div(self.std)
-        return self._encode_pixels(pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return self._encode_pixels(pixels.contiguous(memory_format=layout))
 
     def train(self, mode: bool = True) -> Towers:
         """As for any module, but locked parts stay in evaluation."""

@@ -13,8 +13,7 @@ from tiny_run import quiet, write_run
 
 from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import best_or_last, read
-from mmkd.distill.config import RunConfig, load_run
-from mmkd.distill.config import OptimiserConfig
+from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.train_step import Model, Outcome, Updater
