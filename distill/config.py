@@ -262,7 +262,7 @@ def load_run(path: Path) -> RunConfig:
 
 
 def beside(folder: Path, name: str) -> str:
-    """Return a path in `name`, also behind `local-dir:`, as lying beside the file in `folder`; other names as they are."""
+    """Return a path in `name`, also behind `local-dir:`, as one beside the file in `folder`; other names unchanged."""
     scheme, path = ("local-dir:", name[10:]) if name.startswith("local-dir:") else ("", name)
     there = folder / path
     named = scheme or name.endswith(".json") or (name and not name.startswith(SCHEMES) and there.exists())
