@@ -188,8 +188,7 @@ def load_released(student: nn.Module, model: str, source: str) -> None:
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise ConfigError(
             f"student.pretrained: {source!r} is neither a file nor a tag of {model}; "
-            "expected a file, an open_clip folder"
-            + (f" or one of {', '.join(tags)}" if tags else "")
+            "expected a file, an open_clip folder" + (f" or one of {', '.join(tags)}" if tags else "")
         )
     try:
         open_clip.load_checkpoint(student, str(path), strict=True)
