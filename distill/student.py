@@ -118,7 +118,7 @@ def make_network(model: str) -> nn.Module:
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"student model {model} cannot be built ({reason}); choose another model") from error
-    set_preprocessing(student, vars(PreprocessCfg(size=student.visual.image_size)))  # type: ignore[union-attr, arg-type]
+    set_preprocessing(student, vars(PreprocessCfg(size=student.visual.image_size)))  # type: ignore[union-attr]
     return student
 
 
@@ -335,7 +335,7 @@ class Towers(nn.Module):
         self.channels_last = len(visual) > 4
         """Convolutional image towers run in this layout: nearly twice as fast."""
         if self.channels_last:
-            student.visual.to(memory_format=torch.channels_last)  # type: ignore[union-attr, call-overload]
+            student.visual.to(memory_format=torch.channels_last)
         self.cuts_padding = False
         """Whether rows of like token length go through the text tower together, without the columns none needs."""
         wanted = preprocessing(student)
