@@ -9,9 +9,15 @@ import click
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default="mmkd-demo", metavar="[DIR]")
-@click.option("--corpus-only", is_flag=True, help="Cut the images and stop: what the suite `quick` is made of.")
+@click.option(
+    "--corpus-only",
+    is_flag=True,
+    help="Cut the images, with clean captions, and stop: what the suite `quick` is made of.",
+)
 def demo(directory: Path, corpus_only: bool) -> None:
-    """The whole path on real images, on a CPU, without network: corpus, nine teachers, store, student, scores.
+    """The whole path on real images, on a CPU, without network: corpus, nine teachers, store, two students, scores.
+
+    One student learns from the teachers, the other from the pairs alone.
 
     Everything lies in DIR afterwards (mmkd-demo when not given). Running it again goes on where it stopped.
     Needs `pip install 'mmkd[demo]'`.
@@ -19,7 +25,7 @@ def demo(directory: Path, corpus_only: bool) -> None:
     if corpus_only:
         from mmkd.demo.corpus import build_corpus
 
-        made = build_corpus(directory / "corpus")
+        made = build_corpus(directory / "corpus", vague=0.0, wrong=0.0)
         click.echo(f"{made.train:,} training pairs and {made.test:,} held-out images in {directory / 'corpus'}")
         return
     from mmkd.demo.run import run_demo

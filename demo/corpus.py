@@ -1,11 +1,14 @@
-"""Cut the demo's corpus out of pictures that lie inside installed packages: crops on disk and two caption tables.
+"""Cut the demo's corpus out of pictures that lie inside installed packages: crops on disk and three caption tables.
 
-    DIR/train/captions.csv   one row a training crop                      split = train
-    DIR/eval/captions.csv    one row a test crop, then the class prompts  split = test, prompt
-    DIR/*/images/*.png       the crops, 96 x 96, grey or RGB
+    DIR/private/captions.csv   crops with clean captions: what the specialists are tuned on   split = private
+    DIR/train/captions.csv     other crops of the same regions, captioned as found pairs are: what the store holds and
+                               the student learns from                                        split = train
+    DIR/eval/captions.csv      one row a test crop, then the class prompts                    split = test, prompt
+    DIR/*/images/*.png         the crops, 96 x 96, gray or RGB
 
-Columns: key, image (relative to its table; empty for a prompt), caption, modality, domain, class, split.
-Nothing is augmented. The same seed gives the same bytes.
+Columns: key, image (relative to its table; empty for a prompt), caption, modality, domain, class, split, fits: whether
+the caption is right, vague (it names nothing that is seen) or wrong (that of a crop of another class). No step of the
+demo reads `fits`; it is there for those who look for wrong captions. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,9 +31,14 @@ from mmkd.demo.sources import SOURCES, Box, File, Source, missing_package
 
 CROP_SIZE = 96
 """Side of every crop in pixels."""
-COLUMNS = ("key", "image", "caption", "modality", "domain", "class", "split")
+COLUMNS = ("key", "image", "caption", "modality", "domain", "class", "split", "fits")
+VAGUE_SHARE, WRONG_SHARE = 0.3, 0.4
+"""Of the training captions."""
+VAGUE = ("medical image", "figure from a case report", "image of the patient", "representative example", "see text",
+         "typical finding", "scan", "a picture for teaching", "panel A", "figure 2", "the lesion is shown",
+         "clinical image")  # fmt: skip
 MIN_CONTRAST = 5.0
-"""A crop whose grey values (0..255) have a smaller standard deviation shows background and is not taken."""
+"""A crop whose gray values (0..255) have a smaller standard deviation shows background and is not taken."""
 _ATTEMPTS_PER_CROP = 50
 
 Image = npt.NDArray[np.uint8]
@@ -58,6 +66,7 @@ class Crop:
 class CorpusSummary:
     """What `build_corpus` wrote."""
 
+    private_csv: Path
     train_csv: Path
     eval_csv: Path
     train: int
@@ -73,28 +82,42 @@ def build_corpus(
     train_per_class: int = 64,
     test_per_class: int = 20,
     sources: Sequence[Source] = SOURCES,
+    vague: float = VAGUE_SHARE,
+    wrong: float = WRONG_SHARE,
 ) -> CorpusSummary:
-    """Write `out`/train and `out`/eval; files of the same names are replaced.
+    """Write `out`/private, `out`/train and `out`/eval; files of the same names are replaced.
+
+    Args:
+        out: folder, made when it is not there.
+        seed: of crops and captions.
+        train_per_class: crops of a class in the private and in the training table.
+        test_per_class: crops of a class in the evaluation table.
+        sources: the classes.
+        vague, wrong: shares of the training captions; each caption is drawn by itself.
 
     Raises:
         UserError: a package that holds a picture or reads it is not installed, or lacks the picture.
     """
     check_packages(sources)
-    tables = {"train": out / "train" / "captions.csv", "test": out / "eval" / "captions.csv"}
-    counts = {"train": train_per_class, "test": test_per_class}
+    tables = {name: out / folder / "captions.csv" for name, folder in _FOLDERS.items()}
     rows: dict[str, list[Row]] = {split: [] for split in tables}
     for table in tables.values():
         (table.parent / "images").mkdir(parents=True, exist_ok=True)
     for source in sources:
+        cut = choose_crops(source, "train", 2 * train_per_class, seed)
+        crops = {"private": cut[:train_per_class], "train": cut[train_per_class:]}
+        crops["test"] = choose_crops(source, "test", test_per_class, seed)
         for split, table in tables.items():
-            for number, crop in enumerate(choose_crops(source, split, counts[split], seed)):
-                row = image_row(crop, number)
+            for number, crop in enumerate(crops[split]):
+                row = image_row(crop, split, number)
                 _write_png(table.parent / row["image"], pixels(crop))
                 rows[split].append(row)
     prompts = [row for source in sources for row in prompt_rows(source)]
-    _write_table(tables["train"], rows["train"])
+    _write_table(tables["private"], rows["private"])
+    _write_table(tables["train"], as_found(rows["train"], seed, vague, wrong))
     _write_table(tables["test"], rows["test"] + prompts)
     return CorpusSummary(
+        private_csv=tables["private"],
         train_csv=tables["train"],
         eval_csv=tables["test"],
         train=len(rows["train"]),
@@ -103,6 +126,24 @@ def build_corpus(
         classes=tuple(source.slug for source in sources),
         domains=tuple(dict.fromkeys(source.domain for source in sources)),
     )
+
+
+_FOLDERS = {"private": "private", "train": "train", "test": "eval"}
+
+
+def as_found(rows: Sequence[Row], seed: int, vague: float, wrong: float) -> list[Row]:
+    """The rows with captions such as found pairs have: shares of them vague, or that of a row of another class."""
+    rng = np.random.default_rng([seed, zlib.crc32(b"captions")])
+    found = []
+    for row in rows:
+        chance, others = rng.random(), [other for other in rows if other["class"] != row["class"]]
+        changes: Row = {}
+        if chance < wrong and others:
+            changes = {"caption": others[rng.integers(len(others))]["caption"], "fits": "wrong"}
+        elif wrong <= chance < wrong + vague:
+            changes = {"caption": VAGUE[rng.integers(len(VAGUE))], "fits": "vague"}
+        found.append(row | changes)
+    return found
 
 
 def choose_crops(source: Source, split: str, count: int, seed: int = 0) -> list[Crop]:
@@ -137,7 +178,7 @@ def choose_crops(source: Source, split: str, count: int, seed: int = 0) -> list[
 
 
 def pixels(crop: Crop) -> Image:
-    """The crop at `CROP_SIZE`: uint8 (96, 96) grey or (96, 96, 3) RGB."""
+    """The crop at `CROP_SIZE`: uint8 (96, 96) gray or (96, 96, 3) RGB."""
     from PIL import Image as Pillow
 
     left, top, right, bottom = crop.box
@@ -151,20 +192,21 @@ def _contrast(image: Image) -> float:
     return float((image if image.ndim == 2 else image.mean(axis=2)).std())
 
 
-def image_row(crop: Crop, number: int) -> Row:
+def image_row(crop: Crop, split: str, number: int) -> Row:
     """The table row of the `number`-th crop of its class and split; every other caption says where the crop lies."""
     source = crop.source
     words = source.captions if crop.split == "train" else source.prompts
     caption = words[number % len(words)]
     if number // len(words) % 2:
         caption += f", {_place(crop)}" if crop.split == "train" else f" ({_place(crop)})"
-    key = f"{source.slug}-{crop.split}-{number:03d}"
-    return _row(source, key, f"images/{key}.png", caption, crop.split)
+    key = f"{source.slug}-{split}-{number:03d}"
+    return _row(source, key, f"images/{key}.png", caption, split)
 
 
 def prompt_rows(source: Source) -> list[Row]:
-    """Rows without an image that name the class, for zero-shot classification."""
-    return [_row(source, f"prompt-{source.slug}-{i}", "", text, "prompt") for i, text in enumerate(source.prompts)]
+    """Rows without an image for zero-shot classification: the class's prompts and its name."""
+    prompts = (*source.prompts, source.name)
+    return [_row(source, f"prompt-{source.slug}-{i}", "", text, "prompt") for i, text in enumerate(prompts)]
 
 
 def check_packages(sources: Sequence[Source]) -> None:
@@ -187,7 +229,7 @@ def check_packages(sources: Sequence[Source]) -> None:
 
 @lru_cache(maxsize=2)
 def read_frames(file: File, level: tuple[int, int] | None, axis: int | None) -> Image:
-    """All frames of a file, uint8 (F, H, W) grey or (F, H, W, 3) RGB; F is 1 for a single picture."""
+    """All frames of a file, uint8 (F, H, W) gray or (F, H, W, 3) RGB; F is 1 for a single picture."""
     path = file.locate()
     if path.suffix == ".dcm":
         return _read_dicom(path, level)
@@ -200,7 +242,7 @@ def read_frames(file: File, level: tuple[int, int] | None, axis: int | None) -> 
 
 
 def _read_dicom(path: Path, level: tuple[int, int] | None) -> Image:
-    """Stored values to grey (modality rescale, then `level`, bones white) or to RGB."""
+    """Stored values to gray (modality rescale, then `level`, bones white) or to RGB."""
     from pydicom import dcmread
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
@@ -211,8 +253,8 @@ def _read_dicom(path: Path, level: tuple[int, int] | None) -> Image:
         return (values >> (8 * (values.itemsize - 1))).astype(np.uint8)[None]  # palettes may have 16 bits
     if data.get("SamplesPerPixel", 1) == 3:
         return values if values.ndim == 4 else values[None]
-    grey = _to_grey(np.asarray(apply_modality_lut(values, data)), level)
-    return (255 - grey if data.PhotometricInterpretation == "MONOCHROME1" else grey)[None]
+    gray = _to_gray(np.asarray(apply_modality_lut(values, data)), level)
+    return (255 - gray if data.PhotometricInterpretation == "MONOCHROME1" else gray)[None]
 
 
 def _read_volume(path: Path, level: tuple[int, int] | None, axis: int) -> Image:
@@ -220,11 +262,11 @@ def _read_volume(path: Path, level: tuple[int, int] | None, axis: int) -> Image:
     import nibabel
 
     values = np.asarray(nibabel.load(path).dataobj)
-    grey = values if values.dtype == np.uint8 else _to_grey(values, level)
-    return np.rot90(np.moveaxis(grey, axis, 0), axes=(1, 2))
+    gray = values if values.dtype == np.uint8 else _to_gray(values, level)
+    return np.rot90(np.moveaxis(gray, axis, 0), axes=(1, 2))
 
 
-def _to_grey(values: npt.NDArray[Any], level: tuple[int, int] | None) -> Image:
+def _to_gray(values: npt.NDArray[Any], level: tuple[int, int] | None) -> Image:
     low, high = np.percentile(values, (1, 99)) if level is None else level
     scaled = np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
     return np.asarray(np.rint(scaled * 255), dtype=np.uint8)
@@ -241,7 +283,7 @@ def _place(crop: Crop) -> str:
 
 
 def _row(source: Source, key: str, image: str, caption: str, split: str) -> Row:
-    values = (key, image, caption, source.modality, source.domain, source.slug, split)
+    values = (key, image, caption, source.modality, source.domain, source.slug, split, "right")
     return dict(zip(COLUMNS, values, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Nine small teachers that really know something: one specialist a domain, each an ordinary open_clip folder.
+"""Nine small teachers that know something: one specialist a domain, each an ordinary open_clip folder.
 
 Locked-image tuning (Zhai et al., CVPR 2022, arXiv:2111.07991) with both towers locked: EfficientNet-Lite0 as trained
 on ImageNet and all-MiniLM-L6-v2 as published never change. A specialist is two linear maps into a common space and a
@@ -12,8 +12,11 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mmkd.base.errors import UserError
+from mmkd.base.process import usable_cores
 from mmkd.demo.sources import SOURCES, File
 
+BEGINNING = "beginning"
+"""Folder of the student's first weights: the towers as published, with maps that nothing was learned for."""
 IMAGE_SIZE = 96
 CONTEXT_LENGTH = 32
 TEXT_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -69,7 +75,7 @@ class SpecialistConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Features:
-    """What the locked towers say of N pairs."""
+    """The locked towers' features of N pairs."""
 
     image: Tensor
     """float32 (N, 1280): pooled EfficientNet features."""
@@ -114,15 +120,27 @@ def train_specialists(
     rows = [row for row in rows if row["domain"] in wanted]
     model = load_towers(config.embed_dim)
     features = tower_features(model, rows, train_csv.parent)
+    save_folder(out / BEGINNING, model, random_heads(features, config.seed + 1, config.embed_dim))
     folders = []
     for domain in wanted:
         own = [index for index, row in enumerate(rows) if row["domain"] == domain]
         heads = train_heads(features.take(torch.tensor(own)), config)
         folder = out / f"{domain}-specialist"
-        save_specialist(folder, model, heads)
+        save_folder(folder, model, heads)
         (folder / "README.md").write_text(_readme(domain, [rows[index] for index in own]), encoding="utf-8")
         folders.append(folder)
     return folders
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch's arithmetic: the same bits on every run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_towers(embed_dim: int) -> Any:
@@ -147,26 +165,37 @@ def load_towers(embed_dim: int) -> Any:
     return model
 
 
-@torch.inference_mode()
 def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> Features:
-    """Run every image once and every different caption once."""
+    """Run every image once and every different caption once, each chunk on one thread.
+
+    A sum over several threads depends on how they divide it: two runs would give two specialists.
+    """
     preprocess = image_transform_v2(PreprocessCfg(size=IMAGE_SIZE, **_PREPROCESS), is_train=False)
-    images = []
-    for start in range(0, len(rows), _CHUNK):
+    tokenize = HFTokenizer(str(TEXT_WEIGHTS.locate().parent), context_length=CONTEXT_LENGTH)
+    # Of like length, so that little padding is computed.
+    captions = sorted({row["caption"] for row in rows}, key=lambda caption: (len(caption), caption))
+
+    @torch.inference_mode()
+    def encode_images(start: int) -> Tensor:
         pixels = []
         for row in rows[start : start + _CHUNK]:
             with Image.open(folder / row["image"]) as picture:
                 pixels.append(preprocess(picture))
-        images.append(model.visual.trunk(torch.stack(pixels)))
-    tokenise = HFTokenizer(str(TEXT_WEIGHTS.locate().parent), context_length=CONTEXT_LENGTH)
-    captions = sorted({row["caption"] for row in rows}, key=len)  # of like length, so that little padding is computed
-    texts = []
-    for start in range(0, len(captions), _CHUNK):
-        tokens = tokenise(captions[start : start + _CHUNK])
+        features: Tensor = model.visual.trunk(torch.stack(pixels))
+        return features
+
+    @torch.inference_mode()
+    def encode_texts(start: int) -> Tensor:
+        tokens = tokenize(captions[start : start + _CHUNK])
         mask = (tokens != model.text.config.pad_token_id).long()
         longest = int(mask.sum(1).max())
         tokens, mask = tokens[:, :longest], mask[:, :longest]
-        texts.append(model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask))
+        features: Tensor = model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask)
+        return features
+
+    with one_thread(), ThreadPoolExecutor(usable_cores(), initializer=partial(torch.set_num_threads, 1)) as pool:
+        images = list(pool.map(encode_images, range(0, len(rows), _CHUNK)))
+        texts = list(pool.map(encode_texts, range(0, len(captions), _CHUNK)))
     place = {caption: index for index, caption in enumerate(captions)}
     classes = sorted({row["class"] for row in rows})
     return Features(
@@ -178,24 +207,36 @@ def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> 
 
 def train_heads(features: Features, config: SpecialistConfig) -> Heads:
     """Fit the two linear maps and the logit scale by AdamW on random batches; the same seed gives the same heads."""
+    with one_thread():
+        return _fit(features, config)
+
+
+def _fit(features: Features, config: SpecialistConfig) -> Heads:
+    first = random_heads(features, config.seed, config.embed_dim)
+    image, text, logit_scale = (nn.Parameter(part) for part in (first.image, first.text, first.logit_scale))
     generator = torch.Generator().manual_seed(config.seed)
-    image, text = (
-        nn.Parameter(torch.randn(config.embed_dim, part.shape[1], generator=generator) * part.shape[1] ** -0.5)
-        for part in (features.image, features.text)
-    )
-    logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's initial temperature
     maps, scales = [image, text], [logit_scale]
     groups = [{"params": maps, "weight_decay": config.weight_decay}, {"params": scales, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
     for _ in range(config.steps):
         batch = features.take(torch.randperm(len(features.labels), generator=generator)[: config.batch_size])
         images, texts = F.normalize(batch.image @ image.T, dim=1), F.normalize(batch.text @ text.T, dim=1)
         scale = logit_scale.exp().clamp(max=_MAX_SCALE)
         loss = contrastive_loss(images, texts, batch.labels, scale) + config.alignment * alignment_loss(images, texts)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward([loss])
-        optimiser.step()
+        optimizer.step()
     return Heads(image.detach(), text.detach(), logit_scale.detach().clamp(max=math.log(_MAX_SCALE)))
+
+
+def random_heads(features: Features, seed: int, embed_dim: int) -> Heads:
+    """Maps that nothing was learned for, and CLIP's initial temperature."""
+    generator = torch.Generator().manual_seed(seed)
+    image, text = (
+        torch.randn(embed_dim, part.shape[1], generator=generator) * part.shape[1] ** -0.5
+        for part in (features.image, features.text)
+    )
+    return Heads(image, text, torch.tensor(math.log(1 / 0.07)))
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
@@ -245,7 +286,7 @@ def open_clip_config(embed_dim: int) -> dict[str, Any]:
     }
 
 
-def save_specialist(folder: Path, model: Any, heads: Heads) -> None:
+def save_folder(folder: Path, model: Any, heads: Heads) -> None:
     """Write an open_clip folder: towers of `model`, `heads`, configuration and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() | {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.bank import Bank, BankSource
 from mmkd.distill.config import RunConfig
 from mmkd.distill.heads import Heads, fixed_alignment, meeting_widths
+from mmkd.distill.losses import unit
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Policy, Standard
@@ -18,7 +20,9 @@ from mmkd.distill.teacher_features import TeacherFeatures
 # Logits of a teacher whose card has no temperature: CLIP's first one, 1/0.07 (arXiv 2103.00020, section 2.5).
 _USUAL_SCALE = 1 / 0.07
 _STANDARD_ROWS = 16384
-"""Rows on which a teacher's usual agreement is measured, spread evenly over the run's."""
+"""Rows on which a teacher's usual score is measured, spread evenly over the run's."""
+_KNOWN_CAPTIONS = 4096
+"""Captions with which images are compared to see whether a teacher knows them, spread evenly over the run's."""
 
 
 def make_objective(
@@ -52,11 +56,11 @@ def make_objective(
         source = BankSource(pairs.rows, group, teachers.gather, prepare)
         bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, config.seed, device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
-    side = TeacherSide(heads, prepare, _policy(config, teachers, pairs), scales, bank)
+    side = TeacherSide(heads, prepare, _policy(config, teachers, pairs, device), scales, bank)
     return Objective(loss, side).to(device)
 
 
-def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs) -> Policy:
+def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs, device: torch.device) -> Policy:
     policy = config.policy
     unknown = set(policy.weights) - set(teachers.slugs)
     if unknown:
@@ -67,6 +71,18 @@ def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs) -> Polic
         weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in teachers.slugs])
         return Policy(policy, config.seed, weights=weights)
     if policy.kind == "best":
-        spread = np.unique(np.linspace(0, len(pairs.rows) - 1, _STANDARD_ROWS).astype(np.int64))
-        return Policy(policy, config.seed, standard=Standard.of(teachers.gather(pairs.rows[spread])))
+        targets = teachers.gather(pairs.rows[_spread(len(pairs.rows), _STANDARD_ROWS)])
+        captions: list[torch.Tensor] = []
+        if policy.by == "corpus":
+            first = np.unique(pairs.caption, return_index=True)[1]
+            texts = teachers.gather(pairs.rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
+            captions = [unit(found.text[found.present]).to(device) for found in texts]
+            if lacking := [slug for slug, known in zip(teachers.slugs, captions, strict=True) if not len(known)]:
+                raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's captions; leave it out")
+        return Policy(policy, config.seed, standard=Standard.of(targets, captions))
     return Policy(policy, config.seed)
+
+
+def _spread(count: int, wanted: int) -> NDArray[np.int64]:
+    """`wanted` places of `count`, or all, at even distances."""
+    return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))

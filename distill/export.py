@@ -59,6 +59,8 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = ()) -> Path:
         save_config_for_hf(student, out / "open_clip_config.json", model_config=description)
         if "hf_tokenizer_name" in description["text_cfg"]:
             student_tokenizer(config.student).save_pretrained(out)  # type: ignore[attr-defined]
+        if "hf_model_name" in description["text_cfg"]:
+            student.text.config.save_pretrained(out)  # type: ignore[union-attr, operator]
         (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
         (out / "README.md").write_text(model_card(facts, source))
         for kind in graphs:

@@ -63,12 +63,15 @@ class PolicyConfig(Frozen):
     """Which of a sample's available teachers take part in a step, and with what share."""
 
     kind: Literal["all", "one", "weighted", "best"] = "all"
-    """`one`: a teacher drawn anew for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those
-    whose own image and caption agree most, by the teacher's own standard."""
+    """`one`: a teacher drawn for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those that know
+    the sample best, see `by`."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Teacher to weight, for `weighted`; teachers that are not named have weight 1."""
     best: int = Field(default=1, gt=0)
     """Teachers of a sample, for `best`."""
+    by: Literal["caption", "corpus"] = "caption"
+    """What `best` compares, in standard deviations of each teacher. `caption`: the cosine of image and caption.
+    `corpus`: the largest cosine of the image with any caption of the run, which a wrong caption does not change."""
     drop: float = Field(default=0.0, ge=0, lt=1)
     """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
 
@@ -76,6 +79,8 @@ class PolicyConfig(Frozen):
     def _weights_are_used(self) -> PolicyConfig:
         if bool(self.weights) != (self.kind == "weighted"):
             raise ValueError("`weights` and `kind: weighted` go together")
+        if self.by == "corpus" and self.kind != "best":
+            raise ValueError(f"`by: corpus` goes with `kind: best`, here `kind: {self.kind}`")
         if any(weight < 0 for weight in self.weights.values()):
             raise ValueError("weights must not be negative")
         return self

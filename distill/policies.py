@@ -1,4 +1,4 @@
-"""Whom to believe: each sample's shares of its teachers, as pure functions of (seed, epoch, position).
+"""Each sample's shares of its teachers, as pure functions of (seed, epoch, position).
 
 Shapes: B rows of this rank, T teachers. A row of shares sums to 1, or to 0 when the sample has no teacher. Draws do not
 depend on batch size, number of ranks or how often a run was resumed.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.losses import unit
 from mmkd.distill.objective_config import PolicyConfig
 
 _GAMMA = -0x61C8864680B583EB
@@ -76,30 +77,53 @@ def dropped(shares_BT: torch.Tensor, losses_BT: torch.Tensor, drawn_BT: torch.Te
 
 
 def agreement(target: TeacherTargets) -> torch.Tensor:
-    """Cosine of a teacher's own image and text, float32 (B,): how well it thinks the caption fits."""
+    """Cosine of a teacher's own image and text, float32 (B,): how well the caption fits in this teacher's view."""
     return torch.cosine_similarity(target.image.float(), target.text.float(), dim=-1)
+
+
+def familiarity(target: TeacherTargets, captions_UE: torch.Tensor) -> torch.Tensor:
+    """Largest cosine of a teacher's image with any of these captions (unit rows), float32 (B,).
+
+    It says whether the teacher knows such images, whatever caption the sample has.
+    """
+    pieces = unit(target.image).split(_ROWS_AT_ONCE)
+    return torch.cat([(piece_BE @ captions_UE.to(piece_BE).T).amax(dim=1) for piece_BE in pieces])
+
+
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class Standard:
-    """Mean and standard deviation of each teacher's `agreement` over the run's rows, float32 (T,): teachers' cosines
-    have different ranges, and are compared only after these are taken off."""
+    """How each teacher usually scores a sample: teachers' cosines have different ranges and are compared only in
+    deviations from their means.
 
+    captions: float32 (U, E) of each teacher, unit rows, for `familiarity`; empty for `agreement`.
+    mean, deviation: float32 (T,), over the run's rows.
+    """
+
+    captions: Sequence[torch.Tensor]
     mean: torch.Tensor
     deviation: torch.Tensor
 
     @classmethod
-    def of(cls, targets: Sequence[TeacherTargets]) -> Standard:
+    def of(cls, targets: Sequence[TeacherTargets], captions: Sequence[torch.Tensor] = ()) -> Standard:
         """From a sample of rows; a teacher with fewer than two has mean 0 and deviation 1."""
-        found = [agreement(target)[target.present] for target in targets]
+        found = [values[target.present] for target, values in zip(targets, _raw_scores(targets, captions), strict=True)]
         mean = [values.mean() if len(values) > 1 else values.new_zeros(()) for values in found]
         deviation = [values.std() if len(values) > 1 else values.new_ones(()) for values in found]
-        return cls(torch.stack(mean), torch.stack(deviation).clamp_min(1e-6))
+        return cls(captions, torch.stack(mean), torch.stack(deviation).clamp_min(1e-6))
 
     def scores(self, targets: Sequence[TeacherTargets]) -> torch.Tensor:
-        """Agreement in deviations from each teacher's mean, float32 (B, T)."""
-        cosines_BT = torch.stack([agreement(target) for target in targets], dim=1)
+        """Deviations from each teacher's mean, float32 (B, T)."""
+        cosines_BT = torch.stack(_raw_scores(targets, self.captions), dim=1)
         return (cosines_BT - self.mean.to(cosines_BT.device)) / self.deviation.to(cosines_BT.device)
+
+
+def _raw_scores(targets: Sequence[TeacherTargets], captions: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    if not captions:
+        return [agreement(target) for target in targets]
+    return [familiarity(target, known_UE) for target, known_UE in zip(targets, captions, strict=True)]
 
 
 @dataclass(frozen=True)

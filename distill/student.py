@@ -55,9 +55,12 @@ def model_config(model: str) -> dict[str, Any]:
     content = content.get("model_cfg", content)
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(content):
         raise ConfigError(f"{path} is not an open_clip model config: expected embed_dim, vision_cfg and text_cfg")
+    text = content["text_cfg"]
+    if "hf_model_name" in text and (path.parent / "config.json").is_file() and model.startswith(SCHEMES):
+        text["hf_model_name"] = text["hf_tokenizer_name"] = str(path.parent)  # not from the hub
     for name in ("hf_model_name", "hf_tokenizer_name"):  # folders beside the file
-        if (path.parent / content["text_cfg"].get(name, "/nowhere")).is_dir():
-            content["text_cfg"][name] = str(path.parent / content["text_cfg"][name])
+        if (path.parent / text.get(name, "/nowhere")).is_dir():
+            text[name] = str(path.parent / text[name])
     return dict(content)
 
 

@@ -17,7 +17,6 @@ FOLDER = ROOT / "benchmarks"
 sys.path.append(str(ROOT / "build" / "types"))
 pytest.importorskip("mmkd.benchmarks.result", reason="benchmarks are part of the checkout")
 
-from mmkd.base.errors import UserError  # noqa: E402
 from mmkd.benchmarks.page import Result, figure, render  # noqa: E402
 from mmkd.benchmarks.result import ROWS, Row  # noqa: E402
 from mmkd.benchmarks.run import benchmarks, run_one  # noqa: E402
@@ -43,7 +42,7 @@ def test_every_benchmark_imports_and_measures_rows(script: Path) -> None:
 def test_the_scripts_found_are_those_with_a_measure() -> None:
     names = [script.stem for script in benchmarks()]
     assert names[:3] == ["store", "extract", "distill"]
-    assert not {"run", "page", "result", "where", "students", "ablation", "small_sets"} & set(names)
+    assert not {"run", "page", "result", "where", "distillation"} & set(names)
 
 
 @pytest.mark.parametrize(
@@ -166,28 +165,36 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     assert "no benchmark 'nonsense': there are store, extract, distill" in done.stderr
 
 
-def test_a_rule_that_leaves_less_than_a_batch_is_no_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("open_clip", reason="a student is described in its terms")
-    import numpy as np
-    from planted_store import make_planted
-    from tiny_store import make_selection
+def test_an_interval_is_students_t_corrected_for_the_number_of_comparisons() -> None:
+    pytest.importorskip("open_clip", reason="the harness trains students")
+    from mmkd.benchmarks.distillation import half_width
 
-    from mmkd.benchmarks import ablation
-    from mmkd.store import FeatureStore
+    values = [0.1, 0.2, 0.3, 0.4, 0.5]  # deviation sqrt(0.025); t at 0.975 and 0.9975 with 4 degrees of freedom
+    assert half_width(values, 1) == pytest.approx(2.776445 * 0.025**0.5 / 5**0.5, rel=1e-5)
+    assert half_width(values, 10) == pytest.approx(5.597568 * 0.025**0.5 / 5**0.5, rel=1e-5)
 
-    make_planted(tmp_path, {"colon-specialist": 40.0}).root.rename(tmp_path / "features")
-    store = FeatureStore.open(tmp_path / "features")
-    for name, rows in (("few", 63), ("half", len(store) // 2)):
-        kept = np.arange(len(store))[:, None] < rows
-        make_selection(store.root, store.record, f"ablation-{name}", kept, [store.card("colon-specialist")])
-    monkeypatch.setattr(ablation, "RULES", ("retrieval_rank",))
-    monkeypatch.setattr(ablation, "METHODS", {"PHI-S": {"whitening": {}}})
-    monkeypatch.setitem(ablation.STUDENT_MODEL, "embed_dim", 8)
-    found = ablation.recipes(tmp_path, tmp_path / "out")
-    assert list(found) == [ablation.REFERENCE, "pairs alone", "selection home", "alignment PHI-S"]
-    assert "without selection retrieval_rank: " in capsys.readouterr().out
-    with pytest.raises(UserError, match="'ablation-few' leaves 63 rows with a teacher, fewer than one batch of 64"):
-        ablation.equal_steps(store, "ablation-few")
-    assert ablation.equal_steps(store, "ablation-half") == {"selection": "ablation-half", "epochs": 6 * 5 // 2}
+
+def test_recipes_without_all_seeds_are_marked_as_not_run() -> None:
+    pytest.importorskip("open_clip", reason="the harness trains students")
+    from mmkd.benchmarks.distillation import ALONE, REFERENCE, table
+
+    found = {0: {"bacc": 0.5, "auroc": 0.75}, 1: {"bacc": 0.6, "auroc": 0.85}}
+    better = {seed: {"bacc": one["bacc"] + 0.25, "auroc": 1.0} for seed, one in found.items()}
+    lines = table("clean", {REFERENCE: better, ALONE: found, "half done": {0: found[0]}}, [0, 1]).splitlines()
+    assert lines[2:] == [
+        f"| {REFERENCE} | 80.0 (7.1) | 100.0 | +25.0 ± 0.0 |  |",
+        f"| {ALONE} | 55.0 (7.1) | 80.0 |  | -25.0 ± 0.0 |",
+        "| half done | not run | | | |",
+    ]
+
+
+def test_every_recipe_of_the_harness_is_a_run_that_can_be_written() -> None:
+    pytest.importorskip("open_clip", reason="the harness trains students")
+    from mmkd.benchmarks.distillation import RECIPES, SCENARIOS, SHORT, run_config
+
+    assert set(SHORT) <= set(RECIPES)
+    assert SCENARIOS["found"].wrong == 0.4
+    for recipe in RECIPES.values():
+        run_config(recipe, seed=3)
+    assert run_config(RECIPES["pairs alone"], seed=3).loss.teacher_terms == ()
+    assert run_config({}, seed=3).loss.teacher_terms == ("feature", "relational")

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_the_corpus_alone_is_cut_where_the_suite_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = corpus.build_corpus
 
-    def two_domains(out: Path) -> Any:
-        return whole(out, train_per_class=3, test_per_class=2, sources=SMALL)
+    def two_domains(out: Path, **shares: float) -> Any:
+        assert shares == {"vague": 0, "wrong": 0}
+        return whole(out, train_per_class=3, test_per_class=2, sources=SMALL, **shares)
 
     monkeypatch.setattr(corpus, "build_corpus", two_domains)
     monkeypatch.setattr(run, "run_demo", lambda *given, **named: pytest.fail("the whole demo was run"))
@@ -32,7 +33,7 @@ def test_the_corpus_alone_is_cut_where_the_suite_looks_for_it(tmp_path: Path, mo
     suite = yaml.safe_load((ROOT / "suites" / "quick" / "specimens.yaml").read_text())
     folder = Path(suite["source"]["path"].replace("${quick}", str(tmp_path / "quick")))
     lines = [(folder / table).read_text().count("\n") for table in suite["source"]["only"]]
-    assert lines == [1 + 3 * len(SMALL), 1 + 2 * len(SMALL) + 3 * len(SMALL)]
+    assert lines == [1 + 3 * len(SMALL), 1 + 2 * len(SMALL) + 4 * len(SMALL)]
 
 
 def test_without_the_option_the_whole_path_is_run_in_the_folder_named(monkeypatch: pytest.MonkeyPatch) -> None:

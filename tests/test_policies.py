@@ -15,6 +15,7 @@ from mmkd.distill.policies import (
     best_teachers,
     draws,
     dropped,
+    familiarity,
     one_teacher,
     weighted_teachers,
 )
@@ -96,6 +97,32 @@ def test_agreement_is_judged_by_each_teachers_own_standard() -> None:
     assert scores[some, 1].std().item() == pytest.approx(1, rel=1e-4)
     raw = torch.cosine_similarity(image, near, dim=1)
     assert torch.equal(scores[:, 0].argsort(), raw.float().argsort())
+
+
+def test_familiarity_is_the_nearest_caption_of_the_run_and_not_the_samples_own() -> None:
+    image = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
+    wrong = torch.tensor([[0.0, -1.0], [-1.0, 0.0], [-1.0, -1.0]])
+    target = TeacherTargets(image, wrong, torch.ones(3, dtype=torch.bool))
+    known = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    assert familiarity(target, known).tolist() == pytest.approx([1.0, 0.8, 1.4 / 2**0.5])
+    assert familiarity(target, known.double()).dtype == torch.float32
+
+
+def test_a_wrong_caption_does_not_change_which_teacher_is_best_by_the_corpus() -> None:
+    rng = torch.Generator().manual_seed(0)
+    at_home = torch.arange(40) < 20  # the first teacher knows the first half, the second the other
+    everywhere = torch.ones(40, dtype=torch.bool)
+    captions = torch.eye(8)
+    noise = torch.nn.functional.normalize(torch.randn(40, 8, generator=rng), dim=1)
+    known = captions[torch.arange(40) % 8]
+    teachers = [
+        TeacherTargets(torch.where(mine[:, None], known, noise), noise.flip(0), everywhere)
+        for mine in (at_home, ~at_home)
+    ]
+    by_corpus = Standard.of(teachers, [captions, captions]).scores(teachers)
+    assert torch.equal(by_corpus.argmax(1), (~at_home).long())
+    by_caption = Standard.of(teachers).scores(teachers)
+    assert (by_caption.argmax(1) == (~at_home)).float().mean() < 0.9
 
 
 def test_dropping_keeps_the_teacher_with_the_largest_loss_and_shares_that_sum_to_one() -> None:
