@@ -132,8 +132,8 @@ def warmup_steps(config: OptimiserConfig, total: int) -> int:
         return round(config.warmup * total)
     if config.warmup_steps and config.warmup_steps >= total:
         raise ConfigError(
-            f"optimiser.warmup_steps is {config.warmup_steps:,}, the run has {counted(total, 'step')} and would end before "
-            "its full learning rate; give a share of the run instead, `warmup: 0.05`"
+            f"optimiser.warmup_steps is {config.warmup_steps:,}, the run has {counted(total, 'step')} and would "
+            "end before its full learning rate; give a share of the run instead, `warmup: 0.05`"
         )
     return config.warmup_steps
 
