@@ -60,7 +60,7 @@ def make_objective(
     )
     prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
     bank = None
-    if loss.bank:
+    if "bank" in loss.teacher_terms:
         group = groups if loss.equal_captions else rows
         source = BankSource(rows, group, teachers.gather, prepare)
         bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, config.seed, device)

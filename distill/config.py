@@ -112,12 +112,10 @@ class BankConfig(Frozen):
     """Rows that are replaced each step, in an order of their own, so that all rows come round."""
 
 
-_TERM_WEIGHTS: Any = create_model(
-    "TermWeights", __base__=Frozen, **{name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for name in TERMS}
-)
+_WEIGHTS: Any = {name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for name in TERMS}
 
 
-class LossConfig(_TERM_WEIGHTS):  # type: ignore[misc]
+class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # type: ignore[misc]
     """`total = sum of weight * term`, with a weight for `task` and each of `losses.TERMS`; see docs/losses.md."""
 
     task: float = Field(default=1.0, ge=0)
@@ -137,9 +135,9 @@ class LossConfig(_TERM_WEIGHTS):  # type: ignore[misc]
 
     @model_validator(mode="after")
     def _bank_has_rows(self) -> LossConfig:
-        if (self.bank > 0) != (self.bank_rows.size > 0):
+        if ("bank" in self.teacher_terms) != (self.bank_rows.size > 0):
             raise ValueError("`bank` and `bank_rows.size` go together: give both a positive value, or neither")
-        if self.mixed_teachers and (self.bank > 0 or self.balance != "none"):
+        if self.mixed_teachers and ("bank" in self.teacher_terms or self.balance != "none"):
             raise ValueError("`mixed_teachers` mixes the spaces of teachers: it goes without `bank` and `balance`")
         return self
 
