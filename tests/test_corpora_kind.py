@@ -25,7 +25,6 @@ class WordsCorpus(FileCorpus):
     kind: Literal["words"] = "words"
     skip: str = "#"
     suffixes = (".words",)
-    labels = ()
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         for number, line in enumerate(self.opened(part).read().decode().splitlines(), 1):

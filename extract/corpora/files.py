@@ -64,6 +64,11 @@ class FileCorpus(Frozen):
         """The same as text."""
         return str(self.base)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the label columns; none unless the kind has some."""
+        return ()
+
     def settings(self) -> str:
         """All fields but the paths."""
         return self.model_dump_json(exclude={"path", "images"})
