@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import UserError
-from mmkd.base.row_kinds import CANDIDATE, KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
+from mmkd.store.evaluation_rows import CANDIDATE, KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
 from mmkd.evaluate.about import About
 from mmkd.evaluate.settings import TaskSettings
 from mmkd.store.layout import check_slug

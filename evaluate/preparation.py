@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mmkd.base.errors import MmkdError
 from mmkd.base.places.place import Place
-from mmkd.base.prompts import read_prompts
-from mmkd.base.roots import filled, user_roots
+from mmkd.store.evaluation_rows import read_prompts
+from mmkd.base.config import filled, user_roots
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError
-from mmkd.base.roots import SUITES, filled, user_roots
+from mmkd.base.config import SUITES, filled, user_roots
 from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
 from mmkd.evaluate.settings import BootstrapSettings
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mmkd.base.prompts import read_prompts
-from mmkd.base.roots import SUITES
+from mmkd.store.evaluation_rows import read_prompts
+from mmkd.base.config import SUITES
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import TASKS, load_suite
 from mmkd.evaluate.dataset_spec import DatasetSpec

@@ -10,8 +10,8 @@ from typing import Any
 from mmkd.base.config import read_mapping, validated
 from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.places.place import Place
-from mmkd.base.prompts import read_prompts
-from mmkd.base.roots import filled, user_roots
+from mmkd.store.evaluation_rows import read_prompts
+from mmkd.base.config import filled, user_roots
 from mmkd.extract.corpora.evaluation_set import EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.hash_split import Draw

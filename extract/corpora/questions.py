@@ -11,7 +11,7 @@ from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.place import Place
-from mmkd.base.row_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
+from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF
 from mmkd.extract.corpora.columns import label_names
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
