@@ -63,6 +63,22 @@ NAMING_KEYS = ("name", "dataset", "slug")
 """Keys that name an entry of a list: a complaint says `datasets.lung`, not `datasets.3`."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.1 without octal and base-60 numbers: `012` and `12:30` are text, as in YAML 1.2."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[+-]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[+-]?(((0|[1-9][0-9_]*)\.[0-9_]*|\.[0-9][0-9_]*)([eE][+-][0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping.
 
@@ -70,7 +86,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, is not YAML, or is something else than a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}; name a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

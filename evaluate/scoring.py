@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import BootstrapSettings
+from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.task import Metric, Scoring
 
 FINITE_SHARE = 0.5

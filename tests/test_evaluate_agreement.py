@@ -21,9 +21,9 @@ from mmkd.evaluate.concordance import concordance, count_pairs
 from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import rank_positives, recall_at
+from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.scoring import resampled
-from mmkd.evaluate.settings import BootstrapSettings, TaskSettings
-from mmkd.evaluate.tasks import TASKS
+from mmkd.evaluate.tasks import TASKS, TaskSettings
 
 generators = st.integers(0, 2**31).map(np.random.default_rng)
 

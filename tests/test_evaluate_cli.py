@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from mmkd.base.errors import ConfigError, MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import TASKS, load_suite
-from mmkd.evaluate.settings import TaskSettings
+from mmkd.evaluate.tasks import TaskSettings
 
 DATASET: dict[str, Any] = {
     "dataset": "sites",

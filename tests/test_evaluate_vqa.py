@@ -11,10 +11,9 @@ import yaml
 from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
-from mmkd.evaluate.answer_text import answer_index, normalised, vocabulary
 from mmkd.evaluate.predictions import Predictions, read_predictions
-from mmkd.evaluate.settings import TaskSettings
-from mmkd.evaluate.tasks import TASKS
+from mmkd.evaluate.tasks import TASKS, TaskSettings
+from mmkd.evaluate.vqa import answer_index, normalized, vocabulary
 from mmkd.store.writer import ShardFeatures
 
 
@@ -28,13 +27,13 @@ from mmkd.store.writer import ShardFeatures
     ],
 )
 def test_answers_that_are_the_same(one: str, same: str) -> None:
-    assert normalised(one) == normalised(same) != ""
+    assert normalized(one) == normalized(same) != ""
 
 
 def test_an_article_is_a_word_not_a_letter() -> None:
-    assert normalised("an aorta") == "aorta"
-    assert normalised("vitamin a") == "vitamin"
-    assert normalised("mass") == "mass"
+    assert normalized("an aorta") == "aorta"
+    assert normalized("vitamin a") == "vitamin"
+    assert normalized("mass") == "mass"
 
 
 def test_vocabulary_is_sorted_and_unknown_answers_are_minus_one() -> None:

@@ -10,11 +10,12 @@ import pytest
 from mmkd.evaluate import survival
 from mmkd.evaluate.heads import coxnet
 from mmkd.evaluate.heads.abmil import MilTask, classify_task, fit_predict
-from mmkd.evaluate.heads.coxnet import Cohort, fit_coxnet, penalties
-from mmkd.evaluate.linear_probe import Labelled, _share
+from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet, penalties
+from mmkd.evaluate.heads.settings import MilSettings
+from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, _share
 from mmkd.evaluate.multilabel_probe import _Part
 from mmkd.evaluate.multilabel_probe import _share as share_of_labels
-from mmkd.evaluate.settings import CoxnetSettings, LinearProbeSettings, MilSettings, SurvivalSettings
+from mmkd.evaluate.survival import SurvivalSettings
 from mmkd.evaluate.task import Variant
 
 
