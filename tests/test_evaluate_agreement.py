@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_any_weights_give_what_scikit_learn_gives_with_sample_weight(rng: np.ran
 @given(generators)
 def test_samples_without_features_are_scored_as_if_they_were_not_there(rng: np.random.Generator) -> None:
     found = answers_with_gaps(rng)
-    scoring = TASKS["zero_shot"].scoring(TaskSettings())
+    scoring = TASKS["zero_shot"].scoring(SimpleNamespace(settings=TaskSettings()))
     every_row = {"": np.ones(len(found), dtype=bool)}
     by_metric = resampled(found, scoring.metrics, scoring, (BootstrapSettings(n=100), "x"), every_row)
     y, score = found.labels()[found.available], found.score[found.available]

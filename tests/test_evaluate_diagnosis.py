@@ -164,9 +164,9 @@ def test_bags_in_memory_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest
     loaded = make_plan(load_suite(slides(tmp_path)))
     data, model = loaded.rows_of("lymph"), loaded.plan.models[0]
     bags = make_bags(data, data.split("test"), data.spec.bag)
-    kept = BagFeatures(bags, loaded.features_of("lymph", model), "image")
-    monkeypatch.setattr("mmkd.evaluate.bags.KEPT_BYTES", 0)
-    read = BagFeatures(bags, loaded.features_of("lymph", model), "image")
+    kept = BagFeatures(bags, loaded.features_of("lymph", model), "image", normalized=True)
+    monkeypatch.setattr("mmkd.evaluate.bags.IN_MEMORY_BYTES", 0)
+    read = BagFeatures(bags, loaded.features_of("lymph", model), "image", normalized=True)
     for bag in range(len(bags)):
         assert np.array_equal(kept.patches(bag), read.patches(bag))
         assert np.array_equal(kept.patches(bag, np.array([0])), read.patches(bag, np.array([0])))

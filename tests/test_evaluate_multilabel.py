@@ -120,8 +120,8 @@ def test_truth_from_columns_lists_and_unknown_values(tmp_path: Path) -> None:
     assert set(np.unique(columns)) == {0, 1}
     listed = _truth(tmp_path / "1", multilabel={"column": "listed", "separator": "|"})
     assert np.array_equal(columns, listed)
-    # A value that is neither is not known; two columns of one class: either is enough.
-    unknown = _truth(tmp_path / "2", multilabel={"positive": ["1"], "negative": ["x"]})
+    # Two columns of one class: either is enough.
+    unknown = _truth(tmp_path / "2", multilabel={"positive": ["1"], "negative": ["x"], "unknown": ["0"]})
     assert set(np.unique(unknown)) == {-1, 1}
     either = _truth(tmp_path / "3", classes={"any": ["effusion", "nodule"], "rare": "rare"})
     assert np.array_equal(either[:, 0], columns[:, :2].max(axis=1))
@@ -159,8 +159,8 @@ def test_average_precision_is_scikit_learns_with_counts_and_ties(rows: list[tupl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"multilabel": None}, "multilabel_probe needs `multilabel` and `classes`"),
-        ({"classes": None}, "multilabel_probe needs `multilabel` and `classes`"),
+        ({"multilabel": None}, "multilabel_zero_shot needs `multilabel` and `classes`"),
+        ({"classes": None}, "multilabel_zero_shot needs `multilabel` and `classes`"),
         ({"label": "listed"}, "`label` is for one label a sample, `multilabel` for several; keep one"),
         ({"prompts": None}, "chest: multilabel_zero_shot needs `prompts`"),
         ({"classes": {"x": "rare", "y": "rare"}}, "value 'rare' means two classes"),
@@ -181,7 +181,8 @@ def test_descriptions_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], m
     ("changes", "message"),
     [
         ({"classes": ["effusion", "nodule", "mass"]}, "no such column|no column|'mass'"),
-        ({"multilabel": {"positive": ["7"]}}, "'effusion' has no positive test rows"),
+        ({"multilabel": {"positive": ["7"], "unknown": ["1"]}}, "'effusion' has no positive test rows"),
+        ({"multilabel": {"positive": ["7"]}}, r"effusion has '1' \d+ among the test rows; name these values under"),
         ({"multilabel": {"column": "listed"}}, "has the labels '.*', expected a JSON list; say the `separator`"),
         ({"group": "split", "rows": {s: {"split": "test"} for s in ("train", "test")}}, "stand in both train and test"),
     ],
