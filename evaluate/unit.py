@@ -92,6 +92,7 @@ def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, secon
                 reason=f"{metric} has no value on these labels" if undefined else "",
                 predictions=planned.predictions,
                 seconds=round(seconds, 4),
+                warnings=predictions.info.get("warnings", ()),
             )
         )
     return rows

@@ -217,9 +217,10 @@ def test_a_class_without_training_rows_is_a_warning(tmp_path: Path) -> None:
         settings={"linear_probe": {"fractions": [1.0]}},
         rows={"train": {"site": ["02", "10"]}, "test": {"site": ["01", "08"]}},
     )
-    out = run_suite(load_suite(path), tmp_path / "out").out
-    found = read_predictions(next(out.glob("predictions/d/linear_probe/*.parquet")))
+    report = run_suite(load_suite(path), tmp_path / "out")
+    found = read_predictions(next(report.out.glob("predictions/d/linear_probe/*.parquet")))
     assert "no training rows of rare: score 0 everywhere" in found.info["warnings"][-1]
+    assert "warning (1 unit): no training rows of rare" in str(report)
 
 
 def test_released_auroc_of_cosines_that_nearly_agree() -> None:
