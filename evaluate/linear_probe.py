@@ -110,7 +110,7 @@ class LinearProbe(Task[LinearProbeSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Metrics of classification."""
-        return Scoring("standard", standard_metrics(), primary="auroc_macro")
+        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Labels must be classes, and no group may stand in two splits."""

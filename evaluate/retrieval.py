@@ -15,7 +15,7 @@ from mmkd.evaluate.dataset import DatasetRows, Samples
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import rank_positives, recall_at, weighted_mean, weighted_median
 from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant
 from mmkd.store import UserError
@@ -44,6 +44,7 @@ class Retrieval(Task[RetrievalSettings]):
     """R@k, median rank and true recall in both directions. An ensemble averages its members' cosines."""
 
     name = "retrieval"
+    version = 2
     settings = RetrievalSettings
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
@@ -58,7 +59,7 @@ class Retrieval(Task[RetrievalSettings]):
         """R@k and true recall at every cut-off, median rank from 1, share of queries with a tied best positive."""
         own = self.own(spec)
         metrics: dict[str, Metric] = {f"r@{k}": partial(_hit, k=k) for k in own.ks}
-        metrics |= {f"recall@{k}": partial(_mean_of, column=f"found@{k}") for k in own.ks}
+        metrics |= {f"recall@{k}": partial(_found, k=k) for k in own.ks}
         metrics |= {"medr": _median_rank, "tie_rate": _tie_rate}
         return Scoring(
             protocol=own.positives,
@@ -66,6 +67,7 @@ class Retrieval(Task[RetrievalSettings]):
             primary=f"r@{own.ks[0]}",
             lower_is_better=frozenset({"medr", "tie_rate"}),
             not_shares=frozenset({"medr"}),
+            proportions=frozenset(metrics) - {"medr"},
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
@@ -99,6 +101,9 @@ class Retrieval(Task[RetrievalSettings]):
         )
         score = np.full((len(query_rows), 2 + len(settings.ks)), np.nan)
         score[queries.available] = np.column_stack([ranked.best, ranked.ties, ranked.found])
+        size, lacking = int(gallery.available.sum()), int((~gallery.available).sum())
+        gallery_rows = pairs.captions if forward else pairs.images
+        trivial = f"has no value: any answer is among the first {{}} of a gallery of {size}"
         groups = data.groups(test) if data.spec.group is not None else test.filled("image_sha256", test.ids)
         return Predictions(
             ids=test.ids[query_rows],
@@ -110,9 +115,14 @@ class Retrieval(Task[RetrievalSettings]):
             columns=("rank", "ties", *(f"found@{k}" for k in settings.ks)),
             info={
                 "positives": settings.positives,
-                "gallery": int(gallery.available.sum()),
-                "gallery_missing": int((~gallery.available).sum()),
+                "gallery": size,
+                "gallery_missing": lacking,
                 "pairs": len(pairs.image_of_row),
+                "choices": choices_digest(test.ids[gallery_rows[gallery.available]]),
+                "undefined": {
+                    f"{name}@{k}": trivial.format(k) for k in settings.ks if k >= size for name in ("r", "recall")
+                },
+                "warnings": [f"{lacking} of the {size + lacking} gallery items have no features"] if lacking else [],
             },
         )
 
@@ -194,11 +204,15 @@ def _first_and_index(
 
 
 def _hit(predictions: Predictions, weights: Floats, k: int) -> Floats:
+    if k >= predictions.info["gallery"]:
+        return np.full(len(weights), np.nan)
     return recall_at(predictions.column("rank"), k, weights)
 
 
-def _mean_of(predictions: Predictions, weights: Floats, column: str) -> Floats:
-    return weighted_mean(predictions.column(column), weights)
+def _found(predictions: Predictions, weights: Floats, k: int) -> Floats:
+    if k >= predictions.info["gallery"]:
+        return np.full(len(weights), np.nan)
+    return weighted_mean(predictions.column(f"found@{k}"), weights)
 
 
 def _median_rank(predictions: Predictions, weights: Floats) -> Floats:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError
@@ -63,6 +66,10 @@ class Scoring:
     lower_is_better: frozenset[str] = frozenset()
     not_shares: frozenset[str] = frozenset()
     """Metrics that tables print as they are; all others are shares of one, printed in percent."""
+    proportions: frozenset[str] = frozenset()
+    """Metrics that are a mean over samples; at 0 and 100 % their interval is Wilson's."""
+    rows: Mapping[str, Callable[[Predictions], NDArray[np.bool_]]] = field(default_factory=dict)
+    """For a metric of some of the rows: which, bool (n,)."""
 
 
 class TaskSettings(Frozen):

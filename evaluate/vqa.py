@@ -17,7 +17,7 @@ from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_si
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.heads.settings import FusionSettings, budget_warnings
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import TIE, weighted_mean
 from mmkd.evaluate.splits import hold_out, shared_groups
 from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant, answers_of_test
@@ -110,7 +110,16 @@ class Vqa(Task[VqaSettings]):
             "open_acc_exact": lambda found, weights: _share_of(found, found.column("closed") == 0, weights),
             "coverage": lambda found, weights: weighted_mean(found.column("covered"), weights),
         }
-        return Scoring("standard", metrics, "overall_acc")
+        return Scoring(
+            "standard",
+            metrics,
+            "overall_acc",
+            proportions=frozenset(metrics),
+            rows={
+                "closed_acc": lambda found: found.column("closed") > 0,
+                "open_acc_exact": lambda found: found.column("closed") == 0,
+            },
+        )
 
     def problems(self, data: DatasetRows) -> list[str]:
         """There must be train and test questions with answers, and candidates where they are to be ranked."""
@@ -227,7 +236,17 @@ def _rank(data: DatasetRows, features: Features) -> tuple[NDArray[np.int64], tup
             cosine = texts.values[mine] @ images.values[i]
             best = [index[mine[c]] for c in np.flatnonzero(cosine >= cosine.max() - TIE)]
             answer[i] = next((a for a in best if a != true[i]), best[0])
-    return answer, words, {"candidates": len(candidates), "questions_without_candidates": int((answer < 0).sum())}
+    lacking = int((~texts.available).sum())
+    return (
+        answer,
+        words,
+        {
+            "candidates": len(candidates),
+            "questions_without_candidates": int((answer < 0).sum()),
+            "choices": choices_digest(candidates.ids[texts.available]),
+            "warnings": [f"{lacking} of the {len(candidates)} candidates have no features"] if lacking else [],
+        },
+    )
 
 
 def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:

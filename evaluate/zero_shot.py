@@ -16,7 +16,7 @@ from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test
 from mmkd.store import UserError
 
@@ -35,6 +35,7 @@ class ZeroShot(Task[ZeroShotSettings]):
     """Cosine to class vectors, softmax at a fixed temperature. An ensemble averages its members' probabilities."""
 
     name = "zero_shot"
+    version = 2
     settings = ZeroShotSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
@@ -50,7 +51,7 @@ class ZeroShot(Task[ZeroShotSettings]):
         """Metrics of the protocol."""
         if self.own(spec).protocol == "mmkd_official":
             return official.SCORING
-        return Scoring("standard", standard_metrics(), primary="auroc_macro")
+        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Labels and prompts must name the same classes."""
@@ -67,10 +68,12 @@ class ZeroShot(Task[ZeroShotSettings]):
         score = np.mean([softmax((cosines * scale).astype(kind), axis=1) for cosines, _ in members], axis=0)
         available = np.logical_and.reduce([there for _, there in members])
         score[~available] = np.nan
+        assert data.prompts is not None, "the suite requires prompts for this task"
         info: dict[str, Any] = {
             "temperature": scale,
             "protocol": settings.protocol,
             "prompts": np.bincount(data.prompt_labels(), minlength=len(data.classes)).tolist(),
+            "choices": choices_digest(data.prompts.ids[features.texts(data.prompts.rows).available]),
         }
         return answers_of_test(data, score.astype(np.float64), available, data.classes, info=info, labelled=True)
 
