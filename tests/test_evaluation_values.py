@@ -25,15 +25,15 @@ from mmkd.extract.corpora.row import as_label
 from mmkd.store.writer import ShardFeatures
 
 
-def write(folder: Path, rows: list[dict[str, Any]], **spec: Any) -> Path:
+def write(folder: Path, samples: list[dict[str, Any]], **spec: Any) -> Path:
     """A suite over a store of one encoder `a` whose features follow the column `y`."""
     rng = np.random.default_rng(0)
-    labels = tuple(dict.fromkeys(name for row in rows for name in row if name != "key"))
-    x = rng.normal(size=(len(rows), 8)).astype(np.float32)
-    x[:, 0] += [3 * (row.get("y") in ("pos", "Dead")) for row in rows]
-    features = {"a": ShardFeatures(x, x, np.ones(len(rows), dtype=np.uint8))}
+    labels = tuple(dict.fromkeys(name for row in samples for name in row if name != "key"))
+    x = rng.normal(size=(len(samples), 8)).astype(np.float32)
+    x[:, 0] += [3 * (row.get("y") in ("pos", "Dead")) for row in samples]
+    features = {"a": ShardFeatures(x, x, np.ones(len(samples), dtype=np.uint8))}
     folder.mkdir(exist_ok=True)
-    store_of(folder / "store", rows, labels, features)
+    store_of(folder / "store", samples, labels, features)
     path = folder / "suite.yaml"
     dataset = {"dataset": "d", "tasks": ["linear_probe"], "label": "y"} | spec
     dataset = {key: value for key, value in dataset.items() if value is not None}
@@ -76,11 +76,11 @@ def test_zeros_at_the_beginning_and_times_stay_text_in_yaml(tmp_path: Path) -> N
 
 
 def test_unquoted_sites_are_all_found_and_a_site_that_no_row_has_stops(tmp_path: Path) -> None:
-    path = write(tmp_path, sites(), rows={"train": {"site": [10]}, "test": {"site": ["SITES"]}})
+    path = write(tmp_path, sites(), rows={"train": {"site": [10]}, "test": {"site": "SITES"}})
     text = path.read_text()
-    path.write_text(text.replace("- SITES", "[01, 02, 08]").replace("site:\n        [", "site: ["))
+    path.write_text(text.replace("SITES", "[01, 02, 08]"))
     assert checked(path).rows == {"train": 10, "test": 30}
-    path.write_text(text.replace("- SITES", "- '1'\n        - '02'"))
+    path.write_text(text.replace("SITES", "[1, 02]"))
     (problem,) = checked(path).problems
     assert "test rows ask for site '1', which no row has; it has '01' 10, '02' 10, '08' 10, '10' 10" in problem
     report = run_suite(load_suite(path), tmp_path / "out")

@@ -13,18 +13,24 @@ from planted_store import store_of
 
 from mmkd.store.writer import ShardFeatures
 
-# Puts the one line into the table before anything imports it, then runs the command line.
+# Puts the one line into the table as it is imported, then runs the command line.
 WITH_TASK = """
-import sys, types
-from importlib.util import find_spec
-spec = find_spec("mmkd.evaluate.tasks")
-source = open(spec.origin).read()
-assert source.count('MODULES: Final = (\\n') == 1
-module = types.ModuleType(spec.name)
-module.__spec__ = spec
-sys.modules[spec.name] = module
-source = source.replace('MODULES: Final = (\\n', 'MODULES: Final = (\\n    "centroid_task",\\n')
-exec(compile(source, spec.origin, "exec"), module.__dict__)
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import spec_from_file_location
+
+NAME, PATH = "mmkd.evaluate.tasks", sys.argv.pop(1)
+
+class Table(SourceFileLoader):
+    def get_code(self, name):
+        before, after = open(PATH).read().split("MODULES: Final = (")
+        return compile(before + "MODULES: Final = (\\n    'centroid_task'," + after, PATH, "exec")
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        return spec_from_file_location(name, PATH, loader=Table(name, PATH)) if name == NAME else None
+
+sys.meta_path.insert(0, Finder())
 from mmkd.cli.main import main
 main()
 """
@@ -41,7 +47,7 @@ def test_an_evaluation_task_is_one_module_and_one_line(tmp_path: Path) -> None:
     (tmp_path / "centroid_task.py").write_text(example("## An evaluation task"))
     y = np.arange(40) % 2
     x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    x[:, 0] += 6 * y
+    x[:, 0] += 20 * (2 * y - 1)
     rows = [{"key": f"k{i}", "y": f"c{y[i]}", "split": ("train", "test")[i // 20]} for i in range(40)]
     store_of(tmp_path / "store", rows, ("y", "split"), {"a": ShardFeatures(x, x, np.ones(40, dtype=np.uint8))})
     dataset = {
@@ -53,7 +59,7 @@ def test_an_evaluation_task_is_one_module_and_one_line(tmp_path: Path) -> None:
 
     def mmkd(*arguments: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
-        command = [sys.executable, "-c", WITH_TASK, "evaluate", *arguments]
+        command = [sys.executable, "-c", WITH_TASK, str(ROOT / "evaluate" / "tasks.py"), "evaluate", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     checked = mmkd("check", "suite.yaml")
