@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planted_store import store_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.check import check_suite
 from mmkd.evaluate.dataset import load_dataset
@@ -118,7 +118,10 @@ def test_without_negative_prompts_the_cosine_counts(tmp_path: Path) -> None:
 def test_truth_from_columns_lists_and_unknown_values(tmp_path: Path) -> None:
     columns = _truth(tmp_path / "0")
     assert set(np.unique(columns)) == {0, 1}
-    listed = _truth(tmp_path / "1", multilabel={"column": "listed", "separator": "|"})
+    listing = {"column": "listed", "separator": "|"}
+    listed = _truth(tmp_path / "1", multilabel=listing | {"nothing": ["No Finding"]})
+    with pytest.raises(UserError, match="listed lists 'No Finding' 33 among the test rows, which no class has"):
+        _truth(tmp_path / "4", multilabel=listing)
     assert np.array_equal(columns, listed)
     # Two columns of one class: either is enough.
     unknown = _truth(tmp_path / "2", multilabel={"positive": ["1"], "negative": ["x"], "unknown": ["0"]})
