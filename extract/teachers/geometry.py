@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from mmkd.base.errors import TeacherError
+from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.store import Preprocessing
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -49,6 +50,8 @@ def geometry_of(preprocessing: Preprocessing) -> Geometry:
 def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.uint8]]:
     """Return the function that turns a picture into uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L.
 
+    The function raises ImageError for a picture so thin that resizing it would fill the memory.
+
     Raises:
         TeacherError: a resize mode or interpolation that does not exist.
     """
@@ -66,10 +69,28 @@ def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.ui
     move = movers.get(geometry.resize_mode) or _open_clip_steps(geometry)
 
     def transform(picture: Image.Image) -> NDArray[np.uint8]:
+        _check_intermediate(geometry, *picture.size)
         pixels = np.array(move(picture), dtype=np.uint8)
         return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
     return transform
+
+
+def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
+    """Refuse a picture that is too thin: before it is cropped, its resized or padded form would fill the memory.
+
+    Raises:
+        ImageError: more than 4 bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes).
+    """
+    shorter = min(geometry.image_size)
+    if geometry.resize_mode in ("shortest", "hf_shortest"):
+        made = shorter * shorter * max(width, height) // min(width, height)
+    elif geometry.resize_mode == "pad_square":
+        made = max(geometry.image_size[0], width, height) ** 2
+    else:
+        return
+    if made * (1 if geometry.color == "L" else 4) > 4 * MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels are too thin: resized, they would be {made:,}")
 
 
 def _open_clip_steps(geometry: Geometry) -> Callable[[Image.Image], Image.Image]:
