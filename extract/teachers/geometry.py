@@ -89,7 +89,7 @@ def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
         made = max(geometry.image_size[0], width, height) ** 2
     else:
         return
-    if made * (1 if geometry.color == "L" else 4) > 4 * MAX_PIXELS:
+    if made * (1 if geometry.colour == "L" else 4) > 4 * MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels are too thin: resized, they would be {made:,}")
 
 
