@@ -49,7 +49,7 @@ class WorkerConfig(Frozen):
     """Rows handed to a teacher at once; halved for good in a worker where the device's memory is too small.
     Empty: 32 on a CPU, 256 on a GPU."""
     shards_at_once: int | None = Field(default=None, gt=0)
-    """Shards in hand in each local worker process; one writes and tokenises while the other has the device.
+    """Shards in hand in each local worker process; one writes and tokenizes while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
     autocast: bool = False
     """Compute in the half precision of the device: bf16, on older GPUs fp16; float32 on a CPU. A part of the teacher's

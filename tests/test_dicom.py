@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pydicom
 import pytest
 from PIL import Image
@@ -26,6 +25,7 @@ from mmkd.extract.decoding import decode_image, read_image
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.shard import final_rows
 from mmkd.store import FeatureStore
+from mmkd.store.samples import read_part
 
 NAME = "Mustermann^Erika"
 
@@ -177,9 +177,10 @@ def _filled(buffer: io.BytesIO, implicit: bool) -> pydicom.filebase.DicomBytesIO
 def test_what_was_assumed_is_in_the_row_of_a_sound_image(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(encoded(make(np.stack([RAMP] * 3), WindowCenter=0, WindowWidth=0)))
     image = decode_image(read_image(image_source(str(tmp_path), "a.dcm#frame=1")), [])
-    assert (image.reason, image.note) == (None, "note: DICOM: window 1 cannot be used, no usable window, own range")
-    table = pa.table({"caption": [None], "reason": ["pending"], "status": ["pending"], "width": [None],
-                      "height": [None], "image_sha256": [None]})  # fmt: skip
+    assert (image.reason, image.note) == (None, "note: DICOM: no usable window, own range")
+    (tmp_path / "c.yaml").write_text("kind: dicom\npath: .\n")
+    create_indexed_store(open_corpus(str(tmp_path / "c.yaml")), tmp_path / "s")
+    table, _ = read_part(tmp_path / "s", 0)
     (row,) = final_rows(table, [True], [image], [None]).to_pylist()
     assert (row["status"], row["reason"]) == ("ok", image.note)
 

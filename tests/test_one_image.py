@@ -53,18 +53,23 @@ def test_a_thin_image_is_refused_before_it_is_resized_or_done_in_bounded_memory(
 
 
 @pytest.mark.parametrize("error", [MemoryError, ValueError, RuntimeError, KeyError])
-@pytest.mark.parametrize("isolated", [False, True])
-def test_any_exception_is_the_rows(error: type[Exception], isolated: bool, tmp_path: Path) -> None:
+def test_any_exception_is_the_rows(error: type[Exception], tmp_path: Path) -> None:
     Image.new("L", (30, 20), 9).save(tmp_path / "good.png")
     sources = [Broken(error), image_source(str(tmp_path), "good.png")]
-    shapes = [geometry("shortest")]
-    if isolated:
-        windows = isolated_windows(sources, shapes, 8, seconds=60, keep=None, beat=lambda: None)
-    else:
-        windows = decode_windows(sources, shapes, 8, 1, 1)
-    ((bad, good),) = windows
+    ((bad, good),) = decode_windows(sources, [geometry("shortest")], 8, 1, 1)
     assert bad.reason == f"image: cannot be used ({error.__name__})"
     assert good.reason is None
+
+
+def test_the_isolated_decoder_gives_the_same(tmp_path: Path) -> None:
+    Image.new("L", (1, 100_000), 9).save(tmp_path / "thin.png")
+    Image.new("L", (30, 20), 9).save(tmp_path / "good.png")
+    sources = [image_source(str(tmp_path), name) for name in ("thin.png", "good.png", "none.png")]
+    shapes = [geometry("shortest")]
+    (plain,) = decode_windows(sources, shapes, 8, 1, 1)
+    (isolated,) = isolated_windows(sources, shapes, 8, seconds=60, keep=None, beat=lambda: None)
+    assert [image.reason for image in isolated] == [image.reason for image in plain]
+    assert np.array_equal(isolated[1].pixels[shapes[0]], plain[1].pixels[shapes[0]])
 
 
 def test_out_of_memory_behind_the_decoder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +85,7 @@ def test_out_of_memory_behind_the_decoder_too(tmp_path: Path, monkeypatch: pytes
 
 def test_lab_before_a_grey_teacher(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    Image.new("LAB", (30, 20), (128, 0, 0)).save(buffer, "TIFF")
+    Image.new("LAB", (30, 20), (128, 128, 128)).save(buffer, "TIFF")
     (tmp_path / "lab.tif").write_bytes(buffer.getvalue())
     ((only,),) = decode_windows([image_source(str(tmp_path), "lab.tif")], [geometry("pad_square", "L")], 8, 1, 1)
     assert only.reason is None

@@ -169,11 +169,9 @@ def _complete(dataset: Dataset) -> list[str]:
         if dataset.get(name) in (None, "") and value is not None and not (floats and name in _OF_INTEGERS):
             setattr(dataset, name, int(value) if isinstance(value, float) else value)
             assumed.append(f"no {name}, taken for {value:g}" if isinstance(value, float) else f"no {name}, {value}")
-    if not 1 <= (_number(dataset, "NumberOfFrames") or 1):
+    if "NumberOfFrames" in dataset and (_number(dataset, "NumberOfFrames") or 0) < 1:
         dataset.NumberOfFrames = 1
         assumed.append("NumberOfFrames below 1")
-    elif "NumberOfFrames" in dataset and _number(dataset, "NumberOfFrames") is None:
-        del dataset.NumberOfFrames
     return assumed
 
 
@@ -247,11 +245,10 @@ def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArr
         assumed.append("VOILUTFunction that the standard does not have, taken for LINEAR")
         function = "LINEAR"
     for number, (center, width) in enumerate(zip(centers, widths, strict=False)):
-        if number:
-            assumed.append(f"window {number + 1}")
         if center is None or width is None or width <= 0 or not np.isfinite([center, width]).all():
-            assumed.append(f"window {number + 1} cannot be used")
             continue
+        if number:
+            assumed.append(f"window {number + 1}, as those before cannot be used")
         if width < 1 and function == "LINEAR":
             assumed.append("WindowWidth below 1, taken for LINEAR_EXACT")
             function = "LINEAR_EXACT"
