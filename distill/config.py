@@ -5,39 +5,92 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError
 from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
 from mmkd.distill.presets import composed
 
+SCHEMES = ("local-dir:", "hf-hub:")
+"""Of open_clip folders: network, weights, preprocessing and tokenizer together."""
+
+
+class TowerWeights(Frozen):
+    """First weights of each tower by itself; empty for random ones."""
+
+    image: str = ""
+    text: str = ""
+
+
+class LockConfig(Frozen):
+    """Layers that do not learn: `all` of a tower (LiT, arXiv 2111.07991), or its stem and so many layers above it.
+
+    Batch norms of locked layers use their running statistics.
+    """
+
+    image: Literal["all"] | NonNegativeInt = 0
+    text: Literal["all"] | NonNegativeInt = 0
+
+
+class PreprocessConfig(Frozen):
+    """What to do to images instead of what the first weights want; `None` leaves it to them."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError("must be positive")
+        return std
+
 
 class StudentConfig(Frozen):
-    """The network to train: an open_clip model, from its own initialisation or from an earlier run."""
+    """The network to train: an open_clip model, from random weights, from released ones or from an earlier run."""
 
     model: str
-    """Name that open_clip knows (`ViT-B-16`), or path of an open_clip model config (`.json`)."""
-    pretrained: str = ""
-    """Weights to start from, as open_clip names them; empty for random ones."""
+    """Name that open_clip knows (`ViT-B-16`), path of an open_clip model config (`.json`), or an open_clip folder with
+    weights (`local-dir:FOLDER`, such as an exported student, or `hf-hub:ORG/NAME`)."""
+    pretrained: str | TowerWeights = ""
+    """First weights, of both towers or of each (`{image: ..., text: ...}`): a tag of open_clip, a file, an open_clip
+    folder (`local-dir:`, `hf-hub:`), or for one tower a timm or transformers folder; empty for random ones."""
     start_from: Path | None = None
     """Run folder whose best (else last) checkpoint gives the first weights: stage 1 for stage 2."""
+    lock: LockConfig = LockConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
 
     @model_validator(mode="after")
     def _one_beginning(self) -> StudentConfig:
         if self.pretrained and self.start_from is not None:
             raise ValueError("`pretrained` and `start_from` both name weights to begin with; keep one")
+        if self.model.startswith(SCHEMES) and self.pretrained:
+            raise ValueError(f"`model: {self.model}` brings its own weights; leave `pretrained` out")
         return self
+
+
+class PartRates(Frozen):
+    """Factors of the learning rate; 1 for none."""
+
+    image: float = Field(default=1.0, gt=0)
+    text: float = Field(default=1.0, gt=0)
+    heads: float = Field(default=1.0, gt=0)
+    """All that is learned beside the student."""
 
 
 class OptimiserConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
     lr: float = Field(default=5e-4, gt=0)
+    part_rates: PartRates = PartRates()
+    """Factor of the learning rate of each part, beside `layer_decay`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
-    """Of matrices; biases, norms and temperatures are not decayed."""
+    """Of matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
     warmup_steps: int = Field(default=100, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
@@ -177,8 +230,14 @@ def load_run(path: Path) -> RunConfig:
     config = validated(RunConfig, composed(read_mapping(path), path), path)
     here = path.resolve().parent
     student = config.student
-    if student.model.endswith(".json"):
-        student = student.model_copy(update={"model": str(here / student.model)})
+    pretrained = student.pretrained
+    places = {
+        "model": beside(here, student.model),
+        "pretrained": beside(here, pretrained)
+        if isinstance(pretrained, str)
+        else TowerWeights(image=beside(here, pretrained.image), text=beside(here, pretrained.text)),
+    }
+    student = student.model_copy(update=places)
     if student.start_from is not None:
         student = student.model_copy(update={"start_from": here / student.start_from})
     heads = config.heads
@@ -200,3 +259,11 @@ def load_run(path: Path) -> RunConfig:
         "monitor": monitor,
     }
     return config.model_copy(update=placed)
+
+
+def beside(folder: Path, name: str) -> str:
+    """Return a path in `name`, also behind `local-dir:`, as one beside the file in `folder`; other names unchanged."""
+    scheme, path = ("local-dir:", name[10:]) if name.startswith("local-dir:") else ("", name)
+    there = folder / path
+    named = scheme or name.endswith(".json") or (name and not name.startswith(SCHEMES) and there.exists())
+    return f"{scheme}{there}" if named else name

@@ -27,7 +27,7 @@ from mmkd.distill.checkpoint import (
 from mmkd.distill.config import RunConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
-from mmkd.distill.optimizer import WeightAverage, make_optimiser
+from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import CONFIG, SOURCE, RunSource, difference, read_source, run_digest
 from mmkd.distill.student import (
@@ -123,8 +123,9 @@ def prepare(config: RunConfig, world: World) -> Run:
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
-    student = build_student(config.student)
+    student = build_student(config.student, first_weights=state is None)
     towers = Towers(student).to(world.device)
+    lock_layers(towers, config.student.lock)
     tokenise = student_tokenizer(config.student)
     if teachers is not None and _on_the_device(teachers, config, world):
         teachers.reside(world.device)
