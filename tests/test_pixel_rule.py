@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ def ruled(values: np.ndarray, white_is_zero: bool = False, alpha: np.ndarray | N
         value
         for y, x in itertools.product(range(rows), range(columns))
         for value in pixels[y][x]
-        if not clear[y][x] and value == value and abs(value) != float("inf")
+        if not clear[y][x] and math.isfinite(value)
     ]
     low, high = (min(counted), max(counted)) if counted else (0, 1)
     if low == high and deep:
@@ -44,7 +47,7 @@ def ruled(values: np.ndarray, white_is_zero: bool = False, alpha: np.ndarray | N
         low, high = int(low), int(high)
     shown = np.zeros((rows, columns, len(pixels[0][0])))
     for y, x in itertools.product(range(rows), range(columns)):
-        if any(value != value for value in pixels[y][x]):
+        if any(math.isnan(value) for value in pixels[y][x]):
             continue
         for channel, value in enumerate(pixels[y][x]):
             level = min(max((value - low) / (high - low), 0), 1) * 255 if deep else int(value)
@@ -162,9 +165,6 @@ def test_twelve_bits_in_sixteen_are_stretched_in_color_and_beside_alpha() -> Non
 
 def png(values: np.ndarray) -> bytes:
     """A 16-bit PNG (H, W, 2, 3 or 4 channels), which Pillow reads and does not write."""
-    import struct
-    import zlib
-
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 

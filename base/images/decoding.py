@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mmkd.base.images.pixels import ASSUMED, over_white, picture_from
 from mmkd.base.images.source import MAX_PIXELS, ImageError
@@ -178,7 +178,7 @@ def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
         tile._replace(args=new) if hasattr(tile, "_replace") else (*tile[:3], new)
         for tile, new in zip(picture.tile, args, strict=True)
     ]
-    picture._mode = mode  # noqa: SLF001 - Pillow has no other way to choose an unpacker
+    picture._mode = mode
     picture.load()
     return picture  # type: ignore[no-any-return]
 
