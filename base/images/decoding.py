@@ -261,7 +261,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
     try:
         import tifffile  # noqa: PLC0415 - an extra
     except ImportError:
-        raise ImageError("TIFF with samples that Pillow does not know; tifffile, which does, is not installed") from None
+        raise ImageError("TIFF of a kind that needs the package tifffile") from None
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         if not isinstance(page, tifffile.TiffPage) or page.imagedepth != 1:

@@ -213,9 +213,10 @@ def _grey(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, as
 
 def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Pixels of the padding value, or between it and the range's limit."""
-    ends = [end for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") if (end := _number(dataset, name)) is not None]
-    if not ends or "PixelPaddingValue" not in dataset:
+    value, limit = _number(dataset, "PixelPaddingValue"), _number(dataset, "PixelPaddingRangeLimit")
+    if value is None:
         return None
+    ends = [value, value if limit is None else limit]
     # A value may have been written as unsigned where pixels are signed.
     if stored.dtype.kind == "i":
         most = 1 << 8 * stored.itemsize
