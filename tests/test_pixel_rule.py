@@ -165,6 +165,7 @@ def test_twelve_bits_in_sixteen_are_stretched_in_color_and_beside_alpha() -> Non
 
 def png(values: np.ndarray) -> bytes:
     """A 16-bit PNG (H, W, 2, 3 or 4 channels), which Pillow reads and does not write."""
+
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 

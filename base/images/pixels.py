@@ -80,9 +80,7 @@ def over_white(picture: Image.Image) -> Image.Image:
     return flat
 
 
-def _stretched(
-    wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple[float, float]
-) -> NDArray[np.uint8]:
+def _stretched(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple[float, float]) -> NDArray[np.uint8]:
     counted = wide[inside]
     counted = counted[np.isfinite(counted)]
     if not counted.size:
