@@ -187,7 +187,8 @@ def _divided(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     """Colors (H, W, 3) that were stored multiplied by their alpha (H, W)."""
     most = np.iinfo(colors.dtype).max
     shares = colors.astype(np.float64) * (most / np.maximum(alpha, 1)[..., None])
-    return np.rint(shares.clip(0, most)).astype(colors.dtype)
+    divided: NDArray[Any] = np.rint(shares.clip(0, most)).astype(colors.dtype)
+    return divided
 
 
 def _from_samples(picture: Image.Image, values: NDArray[Any]) -> Image.Image:
@@ -290,7 +291,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
         shown = picture_from(
             values,
             white_is_zero=int(page.photometric) == 0,
-            absent=None if absent is None else absent.any(axis=2),
+            absent=None if absent is None else np.asarray(absent.any(axis=2)),
             alpha=alpha,
         )
         turn = _TURNS.get(int(orientation.value)) if orientation is not None else None

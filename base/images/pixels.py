@@ -93,7 +93,8 @@ def _stretched(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tup
     with np.errstate(invalid="ignore", over="ignore"):
         # Halved first: the range of float64 itself would not fit into float64.
         share = ((wide / 2 - low / 2) / (high / 2 - low / 2)).clip(0, 1)
-    return np.rint(np.nan_to_num(share) * 255.0).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(np.nan_to_num(share) * 255.0).astype(np.uint8)
+    return levels
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
