@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mmkd.base.images.pixels import ASSUMED, over_white, picture_from
+from mmkd.base.images.pixels import ASSUMED, is_dicom, over_white, picture_from
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -70,23 +70,6 @@ def decode(data: bytes) -> Image.Image:
     if data[:2] in (b"P5", b"P6") and (said := re.match(rb"P[56]\n# assumed: ([^\n]+)\n", data)):
         shown.info[ASSUMED] = said[1].decode()
     return shown
-
-
-def ppm(picture: Image.Image) -> bytes:
-    """An `L` or `RGB` picture as bytes that `decode` gives back unchanged, with what was assumed."""
-    note = picture.info.get(ASSUMED)
-    comment = f"# {ASSUMED}: {note}\n" if note else ""
-    kind = "P5" if picture.mode == "L" else "P6"
-    return f"{kind}\n{comment}{picture.width} {picture.height}\n255\n".encode() + picture.tobytes()
-
-
-def is_dicom(data: bytes) -> bool:
-    """True for a Part 10 file, and for a data set that begins without its preamble."""
-    if data[128:132] == b"DICM":
-        return True
-    # Group 0002 or 0008, a small element number, and a VR in capitals or a short length.
-    start = re.match(rb"[\x02\x08]\x00.\x00(?:[A-Z]{2}|.\x00\x00\x00)", data, re.DOTALL)
-    return bool(start) and len(data) > 132
 
 
 def sha256(data: bytes) -> str:

@@ -24,8 +24,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mmkd.base.images.decoding import is_dicom, ppm
-from mmkd.base.images.pixels import ASSUMED, picture_from
+from mmkd.base.images.pixels import ASSUMED, is_dicom, picture_from, ppm
 from mmkd.base.images.source import MAX_BYTES, MAX_PIXELS, FileImage, ImageError, unreadable
 from mmkd.base.places.place import Place
 

@@ -13,8 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mmkd.base.images.decoding import ppm
-from mmkd.base.images.pixels import picture_from
+from mmkd.base.images.pixels import picture_from, ppm
 from mmkd.base.images.source import MAX_BYTES, ImageError, unreadable
 from mmkd.base.places.place import Place
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,23 @@ def over_white(picture: Image.Image) -> Image.Image:
     flat = Image.new(picture.mode[:-1], picture.size, "white")
     flat.paste(picture.convert(flat.mode), mask=picture.getchannel("A"))
     return flat
+
+
+def ppm(picture: Image.Image) -> bytes:
+    """An `L` or `RGB` picture as bytes that `decode` gives back unchanged, with what was assumed."""
+    note = picture.info.get(ASSUMED)
+    comment = f"# {ASSUMED}: {note}\n" if note else ""
+    kind = "P5" if picture.mode == "L" else "P6"
+    return f"{kind}\n{comment}{picture.width} {picture.height}\n255\n".encode() + picture.tobytes()
+
+
+def is_dicom(data: bytes) -> bool:
+    """True for a Part 10 file, and for a data set that begins without its preamble."""
+    if data[128:132] == b"DICM":
+        return True
+    # Group 0002 or 0008, a small element number, and a VR in capitals or a short length.
+    start = re.match(rb"[\x02\x08]\x00.\x00(?:[A-Z]{2}|.\x00\x00\x00)", data, re.DOTALL)
+    return bool(start) and len(data) > 132
 
 
 def _stretched(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple[float, float]) -> NDArray[np.uint8]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import openslide
 from PIL import Image
 
-from mmkd.base.images.decoding import ppm
-from mmkd.base.images.pixels import over_white
+from mmkd.base.images.pixels import over_white, ppm
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.base.places.place import Place
 
