@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from import_graph import import_circle, import_graph
 
+from mmkd.base.install import install_command
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("base", "cli", "demo", "distill", "evaluate", "extract", "store")
 PACKAGES = (*STAGES, "suites")
