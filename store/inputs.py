@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmkd.base.errors import CorruptStoreError, UserError
-from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.files import disk_errors, list_folder, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.store.hierarchy import SEAL, read_json, seal_of
 from mmkd.store.ledger import MAX_ENTRY_BYTES
@@ -159,7 +159,7 @@ def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
 
 
 def _entry_paths(root: StorePath) -> list[StorePath]:
-    return sorted((root / "inputs").glob("*.json"), key=str)
+    return list_folder(root / "inputs", "*.json")
 
 
 def _read_entry(path: StorePath) -> InputsEntry:

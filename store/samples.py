@@ -7,7 +7,6 @@ the inputs have been read. Columns beyond the fixed ones are the corpus' own lab
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -49,11 +48,24 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
 
 def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
     """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    data = buffer.getvalue()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    data = sink.getvalue().to_pybytes()
     write_atomically(root / sample_part(shard), data)
     return hashlib.sha256(data).hexdigest()
+
+
+def decode_part(data: bytes) -> pa.Table:
+    """Decode the bytes of a sample part, page checksums included, on this thread.
+
+    From an Arrow buffer and not a Python file: an Arrow thread that still holds a Python object when the interpreter
+    ends aborts the process.
+
+    Raises:
+        pyarrow.ArrowException, OSError: not Parquet, or damaged.
+    """
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
 
 
 def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
@@ -65,7 +77,7 @@ def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
     path = root / sample_part(shard)
     try:
         data = path.read_bytes()
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table = decode_part(data)
     except (OSError, pa.ArrowException) as error:
         raise CorruptStoreError(f"sample part {path} cannot be read: {error}") from error
     return table, hashlib.sha256(data).hexdigest()

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import TEMPORARY_SUFFIX, temporary_files
+from mmkd.base.files import TEMPORARY_SUFFIX, temporary_files, walk_files
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
@@ -253,12 +253,8 @@ def _orphans(
         encoding = cards[entry.teacher].encoding if entry.teacher in cards else "int8"
         known.update(spec.chunk(entry.teacher, entry.shard) for spec in teacher_arrays(encoding, 1))
     for folder in ("samples", "teachers", "ledger"):
-        for path in (root / folder).rglob("*"):
+        for path in walk_files(root / folder):
             name = name_in(root, path)
-            if (
-                path.is_file()
-                and path.name != "zarr.json"
-                and not path.name.endswith(TEMPORARY_SUFFIX)
-                and name not in known
-            ):
+            ours = path.name == "zarr.json" or path.name.endswith(TEMPORARY_SUFFIX) or name in known
+            if not ours:
                 yield name

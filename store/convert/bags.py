@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.base.errors import CorpusError
+from mmkd.base.files import list_folder
 from mmkd.base.row_kinds import KIND as KIND_COLUMN
 from mmkd.base.row_kinds import SAMPLE, TEXT_OF
 from mmkd.base.tcga import tcga_patient
@@ -68,7 +69,7 @@ class BagFolder:
     def _bags(self) -> list[tuple[Path, int, int]]:
         """File, patches and width, in the order of names."""
         bags: list[tuple[Path, int, int]] = []
-        for path in sorted(self.root.glob("*.h5")):
+        for path in list_folder(self.root, "*.h5"):
             with _opened(path) as file:
                 shape = _features(file, path).shape[-2:]
                 coords = file.get("coords")

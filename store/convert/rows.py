@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
@@ -144,10 +143,8 @@ class RowChoice:
 
     keys: Sequence[str] | None = None
     """Only these, in this order."""
-    where: Sequence[tuple[str, str]] = ()
-    """Columns with the values that they must have, as text."""
-    condition: str | None = None
-    """In the words of SQL's WHERE, see `mmkd.base.conditions`."""
+    where: str | None = None
+    """A condition as in SQL's WHERE, see `mmkd.base.conditions`."""
     selection: str | None = None
     """Name of a selection: rows for which it chooses any teacher."""
 
@@ -160,16 +157,14 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
         ConfigError: a condition that cannot be read.
     """
     keep: pads.Expression = pads.field("status") != "absent"
-    if choice.condition is not None:
-        keep &= parse_condition(choice.condition, store.samples.schema)
-    columns = dict.fromkeys(["row", *(column for column, _ in choice.where)])
+    if choice.where is not None:
+        keep &= parse_condition(choice.where, store.samples.schema)
+    columns = ["row"]
     if choice.keys is not None:
         # In the scan, part by part: memory follows the keys that are wanted, not those that the store has.
         keep &= pads.field("key").isin(pa.array(dict.fromkeys(choice.keys), pa.string()))
-        columns["key"] = None
-    table = store.sample_table([*columns], keep)
-    for column, value in choice.where:
-        table = table.filter(pc.equal(pc.cast(table[column], pa.string()), value))
+        columns.append("key")
+    table = store.sample_table(columns, keep)
     if choice.selection is not None:
         table = table.filter(pa.array(_selected(store, choice.selection)[table["row"].to_numpy()]))
     rows = table["row"].to_numpy()
@@ -178,7 +173,7 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
         # The first of equal keys: the others are failed rows.
         place = dict(zip(reversed(table["key"].to_pylist()), reversed(rows.tolist()), strict=True))
         lost = [key for key in keys if key not in place]
-        if lost and not (choice.where or choice.condition or choice.selection):
+        if lost and choice.where is None and choice.selection is None:
             raise UserError(f"{store.root} has no key {lost[0]!r} ({len(lost)} of {len(keys)} keys are not in it)")
         rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
     if not len(rows):
