@@ -14,11 +14,11 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO
+from typing import IO, overload
 
 try:
     import fcntl
@@ -59,8 +59,9 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
-    with _finished_beside(path, data) as temporary:
-        temporary.replace(path)
+    target = _regular_target(path)
+    with _finished_beside(target, data) as temporary:
+        temporary.replace(target)
 
 
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
@@ -74,6 +75,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
     """
     if isinstance(path, RemotePath):
         return path.create(data)
+    path = _regular_target(path)
     with _finished_beside(path, data) as temporary:
         try:
             os.link(temporary, path)
@@ -87,7 +89,6 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
 
 @contextmanager
 def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
-    path = _regular_target(path)
     # A name of its own for every attempt: two processes may redo the same shard at the same time.
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
@@ -160,7 +161,15 @@ def remove_abandoned(root: StorePath) -> int:
     return removed
 
 
-def list_folder(folder: StorePath, pattern: str = "*") -> list[StorePath]:
+@overload
+def list_folder(folder: Path, pattern: str = ...) -> list[Path]: ...
+
+
+@overload
+def list_folder(folder: StorePath, pattern: str = ...) -> Sequence[StorePath]: ...
+
+
+def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
     """Files and folders directly below `folder` whose name matches `pattern`, sorted; none if it does not exist.
 
     `Path.glob` also returns nothing for a folder that cannot be read; here only "not found" means empty.
@@ -171,7 +180,7 @@ def list_folder(folder: StorePath, pattern: str = "*") -> list[StorePath]:
     if isinstance(folder, RemotePath):
         return sorted(folder.glob(pattern), key=str)
     try:
-        names = os.listdir(folder)
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:

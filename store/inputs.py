@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,7 @@ def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
     return {entry.shard: entry for entry in entries}
 
 
-def _entry_paths(root: StorePath) -> list[StorePath]:
+def _entry_paths(root: StorePath) -> Sequence[StorePath]:
     return list_folder(root / "inputs", "*.json")
 
 

@@ -46,13 +46,19 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
     return pa.schema([*FIXED_COLUMNS, *(pa.field(label, pa.string()) for label in labels)])
 
 
-def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
-    """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
+def encode_part(table: pa.Table) -> tuple[bytes, str]:
+    """The bytes of a sample part, and their SHA-256 in hex."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue().to_pybytes()
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
+    """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
+    data, sha256 = encode_part(table)
     write_atomically(root / sample_part(shard), data)
-    return hashlib.sha256(data).hexdigest()
+    return sha256
 
 
 def decode_part(data: bytes) -> pa.Table:
@@ -102,6 +108,30 @@ def sample_dataset(root: StorePath, record: StoreRecord) -> pads.Dataset:
         if gap and span is not spans[-1]:
             children.append(pads.dataset(_absent_rows(gap, schema)))
     return children[0] if len(children) == 1 else pads.dataset(children)
+
+
+def shard_table(root: StorePath, record: StoreRecord, shard: int) -> pa.Table:
+    """All grid rows of one shard in order, in the columns of the whole store; absent rows too, but for the last shard.
+
+    Raises:
+        CorruptStoreError: the sample part cannot be read, or lacks a fixed column.
+    """
+    schema, rows = sample_schema(record.labels), record.shard_rows(shard)
+    table = with_labels(read_part(root, shard)[0], schema)
+    end = min((shard + 1) * record.rows_per_shard, record.rows)
+    return pa.concat_tables([table, _absent_rows(range(rows.stop, end), schema)])
+
+
+def with_labels(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A sample part in the columns of `schema`; a label that its corpus does not have is null.
+
+    Raises:
+        CorruptStoreError: a column of another type.
+    """
+    try:
+        return pa.concat_tables([schema.empty_table(), table], promote_options="default").select(schema.names)
+    except (pa.ArrowException, KeyError) as error:
+        raise CorruptStoreError(f"a sample part has other columns than the store: {error}") from error
 
 
 def in_rows(rows: range) -> pads.Expression:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tiny_store import make_card, make_store
 
 from mmkd.base.errors import MmkdError, NotAStoreError, StoreError, UnreachableError
 from mmkd.base.files import list_folder, write_atomically
@@ -22,7 +23,6 @@ from mmkd.store.inputs import read_inputs_ledger
 from mmkd.store.ledger import entries_of_shard, read_ledger
 from mmkd.store.selections import selection_names
 from mmkd.store.verify import verify
-from tiny_store import make_card, make_store
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ class Listing(http.server.SimpleHTTPRequestHandler):
         if self.mode in ("404", "403"):
             self.send_error(int(self.mode))
             return None
-        names = [name + "/" * os.path.isdir(os.path.join(path, name)) for name in os.listdir(path)]  # noqa: PTH
+        names = [file.name + "/" * file.is_dir() for file in Path(path).iterdir()]
         before = {"absolute": self.path, "dotted": "./", "app": ""}[self.mode]
         links = ["/about", "news"] if self.mode == "app" else [before + name for name in names]
         self.send_page("".join(f'<a href="{link}">x</a>' for link in links))

@@ -43,11 +43,14 @@ def _silent(done: int, every: int) -> None:
 @store.command()
 @click.argument("path", metavar="STORE", type=STORE)
 @click.argument("out", type=STORE)
-@click.option("--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="UTF-8 file with one key per line.")
+@click.option(
+    "--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="UTF-8 file with one key per line."
+)
 @click.option("--where", "--filter", metavar="SQL", help='Rows that match, as after SQL\'s WHERE: "width >= 224".')
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @click.option("--teachers", help="Names to keep, with commas between; all when not given.")
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="Of the new store.  [default: as it is]")
+@click.option("--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted, as missing.")
 def subset(
     path: StorePath,
     out: StorePath,
@@ -56,6 +59,7 @@ def subset(
     selection: str | None,
     teachers: str | None,
     encoding: Encoding | None,
+    incomplete: bool,
 ) -> None:
     """Write a new store of some rows and teachers. What is given must all hold. Run again to go on.
 
@@ -70,7 +74,7 @@ def subset(
     check_target([source], out)
     rows = chosen_rows(source, RowChoice(read_keys(keys) if keys else None, where, selection))
     names = teachers.split(",") if teachers else None
-    report = import_features(StoreRows([(source, rows)], names), out, encoding, _silent)
+    report = import_features(StoreRows([(source, rows)], names, incomplete=incomplete), out, encoding, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
 
 
@@ -109,7 +113,9 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 @store.command()
 @click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
 @click.argument("out", type=STORE)
-def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
+@click.option("--teachers", help="Names to keep, with commas between; by default all, which every STORE must have.")
+@click.option("--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted, as missing.")
+def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: str | None, incomplete: bool) -> None:
     """Write a new store of the rows of several with the same teachers and distinct keys. Run again to go on."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
@@ -117,6 +123,8 @@ def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
-    source = StoreRows([(part, chosen_rows(part, RowChoice())) for part in stores])
+    names = teachers.split(",") if teachers else None
+    parts = [(part, chosen_rows(part, RowChoice())) for part in stores]
+    source = StoreRows(parts, names, incomplete=incomplete)
     report = import_features(source, out, None, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")

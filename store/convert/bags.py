@@ -53,6 +53,7 @@ class BagFolder:
     """
 
     kind = KIND
+    has_status = False
 
     def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
         self.root = root

@@ -31,28 +31,43 @@ class StoreRows:
 
     Args:
         parts: stores, each with the rows to take, int64 (n,).
-        teachers: slugs to keep; all that the first store has when None.
+        teachers: slugs to keep; when None all, which every store must have.
+        incomplete: also take rows that a teacher has not extracted: they keep their status, and their features stay
+            missing.
 
     Raises:
-        UserError: a teacher that a store lacks.
+        UserError: a teacher that a store lacks, or rows that a teacher has not extracted.
         TeacherMismatchError: one name, two digests.
     """
 
     kind = "rows"
 
     def __init__(
-        self, parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]], teachers: Sequence[str] | None = None
+        self,
+        parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]],
+        teachers: Sequence[str] | None = None,
+        *,
+        incomplete: bool = False,
     ) -> None:
         self.parts = parts
+        self.has_status = True
         first = parts[0][0]
         self._slugs = tuple(first.teachers) if teachers is None else tuple(teachers)
         for store, _ in parts:
+            other = sorted(store.teachers.keys() - set(self._slugs)) if teachers is None else []
+            if other:
+                raise UserError(
+                    f"{store.root} has {', '.join(other)}, {first.root} has not; name the teachers to keep with "
+                    f"--teachers {','.join(slug for slug in self._slugs if slug in store.teachers) or 'NAMES'}"
+                )
             for slug in self._slugs:
                 if store.card(slug).digest != first.card(slug).digest:
                     raise TeacherMismatchError(
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
+        for store, rows in parts if not incomplete else ():
+            _refuse_missing(store, rows, self._slugs)
         self.root = _common_root({span.corpus.root for store, _ in parts for span in store.record.spans()})
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
@@ -94,6 +109,20 @@ class StoreRows:
                     start += len(taken)
                 out[card.slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
+
+
+def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterable[str]) -> None:
+    shards, counts = np.unique(rows // store.record.rows_per_shard, return_counts=True)
+    for slug in slugs:
+        lacking = [(shard, count) for shard, count in zip(shards.tolist(), counts.tolist(), strict=True)
+                   if (shard, slug) not in store.ledger]  # fmt: skip
+        if lacking:
+            missing = sum(count for _, count in lacking)
+            raise UserError(
+                f"{missing:,} of {len(rows):,} rows of {store.root} are not extracted by {slug} (shard {lacking[0][0]} "
+                "is the first): finish `mmkd extract`, choose other rows or teachers, or take them as missing with "
+                "--incomplete"
+            )
 
 
 def _common_root(roots: set[str]) -> Place:
