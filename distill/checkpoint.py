@@ -186,6 +186,11 @@ def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, 
     for name, tensor in state.part("optimiser").items():
         parameter, _, moment = name.rpartition(".")
         moments.setdefault(parameter, {})[moment] = tensor
+    # The fused optimizer wants moments to lie in memory as their parameter does (channels last).
+    for owner, name in names.items():
+        for moment, tensor in moments.get(name, {}).items():
+            if tensor.shape == owner.shape:
+                moments[name][moment] = torch.empty_like(owner).copy_(tensor)
     members = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     saved: dict[str, Any] = optimiser.state_dict()
     saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}

@@ -3,42 +3,98 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, create_model, field_validator, model_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError
-from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
+from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
 from mmkd.distill.presets import composed
+
+SCHEMES = ("local-dir:", "hf-hub:")
+"""Of open_clip folders: network, weights, preprocessing and tokenizer together."""
+
+
+class TowerWeights(Frozen):
+    """First weights of each tower by itself; empty for random ones."""
+
+    image: str = ""
+    text: str = ""
+
+
+class LockConfig(Frozen):
+    """Layers that do not learn: `all` of a tower (LiT, arXiv 2111.07991), or its stem and so many layers above it.
+
+    Batch norms of locked layers use their running statistics.
+    """
+
+    image: Literal["all"] | NonNegativeInt = 0
+    text: Literal["all"] | NonNegativeInt = 0
+
+
+class PreprocessConfig(Frozen):
+    """What to do to images instead of what the first weights want; `None` leaves it to them."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError("must be positive")
+        return std
 
 
 class StudentConfig(Frozen):
-    """The network to train: an open_clip model, from its own initialisation or from an earlier run."""
+    """The network to train: an open_clip model, from random weights, from released ones or from an earlier run."""
 
     model: str
-    """Name that open_clip knows (`ViT-B-16`), or path of an open_clip model config (`.json`)."""
-    pretrained: str = ""
-    """Weights to start from, as open_clip names them; empty for random ones."""
+    """Name that open_clip knows (`ViT-B-16`), path of an open_clip model config (`.json`), or an open_clip folder with
+    weights (`local-dir:FOLDER`, such as an exported student, or `hf-hub:ORG/NAME`)."""
+    pretrained: str | TowerWeights = ""
+    """First weights, of both towers or of each (`{image: ..., text: ...}`): a tag of open_clip, a file, an open_clip
+    folder (`local-dir:`, `hf-hub:`), or for one tower a timm or transformers folder; empty for random ones."""
     start_from: Path | None = None
     """Run folder whose best (else last) checkpoint gives the first weights: stage 1 for stage 2."""
+    lock: LockConfig = LockConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
 
     @model_validator(mode="after")
     def _one_beginning(self) -> StudentConfig:
         if self.pretrained and self.start_from is not None:
             raise ValueError("`pretrained` and `start_from` both name weights to begin with; keep one")
+        if self.model.startswith(SCHEMES) and self.pretrained:
+            raise ValueError(f"`model: {self.model}` brings its own weights; leave `pretrained` out")
         return self
+
+
+class PartRates(Frozen):
+    """Factors of the learning rate; 1 for none."""
+
+    image: float = Field(default=1.0, gt=0)
+    text: float = Field(default=1.0, gt=0)
+    heads: float = Field(default=1.0, gt=0)
+    """All that is learned beside the student."""
 
 
 class OptimiserConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
     lr: float = Field(default=5e-4, gt=0)
+    part_rates: PartRates = PartRates()
+    """Factor of the learning rate of each part, beside `layer_decay`."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
-    """Of matrices; biases, norms and temperatures are not decayed."""
-    warmup_steps: int = Field(default=100, ge=0)
+    """Of matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the run's steps over which the learning rate rises."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Exactly so many steps instead of `warmup`; fewer than the run has."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
@@ -47,8 +103,83 @@ class OptimiserConfig(Frozen):
     """Decay of the exponential moving average of the weights, which is then judged and exported; 0 for none."""
 
 
+class BankConfig(Frozen):
+    """Stored teacher features that every step contrasts with, beside those of the batch."""
+
+    size: int = Field(default=0, ge=0)
+    """Rows; the whole data set when it has fewer. Memory: 8 bytes for each row and unit of teacher width."""
+    refresh: int = Field(default=256, ge=0)
+    """Rows that are replaced each step, in an order of their own, so that all rows come round."""
+
+
+_WEIGHTS: Any = {name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for name in TERMS}
+
+
+class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # type: ignore[misc]
+    """`total = sum of weight * term`, with a weight for `task` and each of `losses.TERMS`; see docs/losses.md."""
+
+    task: float = Field(default=1.0, ge=0)
+    feature_kind: FeatureKind = "cosine"
+    bank_rows: BankConfig = BankConfig()
+    balance: Literal["none", "equal", "learned"] = "none"
+    """`equal`: every teacher's part of a term is scaled to the same size; `learned`: by a learned variance of each."""
+    unit_teachers: bool = True
+    """Teacher features are brought to norm 1. MMKD-CLIP's release takes them as stored: false."""
+    cross_scale: float | None = Field(default=None, gt=0)
+    """Scale of cross and bank logits; learned for each teacher when not given. The release: constant 2.659."""
+    equal_captions: bool = True
+    """Rows whose captions have equal tokens, and rows of one image, are positives of each other. The release counts
+    them as negatives: false."""
+    mixed_teachers: bool = False
+    """One set of keys in which each row is of the teacher drawn for it, as in the release."""
+
+    @model_validator(mode="after")
+    def _bank_has_rows(self) -> LossConfig:
+        if ("bank" in self.teacher_terms) != (self.bank_rows.size > 0):
+            raise ValueError("`bank` and `bank_rows.size` go together: give both a positive value, or neither")
+        if self.mixed_teachers and ("bank" in self.teacher_terms or self.balance != "none"):
+            raise ValueError("`mixed_teachers` mixes the spaces of teachers: it goes without `bank` and `balance`")
+        return self
+
+    @property
+    def teacher_terms(self) -> tuple[str, ...]:
+        """The terms with weight that ask teachers."""
+        return tuple(name for name in TERMS if getattr(self, name) > 0)
+
+
+class PolicyConfig(Frozen):
+    """Which of a sample's available teachers take part in a step, and with what share."""
+
+    kind: Literal["all", "one", "weighted", "best"] = "all"
+    """`one`: a teacher drawn anew for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those
+    whose own image and caption agree most, by the teacher's own standard."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Teacher to weight, for `weighted`; teachers that are not named have weight 1."""
+    best: int = Field(default=1, gt=0)
+    """Teachers of a sample, for `best`."""
+    drop: float = Field(default=0.0, ge=0, lt=1)
+    """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> PolicyConfig:
+        if bool(self.weights) != (self.kind == "weighted"):
+            raise ValueError("`weights` and `kind: weighted` go together")
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("weights must not be negative")
+        return self
+
+
+class HeadConfig(Frozen):
+    """How the student's width and a teacher's are brought together."""
+
+    kind: Literal["linear", "mlp", "none"] = "linear"
+    """From the student to each teacher; `none` compares features as they are, so widths must agree."""
+    alignment: Path | None = None
+    """File of `mmkd align`: a fixed map of each teacher's features, applied first."""
+
+
 class DataConfig(Frozen):
-    """Where a batch comes from. Only `decode`, `bucket_batches` and `crop_scale` change what a run learns."""
+    """Where a batch comes from. Only `decode` and `crop_scale` change what a run learns."""
 
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
@@ -58,8 +189,6 @@ class DataConfig(Frozen):
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
-    bucket_batches: int = Field(default=16, ge=0)
-    """Batches among which rows are sorted by caption length, so that short captions meet; 0 pads all to the context."""
     workers: int = Field(default=2, ge=0)
     """Processes of each rank that read and decode images; 0 to do it between the steps."""
 
@@ -179,8 +308,14 @@ def load_run(path: Path) -> RunConfig:
     config = validated(RunConfig, composed(read_mapping(path), path), path)
     here = path.resolve().parent
     student = config.student
-    if student.model.endswith(".json"):
-        student = student.model_copy(update={"model": str(here / student.model)})
+    pretrained = student.pretrained
+    places = {
+        "model": beside(here, student.model),
+        "pretrained": beside(here, pretrained)
+        if isinstance(pretrained, str)
+        else TowerWeights(image=beside(here, pretrained.image), text=beside(here, pretrained.text)),
+    }
+    student = student.model_copy(update=places)
     if student.start_from is not None:
         student = student.model_copy(update={"start_from": here / student.start_from})
     heads = config.heads
@@ -202,3 +337,11 @@ def load_run(path: Path) -> RunConfig:
         "monitor": monitor,
     }
     return config.model_copy(update=placed)
+
+
+def beside(folder: Path, name: str) -> str:
+    """Return a path in `name`, also behind `local-dir:`, as one beside the file in `folder`; other names unchanged."""
+    scheme, path = ("local-dir:", name[10:]) if name.startswith("local-dir:") else ("", name)
+    there = folder / path
+    named = scheme or name.endswith(".json") or (name and not name.startswith(SCHEMES) and there.exists())
+    return f"{scheme}{there}" if named else name

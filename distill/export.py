@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import image_transform_v2
@@ -48,7 +47,7 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = ()) -> Path:
     digest, state = read(best_or_last(run))
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name a new folder for the exported student")
-    student = build_student(config.student)
+    student = build_student(config.student, first_weights=False)
     weights = student_weights(state)
     student.load_state_dict(weights)
     parameters = sum(parameter.numel() for parameter in student.parameters())
@@ -59,7 +58,7 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = ()) -> Path:
         save_file({name: value.contiguous() for name, value in weights.items()}, out / "open_clip_model.safetensors")
         save_config_for_hf(student, out / "open_clip_config.json", model_config=description)
         if "hf_tokenizer_name" in description["text_cfg"]:
-            open_clip.get_tokenizer(config.student.model).save_pretrained(out)
+            student_tokenizer(config.student).save_pretrained(out)  # type: ignore[attr-defined]
         (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
         (out / "README.md").write_text(model_card(facts, source))
         for kind in graphs:

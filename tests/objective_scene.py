@@ -15,9 +15,9 @@ import torch
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
 from mmkd.distill.bank import Bank, BankSource
 from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
+from mmkd.distill.config import LossConfig, PolicyConfig
 from mmkd.distill.heads import Heads
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.objective_config import LossConfig, PolicyConfig
 from mmkd.distill.policies import Policy
 from mmkd.distill.presets import composed
 from mmkd.distill.targets import Preparation
@@ -101,7 +101,7 @@ def batch_of(rows: np.ndarray) -> Batch:
     nothing = torch.zeros(len(rows), 0)
     return Batch(
         step=STEP, epoch=2, rows=rows, positions=torch.from_numpy(rows + 100), images=nothing, tokens=nothing,
-        groups=torch.tensor(GROUPS)[rows], targets=targets_of(rows),
+        columns=(0,) * len(rows),        groups=torch.tensor(GROUPS)[rows], targets=targets_of(rows),
     )  # fmt: skip
 
 

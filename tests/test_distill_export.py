@@ -12,8 +12,8 @@ import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
+from in_process import load, run
 from PIL import Image
-from test_extract import load, run
 from tiny_run import quiet, write_run
 
 from mmkd.base.errors import UserError

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from in_process import load, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_extract import load, run
 from tiny_corpus import png
 from tiny_run import quiet, write_run
 from tiny_teachers import write_tiny_teacher
@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
     with torch.no_grad():
         pixels = torch.stack([transform(Image.open(training_scene / f"corpus/images/{row}.png")) for row in rows])
         image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
-        texts = held.captions.tokens(held.pairs.caption, 16)
+        texts = held.captions.tokens(held.pairs.caption)
         text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
     ranks = loop_ranks(image.numpy(), text.numpy(), held.pairs.caption)
     ranks += loop_ranks(text.numpy(), image.numpy(), held.pairs.caption)

@@ -165,6 +165,16 @@ def test_make_targets_in_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"README names `make {target}`"
 
 
+def test_no_tracked_file_holds_a_merge_conflict() -> None:
+    # Written with a factor: this file is tracked too.
+    marker = f"^({'<' * 7}|{'>' * 7}|{'[|]' * 7})( |$)|^{'=' * 7}$"
+    command = ["git", "-C", str(ROOT), "grep", "-nIE", marker]
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+
+
 def test_what_make_docs_writes_is_what_stands_there() -> None:
     # In a process of its own: click keeps the help option of a command as it was when it was first asked for.
     script = (

@@ -8,17 +8,21 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from random_store import random_store
 
+from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.atlas import atlas_table
+from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.info import store_info
 from mmkd.store.inspect.neighbors import neighbors
 from mmkd.store.inspect.outliers import outliers
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs
 from mmkd.store.inspect.show import view_row, view_shard
-from mmkd.store.inspect.statistics import store_statistics
+from mmkd.store.inspect.statistics import STATISTICS, store_statistics
+from mmkd.store.inspect.table import StatisticTable
 from mmkd.store.report.content import Options
 from mmkd.store.report.page import write_report
 
@@ -91,3 +95,33 @@ def test_other_readers_take_all_parts_together(store: FeatureStore) -> None:
     assert duckdb.sql(f"SELECT {labels} FROM '{parts}'").fetchone() == counts
     assert pl.read_parquet(parts).height == inputs
     assert store.verify(deep=True).sound
+
+
+def test_a_statistic_is_one_function_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(tmp_path / "st", 7, complete=True)
+
+    def even_rows(store: FeatureStore, slugs: tuple[str, ...], rows: np.ndarray) -> StatisticTable:
+        counts = [(slug, int(np.count_nonzero(rows % 2 == 0)), 0.5, None, "a<b") for slug in slugs]
+        return StatisticTable("even & odd", ("teacher", "even", "share", "none", "text"), counts)
+
+    monkeypatch.setitem(STATISTICS, "even", even_rows)
+    found = store_statistics(store)
+    cells = ["t0", f"{(len(store) + 1) // 2:,}", "0.500", "-", "a<b"]
+    assert list(found.tables["even"].text_rows()[0]) == cells
+    assert found.as_json()["tables"]["even"]["rows"][0][2:] == [0.5, None, "a<b"]
+    printed = CliRunner().invoke(cli, ["store", "stats", str(store.root)]).output
+    assert "even & odd" in printed
+    assert any(line.split() == cells for line in printed.splitlines())
+    write_report(store, tmp_path / "page.html", Options())
+    for page in (statistics_html(found), (tmp_path / "page.html").read_text("utf-8")):
+        assert "ven &amp; odd" in page
+        assert "a&lt;b" in page
+
+
+def test_labels_are_counted(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "st", 2, corpora=3, complete=True)
+    table = store.sample_table(["site", "status"]).to_pylist()
+    values = [row["site"] for row in table if row["status"] != "absent"]
+    there = [value for value in values if value is not None]
+    expected = ("site", len(there), len(values) - len(there), sum(not v.strip() for v in there), len(set(there)))
+    assert store_statistics(store).tables["labels"].rows[0] == expected

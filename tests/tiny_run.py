@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from test_extract import load, run
+from in_process import load, run
 from tiny_corpus import write_table_corpus
 from tiny_teachers import TINY, write_tiny_teacher
 
@@ -40,7 +40,7 @@ def write_run(root: Path, name: str, **changes: Any) -> Path:
         "epochs": 2,
         "where": {"site": "s0"},
         "batch_size": 24,
-        "optimiser": {"lr": 1e-3, "warmup_steps": 2},
+        "optimiser": {"lr": 1e-3, "warmup": 0.25},
         "data": {"workers": 0},
         "checkpoints": {"every_steps": 100},
         "logging": {"every_steps": 1, "tensorboard": False},
