@@ -89,10 +89,10 @@ def test_other_readers_take_all_parts_together(store: FeatureStore) -> None:
     parts = f"{store.root}/samples/*.parquet"
     inputs = len(store) - len(gaps(store))
     labels = ", ".join(f'count("{label}")' for label in store.record.labels)
-    assert duckdb.sql(f"SELECT count(*) FROM '{parts}'").fetchone() == (inputs,)
+    assert duckdb.sql(f"SELECT count(*) FROM '{parts}'").fetchall() == [(inputs,)]
     expected = store.sample_table(list(store.record.labels))
     counts = tuple(len(expected) - expected[label].null_count for label in store.record.labels)
-    assert duckdb.sql(f"SELECT {labels} FROM '{parts}'").fetchone() == counts
+    assert duckdb.sql(f"SELECT {labels} FROM '{parts}'").fetchall() == [counts]
     assert pl.read_parquet(parts).height == inputs
     assert store.verify(deep=True).sound
 
