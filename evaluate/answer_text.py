@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
-import string
 
 import numpy as np
 from numpy.typing import NDArray
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = re.compile(r"\b(a|an|the)\s+(?=\w)")
 _X_RAY = re.compile(r"\bx[ -]?rays?\b")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+_NO_MEANING = re.compile(r"""
+    [!"\#$&'()*,;?@\[\\\]^_`{|}~]     # punctuation; signs and relations stay: ER+, > 2, 5 %
+    | [./:] (?!\d) | (?<!\d) [./:]     # except in numbers: 1.5, 1/2
+    | (?<=\s)-(?=\s) | (?<=[^\W\d])-(?=\w) | (?<=\w)-(?=[^\W\d])  # a hyphen in a word, no sign: t1-weighted, not ER-
+    """, re.VERBOSE)  # fmt: skip
 
 
 def normalised(answer: object) -> str:
-    """An answer without case, punctuation, articles and doubled blanks; `x-ray` and `x ray` are one word.
+    """An answer without case, punctuation, articles before a word and doubled blanks; `x-ray` and `x ray` are one word.
 
-    The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words.
+    The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words. What tells two
+    answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its own.
     """
-    text = _X_RAY.sub("xray", str(answer if answer is not None else "").lower().strip())
-    return " ".join(_ARTICLES.sub(" ", text.translate(_PUNCTUATION)).split())
+    text = str(answer if answer is not None else "").lower().strip()
+    text = _X_RAY.sub("xray", re.sub("[\u2010-\u2015\u2212]", "-", text))
+    return " ".join(_ARTICLES.sub(" ", " ".join(_NO_MEANING.sub(" ", text).split())).split())
 
 
 def vocabulary(answers: NDArray[np.object_]) -> tuple[str, ...]:

@@ -88,6 +88,9 @@ class LinearProbe:
         score[np.ix_(images.available, model.classes_)] = model.predict_proba(
             images.values[images.available].astype(np.float64)
         )
+        untrained = [repr(name) for i, name in enumerate(data.classes) if i not in model.classes_]
+        if untrained:
+            info["warnings"] = [f"no train rows of {', '.join(untrained)}: no score can tell that class (AUROC 0.5)"]
         info |= {"train_rows": len(everything.y), "train_classes": len(model.classes_), "converged": not warned}
         return Predictions(
             ids=test.ids,
