@@ -12,8 +12,9 @@ from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import Boards, Clock, opened_boards
 from mmkd.distill.nan_guard import FiniteGuard
-from mmkd.distill.optimizer import lr_factor, set_learning_rate
+from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
 from mmkd.distill.prepare import Run, prepare
+from mmkd.distill.probe import notes
 from mmkd.distill.stop import StopRequest, stop_on
 from mmkd.distill.world import started_world
 
@@ -60,12 +61,15 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         run.begin()
         if world.first:
             say(run.headline)
+            for note in notes(run):
+                say(note)
         with opened_boards(config, world, first, total) as boards:
             return _loop(run, boards, request)
 
 
 def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
+    warmup = warmup_steps(config.optimiser, total)
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
@@ -74,7 +78,7 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
         while progress.step < total and not stopped:
             with clock.waiting():
                 batch = next(batches)
-            lr = config.optimiser.lr * lr_factor(batch.step, config.optimiser.warmup_steps, total)
+            lr = config.optimiser.lr * lr_factor(batch.step, warmup, total)
             set_learning_rate(run.update.optimiser, lr)
             outcome = run.update(batch)
             guard.watch(batch, outcome)

@@ -87,7 +87,8 @@ def held_out_rows(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
 def _first(pairs: Pairs, limit: int) -> Pairs:
     encoded = pa.array(pairs.caption[:limit]).dictionary_encode()
     captions = pairs.captions.take(encoded.dictionary)
-    return Pairs(pairs.rows[:limit], encoded.indices.to_numpy().astype(np.int64), captions, pairs.table.slice(0, limit))
+    numbers = encoded.indices.to_numpy().astype(np.int64)
+    return Pairs(pairs.rows[:limit], numbers, pairs.image[:limit], captions, pairs.table.slice(0, limit))
 
 
 def _same(one: StorePath, other: StorePath) -> bool:
