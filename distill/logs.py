@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mmkd.base.errors import UserError
+from mmkd.base.install import install_command
 from mmkd.distill.config import RunConfig
 from mmkd.distill.world import World
 
@@ -126,7 +127,8 @@ def _wandb_run(config: RunConfig) -> Any:
     try:
         import wandb  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UserError("logging.wandb needs the package wandb; pip install 'mmkd[wandb]', or drop the key") from error
+        step = f"{install_command('wandb')}, or drop the key"
+        raise UserError(f"logging.wandb needs the package wandb; {step}") from error
     # One id a folder: a resumed run goes on in the same curve.
     return wandb.init(
         project=config.logging.wandb, name=config.out.name, id=config.out.name, resume="allow", dir=config.out,

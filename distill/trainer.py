@@ -14,6 +14,7 @@ from mmkd.distill.logs import Boards, Clock, opened_boards
 from mmkd.distill.nan_guard import FiniteGuard
 from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
 from mmkd.distill.prepare import Run, prepare
+from mmkd.distill.probe import notes
 from mmkd.distill.stop import StopRequest, stop_on
 from mmkd.distill.world import started_world
 
@@ -60,6 +61,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         run.begin()
         if world.first:
             say(run.headline)
+            for note in notes(run):
+                say(note)
         with opened_boards(config, world, first, total) as boards:
             return _loop(run, boards, request)
 
