@@ -107,6 +107,20 @@ def _opened(path: Path) -> int:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
+_held: set[int] = set()
+"""Descriptors of locks. A child that is forked closes its copies: it would hold the lock after a killed parent."""
+
+
+def _close_held() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_held)
+
+
 def _flock(path: Path, fd: int) -> None:
     import fcntl  # noqa: PLC0415 - not on Windows
 

@@ -65,6 +65,10 @@ def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs) -> Polic
         )
     if policy.kind == "weighted":
         weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in teachers.slugs])
+        if not weights.any():
+            raise ConfigError(
+                f"policy.weights is 0 for every teacher of the run ({', '.join(teachers.slugs)}); give one a positive weight"
+            )
         return Policy(policy, config.seed, weights=weights)
     if policy.kind == "best":
         spread = np.unique(np.linspace(0, len(pairs.rows) - 1, _STANDARD_ROWS).astype(np.int64))

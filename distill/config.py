@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mmkd.base.config import Frozen, read_mapping, validated
-from mmkd.base.errors import ConfigError
+from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
 from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
 from mmkd.distill.presets import composed
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StudentConfig(Frozen):
@@ -19,7 +20,7 @@ class StudentConfig(Frozen):
     model: str
     """Name that open_clip knows (`ViT-B-16`), or path of an open_clip model config (`.json`)."""
     pretrained: str = ""
-    """Weights to start from, as open_clip names them; empty for random ones."""
+    """Weights to start from: a tag of open_clip or the path of a file; empty for random ones."""
     start_from: Path | None = None
     """Run folder whose best (else last) checkpoint gives the first weights: stage 1 for stage 2."""
 
@@ -34,7 +35,7 @@ class OptimiserConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
     lr: float = Field(default=5e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
     """Of matrices; biases, norms and temperatures are not decayed."""
@@ -62,6 +63,13 @@ class DataConfig(Frozen):
     """Batches among which rows are sorted by caption length, so that short captions meet; 0 pads all to the context."""
     workers: int = Field(default=2, ge=0)
     """Processes of each rank that read and decode images; 0 to do it between the steps."""
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _low_before_high(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"is {list(scale)}, expected two shares of the picture, 0 < low <= high <= 1")
+        return scale
 
 
 class ComputeConfig(Frozen):
@@ -104,7 +112,7 @@ class MonitorSet(Frozen):
     prompts: dict[str, str] = Field(default_factory=dict)
     """Rows whose captions are the prompts of their label."""
     limit: int = Field(default=5000, gt=1)
-    """Rows looked at, the first of those that match."""
+    """Most rows looked at: a random draw of those that match, the same each time, even over the classes of `label`."""
 
     @field_validator("role")
     @classmethod
@@ -129,6 +137,13 @@ class MonitorConfig(Frozen):
     """`SET/recall@1` or `SET/bacc`, higher is better; empty for that of the first set."""
     patience: int | None = Field(default=None, gt=0)
     """Validations without a better one after which the run ends."""
+
+    @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> MonitorConfig:
+        names = [entry.name for entry in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sets: two sets have one name among {', '.join(names)}; rename one")
+        return self
 
 
 class LoggingConfig(Frozen):
@@ -169,36 +184,16 @@ class RunConfig(Frozen):
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @field_validator("teachers")
+    @classmethod
+    def _each_once(cls, teachers: tuple[str, ...]) -> tuple[str, ...]:
+        return without_repeats(teachers)
+
 
 def load_run(path: Path) -> RunConfig:
-    """Read a run's YAML over its presets; relative paths in it are taken from its own folder.
+    """Read a run's YAML over its presets; paths are relative to the file that names them.
 
     Raises:
         ConfigError: unreadable, a preset that does not exist, or a key that is unknown or does not fit.
     """
-    config = validated(RunConfig, composed(read_mapping(path), path), path)
-    here = path.resolve().parent
-    student = config.student
-    if student.model.endswith(".json"):
-        student = student.model_copy(update={"model": str(here / student.model)})
-    if student.start_from is not None:
-        student = student.model_copy(update={"start_from": here / student.start_from})
-    heads = config.heads
-    if heads.alignment is not None:
-        heads = heads.model_copy(update={"alignment": here / heads.alignment})
-    sets = tuple(
-        entry if entry.store is None else entry.model_copy(update={"store": here / entry.store})
-        for entry in config.monitor.sets
-    )
-    names = [entry.name for entry in sets]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{path}: monitor.sets: two sets have one name among {', '.join(names)}; rename one")
-    monitor = config.monitor.model_copy(update={"sets": sets})
-    placed = {
-        "store": here / config.store,
-        "out": here / config.out,
-        "student": student,
-        "heads": heads,
-        "monitor": monitor,
-    }
-    return config.model_copy(update=placed)
+    return validated(RunConfig, composed(read_mapping(path), path), path)

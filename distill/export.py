@@ -5,76 +5,81 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import open_clip
 import torch
+from open_clip.model import set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from mmkd.base.config import validated
 from mmkd.base.errors import UserError
 from mmkd.base.files import disk_errors
-from mmkd.distill.checkpoint import best_or_last, read, student_weights
-from mmkd.distill.config import RunConfig
+from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
+from mmkd.distill.config import StudentConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
-from mmkd.distill.model_card import model_card, provenance
-from mmkd.distill.provenance import CONFIG, SOURCE, RunSource
-from mmkd.distill.student import build_student, image_side, model_config, preprocessing, student_tokenizer
+from mmkd.distill.model_card import describe, model_card
+from mmkd.distill.student import build_student, image_side, preprocessing, student_tokenizer
 
 PROVENANCE = "mmkd_run.json"
 # Captions of many lengths, for graphs that are traced with them.
 _WORDS = ("", "a chest radiograph", "axial CT of the abdomen with contrast, portal venous phase; " * 8)
 
 
-def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = ()) -> Path:
-    """Write the student of a finished or running run to `out`: its best checkpoint when it was judged, else the last.
+def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint: str = "best") -> Path:
+    """Write the student of a finished or running run to `out`.
 
     The folder holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer where open_clip wants one,
     a model card, and `mmkd_run.json` with what the card says, for programs. `open_clip.create_model_from_pretrained(
     "local-dir:OUT")` loads it. Averaged weights are taken when the run averaged. The heads stay behind: they belong to
-    the teachers' spaces. `graphs` adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`. The store is not needed.
+    the teachers' spaces. Nothing but the checkpoint is read: store, YAML and first weights may be gone.
+
+    Args:
+        run: the `out` of a training run.
+        out: folder to write; new or empty.
+        graphs: adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`.
+        checkpoint: `best` (the last where none was judged), `last`, or a step.
 
     Raises:
-        UserError: `run` is not a run folder, has no checkpoint yet, or `out` holds something else; or see `graphs.py`.
+        UserError: `run` has no such checkpoint, or `out` holds something else; or see `graphs.py`.
         CorruptStoreError: the checkpoint is damaged.
     """
     check_packages(graphs)
-    config = validated(RunConfig, _written(run, CONFIG), run / CONFIG)
-    source = validated(RunSource, _written(run, SOURCE), run / SOURCE)
-    digest, state = read(best_or_last(run))
+    state = read(find_checkpoint(run, checkpoint))
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name a new folder for the exported student")
-    student = build_student(config.student)
-    weights = student_weights(state)
-    student.load_state_dict(weights)
-    parameters = sum(parameter.numel() for parameter in student.parameters())
-    facts = provenance(config, source, digest, state.progress, parameters)
-    description = model_config(config.student.model)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in weights.items()}, out / "open_clip_model.safetensors")
-        save_config_for_hf(student, out / "open_clip_config.json", model_config=description)
-        if "hf_tokenizer_name" in description["text_cfg"]:
-            open_clip.get_tokenizer(config.student.model).save_pretrained(out)
-        (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
-        (out / "README.md").write_text(model_card(facts, source))
-        for kind in graphs:
-            images, tokens = _examples(student), student_tokenizer(config.student)(list(_WORDS))
-            facts[kind] = write_graphs(student, images, tokens, kind, out / kind)
+    record, weights = state.record, student_weights(state)
+    with TemporaryDirectory() as folder:
+        # open_clip knows a network by the name of its file, in training as here.
+        network = Path(folder) / f"{record.model}.json"
+        network.write_text(json.dumps(record.network))
+        config = StudentConfig(model=str(network))
+        student = _restored(config, state)
+        facts = describe(state, sum(parameter.numel() for parameter in student.parameters()))
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            contiguous = {name: value.contiguous() for name, value in weights.items()}
+            save_file(contiguous, out / "open_clip_model.safetensors")
+            save_config_for_hf(student, out / "open_clip_config.json", model_config=record.network)
+            if "hf_tokenizer_name" in record.network["text_cfg"]:
+                open_clip.get_tokenizer(record.model).save_pretrained(out)
+            (out / "README.md").write_text(model_card(facts, record))
             (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
+            for kind in graphs:
+                images, tokens = _examples(student), student_tokenizer(config)(list(_WORDS))
+                facts[kind] = write_graphs(student, images, tokens, kind, out / kind)
+                (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
     return out
 
 
-def _written(run: Path, name: str) -> dict[str, Any]:
-    path = run / name
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder: no {name}; name the `out` of a `mmkd distill` run")
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def _restored(config: StudentConfig, state: State) -> nn.Module:
+    student = build_student(config)
+    set_model_preprocess_cfg(student, state.record.preprocess)
+    student.load_state_dict(student_weights(state))
+    return student
 
 
 def _examples(student: nn.Module) -> torch.Tensor:

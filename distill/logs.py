@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mmkd.base.errors import UserError
-from mmkd.distill.config import RunConfig
-from mmkd.distill.world import World
+from mmkd.base.files import write_atomically
+from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
 
@@ -103,34 +104,40 @@ class Boards:
 
 
 @contextmanager
-def opened_boards(config: RunConfig, world: World, first: int, total: int) -> Iterator[Boards]:
-    """Open what the configuration asks for and close it at the end.
+def open_boards(run: Run) -> Iterator[Boards]:
+    """Open what the run's configuration wants and close it at the end.
 
     Raises:
-        UserError: W&B is asked for and not installed.
+        UserError: W&B is wanted and not installed.
     """
+    logging, first = run.config.logging, run.progress.step
     with ExitStack() as stack:
         boards: list[Board] = []
-        if world.first:
+        if run.world.first:
+            total = run.schedule.total_steps
             bar = stack.enter_context(tqdm(total=total, initial=first, unit="step", disable=None))
             boards.append(Lines(total) if bar.disable else Terminal(bar))
-            if config.logging.tensorboard:
-                writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=first)
+            if logging.tensorboard:
+                writer = SummaryWriter(str(run.config.out / "tensorboard"), purge_step=first)
                 boards.append(_TensorBoard(stack.enter_context(writer)))
-            if config.logging.wandb is not None:
-                boards.append(_WeightsAndBiases(stack.enter_context(_wandb_run(config))))
+            if logging.wandb is not None:
+                boards.append(_WeightsAndBiases(stack.enter_context(_start_wandb(run))))
         yield Boards(boards)
 
 
-def _wandb_run(config: RunConfig) -> Any:
+def _start_wandb(run: Run) -> Any:
     try:
         import wandb  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
         raise UserError("logging.wandb needs the package wandb; pip install 'mmkd[wandb]', or drop the key") from error
-    # One id a folder: a resumed run goes on in the same curve.
+    # One random id a run folder: a resumed run goes on in its own curve, wherever the folder was moved to.
+    out = run.config.out
+    note = out / "wandb-id"
+    if not note.is_file():
+        write_atomically(note, secrets.token_hex(4).encode())
     return wandb.init(
-        project=config.logging.wandb, name=config.out.name, id=config.out.name, resume="allow", dir=config.out,
-        config=config.model_dump(mode="json"),
+        project=run.config.logging.wandb, name=out.name, id=note.read_text(), resume="allow", dir=out,
+        config=run.checkpointer.record.model_dump(mode="json"),
     )  # fmt: skip
 
 

@@ -46,7 +46,9 @@ class LossConfig(Frozen):
     """One set of keys in which each row is of the teacher drawn for it, as in the release."""
 
     @model_validator(mode="after")
-    def _bank_has_rows(self) -> LossConfig:
+    def _terms_can_be_learned_from(self) -> LossConfig:
+        if not self.task and not self.teacher_terms:
+            raise ValueError("every weight is 0, so nothing would be learned; give one of them a positive value")
         if (self.bank > 0) != (self.bank_rows.size > 0):
             raise ValueError("`bank` and `bank_rows.size` go together: give both a positive value, or neither")
         if self.mixed_teachers and (self.bank > 0 or self.balance != "none"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from open_clip.model import set_model_preprocess_cfg
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,20 +17,24 @@ from mmkd.distill.batches import Batches, BatchPlan
 from mmkd.distill.build_objective import make_objective
 from mmkd.distill.captions import Captions
 from mmkd.distill.checkpoint import (
+    CONFIG,
     Checkpointer,
     Progress,
+    State,
     best_or_last,
+    find_first_weights,
+    load_last,
     read,
     restore_optimiser,
     student_weights,
 )
-from mmkd.distill.config import RunConfig
+from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimizer import WeightAverage, make_optimiser
 from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import Pairs, training_pairs
-from mmkd.distill.provenance import CONFIG, SOURCE, RunSource, difference, read_source, run_digest
+from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
     Tokenise,
     Towers,
@@ -38,6 +42,7 @@ from mmkd.distill.student import (
     image_side,
     model_config,
     plain_pixels,
+    preprocessing,
     student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -53,7 +58,6 @@ class Run:
     """What the loop works with."""
 
     config: RunConfig
-    source: RunSource
     world: World
     batches: Batches
     update: Updater
@@ -92,8 +96,7 @@ class Run:
         if self.world.first:
             for leftover in temporary_files(self.config.out):
                 leftover.unlink(missing_ok=True)
-            for name, what in ((CONFIG, self.config), (SOURCE, self.source)):
-                write_atomically(self.config.out / name, what.model_dump_json(indent=1).encode())
+            write_atomically(self.config.out / CONFIG, self.config.model_dump_json(indent=1).encode())
             keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
@@ -115,17 +118,15 @@ def prepare(config: RunConfig, world: World) -> Run:
     """
     _check_shares(config, world)
     store = FeatureStore.open(config.store)
-    source = read_source(config, store)
-    differs = partial(difference, config.out, config, source)
-    checkpointer = Checkpointer(config.out, run_digest(config, source), config.checkpoints.keep_last, differs)
-    state = checkpointer.load()
+    record = make_record(config, store, find_first_weights(config.student, config.out))
+    state = load_last(config.out, record)
     # Rows before the network and the tokens, which take long: a wrong column is answered at once.
     teachers = _teachers(store, config)
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
-    student = build_student(config.student)
+    student, preprocess = _build_student(config.student, state)
     towers = Towers(student).to(world.device)
     tokenise = student_tokenizer(config.student)
     if teachers is not None and _on_the_device(teachers, config, world):
@@ -137,8 +138,6 @@ def prepare(config: RunConfig, world: World) -> Run:
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, batches.plan.pairs, world.device)
     model = Model(towers, objective.to(world.device))
-    if state is None and config.student.start_from is not None:
-        _begin_with(student, config.student.start_from)
     average = WeightAverage(towers, config.optimiser.average) if config.optimiser.average else None
     update = _updater(config, model, world)
     if state is not None:
@@ -147,8 +146,14 @@ def prepare(config: RunConfig, world: World) -> Run:
         if average is not None:
             average.load(state.part("average"))
     monitor = _monitor(config, judged, world, average, towers, tokenise)
+    checkpointer = Checkpointer(
+        config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
+    )
     progress = state.progress if state else Progress(0)
-    return Run(config, source, world, batches, update, average, monitor, checkpointer, progress)
+    if progress.judge != monitor.judge:
+        # Scores of other rows, or by another metric, say nothing about the best: it is chosen from here on.
+        progress = Progress(progress.step, monitor.judge)
+    return Run(config, world, batches, update, average, monitor, checkpointer, progress)
 
 
 def _check_shares(config: RunConfig, world: World) -> None:
@@ -191,18 +196,33 @@ def _short_captions_fit(towers: Towers, captions: Captions, world: World) -> boo
     )
 
 
-def _begin_with(student: nn.Module, folder: Path) -> None:
-    """Weights of an earlier run as the first of this one.
+def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with its first weights, and the preprocessing that goes with them.
+
+    A run that goes on has its weights in `state`: those that it began with are not looked for.
 
     Raises:
-        UserError: the folder has no checkpoint, or one of another network.
+        UserError: `start_from` has no checkpoint, or one of another network.
     """
-    path = best_or_last(folder)
-    try:
-        student.load_state_dict(student_weights(read(path)[1]))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"student.start_from: {path} holds another network than this student ({reason})") from error
+    if state is not None:
+        student = build_student(config.model_copy(update={"pretrained": ""}))
+        preprocess = state.record.preprocess
+    elif config.start_from is not None:
+        student, path = build_student(config), best_or_last(config.start_from)
+        first = read(path)
+        preprocess = first.record.preprocess
+        try:
+            student.load_state_dict(student_weights(first))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"student.start_from: {path} holds another network than this student ({reason}); name its `model`"
+            ) from error
+    else:
+        student = build_student(config)
+        preprocess = asdict(preprocessing(student))
+    set_model_preprocess_cfg(student, preprocess)
+    return student, preprocess
 
 
 def _updater(config: RunConfig, model: Model, world: World) -> Updater:
@@ -233,10 +253,11 @@ def _freeze_unused(towers: Towers, device: torch.device) -> None:
 
     DistributedDataParallel would wait for theirs for ever.
     """
-    side, context = image_side(towers.student), int(getattr(towers.student, "context_length", 0) or 16)
+    size, context = preprocessing(towers.student).size, int(getattr(towers.student, "context_length", 0) or 16)
+    height, width = (size, size) if isinstance(size, int) else size
     towers.eval()
     outputs = towers(
-        torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device),
+        torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device),
         torch.ones(1, context, dtype=torch.long, device=device),
     )
     learned = [parameter for parameter in towers.parameters() if parameter.requires_grad]

@@ -207,7 +207,7 @@ def launched(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
     """Weights, averages and moments of two finished runs are equal to 2e-6."""
-    (_, a), (_, b) = (read(best_or_last(config.out)) for config in (one, other))
+    a, b = (read(best_or_last(config.out)) for config in (one, other))
     assert a.progress == b.progress
     assert a.tensors.keys() == b.tensors.keys()
     for name, value in a.tensors.items():

@@ -11,6 +11,8 @@ import yaml
 from mmkd.base.config import read_mapping
 from mmkd.base.errors import ConfigError
 
+_WEIGHTS = {".bin", ".npz", ".pt", ".pth", ".safetensors"}
+
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the package."""
@@ -22,7 +24,7 @@ def composed(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """A run's content over its presets: later presets over earlier ones, the run's own keys over all.
 
     `preset` is a name, the path of a YAML file beside the run, or a list of such. Mappings are merged key by
-    key, everything else is replaced.
+    key, everything else is replaced. Paths become absolute; each is relative to the file that names it.
 
     Raises:
         ConfigError: a preset that does not exist, or is not a list of names.
@@ -34,17 +36,45 @@ def composed(content: dict[str, Any], path: Path) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in names:
         merged = _laid_over(merged, _preset(name, path))
-    return _laid_over(merged, content | {"preset": names})
+    return _laid_over(merged, _placed(content, path) | {"preset": names})
 
 
 def _preset(name: str, path: Path) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
-        return read_mapping(path.resolve().parent / name)
+        file = path.resolve().parent / name
+        return _placed(read_mapping(file), file)
     if name not in preset_names():
         raise ConfigError(f"{path}: preset: {name!r} is unknown; there are {', '.join(preset_names())}, or a YAML file")
     text = resources.files("mmkd.distill.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     content: dict[str, Any] = yaml.safe_load(text)
     return content
+
+
+def _placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content with absolute paths. Values that are no paths are left for validation."""
+    folder = path.resolve().parent
+
+    def place(part: object, *keys: str) -> Any:
+        if not isinstance(part, dict):
+            return part
+        found = {key: part[key] for key in keys if isinstance(part.get(key), str) and _is_path(key, part[key])}
+        return part | {key: str(folder / value) for key, value in found.items()}
+
+    placed: dict[str, Any] = place(content, "store", "out")
+    for section, keys in (("student", ("model", "pretrained", "start_from")), ("heads", ("alignment",))):
+        if section in placed:
+            placed[section] = place(placed[section], *keys)
+    monitor = placed.get("monitor")
+    if isinstance(monitor, dict) and isinstance(monitor.get("sets"), list):
+        placed["monitor"] = monitor | {"sets": [place(entry, "store") for entry in monitor["sets"]]}
+    return placed
+
+
+def _is_path(key: str, value: str) -> bool:
+    """Whether a value is a path: the student's weights and network may be names of open_clip instead."""
+    if key == "model":
+        return value.endswith(".json")
+    return key != "pretrained" or "/" in value or Path(value).suffix in _WEIGHTS
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
