@@ -67,6 +67,7 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
         return
     path, made = root / LOCK_FILE, not root.exists()
     fd = _acquired(path)
+    _held.add(fd)
     try:
         with disk_errors(path):
             os.ftruncate(fd, 0)
@@ -79,7 +80,9 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
                 if made:
                     root.rmdir()  # nothing came of it; a folder with a store in it stays
     finally:
-        os.close(fd)
+        if fd in _held:
+            _held.remove(fd)
+            os.close(fd)
 
 
 def _acquired(path: Path) -> int:

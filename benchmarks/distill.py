@@ -160,9 +160,8 @@ def row(what: str, against: str, taken: float, reference: float, goal: str = "")
 
 def data_wait(root: Path, device: torch.device) -> list[Row]:
     """Steps with images and features from disk against steps on one ready batch, and nine teachers against one."""
-    padded: dict[str, Any] = {"data": {"workers": 1, "bucket_batches": 0}}
-    nine = prepared(root, "nine", device, **padded)
-    one = prepared(root, "one", device, teachers=("t0",), **padded)
+    nine = prepared(root, "nine", device)
+    one = prepared(root, "one", device, teachers=("t0",))
     with ExitStack() as stack:
         data = [stack.enter_context(closing(run.batches.from_step(0))) for run in (nine, one)]
         ready = repeat(next(data[0]))
@@ -182,16 +181,15 @@ def data_wait(root: Path, device: torch.device) -> list[Row]:
 
 def on_ready_tensors(root: Path, device: torch.device) -> list[Row]:
     """What the parts of a step cost, on tensors that are on the device."""
-    padded: dict[str, Any] = {"data": {"workers": 1, "bucket_batches": 0}}
-    nine = prepared(root, "nine-ready", device, **padded)
-    none = prepared(root, "none", device, loss={"feature": 0, "cross": 0}, **padded)
-    bank = prepared(root, "bank", device, loss={"bank": 1.0, "bank_rows": {"size": 1024, "refresh": BATCH}}, **padded)
-    bucketed = prepared(root, "bucketed", device)
+    nine = prepared(root, "nine-ready", device)
+    none = prepared(root, "none", device, loss={"feature": 0, "cross": 0})
+    bank = prepared(root, "bank", device, loss={"bank": 1.0, "bank_rows": {"size": 1024, "refresh": BATCH}})
+    cut = prepared(root, "cut", device)
+    nine.update.model.towers.cuts_padding = False
     ask = online(device)
-    with closing(nine.batches.from_step(0)) as padded_data, closing(bucketed.batches.from_step(0)) as data:
-        ready = next(padded_data)
-        # A bucketed batch is short or long by chance: sixteen of them are one window of all lengths.
-        window = [next(data) for _ in range(16)]
+    with closing(cut.batches.from_step(0)) as data:
+        batches = [next(data) for _ in range(16)]
+    ready = batches[0]
     found = medians(
         {
             "ready": lambda: nine.update(ready),
@@ -201,16 +199,19 @@ def on_ready_tensors(root: Path, device: torch.device) -> list[Row]:
         },
         device,
     )
-    short = long = 0.0
-    for batch in window:
-        short += seconds(lambda batch=batch: bucketed.update(batch), device)  # type: ignore[misc]
-        long += seconds(lambda: nine.update(ready), device)
+    lengths = medians(
+        {
+            "cut": lambda: [cut.update(batch) for batch in batches],
+            "padded": lambda: [nine.update(batch) for batch in batches],
+        },
+        device,
+    )
     base, step = found["ready"], f"step of {BATCH} pairs on ready tensors, {TEACHERS} teachers"
     return [
         row(step, "teachers online, each of the student's size", base, found["online"]),
         row(step, "no teacher (stage 1)", base, found["none"]),
         row(f"{step}, bank of 1,024 rows", "the same without a bank", found["bank"], base),
-        row("text bucketed by length, captions of 5 to 42 tokens", "padded to 77", short / 16, long / 16),
+        row("text in groups of like length", "padded to 77", lengths["cut"] / 16, lengths["padded"] / 16),
     ]
 
 

@@ -30,9 +30,8 @@ from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.released_layout import FOLDER, WIDTHS, ReleasedRows, cropped, features_of, write_release
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.scale import private_mb
-from mmkd.distill.batches import BatchPlan, one_ahead
+from mmkd.distill.batches import BatchPlan, Schedule, one_ahead
 from mmkd.distill.images import CorpusImages, image_batches
-from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import find_pairs
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
@@ -68,7 +67,7 @@ def our_epoch(store: Path, images: bool) -> Iterator[Any]:
 def plan_of(store: FeatureStore, teachers: TeacherFeatures) -> BatchPlan:
     """One epoch."""
     pairs = find_pairs(store, {}, teachers.any_available())
-    return BatchPlan(pairs, np.ones(len(pairs.rows), dtype=np.int64), Schedule(len(pairs.rows), BATCH, 1), 0, 0)
+    return BatchPlan(pairs, Schedule(len(pairs.rows), BATCH, 1), 0)
 
 
 def epoch_seconds(batches: Iterator[Any], step: float) -> tuple[float, float]:

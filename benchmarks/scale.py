@@ -28,19 +28,17 @@ from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.linked_store import make_linked_store
 from mmkd.benchmarks.result import Row, main
 from mmkd.cli.main import cli
-from mmkd.distill.batches import BatchPlan
-from mmkd.distill.captions import tokenised
+from mmkd.distill.batches import BatchPlan, Schedule
+from mmkd.distill.captions import keep_tokens, kept_tokens, tokenised
 from mmkd.distill.config import StudentConfig
-from mmkd.distill.order import Schedule
 from mmkd.distill.pairs import find_pairs
 from mmkd.distill.student import student_tokenizer
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.distill.token_cache import keep_tokens, kept_tokens
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.info import store_info
 
 ROWS, TEACHERS, DIM = 2_900_000, 9, 512
-BATCH, WINDOW, SEED = 4096, 16, 0
+BATCH, SEED = 4096, 0
 CONTEXT, TOKENISED = 77, 20_000
 VERIFIED_SHARDS = 10
 
@@ -174,7 +172,7 @@ def plan_of(root: Path) -> BatchPlan:
     captions = kept_tokens(root.parent / "run", pairs.captions, word_tokens)
     keep_tokens(root.parent / "run", pairs.captions, captions)
     schedule = Schedule(len(pairs.rows), BATCH, 2)
-    return BatchPlan(pairs, captions.lengths[pairs.caption], schedule, SEED, WINDOW)
+    return BatchPlan(pairs, schedule, SEED)
 
 
 def begin(root: Path) -> Told:
@@ -234,7 +232,7 @@ STEPS: dict[str, tuple[Callable[[Path], Told], str]] = {
     "`select --rule cosine_fifth`": (select, ""),
     "CLIP's tokenizer": (clip_tokens, ""),
     "training prepared, first start": (begin, ""),
-    "an epoch's order, batches bucketed by length": (epoch, ""),
+    "an epoch's order": (epoch, ""),
     "training resumed in the middle of the second epoch": (resume, ""),
     "100 batches of all teachers": (gather, ""),
 }

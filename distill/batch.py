@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
+"""Images, tokens and columns of some rows: the arguments of the student's towers."""
+
 
 @dataclass(frozen=True)
 class TeacherTargets:
@@ -31,7 +34,8 @@ class Batch:
     """This rank's share of one step; the shares of all ranks, in order of rank, are the step's batch.
 
     rows: int64 (B,) grid rows. positions: int64 (B,), place of each row in its epoch's order.
-    images: uint8 (B, 3, H, W). tokens: int64 (B, L). groups: int64 (B,), equal for equal captions.
+    images: uint8 (B, 3, H, W). tokens: int64 (B, L), padded to the context. columns: (B,), how many of the L columns
+    each row needs. groups: int64 (B,), equal for equal captions.
     targets: one for each teacher, in the order of the run's teachers; empty when no teacher is asked.
     """
 
@@ -41,15 +45,18 @@ class Batch:
     positions: torch.Tensor
     images: torch.Tensor
     tokens: torch.Tensor
+    columns: tuple[int, ...]
     groups: torch.Tensor
     targets: tuple[TeacherTargets, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def pieces(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Images and tokens of `size` rows after another, for towers that cannot hold the whole share."""
-        yield from zip(torch.split(self.images, size), torch.split(self.tokens, size), strict=True)
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """Images, tokens and columns of `size` rows after another, for towers that cannot hold the whole share."""
+        for first in range(0, len(self), size):
+            span = slice(first, first + size)
+            yield self.images[span], self.tokens[span], self.columns[span]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; from pinned memory without waiting."""

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from mmkd.distill.batch import Batch
 from mmkd.distill.captions import Captions
 from mmkd.distill.images import Pictures
-from mmkd.distill.order import Schedule, batch_rows, bucketed, epoch_order, share
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.world import World
@@ -25,16 +24,51 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Steps of a run: whole batches only. Each epoch leaves out another remainder."""
+
+    rows: int
+    batch_size: int
+    epochs: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch."""
+        return self.rows // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.steps_per_epoch * self.epochs
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Return epoch and batch number within it of a step, both from 0."""
+        return divmod(step, self.steps_per_epoch)
+
+
+def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the rows of one epoch in random order; int64 (n,).
+
+    A batch is a random draw: nothing known of a row decides which others it meets. The generator is counter-based
+    (Philox) and keyed by seed and epoch, so the order of any epoch is available without those before it.
+    """
+    key = np.array([seed, epoch], dtype=np.uint64)
+    return rows[np.random.Generator(np.random.Philox(key=key)).permutation(len(rows))]
+
+
+def share(batch: NDArray[np.int64], rank: int, ranks: int) -> NDArray[np.int64]:
+    """Return one rank's part of a batch: consecutive rows, so that all parts in order of rank are the batch."""
+    part = len(batch) // ranks
+    return batch[rank * part : (rank + 1) * part]
+
+
+@dataclass(frozen=True)
 class BatchPlan:
-    """Which rows make which step; the same in every rank."""
+    """Which rows make which step: a function of seed, epoch and position, the same in every rank and worker."""
 
     pairs: Pairs
-    lengths: NDArray[np.int64]
-    """Caption length of each pair."""
     schedule: Schedule
     seed: int
-    window: int
-    """Batches that are sorted by length together; 0 for none."""
 
     def steps(self, first: int) -> Iterator[tuple[int, int, int, NDArray[np.int64]]]:
         """Step, epoch, position in the epoch of the batch's first row, and rows int64 (batch_size,)."""
@@ -42,11 +76,9 @@ class BatchPlan:
         place = self.schedule.place(first)
         for epoch in range(place[0], self.schedule.epochs):
             order = epoch_order(self.pairs.rows, self.seed, epoch)
-            lengths = self.lengths[self.pairs.places(order)]
-            order = bucketed(order, lengths, size, self.window, (self.seed, epoch))
             for number in range(place[1] if epoch == place[0] else 0, self.schedule.steps_per_epoch):
                 step = epoch * self.schedule.steps_per_epoch + number
-                yield step, epoch, number * size, batch_rows(order, number, size)
+                yield step, epoch, number * size, order[number * size : (number + 1) * size]
 
 
 @dataclass(frozen=True)
@@ -71,29 +103,27 @@ class Batches:
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
         pixels = self.pictures.batches(wanted, self.plan.seed, self.workers)
-        made = self._made(first, pixels)
+        made = self._assemble(first, pixels)
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
         return one_ahead(made, world.device) if self.workers else made
 
-    def _made(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
+    def _assemble(self, first: int, pixels: Iterator[torch.Tensor]) -> Generator[Batch, None, None]:
         world = self.world
         for images, (step, epoch, start, all_rows) in zip(pixels, self.plan.steps(first), strict=True):
             rows = share(all_rows, world.rank, world.size)
-            pairs = self.plan.pairs
-            # As long as the longest caption of all ranks: the same arithmetic whatever their number.
-            length = self.captions.padded_length(pairs.caption[pairs.places(all_rows)], whole=self.plan.window == 0)
-            groups = pairs.caption[pairs.places(rows)]
-            made = Batch(
+            captions = self.plan.pairs.caption[self.plan.pairs.places(rows)]
+            batch = Batch(
                 step=step,
                 epoch=epoch,
                 rows=rows,
                 positions=torch.arange(start + world.rank * len(rows), start + (world.rank + 1) * len(rows)),
                 images=images,
-                tokens=self.captions.tokens(groups, length),
-                groups=torch.from_numpy(groups),
+                tokens=self.captions.tokens(captions),
+                columns=self.captions.columns(captions),
+                groups=torch.from_numpy(captions),
                 targets=self.teachers.gather(rows) if self.teachers is not None else (),
             )
-            yield made.to(world.device)
+            yield batch.to(world.device)
 
 
 def one_ahead(items: Generator[Item, None, None], device: torch.device | None = None) -> Generator[Item, None, None]:

@@ -67,7 +67,7 @@ def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs) -> Polic
         weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in teachers.slugs])
         if not weights.any():
             raise ConfigError(
-                f"policy.weights is 0 for every teacher of the run ({', '.join(teachers.slugs)}); give one a positive weight"
+                f"policy.weights is 0 for every teacher of the run ({', '.join(teachers.slugs)}); give one more than 0"
             )
         return Policy(policy, config.seed, weights=weights)
     if policy.kind == "best":

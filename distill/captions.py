@@ -1,17 +1,34 @@
-"""Captions as tokens: each distinct one tokenised once, kept without padding, padded as far as a batch needs."""
+"""Captions as tokens: each distinct one tokenized once, kept without padding, padded when a batch needs it.
+
+`OUT/tokens.npz` keeps them with a digest of the captions: millions of captions take minutes to tokenize and seconds
+to read. It is no part of a run's state: a file that is missing, damaged, of other captions or of another tokenizer is
+written again.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from mmkd.base.files import write_atomically
 from mmkd.distill.student import Tokenise
 
+FILE = "tokens.npz"
+WORTH_KEEPING = 100_000
+"""Fewer captions are tokenised in seconds."""
+_HASHED_TOGETHER = 65536
+PROBED = 256
+"""Captions, spread evenly, that are tokenised again to see that the tokenizer is the same."""
 _TOKENISED_TOGETHER = 4096
 # Matrix products like multiples of eight, and a handful of shapes is all that torch.compile has to see.
 _LENGTH_STEP = 8
@@ -35,22 +52,20 @@ class Captions:
         """int64 (u,), tokens of each caption that are not padding."""
         return np.diff(self.starts)
 
-    @property
-    def short(self) -> NDArray[np.int64]:
-        """Numbers of the captions that need fewer columns than the context, the shortest first."""
+    def columns(self, captions: NDArray[np.int64]) -> tuple[int, ...]:
+        """Return how many columns each of these captions needs, a multiple of eight or the context."""
+        needed = -(-self.lengths[captions] // _LENGTH_STEP) * _LENGTH_STEP
+        return tuple(np.minimum(needed, self.context).tolist())
+
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Return numbers of at most `count` captions of all lengths that need less than the context, shortest first."""
         order = self.lengths.argsort(kind="stable")
-        return order[-(-self.lengths[order] // _LENGTH_STEP) * _LENGTH_STEP < self.context]
+        short = order[-(-self.lengths[order] // _LENGTH_STEP) * _LENGTH_STEP < self.context]
+        return short[np.unique(np.linspace(0, len(short) - 1, count).astype(np.int64))] if len(short) else short
 
-    def padded_length(self, captions: NDArray[np.int64], whole: bool) -> int:
-        """Columns that these captions need together; the context when `whole`."""
-        if whole or not len(captions):
-            return self.context
-        longest = int(self.lengths[captions].max())
-        return min(self.context, -(-longest // _LENGTH_STEP) * _LENGTH_STEP)
-
-    def tokens(self, captions: NDArray[np.int64], length: int) -> torch.Tensor:
-        """int64 (B, length) of captions named by number, padded."""
-        rows = np.full((len(captions), length), self.pad, dtype=np.int64)
+    def tokens(self, captions: NDArray[np.int64]) -> torch.Tensor:
+        """Return int64 (B, L): the captions of these numbers, padded to the context."""
+        rows = np.full((len(captions), self.context), self.pad, dtype=np.int64)
         for row, caption in zip(rows, captions.tolist(), strict=True):
             tokens = self.values[self.starts[caption] : self.starts[caption + 1]]
             row[: len(tokens)] = tokens
@@ -71,3 +86,64 @@ def tokenised(captions: Sequence[str] | pa.Array, tokenise: Tokenise) -> Caption
         values.append(tokens[np.arange(context) < used[:, None]].astype(np.int32))
         lengths.append(used.astype(np.int64))
     return Captions(np.concatenate(values), np.concatenate(lengths).cumsum(), pad, context)
+
+
+def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise) -> Captions:
+    """The captions as tokens, from `out` when they are there.
+
+    Args:
+        out: folder of the run.
+        captions: distinct captions, in order, an Arrow array of strings.
+        tokenise: the student's tokenizer.
+    """
+    if len(captions) < WORTH_KEEPING:
+        return tokenised(captions, tokenise)
+    found = _read(out / FILE, _digest(captions))
+    if found is not None and _same_tokenizer(found, captions, tokenise):
+        return found
+    logging.getLogger(__name__).info("tokenising %d captions; resuming this run will read them", len(captions))
+    return tokenised(captions, tokenise)
+
+
+def keep_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
+    """Keep a run's tokens when it begins, unless they are kept already or soon made again.
+
+    Raises:
+        StoreError: the disk is full or read-only.
+    """
+    path, digest = out / FILE, _digest(captions)
+    if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
+        buffer = io.BytesIO()
+        numbers = np.array([made.pad, made.context])
+        np.savez(buffer, values=made.values, starts=made.starts, numbers=numbers, digest=np.array(digest))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getbuffer())
+
+
+def _digest(captions: pa.Array) -> str:
+    found = hashlib.sha256()
+    for first in range(0, len(captions), _HASHED_TOGETHER):
+        # Each with its length before it: no two lists of captions give the same bytes.
+        texts = [text.encode() for text in captions[first : first + _HASHED_TOGETHER].to_pylist()]
+        found.update(b"".join(b"%d:%s" % (len(text), text) for text in texts))
+    return found.hexdigest()
+
+
+def _read(path: Path, digest: str) -> Captions | None:
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["digest"]) != digest:
+                return None
+            pad, context = kept["numbers"].tolist()
+            return Captions(kept["values"], kept["starts"], pad, context)
+    # What is cut short or changed: the archive checks its members' CRC.
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _same_tokenizer(found: Captions, captions: pa.Array, tokenise: Tokenise) -> bool:
+    probed = np.unique(np.linspace(0, len(captions) - 1, PROBED).astype(np.int64))
+    now = tokenised(captions.take(pa.array(probed)), tokenise)
+    if (now.pad, now.context) != (found.pad, found.context):
+        return False
+    return bool(np.array_equal(found.tokens(probed), now.tokens(np.arange(len(probed)))))

@@ -49,7 +49,7 @@ class OptimiserConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Where a batch comes from. Only `decode`, `bucket_batches` and `crop_scale` change what a run learns."""
+    """Where a batch comes from. Only `decode` and `crop_scale` change what a run learns."""
 
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
@@ -59,8 +59,6 @@ class DataConfig(Frozen):
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
-    bucket_batches: int = Field(default=16, ge=0)
-    """Batches among which rows are sorted by caption length, so that short captions meet; 0 pads all to the context."""
     workers: int = Field(default=2, ge=0)
     """Processes of each rank that read and decode images; 0 to do it between the steps."""
 

@@ -116,7 +116,7 @@ class Monitor:
         """float32 (u, D) of unit norm, on the CPU."""
         numbers = np.arange(len(captions.lengths))
         parts = np.split(numbers, range(self.batch_rows, len(numbers), self.batch_rows))
-        tokens = (captions.tokens(part, captions.context) for part in parts)
+        tokens = (captions.tokens(part) for part in parts)
         return torch.cat([unit(self.towers.encode_tokens(part.to(self.world.device))).cpu() for part in tokens])
 
 

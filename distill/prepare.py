@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
-from mmkd.distill.batches import Batches, BatchPlan
+from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.build_objective import make_objective
-from mmkd.distill.captions import Captions
+from mmkd.distill.captions import keep_tokens, kept_tokens
 from mmkd.distill.checkpoint import (
     CONFIG,
     Checkpointer,
@@ -32,8 +32,7 @@ from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimizer import WeightAverage, make_optimiser
-from mmkd.distill.order import Schedule
-from mmkd.distill.pairs import Pairs, training_pairs
+from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
     Tokenise,
@@ -46,7 +45,6 @@ from mmkd.distill.student import (
     student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.distill.token_cache import keep_tokens, kept_tokens
 from mmkd.distill.train_step import Model, Updater
 from mmkd.distill.validation_sets import HeldOutRows, held_out_rows
 from mmkd.distill.world import World
@@ -132,7 +130,9 @@ def prepare(config: RunConfig, world: World) -> Run:
     if teachers is not None and _on_the_device(teachers, config, world):
         teachers.reside(world.device)
     captions = kept_tokens(config.out, pairs.captions, tokenise)
-    plan = _plan(config, pairs, captions, towers, world)
+    if len(probed := captions.spread(16)):
+        towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
+    plan = BatchPlan(pairs, Schedule(len(pairs.rows), config.batch_size, config.epochs), config.seed)
     pictures = train_pictures(store, pairs, config.data, student, world.device)
     batches = Batches(plan, captions, pictures, teachers, config.data.workers, world)
     width = int(model_config(config.student.model)["embed_dim"])
@@ -179,23 +179,6 @@ def _on_the_device(teachers: TeacherFeatures, config: RunConfig, world: World) -
     return config.data.features == "resident" or (config.data.features == "auto" and teachers.fits(world.device))
 
 
-def _plan(config: RunConfig, pairs: Pairs, captions: Captions, towers: Towers, world: World) -> BatchPlan:
-    window = config.data.bucket_batches if _short_captions_fit(towers, captions, world) else 0
-    schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
-    return BatchPlan(pairs, captions.lengths[pairs.caption], schedule, config.seed, window)
-
-
-def _short_captions_fit(towers: Towers, captions: Captions, world: World) -> bool:
-    """Ask the text tower itself, with the shortest caption of the run and the longest that can be cut."""
-    short = captions.short
-    if not len(short):
-        return False
-    asked = short[[0, -1]]
-    return towers.takes_short_captions(
-        captions.tokens(asked, captions.context).to(world.device), captions.padded_length(asked, whole=False)
-    )
-
-
 def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
     """The network with its first weights, and the preprocessing that goes with them.
 
@@ -231,7 +214,7 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
         model.towers.student.set_grad_checkpointing()  # type: ignore[operator]
     called: nn.Module = model.towers
     if compute.compile:
-        called = torch.compile(called)  # type: ignore[assignment]
+        model.towers.compile()
     if world.size > 1:
         _freeze_unused(model.towers, world.device)
         called = DistributedDataParallel(called, device_ids=[world.device] if world.device.type == "cuda" else None)

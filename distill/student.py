@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import open_clip
 import torch
 from open_clip.model import text_global_pool
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
 from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResizedCrop, ToTensor
@@ -133,43 +134,74 @@ class Towers(nn.Module):
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.student = student
+        self.cuts_padding = False
+        """Whether rows of like token length go through the text tower together, without the columns none needs."""
         wanted = preprocessing(student)
         for name, values in (("mean", wanted.mean), ("std", wanted.std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images uint8 (B, 3, H, W), tokens int64 (B, L), L up to the context: features (B, D) twice, log scale ()."""
-        log_scale: torch.Tensor = self.student.logit_scale  # type: ignore[assignment]
-        return self.encode_images(images), self.encode_tokens(tokens), log_scale * 1.0
+    def forward(
+        self, images: torch.Tensor, tokens: torch.Tensor, columns: Sequence[int] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images uint8 (B, 3, H, W), tokens int64 (B, L), columns (B,): features (B, D) twice, log scale ()."""
+        return self.encode_images(images), self.encode_tokens(tokens, columns), self.log_scale * 1.0
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) to (B, D); the arithmetic of torchvision's ToTensor and Normalize."""
-        pixels = images.float().div(255).sub(self.mean).div(self.std)
+        return self._encode_pixels(images.float().div(255).sub(self.mean).div(self.std))
+
+    # Not compiled itself, or each division into groups would be a graph of its own; what it calls is compiled.
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
+    def encode_tokens(self, tokens: torch.Tensor, columns: Sequence[int] = ()) -> torch.Tensor:
+        """int64 (B, L) to (B, D); with `cuts_padding`, in groups of rows that need about as many columns.
+
+        The features are those of padded rows up to rounding, see `check_padding`.
+        """
+        if not self.cuts_padding or len(columns) != len(tokens):
+            return self._encode_padded(tokens)
+        groups = length_groups(columns, _GROUP_COST.get(tokens.device.type, _GROUP_COST["cuda"]))
+        if len(groups) == 1:
+            return self._encode_padded(tokens[:, : groups[0][0]])
+        parts = [torch.tensor(rows, device=tokens.device) for _, rows in groups]
+        features = [self._encode_padded(tokens[part, :length]) for (length, _), part in zip(groups, parts, strict=True)]
+        return torch.cat(features)[torch.cat(parts).argsort()]
+
+    def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.student.encode_image(pixels)  # type: ignore[operator]
         return features
 
-    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D)."""
-        clip = self.student
-        if isinstance(clip, open_clip.CLIP) and tokens.shape[1] < clip.context_length:
-            return _encode_short(clip, tokens)
-        features: torch.Tensor = clip.encode_text(tokens)  # type: ignore[operator]
+    def _encode_padded(self, tokens: torch.Tensor) -> torch.Tensor:
+        clip: Any = self.student
+        text = clip if isinstance(clip, open_clip.CLIP) else clip.text
+        native = isinstance(text, open_clip.CLIP | TextTransformer) and getattr(text, "cls_emb", None) is None
+        # open_clip does not cut the causal mask of these, and CLIP's positions neither.
+        if native and text.attn_mask is not None and tokens.shape[1] < text.context_length:
+            return _encode_short(text, tokens)
+        features: torch.Tensor = clip.encode_text(tokens)
         return features
 
+    def compile(self) -> None:
+        """Compile both towers; shapes of text groups are dynamic."""
+        self._encode_pixels = torch.compile(self._encode_pixels)  # type: ignore[method-assign]
+        self._encode_padded = torch.compile(self._encode_padded)  # type: ignore[method-assign]
+
     @torch.no_grad()
-    def takes_short_captions(self, tokens: torch.Tensor, length: int) -> bool:
-        """Whether captions cut behind `length` tokens give the features of captions padded to the context.
+    def check_padding(self, tokens: torch.Tensor, columns: Sequence[int]) -> None:
+        """Cut padding from now on if these captions, without it, have the features of padded ones.
+
+        In float64, so that a tower whose features depend on padding ever so little is not taken for one that rounds
+        otherwise: SigLIP's pools the last column, some attend to padding.
 
         Args:
-            tokens: int64 (n, L), padding behind `length`.
-            length: columns to keep.
+            tokens: int64 (n, L).
+            columns: (n,), less than L.
         """
         training = self.training
-        self.eval()
-        padded, short = self.encode_tokens(tokens), self.encode_tokens(tokens[:, :length])
-        self.train(training)
-        # Another length is another shape of matrix product: equal up to float32 rounding, never by accident.
-        return bool((padded - short).abs().max() <= 1e-4 * padded.abs().max())
+        self.eval().double()
+        padded = self._encode_padded(tokens)
+        cut = torch.cat([self._encode_padded(row[None, :length]) for row, length in zip(tokens, columns, strict=True)])
+        self.cuts_padding = bool((padded - cut).abs().max() <= 1e-7 * padded.abs().max())
+        self.float().train(training)
 
     @property
     def log_scale(self) -> torch.Tensor:
@@ -178,15 +210,40 @@ class Towers(nn.Module):
         return log_scale
 
 
-def _encode_short(clip: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
-    """`CLIP.encode_text` of open_clip for captions shorter than the context, which it asserts by shape."""
+_GROUP_COST = {"cpu": 64, "cuda": 2048}
+"""Tokens that a device could encode in the time that one more pass takes besides its tokens."""
+
+
+def length_groups(columns: Sequence[int], cost: int) -> list[tuple[int, list[int]]]:
+    """Return the division of rows by length that encodes the fewest columns: length and rows of each group.
+
+    Args:
+        columns: that each row needs, (B,).
+        cost: of one more group, in columns.
+    """
+    rows = sorted(range(len(columns)), key=lambda row: columns[row])
+    ends = [n for n in range(1, len(rows) + 1) if n == len(rows) or columns[rows[n]] > columns[rows[n - 1]]]
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}  # rows so far: least cost, where their last group begins
+    for end in ends:
+        best[end] = min((best[start][0] + cost + (end - start) * columns[rows[end - 1]], start) for start in best)
+    groups, end = [], len(rows)
+    while end:
+        start = best[end][1]
+        groups.append((columns[rows[end - 1]], rows[start:end]))
+        end = start
+    return groups[::-1]
+
+
+def _encode_short(text: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """`encode_text` of open_clip's causal text towers for rows shorter than the context."""
     length = tokens.shape[1]
-    dtype = clip.transformer.get_cast_dtype()
-    x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
-    mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
-    x = clip.ln_final(clip.transformer(x, attn_mask=mask))
-    x = text_global_pool(x, tokens, clip.text_pool_type, eos_token_id=getattr(clip, "text_eos_id", None))
-    projection = clip.text_projection
+    dtype = text.transformer.get_cast_dtype()
+    x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
+    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+    plain = isinstance(text, open_clip.CLIP)
+    kind, end = (text.text_pool_type, text.text_eos_id) if plain else (text.pool_type, text.eos_id)
+    x = text_global_pool(x, tokens, kind, eos_token_id=end)
+    projection = text.text_projection
     if projection is not None:
         x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
     features: torch.Tensor = x

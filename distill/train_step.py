@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmkd.distill.batch import Batch, StudentFeatures
+from mmkd.distill.batch import Batch, Piece, StudentFeatures
 from mmkd.distill.objective import Objective
 from mmkd.distill.student import Towers
 from mmkd.distill.temperature import MAX_LOG_SCALE
@@ -83,7 +83,7 @@ class Updater:
         return Outcome(summed, self.model.objective.total(summed).detach(), norm.detach())
 
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        image, text, log_scale = self._forward(batch.images, batch.tokens)
+        image, text, log_scale = self._forward((batch.images, batch.tokens, batch.columns))
         return self._judged(StudentFeatures(image.float(), text.float(), log_scale), batch)
 
     def _backward_in_pieces(self, batch: Batch, size: int) -> dict[str, torch.Tensor]:
@@ -96,18 +96,18 @@ class Updater:
         states = []
         found: list[Outputs] = []
         with torch.no_grad(), _statistics_kept(self.model.towers):
-            for images, tokens in pieces:
+            for piece in pieces:
                 states.append(_random_state(self.world.device))
-                found.append(self._forward(images, tokens, self.model.towers))
+                found.append(self._forward(piece, self.model.towers))
         image, text = (torch.cat([outputs[i] for outputs in found]).float().requires_grad_() for i in (0, 1))
         log_scale = found[0][2].detach().requires_grad_()
         terms = self._judged(StudentFeatures(image, text, log_scale), batch)
         wanted = zip(*(torch.split(_gradient(leaf), size) for leaf in (image, text)), strict=True)
-        for number, ((images, tokens), state, gradients) in enumerate(zip(pieces, states, wanted, strict=True)):
+        for number, (piece, state, gradients) in enumerate(zip(pieces, states, wanted, strict=True)):
             last = number + 1 == len(pieces)
             _set_random_state(self.world.device, state)
             with self._exchanged_only(last):
-                outputs = self._forward(images, tokens)
+                outputs = self._forward(piece)
                 scale_gradient = _gradient(log_scale) if last else torch.zeros_like(log_scale)
                 cast = [g.to(out.dtype) for g, out in zip(gradients, outputs[:2], strict=True)]
                 torch.autograd.backward(outputs, [*cast, scale_gradient])
@@ -119,10 +119,10 @@ class Updater:
         (self.model.objective.total(terms) * self.world.size).backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in terms.items()}
 
-    def _forward(self, images: torch.Tensor, tokens: torch.Tensor, towers: nn.Module | None = None) -> Outputs:
+    def _forward(self, piece: Piece, towers: nn.Module | None = None) -> Outputs:
         device = self.world.device.type
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            outputs: Outputs = (towers or self.called)(images, tokens)
+            outputs: Outputs = (towers or self.called)(*piece)
         return outputs
 
     def _exchanged_only(self, last: bool) -> AbstractContextManager[None]:

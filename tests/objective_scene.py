@@ -101,7 +101,7 @@ def batch_of(rows: np.ndarray) -> Batch:
     nothing = torch.zeros(len(rows), 0)
     return Batch(
         step=STEP, epoch=2, rows=rows, positions=torch.from_numpy(rows + 100), images=nothing, tokens=nothing,
-        groups=torch.tensor(GROUPS)[rows], targets=targets_of(rows),
+        columns=(0,) * len(rows),        groups=torch.tensor(GROUPS)[rows], targets=targets_of(rows),
     )  # fmt: skip
 
 

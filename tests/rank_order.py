@@ -28,8 +28,10 @@ def look(path: Path, first: int, out: Path) -> None:
             for batch in batches:
                 pictures = [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in batch.images]
                 teachers = [target.image.float().sum(dim=1).tolist() for target in batch.targets]
-                told = {"step": batch.step, "epoch": batch.epoch, "columns": batch.tokens.shape[1]}
-                each = zip(batch.rows.tolist(), batch.positions.tolist(), pictures, *teachers, strict=True)
+                told = {"step": batch.step, "epoch": batch.epoch}
+                each = zip(
+                    batch.rows.tolist(), batch.columns, batch.positions.tolist(), pictures, *teachers, strict=True
+                )
                 seen.append(told | {"samples": [list(sample) for sample in each]})
         (out / f"{world.size}-{world.rank}.json").write_text(json.dumps(seen))
 
@@ -39,7 +41,7 @@ def joined(out: Path, ranks: int) -> list[dict[str, Any]]:
     parts = [json.loads((out / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
     steps = []
     for step in zip(*parts, strict=True):
-        told = {name: [part[name] for part in step] for name in ("step", "epoch", "columns")}
+        told = {name: [part[name] for part in step] for name in ("step", "epoch")}
         assert all(len(set(values)) == 1 for values in told.values()), told
         samples = [part["samples"] for part in step]
         assert len({len(mine) for mine in samples}) == 1

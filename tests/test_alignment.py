@@ -156,9 +156,16 @@ def test_the_autoencoder_s_loss_and_gradient_by_hand() -> None:
             for tower in ("image", "text"):
                 for x in batch[slug].tower(tower).numpy():
                     z = p[f"inputs.{index}.weight"] @ x + p[f"inputs.{index}.bias"]
-                    for part in ("encoders", "decoders"):
-                        z = p[f"{part}.{tower}.0.weight"] @ z + p[f"{part}.{tower}.0.bias"]
-                        z = p[f"{part}.{tower}.3.weight"] @ np.maximum(z, 0) + p[f"{part}.{tower}.3.bias"]
+                    # Both layers of an encoder end in ReLU, the last one of a decoder does not.
+                    for name, is_last in (
+                        ("encoders.{}.0", False),
+                        ("encoders.{}.3", False),
+                        ("decoders.{}.0", False),
+                        ("decoders.{}.2", True),
+                    ):
+                        layer = name.format(tower)
+                        z = p[f"{layer}.weight"] @ z + p[f"{layer}.bias"]
+                        z = z if is_last else np.maximum(z, 0)
                     back = p[f"outputs.{index}.weight"] @ z + p[f"outputs.{index}.bias"]
                     errors.append(np.mean((back - x) ** 2))
         return float(np.mean(errors))
@@ -177,6 +184,11 @@ def test_the_autoencoder_s_loss_and_gradient_by_hand() -> None:
     model.train()
     assert settings.noise == AutoencoderSettings().noise == 0.01
     assert AutoencoderSettings().dropout == 0.2
+    for tower in ("image", "text"):
+        drops = [
+            [type(layer) for layer in part[tower]].count(torch.nn.Dropout) for part in (model.encoders, model.decoders)
+        ]
+        assert drops == [2, 0]
     assert model.loss(batch).item() != loss.item()
 
 

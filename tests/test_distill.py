@@ -16,10 +16,10 @@ from tiny_run import quiet, write_run
 
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
+from mmkd.distill.batches import Schedule, epoch_order
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.optimizer import lr_factor
-from mmkd.distill.order import Schedule, batch_rows, epoch_order
 from mmkd.distill.student import build_student
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
@@ -44,7 +44,6 @@ def test_schedule_places_every_step_once() -> None:
     schedule = Schedule(rows=10, batch_size=3, epochs=2)
     assert (schedule.steps_per_epoch, schedule.total_steps) == (3, 6)
     assert [schedule.place(step) for step in range(6)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert batch_rows(np.arange(10), 2, 3).tolist() == [6, 7, 8]
 
 
 def test_learning_rate_known_values() -> None:

@@ -198,7 +198,7 @@ def test_first_weights_are_those_of_the_checkpoint(training_scene: Path, tmp_pat
     path = write_run(training_scene, "second", student=start)
     stopped_at_first_step(path)
     write_run(training_scene, "second", student=start | {"start_from": "runs/first-b"})
-    with pytest.raises(UserError, match="another configuration or store .*first_weights was .*, is .* at step 4"):
+    with pytest.raises(UserError, match=r"another configuration or store .*first_weights was .*, is .* at step 4"):
         quiet(path)
     # The folder may go: its weights are in the checkpoint.
     write_run(training_scene, "second", student=start)

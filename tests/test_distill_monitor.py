@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from mmkd.distill.logs import Lines, Terminal
 from mmkd.distill.monitor import positive_ranks
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.prepare import prepare
+from mmkd.distill.validation_sets import draw_evenly
 from mmkd.distill.world import World
 
 HELD_OUT = {"name": "held-out", "where": {"site": "s1"}, "limit": 40}
@@ -75,7 +78,7 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
     with torch.no_grad():
         pixels = torch.stack([transform(Image.open(training_scene / f"corpus/images/{row}.png")) for row in rows])
         image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
-        texts = held.captions.tokens(held.pairs.caption, 16)
+        texts = held.captions.tokens(held.pairs.caption)
         text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
     ranks = loop_ranks(image.numpy(), text.numpy(), held.pairs.caption)
     ranks += loop_ranks(text.numpy(), image.numpy(), held.pairs.caption)

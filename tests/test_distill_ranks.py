@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +27,14 @@ from tiny_teachers import TINY
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.batch import Batch, TeacherTargets
-from mmkd.distill.captions import Captions, tokenised
+from mmkd.distill.batches import share
+from mmkd.distill.captions import tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
 from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
 from mmkd.distill.heads import Heads
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.objective_config import LossConfig, PolicyConfig
 from mmkd.distill.optimizer import learning_rate_shares, make_optimiser
-from mmkd.distill.order import bucketed, epoch_order, share
 from mmkd.distill.policies import Policy
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers
@@ -51,24 +50,6 @@ def tokenizer() -> open_clip.tokenizer.SimpleTokenizer:
     return open_clip.tokenizer.SimpleTokenizer(context_length=16)
 
 
-@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 5), st.integers(0, 9))
-def test_buckets_hold_every_row_once_and_like_lengths_together(n: int, batch: int, window: int, epoch: int) -> None:
-    rows = np.arange(n, dtype=np.int64)
-    lengths = (rows * 7919) % 13
-    order = epoch_order(rows, 3, epoch)
-    found = bucketed(order, lengths[order], batch, window, (3, epoch))
-    assert sorted(found.tolist()) == sorted(order[: n // batch * batch].tolist())
-    for first in range(0, len(found), max(1, window) * batch):
-        # A window holds the rows that it held before, and its batches do not overlap in length.
-        span = slice(first, first + max(1, window) * batch)
-        assert sorted(found[span].tolist()) == sorted(order[: n // batch * batch][span].tolist())
-        if window:
-            spans = [(lengths[b].min(), lengths[b].max()) for b in found[span].reshape(-1, batch)]
-            spans.sort()
-            assert all(low[1] <= high[0] for low, high in pairwise(spans))
-    assert np.array_equal(found, bucketed(order, lengths[order], batch, window, (3, epoch)))
-
-
 @given(st.integers(1, 8), st.integers(1, 4))
 def test_shares_of_all_ranks_are_the_batch(part: int, power: int) -> None:
     ranks = 2**power // 2
@@ -82,10 +63,10 @@ def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None
     tokenise = tokenizer()
     captions = tokenised(texts, tokenise)
     numbers = np.arange(len(texts))[::-1].copy()
-    assert torch.equal(captions.tokens(numbers, 16), tokenise(texts[::-1]))
-    length = captions.padded_length(numbers, whole=False)
-    assert length in (8, 16)
-    assert torch.equal(captions.tokens(numbers, length), tokenise(texts[::-1])[:, :length])
+    assert torch.equal(captions.tokens(numbers), tokenise(texts[::-1]))
+    for row, columns in zip(captions.tokens(numbers), captions.columns(numbers), strict=True):
+        assert columns in (8, 16)
+        assert (row[columns:] == captions.pad).all()
 
 
 def objective() -> Objective:
@@ -112,6 +93,7 @@ def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
         positions=torch.arange(rows),
         images=torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8),
         tokens=torch.randint(1, 49408, (rows, 16)),
+        columns=(16,) * rows,
         groups=torch.arange(rows) % 9,
         targets=targets,
     )
@@ -148,19 +130,6 @@ def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
     for name, value in by_hand.state_dict().items():
         if "running_" in name:
             assert torch.equal(towers.state_dict()[name], value), name
-
-
-def test_short_captions_give_the_features_of_padded_ones() -> None:
-    model, _ = parts()
-    captions = tokenised(["a b", "c d e f"], tokenizer())
-    assert isinstance(captions, Captions)
-    numbers = np.arange(2)
-    short, padded = (model.towers.encode_tokens(captions.tokens(numbers, n)) for n in (8, 16))
-    assert torch.allclose(short, padded, atol=1e-6)
-    assert model.towers.takes_short_captions(captions.tokens(numbers, 16), 8)
-    # A tower that looks at the last place of the context is found out.
-    model.towers.student.text_pool_type = "last"  # type: ignore[assignment]
-    assert not model.towers.takes_short_captions(captions.tokens(numbers, 16), 8)
 
 
 def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:

@@ -103,7 +103,7 @@ def saved_bytes(run: Run, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run.update.called(batch.images, batch.tokens)
+        run.update.called(batch.images, batch.tokens, batch.columns)
     return sum(kept.values())
 
 

@@ -11,11 +11,10 @@ import torch
 from tiny_run import quiet, write_run
 
 from mmkd.base.errors import UserError
-from mmkd.distill import token_cache as module
-from mmkd.distill.captions import Captions
+from mmkd.distill import captions as module
+from mmkd.distill.captions import FILE, Captions, keep_tokens, kept_tokens
 from mmkd.distill.config import load_run
 from mmkd.distill.probe import estimate
-from mmkd.distill.token_cache import FILE, keep_tokens, kept_tokens
 from mmkd.store.array import ChunkedArray
 from mmkd.store.chunk import encode_chunk
 from mmkd.store.encoding import ArraySpec
@@ -78,7 +77,7 @@ def test_tokens_are_made_once_and_read_afterwards(tmp_path: Path, captions: pa.A
     assert first.asked >= len(captions)
     assert second.asked < 300  # the probe
     assert same(made, found)
-    assert found.tokens(np.array([3, 999]), 6).tolist() == Words()(captions.take([3, 999]).to_pylist()).tolist()
+    assert found.tokens(np.array([3, 999])).tolist() == Words()(captions.take([3, 999]).to_pylist()).tolist()
 
 
 def test_other_captions_another_tokenizer_or_a_torn_file_are_tokenised_anew(tmp_path: Path, captions: pa.Array) -> None:
@@ -87,7 +86,7 @@ def test_other_captions_another_tokenizer_or_a_torn_file_are_tokenised_anew(tmp_
     changed = pa.array([*texts[:500], "another caption", *texts[501:]], pa.large_string())
     assert same(kept_tokens(tmp_path, changed, Words()), module.tokenised(changed, Words()))
     other = kept_tokens(tmp_path, captions, Words(first=2))
-    assert other.tokens(np.array([0]), 6).tolist() == Words(first=2)([texts[0]]).tolist()
+    assert other.tokens(np.array([0])).tolist() == Words(first=2)([texts[0]]).tolist()
     whole = (tmp_path / FILE).read_bytes()
     for torn in (whole[: len(whole) // 2], b"", bytes([*whole[:2000], whole[2000] ^ 1, *whole[2001:]])):
         (tmp_path / FILE).write_bytes(torn)

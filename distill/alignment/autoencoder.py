@@ -5,6 +5,8 @@ decoder of width H between. In training Gaussian noise of 0.01 is added to the e
 loss is the mean squared error of the reconstruction, averaged over (sample, teacher, tower). Its feature is ``in(x)``
 alone: the encoder is left out when features are mapped. So the result is one affine map a teacher, and nothing in the
 objective brings two teachers together: "common space" means common width only.
+
+Encoders are ``Linear, ReLU, Dropout`` twice over, their end included; decoders are ``Linear, ReLU, Linear``.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ class MultiTeacherAutoencoder(nn.Module):
         self.inputs = nn.ModuleList(nn.Linear(width, dim) for width in widths.values())
         self.outputs = nn.ModuleList(nn.Linear(dim, width) for width in widths.values())
         hidden, drop = settings.hidden, settings.dropout
-        self.encoders = nn.ModuleDict({tower: _two_layers(dim, hidden, hidden, drop) for tower in TOWERS})
-        self.decoders = nn.ModuleDict({tower: _two_layers(hidden, hidden, dim, drop) for tower in TOWERS})
+        self.encoders = nn.ModuleDict({tower: _encoder(dim, hidden, drop) for tower in TOWERS})
+        self.decoders = nn.ModuleDict({tower: _decoder(hidden, dim) for tower in TOWERS})
 
     def reconstruct(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
         """Features (M, E) of one tower through the whole network and back, (M, E)."""
@@ -53,8 +55,13 @@ class MultiTeacherAutoencoder(nn.Module):
         return total / max(count, 1)
 
 
-def _two_layers(inner: int, hidden: int, outer: int, drop: float) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inner, hidden), nn.ReLU(), nn.Dropout(drop), nn.Linear(hidden, outer))
+def _encoder(dim: int, hidden: int, drop: float) -> nn.Sequential:
+    layers = [[nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(drop)] for width in (dim, hidden)]
+    return nn.Sequential(*layers[0], *layers[1])
+
+
+def _decoder(hidden: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
 
 def fit_autoencoder(rows: AlignmentRows, settings: AutoencoderSettings, dim: int, seed: int) -> dict[str, TeacherMap]:

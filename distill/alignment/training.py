@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mmkd.base.errors import UserError
 from mmkd.distill.alignment.config import TrainingSettings
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
-from mmkd.distill.order import epoch_order
+from mmkd.distill.batches import epoch_order
 
 Batch = dict[str, TeacherRows]
 
