@@ -71,13 +71,15 @@ class DataConfig(Frozen):
 
 
 class ComputeConfig(Frozen):
-    """How the arithmetic is done. Only `precision` changes more than the last bits."""
+    """How the arithmetic is done. Only `precision` and `batch_norm` change more than the last bits."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the towers; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always float32."""
     micro_batch: int | None = Field(default=None, gt=0)
     """Rows of one forward pass of a rank; less than its share of the batch caches gradients, and the losses
     still see the whole batch (GradCache, arXiv 2101.06983)."""
+    batch_norm: Literal["sync", "frozen"] = "sync"
+    """`sync`: statistics of the rows of all ranks, of a micro-batch each; `frozen`: those of the first weights."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of the towers."""

@@ -79,6 +79,7 @@ class Monitor:
         found: dict[str, float] = {}
         training = self.towers.training
         with _averaged(self.towers, self.average):
+            self.world.share_buffers(self.towers)
             self.towers.eval()
             for held in self.sets:
                 found |= self._judge(held)

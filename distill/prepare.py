@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
+from mmkd.distill.batch_norm import prepare_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.build_objective import make_objective
 from mmkd.distill.captions import keep_tokens, kept_tokens
@@ -125,6 +126,9 @@ def prepare(config: RunConfig, world: World) -> Run:
     judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
     student, preprocess = _build_student(config.student, state)
+    share = config.batch_size // world.size
+    piece = min(config.compute.micro_batch or share, share)
+    prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     tokenise = student_tokenizer(config.student)
     if teachers is not None and _on_the_device(teachers, config, world):

@@ -15,12 +15,12 @@ from tiny_store import make_card, make_store
 from mmkd.base.errors import ConfigError, MmkdError, UserError
 from mmkd.cli.align import align as align_command
 from mmkd.distill.alignment import AlignmentCard, load
-from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
+from mmkd.distill.alignment.closed_form import hadamard
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, load_align
 from mmkd.distill.alignment.fit import METHODS, align
 from mmkd.distill.alignment.judge import effective_rank, neighbour_overlap, recall_at_1
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
-from mmkd.distill.alignment.whitening import hadamard
+from mmkd.distill.alignment.trained import MultiTeacherAutoencoder
 from mmkd.store import FeatureStore
 from mmkd.store.selection import SelectionRule, select
 from mmkd.store.verify import verify

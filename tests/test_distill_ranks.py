@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -197,6 +197,52 @@ def test_ranks_take_the_steps_of_one_and_resume_each_other(training_scene: Path,
     quiet(alone)
     peaceful(children)
     assert_equal_ends(alone, many)
+
+
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32, "patch_size": None}
+STUDENTS = {
+    "resnet": {"embed_dim": 32, "vision_cfg": RESNET, "text_cfg": TEXT},
+    "wide": {
+        "embed_dim": 20,
+        "vision_cfg": {"image_size": [32, 48], "layers": 1, "width": 64, "head_width": 32, "patch_size": 16},
+        "text_cfg": TEXT,
+    },
+}
+
+
+@pytest.mark.parametrize("batch_norm", ["sync", "frozen"])
+@pytest.mark.parametrize("student", STUDENTS)
+def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student: str, batch_norm: str) -> None:
+    """Under torchrun: batch norms, their running statistics included, and images that are not square."""
+    (training_scene / f"{student}.json").write_text(json.dumps(STUDENTS[student]))
+    changes = GENTLE | {"student": {"model": f"{student}.json"}, "compute": {"batch_norm": batch_norm}}
+    monitor = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 40}]}
+    paths = [
+        write_run(training_scene, f"{name}-{student}-{batch_norm}", **changes, monitor=monitor)
+        for name in ("lone", "both")
+    ]
+    quiet(paths[0])
+    done = subprocess.run(under_torchrun("distill", str(paths[1])), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, both = (load_run(path) for path in paths)
+    assert_equal_ends(one, both)
+    buffers = {
+        name: value for name, value in read(best_or_last(both.out)).tensors.items() if name.endswith("running_var")
+    }
+    assert bool(buffers) == (student == "resnet")
+    unchanged = [torch.equal(value, torch.ones_like(value)) for name, value in buffers.items() if "model." in name]
+    assert all(moved == (batch_norm == "frozen") for moved in unchanged)
+
+
+def test_a_piece_of_one_row_under_batch_norm_is_refused(training_scene: Path) -> None:
+    (training_scene / "resnet.json").write_text(json.dumps(STUDENTS["resnet"]))
+    changes = {"student": {"model": "resnet.json"}, "batch_size": 16}
+    for micro, norm, fails in ((5, "sync", True), (1, "sync", True), (6, "sync", False), (5, "frozen", False)):
+        compute = {"micro_batch": micro, "batch_norm": norm}
+        config = load_run(write_run(training_scene, "piece", **changes, compute=compute))
+        with pytest.raises(ConfigError, match="a piece of one row") if fails else nullcontext():
+            prepare(config, World(torch.device("cpu")))
 
 
 def test_a_loss_that_is_not_a_number_names_the_rows_of_all_ranks(training_scene: Path) -> None:

@@ -7,16 +7,13 @@ from typing import Any, Protocol
 import torch
 
 from mmkd.base.errors import UserError
-from mmkd.distill.alignment.autoencoder import fit_autoencoder
+from mmkd.distill.alignment.closed_form import fit_pca, fit_procrustes, fit_whitening
 from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.file import save
-from mmkd.distill.alignment.joint import fit_joint
 from mmkd.distill.alignment.judge import judge
 from mmkd.distill.alignment.maps import Alignment, AlignmentCard, TeacherMap
-from mmkd.distill.alignment.pca import fit_pca
-from mmkd.distill.alignment.procrustes import fit_procrustes
 from mmkd.distill.alignment.rows import AlignmentRows
-from mmkd.distill.alignment.whitening import fit_whitening
+from mmkd.distill.alignment.trained import fit_autoencoder, fit_joint
 from mmkd.store import FeatureStore
 
 
