@@ -263,6 +263,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_store_is_not_touched(
         ({"method": {}}, "has none, expected exactly one of none, pca"),
         ({"method": {"joint": {"step": 3}}}, "method.joint.step: unknown key; did you mean 'steps'"),
         ({"teachers": ["nobody"]}, "has no teacher 'nobody'"),
+        ({"teachers": ["big", "big"]}, "teachers: big is named twice"),
         ({"selection": "nosuch"}, "has no selection 'nosuch'"),
         ({"where": "site = 's9'"}, "0 rows to fit on"),
         ({"where": "sit = 's1'"}, "did you mean 'site'"),
