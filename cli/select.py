@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 @click.option("--name", required=True, help="Name of the selection: a folder below STORE/selections.")
 @click.option("--rule", required=True, metavar="RULE.yaml", help="The rule: a file, or the name of a shipped one.")
 @click.option("--by", default="modality", show_default=True, help="Sample column to count by.")
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
-    """Choose pairs of samples and teachers by a rule; features are not touched.
+    """Choose pairs of samples and teachers by a rule; features are unchanged.
 
     \b
     mmkd select features --name ranked --rule retrieval_rank
@@ -63,8 +63,9 @@ def _screen(report: SelectionReport) -> str:
     share = counts.pairs.kept / counts.pairs.available
     lines = [
         f"{counts.pairs.kept:,} of {counts.pairs.available:,} pairs kept ({share:.1%}); "
-        f"{counted(counts.rows_without, 'row')} left with no teacher",
-        "teachers kept a row: " + ", ".join(f"{t}: {rows:,}" for t, rows in enumerate(counts.teachers_a_row)),
+        f"{counted(counts.rows_without, 'row')} without any teacher",
+        "rows by number of teachers kept: "
+        + ", ".join(f"{t}: {rows:,}" for t, rows in enumerate(counts.rows_by_teachers)),
     ]
     for title, shares in (("teacher", counts.teachers), (counts.by, counts.groups)):
         width = max(len(title), *(len(name) for name in shares))
@@ -75,7 +76,7 @@ def _screen(report: SelectionReport) -> str:
         ]
     lines += _overlaps(counts.overlaps)
     for rule, found in report.examples.items():
-        lines.append(f"\nnear the line of {rule}")
+        lines.append(f"\nnear the threshold of {rule}")
         lines += map(_example, found)
     return "\n".join([*lines, f"\nselection {report.name!r} written, digest {report.digest[:16]}"])
 
@@ -87,9 +88,9 @@ def _example(one: Example) -> str:
 
 
 def _overlaps(overlaps: dict[str, dict[str, int]]) -> list[str]:
-    """Share of a teacher's kept rows (down) that another (across) keeps too, in percent."""
+    """Percent of the rows kept for one teacher (down) that are kept for another (across)."""
     width = max(len(slug) for slug in overlaps)
-    lines = [f"\nof the rows kept for the teacher on the left, percent kept for\n{'':{width}}" + "".join(
+    lines = [f"\nof the rows kept for the teacher on the left, percent also kept for\n{'':{width}}" + "".join(
         f"{slug[:11]:>12}" for slug in overlaps
     )]  # fmt: skip
     for slug, row in overlaps.items():

@@ -26,7 +26,8 @@ from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.optimizer import WeightAverage
-from mmkd.distill.provenance import FirstWeights, RunRecord, file_digest
+from mmkd.distill.presets import SCHEMES
+from mmkd.distill.provenance import FirstWeights, RunRecord, content_digest
 
 FOLDER = "checkpoints"
 CONFIG = "run.json"
@@ -125,24 +126,32 @@ def load_last(out: Path, record: RunRecord) -> State | None:
 def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
     """Identify the weights that a student begins with.
 
-    When their file or folder is gone, the run in `out` that began with one of that name is believed.
+    When a file or folder is gone, the run in `out` that began with those of the same names is believed.
 
     Raises:
         ConfigError: there is no such file.
         UserError: `start_from` has no checkpoint.
         CorruptStoreError: a checkpoint is damaged.
     """
-    place = student.start_from or (Path(student.pretrained) if os.sep in student.pretrained else None)
-    if place is None:
-        return FirstWeights(name=student.pretrained or "random weights")
-    if not place.exists() and (paths := checkpoints(out)):
+    start, pretrained = student.start_from, student.pretrained
+    if start is not None or student.model.startswith(SCHEMES):
+        sources = {"": str(start or student.model)}
+    else:
+        towers = {"": pretrained} if isinstance(pretrained, str) else dict(pretrained)
+        sources = {f"{tower} " if tower else "": source for tower, source in towers.items() if source}
+    places = {tower: Path(source.removeprefix("local-dir:")) for tower, source in sources.items()}
+    files = {tower: place for tower, place in places.items() if place.is_absolute()}
+    names = {tower: place.name if tower in files else sources[tower] for tower, place in places.items()}
+    name = ", ".join(f"{tower}{named}" for tower, named in names.items()) or "random weights"
+    if not all(place.exists() for place in files.values()) and (paths := checkpoints(out)):
         begun = read_header(paths[-1])[0].first_weights
-        if begun.name == place.name:
+        if begun.name == name:
             return begun
-    if student.start_from is None:
-        return FirstWeights(name=place.name, digest=file_digest(place))
-    record, progress = read_header(best_or_last(place))
-    return FirstWeights(name=place.name, digest=f"{record.digest} at step {progress.step}")
+    if start is not None:
+        record, progress = read_header(best_or_last(start))
+        return FirstWeights(name=name, digest=f"{record.digest} at step {progress.step}")
+    digests = [content_digest(files[tower]) if tower in files else source for tower, source in sources.items()]
+    return FirstWeights(name=name, digest=", ".join(digests) if files else "")
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -236,6 +245,11 @@ def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, 
     for name, tensor in state.part("optimiser").items():
         parameter, _, moment = name.rpartition(".")
         moments.setdefault(parameter, {})[moment] = tensor
+    # The fused optimizer wants moments to lie in memory as their parameter does (channels last).
+    for owner, name in names.items():
+        for moment, tensor in moments.get(name, {}).items():
+            if tensor.shape == owner.shape:
+                moments[name][moment] = torch.empty_like(owner).copy_(tensor)
     members = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     saved: dict[str, Any] = optimiser.state_dict()
     saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}

@@ -5,40 +5,90 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
 from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
-from mmkd.distill.presets import composed
+from mmkd.distill.presets import SCHEMES, composed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+class TowerWeights(Frozen):
+    """First weights of each tower by itself; empty for random ones."""
+
+    image: str = ""
+    text: str = ""
+
+
+class LockConfig(Frozen):
+    """Layers that do not learn: `all` of a tower (LiT, arXiv 2111.07991), or its stem and so many layers above it.
+
+    Batch norms of locked layers use their running statistics.
+    """
+
+    image: Literal["all"] | NonNegativeInt = 0
+    text: Literal["all"] | NonNegativeInt = 0
+
+
+class PreprocessConfig(Frozen):
+    """What to do to images instead of what the first weights want; `None` leaves it to them."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError("must be positive")
+        return std
+
+
 class StudentConfig(Frozen):
-    """The network to train: an open_clip model, from its own initialisation or from an earlier run."""
+    """The network to train: an open_clip model, from random weights, from released ones or from an earlier run."""
 
     model: str
-    """Name that open_clip knows (`ViT-B-16`), or path of an open_clip model config (`.json`)."""
-    pretrained: str = ""
-    """Weights to start from: a tag of open_clip or the path of a file; empty for random ones."""
+    """Name that open_clip knows (`ViT-B-16`), path of an open_clip model config (`.json`), or an open_clip folder with
+    weights (`local-dir:FOLDER`, such as an exported student, or `hf-hub:ORG/NAME`)."""
+    pretrained: str | TowerWeights = ""
+    """First weights, of both towers or of each (`{image: ..., text: ...}`): a tag of open_clip, a file, an open_clip
+    folder (`local-dir:`, `hf-hub:`), or for one tower a timm or transformers folder; empty for random ones."""
     start_from: Path | None = None
     """Run folder whose best (else last) checkpoint gives the first weights: stage 1 for stage 2."""
+    lock: LockConfig = LockConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
 
     @model_validator(mode="after")
     def _one_beginning(self) -> StudentConfig:
         if self.pretrained and self.start_from is not None:
             raise ValueError("`pretrained` and `start_from` both name weights to begin with; keep one")
+        if self.model.startswith(SCHEMES) and self.pretrained:
+            raise ValueError(f"`model: {self.model}` brings its own weights; leave `pretrained` out")
         return self
+
+
+class PartRates(Frozen):
+    """Factors of the learning rate; 1 for none."""
+
+    image: float = Field(default=1.0, gt=0)
+    text: float = Field(default=1.0, gt=0)
+    heads: float = Field(default=1.0, gt=0)
+    """All that is learned beside the student."""
 
 
 class OptimiserConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
     lr: float = Field(default=5e-4, gt=0)
+    part_rates: PartRates = PartRates()
+    """Factor of the learning rate of each part, beside `layer_decay`."""
     betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
-    """Of matrices; biases, norms and temperatures are not decayed."""
+    """Of matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
     warmup_steps: int = Field(default=100, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""

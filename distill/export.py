@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import open_clip
 import torch
-from open_clip.model import set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import image_transform_v2
 from PIL import Image
@@ -22,7 +20,7 @@ from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weight
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
 from mmkd.distill.model_card import describe, model_card
-from mmkd.distill.student import build_student, image_side, preprocessing, student_tokenizer
+from mmkd.distill.student import build_student, image_side, preprocessing, set_preprocessing, student_tokenizer
 
 PROVENANCE = "mmkd_run.json"
 # Captions of many lengths, for graphs that are traced with them.
@@ -65,7 +63,7 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
             save_file(contiguous, out / "open_clip_model.safetensors")
             save_config_for_hf(student, out / "open_clip_config.json", model_config=record.network)
             if "hf_tokenizer_name" in record.network["text_cfg"]:
-                open_clip.get_tokenizer(record.model).save_pretrained(out)
+                student_tokenizer(config).save_pretrained(out)  # type: ignore[attr-defined]
             (out / "README.md").write_text(model_card(facts, record))
             (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
             for kind in graphs:
@@ -76,8 +74,8 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
 
 
 def _restored(config: StudentConfig, state: State) -> nn.Module:
-    student = build_student(config)
-    set_model_preprocess_cfg(student, state.record.preprocess)
+    student = build_student(config, first_weights=False)
+    set_preprocessing(student, state.record.preprocess)
     student.load_state_dict(student_weights(state))
     return student
 

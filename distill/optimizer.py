@@ -7,25 +7,33 @@ import re
 from collections.abc import Mapping
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
-from mmkd.distill.config import OptimiserConfig
+from mmkd.base.errors import ConfigError
+from mmkd.distill.config import LockConfig, OptimiserConfig
+from mmkd.distill.student import Towers
 
-# How open_clip, timm, transformers and torchvision number the layers of a tower.
-_LAYER = re.compile(r"(?:^|\.)(?:resblocks|blocks|layers?|stages)\.?(\d+)\.")
+# How open_clip, transformers and torchvision number the layers of a tower; timm says it itself.
+_LAYER = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?|stages)\.?(\d+)\.")
 # What lies below the first layer.
 _STEM = re.compile(
     r"conv1|bn1|conv2|bn2|conv3|bn3|patch_embed|embedding|class_emb|cls_token|pos_embed|ln_pre|norm_pre|\.stem\."
+)
+# Of any rank: positions, class tokens, scales of layers and of attention, temperatures.
+_UNDECAYED = re.compile(
+    r"pos_embed|positional_embedding|position_bias|attention_bias|cls_|class_embedding|gamma|layer_scale|ls\d|scale$"
 )
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices only; each group's `share` is its part of the learning rate."""
-    scales = learning_rate_shares(model, config.layer_decay)
+    scales = learning_rate_shares(model, config)
+    undecayed = undecayed_parameters(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            decay = config.weight_decay if name not in undecayed else 0.0
             groups.setdefault((scales[name], decay), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": members, "weight_decay": decay, "share": share} for (share, decay), members in groups.items()],
@@ -37,26 +45,80 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ada
     )
 
 
-def learning_rate_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Share of the learning rate of every parameter: `layer_decay` to the power of its distance from the tower's top.
-
-    A tower is what stands before the layer's number in the name. What lies behind the last layer (norm,
-    projection, head, temperature) has distance 0, the stem one more than the first layer.
-    """
-    depth: dict[str, int] = {}
-    places: dict[str, tuple[str, int]] = {}
-    for name, _ in model.named_parameters():
-        tower = "visual" if ".visual." in f".{name}" else "text" if ".student." in f".{name}" else ""
-        found = _LAYER.search(name)
-        if found and tower:
-            places[name] = (tower, int(found[1]))
-            depth[tower] = max(depth.get(tower, 0), int(found[1]))
-        elif tower and _STEM.search(name):
-            places[name] = (tower, -1)
+def undecayed_parameters(model: nn.Module) -> set[str]:
+    """Names of biases, norms, positions, class tokens, scales and temperatures, and of what modules exempt themselves
+    (`no_weight_decay` of timm and open_clip)."""
+    exempt = set()
+    for path, part in model.named_modules():
+        if callable(names := getattr(part, "no_weight_decay", None)):
+            exempt |= {f"{path}.{name}" if path else name for name in names()}
     return {
-        name: layer_decay ** (depth.get(places[name][0], 0) - places[name][1] + 1) if name in places else 1.0
-        for name, _ in model.named_parameters()
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim < 2 or name in exempt or _UNDECAYED.search(name.rpartition("student.")[2])
     }
+
+
+def tower_layers(model: nn.Module) -> dict[str, tuple[str, int | None]]:
+    """Tower (`image`, `text` or neither) and layer of every parameter: -1 for the stem, None for what lies behind the
+    last layer (norm, projection, temperature). Towers of timm are numbered as timm numbers them."""
+    found: dict[str, tuple[str, int | None]] = {}
+    for name, _ in model.named_parameters():
+        inside = f".{name}".partition(".student.")[2]
+        tower = "image" if inside.startswith("visual.") else "text" if inside else ""
+        if inside.startswith(("logit_", "text_decoder.")):
+            tower = ""
+        layer = _LAYER.search(name) if tower else None
+        found[name] = (tower, int(layer[1]) if layer else -1 if tower and _STEM.search(name) else None)
+    for path, part in model.named_modules():
+        if path.endswith("visual.trunk") and hasattr(part, "group_matcher"):
+            groups = group_parameters(part, part.group_matcher(coarse=False))
+            found |= {f"{path}.{name}": ("image", number - 1) for number, names in groups.items() for name in names}
+    return found
+
+
+def learning_rate_shares(model: nn.Module, config: OptimiserConfig) -> dict[str, float]:
+    """Share of the learning rate of every parameter: its part's rate, and `layer_decay` to the power of its distance
+    from the tower's top. What lies behind the last layer has distance 0, the stem one more than the first layer."""
+    places = tower_layers(model)
+    top: dict[str, int] = {}
+    for tower, layer in places.values():
+        top[tower] = max(top.get(tower, 0), layer or 0)
+    rates = {"image": config.part_rates.image, "text": config.part_rates.text}
+    shares = {}
+    for name, (tower, layer) in places.items():
+        rate = rates.get(tower, 1.0 if ".student." in f".{name}" else config.part_rates.heads)
+        shares[name] = rate * config.layer_decay ** (0 if layer is None else top[tower] - layer + 1)
+    return shares
+
+
+def lock_layers(towers: Towers, lock: LockConfig) -> None:
+    """Let the lower layers of the towers, or all of them, learn nothing.
+
+    Raises:
+        ConfigError: more layers than the tower has, or nothing is left to learn.
+    """
+    places = tower_layers(towers)
+    parameters = dict(towers.named_parameters())
+    for tower, wanted in (("image", lock.image), ("text", lock.text)):
+        layers = {name: layer for name, (where, layer) in places.items() if where == tower}
+        count = 1 + max((layer for layer in layers.values() if layer is not None), default=-1)
+        if wanted not in ("all", 0) and int(wanted) >= max(count, 1):
+            raise ConfigError(
+                f"student.lock.{tower} is {wanted}, the tower has {count} layers that can be told apart; "
+                f"expected `all` or a number below {max(count, 1)}"
+            )
+        for name, layer in layers.items():
+            if wanted == "all" or (wanted != 0 and layer is not None and layer < int(wanted)):
+                parameters[name].requires_grad_(False)
+    if not any(parameters[name].requires_grad for name, (tower, _) in places.items() if tower):
+        raise ConfigError("student.lock leaves nothing of the student to learn; unlock some layers of a tower")
+    towers.locked = [
+        part
+        for part in towers.modules()
+        if (members := list(part.parameters())) and not any(member.requires_grad for member in members)
+    ]
+    towers.train(towers.training)
 
 
 def lr_factor(step: int, warmup: int, total: int) -> float:

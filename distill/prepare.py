@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from open_clip.model import set_model_preprocess_cfg
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,7 +31,7 @@ from mmkd.distill.checkpoint import (
 from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
-from mmkd.distill.optimizer import WeightAverage, make_optimiser
+from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
@@ -43,6 +42,7 @@ from mmkd.distill.student import (
     model_config,
     plain_pixels,
     preprocessing,
+    set_preprocessing,
     student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -130,6 +130,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     piece = min(config.compute.micro_batch or share, share)
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
+    lock_layers(towers, config.student.lock)
     tokenise = student_tokenizer(config.student)
     if teachers is not None and _on_the_device(teachers, config, world):
         teachers.reside(world.device)
@@ -191,13 +192,14 @@ def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Modul
     Raises:
         UserError: `start_from` has no checkpoint, or one of another network.
     """
+    student = build_student(config, first_weights=state is None)
     if state is not None:
-        student = build_student(config.model_copy(update={"pretrained": ""}))
-        preprocess = state.record.preprocess
+        set_preprocessing(student, state.record.preprocess)
     elif config.start_from is not None:
-        student, path = build_student(config), best_or_last(config.start_from)
+        path = best_or_last(config.start_from)
         first = read(path)
-        preprocess = first.record.preprocess
+        wanted = config.preprocess.model_dump(exclude_none=True)
+        set_preprocessing(student, first.record.preprocess | wanted)
         try:
             student.load_state_dict(student_weights(first))
         except RuntimeError as error:
@@ -205,11 +207,7 @@ def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Modul
             raise UserError(
                 f"student.start_from: {path} holds another network than this student ({reason}); name its `model`"
             ) from error
-    else:
-        student = build_student(config)
-        preprocess = asdict(preprocessing(student))
-    set_model_preprocess_cfg(student, preprocess)
-    return student, preprocess
+    return student, asdict(preprocessing(student))
 
 
 def _updater(config: RunConfig, model: Model, world: World) -> Updater:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ _FREE: Any = {
     "monitor": True,
     "logging": True,
 }
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _SHOWN = 80
 """Characters of a value in a message."""
 
@@ -93,9 +95,13 @@ class RunRecord(Frozen):
     @property
     def identity(self) -> dict[str, Any]:
         """What two calls of one run have in common."""
+        text = {
+            key: Path(value).name if key.startswith("hf_") and os.path.isabs(str(value)) else value
+            for key, value in self.network["text_cfg"].items()
+        }
         return {
             **self.config,
-            "network": self.network,
+            "network": self.network | {"text_cfg": text},
             "first_weights": self.first_weights.digest or self.first_weights.name,
             "alignment": self.alignment,
             "source": self.source.model_dump(mode="json", include={"store_digest", "rows", "corpora", "selection"}),
@@ -128,11 +134,11 @@ def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeig
     return RunRecord(
         config=config.model_dump(mode="json", exclude=_FREE),
         presets=tuple(Path(name).name for name in config.preset),
-        model=Path(model).stem if model.endswith(".json") else model,
+        model=Path(model).name.removesuffix(".json") if Path(model.removeprefix("local-dir:")).is_absolute() else model,
         network=model_config(model),
         preprocess={},
         first_weights=first_weights,
-        alignment=file_digest(config.heads.alignment) if config.heads.alignment else "",
+        alignment=content_digest(config.heads.alignment) if config.heads.alignment else "",
         source=_read_source(config, store),
         versions={"open_clip": open_clip.__version__, "torch": str(torch.__version__)},
     )
@@ -179,13 +185,18 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex.
+def content_digest(path: Path) -> str:
+    """SHA-256 in hex of a file, or of the weights in a folder.
 
     Raises:
         ConfigError: it cannot be read.
     """
     try:
+        if path.is_dir():
+            weights = [
+                file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".pt", ".pth")
+            ]
+            return hashlib.sha256("\n".join(map(content_digest, weights)).encode()).hexdigest()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import text_global_pool
+from huggingface_hub import snapshot_download
+from open_clip.factory import load_state_dict
+from open_clip.model import set_model_preprocess_cfg, text_global_pool
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResizedCrop, ToTensor
+from transformers import AutoModel
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.config import StudentConfig
+from mmkd.distill.config import StudentConfig, TowerWeights
+from mmkd.distill.presets import SCHEMES
 
 Pixels = Callable[[Image.Image], torch.Tensor]
 """A picture to uint8 (3, H, W)."""
@@ -32,58 +38,248 @@ def model_config(model: str) -> dict[str, Any]:
     """The open_clip model config of a student.
 
     Raises:
-        ConfigError: not a name that open_clip knows, nor a file with an open_clip model config.
+        ConfigError: not a name that open_clip knows, nor a file or folder with an open_clip model config.
     """
-    if not model.endswith(".json"):
+    if not model.endswith(".json") and not model.startswith(SCHEMES):
         config = open_clip.get_model_config(model)
         if config is None:
             raise ConfigError(
-                f"student model {model!r} is unknown to open_clip; "
-                "name one of open_clip.list_models() or a .json model config"
+                f"student model {model!r} is unknown to open_clip; name one of open_clip.list_models(), "
+                "a .json model config, or an open_clip folder (local-dir:FOLDER, hf-hub:ORG/NAME)"
             )
         return dict(config)
+    path = _folder(model) / "open_clip_config.json" if model.startswith(SCHEMES) else Path(model)
     try:
-        content = json.loads(Path(model).read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"student model config {model} cannot be read: {error}") from error
+        raise ConfigError(f"student model config {path} cannot be read: {error}") from error
+    content = content.get("model_cfg", content)
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(content):
-        raise ConfigError(f"{model} is not an open_clip model config: expected embed_dim, vision_cfg and text_cfg")
+        raise ConfigError(f"{path} is not an open_clip model config: expected embed_dim, vision_cfg and text_cfg")
+    for name in ("hf_model_name", "hf_tokenizer_name"):  # folders beside the file
+        if (path.parent / content["text_cfg"].get(name, "/nowhere")).is_dir():
+            content["text_cfg"][name] = str(path.parent / content["text_cfg"][name])
     return dict(content)
 
 
-def _registered_name(model: str) -> str:
-    """The name under which open_clip finds the config; a file is registered under its own name first."""
-    model_config(model)
-    if not model.endswith(".json"):
-        return model
-    open_clip.add_model_config(Path(model))
-    return Path(model).stem
+def _folder(model: str) -> Path:
+    """The folder behind `local-dir:` or `hf-hub:`; the latter is downloaded."""
+    scheme, _, place = model.partition(":")
+    if scheme == "local-dir":
+        return Path(place)
+    try:
+        return Path(snapshot_download(place, allow_patterns=["open_clip_*", "*.json", "*.txt", "*.model"]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{model} cannot be downloaded ({reason}); check the name and the network") from error
 
 
-def build_student(config: StudentConfig) -> nn.Module:
-    """Make the network: random weights unless `pretrained` names some.
+def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Module:
+    """Make the network, with its preprocessing.
+
+    Args:
+        config: network and first weights.
+        first_weights: take those that the configuration names; False for random ones, to be replaced by a checkpoint.
 
     Raises:
-        ConfigError: see `model_config`.
+        ConfigError: see `model_config`; open_clip cannot build the network, or the weights are not its own.
     """
-    name = _registered_name(config.model)
-    if config.pretrained:
-        model: nn.Module = open_clip.create_model(name, pretrained=config.pretrained)
-        return model
-    # open_clip warns that no weights were loaded, which is what was asked for.
-    logging.disable(logging.WARNING)
+    student = make_network(config.model)
+    if first_weights and config.model.startswith(SCHEMES):
+        load_released(student, config.model, config.model)
+    elif first_weights and isinstance(config.pretrained, str):
+        if config.pretrained:
+            load_released(student, config.model, config.pretrained)
+    elif first_weights and isinstance(config.pretrained, TowerWeights):
+        for tower, source in config.pretrained:
+            if source:
+                load_tower(student, config.model, tower, source)
+    wanted = {name: value for name, value in config.preprocess if value is not None}
+    set_preprocessing(student, wanted)
+    return student
+
+
+def make_network(model: str) -> nn.Module:
+    """Build an open_clip network with random weights; no tower takes weights of its own from anywhere.
+
+    Raises:
+        ConfigError: open_clip cannot build it.
+    """
+    settings = deepcopy(model_config(model))
+    text, vision = settings["text_cfg"], settings["vision_cfg"]
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    custom = settings.pop("custom_text", False) or "hf_model_name" in text
+    kind = open_clip.CoCa if custom and "multimodal_cfg" in settings else open_clip.CustomTextCLIP
+    # What open_clip, timm and transformers raise about a network that they cannot build is of any kind.
     try:
-        model = open_clip.create_model(name)
-    finally:
-        logging.disable(logging.NOTSET)
-    return model
+        student: nn.Module = kind(**settings) if custom else open_clip.CLIP(**settings)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"student model {model} cannot be built ({reason}); choose another model") from error
+    set_preprocessing(student, vars(PreprocessCfg(size=student.visual.image_size)))  # type: ignore[union-attr]
+    return student
+
+
+def set_preprocessing(student: nn.Module, changes: Mapping[str, Any]) -> None:
+    """Change what is done to the student's images: size, mean, std, interpolation, resize_mode."""
+    before = getattr(student.visual, "preprocess_cfg", {})
+    set_model_preprocess_cfg(student, dict(before) | dict(changes))
 
 
 def student_tokenizer(config: StudentConfig) -> Tokenise:
-    """The student's tokenizer: captions to int64 (n, L)."""
-    name = _registered_name(config.model)
-    tokenizer: Tokenise = open_clip.get_tokenizer(name)
+    """The student's tokenizer: captions to int64 (n, L). It follows from the network, never from the name of a file.
+
+    Raises:
+        ConfigError: its files are not there.
+    """
+    model = config.model
+    try:
+        if model.startswith(SCHEMES):
+            tokenizer: Tokenise = open_clip.get_tokenizer(f"local-dir:{_folder(model)}")
+        elif model.endswith(".json"):
+            text = model_config(model)["text_cfg"]
+            context, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+            if name := text.get("hf_tokenizer_name"):
+                mode = text.get("tokenizer_mode")
+                tokenizer = open_clip.HFTokenizer(name, context_length=context, tokenizer_mode=mode, **options)
+            else:
+                tokenizer = open_clip.SimpleTokenizer(context_length=context, **options)
+        else:
+            tokenizer = open_clip.get_tokenizer(model)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the tokenizer of student model {model} cannot be read ({reason})") from error
     return tokenizer
+
+
+def load_released(student: nn.Module, model: str, source: str) -> None:
+    """Load weights of both towers, with the preprocessing that belongs to them.
+
+    Args:
+        student: whose weights are replaced.
+        model: its network.
+        source: `local-dir:` or `hf-hub:` folder, a file, or a tag of `model`.
+
+    Raises:
+        ConfigError: there are no such weights, or they belong to another network.
+    """
+    tag = None
+    if source.startswith(SCHEMES):
+        folder = _folder(source)
+        files = [*sorted(folder.glob("open_clip_*.safetensors")), *sorted(folder.glob("open_clip_*.bin")), folder]
+        path = files[0]
+        if path != folder:
+            set_preprocessing(student, json.loads((folder / "open_clip_config.json").read_text())["preprocess_cfg"])
+    elif Path(source).is_file():
+        path = Path(source)
+    else:
+        tag = open_clip.get_pretrained_cfg(model, source)
+        path = folder = Path(source)
+    if tag:
+        try:
+            path = Path(open_clip.download_pretrained(tag))
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"student.pretrained: {source} of {model} cannot be downloaded ({reason})") from error
+        set_preprocessing(student, {name: tag[name] for name in _TAG_KEYS if tag.get(name) is not None})
+    elif not path.is_file():
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ConfigError(
+            f"student.pretrained: {source!r} is neither a file nor a tag of {model}; "
+            "expected a file, an open_clip folder" + (f" or one of {', '.join(tags)}" if tags else "")
+        )
+    try:
+        open_clip.load_checkpoint(student, str(path), strict=True)
+    except (RuntimeError, KeyError, ValueError, UnpicklingError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"student.pretrained: {path} does not fit {model} ({reason})") from error
+
+
+_TAG_KEYS = ("mean", "std", "interpolation", "resize_mode")
+
+
+def load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
+    """Load weights of one tower; those of the image tower bring their preprocessing when they say it.
+
+    Args:
+        student: whose tower is replaced.
+        model: its network.
+        tower: `image` or `text`.
+        source: an open_clip tag or folder, whose tower is taken; a file or folder of a whole CLIP, of the tower, or of
+            the timm or transformers network inside it, of which projections stay random.
+
+    Raises:
+        ConfigError: there are no such weights, or they belong to another network; what would fit is named.
+    """
+    where = f"student.pretrained.{tower}: {source}"
+    place = Path(source)
+    preprocess: dict[str, Any] = {}
+    if source.startswith(SCHEMES) or not place.exists():
+        other = make_network(source if source.startswith(SCHEMES) else model)
+        load_released(other, model, source)
+        weights, preprocess = other.state_dict(), other.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
+    else:
+        weights, preprocess = _read_weights(place, where)
+    if any(name.startswith("visual.") for name in weights):
+        image = {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}
+        text = {name.removeprefix("text."): value for name, value in weights.items() if not name.startswith("visual.")}
+        weights = image if tower == "image" else text
+    whole = student.visual if tower == "image" else getattr(student, "text", student)
+    inner = getattr(whole, "trunk" if tower == "image" else "transformer", None)
+    parts = [part for part in (whole, inner) if isinstance(part, nn.Module)]
+    root, found = max(((part, _renamed(part, weights)) for part in parts), key=lambda pair: len(pair[1]))
+    wanted = root.state_dict()
+    heads = getattr(root, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    expected = {
+        name
+        for name, _ in root.named_parameters()
+        if not (root is student and name.startswith(("visual.", "logit_"))) and not name.startswith(heads or ("\0",))
+    }
+    name_of = model_config(model)["vision_cfg" if tower == "image" else "text_cfg"]
+    fits = name_of.get("timm_model_name") or name_of.get("hf_model_name") or f"the {tower} tower of {model}"
+    other_shape = [name for name in expected & set(found) if found[name].shape != wanted[name].shape]
+    missing = sorted(expected - set(found))
+    if other_shape:
+        first = sorted(other_shape)[0]
+        shapes = [" x ".join(map(str, tensors[first].shape)) for tensors in (found, wanted)]
+        raise ConfigError(f"{where}: {first} is {shapes[0]}, the student's is {shapes[1]}; expected weights of {fits}")
+    if missing:
+        raise ConfigError(
+            f"{where} lacks {len(missing)} of {len(expected)} tensors of the student's {tower} tower, "
+            f"the first is {missing[0]}; expected weights of {fits}"
+        )
+    fitting = {name: value for name, value in found.items() if name in wanted and value.shape == wanted[name].shape}
+    root.load_state_dict(fitting, strict=False)
+    if tower == "image":
+        set_preprocessing(student, {name: preprocess[name] for name in _TAG_KEYS if name in preprocess})
+
+
+def _read_weights(place: Path, where: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors of a file, or of a timm or transformers folder, and the preprocessing that the folder's config has."""
+    preprocess: dict[str, Any] = {}
+    try:
+        settings = json.loads((place / "config.json").read_text()) if place.is_dir() else {}
+        if "model_type" in settings:
+            network = AutoModel.from_pretrained(place, local_files_only=True)
+            return dict(network.state_dict()), {}
+        preprocess = settings.get("pretrained_cfg", settings)
+        names = ("model.safetensors", "pytorch_model.bin")
+        file = next((place / name for name in names if (place / name).is_file()), place) if place.is_dir() else place
+        return dict(load_state_dict(str(file), weights_only=True)), preprocess
+    except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
+        raise ConfigError(f"{where} cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _renamed(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under the names that `part` has, without the prefix under which most of them are found."""
+    own = set(part.state_dict())
+    prefixes = {"", *(name[: name.index(".") + 1] for name in weights if "." in name)}
+    best = max(sorted(prefixes), key=lambda p: sum(n.startswith(p) and n[len(p) :] in own for n in weights))
+    return {n[len(best) :]: value for n, value in weights.items() if n.startswith(best) and n[len(best) :] in own}
 
 
 def preprocessing(student: nn.Module) -> PreprocessCfg:
@@ -134,6 +330,13 @@ class Towers(nn.Module):
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.student = student
+        self.locked: Sequence[nn.Module] = ()
+        """Parts that do not learn, see `lock_layers`; their batch norms and dropout stay in evaluation."""
+        visual = [part for part in student.visual.modules() if isinstance(part, nn.Conv2d)]  # type: ignore[union-attr]
+        self.channels_last = len(visual) > 4
+        """Convolutional image towers run in this layout: nearly twice as fast."""
+        if self.channels_last:
+            student.visual.to(memory_format=torch.channels_last)
         self.cuts_padding = False
         """Whether rows of like token length go through the text tower together, without the columns none needs."""
         wanted = preprocessing(student)
@@ -148,7 +351,16 @@ class Towers(nn.Module):
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) to (B, D); the arithmetic of torchvision's ToTensor and Normalize."""
-        return self._encode_pixels(images.float().div(255).sub(self.mean).div(self.std))
+        pixels = images.float().div(255).sub(self.mean).div(self.std)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return self._encode_pixels(pixels.contiguous(memory_format=layout))
+
+    def train(self, mode: bool = True) -> Towers:
+        """As for any module, but locked parts stay in evaluation."""
+        super().train(mode)
+        for part in self.locked:
+            part.eval()
+        return self
 
     # Not compiled itself, or each division into groups would be a graph of its own; what it calls is compiled.
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from test_extract import tree_digest
+from in_process import tree_digest
 
 MMKD = [sys.executable, "-P", "-c", "from mmkd.cli.main import main; main()"]
 ROWS = 2048  # eight shards of 256

@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from test_extract import load, run
+from in_process import load, run
 from tiny_corpus import png, write_tar_corpus
 from tiny_teachers import TINY, write_tiny_teacher
 

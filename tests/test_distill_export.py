@@ -12,9 +12,9 @@ import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
+from in_process import load, run
 from PIL import Image
 from safetensors.torch import load_file
-from test_extract import load, run
 from tiny_run import quiet, write_run
 
 from mmkd.base.errors import UserError

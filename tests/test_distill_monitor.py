@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from in_process import load, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_extract import load, run
 from tiny_corpus import png
 from tiny_run import quiet, write_run
 from tiny_teachers import write_tiny_teacher

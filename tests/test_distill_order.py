@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from forked import forked_ranks, peaceful
+from in_process import load, run
 from rank_order import joined, look
-from test_extract import load, run
 from tiny_corpus import png
 from tiny_run import write_run
 from tiny_teachers import write_tiny_teacher

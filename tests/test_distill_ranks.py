@@ -135,7 +135,7 @@ def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
 def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     model, _ = parts()
     config = OptimiserConfig(weight_decay=0.2, layer_decay=0.5)
-    shares = learning_rate_shares(model, 0.5)
+    shares = learning_rate_shares(model, OptimiserConfig(layer_decay=0.5))
     student = "towers.student."
     for name in (f"{student}visual.proj", "objective.heads.maps.0.weight", f"{student}logit_scale"):
         assert shares[name] == 1
@@ -143,8 +143,11 @@ def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     assert shares[f"{student}transformer.resblocks.0.mlp.c_fc.weight"] == 0.5
     assert shares[f"{student}visual.conv1.weight"] == shares[f"{student}token_embedding.weight"] == 0.25
     optimiser = make_optimiser(model, config)
+    names = {parameter: name for name, parameter in model.named_parameters()}
     for group in optimiser.param_groups:
-        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.2}
+        for parameter in group["params"]:
+            free = parameter.ndim < 2 or names[parameter].endswith(("positional_embedding", "class_embedding"))
+            assert group["weight_decay"] == (0.0 if free else 0.2), names[parameter]
     assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
 
 

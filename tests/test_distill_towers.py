@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.model import set_model_preprocess_cfg
-from tiny_teachers import TINY
+from safetensors.torch import save_file
+from tiny_teachers import TINY, write_tiny_teacher
 from transformers import BertConfig, BertModel
 
-from mmkd.distill.student import Towers, length_groups
+from mmkd.base.errors import ConfigError
+from mmkd.distill.config import LockConfig, OptimiserConfig, StudentConfig
+from mmkd.distill.optimizer import learning_rate_shares, lock_layers, make_optimiser, set_learning_rate
+from mmkd.distill.student import Towers, build_student, length_groups
 
 TEXT = TINY["text_cfg"]
 NATIVE: dict[str, tuple[dict[str, Any], bool]] = {
@@ -91,3 +97,146 @@ def test_groups_hold_every_row_once_and_cost_least(columns: list[int], cost: int
     padded = cost + max(columns) * len(columns)
     each = sum(cost + length * columns.count(length) for length in set(columns))
     assert spent <= min(padded, each)
+
+
+def native(seed: int, embed_dim: int = 24, **vision: Any) -> open_clip.CLIP:
+    torch.manual_seed(seed)
+    return open_clip.CLIP(**TINY | {"embed_dim": embed_dim, "vision_cfg": TINY["vision_cfg"] | vision})
+
+
+def equal_towers(one: torch.nn.Module, other: torch.nn.Module) -> tuple[bool, bool]:
+    """Whether the image towers are equal, and whether the text towers are."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    names = [name for name in mine if not name.startswith("logit_")]
+    return tuple(  # type: ignore[return-value]
+        all(torch.equal(mine[name], theirs[name]) for name in names if name.startswith("visual.") is image)
+        for image in (True, False)
+    )
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """A model config, and an open_clip folder of the same network with a mean of its own."""
+    (tmp_path / "student.json").write_text(json.dumps(TINY))
+    write_tiny_teacher(tmp_path / "released", seed=5)
+    return tmp_path
+
+
+def student(scene: Path, **settings: Any) -> torch.nn.Module:
+    return build_student(StudentConfig(model=str(scene / "student.json"), **settings))
+
+
+def test_a_folder_brings_weights_preprocessing_and_tokenizer(scene: Path) -> None:
+    place = f"local-dir:{scene / 'released'}"
+    theirs = open_clip.create_model(place)
+    for found in (build_student(StudentConfig(model=place)), student(scene, pretrained=place)):
+        assert equal_towers(found, theirs) == (True, True)
+        assert found.visual.preprocess_cfg["mean"] == [0.48, 0.46, 0.41]
+    mine = student(scene, pretrained=place, preprocess={"mean": (0.1, 0.2, 0.3)})
+    assert mine.visual.preprocess_cfg["mean"] == (0.1, 0.2, 0.3)
+    assert mine.visual.preprocess_cfg["std"] == [0.27, 0.26, 0.28]
+
+
+@pytest.mark.parametrize("form", ["folder", "file of both", "file of the tower"])
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_one_tower_begins_with_weights_of_its_own(scene: Path, tower: str, form: str) -> None:
+    theirs = open_clip.create_model(f"local-dir:{scene / 'released'}")
+    source = f"local-dir:{scene / 'released'}"
+    if form != "folder":
+        source = str(scene / "weights.pt")
+        part = theirs.visual.state_dict() if tower == "image" else theirs.state_dict()
+        torch.save(part if form == "file of the tower" else theirs.state_dict(), source)
+    found = student(scene, pretrained={tower: source})
+    assert equal_towers(found, theirs) == (tower == "image", tower == "text")
+
+
+def test_networks_inside_towers_begin_with_weights_of_their_own(tmp_path: Path) -> None:
+    bert = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    text = BertModel(bert)
+    text.save_pretrained(tmp_path / "bert")
+    trunk = timm.create_model("convnext_atto", num_classes=10)
+    (tmp_path / "trunk").mkdir()
+    save_file(trunk.state_dict(), tmp_path / "trunk/model.safetensors")
+    (tmp_path / "trunk/config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}))
+    vision = {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": 64}
+    description = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": {"hf_model_name": "bert", "hf_proj_type": "mlp"}}
+    (tmp_path / "student.json").write_text(json.dumps(description))
+    found = student(tmp_path, pretrained={"image": str(tmp_path / "trunk"), "text": str(tmp_path / "bert")})
+    assert torch.equal(found.visual.trunk.stem[0].weight, trunk.stem[0].weight)
+    assert torch.equal(found.text.transformer.embeddings.word_embeddings.weight, text.embeddings.word_embeddings.weight)
+    assert list(found.visual.preprocess_cfg["mean"]) == [0.5] * 3
+    plain = student(tmp_path)  # transformers' own weights are not taken when none are asked for
+    assert not torch.equal(
+        plain.text.transformer.embeddings.word_embeddings.weight, text.embeddings.word_embeddings.weight
+    )
+    with pytest.raises(ConfigError, match=r"lacks \d+ of \d+ tensors .* expected weights of convnext_atto"):
+        student(tmp_path, pretrained={"image": str(tmp_path / "bert")})
+
+
+def test_weights_of_another_shape_are_named(scene: Path) -> None:
+    torch.save(native(3, width=32).state_dict(), scene / "other.pt")
+    with pytest.raises(ConfigError, match=r"pretrained.image: .*other.pt: class_embedding is 32, the student's is 64"):
+        student(scene, pretrained={"image": str(scene / "other.pt")})
+    with pytest.raises(ConfigError, match=r"other.pt does not fit"):
+        student(scene, pretrained=str(scene / "other.pt"))
+    with pytest.raises(ConfigError, match="'nothing' is neither a file nor a tag"):
+        student(scene, pretrained="nothing")
+    with pytest.raises(ValueError, match="brings its own weights"):
+        StudentConfig(model="local-dir:x", pretrained="y")
+
+
+RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "patch_size": None}
+
+
+def test_locked_layers_learn_nothing_and_their_statistics_stay() -> None:
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**TINY | {"vision_cfg": RESNET, "text_cfg": TEXT | {"layers": 3}})
+    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    towers = Towers(clip)
+    lock_layers(towers, LockConfig(image="all", text=2))
+    towers.train()
+    before = {name: value.clone() for name, value in towers.state_dict().items()}
+    optimiser = make_optimiser(towers, OptimiserConfig())
+    image, text, _ = towers(torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), rows_of([3] * 6))
+    (image @ text.T).sum().backward()
+    set_learning_rate(optimiser, 0.1)
+    optimiser.step()
+    changed = {name for name, value in towers.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(".visual." in name or "resblocks.1." in name or "token_embedding" in name for name in changed)
+    assert any("resblocks.2." in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("lock", "words"),
+    [
+        ({"image": "all", "text": "all"}, "leaves nothing of the student to learn"),
+        ({"text": 9}, r"student.lock.text is 9, the tower has 3 layers .* a number below 3"),
+    ],
+)
+def test_a_lock_that_cannot_be_is_refused(lock: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        lock_layers(towers_of({}), LockConfig.model_validate(lock))
+
+
+def test_parts_have_learning_rates_of_their_own() -> None:
+    towers = towers_of({})
+    config = OptimiserConfig.model_validate({"layer_decay": 0.5, "part_rates": {"image": 0.1, "text": 2.0}})
+    shares = learning_rate_shares(towers, config)
+    assert shares["student.visual.proj"] == pytest.approx(0.1)
+    assert shares["student.visual.conv1.weight"] == pytest.approx(0.1 * 0.25)
+    assert shares["student.text_projection"] == 2.0
+    assert shares["student.transformer.resblocks.1.ln_1.weight"] == 2.0 * 0.25
+    assert shares["student.logit_scale"] == 1.0
+
+
+def test_convolutional_towers_give_the_same_features_in_their_layout() -> None:
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**TINY | {"vision_cfg": RESNET})
+    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    expected = clip.eval().encode_image((images / 255 - 0.5) / 0.25)
+    towers = Towers(clip).eval()
+    assert towers.channels_last
+    assert clip.visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(towers.encode_images(images), expected, atol=1e-5)
+    assert not towers_of({}).channels_last

@@ -13,7 +13,7 @@ from tiny_run import quiet, write_run
 
 from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import best_or_last, read
-from mmkd.distill.config import RunConfig, load_run
+from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.train_step import Model, Outcome, Updater
@@ -86,7 +86,7 @@ def test_every_layer_takes_its_share_of_the_learning_rate(training_scene: Path) 
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     set_learning_rate(run.update.optimiser, 1e-3)
     run.update(first_batch(run))
-    shares = learning_rate_shares(model, 0.5)
+    shares = learning_rate_shares(model, OptimiserConfig(layer_decay=0.5))
     assert set(shares.values()) == {1.0, 0.5, 0.25}
     for name, value in model.named_parameters():
         steps = (value.detach() - before[name]).abs()[value.grad.abs() > 1e-8]  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_extract import run, tree_digest
+from in_process import run, tree_digest
 from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 

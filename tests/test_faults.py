@@ -212,7 +212,7 @@ def test_an_image_that_takes_its_process_down(scene: Scene, tmp_path: Path, pois
     assert mended.returncode == 0, mended.stderr
     fresh = tmp_path / "fresh"
     assert ended(Scene(table, scene.teacher, scene.store).command(fresh, "--workers", 1)).returncode == 0
-    from test_extract import tree_digest
+    from in_process import tree_digest
 
     assert tree_digest(store) == tree_digest(fresh)
     assert rows_done(store) == 2 * SHARD + 1

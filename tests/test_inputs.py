@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from in_process import load, tree_digest
 from PIL import Image
-from test_extract import load, tree_digest
 from tiny_corpus import picture, png, write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from extract_scene import MMKD, Scene, mmkd
-from test_extract import tree_digest
+from in_process import tree_digest
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.store import FeatureStore

@@ -237,7 +237,7 @@ def test_written_once_read_by_zarr_and_by_the_store(store: FeatureStore) -> None
     assert counts.groups["(not stated)"].kept == expected[modality == "None"].sum()
     live = store.available()[:, :2].any(axis=1)
     assert counts.rows_without == (live & ~expected.any(axis=1)).sum()
-    assert sum(counts.teachers_a_row) == live.sum()
+    assert sum(counts.rows_by_teachers) == live.sum()
     assert not list((store.root / "selections").glob(".*"))
 
 

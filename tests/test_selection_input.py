@@ -78,7 +78,7 @@ def test_a_rule_that_does_not_fit_the_store(store: FeatureStore, keep: dict[str,
         ({"keep": HALF | {"rank": {"at_most": 1}}}, "has cosine, rank, expected exactly one of"),
         ({"keep": {}}, "has none, expected exactly one of"),
         ({"keep": {"rank": {"at_most": 300}}}, "holds for every pair"),
-        ({"keep": {"agreement": {"at_least": 0.1, "k": 50, "among": 50}}}, "every row is a neighbour"),
+        ({"keep": {"agreement": {"at_least": 0.1, "k": 50, "among": 50}}}, "every row is a neighbor"),
         ({"keep": {"pairs": {}}}, "either target"),
         ({"keep": {"teachers": {"of": HALF, "at_least": 3, "at_most": 2}}}, "at_most 2 is below at_least 3"),
         ({"kep": HALF}, "kep: unknown key; did you mean 'keep'"),
@@ -192,9 +192,9 @@ def test_the_command(store: FeatureStore, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for part in (
         "of 720 pairs kept",
-        "left with no teacher",
+        "without any teacher",
         "MRI",
-        "near the line of rank",
+        "near the threshold of rank",
         "dropped",
         "digest",
     ):

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from extract_scene import ROWS, Scene, ended, entries, mmkd, rows_done, started, wait_for
+from in_process import tree_digest
 from PIL import Image
-from test_extract import tree_digest
 from tiny_corpus import write_tar_corpus
 
 from mmkd.extract.teachers import describe_teacher, parse_teachers

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_extract import run, tree_digest
+from in_process import run, tree_digest
 from tiny_corpus import write_table_corpus
 from tiny_teachers import write_tiny_teacher
 

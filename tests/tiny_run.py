@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from test_extract import load, run
+from in_process import load, run
 from tiny_corpus import write_table_corpus
 from tiny_teachers import TINY, write_tiny_teacher
 

@@ -11,7 +11,11 @@ import yaml
 from mmkd.base.config import read_mapping
 from mmkd.base.errors import ConfigError
 
-_WEIGHTS = {".bin", ".npz", ".pt", ".pth", ".safetensors"}
+SCHEMES = ("local-dir:", "hf-hub:")
+"""Of open_clip folders: network, weights, preprocessing and tokenizer together."""
+_MAY_BE_NAMES = ("model", "pretrained", "image", "text")
+"""Keys whose value may be a name that open_clip knows."""
+_FILES = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")
 
 
 def preset_names() -> list[str]:
@@ -57,24 +61,26 @@ def _placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
     def place(part: object, *keys: str) -> Any:
         if not isinstance(part, dict):
             return part
-        found = {key: part[key] for key in keys if isinstance(part.get(key), str) and _is_path(key, part[key])}
-        return part | {key: str(folder / value) for key, value in found.items()}
+        return part | {key: _beside(folder, key, part[key]) for key in keys if isinstance(part.get(key), str)}
 
     placed: dict[str, Any] = place(content, "store", "out")
     for section, keys in (("student", ("model", "pretrained", "start_from")), ("heads", ("alignment",))):
         if section in placed:
             placed[section] = place(placed[section], *keys)
-    monitor = placed.get("monitor")
+    student, monitor = placed.get("student"), placed.get("monitor")
+    if isinstance(student, dict) and "pretrained" in student:
+        placed["student"] = student | {"pretrained": place(student["pretrained"], "image", "text")}
     if isinstance(monitor, dict) and isinstance(monitor.get("sets"), list):
         placed["monitor"] = monitor | {"sets": [place(entry, "store") for entry in monitor["sets"]]}
     return placed
 
 
-def _is_path(key: str, value: str) -> bool:
-    """Whether a value is a path: the student's weights and network may be names of open_clip instead."""
-    if key == "model":
-        return value.endswith(".json")
-    return key != "pretrained" or "/" in value or Path(value).suffix in _WEIGHTS
+def _beside(folder: Path, key: str, value: str) -> str:
+    """A path in `value`, also behind `local-dir:`, as one beside the file in `folder`; other names as they are."""
+    scheme, path = ("local-dir:", value[10:]) if value.startswith("local-dir:") else ("", value)
+    there = folder / path
+    named = scheme or key not in _MAY_BE_NAMES or there.suffix in _FILES or there.exists()
+    return f"{scheme}{there}" if value and named and not value.startswith("hf-hub:") else value
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which teacher to believe for which sample: rules over stored features, kept as `selections/<name>` of the store."""
+"""Teacher weighting by sample: rules over stored features, written as `selections/<name>` of the store."""
 
 from __future__ import annotations
 

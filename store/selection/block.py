@@ -1,4 +1,4 @@
-"""The stream: some rows of all teachers at a time, as unit vectors, and fixed random rows to compare them with."""
+"""Blocks of rows of all teachers as unit vectors, and the random rows they are compared with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmkd.store.layout import Tower
 from mmkd.store.reader import FeatureStore
 
 BLOCK_ROWS = 2048
-"""Rows of a block. With a pool of 256 a block's products and the features they come from stay in a core's cache."""
+"""Rows per block: with a pool of 256, a block's features and products stay in a core's cache."""
 
 TIE = 1e-5
-"""Cosines nearer than this are equal: a caption does not lose against a copy of itself that rounds otherwise."""
+"""Cosines closer than this are equal: a caption does not lose to its own copy by rounding."""
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -38,7 +38,7 @@ def unit_rows(store: FeatureStore, slug: str, tower: Tower, rows: slice | Rows, 
 
 @dataclass(frozen=True)
 class Columns:
-    """The pairs to judge: a store, teachers, and where both features are there, bool (N, T)."""
+    """The pairs to judge: a store, teachers, and where both features exist, bool (N, T)."""
 
     store: FeatureStore
     slugs: tuple[str, ...]
@@ -47,7 +47,7 @@ class Columns:
 
 @dataclass
 class Block:
-    """Rows `rows` of all teachers; features are read when a scorer asks for them, and once."""
+    """Rows `rows` of all teachers; features are read once, when a scorer asks for them."""
 
     columns: Columns
     rows: slice
@@ -68,21 +68,21 @@ class Block:
 
 
 def draw_rows(eligible: Rows, count: int, seed: int, what: str) -> Rows:
-    """`count` random rows of the eligible ones, int64 (n,), ascending: int64 (count,).
+    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending.
 
-    Every row has a random number of its own, a function of (seed, row); the smallest win. So the draw depends on
-    nothing else: not on shards, on the order of work, or on rows that are appended and not eligible.
+    Every row has a random number that is a function of (seed, row); the smallest win. So the draw does not depend
+    on shards, the order of work, or rows appended later that are not eligible.
 
     Raises:
-        UserError: fewer rows than that are eligible; `what` says for what they were wanted.
+        UserError: fewer rows are eligible; `what` names the purpose in the message.
     """
     if len(eligible) < count:
         raise UserError(f"{what} needs {count} rows with all features, there are {len(eligible)}; lower `among`")
-    numbers = _mixed(eligible.astype(np.uint64) ^ _mixed(np.array([seed], dtype=np.uint64)))
+    numbers = _mix(eligible.astype(np.uint64) ^ _mix(np.array([seed], dtype=np.uint64)))
     return np.sort(eligible[np.argsort(numbers, kind="stable")[:count]])
 
 
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's output function (Steele, Lea, Flood 2014): a bijection that looks random."""
     numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -94,7 +94,7 @@ def check_teachers(store: FeatureStore, wanted: Sequence[str]) -> tuple[str, ...
     """The teachers to judge, in the store's order.
 
     Raises:
-        UserError: a name that the store does not have, or no teacher at all.
+        UserError: a name the store does not have, or no teacher at all.
     """
     for slug in wanted:
         store.card(slug)

@@ -1,4 +1,4 @@
-"""From a rule to a selection: scores in one pass over the memory map, then yes and no, then the counts."""
+"""From a rule to a selection: scores in one pass over the memory map, then verdicts, then counts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmkd.base.config import Frozen
 from mmkd.base.errors import IncompleteStoreError, UserError
 from mmkd.base.process import usable_cores
 from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
 from mmkd.store.selection.block import BLOCK_ROWS, Block, Bools, Columns, Floats, check_teachers
 from mmkd.store.selection.counts import Example, SelectionCounts, count, examples
-from mmkd.store.selection.rule import SelectionRule
-from mmkd.store.selection.scorer import make_scorer
+from mmkd.store.selection.rule import PairScore, SelectionRule
+from mmkd.store.selection.scorers import SCORERS
 from mmkd.store.selection.verdict import Judge, Line, scores_of
 from mmkd.store.selections import SelectionCard, check_name, digest_of, write_selection
 
 Progress = Callable[[int, int], None]
-"""Called with blocks done and blocks in all."""
+"""Called with blocks done and the total number of blocks."""
 
 EXAMPLES = 3
 """Pairs shown on each side of a line."""
@@ -29,7 +28,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class SelectionReport:
-    """What `mmkd select` prints, and all but the warnings the selection's attributes hold."""
+    """Result of `mmkd select`; the selection's attributes hold all of it but the warnings."""
 
     name: str
     counts: SelectionCounts
@@ -44,23 +43,23 @@ class SelectionReport:
 def select(
     store: FeatureStore, name: str, rule: SelectionRule, by: str = "modality", progress: Progress | None = None
 ) -> SelectionReport:
-    """Judge every pair of a store by a rule, and write `selections/<name>`.
+    """Judge every pair of a store by a rule and write `selections/<name>`.
 
-    Memory is four bytes for each pair and score of the rule, and some blocks of features; nothing grows with the
+    Memory is four bytes per pair and score of the rule, plus some blocks of features; it does not grow with the
     features' width. The result does not depend on the number of threads or the order in which blocks are done.
 
     Raises:
-        UserError: the name is taken; the rule keeps nothing; a teacher, column, label or prompt is not there.
+        UserError: the name is taken; the rule keeps nothing; a teacher, column, label or prompt is missing.
         IncompleteStoreError: a teacher is missing in some shards.
         TeacherMismatchError: prompts were made with other weights.
     """
     root = check_name(store.root, name)
     columns = pairs_to_judge(store, rule)
-    count(columns, columns.available, by)  # a column that is not there is said before the long part
+    count(columns, columns.available, by)  # a missing column is reported before the long part
     kept, lines = judge(columns, rule, progress)
     counts = count(columns, kept, by)
     if not counts.pairs.kept:
-        raise UserError(_nothing(columns, lines))
+        raise UserError(_explain_empty(columns, lines))
     warnings = []
     if counts.pairs.kept == counts.pairs.available:
         warnings.append("the rule keeps every available pair: training with it is training without a selection")
@@ -80,11 +79,11 @@ def select(
 
 
 def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
-    """The teachers that a rule is about, and where they have both features.
+    """Return the teachers a rule judges, and where they have both features.
 
     Raises:
         UserError: a teacher that the store does not have.
-        IncompleteStoreError: a teacher is missing in some shards: the judgement would be out of date when it came.
+        IncompleteStoreError: a teacher is missing in some shards.
     """
     slugs = check_teachers(store, rule.teachers)
     for slug in slugs:
@@ -100,18 +99,18 @@ def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
 
 
 def judge(columns: Columns, rule: SelectionRule, progress: Progress | None = None) -> tuple[Bools, list[Line]]:
-    """Pairs that a rule keeps, bool (N, T), and the lines that it drew."""
+    """Return the pairs a rule keeps, bool (N, T), and its thresholds."""
     specs = list(dict.fromkeys(scores_of(rule.keep)))
     decide = Judge(columns, compute_scores(columns, specs, rule.seed, progress))
-    kept = decide.kept(rule.keep)
+    kept = decide.apply(rule.keep)
     return kept, decide.lines
 
 
 def compute_scores(
-    columns: Columns, specs: list[Frozen], seed: int, progress: Progress | None = None, threads: int | None = None
-) -> dict[Frozen, Floats]:
-    """Each score of every pair, float32 (N, T), NaN where a teacher has no pair; features are read once for all."""
-    scorers = {spec: make_scorer(spec, columns, seed) for spec in specs}
+    columns: Columns, specs: list[PairScore], seed: int, progress: Progress | None = None, threads: int | None = None
+) -> dict[PairScore, Floats]:
+    """Compute each score of every pair, float32 (N, T), NaN where a teacher has no pair; features are read once."""
+    scorers = {spec: SCORERS[type(spec)](spec, columns, seed) for spec in specs}
     rows = len(columns.store)
     out = {spec: np.full(columns.available.shape, np.nan, dtype=np.float32) for spec in specs}
     starts = range(0, rows if specs else 0, BLOCK_ROWS)
@@ -121,7 +120,7 @@ def compute_scores(
         for spec, scorer in scorers.items():
             out[spec][block.rows] = np.where(block.sound, scorer.score(block), np.nan)
 
-    # Threads, not processes: NumPy lets go of the interpreter in products, sorts and casts, and the map is shared.
+    # Threads, not processes: NumPy releases the interpreter lock in products, sorts and casts, and the map is shared.
     with ThreadPoolExecutor(threads or usable_cores()) as pool:
         for done, _ in enumerate(pool.map(work, starts), start=1):
             if progress:
@@ -129,8 +128,8 @@ def compute_scores(
     return out
 
 
-def _nothing(columns: Columns, lines: list[Line]) -> str:
-    """Why a rule keeps nothing: how many pairs each of its lines would keep alone."""
+def _explain_empty(columns: Columns, lines: list[Line]) -> str:
+    """How many pairs each part of a rule that keeps nothing would keep alone."""
     alone = "; ".join(f"{line.rule} alone keeps {int(line.passed().sum()):,}" for line in lines)
     return (
         f"the rule keeps none of {int(columns.available.sum()):,} pairs, so nothing was written"

@@ -1,4 +1,4 @@
-"""What a selection kept, counted: by teacher, by label, overlaps, rows left with none, and examples near the line."""
+"""Counts of a selection: by teacher, by label, overlaps, rows left with none, and examples near each threshold."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CAPTION_CHARACTERS = 200
 
 
 class Share(Frozen):
-    """Pairs that are there, and those of them that were kept."""
+    """Available pairs, and how many of them were kept."""
 
     available: int
     kept: int
 
 
 class SelectionCounts(Frozen):
-    """The counts that a selection's attributes hold and `mmkd select` prints."""
+    """Counts in a selection's attributes, printed by `mmkd select`."""
 
     pairs: Share
     teachers: dict[str, Share]
@@ -33,29 +33,29 @@ class SelectionCounts(Frozen):
     groups: dict[str, Share]
     """Value of the column to its pairs."""
     overlaps: dict[str, dict[str, int]]
-    """Rows kept for both of two teachers; a teacher with itself: its pairs."""
+    """Rows kept for both of two teachers; on the diagonal, a teacher's pairs."""
     rows_without: int
-    """Rows with a pair of which none was kept."""
-    teachers_a_row: tuple[int, ...]
-    """Rows on which 0, 1, ..., T teachers were kept, of rows with a pair."""
+    """Rows that have pairs of which none was kept."""
+    rows_by_teachers: tuple[int, ...]
+    """Rows for which 0, 1, ..., T teachers were kept, of rows with a pair."""
 
 
 class Example(Frozen):
-    """A pair near a line."""
+    """A pair near a threshold."""
 
     kept: bool
-    """By this line alone; the other parts of the rule may say otherwise."""
+    """By this threshold alone; other parts of the rule may decide otherwise."""
     teacher: str
     row: int
     key: str
     caption: str
     """Its first `CAPTION_CHARACTERS`."""
     score: float | None
-    """None: infinitely bad, as the rank of a label without prompts."""
+    """None when infinite, as the rank of a label without prompts."""
 
 
 def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
-    """Count what `kept`, bool (N, T), keeps.
+    """Count the pairs in `kept`, bool (N, T).
 
     Raises:
         UserError: `by` is not a sample column.
@@ -86,12 +86,12 @@ def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
         },
         overlaps={a: dict(zip(slugs, row.tolist(), strict=True)) for a, row in zip(slugs, both, strict=True)},
         rows_without=int(histogram[0]),
-        teachers_a_row=tuple(histogram.tolist()),
+        rows_by_teachers=tuple(histogram.tolist()),
     )
 
 
 def examples(store: FeatureStore, slugs: tuple[str, ...], line: Line, each: int) -> list[Example]:
-    """The pairs nearest to a line, best first: `each` on either side of it."""
+    """Return the pairs nearest to a threshold, best first: `each` on either side."""
     with np.errstate(invalid="ignore"):  # a rank may be infinite
         distance = (line.score - line.threshold) * (1.0 if line.higher else -1.0)
     flat: Floats = distance.reshape(-1).astype(np.float32)
@@ -116,7 +116,7 @@ def examples(store: FeatureStore, slugs: tuple[str, ...], line: Line, each: int)
 
 
 def _smallest(values: Floats, count: int) -> NDArray[np.int64]:
-    """Indices of the `count` smallest values in order; of equal ones the first."""
+    """Return the indices of the `count` smallest values in order; ties keep the first."""
     if not len(values):
         return np.zeros(0, dtype=np.int64)
     limit = np.partition(values, min(count, len(values)) - 1)[: min(count, len(values))].max()

@@ -1,9 +1,9 @@
-"""What a selection rule may say, as frozen models: leaves that judge a pair, nodes that combine, count and rank.
+"""Selection rules as frozen models: leaves that judge a pair, nodes that combine, count and rank.
 
 A *pair* is one row's image and caption as one teacher sees them. Every rule gives yes or no for each pair:
 
-    seed: 0                     # of all random draws
-    teachers: [plip, quiltnet]  # columns to judge; all of the store when not given
+    seed: 0                     # of every random draw
+    teachers: [plip, quiltnet]  # columns to judge; by default all of the store
     keep:
       all:
         - rank: {at_most: 3, among: 256}
@@ -13,7 +13,7 @@ A *pair* is one row's image and caption as one teacher sees them. Every rule giv
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,26 +22,34 @@ from mmkd.base.errors import ConfigError
 from mmkd.store.layout import Tower
 
 OTHERS = "others"
-"""Key of a mapping over teachers that stands for all that it does not name."""
+"""Key of a mapping over teachers that stands for all it does not name."""
 
 
-class CosineScore(Frozen):
+class PairScore(Frozen):
+    """Base of scores of a pair."""
+
+    higher_is_better: ClassVar[bool] = True
+
+
+class CosineScore(PairScore):
     """Cosine between a row's image and its own caption."""
 
 
-class RankScore(Frozen):
+class RankScore(PairScore):
     """Rank of the true caption among random captions, 1 the best; likewise of the true image."""
 
+    higher_is_better: ClassVar[bool] = False
+
     among: int = Field(default=256, ge=2, le=16384)
-    """Random captions (and images) that it competes with, the same for all rows of a teacher."""
+    """Random captions (and images) it competes with, the same for all rows of a teacher."""
     direction: Literal["both", "image_to_text", "text_to_image"] = "both"
     """`both`: the worse of the two ranks."""
 
 
-class AgreementScore(Frozen):
-    """Share of a row's k nearest neighbours, among random rows, that this teacher has in common with the others.
+class AgreementScore(PairScore):
+    """Share of a row's k nearest neighbors, among random rows, that this teacher shares with the others.
 
-    The mutual k-nearest-neighbour metric of Huh et al. 2024 (arXiv 2405.07987), averaged over the other teachers.
+    The mutual k-nearest-neighbor metric of Huh et al. 2024 (arXiv 2405.07987), averaged over the other teachers.
     """
 
     k: int = Field(default=10, ge=1)
@@ -49,14 +57,16 @@ class AgreementScore(Frozen):
     tower: Tower = "image"
 
     @model_validator(mode="after")
-    def _neighbours_are_a_choice(self) -> AgreementScore:
+    def _k_leaves_a_choice(self) -> AgreementScore:
         if self.k >= self.among:
-            raise ValueError(f"k is {self.k} of {self.among} rows: every row is a neighbour; lower k")
+            raise ValueError(f"k is {self.k} of {self.among} rows: every row is a neighbor; lower k")
         return self
 
 
-class ZeroShotScore(Frozen):
+class ZeroShotScore(PairScore):
     """Rank of the row's own label when its image is compared with prompts for every label."""
+
+    higher_is_better: ClassVar[bool] = False
 
     prompts: Path
     """Store of prompts: rows with a text, the label in column `label`, the same teachers. From the rule's folder."""
@@ -65,10 +75,10 @@ class ZeroShotScore(Frozen):
 
 
 class CosineRule(Frozen):
-    """Keep pairs whose cosine is high enough: by value, or in comparison with the teacher's other pairs."""
+    """Keep pairs whose cosine is high enough: by value, or relative to the teacher's other pairs."""
 
     at_least: float | dict[str, float] | None = None
-    """Least cosine; a mapping gives one for each teacher, `others` for those not named."""
+    """Lowest cosine kept; a mapping gives one per teacher, `others` for those not named."""
     quantile: float | None = Field(default=None, gt=0, lt=1)
     """Drop this share of each teacher's pairs, the lowest."""
 
@@ -92,7 +102,7 @@ class RankRule(RankScore):
 
 
 class AgreementRule(AgreementScore):
-    """Keep pairs whose teacher sees the neighbours that the others see."""
+    """Keep pairs whose teacher has the same neighbors as the others."""
 
     at_least: float = Field(gt=0, le=1)
 
@@ -104,17 +114,17 @@ class ZeroShotRule(ZeroShotScore):
 
 
 class HomeRule(Frozen):
-    """Keep a teacher's pairs on the modalities that it was made for."""
+    """Keep a teacher's pairs on the modalities it was trained for."""
 
     teachers: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Teacher to its values of `column`."""
     column: str = "modality"
     unlisted: Literal["keep", "drop"] = "keep"
-    """What becomes of teachers that are not named: generalists are kept everywhere."""
+    """Pairs of teachers that are not named; `keep` suits generalists."""
 
 
 class Score(OneOf):
-    """What "better" means where pairs are ranked; higher is better, ranks are turned round."""
+    """The score by which pairs are ranked, best first."""
 
     cosine: CosineScore | None = None
     rank: RankScore | None = None
@@ -130,7 +140,7 @@ class _Ranked(Frozen):
 
 
 class TeachersRule(_Ranked):
-    """Count teachers: drop rows on which too few are believed, keep the best of many."""
+    """Drop rows kept for too few teachers; of many, keep the best."""
 
     of: Rule
     at_least: int = Field(default=1, ge=1)
@@ -149,7 +159,7 @@ class PairsRule(_Ranked):
     of: Rule | None = None
     target: int | None = Field(default=None, ge=1)
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Of all available pairs."""
+    """Share of all available pairs."""
 
     @model_validator(mode="after")
     def _one_number(self) -> PairsRule:
@@ -185,17 +195,17 @@ class Rule(OneOf):
 
 
 class SelectionRule(Frozen):
-    """A rule's file."""
+    """Content of a rule file."""
 
     keep: Rule
     teachers: tuple[str, ...] = ()
     """Teachers to judge, in the store's order; empty for all."""
     seed: int = Field(default=0, ge=0)
-    """Of every random draw."""
+    """Seed of every random draw."""
 
 
 def load_rule(path: Path) -> SelectionRule:
-    """Read a rule's YAML; the path of a store of prompts is taken from the file's own folder.
+    """Read a rule's YAML; paths of prompt stores are relative to the file.
 
     Raises:
         ConfigError: unreadable, or a key that is unknown or does not fit.
@@ -206,7 +216,7 @@ def load_rule(path: Path) -> SelectionRule:
 
 
 def _place_prompts(content: object, here: Path) -> None:
-    """Make the paths of `prompts` absolute, wherever in the tree they stand."""
+    """Make the paths of `prompts` absolute, anywhere in the rule."""
     if isinstance(content, list):
         for entry in content:
             _place_prompts(entry, here)
@@ -219,10 +229,10 @@ def _place_prompts(content: object, here: Path) -> None:
 
 
 def by_teacher(values: float | dict[str, float], slugs: tuple[str, ...]) -> list[float]:
-    """One value for each teacher out of one for all, or a mapping.
+    """Expand one value for all teachers, or a mapping, to one value per teacher.
 
     Raises:
-        ConfigError: a teacher has none and there is no `others`.
+        ConfigError: a teacher has no value and there is no `others`.
     """
     if not isinstance(values, dict):
         return [float(values)] * len(slugs)

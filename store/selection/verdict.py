@@ -1,4 +1,4 @@
-"""From scores to yes and no: thresholds, lists, counts, and how rules combine. Pure NumPy over (N, T) arrays."""
+"""From scores to verdicts: thresholds, lists, counts, and how rules combine. Pure NumPy over (N, T) arrays."""
 
 from __future__ import annotations
 
@@ -13,34 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.conditions import parse_condition
-from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.store.selection.block import Bools, Columns, Floats
 from mmkd.store.selection.rule import (
     OTHERS,
-    AgreementScore,
     CosineRule,
     CosineScore,
     HomeRule,
+    PairScore,
     PairsRule,
-    RankScore,
     Rule,
     TeachersRule,
-    ZeroShotScore,
     by_teacher,
 )
-from mmkd.store.selection.scorer import higher_is_better
 
 _MARGIN = 0.8
-"""How much alike two teachers' names must be for one to be taken for a slip of the other (difflib's ratio)."""
+"""Similarity (difflib's ratio) above which an unknown teacher name counts as a typo."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Where a leaf of the rule divides its pairs."""
+    """Threshold at which a leaf of the rule divides its pairs."""
 
     rule: str
-    """The leaf, as in the file."""
+    """The leaf, as written in the file."""
     score: Floats
     """float32 (N, T); NaN where a teacher has no pair."""
     threshold: NDArray[np.float64]
@@ -56,10 +52,10 @@ class Line:
         return [value if np.isfinite(value) else None for value in self.threshold.tolist()]
 
 
-def scores_of(rule: Rule) -> Iterator[Frozen]:
-    """Settings of every score that a rule asks for; equal ones are computed once."""
+def scores_of(rule: Rule) -> Iterator[PairScore]:
+    """Yield the settings of every score a rule needs; equal ones are computed once."""
     kind, chosen = rule.kind, rule.chosen
-    for base in (CosineScore, RankScore, AgreementScore, ZeroShotScore):
+    for base in PairScore.__subclasses__():
         if isinstance(chosen, base):
             yield base(**{name: getattr(chosen, name) for name in base.model_fields})
     if kind == "cosine":
@@ -72,32 +68,29 @@ def scores_of(rule: Rule) -> Iterator[Frozen]:
 
 @dataclass
 class Judge:
-    """Applies one rule to pairs whose scores are known; `lines` are the thresholds that it met on the way."""
+    """Applies a rule to pairs whose scores are known, and collects its thresholds in `lines`."""
 
     columns: Columns
-    scores: Mapping[Frozen, Floats]
+    scores: Mapping[PairScore, Floats]
     lines: list[Line] = field(default_factory=list)
 
-    def kept(self, rule: Rule) -> Bools:
-        """bool (N, T): pairs that the rule keeps, of those that are available.
+    def apply(self, rule: Rule) -> Bools:
+        """Return the available pairs the rule keeps, bool (N, T).
 
         Raises:
-            ConfigError, UserError: a teacher, column or label that is not there, or a target that cannot be reached.
+            ConfigError, UserError: a teacher, column or label is missing, or a target cannot be reached.
         """
-        found = self._judged(rule)
-        return found & self.columns.available
-
-    def _judged(self, rule: Rule) -> Bools:
         combine: dict[str, Callable[[Any], Bools]] = {
-            "all": lambda rules: reduce(operator.and_, map(self.kept, rules)),
-            "any": lambda rules: reduce(operator.or_, map(self.kept, rules)),
-            "none": lambda child: ~self.kept(child),
+            "all": lambda rules: reduce(operator.and_, map(self.apply, rules)),
+            "any": lambda rules: reduce(operator.or_, map(self.apply, rules)),
+            "none": lambda child: ~self.apply(child),
             "where": lambda text: self._where(text)[:, None],
             "home": self._home,
             "teachers": self._teachers,
             "pairs": self._pairs,
         }
-        return combine[rule.kind](rule.chosen) if rule.kind in combine else self._threshold(rule)
+        found = combine[rule.kind](rule.chosen) if rule.kind in combine else self._threshold(rule)
+        return found & self.columns.available
 
     def _threshold(self, rule: Rule) -> Bools:
         chosen = rule.chosen
@@ -109,7 +102,7 @@ class Judge:
             limit = next(getattr(chosen, name) for name in ("at_most", "at_least", "top") if hasattr(chosen, name))
             threshold = [float(limit)] * len(self.columns.slugs)
         what = f"{rule.kind}: {chosen.model_dump(mode='json', exclude_unset=True)}"
-        line = Line(what, score, np.array(threshold), higher_is_better(spec))
+        line = Line(what, score, np.array(threshold), spec.higher_is_better)
         self.lines.append(line)
         return line.passed()
 
@@ -152,7 +145,7 @@ class Judge:
 
     def _goodness(self, rule: TeachersRule | PairsRule) -> Floats:
         spec = rule.by.chosen
-        score = self.scores[spec] if higher_is_better(spec) else -self.scores[spec]
+        score = self.scores[spec] if spec.higher_is_better else -self.scores[spec]
         if rule.scale == "raw":
             return score
         shares = np.full_like(score, np.nan)
@@ -162,17 +155,17 @@ class Judge:
         return shares
 
     def _teachers(self, rule: TeachersRule) -> Bools:
-        kept = self.kept(rule.of)
+        kept = self.apply(rule.of)
         if rule.at_most is not None:
             good = np.where(kept, self._goodness(rule), -np.inf)
-            # Stable: of equal teachers the first of the store wins. Twice: the second gives each teacher its place.
+            # Stable: of equal teachers the store's first wins. The second argsort gives each teacher its rank.
             place = np.argsort(np.argsort(-good, axis=1, kind="stable"), axis=1, kind="stable")
             kept = kept & (place < rule.at_most)
         enough: Bools = kept & (kept.sum(axis=1) >= rule.at_least)[:, None]
         return enough
 
     def _pairs(self, rule: PairsRule) -> Bools:
-        candidates = self.columns.available if rule.of is None else self.kept(rule.of)
+        candidates = self.columns.available if rule.of is None else self.apply(rule.of)
         flat = np.flatnonzero(candidates)
         available = int(self.columns.available.sum())
         target = rule.target if rule.target is not None else round((rule.share or 0) * available)
@@ -189,14 +182,14 @@ class Judge:
 
 
 def _lowest_kept(scores: Floats, share: float) -> float:
-    """The score that remains lowest when the lowest `share` of all is dropped; ties with it stay."""
+    """Return the lowest score left after dropping the lowest `share`; ties with it stay."""
     if not len(scores):
         return 0.0
     return float(np.sort(scores)[int(share * len(scores))])
 
 
 def _check_names(named: list[str], slugs: tuple[str, ...], where: str) -> None:
-    """A rule may name teachers that this store has not, but not a misspelt one."""
+    """Refuse a misspelt teacher; a rule may name teachers this store does not have."""
     for name in named:
         nearest = difflib.get_close_matches(name, [slug for slug in slugs if slug not in named], n=1, cutoff=_MARGIN)
         if name not in slugs and nearest:

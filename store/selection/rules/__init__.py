@@ -1,4 +1,4 @@
-"""Rules that come with mmkd: YAML files with their reasons in the comments, named instead of a path."""
+"""Rules shipped with mmkd: YAML files, named instead of a path; comments give their reasons."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def shipped_rules() -> dict[str, Path]:
 
 
 def find_rule(name: str) -> Path:
-    """The file of a rule: a path, or the name of one that comes with mmkd.
+    """Return the file of a rule, given a path or the name of a shipped rule.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: it is neither.
     """
     if Path(name).is_file():
         return Path(name)
