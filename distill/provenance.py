@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ _FREE: Any = {
     "logging": True,
 }
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_HF_NAMES = ("hf_model_name", "hf_tokenizer_name")
 _SHOWN = 80
 """Characters of a value in a message."""
 
@@ -96,7 +96,7 @@ class RunRecord(Frozen):
     def identity(self) -> dict[str, Any]:
         """What two calls of one run have in common."""
         text = {
-            key: Path(value).name if key.startswith("hf_") and os.path.isabs(str(value)) else value
+            key: Path(value).name if key in _HF_NAMES and Path(value).is_absolute() else value
             for key, value in self.network["text_cfg"].items()
         }
         return {
