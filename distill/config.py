@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
 from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
 from mmkd.distill.presets import SCHEMES, composed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Value = StrictStr | StrictInt | StrictFloat
+"""Of a sample column: text or a number, as the column holds."""
 
 
 class TowerWeights(Frozen):
@@ -152,14 +154,14 @@ class MonitorSet(Frozen):
     """Held-out rows that are looked at during training."""
 
     name: str = Field(pattern=r"[\w.-]+")
-    where: dict[str, str] = Field(min_length=1)
+    where: dict[str, Value] = Field(min_length=1)
     """Rows: sample column to value."""
     store: Path | None = None
     """Another store; the run's own when not given. Its features are not used, only its rows and images."""
     role: Literal["monitor", "report"] = "monitor"
     label: str | None = None
     """Label column for zero-shot classification; without one the set is judged by retrieval."""
-    prompts: dict[str, str] = Field(default_factory=dict)
+    prompts: dict[str, Value] = Field(default_factory=dict)
     """Rows whose captions are the prompts of their label."""
     limit: int = Field(default=5000, gt=1)
     """Most rows looked at: a random draw of those that match, the same each time, even over the classes of `label`."""
@@ -218,7 +220,7 @@ class RunConfig(Frozen):
     """Slugs to learn from; empty for all in the store."""
     selection: str | None = None
     """Learn from the pairs that this selection of the store keeps (`mmkd select`); empty for all sound ones."""
-    where: dict[str, str] = Field(default_factory=dict)
+    where: dict[str, Value] = Field(default_factory=dict)
     """Rows to train on: sample column to value, for example {split: train}. Empty for all rows."""
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)

@@ -308,6 +308,8 @@ def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
         ({"data": {"workers": 0, "crop_scale": [0.0, 0.5]}}, "crop_scale: is"),
         ({"optimiser": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
         ({"teachers": ["one", "one"]}, "teachers: one is named twice"),
+        ({"where": {"width": "40"}}, "column 'width' holds int32, '40' does not fit; expected a number without quotes"),
+        ({"where": {"site": 0}}, "column 'site' holds string, 0 does not fit; expected text, {site: '0'}"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(training_scene: Path, changes: dict[str, object], message: str) -> None:
