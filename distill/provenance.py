@@ -88,7 +88,7 @@ class RunRecord(Frozen):
     """Size, mean, std and interpolation of images, as open_clip names them."""
     first_weights: FirstWeights
     alignment: str
-    """SHA-256 of the alignment file."""
+    """SHA-256 of the alignment file; one that is missing is refused where it is read."""
     source: RunSource
     versions: dict[str, str]
 
@@ -130,7 +130,7 @@ def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeig
         UserError: a teacher or the selection is not in the store.
         CorruptStoreError: the selection is damaged.
     """
-    model = config.student.model
+    model, alignment = config.student.model, config.heads.alignment
     return RunRecord(
         config=config.model_dump(mode="json", exclude=_FREE),
         presets=tuple(Path(name).name for name in config.preset),
@@ -138,7 +138,7 @@ def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeig
         network=model_config(model),
         preprocess={},
         first_weights=first_weights,
-        alignment=content_digest(config.heads.alignment) if config.heads.alignment else "",
+        alignment=content_digest(alignment) if alignment and alignment.is_file() else "",
         source=_read_source(config, store),
         versions={"open_clip": open_clip.__version__, "torch": str(torch.__version__)},
     )

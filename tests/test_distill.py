@@ -99,7 +99,7 @@ def test_loader_processes_do_not_change_the_result(training_scene: Path) -> None
         ),
         ({"preset": 3}, ConfigError, "preset: expected a name or a list of names"),
         ({"preset": "gone.yaml"}, ConfigError, r"cannot read .*gone\.yaml"),
-        ({"student": {"start_from": "nowhere"}}, UserError, "nowhere has no checkpoint yet"),
+        ({"student": {"start_from": "nowhere"}}, UserError, "nowhere is not a run folder"),
         ({"student": {"start_from": "a", "pretrained": "b"}}, ConfigError, "both name weights to begin with"),
         ({"monitor": {"patience": 3}}, ConfigError, "patience needs monitor.sets"),
         ({"student": {"model": "ViT-Z-99"}}, ConfigError, "'ViT-Z-99' is unknown to open_clip"),

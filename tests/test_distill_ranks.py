@@ -214,8 +214,10 @@ STUDENTS = {
 }
 
 
-@pytest.mark.parametrize("batch_norm", ["sync", "frozen"])
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize(
+    ("student", "batch_norm"),
+    [("resnet", "sync"), pytest.param("resnet", "frozen", marks=pytest.mark.slow), ("wide", "sync")],
+)
 def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student: str, batch_norm: str) -> None:
     """Under torchrun: batch norms, their running statistics included, and images that are not square."""
     (training_scene / f"{student}.json").write_text(json.dumps(STUDENTS[student]))
@@ -229,13 +231,15 @@ def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student
     done = subprocess.run(under_torchrun("distill", str(paths[1])), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     one, both = (load_run(path) for path in paths)
-    assert_equal_ends(one, both)
-    buffers = {
-        name: value for name, value in read(best_or_last(both.out)).tensors.items() if name.endswith("running_var")
-    }
-    assert bool(buffers) == (student == "resnet")
-    unchanged = [torch.equal(value, torch.ones_like(value)) for name, value in buffers.items() if "model." in name]
-    assert all(moved == (batch_norm == "frozen") for moved in unchanged)
+    a, b = (read(best_or_last(config.out)) for config in (one, both))
+    assert a.progress == b.progress
+    variances = [value for name, value in b.part("model").items() if name.endswith("running_var")]
+    assert bool(variances) == (student == "resnet")
+    assert all(torch.equal(value, torch.ones_like(value)) == (batch_norm == "frozen") for value in variances)
+    for name, value in a.tensors.items():
+        # ReLUs behind norms make more of the last bits than `assert_equal_ends` allows; unsynchronized is 0.1 off.
+        close = 2e-3 if student == "resnet" else 1e-4
+        assert (value - b.tensors[name]).abs().max() <= close * value.abs().max() + 1e-7, name
 
 
 def test_a_piece_of_one_row_under_batch_norm_is_refused(training_scene: Path) -> None:
