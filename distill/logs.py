@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -22,11 +23,12 @@ from mmkd.distill.prepare import Run
 _SECONDS_A_LINE = 60.0
 
 
-class Board(Protocol):
-    """Takes numbers of a step."""
+Board = Callable[[int, Mapping[str, float]], None]
+"""Takes the values of a step by name."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Note these values, by name."""
+
+def _losses(values: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("loss/"): value for name, value in values.items() if name.startswith("loss/")}
 
 
 class Terminal:
@@ -35,10 +37,10 @@ class Terminal:
     def __init__(self, bar: tqdm) -> None:  # type: ignore[type-arg]
         self.bar = bar
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of this step; rates and memory under short names."""
         self.bar.update(step + 1 - self.bar.n)
-        shown = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in values.items() if name.startswith("loss/")}
+        shown = {name: f"{value:.3f}" for name, value in _losses(values).items()}
         if "samples_per_second" in values:
             shown |= {
                 "samples/s": f"{values['samples_per_second']:.0f}",
@@ -54,15 +56,14 @@ class Lines:
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self.now, self.due = total, now, -math.inf
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
         """Write the terms, the rates and the scores of this step to stderr."""
         scores = {name.removeprefix("monitor/"): v for name, v in values.items() if name.startswith("monitor/")}
         now = self.now()
         if not scores and now < self.due:
             return
         self.due = now + _SECONDS_A_LINE
-        terms = {name.removeprefix("loss/"): v for name, v in values.items() if name.startswith("loss/")}
-        shown = [f"{name} {value:.3f}" for name, value in (scores or terms).items()]
+        shown = [f"{name} {value:.3f}" for name, value in (scores or _losses(values)).items()]
         if "samples_per_second" in values:
             shown += [
                 f"{values['samples_per_second']:.0f} samples/s",
@@ -73,56 +74,37 @@ class Lines:
         sys.stderr.flush()
 
 
-class _TensorBoard:
-    def __init__(self, writer: SummaryWriter) -> None:
-        self.writer = writer
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-
-
-class _WeightsAndBiases:
-    def __init__(self, run: Any) -> None:
-        self.run = run
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
-
-
-class Boards:
-    """All of them as one; silent in every rank but the first."""
-
-    def __init__(self, boards: list[Board]) -> None:
-        self.boards = boards
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand on to each."""
-        for board in self.boards:
-            board.scalars(step, values)
-
-
 @contextmanager
-def open_boards(run: Run) -> Iterator[Boards]:
-    """Open what the run's configuration wants and close it at the end.
+def open_boards(run: Run) -> Iterator[Board]:
+    """Open what the run's configuration wants, as one board that is silent in every rank but the first.
 
     Raises:
         UserError: W&B is wanted and not installed.
     """
-    logging, first = run.config.logging, run.progress.step
+    logging, first, total = run.config.logging, run.progress.step, run.schedule.total_steps
+    boards: list[Board] = []
     with ExitStack() as stack:
-        boards: list[Board] = []
         if run.world.first:
-            total = run.schedule.total_steps
             bar = stack.enter_context(tqdm(total=total, initial=first, unit="step", disable=None))
             boards.append(Lines(total) if bar.disable else Terminal(bar))
             if logging.tensorboard:
-                writer = SummaryWriter(str(run.config.out / "tensorboard"), purge_step=first)
-                boards.append(_TensorBoard(stack.enter_context(writer)))
+                writer = stack.enter_context(SummaryWriter(str(run.config.out / "tensorboard"), purge_step=first))
+                boards.append(partial(_write_tensorboard, writer))
             if logging.wandb is not None:
-                boards.append(_WeightsAndBiases(stack.enter_context(_start_wandb(run))))
-        yield Boards(boards)
+                started = stack.enter_context(_start_wandb(run))
+                boards.append(lambda step, values: started.log(dict(values), step=step))
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            for board in boards:
+                board(step, values)
+
+        yield log
+
+
+def _write_tensorboard(writer: SummaryWriter, step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        writer.add_scalar(name, value, step)
+    writer.flush()
 
 
 def _start_wandb(run: Run) -> Any:
@@ -142,7 +124,7 @@ def _start_wandb(run: Run) -> Any:
 
 
 class Clock:
-    """Seconds, samples and waiting, since it was last asked."""
+    """Seconds, samples and time of waiting."""
 
     def __init__(self) -> None:
         self.wait_seconds = 0.0
@@ -152,7 +134,7 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Count the time inside as waiting for data."""
         before = time.perf_counter()
         yield
         waited = time.perf_counter() - before
@@ -160,7 +142,7 @@ class Clock:
         self._lap_wait += waited
 
     def add(self, samples: int) -> None:
-        """A step with so many samples, over all ranks, is done."""
+        """Count the samples of a step, over all ranks."""
         self._lap_samples += samples
 
     @property

@@ -64,6 +64,8 @@ class Run:
     monitor: Monitor
     checkpointer: Checkpointer
     progress: Progress
+    judge_before: str = ""
+    """Of the run so far, when another metric or other rows choose the best from here on."""
 
     @property
     def schedule(self) -> Schedule:
@@ -84,6 +86,7 @@ class Run:
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
+            + (f"; the best is chosen from here on: it was judged by {self.judge_before}" if self.judge_before else "")
         )
 
     def begin(self) -> None:
@@ -154,11 +157,11 @@ def prepare(config: RunConfig, world: World) -> Run:
     checkpointer = Checkpointer(
         config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
     )
-    progress = state.progress if state else Progress(0)
+    progress, judge_before = state.progress if state else Progress(0, monitor.judge), ""
     if progress.judge != monitor.judge:
-        # Scores of other rows, or by another metric, say nothing about the best: it is chosen from here on.
-        progress = Progress(progress.step, monitor.judge)
-    return Run(config, world, batches, update, average, monitor, checkpointer, progress)
+        # Scores of other rows, or by another metric, are not compared.
+        progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
+    return Run(config, world, batches, update, average, monitor, checkpointer, progress, judge_before)
 
 
 def _check_shares(config: RunConfig, world: World) -> None:
@@ -236,7 +239,7 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
 def _freeze_unused(towers: Towers, device: torch.device) -> None:
     """Parameters that no feature depends on (a text tower's own pooler) need no gradient.
 
-    DistributedDataParallel would wait for theirs for ever.
+    DistributedDataParallel would wait for theirs without end.
     """
     size, context = preprocessing(towers.student).size, int(getattr(towers.student, "context_length", 0) or 16)
     height, width = (size, size) if isinstance(size, int) else size

@@ -18,7 +18,7 @@ from mmkd.base.process import keep_freed_memory
 from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
-from mmkd.distill.logs import Boards, Clock, open_boards
+from mmkd.distill.logs import Board, Clock, open_boards
 from mmkd.distill.optimizer import lr_factor, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.train_step import Outcome
@@ -73,8 +73,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         run.begin()
         if world.first:
             say(run.headline)
-        with open_boards(run) as boards:
-            return _loop(run, boards, request)
+        with open_boards(run) as log:
+            return _loop(run, log, request)
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def _only_run(config: RunConfig, world: World) -> Iterator[None]:
         yield
 
 
-def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
+def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
@@ -110,11 +110,11 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
             if last or batch.step % config.logging.every_steps == 0:
                 losses = outcome.values()
                 rates = clock.lap(run.world.device) | {"lr": lr, "gradient_norm": outcome.norm.item()}
-                boards.scalars(batch.step, {f"loss/{name}": value for name, value in losses.items()} | rates)
+                log(batch.step, {f"loss/{name}": value for name, value in losses.items()} | rates)
             if run.monitor.sets and (last or progress.step % config.monitor.every_steps == 0):
                 guard.settle()
                 scores = run.monitor.scores()
-                boards.scalars(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
+                log(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
                 progress = _judged(progress, scores, run.monitor.metric)
             stopped = _out_of_patience(config, progress)
             number = run.world.highest(int(request.signal or 0))

@@ -223,7 +223,7 @@ def test_tensorboard_holds_every_step_once_after_a_resume(training_scene: Path) 
 def test_the_bar_shows_terms_rates_waiting_and_memory() -> None:
     shown = io.StringIO()
     with tqdm(total=10, initial=3, file=shown, ncols=200, mininterval=0) as bar:
-        Terminal(bar).scalars(
+        Terminal(bar)(
             4,
             {"loss/task": 1.25, "loss/total": 2.5, "samples_per_second": 812.4, "data_wait_share": 0.034,
              "memory_gb": 1.26, "lr": 1e-3},
@@ -290,10 +290,10 @@ def test_a_log_without_a_terminal_gets_a_line_a_minute_and_every_validation(caps
     clock = iter([0.0, 59.0, 60.0, 61.0])
     lines = Lines(2000, now=lambda: next(clock))
     rates = {"samples_per_second": 812.4, "data_wait_share": 0.031, "memory_gb": 1.24, "lr": 1e-3}
-    lines.scalars(0, {"loss/task": 4.1, "loss/total": 5.0} | rates)
-    lines.scalars(9, {"loss/task": 4.0, "loss/total": 4.5})  # not a minute later
-    lines.scalars(999, {"loss/task": 3.0, "loss/total": 3.5})
-    lines.scalars(1999, {"monitor/held-out/recall@1": 0.25})
+    lines(0, {"loss/task": 4.1, "loss/total": 5.0} | rates)
+    lines(9, {"loss/task": 4.0, "loss/total": 4.5})  # not a minute later
+    lines(999, {"loss/task": 3.0, "loss/total": 3.5})
+    lines(1999, {"monitor/held-out/recall@1": 0.25})
     assert capsys.readouterr().err.splitlines() == [
         "step 1 of 2,000: task 4.100, total 5.000, 812 samples/s, 3% waiting for data, 1.2 GB",
         "step 1,000 of 2,000: task 3.000, total 3.500",
