@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from mmkd.base.errors import BusyStoreError, UnreachableError
 from mmkd.base.files import disk_errors
@@ -49,6 +50,19 @@ def only_writer(root: StorePath, what: str) -> Iterator[None]:
     note["since"] = datetime.now(UTC).isoformat(timespec="seconds")
     with _beating(root, note) if isinstance(root, RemotePath) else _locked(root, note):
         yield
+
+
+def lock_until_closed(file: IO[bytes]) -> None:
+    """Wait until no other process has this open file locked, then lock it; closing the file ends that."""
+    if os.name == "nt":  # nothing is locked
+        return
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def _busy(root: StorePath, data: bytes) -> BusyStoreError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -76,3 +77,11 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Seq
 def printable(text: str) -> str:
     """`text` without control characters: a caption cannot move the cursor, change colours or answer for the user."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+_NOT_ON_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks, control characters and changes of direction as escapes: `\\n`, `\\u2028`."""
+    return _NOT_ON_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

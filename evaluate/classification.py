@@ -25,7 +25,7 @@ def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
 
 
 def standard_metrics() -> dict[str, Metric]:
-    """Metrics of single-label classification; a table never averages two of them."""
+    """Metrics of single-label classification; a table never averages two of them. `acc` is a mean over samples."""
     return {
         "acc": labelled(metrics.accuracy),
         "bacc": labelled(metrics.balanced_accuracy),

@@ -31,11 +31,15 @@ class Features:
     cosine is the mean of the members' cosines.
     """
 
-    def __init__(self, store: FeatureStore, model: str, members: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, store: FeatureStore, model: str, members: tuple[str, ...] = (), beside: tuple[Features, ...] = ()
+    ) -> None:
         self.store = store
         self.model = model
         self.members = members or (model,)
         """The encoders behind the name: one for a model, several for an ensemble."""
+        self.beside = beside
+        """Models without whose features a row counts as not available here either."""
         for slug in self.members:
             store.card(slug)
 
@@ -49,7 +53,7 @@ class Features:
 
     def each_member(self) -> tuple[Features, ...]:
         """Every member on its own, for tasks that join scores instead of features."""
-        return tuple(Features(self.store, slug) for slug in self.members)
+        return tuple(Features(self.store, slug, beside=self.beside) for slug in self.members)
 
     def digest(self, rows: NDArray[np.int64]) -> str:
         """16 hex digits that change when a feature of these rows may have changed.
@@ -71,13 +75,13 @@ class Features:
 
     def _joined(self, tower: Tower, rows: NDArray[np.int64]) -> Block:
         blocks = [_unit_block(self.store, slug, tower, rows) for slug in self.members]
-        if len(blocks) == 1:
-            return blocks[0]
-        scale = np.float32(1 / np.sqrt(len(blocks)))
-        return Block(
-            values=np.concatenate([block.values for block in blocks], axis=1) * scale,
-            available=np.logical_and.reduce([block.available for block in blocks]),
-        )
+        others = [other._joined(tower, rows) for other in self.beside]
+        available = np.logical_and.reduce([block.available for block in (*blocks, *others)])
+        values = np.concatenate([block.values for block in blocks], axis=1)
+        if len(blocks) > 1:
+            values *= np.float32(1 / np.sqrt(len(blocks)))
+        values[~available] = np.nan
+        return Block(values, available)
 
 
 def _unit_block(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> Block:

@@ -63,7 +63,7 @@ class LinearProbe:
 
     def scoring(self, settings: TaskSettings) -> Scoring:
         """Standard metrics; the primary one is the macro AUROC unless the settings say otherwise."""
-        standard = Scoring("standard", standard_metrics(), primary="auroc_macro")
+        standard = Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
         return scoring_with_primary(standard, settings.linear_probe.primary)
 
     def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:

@@ -103,5 +103,6 @@ SCORING = Scoring(
         "recall_official": recall,
     },
     primary="auroc_official",
+    proportions=frozenset({"acc"}),
     resamples=forced_resamples,
 )

@@ -13,7 +13,7 @@ from mmkd.evaluate.classification import scoring_with_primary
 from mmkd.evaluate.dataset import DatasetRows, Samples
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import rank_positives, recall_at, weighted_mean, weighted_median
 from mmkd.evaluate.settings import TaskSettings
 from mmkd.evaluate.task import Metric, Scoring, Variant
@@ -28,7 +28,7 @@ class Retrieval:
     """R@k, median rank and true recall in both directions. An ensemble averages its members' cosines."""
 
     name = "retrieval"
-    version = 1
+    version = 2
 
     def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
         """Images and captions."""
@@ -41,7 +41,7 @@ class Retrieval:
     def scoring(self, settings: TaskSettings) -> Scoring:
         """R@k and true recall at every cut-off, median rank from 1, share of queries with a tied best positive."""
         metrics: dict[str, Metric] = {f"r@{k}": partial(_hit, k=k) for k in settings.retrieval.ks}
-        metrics |= {f"recall@{k}": partial(_mean_of, column=f"found@{k}") for k in settings.retrieval.ks}
+        metrics |= {f"recall@{k}": partial(_found, k=k) for k in settings.retrieval.ks}
         metrics |= {"medr": _median_rank, "tie_rate": _tie_rate}
         standard = Scoring(
             protocol=settings.retrieval.positives,
@@ -49,6 +49,7 @@ class Retrieval:
             primary=f"r@{settings.retrieval.ks[0]}",
             lower_is_better=frozenset({"medr", "tie_rate"}),
             not_shares=frozenset({"medr"}),
+            proportions=frozenset(metrics) - {"medr"},
         )
         return scoring_with_primary(standard, settings.retrieval.primary)
 
@@ -83,6 +84,9 @@ class Retrieval:
         )
         score = np.full((len(query_rows), 2 + len(settings.ks)), np.nan)
         score[queries.available] = np.column_stack([ranked.best, ranked.ties, ranked.found])
+        size, lacking = int(gallery.available.sum()), int((~gallery.available).sum())
+        gallery_rows = pairs.captions if forward else pairs.images
+        trivial = f"has no value: any answer is among the first {{}} of a gallery of {size}"
         groups = data.groups(test) if data.spec.group is not None else pairs.image_names
         return Predictions(
             ids=test.ids[query_rows],
@@ -94,9 +98,14 @@ class Retrieval:
             columns=("rank", "ties", *(f"found@{k}" for k in settings.ks)),
             info={
                 "positives": settings.positives,
-                "gallery": int(gallery.available.sum()),
-                "gallery_missing": int((~gallery.available).sum()),
+                "gallery": size,
+                "gallery_missing": lacking,
                 "pairs": len(pairs.image_of_row),
+                "choices": choices_digest(test.ids[gallery_rows[gallery.available]]),
+                "undefined": {
+                    f"{name}@{k}": trivial.format(k) for k in settings.ks if k >= size for name in ("r", "recall")
+                },
+                "warnings": [f"{lacking} of the {size + lacking} gallery items have no features"] if lacking else [],
             },
         )
 
@@ -181,11 +190,15 @@ def _first_and_index(
 
 
 def _hit(predictions: Predictions, weights: Floats, k: int) -> Floats:
+    if k >= predictions.info["gallery"]:
+        return np.full(len(weights), np.nan)
     return recall_at(predictions.column("rank"), k, weights)
 
 
-def _mean_of(predictions: Predictions, weights: Floats, column: str) -> Floats:
-    return weighted_mean(predictions.column(column), weights)
+def _found(predictions: Predictions, weights: Floats, k: int) -> Floats:
+    if k >= predictions.info["gallery"]:
+        return np.full(len(weights), np.nan)
+    return weighted_mean(predictions.column(f"found@{k}"), weights)
 
 
 def _median_rank(predictions: Predictions, weights: Floats) -> Floats:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.features import Features
@@ -60,6 +63,10 @@ class Scoring:
     lower_is_better: frozenset[str] = frozenset()
     not_shares: frozenset[str] = frozenset()
     """Metrics that tables print as they are; all others are shares of one, printed in percent."""
+    proportions: frozenset[str] = frozenset()
+    """Metrics that are a mean over samples; at 0 and 100 % their interval is Wilson's."""
+    rows: Mapping[str, Callable[[Predictions], NDArray[np.bool_]]] = field(default_factory=dict)
+    """For a metric of some of the rows: which, bool (n,)."""
 
 
 class Task(Protocol):

@@ -13,7 +13,7 @@ from mmkd.evaluate.dataset import SPLITS, DatasetRows, Samples, Split
 from mmkd.evaluate.dataset_spec import VqaColumns
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import TIE, weighted_mean
 from mmkd.evaluate.settings import TaskSettings, VqaSettings
 from mmkd.evaluate.splits import hold_out, shared_groups
@@ -29,7 +29,7 @@ class Vqa:
     """The answer of every test question, and whether it is the right one word for word."""
 
     name = "vqa"
-    version = 1
+    version = 2
 
     def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
         """Images, and questions as captions."""
@@ -50,7 +50,19 @@ class Vqa:
             "open_acc_exact": lambda found, weights: _share_of(found, found.column("closed") == 0, weights),
             "coverage": lambda found, weights: weighted_mean(found.column("covered"), weights),
         }
-        return scoring_with_primary(Scoring("standard", metrics, "overall_acc"), settings.vqa.primary)
+        return scoring_with_primary(
+            Scoring(
+                "standard",
+                metrics,
+                "overall_acc",
+                proportions=frozenset(metrics),
+                rows={
+                    "closed_acc": lambda found: found.column("closed") > 0,
+                    "open_acc_exact": lambda found: found.column("closed") == 0,
+                },
+            ),
+            settings.vqa.primary,
+        )
 
     def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
         """There must be train and test questions with answers, and candidates where they are to be ranked."""
@@ -145,7 +157,17 @@ def _rank(data: DatasetRows, features: Features) -> tuple[NDArray[np.int64], tup
             cosine = texts.values[mine] @ images.values[i]
             best = [index[mine[c]] for c in np.flatnonzero(cosine >= cosine.max() - TIE)]
             answer[i] = next((a for a in best if a != true[i]), best[0])
-    return answer, words, {"candidates": len(candidates), "questions_without_candidates": int((answer < 0).sum())}
+    lacking = int((~texts.available).sum())
+    return (
+        answer,
+        words,
+        {
+            "candidates": len(candidates),
+            "questions_without_candidates": int((answer < 0).sum()),
+            "choices": choices_digest(candidates.ids[texts.available]),
+            "warnings": [f"{lacking} of the {len(candidates)} candidates have no features"] if lacking else [],
+        },
+    )
 
 
 def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:

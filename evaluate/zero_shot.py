@@ -13,7 +13,7 @@ from mmkd.evaluate.classification import class_problems, scoring_with_primary, s
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.settings import TaskSettings
 from mmkd.evaluate.task import Scoring, Variant
 from mmkd.store import UserError
@@ -24,7 +24,7 @@ class ZeroShot:
     """Cosine to class vectors, softmax at a fixed temperature. An ensemble averages its members' probabilities."""
 
     name = "zero_shot"
-    version = 1
+    version = 2
 
     def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
         """Images."""
@@ -38,7 +38,7 @@ class ZeroShot:
         """Metrics of the protocol; the primary one is the macro AUROC unless the settings say otherwise."""
         if settings.zero_shot.protocol == "mmkd_official":
             return scoring_with_primary(official.SCORING, settings.zero_shot.primary)
-        standard = Scoring("standard", standard_metrics(), primary="auroc_macro")
+        standard = Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
         return scoring_with_primary(standard, settings.zero_shot.primary)
 
     def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
@@ -56,10 +56,12 @@ class ZeroShot:
         available = np.logical_and.reduce([there for _, there in members])
         score[~available] = np.nan
         prompts = data.prompt_labels()
+        assert data.prompts is not None, "the suite requires prompts for this task"
         info: dict[str, Any] = {
             "temperature": scale,
             "protocol": settings.protocol,
             "prompts": np.bincount(prompts, minlength=len(data.classes)).tolist(),
+            "choices": choices_digest(data.prompts.ids[features.texts(data.prompts.rows).available]),
         }
         return Predictions(
             ids=test.ids,

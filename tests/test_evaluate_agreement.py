@@ -71,7 +71,9 @@ def test_samples_without_features_are_scored_as_if_they_were_not_there(rng: np.r
     found = answers_with_gaps(rng)
     scoring = TASKS["zero_shot"].scoring(TaskSettings())
     every_row = {"": np.ones(len(found), dtype=bool)}
-    by_metric = resampled(found, scoring.metrics, scoring, (BootstrapSettings(n=100), "x"), every_row)
+    by_metric = resampled(
+        found, scoring.metrics, scoring, bootstrap=BootstrapSettings(n=100), name="x", parts=every_row
+    )
     y, score = found.labels()[found.available], found.score[found.available]
     there, predicted = np.unique(y), score.argmax(axis=1)
     areas = [roc_auc_score(y == c, score[:, c]) for c in there if len(there) > 1]

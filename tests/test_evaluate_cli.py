@@ -75,7 +75,7 @@ def test_run_table_and_compare(ran: Path) -> None:
         (("table", "--task", "linear_probe", "--fraction", "0.5"), "at 0.5 of the labels; heads: one; shares: 1"),
         (("compare", "gamma"), "has no model 'gamma'; it has alpha, beta"),
         (("compare", "alpha", "--against", "alpha"), "name a model other than 'alpha'"),
-        (("table", "--out", "elsewhere"), "elsewhere holds no plan.json; `mmkd evaluate run SUITE --out elsewhere`"),
+        (("table", "--out", "elsewhere"), "elsewhere has no results; `mmkd evaluate run SUITE --out elsewhere`"),
     ],
 )
 def test_questions_without_an_answer(ran: Path, arguments: tuple[str, ...], message: str) -> None:

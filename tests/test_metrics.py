@@ -214,8 +214,9 @@ def official_scores(y: np.ndarray, cosines: np.ndarray, n: int = 1000) -> dict[s
         predictions_of(y, softmax(cosines, axis=1)),
         official.SCORING.metrics,
         official.SCORING,
-        (BootstrapSettings(n=n), "unused"),
-        {"all": ONE(len(y), dtype=bool)},
+        bootstrap=BootstrapSettings(n=n),
+        name="unused",
+        parts={"all": ONE(len(y), dtype=bool)},
     )
     return {name: [100 * one.value, *(100 * limit for limit in one.interval(0.95))] for (_, name), one in found.items()}
 
