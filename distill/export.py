@@ -1,4 +1,4 @@
-"""A trained student as an ordinary open_clip folder: what `mmkd extract` and anyone else's open_clip can load."""
+"""A trained student as an ordinary open_clip folder, with its model card: open_clip loads it, and `mmkd extract`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from open_clip.push_to_hf_hub import save_config_for_hf
@@ -19,7 +20,7 @@ from mmkd.base.files import disk_errors
 from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
-from mmkd.distill.model_card import describe, model_card
+from mmkd.distill.provenance import RunRecord
 from mmkd.distill.student import build_student, image_side, preprocessing, set_preprocessing, student_tokenizer
 
 PROVENANCE = "mmkd_run.json"
@@ -55,7 +56,9 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
         network = Path(folder) / f"{record.model}.json"
         network.write_text(json.dumps(record.network))
         config = StudentConfig(model=str(network))
-        student = _restored(config, state)
+        student = build_student(config, first_weights=False)
+        set_preprocessing(student, record.preprocess)
+        student.load_state_dict(weights)
         facts = describe(state, sum(parameter.numel() for parameter in student.parameters()))
         with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -73,15 +76,81 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
     return out
 
 
-def _restored(config: StudentConfig, state: State) -> nn.Module:
-    student = build_student(config, first_weights=False)
-    set_preprocessing(student, state.record.preprocess)
-    student.load_state_dict(student_weights(state))
-    return student
-
-
 def _examples(student: nn.Module) -> torch.Tensor:
     """Three noisy pictures as the student sees pictures, float32 (3, 3, H, W)."""
     transform = image_transform_v2(preprocessing(student), is_train=False)
     side = image_side(student)
     return torch.stack([transform(Image.effect_noise((side, side), 40 * n).convert("RGB")) for n in (1, 2, 3)])
+
+
+def describe(state: State, parameters: int) -> dict[str, Any]:
+    """Enough to find every file and every condition of use again, as JSON, by the checkpoint alone.
+
+    Args:
+        state: the checkpoint that is exported.
+        parameters: of the student.
+    """
+    record, progress = state.record, state.progress
+    return {
+        "run": record.digest,
+        "network": record.model,
+        "parameters": parameters,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "metric": progress.judge.partition(" ")[0],
+        "scores": progress.best_scores if progress.best_step == progress.step else {},
+        **record.model_dump(mode="json", exclude={"network", "model"}),
+    }
+
+
+def model_card(facts: dict[str, Any], record: RunRecord) -> str:
+    """README.md of the folder, Markdown."""
+    config, source = record.config, record.source
+    chosen = f", selection `{config['selection']}` (digest {source.selection[:16]})" if source.selection else ""
+    decay = config["optimiser"]["average"]
+    average = f", weights averaged with decay {decay}" if decay else ""
+    return f"""---
+library_name: open_clip
+---
+# Student distilled by mmkd
+
+{facts["network"]}, {facts["parameters"]:,} parameters, {facts["steps"]:,} steps of {config["batch_size"]} \
+pairs{average}. It began with {record.first_weights.name}. Load it with
+`open_clip.create_model_from_pretrained("local-dir:<this folder>")` and call `.eval()`.
+
+{_scores(facts)}
+
+Features came from `{source.store}`: {source.rows:,} rows, store digest {source.store_digest[:16]}, corpus digest \
+{", ".join(digest[:16] for digest in source.corpora)}; rows used: {config["where"] or "all rows"}{chosen}.
+Run digest {facts["run"]}; `mmkd_run.json` has the whole configuration.
+A student may carry its teachers' conditions of use with it: read their licences.
+
+{_teachers(record)}
+"""
+
+
+def _scores(facts: dict[str, Any]) -> str:
+    best, scores = facts["best_step"], facts["scores"]
+    if best is None:
+        return "It was not judged during training."
+    if not scores:
+        return f"This is not the checkpoint that validation chose: by {facts['metric']} that was step {best:,}."
+    table = "\n".join(f"| {_cell(name)} | {score:.4f} |" for name, score in scores.items())
+    return (
+        f"Scores on held-out rows during training, at step {best}. {facts['metric']} chose this checkpoint, so they "
+        f"are no measure of it: use `mmkd evaluate`.\n\n| set and metric | score |\n|---|---|\n{table}"
+    )
+
+
+def _teachers(record: RunRecord) -> str:
+    if not record.source.teachers:
+        return "No teacher took part."
+    lines = "\n".join(
+        f"| {_cell(t.slug)} | {_cell(t.source)} | {t.digest} | {_cell(t.licence)} |" for t in record.source.teachers
+    )
+    return f"| teacher | source | digest | licence |\n|---|---|---|---|\n{lines}"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of a table's cell."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
