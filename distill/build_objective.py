@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.bank import Bank, BankSource
 from mmkd.distill.config import RunConfig
 from mmkd.distill.heads import Heads, fixed_alignment, meeting_widths
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Policy, Standard
 from mmkd.distill.targets import Preparation
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -22,9 +22,22 @@ _STANDARD_ROWS = 16384
 
 
 def make_objective(
-    config: RunConfig, student_dim: int, teachers: TeacherFeatures | None, pairs: Pairs, device: torch.device
+    config: RunConfig,
+    student_dim: int,
+    teachers: TeacherFeatures | None,
+    rows: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    device: torch.device,
 ) -> Objective:
-    """The objective of a run, on `device`.
+    """Build the objective of a run, on `device`.
+
+    Args:
+        config: of the run.
+        student_dim: width of the student's features.
+        teachers: None when no term asks them.
+        rows: int64 (n,) grid rows of the run.
+        groups: int64 (n, 2), see `Batch.groups`.
+        device: of heads and bank.
 
     Raises:
         ConfigError, UserError: widths, teachers' names or the alignment do not fit the store.
@@ -47,16 +60,16 @@ def make_objective(
     )
     prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
     bank = None
-    if loss.bank:
-        group = pairs.caption if loss.equal_captions else pairs.rows
-        source = BankSource(pairs.rows, group, teachers.gather, prepare)
+    if "bank" in loss.teacher_terms:
+        group = groups if loss.equal_captions else rows
+        source = BankSource(rows, group, teachers.gather, prepare)
         bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, config.seed, device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
-    side = TeacherSide(heads, prepare, _policy(config, teachers, pairs), scales, bank)
+    side = TeacherSide(heads, prepare, _policy(config, teachers, rows), scales, bank)
     return Objective(loss, side).to(device)
 
 
-def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs) -> Policy:
+def _policy(config: RunConfig, teachers: TeacherFeatures, rows: NDArray[np.int64]) -> Policy:
     policy = config.policy
     unknown = set(policy.weights) - set(teachers.slugs)
     if unknown:
@@ -71,6 +84,6 @@ def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs) -> Polic
             )
         return Policy(policy, config.seed, weights=weights)
     if policy.kind == "best":
-        spread = np.unique(np.linspace(0, len(pairs.rows) - 1, _STANDARD_ROWS).astype(np.int64))
-        return Policy(policy, config.seed, standard=Standard.of(teachers.gather(pairs.rows[spread])))
+        spread = np.unique(np.linspace(0, len(rows) - 1, _STANDARD_ROWS).astype(np.int64))
+        return Policy(policy, config.seed, standard=Standard.of(teachers.gather(rows[spread])))
     return Policy(policy, config.seed)

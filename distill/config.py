@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
-from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
+from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
 from mmkd.distill.presets import SCHEMES, composed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -91,13 +101,93 @@ class OptimiserConfig(Frozen):
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
     """Of matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the run's steps over which the learning rate rises."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Exactly so many steps instead of `warmup`; fewer than the run has."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor of the learning rate from a layer to the one below it (BEiT, arXiv 2106.08254); 1 for none."""
     average: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the exponential moving average of the weights, which is then judged and exported; 0 for none."""
+
+
+class BankConfig(Frozen):
+    """Stored teacher features that every step contrasts with, beside those of the batch."""
+
+    size: int = Field(default=0, ge=0)
+    """Rows; the whole data set when it has fewer. Memory: 8 bytes for each row and unit of teacher width."""
+    refresh: int = Field(default=256, ge=0)
+    """Rows that are replaced each step, in an order of their own, so that all rows come round."""
+
+
+_WEIGHTS: Any = {name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for name in TERMS}
+
+
+class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # type: ignore[misc]
+    """`total = sum of weight * term`, with a weight for `task` and each of `losses.TERMS`; see docs/losses.md."""
+
+    task: float = Field(default=1.0, ge=0)
+    feature_kind: FeatureKind = "cosine"
+    bank_rows: BankConfig = BankConfig()
+    balance: Literal["none", "equal", "learned"] = "none"
+    """`equal`: every teacher's part of a term is scaled to the same size; `learned`: by a learned variance of each."""
+    unit_teachers: bool = True
+    """Teacher features are brought to norm 1. MMKD-CLIP's release takes them as stored: false."""
+    cross_scale: float | None = Field(default=None, gt=0)
+    """Scale of cross and bank logits; learned for each teacher when not given. The release: constant 2.659."""
+    equal_captions: bool = True
+    """Rows whose captions have equal tokens, and rows of one image, are positives of each other. The release counts
+    them as negatives: false."""
+    mixed_teachers: bool = False
+    """One set of keys in which each row is of the teacher drawn for it, as in the release."""
+
+    @model_validator(mode="after")
+    def _terms_can_be_learned_from(self) -> LossConfig:
+        if not self.task and not self.teacher_terms:
+            raise ValueError("every weight is 0, so nothing would be learned; give one of them a positive value")
+        if ("bank" in self.teacher_terms) != (self.bank_rows.size > 0):
+            raise ValueError("`bank` and `bank_rows.size` go together: give both a positive value, or neither")
+        if self.mixed_teachers and ("bank" in self.teacher_terms or self.balance != "none"):
+            raise ValueError("`mixed_teachers` mixes the spaces of teachers: it goes without `bank` and `balance`")
+        return self
+
+    @property
+    def teacher_terms(self) -> tuple[str, ...]:
+        """The terms with weight that ask teachers."""
+        return tuple(name for name in TERMS if getattr(self, name) > 0)
+
+
+class PolicyConfig(Frozen):
+    """Which of a sample's available teachers take part in a step, and with what share."""
+
+    kind: Literal["all", "one", "weighted", "best"] = "all"
+    """`one`: a teacher drawn anew for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those
+    whose own image and caption agree most, by the teacher's own standard."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Teacher to weight, for `weighted`; teachers that are not named have weight 1."""
+    best: int = Field(default=1, gt=0)
+    """Teachers of a sample, for `best`."""
+    drop: float = Field(default=0.0, ge=0, lt=1)
+    """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> PolicyConfig:
+        if bool(self.weights) != (self.kind == "weighted"):
+            raise ValueError("`weights` and `kind: weighted` go together")
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("weights must not be negative")
+        return self
+
+
+class HeadConfig(Frozen):
+    """How the student's width and a teacher's are brought together."""
+
+    kind: Literal["linear", "mlp", "none"] = "linear"
+    """From the student to each teacher; `none` compares features as they are, so widths must agree."""
+    alignment: Path | None = None
+    """File of `mmkd align`: a fixed map of each teacher's features, applied first."""
 
 
 class DataConfig(Frozen):

@@ -11,6 +11,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from mmkd.base.errors import ConfigError
+from mmkd.base.text import counted
 from mmkd.distill.config import LockConfig, OptimiserConfig
 from mmkd.distill.student import Towers
 
@@ -119,6 +120,22 @@ def lock_layers(towers: Towers, lock: LockConfig) -> None:
         if (members := list(part.parameters())) and not any(member.requires_grad for member in members)
     ]
     towers.train(towers.training)
+
+
+def warmup_steps(config: OptimiserConfig, total: int) -> int:
+    """Return the steps over which the learning rate rises, of `total`.
+
+    Raises:
+        ConfigError: the run would end before they do.
+    """
+    if config.warmup_steps is None:
+        return round(config.warmup * total)
+    if config.warmup_steps and config.warmup_steps >= total:
+        raise ConfigError(
+            f"optimiser.warmup_steps is {config.warmup_steps:,}, the run has {counted(total, 'step')} and would "
+            "end before its full learning rate; give a share of the run instead, `warmup: 0.05`"
+        )
+    return config.warmup_steps
 
 
 def lr_factor(step: int, warmup: int, total: int) -> float:

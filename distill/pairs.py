@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store import FeatureStore
 
-_COLUMNS = ["row", "caption", "uri", "offset", "length", "status"]
+_COLUMNS = ["row", "caption", "uri", "offset", "length", "status", "image_sha256"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Pairs:
     """Rows with a sound image and a sound caption.
 
     rows: int64 (n,) grid rows, ascending. caption: int64 (n,), number of each row's caption: equal captions have
-    equal numbers. captions: the distinct captions by number. table: the sample rows, in the order of
-    `rows`.
+    equal numbers. image: int64 (n,), number of each row's image, equal for equal bytes. captions: the distinct captions
+    by number. table: the sample rows, in the order of `rows`.
     """
 
     rows: NDArray[np.int64]
     caption: NDArray[np.int64]
+    image: NDArray[np.int64]
     captions: pa.LargeStringArray
     table: pa.Table
 
@@ -82,6 +83,7 @@ def find_pairs(store: FeatureStore, where: Mapping[str, str | float], wanted: ND
     pairs = Pairs(
         table["row"].to_numpy(),
         encoded.indices.to_numpy().astype(np.int64),
+        _numbers(table["image_sha256"]),
         encoded.dictionary,
         table.select(["uri", "offset", "length"]).combine_chunks(),
     )
@@ -89,6 +91,13 @@ def find_pairs(store: FeatureStore, where: Mapping[str, str | float], wanted: ND
     del table, encoded, usable
     pa.default_memory_pool().release_unused()
     return pairs
+
+
+def _numbers(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Number each hash; a row without one is alone."""
+    found = hashes.combine_chunks().dictionary_encode()
+    numbers = found.indices.fill_null(-1).to_numpy().astype(np.int64)
+    return np.where(numbers < 0, len(numbers) + np.arange(len(numbers)), numbers)
 
 
 def training_pairs(

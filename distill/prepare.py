@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,7 +32,7 @@ from mmkd.distill.checkpoint import (
 from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
-from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser
+from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser, warmup_steps
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
@@ -126,6 +127,8 @@ def prepare(config: RunConfig, world: World) -> Run:
     teachers = _teachers(store, config)
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
+    schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
+    warmup_steps(config.optimiser, schedule.total_steps)
     judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
     student, preprocess = _build_student(config.student, state)
@@ -140,11 +143,12 @@ def prepare(config: RunConfig, world: World) -> Run:
     captions = kept_tokens(config.out, pairs.captions, tokenise)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
-    plan = BatchPlan(pairs, Schedule(len(pairs.rows), config.batch_size, config.epochs), config.seed)
+    plan = BatchPlan(pairs, schedule, config.seed)
     pictures = train_pictures(store, pairs, config.data, student, world.device)
-    batches = Batches(plan, captions, pictures, teachers, config.data.workers, world)
+    groups = np.stack([captions.distinct[pairs.caption], pairs.image], axis=1)
+    batches = Batches(plan, captions, pictures, groups, teachers, config.data.workers, world)
     width = int(model_config(config.student.model)["embed_dim"])
-    objective = make_objective(config, width, teachers, batches.plan.pairs, world.device)
+    objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
     model = Model(towers, objective.to(world.device))
     average = WeightAverage(towers, config.optimiser.average) if config.optimiser.average else None
     update = _updater(config, model, world)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmkd.distill.batch import Batch, Piece, StudentFeatures
+from mmkd.distill.losses import MAX_LOG_SCALE
 from mmkd.distill.objective import Objective
 from mmkd.distill.student import Towers
-from mmkd.distill.temperature import MAX_LOG_SCALE
 from mmkd.distill.world import World
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

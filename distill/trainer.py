@@ -19,7 +19,7 @@ from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import Board, Clock, open_boards
-from mmkd.distill.optimizer import lr_factor, set_learning_rate
+from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.train_step import Outcome
 from mmkd.distill.world import World, started_world
@@ -89,6 +89,7 @@ def _only_run(config: RunConfig, world: World) -> Iterator[None]:
 
 def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
+    warmup = warmup_steps(config.optimiser, total)
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
@@ -98,7 +99,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
         while progress.step < total and not stopped:
             with clock.waiting():
                 batch = next(batches)
-            lr = config.optimiser.lr * lr_factor(batch.step, config.optimiser.warmup_steps, total)
+            lr = config.optimiser.lr * lr_factor(batch.step, warmup, total)
             set_learning_rate(run.update.optimiser, lr)
             outcome = run.update(batch)
             guard.watch(batch, outcome)

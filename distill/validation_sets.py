@@ -111,8 +111,8 @@ def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
 def _take(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
     encoded = pa.array(pairs.caption[places]).dictionary_encode()
     captions = pairs.captions.take(encoded.dictionary)
-    table = pairs.table.take(pa.array(places))
-    return Pairs(pairs.rows[places], encoded.indices.to_numpy().astype(np.int64), captions, table)
+    table, numbers = pairs.table.take(pa.array(places)), encoded.indices.to_numpy().astype(np.int64)
+    return Pairs(pairs.rows[places], numbers, pairs.image[places], captions, table)
 
 
 def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:

@@ -18,8 +18,8 @@ from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
 from mmkd.distill.batches import Schedule, epoch_order
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
-from mmkd.distill.config import load_run
-from mmkd.distill.optimizer import lr_factor
+from mmkd.distill.config import OptimiserConfig, load_run
+from mmkd.distill.optimizer import lr_factor, warmup_steps
 from mmkd.distill.student import build_student
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
@@ -52,6 +52,11 @@ def test_learning_rate_known_values() -> None:
     assert lr_factor(8, 4, 12) == pytest.approx(0.5)
     assert lr_factor(12, 4, 12) == pytest.approx(0.0)
     assert lr_factor(0, 0, 10) == 1.0
+    assert warmup_steps(OptimiserConfig(), 240) == 12
+    assert warmup_steps(OptimiserConfig(warmup=0.25), 8) == 2
+    assert warmup_steps(OptimiserConfig(warmup_steps=0), 0) == 0
+    with pytest.raises(ConfigError, match=r"warmup_steps is 2,000, the run has 240 steps .* `warmup: 0.05`"):
+        warmup_steps(OptimiserConfig(warmup_steps=2000), 240)
 
 
 def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(training_scene: Path, tmp_path: Path) -> None:

@@ -30,10 +30,9 @@ from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.batches import share
 from mmkd.distill.captions import tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
-from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
+from mmkd.distill.config import LossConfig, OptimiserConfig, PolicyConfig, RunConfig, load_run
 from mmkd.distill.heads import Heads
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.objective_config import LossConfig, PolicyConfig
 from mmkd.distill.optimizer import learning_rate_shares, make_optimiser
 from mmkd.distill.policies import Policy
 from mmkd.distill.prepare import prepare
