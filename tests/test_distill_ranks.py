@@ -236,9 +236,9 @@ def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student
     assert bool(variances) == (student == "resnet")
     assert all(torch.equal(value, torch.ones_like(value)) == (batch_norm == "frozen") for value in variances)
     for name, value in a.tensors.items():
-        # ReLUs behind norms make more of the last bits than `assert_equal_ends` allows; unsynchronized is 0.1 off.
-        close = 2e-3 if student == "resnet" else 1e-4
-        assert (value - b.tensors[name]).abs().max() <= close * value.abs().max() + 1e-7, name
+        # Adam makes steps of the last bits of gradients that norms leave near zero; without exchange it is 0.1 off.
+        share, least = (2e-3, 1e-5) if student == "resnet" else (1e-4, 1e-7)
+        assert (value - b.tensors[name]).abs().max() <= share * value.abs().max() + least, name
 
 
 def test_a_piece_of_one_row_under_batch_norm_is_refused(training_scene: Path) -> None:
