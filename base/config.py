@@ -1,8 +1,17 @@
-"""YAML into frozen pydantic models, with complaints that fit on one line."""
+"""YAML into frozen pydantic models with one-line errors, and `${name}` roots in descriptions of evaluation sets.
+
+Roots keep a user's folders apart from what a description says. They are read from the YAML file that `$MMKD_ROOTS`
+names, or from `roots.yaml` in the working folder; paths are relative to that file:
+
+    data: /mnt/datasets
+    stores: ../stores
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -55,8 +64,31 @@ def without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Model = TypeVar("Model", bound=BaseModel)
 
+VARIABLE = "MMKD_ROOTS"
+FILE = "roots.yaml"
+SUITES = Path(__file__).resolve().parents[1] / "suites"
+"""Folder of the suites that come with mmkd."""
+
+_NAMED = re.compile(r"\$\{([^}]*)\}")
+
 NAMING_KEYS = ("name", "dataset", "slug")
 """Keys that name an entry of a list: a complaint says `datasets.lung`, not `datasets.3`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.1 without octal and base-60 numbers: `012` and `12:30` are text, as in YAML 1.2."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[+-]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[+-]?(((0|[1-9][0-9_]*)\.[0-9_]*|\.[0-9][0-9_]*)([eE][+-][0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -66,7 +98,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, is not YAML, or is something else than a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}; name a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -128,3 +160,46 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
+
+
+def user_roots() -> dict[str, str]:
+    """Name to absolute folder or URL, `suites` among them; only that where there is no roots file.
+
+    Raises:
+        ConfigError: `$MMKD_ROOTS` names no such file, or a root is not text.
+    """
+    roots = {"suites": str(SUITES)}
+    named = os.environ.get(VARIABLE)
+    path = Path(named or FILE).expanduser()
+    if not named and not path.is_file():
+        return roots
+    for name, value in read_mapping(path).items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{path}: {name} is {value!r}, expected a folder or URL")
+        local = "://" not in value
+        roots[str(name)] = str((path.parent / Path(value).expanduser()).resolve()) if local else value
+    return roots
+
+
+def filled(content: Any, roots: dict[str, str], where: Path | str) -> Any:
+    """`content`, parsed YAML, with every `${name}` in its texts replaced.
+
+    Raises:
+        ConfigError: a name that is not among the roots.
+    """
+    if isinstance(content, dict):
+        return {key: filled(value, roots, where) for key, value in content.items()}
+    if isinstance(content, list):
+        return [filled(value, roots, where) for value in content]
+    if not isinstance(content, str):
+        return content
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] not in roots:
+            raise ConfigError(
+                f"{where}: ${{{match[1]}}} has no value; write `{match[1]}: FOLDER` into {FILE} in the working folder, "
+                f"or into the file that ${VARIABLE} names (it has {', '.join(sorted(roots))})"
+            )
+        return roots[match[1]]
+
+    return _NAMED.sub(value_of, content)

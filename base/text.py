@@ -9,6 +9,23 @@ from typing import Any
 
 import numpy as np
 
+_WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)\.\d*")
+
+
+def cell_text(value: object) -> str | None:
+    """Text of a table's cell as it is compared: the one rule for filters, labels, groups and answers.
+
+    White space at the ends does not count, and what is then empty is null. A decimal number loses the zeros at its end
+    (`12`, `12.0` and `12.` are one); zeros at its beginning stay, because `012` is a name. Case counts.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).strip()
+    if _WHOLE.fullmatch(text):
+        text = text.rstrip("0").rstrip(".")
+        text = "0" if text in ("-0", "+0") else text
+    return text or None
+
 
 def counted(count: int, noun: str) -> str:
     """`1 row`, `2 rows`, `1,024 rows`, `0 entries`."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mmkd.base.errors import UserError
 from mmkd.base.files import write_atomically
+from mmkd.base.install import install_command
 from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
@@ -111,7 +112,8 @@ def _start_wandb(run: Run) -> Any:
     try:
         import wandb  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UserError("logging.wandb needs the package wandb; pip install 'mmkd[wandb]', or drop the key") from error
+        step = f"{install_command('wandb')}, or drop the key"
+        raise UserError(f"logging.wandb needs the package wandb; {step}") from error
     # One random id a run folder: a resumed run goes on in its own curve, wherever the folder was moved to.
     out = run.config.out
     note = out / "wandb-id"

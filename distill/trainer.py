@@ -21,6 +21,7 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import Board, Clock, open_boards
 from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
 from mmkd.distill.prepare import Run, prepare
+from mmkd.distill.probe import notes
 from mmkd.distill.train_step import Outcome
 from mmkd.distill.world import World, started_world
 
@@ -73,6 +74,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         run.begin()
         if world.first:
             say(run.headline)
+            for note in notes(run):
+                say(note)
         with open_boards(run) as log:
             return _loop(run, log, request)
 

@@ -64,7 +64,7 @@ class ResultFolder:
         Raises:
             ConfigError: no data set of the suite has the task.
         """
-        run = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
+        run: list[DatasetSpec] = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
         every = [spec for spec in run if question.task in spec.tasks]
         if not every:
             known = sorted({task for spec in run for task in spec.tasks})
@@ -77,7 +77,7 @@ class ResultFolder:
         Raises:
             ConfigError: no such metric, or data sets that were scored by different protocols.
         """
-        found = [TASKS[question.task].scoring(spec.settings) for spec in self.datasets(question)]
+        found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         protocols = sorted({scoring.protocol for scoring in found})
         if len(protocols) > 1:
             raise ConfigError(

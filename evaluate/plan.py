@@ -34,7 +34,8 @@ NOT_IN_THE_NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("modality", "role", "tasks", "settings", "notes"), True),
     "prompts": {"file"},
 }
-"""Keys of a data set that no score depends on; settings enter by their own task's alone, prompts by their rows."""
+"""Keys of a data set that no score depends on; settings and sections enter by
+their own task's alone, prompts by their rows."""
 
 
 class PlannedUnit(Frozen):
@@ -216,7 +217,7 @@ def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason
     """The units of one task and model on one data set."""
     suite = loaded.plan.suite
     task = TASKS[name]
-    task.scoring(spec.settings)  # a primary metric that does not exist is an error of the suite, not of a unit
+    task.scoring(spec)  # a primary metric that does not exist is an error of the suite, not of a unit
     digests = {"features_digest": "", "data_digest": ""}
     if not reason:
         rows = loaded.rows_of(spec.dataset)
@@ -225,15 +226,17 @@ def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason
             "data_digest": rows.digest,
         }
     described = {
-        "dataset": spec.model_dump(mode="json", exclude=NOT_IN_THE_NUMBERS),
-        "settings": getattr(spec.settings, name).model_dump(mode="json", exclude={"primary"}),
+        "dataset": spec.model_dump(
+            mode="json", exclude=NOT_IN_THE_NUMBERS | dict.fromkeys(set(spec.sections) - {name}, True)
+        ),
+        "settings": task.own(spec).model_dump(mode="json", exclude={"primary"}),
         "bootstrap": suite.bootstrap.model_dump(mode="json"),
         "resampled": resample_name(suite, spec.dataset),
         "task_version": task.version,
     }
     config = _digest(described)
     units = []
-    for variant in task.variants(spec.settings):
+    for variant in task.variants(spec):
         identity = {
             "dataset": spec.dataset, "task": name, "model": model,
             "head": variant.head, "fraction": variant.fraction, "seed": variant.seed,

@@ -64,6 +64,8 @@ class ResultRow(Frozen):
     predictions: str
     """Path of the per-sample file, relative to this one."""
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """Doubts about the value: a training that was too short, a fit that did not converge, an untrained class."""
 
 
 def failure(error: Exception) -> str:

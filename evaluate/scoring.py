@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import BootstrapSettings
+from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.task import Scoring
 
 FINITE_SHARE = 0.5

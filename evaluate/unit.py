@@ -67,7 +67,7 @@ def _predict(loaded: Loaded, planned: PlannedUnit) -> Predictions:
 
 def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, seconds: float) -> list[ResultRow]:
     suite = loaded.plan.suite
-    scoring = TASKS[planned.task].scoring(suite.dataset(planned.dataset).settings)
+    scoring = TASKS[planned.task].scoring(suite.dataset(planned.dataset))
     name = resample_name(suite, planned.dataset)
     every_row = {"": np.ones(len(predictions), dtype=bool)}
     found = resampled(predictions, scoring.metrics, scoring, bootstrap=suite.bootstrap, name=name, parts=every_row)
@@ -90,6 +90,7 @@ def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, secon
                 reason=replicates.reason,
                 predictions=planned.predictions,
                 seconds=round(seconds, 4),
+                warnings=predictions.info.get("warnings", ()),
             )
         )
     return rows
@@ -109,7 +110,7 @@ def _row(loaded: Loaded, planned: PlannedUnit, **found: object) -> ResultRow:
         "dataset_version": spec.version,
         "modality": spec.modality,
         "role": spec.role,
-        "protocol": TASKS[planned.task].scoring(spec.settings).protocol,
+        "protocol": TASKS[planned.task].scoring(spec).protocol,
         "boot_seed": suite.bootstrap.seed,
         "code_version": importlib.metadata.version("mmkd"),
         "code_digest": code_digest(),

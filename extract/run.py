@@ -115,7 +115,10 @@ def _shards_with_failed_images(store: FeatureStore) -> list[int]:
 
 
 def _announce(client: Client, say: Say) -> None:
-    say(f"dashboard: {client.dashboard_link}")
+    try:
+        say(f"dashboard: {client.dashboard_link}")
+    except KeyError as error:
+        say(f"dashboard: no link: distributed.dashboard.link names {error}, which is not set")
     if not client.scheduler_info()["workers"]:
         say("no worker has joined yet; the run starts with the first one")
 

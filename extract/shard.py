@@ -161,7 +161,8 @@ def final_rows(
         something_sound = (image is not None and image.reason is None) or (caption is not None and text_reason is None)
         if row_live:
             columns["status"].append("ok" if not faults else "partial" if something_sound else "failed")
-            columns["reason"].append("; ".join(faults) or None)
+            notes = [image.note] if image and image.note else []
+            columns["reason"].append("; ".join([*faults, *notes]) or None)
         else:
             columns["status"].append("failed")
             columns["reason"].append(reason)

@@ -39,7 +39,7 @@ class ShardReport:
     @property
     def failed(self) -> int:
         """Rows with an input that could not be used."""
-        return sum(count for reason, count in self.reasons.items() if not reason.startswith("key: "))
+        return sum(count for reason, count in self.reasons.items() if not reason.startswith(("key: ", "note: ")))
 
 
 class Clock:

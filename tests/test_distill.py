@@ -22,6 +22,7 @@ from mmkd.distill.config import OptimiserConfig, load_run
 from mmkd.distill.optimizer import lr_factor, warmup_steps
 from mmkd.distill.student import build_student
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.distill.trainer import train
 from mmkd.store import FeatureStore
 from mmkd.store.writer import move_corpus
 
@@ -156,14 +157,30 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(training_scene: Path) 
     assert found["student_parameters"] == sum(p.numel() for p in build_student(config.student).parameters())
     assert found["other_parameters"] == 20 * (24 + 32) + 2
     assert found["hours"] == pytest.approx(8 * found["seconds_per_step"] / 3600)
+    weighted = found["terms"]
+    assert set(weighted) == {"task", "feature", "cross", "total"}
+    assert sum(value for name, value in weighted.items() if name != "total") == pytest.approx(weighted["total"])
+    assert 2.5 < weighted["task"] < 4  # log 24 at random
+    assert found["notes"] == []
     quiet(path)
     size = checkpoints(config.out)[0].stat().st_size
     assert found["checkpoint_bytes"] == pytest.approx(size, rel=0.02)
     lines = CliRunner().invoke(distill, [str(path), "--dry-run"], catch_exceptions=False).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["pairs", "parameters", "memory", "steps", "hours"]
+    assert [line.split()[0] for line in lines] == ["pairs", "parameters", "memory", "steps", "hours", "loss"]
     assert "8 of them done" in lines[3]
     more = CliRunner().invoke(distill, [str(with_average), "--dry-run", "--json"], catch_exceptions=False)
     assert json.loads(more.stdout)["checkpoint_bytes"] == pytest.approx(size * 4 / 3, rel=0.02)
+
+
+def test_what_a_user_may_not_expect_is_said(training_scene: Path) -> None:
+    student = json.loads((training_scene / "tiny-student.json").read_text()) | {"init_logit_bias": -10}
+    student["text_cfg"]["context_length"] = 4
+    (training_scene / "biased.json").write_text(json.dumps(student))
+    path = write_run(training_scene, "notes", epochs=1, student={"model": "biased.json"})
+    said: list[str] = []
+    train(load_run(path), say=said.append)
+    assert said[1] == "100.0% of the captions fill the context of 4 tokens and may be cut there"
+    assert said[2] == "the student's logit_bias is not trained: no loss here uses it"
 
 
 def test_presets_lie_under_the_run_and_over_each_other(training_scene: Path) -> None:

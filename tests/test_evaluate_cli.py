@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from mmkd.base.errors import ConfigError, MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import TASKS, load_suite
-from mmkd.evaluate.settings import TaskSettings
+from mmkd.evaluate.tasks import TaskSettings
 
 DATASET: dict[str, Any] = {
     "dataset": "sites",
@@ -91,6 +91,7 @@ def test_check_reports_counts_and_exits_by_what_it_found(small_store: Path) -> N
     assert good.output == (
         "suite small: 1 of 1 data sets ready, models alpha, beta\n"
         "sites [report, unspecified: zero_shot, linear_probe]: train 60 (60 groups), test 100 (100 groups)\n"
+        "  train rows by class: s0 20, s1 20, s2 20\n"
         "  test rows by class: s0 34, s1 33, s2 33\n"
     )
     bad = DATASET | {"rows": {"test": {}, "train": {"site": "s1"}}}

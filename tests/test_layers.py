@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from import_graph import import_circle, import_graph
 
+from mmkd.base.install import install_command
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("base", "cli", "demo", "distill", "evaluate", "extract", "store")
 PACKAGES = (*STAGES, "suites")
@@ -201,7 +203,7 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
 )
 def test_an_extra_that_is_missing_is_named(words: str, package: str, extra: str) -> None:
     done = mmkd_without(package, words)
-    said = f"Error: this command needs the package {package!r}; run: pip install 'mmkd[{extra}]'\n"
+    said = f"Error: this command needs the package {package!r}; run: {install_command(extra)}\n"
     assert (done.returncode, done.stderr) == (1, said), done.stderr
 
 

@@ -16,9 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from mmkd.evaluate import metrics
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import recall_at
-from mmkd.evaluate.resampling import clustered_resamples, group_counts
+from mmkd.evaluate.resampling import BootstrapSettings, clustered_resamples, group_counts
 from mmkd.evaluate.scoring import Replicates, resampled
-from mmkd.evaluate.settings import BootstrapSettings
 from mmkd.evaluate.statistics import holm, paired_difference, signed_rank_p
 from mmkd.evaluate.task import Scoring
 

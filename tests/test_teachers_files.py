@@ -127,10 +127,10 @@ def test_captions_are_counted_before_they_are_cut(tmp_path: Path) -> None:
         folder = tmp_path / make.__name__
         folder.mkdir()
         teacher = load(make(folder).spec)
-        tokens, lengths = teacher.tokenise(["a b", "", "a " * 300])
+        tokens, lengths = teacher.tokenize(["a b", "", "a " * 300])
         assert tokens.shape == (3, teacher.card.context_length)
         assert lengths == [4, 2, 302]
-        assert teacher.tokenise([])[0].shape == (0, teacher.card.context_length)
+        assert teacher.tokenize([])[0].shape == (0, teacher.card.context_length)
 
 
 def test_nan_in_half_precision_is_computed_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from mmkd.base.errors import UnreachableError, UserError
+from mmkd.base.install import install_command
 from mmkd.base.places.connection import answered, filesystem, server
 from mmkd.base.places.web_listing import linked_names
 
@@ -207,7 +208,7 @@ def as_root(place: str | PathLike[str] | RemotePath) -> StorePath:
         return Path(urllib.parse.unquote(rest))
     bucket, _, key = rest.partition("/")
     if importlib.util.find_spec("obstore") is None:
-        raise UserError(f"{place} needs the package 'obstore'; pip install 'mmkd[remote]'")
+        raise UserError(f"{place} needs the package 'obstore'; {install_command('remote')}")
     if scheme not in _SCHEMES or not bucket:
         raise UserError(f"{place} is no URL of a store: use {', '.join(f'{name}://...' for name in _SCHEMES)}")
     return RemotePath(f"{scheme}://{bucket}", PurePosixPath(key))

@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmkd.base.config import read_mapping, validated
+from mmkd.base.config import filled, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.places.place import Place
-from mmkd.base.prompts import read_prompts
-from mmkd.base.roots import filled, user_roots
 from mmkd.extract.corpora.evaluation_set import EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus
+from mmkd.store.evaluation_rows import read_prompts
 
 # Fields that hold a path, relative to the description, so that the two can move together.
 _PATHS = ("path", "images", "slide_table")

@@ -15,12 +15,11 @@ from itertools import islice
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.place import Place
-from mmkd.base.prompts import PromptFile
-from mmkd.base.row_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
 from mmkd.extract.corpora.files import fits
 from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus, CorpusRow, Part
+from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF, PromptFile
 
 SPLIT = "split"
 _PROMPTS = "prompts"

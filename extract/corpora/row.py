@@ -98,12 +98,12 @@ def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
 
 
 def as_label(value: object) -> str | None:
-    """Any value as a label. Null stays null; text stays; truth is `true` or `false`; all else is JSON.
+    """Any value as a label. Blank text is null; other text stays; truth is `true` or `false`; all else is JSON.
 
     JSON prints a number in its shortest form, so one value has one text whatever the format it came from.
     """
     if value is None or isinstance(value, str):
-        return value
+        return value if value is not None and value.strip() else None
     return json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -29,7 +29,7 @@ from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.text_tower import forward_settings, text_config
-from mmkd.extract.teachers.tokenizer import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import StateDict, load_strictly, read_weights
 from mmkd.store import Preprocessing
 
@@ -87,7 +87,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         loader="open_clip",
         weights=weight_files(spec, WEIGHTS),
         preprocessing=spec.preprocessing or _preprocessing(preprocess, model["vision_cfg"].get("image_size", 224)),
-        tokeniser=_tokeniser(spec, text, forward, bool(model.get("custom_text"))),
+        tokenizer=_tokenizer(spec, text, forward, bool(model.get("custom_text"))),
         dim=int(model["embed_dim"]),
         vocabulary=int(forward["vocab_size"] if tower else text.get("vocab_size", CLIPTextCfg.vocab_size)),
         configuration={"model": _settings(spec, model), "transformer": forward, "rename": options.rename},
@@ -170,18 +170,18 @@ def _preprocessing(config: dict[str, Any], image_size: int | list[int]) -> Prepr
     )
 
 
-def _tokeniser(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any], custom: bool) -> TokeniserPlan:
+def _tokenizer(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any], custom: bool) -> TokenizerPlan:
     """As open_clip.get_tokenizer decides: a Hugging Face tokenizer when text_cfg names one, else CLIP's BPE."""
     context = spec.context_length or int(text.get("context_length") or CLIPTextCfg.context_length)
     settings = dict(text.get("tokenizer_kwargs") or {})
     clean = settings.pop("clean", None)
     inert = _padding_is_inert(custom, text, forward)
     if not text.get("hf_tokenizer_name"):
-        return TokeniserPlan(context, clean=clean, settings=settings, kind="clip", inert_padding=inert)
+        return TokenizerPlan(context, clean=clean, settings=settings, kind="clip", inert_padding=inert)
     named = str(text["hf_tokenizer_name"])
     folder = tokenizer_folder(spec, named)
     reads_highest = not forward and text.get("pool_type", CLIPTextCfg.pool_type) == "argmax"
-    return TokeniserPlan(
+    return TokenizerPlan(
         context,
         folder=folder,
         clean=clean or "whitespace",
@@ -194,7 +194,7 @@ def _tokeniser(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any],
 
 
 def _padding_is_inert(custom: bool, text: dict[str, Any], forward: dict[str, Any]) -> bool:
-    """Whether a caption may be cut behind its end: see `TokeniserPlan.inert_padding`."""
+    """Whether a caption may be cut behind its end: see `TokenizerPlan.inert_padding`."""
     if forward:
         # open_clip's HFTextEncoder masks padding in the tower and in every pooler.
         return bool(forward.get("model_type") == "bert")

@@ -14,7 +14,7 @@ from mmkd.extract.teachers.options import read_options
 from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.tokenizer import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import read_weights
 from mmkd.store import Preprocessing
@@ -53,11 +53,11 @@ class TransformersTowers(nn.Module):
         return scale
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float32 (B, 3, H, W) to (B, D), projected, not normalised."""
+        """float32 (B, 3, H, W) to (B, D), projected, not normalized."""
         return projected(self.model.get_image_features(pixel_values=image))
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D), projected, not normalised."""
+        """int64 (B, L) to (B, D), projected, not normalized."""
         return projected(self.model.get_text_features(input_ids=text))
 
 
@@ -84,7 +84,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         loader="transformers",
         weights=weight_files(spec, _WEIGHTS),
         preprocessing=spec.preprocessing or _preprocessing(spec, source),
-        tokeniser=TokeniserPlan(
+        tokenizer=TokenizerPlan(
             context_length=spec.context_length or int(text.max_position_embeddings),
             folder=tokenizer_folder(spec),
             clean=None,

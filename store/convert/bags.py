@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.row_kinds import KIND as KIND_COLUMN
-from mmkd.base.row_kinds import SAMPLE, TEXT_OF
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.encoding import Encoding, value_type
+from mmkd.store.evaluation_rows import KIND as KIND_COLUMN
+from mmkd.store.evaluation_rows import SAMPLE, TEXT_OF
 from mmkd.store.layout import check_slug
 
 KIND = "h5-bags"
