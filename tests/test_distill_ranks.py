@@ -236,9 +236,10 @@ def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student
     assert bool(variances) == (student == "resnet")
     assert all(torch.equal(value, torch.ones_like(value)) == (batch_norm == "frozen") for value in variances)
     for name, value in a.tensors.items():
-        # Adam makes steps of the last bits of gradients that norms leave near zero; without exchange it is 0.1 off.
-        share, least = (2e-3, 1e-5) if student == "resnet" else (1e-4, 1e-7)
-        assert (value - b.tensors[name]).abs().max() <= share * value.abs().max() + least, name
+        # A ReLU behind a norm that flips by the last bit moves a moment by a hundredth; statistics have no such excuse:
+        # without exchange they are 0.1 off.
+        share = 1e-3 if student == "wide" or "running_" in name else 5e-2
+        assert (value - b.tensors[name]).abs().max() <= share * value.abs().max() + 1e-7, name
 
 
 def test_a_piece_of_one_row_under_batch_norm_is_refused(training_scene: Path) -> None:
