@@ -123,7 +123,7 @@ def _plan(spec: TeacherSpec) -> Plan:
 def _build(plan: Plan) -> nn.Module:
     options: MedClipOptions = plan.material["options"]
     (path,) = plan.weights.values()
-    weights = read_weights(path, plan.spec.trust_pickle)
+    weights = read_weights(path, trust_pickle=plan.spec.trust_pickle)
     prefixes = ("vision_model.model.", "text_model.model.")
     vision_weights, bert_weights = (
         {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

@@ -238,10 +238,30 @@ def _build(plan: Plan) -> nn.Module:
             raise TeacherError(
                 f"teacher {plan.spec.slug!r}: open_clip cannot build its model_cfg ({reason})"
             ) from error
-    (path,) = plan.weights.values()
-    weights = read_weights(path, plan.spec.trust_pickle)
-    load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), str(path))
+    weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
+    where = ", ".join(str(path) for path in plan.weights.values())
+    load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), where)
+    if "timm_model_name" in model_cfg["vision_cfg"]:
+        _check_size(plan, model)
     return model
+
+
+def _check_size(plan: Plan, model: nn.Module) -> None:
+    """Some of timm's towers take one size only, and say so at their first image.
+
+    Raises:
+        TeacherError: the tower does not take the images that the configuration asks for.
+    """
+    height, width = plan.preprocessing.image_size
+    try:
+        with torch.inference_mode():
+            cast(CLIP, model.eval()).encode_image(torch.zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise TeacherError(
+            f"teacher {plan.spec.slug!r}: its image tower does not take {height} x {width} pixels ({reason}); "
+            "correct image_size in its configuration or card"
+        ) from error
 
 
 def _without_downloads(model_cfg: dict[str, Any], transformer: dict[str, Any], folder: Path) -> bool:

@@ -136,7 +136,7 @@ def _build(plan: Plan) -> nn.Module:
 
 def _parts(plan: Plan, where: str) -> dict[str, StateDict]:
     """The towers' weights, from the three split files or from one training checkpoint."""
-    files = [read_weights(path, plan.spec.trust_pickle) for path in plan.weights.values()]
+    files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
     if len(files) == len(SPLIT_FILES):
         visual, bert, projection = files
         return {"visual": visual, "bert": bert, "projection": projection, "rest": {}}
