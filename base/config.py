@@ -50,6 +50,18 @@ class OneOf(Frozen):
         return getattr(self, self.kind)
 
 
+def without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names as they are.
+
+    Raises:
+        ValueError: one of them stands twice.
+    """
+    repeated = [name for number, name in enumerate(names) if name in names[:number]]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is named twice; name each once")
+    return names
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 VARIABLE = "MMKD_ROOTS"

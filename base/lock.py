@@ -81,6 +81,7 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
         return
     path, made = root / LOCK_FILE, not root.exists()
     fd = _acquired(path)
+    _held.add(fd)
     try:
         with disk_errors(path):
             os.ftruncate(fd, 0)
@@ -93,7 +94,9 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
                 if made:
                     root.rmdir()  # nothing came of it; a folder with a store in it stays
     finally:
-        os.close(fd)
+        if fd in _held:
+            _held.remove(fd)
+            os.close(fd)
 
 
 def _acquired(path: Path) -> int:
@@ -119,6 +122,20 @@ def _opened(path: Path) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+_held: set[int] = set()
+"""Descriptors of locks. A child that is forked closes its copies: it would hold the lock after a killed parent."""
+
+
+def _close_held() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_held)
 
 
 def _flock(path: Path, fd: int) -> None:

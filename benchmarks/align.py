@@ -17,13 +17,10 @@ import torch
 from mmkd.base.process import keep_freed_memory
 from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.select import make_store
-from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
+from mmkd.distill.alignment.closed_form import fit_pca, moments
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, JointSettings, PCASettings
-from mmkd.distill.alignment.joint import JointMaps
-from mmkd.distill.alignment.moments import moments
-from mmkd.distill.alignment.pca import fit_pca
 from mmkd.distill.alignment.rows import AlignmentRows
-from mmkd.distill.alignment.training import Batch, batches
+from mmkd.distill.alignment.trained import Batch, JointMaps, MultiTeacherAutoencoder, batches
 from mmkd.store import FeatureStore
 
 ROWS, BATCH, DIM, BLOCKS, STEPS = 4096, 256, 256, 5, 4

@@ -78,6 +78,10 @@ def _policy(config: RunConfig, teachers: TeacherFeatures, rows: NDArray[np.int64
         )
     if policy.kind == "weighted":
         weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in teachers.slugs])
+        if not weights.any():
+            raise ConfigError(
+                f"policy.weights is 0 for every teacher of the run ({', '.join(teachers.slugs)}); give one more than 0"
+            )
         return Policy(policy, config.seed, weights=weights)
     if policy.kind == "best":
         spread = np.unique(np.linspace(0, len(rows) - 1, _STANDARD_ROWS).astype(np.int64))

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-from mmkd.base.config import Frozen, read_mapping, validated
-from mmkd.base.errors import ConfigError
+from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
 from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
-from mmkd.distill.presets import composed
+from mmkd.distill.presets import SCHEMES, composed
 
-SCHEMES = ("local-dir:", "hf-hub:")
-"""Of open_clip folders: network, weights, preprocessing and tokenizer together."""
+Share = Annotated[float, Field(ge=0, lt=1)]
+Value = StrictStr | StrictInt | StrictFloat
+"""Of a sample column: text or a number, as the column holds."""
 
 
 class TowerWeights(Frozen):
@@ -87,7 +97,7 @@ class OptimiserConfig(Frozen):
     lr: float = Field(default=5e-4, gt=0)
     part_rates: PartRates = PartRates()
     """Factor of the learning rate of each part, beside `layer_decay`."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
     """Of matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
@@ -134,7 +144,9 @@ class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # t
     """One set of keys in which each row is of the teacher drawn for it, as in the release."""
 
     @model_validator(mode="after")
-    def _bank_has_rows(self) -> LossConfig:
+    def _terms_can_be_learned_from(self) -> LossConfig:
+        if not self.task and not self.teacher_terms:
+            raise ValueError("every weight is 0, so nothing would be learned; give one of them a positive value")
         if ("bank" in self.teacher_terms) != (self.bank_rows.size > 0):
             raise ValueError("`bank` and `bank_rows.size` go together: give both a positive value, or neither")
         if self.mixed_teachers and ("bank" in self.teacher_terms or self.balance != "none"):
@@ -192,15 +204,24 @@ class DataConfig(Frozen):
     workers: int = Field(default=2, ge=0)
     """Processes of each rank that read and decode images; 0 to do it between the steps."""
 
+    @field_validator("crop_scale")
+    @classmethod
+    def _low_before_high(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"is {list(scale)}, expected two shares of the picture, 0 < low <= high <= 1")
+        return scale
+
 
 class ComputeConfig(Frozen):
-    """How the arithmetic is done. Only `precision` changes more than the last bits."""
+    """How the arithmetic is done. Only `precision` and `batch_norm` change more than the last bits."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the towers; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always float32."""
     micro_batch: int | None = Field(default=None, gt=0)
     """Rows of one forward pass of a rank; less than its share of the batch caches gradients, and the losses
     still see the whole batch (GradCache, arXiv 2101.06983)."""
+    batch_norm: Literal["sync", "frozen"] = "sync"
+    """`sync`: statistics of the rows of all ranks, of a micro-batch each; `frozen`: those of the first weights."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of the towers."""
@@ -223,17 +244,17 @@ class MonitorSet(Frozen):
     """Held-out rows that are looked at during training."""
 
     name: str = Field(pattern=r"[\w.-]+")
-    where: dict[str, str] = Field(min_length=1)
+    where: dict[str, Value] = Field(min_length=1)
     """Rows: sample column to value."""
     store: Path | None = None
     """Another store; the run's own when not given. Its features are not used, only its rows and images."""
     role: Literal["monitor", "report"] = "monitor"
     label: str | None = None
     """Label column for zero-shot classification; without one the set is judged by retrieval."""
-    prompts: dict[str, str] = Field(default_factory=dict)
+    prompts: dict[str, Value] = Field(default_factory=dict)
     """Rows whose captions are the prompts of their label."""
     limit: int = Field(default=5000, gt=1)
-    """Rows looked at, the first of those that match."""
+    """Most rows looked at: a random draw of those that match, the same each time, even over the classes of `label`."""
 
     @field_validator("role")
     @classmethod
@@ -259,6 +280,13 @@ class MonitorConfig(Frozen):
     patience: int | None = Field(default=None, gt=0)
     """Validations without a better one after which the run ends."""
 
+    @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> MonitorConfig:
+        names = [entry.name for entry in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sets: two sets have one name among {', '.join(names)}; rename one")
+        return self
+
 
 class LoggingConfig(Frozen):
     """Where numbers go beside the terminal."""
@@ -282,7 +310,7 @@ class RunConfig(Frozen):
     """Slugs to learn from; empty for all in the store."""
     selection: str | None = None
     """Learn from the pairs that this selection of the store keeps (`mmkd select`); empty for all sound ones."""
-    where: dict[str, str] = Field(default_factory=dict)
+    where: dict[str, Value] = Field(default_factory=dict)
     """Rows to train on: sample column to value, for example {split: train}. Empty for all rows."""
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)
@@ -298,50 +326,16 @@ class RunConfig(Frozen):
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @field_validator("teachers")
+    @classmethod
+    def _each_once(cls, teachers: tuple[str, ...]) -> tuple[str, ...]:
+        return without_repeats(teachers)
+
 
 def load_run(path: Path) -> RunConfig:
-    """Read a run's YAML over its presets; relative paths in it are taken from its own folder.
+    """Read a run's YAML over its presets; paths are relative to the file that names them.
 
     Raises:
         ConfigError: unreadable, a preset that does not exist, or a key that is unknown or does not fit.
     """
-    config = validated(RunConfig, composed(read_mapping(path), path), path)
-    here = path.resolve().parent
-    student = config.student
-    pretrained = student.pretrained
-    places = {
-        "model": beside(here, student.model),
-        "pretrained": beside(here, pretrained)
-        if isinstance(pretrained, str)
-        else TowerWeights(image=beside(here, pretrained.image), text=beside(here, pretrained.text)),
-    }
-    student = student.model_copy(update=places)
-    if student.start_from is not None:
-        student = student.model_copy(update={"start_from": here / student.start_from})
-    heads = config.heads
-    if heads.alignment is not None:
-        heads = heads.model_copy(update={"alignment": here / heads.alignment})
-    sets = tuple(
-        entry if entry.store is None else entry.model_copy(update={"store": here / entry.store})
-        for entry in config.monitor.sets
-    )
-    names = [entry.name for entry in sets]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{path}: monitor.sets: two sets have one name among {', '.join(names)}; rename one")
-    monitor = config.monitor.model_copy(update={"sets": sets})
-    placed = {
-        "store": here / config.store,
-        "out": here / config.out,
-        "student": student,
-        "heads": heads,
-        "monitor": monitor,
-    }
-    return config.model_copy(update=placed)
-
-
-def beside(folder: Path, name: str) -> str:
-    """Return a path in `name`, also behind `local-dir:`, as one beside the file in `folder`; other names unchanged."""
-    scheme, path = ("local-dir:", name[10:]) if name.startswith("local-dir:") else ("", name)
-    there = folder / path
-    named = scheme or name.endswith(".json") or (name and not name.startswith(SCHEMES) and there.exists())
-    return f"{scheme}{there}" if named else name
+    return validated(RunConfig, composed(read_mapping(path), path), path)

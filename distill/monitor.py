@@ -32,6 +32,8 @@ class HeldOut:
     pairs: Pairs
     captions: Captions
     images: RowImages
+    digest: str
+    """Of the rows, their images and captions, wherever their store lies."""
     labels: torch.Tensor | None = None
     prompts: Captions | None = None
     prompt_labels: torch.Tensor | None = None
@@ -65,12 +67,19 @@ class Monitor:
         """The score that decides; empty when nothing is judged."""
         return self.config.metric or next(iter(self.metrics), "")
 
+    @property
+    def judge(self) -> str:
+        """What chooses the best checkpoint: the metric, and a digest of the rows that it looks at; may be empty."""
+        held = next((held for held in self.sets if self.metric in held.metrics), None)
+        return f"{self.metric} {held.digest}" if held is not None else ""
+
     @torch.no_grad()
     def scores(self) -> dict[str, float]:
         """Every metric of every set by `SET/METRIC`, in [0, 1], higher is better; the same on every rank."""
         found: dict[str, float] = {}
         training = self.towers.training
         with _averaged(self.towers, self.average):
+            self.world.share_buffers(self.towers)
             self.towers.eval()
             for held in self.sets:
                 found |= self._judge(held)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.base.errors import IncompleteStoreError, UserError
+from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store import FeatureStore
 
 _COLUMNS = ["row", "caption", "uri", "offset", "length", "status", "image_sha256"]
@@ -39,18 +39,24 @@ class Pairs:
         return np.searchsorted(self.rows, rows)
 
 
-def matching(store: FeatureStore, where: Mapping[str, str], columns: list[str]) -> pa.Table:
+def matching(store: FeatureStore, where: Mapping[str, str | float], columns: list[str]) -> pa.Table:
     """Sample rows whose columns have these values; all rows when there is no condition.
 
     Raises:
         UserError: a column that the store does not have.
+        ConfigError: a number for a column of text, or the other way round.
     """
     store.sample_table(columns=list(where), filter=pads.field("row") < 0)  # names the columns when one is wrong
+    for column, value in where.items():
+        kind = store.samples.schema.field(column).type
+        if pa.types.is_string(kind) != isinstance(value, str):
+            wanted = f"text, {{{column}: '{value}'}}" if pa.types.is_string(kind) else "a number without quotes"
+            raise ConfigError(f"column {column!r} holds {kind}, {value!r} does not fit; expected {wanted}")
     terms = [pads.field(column) == value for column, value in where.items()]
     return store.sample_table(columns=columns, filter=reduce(and_, terms) if terms else None)
 
 
-def find_pairs(store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np.bool_] | None = None) -> Pairs:
+def find_pairs(store: FeatureStore, where: Mapping[str, str | float], wanted: NDArray[np.bool_] | None = None) -> Pairs:
     """The sound pairs among the rows that match.
 
     Args:
@@ -95,7 +101,7 @@ def _numbers(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def training_pairs(
-    store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np.bool_] | None, batch_size: int
+    store: FeatureStore, where: Mapping[str, str | float], wanted: NDArray[np.bool_] | None, batch_size: int
 ) -> Pairs:
     """The pairs to train on, at least one batch of them.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,23 +13,28 @@ from torch.nn.parallel import DistributedDataParallel
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
+from mmkd.distill.batch_norm import prepare_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.build_objective import make_objective
 from mmkd.distill.captions import keep_tokens, kept_tokens
 from mmkd.distill.checkpoint import (
+    CONFIG,
     Checkpointer,
     Progress,
+    State,
     best_or_last,
+    find_first_weights,
+    load_last,
     read,
     restore_optimiser,
     student_weights,
 )
-from mmkd.distill.config import RunConfig
+from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser, warmup_steps
 from mmkd.distill.pairs import training_pairs
-from mmkd.distill.provenance import CONFIG, SOURCE, RunSource, difference, read_source, run_digest
+from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
     Tokenise,
     Towers,
@@ -38,6 +42,8 @@ from mmkd.distill.student import (
     image_side,
     model_config,
     plain_pixels,
+    preprocessing,
+    set_preprocessing,
     student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -52,7 +58,6 @@ class Run:
     """What the loop works with."""
 
     config: RunConfig
-    source: RunSource
     world: World
     batches: Batches
     update: Updater
@@ -60,6 +65,8 @@ class Run:
     monitor: Monitor
     checkpointer: Checkpointer
     progress: Progress
+    judge_before: str = ""
+    """Of the run so far, when another metric or other rows choose the best from here on."""
 
     @property
     def schedule(self) -> Schedule:
@@ -80,6 +87,7 @@ class Run:
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
+            + (f"; the best is chosen from here on: it was judged by {self.judge_before}" if self.judge_before else "")
         )
 
     def begin(self) -> None:
@@ -91,8 +99,7 @@ class Run:
         if self.world.first:
             for leftover in temporary_files(self.config.out):
                 leftover.unlink(missing_ok=True)
-            for name, what in ((CONFIG, self.config), (SOURCE, self.source)):
-                write_atomically(self.config.out / name, what.model_dump_json(indent=1).encode())
+            write_atomically(self.config.out / CONFIG, self.config.model_dump_json(indent=1).encode())
             keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
@@ -114,10 +121,8 @@ def prepare(config: RunConfig, world: World) -> Run:
     """
     _check_shares(config, world)
     store = FeatureStore.open(config.store)
-    source = read_source(config, store)
-    differs = partial(difference, config.out, config, source)
-    checkpointer = Checkpointer(config.out, run_digest(config, source), config.checkpoints.keep_last, differs)
-    state = checkpointer.load()
+    record = make_record(config, store, find_first_weights(config.student, config.out))
+    state = load_last(config.out, record)
     # Rows before the network and the tokens, which take long: a wrong column is answered at once.
     teachers = _teachers(store, config)
     wanted = teachers.any_available() if teachers is not None else None
@@ -126,7 +131,10 @@ def prepare(config: RunConfig, world: World) -> Run:
     warmup_steps(config.optimiser, schedule.total_steps)
     judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
-    student = build_student(config.student, first_weights=state is None)
+    student, preprocess = _build_student(config.student, state)
+    share = config.batch_size // world.size
+    piece = min(config.compute.micro_batch or share, share)
+    prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
     tokenise = student_tokenizer(config.student)
@@ -142,8 +150,6 @@ def prepare(config: RunConfig, world: World) -> Run:
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
     model = Model(towers, objective.to(world.device))
-    if state is None and config.student.start_from is not None:
-        _begin_with(student, config.student.start_from)
     average = WeightAverage(towers, config.optimiser.average) if config.optimiser.average else None
     update = _updater(config, model, world)
     if state is not None:
@@ -152,8 +158,14 @@ def prepare(config: RunConfig, world: World) -> Run:
         if average is not None:
             average.load(state.part("average"))
     monitor = _monitor(config, judged, world, average, towers, tokenise)
-    progress = state.progress if state else Progress(0)
-    return Run(config, source, world, batches, update, average, monitor, checkpointer, progress)
+    checkpointer = Checkpointer(
+        config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
+    )
+    progress, judge_before = state.progress if state else Progress(0, monitor.judge), ""
+    if progress.judge != monitor.judge:
+        # Scores of other rows, or by another metric, are not compared.
+        progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
+    return Run(config, world, batches, update, average, monitor, checkpointer, progress, judge_before)
 
 
 def _check_shares(config: RunConfig, world: World) -> None:
@@ -179,18 +191,30 @@ def _on_the_device(teachers: TeacherFeatures, config: RunConfig, world: World) -
     return config.data.features == "resident" or (config.data.features == "auto" and teachers.fits(world.device))
 
 
-def _begin_with(student: nn.Module, folder: Path) -> None:
-    """Weights of an earlier run as the first of this one.
+def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with its first weights, and the preprocessing that goes with them.
+
+    A run that goes on has its weights in `state`: those that it began with are not looked for.
 
     Raises:
-        UserError: the folder has no checkpoint, or one of another network.
+        UserError: `start_from` has no checkpoint, or one of another network.
     """
-    path = best_or_last(folder)
-    try:
-        student.load_state_dict(student_weights(read(path)[1]))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"student.start_from: {path} holds another network than this student ({reason})") from error
+    student = build_student(config, first_weights=state is None)
+    if state is not None:
+        set_preprocessing(student, state.record.preprocess)
+    elif config.start_from is not None:
+        path = best_or_last(config.start_from)
+        first = read(path)
+        wanted = config.preprocess.model_dump(exclude_none=True)
+        set_preprocessing(student, first.record.preprocess | wanted)
+        try:
+            student.load_state_dict(student_weights(first))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"student.start_from: {path} holds another network than this student ({reason}); name its `model`"
+            ) from error
+    return student, asdict(preprocessing(student))
 
 
 def _updater(config: RunConfig, model: Model, world: World) -> Updater:
@@ -219,12 +243,13 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
 def _freeze_unused(towers: Towers, device: torch.device) -> None:
     """Parameters that no feature depends on (a text tower's own pooler) need no gradient.
 
-    DistributedDataParallel would wait for theirs for ever.
+    DistributedDataParallel would wait for theirs without end.
     """
-    side, context = image_side(towers.student), int(getattr(towers.student, "context_length", 0) or 16)
+    size, context = preprocessing(towers.student).size, int(getattr(towers.student, "context_length", 0) or 16)
+    height, width = (size, size) if isinstance(size, int) else size
     towers.eval()
     outputs = towers(
-        torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device),
+        torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device),
         torch.ones(1, context, dtype=torch.long, device=device),
     )
     learned = [parameter for parameter in towers.parameters() if parameter.requires_grad]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -25,12 +24,13 @@ from mmkd.store.evaluation_rows import CANDIDATE, KIND, TEXT_OF
 from mmkd.store.layout import Tower
 
 BOTH: tuple[Split, ...] = ("train", "test")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = re.compile(r"\b(a|an|the)\s+(?=\w)")
+_NO_MEANING = re.compile(r"""
+    [!"\#$&'()*,;?@\[\\\]^_`{|}~]     # punctuation; signs and relations stay: ER+, > 2, 5 %
+    | [./:] (?!\d) | (?<!\d) [./:]     # except in numbers: 1.5, 1/2
+    | (?<=\s)-(?=\s) | (?<=[^\W\d])-(?=\w) | (?<=\w)-(?=[^\W\d])  # a hyphen in a word, no sign: t1-weighted, not ER-
+    """, re.VERBOSE)  # fmt: skip
 _X_RAY = re.compile(r"\bx[ -]?rays?\b")
-_PUNCTUATION = re.compile(
-    rf"[{re.escape(string.punctuation.replace('+', '').replace('-', ''))}]|[+-](?=\w)|(?<![\w+-])[+-]"
-)
-"""Every sign but a `+` or `-` at the end of a word."""
 COLUMNS = ("answer", "right", "closed", "covered")
 
 
@@ -160,14 +160,14 @@ class Vqa(Task[VqaSettings]):
 
 
 def normalized(answer: object) -> str:
-    """An answer without case, punctuation, articles and repeated blanks; `x-ray` and `x ray` are one word.
+    """An answer without case, punctuation, articles before a word and doubled blanks; `x-ray` and `x ray` are one word.
 
-    The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words, but for two:
-    a sign at the end of a word stays (`ER+` is not `ER-`), and so does an article that is the whole answer (`A`).
+    The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words. What tells two
+    answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its own.
     """
-    text = _X_RAY.sub("xray", str(answer if answer is not None else "").lower().strip())
-    words = " ".join(_PUNCTUATION.sub(" ", text).split())
-    return " ".join(_ARTICLES.sub(" ", words).split()) or words
+    text = str(answer if answer is not None else "").lower().strip()
+    text = _X_RAY.sub("xray", re.sub("[\u2010-\u2015\u2212]", "-", text))
+    return " ".join(_ARTICLES.sub(" ", " ".join(_NO_MEANING.sub(" ", text).split())).split())
 
 
 def vocabulary(answers: NDArray[np.object_]) -> tuple[str, ...]:

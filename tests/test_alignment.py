@@ -15,12 +15,12 @@ from tiny_store import make_card, make_store
 from mmkd.base.errors import ConfigError, MmkdError, UserError
 from mmkd.cli.align import align as align_command
 from mmkd.distill.alignment import AlignmentCard, load
-from mmkd.distill.alignment.autoencoder import MultiTeacherAutoencoder
+from mmkd.distill.alignment.closed_form import hadamard
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, load_align
 from mmkd.distill.alignment.fit import METHODS, align
 from mmkd.distill.alignment.judge import effective_rank, neighbour_overlap, recall_at_1
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
-from mmkd.distill.alignment.whitening import hadamard
+from mmkd.distill.alignment.trained import MultiTeacherAutoencoder
 from mmkd.store import FeatureStore
 from mmkd.store.selection import SelectionRule, select
 from mmkd.store.verify import verify
@@ -156,9 +156,16 @@ def test_the_autoencoder_s_loss_and_gradient_by_hand() -> None:
             for tower in ("image", "text"):
                 for x in batch[slug].tower(tower).numpy():
                     z = p[f"inputs.{index}.weight"] @ x + p[f"inputs.{index}.bias"]
-                    for part in ("encoders", "decoders"):
-                        z = p[f"{part}.{tower}.0.weight"] @ z + p[f"{part}.{tower}.0.bias"]
-                        z = p[f"{part}.{tower}.3.weight"] @ np.maximum(z, 0) + p[f"{part}.{tower}.3.bias"]
+                    # Both layers of an encoder end in ReLU, the last one of a decoder does not.
+                    for name, is_last in (
+                        ("encoders.{}.0", False),
+                        ("encoders.{}.3", False),
+                        ("decoders.{}.0", False),
+                        ("decoders.{}.2", True),
+                    ):
+                        layer = name.format(tower)
+                        z = p[f"{layer}.weight"] @ z + p[f"{layer}.bias"]
+                        z = z if is_last else np.maximum(z, 0)
                     back = p[f"outputs.{index}.weight"] @ z + p[f"outputs.{index}.bias"]
                     errors.append(np.mean((back - x) ** 2))
         return float(np.mean(errors))
@@ -177,6 +184,11 @@ def test_the_autoencoder_s_loss_and_gradient_by_hand() -> None:
     model.train()
     assert settings.noise == AutoencoderSettings().noise == 0.01
     assert AutoencoderSettings().dropout == 0.2
+    for tower in ("image", "text"):
+        drops = [
+            [type(layer) for layer in part[tower]].count(torch.nn.Dropout) for part in (model.encoders, model.decoders)
+        ]
+        assert drops == [2, 0]
     assert model.loss(batch).item() != loss.item()
 
 
@@ -251,6 +263,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_store_is_not_touched(
         ({"method": {}}, "has none, expected exactly one of none, pca"),
         ({"method": {"joint": {"step": 3}}}, "method.joint.step: unknown key; did you mean 'steps'"),
         ({"teachers": ["nobody"]}, "has no teacher 'nobody'"),
+        ({"teachers": ["big", "big"]}, "teachers: big is named twice"),
         ({"selection": "nosuch"}, "has no selection 'nosuch'"),
         ({"where": "site = 's9'"}, "0 rows to fit on"),
         ({"where": "sit = 's1'"}, "did you mean 'site'"),

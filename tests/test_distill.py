@@ -105,7 +105,7 @@ def test_loader_processes_do_not_change_the_result(training_scene: Path) -> None
         ),
         ({"preset": 3}, ConfigError, "preset: expected a name or a list of names"),
         ({"preset": "gone.yaml"}, ConfigError, r"cannot read .*gone\.yaml"),
-        ({"student": {"start_from": "nowhere"}}, UserError, "nowhere has no checkpoint yet"),
+        ({"student": {"start_from": "nowhere"}}, UserError, "nowhere is not a run folder"),
         ({"student": {"start_from": "a", "pretrained": "b"}}, ConfigError, "both name weights to begin with"),
         ({"monitor": {"patience": 3}}, ConfigError, "patience needs monitor.sets"),
         ({"student": {"model": "ViT-Z-99"}}, ConfigError, "'ViT-Z-99' is unknown to open_clip"),
@@ -203,7 +203,7 @@ def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(traini
     student = {"model": "tiny-student.json", "start_from": "runs/stage1"}
     second = load_run(write_run(training_scene, "stage2", preset="distil", student=student, optimiser={"lr": 1e-12}))
     assert set(quiet(second).losses) == {"task", "feature", "cross", "total"}
-    weights = [student_weights(read(best_or_last(config.out))[1]) for config in (first, second)]
+    weights = [student_weights(read(best_or_last(config.out))) for config in (first, second)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-6), name

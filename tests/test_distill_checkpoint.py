@@ -12,12 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
 from tiny_run import quiet, write_run
 
-from mmkd.base.errors import CorruptStoreError, StoreError, UserError
-from mmkd.distill.checkpoint import best_or_last, checkpoints, step_of
-from mmkd.distill.config import load_run
+from mmkd.base.errors import BusyStoreError, ConfigError, CorruptStoreError, StoreError, UserError
+from mmkd.distill.alignment.config import load_align
+from mmkd.distill.alignment.fit import align as fit_alignment
+from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of
+from mmkd.distill.config import StudentConfig, load_run
+from mmkd.distill.export import export
+from mmkd.distill.prepare import prepare
+from mmkd.distill.student import build_student
 from mmkd.distill.trainer import train
+from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
 
@@ -88,7 +97,6 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -
     config = load_run(write_run(training_scene, "kept", checkpoints={"every_steps": 2, "keep_last": 1}))
     quiet(config)
     assert [step_of(path) for path in checkpoints(config.out)] == [8]
-    (config.out / "best.json").write_text('{"step": 8}')
     assert step_of(best_or_last(config.out)) == 8
 
 
@@ -98,9 +106,6 @@ def test_a_checkpoint_of_another_run_is_refused(training_scene: Path) -> None:
         quiet(write_run(training_scene, "other", epochs=1, seed=5, optimiser={"lr": 2e-3}))
     assert "\n" not in str(caught.value)
     assert "(seed was 0, is 5; optimiser.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
-    (training_scene / "runs/other/run.json").unlink()
-    with pytest.raises(UserError, match=r"\(digest [0-9a-f]{16}, this one has [0-9a-f]{16}\)"):
-        quiet(write_run(training_scene, "other", epochs=1, seed=5))
 
 
 def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_path: Path) -> None:
@@ -163,3 +168,151 @@ def test_time_is_not_in_a_checkpoint(training_scene: Path, whole: bytes) -> None
     time.sleep(0.01)
     quiet(config)
     assert best_or_last(config.out).read_bytes() == whole
+
+
+JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 30}]}
+
+
+def test_a_kill_behind_a_checkpoint_leaves_it_the_best(training_scene: Path) -> None:
+    """What is said of a run has no file of its own that a kill could keep from being written."""
+    config = load_run(write_run(training_scene, "judged-best", monitor=JUDGED, checkpoints={"every_steps": 2}))
+    quiet(config)
+    best = best_or_last(config.out)
+    state = read(best)
+    assert state.progress.best_step == step_of(best) == state.progress.step
+    for path in checkpoints(config.out):
+        if step_of(path) > step_of(best):
+            path.unlink()
+    assert best_or_last(config.out) == best
+    assert {path.name for path in config.out.iterdir()} <= {"checkpoints", "run.json", "tokens.safetensors", "tokens"}
+
+
+def stopped_at_first_step(path: Path) -> None:
+    train(load_run(path), say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_first_weights_are_those_of_the_checkpoint(training_scene: Path, tmp_path: Path) -> None:
+    for name, seed in (("first-a", 1), ("first-b", 2)):
+        quiet(write_run(training_scene, name, epochs=1, seed=seed))
+    start = {"model": "tiny-student.json", "start_from": "runs/first-a"}
+    path = write_run(training_scene, "second", student=start)
+    stopped_at_first_step(path)
+    write_run(training_scene, "second", student=start | {"start_from": "runs/first-b"})
+    with pytest.raises(UserError, match=r"another configuration or store .*first_weights was .*, is .* at step 4"):
+        quiet(path)
+    # The folder may go: its weights are in the checkpoint.
+    write_run(training_scene, "second", student=start)
+    (training_scene / "runs/first-a").rename(tmp_path / "first-a")
+    assert quiet(path).resumed_at == 1
+    card = export(training_scene / "runs/second", tmp_path / "student") / "README.md"
+    assert "It began with first-a." in card.read_text()
+    with pytest.raises(UserError, match="first-a is not a run folder"):
+        quiet(write_run(training_scene, "third", student=start))
+
+
+def test_pretrained_is_relative_to_the_yaml_and_may_go(
+    training_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("features", "corpus"):
+        (tmp_path / name).symlink_to(training_scene / name)
+    shutil.copy(training_scene / "tiny-student.json", tmp_path)
+    clip = build_student(StudentConfig(model=str(tmp_path / "tiny-student.json")))
+    (tmp_path / "weights").mkdir()
+    for name in ("w.safetensors", "weights/w.safetensors"):
+        save_file({key: value + len(name) * 1e-3 for key, value in clip.state_dict().items()}, tmp_path / name)
+    monkeypatch.chdir(training_scene)
+    student = {"model": "tiny-student.json", "pretrained": "w.safetensors"}
+    path = write_run(tmp_path, "pre", student=student)
+    ready = prepare(load_run(path), World(torch.device("cpu")))
+    for name, value in ready.update.model.towers.student.state_dict().items():
+        assert torch.equal(value, clip.state_dict()[name] + 13e-3), name
+    stopped_at_first_step(path)
+    write_run(tmp_path, "pre", student=student | {"pretrained": "weights/w.safetensors"})
+    with pytest.raises(UserError, match="first_weights was"):
+        quiet(path)
+    (tmp_path / "w.safetensors").unlink()
+    write_run(tmp_path, "pre", student=student)
+    assert quiet(path).steps == 8
+    card = export(tmp_path / "runs/pre", tmp_path / "student") / "README.md"
+    assert "It began with w.safetensors." in card.read_text()
+    with pytest.raises(ConfigError, match=r"cannot read .*w\.safetensors: No such file"):
+        quiet(write_run(tmp_path, "pre2", student=student))
+
+
+def test_a_moved_project_goes_on_with_its_alignment(training_scene: Path, tmp_path: Path) -> None:
+    align = {"out": "phi.safetensors", "method": {"pca": {}}, "dim": 20}
+    for root in (training_scene, tmp_path):
+        (root / "align.yaml").write_text(yaml.safe_dump(align))
+    fit_alignment(FeatureStore.open(training_scene / "features"), load_align(training_scene / "align.yaml"))
+    heads = {"alignment": "phi.safetensors"}
+    stopped_at_first_step(write_run(training_scene, "aligned", heads=heads))
+    for name in ("features", "tiny-student.json", "phi.safetensors", "runs/aligned"):
+        copy = shutil.copytree if (training_scene / name).is_dir() else shutil.copy
+        copy(training_scene / name, tmp_path / name)
+    (tmp_path / "corpus").symlink_to(training_scene / "corpus")
+    assert quiet(write_run(tmp_path, "aligned", heads=heads)).resumed_at == 1
+    other = align | {"method": {"whitening": {}}}
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(other))
+    fit_alignment(FeatureStore.open(tmp_path / "features"), load_align(tmp_path / "align.yaml"))
+    with pytest.raises(UserError, match="alignment was"):
+        quiet(write_run(tmp_path, "aligned", heads=heads))
+
+
+def test_another_metric_or_other_rows_choose_a_best_of_their_own(training_scene: Path) -> None:
+    sets = [JUDGED["sets"][0], {"name": "s2", "where": {"site": "s2"}, "limit": 6}]  # type: ignore[index]
+    monitor = {"every_steps": 1, "sets": sets, "metric": "s2/recall@5"}
+    stopped_at_first_step(path := write_run(training_scene, "metrics", monitor=monitor))
+    out = load_run(path).out
+    assert read(checkpoints(out)[-1]).progress.judge.startswith("s2/recall@5 ")
+    for changes in ({"metric": "s1/recall@1"}, {"metric": "s1/recall@1", "sets": [sets[0] | {"limit": 10}]}):  # type: ignore[operator]
+        before = read(checkpoints(out)[-1]).progress
+        stopped_at_first_step(write_run(training_scene, "metrics", monitor=monitor | changes))
+        after = read(checkpoints(out)[-1]).progress
+        assert after.judge != before.judge
+        assert (after.step, after.best_step, after.worse) == (before.step + 1, before.step + 1, 0)
+        assert after.best_score == after.best_scores["s1/recall@1"]
+
+
+def test_a_run_that_patience_ended_takes_no_more_steps(training_scene: Path) -> None:
+    monitor = {"every_steps": 1, "patience": 2, "sets": JUDGED["sets"]}
+    path = write_run(training_scene, "ended", epochs=10, optimiser={"lr": 1e-9, "warmup_steps": 0}, monitor=monitor)
+    assert (quiet(path).steps, quiet(path).stopped) == (3, "patience")
+    saved = checkpoints(load_run(path).out)
+    again = quiet(path)
+    assert (again.resumed_at, again.steps, again.stopped) == (3, 3, "patience")
+    assert checkpoints(load_run(path).out) == saved
+
+
+def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
+    path = write_run(training_scene, "two-at-once", epochs=200, data={"workers": 2})
+    child = multiprocessing.get_context("fork").Process(target=quiet, args=(path,))
+    child.start()
+    while not (load_run(path).out / "run.json").exists():
+        time.sleep(0.05)
+    try:
+        with pytest.raises(BusyStoreError, match="two-at-once is being written by `mmkd distill`"):
+            quiet(path)
+    finally:
+        child.kill()
+        child.join()
+    # The loader's processes outlive a killed run for a moment, and do not hold its folder.
+    stopped_at_first_step(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"task": 0, "feature": 0, "cross": 0}}, "loss: every weight is 0"),
+        ({"policy": {"kind": "weighted", "weights": {"one": 0, "two": 0}}}, "policy.weights is 0 for every teacher"),
+        ({"data": {"workers": 0, "crop_scale": [1.0, 0.5]}}, r"crop_scale: is \[1.0, 0.5\], expected"),
+        ({"data": {"workers": 0, "crop_scale": [0.0, 0.5]}}, "crop_scale: is"),
+        ({"optimiser": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
+        ({"teachers": ["one", "one"]}, "teachers: one is named twice"),
+        ({"where": {"width": "40"}}, "column 'width' holds int32, '40' does not fit; expected a number without quotes"),
+        ({"where": {"site": 0}}, "column 'site' holds string, 0 does not fit; expected text, {site: '0'}"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(training_scene: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        prepare(load_run(write_run(training_scene, "cannot-work", **changes)), World(torch.device("cpu")))
+    assert "\n" not in str(caught.value)

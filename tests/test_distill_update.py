@@ -57,7 +57,7 @@ def moved(config: RunConfig) -> float:
     """How far a run's weights went from where they began."""
     began = {name: value.clone() for name, value in prepare(config, CPU).update.model.state_dict().items()}
     quiet(config)
-    ended = read(best_or_last(config.out))[1].part("model")
+    ended = read(best_or_last(config.out)).part("model")
     return max(float((ended[name] - value).abs().max()) for name, value in began.items())
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from mmkd.base.config import Frozen, OneOf, read_mapping, validated
+from mmkd.base.config import Frozen, OneOf, read_mapping, validated, without_repeats
 
 Centre = Literal["tower", "shared", "none"]
 """What is subtracted before a map: each tower's own mean (closes the gap between image and text), one mean of both, or
@@ -100,6 +100,11 @@ class AlignConfig(Frozen):
     unit_input: bool = True
     """Scale features to norm 1 first."""
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("teachers")
+    @classmethod
+    def _each_once(cls, teachers: tuple[str, ...]) -> tuple[str, ...]:
+        return without_repeats(teachers)
 
 
 def load_align(path: Path) -> AlignConfig:
