@@ -197,7 +197,7 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
         ("export run out", "torch", "distill"),
         ("evaluate run suite.yaml", "scipy", "evaluate"),
         ("store report store out.html", "PIL", "inspect"),
-        ("store verify nowhere --against-teacher plip", "torch", "extract"),
+        ("teachers compare nowhere plip", "torch", "extract"),
         ("demo", "torch", "demo"),
     ],
 )
