@@ -201,7 +201,7 @@ class DataConfig(Frozen):
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     """Processes of each rank that read and decode images; 0 to do it between the steps."""
 
     @field_validator("crop_scale")
@@ -225,8 +225,8 @@ class ComputeConfig(Frozen):
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of the towers."""
-    timeout_minutes: float = Field(default=10.0, gt=0)
-    """After which a rank that hears nothing from the others gives up."""
+    timeout_minutes: float = Field(default=10.0, gt=0, le=525_600)
+    """After which a rank that hears nothing from the others gives up; at most a year."""
 
 
 class CheckpointConfig(Frozen):
@@ -315,7 +315,7 @@ class RunConfig(Frozen):
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)
     """Pairs of one step, over all ranks."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     loss: LossConfig = LossConfig()
     policy: PolicyConfig = PolicyConfig()
     heads: HeadConfig = HeadConfig()

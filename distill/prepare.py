@@ -36,19 +36,17 @@ from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser, w
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
-    Tokenise,
     Towers,
     build_student,
     image_side,
     model_config,
-    plain_pixels,
     preprocessing,
     set_preprocessing,
     student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
-from mmkd.distill.validation_sets import HeldOutRows, held_out_rows
+from mmkd.distill.validation_sets import find_held_out, read_held_out
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -129,7 +127,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimiser, schedule.total_steps)
-    judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
+    judged = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
     student, preprocess = _build_student(config.student, state)
     share = config.batch_size // world.size
@@ -157,7 +155,15 @@ def prepare(config: RunConfig, world: World) -> Run:
         restore_optimiser(model, update.optimiser, state)
         if average is not None:
             average.load(state.part("average"))
-    monitor = _monitor(config, judged, world, average, towers, tokenise)
+    monitor = Monitor(
+        config=config.monitor,
+        sets=[read_held_out(rows, config.data, image_side(student), tokenise) for rows in judged],
+        towers=towers,
+        average=average,
+        batch_rows=piece,
+        workers=config.data.workers,
+        world=world,
+    )
     checkpointer = Checkpointer(
         config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
     )
@@ -257,25 +263,3 @@ def _freeze_unused(towers: Towers, device: torch.device) -> None:
     for parameter, gradient in zip(learned, found, strict=True):
         parameter.requires_grad_(gradient is not None)
     towers.train()
-
-
-def _monitor(
-    config: RunConfig,
-    judged: list[HeldOutRows],
-    world: World,
-    average: WeightAverage | None,
-    towers: Towers,
-    tokenise: Tokenise,
-) -> Monitor:
-    data, side = config.data, image_side(towers.student)
-    sets = [rows.ready(data, side, tokenise) for rows in judged]
-    rows = config.compute.micro_batch or config.batch_size // world.size
-    monitor = Monitor(config.monitor, sets, towers, average, plain_pixels(towers.student), rows, data.workers, world)
-    if config.monitor.metric and config.monitor.metric not in monitor.metrics:
-        raise ConfigError(
-            f"monitor.metric {config.monitor.metric!r} does not exist: "
-            f"the sets give {', '.join(monitor.metrics) or 'none'}"
-        )
-    if config.monitor.patience and not sets:
-        raise ConfigError("monitor.patience needs monitor.sets: name held-out rows to be judged on")
-    return monitor

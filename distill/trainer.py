@@ -82,11 +82,12 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
 
 @contextmanager
 def _only_run(config: RunConfig, world: World) -> Iterator[None]:
-    """Hold the run folder for this run; its first rank does for all."""
+    """Hold the run folder for this run, which the first rank does for all; none reads it before it is held."""
     if config.out.is_file() or (config.out / "zarr.json").is_file():
         what = "a file" if config.out.is_file() else "a store"
         raise UserError(f"out: {config.out} is {what}; name a folder of its own for the run")
     with only_writer(config.out, "mmkd distill") if world.first else nullcontext():
+        world.highest(0)
         yield
 
 

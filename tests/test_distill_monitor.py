@@ -64,8 +64,8 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
     assert again.monitor.scores() == report.scores
     assert set(report.scores) == {"held-out/recall@1", "held-out/recall@5"}
     held = again.monitor.sets[0]
-    assert set(held.pairs.rows.tolist()) < set(range(1, 300, 3))
-    assert len(set(held.pairs.rows.tolist())) == 40
+    assert set(held.rows.pairs.rows.tolist()) < set(range(1, 300, 3))
+    assert len(set(held.rows.pairs.rows.tolist())) == 40
     # By hand: open_clip's own evaluation transform and tower over the corpus' own files.
     from open_clip.transform import image_transform_v2
     from PIL import Image
@@ -74,14 +74,14 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
 
     student = again.update.model.towers.student.eval()
     transform = image_transform_v2(preprocessing(student), is_train=False)
-    rows = held.pairs.rows.tolist()
+    rows = held.rows.pairs.rows.tolist()
     with torch.no_grad():
         pixels = torch.stack([transform(Image.open(training_scene / f"corpus/images/{row}.png")) for row in rows])
         image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
-        texts = held.captions.tokens(held.pairs.caption)
+        texts = held.captions.tokens(held.rows.pairs.caption)
         text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
-    ranks = loop_ranks(image.numpy(), text.numpy(), held.pairs.caption)
-    ranks += loop_ranks(text.numpy(), image.numpy(), held.pairs.caption)
+    ranks = loop_ranks(image.numpy(), text.numpy(), held.rows.pairs.caption)
+    ranks += loop_ranks(text.numpy(), image.numpy(), held.rows.pairs.caption)
     for k in (1, 5):
         assert report.scores[f"held-out/recall@{k}"] == pytest.approx(np.mean([rank < k for rank in ranks]))
 
@@ -126,7 +126,7 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
     held, monitor = ready.monitor.sets[0], ready.monitor
     ready.update.model.towers.eval()
     with torch.no_grad():
-        images, prompts = monitor._images(held).numpy(), monitor._texts(held.prompts).numpy()  # type: ignore[arg-type]
+        images, prompts = monitor._encode_images(held).numpy(), monitor._encode_texts(held.prompts).numpy()  # type: ignore[arg-type]
     vectors = [prompts[i::2].mean(axis=0) for i in range(2)]
     vectors = [vector / np.linalg.norm(vector) for vector in vectors]
     right = [int(np.argmax([image @ vector for vector in vectors])) == i % 2 for i, image in enumerate(images)]

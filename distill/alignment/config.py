@@ -99,7 +99,7 @@ class AlignConfig(Frozen):
     """Held-out rows at most that the judge looks at: the gallery of its retrieval."""
     unit_input: bool = True
     """Scale features to norm 1 first."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("teachers")
     @classmethod
