@@ -269,6 +269,11 @@ class MonitorSet(Frozen):
             raise ValueError("`label` and `prompts` go together: give both for zero-shot, neither for retrieval")
         return self
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the set's scores, the main one first."""
+        return tuple(f"{self.name}/{score}" for score in (("bacc",) if self.label else ("recall@1", "recall@5")))
+
 
 class MonitorConfig(Frozen):
     """Validation during the run; decides which checkpoint is the best."""
@@ -281,11 +286,21 @@ class MonitorConfig(Frozen):
     """Validations without a better one after which the run ends."""
 
     @model_validator(mode="after")
-    def _sets_have_names_of_their_own(self) -> MonitorConfig:
+    def _sets_and_metric_fit(self) -> MonitorConfig:
         names = [entry.name for entry in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"sets: two sets have one name among {', '.join(names)}; rename one")
+        metrics = [metric for entry in self.sets for metric in entry.metrics]
+        if self.metric and self.metric not in metrics:
+            raise ValueError(f"metric {self.metric!r} does not exist: the sets give {', '.join(metrics) or 'none'}")
+        if self.patience and not metrics:
+            raise ValueError("patience needs monitor.sets: name held-out rows to be judged on")
         return self
+
+    @property
+    def chosen_metric(self) -> str:
+        """Score that chooses the best checkpoint; empty when nothing is judged."""
+        return self.metric or next((metric for entry in self.sets for metric in entry.metrics), "")
 
 
 class LoggingConfig(Frozen):

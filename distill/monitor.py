@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mmkd.base.errors import ConfigError
 from mmkd.distill.captions import Captions
 from mmkd.distill.config import MonitorConfig
 from mmkd.distill.images import image_batches
@@ -24,11 +23,7 @@ _QUERIES_AT_ONCE = 1024
 
 @dataclass(kw_only=True)
 class Monitor:
-    """All held-out sets of a run, and the weights that are judged.
-
-    Raises:
-        ConfigError: `monitor.metric` is not one of the sets', or `patience` has no set to judge by.
-    """
+    """All held-out sets of a run, and the weights that are judged."""
 
     config: MonitorConfig
     sets: list[HeldOut]
@@ -41,29 +36,19 @@ class Monitor:
     """Processes that read images."""
     world: World
 
-    def __post_init__(self) -> None:
-        metrics = [metric for held in self.sets for metric in held.metrics]
-        if self.config.metric and self.config.metric not in metrics:
-            raise ConfigError(
-                f"monitor.metric {self.config.metric!r} does not exist: the sets give {', '.join(metrics) or 'none'}"
-            )
-        if self.config.patience and not metrics:
-            raise ConfigError("monitor.patience needs monitor.sets: name held-out rows to be judged on")
-        self.metric = self.config.metric or next(iter(metrics), "")
-        """Score that chooses the best checkpoint; empty when nothing is judged."""
-
     @property
     def judge(self) -> str:
         """The metric that chooses the best checkpoint, and a digest of the rows that it looks at; may be empty."""
-        held = next((held for held in self.sets if self.metric in held.metrics), None)
-        return f"{self.metric} {held.rows.digest}" if held is not None else ""
+        metric = self.config.chosen_metric
+        digests = [held.rows.digest for held in self.sets if metric in held.rows.metrics]
+        return f"{metric} {digests[0]}" if digests else ""
 
     @torch.no_grad()
     def scores(self) -> dict[str, float]:
         """Return every metric of every set by `SET/METRIC`, in [0, 1], higher is better; the same on every rank."""
         found: dict[str, float] = {}
         training = self.towers.training
-        with _averaged(self.towers, self.average):
+        with _use_average(self.towers, self.average):
             self.world.share_buffers(self.towers)
             self.towers.eval()
             for held in self.sets:
@@ -77,14 +62,14 @@ class Monitor:
             groups = torch.from_numpy(held.rows.pairs.caption)
             texts = self._encode_texts(held.captions)[groups]
             ranks = torch.cat([positive_ranks(images, texts, groups), positive_ranks(texts, images, groups)])
-            return {name: (ranks < k).float().mean().item() for name, k in zip(held.metrics, (1, 5), strict=True)}
+            return {name: (ranks < k).float().mean().item() for name, k in zip(held.rows.metrics, (1, 5), strict=True)}
         prompts = self._encode_texts(held.prompts)
         classes = int(held.prompt_labels.max()) + 1
         sums = torch.zeros(classes, prompts.shape[1]).index_add_(0, held.prompt_labels, prompts)
         predicted = (images @ unit(sums).T).argmax(dim=1)
         present = [held.labels == label for label in torch.unique(held.labels)]
         recalls = [(predicted[mine] == held.labels[mine]).float().mean() for mine in present]
-        return {held.metrics[0]: torch.stack(recalls).mean().item()}
+        return {held.rows.metrics[0]: torch.stack(recalls).mean().item()}
 
     def _encode_images(self, held: HeldOut) -> torch.Tensor:
         """Return float32 (n, D) of unit norm, on the CPU; every rank encodes its share."""
@@ -121,7 +106,7 @@ def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.T
 
 
 @contextmanager
-def _averaged(towers: Towers, average: WeightAverage | None) -> Iterator[None]:
+def _use_average(towers: Towers, average: WeightAverage | None) -> Iterator[None]:
     """Give the towers their averaged weights inside the block."""
     if average is None:
         yield

@@ -64,11 +64,11 @@ class Run:
     checkpointer: Checkpointer
     progress: Progress
     judge_before: str = ""
-    """Of the run so far, when another metric or other rows choose the best from here on."""
+    """Judge of the run so far, when another metric or other rows choose the best from here on."""
 
     @property
     def schedule(self) -> Schedule:
-        """Steps of the run."""
+        """Steps of the whole run."""
         return self.batches.plan.schedule
 
     @property
@@ -78,18 +78,22 @@ class Run:
 
     @property
     def headline(self) -> str:
-        """One line: how much, of what, on what."""
+        """One line: pairs, teachers, student, steps and devices."""
         teachers, pairs = self.batches.teachers, self.batches.plan.pairs
         return (
             f"{counted(len(pairs.rows), 'pair')}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
-            + (f"; the best is chosen from here on: it was judged by {self.judge_before}" if self.judge_before else "")
+            + (
+                f"; the best checkpoint is chosen from here on, it was judged by {self.judge_before}"
+                if self.judge_before
+                else ""
+            )
         )
 
     def begin(self) -> None:
-        """Write what this run is, in the first rank, and clear away what killed ones left half written.
+        """Write the configuration, in the first rank, and delete files that killed runs left half written.
 
         Raises:
             StoreError: the disk is full or read-only.
@@ -111,18 +115,27 @@ class Run:
 
 
 def prepare(config: RunConfig, world: World) -> Run:
-    """Open the store, build the student, and go on where the run's last checkpoint is.
+    """Open the store, build the student, and load the run's last checkpoint where there is one.
 
     Raises:
         ConfigError, UserError, IncompleteStoreError: store and configuration do not fit each other.
         CorruptStoreError: a checkpoint is damaged.
     """
-    _check_shares(config, world)
+    share, left_over = divmod(config.batch_size, world.size)
+    if left_over:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
+            f"take {max(share, 1) * world.size}"
+        )
     store = FeatureStore.open(config.store)
     record = make_record(config, store, find_first_weights(config.student, config.out))
     state = load_last(config.out, record)
-    # Rows before the network and the tokens, which take long: a wrong column is answered at once.
-    teachers = _teachers(store, config)
+    # Rows before the network and the tokens, which take long: a wrong column is reported at once.
+    teachers = None
+    if config.loss.teacher_terms:
+        if not store.teachers:
+            raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
+        teachers = TeacherFeatures(store, config.teachers or tuple(store.teachers), config.selection)
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
@@ -130,13 +143,13 @@ def prepare(config: RunConfig, world: World) -> Run:
     judged = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
     student, preprocess = _build_student(config.student, state)
-    share = config.batch_size // world.size
     piece = min(config.compute.micro_batch or share, share)
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
     tokenise = student_tokenizer(config.student)
-    if teachers is not None and _on_the_device(teachers, config, world):
+    wish = config.data.features
+    if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
     captions = kept_tokens(config.out, pairs.captions, tokenise)
     if len(probed := captions.spread(16)):
@@ -174,33 +187,10 @@ def prepare(config: RunConfig, world: World) -> Run:
     return Run(config, world, batches, update, average, monitor, checkpointer, progress, judge_before)
 
 
-def _check_shares(config: RunConfig, world: World) -> None:
-    if config.batch_size % world.size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
-            f"take {config.batch_size // world.size * world.size or world.size}"
-        )
-
-
-def _teachers(store: FeatureStore, config: RunConfig) -> TeacherFeatures | None:
-    """The teachers' features in the store; None when no loss asks a teacher."""
-    if not config.loss.teacher_terms:
-        return None
-    slugs = config.teachers or tuple(store.teachers)
-    if not slugs:
-        raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
-    return TeacherFeatures(store, slugs, config.selection)
-
-
-def _on_the_device(teachers: TeacherFeatures, config: RunConfig, world: World) -> bool:
-    """Whether the configuration wants the features there."""
-    return config.data.features == "resident" or (config.data.features == "auto" and teachers.fits(world.device))
-
-
 def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with its first weights, and the preprocessing that goes with them.
+    """Build the network with its first weights, and the preprocessing that belongs to them.
 
-    A run that goes on has its weights in `state`: those that it began with are not looked for.
+    A run that goes on has its weights in `state`, and its first weights are not read.
 
     Raises:
         UserError: `start_from` has no checkpoint, or one of another network.
@@ -247,7 +237,7 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
 
 
 def _freeze_unused(towers: Towers, device: torch.device) -> None:
-    """Parameters that no feature depends on (a text tower's own pooler) need no gradient.
+    """Take the gradient from parameters that no feature depends on, such as a text tower's own pooler.
 
     DistributedDataParallel would wait for theirs without end.
     """

@@ -26,7 +26,8 @@ from mmkd.store import FeatureStore
 class HeldOutRows:
     """Rows of one monitor set, found before any network is built, so that mistakes in them show at once."""
 
-    name: str
+    metrics: tuple[str, ...]
+    """Names of its scores."""
     store: FeatureStore
     pairs: Pairs
     labels: list[str]
@@ -51,12 +52,6 @@ class HeldOut:
     labels: torch.Tensor
     prompts: Captions | None
     prompt_labels: torch.Tensor
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the set's metrics, the one that decides first."""
-        names = ["recall@1", "recall@5"] if self.prompts is None else ["bacc"]
-        return [f"{self.rows.name}/{name}" for name in names]
 
 
 def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenise: Tokenise) -> HeldOut:
@@ -119,7 +114,7 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
             raise UserError(f"{where}: no prompt for class {unknown[0]!r}; its prompts name {named}")
     content = json.dumps([table.to_pydict(), prompts.to_pydict() if prompts is not None else None])
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return HeldOutRows(entry.name, store, pairs, labels, prompts, digest)
+    return HeldOutRows(entry.metrics, store, pairs, labels, prompts, digest)
 
 
 def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:

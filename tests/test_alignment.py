@@ -18,7 +18,7 @@ from mmkd.distill.alignment import AlignmentCard, load
 from mmkd.distill.alignment.closed_form import hadamard
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, load_align
 from mmkd.distill.alignment.fit import METHODS, align
-from mmkd.distill.alignment.judge import effective_rank, neighbour_overlap, recall_at_1
+from mmkd.distill.alignment.judge import effective_rank, neighbor_overlap, recall_at_1
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
 from mmkd.distill.alignment.trained import MultiTeacherAutoencoder
 from mmkd.store import FeatureStore
@@ -67,9 +67,9 @@ def test_procrustes_recovers_the_hidden_space(planted: tuple[FeatureStore, np.nd
         error = np.linalg.norm(mapped[slug] - mapped["small"]) / np.linalg.norm(mapped["small"])
         assert error < 0.05
     # What is common is the hidden space up to one rotation: distances are those of the hidden rows.
-    centred = hidden - hidden.mean(axis=0)
+    centered = hidden - hidden.mean(axis=0)
     inner = mapped["wide"] @ mapped["wide"].T
-    assert np.linalg.norm(inner - centred @ centred.T) / np.linalg.norm(centred @ centred.T) < 0.05
+    assert np.linalg.norm(inner - centered @ centered.T) / np.linalg.norm(centered @ centered.T) < 0.05
     scores = alignment.card.scores
     assert scores["image_to_text"] > 0.95
     assert scores["image_to_image"] > 0.95
@@ -201,9 +201,9 @@ def test_the_judge_s_numbers() -> None:
     assert recall_at_1(unit, unit.roll(1, 0), numbers) == 0.0
     assert recall_at_1(unit, unit.roll(1, 0), np.zeros(60)) == 1.0
     rotation = torch.from_numpy(np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32))
-    assert neighbour_overlap(base, base @ rotation) == 1.0
+    assert neighbor_overlap(base, base @ rotation) == 1.0
     other = torch.from_numpy(rng.normal(size=(60, 6)).astype(np.float32))
-    assert neighbour_overlap(base, other) == pytest.approx(10 / 59, abs=0.06)
+    assert neighbor_overlap(base, other) == pytest.approx(10 / 59, abs=0.06)
     spread = torch.eye(4).repeat(2, 1) * torch.tensor([1.0] * 4 + [-1.0] * 4)[:, None]
     assert effective_rank(spread) == pytest.approx(4.0)
     assert effective_rank(spread * torch.tensor([1.0, 0, 0, 0])) == pytest.approx(1.0)
