@@ -3,7 +3,7 @@
     OUT/checkpoints/step-00000500.safetensors   tensors; in the header's metadata the run's record and progress as JSON
     OUT/run.json                                the configuration of the last call, for people: nothing reads it
 
-Tensors are named `model.NAME`, `average.NAME` and `optimiser.NAME.MOMENT`. Everything else that a run needs to go on is
+Tensors are named `model.NAME`, `average.NAME` and `optimizer.NAME.MOMENT`. Everything else that a run needs to go on is
 a function of the step: learning rate, order of samples, crops, dropout. The run's record and the choice of the best
 checkpoint are in the last checkpoint alone, so no kill leaves two files that disagree.
 """
@@ -75,7 +75,7 @@ class Checkpointer:
     def save(
         self,
         model: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
         progress: Progress,
     ) -> Path:
@@ -86,7 +86,7 @@ class Checkpointer:
         """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
-        tensors |= _moments(model, optimiser)
+        tensors |= _moments(model, optimizer)
         header = {"mmkd": json.dumps({"record": self.record.model_dump(mode="json"), "progress": vars(progress)})}
         path = self.out / FOLDER / f"step-{progress.step:08d}.safetensors"
         temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
@@ -223,11 +223,11 @@ def student_weights(state: State) -> dict[str, torch.Tensor]:
     return state.part(prefix)
 
 
-def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Give every parameter its moments back."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.part("optimiser").items():
+    for name, tensor in state.part("optimizer").items():
         parameter, _, moment = name.rpartition(".")
         moments.setdefault(parameter, {})[moment] = tensor
     # The fused optimizer wants moments to lie in memory as their parameter does (channels last).
@@ -235,17 +235,17 @@ def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, 
         for moment, tensor in moments.get(name, {}).items():
             if tensor.shape == owner.shape:
                 moments[name][moment] = torch.empty_like(owner).copy_(tensor)
-    members = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    saved: dict[str, Any] = optimiser.state_dict()
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved: dict[str, Any] = optimizer.state_dict()
     saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}
-    optimiser.load_state_dict(saved)
+    optimizer.load_state_dict(saved)
 
 
-def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"optimiser.{names[parameter]}.{moment}": value
-        for parameter, moments in optimiser.state.items()
+        f"optimizer.{names[parameter]}.{moment}": value
+        for parameter, moments in optimizer.state.items()
         for moment, value in moments.items()
     }
 

@@ -91,7 +91,7 @@ class PartRates(Frozen):
     """All that is learned beside the student."""
 
 
-class OptimiserConfig(Frozen):
+class OptimizerConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
     lr: float = Field(default=5e-4, gt=0)
@@ -334,7 +334,7 @@ class RunConfig(Frozen):
     loss: LossConfig = LossConfig()
     policy: PolicyConfig = PolicyConfig()
     heads: HeadConfig = HeadConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     compute: ComputeConfig = ComputeConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()

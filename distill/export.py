@@ -110,7 +110,7 @@ def model_card(facts: dict[str, Any], record: RunRecord) -> str:
     """README.md of the folder, Markdown."""
     config, source = record.config, record.source
     chosen = f", selection `{config['selection']}` (digest {source.selection[:16]})" if source.selection else ""
-    decay = config["optimiser"]["average"]
+    decay = config["optimizer"]["average"]
     average = f", weights averaged with decay {decay}" if decay else ""
     return f"""---
 library_name: open_clip

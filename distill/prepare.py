@@ -26,13 +26,13 @@ from mmkd.distill.checkpoint import (
     find_first_weights,
     load_last,
     read,
-    restore_optimiser,
+    restore_optimizer,
     student_weights,
 )
 from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
-from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser, warmup_steps
+from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
@@ -111,7 +111,7 @@ class Run:
             StoreError: the disk is full or read-only.
         """
         if self.world.first:
-            self.checkpointer.save(self.update.model, self.update.optimiser, self.average, progress)
+            self.checkpointer.save(self.update.model, self.update.optimizer, self.average, progress)
 
 
 def prepare(config: RunConfig, world: World) -> Run:
@@ -139,7 +139,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
-    warmup_steps(config.optimiser, schedule.total_steps)
+    warmup_steps(config.optimizer, schedule.total_steps)
     judged = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
     student, preprocess = _build_student(config.student, state)
@@ -161,11 +161,11 @@ def prepare(config: RunConfig, world: World) -> Run:
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
     model = Model(towers, objective.to(world.device))
-    average = WeightAverage(towers, config.optimiser.average) if config.optimiser.average else None
+    average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
     update = _updater(config, model, world)
     if state is not None:
         model.load_state_dict(state.part("model"))
-        restore_optimiser(model, update.optimiser, state)
+        restore_optimizer(model, update.optimizer, state)
         if average is not None:
             average.load(state.part("average"))
     monitor = Monitor(
@@ -227,8 +227,8 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
     return Updater(
         model=model,
         called=called,
-        optimiser=make_optimiser(model, config.optimiser),
-        clip_norm=config.optimiser.clip_norm,
+        optimizer=make_optimizer(model, config.optimizer),
+        clip_norm=config.optimizer.clip_norm,
         world=world,
         dtype=torch.bfloat16 if half else torch.float32,
         micro_batch=compute.micro_batch,

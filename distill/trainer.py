@@ -93,7 +93,7 @@ def _only_run(config: RunConfig, world: World) -> Iterator[None]:
 
 def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
-    warmup = warmup_steps(config.optimiser, total)
+    warmup = warmup_steps(config.optimizer, total)
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
@@ -103,8 +103,8 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
         while progress.step < total and not stopped:
             with clock.waiting():
                 batch = next(batches)
-            lr = config.optimiser.lr * lr_factor(batch.step, warmup, total)
-            set_learning_rate(run.update.optimiser, lr)
+            lr = config.optimizer.lr * lr_factor(batch.step, warmup, total)
+            set_learning_rate(run.update.optimizer, lr)
             outcome = run.update(batch)
             guard.watch(batch, outcome)
             if run.average is not None:
@@ -184,7 +184,7 @@ class FiniteGuard:
         raise UserError(
             f"loss is {outcome.total.item()}, gradient norm {outcome.norm.item()} at step {batch.step} (epoch "
             f"{batch.epoch}), rows {', '.join(map(str, rows[:5]))}, ... (all in {self.run.config.out / BAD_BATCH}); "
-            "lower optimiser.lr, or look at these rows; nothing was saved since the last checkpoint"
+            "lower optimizer.lr, or look at these rows; nothing was saved since the last checkpoint"
         )
 
 

@@ -31,7 +31,7 @@ from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
 JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 30}]}
-WHOLE: dict[str, Any] = {"monitor": JUDGED, "optimiser": {"lr": 1e-3, "warmup": 0.25, "average": 0.9}}
+WHOLE: dict[str, Any] = {"monitor": JUDGED, "optimizer": {"lr": 1e-3, "warmup": 0.25, "average": 0.9}}
 
 
 def result(out: Path) -> list[bytes]:
@@ -113,9 +113,9 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -
 def test_a_checkpoint_of_another_run_is_refused(training_scene: Path) -> None:
     quiet(write_run(training_scene, "other", epochs=1))
     with pytest.raises(UserError, match="another configuration or store") as caught:
-        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimiser={"lr": 2e-3}))
+        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimizer={"lr": 2e-3}))
     assert "\n" not in str(caught.value)
-    assert "(seed was 0, is 5; optimiser.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
+    assert "(seed was 0, is 5; optimizer.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
 
 
 def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_there(training_scene
 
 
 def test_a_loss_that_is_not_a_number_names_its_batch(training_scene: Path) -> None:
-    config = load_run(write_run(training_scene, "nan", optimiser={"lr": 1e30, "warmup_steps": 0}))
-    with pytest.raises(UserError, match=r"at step 1 \(epoch 0\), rows \d+, .*lower optimiser\.lr") as caught:
+    config = load_run(write_run(training_scene, "nan", optimizer={"lr": 1e30, "warmup_steps": 0}))
+    with pytest.raises(UserError, match=r"at step 1 \(epoch 0\), rows \d+, .*lower optimizer\.lr") as caught:
         quiet(config)
     assert "\n" not in str(caught.value)
     note = json.loads((config.out / "bad-batch.json").read_text())
@@ -282,7 +282,7 @@ def test_another_metric_or_other_rows_choose_a_best_of_their_own(training_scene:
 
 def test_a_run_that_patience_ended_takes_no_more_steps(training_scene: Path) -> None:
     monitor = {"every_steps": 1, "patience": 2, "sets": JUDGED["sets"]}
-    path = write_run(training_scene, "ended", epochs=10, optimiser={"lr": 1e-9, "warmup_steps": 0}, monitor=monitor)
+    path = write_run(training_scene, "ended", epochs=10, optimizer={"lr": 1e-9, "warmup_steps": 0}, monitor=monitor)
     assert (quiet(path).steps, quiet(path).stopped) == (3, "patience")
     saved = checkpoints(load_run(path).out)
     again = quiet(path)
@@ -313,7 +313,7 @@ def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
         ({"policy": {"kind": "weighted", "weights": {"one": 0, "two": 0}}}, "policy.weights is 0 for every teacher"),
         ({"data": {"workers": 0, "crop_scale": [1.0, 0.5]}}, r"crop_scale: is \[1.0, 0.5\], expected"),
         ({"data": {"workers": 0, "crop_scale": [0.0, 0.5]}}, "crop_scale: is"),
-        ({"optimiser": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
+        ({"optimizer": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
         ({"teachers": ["one", "one"]}, "teachers: one is named twice"),
         ({"where": {"width": "40"}}, "column 'width' holds int32, '40' does not fit; expected a number without quotes"),
         ({"where": {"site": 0}}, "column 'site' holds string, 0 does not fit; expected text, {site: '0'}"),

@@ -84,8 +84,8 @@ def test_a_hostile_value_is_taken_as_it_is_or_refused_in_one_line(
     ("changes", "message"),
     [
         ({"epochs": True}, "epochs: is true, expected a number"),
-        ({"optimiser": {"lr": math.inf}}, "optimiser.lr: Input should be a finite number"),
-        ({"optimiser": {"betas": [False, 0.9]}}, "optimiser.betas: is false, expected a number"),
+        ({"optimizer": {"lr": math.inf}}, "optimizer.lr: Input should be a finite number"),
+        ({"optimizer": {"betas": [False, 0.9]}}, "optimizer.betas: is false, expected a number"),
         ({"loss": {"task": math.nan}}, "loss.task: Input should be a finite number"),
         ({"policy": {"weights": {"one": True}}}, "policy.weights: is true, expected a number"),
         ({"student": {"model": "x", "lock": {"image": True}}}, "student.lock.image: is true, expected a number"),

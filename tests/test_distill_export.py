@@ -36,7 +36,7 @@ def finished(training_scene: Path) -> RunConfig:
     select(FeatureStore.open(training_scene / "features"), "agreed", rule)
     monitor = {"sets": [{"name": "held-out", "where": {"site": "s1"}}], "every_steps": 4}
     averaged = {"average": 0.5}
-    config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimiser=averaged))
+    config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimizer=averaged))
     quiet(config)
     return config
 
@@ -102,7 +102,7 @@ def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder:
     assert "weights averaged with decay 0.5" in card
     assert "rows used: {'site': 's0'}" in card
     assert facts["config"] == state.record.config
-    assert (facts["config"]["seed"], facts["config"]["optimiser"]["average"]) == (finished.seed, 0.5)
+    assert (facts["config"]["seed"], facts["config"]["optimizer"]["average"]) == (finished.seed, 0.5)
 
 
 def test_nothing_but_the_checkpoints_is_needed_and_no_path_is_said(

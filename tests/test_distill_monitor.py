@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(training_scene: P
     # A learning rate of nearly nothing: the first validation is the best, the next two are no better.
     changes = {"sets": [HELD_OUT], "every_steps": 2, "patience": 2}
     config = load_run(
-        write_run(training_scene, "patient", monitor=changes, optimiser={"lr": 1e-30}, checkpoints={"keep_last": 1})
+        write_run(training_scene, "patient", monitor=changes, optimizer={"lr": 1e-30}, checkpoints={"keep_last": 1})
     )
     done = CliRunner().invoke(distill, [str(training_scene / "patient.yaml")], catch_exceptions=False)
     assert "stopped by patience: nothing better since step 2" in done.stdout
@@ -198,7 +198,7 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * layer.weight.detach()
     assert torch.allclose(average.values["weight"], expected)
-    config = load_run(write_run(training_scene, "averaged", epochs=1, optimiser={"average": 0.9}))
+    config = load_run(write_run(training_scene, "averaged", epochs=1, optimizer={"average": 0.9}))
     quiet(config)
     state = read(best_or_last(config.out))
     own, averaged = state.part("model.towers.student"), student_weights(state)
@@ -209,7 +209,7 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
 def test_tensorboard_holds_every_step_once_after_a_resume(training_scene: Path) -> None:
     logging = {"tensorboard": True, "every_steps": 1}
     monitor = {"sets": [HELD_OUT], "every_steps": 2}
-    changes = {"epochs": 1, "optimiser": {"warmup": 0.5}}
+    changes = {"epochs": 1, "optimizer": {"warmup": 0.5}}
     quiet(write_run(training_scene, "logged", **changes, logging=logging, monitor=monitor))
     events = EventAccumulator(str(training_scene / "runs/logged/tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {

@@ -30,10 +30,10 @@ from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.batches import share
 from mmkd.distill.captions import tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
-from mmkd.distill.config import LossConfig, OptimiserConfig, PolicyConfig, RunConfig, load_run
+from mmkd.distill.config import LossConfig, OptimizerConfig, PolicyConfig, RunConfig, load_run
 from mmkd.distill.heads import Heads
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.optimizer import learning_rate_shares, make_optimiser
+from mmkd.distill.optimizer import learning_rate_shares, make_optimizer
 from mmkd.distill.policies import Policy
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers
@@ -101,8 +101,8 @@ def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
 
 def gradients(model: Model, batch: Batch, micro: int | None) -> dict[str, torch.Tensor]:
     """Of one update with a learning rate of zero."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
-    update = Updater(model, model.towers, optimiser, 1e9, World(torch.device("cpu")), torch.float32, micro, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    update = Updater(model, model.towers, optimizer, 1e9, World(torch.device("cpu")), torch.float32, micro, seed=0)
     outcome = update(batch)
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return found | {f"term {name}": term for name, term in outcome.terms.items()}
@@ -133,21 +133,21 @@ def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
 
 def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     model, _ = parts()
-    config = OptimiserConfig(weight_decay=0.2, layer_decay=0.5)
-    shares = learning_rate_shares(model, OptimiserConfig(layer_decay=0.5))
+    config = OptimizerConfig(weight_decay=0.2, layer_decay=0.5)
+    shares = learning_rate_shares(model, OptimizerConfig(layer_decay=0.5))
     student = "towers.student."
     for name in (f"{student}visual.proj", "objective.heads.maps.0.weight", f"{student}logit_scale"):
         assert shares[name] == 1
     assert shares[f"{student}visual.transformer.resblocks.0.ln_1.weight"] == 0.5
     assert shares[f"{student}transformer.resblocks.0.mlp.c_fc.weight"] == 0.5
     assert shares[f"{student}visual.conv1.weight"] == shares[f"{student}token_embedding.weight"] == 0.25
-    optimiser = make_optimiser(model, config)
+    optimizer = make_optimizer(model, config)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             free = parameter.ndim < 2 or names[parameter].endswith(("positional_embedding", "class_embedding"))
             assert group["weight_decay"] == (0.0 if free else 0.2), names[parameter]
-    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
 def under_torchrun(*arguments: str) -> list[str]:
@@ -185,7 +185,7 @@ def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
         assert torch.allclose(value, b.tensors[name], rtol=1e-4, atol=2e-6), name
 
 
-GENTLE = {"epochs": 1, "optimiser": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
+GENTLE = {"epochs": 1, "optimizer": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -253,7 +253,7 @@ def test_a_piece_of_one_row_under_batch_norm_is_refused(training_scene: Path) ->
 
 
 def test_a_loss_that_is_not_a_number_names_the_rows_of_all_ranks(training_scene: Path) -> None:
-    path = write_run(training_scene, "nan-ranks", optimiser={"lr": 1e30, "warmup_steps": 0})
+    path = write_run(training_scene, "nan-ranks", optimizer={"lr": 1e30, "warmup_steps": 0})
     children = forked_ranks(2, quiet, path)
     for child in children:
         child.join()

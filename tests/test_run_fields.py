@@ -16,9 +16,9 @@ from tiny_run import write_run
 
 from mmkd.base.errors import UserError
 from mmkd.distill import image_source, trainer
-from mmkd.distill.config import DataConfig, OptimiserConfig, load_run
+from mmkd.distill.config import DataConfig, OptimizerConfig, load_run
 from mmkd.distill.images import StoredImages
-from mmkd.distill.optimizer import make_optimiser
+from mmkd.distill.optimizer import make_optimizer
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import World, started_world
 
@@ -27,7 +27,7 @@ CPU = World(torch.device("cpu"))
 
 def test_betas_are_adamws() -> None:
     model = torch.nn.Linear(2, 2)
-    groups = make_optimiser(model, OptimiserConfig(betas=(0.5, 0.7))).param_groups
+    groups = make_optimizer(model, OptimizerConfig(betas=(0.5, 0.7))).param_groups
     assert {group["betas"] for group in groups} == {(0.5, 0.7)}
 
 

@@ -63,13 +63,13 @@ def train(
     """
     device = next(model.parameters()).device
     steps = settings.steps
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    decay = LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    decay = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     for step, batch in enumerate(tqdm(batches(rows, settings, seed, device), total=steps, unit="step", disable=None)):
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         decay.step()
         # Reading the loss waits for the device: not in every step.
         if (step % 50 == 0 or step + 1 == steps) and not math.isfinite(loss.item()):
