@@ -298,3 +298,27 @@ def test_the_command(planted: tuple[FeatureStore, np.ndarray], tmp_path: Path) -
     assert AlignmentCard.model_validate_json(told.output) == load(tmp_path / "p.safetensors").card
     done = CliRunner().invoke(align_command, [str(planted[0].root), str(tmp_path / "nowhere.yaml")])
     assert isinstance(done.exception, MmkdError)
+
+
+def test_full_whitening_scales_no_direction_below_the_floor(
+    planted: tuple[FeatureStore, np.ndarray], tmp_path: Path
+) -> None:
+    store, _ = planted
+    spreads = []
+    for floor in (1e-4, 0.9):
+        settings = {"kind": "full", "floor": floor}
+        alignment = fitted(store, tmp_path, "whitening", settings=settings)
+        values = torch.from_numpy(store.image("small")[:].astype("float32"))
+        variance = alignment("small", "image", values).var(dim=0)
+        spreads.append(float(variance.max() / variance.min()))
+    assert spreads[0] < 2  # equal in every direction, up to what the text adds
+    assert spreads[1] > 5  # all directions but the first keep their differences
+
+
+def test_an_alignment_is_judged_on_as_many_rows_as_are_set(
+    planted: tuple[FeatureStore, np.ndarray], tmp_path: Path
+) -> None:
+    store, _ = planted
+    whole = fitted(store, tmp_path, "pca").card.scores["rows"]
+    assert whole > 30
+    assert fitted(store, tmp_path, "pca", judge_rows=30).card.scores["rows"] == 30

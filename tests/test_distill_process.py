@@ -10,8 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from forked import forked_command
-from test_distill_ranks import launched
+from forked import forked_command, launched
 from tiny_run import write_run
 
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of

@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -18,26 +16,23 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from forked import forked_ranks, peaceful
+from forked import forked_ranks, launched, peaceful, ranks_of, under_torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.model import set_model_preprocess_cfg
+from tiny_model import objective, parts
 from tiny_run import quiet, write_run
 from tiny_teachers import TINY
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.batch import Batch
 from mmkd.distill.batches import share
 from mmkd.distill.captions import tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
-from mmkd.distill.config import LossConfig, OptimizerConfig, PolicyConfig, RunConfig, load_run
-from mmkd.distill.heads import Heads
-from mmkd.distill.objective import Objective, TeacherSide
+from mmkd.distill.config import OptimizerConfig, RunConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, make_optimizer
-from mmkd.distill.policies import Policy
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers
-from mmkd.distill.targets import Preparation
 from mmkd.distill.train_step import Model, Updater
 from mmkd.distill.trainer import train
 from mmkd.distill.world import World
@@ -66,37 +61,6 @@ def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None
     for row, columns in zip(captions.tokens(numbers), captions.columns(numbers), strict=True):
         assert columns in (8, 16)
         assert (row[columns:] == captions.pad).all()
-
-
-def objective() -> Objective:
-    """The default terms for a student 24 wide and teachers 6 and 8 wide."""
-    slugs = ("a", "b")
-    heads = Heads("linear", 24, slugs, [6, 8])
-    side = TeacherSide(heads, Preparation(slugs, None, to_unit=True), Policy(PolicyConfig(), seed=0), [10.0, 10.0])
-    return Objective(LossConfig(), side)
-
-
-def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
-    """A tiny model with two teachers, and a batch in which the second teacher lacks rows."""
-    torch.manual_seed(seed)
-    clip = open_clip.CLIP(**TINY | {"text_cfg": TINY["text_cfg"] | {"width": 16}})
-    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
-    model = Model(Towers(clip), objective())
-    targets = tuple(
-        TeacherTargets(torch.randn(rows, e), torch.randn(rows, e), torch.rand(rows) < p) for e, p in ((6, 2), (8, 0.6))
-    )
-    batch = Batch(
-        step=0,
-        epoch=0,
-        rows=np.arange(rows),
-        positions=torch.arange(rows),
-        images=torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8),
-        tokens=torch.randint(1, 49408, (rows, 16)),
-        columns=(16,) * rows,
-        groups=torch.arange(rows) % 9,
-        targets=targets,
-    )
-    return model, batch
 
 
 def gradients(model: Model, batch: Batch, micro: int | None) -> dict[str, torch.Tensor]:
@@ -148,32 +112,6 @@ def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
             free = parameter.ndim < 2 or names[parameter].endswith(("positional_embedding", "class_embedding"))
             assert group["weight_decay"] == (0.0 if free else 0.2), names[parameter]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-
-
-def under_torchrun(*arguments: str) -> list[str]:
-    """A command line of `mmkd` for two ranks, as the documentation has it."""
-    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*launcher, "--no-python", str(Path(sys.executable).parent / "mmkd"), *arguments]
-
-
-def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
-    """Process ids of a launcher's ranks."""
-    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
-
-
-@contextmanager
-def launched(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run under torchrun, which says all it says in `log`. Nothing of it outlives the test, also one that fails:
-    ranks have sessions of their own, and would train on."""
-    with log.open("w") as file:
-        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=file, stderr=file)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            for pid in [*ranks_of(process), process.pid]:
-                os.kill(pid, signal.SIGKILL)
-            process.wait()
 
 
 def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:

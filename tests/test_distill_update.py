@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_distill_ranks import parts
+from tiny_model import parts
 from tiny_run import quiet, write_run
 
 from mmkd.distill.batch import Batch
