@@ -118,7 +118,7 @@ class BankConfig(Frozen):
 
     size: int = Field(default=0, ge=0)
     """Rows; the whole data set when it has fewer. Memory: 8 bytes for each row and unit of teacher width."""
-    refresh: int = Field(default=256, ge=0)
+    refresh: int = Field(default=256, ge=0, lt=2**31)
     """Rows that are replaced each step, in an order of their own, so that all rows come round."""
 
 

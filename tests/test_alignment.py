@@ -131,7 +131,7 @@ def test_hadamard_matrices(order: int) -> None:
     matrix = hadamard(order)
     assert torch.equal(matrix.abs(), torch.ones(order, order, dtype=torch.float64))
     assert torch.equal(matrix @ matrix.T, order * torch.eye(order, dtype=torch.float64))
-    with pytest.raises(ConfigError, match="none here of order 28"):
+    with pytest.raises(ConfigError, match="none of order 28 is known"):
         hadamard(28)
 
 
@@ -268,7 +268,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_store_is_not_touched(
         ({"where": "site = 's9'"}, "0 rows to fit on"),
         ({"where": "sit = 's1'"}, "did you mean 'site'"),
         ({"method": {"procrustes": {"reference": "x"}}}, "reference is 'x', the teachers are big, small, wide"),
-        ({"method": {"whitening": {}}, "dim": 28}, "none here of order 28"),
+        ({"method": {"whitening": {}}, "dim": 28}, "none of order 28 is known"),
         ({"held_out": 0.001}, "rows to judge by"),
         ({"out": "a.pt"}, r"expected a name that ends with \.safetensors"),
         ({"method": {"autoencoder": {"lr": 1e30, "steps": 3, "hidden": 4, "batch_size": 32}}}, "lower method lr"),

@@ -199,6 +199,19 @@ def test_a_graph_that_differs_from_the_student_is_deleted(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["image.pt"]
 
 
+def test_an_export_that_fails_leaves_nothing(
+    finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("another feature")
+
+    monkeypatch.setattr("mmkd.distill.export.write_graphs", fail)
+    (tmp_path / "s").mkdir()
+    with pytest.raises(UserError, match="another feature"):
+        export(finished.out, tmp_path / "s", ["torchscript"])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "s"]
+
+
 def test_onnx_without_its_packages_is_one_line(
     finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
