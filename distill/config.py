@@ -308,7 +308,7 @@ class LoggingConfig(Frozen):
 
     every_steps: int = Field(default=10, gt=0)
     tensorboard: bool = True
-    wandb: str | None = None
+    wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases."""
 
 

@@ -239,6 +239,18 @@ def test_wandb_that_is_not_installed_is_said(training_scene: Path, monkeypatch: 
         quiet(write_run(training_scene, "no-wandb", logging={"wandb": "mine"}))
 
 
+def test_wandb_without_a_login_is_one_line(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"logging.wandb: No API key .*; run `wandb login`, set") as caught:
+        quiet(write_run(training_scene, "no-login", logging={"wandb": "mine"}))
+    assert "\n" not in str(caught.value)
+
+
 def log_records(path: Path) -> Iterator[bytes]:
     """Records of a W&B file: LevelDB's log format (blocks of 32 KiB; CRC, length, and type of each piece) behind
     a header of seven bytes."""
