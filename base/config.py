@@ -1,14 +1,23 @@
-"""YAML into frozen pydantic models, with complaints that fit on one line."""
+"""YAML into frozen pydantic models with one-line errors, and `${name}` roots in descriptions of evaluation sets.
+
+Roots keep a user's folders apart from what a description says. They are read from the YAML file that `$MMKD_ROOTS`
+names, or from `roots.yaml` in the working folder; paths are relative to that file:
+
+    data: /mnt/datasets
+    stores: ../stores
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mmkd.base.errors import ConfigError
 
@@ -16,7 +25,45 @@ from mmkd.base.errors import ConfigError
 class Frozen(BaseModel):
     """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _means_what_it_says(cls, value: object, field: ValidationInfo) -> object:
+        """Refuse `true` and `yes` for a number, which pydantic reads as 1, and an empty path, which it reads as `.`."""
+        kinds = set(_leaf_types(cls.model_fields[str(field.field_name)].annotation))
+        values = list(_leaf_values(value))
+        wrong = [one for one in values if isinstance(one, bool)]
+        if wrong and kinds & {int, float} and kinds <= {int, float, str, type(None)}:
+            raise ValueError(f"is {str(wrong[0]).lower()}, expected a number")
+        if Path in kinds and "" in values:
+            raise ValueError("is empty, expected a path")
+        control = [text for text in values if isinstance(text, str) and min(text, default="x") < " "]
+        if control and (Path in kinds or any("\0" in text for text in control)):
+            raise ValueError(f"is {control[0]!r}, expected text without control characters")
+        return value
+
+
+def _leaf_types(annotation: object) -> Iterator[object]:
+    """Yield the types within an annotation, those of the values of a `Literal` too."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, inner)
+    elif get_origin(annotation) is Annotated:
+        yield from _leaf_types(inner[0])
+    elif inner:
+        for part in inner:
+            yield from _leaf_types(part)
+    elif annotation is not Ellipsis:
+        yield annotation
+
+
+def _leaf_values(value: object) -> Iterator[object]:
+    if isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaf_values(part)
+    else:
+        yield value
 
 
 class OneOf(Frozen):
@@ -41,10 +88,45 @@ class OneOf(Frozen):
         return getattr(self, self.kind)
 
 
+def without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names as they are.
+
+    Raises:
+        ValueError: one of them stands twice.
+    """
+    repeated = [name for number, name in enumerate(names) if name in names[:number]]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is named twice; name each once")
+    return names
+
+
 Model = TypeVar("Model", bound=BaseModel)
+
+VARIABLE = "MMKD_ROOTS"
+FILE = "roots.yaml"
+SUITES = Path(__file__).resolve().parents[1] / "suites"
+"""Folder of the suites that come with mmkd."""
+
+_NAMED = re.compile(r"\$\{([^}]*)\}")
 
 NAMING_KEYS = ("name", "dataset", "slug")
 """Keys that name an entry of a list: a complaint says `datasets.lung`, not `datasets.3`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.1 without octal and base-60 numbers: `012` and `12:30` are text, as in YAML 1.2."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[+-]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[+-]?(((0|[1-9][0-9_]*)\.[0-9_]*|\.[0-9][0-9_]*)([eE][+-][0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -54,7 +136,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, is not YAML, or is something else than a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}; name a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -116,3 +198,46 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
+
+
+def user_roots() -> dict[str, str]:
+    """Name to absolute folder or URL, `suites` among them; only that where there is no roots file.
+
+    Raises:
+        ConfigError: `$MMKD_ROOTS` names no such file, or a root is not text.
+    """
+    roots = {"suites": str(SUITES)}
+    named = os.environ.get(VARIABLE)
+    path = Path(named or FILE).expanduser()
+    if not named and not path.is_file():
+        return roots
+    for name, value in read_mapping(path).items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{path}: {name} is {value!r}, expected a folder or URL")
+        local = "://" not in value
+        roots[str(name)] = str((path.parent / Path(value).expanduser()).resolve()) if local else value
+    return roots
+
+
+def filled(content: Any, roots: dict[str, str], where: Path | str) -> Any:
+    """`content`, parsed YAML, with every `${name}` in its texts replaced.
+
+    Raises:
+        ConfigError: a name that is not among the roots.
+    """
+    if isinstance(content, dict):
+        return {key: filled(value, roots, where) for key, value in content.items()}
+    if isinstance(content, list):
+        return [filled(value, roots, where) for value in content]
+    if not isinstance(content, str):
+        return content
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[1] not in roots:
+            raise ConfigError(
+                f"{where}: ${{{match[1]}}} has no value; write `{match[1]}: FOLDER` into {FILE} in the working folder, "
+                f"or into the file that ${VARIABLE} names (it has {', '.join(sorted(roots))})"
+            )
+        return roots[match[1]]
+
+    return _NAMED.sub(value_of, content)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from mmkd.base.errors import BusyStoreError, UnreachableError
 from mmkd.base.files import disk_errors
@@ -51,6 +52,19 @@ def only_writer(root: StorePath, what: str) -> Iterator[None]:
         yield
 
 
+def lock_until_closed(file: IO[bytes]) -> None:
+    """Wait until no other process has this open file locked, then lock it; closing the file ends that."""
+    if os.name == "nt":  # nothing is locked
+        return
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
 def _busy(root: StorePath, data: bytes) -> BusyStoreError:
     try:
         note = json.loads(data)
@@ -67,6 +81,7 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
         return
     path, made = root / LOCK_FILE, not root.exists()
     fd = _acquired(path)
+    _held.add(fd)
     try:
         with disk_errors(path):
             os.ftruncate(fd, 0)
@@ -79,7 +94,9 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
                 if made:
                     root.rmdir()  # nothing came of it; a folder with a store in it stays
     finally:
-        os.close(fd)
+        if fd in _held:
+            _held.remove(fd)
+            os.close(fd)
 
 
 def _acquired(path: Path) -> int:
@@ -105,6 +122,20 @@ def _opened(path: Path) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+_held: set[int] = set()
+"""Descriptors of locks. A child that is forked closes its copies: it would hold the lock after a killed parent."""
+
+
+def _close_held() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_held)
 
 
 def _flock(path: Path, fd: int) -> None:

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+_WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)\.\d*")
+
+
+def cell_text(value: object) -> str | None:
+    """Text of a table's cell as it is compared: the one rule for filters, labels, groups and answers.
+
+    White space at the ends does not count, and what is then empty is null. A decimal number loses the zeros at its end
+    (`12`, `12.0` and `12.` are one); zeros at its beginning stay, because `012` is a name. Case counts.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).strip()
+    if _WHOLE.fullmatch(text):
+        text = text.rstrip("0").rstrip(".")
+        text = "0" if text in ("-0", "+0") else text
+    return text or None
 
 
 def counted(count: int, noun: str) -> str:
@@ -76,3 +94,11 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Seq
 def printable(text: str) -> str:
     """`text` without control characters: a caption cannot move the cursor, change colours or answer for the user."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+_NOT_ON_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks, control characters and changes of direction as escapes: `\\n`, `\\u2028`."""
+    return _NOT_ON_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

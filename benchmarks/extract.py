@@ -128,7 +128,7 @@ def bare_seconds(described: Described, rows: int) -> float:
     total = 0.0
     for spec, card in described:
         teacher = load_teacher(spec, card, torch.device("cpu"))
-        tokens, _ = teacher.tokenise([caption(row) for row in range(32)])
+        tokens, _ = teacher.tokenize([caption(row) for row in range(32)])
         # Every weight is touched once; the kernels of all teachers are the same.
         teacher.encode_images(pixels[:2]), teacher.encode_texts(tokens[:2])
         started = time.perf_counter()

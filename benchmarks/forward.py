@@ -70,7 +70,7 @@ def text_row(folder: Path, turns: int, device: torch.device) -> Row:
     teacher = loaded(folder, device)
     rng = np.random.default_rng(0)
     words = ["lesion", "of", "the", "left", "lower", "lobe", "axial", "ct", "with", "contrast", "normal", "heart"]
-    tokens, _ = teacher.tokenise([" ".join(rng.choice(words, count)) for count in rng.integers(8, 41, size=2 * ROWS)])
+    tokens, _ = teacher.tokenize([" ".join(rng.choice(words, count)) for count in rng.integers(8, 41, size=2 * ROWS)])
     cut = cut_lengths(tokens, teacher.text_lengths)
     groups = [tokens[np.flatnonzero(cut == length)][:, :length] for length in np.unique(cut)]
     passes = [group[start : start + ROWS].to(device) for group in groups for start in range(0, len(group), ROWS)]

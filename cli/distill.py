@@ -64,8 +64,9 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
 def _done(report: TrainReport) -> str:
     """One line about the steps of this call."""
     steps = report.steps - report.resumed_at
-    if not steps and not report.stopped:
-        return f"all {report.steps} steps were done before: nothing to do; for more, set another `out` and `epochs`"
+    if not steps:
+        done = f"all {report.steps} steps were done before" if not report.stopped else f"ended at step {report.steps}"
+        return f"{done}: nothing to do; for more, set another `out` and {'patience' if report.stopped else '`epochs`'}"
     terms = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
     share = report.wait_seconds / report.seconds if report.seconds else 0.0
     whole = f" ({report.steps} in all)" if report.resumed_at else ""

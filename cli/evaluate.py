@@ -12,7 +12,7 @@ from mmkd.cli.params import STORE
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
-    from mmkd.evaluate.folder import By
+    from mmkd.evaluate.folder import By, ResultFolder
     from mmkd.evaluate.runner import Outcome
 
 SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
@@ -109,10 +109,9 @@ def table(as_json: bool, **options: Any) -> None:
     mmkd evaluate table suite.yaml --task zero_shot --by domain
     mmkd evaluate table suite.yaml --task linear_probe --fraction 0.1 --format csv
     """
-    from mmkd.evaluate.folder import ResultFolder
     from mmkd.evaluate.table import build_table
 
-    folder = ResultFolder(_out(options.pop("suite"), options.pop("out")))
+    folder = _results(options.pop("suite"), options.pop("out"))
     style = options.pop("style")
     tables = [build_table(folder, question) for question in folder.questions(**options)]
     click.echo("\n".join(getattr(one, "json" if as_json else style)() for one in tables), nl=False)
@@ -136,9 +135,8 @@ def compare(model: str, against: tuple[str, ...], as_json: bool, **options: Any)
     mmkd evaluate compare suite.yaml student --task zero_shot
     """
     from mmkd.evaluate.compare import compare as compare_models
-    from mmkd.evaluate.folder import ResultFolder
 
-    folder = ResultFolder(_out(options.pop("suite"), options.pop("out")))
+    folder = _results(options.pop("suite"), options.pop("out"))
     found = [compare_models(folder, model, question, against) for question in folder.questions(**options)]
     click.echo("\n".join(one.json() if as_json else one.markdown() for one in found), nl=False)
 
@@ -161,9 +159,8 @@ def figure(kind: str, file: Path, model: str, **options: Any) -> None:
     mmkd evaluate figure suite.yaml forest forest.svg --model student --task zero_shot
     """
     from mmkd.evaluate.figures import FIGURES, save
-    from mmkd.evaluate.folder import ResultFolder
 
-    folder = ResultFolder(_out(options.pop("suite"), options.pop("out")))
+    folder = _results(options.pop("suite"), options.pop("out"))
     question, *others = folder.questions(**options)
     if others:
         asked = ", ".join(f"{one.task} {one.head}".strip() for one in (question, *others))
@@ -186,7 +183,8 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
     """
     from mmkd.evaluate.report import write_report
 
-    write_report(_out(suite, out), model, file, by)
+    folder = _results(suite, out)
+    write_report(folder.out, model, file, by, folder.plan.suite.suite)
     click.echo(f"wrote {file}")
 
 
@@ -223,7 +221,14 @@ def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_jso
     click.echo(report.json() if as_json else report.text())
 
 
-def _out(suite: object, out: object) -> Path:
+def _out(suite: Path, out: Path | None) -> Path:
     """The folder that was named, or the suite's own beside it."""
-    assert isinstance(suite, Path)
-    return out if isinstance(out, Path) else suite.with_name(f"{suite.stem}-results")
+    return out or suite.with_name(f"{suite.stem}-results")
+
+
+def _results(suite: Path, out: Path | None) -> ResultFolder:
+    """The results of this suite, and of no other that was run into the folder."""
+    from mmkd.evaluate.folder import ResultFolder
+    from mmkd.evaluate.suite import load_suite
+
+    return ResultFolder(_out(suite, out), load_suite(suite).suite)

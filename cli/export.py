@@ -15,18 +15,26 @@ if TYPE_CHECKING:
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False), metavar="RUN_DIR")
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
+    "--checkpoint",
+    default="best",
+    metavar="best|last|STEP",
+    show_default=True,
+    help="Which one: the best by validation (the last where none was judged), the last, or that of a step.",
+)
+@click.option(
     "--graph",
     "graphs",
     multiple=True,
     type=click.Choice(["onnx", "torchscript"]),
     help="Also the two towers as graphs that need no open_clip, run and held against the student. May be repeated.",
 )
-def export(run: Path, out: Path, graphs: tuple[GraphFormat, ...]) -> None:
+def export(run: Path, out: Path, checkpoint: str, graphs: tuple[GraphFormat, ...]) -> None:
     """Write the student of RUN_DIR to OUT as an open_clip folder.
 
     \b
     mmkd export runs/first student
     mmkd export runs/first student --graph onnx
+    mmkd export runs/first student --checkpoint last
     mmkd extract eval.csv eval-store --teachers student=local-dir:student
     """
     import json
@@ -34,7 +42,7 @@ def export(run: Path, out: Path, graphs: tuple[GraphFormat, ...]) -> None:
     from mmkd.distill.export import PROVENANCE
     from mmkd.distill.export import export as write
 
-    folder = write(run, out, graphs)
+    folder = write(run, out, graphs, checkpoint)
     click.echo(f"{folder} loads with open_clip.create_model_from_pretrained('local-dir:{folder}')")
     facts = json.loads((folder / PROVENANCE).read_text())
     for kind in graphs:

@@ -24,9 +24,14 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 )
 @click.option("--scheduler", default="local", show_default=True, help=SCHEDULER)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
-@click.option("--limit", type=click.IntRange(min=1), help="A store of the first so many rows of the corpus only.")
-@click.option("--dry-run", is_flag=True, help="Write nothing; say how many rows, bytes and hours it would be.")
-@click.option("--retry-failed", is_flag=True, help="Read images that failed once more, too.")
+@click.option("--limit", type=click.IntRange(min=1), help="Make a store of the first rows of the corpus only.")
+@click.option(
+    "--require",
+    type=click.Choice(["pairs", "images", "texts"]),
+    help="Leave out rows without both, or without this side.",
+)
+@click.option("--dry-run", is_flag=True, help="Write nothing; print the rows, bytes and hours of a run.")
+@click.option("--retry-failed", is_flag=True, help="Read failed images again, too.")
 @click.option("--max-failures", metavar="N|N%", help="Stop when more rows than this fail, such as 1%.")
 @click.option(
     "--keep-inputs", type=click.IntRange(min=1), metavar="PIXELS", help="Keep JPEGs of this shorter side for training."
@@ -35,8 +40,9 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     """Run teachers over CORPUS and keep their features in STORE.
 
     CORPUS is a CSV, TSV or JSONL file with an image folder beside it, a WebDataset tar or a folder of
-    them, or a corpus.yaml. Running the same command again does what is left; a bad image or caption
-    costs its own row only.
+    them, a folder of images with texts beside them, or a corpus.yaml. What it holds and what is ignored
+    is printed first. Running the same command again does what is left; a bad image or caption costs its
+    own row only.
 
     \b
     mmkd extract pairs.csv features/ --teachers biomedclip,plip
@@ -55,16 +61,17 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         teachers=tuple(parse_teachers(options["teachers"])),
         cluster=load_cluster(options["scheduler"], options["workers"]),
         limit=options["limit"],
+        require=options["require"],
         keep_inputs=options["keep_inputs"],
         retry_failed=options["retry_failed"],
         max_failures=FailureLimit.parse(options["max_failures"]) if options["max_failures"] else None,
     )
-    # What loads torch comes after options and corpus: a misspelt name or path is told at once.
+    # torch is imported after options and corpus are checked: a misspelt name or path fails at once.
     _ = config.opened
     if options["dry_run"]:
         from mmkd.extract.estimate import estimate, estimate_lines
 
-        for line in estimate_lines(estimate(config)):
+        for line in estimate_lines(estimate(config, say=click.echo)):
             click.echo(line)
         return
     from mmkd.extract.run import extract as run

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
+from collections.abc import Callable
+from typing import Any, TextIO, cast
 
 import click
 
@@ -36,6 +39,9 @@ SUMMARIES = {
     "export": "A trained student as an open_clip folder.",
     "evaluate": "Score encoders by their features.",
 }
+
+LONG = frozenset({"demo", "extract", "align", "distill", "evaluate", "export"})
+"""Commands whose work matters more than what they print."""
 
 DISK_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
@@ -70,8 +76,38 @@ def cli() -> None:
     """Run CLIP teachers over a corpus once, keep their features memory-mapped, distil students, compare honestly."""
 
 
+class _Output:
+    """Standard output of a command that goes on when nobody reads it any more (`| head -1`)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop what nobody can read."""
+        return self._unless_closed(self._stream.write, text) or 0
+
+    def flush(self) -> None:
+        """Flush, or drop what nobody can read."""
+        self._unless_closed(self._stream.flush)
+
+    def _unless_closed(self, act: Callable[..., int | None], *arguments: str) -> int | None:
+        try:
+            return act(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            return None
+
+
 def main() -> None:
-    """Console entry point. Exit status 1 for an error the user can mend, 2 for wrong usage."""
+    """Console entry point. Exit status 1 for an error the user can fix, 2 for wrong usage.
+
+    Of a closed output other commands hear through click, which ends them without a word.
+    """
+    if LONG & set(sys.argv[1:2]):
+        sys.stdout = cast(TextIO, _Output(sys.stdout))
     try:
         cli()
     except MmkdError as error:

@@ -41,7 +41,7 @@ RUN: dict[str, Any] = {
     "epochs": 4,
     "batch_size": 64,
     "data": {"crop_scale": [0.6, 1.0], "workers": 1},
-    "optimiser": {"lr": 3.0e-4, "part_rates": {"heads": 10.0}, "warmup_steps": 10, "weight_decay": 0.05},
+    "optimizer": {"lr": 3.0e-4, "part_rates": {"heads": 10.0}, "warmup_steps": 10, "weight_decay": 0.05},
     "checkpoints": {"every_steps": 100, "keep_last": 1},
 }
 RUNS = {STUDENT: "distil", ALONE: "pretrain"}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmkd.base.errors import UserError
+from mmkd.base.install import install_command
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the source; right and bottom exclusive
 
@@ -45,14 +46,14 @@ class File:
         path = Path(spec.submodule_search_locations[0]) / inside
         if not path.is_file():
             raise UserError(
-                f"package {self.package} holds no {inside}, expected {path}; run: pip install --upgrade 'mmkd[demo]'"
+                f"package {self.package} holds no {inside}, expected {path}; run: {install_command('demo')}"
             )
         return path
 
 
 def missing_package(package: str) -> UserError:
     """The one line that says what to install."""
-    return UserError(f"the demo needs package {package}, which is not installed; run: pip install 'mmkd[demo]'")
+    return UserError(f"the demo needs package {package}, which is not installed; run: {install_command('demo')}")
 
 
 @dataclass(frozen=True)

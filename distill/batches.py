@@ -88,6 +88,8 @@ class Batches:
     plan: BatchPlan
     captions: Captions
     pictures: Pictures
+    groups: NDArray[np.int64]
+    """Numbers of tokens and image of each pair, (n, 2)."""
     teachers: TeacherFeatures | None
     workers: int
     world: World
@@ -111,7 +113,8 @@ class Batches:
         world = self.world
         for images, (step, epoch, start, all_rows) in zip(pixels, self.plan.steps(first), strict=True):
             rows = share(all_rows, world.rank, world.size)
-            captions = self.plan.pairs.caption[self.plan.pairs.places(rows)]
+            places = self.plan.pairs.places(rows)
+            captions = self.plan.pairs.caption[places]
             batch = Batch(
                 step=step,
                 epoch=epoch,
@@ -120,7 +123,7 @@ class Batches:
                 images=images,
                 tokens=self.captions.tokens(captions),
                 columns=self.captions.columns(captions),
-                groups=torch.from_numpy(captions),
+                groups=torch.from_numpy(self.groups[places]),
                 targets=self.teachers.gather(rows) if self.teachers is not None else (),
             )
             yield batch.to(world.device)

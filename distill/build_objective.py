@@ -12,7 +12,6 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.heads import Heads, fixed_alignment, meeting_widths
 from mmkd.distill.losses import unit
 from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Policy, Standard
 from mmkd.distill.targets import Preparation
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -26,9 +25,22 @@ _KNOWN_CAPTIONS = 4096
 
 
 def make_objective(
-    config: RunConfig, student_dim: int, teachers: TeacherFeatures | None, pairs: Pairs, device: torch.device
+    config: RunConfig,
+    student_dim: int,
+    teachers: TeacherFeatures | None,
+    rows: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    device: torch.device,
 ) -> Objective:
-    """The objective of a run, on `device`.
+    """Build the objective of a run, on `device`.
+
+    Args:
+        config: of the run.
+        student_dim: width of the student's features.
+        teachers: None when no term asks them.
+        rows: int64 (n,) grid rows of the run.
+        groups: int64 (n, 2), see `Batch.groups`.
+        device: of heads and bank.
 
     Raises:
         ConfigError, UserError: widths, teachers' names or the alignment do not fit the store.
@@ -51,16 +63,22 @@ def make_objective(
     )
     prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
     bank = None
-    if loss.bank:
-        group = pairs.caption if loss.equal_captions else pairs.rows
-        source = BankSource(pairs.rows, group, teachers.gather, prepare)
+    if "bank" in loss.teacher_terms:
+        group = groups if loss.equal_captions else rows
+        source = BankSource(rows, group, teachers.gather, prepare)
         bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, config.seed, device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
-    side = TeacherSide(heads, prepare, _policy(config, teachers, pairs, device), scales, bank)
+    side = TeacherSide(heads, prepare, _policy(config, teachers, rows, groups, device), scales, bank)
     return Objective(loss, side).to(device)
 
 
-def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs, device: torch.device) -> Policy:
+def _policy(
+    config: RunConfig,
+    teachers: TeacherFeatures,
+    rows: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    device: torch.device,
+) -> Policy:
     policy = config.policy
     unknown = set(policy.weights) - set(teachers.slugs)
     if unknown:
@@ -69,13 +87,17 @@ def _policy(config: RunConfig, teachers: TeacherFeatures, pairs: Pairs, device: 
         )
     if policy.kind == "weighted":
         weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in teachers.slugs])
+        if not weights.any():
+            raise ConfigError(
+                f"policy.weights is 0 for every teacher of the run ({', '.join(teachers.slugs)}); give one more than 0"
+            )
         return Policy(policy, config.seed, weights=weights)
     if policy.kind == "best":
-        targets = teachers.gather(pairs.rows[_spread(len(pairs.rows), _STANDARD_ROWS)])
+        targets = teachers.gather(rows[_spread(len(rows), _STANDARD_ROWS)])
         captions: list[torch.Tensor] = []
         if policy.by == "corpus":
-            first = np.unique(pairs.caption, return_index=True)[1]
-            texts = teachers.gather(pairs.rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
+            first = np.unique(groups[:, 0], return_index=True)[1]
+            texts = teachers.gather(rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
             captions = [unit(found.text[found.present]).to(device) for found in texts]
             if lacking := [slug for slug, known in zip(teachers.slugs, captions, strict=True) if not len(known)]:
                 raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's captions; leave it out")

@@ -1,11 +1,11 @@
 """A run's state on disk: one safetensors file a checkpoint, whole or not there, read without unpickling.
 
-    OUT/run.json, source.json                   the configuration; the store that it learns from
-    OUT/checkpoints/step-00000500.safetensors   tensors, and in the header's metadata the state as JSON
-    OUT/best.json                               which step is the best so far, and its score
+    OUT/checkpoints/step-00000500.safetensors   tensors; in the header's metadata the run's record and progress as JSON
+    OUT/run.json                                the configuration of the last call, for people: nothing reads it
 
-Tensors are named `model.NAME`, `average.NAME` and `optimiser.NAME.MOMENT`. Everything else that a run needs
-to go on is a function of the step: learning rate, order of samples, crops, dropout.
+Tensors are named `model.NAME`, `average.NAME` and `optimizer.NAME.MOMENT`. Everything else that a run needs to go on is
+a function of the step: learning rate, order of samples, crops, dropout. The run's record and the choice of the best
+checkpoint are in the last checkpoint alone, so no kill leaves two files that disagree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mmkd.base.errors import CorruptStoreError, UserError
-from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
+from mmkd.distill.config import StudentConfig
 from mmkd.distill.optimizer import WeightAverage
+from mmkd.distill.presets import SCHEMES
+from mmkd.distill.provenance import FirstWeights, RunRecord, content_digest
 
 FOLDER = "checkpoints"
-BEST = "best.json"
+CONFIG = "run.json"
 
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint knows beside tensors."""
+    """How far a run is, and what its validations found."""
 
     step: int
     """Steps done."""
+    judge: str = ""
+    """Metric that chooses the best checkpoint, and a digest of the rows that it looks at."""
     best_score: float | None = None
     best_step: int | None = None
     best_scores: dict[str, float] = field(default_factory=dict)
@@ -50,6 +55,7 @@ class Progress:
 class State:
     """One checkpoint, read."""
 
+    record: RunRecord
     progress: Progress
     tensors: dict[str, torch.Tensor]
 
@@ -60,30 +66,28 @@ class State:
 
 @dataclass
 class Checkpointer:
-    """Writes and finds the checkpoints of one run."""
+    """Writes the checkpoints of one run."""
 
     out: Path
-    digest: str
+    record: RunRecord
     keep_last: int
-    difference: Callable[[], str]
-    """Says what is other than in the run that `out` holds; empty when it is not known."""
 
     def save(
         self,
         model: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
         progress: Progress,
     ) -> Path:
-        """Write the state; then let older checkpoints go, but for the last few and the best.
+        """Write the state; then delete older checkpoints but the last few and the best.
 
         Raises:
             StoreError: the disk is full or read-only; earlier checkpoints stay.
         """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
-        tensors |= _moments(model, optimiser)
-        header = {"mmkd": json.dumps({"run": self.digest} | vars(progress))}
+        tensors |= _moments(model, optimizer)
+        header = {"mmkd": json.dumps({"record": self.record.model_dump(mode="json"), "progress": vars(progress)})}
         path = self.out / FOLDER / f"step-{progress.step:08d}.safetensors"
         temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
         with disk_errors(path):
@@ -94,39 +98,60 @@ class Checkpointer:
                 _flush_folder(path.parent)
             finally:
                 temporary.unlink(missing_ok=True)
-        if progress.best_step == progress.step:
-            note = {"step": progress.step, "score": progress.best_score}
-            write_atomically(self.out / BEST, json.dumps(note).encode())
-        self._forget(progress)
+            for older in checkpoints(self.out)[: -self.keep_last]:
+                if step_of(older) != progress.best_step:
+                    older.unlink(missing_ok=True)
         return path
 
-    def load(self) -> State | None:
-        """The last checkpoint, or None for a new run.
 
-        Raises:
-            UserError: it belongs to another run, or the place is a file or a store.
-            CorruptStoreError: it is damaged.
-        """
-        if self.out.is_file() or (self.out / "zarr.json").is_file():
-            what = "a file" if self.out.is_file() else "a store"
-            raise UserError(f"out: {self.out} is {what}; name a folder of its own for the run")
-        paths = checkpoints(self.out)
-        if not paths:
-            return None
-        run, state = read(paths[-1])
-        if run != self.digest:
-            raise UserError(
-                f"{self.out} holds a run of another configuration or store "
-                f"({self.difference() or f'digest {run}, this one has {self.digest}'}); "
-                "name another `out`, or delete that folder"
-            )
-        return state
+def load_last(out: Path, record: RunRecord) -> State | None:
+    """The last checkpoint of the run that `record` describes, or None for a new run.
 
-    def _forget(self, progress: Progress) -> None:
-        with disk_errors(self.out):
-            for path in checkpoints(self.out)[: -self.keep_last]:
-                if step_of(path) != progress.best_step:
-                    path.unlink(missing_ok=True)
+    Raises:
+        UserError: `out` holds another run.
+        CorruptStoreError: the checkpoint is damaged.
+    """
+    paths = checkpoints(out)
+    if not paths:
+        return None
+    state = read(paths[-1])
+    if state.record.digest != record.digest:
+        raise UserError(
+            f"{out} holds a run of another configuration or store ({state.record.difference(record)}); "
+            "name another `out`, or delete that folder"
+        )
+    return state
+
+
+def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
+    """Identify the weights that a student begins with.
+
+    A file or folder that is gone is identified by the run in `out`, when that began with one of the same name.
+
+    Raises:
+        ConfigError: there is no such file.
+        UserError: `start_from` has no checkpoint.
+        CorruptStoreError: a checkpoint is damaged.
+    """
+    start, pretrained = student.start_from, student.pretrained
+    if start is not None or student.model.startswith(SCHEMES):
+        sources = {"": str(start or student.model)}
+    else:
+        towers = {"": pretrained} if isinstance(pretrained, str) else dict(pretrained)
+        sources = {f"{tower} " if tower else "": source for tower, source in towers.items() if source}
+    places = {tower: Path(source.removeprefix("local-dir:")) for tower, source in sources.items()}
+    files = {tower: place for tower, place in places.items() if place.is_absolute()}
+    names = {tower: place.name if tower in files else sources[tower] for tower, place in places.items()}
+    name = ", ".join(f"{tower}{named}" for tower, named in names.items()) or "random weights"
+    if not all(place.exists() for place in files.values()) and (paths := checkpoints(out)):
+        begun = read(paths[-1], tensors=False).record.first_weights
+        if begun.name == name:
+            return begun
+    if start is not None:
+        first = read(best_or_last(start), tensors=False)
+        return FirstWeights(name=name, digest=f"{first.record.digest} at step {first.progress.step}")
+    digests = [content_digest(files[tower]) if tower in files else source for tower, source in sources.items()]
+    return FirstWeights(name=name, digest=", ".join(digests) if files else "")
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -137,26 +162,46 @@ def checkpoints(out: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """Steps done at a checkpoint, by its name."""
     found = _NAME.fullmatch(path.name)
-    assert found is not None, "only checkpoints are asked for"
+    assert found is not None, "only checkpoints have a step"
     return int(found[1])
 
 
 def best_or_last(out: Path) -> Path:
-    """The checkpoint to export or to go on from with another run.
+    """The best checkpoint by the last one's account; the last where none was judged or the best is gone.
 
     Raises:
         UserError: there is none.
+        CorruptStoreError: the last one is damaged.
+    """
+    last = find_checkpoint(out, "last")
+    best = read(last, tensors=False).progress.best_step
+    return next((path for path in checkpoints(out) if step_of(path) == best), last)
+
+
+def find_checkpoint(out: Path, which: str) -> Path:
+    """The checkpoint of a run folder that is named `best`, `last` or by its step.
+
+    Raises:
+        UserError: there is none.
+        CorruptStoreError: it is damaged.
     """
     paths = checkpoints(out)
     if not paths:
-        raise UserError(f"{out} has no checkpoint yet; `mmkd distill` writes one every checkpoints.every_steps")
-    note = out / BEST
-    best = json.loads(note.read_text())["step"] if note.is_file() else None
-    return next((path for path in paths if step_of(path) == best), paths[-1])
+        reason = "has no checkpoint yet" if (out / CONFIG).is_file() else "is not a run folder"
+        raise UserError(f"{out} {reason}; name the `out` of a `mmkd distill` run, which writes one every few steps")
+    if which == "best":
+        return best_or_last(out)
+    if which == "last":
+        return paths[-1]
+    found = [path for path in paths if str(step_of(path)) == which]
+    if not found:
+        steps = ", ".join(str(step_of(path)) for path in paths)
+        raise UserError(f"{out} has no checkpoint {which!r}; expected best, last or one of its steps: {steps}")
+    return found[0]
 
 
-def read(path: Path) -> tuple[str, State]:
-    """Digest of the run, and the state.
+def read(path: Path, *, tensors: bool = True) -> State:
+    """Read a checkpoint, or with `tensors=False` its record and progress alone.
 
     Raises:
         CorruptStoreError: the file is not a whole checkpoint.
@@ -164,9 +209,8 @@ def read(path: Path) -> tuple[str, State]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["mmkd"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        digest: str = header.pop("run")
-        return digest, State(Progress(**header), tensors)
+            content = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
+        return State(RunRecord.model_validate(header["record"]), Progress(**header["progress"]), content)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise CorruptStoreError(
             f"{path} is damaged ({' '.join(str(error).split())[:80]}); delete it to go on from the one before"
@@ -179,11 +223,11 @@ def student_weights(state: State) -> dict[str, torch.Tensor]:
     return state.part(prefix)
 
 
-def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Give every parameter its moments back."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.part("optimiser").items():
+    for name, tensor in state.part("optimizer").items():
         parameter, _, moment = name.rpartition(".")
         moments.setdefault(parameter, {})[moment] = tensor
     # The fused optimizer wants moments to lie in memory as their parameter does (channels last).
@@ -191,17 +235,17 @@ def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, 
         for moment, tensor in moments.get(name, {}).items():
             if tensor.shape == owner.shape:
                 moments[name][moment] = torch.empty_like(owner).copy_(tensor)
-    members = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    saved: dict[str, Any] = optimiser.state_dict()
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved: dict[str, Any] = optimizer.state_dict()
     saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}
-    optimiser.load_state_dict(saved)
+    optimizer.load_state_dict(saved)
 
 
-def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"optimiser.{names[parameter]}.{moment}": value
-        for parameter, moments in optimiser.state.items()
+        f"optimizer.{names[parameter]}.{moment}": value
+        for parameter, moments in optimizer.state.items()
         for moment, value in moments.items()
     }
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-from mmkd.base.config import Frozen, read_mapping, validated
-from mmkd.base.errors import ConfigError
-from mmkd.distill.objective_config import HeadConfig, LossConfig, PolicyConfig
-from mmkd.distill.presets import composed
+from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
+from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
+from mmkd.distill.presets import SCHEMES, composed
 
-SCHEMES = ("local-dir:", "hf-hub:")
-"""Of open_clip folders: network, weights, preprocessing and tokenizer together."""
+Share = Annotated[float, Field(ge=0, lt=1)]
+Value = StrictStr | StrictInt | StrictFloat
+"""Of a sample column: text or a number, as the column holds."""
 
 
 class TowerWeights(Frozen):
@@ -81,23 +91,108 @@ class PartRates(Frozen):
     """All that is learned beside the student."""
 
 
-class OptimiserConfig(Frozen):
+class OptimizerConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
     lr: float = Field(default=5e-4, gt=0)
     part_rates: PartRates = PartRates()
     """Factor of the learning rate of each part, beside `layer_decay`."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
     """Of matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the run's steps over which the learning rate rises."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Exactly so many steps instead of `warmup`; fewer than the run has."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor of the learning rate from a layer to the one below it (BEiT, arXiv 2106.08254); 1 for none."""
     average: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the exponential moving average of the weights, which is then judged and exported; 0 for none."""
+
+
+class BankConfig(Frozen):
+    """Stored teacher features that every step contrasts with, beside those of the batch."""
+
+    size: int = Field(default=0, ge=0)
+    """Rows; the whole data set when it has fewer. Memory: 8 bytes for each row and unit of teacher width."""
+    refresh: int = Field(default=256, ge=0, lt=2**31)
+    """Rows that are replaced each step, in an order of their own, so that all rows come round."""
+
+
+_WEIGHTS: Any = {name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for name in TERMS}
+
+
+class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # type: ignore[misc]
+    """`total = sum of weight * term`, with a weight for `task` and each of `losses.TERMS`; see docs/losses.md."""
+
+    task: float = Field(default=1.0, ge=0)
+    feature_kind: FeatureKind = "cosine"
+    bank_rows: BankConfig = BankConfig()
+    balance: Literal["none", "equal", "learned"] = "none"
+    """`equal`: every teacher's part of a term is scaled to the same size; `learned`: by a learned variance of each."""
+    unit_teachers: bool = True
+    """Teacher features are brought to norm 1. MMKD-CLIP's release takes them as stored: false."""
+    cross_scale: float | None = Field(default=None, gt=0)
+    """Scale of cross and bank logits; learned for each teacher when not given. The release: constant 2.659."""
+    equal_captions: bool = True
+    """Rows whose captions have equal tokens, and rows of one image, are positives of each other. The release counts
+    them as negatives: false."""
+    mixed_teachers: bool = False
+    """One set of keys in which each row is of the teacher drawn for it, as in the release."""
+
+    @model_validator(mode="after")
+    def _terms_can_be_learned_from(self) -> LossConfig:
+        if not self.task and not self.teacher_terms:
+            raise ValueError("every weight is 0, so nothing would be learned; give one of them a positive value")
+        if ("bank" in self.teacher_terms) != (self.bank_rows.size > 0):
+            raise ValueError("`bank` and `bank_rows.size` go together: give both a positive value, or neither")
+        if self.mixed_teachers and ("bank" in self.teacher_terms or self.balance != "none"):
+            raise ValueError("`mixed_teachers` mixes the spaces of teachers: it goes without `bank` and `balance`")
+        return self
+
+    @property
+    def teacher_terms(self) -> tuple[str, ...]:
+        """The terms with weight that ask teachers."""
+        return tuple(name for name in TERMS if getattr(self, name) > 0)
+
+
+class PolicyConfig(Frozen):
+    """Which of a sample's available teachers take part in a step, and with what share."""
+
+    kind: Literal["all", "one", "weighted", "best"] = "all"
+    """`one`: a teacher drawn for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those that know
+    the sample best, see `by`."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Teacher to weight, for `weighted`; teachers that are not named have weight 1."""
+    best: int = Field(default=1, gt=0)
+    """Teachers of a sample, for `best`."""
+    by: Literal["caption", "corpus"] = "caption"
+    """What `best` compares, in standard deviations of each teacher. `caption`: the cosine of image and caption.
+    `corpus`: the largest cosine of the image with any caption of the run, which a wrong caption does not change."""
+    drop: float = Field(default=0.0, ge=0, lt=1)
+    """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> PolicyConfig:
+        if bool(self.weights) != (self.kind == "weighted"):
+            raise ValueError("`weights` and `kind: weighted` go together")
+        if self.by == "corpus" and self.kind != "best":
+            raise ValueError(f"`by: corpus` goes with `kind: best`, here `kind: {self.kind}`")
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("weights must not be negative")
+        return self
+
+
+class HeadConfig(Frozen):
+    """How the student's width and a teacher's are brought together."""
+
+    kind: Literal["linear", "mlp", "none"] = "linear"
+    """From the student to each teacher; `none` compares features as they are, so widths must agree."""
+    alignment: Path | None = None
+    """File of `mmkd align`: a fixed map of each teacher's features, applied first."""
 
 
 class DataConfig(Frozen):
@@ -111,23 +206,32 @@ class DataConfig(Frozen):
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     """Processes of each rank that read and decode images; 0 to do it between the steps."""
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _low_before_high(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"is {list(scale)}, expected two shares of the picture, 0 < low <= high <= 1")
+        return scale
 
 
 class ComputeConfig(Frozen):
-    """How the arithmetic is done. Only `precision` changes more than the last bits."""
+    """How the arithmetic is done. Only `precision` and `batch_norm` change more than the last bits."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the towers; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always float32."""
     micro_batch: int | None = Field(default=None, gt=0)
     """Rows of one forward pass of a rank; less than its share of the batch caches gradients, and the losses
     still see the whole batch (GradCache, arXiv 2101.06983)."""
+    batch_norm: Literal["sync", "frozen"] = "sync"
+    """`sync`: statistics of the rows of all ranks, of a micro-batch each; `frozen`: those of the first weights."""
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of the towers."""
-    timeout_minutes: float = Field(default=10.0, gt=0)
-    """After which a rank that hears nothing from the others gives up."""
+    timeout_minutes: float = Field(default=10.0, gt=0, le=525_600)
+    """After which a rank that hears nothing from the others gives up; at most a year."""
 
 
 class CheckpointConfig(Frozen):
@@ -145,17 +249,17 @@ class MonitorSet(Frozen):
     """Held-out rows that are looked at during training."""
 
     name: str = Field(pattern=r"[\w.-]+")
-    where: dict[str, str] = Field(min_length=1)
+    where: dict[str, Value] = Field(min_length=1)
     """Rows: sample column to value."""
     store: Path | None = None
     """Another store; the run's own when not given. Its features are not used, only its rows and images."""
     role: Literal["monitor", "report"] = "monitor"
     label: str | None = None
     """Label column for zero-shot classification; without one the set is judged by retrieval."""
-    prompts: dict[str, str] = Field(default_factory=dict)
+    prompts: dict[str, Value] = Field(default_factory=dict)
     """Rows whose captions are the prompts of their label."""
     limit: int = Field(default=5000, gt=1)
-    """Rows looked at, the first of those that match."""
+    """Most rows looked at: a random draw of those that match, the same each time, even over the classes of `label`."""
 
     @field_validator("role")
     @classmethod
@@ -170,6 +274,11 @@ class MonitorSet(Frozen):
             raise ValueError("`label` and `prompts` go together: give both for zero-shot, neither for retrieval")
         return self
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the set's scores, the main one first."""
+        return tuple(f"{self.name}/{score}" for score in (("bacc",) if self.label else ("recall@1", "recall@5")))
+
 
 class MonitorConfig(Frozen):
     """Validation during the run; decides which checkpoint is the best."""
@@ -181,13 +290,30 @@ class MonitorConfig(Frozen):
     patience: int | None = Field(default=None, gt=0)
     """Validations without a better one after which the run ends."""
 
+    @model_validator(mode="after")
+    def _sets_and_metric_fit(self) -> MonitorConfig:
+        names = [entry.name for entry in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sets: two sets have one name among {', '.join(names)}; rename one")
+        metrics = [metric for entry in self.sets for metric in entry.metrics]
+        if self.metric and self.metric not in metrics:
+            raise ValueError(f"metric {self.metric!r} does not exist: the sets give {', '.join(metrics) or 'none'}")
+        if self.patience and not metrics:
+            raise ValueError("patience needs monitor.sets: name held-out rows to be judged on")
+        return self
+
+    @property
+    def chosen_metric(self) -> str:
+        """Score that chooses the best checkpoint; empty when nothing is judged."""
+        return self.metric or next((metric for entry in self.sets for metric in entry.metrics), "")
+
 
 class LoggingConfig(Frozen):
     """Where numbers go beside the terminal."""
 
     every_steps: int = Field(default=10, gt=0)
     tensorboard: bool = True
-    wandb: str | None = None
+    wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases."""
 
 
@@ -204,66 +330,32 @@ class RunConfig(Frozen):
     """Slugs to learn from; empty for all in the store."""
     selection: str | None = None
     """Learn from the pairs that this selection of the store keeps (`mmkd select`); empty for all sound ones."""
-    where: dict[str, str] = Field(default_factory=dict)
+    where: dict[str, Value] = Field(default_factory=dict)
     """Rows to train on: sample column to value, for example {split: train}. Empty for all rows."""
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)
     """Pairs of one step, over all ranks."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     loss: LossConfig = LossConfig()
     policy: PolicyConfig = PolicyConfig()
     heads: HeadConfig = HeadConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     compute: ComputeConfig = ComputeConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @field_validator("teachers")
+    @classmethod
+    def _each_once(cls, teachers: tuple[str, ...]) -> tuple[str, ...]:
+        return without_repeats(teachers)
+
 
 def load_run(path: Path) -> RunConfig:
-    """Read a run's YAML over its presets; relative paths in it are taken from its own folder.
+    """Read a run's YAML over its presets; paths are relative to the file that names them.
 
     Raises:
         ConfigError: unreadable, a preset that does not exist, or a key that is unknown or does not fit.
     """
-    config = validated(RunConfig, composed(read_mapping(path), path), path)
-    here = path.resolve().parent
-    student = config.student
-    pretrained = student.pretrained
-    places = {
-        "model": beside(here, student.model),
-        "pretrained": beside(here, pretrained)
-        if isinstance(pretrained, str)
-        else TowerWeights(image=beside(here, pretrained.image), text=beside(here, pretrained.text)),
-    }
-    student = student.model_copy(update=places)
-    if student.start_from is not None:
-        student = student.model_copy(update={"start_from": here / student.start_from})
-    heads = config.heads
-    if heads.alignment is not None:
-        heads = heads.model_copy(update={"alignment": here / heads.alignment})
-    sets = tuple(
-        entry if entry.store is None else entry.model_copy(update={"store": here / entry.store})
-        for entry in config.monitor.sets
-    )
-    names = [entry.name for entry in sets]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{path}: monitor.sets: two sets have one name among {', '.join(names)}; rename one")
-    monitor = config.monitor.model_copy(update={"sets": sets})
-    placed = {
-        "store": here / config.store,
-        "out": here / config.out,
-        "student": student,
-        "heads": heads,
-        "monitor": monitor,
-    }
-    return config.model_copy(update=placed)
-
-
-def beside(folder: Path, name: str) -> str:
-    """Return a path in `name`, also behind `local-dir:`, as one beside the file in `folder`; other names unchanged."""
-    scheme, path = ("local-dir:", name[10:]) if name.startswith("local-dir:") else ("", name)
-    there = folder / path
-    named = scheme or name.endswith(".json") or (name and not name.startswith(SCHEMES) and there.exists())
-    return f"{scheme}{there}" if named else name
+    return validated(RunConfig, composed(read_mapping(path), path), path)

@@ -1,10 +1,11 @@
-"""A trained student as an ordinary open_clip folder: what `mmkd extract` and anyone else's open_clip can load."""
+"""A trained student as an ordinary open_clip folder, with its model card: open_clip loads it, and `mmkd extract`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,72 +15,147 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from mmkd.base.config import validated
 from mmkd.base.errors import UserError
-from mmkd.base.files import disk_errors
-from mmkd.distill.checkpoint import best_or_last, read, student_weights
-from mmkd.distill.config import RunConfig
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
+from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
+from mmkd.distill.config import StudentConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
-from mmkd.distill.model_card import model_card, provenance
-from mmkd.distill.provenance import CONFIG, SOURCE, RunSource
-from mmkd.distill.student import build_student, image_side, model_config, preprocessing, student_tokenizer
+from mmkd.distill.provenance import RunRecord
+from mmkd.distill.student import build_student, image_side, preprocessing, set_preprocessing, student_tokenizer
 
 PROVENANCE = "mmkd_run.json"
 # Captions of many lengths, for graphs that are traced with them.
 _WORDS = ("", "a chest radiograph", "axial CT of the abdomen with contrast, portal venous phase; " * 8)
 
 
-def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = ()) -> Path:
-    """Write the student of a finished or running run to `out`: its best checkpoint when it was judged, else the last.
+def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint: str = "best") -> Path:
+    """Write the student of a finished or running run to `out`.
 
     The folder holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer where open_clip wants one,
-    a model card, and `mmkd_run.json` with what the card says, for programs. `open_clip.create_model_from_pretrained(
-    "local-dir:OUT")` loads it. Averaged weights are taken when the run averaged. The heads stay behind: they belong to
-    the teachers' spaces. `graphs` adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`. The store is not needed.
+    a model card, and `mmkd_run.json` with the card's content for programs. `open_clip.create_model_from_pretrained(
+    "local-dir:OUT")` loads it. Averaged weights are taken when the run averaged; heads are left out. Only the
+    checkpoint is read: store, YAML and first weights are not needed any more.
+
+    Args:
+        run: the `out` of a training run.
+        out: folder to write; new or empty.
+        graphs: adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`.
+        checkpoint: `best` (the last where none was judged), `last`, or a step.
 
     Raises:
-        UserError: `run` is not a run folder, has no checkpoint yet, or `out` holds something else; or see `graphs.py`.
+        UserError: `run` has no such checkpoint, or `out` holds something else; or see `graphs.py`.
         CorruptStoreError: the checkpoint is damaged.
     """
     check_packages(graphs)
-    config = validated(RunConfig, _written(run, CONFIG), run / CONFIG)
-    source = validated(RunSource, _written(run, SOURCE), run / SOURCE)
-    digest, state = read(best_or_last(run))
+    state = read(find_checkpoint(run, checkpoint))
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name a new folder for the exported student")
-    student = build_student(config.student, first_weights=False)
-    weights = student_weights(state)
-    student.load_state_dict(weights)
-    parameters = sum(parameter.numel() for parameter in student.parameters())
-    facts = provenance(config, source, digest, state.progress, parameters)
-    description = model_config(config.student.model)
+    record, weights = state.record, student_weights(state)
     with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in weights.items()}, out / "open_clip_model.safetensors")
-        save_config_for_hf(student, out / "open_clip_config.json", model_config=description)
-        if "hf_tokenizer_name" in description["text_cfg"]:
-            student_tokenizer(config.student).save_pretrained(out)  # type: ignore[attr-defined]
-        if "hf_model_name" in description["text_cfg"]:
-            student.text.config.save_pretrained(out)  # type: ignore[union-attr, operator]
-        (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
-        (out / "README.md").write_text(model_card(facts, source))
-        for kind in graphs:
-            images, tokens = _examples(student), student_tokenizer(config.student)(list(_WORDS))
-            facts[kind] = write_graphs(student, images, tokens, kind, out / kind)
-            (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside `out`, and renamed when it is whole.
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=TEMPORARY_SUFFIX) as folder:
+            # open_clip knows a network by the name of its file, in training as here.
+            network = Path(folder) / f"{Path(record.model).name}.json"
+            network.write_text(json.dumps(record.network))
+            config = StudentConfig(model=str(network))
+            student = build_student(config, first_weights=False)
+            set_preprocessing(student, record.preprocess)
+            student.load_state_dict(weights)
+            facts = describe(state, sum(parameter.numel() for parameter in student.parameters()))
+            new = Path(folder) / "student"
+            new.mkdir()
+            contiguous = {name: value.contiguous() for name, value in weights.items()}
+            save_file(contiguous, new / "open_clip_model.safetensors")
+            save_config_for_hf(student, new / "open_clip_config.json", model_config=record.network)
+            if "hf_tokenizer_name" in record.network["text_cfg"]:
+                student_tokenizer(config).save_pretrained(new)  # type: ignore[attr-defined]
+            if "hf_model_name" in record.network["text_cfg"]:
+                student.text.config.save_pretrained(new)  # type: ignore[union-attr, operator]
+            (new / "README.md").write_text(model_card(facts, record))
+            for kind in graphs:
+                images, tokens = _make_examples(student), student_tokenizer(config)(list(_WORDS))
+                facts[kind] = write_graphs(student, images, tokens, kind, new / kind)
+            (new / PROVENANCE).write_text(json.dumps(facts, indent=1))
+            new.replace(out)
     return out
 
 
-def _written(run: Path, name: str) -> dict[str, Any]:
-    path = run / name
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder: no {name}; name the `out` of a `mmkd distill` run")
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-def _examples(student: nn.Module) -> torch.Tensor:
-    """Three noisy pictures as the student sees pictures, float32 (3, 3, H, W)."""
+def _make_examples(student: nn.Module) -> torch.Tensor:
+    """Return three preprocessed pictures of noise, float32 (3, 3, H, W)."""
     transform = image_transform_v2(preprocessing(student), is_train=False)
     side = image_side(student)
     return torch.stack([transform(Image.effect_noise((side, side), 40 * n).convert("RGB")) for n in (1, 2, 3)])
+
+
+def describe(state: State, parameters: int) -> dict[str, Any]:
+    """Describe an exported checkpoint as JSON: its record, with what identifies every file, and its scores.
+
+    Args:
+        state: the checkpoint that is exported.
+        parameters: of the student.
+    """
+    record, progress = state.record, state.progress
+    return {
+        "run": record.digest,
+        "network": record.model,
+        "parameters": parameters,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "metric": progress.judge.partition(" ")[0],
+        "scores": progress.best_scores if progress.best_step == progress.step else {},
+        **record.model_dump(mode="json", exclude={"network", "model"}),
+    }
+
+
+def model_card(facts: dict[str, Any], record: RunRecord) -> str:
+    """README.md of the folder, Markdown."""
+    config, source = record.config, record.source
+    chosen = f", selection `{config['selection']}` (digest {source.selection[:16]})" if source.selection else ""
+    decay = config["optimizer"]["average"]
+    average = f", weights averaged with decay {decay}" if decay else ""
+    return f"""---
+library_name: open_clip
+---
+# Student distilled by mmkd
+
+{facts["network"]}, {facts["parameters"]:,} parameters, {facts["steps"]:,} steps of {config["batch_size"]} \
+pairs{average}. It began with {record.first_weights.name}. Load it with
+`open_clip.create_model_from_pretrained("local-dir:<this folder>")` and call `.eval()`.
+
+{_scores(facts)}
+
+Features came from `{source.store}`: {source.rows:,} rows, store digest {source.store_digest[:16]}, corpus digest \
+{", ".join(digest[:16] for digest in source.corpora)}; rows used: {config["where"] or "all rows"}{chosen}.
+Run digest {facts["run"]}; `mmkd_run.json` has the whole configuration.
+A student may carry its teachers' conditions of use with it: read their licences.
+
+{_teachers(record)}
+"""
+
+
+def _scores(facts: dict[str, Any]) -> str:
+    best, scores = facts["best_step"], facts["scores"]
+    if best is None:
+        return "It was not judged during training."
+    if not scores:
+        return f"This is not the checkpoint that validation chose: by {facts['metric']} that was step {best:,}."
+    table = "\n".join(f"| {_cell(name)} | {score:.4f} |" for name, score in scores.items())
+    return (
+        f"Scores on held-out rows during training, at step {best}. {facts['metric']} chose this checkpoint, so they "
+        f"are no measure of it: use `mmkd evaluate`.\n\n| set and metric | score |\n|---|---|\n{table}"
+    )
+
+
+def _teachers(record: RunRecord) -> str:
+    if not record.source.teachers:
+        return "No teacher took part."
+    lines = "\n".join(
+        f"| {_cell(t.slug)} | {_cell(t.source)} | {t.digest} | {_cell(t.licence)} |" for t in record.source.teachers
+    )
+    return f"| teacher | source | digest | licence |\n|---|---|---|---|\n{lines}"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of a table's cell."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

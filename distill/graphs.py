@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from mmkd.base.errors import UserError
+from mmkd.base.install import install_command
 
 GraphFormat = Literal["onnx", "torchscript"]
 SUFFIX: dict[GraphFormat, str] = {"onnx": ".onnx", "torchscript": ".pt"}
@@ -91,7 +92,7 @@ def check_packages(kinds: Sequence[GraphFormat]) -> None:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
-            raise UserError(f"ONNX graphs need the package {package}; pip install 'mmkd[onnx]'") from error
+            raise UserError(f"ONNX graphs need the package {package}; {install_command('onnx')}") from error
 
 
 def _write_onnx(tower: nn.Module, inputs: torch.Tensor, path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.alignment import Alignment, load
-from mmkd.distill.objective_config import HeadConfig
+from mmkd.distill.config import HeadConfig
 from mmkd.distill.teacher_features import TeacherFeatures
 
 

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import math
 import resource
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mmkd.base.errors import UserError
-from mmkd.distill.config import RunConfig
-from mmkd.distill.world import World
+from mmkd.base.files import write_atomically
+from mmkd.base.install import install_command
+from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
 
 
-class Board(Protocol):
-    """Takes numbers of a step."""
+Board = Callable[[int, Mapping[str, float]], None]
+"""Takes the values of a step by name."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Note these values, by name."""
+
+def _losses(values: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("loss/"): value for name, value in values.items() if name.startswith("loss/")}
 
 
 class Terminal:
@@ -34,10 +38,10 @@ class Terminal:
     def __init__(self, bar: tqdm) -> None:  # type: ignore[type-arg]
         self.bar = bar
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
         """Show the numbers of this step; rates and memory under short names."""
         self.bar.update(step + 1 - self.bar.n)
-        shown = {name.removeprefix("loss/"): f"{v:.3f}" for name, v in values.items() if name.startswith("loss/")}
+        shown = {name: f"{value:.3f}" for name, value in _losses(values).items()}
         if "samples_per_second" in values:
             shown |= {
                 "samples/s": f"{values['samples_per_second']:.0f}",
@@ -53,15 +57,14 @@ class Lines:
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self.now, self.due = total, now, -math.inf
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
         """Write the terms, the rates and the scores of this step to stderr."""
         scores = {name.removeprefix("monitor/"): v for name, v in values.items() if name.startswith("monitor/")}
         now = self.now()
         if not scores and now < self.due:
             return
         self.due = now + _SECONDS_A_LINE
-        terms = {name.removeprefix("loss/"): v for name, v in values.items() if name.startswith("loss/")}
-        shown = [f"{name} {value:.3f}" for name, value in (scores or terms).items()]
+        shown = [f"{name} {value:.3f}" for name, value in (scores or _losses(values)).items()]
         if "samples_per_second" in values:
             shown += [
                 f"{values['samples_per_second']:.0f} samples/s",
@@ -72,70 +75,64 @@ class Lines:
         sys.stderr.flush()
 
 
-class _TensorBoard:
-    def __init__(self, writer: SummaryWriter) -> None:
-        self.writer = writer
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-
-
-class _WeightsAndBiases:
-    def __init__(self, run: Any) -> None:
-        self.run = run
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
-
-
-class Boards:
-    """All of them as one; silent in every rank but the first."""
-
-    def __init__(self, boards: list[Board]) -> None:
-        self.boards = boards
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand on to each."""
-        for board in self.boards:
-            board.scalars(step, values)
-
-
 @contextmanager
-def opened_boards(config: RunConfig, world: World, first: int, total: int) -> Iterator[Boards]:
-    """Open what the configuration asks for and close it at the end.
+def open_boards(run: Run) -> Iterator[Board]:
+    """Open what the run's configuration wants, as one board that is silent in every rank but the first.
 
     Raises:
-        UserError: W&B is asked for and not installed.
+        UserError: W&B is wanted and not installed, or refuses the run.
     """
+    logging, first, total = run.config.logging, run.progress.step, run.schedule.total_steps
+    boards: list[Board] = []
     with ExitStack() as stack:
-        boards: list[Board] = []
-        if world.first:
+        if run.world.first:
             bar = stack.enter_context(tqdm(total=total, initial=first, unit="step", disable=None))
             boards.append(Lines(total) if bar.disable else Terminal(bar))
-            if config.logging.tensorboard:
-                writer = SummaryWriter(str(config.out / "tensorboard"), purge_step=first)
-                boards.append(_TensorBoard(stack.enter_context(writer)))
-            if config.logging.wandb is not None:
-                boards.append(_WeightsAndBiases(stack.enter_context(_wandb_run(config))))
-        yield Boards(boards)
+            if logging.tensorboard:
+                writer = stack.enter_context(SummaryWriter(str(run.config.out / "tensorboard"), purge_step=first))
+                boards.append(partial(_write_tensorboard, writer))
+            if logging.wandb is not None:
+                started = stack.enter_context(_start_wandb(run))
+                boards.append(lambda step, values: started.log(dict(values), step=step))
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            for board in boards:
+                board(step, values)
+
+        yield log
 
 
-def _wandb_run(config: RunConfig) -> Any:
+def _write_tensorboard(writer: SummaryWriter, step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        writer.add_scalar(name, value, step)
+    writer.flush()
+
+
+def _start_wandb(run: Run) -> Any:
     try:
         import wandb  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        raise UserError("logging.wandb needs the package wandb; pip install 'mmkd[wandb]', or drop the key") from error
-    # One id a folder: a resumed run goes on in the same curve.
-    return wandb.init(
-        project=config.logging.wandb, name=config.out.name, id=config.out.name, resume="allow", dir=config.out,
-        config=config.model_dump(mode="json"),
-    )  # fmt: skip
+        step = f"{install_command('wandb')}, or drop the key"
+        raise UserError(f"logging.wandb needs the package wandb; {step}") from error
+    # One random id a run folder: a resumed run goes on in its own curve, wherever the folder was moved to.
+    out = run.config.out
+    note = out / "wandb-id"
+    if not note.is_file():
+        write_atomically(note, secrets.token_hex(4).encode())
+    try:
+        return wandb.init(
+            project=run.config.logging.wandb, name=out.name, id=note.read_text(), resume="allow", dir=out,
+            config=run.checkpointer.record.model_dump(mode="json"),
+        )  # fmt: skip
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"logging.wandb: {reason}; run `wandb login`, set WANDB_MODE=offline, or drop the key"
+        ) from error
 
 
 class Clock:
-    """Seconds, samples and waiting, since it was last asked."""
+    """Seconds, samples and time of waiting."""
 
     def __init__(self) -> None:
         self.wait_seconds = 0.0
@@ -145,7 +142,7 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Count the time inside as waiting for data."""
         before = time.perf_counter()
         yield
         waited = time.perf_counter() - before
@@ -153,7 +150,7 @@ class Clock:
         self._lap_wait += waited
 
     def add(self, samples: int) -> None:
-        """A step with so many samples, over all ranks, is done."""
+        """Count the samples of a step, over all ranks."""
         self._lap_samples += samples
 
     @property

@@ -15,23 +15,21 @@ from torch import nn
 
 from mmkd.distill.bank import Bank
 from mmkd.distill.batch import Batch, StudentFeatures
+from mmkd.distill.config import LossConfig
 from mmkd.distill.heads import Heads
 from mmkd.distill.losses import (
+    INITIAL_LOG_SCALE,
+    MAX_LOG_SCALE,
+    TERMS,
+    Comparison,
     PairFeatures,
-    bank_loss,
-    cross_loss,
-    feature_loss,
-    relational_loss,
     stacked,
     task_loss,
     unit,
 )
-from mmkd.distill.losses.relational import Similarities
-from mmkd.distill.objective_config import LossConfig
 from mmkd.distill.policies import Policy
 from mmkd.distill.reduction import Reduction
 from mmkd.distill.targets import Preparation, mixed
-from mmkd.distill.temperature import INITIAL_LOG_SCALE, MAX_LOG_SCALE
 from mmkd.distill.world import World
 
 
@@ -84,10 +82,20 @@ class Objective(nn.Module):
         columns: dict[str, list[torch.Tensor]] = {name: [rows] * len(prepared) for name in self.config.teacher_terms}
         for numbers in of_one_width(prepared):
             theirs = stacked([prepared[number] for number in numbers])
-            some_banks = None if banks is None else [banks[number] for number in numbers]
-            compared = Comparison(numbers, student, own, every, theirs, gathered(theirs, world), some_banks)
-            for name, found_Tb in self._of_teachers(compared).items():
-                for number, found_b in zip(numbers, found_Tb, strict=True):
+            compared = Comparison(
+                mapped=self._map(numbers, student, group),
+                teachers=theirs,
+                all_teachers=gathered(theirs, world),
+                own=own,
+                every=every,
+                scale=self._scales(numbers),
+                student_scale=student.log_scale.exp(),
+                teacher_scale=own.image.new_tensor([self.side.relation_scales[n] for n in numbers])[:, None, None],
+                banks=[banks[number] for number in numbers] if banks else (),
+                feature_kind=self.config.feature_kind,
+            )
+            for name in self.config.teacher_terms:
+                for number, found_b in zip(numbers, TERMS[name](compared), strict=True):
                     columns[name][number] = found_b
         by_term = {name: torch.stack(found, dim=1) for name, found in columns.items()}
         weighted = torch.stack([getattr(self.config, name) * found.detach() for name, found in by_term.items()]).sum(0)
@@ -95,33 +103,12 @@ class Objective(nn.Module):
         reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world)
         return terms | reduced
 
-    def _of_teachers(self, side: Comparison) -> dict[str, torch.Tensor]:
-        """Each term's value a row, float (T, b); rows that a teacher lacks hold anything finite."""
-        config, teachers = self.config, self.side
-        assert teachers is not None, "asked only when there are teachers"
-        both = torch.cat([side.student.image, side.student.text])
-        mapped = unit(torch.stack([teachers.heads(number, both) for number in side.numbers]))
-        image, text = torch.split(mapped, len(side.own.image), dim=1)
-        here, scale = PairFeatures(image, text, side.own.group), self._scales(side.numbers)
-        found = {}
-        if config.feature:
-            found["feature"] = feature_loss(here, side.teachers, config.feature_kind)
-        if config.cross:
-            found["cross"] = cross_loss(here, side.all_teachers, scale)
-        if config.bank and side.banks is not None:
-            # One after the other: stacking would copy every bank once more.
-            values = [
-                bank_loss(here.of(t), side.all_teachers.of(t), bank, scale[t] if scale.dim() else scale)
-                for t, bank in enumerate(side.banks)
-            ]
-            found["bank"] = torch.stack(values)
-        if config.relational:
-            theirs = side.own.image.new_tensor([teachers.relation_scales[n] for n in side.numbers])[:, None, None]
-            found["relational"] = relational_loss(
-                Similarities(side.own, side.every, side.student.log_scale.exp()),
-                Similarities(side.teachers, side.all_teachers, theirs),
-            )
-        return found
+    def _map(self, numbers: Sequence[int], student: StudentFeatures, group: torch.Tensor) -> PairFeatures:
+        """The student's rows in the spaces of these teachers, stacked."""
+        both = torch.cat([student.image, student.text])
+        mapped = unit(torch.stack([self.heads(number, both) for number in numbers]))
+        image, text = torch.split(mapped, len(student.image), dim=1)
+        return PairFeatures(image, text, group)
 
     def _scales(self, numbers: Sequence[int]) -> torch.Tensor:
         """Of the softmax over each teacher's keys: (T, 1, 1), or a scalar for all."""
@@ -138,22 +125,6 @@ class Objective(nn.Module):
         """Keep temperatures within CLIP's limits; called after every step."""
         if self.side is not None and self.config.cross_scale is None:
             self.cross_log_scales.clamp_(0, MAX_LOG_SCALE)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Teachers of one width against the student: rows of this rank and of all ranks, and each bank's.
-
-    numbers: T places of the teachers in the run's list. teachers, all_teachers: stacked.
-    """
-
-    numbers: Sequence[int]
-    student: StudentFeatures
-    own: PairFeatures
-    every: PairFeatures
-    teachers: PairFeatures
-    all_teachers: PairFeatures
-    banks: Sequence[PairFeatures] | None
 
 
 def of_one_width(prepared: Sequence[PairFeatures]) -> list[list[int]]:

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.base.errors import IncompleteStoreError, UserError
+from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.store import FeatureStore
 
-_COLUMNS = ["row", "caption", "uri", "offset", "length", "status"]
+_COLUMNS = ["row", "caption", "uri", "offset", "length", "status", "image_sha256"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Pairs:
     """Rows with a sound image and a sound caption.
 
     rows: int64 (n,) grid rows, ascending. caption: int64 (n,), number of each row's caption: equal captions have
-    equal numbers. captions: the distinct captions by number. table: the sample rows, in the order of
-    `rows`.
+    equal numbers. image: int64 (n,), number of each row's image, equal for equal bytes. captions: the distinct captions
+    by number. table: the sample rows, in the order of `rows`.
     """
 
     rows: NDArray[np.int64]
     caption: NDArray[np.int64]
+    image: NDArray[np.int64]
     captions: pa.LargeStringArray
     table: pa.Table
 
@@ -38,18 +39,24 @@ class Pairs:
         return np.searchsorted(self.rows, rows)
 
 
-def matching(store: FeatureStore, where: Mapping[str, str], columns: list[str]) -> pa.Table:
+def matching(store: FeatureStore, where: Mapping[str, str | float], columns: list[str]) -> pa.Table:
     """Sample rows whose columns have these values; all rows when there is no condition.
 
     Raises:
         UserError: a column that the store does not have.
+        ConfigError: a number for a column of text, or the other way round.
     """
     store.sample_table(columns=list(where), filter=pads.field("row") < 0)  # names the columns when one is wrong
+    for column, value in where.items():
+        kind = store.samples.schema.field(column).type
+        if pa.types.is_string(kind) != isinstance(value, str):
+            wanted = f"text, {{{column}: '{value}'}}" if pa.types.is_string(kind) else "a number without quotes"
+            raise ConfigError(f"column {column!r} holds {kind}, {value!r} does not fit; expected {wanted}")
     terms = [pads.field(column) == value for column, value in where.items()]
     return store.sample_table(columns=columns, filter=reduce(and_, terms) if terms else None)
 
 
-def find_pairs(store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np.bool_] | None = None) -> Pairs:
+def find_pairs(store: FeatureStore, where: Mapping[str, str | float], wanted: NDArray[np.bool_] | None = None) -> Pairs:
     """The sound pairs among the rows that match.
 
     Args:
@@ -76,6 +83,7 @@ def find_pairs(store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np
     pairs = Pairs(
         table["row"].to_numpy(),
         encoded.indices.to_numpy().astype(np.int64),
+        _numbers(table["image_sha256"]),
         encoded.dictionary,
         table.select(["uri", "offset", "length"]).combine_chunks(),
     )
@@ -85,8 +93,15 @@ def find_pairs(store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np
     return pairs
 
 
+def _numbers(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Number each hash; a row without one is alone."""
+    found = hashes.combine_chunks().dictionary_encode()
+    numbers = found.indices.fill_null(-1).to_numpy().astype(np.int64)
+    return np.where(numbers < 0, len(numbers) + np.arange(len(numbers)), numbers)
+
+
 def training_pairs(
-    store: FeatureStore, where: Mapping[str, str], wanted: NDArray[np.bool_] | None, batch_size: int
+    store: FeatureStore, where: Mapping[str, str | float], wanted: NDArray[np.bool_] | None, batch_size: int
 ) -> Pairs:
     """The pairs to train on, at least one batch of them.
 

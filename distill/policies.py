@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.config import PolicyConfig
 from mmkd.distill.losses import unit
-from mmkd.distill.objective_config import PolicyConfig
 
 _GAMMA = -0x61C8864680B583EB
 """0x9E3779B97F4A7C15 as int64: the step of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""

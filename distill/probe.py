@@ -38,7 +38,11 @@ class Estimate:
     checkpoint_bytes: int
     """Of one checkpoint: weights, two moments of each, and the average when there is one."""
     seconds_per_step: float
-    """Mean of the probed steps behind the first, images and features included."""
+    """Mean of the probed steps after the first, images and features included."""
+    terms: dict[str, float]
+    """Each loss term in the first step, weighted; `total` is their sum."""
+    notes: tuple[str, ...]
+    """See `notes`."""
 
     @property
     def hours(self) -> float:
@@ -57,6 +61,10 @@ class Estimate:
         done = f", {self.steps - self.steps_left:,} of them done" if self.steps_left < self.steps else ""
         yield f"steps          {self.steps:,}{done}, {self.seconds_per_step:.3f} s each in a short probe"
         yield f"hours          {self.hours:.2f}"
+        terms = ", ".join(f"{name} {value:.3g}" for name, value in self.terms.items() if name != "total")
+        yield f"loss           {self.terms['total']:.3g} in the first step, weighted: {terms}"
+        for note in self.notes:
+            yield f"note           {note}"
 
 
 def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate | None:
@@ -71,36 +79,61 @@ def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate 
         run = prepare(config, world)
         if world.first:
             say(f"{run.headline}; taking the first {_STEPS + 1} at most ...")
-        seconds = _probe(run, world)
-        return _estimate(run, world, seconds) if world.first else None
+        seconds, terms = _probe(run, world)
+        return _estimate(run, world, seconds, terms) if world.first else None
 
 
-def _probe(run: Run, world: World) -> float:
-    """Seconds of a step. The first one is left out: it warms caches, compiles and fills the pipeline."""
+def notes(run: Run) -> list[str]:
+    """What a user may not expect of a run: captions that are cut, teachers that teach nothing, weights that stay."""
+    found = []
+    captions, pairs = run.batches.captions, run.batches.plan.pairs
+    share = float((captions.lengths[pairs.caption] >= captions.context).mean())
+    if share:
+        found.append(f"{share:.1%} of the captions fill the context of {captions.context} tokens and may be cut there")
+    if run.batches.teachers is not None:
+        counts = run.batches.teachers.count_pairs(pairs.rows)
+        if silent := [slug for slug, count in counts.items() if not count]:
+            found.append(f"no pair of this run has features of {', '.join(silent)}")
+    student = run.update.model.towers.student
+    if getattr(student, "logit_bias", None) is not None:
+        found.append("the student's logit_bias is not trained: no loss here uses it")
+    if hasattr(student, "text_decoder"):
+        found.append("the student's text decoder is not trained: no loss here uses it")
+    return found
+
+
+def _probe(run: Run, world: World) -> tuple[float, dict[str, float]]:
+    """Return seconds of a step, and the weighted terms of the first one, which is not timed: it warms caches, compiles
+    and fills the pipeline."""
+    terms: dict[str, float] = {}
     # From the beginning: a finished run has no step left to measure.
     started, measured = time.perf_counter(), 0
     first_done = started
     with closing(run.batches.from_step(0)) as batches:
         for number, batch in enumerate(islice(batches, _STEPS + 1)):
-            run.update(batch).finite()  # waits for the device
+            outcome = run.update(batch)
+            outcome.finite()  # waits for the device
             measured = number
             if number == 0:
+                weights = run.config.loss
+                terms = {name: value * getattr(weights, name, 1.0) for name, value in outcome.values().items()}
                 first_done = time.perf_counter()
             if world.highest(number > 0 and time.perf_counter() - started > _SECONDS):
                 break
     if measured == 0:
-        return first_done - started
-    return (time.perf_counter() - first_done) / measured
+        return first_done - started, terms
+    return (time.perf_counter() - first_done) / measured, terms
 
 
-def _estimate(run: Run, world: World, seconds: float) -> Estimate:
+def _estimate(run: Run, world: World, seconds: float, terms: dict[str, float]) -> Estimate:
     teachers, model = run.batches.teachers, run.update.model
+    counts = teachers.count_pairs(run.batches.plan.pairs.rows) if teachers else {}
     weights = sum(value.nbytes for value in model.state_dict().values())
     moments = sum(2 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     average = sum(value.nbytes for value in run.average.values.values()) if run.average else 0
     return Estimate(
         pairs=len(run.batches.plan.pairs.rows),
-        teachers=teachers.slugs if teachers else (),
+        teachers=tuple(slug for slug, count in counts.items() if count),
         student_parameters=run.parameters,
         other_parameters=sum(parameter.numel() for parameter in model.objective.parameters()),
         steps=run.schedule.total_steps,
@@ -111,4 +144,6 @@ def _estimate(run: Run, world: World, seconds: float) -> Estimate:
         resident_bytes=teachers.resident_bytes if teachers else 0,
         checkpoint_bytes=weights + moments + average,
         seconds_per_step=seconds,
+        terms=terms,
+        notes=tuple(notes(run)),
     )

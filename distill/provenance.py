@@ -1,6 +1,6 @@
-"""What a run learns from, written down when it begins: the store's content, the teachers, the selection.
+"""The record of a run: all that is ever said of it, and what decides whether two calls are of one run.
 
-OUT/source.json     beside the configuration; the model card is made of it, though the store may be gone by then
+It is kept in every checkpoint, holds no path of the machine, and identifies files by their content.
 """
 
 from __future__ import annotations
@@ -10,34 +10,38 @@ import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
+import torch
+
 from mmkd.base.config import Frozen
+from mmkd.base.errors import ConfigError
 from mmkd.distill.config import RunConfig
 from mmkd.distill.student import model_config
 from mmkd.store import FeatureStore
 from mmkd.store.selection import read_selection
 
-CONFIG = "run.json"
-SOURCE = "source.json"
-
-# What may change between two calls of one run: where it writes, and how the same arithmetic is laid out.
+# Settings that may change between two calls of one run: where it writes, and how the same arithmetic is laid out.
+# The content of files that the others name is in the record instead.
 _FREE: Any = {
     "preset": True,
-    "store": True,  # its content is in the digest instead: a store may move
+    "store": True,
     "out": True,
-    # The network is in the digest as open_clip describes it; the first weights are in the checkpoint already.
-    "student": {"model", "start_from"},
+    "student": {"model", "start_from", "pretrained"},
+    "heads": {"alignment"},
     "data": {"images", "features", "workers"},
     "compute": {"micro_batch", "gradient_checkpointing", "compile", "timeout_minutes"},
     "checkpoints": True,
     "monitor": True,
     "logging": True,
 }
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_HF_NAMES = ("hf_model_name", "hf_tokenizer_name")
 _SHOWN = 80
 """Characters of a value in a message."""
 
 
 class TeacherSource(Frozen):
-    """One teacher that was asked, as its card in the store says."""
+    """One teacher of the run, as its card in the store describes it."""
 
     slug: str
     source: str
@@ -49,46 +53,125 @@ class RunSource(Frozen):
     """The store of a run as it was when the run began."""
 
     store: str
-    """Name of its folder, without the machine's path."""
+    """Name of its folder."""
     store_digest: str
-    """Of everything that the run's teachers say: see `store_digest`."""
+    """See `store_digest`."""
     rows: int
     corpora: tuple[str, ...]
     """Digests of the corpora, in grid order."""
     teachers: tuple[TeacherSource, ...]
-    """None when no loss asks a teacher."""
+    """Empty when no loss needs a teacher."""
     selection: str = ""
     """Digest of the selection's values, when there is one."""
 
 
-def read_source(config: RunConfig, store: FeatureStore) -> RunSource:
-    """What `config` learns from.
+class FirstWeights(Frozen):
+    """The weights that the student began with."""
+
+    name: str
+    """Tag of open_clip, name of a file or of a run's folder, or `random weights`."""
+    digest: str = ""
+    """SHA-256 of a file; digest of a run and its step."""
+
+
+class RunRecord(Frozen):
+    """Everything said of a run."""
+
+    config: dict[str, Any]
+    """The settings that decide the outcome, with presets under them."""
+    presets: tuple[str, ...]
+    model: str
+    """Name of the network: open_clip's, or of the `.json` file."""
+    network: dict[str, Any]
+    """The open_clip model config."""
+    preprocess: dict[str, Any]
+    """Size, mean, std and interpolation of images, as open_clip names them."""
+    first_weights: FirstWeights
+    alignment: str
+    """SHA-256 of the alignment file; one that is missing is refused where it is read."""
+    source: RunSource
+    versions: dict[str, str]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two calls of one run have in common."""
+        text = {
+            key: Path(value).name if key in _HF_NAMES and Path(value).is_absolute() else value
+            for key, value in self.network["text_cfg"].items()
+        }
+        return {
+            **self.config,
+            "network": self.network | {"text_cfg": text},
+            "first_weights": self.first_weights.digest or self.first_weights.name,
+            "alignment": self.alignment,
+            "source": self.source.model_dump(mode="json", include={"store_digest", "rows", "corpora", "selection"}),
+        }
+
+    @property
+    def digest(self) -> str:
+        """Of `identity`, 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def difference(self, other: RunRecord) -> str:
+        """What `other` has otherwise, in words, at most three keys: `epochs was 10, is 20`."""
+        before, after = _flat(self.identity), _flat(other.identity)
+        found = [
+            f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
+            for key in before | after
+            if before.get(key) != after.get(key)
+        ]
+        return "; ".join(found[:3]) + (f"; {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeights) -> RunRecord:
+    """Describe the run that `config` asks for; `preprocess` is filled in when the network is built.
 
     Raises:
         UserError: a teacher or the selection is not in the store.
         CorruptStoreError: the selection is damaged.
     """
-    asked = config.loss.teacher_terms != ()
+    model, alignment = config.student.model, config.heads.alignment
+    return RunRecord(
+        config=config.model_dump(mode="json", exclude=_FREE),
+        presets=tuple(Path(name).name for name in config.preset),
+        model=Path(model).name.removesuffix(".json") if Path(model.removeprefix("local-dir:")).is_absolute() else model,
+        network=model_config(model),
+        preprocess={},
+        first_weights=first_weights,
+        alignment=content_digest(alignment) if alignment and alignment.is_file() else "",
+        source=_read_source(config, store),
+        versions={"open_clip": open_clip.__version__, "torch": str(torch.__version__)},
+    )
+
+
+def _read_source(config: RunConfig, store: FeatureStore) -> RunSource:
     slugs = config.teachers or tuple(store.teachers)
     cards = [store.card(slug) for slug in slugs]
-    wanted = config.selection if asked else None
+    learns = config.loss.teacher_terms != ()
+    selection = config.selection if learns else None
     return RunSource(
         store=store.root.name,
         store_digest=store_digest(store, slugs),
         rows=store.record.rows,
         corpora=tuple(span.corpus.digest for span in store.record.spans()),
         teachers=tuple(
-            TeacherSource(slug=card.slug, source=card.source, digest=card.digest, licence=card.licence)
+            TeacherSource(slug=card.slug, source=_public(card.source), digest=card.digest, licence=card.licence)
             for card in cards
-            if asked
+            if learns
         ),
-        selection=read_selection(store.root, store.record, wanted).card.digest if wanted else "",
+        selection=read_selection(store.root, store.record, selection).card.digest if selection else "",
     )
+
+
+def _public(source: str) -> str:
+    """A teacher's source without the folders of the machine."""
+    kind, colon, place = source.partition(":")
+    return f"{kind}:{Path(place).name}" if colon and kind == "local-dir" else source
 
 
 def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
     """SHA-256 in hex over the rows, the teachers' digests and all their ledger entries: the features' checksums, how
-    many are sound, and the samples' own checksums. A shard that was extracted anew with other rows changes it."""
+    many are sound, and the samples' own checksums. A shard that was extracted again with other rows changes it."""
     content = {
         "rows": store.record.rows,
         "corpora": [span.corpus.digest for span in store.record.spans()],
@@ -102,44 +185,28 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def run_digest(config: RunConfig, source: RunSource) -> str:
-    """Digest of what decides a run's outcome: its configuration, the network, and what it learns from."""
-    content = {
-        "config": config.model_dump(mode="json", exclude=_FREE),
-        "network": model_config(config.student.model),
-        "store": source.store_digest,
-        "selection": source.selection,
-        "alignment": _file_digest(config.heads.alignment),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def content_digest(path: Path) -> str:
+    """SHA-256 in hex of a file, or of the weights in a folder.
 
-
-def difference(out: Path, config: RunConfig, source: RunSource) -> str:
-    """In words, what keeps `config` from going on with the run that OUT holds; empty when its files do not say.
-
-    At most three keys are named: `epochs was 10, is 20`.
+    Raises:
+        ConfigError: it cannot be read.
     """
     try:
-        was = json.loads((out / CONFIG).read_text("utf-8")), json.loads((out / SOURCE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return ""  # a run that was killed before it had written them
-    now = config.model_dump(mode="json", exclude=_FREE), source.model_dump(mode="json", exclude={"store", "teachers"})
-    before, after = ({**_flat(settings), **_flat(learned, "source")} for settings, learned in (was, now))
-    found = [
-        f"{key} was {before[key]}, is {value}" for key, value in after.items() if key in before and before[key] != value
-    ]
-    return "; ".join(found[:3]) + (f"; {len(found) - 3} more" if len(found) > 3 else "")
+        if path.is_dir():
+            weights = [
+                file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".pt", ".pth")
+            ]
+            return hashlib.sha256("\n".join(map(content_digest, weights)).encode()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}; correct the path in the YAML") from error
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
-    """Every value of nested mappings by its keys with points between them, as JSON."""
+    """Values of nested mappings as JSON, by their keys with points between them."""
     if not isinstance(tree, dict) or not tree:
         text = json.dumps(tree)
         return {prefix: text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."}
     below = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items())
     return {name: value for part in below for name, value in part.items()}
-
-
-def _file_digest(path: Path | None) -> str:
-    """Empty without a file; one that is missing is complained of where it is opened."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""

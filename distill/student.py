@@ -23,7 +23,8 @@ from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResize
 from transformers import AutoModel
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.config import SCHEMES, StudentConfig, TowerWeights
+from mmkd.distill.config import StudentConfig, TowerWeights
+from mmkd.distill.presets import SCHEMES
 
 Pixels = Callable[[Image.Image], torch.Tensor]
 """A picture to uint8 (3, H, W)."""

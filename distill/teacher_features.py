@@ -40,6 +40,11 @@ class TeacherFeatures:
         sound: NDArray[np.bool_] = torch.stack(self._sound).any(dim=0).numpy()
         return sound
 
+    def count_pairs(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Return of how many of these rows each teacher has both features."""
+        picked = torch.from_numpy(rows).to(self._device)
+        return {slug: int(sound[picked].sum()) for slug, sound in zip(self.slugs, self._sound, strict=True)}
+
     @property
     def bytes(self) -> int:
         """Of all features, as they are gathered: int8 counts as the float32 it decodes to."""

@@ -1,21 +1,31 @@
-"""The loop, and nothing but the loop."""
+"""The loop: steps, validations, checkpoints, and the ways in which it ends early and in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from signal import Signals
 
+import torch
+
+from mmkd.base.errors import UserError
+from mmkd.base.files import write_atomically
+from mmkd.base.lock import only_writer
 from mmkd.base.process import keep_freed_memory
+from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
-from mmkd.distill.logs import Boards, Clock, opened_boards
-from mmkd.distill.nan_guard import FiniteGuard
-from mmkd.distill.optimizer import lr_factor, set_learning_rate
+from mmkd.distill.logs import Board, Clock, open_boards
+from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
 from mmkd.distill.prepare import Run, prepare
-from mmkd.distill.stop import StopRequest, stop_on
-from mmkd.distill.world import started_world
+from mmkd.distill.probe import notes
+from mmkd.distill.train_step import Outcome
+from mmkd.distill.world import World, started_world
+
+BAD_BATCH = "bad-batch.json"
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class TrainReport:
     stop_signal: int = 0
     """The signal's number, when it was one."""
     first_rank: bool = True
-    """False in the ranks that have nothing to say."""
+    """False in ranks that print nothing."""
 
 
 def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
@@ -51,31 +61,50 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
     Raises:
         ConfigError, UserError, IncompleteStoreError: see `mmkd.base.errors`. A loss that is not finite
             stops the run with the step named and its rows listed in `bad-batch.json`.
+        BusyStoreError: another process writes to `out`.
     """
-    with started_world(config.compute.timeout_minutes) as world, stop_on(config.checkpoints.stop_signals) as request:
+    with (
+        started_world(config.compute.timeout_minutes) as world,
+        stop_on(config.checkpoints.stop_signals) as request,
+        _only_run(config, world),
+    ):
         if world.device.type == "cpu":
             keep_freed_memory()
         run = prepare(config, world)
-        first, total = run.progress.step, run.schedule.total_steps
         run.begin()
         if world.first:
             say(run.headline)
-        with opened_boards(config, world, first, total) as boards:
-            return _loop(run, boards, request)
+            for note in notes(run):
+                say(note)
+        with open_boards(run) as log:
+            return _loop(run, log, request)
 
 
-def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
+@contextmanager
+def _only_run(config: RunConfig, world: World) -> Iterator[None]:
+    """Hold the run folder for this run, which the first rank does for all; none reads it before it is held."""
+    if config.out.is_file() or (config.out / "zarr.json").is_file():
+        what = "a file" if config.out.is_file() else "a store"
+        raise UserError(f"out: {config.out} is {what}; name a folder of its own for the run")
+    with only_writer(config.out, "mmkd distill") if world.first else nullcontext():
+        world.highest(0)
+        yield
+
+
+def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
+    warmup = warmup_steps(config.optimizer, total)
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
-    stopped, number = "", 0
+    # A run that patience ended before has ended.
+    stopped, number = _out_of_patience(config, progress), 0
     with closing(run.batches.from_step(first)) as batches:
         while progress.step < total and not stopped:
             with clock.waiting():
                 batch = next(batches)
-            lr = config.optimiser.lr * lr_factor(batch.step, config.optimiser.warmup_steps, total)
-            set_learning_rate(run.update.optimiser, lr)
+            lr = config.optimizer.lr * lr_factor(batch.step, warmup, total)
+            set_learning_rate(run.update.optimizer, lr)
             outcome = run.update(batch)
             guard.watch(batch, outcome)
             if run.average is not None:
@@ -86,17 +115,16 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
             if last or batch.step % config.logging.every_steps == 0:
                 losses = outcome.values()
                 rates = clock.lap(run.world.device) | {"lr": lr, "gradient_norm": outcome.norm.item()}
-                boards.scalars(batch.step, {f"loss/{name}": value for name, value in losses.items()} | rates)
+                log(batch.step, {f"loss/{name}": value for name, value in losses.items()} | rates)
             if run.monitor.sets and (last or progress.step % config.monitor.every_steps == 0):
                 guard.settle()
                 scores = run.monitor.scores()
-                boards.scalars(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
-                progress = _judged(progress, scores, run.monitor.metric)
-            if config.monitor.patience is not None and progress.worse >= config.monitor.patience:
-                stopped = "patience"
+                log(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
+                progress = _add_scores(progress, scores, config.monitor.chosen_metric)
+            stopped = _out_of_patience(config, progress)
             number = run.world.highest(int(request.signal or 0))
             if number:
-                stopped = Signals(number).name
+                stopped = signal.Signals(number).name
             due = progress.step % config.checkpoints.every_steps == 0 or progress.best_step == progress.step
             if last or stopped or due:
                 guard.settle()
@@ -108,8 +136,85 @@ def _loop(run: Run, boards: Boards, request: StopRequest) -> TrainReport:
     )  # fmt: skip
 
 
-def _judged(progress: Progress, scores: dict[str, float], metric: str) -> Progress:
-    """The progress after a validation."""
+def _out_of_patience(config: RunConfig, progress: Progress) -> str:
+    patience = config.monitor.patience
+    return "patience" if patience is not None and progress.worse >= patience else ""
+
+
+def _add_scores(progress: Progress, scores: dict[str, float], metric: str) -> Progress:
+    """Return the progress after a validation."""
     if progress.best_score is None or scores[metric] > progress.best_score:
         return replace(progress, best_score=scores[metric], best_step=progress.step, best_scores=scores, worse=0)
     return replace(progress, worse=progress.worse + 1)
+
+
+class FiniteGuard:
+    """Ends the run at a loss or gradient that is not finite, names the batch and saves nothing of it.
+
+    A step is checked while the next one runs, so that the device never waits.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.last: tuple[Batch, Outcome] | None = None
+
+    def watch(self, batch: Batch, outcome: Outcome) -> None:
+        """Check the step before; this one is checked at the next call, or by `settle`."""
+        before, self.last = self.last, (batch, outcome)
+        self._check(before)
+
+    def settle(self) -> None:
+        """Check the last step too: before anything is written or measured.
+
+        Raises:
+            UserError: loss or gradient is NaN or infinite. The last checkpoint is from before.
+        """
+        before, self.last = self.last, None
+        self._check(before)
+
+    def _check(self, step: tuple[Batch, Outcome] | None) -> None:
+        if step is None or step[1].finite():
+            return
+        batch, outcome = step
+        # Every rank sees the same sums, so all come here together.
+        rows = self.run.world.gather(torch.from_numpy(batch.rows).to(self.run.world.device)).tolist()
+        if self.run.world.first:
+            note = {"step": batch.step, "epoch": batch.epoch, "rows": rows} | {"losses": repr(outcome.values())}
+            write_atomically(self.run.config.out / BAD_BATCH, json.dumps(note).encode())
+        raise UserError(
+            f"loss is {outcome.total.item()}, gradient norm {outcome.norm.item()} at step {batch.step} (epoch "
+            f"{batch.epoch}), rows {', '.join(map(str, rows[:5]))}, ... (all in {self.run.config.out / BAD_BATCH}); "
+            "lower optimizer.lr, or look at these rows; nothing was saved since the last checkpoint"
+        )
+
+
+@dataclass
+class StopRequest:
+    """The signal that asked for the end, if one did."""
+
+    signal: signal.Signals | None = None
+
+
+@contextmanager
+def stop_on(names: Sequence[str]) -> Iterator[StopRequest]:
+    """Record these signals instead of ending by them; a second one of the same kind has its usual effect.
+
+    Outside the main thread no signal can be caught.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in names}
+
+    def note(number: int, _: object) -> None:
+        request.signal = signal.Signals(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -55,9 +55,15 @@ class World:
         """The highest number that any rank has; asked over the CPU, so that nobody waits for a device."""
         if self.size == 1:
             return number
-        told = torch.tensor([number])
-        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.control)
-        return int(told.item())
+        largest = torch.tensor([number])
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.control)
+        return int(largest.item())
+
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        """Give every rank the first rank's buffers, which are those that are saved."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def average_gradients(self, module: torch.nn.Module) -> None:
         """Replace gradients by their mean over ranks; for small modules that DistributedDataParallel does not wrap."""

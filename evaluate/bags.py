@@ -40,7 +40,7 @@ class Bags:
 
     @property
     def groups(self) -> NDArray[np.object_]:
-        """What bags depend on each other (patients), str (n,).
+        """Groups of bags that depend on each other (patients), str (n,).
 
         Raises:
             UserError: a bag's rows belong to two groups.
@@ -49,7 +49,7 @@ class Bags:
 
     @property
     def domains(self) -> NDArray[np.object_]:
-        """What tables may divide by, str (n,).
+        """Domain of every bag, str (n,).
 
         Raises:
             UserError: a bag's rows belong to two domains.
@@ -72,21 +72,23 @@ class Bags:
         return found
 
 
-KEPT_BYTES = 1 << 30
+IN_MEMORY_BYTES = 1 << 30
 """Features up to this size are held in memory: heads read every bag in every epoch, and a read of a small bag from the
 map costs more than a step of training on it."""
 
 
 @dataclass(frozen=True)
 class BagFeatures:
-    """What one model has of bags; all of it in memory when it is small, else read from the map when it is asked for."""
+    """Features that one model has of bags: in memory when they are small, else read from the map on demand."""
 
     bags: Bags
     features: Features
     tower: Tower
+    normalized: bool
+    """Every vector scaled to unit length, before means are taken and heads are trained."""
 
     def patches(self, bag: int, positions: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Unit features of a bag that are there, float32 (p, D); p may be 0.
+        """Features of a bag that are there, float32 (p, D); p may be 0.
 
         Args:
             bag: index of the bag.
@@ -94,21 +96,22 @@ class BagFeatures:
         """
         member = self.bags.members[bag]
         wanted = member if positions is None else member[positions]
-        if self._kept is not None:
-            return self._kept.values[wanted[self._kept.available[wanted]]]
+        if self._in_memory is not None:
+            return self._in_memory.values[wanted[self._in_memory.available[wanted]]]
         block = self._read(self.bags.samples.rows[wanted])
         return block.values[block.available]
 
     @cached_property
-    def _kept(self) -> Block | None:
+    def _in_memory(self) -> Block | None:
         """Features of all rows, or None where they are too many."""
         rows = self.bags.samples.rows
-        if len(rows) * self._read(rows[:1]).values.nbytes > KEPT_BYTES:
+        if len(rows) * self._read(rows[:1]).values.nbytes > IN_MEMORY_BYTES:
             return None
         return self._read(rows)
 
     def _read(self, rows: NDArray[np.int64]) -> Block:
-        return self.features.images(rows) if self.tower == "image" else self.features.texts(rows)
+        read = self.features.images if self.tower == "image" else self.features.texts
+        return read(rows, normalized=self.normalized)
 
     def means(self) -> tuple[Floats, NDArray[np.bool_]]:
         """Mean feature of every bag, float64 (n, D), and bool (n,) which bags have one; NaN where not."""
@@ -122,8 +125,7 @@ class BagFeatures:
 
 def make_bags(data: DatasetRows, samples: Samples, by: str | None) -> Bags:
     """Put rows with the same value of column `by` into one bag; a row without a value is a bag of its own."""
-    values = samples.ids if by is None else samples.column(by)
-    names = np.where(values == None, samples.ids, values)  # noqa: E711 - element by element
+    names = samples.ids if by is None else samples.filled(by, samples.ids)
     unique, first, inverse = np.unique(names.astype(str), return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     sorted_rows = np.argsort(inverse, kind="stable")

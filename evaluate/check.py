@@ -1,15 +1,18 @@
-"""What stands between a suite and its run, found out without running it."""
+"""Check of a suite before it runs: rows, classes, events, groups, prompts and features."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from mmkd.base.errors import NotAStoreError
-from mmkd.evaluate.dataset import DatasetRows, load_dataset
+from mmkd.base.errors import NotAStoreError, UserError
+from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.plan import model_names
@@ -22,11 +25,11 @@ from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """What was found of one data set.
+    """Findings about one data set.
 
-    rows, groups: per split. classes: test rows of each class. missing: for each model, rows without features per
-    split. problems keep units from running; warnings make their scores doubtful. steps: what to do about a set that
-    is not extracted yet, in order.
+    rows, groups: per split. counts: titles such as `test rows by diagnosis` to values and their counts. missing: for
+    each model, rows without features per split. problems keep units from running; warnings make their scores doubtful.
+    steps: what to do about a set that is not extracted yet, in order.
     """
 
     dataset: str
@@ -35,7 +38,7 @@ class DatasetCheck:
     tasks: tuple[str, ...] = ()
     rows: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
-    classes: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
     missing: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -67,7 +70,7 @@ class CheckReport:
         return not any(one.problems for one in self.datasets)
 
     def text(self) -> str:
-        """One paragraph a data set."""
+        """One paragraph per data set."""
         ready = sum(one.readable and not one.problems for one in self.datasets)
         lines = [
             f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, "
@@ -75,8 +78,8 @@ class CheckReport:
         ]
         for one in self.datasets:
             lines.append(f"{one.dataset} [{one.role}, {one.modality}: {', '.join(one.tasks)}]: {one.counted}")
-            if one.classes:
-                lines.append("  test rows by class: " + ", ".join(f"{name} {n}" for name, n in one.classes.items()))
+            for title, counts in one.counts.items():
+                lines.append(f"  {title}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
             for model, splits in one.missing.items():
                 lines.append(f"  {model}: no features for " + ", ".join(f"{n} {s} rows" for s, n in splits.items()))
             lines += [f"  warning: {text}" for text in one.warnings]
@@ -107,7 +110,7 @@ def check_suite(suite: Suite) -> CheckReport:
     for spec in suite.datasets:
         found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks)
         if spec.store not in unopened:
-            _check_dataset(suite, spec, (stores[spec.store], models), found)
+            _check_dataset(suite, spec, stores[spec.store], models, found)
         elif spec.source is not None and isinstance(unopened[spec.store], NotAStoreError):
             missing = missing_before(spec)
             found.problems.append(missing.problem)
@@ -119,29 +122,61 @@ def check_suite(suite: Suite) -> CheckReport:
 
 
 def _check_dataset(
-    suite: Suite, spec: DatasetSpec, place: tuple[FeatureStore, tuple[str, ...]], found: DatasetCheck
+    suite: Suite, spec: DatasetSpec, store: FeatureStore, models: tuple[str, ...], found: DatasetCheck
 ) -> None:
-    """Fill in what a store holds of a data set. `place`: the store, and the models that would run."""
+    """Fill in what a store holds of a data set."""
     try:
-        data = load_dataset(spec, place[0])
+        data = load_dataset(spec, store)
     except MmkdError as error:
         found.problems.append(str(error))
         return
     for name, samples in data.splits.items():
         found.rows[name] = len(samples)
         found.groups[name] = len(set(data.groups(samples).tolist()))
-    if spec.label is not None:
-        values = Counter(data.splits["test"].column(spec.label).tolist())
-        of = spec.classes or {name: (name,) for name in data.classes}
-        found.classes.update({name: sum(values[value] for value in of[name]) for name in data.classes})
-    for task in spec.tasks:
-        TASKS[task].scoring(spec.settings)
-        found.problems.extend(text for text in TASKS[task].problems(data, spec.settings) if text not in found.problems)
-    found.warnings.extend(_same_images(data))
+        if spec.label is not None:
+            found.counts[f"{name} rows by class"] = _class_counts(data, spec.label, samples)
+        if spec.group is not None and (single := sum(value is None for value in samples.column(spec.group))):
+            found.warnings.append(f"{single} {name} rows have no {spec.group}; each is a group of its own")
+        if samples.unmatched:
+            found.problems.append(f"{spec.dataset}: {samples.unmatched}")
+    for name in spec.tasks:
+        task = TASKS[name]
+        task.scoring(spec)
+        found.problems.extend(text for text in task.problems(data) if text not in found.problems)
+        with contextlib.suppress(UserError):  # `problems` names the reason
+            found.counts.update(task.counts(data))
+    found.warnings.extend(_same_images(data) + _similar_groups(data))
     found.warnings.extend(differs_from_published(spec, found.rows))
     found.problems.extend(prompts_differ(data))
-    for model in place[1]:
+    for model in models:
         _check_model(data, model, suite.ensembles.get(model, ()), found)
+
+
+def _class_counts(data: DatasetRows, label: str, samples: Samples) -> dict[str, int]:
+    """Rows of every class, and of every value that is none."""
+    values = data.spec.classes or {name: (name,) for name in data.classes}
+    name_of = {value: name for name in data.classes for value in values[name]}
+    counts = Counter(
+        name_of.get(value, f"{'blank' if value is None else repr(value)} (no class)")
+        for value in samples.column(label).tolist()
+    )
+    return {name: counts[name] for name in data.classes} | dict(counts)
+
+
+def _similar_groups(data: DatasetRows) -> list[str]:
+    """Groups of two splits whose names differ in case or in zeros at the beginning only."""
+    if data.spec.group is None:
+        return []
+    spellings: dict[str, dict[str, str]] = {}
+    for split, samples in data.splits.items():
+        for group in dict.fromkeys(data.groups(samples).tolist()):
+            folded = re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFKC", group).casefold())
+            spellings.setdefault(re.sub(r"\s+", " ", folded), {}).setdefault(group, split)
+    pairs = [names for names in spellings.values() if len(set(names.values())) > 1]
+    if not pairs:
+        return []
+    shown = " and ".join(f"{group!r} in {split}" for group, split in list(pairs[0].items())[:2])
+    return [f"{len(pairs)} values of {data.spec.group} may be one group in two splits: {shown}; write them alike"]
 
 
 def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found: DatasetCheck) -> None:
@@ -150,9 +185,9 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
     except MmkdError as error:
         found.problems.append(str(error))
         return
-    towers: set[Tower] = {tower for task in data.spec.tasks for tower in TASKS[task].towers(data.spec.settings)}
+    towers: set[Tower] = {tower for task in data.spec.tasks for tower in TASKS[task].towers(data.spec)}
     needed = [(samples, tower) for tower in TOWERS if tower in towers for samples in data.splits.values()]
-    needed += [(samples, "text") for samples in (data.prompts, data.negatives, data.candidates) if samples is not None]
+    needed += [(samples, "text") for samples in (data.prompts, data.negatives, *data.texts.values()) if samples]
     missing = {}
     for samples, tower in needed:
         there = np.ones(len(samples), dtype=bool)

@@ -1,18 +1,17 @@
-"""What classifying tasks share: their metrics, and the checks of labels against classes and prompts."""
+"""Metrics of classification, and checks of labels against classes and prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
-from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.errors import UserError
 from mmkd.evaluate import metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Metric, Scoring
+from mmkd.evaluate.task import Metric
 
 
 def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
@@ -25,26 +24,13 @@ def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
 
 
 def standard_metrics() -> dict[str, Metric]:
-    """Metrics of single-label classification; a table never averages two of them."""
+    """Metrics of single-label classification; a table never averages two of them. `acc` is a mean over samples."""
     return {
         "acc": labelled(metrics.accuracy),
         "bacc": labelled(metrics.balanced_accuracy),
         "f1_macro": labelled(metrics.macro_f1),
         "auroc_macro": labelled(metrics.macro_auroc),
     }
-
-
-def scoring_with_primary(scoring: Scoring, primary: str | None) -> Scoring:
-    """`scoring` with another primary metric.
-
-    Raises:
-        ConfigError: there is no such metric.
-    """
-    if primary is None:
-        return scoring
-    if primary not in scoring.metrics:
-        raise ConfigError(f"protocol {scoring.protocol} has no metric {primary!r}; it has {', '.join(scoring.metrics)}")
-    return replace(scoring, primary=primary)
 
 
 def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from mmkd.base.errors import ConfigError, CorruptStoreError
+from mmkd.base.errors import ConfigError, CorruptStoreError, MmkdError
 from mmkd.base.text import plain_values
-from mmkd.evaluate.cell import averaged
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import Question, ResultFolder
-from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.scoring import Replicates
-from mmkd.evaluate.statistics import Difference, Verdict, holm, paired_difference, signed_rank_p
+from mmkd.evaluate.scoring import FEWEST_GROUPS, Replicates, averaged
+from mmkd.evaluate.statistics import VERDICTS, Difference, Verdict, holm, p_text, paired_difference, signed_rank_p
+from mmkd.evaluate.table import markdown_page, markdown_text, mean_name
+
+Paired = tuple[Replicates, Replicates]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Against:
     wilcoxon_p_holm: float
     """The same, adjusted for all rivals of the comparison."""
     verdicts: dict[str, Verdict]
+    """By column, where there is an interval."""
+    remarks: tuple[str, ...] = ()
+    """How the comparison was made, by data set."""
 
     def count(self, verdict: Verdict) -> int:
         """Columns with this verdict."""
@@ -52,18 +56,15 @@ class Comparison:
 
     def markdown(self) -> str:
         """A table with one line for each rival, and the notes that it needs to be read rightly."""
-        heads = [*self.columns, *(["mean"] if len(self.columns) > 1 else [])]
-        lines = [self.title, ""]
-        lines.append("| " + " | ".join(["against", *heads, "win/tie/loss", "Wilcoxon p", "Holm"]) + " |")
-        lines.append("|---|" + "---:|" * (len(heads) + 3))
+        columns = [*self.columns, *([mean_name(self.columns)] if len(self.columns) > 1 else [])]
+        heads = ["against", *map(markdown_text, columns), "win/tie/loss", "Wilcoxon p", "Holm"]
+        rows = []
         for rival in self.rivals:
-            shown = [self._text(rival.differences.get(column)) for column in self.columns]
-            shown += [self._text(rival.mean)] if len(self.columns) > 1 else []
-            counts = "/".join(str(rival.count(verdict)) for verdict in ("win", "tie", "loss"))
+            shown = [*map(rival.differences.get, self.columns), *([rival.mean] if len(self.columns) > 1 else [])]
+            counts = "/".join(str(rival.count(verdict)) for verdict in VERDICTS)
             tests = [p_text(rival.wilcoxon_p), p_text(rival.wilcoxon_p_holm)]
-            lines.append("| " + " | ".join([rival.rival, *shown, counts, *tests]) + " |")
-        lines += ["", *(f"- {note}" for note in self.notes())]
-        return "\n".join(lines) + "\n"
+            rows.append([markdown_text(rival.rival), *map(self._text, shown), counts, *tests])
+        return markdown_page(self.title, heads, rows, self.notes())
 
     def notes(self) -> list[str]:
         """How to read it, and what is missing."""
@@ -78,6 +79,9 @@ class Comparison:
             for column, one in rival.differences.items():
                 if isinstance(one, str):
                     found.append(f"{rival.rival}, {column}: {one}")
+                elif one.verdict() is None:
+                    found.append(f"{rival.rival}, {column}: fewer than {FEWEST_GROUPS} groups, or no value: no verdict")
+            found += [f"{rival.rival}, {remark}" for remark in rival.remarks]
         return found
 
     def json(self) -> str:
@@ -89,8 +93,8 @@ class Comparison:
         if difference is None or isinstance(difference, str) or math.isnan(difference.value):
             return "-"
         scale = 100 if self.percent else 1
-        low, high = difference.low * scale, difference.high * scale
-        return f"{difference.value * scale:+.1f} [{low:+.1f}, {high:+.1f}]"
+        interval = f" [{difference.low * scale:+.1f}, {difference.high * scale:+.1f}]"
+        return f"{difference.value * scale:+.1f}{'' if math.isnan(difference.low) else interval}"
 
 
 def compare(folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = ()) -> Comparison:
@@ -130,68 +134,65 @@ def compare(folder: ResultFolder, model: str, question: Question, against: tuple
 
 def _against(folder: ResultFolder, question: Question, names: tuple[str, str], lower_is_better: bool) -> Against:
     level = folder.plan.suite.bootstrap.level
-    parts: dict[str, list[tuple[Replicates, Replicates] | str]] = {}
+    parts: dict[str, list[Paired | str]] = {}
+    remarks: list[str] = []
     for spec in folder.datasets(question):
-        one, other = (folder.answers(question, spec.dataset, name) for name in names)
-        if isinstance(one, str) or isinstance(other, str):
-            reason = f"{names[0]}: {one}" if isinstance(one, str) else f"{names[1]}: {other}"
-            for column in _columns(folder, question, spec, (one, other)):
-                parts.setdefault(column, []).append(reason)
-            continue
-        paired = [_on_common(a, b, folder.out) for a, b in zip(one, other, strict=True)]
-        draws = [[folder.replicates(question, spec, half) for half in pair] for pair in paired]
-        for column in _columns(folder, question, spec, (one, other)):
-            ours, theirs = averaged([a[column] for a, _ in draws]), averaged([b[column] for _, b in draws])
-            parts.setdefault(column, []).append((ours, theirs))
-    joined = {column: _joined(found) for column, found in parts.items()}
+        for column, found in _columns(folder, question, spec, names, remarks).items():
+            parts.setdefault(column, []).append(found)
+    joined = {column: _averaged(found) for column, found in parts.items()}
+    there = [one for one in joined.values() if not isinstance(one, str)]
     differences: dict[str, Difference | str] = {
         column: one if isinstance(one, str) else paired_difference(*one, level) for column, one in joined.items()
     }
-    there = [one for one in joined.values() if not isinstance(one, str)]
-    complete = len(there) == len(joined) > 1
     values = {column: one for column, one in differences.items() if not isinstance(one, str)}
+    verdicts = {column: one.verdict(lower_is_better) for column, one in values.items()}
+    mean = _averaged(there) if len(there) == len(joined) > 1 else ""
     return Against(
         rival=names[1],
         differences=differences,
-        mean=_mean_difference(there, level) if complete else None,
+        mean=None if isinstance(mean, str) else paired_difference(*mean, level),
         wilcoxon_p=signed_rank_p([one.value for one in values.values()]) if len(values) > 1 else math.nan,
         wilcoxon_p_holm=math.nan,
-        verdicts={column: one.verdict(lower_is_better) for column, one in values.items()},
+        verdicts={column: verdict for column, verdict in verdicts.items() if verdict is not None},
+        remarks=tuple(remarks),
     )
 
 
-def _mean_difference(pairs: list[tuple[Replicates, Replicates]], level: float) -> Difference:
-    """Difference of the unweighted means over columns."""
-    return paired_difference(averaged([a for a, _ in pairs]), averaged([b for _, b in pairs]), level)
-
-
 def _columns(
-    folder: ResultFolder, question: Question, spec: DatasetSpec, answers: tuple[list[Predictions] | str, ...]
-) -> list[str]:
-    """The columns of a data set, from the first model that has answers; its name when none has."""
-    for found in answers:
-        if not isinstance(found, str):
-            return list(dict.fromkeys(folder.column_names(question, spec, found[0]).tolist()))
-    return [spec.dataset]
+    folder: ResultFolder, question: Question, spec: DatasetSpec, names: tuple[str, str], remarks: list[str]
+) -> dict[str, Paired | str]:
+    """Both models in each column of a data set, averaged over draws of the labels, or why they cannot be compared."""
+    answers = [folder.answers(question, spec.dataset, name) for name in names]
+    there = [one for one in answers if not isinstance(one, str)]
+    columns = folder.column_names(question, spec, there[0][0]).tolist() if there else [spec.dataset]
+    failed = next((f"{name}: {one}" for name, one in zip(names, answers, strict=True) if isinstance(one, str)), "")
+    if not failed and len({one.info.get("choices") for draws in there for one in draws}) > 1:
+        try:
+            there = folder.on_common_choices(question, spec.dataset, names)
+            remarks.append(
+                f"{spec.dataset}: both scored again, on the gallery or candidates that both have features of"
+            )
+        except MmkdError as error:
+            failed = (
+                f"not comparable: galleries or candidates differ, and they cannot be scored on common ones: {error}"
+            )
+    if failed:
+        return dict.fromkeys(columns, failed)
+    draws: tuple[list[dict[str, Replicates]], list[dict[str, Replicates]]] = ([], [])
+    for pair in zip(*there, strict=True):
+        one, other = pair
+        if one.ids.tolist() != other.ids.tolist() or (one.y is not None and not np.array_equal(one.y, other.labels())):
+            raise CorruptStoreError(f"{folder.out}: two models' predictions are of other samples; run the suite again")
+        for found, scored in zip(pair, draws, strict=True):
+            common = replace(found, available=one.available & other.available)
+            scored.append(folder.replicates(question, spec, common))
+    ours, theirs = ({one: averaged([draw[one] for draw in half], same_rows=True) for one in columns} for half in draws)
+    return {column: (ours[column], theirs[column]) for column in ours}
 
 
-def _joined(found: list[tuple[Replicates, Replicates] | str]) -> tuple[Replicates, Replicates] | str:
-    """Both models averaged over the data sets of a column."""
-    for one in found:
-        if isinstance(one, str):
-            return one
+def _averaged(found: Sequence[Paired | str]) -> Paired | str:
+    """Both models averaged over data sets or columns; the first reason where one has none."""
     pairs = [one for one in found if not isinstance(one, str)]
+    if len(pairs) < len(found):
+        return next(one for one in found if isinstance(one, str))
     return averaged([a for a, _ in pairs]), averaged([b for _, b in pairs])
-
-
-def _on_common(one: Predictions, other: Predictions, out: Path) -> tuple[Predictions, Predictions]:
-    """Both predictions with only those samples available that both have, checked by key."""
-    if one.ids.tolist() != other.ids.tolist() or (one.y is not None and not np.array_equal(one.y, other.labels())):
-        raise CorruptStoreError(f"{out}: two models' predictions are not of the same samples; run the suite again")
-    both = one.available & other.available
-    return replace(one, available=both), replace(other, available=both)
-
-
-def p_text(value: float) -> str:
-    """A p-value to three digits, `-` where there is none."""
-    return "-" if math.isnan(value) else f"{value:.3g}"

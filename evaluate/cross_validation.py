@@ -1,17 +1,22 @@
-"""Tasks on bags: who is trained on, who is tested, and one answer for every bag."""
+"""Cross-validation by patients: folds, rounds of training and testing, scores and resamples fold by fold."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
+from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import Bags
-from mmkd.evaluate.folds import draw_folds, read_folds
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
 from mmkd.evaluate.splits import hold_out
-from mmkd.store import UserError
+from mmkd.evaluate.task import Metric
 
 Part = NDArray[np.int64]
 
@@ -76,3 +81,95 @@ def answers(
         if len(one.test):
             score[one.test] = answer(one)
     return score
+
+
+def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
+    """Divide samples into k folds, whole groups at a time, classes (or events) about evenly.
+
+    Args:
+        y: int64 (n,), what is spread evenly.
+        group: str (n,), patients.
+        k: number of folds.
+        seed: of the draw.
+
+    Returns:
+        int64 (n,), 0 to k - 1.
+
+    Raises:
+        UserError: fewer groups than folds.
+    """
+    groups = len(set(group.tolist()))
+    if groups < k:
+        raise UserError(f"{groups} patients cannot fill {k} folds; set folds to {max(groups, 2)} or less")
+    fold = np.empty(len(y), dtype=np.int64)
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class rarer than k is spread as far as it goes; a fold without it has no value and says so.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        # With every class rarer than k scikit-learn refuses; then there is nothing to spread evenly.
+        even = y if np.bincount(y).max() >= k else np.zeros_like(y)
+        for number, (_, test) in enumerate(splitter.split(np.zeros(len(y)), even, group.astype(str))):
+            fold[test] = number
+    return fold
+
+
+def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: str) -> NDArray[np.int64]:
+    """Published folds by their column, int64 (n,), numbered in the order of their sorted names.
+
+    Raises:
+        UserError: a sample without a fold, a group in two folds, or only one fold.
+    """
+    missing = int(sum(value is None for value in values))
+    if missing:
+        raise UserError(f"column {column!r} names no fold for {missing} samples; leave them out or name their fold")
+    names, fold = np.unique(values.astype(str), return_inverse=True)
+    if len(names) < 2:
+        raise UserError(f"column {column!r} names {len(names)} fold, expected two or more")
+    for one in np.unique(group.astype(str)):
+        inside = np.unique(fold[group.astype(str) == one])
+        if len(inside) > 1:
+            raise UserError(f"{one!r} stands in folds {names[inside[0]]} and {names[inside[1]]} of {column!r}")
+    return fold.astype(np.int64)
+
+
+def mean_over_folds(metric: Metric) -> Metric:
+    """The mean of a metric over the folds where it has a value.
+
+    Scores of two folds come from two models and are not on one scale, so they are never ranked together.
+    """
+
+    def of_predictions(predictions: Predictions, weights: Floats) -> Floats:
+        if predictions.fold is None:
+            return metric(predictions, weights)
+        masks = [predictions.fold == number for number in np.unique(predictions.fold)]
+        values = np.stack([metric(predictions.take(mask), weights[:, mask]) for mask in masks])
+        there = ~np.isnan(values)
+        total = np.where(there, values, 0.0).sum(axis=0)
+        result = np.full(len(weights), np.nan)
+        np.divide(total, there.sum(axis=0), out=result, where=there.any(axis=0))
+        return result
+
+    return of_predictions
+
+
+def folded_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
+    """Resample groups inside each fold, so that every resample has folds of the sizes they have.
+
+    The draws depend on the seed, `name`, the folds and the groups only: differences between models are paired.
+
+    Args:
+        predictions: rows that count, available or not.
+        settings: how many, and the seed.
+        name: what is resampled.
+
+    Yields:
+        Counts, float64 (settings.n, n).
+    """
+    counts = np.zeros((settings.n, len(predictions)))
+    fold = np.zeros(len(predictions), dtype=np.int64) if predictions.fold is None else predictions.fold
+    for number in np.unique(fold).tolist():
+        mask = fold == number
+        _, member = np.unique(predictions.group[mask].astype(str), return_inverse=True)
+        seed = [settings.seed, number, *name_words(name)]
+        counts[:, mask] = np.concatenate(list(group_counts(member.astype(np.int64), settings.n, seed)))
+    yield counts

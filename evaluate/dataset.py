@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter
+from mmkd.base.text import cell_text
+from mmkd.evaluate.dataset_spec import OTHERS, DatasetSpec, RowFilter
 from mmkd.store import FeatureStore, UserError
 
 Split = Literal["test", "train", "val"]
@@ -22,12 +25,21 @@ SPLIT = "split of the suite"
 FIXED = ("row", "key", "caption", "uri", "image_sha256", "status")
 
 
+def value_counts(values: Iterable[object], most: int = 8) -> str:
+    """Values (or a counter of them) with their counts, the most frequent first: `'dead' 8, blank 3, and 2 more`."""
+    counts = Counter(values).most_common()
+    shown = [f"{'blank' if value is None else repr(value)} {count}" for value, count in counts[:most]]
+    return ", ".join(shown + ([f"and {len(counts) - most} more"] if len(counts) > most else []))
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Rows of one split, in grid order."""
+    """Rows of one split, in grid order. Cells are as `mmkd.base.text.cell_text` has them."""
 
     name: str
     table: pa.Table
+    unmatched: str = ""
+    """Values that the filter lists and no row of the store has, as a complaint; empty where there are none."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -43,14 +55,44 @@ class Samples:
         return self.column("key")
 
     def column(self, name: str) -> NDArray[np.object_]:
-        """One column as Python objects (n,): str, or None where the table has null."""
-        return np.array(self.table[name].to_pylist() or [], dtype=object)
+        """One column (n,): str, or None where the table has null."""
+        values = self.table[name].to_pylist()
+        found = np.empty(len(values), dtype=object)
+        found[:] = [value if value is None else str(value) for value in values]
+        return found
 
-    def matching(self, chosen: RowFilter) -> NDArray[np.bool_]:
-        """Rows whose columns all have one of the accepted values, bool (n,)."""
+    def filled(self, name: str, other: NDArray[np.object_] | str) -> NDArray[np.object_]:
+        """One column, str (n,), with `other` in place of nulls."""
+        values = self.column(name)
+        return np.where(values == None, other, values)  # noqa: E711 - element by element
+
+    def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> NDArray[np.bool_]:
+        """Rows whose columns all have one of the values of `yes`, bool (n,).
+
+        Every other value must be one of `no`. Without `no` a column may have one other value, and no null.
+
+        Args:
+            yes: columns with the values that count as true.
+            no: the same columns with the values that count as false; `*` for all others, null excepted.
+            option: name of `no` in the description.
+
+        Raises:
+            UserError: values that are on neither side, with their counts.
+        """
         found = np.ones(len(self), dtype=bool)
-        for name, values in chosen.items():
-            found &= np.isin(self.column(name).astype(str), values)
+        for name, values in yes.items():
+            cells = self.column(name)
+            listed, other = (no or {}).get(name, ()), [cell for cell in cells if (cell or "") not in values]
+            found &= np.array([(cell or "") in values for cell in cells], dtype=bool)
+            if name not in (no or {}) and len(set(other)) == 1 and other[0] is not None:
+                continue
+            alien = [cell for cell in other if (cell or "") not in listed and (cell is None or OTHERS not in listed)]
+            if alien:
+                raise UserError(
+                    f"{name} has {value_counts(alien)} among the {self.name} rows beside "
+                    f"{' and '.join(map(repr, values))}; name the values that mean otherwise under "
+                    f"`{option}: {{{name}: [...]}}`, or leave these rows out with `rows`"
+                )
         return found
 
 
@@ -64,8 +106,8 @@ class DatasetRows:
     prompts: Samples | None
     negatives: Samples | None
     """Text rows that describe the absence of classes."""
-    candidates: Samples | None
-    """Text rows among which a question's answer is chosen."""
+    texts: Mapping[str, Samples]
+    """Text rows that sections of the description ask for, by the name that these give."""
     classes: tuple[str, ...]
     """Class names; the position is the class index. Empty when the data set has no label column."""
 
@@ -73,13 +115,15 @@ class DatasetRows:
         """The rows of one split.
 
         Raises:
-            UserError: the suite does not define it, or it has no rows.
+            UserError: the suite does not define it, it has no rows, or no row has one of the values asked for.
         """
         samples = self.splits.get(name)
         if samples is None or len(samples) == 0:
             filters = getattr(self.spec.rows, name) or {}
             asked = ", ".join(f"{column}: {' or '.join(map(str, values))}" for column, values in filters.items())
             raise UserError(f"{self.spec.dataset} has no {name} rows: {{{asked}}} matches nothing in {self.store.root}")
+        if samples.unmatched:
+            raise UserError(f"{self.spec.dataset}: {samples.unmatched}")
         return samples
 
     def joined(self, names: tuple[Split, ...]) -> Samples:
@@ -125,31 +169,27 @@ class DatasetRows:
         return self.spec.label
 
     def groups(self, samples: Samples) -> NDArray[np.object_]:
-        """What rows depend on each other, str (n,): the group column, or every row for itself.
+        """Groups of rows that depend on each other, str (n,): the group column, or every row for itself.
 
         A row without a value in the group column is a group of its own.
         """
-        if self.spec.group is None:
-            return samples.ids
-        values = samples.column(self.spec.group)
-        return np.where(values == None, samples.ids, values)  # noqa: E711 - element by element
+        return samples.ids if self.spec.group is None else samples.filled(self.spec.group, samples.ids)
 
     def domains(self, samples: Samples) -> NDArray[np.object_]:
         """The value of the domain column, str (n,), or the data set's name."""
         if self.spec.domain is None:
             return np.full(len(samples), self.spec.dataset, dtype=object)
-        values = samples.column(self.spec.domain)
-        return np.where(values == None, self.spec.dataset, values)  # noqa: E711 - element by element
+        return samples.filled(self.spec.domain, self.spec.dataset)
 
     @property
     def parts(self) -> dict[str, Samples]:
         """Every set of rows that is used, by its name."""
-        texts = {"prompt": self.prompts, "negative prompt": self.negatives, "candidate": self.candidates}
-        return {**self.splits, **{name: samples for name, samples in texts.items() if samples is not None}}
+        prompts = {"prompt": self.prompts, "negative prompt": self.negatives}
+        return {**self.splits, **{name: found for name, found in prompts.items() if found is not None}, **self.texts}
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over every row that is used and all that the tasks read of it, features aside."""
+        """16 hex digits over every row that is used and all columns that the tasks read, features aside."""
         sha = hashlib.sha256(repr(self.classes).encode())
         for name, samples in self.parts.items():
             sha.update(f"\n{name} {samples.table.column_names}\n".encode())
@@ -159,12 +199,14 @@ class DatasetRows:
 
     def _class_index(self, samples: Samples, column: str, index: dict[str, int]) -> NDArray[np.int64]:
         values = samples.column(column)
-        for value, key in zip(values, samples.ids, strict=True):
-            if value not in index:
-                raise UserError(
-                    f"{self.spec.dataset}: {samples.name} row {key!r} has {column}={value!r}, "
-                    f"not one of the classes {', '.join(index)}"
-                )
+        alien = [value for value in values if value not in index]
+        if alien:
+            first = samples.ids[list(values).index(alien[0])]
+            raise UserError(
+                f"{self.spec.dataset}: {column} of {len(alien)} {samples.name} rows is not one of the classes "
+                f"{', '.join(index)}: {value_counts(alien)} (first in row {first!r}); name these values under "
+                "`classes`, or leave the rows out with `rows`"
+            )
         return np.array([index[value] for value in values], dtype=np.int64)
 
 
@@ -174,35 +216,70 @@ def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
     Raises:
         UserError: a column that the store lacks, a key that occurs twice in a split, or rows without a class.
     """
+    reader = _Reader(store)
     splits: dict[str, Samples] = {}
     for name in SPLITS:
         chosen: RowFilter | None = getattr(spec.rows, name)
         if chosen is not None:
-            splits[name] = _select(store, name, chosen, spec.columns)
+            splits[name] = reader.select(name, chosen, spec.columns)
             _refuse_duplicates(spec, splits[name])
     prompts = negatives = None
     if spec.prompts is not None:
         of = spec.prompts.label or spec.label or "key"
-        prompts = _select(store, "prompt", spec.prompts.rows, (of,))
+        prompts = reader.select("prompt", spec.prompts.rows, (of,))
         if spec.prompts.negatives is not None:
-            negatives = _select(store, "negative prompt", spec.prompts.negatives, (of,))
-    candidates = None
-    if spec.vqa is not None and spec.vqa.candidates is not None:
-        columns = (spec.vqa.answer, spec.vqa.candidate_of)
-        candidates = _select(store, "candidate", spec.vqa.candidates, columns)
+            negatives = reader.select("negative prompt", spec.prompts.negatives, (of,))
+    texts = {
+        name: reader.select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()
+    }
     found = negatives if negatives is not None and len(negatives) else None
-    return DatasetRows(spec, store, splits, prompts, found, candidates, _classes(spec, splits["test"], prompts))
+    return DatasetRows(spec, store, splits, prompts, found, texts, _classes(spec, splits["test"], prompts))
 
 
-def _select(store: FeatureStore, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:
-    wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
-    # Asking for the columns first gives the message that names those the store has.
-    store.sample_table(columns=wanted, filter=pc.scalar(False))
-    condition: Any = pc.field("status") != "absent"
-    for column, values in chosen.items():
-        kind = store.samples.schema.field(column).type
-        condition &= pc.field(column).isin(pa.array(values).cast(kind))
-    return Samples(name, store.sample_table(columns=wanted, filter=condition))
+@dataclass(frozen=True)
+class _Reader:
+    """Rows of a store by conditions on their cells; what a column holds is counted once."""
+
+    store: FeatureStore
+    _held: dict[str, Counter[object]] = field(default_factory=dict)
+
+    def select(self, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:
+        """The rows that pass `chosen`, with `columns`."""
+        wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
+        # Asking for the columns first gives the message that names those the store has.
+        schema = self.store.sample_table(columns=wanted, filter=pc.scalar(False)).schema
+        condition: Any = pc.field("status") != "absent"
+        unmatched = ""
+        for column, values in chosen.items():
+            held = self._counts(column)
+            cells = {raw: cell_text(raw) or "" for raw in held}
+            accepted = [raw for raw, text in cells.items() if text in values]
+            one_of = pc.field(column).isin(
+                pa.array([raw for raw in accepted if raw is not None], schema.field(column).type)
+            )
+            condition &= (one_of | pc.field(column).is_null()) if None in accepted else one_of
+            absent = [value for value in values if value not in cells.values()]
+            if absent and accepted and not unmatched:
+                unmatched = (
+                    f"{name} rows ask for {column} {' and '.join(map(repr, absent))}, which no row has; it has "
+                    f"{value_counts(held)}"
+                )
+        table = self.store.sample_table(columns=wanted, filter=condition)
+        for position, column in enumerate(wanted):
+            if column not in FIXED:
+                encoded = pc.dictionary_encode(table[column]).combine_chunks()
+                texts = pa.array([cell_text(value) for value in encoded.dictionary.to_pylist()], pa.string())
+                table = table.set_column(position, column, texts.take(encoded.indices))
+        return Samples(name, table, unmatched)
+
+    def _counts(self, column: str) -> Counter[object]:
+        if column not in self._held:
+            present = pc.field("status") != "absent"
+            counted = pc.value_counts(
+                self.store.sample_table(columns=list(dict.fromkeys(["row", column])), filter=present)[column]
+            )
+            self._held[column] = Counter({one["values"]: one["counts"] for one in counted.to_pylist()})
+        return self._held[column]
 
 
 def _refuse_duplicates(spec: DatasetSpec, samples: Samples) -> None:

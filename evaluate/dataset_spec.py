@@ -1,28 +1,36 @@
-"""One data set of a suite: which rows of a store it is, what their columns mean, and which tasks run on it."""
+"""Description of one data set of a suite: rows of a store, meanings of their columns, tasks.
+
+`mmkd.evaluate.tasks.Dataset` is this model with the settings and sections of all tasks.
+
+Text is compared by one rule in filters, labels, groups and answers (`mmkd.base.text.cell_text`): white space at the
+ends does not count, blank text is null, `12`, `12.0` and `12.` are one number, `012` is another name, and case counts.
+In a list `""` means null.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import UserError
-from mmkd.base.row_kinds import CANDIDATE, KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
-from mmkd.evaluate.about import About
-from mmkd.evaluate.settings import TaskSettings
+from mmkd.base.text import cell_text
+from mmkd.store.evaluation_rows import KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
 from mmkd.store.layout import check_slug
 
-TASK_NAMES = tuple(TaskSettings.model_fields)
+OTHERS = "*"
+"""Stands for every value that is not listed on the other side of a two-way column, null excepted."""
 
 
 def _texts(value: object) -> object:
-    """One value or several, as strings: the sample table's labels are strings."""
+    """One value or several as text, in the form in which cells are compared."""
     values = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(one, bool) for one in values):
         raise ValueError(f"YAML reads {values!r} as true or false; put the value in quotes")
-    return tuple(str(one) if isinstance(one, int) else one for one in values)
+    return tuple((cell_text(one) or "") if isinstance(one, int | float | str) or one is None else one for one in values)
 
 
 def folder_name(name: str) -> str:
@@ -52,11 +60,32 @@ def _classes(value: object) -> object:
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 Classes = Annotated[dict[str, Texts], BeforeValidator(_classes)]
 RowFilter = dict[str, Texts]
-"""Column to accepted value(s); a row must pass all columns. `{}` takes every row."""
+"""Column to accepted value(s), `""` for null; a row must pass all columns. `{}` takes every row."""
+
+
+def check_sides(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> None:
+    """Raise ValueError where a value stands on both sides of a two-way column, or the sides have other columns."""
+    for column, values in (no or {}).items():
+        if column not in yes:
+            raise ValueError(f"`{other}` has the column {column!r}, `{one}` has {', '.join(yes)}")
+        if both := set(values) & set(yes[column]):
+            raise ValueError(f"{column}: {min(both)!r} is both {one} and {other}")
+
+
+class About(Frozen):
+    """Source of a public data set. No score depends on it."""
+
+    homepage: str | None = None
+    licence: str | None = None
+    """As its owners state it; read their terms before you use the data."""
+    access: str | None = None
+    """Conditions beyond a download: registration, a data use agreement."""
+    expected: dict[str, int | None] = Field(default_factory=dict)
+    """Published number of samples of each split; null where we do not know."""
 
 
 class SplitFilters(Frozen):
-    """Which rows of the store belong to which split."""
+    """Rows of each split."""
 
     test: RowFilter
     train: RowFilter | None = None
@@ -77,51 +106,66 @@ class Prompts(Frozen):
 
 
 class SeveralLabels(Frozen):
-    """Where the labels stand when a sample can have several. `classes` gives name and value of each."""
+    """Columns of the labels when a sample can have several. `classes` gives name and value of each."""
 
     column: str | None = None
-    """Column that lists the values of those that are there; by default every class' value names a column of its own."""
+    """Column that lists the values of a sample's labels; by default every class' value names a column of its own."""
     separator: str | None = None
     """Between the values in `column`; without one it holds a JSON list."""
-    positive: Texts = ("1", "1.0", "true")
-    """Values of a class' own column that mean that it is there."""
-    negative: Texts = ("0", "0.0", "false")
-    """Values that mean that it is not. All others are unknown: the sample does not count for that class."""
+    nothing: Texts = ()
+    """Values in `column` that stand for no label, such as `No Finding`."""
+    positive: Texts = ("1", "true", "True")
+    """Values of a class' own column that mean presence."""
+    negative: Texts = ("0", "false", "False")
+    """Values that mean absence."""
+    unknown: Texts = ("-1", "")
+    """Values that mean neither: the sample does not count for that class. A value in none of the lists is an error."""
+
+    @property
+    def meanings(self) -> dict[str | None, int]:
+        """Value of a class' own column to 1, 0 or -1 (unknown)."""
+        lists = ((-1, self.unknown), (0, self.negative), (1, self.positive))
+        return {value or None: meaning for meaning, values in lists for value in values}
+
+    @model_validator(mode="after")
+    def _every_value_has_one_meaning(self) -> SeveralLabels:
+        unknown = set(self.unknown) - {"-1", ""}  # these two are unknown unless another list has them
+        twice = (set(self.positive) & set(self.negative)) | (unknown & {*self.positive, *self.negative})
+        if twice:
+            raise ValueError(f"value {min(twice)!r} stands in two of the lists positive, negative and unknown")
+        return self
 
 
-class SurvivalColumns(Frozen):
-    """Where the follow-up stands. A patient's rows (the bag) must agree."""
+class Section(Frozen):
+    """Part of a description that belongs to one task and has the task's name."""
 
-    time: str
-    """Column of the time to the event or to the last contact, in any one unit; above zero."""
-    event: RowFilter
-    """Column and the value(s) that mean that the event was seen, for example `{censorship: "0"}`: published
-    tables disagree on which way round they count, so it is said here."""
+    from_source: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Key of the `source` to the values that the section has by default when the source has that key."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the sample table that the task reads."""
+        raise NotImplementedError
 
-class VqaColumns(Frozen):
-    """Where answers stand. The caption of a row is the question, its image is what is asked about."""
-
-    answer: str
-    """Column of the right answer."""
-    closed: RowFilter
-    """Column and the value(s) that mark closed questions, for example `{answer_type: CLOSED}`."""
-    candidates: RowFilter | None = None
-    """Text rows `question answer` among which the head `rank` chooses; they have the answer in the answer column
-    and the question's key, or its text, in the column `candidate_of`."""
-    candidate_of: str = "question"
+    @property
+    def texts(self) -> dict[str, tuple[RowFilter, tuple[str, ...]]]:
+        """Name to text rows that the task reads beside the splits, and their columns."""
+        return {}
 
 
 class DatasetSpec(Frozen):
     """One data set of a suite."""
 
+    sections: ClassVar[dict[str, type[Section]]] = {}
+    """Name to model of the sections of all tasks."""
+
     dataset: str
     version: int = 1
     about: About = About()
     described_in: str = ""
-    """The file that this is read from; `load_suite` fills it in."""
+    """File of the description; `load_suite` fills it in."""
     source: dict[str, Any] | None = None
-    """How `mmkd extract` reads the set; see docs/corpora.md. Nothing of it enters a score."""
+    """How `mmkd extract` reads the set; see docs/corpora.md. No score depends on it."""
     store: str
     """Path of the mmkd store that holds its rows and the features of all models."""
     modality: str = "unspecified"
@@ -141,13 +185,16 @@ class DatasetSpec(Frozen):
     """Column whose equal values make a bag of patches (a slide); by default every row is a bag of one."""
     fold: str | None = None
     """Column with the published folds, for tasks that cross-validate; by default folds are drawn."""
-    survival: SurvivalColumns | None = None
-    vqa: VqaColumns | None = None
     rows: SplitFilters
     prompts: Prompts | None = None
     tasks: tuple[str, ...] = Field(min_length=1)
-    settings: TaskSettings = TaskSettings()
+    settings: Any = None
+    """Settings of every task, by its name."""
     notes: str = ""
+
+    def own_sections(self) -> Iterator[Section]:
+        """The sections of tasks that this data set has."""
+        return (section for name in self.sections if (section := getattr(self, name)) is not None)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -156,16 +203,14 @@ class DatasetSpec(Frozen):
         if self.multilabel is not None:
             own = (value for values in (self.classes or {}).values() for value in values)
             named += [self.multilabel.column] if self.multilabel.column is not None else own
-        if self.survival is not None:
-            named += [self.survival.time, *self.survival.event]
-        if self.vqa is not None:
-            named += [self.vqa.answer, *self.vqa.closed]
+        for section in self.own_sections():
+            named += section.columns
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @model_validator(mode="before")
     @classmethod
     def _rows_of_a_description(cls, raw: Any) -> Any:
-        """Fill in what follows from `source`: samples, prompts and candidates are told apart by `row_kind`."""
+        """Fill in what follows from `source`: samples, prompts and other texts are told apart by `row_kind`."""
         if not isinstance(raw, dict):
             return raw
         if not isinstance(raw.get("source"), dict):
@@ -178,12 +223,14 @@ class DatasetSpec(Frozen):
                 split: {KIND: SAMPLE} | chosen if isinstance(chosen, dict) else chosen
                 for split, chosen in raw["rows"].items()
             }
-        prompts, vqa = raw.get("prompts"), raw.get("vqa")
+        prompts = raw.get("prompts")
         if isinstance(prompts, dict) and prompts.get("file") is not None:
             found = {"rows": {KIND: PROMPT}, "label": TEXT_OF, "negatives": {KIND: NEGATIVE}}
             filled["prompts"] = found | prompts
-        if isinstance(vqa, dict) and raw["source"].get("candidates"):
-            filled["vqa"] = {"candidates": {KIND: CANDIDATE}, "candidate_of": TEXT_OF} | vqa
+        for name, section in cls.sections.items():
+            for key, values in section.from_source.items():
+                if isinstance(raw.get(name), dict) and raw["source"].get(key):
+                    filled[name] = values | raw[name]
         return filled
 
     @field_validator("classes")
@@ -202,33 +249,8 @@ class DatasetSpec(Frozen):
     def _name_is_a_folder(cls, name: str) -> str:
         return folder_name(name)
 
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_exist(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        for task in tasks:
-            if task not in TASK_NAMES:
-                raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASK_NAMES)}")
-        return tuple(dict.fromkeys(tasks))
-
     @model_validator(mode="after")
-    def _tasks_have_what_they_need(self) -> DatasetSpec:
-        classify = {"zero_shot", "linear_probe", "diagnosis"} & set(self.tasks)
-        if classify and self.label is None:
-            raise ValueError(f"{self.dataset}: {sorted(classify)[0]} needs a `label` column")
-        several = sorted({"multilabel_zero_shot", "multilabel_probe"} & set(self.tasks))
-        if several and (self.multilabel is None or not self.classes):
-            raise ValueError(f"{self.dataset}: {several[0]} needs `multilabel` and `classes`")
+    def _labels_are_of_one_kind(self) -> DatasetSpec:
         if self.multilabel is not None and self.label is not None:
             raise ValueError(f"{self.dataset}: `label` is for one label a sample, `multilabel` for several; keep one")
-        for task in ("zero_shot", "multilabel_zero_shot"):
-            if task in self.tasks and self.prompts is None:
-                raise ValueError(f"{self.dataset}: {task} needs `prompts`")
-        for task in ("linear_probe", "multilabel_probe", "vqa"):
-            if task in self.tasks and self.rows.train is None:
-                raise ValueError(f"{self.dataset}: {task} needs `rows: train`")
-        for task, columns in (("survival", self.survival), ("vqa", self.vqa)):
-            if task in self.tasks and columns is None:
-                raise ValueError(f"{self.dataset}: {task} needs `{task}`, the columns that it reads")
-        if self.settings.zero_shot.protocol == "mmkd_official" and "zero_shot" in self.tasks and self.classes is None:
-            raise ValueError(f"{self.dataset}: protocol mmkd_official needs `classes`: their order decides the F1")
         return self

@@ -2,75 +2,116 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import softmax
 
+from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import BagFeatures, make_bags
-from mmkd.evaluate.classification import scoring_with_primary, standard_metrics
-from mmkd.evaluate.cross_validation import Round, answers, folds_of, rounds
+from mmkd.evaluate.classification import standard_metrics
+from mmkd.evaluate.cross_validation import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.folds import folded_resamples, mean_over_folds
-from mmkd.evaluate.linear_probe import Labelled, choose_c, fit
+from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
+from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import DiagnosisSettings, TaskSettings
 from mmkd.evaluate.splits import shared_groups
-from mmkd.evaluate.task import Scoring, Variant
-from mmkd.store import UserError
-from mmkd.store.layout import Tower
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
 
 
-class Diagnosis:
+class DiagnosisSettings(TaskSettings):
+    """A diagnosis from bags of patches, cross-validated by patients or on the suite's own splits."""
+
+    heads: tuple[Literal["mean_pool", "abmil"], ...] = ("mean_pool", "abmil")
+    normalized: bool = False
+    """Scale every vector to unit length before pooling and attention. Either head scales its inputs as a whole."""
+    folds: int = Field(default=5, ge=2)
+    seeds: int = Field(default=3, ge=1)
+    mil: MilSettings = MilSettings()
+    probe: LinearProbeSettings = LinearProbeSettings()
+    """How `mean_pool` chooses the strength of its logistic regression; shares and seeds in it are not used."""
+
+
+class Diagnosis(Task[DiagnosisSettings]):
     """Class probabilities of every bag of the test rows.
 
     With training rows in the suite, heads are trained on those; without, test rows are cross-validated by groups.
     """
 
     name = "diagnosis"
-    version = 1
+    version = 2
+    settings = DiagnosisSettings
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
-        """Patches."""
-        return ("image",)
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        """Labels."""
+        if spec.label is None:
+            yield "diagnosis needs a `label` column"
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
+    def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """Every head, with each draw of folds and first weights."""
-        own = settings.diagnosis
+        own = self.own(spec)
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
         metrics = {name: mean_over_folds(metric) for name, metric in standard_metrics().items()}
-        standard = Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples)
-        return scoring_with_primary(standard, settings.diagnosis.primary)
+        return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples)
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """Every bag has one class and one patient, no patient stands in two splits, folds can be drawn."""
         try:
-            slides = _Slides(data)
-            slides.folds(settings.diagnosis, seed=0)
+            _Slides(data).folds(self.own(data.spec), seed=0)
         except UserError as error:
             return [str(error)]
         return []
 
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        """Bags of each class in each split."""
+        slides = _Slides(data)
+        return {
+            f"{split} bags": dict(Counter(data.classes[y] for y in slides.y[slides.split == split]))
+            for split in SPLITS
+            if split in data.splits
+        }
+
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Class probabilities of every test bag, float64 (n, C)."""
-        settings = data.spec.settings.diagnosis
+        settings = self.own(data.spec)
         slides = _Slides(data)
         fold = slides.folds(settings, variant.seed)
-        known = BagFeatures(slides.bags, features, "image")
+        known = BagFeatures(slides.bags, features, "image", settings.normalized)
         means, there = known.means()
         cohort = Labelled(means, slides.y, slides.group)
-        info: dict[str, Any] = {"chosen": [], "trained_on": int((there & (fold < 0)).sum())}
-        head = _mean_pool if variant.head == "mean_pool" else _attention
-        every_round = rounds(fold, there, slides.y, slides.group, variant.seed)
-        how = (variant, settings, len(data.classes))
-        score = answers(len(there), len(data.classes), every_round, lambda one: head(known, cohort, one, how, info))
+        chosen: list[dict[str, Any]] = []
+        classes = len(data.classes)
+
+        def probabilities(one: Round) -> Floats:
+            if len(np.unique(cohort.y[one.seen])) < 2:
+                raise UserError(f"fold {one.number} leaves only class {cohort.y[one.seen][0]} to train on")
+            if variant.head == "mean_pool":
+                score, facts = _mean_pool(cohort, one, settings=settings.probe, seed=variant.seed, classes=classes)
+            else:
+                score, facts = _attention(known, cohort, one, settings=settings.mil, seed=variant.seed, classes=classes)
+            chosen.append(facts)
+            return score
+
+        score = answers(len(there), classes, rounds(fold, there, slides.y, slides.group, variant.seed), probabilities)
         tested = fold >= 0
+        info: dict[str, Any] = {
+            "chosen": chosen,
+            "trained_on": int((there & (fold < 0)).sum()),
+            "normalized": settings.normalized,
+            "warnings": fit_warnings([one for one in chosen if "converged" in one]),
+        }
+        info["warnings"] += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
         return Predictions(
             ids=slides.bags.ids[tested],
             group=slides.group[tested],
@@ -107,29 +148,29 @@ class _Slides:
 
 
 def _mean_pool(
-    known: BagFeatures, cohort: Labelled, one: Round, how: tuple[Variant, DiagnosisSettings, int], info: dict[str, Any]
-) -> Floats:
-    """Logistic regression on mean features, C chosen as in the linear probe: float64 (m, C)."""
-    variant, settings, classes = how
-    seen = cohort.take(one.seen)
-    if len(np.unique(seen.y)) < 2:
-        raise UserError(f"fold {one.number} leaves only class {seen.y[0]} to train on")
-    c, chosen = choose_c(cohort.take(one.train), cohort.take(one.val), settings.probe, variant.seed)
-    model, _ = fit(seen, c, settings.probe)
-    info["chosen"].append(chosen)
+    cohort: Labelled, one: Round, *, settings: LinearProbeSettings, seed: int, classes: int
+) -> tuple[Floats, dict[str, Any]]:
+    """Logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts.
+
+    Features are divided by the root mean square length of the training bags', so that the grid of C suits them.
+    """
+    length = np.sqrt(np.square(cohort.x[one.seen]).sum(axis=1).mean())
+    scaled = replace(cohort, x=cohort.x / length)
+    c, facts = choose_c(scaled.take(one.train), scaled.take(one.val), settings, seed)
+    model, facts["converged"] = fit(scaled.take(one.seen), c, settings)
     score = np.zeros((len(one.test), classes))
-    score[:, model.classes_] = model.predict_proba(cohort.x[one.test])
-    return score
+    score[:, model.classes_] = model.predict_proba(scaled.x[one.test])
+    return score, facts
 
 
 def _attention(
-    known: BagFeatures, cohort: Labelled, one: Round, how: tuple[Variant, DiagnosisSettings, int], info: dict[str, Any]
-) -> Floats:
-    """Gated attention over patches, float64 (m, C)."""
+    known: BagFeatures, cohort: Labelled, one: Round, *, settings: MilSettings, seed: int, classes: int
+) -> tuple[Floats, dict[str, Any]]:
+    """Gated attention over patches, float64 (m, C), and facts."""
     from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
-    variant, settings, classes = how
-    task = classify_task(cohort.y, classes)
-    logits, kept = fit_predict(known, task, (one.train, one.val, one.test), settings.mil, variant.seed)
-    info["chosen"].append({"epoch": kept})
-    return np.asarray(softmax(logits, axis=1), dtype=np.float64)
+    logits, trained = fit_predict(known, classify_task(cohort.y, classes), one, settings=settings, seed=seed)
+    return np.asarray(softmax(logits, axis=1), dtype=np.float64), trained._asdict()
+
+
+TASK = Diagnosis()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate.dataset_spec import DatasetSpec
-from mmkd.evaluate.plan import Plan, PlannedUnit, read_plan, resample_name
+from mmkd.evaluate.features import Features
+from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit, read_plan, resample_name, rows_used
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.results import ResultRow, read_results
 from mmkd.evaluate.scoring import Replicates, resampled
@@ -35,13 +36,19 @@ class Question:
 
 
 class ResultFolder:
-    """An output folder of `run_suite`, read for tables and comparisons."""
+    """What one suite has in an output folder of `run_suite`, read for tables and comparisons.
 
-    def __init__(self, out: Path) -> None:
+    Raises:
+        ConfigError: the suite was not run into this folder, or several were and none is named.
+        CorruptStoreError: a line of the results cannot be read.
+    """
+
+    def __init__(self, out: Path, suite: str | None = None) -> None:
         self.out = out
-        self.plan: Plan = read_plan(out)
+        self.plan: Plan = read_plan(out, suite)
         self.results: dict[str, list[ResultRow]] = read_results(out)
         self._read: dict[str, Predictions] = {}
+        self._loaded = Loaded(self.plan)
 
     def questions(self, task: str | None, head: str | None, **rest: Any) -> list[Question]:
         """One question for each task and head, or for those that are named."""
@@ -57,7 +64,7 @@ class ResultFolder:
         Raises:
             ConfigError: no data set of the suite has the task.
         """
-        run = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
+        run: list[DatasetSpec] = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
         every = [spec for spec in run if question.task in spec.tasks]
         if not every:
             known = sorted({task for spec in run for task in spec.tasks})
@@ -70,7 +77,7 @@ class ResultFolder:
         Raises:
             ConfigError: no such metric, or data sets that were scored by different protocols.
         """
-        found = [TASKS[question.task].scoring(spec.settings) for spec in self.datasets(question)]
+        found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         protocols = sorted({scoring.protocol for scoring in found})
         if len(protocols) > 1:
             raise ConfigError(
@@ -123,16 +130,36 @@ class ResultFolder:
         scoring, metric = self.scoring(question)
         names = self.column_names(question, spec, found)
         parts = {name: names == name for name in dict.fromkeys(names.tolist())}
-        bootstrap = (self.plan.suite.bootstrap, resample_name(self.plan.suite, spec.dataset))
-        scored = resampled(found, {metric: scoring.metrics[metric]}, scoring, bootstrap, parts)
+        scored = resampled(
+            found,
+            [metric],
+            scoring,
+            bootstrap=self.plan.suite.bootstrap,
+            name=resample_name(self.plan.suite, spec.dataset),
+            parts=parts,
+        )
         return {part: replicates for (part, _), replicates in scored.items()}
 
+    def on_common_choices(self, question: Question, dataset: str, models: tuple[str, str]) -> list[list[Predictions]]:
+        """The predictions of both models again, each with only those gallery items and candidates that both have.
+
+        Raises:
+            MmkdError: the store is gone, or it or the data set is not what it was when the suite was run.
+        """
+        data, features = self._loaded.rows_of(dataset), [self._loaded.features_of(dataset, one) for one in models]
+        found = []
+        for model, own, other in zip(models, features, features[::-1], strict=True):
+            units = self.units(question, dataset, model)
+            digests = {(unit.data_digest, unit.features_digest) for unit in units}
+            if digests != {(data.digest, own.digest(rows_used(data)))}:
+                raise UserError(f"{data.store.root} has changed since; run the suite again")
+            limited = Features(own.store, model, own.members, beside=(other,))
+            found.append([TASKS[question.task].predict(unit.unit.variant, data, limited) for unit in units])
+        return found
+
     @staticmethod
-    def column_names(
-        question: Question, spec: DatasetSpec, found: Predictions
-    ) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+    def column_names(question: Question, spec: DatasetSpec, found: Predictions) -> NDArray[np.object_]:
         """The column that every row of a data set belongs to, str (n,)."""
-        by: dict[By, Callable[[], str]] = {"dataset": lambda: spec.dataset, "modality": lambda: spec.modality}
-        if question.by in by:
-            return np.full(len(found), by[question.by](), dtype=object)
-        return found.domain
+        if question.by == "domain":
+            return found.domain
+        return np.full(len(found), spec.dataset if question.by == "dataset" else spec.modality, dtype=object)

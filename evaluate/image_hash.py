@@ -24,6 +24,7 @@ from mmkd.base.files import write_atomically
 from mmkd.base.images.decoding import decode, sha256
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.base.images.uri import image_source
+from mmkd.base.install import install_command
 from mmkd.base.process import usable_cores
 from mmkd.store import FeatureStore, UserError
 
@@ -50,7 +51,7 @@ class ImageHashes:
         try:
             import imagehash  # noqa: F401, PLC0415 - an extra
         except ImportError:
-            raise UserError("perceptual hashes need imagehash; run: pip install 'mmkd[leakage]'") from None
+            raise UserError(f"perceptual hashes need imagehash; run: {install_command('leakage')}") from None
         self._file, self._say = file, say
         self._known = _SCHEMA.empty_table()
         if file.exists():

@@ -2,28 +2,71 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
-from mmkd.evaluate.classification import class_problems, scoring_with_primary, standard_metrics
+from mmkd.evaluate.classification import class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import LinearProbeSettings, TaskSettings
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
-from mmkd.evaluate.task import Scoring, Variant
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test
 from mmkd.store import UserError
-from mmkd.store.layout import Tower
 
-SMALLEST = 1e-15
-"""Probabilities are clipped here before the logarithm, as scikit-learn's `log_loss` does for float64."""
+
+class LinearProbeSettings(TaskSettings):
+    """Logistic regression on unit features, its strength chosen on validation data for every model."""
+
+    c_low: float = Field(default=1e-4, gt=0)
+    c_high: float = Field(default=1e6, gt=0)
+    c_steps: int = Field(default=21, ge=1)
+    """Logarithmic grid of scikit-learn's C. On unit features one fixed C would measure feature scale."""
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the labels (training and validation alike), drawn per class, at least one of each."""
+    seeds: int = Field(default=5, ge=1)
+    """Draws of each share below 1."""
+    fallback_c: float = Field(default=10.0, gt=0)
+    """C when there is nothing to validate on: no class has two groups to divide."""
+    max_iter: int = Field(default=2000, ge=1)
+    """L-BFGS iterations of a fit. A C whose fit does not converge within them is not chosen."""
+    tolerance: float = Field(default=1e-6, gt=0)
+    """Largest gradient component of the mean loss at which a fit has converged. scikit-learn's own 1e-4 stops so early
+    that the choice of C depends on it."""
+    max_train: int = Field(default=100_000, ge=2)
+    """Cap on training rows, drawn per class; the number used stands in every result."""
+
+    @model_validator(mode="after")
+    def _grid_and_shares_make_sense(self) -> LinearProbeSettings:
+        if self.c_low > self.c_high:
+            raise ValueError(f"c_low {self.c_low:g} is above c_high {self.c_high:g}")
+        wrong = [share for share in self.fractions if not 0 < share <= 1]
+        if wrong or not self.fractions:
+            raise ValueError(f"fractions must be within (0, 1], got {wrong or 'none'}")
+        return self
+
+    def grid(self) -> NDArray[np.float64]:
+        """The values of C to try, ascending, float64 (c_steps,)."""
+        return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Every share of the labels; shares below 1 are drawn several times."""
+        return tuple(
+            Variant(fraction=fraction, seed=seed)
+            for fraction in self.fractions
+            for seed in range(self.seeds if fraction < 1 else 1)
+        )
 
 
 @dataclass(frozen=True)
@@ -47,67 +90,50 @@ class Labelled:
         )
 
 
-class LinearProbe:
+class LinearProbe(Task[LinearProbeSettings]):
     """L2-regularised softmax regression by L-BFGS. An ensemble probes its members' features side by side."""
 
     name = "linear_probe"
-    version = 1
+    version = 2
+    settings = LinearProbeSettings
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
-        """Images."""
-        return ("image",)
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        """Labels and training rows."""
+        if spec.label is None:
+            yield "linear_probe needs a `label` column"
+        if spec.rows.train is None:
+            yield "linear_probe needs `rows: train`"
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
+    def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """Every share of the labels; shares below 1 are drawn several times."""
-        return probe_variants(settings.linear_probe)
+        return self.own(spec).variants()
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
-        """Standard metrics; the primary one is the macro AUROC unless the settings say otherwise."""
-        standard = Scoring("standard", standard_metrics(), primary="auroc_macro")
-        return scoring_with_primary(standard, settings.linear_probe.primary)
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
+        """Metrics of classification."""
+        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """Labels must be classes, and no group may stand in two splits."""
         return class_problems(data, probe_splits(data)) + group_leaks(data)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Class probabilities, float64 (n, C), of every test image."""
-        settings = data.spec.settings.linear_probe
-        leaks = group_leaks(data)
-        if leaks:
-            raise UserError(leaks[0])
+        settings = self.own(data.spec)
+        refuse_leaks(data)
         train = _share(_labelled(data, "train", features), variant, settings)
         val = _share(_labelled(data, "val", features), variant, settings) if data.spec.rows.val is not None else None
         c, info = choose_c(train, val, settings, variant.seed)
         everything = train if val is None else train.joined(val)
-        model, warned = fit(everything, c, settings)
-        test = data.split("test")
-        images = features.images(test.rows)
-        score = np.full((len(test), len(data.classes)), np.nan)
+        model, converged = fit(everything, c, settings)
+        images = features.images(data.split("test").rows)
+        score = np.full((len(images.available), len(data.classes)), np.nan)
         score[images.available] = 0.0
         score[np.ix_(images.available, model.classes_)] = model.predict_proba(
             images.values[images.available].astype(np.float64)
         )
-        info |= {"train_rows": len(everything.y), "train_classes": len(model.classes_), "converged": not warned}
-        return Predictions(
-            ids=test.ids,
-            group=data.groups(test),
-            domain=data.domains(test),
-            y=data.labels(test),
-            score=score,
-            available=images.available,
-            columns=data.classes,
-            info=info,
-        )
-
-
-def probe_variants(settings: LinearProbeSettings) -> tuple[Variant, ...]:
-    """Every share of the labels; shares below 1 are drawn several times."""
-    return tuple(
-        Variant(fraction=fraction, seed=seed)
-        for fraction in settings.fractions
-        for seed in range(settings.seeds if fraction < 1 else 1)
-    )
+        info |= {"train_rows": len(everything.y), "train_classes": len(model.classes_), "converged": converged}
+        info["warnings"] = fit_warnings([info]) + untrained_classes(data, model.classes_)
+        return answers_of_test(data, score, images.available, data.classes, info=info, labelled=True)
 
 
 def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
@@ -117,17 +143,53 @@ def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
 
 def group_leaks(data: DatasetRows) -> list[str]:
     """Groups that stand in two splits: such a score would measure memory."""
-    splits = probe_splits(data)
-    return [text for i, one in enumerate(splits) for text in _leaks(data, one, splits[i + 1 :])]
+    splits = [name for name in probe_splits(data) if name in data.splits]
+    found, what = [], data.spec.group or "key"
+    for one, other in itertools.combinations(splits, 2):
+        shared = shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other]))
+        if shared:
+            found.append(
+                f"{data.spec.dataset}: {len(shared)} values of {what} stand in both {one} and {other}, "
+                f"for example {shared[0]!r}; divide the splits by {what}"
+            )
+    return found
+
+
+def refuse_leaks(data: DatasetRows) -> None:
+    """Raise UserError where `group_leaks` finds one."""
+    for leak in group_leaks(data):
+        raise UserError(leak)
+
+
+def untrained_classes(data: DatasetRows, trained: NDArray[np.int64]) -> list[str]:
+    """A warning for classes without training rows: their score is 0 for every sample, so their AUROC says nothing."""
+    bare = [name for i, name in enumerate(data.classes) if i not in trained]
+    if not bare:
+        return []
+    return [f"no training rows of {', '.join(bare)}: score 0 everywhere, AUROC one half, counted in the means"]
+
+
+def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
+    """Warnings about fits that did not converge, from the facts that `choose_c` and `fit` leave."""
+    found = []
+    late = sum(not one.get("converged", True) for one in fits)
+    if late:
+        found.append(f"{late} of {len(fits)} logistic regressions did not converge; raise max_iter or lower c_high")
+    if any(one.get("c_converged") == 0 for one in fits):
+        found.append("no C of the grid converged, C is fallback_c; raise max_iter or lower c_low")
+    return found
 
 
 def choose_c(
     train: Labelled, val: Labelled | None, settings: LinearProbeSettings, seed: int
 ) -> tuple[float, dict[str, Any]]:
-    """The C of the grid with the lowest validation log-loss; the smaller of two that are equal.
+    """The C with the lowest validation log-loss among the fits that converged; the smaller of two that are equal.
 
-    Without validation rows a fifth of the training groups is held out; without groups to hold out,
-    `settings.fallback_c` is taken and the result says so.
+    Without validation rows a fifth of the training groups is held out. Without groups to hold out, or where no fit
+    converges, `settings.fallback_c` is taken and the facts say so.
+
+    Returns:
+        C, and facts for the report: `c`, `c_chosen_on` (validation rows), `c_converged` (fits), `c_at_edge`.
     """
     if val is None:
         out = hold_out(train.y, train.group, seed)
@@ -136,38 +198,32 @@ def choose_c(
     val = val.take(np.isin(val.y, train.y))
     if len(val.y) == 0 or len(np.unique(train.y)) < 2:
         return settings.fallback_c, {"c": settings.fallback_c, "c_chosen_on": 0}
-    losses = _losses(train, val, settings)
-    best = int(np.argmin(losses))
-    chosen = float(settings.grid()[best])
-    return chosen, {"c": chosen, "c_chosen_on": len(val.y), "c_at_edge": best in (0, len(losses) - 1)}
-
-
-def _losses(train: Labelled, val: Labelled, settings: LinearProbeSettings) -> Floats:
-    """Validation log-loss for every C, float64 (steps,); each fit starts from the one before."""
-    losses = np.empty(settings.c_steps)
+    losses = np.full(settings.c_steps, np.inf)
     warm: LogisticRegression | None = None
     for i, c in enumerate(settings.grid()):
-        warm, _ = fit(train, float(c), settings, warm)
-        proba = warm.predict_proba(val.x)
-        right = proba[np.arange(len(val.y)), np.searchsorted(warm.classes_, val.y)]
-        losses[i] = -np.log(np.clip(right, SMALLEST, 1.0)).mean()
-    return losses
+        warm, converged = fit(train, float(c), settings, warm)
+        if converged:
+            losses[i] = log_loss(val.y, warm.predict_proba(val.x), labels=warm.classes_)
+    best = int(np.argmin(losses))
+    count = int(np.isfinite(losses).sum())
+    chosen = float(settings.grid()[best]) if count else settings.fallback_c
+    facts = {"c": chosen, "c_chosen_on": len(val.y), "c_converged": count, "c_at_edge": best in (0, len(losses) - 1)}
+    return chosen, facts
 
 
 def fit(
     data: Labelled, c: float, settings: LinearProbeSettings, warm: LogisticRegression | None = None
 ) -> tuple[LogisticRegression, bool]:
-    """Fit logistic regression at one C, from where `warm` stopped if given; the flag tells that iterations ran out."""
-    model = warm or LogisticRegression(max_iter=settings.max_iter, warm_start=True)
+    """Fit logistic regression at one C, from where `warm` stopped if given; and whether it converged."""
+    model = warm or LogisticRegression(max_iter=settings.max_iter, tol=settings.tolerance, warm_start=True)
     model.set_params(C=c)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", ConvergenceWarning)
         model.fit(data.x, data.y)
-    ran_out = [one for one in caught if issubclass(one.category, ConvergenceWarning)]
-    for other in caught:
-        if other not in ran_out:
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
-    return model, bool(ran_out)
+    late = [one for one in caught if issubclass(one.category, ConvergenceWarning)]
+    for other in (one for one in caught if one not in late):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    return model, not late
 
 
 def _labelled(data: DatasetRows, split: Split, features: Features) -> Labelled:
@@ -188,16 +244,4 @@ def _share(data: Labelled, variant: Variant, settings: LinearProbeSettings) -> L
     return data if share >= 1 else data.take(draw_share(data.y, share, variant.seed))
 
 
-def _leaks(data: DatasetRows, one: Split, others: tuple[Split, ...]) -> list[str]:
-    found = []
-    for other in others:
-        if other not in data.splits:
-            continue
-        shared = shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other]))
-        if shared:
-            what = data.spec.group or "key"
-            found.append(
-                f"{data.spec.dataset}: {len(shared)} values of {what} stand in both {one} and {other}, "
-                f"for example {shared[0]!r}; divide the splits by {what}"
-            )
-    return found
+TASK = LinearProbe()

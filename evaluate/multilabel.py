@@ -3,54 +3,95 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
-from mmkd.evaluate.dataset import DatasetRows, Samples, Split
+from mmkd.base.text import cell_text
+from mmkd.evaluate.dataset import DatasetRows, Samples, Split, value_counts
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_over_classes
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Metric, Scoring
+from mmkd.evaluate.task import Metric, Scoring, answers_of_test
 
 UNKNOWN = -1
+MEANINGS = (("positive", 1), ("negative", 0), ("unknown", UNKNOWN))
 Truth = NDArray[np.int8]
+
+
+def multilabel_needs(task: str, spec: DatasetSpec) -> Iterator[str]:
+    """Needs of tasks with several labels a sample."""
+    if spec.multilabel is None or not spec.classes:
+        yield f"{task} needs `multilabel` and `classes`"
 
 
 def truth(data: DatasetRows, samples: Samples) -> Truth:
     """1 where a sample has a label, 0 where it has not, -1 where that is not known: int8 (n, L).
 
     Raises:
-        UserError: a list of labels that cannot be read.
+        UserError: a list of labels that cannot be read, or values that the description does not name.
     """
     spec, classes = data.spec.multilabel, data.spec.classes
     assert spec is not None, "the suite requires it for this task"
     assert classes is not None, "the suite requires it for this task"
     found = np.full((len(samples), len(classes)), UNKNOWN, dtype=np.int8)
+    alien: list[object] = []
     if spec.column is not None:
+        known = {value for values in classes.values() for value in values} | set(spec.nothing)
         for row, (cell, key) in enumerate(zip(samples.column(spec.column), samples.ids, strict=True)):
             if cell is not None:
                 listed = _listed(cell, spec.separator, f"{data.spec.dataset}: {samples.name} row {key!r}")
                 found[row] = [bool(listed & set(values)) for values in classes.values()]
+                alien += sorted(listed - known)
+            elif "" in spec.nothing:
+                found[row] = 0
+        if alien:
+            raise UserError(
+                f"{data.spec.dataset}: {spec.column} lists {value_counts(alien)} among the {samples.name} rows, which "
+                "no class has; add classes, or name values without a class under `multilabel: nothing`"
+            )
         return found
-    for label, columns in enumerate(classes.values()):
-        cells = np.stack([samples.column(column).astype(str) for column in columns])
-        found[np.isin(cells, spec.negative).all(axis=0), label] = 0
-        found[np.isin(cells, spec.positive).any(axis=0), label] = 1
+    meanings = spec.meanings
+    for label, (name, columns) in enumerate(classes.items()):
+        cells = np.stack([samples.column(column) for column in columns])
+        alien = [cell for cell in cells.flat if cell not in meanings]
+        if alien:
+            raise UserError(
+                f"{data.spec.dataset}: {name} has {value_counts(alien)} among the {samples.name} rows; name these "
+                "values under `multilabel: positive`, `negative` or `unknown`"
+            )
+        meaning = np.array([meanings[cell] for cell in cells.ravel().tolist()], dtype=np.int8).reshape(cells.shape)
+        found[(meaning == 0).all(axis=0), label] = 0
+        found[(meaning == 1).any(axis=0), label] = 1
     return found
 
 
 def _listed(cell: str, separator: str | None, where: str) -> set[str]:
     if separator is not None:
-        return {value.strip() for value in cell.split(separator)}
-    try:
-        values = json.loads(cell) if cell.strip() else []
-    except ValueError:
-        values = None
+        values: object = cell.split(separator)
+    else:
+        try:
+            values = json.loads(cell)
+        except ValueError:
+            values = None
     if not isinstance(values, list):
         raise UserError(f"{where} has the labels {cell!r}, expected a JSON list; say the `separator` of multilabel")
-    return {value if isinstance(value, str) else json.dumps(value) for value in values}
+    texts = (cell_text(value if isinstance(value, str) else json.dumps(value)) for value in values)
+    return {text for text in texts if text is not None}
+
+
+def label_counts(data: DatasetRows, splits: tuple[Split, ...]) -> dict[str, dict[str, int]]:
+    """Positive, negative and unknown samples of every label in every split."""
+    found = {}
+    for split in splits:
+        known = truth(data, data.split(split))
+        for label, name in enumerate(data.classes):
+            sizes = {word: int((known[:, label] == value).sum()) for word, value in MEANINGS}
+            found[f"{split} {name}"] = sizes
+    return found
 
 
 def label_problems(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
@@ -69,21 +110,12 @@ def label_problems(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
     return found
 
 
-def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], info: dict[str, object]) -> Predictions:
+def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], info: dict[str, Any]) -> Predictions:
     """The answers for all test samples: a score for every label (n, L), and beside it what is true."""
-    test = data.split("test")
-    columns = np.column_stack([score, truth(data, test).astype(np.float64)])
+    columns = np.column_stack([score, truth(data, data.split("test")).astype(np.float64)])
     columns[~available] = np.nan
-    return Predictions(
-        ids=test.ids,
-        group=data.groups(test),
-        domain=data.domains(test),
-        y=None,
-        score=columns,
-        available=available,
-        columns=(*data.classes, *(f"is {name}" for name in data.classes)),
-        info=info,
-    )
+    names = (*data.classes, *(f"is {name}" for name in data.classes))
+    return answers_of_test(data, columns, available, names, info=info)
 
 
 def multilabel_scoring() -> Scoring:

@@ -2,70 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.evaluate.classification import scoring_with_primary
 from mmkd.evaluate.dataset import DatasetRows, Split
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.linear_probe import Labelled, choose_c, fit, group_leaks, probe_splits, probe_variants
+from mmkd.evaluate.linear_probe import (
+    Labelled,
+    LinearProbeSettings,
+    choose_c,
+    fit,
+    fit_warnings,
+    group_leaks,
+    probe_splits,
+    refuse_leaks,
+)
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.multilabel import UNKNOWN, Truth, label_problems, multilabel_scoring, predictions, truth
+from mmkd.evaluate.multilabel import (
+    UNKNOWN,
+    Truth,
+    label_counts,
+    label_problems,
+    multilabel_needs,
+    multilabel_scoring,
+    predictions,
+    truth,
+)
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import LinearProbeSettings, TaskSettings
 from mmkd.evaluate.splits import draw_share
-from mmkd.evaluate.task import Scoring, Variant
+from mmkd.evaluate.task import Scoring, Task, Variant
 from mmkd.store import UserError
-from mmkd.store.layout import Tower
 
 
-class MultilabelProbe:
+class MultilabelProbe(Task[LinearProbeSettings]):
     """As `linear_probe` for every label, on the samples where it is known; C is chosen for each."""
 
     name = "multilabel_probe"
-    version = 1
+    version = 2
+    settings = LinearProbeSettings
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
-        """Images."""
-        return ("image",)
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        """Several labels and training rows."""
+        yield from multilabel_needs(self.name, spec)
+        if spec.rows.train is None:
+            yield f"{self.name} needs `rows: train`"
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
+    def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """Every share of the labels; shares below 1 are drawn several times."""
-        return probe_variants(settings.multilabel_probe)
+        return self.own(spec).variants()
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Means over labels of the areas under the ROC curve and of the average precision."""
-        return scoring_with_primary(multilabel_scoring(), settings.multilabel_probe.primary)
+        return multilabel_scoring()
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """Every label needs positives and negatives in every split, and no group may stand in two splits."""
         return label_problems(data, probe_splits(data)) + group_leaks(data)
 
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        """Positive, negative and unknown samples of every label in every split."""
+        return label_counts(data, probe_splits(data))
+
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """A probability for every label of every test image."""
-        leaks = group_leaks(data)
-        if leaks:
-            raise UserError(leaks[0])
-        settings = data.spec.settings.multilabel_probe
+        """A probability for every label of every test image; one half where a label cannot be trained."""
+        refuse_leaks(data)
+        settings = self.own(data.spec)
         train = _share(_part(data, "train", features), variant, settings)
         val = _share(_part(data, "val", features), variant, settings) if data.spec.rows.val is not None else None
         images = features.images(data.split("test").rows)
         x = images.values[images.available].astype(np.float64)
         score = np.full((len(images.available), len(data.classes)), np.nan)
-        chosen: dict[str, float] = {}
+        fits: dict[str, dict[str, Any]] = {}
         constant: list[str] = []
         for label, name in enumerate(data.classes):
-            found, c = _label_scores(
-                x, (train.of(label), None if val is None else val.of(label)), settings, variant.seed
-            )
-            score[images.available, label] = found
-            if c is None:
+            mine, held = train.of(label), None if val is None else val.of(label)
+            if len(np.unique(mine.y)) < 2:
                 constant.append(name)
-            else:
-                chosen[name] = c
-        info: dict[str, Any] = {"c": chosen, "labels_not_trained": constant, "train_rows": len(train.x)}
+                score[images.available, label] = 0.5
+                continue
+            c, fits[name] = choose_c(mine, held, settings, variant.seed)
+            model, fits[name]["converged"] = fit(mine if held is None else mine.joined(held), c, settings)
+            score[images.available, label] = model.predict_proba(x)[:, 1]
+        info: dict[str, Any] = {
+            "c": {name: facts["c"] for name, facts in fits.items()},
+            "labels_not_trained": constant,
+            "train_rows": len(train.x),
+            "warnings": fit_warnings(list(fits.values())),
+        }
+        if constant:
+            names = ", ".join(constant)
+            info["warnings"].append(f"training rows of {names} are all alike: score one half, counted in the means")
         return predictions(data, score, images.available, info)
 
 
@@ -83,19 +113,6 @@ class _Part:
         """The rows where one label is known."""
         rows = self.truth[:, label] != UNKNOWN
         return Labelled(self.x[rows], self.truth[rows, label].astype(np.int64), self.group[rows])
-
-
-def _label_scores(
-    x: Floats, parts: tuple[Labelled, Labelled | None], settings: LinearProbeSettings, seed: int
-) -> tuple[Floats, float | None]:
-    """Probabilities of one label (n,) and its C; one half and None where training rows are all alike."""
-    train, val = parts
-    everything = train if val is None else train.joined(val)
-    if len(np.unique(train.y)) < 2:
-        return np.full(len(x), 0.5), None
-    c, _ = choose_c(train, val, settings, seed)
-    model, _ = fit(everything, c, settings)
-    return np.asarray(model.predict_proba(x)[:, 1]), c
 
 
 def _part(data: DatasetRows, split: Split, features: Features) -> _Part:
@@ -117,3 +134,6 @@ def _share(part: _Part, variant: Variant, settings: LinearProbeSettings) -> _Par
     has = part.truth[:, rarest] == 1
     stratum = np.where(has.any(axis=1), has.argmax(axis=1), len(counts))
     return part.take(draw_share(stratum.astype(np.int64), share, variant.seed))
+
+
+TASK = MultilabelProbe()

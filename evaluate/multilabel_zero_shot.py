@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import expit
 
-from mmkd.evaluate.classification import scoring_with_primary
 from mmkd.evaluate.dataset import DatasetRows
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.multilabel import label_problems, multilabel_scoring, predictions
+from mmkd.evaluate.multilabel import label_counts, label_problems, multilabel_needs, multilabel_scoring, predictions
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import TaskSettings
-from mmkd.evaluate.task import Scoring, Variant
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
 from mmkd.evaluate.zero_shot import class_cosines
 from mmkd.store import UserError
-from mmkd.store.layout import Tower
 
 
-class MultilabelZeroShot:
+class MultilabelZeroShotSettings(TaskSettings):
+    """Zero-shot classification with several labels a sample: every label for itself."""
+
+    temperature: float = Field(default=100.0, gt=0)
+    """Factor on the difference of positive and negative cosine before the logistic function, as in `zero_shot`.
+    Without negative prompts the score is the bare cosine; the metrics look at the order within a label only."""
+
+
+class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
     """Presence against absence where there are negative prompts, else the cosine to the label's prompts.
 
     The pair of a positive and a negative prompt with a softmax over both is CheXzero's (Tiu et al. 2022). An
@@ -27,21 +36,19 @@ class MultilabelZeroShot:
     """
 
     name = "multilabel_zero_shot"
-    version = 1
+    settings = MultilabelZeroShotSettings
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
-        """Images."""
-        return ("image",)
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        """Several labels and prompts."""
+        yield from multilabel_needs(self.name, spec)
+        if spec.prompts is None:
+            yield f"{self.name} needs `prompts`"
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
-        """One: there is nothing to draw."""
-        return (Variant(),)
-
-    def scoring(self, settings: TaskSettings) -> Scoring:
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Means over labels of the areas under the ROC curve and of the average precision."""
-        return scoring_with_primary(multilabel_scoring(), settings.multilabel_zero_shot.primary)
+        return multilabel_scoring()
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """Every label needs positives, negatives and prompts."""
         found = label_problems(data, ("test",))
         try:
@@ -52,9 +59,13 @@ class MultilabelZeroShot:
             found.append(str(error))
         return found
 
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        """Positive, negative and unknown test samples of every label."""
+        return label_counts(data, ("test",))
+
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """A score for every label of every test image."""
-        scale = data.spec.settings.multilabel_zero_shot.temperature
+        scale = self.own(data.spec).temperature
         members = [_scores(data, member, scale) for member in features.each_member()]
         score = np.mean([found for found, _ in members], axis=0)
         available = np.logical_and.reduce([there for _, there in members])
@@ -70,3 +81,6 @@ def _scores(data: DatasetRows, model: Features, scale: float) -> tuple[Floats, N
     negative, _ = class_cosines(data, model, negative=True)
     # The softmax over two is the logistic function of their difference.
     return np.asarray(expit(scale * (positive - negative))), available
+
+
+TASK = MultilabelZeroShot()

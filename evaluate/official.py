@@ -1,9 +1,10 @@
 """Protocol `mmkd_official`: scores as the evaluation code released with MMKD-CLIP computes them, quirks included.
 
 Source: github wangshansong1/MMKD-CLIP (MIT), `src/clipeval/eval_zeroshot.py`, functions `evaluate_metrics`,
-`compute_bootstrap_ci` and `stratified_bootstrap_indices`. Written anew; what it reproduces, and why ours differs:
+`compute_bootstrap_ci` and `stratified_bootstrap_indices`. Reimplemented; its peculiarities:
 
-- probabilities are a softmax of bare cosines (temperature 1), which changes the macro AUROC;
+- probabilities are a float32 softmax of bare cosines (temperature 1), which changes the macro AUROC and ties scores
+  that nearly agree;
 - with two classes, F1, precision and recall are those of class 1 alone, so the order of the classes decides;
 - every resample holds one forced draw of each class, which over-represents rare classes;
 - resamples ignore patients, and only classes that occur are counted.
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from mmkd.evaluate import metrics
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import BootstrapSettings
+from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.task import Scoring
 
 TEMPERATURE = 1.0
@@ -53,7 +54,8 @@ def auroc(predictions: Predictions, weights: Floats) -> Floats:
     y, score = predictions.labels(), predictions.score
     occurring = np.unique(y)
     if len(occurring) == 2:
-        return metrics.auroc(y == occurring[1], score[:, 1] - score[:, 0], weights)
+        difference = score[:, 1].astype(np.float32) - score[:, 0].astype(np.float32)
+        return metrics.auroc(y == occurring[1], difference.astype(np.float64), weights)
     if len(occurring) < score.shape[1]:
         return np.full(len(weights), np.nan)
     return metrics.macro_auroc(y, score, weights)
@@ -103,5 +105,6 @@ SCORING = Scoring(
         "recall_official": recall,
     },
     primary="auroc_official",
+    proportions=frozenset({"acc"}),
     resamples=forced_resamples,
 )

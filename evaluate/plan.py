@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from mmkd.base.config import Frozen
@@ -17,19 +20,22 @@ from mmkd.base.files import write_atomically
 from mmkd.evaluate.dataset import DatasetRows, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
+from mmkd.evaluate.results import failure
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit, Variant
 from mmkd.evaluate.tasks import TASKS
-from mmkd.store import FeatureStore, MmkdError
+from mmkd.store import FeatureStore
 
-PLAN = "plan.json"
+PLANS = "plans"
+"""Folder of the plans, one for each suite that was run."""
 
 NOT_IN_THE_NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("dataset", "about", "described_in", "source", "store"), True),
     **dict.fromkeys(("modality", "role", "tasks", "settings", "notes"), True),
     "prompts": {"file"},
 }
-"""Keys of a data set that no score depends on; settings enter by their own task's alone, prompts by their rows."""
+"""Keys of a data set that no score depends on; settings and sections enter by
+their own task's alone, prompts by their rows."""
 
 
 class PlannedUnit(Frozen):
@@ -61,7 +67,7 @@ class PlannedUnit(Frozen):
 
 
 class Plan(Frozen):
-    """What the last run of an output folder was asked to do: tables show these units and no others."""
+    """The units of the last run of a suite: tables show these and no others."""
 
     suite: Suite
     models: tuple[str, ...]
@@ -126,19 +132,11 @@ def make_plan(suite: Suite) -> Loaded:
     loaded = Loaded(Plan(suite=suite, models=models, units=(), absent=absent), stores)
     units: list[PlannedUnit] = []
     for spec in present:
-        problem = ""
-        try:
-            loaded.rows_of(spec.dataset)
-        except MmkdError as error:
-            problem = str(error)
+        problem = _problem(loaded.rows_of, spec.dataset)
         for model in models:
-            reason = problem
-            try:
-                loaded.features_of(spec.dataset, model)
-            except MmkdError as error:
-                reason = reason or str(error)
+            reason = problem or _problem(loaded.features_of, spec.dataset, model)
             for task in spec.tasks:
-                units += _task_units(loaded, spec, (task, model), reason)
+                units += _task_units(loaded, spec, task, model, reason)
     return replace(loaded, plan=loaded.plan.model_copy(update={"units": tuple(units)}))
 
 
@@ -172,51 +170,73 @@ def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
 
 
 def write_plan(out: Path, plan: Plan) -> None:
-    """Write the plan beside the results.
+    """Write the plan beside the results, in the place of the suite's last.
 
     Raises:
         StoreError: the disk is full or read-only.
     """
-    write_atomically(out / PLAN, (plan.model_dump_json(indent=1) + "\n").encode())
+    write_atomically(_plan_path(out, plan.suite.suite), (plan.model_dump_json(indent=1) + "\n").encode())
 
 
-def read_plan(out: Path) -> Plan:
-    """Read the plan of an output folder.
+def read_plan(out: Path, suite: str | None = None) -> Plan:
+    """Read the plan of a suite, or of the only one, in an output folder.
 
     Raises:
-        ConfigError: nothing was run into this folder, or by another version.
+        ConfigError: nothing was run into this folder, or by another version, or several suites and none is named.
     """
-    path = out / PLAN
-    if not path.is_file():
-        raise ConfigError(f"{out} holds no {PLAN}; `mmkd evaluate run SUITE --out {out}` fills it")
+    paths = sorted((out / PLANS).glob("*.json")) if suite is None else [_plan_path(out, suite)]
+    if len(paths) > 1:
+        raise ConfigError(
+            f"{out} has results of {len(paths)} suites, {', '.join(unquote(path.stem) for path in paths)}; name one"
+        )
+    if not paths or not paths[0].is_file():
+        others = ", ".join(repr(unquote(path.stem)) for path in sorted((out / PLANS).glob("*.json")))
+        what = f"no results of suite {suite!r}, only of {others}" if suite and others else "no results"
+        raise ConfigError(f"{out} has {what}; `mmkd evaluate run SUITE --out {out}` makes them")
     try:
-        return Plan.model_validate_json(path.read_bytes())
+        return Plan.model_validate_json(paths[0].read_bytes())
     except ValidationError as error:
-        raise ConfigError(f"{path}: {error.errors()[0]['msg']}; run the suite again") from error
+        raise ConfigError(f"{paths[0]}: {error.errors()[0]['msg']}; run the suite again") from error
 
 
-def _task_units(loaded: Loaded, spec: DatasetSpec, names: tuple[str, str], reason: str) -> list[PlannedUnit]:
+def _plan_path(out: Path, suite: str) -> Path:
+    """A file of the suite's own, whatever its name: characters that files cannot have are percent-encoded."""
+    return out / PLANS / f"{quote(suite, safe=' ')}.json"
+
+
+def _problem(work: Callable[..., object], *names: str) -> str:
+    """Why a data set or encoder cannot be opened; its units fail with that, and no others (see `run_unit`)."""
+    try:
+        work(*names)
+    except Exception as error:  # noqa: BLE001 - the boundary of a unit begins where its data are opened
+        return failure(error)
+    return ""
+
+
+def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason: str) -> list[PlannedUnit]:
     """The units of one task and model on one data set."""
-    (name, model), suite = names, loaded.plan.suite
+    suite = loaded.plan.suite
     task = TASKS[name]
-    task.scoring(spec.settings)  # a primary metric that does not exist is an error of the suite, not of a unit
+    task.scoring(spec)  # a primary metric that does not exist is an error of the suite, not of a unit
     digests = {"features_digest": "", "data_digest": ""}
     if not reason:
         rows = loaded.rows_of(spec.dataset)
         digests = {
-            "features_digest": loaded.features_of(spec.dataset, model).digest(_rows_used(rows)),
+            "features_digest": loaded.features_of(spec.dataset, model).digest(rows_used(rows)),
             "data_digest": rows.digest,
         }
     described = {
-        "dataset": spec.model_dump(mode="json", exclude=NOT_IN_THE_NUMBERS),
-        "settings": getattr(spec.settings, name).model_dump(mode="json", exclude={"primary"}),
+        "dataset": spec.model_dump(
+            mode="json", exclude=NOT_IN_THE_NUMBERS | dict.fromkeys(set(spec.sections) - {name}, True)
+        ),
+        "settings": task.own(spec).model_dump(mode="json", exclude={"primary"}),
         "bootstrap": suite.bootstrap.model_dump(mode="json"),
         "resampled": resample_name(suite, spec.dataset),
         "task_version": task.version,
     }
     config = _digest(described)
     units = []
-    for variant in task.variants(spec.settings):
+    for variant in task.variants(spec):
         identity = {
             "dataset": spec.dataset, "task": name, "model": model,
             "head": variant.head, "fraction": variant.fraction, "seed": variant.seed,
@@ -231,7 +251,8 @@ def resample_name(suite: Suite, dataset: str) -> str:
     return f"{suite.suite}/{dataset}/test"
 
 
-def _rows_used(data: DatasetRows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def rows_used(data: DatasetRows) -> NDArray[np.int64]:
+    """Grid rows of all splits and prompts, ascending: a unit depends on their features."""
     return np.unique(np.concatenate([samples.rows for samples in data.parts.values()]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass, field
@@ -31,7 +32,9 @@ class Predictions:
     available: bool (n,), false where the model has no features for the sample. Such rows are never scored.
     columns: what the score columns are.
     fold: int64 (n,), the part of a cross-validation that tested the sample, or None where there was one test set.
-    info: facts of the run that belong into a report: C chosen, gallery size, warnings.
+    info: facts of the run. `warnings`: sentences that every table shows. `undefined`: by metric, why it has no value.
+        `choices`: digest of what the model could choose from (see `choices_digest`); models that had other choices are
+        not compared as they stand.
     """
 
     ids: NDArray[np.object_]
@@ -75,6 +78,11 @@ class Predictions:
             info=self.info,
             fold=None if self.fold is None else self.fold[mask],
         )
+
+
+def choices_digest(names: NDArray[np.object_]) -> str:
+    """16 hex digits for the gallery items, candidates or prompts, str (m,), that a model had features of."""
+    return hashlib.sha256("\0".join(sorted(map(str, names))).encode()).hexdigest()[:16]
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

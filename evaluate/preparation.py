@@ -1,5 +1,4 @@
-"""What lies between a published data set and its scores: getting it, extracting it, and finding in the store what was
-published and described."""
+"""Steps from a published data set to its scores: download, extraction, comparison of the store with the description."""
 
 from __future__ import annotations
 
@@ -8,12 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmkd.base.config import filled, user_roots
 from mmkd.base.errors import MmkdError
 from mmkd.base.places.place import Place
-from mmkd.base.prompts import read_prompts
-from mmkd.base.roots import filled, user_roots
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
+from mmkd.store.evaluation_rows import read_prompts
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Missing:
 
 
 def missing_before(spec: DatasetSpec) -> Missing:
-    """What a data set without a store lacks: its files, or only their extraction."""
+    """The part that a data set without a store lacks: its files, or only their extraction."""
     assert spec.source is not None, "asked of sets that are described"
     places = f"{shlex.quote(spec.described_in)} {shlex.quote(spec.store)}"
     bags = spec.source.get("kind") == "bags"
@@ -55,7 +54,7 @@ def differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str]
 
 
 def prompts_differ(data: DatasetRows) -> list[str]:
-    """Whether the prompt file says something else than what was extracted."""
+    """A problem where the prompt file is not what was extracted."""
     prompts = data.spec.prompts
     if prompts is None or prompts.file is None or data.prompts is None:
         return []

@@ -10,10 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mmkd.base.errors import ConfigError, CorruptStoreError
 from mmkd.base.files import write_atomically
-from mmkd.evaluate.compare import Comparison, compare, p_text
+from mmkd.evaluate.compare import Comparison, compare
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.figures.style import rendered
 from mmkd.evaluate.folder import By, Question, ResultFolder
+from mmkd.evaluate.statistics import p_text
 from mmkd.evaluate.table import ResultTable, build_table
 
 DRAWN = ("heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier")
@@ -44,7 +45,7 @@ class Section:
     pictures: tuple[Picture, ...]
 
 
-def write_report(out: Path, model: str, target: Path, by: By = "domain") -> None:
+def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: str | None = None) -> None:
     """Write the page of a result folder; it needs no network and no other file.
 
     Args:
@@ -52,12 +53,13 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain") -> None
         model: that is compared with all others, usually the student.
         target: the page.
         by: what the columns are.
+        suite: name of the suite, where several were run into the folder.
 
     Raises:
         ConfigError: nothing was run, or there is no such model.
         StoreError: the disk is full or read-only.
     """
-    folder = ResultFolder(out)
+    folder = ResultFolder(out, suite)
     if model not in folder.plan.models:
         raise ConfigError(f"{out} has no model {model!r}; it has {', '.join(folder.plan.models)}")
     sections = [_section(folder, question, model) for question in _questions(folder, by)]

@@ -1,4 +1,4 @@
-"""`results.jsonl`: one line for each metric of each finished unit, only ever appended to."""
+"""`results.jsonl`: one line for each metric of each finished unit, only ever appended to, by any number of runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import os
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -13,8 +14,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from mmkd.base.config import Frozen
-from mmkd.base.errors import CorruptStoreError
+from mmkd.base.errors import CorruptStoreError, MmkdError
 from mmkd.base.files import disk_errors
+from mmkd.base.lock import lock_until_closed
 
 RESULTS = "results.jsonl"
 
@@ -62,6 +64,19 @@ class ResultRow(Frozen):
     predictions: str
     """Path of the per-sample file, relative to this one."""
     seconds: float
+    warnings: tuple[str, ...] = ()
+    """Doubts about the value: a training that was too short, a fit that did not converge, an untrained class."""
+
+
+def failure(error: Exception) -> str:
+    """One line that says why a unit has no result; of an error in the code also where it was raised."""
+    if isinstance(error, MmkdError):
+        return str(error)
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, ValueError | ArithmeticError | MemoryError):  # numerics that the unit's data break
+        return text
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({Path(frame.filename).name}, line {frame.lineno}); please report this"
 
 
 @functools.cache
@@ -80,7 +95,7 @@ def number(value: float) -> float | None:
 
 
 def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
-    """Append one unit's rows in one write, after cutting off a line that a kill left unfinished.
+    """Append one unit's rows in one write, after cutting off a line that a kill left unfinished; one writer at a time.
 
     Raises:
         StoreError: the disk is full or read-only.
@@ -90,6 +105,7 @@ def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
+            lock_until_closed(file)
             file.truncate(_complete_bytes(path))
             file.write(data)
             file.flush()
@@ -106,8 +122,7 @@ def read_results(out: Path) -> dict[str, list[ResultRow]]:
     if not path.is_file():
         return {}
     latest: dict[str, dict[str, ResultRow]] = {}
-    text = path.read_bytes()[: _complete_bytes(path)].decode()
-    for i, line in enumerate(text.splitlines(), start=1):
+    for i, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             row = ResultRow.model_validate_json(line)
         except ValidationError as error:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
-from mmkd.evaluate.classification import scoring_with_primary
 from mmkd.evaluate.dataset import DatasetRows, Samples
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import rank_positives, recall_at, weighted_mean, weighted_median
-from mmkd.evaluate.settings import TaskSettings
-from mmkd.evaluate.task import Metric, Scoring, Variant
+from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant
 from mmkd.store import UserError
 from mmkd.store.layout import Tower
 
@@ -24,42 +25,59 @@ IMAGE_TO_TEXT = "i2t"
 TEXT_TO_IMAGE = "t2i"
 
 
-class Retrieval:
+class RetrievalSettings(TaskSettings):
+    """Cross-modal retrieval in both directions."""
+
+    ks: tuple[int, ...] = (1, 5, 10, 50)
+    positives: Literal["pair", "image", "image+caption"] = "image+caption"
+    """What counts as found. `pair`: only the caption of the same row. `image`: any caption of the same image bytes.
+    `image+caption`: also any image with the same normalized caption; queries and gallery hold each only once."""
+
+    @model_validator(mode="after")
+    def _ks_are_ranks(self) -> RetrievalSettings:
+        if not self.ks or min(self.ks) < 1:
+            raise ValueError(f"ks must be one or more ranks from 1 on, got {list(self.ks)}")
+        return self
+
+
+class Retrieval(Task[RetrievalSettings]):
     """R@k, median rank and true recall in both directions. An ensemble averages its members' cosines."""
 
     name = "retrieval"
-    version = 1
+    version = 2
+    settings = RetrievalSettings
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
+    def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
         """Images and captions."""
         return ("image", "text")
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
+    def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """One for each direction."""
         return (Variant(head=IMAGE_TO_TEXT), Variant(head=TEXT_TO_IMAGE))
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """R@k and true recall at every cut-off, median rank from 1, share of queries with a tied best positive."""
-        metrics: dict[str, Metric] = {f"r@{k}": partial(_hit, k=k) for k in settings.retrieval.ks}
-        metrics |= {f"recall@{k}": partial(_mean_of, column=f"found@{k}") for k in settings.retrieval.ks}
+        own = self.own(spec)
+        metrics: dict[str, Metric] = {f"r@{k}": partial(_hit, k=k) for k in own.ks}
+        metrics |= {f"recall@{k}": partial(_found, k=k) for k in own.ks}
         metrics |= {"medr": _median_rank, "tie_rate": _tie_rate}
-        standard = Scoring(
-            protocol=settings.retrieval.positives,
+        return Scoring(
+            protocol=own.positives,
             metrics=metrics,
-            primary=f"r@{settings.retrieval.ks[0]}",
+            primary=f"r@{own.ks[0]}",
             lower_is_better=frozenset({"medr", "tie_rate"}),
             not_shares=frozenset({"medr"}),
+            proportions=frozenset(metrics) - {"medr"},
         )
-        return scoring_with_primary(standard, settings.retrieval.primary)
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """There must be two captions to choose from, and image digests where positives need them."""
         try:
             test = data.split("test")
         except UserError as error:
             return [str(error)]  # it names the set, and other tasks say the same
         try:
-            pairs = find_pairs(test, settings.retrieval.positives)
+            pairs = find_pairs(test, self.own(data.spec).positives)
         except UserError as error:
             return [f"{data.spec.dataset}: {error}"]
         return [] if len(pairs.captions) > 1 else [f"{data.spec.dataset}: only one caption to retrieve"]
@@ -67,7 +85,7 @@ class Retrieval:
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Rank from 0 of the best positive, ties with it, and the share of positives found, of every query."""
         test = data.split("test")
-        settings = data.spec.settings.retrieval
+        settings = self.own(data.spec)
         pairs = find_pairs(test, settings.positives)
         images = features.images(test.rows[pairs.images])
         texts = features.texts(test.rows[pairs.captions])
@@ -83,7 +101,10 @@ class Retrieval:
         )
         score = np.full((len(query_rows), 2 + len(settings.ks)), np.nan)
         score[queries.available] = np.column_stack([ranked.best, ranked.ties, ranked.found])
-        groups = data.groups(test) if data.spec.group is not None else pairs.image_names
+        size, lacking = int(gallery.available.sum()), int((~gallery.available).sum())
+        gallery_rows = pairs.captions if forward else pairs.images
+        trivial = f"has no value: any answer is among the first {{}} of a gallery of {size}"
+        groups = data.groups(test) if data.spec.group is not None else test.filled("image_sha256", test.ids)
         return Predictions(
             ids=test.ids[query_rows],
             group=groups[query_rows],
@@ -94,9 +115,14 @@ class Retrieval:
             columns=("rank", "ties", *(f"found@{k}" for k in settings.ks)),
             info={
                 "positives": settings.positives,
-                "gallery": int(gallery.available.sum()),
-                "gallery_missing": int((~gallery.available).sum()),
+                "gallery": size,
+                "gallery_missing": lacking,
                 "pairs": len(pairs.image_of_row),
+                "choices": choices_digest(test.ids[gallery_rows[gallery.available]]),
+                "undefined": {
+                    f"{name}@{k}": trivial.format(k) for k in settings.ks if k >= size for name in ("r", "recall")
+                },
+                "warnings": [f"{lacking} of the {size + lacking} gallery items have no features"] if lacking else [],
             },
         )
 
@@ -107,14 +133,12 @@ class Pairs:
 
     images: int64 (I,), first row of every distinct image; captions: int64 (C,), of every distinct caption.
     image_of_row, caption_of_row: int64 (P,), index of the image and the caption of every row that has both.
-    image_names: str (n,), tells the images of all rows apart; without a patient column intervals resample images.
     """
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
     image_of_row: NDArray[np.int64]
     caption_of_row: NDArray[np.int64]
-    image_names: NDArray[np.object_]
 
     def positives(self, forward: bool, available: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
         """For every query its right answers, as positions among the available gallery items.
@@ -143,7 +167,7 @@ def find_pairs(test: Samples, rule: str) -> Pairs:
     """
     captions = test.column("caption")
     digests = test.column("image_sha256")
-    texts = np.array([normalised(caption) for caption in captions], dtype=object)
+    texts = np.array([normalized(caption) for caption in captions], dtype=object)
     has_image = np.array([uri is not None for uri in test.column("uri")], dtype=bool)
     whole = np.flatnonzero((texts != "") & has_image & (test.column("status") == "ok"))
     if len(whole) == 0:
@@ -155,11 +179,10 @@ def find_pairs(test: Samples, rule: str) -> Pairs:
     caption_names = texts if rule == "image+caption" else test.ids
     first_images, image_of_row = _first_and_index(test.ids if rule == "pair" else digests, whole)
     first_captions, caption_of_row = _first_and_index(caption_names, whole)
-    image_names = np.where(digests == None, test.ids, digests)  # noqa: E711 - element by element
-    return Pairs(first_images, first_captions, image_of_row, caption_of_row, image_names)
+    return Pairs(first_images, first_captions, image_of_row, caption_of_row)
 
 
-def normalised(caption: str | None) -> str:
+def normalized(caption: str | None) -> str:
     """Lower case, runs of white space as one blank, no blanks or full stops at the ends."""
     return re.sub(r"\s+", " ", caption or "").strip(" .").lower()
 
@@ -181,11 +204,15 @@ def _first_and_index(
 
 
 def _hit(predictions: Predictions, weights: Floats, k: int) -> Floats:
+    if k >= predictions.info["gallery"]:
+        return np.full(len(weights), np.nan)
     return recall_at(predictions.column("rank"), k, weights)
 
 
-def _mean_of(predictions: Predictions, weights: Floats, column: str) -> Floats:
-    return weighted_mean(predictions.column(column), weights)
+def _found(predictions: Predictions, weights: Floats, k: int) -> Floats:
+    if k >= predictions.info["gallery"]:
+        return np.full(len(weights), np.nan)
+    return weighted_mean(predictions.column(f"found@{k}"), weights)
 
 
 def _median_rank(predictions: Predictions, weights: Floats) -> Floats:
@@ -194,3 +221,6 @@ def _median_rank(predictions: Predictions, weights: Floats) -> Floats:
 
 def _tie_rate(predictions: Predictions, weights: Floats) -> Floats:
     return weighted_mean((predictions.column("ties") > 0).astype(np.float64), weights)
+
+
+TASK = Retrieval()

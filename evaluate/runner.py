@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ class Outcome:
     status: str
     """`ran`, `done` (earlier) or `failed`."""
     reason: str = ""
+    warnings: tuple[str, ...] = ()
+    """Doubts about its values."""
     other_code: bool = False
     """Done by sources of mmkd.evaluate that are not those of now."""
 
@@ -53,6 +56,8 @@ class RunReport:
         others = sum(outcome.other_code for outcome in self.outcomes)
         if others:
             text += f"; {others} of those done before come from another version of the code, --force runs them again"
+        doubts = Counter(text for outcome in self.outcomes for text in outcome.warnings)
+        text += "".join(f"\nwarning ({counted(n, 'unit')}): {doubt}" for doubt, n in doubts.most_common(5))
         if self.absent:
             text += f"\n{len(self.absent)} data sets are not extracted: {', '.join(self.absent)}; `check` says how"
         return text
@@ -105,7 +110,8 @@ def run_suite(
     for planned, rows in run_units(loaded, [one for one in units if one.key not in finished], out, jobs):
         append_results(out, rows)
         failed = rows[0].status == "failed"
-        note(planned.key, Outcome(planned.unit, "failed" if failed else "ran", rows[0].reason if failed else ""))
+        status, reason = ("failed", rows[0].reason) if failed else ("ran", "")
+        note(planned.key, Outcome(planned.unit, status, reason, rows[0].warnings))
     return RunReport(out, tuple(outcomes[planned.key] for planned in units), loaded.plan.absent)
 
 

@@ -23,11 +23,11 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from mmkd.base.config import Frozen, read_mapping, validated
+from mmkd.base.config import SUITES, Frozen, filled, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError
-from mmkd.base.roots import SUITES, filled, user_roots
 from mmkd.evaluate.dataset_spec import DatasetSpec, folder_name
-from mmkd.evaluate.settings import BootstrapSettings
+from mmkd.evaluate.resampling import BootstrapSettings
+from mmkd.evaluate.tasks import Dataset
 
 
 class Suite(Frozen):
@@ -40,7 +40,7 @@ class Suite(Frozen):
     ensembles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Name to members, which need not be listed as models."""
     bootstrap: BootstrapSettings = BootstrapSettings()
-    datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
+    datasets: tuple[Dataset, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +81,8 @@ class Suite(Frozen):
         Raises:
             KeyError: it is not in the suite.
         """
-        return {spec.dataset: spec for spec in self.datasets}[name]
+        found: DatasetSpec = {spec.dataset: spec for spec in self.datasets}[name]
+        return found
 
 
 def load_suite(path: str | Path) -> Suite:

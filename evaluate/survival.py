@@ -3,82 +3,147 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections import Counter
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import BagFeatures, Bags, make_bags
-from mmkd.evaluate.classification import scoring_with_primary
 from mmkd.evaluate.concordance import concordance
-from mmkd.evaluate.cross_validation import Round, answers, folds_of, rounds
+from mmkd.evaluate.cross_validation import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.dataset import DatasetRows
+from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.folds import folded_resamples, mean_over_folds
-from mmkd.evaluate.heads.coxnet import Cohort, fit_coxnet
+from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
+from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import SurvivalSettings, TaskSettings
-from mmkd.evaluate.task import Scoring, Variant
-from mmkd.store import UserError
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
 from mmkd.store.layout import Tower
 
 COLUMNS = ("risk", "time", "event")
 
 
-class Survival:
+class SurvivalSettings(TaskSettings):
+    """Survival from bags of features, cross-validated by patients."""
+
+    heads: tuple[Literal["coxnet", "abmil_cox", "abmil_nll"], ...] = ("coxnet", "abmil_cox", "abmil_nll")
+    tower: Literal["image", "text"] = "image"
+    """Which features describe a patient; `text` for clinical notes or reports in the caption column."""
+    normalized: bool = False
+    """Scale every vector to unit length before pooling. Cox regression standardizes columns and networks the whole, so
+    that scale does not matter to them, while the length of a vector may carry risk."""
+    folds: int = Field(default=5, ge=2)
+    seeds: int = Field(default=5, ge=1)
+    """Draws of the folds (published folds stay) and of the heads' first weights."""
+    bins: int = Field(default=4, ge=2)
+    """Time bins of `abmil_nll`: quantiles of the training patients' event times."""
+    coxnet: CoxnetSettings = CoxnetSettings()
+    mil: MilSettings = MilSettings()
+
+
+class SurvivalColumns(Section):
+    """Columns of the follow-up. A patient's rows (the bag) must agree."""
+
+    time: str
+    """Column of the time to the event or to the last contact, in any one unit; above zero."""
+    event: RowFilter
+    """Column and the value(s) that mean that the event was seen, for example `{censorship: "0"}`: published
+    tables disagree on which way round they count."""
+    censored: RowFilter | None = None
+    """The same column(s) with the values that mean that it was not. Without it a column may have one other value and
+    no null; `*` stands for all other values."""
+
+    @model_validator(mode="after")
+    def _sides_differ(self) -> SurvivalColumns:
+        check_sides(self.event, self.censored, "event", "censored")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Time, and the columns of the event."""
+        return (self.time, *self.event)
+
+
+class Survival(Task[SurvivalSettings]):
     """Risk of every patient from the models of the folds that did not see the patient."""
 
     name = "survival"
-    version = 1
+    version = 2
+    settings = SurvivalSettings
+    section = SurvivalColumns
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
+    def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
         """The tower that the settings name."""
-        return (settings.survival.tower,)
+        return (self.own(spec).tower,)
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
+    def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """Every head, with each draw of folds and first weights."""
-        own = settings.survival
+        own = self.own(spec)
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Concordance within folds, averaged over folds; patients are resampled inside their folds."""
-        standard = Scoring("standard", {"c_index": mean_over_folds(_c_index)}, "c_index", resamples=folded_resamples)
-        return scoring_with_primary(standard, settings.survival.primary)
+        return Scoring("standard", {"c_index": mean_over_folds(_c_index)}, "c_index", resamples=folded_resamples)
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """Times must be positive numbers that a patient's rows agree on, and there must be events."""
         try:
             bags = _patients(data)
             _, event = follow_up(bags)
-            folds_of(bags, event.astype(np.int64), bags.groups, settings.survival.folds, seed=0)
+            folds_of(bags, event.astype(np.int64), bags.groups, self.own(data.spec).folds, seed=0)
         except UserError as error:
             return [str(error)]
         return []
 
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        """Patients with and without the event, and the values that say so."""
+        _, event = follow_up(bags := _patients(data))
+        found = {"test patients": {"event": int(event.sum()), "censored": int((~event).sum())}}
+        for column in getattr(data.spec, self.name).event:
+            found[f"test patients by {column}"] = dict(
+                Counter(value or "blank" for value in bags.column(column)).most_common()
+            )
+        return found
+
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Risk, time and event of every patient, float64 (n, 3), with the fold that the patient was tested in."""
-        settings = data.spec.settings.survival
+        settings = self.own(data.spec)
         bags = _patients(data)
         time, event = follow_up(bags)
         group, even = bags.groups, event.astype(np.int64)
         fold = folds_of(bags, even, group, settings.folds, variant.seed)
-        known = BagFeatures(bags, features, settings.tower)
+        known = BagFeatures(bags, features, settings.tower, settings.normalized)
         means, there = known.means()
-        every_round = rounds(fold, there, even, group, variant.seed)
         cohort = Cohort(means, time, event, group)
+        chosen: list[dict[str, Any]] = []
+
+        def risk_of(one: Round) -> Floats:
+            if variant.head == "coxnet":
+                model = fit_coxnet(cohort.take(one.seen), settings.coxnet, variant.seed)
+                coefficients = int((model.coefficients != 0).sum())
+                chosen.append({"alpha": model.alpha, "coefficients": coefficients, "converged": model.converged})
+                return model.risk(cohort.x[one.test])[:, None]
+            risk, trained = _network_risk(known, cohort, one, settings=settings, variant=variant)
+            chosen.append(trained._asdict())
+            return risk[:, None]
+
+        risk = answers(len(bags), 1, rounds(fold, there, even, group, variant.seed), risk_of)
+        score = np.column_stack([risk[:, 0], time, event])
+        score[~there] = np.nan
+        late = sum(not one.get("converged", True) for one in chosen)
         info: dict[str, Any] = {
             "events": int(event.sum()),
             "fold_sizes": np.bincount(fold).tolist(),
             "fold_events": np.bincount(fold, weights=event).astype(int).tolist(),
-            "chosen": [],
+            "normalized": settings.normalized,
+            "chosen": chosen,
+            "warnings": [f"{late} of {len(chosen)} Cox regressions did not converge"] if late else [],
         }
-        head = _coxnet if variant.head == "coxnet" else _network
-        risk = answers(
-            len(bags), 1, every_round, lambda one: head(known, cohort, one, (variant, settings), info)[:, None]
-        )
-        score = np.column_stack([risk[:, 0], time, event])
-        score[~there] = np.nan
+        info["warnings"] += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
         return Predictions(
             ids=bags.ids,
             group=group,
@@ -96,11 +161,12 @@ def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
     """Time float64 (n,) and event bool (n,) of every bag.
 
     Raises:
-        UserError: a time that is no positive number, rows of a patient that differ, or no event at all.
+        UserError: a time that is no positive number, rows of a patient that differ, values of the event that the
+            description does not name, or no event at all.
     """
-    columns = bags.data.spec.survival
-    assert columns is not None, "the suite requires the columns for this task"
-    event = bags.agreed(bags.samples.matching(columns.event).astype(object), " and ".join(columns.event)).astype(bool)
+    columns: SurvivalColumns = getattr(bags.data.spec, TASK.name)
+    seen = bags.samples.two_way(columns.event, columns.censored, "survival: censored")
+    event = bags.agreed(seen.astype(object), " and ".join(columns.event)).astype(bool)
     time = np.empty(len(bags))
     for i, text in enumerate(bags.column(columns.time)):
         try:
@@ -124,30 +190,23 @@ def _c_index(predictions: Predictions, weights: Floats) -> Floats:
     return concordance(predictions.column("risk"), predictions.column("time"), predictions.column("event") > 0, weights)
 
 
-def _coxnet(
-    known: BagFeatures, cohort: Cohort, one: Round, how: tuple[Variant, SurvivalSettings], info: dict[str, Any]
-) -> Floats:
-    """Risk of the round's test patients by elastic-net Cox regression on mean features, float64 (m,)."""
-    variant, settings = how
-    model = fit_coxnet(cohort.take(one.seen), settings.coxnet, variant.seed)
-    info["chosen"].append({"alpha": model.alpha, "coefficients": int((model.coefficients != 0).sum())})
-    return model.risk(cohort.x[one.test])
-
-
-def _network(
-    known: BagFeatures, cohort: Cohort, one: Round, how: tuple[Variant, SurvivalSettings], info: dict[str, Any]
-) -> Floats:
-    """Risk of the round's test patients by attention over their patches, float64 (m,)."""
+def _network_risk(
+    known: BagFeatures, cohort: Cohort, one: Round, *, settings: SurvivalSettings, variant: Variant
+) -> tuple[Floats, Trained]:
+    """Risk of the round's test patients by attention over their patches, float64 (m,), and the training's outcome."""
     from mmkd.evaluate.heads.abmil import fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torchsurv uses torch.jit, which new versions of torch regret
+        warnings.simplefilter("ignore", FutureWarning)  # torchsurv uses torch.jit, which torch deprecates
         from mmkd.evaluate.heads.survival_losses import cox_task, hazard_task, risk_of_hazards  # noqa: PLC0415
 
-    variant, settings = how
-    time, event = cohort.time, cohort.event
     is_cox = variant.head == "abmil_cox"
-    task = cox_task(time, event) if is_cox else hazard_task(time, event, one.seen, settings.bins)
-    outputs, kept = fit_predict(known, task, (one.train, one.val, one.test), settings.mil, variant.seed)
-    info["chosen"].append({"epoch": kept})
-    return outputs[:, 0] if is_cox else risk_of_hazards(outputs)
+    if is_cox:
+        task = cox_task(cohort.time, cohort.event)
+    else:
+        task = hazard_task(cohort.time, cohort.event, one.seen, settings.bins)
+    outputs, trained = fit_predict(known, task, one, settings=settings.mil, seed=variant.seed)
+    return outputs[:, 0] if is_cox else risk_of_hazards(outputs), trained
+
+
+TASK = Survival()

@@ -3,23 +3,100 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import json
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from mmkd.evaluate.cell import Cell, gather
+import numpy as np
+
+from mmkd.base.text import one_line, plain_values
 from mmkd.evaluate.folder import By, Question, ResultFolder
+from mmkd.evaluate.scoring import TOLERANCE, Replicates, averaged
 
-MEAN = "mean"
+
+@dataclass(frozen=True)
+class Cell:
+    """One value, or why there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    """Samples behind the value."""
+    missing: int = 0
+    """Samples that the model has no features for."""
+    seed_sd: float = math.nan
+    """Standard deviation over draws of the labels, where several were made."""
+    reason: str = ""
+    """Why the value is undefined."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Everything behind a table.
+
+    columns: in order of appearance. parts: by (model, column), for each data set of the column a value per draw of the
+    labels, or why there is none. warnings: by model and data set, what a reader must know of its predictions.
+    """
+
+    columns: list[str] = field(default_factory=list)
+    parts: dict[tuple[str, str], list[list[Replicates] | str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def cell(self, model: str, columns: list[str], level: float) -> Cell:
+        """The unweighted mean over columns, and over the data sets of a column, with its interval.
+
+        One missing part leaves the whole cell without a value: a mean over fewer data sets is another number.
+        """
+        by_column = []
+        for column in columns:
+            parts = self.parts[model, column]
+            failed = next((part for part in parts if isinstance(part, str)), None)
+            if failed is not None:
+                return Cell(math.nan, reason=failed if len(columns) == 1 else f"no value in {column}")
+            by_column.append([averaged(same_draw) for same_draw in zip(*parts, strict=True)])
+        draws = [averaged(same_draw) for same_draw in zip(*by_column, strict=True)]
+        whole = averaged(draws, same_rows=True)
+        if math.isnan(whole.value):
+            return Cell(math.nan, n=whole.n, missing=whole.missing, reason=whole.reason)
+        low, high = whole.interval(level)
+        spread = float(np.std([draw.value for draw in draws], ddof=1)) if len(draws) > 1 else math.nan
+        return Cell(whole.value, low, high, whole.n, whole.missing, spread)
+
+
+def gather(folder: ResultFolder, question: Question) -> Gathered:
+    """Score every model on every column. A failed unit leaves its reason in each column of its data set."""
+    gathered = Gathered()
+    for spec in folder.datasets(question):
+        found = {model: folder.answers(question, spec.dataset, model) for model in folder.plan.models}
+        names: dict[str, None] = {}
+        for model, answers in found.items():
+            if not isinstance(answers, str):
+                names |= dict.fromkeys(folder.column_names(question, spec, answers[0]).tolist())
+                warned = dict.fromkeys(warning for one in answers for warning in one.info.get("warnings", ()))
+                gathered.warnings.extend(f"{model}, {spec.dataset}: {warning}" for warning in warned)
+        own = list(names) or [spec.modality if question.by == "modality" else spec.dataset]
+        gathered.columns.extend(name for name in own if name not in gathered.columns)
+        for model, answers in found.items():
+            scored = [] if isinstance(answers, str) else [folder.replicates(question, spec, one) for one in answers]
+            for column in own:
+                part = answers if isinstance(answers, str) else [draw[column] for draw in scored]
+                gathered.parts.setdefault((model, column), []).append(part)
+    return gathered
 
 
 @dataclass(frozen=True)
 class ResultTable:
     """One metric of one task for all models.
 
-    rows: models. columns: groups, then `mean` where there are several. cells: by (row, column).
+    rows: models. columns: groups, then `mean` where there are several. cells: by (row, column). mean: name of that last
+    column, empty without one. warnings: what a reader must know of the predictions.
     """
 
     title: str
@@ -29,6 +106,13 @@ class ResultTable:
     cells: dict[tuple[str, str], Cell]
     percent: bool = True
     lower_is_better: bool = False
+    mean: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The columns without their mean."""
+        return self.columns[:-1] if self.mean else self.columns
 
     def cell(self, row: str, column: str) -> Cell:
         """One cell.
@@ -42,68 +126,47 @@ class ResultTable:
         """The number in one cell; NaN where there is none."""
         return self.cells[row, column].value
 
-    def best(self, column: str) -> set[str]:
-        """The row or rows with the best value of a column; none where no row has one."""
-        values = {row: self.value(row, column) for row in self.rows if not math.isnan(self.value(row, column))}
-        if not values:
-            return set()
-        wanted = min(values.values()) if self.lower_is_better else max(values.values())
-        return {row for row, value in values.items() if value == wanted}
+    def best(self, column: str, besides: str | None = None) -> tuple[str, ...]:
+        """Rows with the best value of a column, within `TOLERANCE`, one model aside; none where no row has a value."""
+        sign = -1 if self.lower_is_better else 1
+        values = {row: sign * self.value(row, column) for row in self.rows if row != besides}
+        values = {row: value for row, value in values.items() if not math.isnan(value)}
+        return tuple(row for row, value in values.items() if value >= max(values.values()) - TOLERANCE)
 
     def markdown(self) -> str:
         """A Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
-        lines = [self.title, ""]
-        lines.append("| model | " + " | ".join(self.heading(one).replace("|", r"\|") for one in self.columns) + " |")
-        lines.append("|---|" + "---:|" * len(self.columns))
-        best = {column: self.best(column) for column in self.columns}
-        for row in self.rows:
-            shown = []
-            for column in self.columns:
-                text = self._text(row, column)
-                shown.append(f"**{text}**" if row in best[column] else text)
-            lines.append(f"| {row} | " + " | ".join(shown) + " |")
-        notes = self.notes()
-        return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
+        heads = ["model", *(markdown_text(self.heading(column)) for column in self.columns)]
+        rows = [[markdown_text(row), *self._texts(row, "**{}**")] for row in self.rows]
+        return markdown_page(self.title, heads, rows, self.notes())
 
     def latex(self) -> str:
         """The same as a LaTeX tabular for booktabs."""
-        lines = [rf"% {self.title}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
-        lines.append(" & ".join(["model", *(_escaped(self.heading(c)) for c in self.columns)]) + r" \\ \midrule")
-        best = {column: self.best(column) for column in self.columns}
-        for row in self.rows:
-            shown = [_escaped(row)]
-            for column in self.columns:
-                text = self._text(row, column)
-                shown.append(rf"\textbf{{{text}}}" if row in best[column] else text)
-            lines.append(" & ".join(shown) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in self.notes())]) + "\n"
+        heads = ["model", *(latex_text(self.heading(column)) for column in self.columns)]
+        lines = [f"% {one_line(self.title)}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
+        lines.append(" & ".join(heads) + r" \\ \midrule")
+        lines += [" & ".join([latex_text(row), *self._texts(row, r"\textbf{{{}}}")]) + r" \\" for row in self.rows]
+        notes = (f"% {one_line(note)}" for note in self.notes())
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes]) + "\n"
 
     def csv(self) -> str:
         """One line a cell, numbers in full: model, column, value, low, high, n, missing, seed_sd, reason."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
+        lines: list[str] = []
+        writer = csv.writer(SimpleNamespace(write=lines.append))  # its "\r\n" makes it quote both characters in names
         writer.writerow(["model", "column", "value", "low", "high", "n", "missing", "seed_sd", "reason"])
-        for record in self.records():
-            writer.writerow(["" if value is None else value for value in record.values()])
-        return buffer.getvalue()
+        writer.writerows(record.values() for record in self.records())
+        return "".join(f"{line[:-2]}\n" for line in lines)
 
     def json(self) -> str:
         """The same as JSON; what has no value is null."""
         return json.dumps({"title": self.title, "cells": self.records()}, indent=1) + "\n"
 
-    def records(self) -> list[dict[str, str | float | int | None]]:
+    def records(self) -> list[dict[str, Any]]:
         """One flat record a cell, in order of rows, then columns."""
-        found: list[dict[str, str | float | int | None]] = []
-        for row in self.rows:
-            for column in self.columns:
-                cell = self.cells[row, column]
-                numbers = {"value": cell.value, "low": cell.low, "high": cell.high}
-                record: dict[str, str | float | int | None] = {"model": row, "column": column}
-                record |= {name: None if math.isnan(number) else number for name, number in numbers.items()}
-                record |= {"n": cell.n, "missing": cell.missing}
-                record |= {"seed_sd": None if math.isnan(cell.seed_sd) else cell.seed_sd, "reason": cell.reason}
-                found.append(record)
-        return found
+        return [
+            {"model": row, "column": column} | plain_values(asdict(self.cells[row, column]))
+            for row in self.rows
+            for column in self.columns
+        ]
 
     def notes(self) -> list[str]:
         """What a reader must know of single cells: why there is no value, and how many samples were not scored."""
@@ -111,14 +174,14 @@ class ResultTable:
         for (row, column), cell in self.cells.items():
             if cell.reason:
                 found.append(f"{row}, {column}: {cell.reason}")
-            elif cell.missing and column != MEAN:
+            elif cell.missing and column in self.groups:
                 found.append(f"{row}, {column}: {cell.missing} of {cell.n + cell.missing} samples without features")
-        return found
+        return [*found, *self.warnings]
 
     def heading(self, column: str) -> str:
         """A column's name with the samples behind it."""
         counts = {self.cells[row, column].n for row in self.rows if not self.cells[row, column].reason}
-        if column == MEAN or not counts:
+        if column not in self.groups or not counts:
             return column
         return f"{column} (n={min(counts)})" if len(counts) == 1 else f"{column} (n={min(counts)}-{max(counts)})"
 
@@ -131,8 +194,10 @@ class ResultTable:
         value = f"{cell.value * scale:.1f}{'*' if cell.missing else ''}"
         return value, "" if math.isnan(cell.low) else f"[{cell.low * scale:.1f}, {cell.high * scale:.1f}]"
 
-    def _text(self, row: str, column: str) -> str:
-        return " ".join(part for part in self.shown(row, column) if part)
+    def _texts(self, row: str, bold: str) -> list[str]:
+        """The cells of a row, value and interval, the best of a column as `bold`."""
+        texts = {column: " ".join(self.shown(row, column)).strip() for column in self.columns}
+        return [bold.format(text) if row in self.best(column) else text for column, text in texts.items()]
 
 
 def result_table(
@@ -142,6 +207,7 @@ def result_table(
     by: By = "domain",
     head: str | None = None,
     fraction: float = 1.0,
+    suite: str | None = None,
 ) -> ResultTable:
     """Compute a table from the stored predictions of the last run into `out`.
 
@@ -152,12 +218,13 @@ def result_table(
         by: what the columns are. `domain` divides the rows of each data set by its domain column.
         head: direction or kind of head, by default the task's first (retrieval: `i2t`).
         fraction: share of the labels.
+        suite: name of the suite, where several were run into the folder.
 
     Raises:
         ConfigError: nothing was run, or there is no such task, metric, head or share.
         CorruptStoreError: stored results cannot be read.
     """
-    return build_table(ResultFolder(Path(out)), Question(task, metric, head, fraction, by))
+    return build_table(ResultFolder(Path(out), suite), Question(task, metric, head, fraction, by))
 
 
 def build_table(folder: ResultFolder, question: Question) -> ResultTable:
@@ -165,13 +232,14 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
     scoring, metric = folder.scoring(question)
     gathered = gather(folder, question)
     columns = gathered.columns
+    mean = mean_name(columns) if len(columns) > 1 else ""
     suite = folder.plan.suite
     cells: dict[tuple[str, str], Cell] = {}
     for model in folder.plan.models:
         for column in columns:
             cells[model, column] = gathered.cell(model, [column], suite.bootstrap.level)
-        if len(columns) > 1:
-            cells[model, MEAN] = gathered.cell(model, columns, suite.bootstrap.level)
+        if mean:
+            cells[model, mean] = gathered.cell(model, columns, suite.bootstrap.level)
     head = question.head or next((u.head for u in folder.plan.units if u.task == question.task), "")
     parts = [
         f"{question.task}{f' {head}' if head else ''}, {metric}",
@@ -186,11 +254,19 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
         title="; ".join(part for part in parts if part),
         metric=metric,
         rows=folder.plan.models,
-        columns=(*columns, MEAN) if len(columns) > 1 else tuple(columns),
+        columns=(*columns, mean) if mean else tuple(columns),
         cells=cells,
         percent=metric not in scoring.not_shares,
         lower_is_better=metric in scoring.lower_is_better,
+        mean=mean,
+        warnings=tuple(gathered.warnings),
     )
+
+
+def mean_name(columns: Collection[str]) -> str:
+    """What to call the mean over columns: `mean`, or another name where a column has that one."""
+    names = itertools.chain(["mean"], (f"mean {n}" for n in itertools.count(2)))
+    return next(name for name in names if name not in columns)
 
 
 def _coverage(folder: ResultFolder, question: Question) -> str:
@@ -200,11 +276,25 @@ def _coverage(folder: ResultFolder, question: Question) -> str:
     return f"{len(wanted) - len(absent)} of its {len(wanted)} data sets with this task" if absent else ""
 
 
+def markdown_page(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    """A title, a table whose cells are Markdown already, and a list of notes."""
+    lines = [markdown_text(title), "", *(f"| {' | '.join(cells)} |" for cells in (heads, *rows))]
+    lines.insert(3, "|---|" + "---:|" * (len(heads) - 1))
+    return "\n".join([*lines, *([""] if notes else []), *(f"- {markdown_text(note)}" for note in notes)]) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line, without anything that Markdown (with tables and mathematics) reads as more than text."""
+    return re.sub(r"[\\`*|<>$~&]|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", one_line(text))
+
+
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%_#${}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}"}
 )
 
 
-def _escaped(text: str) -> str:
-    return text.translate(_LATEX)
+def latex_text(text: str) -> str:
+    """`text` on one line as LaTeX sets it: brackets do not belong to the line break before them, dashes do not join."""
+    return re.sub("-(?=-)", "-{}", one_line(text).translate(_LATEX))

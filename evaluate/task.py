@@ -1,17 +1,23 @@
-"""What a task is: it predicts for one unit, and names the metrics that its predictions are scored by."""
+"""Interface of a task: it predicts for one unit, and names the metrics that its predictions are scored by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mmkd.base.config import Frozen
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate.dataset import DatasetRows
+from mmkd.evaluate.dataset_spec import DatasetSpec, Section
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.resampling import clustered_resamples
-from mmkd.evaluate.settings import BootstrapSettings, TaskSettings
+from mmkd.evaluate.resampling import BootstrapSettings, clustered_resamples
 from mmkd.store.layout import Tower
 
 Metric = Callable[[Predictions, Floats], Floats]
@@ -60,39 +66,108 @@ class Scoring:
     lower_is_better: frozenset[str] = frozenset()
     not_shares: frozenset[str] = frozenset()
     """Metrics that tables print as they are; all others are shares of one, printed in percent."""
+    proportions: frozenset[str] = frozenset()
+    """Metrics that are a mean over samples; at 0 and 100 % their interval is Wilson's."""
+    rows: Mapping[str, Callable[[Predictions], NDArray[np.bool_]]] = field(default_factory=dict)
+    """For a metric of some of the rows: which, bool (n,)."""
 
 
-class Task(Protocol):
-    """One kind of evaluation. Nothing outside its module and the table of tasks knows its name."""
+class TaskSettings(Frozen):
+    """Settings of a task, a model of its own for each; their defaults are argued for in the documentation."""
 
-    name: str
-    version: int
-    """Raise it when the same inputs give other predictions: stored results are then redone."""
+    primary: str | None = None
+    """Metric that tables show when none is named; by default the protocol's own choice."""
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
-        """Which features of the splits' rows it reads; prompts and candidates are texts in any case."""
-        ...
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
-        """The variants that these settings ask for, in the order of the tables."""
-        ...
+Own = TypeVar("Own", bound=TaskSettings)
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
-        """Metrics, primary metric and resampling of these settings.
+
+class Task(ABC, Generic[Own]):
+    """One kind of evaluation. Nothing outside its module knows its name; the table of tasks names the module."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raise it when the same inputs give other predictions: stored results are then computed again."""
+    settings: type[Own]
+    """Model of its settings; every field has a default."""
+    section: ClassVar[type[Section] | None] = None
+    """Model of the part of a description that only this task reads; the key is the task's name."""
+
+    def own(self, spec: DatasetSpec) -> Own:
+        """This task's settings on a data set."""
+        found: Own = getattr(spec.settings, self.name)
+        return found
+
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        """Yield what the description lacks for this task; nothing of the store is looked at."""
+        if self.section is not None and getattr(spec, self.name) is None:
+            yield f"{self.name} needs `{self.name}`, the columns that it reads"
+
+    def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
+        """Features of the splits' rows that the task reads; prompts and candidates are texts in any case."""
+        return ("image",)
+
+    def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
+        """The variants that the settings ask for, in the order of the tables."""
+        return (Variant(),)
+
+    @abstractmethod
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
+        """Metrics, resampling and the default of the primary metric."""
+
+    def scoring(self, spec: DatasetSpec) -> Scoring:
+        """The standard scoring with the primary metric of the settings.
 
         Raises:
-            ConfigError: the settings name a primary metric that does not exist.
+            ConfigError: there is no such metric.
         """
-        ...
+        scoring, primary = self.standard_scoring(spec), self.own(spec).primary
+        if primary is None:
+            return scoring
+        if primary not in scoring.metrics:
+            known = ", ".join(scoring.metrics)
+            raise ConfigError(f"protocol {scoring.protocol} has no metric {primary!r}; it has {known}")
+        return replace(scoring, primary=primary)
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
-        """What keeps the task from running on this data set, one line each; features are not looked at."""
-        ...
+    def problems(self, data: DatasetRows) -> list[str]:
+        """Reasons why the task cannot run on this data set, one line each; features are not looked at."""
+        return []
 
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        """Counts that a reviewer would ask for: title to value and count, such as `test events`.
+
+        Raises:
+            UserError: the rows cannot be counted; `problems` says why.
+        """
+        return {}
+
+    @abstractmethod
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Answer every test sample.
 
         Raises:
             MmkdError, ValueError: the unit cannot be run; the message is the reason.
         """
-        ...
+
+
+def answers_of_test(
+    data: DatasetRows,
+    score: Floats,
+    available: Any,
+    columns: tuple[str, ...],
+    *,
+    info: dict[str, Any],
+    labelled: bool = False,
+) -> Predictions:
+    """Predictions for all test rows: score float64 (n, len(columns)), available bool (n,)."""
+    test = data.split("test")
+    return Predictions(
+        ids=test.ids,
+        group=data.groups(test),
+        domain=data.domains(test),
+        y=data.labels(test) if labelled else None,
+        score=score,
+        available=available,
+        columns=columns,
+        info=info,
+    )

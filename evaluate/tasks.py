@@ -1,23 +1,64 @@
-"""The table of tasks: the only place that lists them."""
+"""Table of tasks, and the description of a data set with the settings and sections of all of them."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import MappingProxyType
-from typing import Final
+from typing import Any, ClassVar, Final
 
-from mmkd.evaluate.diagnosis import Diagnosis
-from mmkd.evaluate.linear_probe import LinearProbe
-from mmkd.evaluate.multilabel_probe import MultilabelProbe
-from mmkd.evaluate.multilabel_zero_shot import MultilabelZeroShot
-from mmkd.evaluate.retrieval import Retrieval
-from mmkd.evaluate.survival import Survival
+from pydantic import create_model, field_validator, model_validator
+
+from mmkd.base.config import Frozen
+from mmkd.evaluate.dataset_spec import DatasetSpec, Section
 from mmkd.evaluate.task import Task
-from mmkd.evaluate.vqa import Vqa
-from mmkd.evaluate.zero_shot import ZeroShot
 
-_ALL: tuple[Task, ...] = (
-    ZeroShot(), LinearProbe(), MultilabelZeroShot(), MultilabelProbe(), Retrieval(), Vqa(), Survival(), Diagnosis(),
-)  # fmt: skip
+MODULES: Final = (
+    "mmkd.evaluate.zero_shot",
+    "mmkd.evaluate.linear_probe",
+    "mmkd.evaluate.multilabel_zero_shot",
+    "mmkd.evaluate.multilabel_probe",
+    "mmkd.evaluate.retrieval",
+    "mmkd.evaluate.vqa",
+    "mmkd.evaluate.survival",
+    "mmkd.evaluate.diagnosis",
+)
+"""Modules of tasks; each has its task as `TASK`. A new task is a module and a line here."""
 
-TASKS: Final[MappingProxyType[str, Task]] = MappingProxyType({task.name: task for task in _ALL})
-"""Name to task; the names are the fields of `mmkd.evaluate.settings.TaskSettings`."""
+_ALL: Final[tuple[Task[Any], ...]] = tuple(import_module(module).TASK for module in MODULES)
+TASKS: Final[MappingProxyType[str, Task[Any]]] = MappingProxyType({task.name: task for task in _ALL})
+"""Name to task."""
+
+_SETTINGS: Final[dict[str, Any]] = {task.name: (task.settings, task.settings()) for task in _ALL}
+_SECTIONS: Final[dict[str, type[Section]]] = {task.name: task.section for task in _ALL if task.section is not None}
+
+TaskSettings = create_model("TaskSettings", __base__=Frozen, __module__=__name__, **_SETTINGS)
+"""Settings of every task; the field names are the names of the tasks."""
+
+
+class _CheckedDataset(DatasetSpec):
+    sections: ClassVar[dict[str, type[Section]]] = _SECTIONS
+
+    @field_validator("tasks", check_fields=False)
+    @classmethod
+    def _tasks_exist(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for task in tasks:
+            if task not in TASKS:
+                raise ValueError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
+        return tuple(dict.fromkeys(tasks))
+
+    @model_validator(mode="after")
+    def _tasks_have_what_they_need(self) -> _CheckedDataset:
+        for task in self.tasks:
+            for need in TASKS[task].needs(self):
+                raise ValueError(f"{self.dataset}: {need}")
+        return self
+
+
+Dataset = create_model(
+    "Dataset",
+    __base__=_CheckedDataset,
+    __module__=__name__,
+    settings=(TaskSettings, TaskSettings()),
+    **{name: (section | None, None) for name, section in _SECTIONS.items()},  # type: ignore[call-overload]
+)
+"""Description of a data set: `DatasetSpec` with `settings` and one field for each task's section."""

@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped] #
 
 from mmkd.evaluate.plan import Loaded, PlannedUnit, resample_name
 from mmkd.evaluate.predictions import Predictions, write_predictions
-from mmkd.evaluate.results import ResultRow, code_digest, number
+from mmkd.evaluate.results import ResultRow, code_digest, failure, number
 from mmkd.evaluate.scoring import resampled
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import MmkdError
@@ -21,7 +21,8 @@ from mmkd.store import MmkdError
 def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]:
     """Run a unit and write its predictions below `out`; the lines are the caller's to append.
 
-    A unit that cannot be run gives one line with status `failed` and the reason.
+    The boundary of a unit: whatever its computation raises makes one line with status `failed` and the reason, so that
+    an error that one data set or encoder brings out costs no other unit.
 
     Raises:
         StoreError: predictions cannot be written.
@@ -33,10 +34,8 @@ def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]
         with _threads().limit(limits=1):
             predictions = _predict(loaded, planned)
             rows = _score(loaded, planned, predictions, time.perf_counter() - started)
-    except MmkdError as error:
-        return [failed_row(loaded, planned, str(error))]
-    except (ValueError, ArithmeticError, MemoryError) as error:  # numerics that this unit's data break
-        return [failed_row(loaded, planned, f"{type(error).__name__}: {' '.join(str(error).split())}")]
+    except Exception as error:  # noqa: BLE001 - see above
+        return [failed_row(loaded, planned, failure(error))]
     write_predictions(out / planned.predictions, predictions)
     return rows
 
@@ -68,14 +67,13 @@ def _predict(loaded: Loaded, planned: PlannedUnit) -> Predictions:
 
 def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, seconds: float) -> list[ResultRow]:
     suite = loaded.plan.suite
-    scoring = TASKS[planned.task].scoring(suite.dataset(planned.dataset).settings)
+    scoring = TASKS[planned.task].scoring(suite.dataset(planned.dataset))
     name = resample_name(suite, planned.dataset)
     every_row = {"": np.ones(len(predictions), dtype=bool)}
-    found = resampled(predictions, scoring.metrics, scoring, (suite.bootstrap, name), every_row)
+    found = resampled(predictions, scoring.metrics, scoring, bootstrap=suite.bootstrap, name=name, parts=every_row)
     rows = []
     for (_, metric), replicates in found.items():
         low, high = replicates.interval(suite.bootstrap.level)
-        undefined = replicates.value != replicates.value
         rows.append(
             _row(
                 loaded,
@@ -88,10 +86,11 @@ def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, secon
                 n_missing=replicates.missing,
                 n_groups=replicates.groups,
                 n_boot=len(replicates.draws),
-                status="undefined" if undefined else "ok",
-                reason=f"{metric} has no value on these labels" if undefined else "",
+                status="undefined" if replicates.reason else "ok",
+                reason=replicates.reason,
                 predictions=planned.predictions,
                 seconds=round(seconds, 4),
+                warnings=predictions.info.get("warnings", ()),
             )
         )
     return rows
@@ -111,7 +110,7 @@ def _row(loaded: Loaded, planned: PlannedUnit, **found: object) -> ResultRow:
         "dataset_version": spec.version,
         "modality": spec.modality,
         "role": spec.role,
-        "protocol": TASKS[planned.task].scoring(spec.settings).protocol,
+        "protocol": TASKS[planned.task].scoring(spec).protocol,
         "boot_seed": suite.bootstrap.seed,
         "code_version": importlib.metadata.version("mmkd"),
         "code_digest": code_digest(),

@@ -2,47 +2,107 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
-from mmkd.evaluate.answer_text import answer_index, normalised, vocabulary
-from mmkd.evaluate.classification import scoring_with_primary
+from mmkd.base.errors import UserError
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, Samples, Split
-from mmkd.evaluate.dataset_spec import VqaColumns
+from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
 from mmkd.evaluate.features import Features
+from mmkd.evaluate.heads.settings import FusionSettings, budget_warnings
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import TIE, weighted_mean
-from mmkd.evaluate.settings import TaskSettings, VqaSettings
 from mmkd.evaluate.splits import hold_out, shared_groups
-from mmkd.evaluate.task import Metric, Scoring, Variant
-from mmkd.store import UserError
+from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant, answers_of_test
+from mmkd.store.evaluation_rows import CANDIDATE, KIND, TEXT_OF
 from mmkd.store.layout import Tower
 
 BOTH: tuple[Split, ...] = ("train", "test")
+_ARTICLES = re.compile(r"\b(a|an|the)\s+(?=\w)")
+_NO_MEANING = re.compile(r"""
+    [!"\#$&'()*,;?@\[\\\]^_`{|}~]     # punctuation; signs and relations stay: ER+, > 2, 5 %
+    | [./:] (?!\d) | (?<!\d) [./:]     # except in numbers: 1.5, 1/2
+    | (?<=\s)-(?=\s) | (?<=[^\W\d])-(?=\w) | (?<=\w)-(?=[^\W\d])  # a hyphen in a word, no sign: t1-weighted, not ER-
+    """, re.VERBOSE)  # fmt: skip
+_X_RAY = re.compile(r"\bx[ -]?rays?\b")
 COLUMNS = ("answer", "right", "closed", "covered")
 
 
-class Vqa:
+class VqaSettings(FusionSettings, TaskSettings):
+    """Visual question answering with pooled features: for comparing encoders, not with fine-tuned fusion models."""
+
+    heads: tuple[Literal["fusion_mlp", "rank"], ...] = ("fusion_mlp",)
+    """`rank` needs candidate rows in the store and is not trained."""
+    vocabulary: Literal["train", "all"] = "train"
+    """`all` adds the test answers, as published numbers often do; the coverage is then 1 by construction."""
+    seeds: int = Field(default=5, ge=1)
+
+
+class VqaColumns(Section):
+    """Columns of the answers. The caption of a row is the question, its image is what is asked about."""
+
+    from_source = {"candidates": {"candidates": {KIND: CANDIDATE}, "candidate_of": TEXT_OF}}  # noqa: RUF012
+
+    answer: str
+    """Column of the right answer."""
+    closed: RowFilter
+    """Column and the value(s) that mark closed questions, for example `{answer_type: CLOSED}`."""
+    open: RowFilter | None = None
+    """The same column(s) with the values that mark open ones. Without it a column may have one other value and no null;
+    `*` stands for all other values."""
+    candidates: RowFilter | None = None
+    """Text rows `question answer` among which the head `rank` chooses; they have the answer in the answer column
+    and the question's key, or its text, in the column `candidate_of`."""
+    candidate_of: str = "question"
+
+    @model_validator(mode="after")
+    def _sides_differ(self) -> VqaColumns:
+        check_sides(self.closed, self.open, "closed", "open")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Answer, and the columns that tell closed questions from open ones."""
+        return (self.answer, *self.closed)
+
+    @property
+    def texts(self) -> dict[str, tuple[RowFilter, tuple[str, ...]]]:
+        """Written-out answers."""
+        return {} if self.candidates is None else {"candidate": (self.candidates, (self.answer, self.candidate_of))}
+
+
+class Vqa(Task[VqaSettings]):
     """The answer of every test question, and whether it is the right one word for word."""
 
     name = "vqa"
-    version = 1
+    version = 2
+    settings = VqaSettings
+    section = VqaColumns
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        """Columns of the answers, and training questions."""
+        yield from super().needs(spec)
+        if spec.rows.train is None:
+            yield "vqa needs `rows: train`"
+
+    def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
         """Images, and questions as captions."""
         return ("image", "text")
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
+    def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """The trained head with each seed; ranking needs one run."""
-        own = settings.vqa
+        own = self.own(spec)
         return tuple(
             Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds if head != "rank" else 1)
         )
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary sets."""
         metrics: dict[str, Metric] = {
             "overall_acc": lambda found, weights: weighted_mean(found.column("right"), weights),
@@ -50,31 +110,43 @@ class Vqa:
             "open_acc_exact": lambda found, weights: _share_of(found, found.column("closed") == 0, weights),
             "coverage": lambda found, weights: weighted_mean(found.column("covered"), weights),
         }
-        return scoring_with_primary(Scoring("standard", metrics, "overall_acc"), settings.vqa.primary)
+        return Scoring(
+            "standard",
+            metrics,
+            "overall_acc",
+            proportions=frozenset(metrics),
+            rows={
+                "closed_acc": lambda found: found.column("closed") > 0,
+                "open_acc_exact": lambda found: found.column("closed") == 0,
+            },
+        )
 
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """There must be train and test questions with answers, and candidates where they are to be ranked."""
-        found = []
         try:
             for name in BOTH:
                 _answers(data, data.split(name))
-            if "rank" in settings.vqa.heads:
+            _closed(data, data.split("test"))
+            if "rank" in self.own(data.spec).heads:
                 _candidates(data)
         except UserError as error:
-            found.append(str(error))
-        return found
+            return [str(error)]
+        return []
+
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        """Closed and open test questions."""
+        closed = _closed(data, data.split("test"))
+        return {"test questions": {"closed": int(closed.sum()), "open": int((~closed).sum())}}
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Answer, right, closed and covered of every test question, float64 (n, 4)."""
-        settings = data.spec.settings.vqa
-        columns = _columns(data)
         test = data.split("test")
         if variant.head == "rank":
             answer, words, info = _rank(data, features)
         else:
-            answer, words, info = _fuse(data, features, settings, variant.seed)
+            answer, words, info = _fuse(data, features, self.own(data.spec), variant.seed)
         true = answer_index(_answers(data, test), words)
-        closed, covered = test.matching(columns.closed), true >= 0
+        closed, covered = _closed(data, test), true >= 0
         score = np.column_stack([answer, (answer == true) & covered, closed, covered]).astype(np.float64)
         available = answer >= 0
         score[~available] = np.nan
@@ -84,16 +156,29 @@ class Vqa:
             "open": int((~closed).sum()),
             "test_images_in_train": _shared_images(data),
         }
-        return Predictions(
-            ids=test.ids,
-            group=data.groups(test),
-            domain=data.domains(test),
-            y=None,
-            score=score,
-            available=available,
-            columns=COLUMNS,
-            info=info,
-        )
+        return answers_of_test(data, score, available, COLUMNS, info=info)
+
+
+def normalized(answer: object) -> str:
+    """An answer without case, punctuation, articles before a word and doubled blanks; `x-ray` and `x ray` are one word.
+
+    The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words. What tells two
+    answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its own.
+    """
+    text = str(answer if answer is not None else "").lower().strip()
+    text = _X_RAY.sub("xray", re.sub("[\u2010-\u2015\u2212]", "-", text))
+    return " ".join(_ARTICLES.sub(" ", " ".join(_NO_MEANING.sub(" ", text).split())).split())
+
+
+def vocabulary(answers: NDArray[np.object_]) -> tuple[str, ...]:
+    """Every normalized answer once, sorted: the order never depends on the run."""
+    return tuple(sorted({normalized(answer) for answer in answers} - {""}))
+
+
+def answer_index(answers: NDArray[np.object_], words: tuple[str, ...]) -> NDArray[np.int64]:
+    """Index of every answer in the vocabulary, int64 (n,); -1 for one that is not in it."""
+    index = {word: i for i, word in enumerate(words)}
+    return np.array([index.get(normalized(answer), -1) for answer in answers], dtype=np.int64)
 
 
 def _share_of(found: Predictions, kind: NDArray[np.bool_], weights: Floats) -> Floats:
@@ -124,10 +209,16 @@ def _fuse(
         out = hold_out(np.zeros(len(train.answer), np.int64), _held_together(data, data.split("train"))[there], seed)
         train, val = train.take(~out), train.take(out)
     test, test_there = questions(data.split("test"))
-    found, kept = fit_predict(train, val, test, len(words), (settings, seed))
+    found, trained = fit_predict(train, val, test, words=len(words), settings=settings, seed=seed)
     answer = np.full(len(test_there), -1, dtype=np.int64)
     answer[test_there] = found
-    return answer, words, {"epoch": kept, "train_questions": len(train.answer), "vocabulary_of": settings.vocabulary}
+    facts = {
+        **trained._asdict(),
+        "train_questions": len(train.answer),
+        "vocabulary_of": settings.vocabulary,
+        "warnings": budget_warnings([trained]),
+    }
+    return answer, words, facts
 
 
 def _rank(data: DatasetRows, features: Features) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, Any]]:
@@ -145,18 +236,29 @@ def _rank(data: DatasetRows, features: Features) -> tuple[NDArray[np.int64], tup
             cosine = texts.values[mine] @ images.values[i]
             best = [index[mine[c]] for c in np.flatnonzero(cosine >= cosine.max() - TIE)]
             answer[i] = next((a for a in best if a != true[i]), best[0])
-    return answer, words, {"candidates": len(candidates), "questions_without_candidates": int((answer < 0).sum())}
+    lacking = int((~texts.available).sum())
+    return (
+        answer,
+        words,
+        {
+            "candidates": len(candidates),
+            "questions_without_candidates": int((answer < 0).sum()),
+            "choices": choices_digest(candidates.ids[texts.available]),
+            "warnings": [f"{lacking} of the {len(candidates)} candidates have no features"] if lacking else [],
+        },
+    )
 
 
 def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
     """Candidate rows, and their positions by the question (key or text) that they answer."""
     columns = _columns(data)
-    if data.candidates is None or len(data.candidates) == 0:
+    candidates = data.texts.get("candidate", ())
+    if not isinstance(candidates, Samples) or len(candidates) == 0:
         raise UserError(f"{data.spec.dataset}: head `rank` needs `vqa: candidates`, text rows with written-out answers")
     of: dict[str, list[int]] = {}
-    for i, question in enumerate(data.candidates.column(columns.candidate_of)):
+    for i, question in enumerate(candidates.column(columns.candidate_of)):
         of.setdefault(str(question), []).append(i)
-    return data.candidates, of
+    return candidates, of
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
@@ -168,7 +270,7 @@ def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
     column = _columns(data).answer
     values = samples.column(column)
     for value, key in zip(values, samples.ids, strict=True):
-        if not normalised(value):
+        if not normalized(value):
             raise UserError(
                 f"{data.spec.dataset}: {samples.name} question {key!r} has {column}={value!r}, not an answer"
             )
@@ -176,19 +278,25 @@ def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
 
 
 def _columns(data: DatasetRows) -> VqaColumns:
-    assert data.spec.vqa is not None, "the suite requires the columns for this task"
-    return data.spec.vqa
+    found: VqaColumns = getattr(data.spec, TASK.name)
+    return found
+
+
+def _closed(data: DatasetRows, samples: Samples) -> NDArray[np.bool_]:
+    return samples.two_way(_columns(data).closed, _columns(data).open, "vqa: open")
 
 
 def _held_together(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
-    """What questions depend on each other by: the group column, else the image, str (n,)."""
+    """Groups of questions that depend on each other: the group column, else the image, str (n,)."""
     if data.spec.group is not None:
         return data.groups(samples)
-    images = samples.column("image_sha256")
-    return np.where(images == None, samples.ids, images)  # noqa: E711 - element by element
+    return samples.filled("image_sha256", samples.ids)
 
 
 def _shared_images(data: DatasetRows) -> int:
     """Test images that are training images too (all 203 of VQA-RAD's are)."""
     digests = [data.split(name).column("image_sha256") for name in BOTH]
     return len(shared_groups(*(values[values != None] for values in digests)))  # noqa: E711 - element by element
+
+
+TASK = Vqa()

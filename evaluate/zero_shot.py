@@ -2,75 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import softmax
 
 from mmkd.evaluate import official
-from mmkd.evaluate.classification import class_problems, scoring_with_primary, standard_metrics
+from mmkd.evaluate.classification import class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.settings import TaskSettings
-from mmkd.evaluate.task import Scoring, Variant
+from mmkd.evaluate.predictions import Predictions, choices_digest
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test
 from mmkd.store import UserError
-from mmkd.store.layout import Tower
 
 
-class ZeroShot:
+class ZeroShotSettings(TaskSettings):
+    """Zero-shot classification by the nearest class text."""
+
+    protocol: Literal["standard", "mmkd_official"] = "standard"
+    """`mmkd_official` scores as the code released with MMKD-CLIP does, quirks included (see `official.py`)."""
+    temperature: float = Field(default=100.0, gt=0)
+    """Factor on the cosines before the softmax. One fixed value for all models: a model's own scale would make
+    their macro AUROC incomparable. 100 is where CLIP clips its learned scale. The official protocol uses 1."""
+
+
+class ZeroShot(Task[ZeroShotSettings]):
     """Cosine to class vectors, softmax at a fixed temperature. An ensemble averages its members' probabilities."""
 
     name = "zero_shot"
-    version = 1
+    version = 2
+    settings = ZeroShotSettings
 
-    def towers(self, settings: TaskSettings) -> tuple[Tower, ...]:
-        """Images."""
-        return ("image",)
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        """Labels and prompts; the official protocol needs an order of classes."""
+        if spec.label is None:
+            yield "zero_shot needs a `label` column"
+        if spec.prompts is None:
+            yield "zero_shot needs `prompts`"
+        if self.own(spec).protocol == "mmkd_official" and spec.classes is None:
+            yield "protocol mmkd_official needs `classes`: their order decides the F1"
 
-    def variants(self, settings: TaskSettings) -> tuple[Variant, ...]:
-        """One: there is nothing to draw."""
-        return (Variant(),)
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
+        """Metrics of the protocol."""
+        if self.own(spec).protocol == "mmkd_official":
+            return official.SCORING
+        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
 
-    def scoring(self, settings: TaskSettings) -> Scoring:
-        """Metrics of the protocol; the primary one is the macro AUROC unless the settings say otherwise."""
-        if settings.zero_shot.protocol == "mmkd_official":
-            return scoring_with_primary(official.SCORING, settings.zero_shot.primary)
-        standard = Scoring("standard", standard_metrics(), primary="auroc_macro")
-        return scoring_with_primary(standard, settings.zero_shot.primary)
-
-    def problems(self, data: DatasetRows, settings: TaskSettings) -> list[str]:
+    def problems(self, data: DatasetRows) -> list[str]:
         """Labels and prompts must name the same classes."""
         return class_problems(data, ("test",), prompts=True)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Class probabilities, float64 (n, C), of every test image."""
-        test = data.split("test")
-        settings = data.spec.settings.zero_shot
-        official_protocol = settings.protocol == "mmkd_official"
-        scale = official.TEMPERATURE if official_protocol else settings.temperature
+        settings = self.own(data.spec)
+        released = settings.protocol == "mmkd_official"
+        scale = official.TEMPERATURE if released else settings.temperature
         members = [class_cosines(data, member) for member in features.each_member()]
-        score = np.mean([softmax(cosines * scale, axis=1) for cosines, _ in members], axis=0)
+        # The released code takes its softmax in float32, which ties cosines that nearly agree.
+        kind = np.float32 if released else np.float64
+        score = np.mean([softmax((cosines * scale).astype(kind), axis=1) for cosines, _ in members], axis=0)
         available = np.logical_and.reduce([there for _, there in members])
         score[~available] = np.nan
-        prompts = data.prompt_labels()
+        assert data.prompts is not None, "the suite requires prompts for this task"
         info: dict[str, Any] = {
             "temperature": scale,
             "protocol": settings.protocol,
-            "prompts": np.bincount(prompts, minlength=len(data.classes)).tolist(),
+            "prompts": np.bincount(data.prompt_labels(), minlength=len(data.classes)).tolist(),
+            "choices": choices_digest(data.prompts.ids[features.texts(data.prompts.rows).available]),
         }
-        return Predictions(
-            ids=test.ids,
-            group=data.groups(test),
-            domain=data.domains(test),
-            y=data.labels(test),
-            score=score,
-            available=available,
-            columns=data.classes,
-            info=info,
-        )
+        return answers_of_test(data, score.astype(np.float64), available, data.classes, info=info, labelled=True)
 
 
 def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
@@ -117,3 +122,6 @@ def class_cosines(data: DatasetRows, model: Features, negative: bool = False) ->
     cosines = np.full((len(images.available), len(vectors)), np.nan)
     cosines[images.available] = images.values[images.available] @ vectors.T
     return cosines, images.available
+
+
+TASK = ZeroShot()

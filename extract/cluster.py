@@ -59,7 +59,9 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
             with opened as client:
                 address = client.scheduler.address
                 yield client
-        except (CommClosedError, CancelledError, TimeoutError, OSError) as error:
+        except (CancelledError, TimeoutError, OSError) as error:
+            if isinstance(error, OSError) and not _is_connection_loss(error):
+                raise
             raise UserError(
                 f"the Dask scheduler at {address} went away ({type(error).__name__}); what was finished is "
                 "kept: run the same command again to go on"
@@ -67,6 +69,13 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
         finally:
             for logger, level in quiet.items():
                 logger.setLevel(level)
+
+
+def _is_connection_loss(error: OSError) -> bool:
+    # A full disk and a closed terminal have a number; what distributed raises has none, or is a ConnectionError.
+    if isinstance(error, BrokenPipeError):
+        return False
+    return isinstance(error, CommClosedError | ConnectionError | TimeoutError) or error.errno is None
 
 
 class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
@@ -165,13 +174,22 @@ def _loop_without_interrupts() -> Iterator[LoopRunner]:
 def _opened_local(cluster: ClusterConfig, devices: list[str], options: dict[str, Any]) -> Iterator[Client]:
     try:
         opened = _local_cluster(cluster, devices, options)
-    except (RuntimeError, TimeoutError) as error:
+    except TimeoutError as error:
         raise UserError(
             "the worker processes did not start in two minutes; is this machine busy, or its memory full? "
             "try fewer with --workers"
         ) from error
+    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
+        raise UserError(f"the worker processes did not start: {_cause(error)}; see `mmkd doctor`") from error
     with opened as started, ScopedClient(started, security=options["security"]) as client:
         yield client
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, in a line: what distributed wraps around it says less."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _local_cluster(

@@ -8,12 +8,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import dask
-from distributed import Security
+import yaml
 from pydantic import Field, JsonValue, field_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError
+from mmkd.base.install import install_command
+
+try:
+    import dask
+    from distributed import Security
+except (ValueError, yaml.YAMLError) as _error:
+    # Importing Dask reads ~/.config/dask; its own messages fill a screen.
+    _reason = " ".join(str(_error).split())[:300]
+    raise ConfigError(
+        f"Dask cannot read its configuration: {_reason}; correct the YAML files in ~/.config/dask"
+    ) from None
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
 """Names of `--scheduler` and the class of dask-jobqueue that stands behind each."""
@@ -49,7 +59,7 @@ class WorkerConfig(Frozen):
     """Rows handed to a teacher at once; halved for good in a worker where the device's memory is too small.
     Empty: 32 on a CPU, 256 on a GPU."""
     shards_at_once: int | None = Field(default=None, gt=0)
-    """Shards in hand in each local worker process; one writes and tokenises while the other has the device.
+    """Shards in hand in each local worker process; one writes and tokenizes while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
     autocast: bool = False
     """Compute in the half precision of the device: bf16, on older GPUs fp16; float32 on a CPU. A part of the teacher's
@@ -170,7 +180,7 @@ def cluster_class_of(batch_system: str) -> Any:
         import dask_jobqueue  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise ConfigError(
-            f"--scheduler {batch_system} needs dask-jobqueue, which is not installed: pip install 'mmkd[cluster]'"
+            f"--scheduler {batch_system} needs dask-jobqueue, which is not installed: {install_command('cluster')}"
         ) from error
     return getattr(dask_jobqueue, BATCH_SYSTEMS[batch_system])
 

@@ -1,4 +1,4 @@
-"""What one `extract` run is asked to do."""
+"""Configuration of one `extract` run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.failure_limit import FailureLimit
-from mmkd.extract.limited_corpus import LimitedCorpus
+from mmkd.extract.limited_corpus import LimitedCorpus, Require
 from mmkd.extract.teachers import TeacherSpec, describe_teacher
 from mmkd.store import TeacherCard
 from mmkd.store.encoding import Encoding
@@ -27,10 +27,13 @@ class ExtractConfig(Frozen):
     """A folder or a URL."""
     teachers: tuple[TeacherSpec, ...] = Field(min_length=1)
     encoding: Encoding = "float16"
-    """How new features are kept; a part of the teacher's digest, so it cannot change inside a store."""
+    """Encoding of new features; a part of the teacher's digest, so it cannot change inside a store."""
     cluster: ClusterConfig = ClusterConfig()
     limit: int | None = Field(default=None, gt=0)
-    """Only the first so many rows of the corpus: a store of its own, to try things out."""
+    """Only the first rows of the corpus, this many: a store of its own, to try things out."""
+    require: Require | None = None
+    """Rows without this (an image, a caption, or both) are failed; `images` and `texts` allow the other to be missing.
+    When not given, a row with one side of a corpus of pairs is `partial`."""
     retry_failed: bool = False
     """Read images that failed once more, beside what is left to do."""
     keep_inputs: int | None = Field(default=None, gt=0)
@@ -40,13 +43,14 @@ class ExtractConfig(Frozen):
 
     @cached_property
     def opened(self) -> Corpus:
-        """The corpus that the run names, or its first rows. Found out once, and without what loads torch.
+        """The corpus that the run names, or part of it. Opened once, without importing torch.
 
         Raises:
             CorpusError, ConfigError, UserError: see `open_corpus`.
         """
         corpus = open_corpus(self.corpus)
-        return corpus if self.limit is None else LimitedCorpus(corpus, self.limit)
+        whole = self.limit is None and self.require is None
+        return corpus if whole else LimitedCorpus(corpus, self.limit, self.require)
 
     def described(self) -> list[tuple[TeacherSpec, TeacherCard]]:
         """The teachers as this run computes and keeps them, with their cards; hashes files the first time.

@@ -1,6 +1,6 @@
-"""What the corpus' files were when the store was made, so that a change can be named: `runs/corpus.json`.
+"""The corpus' files and its overview as they were when the store was made: `runs/corpus.json`.
 
-A log: without it a change is still noticed by the record's digest, only not said in detail.
+A log: without it the record's digest still notices a change, but nothing names it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,31 @@ from collections.abc import Sequence
 from mmkd.base.files import write_atomically
 from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora import Part
+from mmkd.extract.overview import Overview
 
 _FILE = "runs/corpus.json"
 
 
-def write_parts(root: StorePath, settings: str, parts: Sequence[Part]) -> None:
-    """Note the parts in the store.
+def write_parts(root: StorePath, settings: str, parts: Sequence[Part], overview: Overview) -> None:
+    """Write the log.
 
     Raises:
         StoreError: the store cannot be written.
     """
-    content = {"settings": settings, "parts": [[part.name, part.size, part.stamp] for part in parts]}
+    content = {
+        "settings": settings,
+        "parts": [[part.name, part.size, part.stamp] for part in parts],
+        "overview": overview.as_json(),
+    }
     write_atomically(root / _FILE, json.dumps(content).encode())
+
+
+def read_overview(root: StorePath) -> Overview | None:
+    """The overview of the store's first corpus; None where the log is gone."""
+    try:
+        return Overview.from_json(json.loads((root / _FILE).read_bytes())["overview"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) -> bool:
@@ -58,7 +71,7 @@ def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str |
         elif stamp != stamp_before:
             found.append(f"{name} was written again (same size)")
     if settings != settings_before:
-        found.append("the way it is read changed (corpus.yaml)")
+        found.append("the way it is read changed (corpus.yaml, --require)")
     if not found:
         return "the order or the reader changed"
     return found[0] + (f" (and {len(found) - 1:,} further changes)" if len(found) > 1 else "")

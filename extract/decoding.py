@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.images.decoding import decode, sha256
+from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
 from mmkd.store.inputs import encode_input
@@ -22,6 +23,8 @@ from mmkd.store.inputs import encode_input
 # Enough for each stage to keep ahead of the next; memory is these times a window.
 _WINDOWS_READ, _WINDOWS_DECODED = 4, 2
 
+NOTE = "note: "
+"""How a reason begins that is no fault."""
 
 Window = TypeVar("Window")
 
@@ -40,6 +43,8 @@ class DecodedImage:
     """One image ready for every teacher, or the reason why it is not."""
 
     reason: str | None = None
+    note: str | None = None
+    """What was assumed because a header was odd; the image is sound."""
     width: int | None = None
     height: int | None = None
     """Pixels, as decoded."""
@@ -58,8 +63,8 @@ def read_image(source: ImageSource) -> EncodedImage:
     started = time.perf_counter()
     try:
         return EncodedImage(source.read(), seconds=time.perf_counter() - started)
-    except ImageError as error:
-        return EncodedImage(None, f"image: {error}", time.perf_counter() - started)
+    except Exception as error:  # noqa: BLE001 - see `_reason`
+        return EncodedImage(None, _reason(error), time.perf_counter() - started)
 
 
 def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: int | None = None) -> DecodedImage:
@@ -71,20 +76,32 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: in
         return DecodedImage(reason=encoded.reason, read_seconds=encoded.seconds)
     started = time.perf_counter()
     digest = sha256(encoded.data)
+    transforms = {geometry: pixel_transform(geometry) for geometry in geometries}
     try:
         picture = decode(encoded.data)
-    except ImageError as error:
-        return DecodedImage(reason=f"image: {error}", image_sha256=digest, read_seconds=encoded.seconds)
-    pixels = {geometry: pixel_transform(geometry)(picture) for geometry in geometries}
+        pixels = {geometry: transform(picture) for geometry, transform in transforms.items()}
+        jpeg = encode_input(picture, keep) if keep is not None else None
+    except Exception as error:  # noqa: BLE001 - see `_reason`
+        return DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=encoded.seconds)
+    assumed = picture.info.get(ASSUMED)
     return DecodedImage(
+        note=f"{NOTE}{assumed}" if assumed else None,
         width=picture.width,
         height=picture.height,
         image_sha256=digest,
         pixels=pixels,
-        jpeg=encode_input(picture, keep) if keep is not None else None,
+        jpeg=jpeg,
         read_seconds=encoded.seconds,
         decode_seconds=time.perf_counter() - started,
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be used. Whatever one image raises, out of memory included, costs its row and no other.
+
+    Of what no decoder should raise only the type is named: a message may quote a patient's name.
+    """
+    return f"image: {error}" if isinstance(error, ImageError) else f"image: cannot be used ({type(error).__name__})"
 
 
 def decode_windows(

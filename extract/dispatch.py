@@ -1,4 +1,4 @@
-"""Tasks out to the cluster, reports back; what takes workers down is done again alone and guarded, then set aside."""
+"""Tasks out to the cluster, reports back; what takes workers down is done again alone and isolated, then set aside."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def gather(
                 f"shard {task.shard} was in hand when its workers died: once more at the end, by itself, "
                 "each image decoded in a process of its own"
             )
-            blamed.append(replace(task, guarded=True))
+            blamed.append(replace(task, isolated=True))
         else:
             yield _told(task, outcome)
-    for guarded in blamed:
-        for task, outcome in _outcomes(client, root, record, [guarded]):
+    for isolated in blamed:
+        for task, outcome in _outcomes(client, root, record, [isolated]):
             yield _told(task, outcome)
 
 
 def _outcomes(
     client: Client, root: StorePath, record: StoreRecord, tasks: Sequence[ShardTask]
 ) -> Iterator[tuple[ShardTask, ShardReport | BaseException]]:
-    keys = [f"{'guarded' if task.guarded else 'shard'}-{task.shard:05d}" for task in tasks]
+    keys = [f"{'isolated' if task.isolated else 'shard'}-{task.shard:05d}" for task in tasks]
     by_key = dict(zip(keys, tasks, strict=True))
     # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for.
     futures = client.map(partial(run_task, root, record), tasks, key=keys, pure=False, retries=_RETRIES)

@@ -18,10 +18,10 @@ from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.worker_state import Workbench
 from mmkd.store.encoding import value_type
 
-_TOKENISED_TOGETHER = 256
+_TOKENIZE_ROWS = 256
 
 MAX_CAPTION_CHARACTERS = 1 << 16
-"""Of a caption, no more is tokenised: far beyond any context, and a bound on time and memory."""
+"""Of a caption, no more is tokenized: far beyond any context, and a bound on time and memory."""
 
 Features = dict[str, NDArray[np.floating[Any]]]
 """By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
@@ -107,8 +107,8 @@ def _encode_distinct(
     encoded = missing(len(captions), teacher)
     parts: list[torch.Tensor] = []
     counts: list[int] = []
-    for start in range(0, len(captions), _TOKENISED_TOGETHER):
-        tokens, some = _tokenised(teacher, captions[start : start + _TOKENISED_TOGETHER])
+    for start in range(0, len(captions), _TOKENIZE_ROWS):
+        tokens, some = _tokenize(teacher, captions[start : start + _TOKENIZE_ROWS])
         parts.append(tokens)
         counts += some
         bench.watch.beat()
@@ -125,14 +125,14 @@ def _encode_distinct(
     return encoded, np.array(counts, dtype=np.int64)
 
 
-def _tokenised(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-    """As `Teacher.tokenise`; what it raises may quote a caption, and a caption may name a patient: no log is to say it.
+def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+    """As `Teacher.tokenize`; what it raises may quote a caption, and a caption may name a patient: no log is to say it.
 
     Raises:
         RuntimeError: the tokenizer failed.
     """
     try:
-        return teacher.tokenise(captions)
+        return teacher.tokenize(captions)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
         kind = type(error).__name__
         raise RuntimeError(f"teacher {teacher.card.slug!r}: its tokenizer raised {kind} on a caption") from None

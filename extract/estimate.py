@@ -1,17 +1,18 @@
-"""`--dry-run`: what a run would take, measured on a few of its own rows; nothing is left where the store would be."""
+"""`--dry-run`: cost of a run, measured on a few of its rows; nothing is left where the store would be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mmkd.base.errors import CorpusError, UserError
+from mmkd.base.errors import UserError
 from mmkd.base.text import counted, seconds_text
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.config import ExtractConfig
-from mmkd.extract.corpora import Corpus, corpus_rows
+from mmkd.extract.corpora import Corpus
+from mmkd.extract.corpus_parts import read_overview
 from mmkd.extract.dispatch import LostShard, gather
-from mmkd.extract.index import check_same_corpus, create_indexed_store
+from mmkd.extract.index import check_same_corpus, create_indexed_store, list_corpus
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import folder_beside, remove_folder
 from mmkd.extract.plan import ShardTask, plan_tasks
@@ -29,7 +30,7 @@ PROBE_ROWS = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take."""
+    """Cost of a run."""
 
     rows: int
     shards: int
@@ -50,8 +51,12 @@ class Estimate:
         return self.shard_seconds * -(-self.tasks // self.workers)
 
 
-def estimate(config: ExtractConfig) -> Estimate:
+def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estimate:
     """Plan the run and measure a few rows on one worker of its cluster.
+
+    Args:
+        config: the run.
+        say: receives the lines of the corpus' overview, before a teacher is loaded.
 
     Raises:
         CorpusError, TeacherError, StoreError, UserError: as `run.extract` would.
@@ -62,12 +67,13 @@ def estimate(config: ExtractConfig) -> Estimate:
     if (config.store / "zarr.json").is_file():
         store = FeatureStore.open(config.store)
         check_same_corpus(corpus, store.record, config.store)
+        overview = read_overview(config.store)
         rows, per_shard, ledger = len(store), store.record.rows_per_shard, store.ledger
     else:
-        rows = sum(1 for _ in corpus_rows(corpus))
-        per_shard, ledger = rows_per_shard(rows), {}
-    if not rows:
-        raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
+        overview = list_corpus(corpus)
+        rows, per_shard, ledger = overview.rows, rows_per_shard(overview.rows), {}
+    for line in overview.lines() if overview else ():
+        say(line)
     shards = shard_count(rows, per_shard)
     tasks = plan_tasks(shards, cards, ledger)
     probe = _probe(config, corpus, TeachersPlugin(described, config.cluster.worker), cards)

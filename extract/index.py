@@ -1,19 +1,20 @@
 """The index: every input gets its grid row before anything is decoded.
 
 Parts of a corpus (tars, Parquet files, folders) are listed in parallel, each into a file of its own; these are
-read back in order, numbered, and judged. Memory does not grow with the corpus: all of it lies in temporary files.
+read back in order and numbered. Memory does not grow with the number of rows: they lie in temporary files.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +27,15 @@ from mmkd.base.lock import only_writer
 from mmkd.base.places.place import Place
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import usable_cores
-from mmkd.extract.corpora import Corpus, Part, corpus_digest
-from mmkd.extract.corpora.row import CAPTION_FAULT
+from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest
+from mmkd.extract.corpora.row import CAPTION_FAULT, NO_CAPTION, NO_IMAGE, ONE_SIDED
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
-from mmkd.extract.listing import HASH, listing_schema, row_batch
-from mmkd.store.append import append_rows, first_new_row, refresh_documents
+from mmkd.extract.listing import BY_DESIGN, HASH, IF_TAKEN, listing_schema, row_batch
+from mmkd.extract.overview import Overview
+from mmkd.store.append import append_rows, finish_append, first_new_row
 from mmkd.store.layout import sample_part
 from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
-from mmkd.store.samples import read_part, sample_schema, write_part
+from mmkd.store.samples import read_part, sample_schema, with_labels, write_part
 from mmkd.store.writer import create_store
 
 _BATCH = 8192
@@ -53,10 +55,20 @@ def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
         StoreError: the store cannot be written.
     """
     parts = corpus.parts()
-    with _indexed(corpus, parts, _Earlier.none()) as index:
+    with _indexed(corpus, parts, _Earlier.none()) as (index, overview):
         created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
-    write_parts(root, corpus.settings(), parts)
+    write_parts(root, corpus.settings(), parts, overview)
     return created
+
+
+def list_corpus(corpus: Corpus) -> Overview:
+    """Overview of the corpus as `create_indexed_store` would list it; keeps nothing.
+
+    Raises:
+        CorpusError: as `create_indexed_store`.
+    """
+    with _indexed(corpus, corpus.parts(), _Earlier.none()) as (_, overview):
+        return overview
 
 
 def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
@@ -75,10 +87,10 @@ def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
         record = read_record(root)
         present = corpus_span(corpus, record)
         if present is not None:
-            refresh_documents(root, record)
+            finish_append(root, record)
             return present
         first, parts = first_new_row(record), corpus.parts()
-        with _indexed(corpus, parts, _Earlier.of(root, record, first)) as index:
+        with _indexed(corpus, parts, _Earlier.of(root, record, first)) as (index, _):
             return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
 
 
@@ -143,9 +155,10 @@ def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
     missing = [shard for shard in span.shards if not (root / sample_part(shard)).is_file()]
     if missing:
         per_shard, first = record.rows_per_shard, span.rows.start
-        with _indexed(corpus, corpus.parts(), _Earlier.of(root, record, first)) as index:
+        with _indexed(corpus, corpus.parts(), _Earlier.of(root, record, first)) as (index, _):
             for shard in missing:
-                write_part(root, shard, index.slice(shard * per_shard - first, per_shard).combine_chunks())
+                rows = with_labels(index.slice(shard * per_shard - first, per_shard), sample_schema(record.labels))
+                write_part(root, shard, rows.combine_chunks())
     return len(missing)
 
 
@@ -183,7 +196,7 @@ def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> C
 def _same_rows(corpus: Corpus, parts: Sequence[Part], root: StorePath, record: StoreRecord) -> bool:
     """True when the corpus gives what the store's first span holds; parts that are missing say nothing."""
     span = record.spans()[0]
-    with _indexed(corpus, parts, _Earlier.none()) as index:
+    with _indexed(corpus, parts, _Earlier.none()) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
             return False
         columns = [*_LISTED, *corpus.labels]
@@ -197,28 +210,45 @@ def _same_rows(corpus: Corpus, parts: Sequence[Part], root: StorePath, record: S
 
 
 @contextmanager
-def _indexed(corpus: Corpus, parts: Sequence[Part], earlier: _Earlier) -> Iterator[pa.Table]:
+def _indexed(corpus: Corpus, parts: Sequence[Part], earlier: _Earlier) -> Iterator[tuple[pa.Table, Overview]]:
     """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory."""
     with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
         folder = Path(name)
         listed = list(_list_parts(corpus, parts, folder))
-        total = sum(rows for _, rows in listed)
+        total = sum(part.rows for part in listed)
+        overview = Overview()
+        for one in chain(corpus.ignored(), *(part.ignored for part in listed)):
+            overview.ignore(one)
         if not total:
-            raise CorpusError(f"corpus {corpus.location} is empty: no image or caption was found in it")
-        files = [file for file, _ in listed]
+            lines = ["no image or caption was found in it", *(line.strip() for line in islice(overview.lines(), 1, 4))]
+            raise CorpusError(f"corpus {corpus.location} is empty: {'; '.join(lines)}")
+        files = [part.file for part in listed]
         duplicates = earlier.duplicates(files, total)
+        paired = any(part.images for part in listed) and any(part.captions for part in listed)
         # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
         spool = folder / "index.arrow"
-        _number(files, duplicates, corpus.labels, (spool, earlier.end))
+        _number(
+            files, duplicates, paired=paired, labels=corpus.labels, spool=spool, start=earlier.end, overview=overview
+        )
         with pa.memory_map(str(spool)) as source:
-            yield pa.ipc.open_stream(source).read_all()
+            yield pa.ipc.open_stream(source).read_all(), overview
 
 
 _Job = tuple[Corpus, Part, Path, tuple[str, ...]]
 
 
-def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator[tuple[Path, int]]:
-    """List every part into its own file; yield file and number of rows, in the parts' order."""
+class _Listed(NamedTuple):
+    """One part: its rows in a file, how many have an image or a caption, and what it ignores."""
+
+    file: Path
+    rows: int
+    images: int
+    captions: int
+    ignored: list[Ignored]
+
+
+def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator[_Listed]:
+    """List every part into its own file, in the parts' order."""
     labels = corpus.labels
     jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
     cores = usable_cores()
@@ -233,16 +263,27 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
         yield from pool.map(_list_part, jobs)
 
 
-def _list_part(job: _Job) -> tuple[Path, int]:
+def _list_part(job: _Job) -> _Listed:
     corpus, part, file, labels = job
     schema = listing_schema(labels)
-    rows = corpus.rows_of(part)
-    count = 0
+    ignored: dict[str, Ignored] = {}
+
+    def rows() -> Iterator[CorpusRow]:
+        for row in corpus.rows_of(part):
+            if isinstance(row, CorpusRow):
+                yield row
+            else:
+                first = ignored.get(row.reason)
+                ignored[row.reason] = row if first is None else replace(first, count=first.count + row.count)
+
+    left, count, images, captions = rows(), 0, 0, 0
     with disk_errors(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(rows, _BATCH)):
+        while batch := list(islice(left, _BATCH)):
             writer.write_batch(row_batch(batch, labels, schema))
             count += len(batch)
-    return file, count
+            images += sum(row.uri is not None and not row.by_design for row in batch)
+            captions += sum(row.caption is not None and not row.by_design for row in batch)
+    return _Listed(file, count, images, captions, list(ignored.values()))
 
 
 def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
@@ -258,25 +299,77 @@ def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
         yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
 
-def _number(files: Sequence[Path], duplicates: dict[int, int], labels: tuple[str, ...], to: tuple[Path, int]) -> None:
-    """Write the final index: rows numbered, statuses known before reading set. `to`: the file, and the first row."""
-    (spool, start), schema = to, sample_schema(labels)
+def _number(
+    files: Sequence[Path],
+    duplicates: dict[int, int],
+    *,
+    paired: bool,
+    labels: tuple[str, ...],
+    spool: Path,
+    start: int,
+    overview: Overview,
+) -> None:
+    """Write the final index to `spool`: rows numbered from `start`, statuses known before reading set.
+
+    Args:
+        files: the listed parts.
+        duplicates: rows whose key occurred before, and the first row that had it.
+        paired: the corpus has images and captions, so that a row with one of them lacks the other.
+        labels: label columns.
+        spool, start: where to, and the first grid row.
+        overview: counts the rows.
+    """
+    schema, captions = sample_schema(labels), _Captions(duplicates)
     with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in _batches(files):
+            columns = {
+                name: batch.column(name).to_pylist()
+                for name in ("key", "uri", "caption", "reason", IF_TAKEN, BY_DESIGN)
+            }
+            keys, faults = columns["key"], columns["reason"]
             rows = range(start, start + len(batch))
-            faults = batch.column("reason").to_pylist()
-            for row in rows:
-                if row in duplicates:
-                    faults[row - start] = f"key: duplicate of row {duplicates[row]}"
-            columns = {name: batch.column(name) for name in batch.schema.names if name != HASH}
-            columns["row"] = pa.array(rows, pa.int64())
-            columns["reason"] = pa.array(faults, pa.string())
-            columns["status"] = pa.array([_status(fault) for fault in faults], pa.string())
+            for place, (row, uri, caption) in enumerate(zip(rows, columns["uri"], columns["caption"], strict=True)):
+                if row in duplicates and (
+                    columns[IF_TAKEN][place] is None or not captions.is_new(row, caption, faults[place])
+                ):
+                    faults[place] = f"key: duplicate of row {duplicates[row]}"
+                elif row in duplicates:
+                    keys[place] = f"{keys[place]}#{columns[IF_TAKEN][place]}"
+                captions.note(row, caption)
+                if paired and faults[place] is None and not columns[BY_DESIGN][place]:
+                    faults[place] = NO_IMAGE if uri is None else NO_CAPTION if caption is None else None
+                overview.add_row(keys[place], uri is not None, bool(caption), faults[place])
+            arrays = {field.name: batch.column(field.name) for field in batch.schema} | {
+                "row": pa.array(rows, pa.int64()),
+                "key": pa.array(keys, pa.string()),
+                "reason": pa.array(faults, pa.string()),
+                "status": pa.array([_status(fault) for fault in faults], pa.string()),
+            }
             empty = pa.nulls(len(batch))
-            arrays = [columns.get(field.name, empty).cast(field.type) for field in schema]
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            cells = [arrays.get(field.name, empty).cast(field.type) for field in schema]
+            writer.write_batch(pa.RecordBatch.from_arrays(cells, schema=schema))
             start += len(batch)
 
 
+class _Captions:
+    """Captions of rows that share an image and have no key of their own: equal ones are duplicates."""
+
+    def __init__(self, duplicates: Mapping[int, int]) -> None:
+        self._first = duplicates
+        self._shared = set(duplicates.values())
+        self._seen: dict[int, set[bytes]] = {}
+
+    def note(self, row: int, caption: str | None) -> None:
+        """Remember a caption of a key that occurs again."""
+        first = self._first.get(row, row)
+        if first in self._shared:
+            self._seen.setdefault(first, set()).add(key_hash(caption or ""))
+
+    def is_new(self, row: int, caption: str | None, fault: str | None) -> bool:
+        """True when this store's earlier rows of the same key have other captions."""
+        seen = self._seen.get(self._first[row])
+        return seen is not None and fault is None and bool(caption) and key_hash(caption or "") not in seen
+
+
 def _status(fault: str | None) -> str:
-    return "pending" if fault is None or fault.startswith(CAPTION_FAULT) else "failed"
+    return "pending" if fault is None or fault.startswith((CAPTION_FAULT, *ONE_SIDED)) else "failed"

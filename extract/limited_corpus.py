@@ -1,20 +1,27 @@
-"""The first rows of a corpus, as a corpus: to see on a small store what the whole would give."""
+"""Part of a corpus, as a corpus: its first rows, or its rows that have what the user requires."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
-from mmkd.extract.corpora import Corpus, CorpusRow, Part, corpus_digest, corpus_rows
+from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest, corpus_rows
+from mmkd.extract.corpora.row import ONE_SIDED
+
+Require = Literal["pairs", "images", "texts"]
 
 
 @dataclass(frozen=True)
 class LimitedCorpus:
-    """The first `limit` rows; everything else is the corpus' own."""
+    """The first `limit` rows (all when None), of which those that lack what is required are failed."""
 
     corpus: Corpus
-    limit: int
+    limit: int | None = None
+    require: Require | None = None
+    """`pairs`: both sides; `images` or `texts`: this side, and the other may be missing."""
 
     @property
     def kind(self) -> str:
@@ -23,8 +30,8 @@ class LimitedCorpus:
 
     @property
     def location(self) -> str:
-        """What the user named, and how much of it."""
-        return f"{self.corpus.location} (first {self.limit} rows)"
+        """The user's name for it, and how much of it."""
+        return self.corpus.location + (f" (first {self.limit} rows)" if self.limit is not None else "")
 
     @property
     def root(self) -> str:
@@ -37,15 +44,36 @@ class LimitedCorpus:
         return self.corpus.labels
 
     def settings(self) -> str:
-        """Other ones than those of the whole corpus: their stores are not to be mixed."""
-        return f"{self.corpus.settings()} first {self.limit}"
+        """Those of the whole corpus and the choice: their stores are not to be mixed."""
+        first = f" first {self.limit}" if self.limit is not None else ""
+        return f"{self.corpus.settings()}{first}" + (f" require {self.require}" if self.require else "")
 
     def parts(self) -> Sequence[Part]:
-        """One part: how many rows the corpus' own parts have is known only when they are listed."""
+        """The corpus' own; with a limit one, as the number of rows of a part is known only when it is listed."""
         parts = self.corpus.parts()
+        if self.limit is None:
+            return parts
         size = sum(part.size for part in parts)
         return (Part(f"first {self.limit} rows", size, corpus_digest(self.corpus, parts)),)
 
-    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """The first rows."""
-        return islice(corpus_rows(self.corpus), self.limit)
+    def ignored(self) -> Iterator[Ignored]:
+        """As the corpus'."""
+        return self.corpus.ignored()
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
+        """The part's rows, or the first rows; of these nothing is said about what is ignored between them."""
+        rows = self.corpus.rows_of(part) if self.limit is None else islice(corpus_rows(self.corpus), self.limit)
+        return (row if isinstance(row, Ignored) else self._required(row) for row in rows)
+
+    def _required(self, row: CorpusRow) -> CorpusRow:
+        if self.require is None or row.by_design:
+            return row
+        fault = None if row.fault in ONE_SIDED else row.fault
+        lacking = [side for side, missing in (("image", row.uri is None), ("caption", not row.caption)) if missing]
+        needed = {"pairs": {"image", "caption"}, "images": {"image"}, "texts": {"caption"}}[self.require]
+        wrong = next((side for side in lacking if side in needed), None)
+        if wrong is not None:
+            fault = fault or f"row: no {wrong}, left out by --require {self.require}"
+            return dataclasses.replace(row, fault=fault)
+        caption = row.caption or (row.caption if fault else None)  # an empty one is none where none is needed
+        return dataclasses.replace(row, fault=fault, caption=caption, by_design=bool(lacking))

@@ -1,4 +1,4 @@
-"""Corpus rows as Arrow batches, within bounds: what a corpus claims is text of any length until here."""
+"""Corpus rows as Arrow batches, with their lengths bounded and their reasons."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from typing import Any
 import pyarrow as pa
 
 from mmkd.base.duplicates import key_hash
-from mmkd.extract.corpora.row import CAPTION_FAULT, MAX_CAPTION, MAX_KEY, MAX_LABEL, CorpusRow, decodable
+from mmkd.extract.corpora.row import (
+    CAPTION_FAULT,
+    MAX_CAPTION,
+    MAX_KEY,
+    MAX_LABEL,
+    ONE_SIDED,
+    CorpusRow,
+    decodable,
+)
 
-HASH = "key_hash"
+# Names that no label has.
+HASH, IF_TAKEN, BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
 _COLUMNS = ("key", "caption", "modality", "uri", "offset", "length", "reason")
 
 
@@ -18,7 +27,8 @@ def listing_schema(labels: tuple[str, ...]) -> pa.Schema:
     """Columns of a listed part: the sample table's before it is numbered, and the key's hash."""
     numbers = {"offset", "length"}
     fixed = [pa.field(name, pa.int64() if name in numbers else pa.string()) for name in _COLUMNS]
-    return pa.schema([pa.field(HASH, pa.binary(16)), *fixed, *(pa.field(label, pa.string()) for label in labels)])
+    own = [pa.field(HASH, pa.binary(16)), pa.field(IF_TAKEN, pa.string()), pa.field(BY_DESIGN, pa.bool_())]
+    return pa.schema([*own, *fixed, *(pa.field(label, pa.string()) for label in labels)])
 
 
 def row_batch(rows: Sequence[CorpusRow], labels: tuple[str, ...], schema: pa.Schema) -> pa.RecordBatch:
@@ -27,6 +37,8 @@ def row_batch(rows: Sequence[CorpusRow], labels: tuple[str, ...], schema: pa.Sch
     for row in rows:
         values: dict[str, Any] = {
             HASH: key_hash(row.key),
+            IF_TAKEN: row.if_taken,
+            BY_DESIGN: row.by_design,
             "key": decodable(row.key[:MAX_KEY]),
             "caption": _bounded(row.caption),
             "modality": _cut(row.modality),
@@ -44,17 +56,20 @@ def row_batch(rows: Sequence[CorpusRow], labels: tuple[str, ...], schema: pa.Sch
 
 
 def _fault(row: CorpusRow) -> str | None:
-    if row.fault is not None and not row.fault.startswith(CAPTION_FAULT):
-        return row.fault
+    fault, caption = row.fault, row.caption
+    if fault is not None and not fault.startswith((CAPTION_FAULT, *ONE_SIDED)):
+        return fault
     if len(row.key) > MAX_KEY:
-        return f"key: longer than {MAX_KEY:,} characters"
-    if row.uri is not None and (len(row.uri) > 2 * MAX_KEY or not _encodable(row.uri)):
-        return "row: image path is too long or not UTF-8"
-    if row.uri is None and not row.caption and row.fault is None:
-        return "key: neither image nor caption"
-    if row.caption is not None and len(row.caption) > MAX_CAPTION:
-        return f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
-    return row.fault
+        fault = f"key: longer than {MAX_KEY:,} characters"
+    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or not _encodable(row.uri)):
+        fault = "row: image path is too long or not UTF-8"
+    elif row.uri is None and not caption and not (fault or "").startswith(CAPTION_FAULT):
+        fault = "key: neither image nor caption"
+    elif caption is not None and len(caption) > MAX_CAPTION:
+        fault = f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
+    elif caption is not None and not _encodable(caption):
+        fault = f"{CAPTION_FAULT}not UTF-8"
+    return fault
 
 
 def _bounded(caption: str | None) -> str | None:

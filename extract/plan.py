@@ -21,7 +21,7 @@ class ShardTask:
     """Only the rows whose image failed, of a shard that is finished."""
     inputs: int | None = None
     """Pixels of the training inputs that are to be written too."""
-    guarded: bool = False
+    isolated: bool = False
     """Decode in processes of their own: this shard took its worker down."""
 
 

@@ -19,6 +19,7 @@ from mmkd.extract.cluster import dask_client, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
+from mmkd.extract.corpus_parts import read_overview
 from mmkd.extract.dispatch import gather
 from mmkd.extract.index import restore_parts
 from mmkd.extract.new_store import make_store
@@ -73,6 +74,8 @@ def _extracted(
     keep = config.keep_inputs
     lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
     tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
+    for line in overview.lines() if (overview := read_overview(config.store)) else ():
+        say(line)
     rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
     say(f"{rows} in {shards} of {record.rows_per_shard}; {to_do} to do")
     if config.retry_failed:
@@ -115,7 +118,10 @@ def _shards_with_failed_images(store: FeatureStore) -> list[int]:
 
 
 def _announce(client: Client, say: Say) -> None:
-    say(f"dashboard: {client.dashboard_link}")
+    try:
+        say(f"dashboard: {client.dashboard_link}")
+    except KeyError as error:
+        say(f"dashboard: no link: distributed.dashboard.link names {error}, which is not set")
     if not client.scheduler_info()["workers"]:
         say("no worker has joined yet; the run starts with the first one")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
+from mmkd.extract.overview import advice, reason_kind
 from mmkd.extract.shard_report import ShardReport
 
 
@@ -47,7 +48,9 @@ class RunReport:
         self.changed += shard.changed
         self.rows_read += shard.rows
         self.failed += shard.failed
-        for name in ("status", "reasons", "seconds", "truncated", "not_finite"):
+        for reason, count in shard.reasons.items():
+            self.reasons[reason_kind(reason)] += count
+        for name in ("status", "seconds", "truncated", "not_finite"):
             getattr(self, name).update(getattr(shard, name))
         for place, rows in shard.batch_rows.items():
             self.batch_rows[place] = min(rows, self.batch_rows.get(place, rows))
@@ -59,7 +62,7 @@ def summary_lines(report: RunReport) -> Iterator[str]:
     if report.status:
         yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))
     for reason, count in report.reasons.most_common(10):
-        yield f"  {count:,} x {reason}"
+        yield f"  {count:,} x {reason}{advice(reason)}"
     for slug, count in sorted(report.truncated.items()):
         if count:
             yield f"  {counted(count, 'caption')} longer than the context of {slug}, and so cut"

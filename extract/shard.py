@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mmkd.base.images.source import ImageSource
 from mmkd.base.images.uri import image_source
 from mmkd.base.places.remote import StorePath
-from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, UNDECODABLE
+from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, ONE_SIDED
 from mmkd.extract.decoding import DecodedImage
 from mmkd.extract.encode import Features, encode_captions, encode_images
 from mmkd.extract.shard_report import Clock, ShardReport
@@ -104,8 +104,6 @@ def caption_fault(caption: str | None) -> str | None:
     """Why a caption cannot be used, or None."""
     if caption is None:
         return None
-    if UNDECODABLE in caption:
-        return f"{CAPTION_FAULT}not UTF-8"
     return None if caption.strip() else f"{CAPTION_FAULT}empty"
 
 
@@ -157,11 +155,13 @@ def final_rows(
     columns: dict[str, list[object]] = {name: [] for name in ("status", "reason", "width", "height", "image_sha256")}
     rows = zip(table["caption"].to_pylist(), table["reason"].to_pylist(), live, images, text_reasons, strict=True)
     for caption, reason, row_live, image, text_reason in rows:
-        faults = [fault for fault in (image.reason if image else None, text_reason) if fault]
+        one_sided = next((part for part in (reason or "").split("; ") if part in ONE_SIDED), None)
+        faults = [fault for fault in (image.reason if image else None, text_reason, one_sided) if fault]
         something_sound = (image is not None and image.reason is None) or (caption is not None and text_reason is None)
         if row_live:
             columns["status"].append("ok" if not faults else "partial" if something_sound else "failed")
-            columns["reason"].append("; ".join(faults) or None)
+            notes = [image.note] if image and image.note else []
+            columns["reason"].append("; ".join([*faults, *notes]) or None)
         else:
             columns["status"].append("failed")
             columns["reason"].append(reason)

@@ -38,8 +38,9 @@ class ShardReport:
 
     @property
     def failed(self) -> int:
-        """Rows with an input that could not be used."""
-        return sum(count for reason, count in self.reasons.items() if not reason.startswith("key: "))
+        """Rows with an input that could not be used; duplicates and rows with one side are not failures."""
+        harmless = ("key: ", "pair: ", "note: ", "row: no ")
+        return sum(count for reason, count in self.reasons.items() if not reason.startswith(harmless))
 
 
 class Clock:

@@ -80,7 +80,7 @@ def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardRepo
     if plugin.failure is not None:
         return plugin.failure
     assert plugin.bench is not None
-    bench = replace(plugin.bench, guarded=task.guarded, keep_inputs=task.inputs)
+    bench = replace(plugin.bench, isolated=task.isolated, keep_inputs=task.inputs)
     try:
         with bench.watch.over_shard():
             teachers = _still_wanted(root, task, plugin.loaded)

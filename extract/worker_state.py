@@ -1,4 +1,4 @@
-"""What a worker process keeps between its shards: how many threads, how large a batch, and its alarm."""
+"""State a worker process keeps between its shards: threads, batch sizes, and its watchdog."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mmkd.base.images.source import ImageSource
 from mmkd.extract.decoding import DecodedImage, decode_windows
 from mmkd.extract.forward import BatchSizes
-from mmkd.extract.isolated_decoding import guarded_windows
+from mmkd.extract.isolated_decoding import isolated_windows
 from mmkd.extract.progress import Watch
 from mmkd.extract.teachers.geometry import Geometry
 
@@ -23,16 +23,21 @@ class Workbench:
     watch: Watch = field(default_factory=lambda: Watch(600))
     keep_inputs: int | None = None
     """Pixels of the JPEGs to make for training, too."""
-    guarded: bool = False
+    isolated: bool = False
     """Decode every image in a process of its own: for a shard that took its worker down."""
 
     def windows(
         self, sources: Sequence[ImageSource], geometries: Sequence[Geometry], window: int
     ) -> Iterator[list[DecodedImage]]:
         """The images in order, `window` of them at a time."""
-        if self.guarded:
-            # Half the time that would ring the alarm: the image fails, not the worker.
-            return guarded_windows(
-                sources, geometries, window, (self.watch.seconds / 2, self.keep_inputs), self.watch.beat
+        if self.isolated:
+            # Half the watchdog's time: the image fails, not the worker.
+            return isolated_windows(
+                sources,
+                geometries,
+                window,
+                seconds=self.watch.seconds / 2,
+                keep=self.keep_inputs,
+                beat=self.watch.beat,
             )
         return decode_windows(sources, geometries, window, self.read_threads, self.decode_threads, self.keep_inputs)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
 
 from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import CosineError, Encoding
 from mmkd.store.hierarchy import read_json, sealed_content
@@ -16,7 +17,7 @@ from mmkd.store.layout import MAX_DIM, Tower, check_slug, is_slug, teacher_group
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes a tensor: the fields of open_clip's `preprocess_cfg` plus the colour mode."""
+    """How an image becomes a tensor: the fields of open_clip's `preprocess_cfg` plus the color mode."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +31,7 @@ class Preprocessing(BaseModel):
     `hf_shortest`, `hf_squash` with transformers' rounding; `pad_square` as MedCLIP does."""
     fill: int = 0
     """Grey level of padding, 0 to 255."""
-    colour: str = "RGB"
+    color: str = "RGB"
     """PIL mode in which the image is resized last: `RGB`, or `L` for a teacher that sees one channel thrice."""
 
 
@@ -58,7 +59,7 @@ class TeacherCard(BaseModel):
     encoding: Encoding = "float16"
     loader: str = "open_clip"
     """Code path that turns the files into features (pooling, masks and activations are its business)."""
-    normalised: bool = False
+    normalized: bool = False
     """True when stored features have unit norm; false when they are the encoder's own output."""
     logit_scale: float | None = None
     """exp of the learned temperature: cosine times this are the teacher's logits."""
@@ -94,7 +95,7 @@ class TeacherCard(BaseModel):
                 "dim",
                 "encoding",
                 "loader",
-                "normalised",
+                "normalized",
             }
         )
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -132,6 +133,5 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
 
 def teacher_folders(root: StorePath) -> list[str]:
     """Names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
-    below = root / "teachers"
-    names = sorted(path.name for path in below.iterdir()) if below.is_dir() else []
-    return [name for name in names if is_slug(name) and (below / name / "zarr.json").is_file()]
+    folders = list_folder(root / "teachers")
+    return [path.name for path in folders if is_slug(path.name) and (path / "zarr.json").is_file()]

@@ -70,7 +70,7 @@ def read_store(root: Path) -> dict[str, Any]:
     assert end == n
     assert [row["row"] for row in out[""]] == inputs
     names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length")
-    names += ("dim", "encoding", "loader", "normalised")
+    names += ("dim", "encoding", "loader", "normalized")
     for folder in sorted((root / "teachers").iterdir()):
         if not folder.is_dir():
             continue

@@ -49,7 +49,7 @@ def test_tar_samples_know_where_their_bytes_are(tmp_path: Path) -> None:
         assert row.caption == f"finding {number}"
 
 
-def test_tar_keys_end_at_the_first_dot_and_json_gives_captions(tmp_path: Path) -> None:
+def test_tar_keys_end_at_the_last_known_suffix_and_json_gives_captions(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, data in (
             ("dir/p.1.seg.png", b"x"),
@@ -64,13 +64,13 @@ def test_tar_keys_end_at_the_first_dot_and_json_gives_captions(tmp_path: Path) -
     description = tmp_path / "corpus.yaml"
     description.write_text("kind: webdataset\npath: a.tar\nlabel_fields: [organ]\n")
     rows = list(corpus_rows(open_corpus(str(description))))
-    # `p.1.seg.png` has the suffix `1.seg.png`: no image suffix, as webdataset itself would see it.
     assert [(row.key, row.caption, row.modality) for row in rows] == [
+        ("dir/p.1.seg", None, None),
         ("dir/q", "lung", "CT"),
         ("dir/r", "text only", None),
     ]
-    assert rows[0].labels == {"organ": "7"}
-    assert rows[1].uri is None
+    assert rows[1].labels == {"organ": "7"}
+    assert rows[2].uri is None
 
 
 def test_a_cut_tar_keeps_what_comes_before_the_cut(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_tar_cut_anywhere_lists_what_is_left_and_says_so(tmp_path: Path, cut: 
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
         for i in range(3):
-            add(tar, f"k{i}.bin.png", b"p" * 700)
+            add(tar, f"k{i}.png.bin", b"p" * 700)
             add(tar, f"k{i}.png", bytes([i]) * 700)
             add(tar, f"k{i}.txt", b"t" * 600)
     (tmp_path / "0.tar").write_bytes(whole.getvalue()[:cut])

@@ -228,7 +228,7 @@ def test_lists_of_captions_in_json(tmp_path: Path) -> None:
     )
     assert [row.caption for row in rows_of(tmp_path)[1]] == ["x", ""]
     _, rows = rows_of(described(tmp_path, "kind: webdataset\npath: .\ncaptions: each\n"))
-    assert [(row.key, row.caption) for row in rows] == [("a", "x"), ("a#1", "y"), ("b", "")]
+    assert [(row.key, row.caption) for row in rows] == [("a", "x"), ("a#1", "7"), ("a#2", "y"), ("b", "")]
     table = tmp_path / "t.jsonl"
     table.write_text('{"image": "a.png", "caption": ["x", "y"]}\n')
     _, rows = rows_of(described(tmp_path, "kind: table\npath: t.jsonl\ncaptions: each\n"))

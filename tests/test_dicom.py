@@ -17,11 +17,15 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.dicom import decode_dicom, windowed
+from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.extract.decoding import decode_image, read_image
 from mmkd.extract.index import create_indexed_store
+from mmkd.extract.shard import final_rows
 from mmkd.store import FeatureStore
+from mmkd.store.samples import read_part
 
 NAME = "Mustermann^Erika"
 
@@ -97,10 +101,104 @@ def test_windows_agree_with_pydicom(function: str) -> None:
     assert np.allclose(theirs, ours, atol=1e-6)
 
 
-def test_width_one_is_a_threshold_and_width_zero_is_damage() -> None:
+def test_width_one_is_a_threshold() -> None:
     assert set(np.unique(picture(make(RAMP, WindowCenter=0, WindowWidth=1)))) == {0, 255}
-    with pytest.raises(ImageError, match="damaged pixels"):
-        picture(make(RAMP, WindowCenter=0, WindowWidth=0))
+
+
+EMPTY = Dataset()
+OWN_RANGE = np.rint((RAMP - RAMP.min()) / np.ptp(RAMP.astype(float)) * 255)
+
+
+@pytest.mark.parametrize(
+    ("odd", "like", "said"),
+    [
+        ({"WindowCenter": 0, "WindowWidth": 0}, {}, "no usable window, own range"),
+        ({"WindowCenter": "", "WindowWidth": ""}, {}, "no usable window, own range"),
+        ({"WindowCenter": [9, 0], "WindowWidth": [0, 500]}, {"WindowCenter": 0, "WindowWidth": 500}, "window 2"),
+        (
+            {"WindowCenter": 0, "WindowWidth": 0.5},
+            {"WindowCenter": 0, "WindowWidth": 0.5, "VOILUTFunction": "LINEAR_EXACT"},
+            "WindowWidth below 1",
+        ),
+        (
+            {"WindowCenter": 0, "WindowWidth": 500, "VOILUTFunction": "CUBIC"},
+            {"WindowCenter": 0, "WindowWidth": 500},
+            "VOILUTFunction",
+        ),
+        (
+            {"VOILUTSequence": Sequence([EMPTY]), "WindowCenter": 0, "WindowWidth": 500},
+            {"WindowCenter": 0, "WindowWidth": 500},
+            "VOI LUT without content",
+        ),
+        (
+            {"RescaleSlope": None, "RescaleIntercept": -24, "WindowCenter": 0, "WindowWidth": 500},
+            {"RescaleSlope": 1, "RescaleIntercept": -24, "WindowCenter": 0, "WindowWidth": 500},
+            "no value in RescaleSlope",
+        ),
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, {}, "RescaleSlope 0"),
+        ({"BitsStored": None, "HighBit": None, "PixelRepresentation": 1}, {}, "no BitsStored"),
+        ({"PhotometricInterpretation": ""}, {}, "no PhotometricInterpretation"),
+        ({"NumberOfFrames": 0}, {}, "NumberOfFrames below 1"),
+        ({"SamplesPerPixel": None}, {}, "no SamplesPerPixel"),
+    ],
+)
+def test_odd_headers_are_read_and_what_was_assumed_is_said(
+    odd: dict[str, object], like: dict[str, object], said: str
+) -> None:
+    expected = picture(make(RAMP, **like)) if like else OWN_RANGE
+    shown = decode(encoded(make(RAMP, **odd)))
+    assert np.array_equal(np.asarray(shown), expected)
+    assert said in shown.info[ASSUMED]
+    assert NAME not in shown.info[ASSUMED]
+    assert ASSUMED not in decode(encoded(make(RAMP, **like))).info
+
+
+def test_files_without_preamble_or_transfer_syntax() -> None:
+    whole = encoded(make(RAMP, WindowCenter=0, WindowWidth=500))
+    plain = np.asarray(decode(whole))
+    assert np.array_equal(np.asarray(decode(whole[132:])), plain)
+    for implicit in (True, False):
+        buffer = io.BytesIO()
+        dataset = make(RAMP, WindowCenter=0, WindowWidth=500)
+        pydicom.filewriter.write_dataset(
+            _filled(buffer, implicit), pydicom.filewriter.correct_ambiguous_vr(dataset, True)
+        )
+        shown = decode(buffer.getvalue())
+        assert np.array_equal(np.asarray(shown), plain)
+        assert "no transfer syntax" in shown.info[ASSUMED]
+
+
+def _filled(buffer: io.BytesIO, implicit: bool) -> pydicom.filebase.DicomBytesIO:
+    file = pydicom.filebase.DicomFileLike(buffer)
+    file.is_little_endian, file.is_implicit_VR = True, implicit
+    return file
+
+
+def test_what_was_assumed_is_in_the_row_of_a_sound_image(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(encoded(make(np.stack([RAMP] * 3), WindowCenter=0, WindowWidth=0)))
+    image = decode_image(read_image(image_source(str(tmp_path), "a.dcm#frame=1")), [])
+    assert (image.reason, image.note) == (None, "note: DICOM: no usable window, own range")
+    (tmp_path / "c.yaml").write_text("kind: dicom\npath: .\n")
+    create_indexed_store(open_corpus(str(tmp_path / "c.yaml")), tmp_path / "s")
+    table, _ = read_part(tmp_path / "s", 0)
+    (row,) = final_rows(table, [True], [image], [None]).to_pylist()
+    assert (row["status"], row["reason"]) == ("ok", image.note)
+
+
+def test_padding_is_black_whatever_the_polarity() -> None:
+    pixels = RAMP.copy()
+    pixels[0, :2] = [-2000, -1990]
+    for kind in ("MONOCHROME1", "MONOCHROME2"):
+        shown = picture(
+            make(pixels, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1990, PhotometricInterpretation=kind)
+        )
+        assert shown[0, :2].tolist() == [0, 0]
+        assert shown[0, 2:].min() < shown[0, 2:].max()
+
+
+def test_eight_unsigned_bits_without_a_window_are_what_they_are() -> None:
+    values = np.arange(50, 150, dtype=np.uint8).reshape(10, 10)
+    assert np.array_equal(picture(make(values)), values)
 
 
 def test_monochrome1_is_inverted() -> None:

@@ -9,33 +9,51 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
 from tiny_run import quiet, write_run
 
-from mmkd.base.errors import CorruptStoreError, StoreError, UserError
-from mmkd.distill.checkpoint import best_or_last, checkpoints, step_of
-from mmkd.distill.config import load_run
+from mmkd.base.errors import BusyStoreError, ConfigError, CorruptStoreError, StoreError, UserError
+from mmkd.distill.alignment.config import load_align
+from mmkd.distill.alignment.fit import align as fit_alignment
+from mmkd.distill.checkpoint import best_or_last, checkpoints, find_checkpoint, read, step_of
+from mmkd.distill.config import StudentConfig, load_run
+from mmkd.distill.export import export
+from mmkd.distill.prepare import prepare
+from mmkd.distill.student import build_student
 from mmkd.distill.trainer import train
+from mmkd.distill.world import World
 from mmkd.store import FeatureStore
+
+JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 30}]}
+WHOLE: dict[str, Any] = {"monitor": JUDGED, "optimizer": {"lr": 1e-3, "warmup": 0.25, "average": 0.9}}
+
+
+def result(out: Path) -> list[bytes]:
+    """The last checkpoint of a run and its best one."""
+    return [find_checkpoint(out, which).read_bytes() for which in ("last", "best")]
 
 
 @pytest.fixture(scope="module")
-def whole(training_scene: Path) -> bytes:
-    """The last checkpoint of an uninterrupted run of eight steps in two epochs."""
-    config = load_run(write_run(training_scene, "whole-run"))
+def whole(training_scene: Path) -> list[bytes]:
+    """The result of an uninterrupted run of eight steps in two epochs, with averaged weights and four validations."""
+    config = load_run(write_run(training_scene, "whole-run", **WHOLE))
     assert quiet(config).steps == 8
-    return best_or_last(config.out).read_bytes()
+    return result(config.out)
 
 
-def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(training_scene: Path, whole: bytes) -> None:
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(training_scene: Path, whole: list[bytes]) -> None:
     # Interrupted after every step: within epochs, between them, and before the last step.
-    config = load_run(write_run(training_scene, "signalled", checkpoints={"stop_signals": ["SIGUSR1"]}))
+    config = load_run(write_run(training_scene, "signalled", **WHOLE, checkpoints={"stop_signals": ["SIGUSR1"]}))
     for step in range(8):
         report = train(config, say=lambda _: os.kill(os.getpid(), signal.SIGUSR1))
         assert (report.resumed_at, report.steps, report.stopped) == (step, step + 1, "SIGUSR1")
-    assert best_or_last(config.out).read_bytes() == whole
+    assert result(config.out) == whole
     assert quiet(config).resumed_at == 8  # nothing is left to do
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
@@ -56,51 +74,48 @@ def killed_again_and_again(path: Path, kills: int, seed: int) -> int:
     raise AssertionError("the run did not come to its end")
 
 
-def test_kill_9_at_random_moments(training_scene: Path, whole: bytes) -> None:
-    path = write_run(training_scene, "killed", checkpoints={"every_steps": 1})
+def test_kill_9_at_random_moments(training_scene: Path, whole: list[bytes]) -> None:
+    path = write_run(training_scene, "killed", **WHOLE, checkpoints={"every_steps": 1})
     assert killed_again_and_again(path, kills=5, seed=0) > 0
-    assert best_or_last(load_run(path).out).read_bytes() == whole
+    assert result(load_run(path).out) == whole
     assert not list(load_run(path).out.rglob("*.mmkd-tmp"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 9))
-def test_kill_9_at_many_random_moments(training_scene: Path, whole: bytes, seed: int) -> None:
-    path = write_run(training_scene, f"killed-{seed}", checkpoints={"every_steps": 1})
+def test_kill_9_at_many_random_moments(training_scene: Path, whole: list[bytes], seed: int) -> None:
+    path = write_run(training_scene, f"killed-{seed}", **WHOLE, checkpoints={"every_steps": 1})
     killed_again_and_again(path, kills=15, seed=seed)
-    assert best_or_last(load_run(path).out).read_bytes() == whole
+    assert result(load_run(path).out) == whole
 
 
-def test_what_lies_beside_a_run_may_change(training_scene: Path, whole: bytes, tmp_path: Path) -> None:
-    config = load_run(write_run(training_scene, "moved", epochs=2, checkpoints={"stop_signals": ["SIGTERM"]}))
+def test_what_lies_beside_a_run_may_change(training_scene: Path, whole: list[bytes], tmp_path: Path) -> None:
+    config = load_run(write_run(training_scene, "moved", **WHOLE, checkpoints={"stop_signals": ["SIGTERM"]}))
     train(config, say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
     for name in ("features", "tiny-student.json"):
         copy = shutil.copytree if (training_scene / name).is_dir() else shutil.copy
         copy(training_scene / name, tmp_path / name)
     shutil.copytree(config.out, tmp_path / "runs" / "moved")
     # Another place, other workers, features in memory, checkpoints at other times.
-    path = write_run(tmp_path, "moved", data={"workers": 2, "features": "resident"}, checkpoints={"every_steps": 3})
+    data = {"workers": 2, "features": "resident"}
+    path = write_run(tmp_path, "moved", **WHOLE, data=data, checkpoints={"every_steps": 3})
     assert quiet(path).resumed_at == 1
-    assert best_or_last(load_run(path).out).read_bytes() == whole
+    assert result(load_run(path).out) == whole
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -> None:
     config = load_run(write_run(training_scene, "kept", checkpoints={"every_steps": 2, "keep_last": 1}))
     quiet(config)
     assert [step_of(path) for path in checkpoints(config.out)] == [8]
-    (config.out / "best.json").write_text('{"step": 8}')
     assert step_of(best_or_last(config.out)) == 8
 
 
 def test_a_checkpoint_of_another_run_is_refused(training_scene: Path) -> None:
     quiet(write_run(training_scene, "other", epochs=1))
     with pytest.raises(UserError, match="another configuration or store") as caught:
-        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimiser={"lr": 2e-3}))
+        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimizer={"lr": 2e-3}))
     assert "\n" not in str(caught.value)
-    assert "(seed was 0, is 5; optimiser.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
-    (training_scene / "runs/other/run.json").unlink()
-    with pytest.raises(UserError, match=r"\(digest [0-9a-f]{16}, this one has [0-9a-f]{16}\)"):
-        quiet(write_run(training_scene, "other", epochs=1, seed=5))
+    assert "(seed was 0, is 5; optimizer.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
 
 
 def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_path: Path) -> None:
@@ -126,8 +141,8 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_there(training_scene
 
 
 def test_a_loss_that_is_not_a_number_names_its_batch(training_scene: Path) -> None:
-    config = load_run(write_run(training_scene, "nan", optimiser={"lr": 1e30, "warmup_steps": 0}))
-    with pytest.raises(UserError, match=r"at step 1 \(epoch 0\), rows \d+, .*lower optimiser\.lr") as caught:
+    config = load_run(write_run(training_scene, "nan", optimizer={"lr": 1e30, "warmup_steps": 0}))
+    with pytest.raises(UserError, match=r"at step 1 \(epoch 0\), rows \d+, .*lower optimizer\.lr") as caught:
         quiet(config)
     assert "\n" not in str(caught.value)
     note = json.loads((config.out / "bad-batch.json").read_text())
@@ -158,8 +173,153 @@ def test_a_full_disk_leaves_the_checkpoint_before(training_scene: Path) -> None:
     assert quiet(path).steps == 8
 
 
-def test_time_is_not_in_a_checkpoint(training_scene: Path, whole: bytes) -> None:
-    config = load_run(write_run(training_scene, "again"))
+def test_time_is_not_in_a_checkpoint(training_scene: Path, whole: list[bytes]) -> None:
+    config = load_run(write_run(training_scene, "again", **WHOLE))
     time.sleep(0.01)
     quiet(config)
-    assert best_or_last(config.out).read_bytes() == whole
+    assert result(config.out) == whole
+
+
+def test_a_kill_behind_a_checkpoint_leaves_it_the_best(training_scene: Path) -> None:
+    """What is said of a run has no file of its own that a kill could keep from being written."""
+    config = load_run(write_run(training_scene, "judged-best", monitor=JUDGED, checkpoints={"every_steps": 2}))
+    quiet(config)
+    best = best_or_last(config.out)
+    state = read(best)
+    assert state.progress.best_step == step_of(best) == state.progress.step
+    for path in checkpoints(config.out):
+        if step_of(path) > step_of(best):
+            path.unlink()
+    assert best_or_last(config.out) == best
+    assert {path.name for path in config.out.iterdir()} <= {"checkpoints", "run.json", "tokens.safetensors", "tokens"}
+
+
+def stopped_at_first_step(path: Path) -> None:
+    train(load_run(path), say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_first_weights_are_those_of_the_checkpoint(training_scene: Path, tmp_path: Path) -> None:
+    for name, seed in (("first-a", 1), ("first-b", 2)):
+        quiet(write_run(training_scene, name, epochs=1, seed=seed))
+    start = {"model": "tiny-student.json", "start_from": "runs/first-a"}
+    path = write_run(training_scene, "second", student=start)
+    stopped_at_first_step(path)
+    write_run(training_scene, "second", student=start | {"start_from": "runs/first-b"})
+    with pytest.raises(UserError, match=r"another configuration or store .*first_weights was .*, is .* at step 4"):
+        quiet(path)
+    # The folder may go: its weights are in the checkpoint.
+    write_run(training_scene, "second", student=start)
+    (training_scene / "runs/first-a").rename(tmp_path / "first-a")
+    assert quiet(path).resumed_at == 1
+    card = export(training_scene / "runs/second", tmp_path / "student") / "README.md"
+    assert "It began with first-a." in card.read_text()
+    with pytest.raises(UserError, match="first-a is not a run folder"):
+        quiet(write_run(training_scene, "third", student=start))
+
+
+def test_pretrained_is_relative_to_the_yaml_and_may_go(
+    training_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("features", "corpus"):
+        (tmp_path / name).symlink_to(training_scene / name)
+    shutil.copy(training_scene / "tiny-student.json", tmp_path)
+    clip = build_student(StudentConfig(model=str(tmp_path / "tiny-student.json")))
+    (tmp_path / "weights").mkdir()
+    for name in ("w.safetensors", "weights/w.safetensors"):
+        save_file({key: value + len(name) * 1e-3 for key, value in clip.state_dict().items()}, tmp_path / name)
+    monkeypatch.chdir(training_scene)
+    student = {"model": "tiny-student.json", "pretrained": "w.safetensors"}
+    path = write_run(tmp_path, "pre", student=student)
+    ready = prepare(load_run(path), World(torch.device("cpu")))
+    for name, value in ready.update.model.towers.student.state_dict().items():
+        assert torch.equal(value, clip.state_dict()[name] + 13e-3), name
+    stopped_at_first_step(path)
+    write_run(tmp_path, "pre", student=student | {"pretrained": "weights/w.safetensors"})
+    with pytest.raises(UserError, match="first_weights was"):
+        quiet(path)
+    (tmp_path / "w.safetensors").unlink()
+    write_run(tmp_path, "pre", student=student)
+    assert quiet(path).steps == 8
+    card = export(tmp_path / "runs/pre", tmp_path / "student") / "README.md"
+    assert "It began with w.safetensors." in card.read_text()
+    with pytest.raises(ConfigError, match=r"cannot read .*w\.safetensors: No such file"):
+        quiet(write_run(tmp_path, "pre2", student=student))
+
+
+def test_a_moved_project_goes_on_with_its_alignment(training_scene: Path, tmp_path: Path) -> None:
+    align = {"out": "phi.safetensors", "method": {"pca": {}}, "dim": 20}
+    for root in (training_scene, tmp_path):
+        (root / "align.yaml").write_text(yaml.safe_dump(align))
+    fit_alignment(FeatureStore.open(training_scene / "features"), load_align(training_scene / "align.yaml"))
+    heads = {"alignment": "phi.safetensors"}
+    stopped_at_first_step(write_run(training_scene, "aligned", heads=heads))
+    for name in ("features", "tiny-student.json", "phi.safetensors", "runs/aligned"):
+        copy = shutil.copytree if (training_scene / name).is_dir() else shutil.copy
+        copy(training_scene / name, tmp_path / name)
+    (tmp_path / "corpus").symlink_to(training_scene / "corpus")
+    assert quiet(write_run(tmp_path, "aligned", heads=heads)).resumed_at == 1
+    other = align | {"method": {"whitening": {}}}
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(other))
+    fit_alignment(FeatureStore.open(tmp_path / "features"), load_align(tmp_path / "align.yaml"))
+    with pytest.raises(UserError, match="alignment was"):
+        quiet(write_run(tmp_path, "aligned", heads=heads))
+
+
+def test_another_metric_or_other_rows_choose_a_best_of_their_own(training_scene: Path) -> None:
+    sets = [JUDGED["sets"][0], {"name": "s2", "where": {"site": "s2"}, "limit": 6}]  # type: ignore[index]
+    monitor = {"every_steps": 1, "sets": sets, "metric": "s2/recall@5"}
+    stopped_at_first_step(path := write_run(training_scene, "metrics", monitor=monitor))
+    out = load_run(path).out
+    assert read(checkpoints(out)[-1]).progress.judge.startswith("s2/recall@5 ")
+    for changes in ({"metric": "s1/recall@1"}, {"metric": "s1/recall@1", "sets": [sets[0] | {"limit": 10}]}):  # type: ignore[operator]
+        before = read(checkpoints(out)[-1]).progress
+        stopped_at_first_step(write_run(training_scene, "metrics", monitor=monitor | changes))
+        after = read(checkpoints(out)[-1]).progress
+        assert after.judge != before.judge
+        assert (after.step, after.best_step, after.worse) == (before.step + 1, before.step + 1, 0)
+        assert after.best_score == after.best_scores["s1/recall@1"]
+
+
+def test_a_run_that_patience_ended_takes_no_more_steps(training_scene: Path) -> None:
+    monitor = {"every_steps": 1, "patience": 2, "sets": JUDGED["sets"]}
+    path = write_run(training_scene, "ended", epochs=10, optimizer={"lr": 1e-9, "warmup_steps": 0}, monitor=monitor)
+    assert (quiet(path).steps, quiet(path).stopped) == (3, "patience")
+    saved = checkpoints(load_run(path).out)
+    again = quiet(path)
+    assert (again.resumed_at, again.steps, again.stopped) == (3, 3, "patience")
+    assert checkpoints(load_run(path).out) == saved
+
+
+def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
+    path = write_run(training_scene, "two-at-once", epochs=200, data={"workers": 2})
+    child = multiprocessing.get_context("fork").Process(target=quiet, args=(path,))
+    child.start()
+    while not (load_run(path).out / "run.json").exists():
+        time.sleep(0.05)
+    try:
+        with pytest.raises(BusyStoreError, match="two-at-once is being written by `mmkd distill`"):
+            quiet(path)
+    finally:
+        child.kill()
+        child.join()
+    # The loader's processes outlive a killed run for a moment, and do not hold its folder.
+    stopped_at_first_step(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"task": 0, "feature": 0, "cross": 0}}, "loss: every weight is 0"),
+        ({"policy": {"kind": "weighted", "weights": {"one": 0, "two": 0}}}, "policy.weights is 0 for every teacher"),
+        ({"data": {"workers": 0, "crop_scale": [1.0, 0.5]}}, r"crop_scale: is \[1.0, 0.5\], expected"),
+        ({"data": {"workers": 0, "crop_scale": [0.0, 0.5]}}, "crop_scale: is"),
+        ({"optimizer": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
+        ({"teachers": ["one", "one"]}, "teachers: one is named twice"),
+        ({"where": {"width": "40"}}, "column 'width' holds int32, '40' does not fit; expected a number without quotes"),
+        ({"where": {"site": 0}}, "column 'site' holds string, 0 does not fit; expected text, {site: '0'}"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(training_scene: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        prepare(load_run(write_run(training_scene, "cannot-work", **changes)), World(torch.device("cpu")))
+    assert "\n" not in str(caught.value)

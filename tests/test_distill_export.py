@@ -14,11 +14,12 @@ import torch
 from click.testing import CliRunner
 from in_process import load, run
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_run import quiet, write_run
 
 from mmkd.base.errors import UserError
 from mmkd.cli.export import export as export_command
-from mmkd.distill.checkpoint import best_or_last, read, student_weights
+from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
 from mmkd.distill.config import RunConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.graphs import write_graphs
@@ -35,7 +36,7 @@ def finished(training_scene: Path) -> RunConfig:
     select(FeatureStore.open(training_scene / "features"), "agreed", rule)
     monitor = {"sets": [{"name": "held-out", "where": {"site": "s1"}}], "every_steps": 4}
     averaged = {"average": 0.5}
-    config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimiser=averaged))
+    config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimizer=averaged))
     quiet(config)
     return config
 
@@ -49,7 +50,7 @@ def folder(finished: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_open_clip_gives_the_features_of_the_trainer(finished: RunConfig, folder: Path, training_scene: Path) -> None:
     exported, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     student = build_student(finished.student)
-    student.load_state_dict(student_weights(read(best_or_last(finished.out))[1]))
+    student.load_state_dict(student_weights(read(best_or_last(finished.out))))
     towers = Towers(student).eval()
     exported.eval()
     pictures = [Image.open(training_scene / f"corpus/images/{i}.png") for i in range(5)]
@@ -76,12 +77,12 @@ def test_it_is_a_teacher_of_the_next_generation(folder: Path, training_scene: Pa
     report = quiet(write_run(tmp_path, "second-generation", epochs=1))
     assert report.steps == 4
     card = export(tmp_path / "runs/second-generation", tmp_path / "grandchild") / "README.md"
-    assert f"| student | local-dir:{folder} |" in card.read_text()
+    assert f"| student | local-dir:{folder.name} |" in card.read_text()
 
 
 def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder: Path) -> None:
     card, facts = (folder / "README.md").read_text(), json.loads((folder / "mmkd_run.json").read_text())
-    _, state = read(best_or_last(finished.out))
+    state = read(best_or_last(finished.out))
     assert facts["best_step"] == state.progress.step == facts["steps"]
     assert facts["scores"] == state.progress.best_scores
     assert set(facts["scores"]) == {"held-out/recall@1", "held-out/recall@5"}
@@ -100,18 +101,48 @@ def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder:
         assert f"| {teacher['slug']} | {teacher['source']} | {teacher['digest']} | not stated |" in card
     assert "weights averaged with decay 0.5" in card
     assert "rows used: {'site': 's0'}" in card
-    places = {"store": finished.store, "out": finished.out}
-    assert RunConfig.model_validate(facts["config"] | places) == finished
+    assert facts["config"] == state.record.config
+    assert (facts["config"]["seed"], facts["config"]["optimizer"]["average"]) == (finished.seed, 0.5)
 
 
-def test_the_card_is_of_the_store_as_it_was(finished: RunConfig, folder: Path, tmp_path: Path) -> None:
-    """Without the store, and whatever became of it since."""
-    shutil.copytree(finished.out, tmp_path / "run")
-    written = json.loads((tmp_path / "run/run.json").read_text())
-    (tmp_path / "run/run.json").write_text(json.dumps(written | {"store": str(tmp_path / "gone")}))
-    export(tmp_path / "run", tmp_path / "student")
-    for name in ("README.md", "mmkd_run.json", "open_clip_model.safetensors"):
-        assert (tmp_path / "student" / name).read_bytes() == (folder / name).read_bytes()
+def test_nothing_but_the_checkpoints_is_needed_and_no_path_is_said(
+    finished: RunConfig, folder: Path, training_scene: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.out / "checkpoints", tmp_path / "run/checkpoints")
+    model = training_scene / "tiny-student.json"
+    description = model.read_text()
+    try:
+        model.unlink()
+        export(tmp_path / "run", tmp_path / "student")
+    finally:
+        model.write_text(description)
+    for name in ("README.md", "mmkd_run.json", "open_clip_config.json", "open_clip_model.safetensors"):
+        content = (tmp_path / "student" / name).read_bytes()
+        assert content == (folder / name).read_bytes()
+        assert str(training_scene).encode() not in content
+    assert "tiny-student, " in (folder / "README.md").read_text()
+
+
+def test_any_checkpoint_can_be_exported_and_its_card_is_about_it(finished: RunConfig, tmp_path: Path) -> None:
+    steps = [step_of(path) for path in checkpoints(finished.out)]
+    best = step_of(best_or_last(finished.out))
+    assert steps == [4, 8]
+    for which, step in (("last", 8), ("4", 4), ("8", 8), ("best", best)):
+        done = CliRunner().invoke(
+            export_command, [str(finished.out), str(tmp_path / which), "--checkpoint", which], catch_exceptions=False
+        )
+        assert done.exit_code == 0
+        facts = json.loads((tmp_path / which / "mmkd_run.json").read_text())
+        saved = read(finished.out / f"checkpoints/step-{step:08d}.safetensors")
+        assert facts["steps"] == step
+        assert facts["scores"] == (saved.progress.best_scores if saved.progress.best_step == step else {})
+        card = (tmp_path / which / "README.md").read_text()
+        assert f"{step} steps of 24 pairs" in card
+        assert ("This is not the checkpoint that validation chose" in card) == (not facts["scores"])
+        weights = load_file(tmp_path / which / "open_clip_model.safetensors")
+        assert all(torch.equal(weights[name], value) for name, value in student_weights(saved).items())
+    with pytest.raises(UserError, match="has no checkpoint '5'; expected best, last or one of its steps: 4, 8"):
+        export(finished.out, tmp_path / "none", checkpoint="5")
 
 
 def graph_features(folder: Path, kind: str, tower: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -168,11 +199,24 @@ def test_a_graph_that_differs_from_the_student_is_deleted(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["image.pt"]
 
 
+def test_an_export_that_fails_leaves_nothing(
+    finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("another feature")
+
+    monkeypatch.setattr("mmkd.distill.export.write_graphs", fail)
+    (tmp_path / "s").mkdir()
+    with pytest.raises(UserError, match="another feature"):
+        export(finished.out, tmp_path / "s", ["torchscript"])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "s"]
+
+
 def test_onnx_without_its_packages_is_one_line(
     finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"ONNX graphs need the package onnxscript; pip install 'mmkd\[onnx\]'"):
+    with pytest.raises(UserError, match=r"ONNX graphs need the package onnxscript; pip install .*\[onnx\]'"):
         export(finished.out, tmp_path / "out", ["onnx"])
     assert not (tmp_path / "out").exists()
 
@@ -180,11 +224,10 @@ def test_onnx_without_its_packages_is_one_line(
 def test_what_cannot_be_exported_is_said(
     finished: RunConfig, training_scene: Path, tmp_path: Path, folder: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"is not a run folder: no run\.json"):
+    with pytest.raises(UserError, match="is not a run folder; name the `out`"):
         export(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="is not empty; name a new folder"):
         export(finished.out, folder)
-    for name in ("run.json", "source.json"):
-        shutil.copy(finished.out / name, tmp_path)
+    shutil.copy(finished.out / "run.json", tmp_path)
     with pytest.raises(UserError, match="has no checkpoint yet"):
         export(tmp_path, tmp_path / "out")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from mmkd.distill.logs import Lines, Terminal
 from mmkd.distill.monitor import positive_ranks
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.prepare import prepare
+from mmkd.distill.validation_sets import draw_evenly
 from mmkd.distill.world import World
 
 HELD_OUT = {"name": "held-out", "where": {"site": "s1"}, "limit": 40}
@@ -61,7 +64,8 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
     assert again.monitor.scores() == report.scores
     assert set(report.scores) == {"held-out/recall@1", "held-out/recall@5"}
     held = again.monitor.sets[0]
-    assert held.pairs.rows.tolist() == list(range(1, 121, 3))
+    assert set(held.rows.pairs.rows.tolist()) < set(range(1, 300, 3))
+    assert len(set(held.rows.pairs.rows.tolist())) == 40
     # By hand: open_clip's own evaluation transform and tower over the corpus' own files.
     from open_clip.transform import image_transform_v2
     from PIL import Image
@@ -70,14 +74,14 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
 
     student = again.update.model.towers.student.eval()
     transform = image_transform_v2(preprocessing(student), is_train=False)
-    rows = held.pairs.rows.tolist()
+    rows = held.rows.pairs.rows.tolist()
     with torch.no_grad():
         pixels = torch.stack([transform(Image.open(training_scene / f"corpus/images/{row}.png")) for row in rows])
         image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
-        texts = held.captions.tokens(held.pairs.caption)
+        texts = held.captions.tokens(held.rows.pairs.caption)
         text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
-    ranks = loop_ranks(image.numpy(), text.numpy(), held.pairs.caption)
-    ranks += loop_ranks(text.numpy(), image.numpy(), held.pairs.caption)
+    ranks = loop_ranks(image.numpy(), text.numpy(), held.rows.pairs.caption)
+    ranks += loop_ranks(text.numpy(), image.numpy(), held.rows.pairs.caption)
     for k in (1, 5):
         assert report.scores[f"held-out/recall@{k}"] == pytest.approx(np.mean([rank < k for rank in ranks]))
 
@@ -86,13 +90,13 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(training_scene: P
     # A learning rate of nearly nothing: the first validation is the best, the next two are no better.
     changes = {"sets": [HELD_OUT], "every_steps": 2, "patience": 2}
     config = load_run(
-        write_run(training_scene, "patient", monitor=changes, optimiser={"lr": 1e-30}, checkpoints={"keep_last": 1})
+        write_run(training_scene, "patient", monitor=changes, optimizer={"lr": 1e-30}, checkpoints={"keep_last": 1})
     )
     done = CliRunner().invoke(distill, [str(training_scene / "patient.yaml")], catch_exceptions=False)
     assert "stopped by patience: nothing better since step 2" in done.stdout
     assert [step_of(path) for path in checkpoints(config.out)] == [2, 6]
     assert step_of(best_or_last(config.out)) == 2
-    assert read(best_or_last(config.out))[1].progress.best_step == 2
+    assert read(best_or_last(config.out)).progress.best_step == 2
 
 
 def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene: Path) -> None:
@@ -122,7 +126,7 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
     held, monitor = ready.monitor.sets[0], ready.monitor
     ready.update.model.towers.eval()
     with torch.no_grad():
-        images, prompts = monitor._images(held).numpy(), monitor._texts(held.prompts).numpy()  # type: ignore[arg-type]
+        images, prompts = monitor._encode_images(held).numpy(), monitor._encode_texts(held.prompts).numpy()  # type: ignore[arg-type]
     vectors = [prompts[i::2].mean(axis=0) for i in range(2)]
     vectors = [vector / np.linalg.norm(vector) for vector in vectors]
     right = [int(np.argmax([image @ vector for vector in vectors])) == i % 2 for i, image in enumerate(images)]
@@ -136,7 +140,7 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
     ("monitor", "error", "message"),
     [
         ({"sets": [HELD_OUT | {"role": "report"}]}, ConfigError, "a `report` set must not be seen during training"),
-        ({"sets": [HELD_OUT | {"where": {"site": "s0"}}]}, ConfigError, "row 0 and 39 more are trained on too"),
+        ({"sets": [HELD_OUT | {"where": {"site": "s0"}}]}, ConfigError, r"row \d+ and 39 more are trained on too"),
         ({"sets": [HELD_OUT | {"where": {"site": "s9"}}]}, UserError, "0 rows of .* match"),
         ({"sets": [HELD_OUT | {"where": {}}]}, ConfigError, "where"),
         ({"sets": [HELD_OUT | {"label": "site"}]}, ConfigError, "`label` and `prompts` go together"),
@@ -152,6 +156,37 @@ def test_mistakes_in_a_monitor(
     assert "\n" not in str(caught.value)
 
 
+def test_a_copy_of_the_store_is_known_by_its_content(training_scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(training_scene / "features", tmp_path / "copy")
+    entry = HELD_OUT | {"store": str(tmp_path / "copy")}
+    with pytest.raises(ConfigError, match=r"row \d+ and 39 more are trained on too"):
+        prepare(
+            load_run(write_run(training_scene, "copy", monitor={"sets": [entry | {"where": {"site": "s0"}}]})),
+            World(torch.device("cpu")),
+        )
+    prepare(load_run(write_run(training_scene, "copy2", monitor={"sets": [entry]})), World(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("limit", [5, 20, 24, 60, 500])
+def test_a_limit_draws_from_all_classes_alike(limit: int) -> None:
+    # Sorted by class, as stores are: 24 classes, the first with a single row.
+    classes: list[str | None] = ["c00", *(f"c{k:02}" for k in range(1, 24) for _ in range(10))]
+    places = draw_evenly(classes, limit)
+    assert places.tolist() == sorted(set(places.tolist()))
+    counts = Counter(classes[place] for place in places)
+    assert len(places) == min(limit, 231)
+    assert len(counts) == min(limit, 24)
+    large = [count for name, count in counts.items() if name != "c00"]
+    assert max(large) - min(large) <= 1
+    assert np.array_equal(places, draw_evenly(classes, limit))
+
+
+def test_a_limit_draws_rows_at_random_where_there_are_no_classes() -> None:
+    places = draw_evenly([None] * 1000, 100)
+    assert places.max() > 900
+    assert abs(places.mean() - 500) < 100
+
+
 def test_the_average_follows_its_definition_and_is_what_is_exported(training_scene: Path) -> None:
     layer = torch.nn.Linear(2, 1)
     average = WeightAverage(layer, 0.5)
@@ -163,9 +198,9 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * layer.weight.detach()
     assert torch.allclose(average.values["weight"], expected)
-    config = load_run(write_run(training_scene, "averaged", epochs=1, optimiser={"average": 0.9}))
+    config = load_run(write_run(training_scene, "averaged", epochs=1, optimizer={"average": 0.9}))
     quiet(config)
-    _, state = read(best_or_last(config.out))
+    state = read(best_or_last(config.out))
     own, averaged = state.part("model.towers.student"), student_weights(state)
     assert own.keys() == averaged.keys()
     assert not torch.equal(own["visual.proj"], averaged["visual.proj"])
@@ -173,9 +208,9 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
 
 def test_tensorboard_holds_every_step_once_after_a_resume(training_scene: Path) -> None:
     logging = {"tensorboard": True, "every_steps": 1}
-    quiet(
-        write_run(training_scene, "logged", epochs=1, logging=logging, monitor={"sets": [HELD_OUT], "every_steps": 2})
-    )
+    monitor = {"sets": [HELD_OUT], "every_steps": 2}
+    changes = {"epochs": 1, "optimizer": {"warmup": 0.5}}
+    quiet(write_run(training_scene, "logged", **changes, logging=logging, monitor=monitor))
     events = EventAccumulator(str(training_scene / "runs/logged/tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {
         "loss/task", "loss/feature", "loss/cross", "loss/total", "lr", "gradient_norm", "samples_per_second",
@@ -188,7 +223,7 @@ def test_tensorboard_holds_every_step_once_after_a_resume(training_scene: Path) 
 def test_the_bar_shows_terms_rates_waiting_and_memory() -> None:
     shown = io.StringIO()
     with tqdm(total=10, initial=3, file=shown, ncols=200, mininterval=0) as bar:
-        Terminal(bar).scalars(
+        Terminal(bar)(
             4,
             {"loss/task": 1.25, "loss/total": 2.5, "samples_per_second": 812.4, "data_wait_share": 0.034,
              "memory_gb": 1.26, "lr": 1e-3},
@@ -200,8 +235,20 @@ def test_the_bar_shows_terms_rates_waiting_and_memory() -> None:
 
 def test_wandb_that_is_not_installed_is_said(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install 'mmkd\\[wandb\\]'"):
+    with pytest.raises(UserError, match=r"pip install .*\[wandb\]'"):
         quiet(write_run(training_scene, "no-wandb", logging={"wandb": "mine"}))
+
+
+def test_wandb_without_a_login_is_one_line(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"logging.wandb: No API key .*; run `wandb login`, set") as caught:
+        quiet(write_run(training_scene, "no-login", logging={"wandb": "mine"}))
+    assert "\n" not in str(caught.value)
 
 
 def log_records(path: Path) -> Iterator[bytes]:
@@ -233,9 +280,12 @@ def test_wandb_offline_holds_every_step(training_scene: Path, monkeypatch: pytes
     (file,) = load_run(path).out.glob("wandb/offline-run-*/*.wandb")
     records = [Record.FromString(data) for data in log_records(file)]
     (begun,) = [record.run for record in records if record.HasField("run")]
-    assert (begun.project, begun.run_id, begun.display_name) == ("mine", "wandb", "wandb")
+    note = (load_run(path).out / "wandb-id").read_text()
+    assert (begun.project, begun.run_id, begun.display_name) == ("mine", note, "wandb")
+    assert len(note) == 8
     config = {item.key: json.loads(item.value_json) for item in begun.config.update}
-    assert (config["batch_size"], config["student"]["model"]) == (24, str(training_scene / "tiny-student.json"))
+    assert (config["config"]["batch_size"], config["model"]) == (24, "tiny-student")
+    assert str(training_scene) not in json.dumps(config)
     rows = [
         {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
         for record in records
@@ -252,10 +302,10 @@ def test_a_log_without_a_terminal_gets_a_line_a_minute_and_every_validation(caps
     clock = iter([0.0, 59.0, 60.0, 61.0])
     lines = Lines(2000, now=lambda: next(clock))
     rates = {"samples_per_second": 812.4, "data_wait_share": 0.031, "memory_gb": 1.24, "lr": 1e-3}
-    lines.scalars(0, {"loss/task": 4.1, "loss/total": 5.0} | rates)
-    lines.scalars(9, {"loss/task": 4.0, "loss/total": 4.5})  # not a minute later
-    lines.scalars(999, {"loss/task": 3.0, "loss/total": 3.5})
-    lines.scalars(1999, {"monitor/held-out/recall@1": 0.25})
+    lines(0, {"loss/task": 4.1, "loss/total": 5.0} | rates)
+    lines(9, {"loss/task": 4.0, "loss/total": 4.5})  # not a minute later
+    lines(999, {"loss/task": 3.0, "loss/total": 3.5})
+    lines(1999, {"monitor/held-out/recall@1": 0.25})
     assert capsys.readouterr().err.splitlines() == [
         "step 1 of 2,000: task 4.100, total 5.000, 812 samples/s, 3% waiting for data, 1.2 GB",
         "step 1,000 of 2,000: task 3.000, total 3.500",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from forked import forked_ranks, peaceful
 from in_process import load, run
 from rank_order import joined, look
@@ -18,6 +19,9 @@ from tiny_run import write_run
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.distill.batches import epoch_order
+from mmkd.distill.config import load_run
+from mmkd.distill.prepare import prepare
+from mmkd.distill.world import World
 
 HERE = Path(__file__).parent
 
@@ -87,3 +91,33 @@ def test_four_ranks_under_torchrun_see_the_same_samples(
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert joined(tmp_path, 4) == alone[3:]
+
+
+def test_rows_of_equal_tokens_or_of_one_image_are_grouped(lengths_scene: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus/images").mkdir(parents=True)
+    long = "the heart is normal and the lungs are clear " * 4
+    captions = ["Chest X-ray", "chest x-ray ", "brain", f"{long} one", f"{long} two", "knee"]
+    with (tmp_path / "corpus/pairs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["key", "image", "caption"])
+        for i, caption in enumerate(captions):
+            (tmp_path / f"corpus/images/{i}.png").write_bytes(png(0 if i in (2, 5) else i + 1))
+            table.writerow([f"k{i}", f"images/{i}.png", caption])
+    run(
+        tmp_path / "corpus/pairs.csv",
+        tmp_path / "features",
+        load({"one": write_tiny_teacher(tmp_path / "one", seed=1)}, "one"),
+    )
+    (tmp_path / "tiny-student.json").write_bytes((lengths_scene / "tiny-student.json").read_bytes())
+    config = load_run(write_run(tmp_path, "groups", batch_size=6, where={}))
+    batch = next(prepare(config, World(torch.device("cpu"))).batches.from_step(0))
+    tokens, images = (dict(zip(batch.rows.tolist(), column.tolist(), strict=True)) for column in batch.groups.T)
+    assert [[a for a in range(6) if tokens[a] == tokens[b]] for b in range(6)] == [
+        [0, 1],
+        [0, 1],
+        [2],
+        [3, 4],
+        [3, 4],
+        [5],
+    ]
+    assert [[a for a in range(6) if images[a] == images[b]] for b in range(6)] == [[0], [1], [2, 5], [3], [4], [2, 5]]

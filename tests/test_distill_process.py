@@ -10,8 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from forked import forked_command
-from test_distill_ranks import launched
+from forked import forked_command, launched
 from tiny_run import write_run
 
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of
@@ -50,7 +49,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(
     assert f"stopped by {name} with the state saved; the same command goes on" in lines
     (saved,) = checkpoints(load_run(path).out)
     done = step_of(saved)
-    assert read(saved)[1].progress.step == done >= 1
+    assert read(saved).progress.step == done >= 1
     assert f"{done} steps in " in "\n".join(lines)
     again = forked_command(tmp_path / "again", "distill", path)
     wait_for(tmp_path / "again", f"from step {done:,}")
@@ -62,7 +61,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(
 
 def test_a_second_signal_ends_at_once(training_scene: Path, tmp_path: Path) -> None:
     """Whoever asks twice does not want to wait: the signal then acts as it always did."""
-    from mmkd.distill.stop import stop_on
+    from mmkd.distill.trainer import stop_on
 
     with stop_on(["SIGUSR2"]) as request:
         os.kill(os.getpid(), signal.SIGUSR2)
@@ -92,7 +91,7 @@ def one_line(training_scene: Path, tmp_path: Path, **changes: object) -> str:
 
 
 def test_a_loss_that_is_not_a_number_is_one_line(training_scene: Path, tmp_path: Path) -> None:
-    line = one_line(training_scene, tmp_path, optimiser={"lr": 1e30, "warmup_steps": 0})
+    line = one_line(training_scene, tmp_path, optimizer={"lr": 1e30, "warmup_steps": 0})
     assert "at step 1 (epoch 0), rows " in line
 
 
@@ -153,5 +152,5 @@ def test_torchrun_that_is_told_to_end_saves_first(training_scene: Path, tmp_path
         process.terminate()
         assert process.wait(timeout=120) != 0
     (saved,) = checkpoints(load_run(path).out)
-    assert read(saved)[1].progress.step == step_of(saved) >= 1
+    assert read(saved).progress.step == step_of(saved) >= 1
     assert "stopped by SIGTERM with the state saved" in (tmp_path / "log").read_text()

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
+from mmkd.base.install import install_command
 from mmkd.cli.doctor import disk, machine
 from mmkd.cli.doctor.check import Check
 from mmkd.cli.doctor.disk import disk_checks
@@ -168,7 +169,7 @@ def test_packages_that_are_missing_or_too_old() -> None:
     assert old.status == "warning"
     assert old.found.startswith("wrong version: numpy ")
     assert "(needs >=999)" in old.found
-    assert old.next_step == "pip install 'mmkd[x]'"
+    assert old.next_step == install_command("x")
     missing = extra_check("x", [Requirement("no-such-package-1"), Requirement("numpy")])
     assert (missing.status, missing.found) == ("note", "not installed: no-such-package-1")
     assert extra_check("", [Requirement("no-such-package-1")]).status == "fault"
@@ -196,13 +197,13 @@ def test_little_room_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_missing_package_is_found_in_the_extra_that_has_it() -> None:
-    assert missing_package("h5py") == "pip install 'mmkd[wsi]'"
-    assert missing_package("openslide") == "pip install 'mmkd[wsi]'"  # a module whose package has another name
-    assert missing_package("obstore") == "pip install 'mmkd[remote]'"
-    assert missing_package("torchvision") == "pip install 'mmkd[demo]'"  # several have it
-    assert missing_package("torchvision", "export") == "pip install 'mmkd[distill]'"
-    assert missing_package("PIL", "store") == "pip install 'mmkd[inspect]'"
-    assert missing_package("zarr", "store") == "pip install 'mmkd[demo]'"
+    assert missing_package("h5py") == install_command("wsi")
+    assert missing_package("openslide") == install_command("wsi")  # a module whose package has another name
+    assert missing_package("obstore") == install_command("remote")
+    assert missing_package("torchvision") == install_command("demo")  # several have it
+    assert missing_package("torchvision", "export") == install_command("distill")
+    assert missing_package("PIL", "store") == install_command("inspect")
+    assert missing_package("zarr", "store") == install_command("demo")
 
 
 def test_a_command_without_its_package_names_the_extra_in_one_line(
@@ -214,5 +215,5 @@ def test_a_command_without_its_package_names_the_extra_in_one_line(
     monkeypatch.setattr("mmkd.cli.main.cli", lacking)
     with pytest.raises(SystemExit):
         main()
-    message = "Error: this command needs the package 'h5py'; run: pip install 'mmkd[wsi]'\n"
+    message = f"Error: this command needs the package 'h5py'; run: {install_command('wsi')}\n"
     assert capsys.readouterr().err == message

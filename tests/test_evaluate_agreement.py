@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ from mmkd.evaluate.concordance import concordance, count_pairs
 from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import rank_positives, recall_at
+from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.scoring import resampled
-from mmkd.evaluate.settings import BootstrapSettings, TaskSettings
-from mmkd.evaluate.tasks import TASKS
+from mmkd.evaluate.tasks import TASKS, TaskSettings
 
 generators = st.integers(0, 2**31).map(np.random.default_rng)
 
@@ -69,9 +70,11 @@ def test_any_weights_give_what_scikit_learn_gives_with_sample_weight(rng: np.ran
 @given(generators)
 def test_samples_without_features_are_scored_as_if_they_were_not_there(rng: np.random.Generator) -> None:
     found = answers_with_gaps(rng)
-    scoring = TASKS["zero_shot"].scoring(TaskSettings())
+    scoring = TASKS["zero_shot"].scoring(SimpleNamespace(settings=TaskSettings()))
     every_row = {"": np.ones(len(found), dtype=bool)}
-    by_metric = resampled(found, scoring.metrics, scoring, (BootstrapSettings(n=100), "x"), every_row)
+    by_metric = resampled(
+        found, scoring.metrics, scoring, bootstrap=BootstrapSettings(n=100), name="x", parts=every_row
+    )
     y, score = found.labels()[found.available], found.score[found.available]
     there, predicted = np.unique(y), score.argmax(axis=1)
     areas = [roc_auc_score(y == c, score[:, c]) for c in there if len(there) > 1]

@@ -57,7 +57,7 @@ def test_a_class_without_samples_is_reported_and_scored_as_absent(tmp_path: Path
     [
         (
             {"classes": list(CLASSES)},
-            "prompt row 'prompt-carcinoma1' has label='sarcoma', not one of the classes adenoma, benign, carcinoma",
+            "label of 1 prompt rows is not one of the classes adenoma, benign, carcinoma: 'sarcoma' 1 (first in row",
         ),
         ({"classes": [*CLASSES, "sarcoma", "lymphoma"]}, "class 'lymphoma' has no prompt; there are some for adenoma"),
     ],

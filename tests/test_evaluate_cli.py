@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from mmkd.base.errors import ConfigError, MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import TASKS, load_suite
-from mmkd.evaluate.settings import TaskSettings
+from mmkd.evaluate.tasks import TaskSettings
 
 DATASET: dict[str, Any] = {
     "dataset": "sites",
@@ -75,7 +75,7 @@ def test_run_table_and_compare(ran: Path) -> None:
         (("table", "--task", "linear_probe", "--fraction", "0.5"), "at 0.5 of the labels; heads: one; shares: 1"),
         (("compare", "gamma"), "has no model 'gamma'; it has alpha, beta"),
         (("compare", "alpha", "--against", "alpha"), "name a model other than 'alpha'"),
-        (("table", "--out", "elsewhere"), "elsewhere holds no plan.json; `mmkd evaluate run SUITE --out elsewhere`"),
+        (("table", "--out", "elsewhere"), "elsewhere has no results; `mmkd evaluate run SUITE --out elsewhere`"),
     ],
 )
 def test_questions_without_an_answer(ran: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -91,6 +91,7 @@ def test_check_reports_counts_and_exits_by_what_it_found(small_store: Path) -> N
     assert good.output == (
         "suite small: 1 of 1 data sets ready, models alpha, beta\n"
         "sites [report, unspecified: zero_shot, linear_probe]: train 60 (60 groups), test 100 (100 groups)\n"
+        "  train rows by class: s0 20, s1 20, s2 20\n"
         "  test rows by class: s0 34, s1 33, s2 33\n"
     )
     bad = DATASET | {"rows": {"test": {}, "train": {"site": "s1"}}}

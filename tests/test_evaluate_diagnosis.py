@@ -15,11 +15,11 @@ from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.bags import BagFeatures, make_bags
-from mmkd.evaluate.folds import draw_folds
+from mmkd.evaluate.cross_validation import draw_folds
 from mmkd.evaluate.heads.abmil import GatedAttention
+from mmkd.evaluate.heads.settings import MilSettings
 from mmkd.evaluate.plan import make_plan
 from mmkd.evaluate.predictions import read_predictions
-from mmkd.evaluate.settings import MilSettings
 from mmkd.store import UserError
 from mmkd.store.writer import ShardFeatures
 
@@ -164,9 +164,9 @@ def test_bags_in_memory_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest
     loaded = make_plan(load_suite(slides(tmp_path)))
     data, model = loaded.rows_of("lymph"), loaded.plan.models[0]
     bags = make_bags(data, data.split("test"), data.spec.bag)
-    kept = BagFeatures(bags, loaded.features_of("lymph", model), "image")
-    monkeypatch.setattr("mmkd.evaluate.bags.KEPT_BYTES", 0)
-    read = BagFeatures(bags, loaded.features_of("lymph", model), "image")
+    kept = BagFeatures(bags, loaded.features_of("lymph", model), "image", normalized=True)
+    monkeypatch.setattr("mmkd.evaluate.bags.IN_MEMORY_BYTES", 0)
+    read = BagFeatures(bags, loaded.features_of("lymph", model), "image", normalized=True)
     for bag in range(len(bags)):
         assert np.array_equal(kept.patches(bag), read.patches(bag))
         assert np.array_equal(kept.patches(bag, np.array([0])), read.patches(bag, np.array([0])))

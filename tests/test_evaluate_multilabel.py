@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planted_store import store_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.check import check_suite
 from mmkd.evaluate.dataset import load_dataset
@@ -118,10 +118,13 @@ def test_without_negative_prompts_the_cosine_counts(tmp_path: Path) -> None:
 def test_truth_from_columns_lists_and_unknown_values(tmp_path: Path) -> None:
     columns = _truth(tmp_path / "0")
     assert set(np.unique(columns)) == {0, 1}
-    listed = _truth(tmp_path / "1", multilabel={"column": "listed", "separator": "|"})
+    listing = {"column": "listed", "separator": "|"}
+    listed = _truth(tmp_path / "1", multilabel=listing | {"nothing": ["No Finding"]})
+    with pytest.raises(UserError, match="listed lists 'No Finding' 33 among the test rows, which no class has"):
+        _truth(tmp_path / "4", multilabel=listing)
     assert np.array_equal(columns, listed)
-    # A value that is neither is not known; two columns of one class: either is enough.
-    unknown = _truth(tmp_path / "2", multilabel={"positive": ["1"], "negative": ["x"]})
+    # Two columns of one class: either is enough.
+    unknown = _truth(tmp_path / "2", multilabel={"positive": ["1"], "negative": ["x"], "unknown": ["0"]})
     assert set(np.unique(unknown)) == {-1, 1}
     either = _truth(tmp_path / "3", classes={"any": ["effusion", "nodule"], "rare": "rare"})
     assert np.array_equal(either[:, 0], columns[:, :2].max(axis=1))
@@ -159,8 +162,8 @@ def test_average_precision_is_scikit_learns_with_counts_and_ties(rows: list[tupl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"multilabel": None}, "multilabel_probe needs `multilabel` and `classes`"),
-        ({"classes": None}, "multilabel_probe needs `multilabel` and `classes`"),
+        ({"multilabel": None}, "multilabel_zero_shot needs `multilabel` and `classes`"),
+        ({"classes": None}, "multilabel_zero_shot needs `multilabel` and `classes`"),
         ({"label": "listed"}, "`label` is for one label a sample, `multilabel` for several; keep one"),
         ({"prompts": None}, "chest: multilabel_zero_shot needs `prompts`"),
         ({"classes": {"x": "rare", "y": "rare"}}, "value 'rare' means two classes"),
@@ -181,7 +184,8 @@ def test_descriptions_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], m
     ("changes", "message"),
     [
         ({"classes": ["effusion", "nodule", "mass"]}, "no such column|no column|'mass'"),
-        ({"multilabel": {"positive": ["7"]}}, "'effusion' has no positive test rows"),
+        ({"multilabel": {"positive": ["7"], "unknown": ["1"]}}, "'effusion' has no positive test rows"),
+        ({"multilabel": {"positive": ["7"]}}, r"effusion has '1' \d+ among the test rows; name these values under"),
         ({"multilabel": {"column": "listed"}}, "has the labels '.*', expected a JSON list; say the `separator`"),
         ({"group": "split", "rows": {s: {"split": "test"} for s in ("train", "test")}}, "stand in both train and test"),
     ],

@@ -10,8 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from mmkd.evaluate.linear_probe import Labelled, choose_c
-from mmkd.evaluate.settings import LinearProbeSettings
+from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
 
 

@@ -18,10 +18,9 @@ from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.concordance import concordance, count_pairs
-from mmkd.evaluate.heads.coxnet import Cohort, PartialLikelihood, fit_coxnet, fit_path
+from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, PartialLikelihood, fit_coxnet, fit_path
 from mmkd.evaluate.heads.survival_losses import bin_of, cox_loss, hazard_nll, risk_of_hazards, time_bins
 from mmkd.evaluate.predictions import read_predictions
-from mmkd.evaluate.settings import CoxnetSettings
 from mmkd.store import UserError
 from mmkd.store.writer import ShardFeatures
 
@@ -77,7 +76,7 @@ def test_k7_k8_against_scikit_survival() -> None:
     alphas = np.array([0.2, 0.1, 0.05, 0.02])
     target = np.array(list(zip(event, time, strict=True)), dtype=[("e", "?"), ("t", "<f8")])
     theirs = CoxnetSurvivalAnalysis(alphas=alphas, l1_ratio=0.5, tol=1e-12).fit(z, target).coef_.T
-    ours = fit_path(z, PartialLikelihood(time, event), alphas, 0.5)
+    ours, _ = fit_path(z, PartialLikelihood(time, event), alphas, 0.5)
     assert np.abs(ours - theirs).max() < 2e-4
     assert (ours != 0).sum(axis=1).tolist() == (theirs != 0).sum(axis=1).tolist()
 
@@ -105,7 +104,7 @@ def test_k8_gbsg2_as_scikit_survival_has_it() -> None:
         [0.0, 0.06936835, 0.26105838, -0.29910401, 0.0],
         [-0.00621689, 0.09287764, 0.27174349, -0.41963518, 0.0],
     ]
-    ours = fit_path(z, PartialLikelihood(time, event), np.array([0.2, 0.1, 0.05, 0.02]), 0.5)
+    ours, _ = fit_path(z, PartialLikelihood(time, event), np.array([0.2, 0.1, 0.05, 0.02]), 0.5)
     np.testing.assert_allclose(ours, expected, atol=5e-5)
     assert ((ours != 0) == (np.array(expected) != 0)).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,9 @@ import yaml
 from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
-from mmkd.evaluate.answer_text import answer_index, normalised, vocabulary
 from mmkd.evaluate.predictions import Predictions, read_predictions
-from mmkd.evaluate.settings import TaskSettings
-from mmkd.evaluate.tasks import TASKS
+from mmkd.evaluate.tasks import TASKS, TaskSettings
+from mmkd.evaluate.vqa import answer_index, normalized, vocabulary
 from mmkd.store.writer import ShardFeatures
 
 
@@ -28,13 +28,13 @@ from mmkd.store.writer import ShardFeatures
     ],
 )
 def test_answers_that_are_the_same(one: str, same: str) -> None:
-    assert normalised(one) == normalised(same) != ""
+    assert normalized(one) == normalized(same) != ""
 
 
 def test_an_article_is_a_word_not_a_letter() -> None:
-    assert normalised("an aorta") == "aorta"
-    assert normalised("vitamin a") == "vitamin"
-    assert normalised("mass") == "mass"
+    assert normalized("an aorta") == "aorta"
+    assert normalized("vitamin a") == "vitamin"
+    assert normalized("mass") == "mass"
 
 
 def test_vocabulary_is_sorted_and_unknown_answers_are_minus_one() -> None:
@@ -50,7 +50,7 @@ def test_k17_accuracies_and_coverage() -> None:
         ids, ids, ids, None, np.column_stack([np.zeros(6), right, closed, covered]).astype(float), np.ones(6, bool),
         ("answer", "right", "closed", "covered"),
     )  # fmt: skip
-    metrics = TASKS["vqa"].scoring(TaskSettings()).metrics
+    metrics = TASKS["vqa"].scoring(SimpleNamespace(settings=TaskSettings())).metrics
     values = {name: metric(found, np.ones((1, 6)))[0] for name, metric in metrics.items()}
     assert values == pytest.approx(
         {"overall_acc": 0.5, "closed_acc": 2 / 3, "open_acc_exact": 1 / 3, "coverage": 5 / 6}
@@ -139,5 +139,5 @@ def test_bad_questions_fail_in_one_line(tmp_path: Path) -> None:
     suite = questions(tmp_path, vqa={"answer": "question", "closed": {"kind": "CLOSED"}})
     report = run_suite(load_suite(suite), tmp_path / "out")
     assert len(report.failed) == 3
-    assert "question 'q0' has question='', not an answer" in report.failed[0].reason
+    assert "question 'q0' has question=None, not an answer" in report.failed[0].reason
     assert "head `rank` needs `vqa: candidates`" in report.failed[2].reason

@@ -79,7 +79,7 @@ def test_bad_inputs_cost_their_own_rows_only(tmp_path: Path, teacher_folders: di
         ("k6", "partial", "caption: empty"),
         ("k7", "partial", "caption: not UTF-8"),
         ("k0", "failed", "key: duplicate of row 0"),
-        ("k9", "ok", None),
+        ("k9", "partial", "pair: no image"),
         ("k10", "failed", "image: file not found; caption: empty"),
         ("k11", "ok", None),
     ]
@@ -102,7 +102,7 @@ def test_a_tar_that_ends_inside_an_image(tmp_path: Path, teacher_folders: dict[s
     tar.write_bytes(tar.read_bytes()[: rows[3].offset + 10])
     store = run(tar, tmp_path / "s", load(teacher_folders, "one"))
     assert store.sample_table(columns=["status", "reason"]).to_pylist()[-2:] == [
-        {"status": "failed", "reason": "image: archive ends inside this member"},
+        {"status": "failed", "reason": "image: archive ends inside this member; pair: no caption"},
         {"status": "failed", "reason": "archive: ends early or is damaged, what follows is lost"},
     ]
     assert store.available()[:, 0].tolist() == [True, True, True, False, False]

@@ -53,8 +53,8 @@ class SmallDevice:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return self.teacher.encode_images(pixels)
 
-    def tokenise(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        return self.teacher.tokenise(captions)
+    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+        return self.teacher.tokenize(captions)
 
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         self.passes.add(len(tokens))
@@ -97,7 +97,7 @@ def test_too_little_device_memory_halves_the_batch_and_keeps_the_bytes(
 class Gossip(SmallDevice):
     """A teacher whose tokenizer quotes what it cannot read."""
 
-    def tokenise(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         raise ValueError(f"cannot encode {captions[0]!r}")
 
 

@@ -1,4 +1,4 @@
-"""The house stays in order: arrows between folders, sizes, the package list, no bare names."""
+"""Structure: arrows between folders, import circles, the package list, no bare names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from import_graph import import_circle, import_graph
+
+from mmkd.base.install import install_command
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("base", "cli", "demo", "distill", "evaluate", "extract", "store")
@@ -195,13 +197,13 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
         ("export run out", "torch", "distill"),
         ("evaluate run suite.yaml", "scipy", "evaluate"),
         ("store report store out.html", "PIL", "inspect"),
-        ("store verify nowhere --against-teacher plip", "torch", "extract"),
+        ("teachers compare nowhere plip", "torch", "extract"),
         ("demo", "torch", "demo"),
     ],
 )
 def test_an_extra_that_is_missing_is_named(words: str, package: str, extra: str) -> None:
     done = mmkd_without(package, words)
-    said = f"Error: this command needs the package {package!r}; run: pip install 'mmkd[{extra}]'\n"
+    said = f"Error: this command needs the package {package!r}; run: {install_command(extra)}\n"
     assert (done.returncode, done.stderr) == (1, said), done.stderr
 
 

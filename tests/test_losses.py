@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from open_clip.loss import ClipLoss
+from tiny_run import write_run
 from torch.autograd import gradcheck
 
 from mmkd.distill.losses import (
     FEATURE_KINDS,
     PairFeatures,
+    Similarities,
     bank_loss,
     contrast,
     cross_loss,
@@ -23,7 +29,6 @@ from mmkd.distill.losses import (
     unit,
     weighted_mean,
 )
-from mmkd.distill.losses.relational import Similarities
 
 N, WIDTH, KEYS = 5, 4, 3
 GROUPS = [7, 2, 7, 9, 4]  # rows 0 and 2 share a caption
@@ -272,3 +277,40 @@ def test_losses_of_half_precision_features_are_computed_in_float32() -> None:
     features = torch.tensor([[300.0, 400.0]], dtype=torch.float16)  # the square of the norm is beyond float16
     assert unit(features).dtype == torch.float32
     assert unit(features).tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
+
+
+def test_pairs_of_one_caption_or_one_image_are_positives() -> None:
+    """Pairs 0 and 1 share a caption, 1 and 2 an image; 0 and 2 share nothing, though both are alike to 1."""
+    group = torch.tensor([[0, 0], [0, 1], [5, 1], [6, 7]])
+    torch.manual_seed(0)
+    image, text = (unit(torch.randn(4, 6, dtype=torch.float64)) for _ in range(2))
+    pairs = PairFeatures(image, text, group)
+    positives = [[0, 1], [0, 1, 2], [1, 2], [3]]
+    found = task_loss(pairs, pairs, torch.tensor(3.0, dtype=torch.float64))
+    for row, right in enumerate(positives):
+        expected = 0.0
+        for logits in (3 * image[row] @ text.T, 3 * text[row] @ image.T):
+            expected += float(logits.logsumexp(0) - logits[right].mean()) / 2
+        assert float(found[row]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_term_is_a_function_and_a_line_in_the_table(training_scene: Path, tmp_path: Path) -> None:
+    """A module of its own adds one; a run learns from it and logs it."""
+    path = write_run(training_scene, "own-term", epochs=1, loss={"agreement": 0.5})
+    (tmp_path / "own_term.py").write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from mmkd.distill import losses\n"
+        "def agreement(c):\n"
+        "    mine, theirs = ((side.image * side.text).sum(-1) for side in (c.mapped, c.teachers))\n"
+        "    return (mine - theirs).square()\n"
+        "losses.TERMS['agreement'] = agreement\n"
+        "from mmkd.distill.config import load_run\n"
+        "from mmkd.distill.trainer import train\n"
+        "train(load_run(Path(sys.argv[1])), say=print)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", str(tmp_path / "own_term.py"), str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(r"agreement\D+\d", done.stdout + done.stderr)

@@ -16,8 +16,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 from mmkd.evaluate import metrics, official
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import QueryRanks, rank_positives, rank_scores, recall_at, weighted_median
+from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.scoring import resampled
-from mmkd.evaluate.settings import BootstrapSettings
 from mmkd.evaluate.zero_shot import class_vectors
 
 ONE = np.ones
@@ -214,8 +214,9 @@ def official_scores(y: np.ndarray, cosines: np.ndarray, n: int = 1000) -> dict[s
         predictions_of(y, softmax(cosines, axis=1)),
         official.SCORING.metrics,
         official.SCORING,
-        (BootstrapSettings(n=n), "unused"),
-        {"all": ONE(len(y), dtype=bool)},
+        bootstrap=BootstrapSettings(n=n),
+        name="unused",
+        parts={"all": ONE(len(y), dtype=bool)},
     )
     return {name: [100 * one.value, *(100 * limit for limit in one.interval(0.95))] for (_, name), one in found.items()}
 

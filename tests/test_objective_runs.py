@@ -122,8 +122,8 @@ def test_an_alignment_without_a_teacher_or_of_other_features_is_refused(training
     store = FeatureStore.open(training_scene / "features")
     changed = store.card("one").model_copy(update={"digest": "f" * 16})
     assert changed.digest != store.card("one").digest
+    from mmkd.distill.config import HeadConfig
     from mmkd.distill.heads import fixed_alignment
-    from mmkd.distill.objective_config import HeadConfig
     from mmkd.distill.teacher_features import TeacherFeatures
 
     teachers = TeacherFeatures(store, ["one", "two"])

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from mmkd.evaluate import survival
+from mmkd.evaluate.cross_validation import Round
 from mmkd.evaluate.heads import coxnet
 from mmkd.evaluate.heads.abmil import MilTask, classify_task, fit_predict
-from mmkd.evaluate.heads.coxnet import Cohort, fit_coxnet, penalties
-from mmkd.evaluate.linear_probe import Labelled, _share
+from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet, penalties
+from mmkd.evaluate.heads.settings import MilSettings, Trained
+from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, _share
 from mmkd.evaluate.multilabel_probe import _Part
 from mmkd.evaluate.multilabel_probe import _share as share_of_labels
-from mmkd.evaluate.settings import CoxnetSettings, LinearProbeSettings, MilSettings, SurvivalSettings
+from mmkd.evaluate.survival import SurvivalSettings
 from mmkd.evaluate.task import Variant
 
 
@@ -70,26 +72,27 @@ def test_a_step_sees_no_more_patches_of_a_bag_than_are_allowed() -> None:
         return np.full((drawn[-1], 4), bag % 2, dtype=np.float32)
 
     bags = SimpleNamespace(bags=SimpleNamespace(members=[np.arange(20)] * 6), patches=patches)
-    parts = (np.arange(3), np.arange(3, 5), np.arange(5, 6))
+    one = Round(0, np.arange(3), np.arange(3, 5), np.arange(5, 6))
     for most, seen in ((4096, {20}), (7, {7, 20})):
         drawn.clear()
         settings = MilSettings(hidden=4, attention=4, epochs=1, max_patches=most)
-        answers, _ = fit_predict(bags, classify_task(np.arange(6) % 2, 2), parts, settings, seed=0)
+        answers, _ = fit_predict(bags, classify_task(np.arange(6) % 2, 2), one, settings=settings, seed=0)
         assert answers.shape == (1, 2)
-        assert set(drawn[1:]) == seen  # the first look tells the width; bags to stop by and to answer for are whole
+        assert set(drawn[4:]) == seen  # four looks tell width and scale; bags to stop by and to answer for are whole
 
 
 def test_hazards_have_as_many_bins_as_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 
-    def fitted(bags: object, task: MilTask, *_: object) -> tuple[np.ndarray, int]:
+    def fitted(bags: object, task: MilTask, *_: object, **__: object) -> tuple[np.ndarray, Trained]:
         found.append(task.outputs)
-        return np.zeros((2, task.outputs)), 1
+        return np.zeros((2, task.outputs)), Trained(1, 2)
 
     monkeypatch.setattr("mmkd.evaluate.heads.abmil.fit_predict", fitted)
     everyone = np.arange(60)
     some = SimpleNamespace(seen=everyone, train=everyone, val=everyone, test=everyone[:2])
     for bins in (2, 5):
-        how = (Variant(head="abmil_nll"), SurvivalSettings(bins=bins))
-        assert survival._network(None, cohort(), some, how, {"chosen": []}).shape == (2,)
+        settings, variant = SurvivalSettings(bins=bins), Variant(head="abmil_nll")
+        risk, _ = survival._network_risk(None, cohort(), some, settings=settings, variant=variant)
+        assert risk.shape == (2,)
     assert found == [2, 5]

@@ -93,6 +93,7 @@ def test_from_nothing_to_scores(folder: Path) -> None:
     assert ready.output == (
         "suite held: 1 of 1 data sets ready, models tiny\n"
         "brain [report, mri: zero_shot, linear_probe]: train 8 (8 groups), test 4 (4 groups)\n"
+        "  train rows by class: tumour 4, none 4\n"
         "  test rows by class: tumour 2, none 2\n"
         "  warning: test has 4 rows, published are 5\n"
     )

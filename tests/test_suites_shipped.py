@@ -8,13 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mmkd.base.prompts import read_prompts
-from mmkd.base.roots import SUITES
+from mmkd.base.config import SUITES
 from mmkd.cli.evaluate import evaluate
-from mmkd.evaluate import TASKS, load_suite
+from mmkd.evaluate import load_suite
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.suite import shipped_suites
 from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.store.evaluation_rows import read_prompts
 
 # Those of the README of MMKD-CLIP.
 NINE = {"x-ray", "fundus", "pathology", "endoscopy", "ct", "mri", "ultrasound", "dermatology", "oct"}
@@ -36,7 +36,9 @@ def specs() -> tuple[DatasetSpec, ...]:
 def test_nine_modalities_and_all_tasks(roots: Path) -> None:
     assert shipped_suites() == ["biomed", "quick"]
     assert {spec.modality for spec in specs()} - {"radiology"} == NINE
-    assert {task for spec in specs() for task in spec.tasks} == set(TASKS)
+    shipped = {task for spec in specs() for task in spec.tasks}
+    assert shipped >= {"zero_shot", "linear_probe", "multilabel_zero_shot", "multilabel_probe"}
+    assert shipped >= {"retrieval", "vqa", "survival", "diagnosis"}
     assert [spec.dataset for spec in specs()] == [path.stem for path in FILES]
 
 

@@ -13,7 +13,7 @@ import yaml
 from mmkd.base.errors import TeacherError
 from mmkd.cli.main import main
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
-from mmkd.extract.teachers.geometry import geometry_of, normalise, pixel_transform
+from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
 from mmkd.extract.teachers.golden import read_golden
 from mmkd.extract.teachers.published import THE_NINE
 from tests import teacher_snapshots as snapshots
@@ -61,8 +61,8 @@ def golden_folder(snapshot: snapshots.Snapshot, folder: Path, name: str) -> Path
         picture.save(sample / "a.png")
         with torch.no_grad():
             pixels = torch.from_numpy(transform(picture))[None]
-            image = snapshot.image(normalise(pixels, teacher.card.preprocessing).expand(-1, 3, -1, -1))[0]
-            text = snapshot.text(teacher.tokenise([caption])[0])[0]
+            image = snapshot.image(normalize(pixels, teacher.card.preprocessing).expand(-1, 3, -1, -1))[0]
+            text = snapshot.text(teacher.tokenize([caption])[0])[0]
         pair = {f"{name}_img": image / image.norm(), f"{name}_txt": text / text.norm()}
         torch.save({key: value.detach() for key, value in pair.items()}, sample / "clips_output.pt")
         lines.append(
@@ -252,8 +252,8 @@ def test_converting_keeps_the_teacher(form: str, mmkd: Terminal, tmp_path: Path)
     assert f"digest {after.digest}" in out
     assert not [path for path in target.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
     one, other = load_teacher(original, before, CPU), load_teacher(moved, after, CPU)
-    tokens, _ = one.tokenise(snapshots.CAPTIONS)
-    assert torch.equal(other.tokenise(snapshots.CAPTIONS)[0], tokens)
+    tokens, _ = one.tokenize(snapshots.CAPTIONS)
+    assert torch.equal(other.tokenize(snapshots.CAPTIONS)[0], tokens)
     assert torch.equal(one.encode_texts(tokens), other.encode_texts(tokens))
     code, _, err = mmkd("convert", card_file(spec, tmp_path), target)
     assert (code, "exists already" in err) == (1, True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
@@ -127,10 +129,10 @@ def test_captions_are_counted_before_they_are_cut(tmp_path: Path) -> None:
         folder = tmp_path / make.__name__
         folder.mkdir()
         teacher = load(make(folder).spec)
-        tokens, lengths = teacher.tokenise(["a b", "", "a " * 300])
+        tokens, lengths = teacher.tokenize(["a b", "", "a " * 300])
         assert tokens.shape == (3, teacher.card.context_length)
         assert lengths == [4, 2, 302]
-        assert teacher.tokenise([])[0].shape == (0, teacher.card.context_length)
+        assert teacher.tokenize([])[0].shape == (0, teacher.card.context_length)
 
 
 def test_nan_in_half_precision_is_computed_again(tmp_path: Path) -> None:
@@ -144,3 +146,50 @@ def test_nan_in_half_precision_is_computed_again(tmp_path: Path) -> None:
     assert half.half_precision_failures == 3
     torch.testing.assert_close(features, full.encode_images(pixels), rtol=1e-4, atol=1e-3)
     assert half.card.digest != full.card.digest
+
+
+def features(teacher: LoadedTeacher) -> torch.Tensor:
+    """Features of two drawn pictures."""
+    height, width = teacher.card.preprocessing.image_size
+    pixels = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return teacher.encode_images(pixels)
+
+
+def test_open_clip_weights_in_shards_with_an_index(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    whole = features(load(spec))
+    path = tmp_path / "open_clip_pytorch_model.bin"
+    weights = {name: tensor.contiguous() for name, tensor in torch.load(path, weights_only=True).items()}
+    path.unlink()
+    names = sorted(weights)
+    files = {"model-1.safetensors": names[: len(names) // 2], "model-2.safetensors": names[len(names) // 2 :]}
+    for file, here in files.items():
+        save_file({name: weights[name].clone() for name in here}, tmp_path / file)
+    index = {"weight_map": {name: file for file, here in files.items() for name in here}}
+    (tmp_path / "open_clip_model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(features(load(spec)), whole)
+
+
+def test_a_folder_saved_by_the_processor_of_transformers_5(tmp_path: Path) -> None:
+    spec = snapshots.plip(tmp_path).spec
+    before = describe_teacher(spec)
+    path = tmp_path / "preprocessor_config.json"
+    content = json.loads(path.read_text())
+    # Beside the older file it says nothing of images.
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert describe_teacher(spec).digest == before.digest
+    path.unlink()
+    with pytest.raises(TeacherError, match=r"has no preprocessor_config\.json or processor_config\.json"):
+        describe_teacher(spec)
+    saved = {"processor_class": "CLIPProcessor", "image_processor": content}
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved))
+    assert describe_teacher(spec).digest == before.digest
+    assert load(spec).card.digest == before.digest
+
+
+def test_a_timm_tower_of_another_size_is_one_line(tmp_path: Path) -> None:
+    spec = snapshots.biomedclip(tmp_path).spec
+    card = describe_teacher(spec)
+    wrong = card.preprocessing.model_copy(update={"image_size": (40, 40)})
+    with pytest.raises(TeacherError, match=r"its image tower does not take 40 x 40 pixels .*correct image_size"):
+        load(spec.model_copy(update={"preprocessing": wrong}))

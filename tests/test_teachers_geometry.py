@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.geometry import geometry_of, normalise, pixel_transform
+from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
 from mmkd.store import Preprocessing
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -28,7 +28,7 @@ def picture(width: int, height: int, mode: str) -> Image.Image:
 
 def ours(preprocessing: Preprocessing, image: Image.Image) -> torch.Tensor:
     pixels = torch.from_numpy(pixel_transform(geometry_of(preprocessing))(image))[None]
-    return normalise(pixels, preprocessing)[0]
+    return normalize(pixels, preprocessing)[0]
 
 
 @settings(max_examples=60)
@@ -88,9 +88,9 @@ def test_transformers_siglip(width: int, height: int) -> None:
 @given(sides, sides, modes)
 def test_medclip(width: int, height: int, mode: str) -> None:
     mean, std = 0.5862785803043838, 0.27950088968644304
-    preprocessing = Preprocessing(image_size=(64, 64), mean=(mean,), std=(std,), resize_mode="pad_square", colour="L")
+    preprocessing = Preprocessing(image_size=(64, 64), mean=(mean,), std=(std,), resize_mode="pad_square", color="L")
     image = picture(width, height, mode)
-    # MedCLIPFeatureExtractor: pad_img, then resize and normalise of transformers 4.23.
+    # MedCLIPFeatureExtractor: pad_img, then resize and normalize of transformers 4.23.
     size = max(64, width, height)
     square = Image.new("L", (size, size), 0)
     square.paste(image.convert("L"), (int((size - width) / 2), int((size - height) / 2)))

@@ -165,7 +165,7 @@ def test_siglip_of_transformers(tmp_path: Path) -> None:
     (spec,) = parse_teachers(f"mine=local-dir:{tmp_path}")
     teacher = load(spec)
     assert (teacher.card.preprocessing.resize_mode, teacher.card.context_length) == ("hf_squash", 16)
-    tokens, lengths = teacher.tokenise(["chest x ray", "mri " * 20])
+    tokens, lengths = teacher.tokenize(["chest x ray", "mri " * 20])
     assert lengths == [3, 20]
     with torch.no_grad():
         expected = model.get_text_features(input_ids=tokens).pooler_output
@@ -211,7 +211,7 @@ def test_siglip_of_open_clip(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     snapshots.write_bert_tokenizer(tmp_path)
     teacher = load(parse_teachers(f"mine=local-dir:{tmp_path}")[0])
-    tokens, lengths = teacher.tokenise(["A, B!"])
+    tokens, lengths = teacher.tokenize(["A, B!"])
     assert lengths == [4], "punctuation goes, as SigLIP's canonical form wants"
     with torch.no_grad():
         torch.testing.assert_close(teacher.encode_texts(tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5)

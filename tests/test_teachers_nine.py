@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmkd.extract.teachers import describe_teacher, load_teacher
-from mmkd.extract.teachers.geometry import geometry_of, normalise, pixel_transform
+from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.spec import TeacherSpec
 from tests import teacher_snapshots as snapshots
@@ -45,8 +45,8 @@ def test_features_are_the_authors(form: str, tmp_path: Path) -> None:
     snapshot = FORMS[form](tmp_path)
     teacher = load(snapshot.spec)
     pixels = pixels_of(teacher)
-    tokens, _ = teacher.tokenise(snapshots.CAPTIONS)
-    images = normalise(pixels, teacher.card.preprocessing)
+    tokens, _ = teacher.tokenize(snapshots.CAPTIONS)
+    images = normalize(pixels, teacher.card.preprocessing)
     with torch.no_grad():
         image, text = snapshot.image(images.expand(-1, 3, -1, -1)), snapshot.text(tokens)
     ours_image, ours_text = teacher.encode_images(pixels), teacher.encode_texts(tokens)

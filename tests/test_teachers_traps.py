@@ -35,7 +35,7 @@ def with_options(spec: TeacherSpec, **options: object) -> TeacherSpec:
 
 def image_features(spec: TeacherSpec) -> torch.Tensor:
     teacher = load(spec)
-    channels = 1 if teacher.card.preprocessing.colour == "L" else 3
+    channels = 1 if teacher.card.preprocessing.color == "L" else 3
     size = teacher.card.preprocessing.image_size
     generator = torch.Generator().manual_seed(0)
     return teacher.encode_images(torch.randint(0, 256, (2, channels, *size), dtype=torch.uint8, generator=generator))
@@ -43,7 +43,7 @@ def image_features(spec: TeacherSpec) -> torch.Tensor:
 
 def text_features(spec: TeacherSpec, captions: list[str] | None = None) -> torch.Tensor:
     teacher = load(spec)
-    return teacher.encode_texts(teacher.tokenise(captions or snapshots.CAPTIONS)[0])
+    return teacher.encode_texts(teacher.tokenize(captions or snapshots.CAPTIONS)[0])
 
 
 def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -178,8 +178,8 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
 def test_a_caption_does_not_feel_its_neighbours(tmp_path: Path) -> None:
     spec = snapshots.medclip(tmp_path).spec
     teacher = load(spec)
-    together = teacher.encode_texts(teacher.tokenise(snapshots.CAPTIONS)[0])
-    alone = torch.cat([teacher.encode_texts(teacher.tokenise([caption])[0]) for caption in snapshots.CAPTIONS])
+    together = teacher.encode_texts(teacher.tokenize(snapshots.CAPTIONS)[0])
+    alone = torch.cat([teacher.encode_texts(teacher.tokenize([caption])[0]) for caption in snapshots.CAPTIONS])
     assert (together - alone).abs().max() / alone.abs().max() < 1e-5
     # The authors pad to the batch's longest caption and average padding: with that rule they would.
     assert differs(alone, text_features(with_options(spec, pooled_tokens="context")))

@@ -51,7 +51,7 @@ def test_a_cut_caption_has_the_features_of_the_padded_one(form: str, tmp_path: P
     torch.set_num_threads(1)
     make: Callable[[Path], snapshots.Snapshot] = FORMS[form]
     teacher = loaded(make(tmp_path).spec)
-    tokens, _ = teacher.tokenise(captions())
+    tokens, _ = teacher.tokenize(captions())
     cut = cut_lengths(tokens, teacher.text_lengths)
     assert teacher.text_lengths[-1] == tokens.shape[1]
     if form in WHOLE_CONTEXT:

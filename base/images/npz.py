@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mmkd.base.images.pixels import picture_from, ppm
 from mmkd.base.images.source import MAX_BYTES, ImageError, unreadable
 from mmkd.base.places.place import Place
 
@@ -27,7 +28,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotIm
 
 @dataclass(frozen=True)
 class NpzImage:
-    """One picture of an array (n, height, width) or (n, height, width, 3), uint8."""
+    """One picture of an array (n, height, width[, 1, 3 or 4]) of numbers."""
 
     place: Place
     array: str
@@ -40,7 +41,7 @@ class NpzImage:
         return str(self.place)
 
     def read(self) -> bytes:
-        """Return the picture as a binary PGM or PPM: a header before the pixels as they are.
+        """Return the picture as a binary PGM or PPM; samples become 8-bit by the rule of `pixels`.
 
         Raises:
             ImageError: missing, damaged, not a picture, or too large.
@@ -70,25 +71,23 @@ def array_header(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[
 
 
 class _Cursor:
-    """A place in one array that moves forwards; a row that was passed and forgotten begins anew."""
+    """A place in one array that moves forwards; a row that was passed and dropped starts over from the first."""
 
     def __init__(self, file: IO[bytes], array: str) -> None:
         self.archive = zipfile.ZipFile(file)
         self.array = array
         self.lock = threading.Lock()
         self.kept: OrderedDict[int, bytes] = OrderedDict()
-        self.header = b""
         self._rewind()
 
     def _rewind(self) -> None:
         self.stream, self.shape, dtype = array_header(self.archive, self.array)
-        colours = self.shape[3:]
-        if dtype != np.uint8 or len(self.shape) not in (3, 4) or (colours and colours != (3,)):
+        if dtype.kind not in "buif" or len(self.shape) not in (3, 4) or self.shape[3:] not in ((), (1,), (3,), (4,)):
             raise ImageError(f"array of {dtype} {self.shape} holds no pictures")
-        self.row_bytes = math.prod(self.shape[1:])
+        self.dtype = dtype
+        self.row_bytes = math.prod(self.shape[1:]) * dtype.itemsize
         if self.row_bytes > MAX_BYTES:
             raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
-        self.header = f"{'P6' if colours else 'P5'} {self.shape[2]} {self.shape[1]} 255\n".encode()
         self.next_row = 0
 
     def fetch(self, row: int) -> bytes:
@@ -110,7 +109,9 @@ class _Cursor:
                 self.next_row += 1
                 while len(self.kept) > max(_KEPT_ROWS, _KEPT_BYTES // max(1, self.row_bytes)):
                     self.kept.popitem(last=False)
-            return self.header + self.kept[row]
+            values = np.frombuffer(self.kept[row], self.dtype).reshape(self.shape[1:])
+        alpha = values[..., 3] if values.shape[2:] == (4,) else None
+        return ppm(picture_from(values[..., :3] if alpha is not None else values, alpha=alpha))
 
 
 @functools.lru_cache(maxsize=_FILES_OPEN)

@@ -31,6 +31,8 @@ class ParquetImage:
     """Dotted path of the column, such as `image.bytes`."""
     row: int
     """From the file's beginning."""
+    item: int | None = None
+    """Of a cell that holds a list."""
 
     @property
     def path(self) -> str:
@@ -45,6 +47,9 @@ class ParquetImage:
         """
         try:
             data = _cursor(self.place, self.column, self.place.listed().stamp).fetch(self.row)
+            if self.item is not None and data is not None:
+                data = data[self.item]
+                data = data.get("bytes") if isinstance(data, dict) else data
         except (OSError, KeyError, IndexError, pa.ArrowException) as error:
             if isinstance(error, OSError):
                 # Arrow reports damaged pages as OSError too, without an errno.
@@ -56,7 +61,8 @@ class ParquetImage:
             raise ImageError("empty file")
         if len(data) > MAX_BYTES:
             raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
-        return data
+        encoded: bytes = data
+        return encoded
 
 
 class _Cursor:
@@ -72,8 +78,8 @@ class _Cursor:
         self.group_end = 0
         self.batches: Iterator[pa.RecordBatch] = iter(())
 
-    def fetch(self, row: int) -> bytes | None:
-        """The row's bytes.
+    def fetch(self, row: int) -> Any:
+        """The row's bytes, or its list of them; None for null.
 
         Raises:
             IndexError: the file has no such row.
@@ -82,8 +88,7 @@ class _Cursor:
             while True:
                 for start, values in self.kept:
                     if start <= row < start + len(values):
-                        value: bytes | None = values[row - start].as_py()
-                        return value
+                        return values[row - start].as_py()
                 if not self.next_row <= row < self.group_end:
                     self._open_group(row)
                 self._advance()
@@ -126,10 +131,8 @@ def _cursor(place: Place, column: str, stamp: str) -> _Cursor:
 
 
 def leaf(batch: pa.RecordBatch, column: str) -> pa.Array:
-    """The values of a dotted column path; a null struct is null."""
-    name, _, rest = column.partition(".")
-    values = batch.column(name)
-    while rest:
-        name, _, rest = rest.partition(".")
-        values = pc.struct_field(values, [name])
-    return values
+    """The values of a column, or of a struct's field `COLUMN.FIELD`; a null struct is null."""
+    if column in batch.schema.names:
+        return batch.column(column)
+    name, _, field = column.rpartition(".")
+    return pc.struct_field(batch.column(name), [field])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import io
 from dataclasses import dataclass
 
 import openslide
 from PIL import Image
 
+from mmkd.base.images.pixels import over_white, ppm
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.base.places.place import Place
 
@@ -50,15 +50,12 @@ class SlideTile:
             # After one failed read openslide refuses all others of that handle.
             open_slide.cache_clear()
             raise ImageError("slide: damaged or not a slide") from None
-        flat = Image.new("RGB", region.size, "white")
-        flat.paste(region, mask=region.getchannel("A"))
+        flat = over_white(region)
         if edge != self.out:
             flat = flat.resize(
                 (self.out, self.out), Image.Resampling.BOX if edge > self.out else Image.Resampling.BICUBIC
             )
-        buffer = io.BytesIO()
-        flat.save(buffer, "PPM")
-        return buffer.getvalue()
+        return ppm(flat)
 
 
 # A handle keeps a cache of tiles; openslide reads from several threads at once.

@@ -3,6 +3,7 @@
 A `uri` may end in a fragment that says which image inside the file is meant:
 
     train-0.parquet#column=image.bytes&row=12      a cell
+    train-0.parquet#column=images&row=12&item=2    an item of a cell that holds a list
     echo.dcm#frame=59                              a frame, counted from 0
     slide.svs#x=512&y=1024&side=448&out=224        a square of the slide: level-0 pixels, brought to `out` pixels
     breastmnist.npz#array=test_images&row=12       a picture of an array
@@ -18,6 +19,7 @@ from mmkd.base.images.source import FileImage, ImageError, ImageSource
 from mmkd.base.places.place import Place
 
 CELL = ("column", "row")
+ITEM = (*CELL, "item")
 ARRAY = ("array", "row")
 FRAME = ("frame",)
 TILE = ("x", "y", "side", "out")
@@ -49,10 +51,10 @@ def image_source(root: str, uri: str, offset: int | None = None, length: int | N
     if leaves_root(root, inner):
         return _Outside(inner)
     place = Place(f"{root.rstrip('/')}/{inner}") if "://" in root else Place(posixpath.join(root, inner))
-    if keys == CELL:
+    if keys in (CELL, ITEM):
         from mmkd.base.images.parquet import ParquetImage  # noqa: PLC0415 - only where it is needed
 
-        return ParquetImage(place, values[0], int(values[1]))
+        return ParquetImage(place, values[0], *map(int, values[1:]))
     if keys == ARRAY:
         from mmkd.base.images.npz import NpzImage  # noqa: PLC0415 - only where it is needed
 
@@ -81,8 +83,8 @@ def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
         pairs = parse_qsl(tail)
         keys = tuple(key for key, _ in pairs)
         values = tuple(value for _, value in pairs)
-        numbers = values[1:] if keys in (CELL, ARRAY) else values
-        if keys in (CELL, ARRAY, FRAME, TILE) and all(value.isascii() and value.isdigit() for value in numbers):
+        numbers = values[1:] if keys in (CELL, ITEM, ARRAY) else values
+        if keys in (CELL, ITEM, ARRAY, FRAME, TILE) and all(value.isascii() and value.isdigit() for value in numbers):
             return inner, keys, values
     return uri, (), ()
 

@@ -51,6 +51,8 @@ class Place:
         text = os.fspath(location)
         if text.startswith("file://"):
             text = text.removeprefix("file://")
+        if text.startswith("~"):
+            text = str(Path(text).expanduser())
         place = cls(text if "://" in text else os.path.normpath(text))
         if place.remote:
             _ = place._fs  # an unknown protocol is said now, not by the first worker
@@ -165,6 +167,8 @@ class Place:
     def files(self) -> Iterator[Listed]:
         """All files below this folder, sorted by name; hidden ones are left out, links to folders are followed once.
 
+        A link to a file that is not there (of git-annex before `get`) is listed as an empty file.
+
         Raises:
             OSError: it cannot be listed.
         """
@@ -256,6 +260,8 @@ def _walk(root: Path) -> Iterator[Listed]:
                 if path.is_file():
                     found = path.stat()
                     yield Listed((prefix / name).as_posix(), found.st_size, str(found.st_mtime_ns))
+                elif path.is_symlink() and not path.exists():
+                    yield Listed((prefix / name).as_posix(), 0, "")
 
 
 def _listed(name: str, info: dict[str, Any]) -> Listed:

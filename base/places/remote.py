@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from mmkd.base.errors import UnreachableError, UserError
+from mmkd.base.install import install_command
 from mmkd.base.places.connection import answered, filesystem, server
 from mmkd.base.places.web_listing import linked_names
 
@@ -74,6 +75,11 @@ class RemotePath:
     @property
     def _name(self) -> str:
         return "" if self.key == PurePosixPath() else str(self.key)
+
+    @property
+    def is_web(self) -> bool:
+        """True behind plain HTTP, where folders are listed by pages if at all."""
+        return self.origin.startswith("http")
 
     def resolve(self) -> RemotePath:
         """URLs are absolute."""
@@ -152,7 +158,7 @@ class RemotePath:
 
     def iterdir(self) -> Iterator[RemotePath]:
         """Objects and folders right below; nothing for a folder that is not there."""
-        if self.origin.startswith("http"):
+        if self.is_web:
             yield from (self / name for name in linked_names(str(self)))
             return
         try:
@@ -171,10 +177,13 @@ class RemotePath:
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
         """Objects at any depth below with a name like `pattern`; folders are no objects."""
-        if self.origin.startswith("http"):
-            for path in self.iterdir():
-                below = list(path.rglob(pattern))
-                yield from below or ([path] if fnmatchcase(path.name, pattern) and path.is_file() else [])
+        if self.is_web:
+            for name in linked_names(str(self)):
+                path = self / name
+                if name.endswith("/"):
+                    yield from path.rglob(pattern)
+                elif fnmatchcase(path.name, pattern):
+                    yield path
             return
         try:
             with answered(str(self)):
@@ -207,7 +216,7 @@ def as_root(place: str | PathLike[str] | RemotePath) -> StorePath:
         return Path(urllib.parse.unquote(rest))
     bucket, _, key = rest.partition("/")
     if importlib.util.find_spec("obstore") is None:
-        raise UserError(f"{place} needs the package 'obstore'; pip install 'mmkd[remote]'")
+        raise UserError(f"{place} needs the package 'obstore'; {install_command('remote')}")
     if scheme not in _SCHEMES or not bucket:
         raise UserError(f"{place} is no URL of a store: use {', '.join(f'{name}://...' for name in _SCHEMES)}")
     return RemotePath(f"{scheme}://{bucket}", PurePosixPath(key))

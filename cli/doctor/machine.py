@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmkd.base.install import install_command
 from mmkd.base.process import usable_cores
 from mmkd.base.text import bytes_text
 from mmkd.cli.doctor.check import Check
@@ -30,6 +31,28 @@ print(json.dumps({"torch": torch.__version__, "built": torch.version.cuda, "bf16
 """
 
 
+_ASK_DASK = """
+import importlib.util, json, os
+import dask, distributed
+from distributed.utils import format_dashboard_link
+faults = []
+try:
+    format_dashboard_link("localhost", 8787)
+except KeyError as error:
+    faults.append(f"distributed.dashboard.link names the variable {error}, which is not set")
+for role in ("scheduler", "worker", "nanny"):
+    preloads = dask.config.get(f"distributed.{role}.preload", None) or []
+    for name in [preloads] if isinstance(preloads, str) else preloads:
+        top, *_ = parts = name.split(".")
+        if all(part.isidentifier() for part in parts) and importlib.util.find_spec(top) is None:
+            faults.append(f"distributed.{role}.preload names the module {name!r}, which is not installed")
+tls = dask.config.get("distributed.comm.tls.ca-file", None)
+if dask.config.get("distributed.comm.require-encryption", None) and not tls:
+    faults.append("distributed.comm.require-encryption is set without files under distributed.comm.tls")
+print(json.dumps({"version": dask.__version__, "faults": faults, "folders": dask.config.paths}))
+"""
+
+
 def machine_checks(seconds: float) -> Iterator[Check]:
     """Look at the machine.
 
@@ -46,6 +69,7 @@ def machine_checks(seconds: float) -> Iterator[Check]:
     yield Check("machine", "memory", "ok", bytes_text(total))
     yield from _limits()
     yield _torch(seconds)
+    yield _dask(seconds)
 
 
 def _limits() -> Iterator[Check]:
@@ -62,6 +86,27 @@ def _limits() -> Iterator[Check]:
     yield Check("machine", "open files", "warning" if low else "ok", f"{soft:,} a process (up to {allowed})", step)
 
 
+def _dask(seconds: float) -> Check:
+    """In a process of its own: importing Dask reads the user's configuration, and a broken one is an exception."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and a constant
+            [sys.executable, "-c", _ASK_DASK], capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check("machine", "dask", "warning", f"no answer within {seconds:g} s", "try a longer --timeout")
+    if done.returncode:
+        if "No module named 'dask" in done.stderr or "No module named 'distributed" in done.stderr:
+            return Check("machine", "dask", "note", "not installed", install_command("extract"))
+        step = "correct the YAML files in ~/.config/dask, or name another folder in DASK_CONFIG"
+        reason = done.stderr.rpartition("\nValueError: ")[2]
+        return Check("machine", "dask", "fault", " ".join(reason.split())[-300:], step)
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    if said["faults"]:
+        step = f"correct Dask's configuration (YAML files in {', '.join(said['folders'])}, variables DASK_...)"
+        return Check("machine", "dask", "warning", "; ".join(said["faults"]), step)
+    return Check("machine", "dask", "ok", f"{said['version']}, configuration sound")
+
+
 def _torch(seconds: float) -> Check:
     """In a process of its own: a driver that hangs, or a torch that does not fit torchvision, must not end the look."""
     try:
@@ -74,7 +119,13 @@ def _torch(seconds: float) -> Check:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         if "No module named 'torch" in last:
-            return Check("machine", "torch", "note", "not installed: stores can be read, not made", _INSTALL)
+            return Check(
+                "machine",
+                "torch",
+                "note",
+                "not installed: stores can be read, not made",
+                install_command("extract", "distill"),
+            )
         step = "torch and torchvision must be of one build: install both together in a fresh environment"
         return Check("machine", "torch", "fault", last[:200], step)
     told = json.loads(done.stdout.strip().splitlines()[-1])
@@ -86,6 +137,3 @@ def _torch(seconds: float) -> Check:
         else "no GPU: teachers and training run on the CPU"
     )
     return Check("machine", "torch", "ok" if devices else "note", found)
-
-
-_INSTALL = "pip install 'mmkd[extract,distill]'"

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mmkd.base.install import install_command
 from mmkd.cli.doctor.check import Check
 
 CORE = ""
@@ -65,7 +66,7 @@ def missing_package(module: str, command: str = "") -> str:
         if any(canonicalize_name(one.name) == package and _belongs(one, extra) for one in wanted)
     ]
     of_stage = [extra for extra in _STAGE.get(command, ()) if extra in having] or (having if len(having) == 1 else [])
-    return f"pip install 'mmkd[{of_stage[0] if of_stage else WHOLE}]'"
+    return install_command(of_stage[0] if of_stage else WHOLE)
 
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
@@ -80,8 +81,7 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
         else:
             there.append(f"{one.name} {found}")
     name = extra or "core"
-    # Without -U: pip takes the mmkd that is here, brings what it asks for, and looks for no other mmkd on an index.
-    step = f"pip install 'mmkd[{extra}]'" if extra else "pip install mmkd"
+    step = install_command(extra) if extra else install_command()
     if old:
         return Check("packages", name, "warning" if extra else "fault", "wrong version: " + ", ".join(old), step)
     if missing:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.base.errors import UserError
+from mmkd.base.install import install_command
 from mmkd.base.text import counted
 from mmkd.cli.params import STORE
 from mmkd.cli.store.group import store
@@ -43,7 +44,7 @@ def atlas(path: StorePath, teacher: str, sample: str, seed: int, projection: Met
 
     program = shutil.which("embedding-atlas")
     if out is None and program is None:
-        raise UserError("embedding-atlas is not installed: pip install 'mmkd[atlas]', or give --out FILE.parquet")
+        raise UserError(f"embedding-atlas is not installed: {install_command('atlas')}, or give --out FILE.parquet")
     source = FeatureStore.open(path)
     wanted = sample_rows(sample)
     has_images = bool(np.any(source.valid(teacher) & IMAGE_SOUND))

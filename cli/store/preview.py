@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mmkd.base.errors import UserError
+from mmkd.base.install import install_command
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +29,7 @@ def draw(image: Image.Image) -> None:
         from textual_image.renderable import Image as Drawing
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--image needs the package {error.name!r}: pip install 'mmkd[terminal]', or leave --image out"
+            f"--image needs the package {error.name!r}: {install_command('terminal')}, or leave --image out"
         ) from error
     # An `auto` side follows from the other and the picture's shape: a wide picture is bound by the terminal's width.
     console = Console()

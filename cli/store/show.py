@@ -140,7 +140,7 @@ def _encoded_query(
     query: NDArray[np.floating[Any]]
     with torch.inference_mode():
         if text is not None:
-            tokens, _ = loaded.tokenise([text])
+            tokens, _ = loaded.tokenize([text])
             query = loaded.encode_texts(tokens)[0].float().numpy()
             return query
         assert image is not None

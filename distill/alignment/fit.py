@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from mmkd.base.errors import UserError
-from mmkd.distill.alignment.autoencoder import fit_autoencoder
+from mmkd.distill.alignment.closed_form import fit_pca, fit_procrustes, fit_whitening
 from mmkd.distill.alignment.config import AlignConfig
-from mmkd.distill.alignment.file import save
-from mmkd.distill.alignment.joint import fit_joint
 from mmkd.distill.alignment.judge import judge
-from mmkd.distill.alignment.maps import Alignment, AlignmentCard, TeacherMap
-from mmkd.distill.alignment.pca import fit_pca
-from mmkd.distill.alignment.procrustes import fit_procrustes
+from mmkd.distill.alignment.maps import Alignment, AlignmentCard, TeacherMap, save
 from mmkd.distill.alignment.rows import AlignmentRows
-from mmkd.distill.alignment.whitening import fit_whitening
+from mmkd.distill.alignment.trained import fit_autoencoder, fit_joint
 from mmkd.store import FeatureStore
 
-
-class FitMethod(Protocol):
-    """A method: rows to maps. It sees the rows to fit on only, and gives the same maps for the same seed."""
-
-    def __call__(self, rows: AlignmentRows, settings: Any, dim: int, seed: int) -> dict[str, TeacherMap]:
-        """Fit one affine map for each teacher, to width `dim`."""
-
-
-def fit_none(rows: AlignmentRows, settings: object, dim: int, seed: int) -> dict[str, TeacherMap]:
-    """No maps at all: every teacher keeps its own space."""
-    return {}
-
+FitMethod = Callable[[AlignmentRows, Any, int, int], dict[str, TeacherMap]]
+"""Rows, settings, width and seed to one affine map for each teacher. It sees the rows to fit on only, and gives equal
+maps for equal seeds."""
 
 METHODS: dict[str, FitMethod] = {
-    "none": fit_none,
+    "none": lambda rows, settings, dim, seed: {},
     "pca": fit_pca,
     "whitening": fit_whitening,
     "procrustes": fit_procrustes,

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures.style import BLUE, COLUMN, GREY, asked, canvas, columns_with_values
 from mmkd.evaluate.folder import Question, ResultFolder
+from mmkd.evaluate.statistics import p_text
 from mmkd.evaluate.table import build_table
 
 
@@ -35,7 +36,7 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
             # Points stand side by side in the order of columns, so that a column can be followed across models.
             spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
             axes.plot(x + spread, values, "o", color=colour, markersize=3, alpha=0.8)
-    names = [row if math.isnan(p.get(row, math.nan)) else f"{row}\np={p[row]:.2g}" for row in table.rows]
+    names = [row if math.isnan(p.get(row, math.nan)) else f"{row}\np={p_text(p[row])}" for row in table.rows]
     axes.set_xticks(range(len(table.rows)), names, fontsize=8, rotation=30 if len(names) > 6 else 0)
     axes.set_ylabel(f"{table.metric}{' (%)' if table.percent else ''}", fontsize=8)
     title = f"{asked(question, table.metric)} over {len(columns)} columns\np: Wilcoxon against {model}, Holm"

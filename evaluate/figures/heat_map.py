@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from mmkd.base.text import one_line
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.figures.style import COLUMN, DIVERGING, ROW, asked, canvas, columns_with_values
 from mmkd.evaluate.folder import Question, ResultFolder
-from mmkd.evaluate.table import MEAN, ResultTable, build_table
+from mmkd.evaluate.table import ResultTable, build_table
 
 
 def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
@@ -24,8 +25,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     """
     table = build_table(folder, question)
     columns_with_values(table)  # one without is shown empty, a picture of none is not drawn
-    columns = [column for column in table.columns if column != MEAN]
-    best = {column: best_rival(table, model, column) for column in columns}
+    columns = table.groups
+    best = {column: next(iter(table.best(column, besides=model)), None) for column in columns}
     marks = _marks(folder, question, table, best)
     scale = 100 if table.percent else 1
     delta = np.full((len(table.rows), len(columns)), np.nan)
@@ -45,7 +46,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
             dark = not math.isnan(painted[i, j]) and abs(painted[i, j]) > 0.6 * reach
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
     counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
-    labels = [f"{column}\nn={n}" for column, n in zip(columns, counts, strict=True)]
+    labels = [f"{one_line(column)}\nn={n}" for column, n in zip(columns, counts, strict=True)]
     axes.set_xticks(range(len(columns)), labels, fontsize=8, rotation=30 if len(columns) > 5 else 0)
     axes.set_yticks(range(len(table.rows)), [f"{row} ◂" if row == model else row for row in table.rows], fontsize=8)
     title = f"{asked(question, table.metric)}\n● paired interval of the difference without zero"
@@ -54,15 +55,6 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     bar.set_label(f"to the best\nbut {model}", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
-
-
-def best_rival(table: ResultTable, model: str, column: str) -> str | None:
-    """The model with the best value of a column, `model` aside; None where no other has one."""
-    values = {row: table.value(row, column) for row in table.rows if row != model}
-    there = {row: value for row, value in values.items() if not math.isnan(value)}
-    if not there:
-        return None
-    return (min if table.lower_is_better else max)(there, key=lambda row: there[row])
 
 
 def _marks(

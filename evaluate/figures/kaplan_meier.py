@@ -14,6 +14,7 @@ from mmkd.base.errors import ConfigError
 from mmkd.evaluate.figures.style import BLUE, VERMILLION
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.statistics import p_text
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
@@ -88,5 +89,5 @@ def _panel(axes: Axes, dataset: str, model: str, found: Predictions) -> None:
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("time (unit of the table)", fontsize=8)
     axes.set_ylabel("share alive", fontsize=8)
-    axes.set_title(f"{dataset}: {model}; log-rank p={p:.2g}", fontsize=9, loc="left")
+    axes.set_title(f"{dataset}: {model}; log-rank p={p_text(p)}", fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="upper right", title="with 95% bands", title_fontsize=8)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from matplotlib.figure import Figure
 
 from mmkd.base.errors import ConfigError
+from mmkd.base.text import one_line
 from mmkd.evaluate.figures.style import asked, canvas, line_style
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.table import build_table
@@ -47,6 +48,6 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
     axes.minorticks_off()
     axes.set_xlabel("share of the labels")
     axes.set_ylabel(f"{tables[0].metric}{' (%)' if tables[0].percent else ''}", fontsize=8)
-    axes.set_title(f"{asked(question, tables[0].metric)}, {last}", fontsize=9, loc="left")
+    axes.set_title(f"{asked(question, tables[0].metric)}, {one_line(last)}", fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

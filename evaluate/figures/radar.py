@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
 from mmkd.base.errors import ConfigError
+from mmkd.base.text import one_line
 from mmkd.evaluate.figures.style import asked, columns_with_values, line_style
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.table import build_table
@@ -60,7 +61,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
         # Names stand outside the circle, where no line runs over them.
         across, up = np.cos(angle), np.sin(angle)
         axes.text(
-            angle, top * 1.05, f"{fill(column, _WRAP)}\nn={n}", fontsize=8,
+            angle, top * 1.05, f"{fill(one_line(column), _WRAP)}\nn={n}", fontsize=8,
             horizontalalignment="center" if abs(across) < 0.1 else "left" if across > 0 else "right",
             verticalalignment="center" if abs(up) < 0.1 else "bottom" if up > 0 else "top",
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from mmkd.base.errors import ConfigError
 from mmkd.base.files import write_atomically
 from mmkd.evaluate.folder import Question
-from mmkd.evaluate.table import MEAN, ResultTable
+from mmkd.evaluate.table import ResultTable
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#6b6b6b"
 """From Okabe and Ito 2008, "Color universal design": told apart with every kind of colour blindness."""
@@ -22,6 +23,8 @@ MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":")
 DIVERGING = "PuOr_r"
 """Purple below, orange above: no red against green. ColorBrewer lists it as safe for colour-blind readers."""
+PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
+"""Texts are no mathematics: a `$` in a name is a dollar."""
 FORMATS = ("pdf", "png", "svg")
 ROW, COLUMN = 0.34, 0.95
 """Inches that a row and a column of a chart need for their text."""
@@ -50,7 +53,10 @@ def rendered(figure: Figure, kind: str) -> bytes:
     """A figure as the bytes of a file of this kind."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}):
+    look: dict[Any, Any] = {"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}
+    with mpl.rc_context(PLAIN_TEXT | look), warnings.catch_warnings():
+        if kind == "svg":  # its texts are drawn by the reader's fonts
+            warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format=kind, metadata=dates[kind])
     return buffer.getvalue()
 
@@ -71,7 +77,7 @@ def columns_with_values(table: ResultTable) -> list[str]:
     Raises:
         ConfigError: there is none to draw.
     """
-    found = [one for one in table.columns if one != MEAN and table.best(one)]
+    found = [one for one in table.groups if table.best(one)]
     if not found:
         raise ConfigError(f"{table.title}: no model has a value yet; `mmkd evaluate run` gets them")
     return found

@@ -15,19 +15,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmkd.evaluate.bags import BagFeatures
+from mmkd.evaluate.cross_validation import Round
+from mmkd.evaluate.heads.settings import MilSettings, Trained
 from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.settings import MilSettings
 
 Loss = Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
 """Outputs (b, K) of the bags with these indices to a scalar."""
 
 
 class GatedAttention(nn.Module):
-    """Bags of patch features to K outputs each."""
+    """Bags of patch features, multiplied by `scale`, to K outputs each."""
 
-    def __init__(self, dim: int, outputs: int, settings: MilSettings) -> None:
+    def __init__(self, dim: int, outputs: int, settings: MilSettings, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.embed = nn.Sequential(nn.Linear(dim, settings.hidden), nn.ReLU(), nn.Dropout(settings.dropout))
         self.tanh = nn.Sequential(nn.Linear(settings.hidden, settings.attention), nn.Tanh())
         self.gate = nn.Sequential(nn.Linear(settings.hidden, settings.attention), nn.Sigmoid())
@@ -44,7 +46,7 @@ class GatedAttention(nn.Module):
         Returns:
             float32 (len(sizes), K).
         """
-        hidden = self.embed(patches)
+        hidden = self.embed(patches * self.scale)
         scores = self.score(self.tanh(hidden) * self.gate(hidden)).squeeze(1)
         pooled = [
             torch.softmax(score, dim=0) @ part
@@ -56,7 +58,7 @@ class GatedAttention(nn.Module):
 
 @dataclass(frozen=True)
 class MilTask:
-    """What a network is trained for: its number of outputs and its loss."""
+    """Objective of a network: its number of outputs and its loss."""
 
     outputs: int
     loss: Loss
@@ -69,43 +71,47 @@ def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
 
 
 def fit_predict(
-    bags: BagFeatures,
-    task: MilTask,
-    parts: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    settings: MilSettings,
-    seed: int,
-) -> tuple[Floats, int]:
+    bags: BagFeatures, task: MilTask, one: Round, *, settings: MilSettings, seed: int
+) -> tuple[Floats, Trained]:
     """Train on some bags, stop by others, and answer for the rest.
 
     Args:
-        bags: all bags; those named in `parts` have patches.
+        bags: all bags; those of the round have patches.
         task: outputs and loss.
-        parts: indices of the bags to train on, to stop by, and to answer for.
+        one: indices of the bags to train on, to stop by, and to answer for.
         settings: of network and training.
         seed: of weights, dropout, order and patch draws.
 
     Returns:
-        Outputs float64 (len(parts[2]), K) of the last part, and the epoch that was kept.
+        Outputs float64 (len(one.test), K), and the outcome of the training.
     """
-    train, val, test = parts
     rng = np.random.default_rng(seed)
     with reproducible(seed):
-        network = GatedAttention(bags.patches(int(train[0])).shape[1], task.outputs, settings)
-        optimiser = adamw(network, settings.lr, settings.weight_decay)
+        dim = bags.patches(int(one.train[0])).shape[1]
+        network = GatedAttention(dim, task.outputs, settings, _unit_variance(bags, one.train))
+        optimizer = adamw(network, settings.lr, settings.weight_decay)
 
         def epoch() -> Iterator[torch.Tensor]:
-            order = rng.permutation(train)
+            order = rng.permutation(one.train)
             for start in range(0, len(order), settings.batch):
                 chosen = order[start : start + settings.batch]
                 yield task.loss(network(*_batch(bags, chosen, settings.max_patches, rng)), chosen)
 
         def validation() -> float:
-            return float(task.loss(_outputs(network, bags, val, settings), val))
+            return float(task.loss(_outputs(network, bags, one.val, settings), one.val))
 
-        kept = train_until_worse(network, optimiser, epoch, validation, (settings.epochs, settings.patience))
+        epochs, patience = settings.limits(len(one.train))
+        trained = train_until_worse(network, optimizer, epoch, validation, epochs=epochs, patience=patience)
         with torch.no_grad():
-            answers = _outputs(network, bags, test, settings)
-    return answers.double().numpy(), kept
+            answers = _outputs(network, bags, one.test, settings)
+    return answers.double().numpy(), trained
+
+
+def _unit_variance(bags: BagFeatures, train: NDArray[np.int64]) -> float:
+    """Factor that gives the entries of (up to 64) training bags a mean square of one: no encoder trains faster than
+    another because its vectors are longer."""
+    squares = [np.square(bags.patches(bag), dtype=np.float64).mean(axis=1) for bag in train[:64].tolist()]
+    return float(1 / np.sqrt(np.concatenate(squares).mean()))
 
 
 def _outputs(

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from mmkd.evaluate.folds import draw_folds
+from mmkd.base.config import Frozen
+from mmkd.evaluate.cross_validation import draw_folds
 from mmkd.evaluate.metrics import Floats
-from mmkd.evaluate.settings import CoxnetSettings
 from mmkd.store import UserError
 
-MAX_STEPS = 500
+MAX_STEPS = 5000
+"""Steps of one penalty; a fit that needs more has not converged."""
 TOLERANCE = 1e-5
-"""Steps of one penalty stop when no coefficient (of standardised columns) moves by more."""
+"""Steps of one penalty stop when no coefficient (of standardized columns) moves by more."""
 EXPONENT_LIMIT = 50.0
 """Log-hazards beyond this are cut: exp() of them says nothing more and would overflow in a wild step."""
 
@@ -64,6 +66,16 @@ class PartialLikelihood:
         return float(np.log(denominator).sum() - eta[self._at].sum()), hazard, denominator
 
 
+class CoxnetSettings(Frozen):
+    """Elastic-net Cox regression on mean-pooled features."""
+
+    l1_ratio: float = Field(default=0.5, gt=0, le=1)
+    alphas: int = Field(default=20, ge=1)
+    smallest_alpha: float = Field(default=0.05, gt=0, lt=1)
+    """The path ends at this share of the smallest penalty that leaves no coefficient."""
+    inner_folds: int = Field(default=5, ge=2)
+
+
 @dataclass(frozen=True)
 class Cohort:
     """Subjects with follow-up. x: float64 (n, D); time: float64 (n,); event: bool (n,); group: str (n,)."""
@@ -86,6 +98,7 @@ class CoxModel:
     scale: Floats
     coefficients: Floats
     alpha: float
+    converged: bool
 
     def risk(self, x: Floats) -> Floats:
         """Log-hazard of x (n, D) against the average subject, float64 (n,)."""
@@ -100,23 +113,24 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
     """
     if not cohort.event.any():
         raise UserError(f"all {len(cohort.time)} training subjects are censored; a Cox model needs events")
-    x, mean, scale = _standardised(cohort.x)
+    x, mean, scale = _standardized(cohort.x)
     alphas = penalties(x, cohort, settings)
     fold = draw_folds(cohort.event.astype(np.int64), cohort.group, settings.inner_folds, seed)
     whole = PartialLikelihood(cohort.time, cohort.event)
     lost = np.zeros(len(alphas))
     for number in range(settings.inner_folds):
-        kept = cohort.take(fold != number)
-        if not kept.event.any():
+        rest = cohort.take(fold != number)
+        if not rest.event.any():
             continue
-        inner, own_mean, own_scale = _standardised(kept.x)
-        part = PartialLikelihood(kept.time, kept.event)
-        for i, beta in enumerate(fit_path(inner, part, alphas, settings.l1_ratio)):
+        inner, own_mean, own_scale = _standardized(rest.x)
+        part = PartialLikelihood(rest.time, rest.event)
+        for i, (beta, converged) in enumerate(zip(*fit_path(inner, part, alphas, settings.l1_ratio), strict=True)):
             # Verweij and van Houwelingen 1993: what the held-out subjects add to the partial likelihood.
-            lost[i] += whole.value((cohort.x - own_mean) / own_scale @ beta) - part.value(inner @ beta)
+            added = whole.value((cohort.x - own_mean) / own_scale @ beta) - part.value(inner @ beta)
+            lost[i] += added if converged else np.inf
     best = int(np.argmin(lost))
-    beta = fit_path(x, whole, alphas[: best + 1], settings.l1_ratio)[best]
-    return CoxModel(mean, scale, beta, float(alphas[best]))
+    path, converged = fit_path(x, whole, alphas[: best + 1], settings.l1_ratio)
+    return CoxModel(mean, scale, path[best], float(alphas[best]), bool(converged[best]))
 
 
 def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
@@ -126,21 +140,26 @@ def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
     return np.asarray(np.geomspace(1.0, settings.smallest_alpha, settings.alphas) * max(largest, TOLERANCE))
 
 
-def fit_path(x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float) -> Floats:
-    """Coefficients of every penalty, each started from the one before: float64 (len(alphas), D).
+def fit_path(
+    x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Coefficients of every penalty, each started from the one before, and whether they converged.
 
-    Minimises L(x b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps
-    (Beck and Teboulle 2009, FISTA with backtracking), whose momentum begins anew when it points uphill (O'Donoghue and
+    Minimizes L(x b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps
+    (Beck and Teboulle 2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and
     Candes 2015, section 3.2: under half the steps here).
 
     Args:
-        x: float64 (n, D), standardised.
+        x: float64 (n, D), standardized.
         likelihood: of the same n subjects.
         alphas: float64 (steps,), descending.
         l1_ratio: share of the l1 penalty.
+
+    Returns:
+        float64 (steps, D), and bool (steps,).
     """
     n, beta, curvature = len(x), np.zeros(x.shape[1]), 1.0
-    path, hazard = np.empty((len(alphas), x.shape[1])), np.zeros(n)
+    path, hazard, converged = np.empty((len(alphas), x.shape[1])), np.zeros(n), np.zeros(len(alphas), dtype=bool)
     for i, alpha in enumerate(alphas.tolist()):
         l1, ridge = alpha * l1_ratio, alpha * (1 - l1_ratio)
         ahead, ahead_hazard, momentum = beta, hazard, 1.0
@@ -163,16 +182,17 @@ def fit_path(x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio:
             ahead, ahead_hazard = moved + share * (moved - beta), moved_hazard + share * (moved_hazard - hazard)
             beta, hazard, momentum = moved, moved_hazard, following
             if largest < TOLERANCE:
+                converged[i] = True
                 break
         path[i] = beta
-    return path
+    return path, converged
 
 
 def _shrunk(values: Floats, by: float) -> Floats:
     return np.asarray(np.sign(values) * np.maximum(np.abs(values) - by, 0.0))
 
 
-def _standardised(x: Floats) -> tuple[Floats, Floats, Floats]:
+def _standardized(x: Floats) -> tuple[Floats, Floats, Floats]:
     """Columns of mean 0 and variance 1, with the means and scales; a constant column stays 0."""
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mmkd.evaluate.heads.settings import FusionSettings, Trained
 from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
-from mmkd.evaluate.settings import VqaSettings
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class Questions:
 
 
 def fit_predict(
-    train: Questions, val: Questions, test: Questions, words: int, how: tuple[VqaSettings, int]
-) -> tuple[NDArray[np.int64], int]:
+    train: Questions, val: Questions, test: Questions, *, words: int, settings: FusionSettings, seed: int
+) -> tuple[NDArray[np.int64], Trained]:
     """Train on questions with a known answer, stop by the validation accuracy, answer the rest.
 
     Args:
         train, val, test: the questions.
         words: size of the vocabulary.
-        how: settings, and the seed of weights, dropout and order.
+        settings: of head and training.
+        seed: of weights, dropout and order.
 
     Returns:
-        Answer of every test question, int64 (m,), and the epoch that was kept.
+        Answer of every test question, int64 (m,), and the outcome of the training.
     """
-    settings, seed = how
     rng = np.random.default_rng(seed)
     known = train.take(train.answer >= 0)
     x, y = known.fused(), torch.from_numpy(known.answer)
@@ -62,7 +62,7 @@ def fit_predict(
             nn.Dropout(settings.dropout),
             nn.Linear(settings.hidden, words),
         )
-        optimiser = adamw(head, settings.lr, settings.weight_decay)
+        optimizer = adamw(head, settings.lr, settings.weight_decay)
 
         def epoch() -> Iterator[torch.Tensor]:
             order = rng.permutation(len(y))
@@ -73,7 +73,8 @@ def fit_predict(
         def wrong_share() -> float:
             return float((head(seen).argmax(dim=1) != right).double().mean())
 
-        kept = train_until_worse(head, optimiser, epoch, wrong_share, (settings.epochs, settings.patience))
+        epochs, patience = settings.limits(len(y))
+        trained = train_until_worse(head, optimizer, epoch, wrong_share, epochs=epochs, patience=patience)
         with torch.no_grad():
             answers = head(test.fused()).argmax(dim=1)
-    return answers.numpy().astype(np.int64), kept
+    return answers.numpy().astype(np.int64), trained

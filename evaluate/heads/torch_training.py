@@ -1,4 +1,4 @@
-"""What trained heads share: the same numbers on every run, early stopping, and the best epoch kept."""
+"""Training of heads: the same numbers on every run, early stopping, weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from mmkd.evaluate.heads.settings import Trained
 
 Steps = Callable[[], Iterator[torch.Tensor]]
 
@@ -35,38 +37,37 @@ def adamw(head: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimi
 
 def train_until_worse(
     head: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     losses: Steps,
     validation: Callable[[], float],
-    limits: tuple[int, int],
-) -> int:
+    *,
+    epochs: int,
+    patience: int,
+) -> Trained:
     """Train until the validation loss has not fallen for a while; leave the best epoch's weights in `head`.
 
     Args:
-        head: what is trained.
-        optimiser: of its parameters.
+        head: network to train.
+        optimizer: of its parameters.
         losses: gives one epoch's losses, scalars with gradients, a step each.
         validation: loss after an epoch, in evaluation mode.
-        limits: most epochs, and epochs without a lower loss before the end.
-
-    Returns:
-        The epoch that was kept, from 1.
+        epochs: most epochs.
+        patience: epochs without a lower loss before the end.
     """
-    epochs, patience = limits
-    best, kept, weights = float("inf"), 0, copy.deepcopy(head.state_dict())
+    lowest, best, weights = float("inf"), 0, copy.deepcopy(head.state_dict())
     for epoch in range(1, epochs + 1):
         head.train()
         for loss in losses():
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
         head.eval()
         with torch.no_grad():
             value = validation()
-        if value < best:
-            best, kept, weights = value, epoch, copy.deepcopy(head.state_dict())
-        elif epoch - kept >= patience:
+        if value < lowest:
+            lowest, best, weights = value, epoch, copy.deepcopy(head.state_dict())
+        elif epoch - best >= patience:
             break
     head.load_state_dict(weights)
     head.eval()
-    return kept
+    return Trained(best, epochs)

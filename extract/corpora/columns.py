@@ -1,11 +1,12 @@
-"""Which column of a table is what: by name where the user says so, else by the names that released corpora use."""
+"""Roles of a table's columns: by the user's names, else by the names that released corpora use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
+from mmkd.extract.corpora.row import Ignored
 from mmkd.store.samples import FIXED_COLUMNS
 
 # Names that released biomedical corpora use, in the order in which they are tried.
@@ -22,6 +23,7 @@ _USUAL = {
         "img",
         "jpg",
         "png",
+        "images",
     ),
     "caption": ("caption", "text", "txt", "title", "captions"),
     "key": ("key", "id", "uid", "sample_id"),
@@ -31,7 +33,7 @@ _MAX_LABELS = 256
 
 
 class TableColumns(Frozen):
-    """Which column is what. A column that is not named is looked for under its usual names."""
+    """Columns by role. A column that is not named is looked for under its usual names, in any case."""
 
     image: str | None = None
     caption: str | None = None
@@ -46,11 +48,13 @@ def roles(columns: TableColumns, header: Sequence[str], where: object, made: boo
         CorpusError: a named column is not there, or there is neither image nor caption.
     """
     found: dict[str, str] = {}
+    folded = {name.strip().casefold(): name for name in reversed(header)}
     for role, usual in _USUAL.items():
         named = getattr(columns, role)
         if named is not None and named not in header:
             raise CorpusError(f"{where} has no column {named!r} (for the {role}); it has {_some(header)}")
-        name = named or next((name for name in usual if name in header), None)
+        candidates = (name if name in header else folded.get(name) for name in usual)
+        name = named or next((name for name in candidates if name is not None and name not in found.values()), None)
         if name is not None:
             found[role] = name
     if not made and not {"image", "caption"} & set(found):
@@ -67,12 +71,14 @@ def label_names(
     """Columns that pass into the sample table: those wanted, else all that have no role.
 
     Raises:
-        CorpusError: one is missing, is named like a column of the sample table, or there are too many.
+        CorpusError: one is missing, has the name of a column of the sample table, or there are too many.
     """
     if wanted is None:
         wanted = tuple(name for name in header if name not in found.values())
         if len(wanted) > _MAX_LABELS:
-            raise CorpusError(f"{where} has {len(wanted)} columns; say in a corpus.yaml which ones are `label_columns`")
+            raise CorpusError(
+                f"{where} has {len(wanted)} columns; name some of them as `label_columns` in a corpus.yaml"
+            )
     for label in wanted:
         if label not in header:
             raise CorpusError(f"{where} has no label column {label!r}; it has {_some(header)}")
@@ -82,6 +88,12 @@ def label_names(
                 f"rename it, or list the others as `label_columns` (taken: {', '.join(FIXED_COLUMNS.names)})"
             )
     return wanted
+
+
+def ignored_columns(header: Sequence[str], used: Iterable[str], why: str) -> Iterator[Ignored]:
+    """Columns that are neither a role nor a label."""
+    taken = set(used)
+    yield from (Ignored(f"column: {why}", name[:60]) for name in header if name not in taken)
 
 
 def _some(header: Sequence[str]) -> str:

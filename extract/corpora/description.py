@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmkd.base.config import read_mapping, validated
+from mmkd.base.config import filled, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.places.place import Place
-from mmkd.base.prompts import read_prompts
-from mmkd.base.roots import filled, user_roots
 from mmkd.extract.corpora.evaluation_set import EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus
+from mmkd.store.evaluation_rows import read_prompts
 
 # Fields that hold a path, relative to the description, so that the two can move together.
 _PATHS = ("path", "images", "slide_table")
@@ -66,7 +65,7 @@ def described_bags(path: Path) -> tuple[Path, Join | None]:
     join = None if source.get("join") is None else _join(source["join"], path)
     if join is not None and join.match not in ("slide", "patient"):
         raise ConfigError(f"{path}: join matches {join.match!r}, expected slide or patient")
-    return (path.parent / source["path"]).resolve(), join
+    return (path.parent / Path(source["path"]).expanduser()).resolve(), join
 
 
 def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
@@ -74,8 +73,11 @@ def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[]
     if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"{path}: kind is {kind!r}, expected one of {', '.join(map(repr, kinds))}")
     beside = Place(str(path)).parent
-    content = {name: str(beside.join(value)) if name in _PATHS and isinstance(value, str) else value
-               for name, value in content.items()}  # fmt: skip
+    for name in _PATHS:
+        value = content.get(name)
+        if isinstance(value, str):
+            value = str(Path(value).expanduser()) if value.startswith("~") else value
+            content[name] = str(beside.join(value))
     corpus = validated(kinds[kind](), content, path)
     if isinstance(corpus, FileCorpus) and not corpus.place.exists():
         raise CorpusError(f"{path} names {corpus.path}, which does not exist")
@@ -136,9 +138,9 @@ def _join(content: object, path: Path) -> Join:
             raise ConfigError(f"{path}: YAML reads `on` as true; the field is called `match`")
         content = dict(content)
         if isinstance(content.get("table"), str):
-            content["table"] = str((path.parent / content["table"]).resolve())
+            content["table"] = str((path.parent / Path(content["table"]).expanduser()).resolve())
         if isinstance(content.get("fold_files"), str):
-            pattern = Path(path.parent, content["fold_files"])
+            pattern = path.parent / Path(content["fold_files"]).expanduser()
             files = sorted(pattern.parent.glob(pattern.name), key=lambda file: (len(file.name), file.name))
             if not files:
                 raise CorpusError(f"{path}: fold_files is {content['fold_files']!r}, which no file matches")

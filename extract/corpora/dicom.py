@@ -17,7 +17,7 @@ from mmkd.base.images.source import ImageError, unreadable
 from mmkd.base.images.uri import FRAME, fragment
 from mmkd.base.places.place import Listed
 from mmkd.extract.corpora.files import FileCorpus
-from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 from mmkd.extract.corpora.suffixes import DICOM
 
 _TAGS = ["Modality", "BodyPartExamined", "NumberOfFrames", "PatientID", "Rows"]
@@ -56,14 +56,8 @@ class DicomCorpus(FileCorpus):
         salt = None if self.patient_salt is None else hashlib.sha256(self.patient_salt.encode()).hexdigest()
         return self.model_copy(update={"patient_salt": salt}).model_dump_json(exclude={"path"})
 
-    def listed(self) -> list[Listed]:
-        """The files, sorted by name; those without suffix are left to their first bytes."""
-        if not self._is_folder:
-            return super().listed()
-        found = self.place.files()
-        return [
-            file for file in found if file.name.lower().endswith(self.suffixes) or "." not in file.name.split("/")[-1]
-        ]
+    def _takes(self, name: str) -> bool:
+        return super()._takes(name) or "." not in name.rpartition("/")[2]
 
     @functools.cached_property
     def _files(self) -> list[Listed]:
@@ -78,7 +72,7 @@ class DicomCorpus(FileCorpus):
             for group in groups
         ]
 
-    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """One row per object, or per frame."""
         names = [file.name for file in self._files]
         start = names.index(part.name)
@@ -86,13 +80,14 @@ class DicomCorpus(FileCorpus):
             for rows in pool.map(self._rows, names[start : start + _FILES_A_PART]):
                 yield from rows
 
-    def _rows(self, name: str) -> list[CorpusRow]:
+    def _rows(self, name: str) -> Sequence[CorpusRow | Ignored]:
         suffixed = name.lower().endswith(self.suffixes)
         try:
             header = self._header(name)
         except ImageError as error:
             # A file without suffix is only taken for DICOM if it says so.
-            return [CorpusRow(name, None, name, fault=f"row: {error}")] if suffixed else []
+            return [CorpusRow(name, None, name, fault=f"row: {error}")] if suffixed else [
+                Ignored("file: without suffix and not DICOM", name)]  # fmt: skip
         frames = _number(header, "NumberOfFrames")
         if "Rows" not in header or frames <= 1:
             wanted: Sequence[int | None] = [None]

@@ -15,12 +15,11 @@ from itertools import islice
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.place import Place
-from mmkd.base.prompts import PromptFile
-from mmkd.base.row_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
 from mmkd.extract.corpora.files import fits
 from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
-from mmkd.extract.corpora.row import Corpus, CorpusRow, Part
+from mmkd.extract.corpora.row import Corpus, CorpusRow, Ignored, Part
+from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF, PromptFile
 
 SPLIT = "split"
 _PROMPTS = "prompts"
@@ -102,13 +101,22 @@ class EvaluationSet:
         texts = json.dumps(list(self.prompts.prompts()))
         return [*parts, Part(_PROMPTS, len(texts), hashlib.sha256(texts.encode()).hexdigest())]
 
-    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+    def ignored(self) -> Iterator[Ignored]:
+        """Those of the source, and its parts in no split."""
+        yield from self.source.ignored()
+        parts = self.source.parts() if self.splits else ()
+        yield from (Ignored("file: in none of the `splits`", part.name) for part in parts if not self._split(part.name))
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """Samples of one part, or the prompts."""
         if part.name == _PROMPTS:
             yield from self._prompt_rows()
             return
         split = self._split(part.name)
         for row in self.source.rows_of(part):
+            if isinstance(row, Ignored):
+                yield row
+                continue
             labels = {KIND: SAMPLE, TEXT_OF: None} | row.labels | self._joined(row)
             key = row.key
             if self.draw is not None:
@@ -126,7 +134,9 @@ class EvaluationSet:
     def _prompt_rows(self) -> Iterator[CorpusRow]:
         assert self.prompts is not None, "only a set with prompts has this part"
         for prompt in self.prompts.prompts():
-            yield CorpusRow(prompt.key, prompt.text, None, labels={KIND: prompt.kind, TEXT_OF: prompt.of})
+            yield CorpusRow(
+                prompt.key, prompt.text, None, labels={KIND: prompt.kind, TEXT_OF: prompt.of}, by_design=True
+            )
 
     def _split(self, name: str) -> str | None:
         return next((split for split, patterns in self.splits.items() if fits(name, patterns)), None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from mmkd.base.places.place import Listed
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
-from mmkd.extract.corpora.suffixes import PICTURES
+from mmkd.extract.corpora.suffixes import DICOM, PICTURES
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
@@ -24,9 +24,9 @@ class ImageFolderCorpus(FileCorpus):
 
     kind: Literal["imagefolder"] = "imagefolder"
     split_folders: bool | None = None
-    """Whether the top folders are splits and classes lie below them; when not given, their names tell."""
+    """True when the top folders are splits and classes lie below them; when not given, their names decide."""
 
-    suffixes = (*PICTURES, ".dcm")
+    suffixes = (*PICTURES, *DICOM)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -34,11 +34,8 @@ class ImageFolderCorpus(FileCorpus):
         return ("label", "split")
 
     def parts(self) -> Sequence[Part]:
-        """One for each top folder; its stamp is a hash over its files' names, sizes and stamps."""
-        return [
-            Part(name, sum(file.size for file in files), hashlib.sha256(repr(files).encode()).hexdigest())
-            for name, files in self._folders.items()
-        ]
+        """One for each top folder."""
+        return folder_parts(self._folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """One row per image of this top folder."""
@@ -60,8 +57,20 @@ class ImageFolderCorpus(FileCorpus):
 
     @functools.cached_property
     def _folders(self) -> dict[str, list[Listed]]:
-        """Images by top folder, '' for those beside the folders; both in order."""
-        found = defaultdict(list)
-        for file in self.listed():
-            found[file.name.rpartition("/")[0].split("/")[0]].append(file)
-        return dict(sorted(found.items()))
+        return by_top_folder(self.listed())
+
+
+def by_top_folder(files: Iterable[Listed]) -> dict[str, list[Listed]]:
+    """Files by top folder, '' for those beside the folders; both in order."""
+    found = defaultdict(list)
+    for file in files:
+        found[file.name.rpartition("/")[0].split("/")[0]].append(file)
+    return dict(sorted(found.items()))
+
+
+def folder_parts(folders: Mapping[str, Sequence[Listed]]) -> list[Part]:
+    """A part for each top folder; its stamp is a hash over its files' names, sizes and stamps."""
+    return [
+        Part(name, sum(file.size for file in files), hashlib.sha256(repr(files).encode()).hexdigest())
+        for name, files in folders.items()
+    ]

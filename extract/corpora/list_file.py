@@ -7,6 +7,7 @@ from typing import Literal
 
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.extract.corpora.suffixes import DICOM, PICTURES
 
 
 class ListFileCorpus(FileCorpus):
@@ -19,6 +20,7 @@ class ListFileCorpus(FileCorpus):
     kind: Literal["listfile"] = "listfile"
 
     suffixes = (".txt",)
+    named_by_rows = (*PICTURES, *DICOM)
 
     @property
     def labels(self) -> tuple[str, ...]:

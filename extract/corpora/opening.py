@@ -4,34 +4,62 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterable
-from typing import Any
+import posixpath
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.place import Place
 from mmkd.extract.corpora.description import described_corpus
-from mmkd.extract.corpora.files import unlistable
+from mmkd.extract.corpora.files import corpus_files, unlistable
 from mmkd.extract.corpora.row import Corpus
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES, SLIDES, TABLES
+from mmkd.extract.corpora.suffixes import DICOM, PICTURES, SLIDES, TABLES, TEXTS
 
-# kind: module, class, extra.
-_KINDS: dict[str, tuple[str, str, str]] = {
-    "table": ("table", "TableCorpus", "extract"),
-    "webdataset": ("webdataset", "WebDatasetCorpus", "extract"),
-    "parquet": ("parquet", "ParquetCorpus", "extract"),
-    "imagefolder": ("image_folder", "ImageFolderCorpus", "extract"),
-    "dicom": ("dicom", "DicomCorpus", "dicom"),
-    "slides": ("slides", "SlidesCorpus", "wsi"),
-    "medmnist": ("medmnist", "MedMnistCorpus", "extract"),
-    "listfile": ("list_file", "ListFileCorpus", "extract"),
-    "vqa": ("questions", "QuestionsCorpus", "extract"),
+
+class Kind(NamedTuple):
+    """Where the reader of a kind is, and what it is recognized by."""
+
+    module: str
+    name: str
+    suffixes: tuple[str, ...] = ()
+    """Of files and folders of this kind; without any, only a corpus.yaml names the kind."""
+    extra: str = "extract"
+    in_folder: Callable[[Place, Sequence[str]], bool] | None = None
+    """Recognizes a folder by the names below it; any file with one of the suffixes when not given."""
+
+
+def _any(suffixes: tuple[str, ...]) -> Callable[[Place, Sequence[str]], bool]:
+    return lambda _, names: any(name.lower().endswith(suffixes) for name in names)
+
+
+def _is_table_folder(_: Place, names: Sequence[str]) -> bool:
+    return any("/" not in name and name.lower().endswith(TABLES) for name in names)
+
+
+def _has_pairs(_: Place, names: Sequence[str]) -> bool:
+    texts = {posixpath.splitext(name)[0] for name in names if name.lower().endswith(TEXTS)}
+    return any(posixpath.splitext(name)[0] in texts for name in names if name.lower().endswith(PICTURES))
+
+
+def _has_dicom(place: Place, names: Sequence[str]) -> bool:
+    bare = [name for name in names if "." not in name.rpartition("/")[2]]
+    return any(place.join(name).read(128, 4) == b"DICM" for name in bare[:100])
+
+
+# In the order in which a folder is taken for a kind: archives hold everything themselves, and a table says what the
+# pictures beside it are.
+KINDS: dict[str, Kind] = {
+    "webdataset": Kind("mmkd.extract.corpora.webdataset", "WebDatasetCorpus", (".tar",)),
+    "parquet": Kind("mmkd.extract.corpora.parquet", "ParquetCorpus", (".parquet",)),
+    "table": Kind("mmkd.extract.corpora.table", "TableCorpus", TABLES, in_folder=_is_table_folder),
+    "dicom": Kind("mmkd.extract.corpora.dicom", "DicomCorpus", DICOM, "dicom"),
+    "slides": Kind("mmkd.extract.corpora.slides", "SlidesCorpus", SLIDES, "wsi"),
+    "pairs": Kind("mmkd.extract.corpora.pairs", "PairsCorpus", in_folder=_has_pairs),
+    "imagefolder": Kind("mmkd.extract.corpora.image_folder", "ImageFolderCorpus", in_folder=_any(PICTURES)),
+    "medmnist": Kind("mmkd.extract.corpora.medmnist", "MedMnistCorpus", (".npz",)),
+    "listfile": Kind("mmkd.extract.corpora.list_file", "ListFileCorpus"),
+    "vqa": Kind("mmkd.extract.corpora.questions", "QuestionsCorpus"),
 }
-_KIND_OF = (
-    dict.fromkeys(TABLES, "table")
-    | {".tar": "webdataset", ".parquet": "parquet", ".npz": "medmnist"}
-    | dict.fromkeys(DICOM, "dicom")
-    | dict.fromkeys(SLIDES, "slides")
-)
 _EXPECTED = (
     "a CSV/TSV/JSONL or Parquet file, a .tar, an .npz, a DICOM file, a slide, a folder of one of these, "
     "or a corpus.yaml"
@@ -43,8 +71,9 @@ def open_corpus(location: str) -> Corpus:
 
     Args:
         location: path or URL of a CSV, TSV, JSONL or Parquet file, a `.tar`, a DICOM file or a slide; of a folder that
-            holds tars, Parquet files, one table, DICOM files, slides, or folders of images; or of a `.yaml` that
-            describes a corpus (its `kind` and that reader's fields) or an evaluation set (`dataset`, `source`).
+            holds tars, Parquet files, one table, DICOM files, slides, images with texts, or folders of images; or of a
+            `.yaml` that describes a corpus (its `kind` and that reader's fields) or an evaluation set (`dataset`,
+            `source`).
 
     Raises:
         CorpusError: it does not exist, or is none of these.
@@ -56,62 +85,42 @@ def open_corpus(location: str) -> Corpus:
         if not place.exists():
             raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
         if place.suffix in (".yaml", ".yml"):
-            return described_corpus(place, {kind: functools.partial(_reader, kind) for kind in _KINDS})
-        if place.suffix in _KIND_OF and not place.is_dir():
-            reader: Corpus = _reader(_KIND_OF[place.suffix])(path=location)
-            return reader
+            return described_corpus(place, {kind: functools.partial(_reader, kind) for kind in KINDS})
         if place.is_dir():
             return _folder(place, location)
     except OSError as error:
         raise unlistable(place, error) from error
-    raise CorpusError(f"corpus {location}: {place.suffix or 'a file without suffix'} is not {_EXPECTED}")
+    kind = next((kind for kind, known in KINDS.items() if place.suffix in known.suffixes), None)
+    if kind is None:
+        raise CorpusError(f"corpus {location}: {place.suffix or 'a file without suffix'} is not {_EXPECTED}")
+    reader: Corpus = _reader(kind)(path=location)
+    return reader
 
 
 def _reader(kind: str) -> Any:
-    module, name, extra = _KINDS[kind]
+    module, name, _, extra, _ = KINDS[kind]
     try:
-        return getattr(importlib.import_module(f"mmkd.extract.corpora.{module}"), name)
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise CorpusError(f"a {kind} corpus needs {error.name}; install mmkd[{extra}]") from error
 
 
 def _folder(place: Place, location: str) -> Corpus:
-    names = [file.name.lower() for file in place.files()]
-    top = [name for name in names if "/" not in name and name.endswith(TABLES)]
-    # A table says what the pictures and DICOM files beside it are; archives hold everything themselves.
-    for kind, suffixes in (("webdataset", (".tar",)), ("parquet", (".parquet",))):
-        if _any(names, suffixes):
-            reader: Corpus = _reader(kind)(path=location)
-            return reader
-    if len(top) == 1:
-        table: Corpus = _reader("table")(path=str(place.join(_exact(place, top[0]))))
-        return table
-    if len(top) > 1:
-        raise CorpusError(
-            f"corpus folder {location} holds {', '.join(sorted(top)[:5])}; "
-            "expected exactly one CSV, TSV or JSONL file; name the one that is meant"
-        )
-    pictures = [name for name in names if name.endswith(PICTURES)]
-    bare = [name for name in names if "." not in name.rpartition("/")[2]]
-    for kind, found in (
-        ("dicom", _any(names, DICOM)),
-        ("slides", _any(names, SLIDES)),
-        ("imagefolder", bool(pictures)),
-        ("dicom", any(_says_dicom(place, name) for name in bare[:100])),
-    ):
-        if found:
-            found_reader: Corpus = _reader(kind)(path=location)
-            return found_reader
-    raise CorpusError(f"corpus folder {location} holds neither tars nor tables nor images; expected {_EXPECTED}")
-
-
-def _any(names: Iterable[str], suffixes: tuple[str, ...]) -> bool:
-    return any(name.endswith(suffixes) for name in names)
-
-
-def _exact(place: Place, lower: str) -> str:
-    return next(file.name for file in place.files() if file.name.lower() == lower)
-
-
-def _says_dicom(place: Place, lower: str) -> bool:
-    return place.join(_exact(place, lower)).read(128, 4) == b"DICM"
+    names = [file.name for file in corpus_files(place)[0]]
+    kind = next(
+        (kind for kind, known in KINDS.items() if (known.in_folder or _any(known.suffixes))(place, names)), None
+    )
+    if kind is None and _has_dicom(place, names):
+        kind = "dicom"
+    if kind is None:
+        raise CorpusError(f"corpus folder {location} holds neither tars nor tables nor images; expected {_EXPECTED}")
+    if kind == "table":
+        tables = [name for name in names if "/" not in name and name.lower().endswith(TABLES)]
+        if len(tables) > 1:
+            raise CorpusError(
+                f"corpus folder {location} holds {', '.join(sorted(tables)[:5])}; "
+                "expected exactly one CSV, TSV or JSONL file; name the one that is meant"
+            )
+        location = str(place.join(tables[0]))
+    reader: Corpus = _reader(kind)(path=location)
+    return reader

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.images.parquet import leaf
-from mmkd.base.images.uri import CELL, fragment
+from mmkd.base.images.uri import CELL, ITEM, fragment
 from mmkd.base.places.place import Place
-from mmkd.extract.corpora.captions import Captions, caption_list, caption_rows
-from mmkd.extract.corpora.columns import TableColumns, label_names, roles
+from mmkd.extract.corpora.captions import Choice, caption_rows
+from mmkd.extract.corpora.columns import TableColumns, ignored_columns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus
-from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
+from mmkd.extract.corpora.row import NO_IMAGE, CorpusRow, Ignored, Part, as_label, first_text
+from mmkd.extract.corpora.suffixes import DICOM, PICTURES
 
 _BATCH_ROWS = 4096
 _DAMAGED = "archive: not Parquet, or damaged; what follows is lost"
@@ -32,10 +34,15 @@ class ParquetCorpus(FileCorpus):
     columns: TableColumns = TableColumns()
     label_columns: tuple[str, ...] | None = None
     """Columns that pass into the sample table; all others but binary ones when not given."""
-    captions: Captions = "first"
+    captions: Choice = "first"
     """Of a list of captions the first that is not blank, or a row for each."""
+    pictures: Choice = "first"
+    """Of a list of images the first, or a row for each."""
+    shard_keys: bool = False
+    """Keys are `FILE/KEY`, for files that number their rows alike."""
 
     suffixes = (".parquet",)
+    named_by_rows = (*PICTURES, *DICOM)
 
     @property
     def root(self) -> str:
@@ -55,8 +62,18 @@ class ParquetCorpus(FileCorpus):
     @functools.cached_property
     def _roles(self) -> dict[str, str]:
         found = roles(self.columns, self._schema.names, self.path)
-        if self.images is not None and "image" in found and _cell(self._schema.field(found["image"]).type):
-            raise CorpusError(f"corpus {self.path}: the images are in column {found['image']!r}; leave `images` out")
+        if "image" in found:
+            kind = self._schema.field(found["image"]).type
+            cell = _image_cell(kind)
+            if cell is None:
+                raise CorpusError(
+                    f"corpus {self.path}: column {found['image']!r} holds {kind}, expected encoded images or paths; "
+                    "name the image column in a corpus.yaml: {kind: parquet, path: ..., columns: {image: ...}}"
+                )
+            if self.images is not None and cell.bytes is not None and cell.path is None:
+                raise CorpusError(
+                    f"corpus {self.path}: the images are in column {found['image']!r}; leave `images` out"
+                )
         return found
 
     @functools.cached_property
@@ -66,13 +83,19 @@ class ParquetCorpus(FileCorpus):
         header = [name for name in self._schema.names if name in plain or name in self._roles.values()]
         return label_names(self.label_columns, self._roles, header, self.path)
 
-    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+    def ignored(self) -> Iterator[Ignored]:
+        """Files that are not Parquet, and columns that are neither a role nor a label."""
+        yield from super().ignored()
+        why = "holds bytes" if self.label_columns is None else "not among `label_columns`"
+        yield from ignored_columns(self._schema.names, (*self._roles.values(), *self.labels), why)
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """One row per table row; a failed one where the file is damaged.
 
         Raises:
             CorpusError: the file lacks a column that the first one has.
         """
-        wanted = (*self._roles.values(), *self.labels)  # said before the first row when there are none
+        wanted = (*self._roles.values(), *self.labels)
         try:
             with self.opened(part) as handle:
                 file = pq.ParquetFile(handle, pre_buffer=False)
@@ -85,60 +108,127 @@ class ParquetCorpus(FileCorpus):
         except (pa.ArrowException, OSError):
             yield CorpusRow(key=part.name, caption=None, uri=None, fault=_DAMAGED)
 
-    def _rows(self, name: str, file: pq.ParquetFile) -> Iterator[CorpusRow]:
+    def _rows(self, name: str, file: pq.ParquetFile) -> Iterator[CorpusRow | Ignored]:
         role = self._roles
         image = role.get("image")
-        cell = _cell(file.schema_arrow.field(image).type) if image else None
+        cell = _image_cell(file.schema_arrow.field(image).type) if image else None
         wanted = {role[name] for name in ("caption", "key", "modality") if name in role} | set(self.labels)
-        paths = image if image and cell is None else f"{image}.path" if image and cell == ".bytes" else None
-        filled = _filled(file, f"{image}{cell}") if cell is not None else None
+        if image and cell is not None and not cell.listed:
+            filled = _filled(file, f"{image}{cell.bytes}") if cell.bytes is not None else None
+            paths = [f"{image}{cell.path}"] if cell.path is not None else []
+        else:
+            filled, paths = None, [image] if image else []
         classes = _class_names(file.schema_arrow)
         row = 0
-        for batch in file.iter_batches(_BATCH_ROWS, columns=[*sorted(wanted), *([paths] if paths else [])]):
+        before = f"{name.rpartition('.')[0]}/" if self.shard_keys else ""
+        for batch in file.iter_batches(
+            _BATCH_ROWS if not (cell and cell.listed) else 16, columns=[*sorted(wanted), *paths]
+        ):
             for record in batch.to_pylist():
-                inside = None
-                if cell is not None and (filled is True or (filled is not None and filled(row))):
-                    inside = name + fragment(CELL, f"{image}{cell}", row)
-                path = record.get(image) if image else None
-                path = path.get("path") if isinstance(path, dict) else path
-                yield from self._row(record, (inside, path, f"{name}:{row}"), classes)
+                found: list[tuple[str | None, str | None]] = []
+                if image and cell is not None and cell.listed:
+                    for item, value in enumerate(record.get(image) or []):
+                        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (
+                            (value, None) if cell.bytes is not None else (None, value))  # fmt: skip
+                        if data is not None:
+                            found.append((name + fragment(ITEM, image, row, item), None))
+                        elif path:
+                            found.append((None, str(path)))
+                elif image and cell is not None:
+                    inside = filled is True or (filled is not None and filled(row))
+                    path = record.get(image)
+                    path = path.get("path") if isinstance(path, dict) else path
+                    found.append(
+                        (name + fragment(CELL, f"{image}{cell.bytes}", row) if inside else None, as_label(path))
+                    )
+                yield from self._row_images(record, before, f"{name}:{row}", found, classes)
                 row += 1
 
-    def _row(
-        self, record: dict[str, Any], names: tuple[str | None, str | None, str], classes: dict[str, list[str]]
-    ) -> Iterator[CorpusRow]:
-        inside, path, fallback = names
+    def _row_images(
+        self,
+        record: dict[str, Any],
+        before: str,
+        line: str,
+        found: list[tuple[str | None, str | None]],
+        classes: dict[str, list[str]],
+    ) -> Iterator[CorpusRow | Ignored]:
+        """Rows of one line; `found` has for each image its place inside the file, or its path."""
         role = self._roles
-        key = as_label(record.get(role["key"])) if "key" in role else None
-        row = CorpusRow(
-            key=key or (path if inside is None else None) or fallback,
-            caption=None,
-            uri=inside or path or None,
-            modality=first_text(_named(record, role["modality"], classes)) if "modality" in role else None,
-            labels={label: as_label(_named(record, label, classes)) for label in self.labels},
-        )
-        if "caption" in role:
-            yield from caption_rows(row, caption_list(record.get(role["caption"])), self.captions)
-        else:
-            yield row
+        if len(found) > 1 and self.pictures == "first":
+            yield Ignored("image: a further one of its line (`pictures: each` takes all)", line, len(found) - 1)
+            del found[1:]
+        given = as_label(record.get(role["key"])) if "key" in role else None
+        for number, (inside, path) in enumerate(found or [(None, None)]):
+            key = given or (path if inside is None else None) or line
+            row = CorpusRow(
+                key=before + (f"{key}@{number}" if number and key in (given, line) else key),
+                caption=None,
+                uri=inside or (self.image_uri(path, self._root) if path else None),
+                modality=first_text(_named(record, role["modality"], classes)) if "modality" in role else None,
+                labels={label: as_label(_named(record, label, classes)) for label in self.labels},
+                if_taken=line if key == path else None,
+            )
+            if "caption" in role:
+                if "image" in role and row.uri is None:
+                    row = dataclasses.replace(row, fault=NO_IMAGE)
+                yield from caption_rows(row, record.get(role["caption"]), self.captions)
+            else:
+                yield row
+
+    @functools.cached_property
+    def _root(self) -> str:
+        return self.root
 
 
-def _cell(kind: pa.DataType) -> str | None:
-    """Where the bytes are below the column: '' itself, '.bytes' in Hugging Face's struct; None for paths."""
+class _Cell(NamedTuple):
+    """Where an image column has bytes and paths: '' in the column itself, or below it; None where it has none."""
+
+    bytes: str | None
+    path: str | None
+    listed: bool = False
+    """True where a cell is a list of images."""
+
+
+def _image_cell(kind: pa.DataType) -> _Cell | None:
+    """The images of a column of this type; None when it holds neither images nor paths."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind):
+        return _Cell(None, None)
     if _binary(kind):
-        return ""
-    if pa.types.is_struct(kind) and any(field.name == "bytes" and _binary(field.type) for field in kind):
-        return ".bytes"
+        return _Cell("", None)
+    if _text(kind):
+        return _Cell(None, "")
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        data = ".bytes" if "bytes" in fields and _binary(fields["bytes"]) else None
+        path = ".path" if "path" in fields and _text(fields["path"]) else None
+        return _Cell(data, path) if data or path else None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _image_cell(kind.value_type)
+        return None if inner is None or inner.listed else inner._replace(listed=True)
     return None
 
 
 def _binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    types = pa.types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+    )
+
+
+def _text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    if _binary(kind) or pa.types.is_fixed_size_binary(kind):
+    if _binary(kind):
         return True
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
     return pa.types.is_nested(kind) and any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 

@@ -11,10 +11,11 @@ from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.place import Place
-from mmkd.base.row_kinds import CANDIDATE, KIND, SAMPLE, TEXT_OF
 from mmkd.extract.corpora.columns import label_names
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
+from mmkd.extract.corpora.suffixes import DICOM, PICTURES
+from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF
 
 _IMAGE = ("image_name", "img_name", "image", "image_path")
 _ID = ("qid", "id", "question_id")
@@ -43,6 +44,7 @@ class QuestionsCorpus(FileCorpus):
     """Fields that pass into the sample table; all but image and question when not given."""
 
     suffixes = (".json",)
+    named_by_rows = (*PICTURES, *DICOM)
 
     @field_validator("candidates", mode="before")
     @classmethod
@@ -115,6 +117,7 @@ class QuestionsCorpus(FileCorpus):
                 caption=f"{row.caption} {candidate}",
                 uri=None,
                 labels=row.labels | {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key},
+                by_design=True,
             )
 
     def _records(self, part: Part) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Lines of CSV, TSV and JSONL as records; a line that cannot be parsed costs itself only."""
+"""Lines of CSV, TSV and JSONL as records; a line that cannot be parsed is one failed row."""
 
 from __future__ import annotations
 
@@ -8,31 +8,34 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from itertools import chain
+from typing import IO, Any, Literal
 
 from mmkd.base.errors import CorpusError
+from mmkd.extract.corpora.row import BYTE_ORDER_MARKS, UNDECODABLE_BYTES
 
 # Longer fields and lines are parsing accidents; csv's own default stops at 131072, which some captions pass.
 _MAX_LINE = 1 << 26
 # A quotation mark that is never closed swallows the rest of the file into one caption.
 _MAX_LINES_A_FIELD = 1000
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-
 
 @dataclass(frozen=True)
 class Record:
-    """One line: its values by column, and what is wrong with it as a whole."""
+    """One line: its values by column, and its fault as a whole."""
 
     values: dict[str, Any]
     fault: str | None = None
+    unnamed: int = 0
+    """Columns without a name in the header; their cells are left out."""
 
 
 @dataclass(frozen=True)
 class Dialect:
     """How a CSV or TSV is written."""
 
-    delimiter: str
+    delimiter: str | None
+    """When None, the one of comma, tabulator, semicolon and bar (a .tsv: tabulator) that divides the header."""
     quotes: bool
     encoding: str
     names: tuple[str, ...] | None
@@ -54,11 +57,11 @@ def known_encoding(name: str) -> str:
 
 def _lines(file: IO[bytes], where: str, encoding: str) -> Iterator[str]:
     beginning = file.read(4)
-    mark, found = next(((mark, name) for mark, name in _MARKS if beginning.startswith(mark)), (b"", encoding))
+    marks = ((mark, name) for mark, name in BYTE_ORDER_MARKS if beginning.startswith(mark))
+    mark, found = next(marks, (b"", encoding))
     file.seek(len(mark))
-    # Bytes that are not in the encoding must not cost the lines around them: in UTF-8 they survive as surrogates.
-    errors = "surrogateescape" if found == "utf-8" else "replace"
-    text = io.TextIOWrapper(file, encoding=found, errors=errors, newline="")
+    # Bytes that are not in the encoding must not cost the lines around them: they survive as surrogates.
+    text = io.TextIOWrapper(file, encoding=found, errors=UNDECODABLE_BYTES, newline="")
     try:
         while line := text.readline(_MAX_LINE):
             if len(line) >= _MAX_LINE:
@@ -70,6 +73,8 @@ def _lines(file: IO[bytes], where: str, encoding: str) -> Iterator[str]:
 
 def separated_records(file: IO[bytes], where: str, dialect: Dialect) -> Iterator[Record]:
     """Records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault.
+
+    Columns without a name are left out. Where a name of the header has blanks around it, so may the cells.
 
     Raises:
         CorpusError: a header that names a column twice, or a quotation mark that is never closed.
@@ -83,14 +88,17 @@ def separated_records(file: IO[bytes], where: str, dialect: Dialect) -> Iterator
             yield line
 
     lines = counted()
-    if dialect.quotes:
-        reader = csv.reader(lines, delimiter=dialect.delimiter)
-    else:
-        reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=csv.QUOTE_NONE)
+    first = next(lines, "")
+    delimiter = dialect.delimiter or next((mark for mark in ",\t;|" if mark in first), ",")
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.quotes else csv.QUOTE_NONE
+    names = next(csv.reader([first.rstrip("\r\n")], delimiter=delimiter, quoting=quoting), [])
+    blanks = not dialect.names and any(name != name.strip() for name in names)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, quoting=quoting, skipinitialspace=blanks)
     header = list(dialect.names) if dialect.names else None
     line = 0
     try:
-        for cells in reader:
+        for raw in reader:
+            cells = [cell.strip() for cell in raw] if blanks else raw
             spanned, line = reader.line_num - line, reader.line_num
             # Two marks a field, and two for one inside it: only one that is never closed makes the number odd.
             unclosed, odd[0] = odd[0] and spanned > 1 and dialect.quotes, False
@@ -117,11 +125,12 @@ def _separated(header: list[str], cells: list[str], unclosed: bool) -> Record:
         fault = "row: more cells than columns"
     elif len(cells) < len(header):
         fault = "row: fewer cells than columns"
-    return Record({name: cells[i] if i < len(cells) else "" for i, name in enumerate(header)}, fault)
+    values = {name: cells[i] if i < len(cells) else "" for i, name in enumerate(header) if name}
+    return Record(values, fault, header.count(""))
 
 
 def _checked_header(cells: list[str], where: str) -> list[str]:
-    twice = next((name for name in cells if cells.count(name) > 1), None) if len(cells) <= 4096 else cells[0]
+    twice = next((name for name in cells if name and cells.count(name) > 1), None) if len(cells) <= 4096 else cells[0]
     if twice is not None:
         raise CorpusError(f"{where} has two columns named {twice!r}; name each once, or give `column_names`")
     return cells
@@ -142,8 +151,12 @@ def json_records(file: IO[bytes], where: str, encoding: str) -> Iterator[Record]
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             problem = f"line {number} is not JSON: {error}"
+            if first and line.lstrip().startswith("["):
+                problem = "is a JSON array, expected an object per line; convert it: jq -c '.[]' OLD > NEW.jsonl"
         if record is not None and not isinstance(record, dict):
-            problem = f"line {number} holds {type(record).__name__}, expected an object per line"
+            problem = (
+                f"line {number} holds {type(record).__name__}, expected an object per line (`jq -c '.[]'` makes them)"
+            )
         elif record is None and not problem:
             problem = f"line {number} holds null, expected an object per line"
         if problem and first:

@@ -1,7 +1,8 @@
-"""What every corpus reader gives: one row per input, and a few facts about the whole."""
+"""Rows of a corpus, what it leaves out, and the protocol of its readers."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -9,27 +10,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-UNDECODABLE = "\ufffd"
-"""Stands in a caption where its bytes were not UTF-8; extraction fails such a caption by this mark."""
-
 MAX_CAPTION = 1 << 20
-"""Characters. A caption is a paragraph; what is longer is a parsing accident or an attack on memory."""
+"""Characters. A caption is a paragraph; anything longer is a parsing accident or an attack on memory."""
 MAX_LABEL = 1 << 16
 """Characters of one label value; longer ones are cut."""
 MAX_KEY = 1 << 12
 """Characters of a key: longer than any path."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# White space, controls, zero-width and direction marks, byte order mark: nothing that a reader sees.
+_INVISIBLE = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]*"
+)
 
 INDEX_FAULTS = ("key: ", "archive: ", "row: ")
-"""How the reasons begin that are known before anything is read: such rows are failed, never looked at again."""
+"""Beginnings of reasons that fail a row before anything is read."""
 CAPTION_FAULT = "caption: "
 IMAGE_FAULT = "image: "
+NO_IMAGE, NO_CAPTION = "pair: no image", "pair: no caption"
+"""One side is missing in a corpus of pairs: the row is `partial`, its other side is used."""
+ONE_SIDED = (NO_IMAGE, NO_CAPTION)
 
 
 @dataclass(frozen=True)
 class CorpusRow:
-    """One input as the corpus names it; nothing has been read or decoded yet."""
+    """One input as the corpus names it, before anything is read or decoded."""
 
     key: str
     caption: str | None
@@ -42,7 +47,22 @@ class CorpusRow:
     modality: str | None = None
     labels: dict[str, str | None] = field(default_factory=dict)
     fault: str | None = None
-    """What is already known to be wrong: an `INDEX_FAULTS` reason fails the row, a `CAPTION_FAULT` one its caption."""
+    """What is already known to be wrong: an `INDEX_FAULTS` reason fails the row, a `CAPTION_FAULT` one its caption,
+    a `ONE_SIDED` one says which side is missing."""
+    by_design: bool = False
+    """True where one side is all there is: a prompt, or an answer to a question."""
+    if_taken: str | None = None
+    """For keys that are image paths: appended, after `#`, where an earlier row with another caption has the key."""
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """An input that makes no row: a file, member, column or folder that the reader does not use."""
+
+    reason: str
+    """Equal for equal causes, so that they can be counted: `member: .npy is not read`."""
+    example: str
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,14 +101,17 @@ class Corpus(Protocol):
     def parts(self) -> Sequence[Part]:
         """The pieces, in the order of their rows; cheap."""
 
-    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """A part's inputs, in an order that depends on the part alone. Parts are listed in parallel."""
+
+    def ignored(self) -> Iterator[Ignored]:
+        """Files, folders and columns that no part uses."""
 
 
 def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
-    """All inputs in order."""
+    """All rows in order."""
     for part in corpus.parts():
-        yield from corpus.rows_of(part)
+        yield from (row for row in corpus.rows_of(part) if isinstance(row, CorpusRow))
 
 
 def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
@@ -98,12 +121,12 @@ def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
 
 
 def as_label(value: object) -> str | None:
-    """Any value as a label. Null stays null; text stays; truth is `true` or `false`; all else is JSON.
+    """Any value as a label. Blank text is null; other text stays; truth is `true` or `false`; all else is JSON.
 
     JSON prints a number in its shortest form, so one value has one text whatever the format it came from.
     """
     if value is None or isinstance(value, str):
-        return value
+        return value if value is not None and value.strip() else None
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -115,5 +138,27 @@ def first_text(value: object) -> str | None:
 
 
 def decodable(text: str) -> str:
-    """Text that is UTF-8: lone surrogates (undecodable bytes, or JSON that escaped half a character) are marked."""
-    return text if text.isascii() else _SURROGATES.sub(UNDECODABLE, text)
+    """Text that is UTF-8: lone surrogates (undecodable bytes, or half a character escaped in JSON) become U+FFFD."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def is_blank(text: str) -> bool:
+    """True when a reader would see nothing: white space, zero-width characters, a byte order mark."""
+    return _INVISIBLE.fullmatch(text) is not None
+
+
+def decode_text(data: bytes) -> str:
+    """Text of a sidecar, UTF-8 or what its byte order mark says; undecodable bytes become lone surrogates."""
+    mark, encoding = next(((mark, name) for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), (b"", "utf-8"))
+    return data[len(mark) :].decode(encoding, UNDECODABLE_BYTES)
+
+
+def _lone_surrogates(error: UnicodeError) -> tuple[str, int]:
+    """Error handler for any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
+    assert isinstance(error, UnicodeDecodeError), "only decoding uses it"
+    return "\udcff", error.end
+
+
+UNDECODABLE_BYTES = "mmkd-surrogates"
+codecs.register_error(UNDECODABLE_BYTES, _lone_surrogates)
+BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))

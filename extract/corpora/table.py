@@ -12,12 +12,12 @@ from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.place import Listed, Place
-from mmkd.extract.corpora.captions import Captions, caption_list, caption_rows
-from mmkd.extract.corpora.columns import TableColumns, label_names, roles
+from mmkd.extract.corpora.captions import Choice, caption_rows
+from mmkd.extract.corpora.columns import TableColumns, ignored_columns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.records import Dialect, Record, json_records, known_encoding, separated_records
-from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
-from mmkd.extract.corpora.suffixes import TABLES
+from mmkd.extract.corpora.row import NO_IMAGE, CorpusRow, Ignored, Part, as_label, first_text
+from mmkd.extract.corpora.suffixes import DICOM, PICTURES, TABLES
 
 
 class TableCorpus(FileCorpus):
@@ -32,8 +32,12 @@ class TableCorpus(FileCorpus):
     columns: TableColumns = TableColumns()
     label_columns: tuple[str, ...] | None = None
     """Columns that pass into the sample table; all others when not given."""
-    captions: Captions = "first"
+    captions: Choice = "first"
     """Of a JSON list of captions the first that is not blank, or a row for each."""
+    pictures: Choice = "first"
+    """Of a JSON list of image paths the first, or a row for each."""
+    shard_keys: bool = False
+    """Keys are `TABLE/KEY`, for tables that number their rows alike."""
     caption_template: str | None = None
     """Makes the caption of columns, for clinical tables: `{age}-year-old {sex}`. Where a cell is empty: unknown."""
     image_template: str | None = None
@@ -43,11 +47,12 @@ class TableCorpus(FileCorpus):
     encoding: str = "utf-8"
     """Of the file. A byte order mark goes before it."""
     delimiter: str | None = None
-    """One character; comma for .csv, tabulator for .tsv when not given."""
+    """One character; when not given, the one of comma, tabulator, semicolon and bar that divides the header."""
     quotes: bool = True
     """False where a quotation mark is an ordinary character."""
 
     suffixes = TABLES
+    named_by_rows = (*PICTURES, *DICOM)
 
     @field_validator("encoding")
     @classmethod
@@ -76,24 +81,28 @@ class TableCorpus(FileCorpus):
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Label columns, in the table's order; of JSONL, every name that any line has."""
-        names = self._first.name.lower()
-        if self.label_columns is None and names.endswith(".jsonl"):
-            header = list(dict.fromkeys(name for record in self._records(self._first.name) for name in record.values))
-        else:
-            header = list(self._header)
+        header = self._names if self.label_columns is None else self._header
         return label_names(self.label_columns, self._roles, header, self.path)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The header; of JSONL, every name that any line of the first table has."""
+        first = self._first.name
+        if not first.lower().endswith(".jsonl"):
+            return self._header
+        return tuple(dict.fromkeys(name for record in self._records(first) for name in record.values))
 
     def parts(self) -> Sequence[Part]:
         """The tables; a stamp is the SHA-256 of the bytes, so that a mere copy is the same corpus."""
         return [self.hashed_part(file) for file in self.listed()]
 
-    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """One row per line of the table.
 
         Raises:
             CorpusError: a named column is not there, or the file is not such a table.
         """
-        needed = (*self._roles.values(), *self.labels)  # an empty table is said before the first row
+        needed = (*self._roles.values(), *self.labels)  # an empty table is refused before the first row
         many = len(self.listed()) > 1
         for number, record in enumerate(self._records(part.name)):
             if number == 0 and many and not part.name.lower().endswith(".jsonl"):
@@ -102,33 +111,56 @@ class TableCorpus(FileCorpus):
                     raise CorpusError(
                         f"{self.path}: {part.name} has no column {missing[0]!r}, which the first table has"
                     )
-            fallback = f"{part.name}:{number + 1}" if many else f"line-{number + 1}"
-            yield from self._rows(record, fallback, part.name.rpartition("/")[0] if self.images is None else "")
+            line = f"{part.name}:{number + 1}" if many else f"line-{number + 1}"
+            before = f"{part.name.rpartition('.')[0]}/" if self.shard_keys else ""
+            yield from self._rows(record, line, before, part.name.rpartition("/")[0] if self.images is None else "")
 
-    def _rows(self, record: Record, fallback: str, folder: str) -> Iterator[CorpusRow]:
+    def ignored(self) -> Iterator[Ignored]:
+        """Files that are no table, and columns that are neither a role nor a label."""
+        yield from super().ignored()
+        if self.label_columns is not None:
+            used = (*self._roles.values(), *self.labels, *template_columns(self.caption_template or ""),
+                    *template_columns(self.image_template or ""))  # fmt: skip
+            yield from ignored_columns(self._names, used, "not among `label_columns`")
+        unnamed = next((record.unnamed for record in self._records(self._first.name)), 0)
+        if unnamed:
+            yield Ignored("column: without a name", self._first.name, unnamed)
+
+    def _rows(self, record: Record, line: str, before: str, folder: str) -> Iterator[CorpusRow | Ignored]:
         """One line's rows; image paths are relative to the `folder` of the table."""
         role, values = self._roles, record.values
-        image = _text(values, role.get("image"))
+        images = _texts(values.get(role["image"])) if "image" in role else []
         if self.image_template is not None:
             cells = {name: _text(values, name) for name in template_columns(self.image_template)}
-            image = self.image_template.format_map(cells) if all(cells.values()) else ""
-        image = f"{folder}/{image}" if folder and image and not image.startswith("/") else image
-        row = CorpusRow(
-            key=(_text(values, role.get("key")) if "key" in role else image) or fallback,
-            caption=None,
-            uri=image or None,
-            modality=first_text(values.get(role["modality"])) if "modality" in role else None,
-            labels={label: as_label(values.get(label)) for label in self.labels},
-            fault=record.fault,
-        )
-        if self.caption_template is not None:
-            cells = {name: _text(values, name) or "unknown" for name in template_columns(self.caption_template)}
-            yield dataclasses.replace(row, caption=self.caption_template.format_map(cells))
-        elif "caption" in role:
-            captions = caption_list(values.get(role["caption"]))
-            yield from caption_rows(row, captions, self.captions)
-        else:
-            yield row
+            images = [self.image_template.format_map(cells)] if all(cells.values()) else []
+        if len(images) > 1 and self.pictures == "first":
+            yield Ignored("image: a further one of its line (`pictures: each` takes all)", images[1], len(images) - 1)
+            del images[1:]
+        for number, path in enumerate(images or [""]):
+            image = f"{folder}/{path}" if folder and path and not path.startswith("/") else path
+            key = _text(values, role.get("key"))
+            row = CorpusRow(
+                key=before + (f"{key}@{number}" if key and number else key or image or line),
+                caption=None,
+                uri=self.image_uri(image, self._root) if image else None,
+                modality=first_text(values.get(role["modality"])) if "modality" in role else None,
+                labels={label: as_label(values.get(label)) for label in self.labels},
+                fault=record.fault,
+                if_taken=None if key or not image else line,
+            )
+            if self.caption_template is not None:
+                cells = {name: _text(values, name) or "unknown" for name in template_columns(self.caption_template)}
+                yield dataclasses.replace(row, caption=self.caption_template.format_map(cells))
+            elif "caption" in role:
+                if not image and ("image" in role or self.image_template):
+                    row = dataclasses.replace(row, fault=row.fault or NO_IMAGE)
+                yield from caption_rows(row, values.get(role["caption"]), self.captions)
+            else:
+                yield row
+
+    @functools.cached_property
+    def _root(self) -> str:
+        return self.root
 
     @functools.cached_property
     def _first(self) -> Listed:
@@ -162,7 +194,7 @@ class TableCorpus(FileCorpus):
                 if name.lower().endswith(".jsonl"):
                     yield from json_records(file, self.path, self.encoding)
                     return
-                delimiter = self.delimiter or ("\t" if name.lower().endswith(".tsv") else ",")
+                delimiter = self.delimiter or ("\t" if name.lower().endswith(".tsv") else None)
                 dialect = Dialect(delimiter, self.quotes, self.encoding, self.column_names)
                 yield from separated_records(file, self.path, dialect)
             except OSError as error:
@@ -180,6 +212,13 @@ def template_columns(template: str) -> tuple[str, ...]:
         if not name or form or conversion or set(name) & set(".[]"):
             raise ValueError(f"template: expected {{column}}, got {{{name}}}; dots, brackets and formats are not read")
     return tuple(dict.fromkeys(str(name) for _, name, _, _ in pieces))
+
+
+def _texts(value: object) -> list[str]:
+    """Image paths in a cell: a path, or a list of them."""
+    return [
+        text for item in (value if isinstance(value, list) else [value]) if (text := (as_label(item) or "").strip())
+    ]
 
 
 def _text(values: Mapping[str, Any], column: str | None) -> str:

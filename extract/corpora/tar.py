@@ -1,4 +1,4 @@
-"""Members of a tar, read in place and never unpacked: where each lies, and what a damaged archive still holds."""
+"""Members of a tar, which is never unpacked: where each lies, and what a damaged archive still holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from mmkd.base.errors import CorpusError
+from mmkd.extract.corpora.row import Ignored
 
 # Headers are 512 bytes, and extended ones carry long names. Without a bound, one that claims to be as long as its
 # archive is read into memory whole.
@@ -48,10 +49,10 @@ class _Bounded:
         return self.file.read(size)
 
 
-def tar_members(file: IO[bytes], name: str) -> Iterator[Member | Damage]:
+def tar_members(file: IO[bytes], name: str) -> Iterator[Member | Ignored | Damage]:
     """Members in the order of the archive; a `Damage` last when it does not end as a tar should.
 
-    Links, devices, folders and sparse files are left out: none of them is an image or a caption.
+    Folders are left out; links, devices and sparse files are ignored.
 
     Raises:
         CorpusError: it is not an uncompressed tar.
@@ -73,6 +74,8 @@ def tar_members(file: IO[bytes], name: str) -> Iterator[Member | Damage]:
         archive.members.clear()  # else every header stays in memory
         if member.isreg() and not member.issparse():
             yield Member(member.name, member.offset_data, member.size)
+        elif not member.isdir():
+            yield Ignored("member: a link, a device or a sparse file", member.name)
     # tarfile takes a header that is cut off or overwritten for the end. A sound archive ends in a block of zeros.
     file.seek(archive.offset)
     end = file.read(tarfile.BLOCKSIZE)

@@ -106,7 +106,7 @@ def check_teacher(
     teacher = loader.load(spec, card, device)
     load_seconds = time.perf_counter() - started
     pixels = _pixels(teacher, pictures_in(images) if images is not None else drawn_pictures())
-    tokens, lengths = teacher.tokenise(list(CAPTIONS))
+    tokens, lengths = teacher.tokenize(list(CAPTIONS))
     published = find_published(spec.slug, missing_ok=True)
     return CheckReport(
         slug=spec.slug,

@@ -85,7 +85,7 @@ def _copy_companions(plan: Plan, target: Path) -> None:
         shutil.copyfile(path, target / name)
     if plan.text_config and "config.json" not in plan.companions:
         (target / "config.json").write_text(json.dumps(plan.text_config, indent=1), encoding="utf-8")
-    folder = plan.tokeniser.folder
+    folder = plan.tokenizer.folder
     for name in TOKENIZER_FILES if folder is not None else ():
         assert folder is not None
         if (folder / name).is_file():

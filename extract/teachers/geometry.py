@@ -1,11 +1,11 @@
-"""From a decoded picture to the pixels a teacher sees, before normalisation.
+"""From a decoded picture to the pixels a teacher sees, before normalization.
 
-Teachers that agree on geometry (size, resize mode, interpolation, colour) share one resize; they
-differ only by mean and std, which are applied on the device (`normalise`). Each resize mode is the
+Teachers that agree on geometry (size, resize mode, interpolation, color) share one resize; they
+differ only by mean and std, which are applied on the device (`normalize`). Each resize mode is the
 reference implementation's own arithmetic, so the two together are bit-equal to it:
 
     shortest, longest, squash   open_clip's evaluation transform
-    hf_shortest, hf_squash      transformers' image processor (PIL backend): colour first, crop margins halved downwards
+    hf_shortest, hf_squash      transformers' image processor (PIL backend): color first, crop margins halved downwards
     pad_square                  MedCLIP's: one channel, padded to a square of at least the target, then resized
 """
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from mmkd.base.errors import TeacherError
+from mmkd.base.images.source import MAX_PIXELS, ImageError
 from mmkd.store import Preprocessing
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -37,7 +38,7 @@ class Geometry(BaseModel):
     interpolation: str
     resize_mode: str
     fill: int
-    colour: str
+    color: str
 
 
 def geometry_of(preprocessing: Preprocessing) -> Geometry:
@@ -48,6 +49,8 @@ def geometry_of(preprocessing: Preprocessing) -> Geometry:
 @cache
 def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.uint8]]:
     """Return the function that turns a picture into uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L.
+
+    The function raises ImageError for a picture so thin that resizing it would fill the memory.
 
     Raises:
         TeacherError: a resize mode or interpolation that does not exist.
@@ -66,10 +69,28 @@ def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.ui
     move = movers.get(geometry.resize_mode) or _open_clip_steps(geometry)
 
     def transform(picture: Image.Image) -> NDArray[np.uint8]:
+        _check_intermediate(geometry, *picture.size)
         pixels = np.array(move(picture), dtype=np.uint8)
         return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
     return transform
+
+
+def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
+    """Refuse a picture that is too thin: before it is cropped, its resized or padded form would fill the memory.
+
+    Raises:
+        ImageError: more than 4 bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes).
+    """
+    shorter = min(geometry.image_size)
+    if geometry.resize_mode in ("shortest", "hf_shortest"):
+        made = shorter * shorter * max(width, height) // min(width, height)
+    elif geometry.resize_mode == "pad_square":
+        made = max(geometry.image_size[0], width, height) ** 2
+    else:
+        return
+    if made * (1 if geometry.color == "L" else 4) > 4 * MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels are too thin: resized, they would be {made:,}")
 
 
 def _open_clip_steps(geometry: Geometry) -> Callable[[Image.Image], Image.Image]:
@@ -80,10 +101,10 @@ def _open_clip_steps(geometry: Geometry) -> Callable[[Image.Image], Image.Image]
         resize_mode=geometry.resize_mode,
         fill_color=geometry.fill,
     )
-    *steps, to_tensor, normalise_step = image_transform_v2(config, is_train=False).transforms
-    # The last two steps are what `normalise` does on the device; anything else would be lost in silence.
+    *steps, to_tensor, normalize_step = image_transform_v2(config, is_train=False).transforms
+    # The last two steps are what `normalize` does on the device; anything else would be lost in silence.
     assert isinstance(to_tensor, ToTensor)
-    assert isinstance(normalise_step, Normalize)
+    assert isinstance(normalize_step, Normalize)
     move: Callable[[Image.Image], Image.Image] = Compose(steps)
     return move
 
@@ -94,20 +115,20 @@ def _shortest_like_transformers(geometry: Geometry, picture: Image.Image) -> Ima
     Source: transformers, image_transforms.get_resize_output_image_size and center_crop. torchvision rounds the margin
     half to even instead, which is another pixel for every fourth margin.
     """
-    coloured = picture.convert(geometry.colour)
+    colored = picture.convert(geometry.color)
     target_height, target_width = geometry.image_size
-    width, height = coloured.size
+    width, height = colored.size
     shorter = min(geometry.image_size)
     long_side = int(shorter * max(width, height) / min(width, height))
     size = (shorter, long_side) if width <= height else (long_side, shorter)
-    resized = coloured.resize(size, _FILTERS[geometry.interpolation])
+    resized = colored.resize(size, _FILTERS[geometry.interpolation])
     left, top = (size[0] - target_width) // 2, (size[1] - target_height) // 2
     return resized.crop((left, top, left + target_width, top + target_height))
 
 
 def _squash_like_transformers(geometry: Geometry, picture: Image.Image) -> Image.Image:
     height, width = geometry.image_size
-    return picture.convert(geometry.colour).resize((width, height), _FILTERS[geometry.interpolation])
+    return picture.convert(geometry.color).resize((width, height), _FILTERS[geometry.interpolation])
 
 
 def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
@@ -117,12 +138,12 @@ def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
     """
     height, width = geometry.image_size
     side = max(height, *picture.size)
-    square = Image.new(geometry.colour, (side, side), geometry.fill)
-    square.paste(picture.convert(geometry.colour), ((side - picture.width) // 2, (side - picture.height) // 2))
+    square = Image.new(geometry.color, (side, side), geometry.fill)
+    square.paste(picture.convert(geometry.color), ((side - picture.width) // 2, (side - picture.height) // 2))
     return square.resize((width, height), _FILTERS[geometry.interpolation])
 
 
-def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     """uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std.
 
     The same three operations in the same order as torchvision's ToTensor and Normalize.

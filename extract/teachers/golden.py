@@ -87,7 +87,7 @@ def golden_cosines(teacher: Teacher, samples: list[GoldenSample]) -> list[Golden
             )
         with Image.open(sample.image) as picture:
             pixels = torch.from_numpy(transform(picture))[None].to(teacher.device)
-        tokens, _ = teacher.tokenise([sample.caption])
+        tokens, _ = teacher.tokenize([sample.caption])
         image = teacher.encode_images(pixels)[0].cpu()
         text = teacher.encode_texts(tokens.to(teacher.device))[0].cpu()
         cosines.append(

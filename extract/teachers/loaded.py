@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.geometry import normalise
+from mmkd.extract.teachers.geometry import normalize
 from mmkd.extract.teachers.protocol import Towers
 from mmkd.extract.teachers.spec import Precision
-from mmkd.extract.teachers.tokenizer import Tokeniser
+from mmkd.extract.teachers.tokenizer import Tokenizer
 from mmkd.store import TeacherCard
 
 log = logging.getLogger(__name__)
@@ -53,24 +53,24 @@ class LoadedTeacher:
         precision: arithmetic of the forward pass.
         device: where to put the weights.
         model: has `encode_image` and `encode_text` as `Towers` says.
-        tokeniser: captions to ids.
+        tokenizer: captions to ids.
     """
 
     def __init__(
-        self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokeniser: Tokeniser
+        self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokenizer: Tokenizer
     ) -> None:
         model.eval().requires_grad_(False)
         self._model = model.to(device)
         self._towers: Towers | _Compiled = cast(Towers, self._model)
         self.tune()
         self._half = half_type(precision, device)
-        self._device, self._tokeniser = device, tokeniser
+        self._device, self._tokenizer = device, tokenizer
         self.half_precision_failures = 0
         self._card = card
 
     def in_precision(self, precision: Precision) -> LoadedTeacher:
         """The same weights with other arithmetic."""
-        return LoadedTeacher(self._card, precision, self._device, self._model, self._tokeniser)
+        return LoadedTeacher(self._card, precision, self._device, self._model, self._tokenizer)
 
     def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
         """Choose how the same forward pass is computed; last bits may change, and no more.
@@ -113,21 +113,21 @@ class LoadedTeacher:
     @torch.inference_mode()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (B, C, H, W) of the teacher's geometry to float32 (B, D)."""
-        images = normalise(pixels, self._card.preprocessing)
+        images = normalize(pixels, self._card.preprocessing)
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         return self._run(images, self._towers.encode_image)
 
-    def tokenise(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
         if not captions:
             return torch.zeros(0, self._card.context_length, dtype=torch.long), []
-        return self._tokeniser(captions)
+        return self._tokenizer(captions)
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
         """Tokens that `encode_texts` takes, ascending: the context alone where padding reaches a feature."""
-        return self._tokeniser.lengths
+        return self._tokenizer.lengths
 
     @torch.inference_mode()
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ def check_digest(found: TeacherCard, card: TeacherCard) -> None:
     found = found.with_encoding(card.encoding)
     if found.digest == card.digest:
         return
-    names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalised")
+    names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized")
     changed = [name for name in names if getattr(found, name) != getattr(card, name)]
     raise TeacherError(
         f"teacher {card.slug!r} is no longer what its card says: digest {found.digest} at {found.source}, "

@@ -1,7 +1,7 @@
 """Loader `medclip`: Swin or ResNet-50 beside Bio_ClinicalBERT, re-stated from the authors' forward pass.
 
 Source: github.com/RyanWangZf/MedCLIP, medclip/modeling_medclip.py (MedCLIPTextModel, MedCLIPVisionModel,
-MedCLIPVisionModelViT), medclip/dataset.py and medclip/constants.py. Features here are before its normalisation.
+MedCLIPVisionModelViT), medclip/dataset.py and medclip/constants.py. Features here are before its normalization.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.text_tower import forward_settings, text_config
-from mmkd.extract.teachers.tokenizer import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import StateDict, key_problems, load_strictly, read_weights
 from mmkd.store import Preprocessing
@@ -104,8 +104,8 @@ def _plan(spec: TeacherSpec) -> Plan:
         loader="medclip",
         weights=weight_files(spec, _WEIGHTS),
         preprocessing=spec.preprocessing
-        or Preprocessing(image_size=(size, size), mean=(_MEAN,), std=(_STD,), resize_mode="pad_square", colour="L"),
-        tokeniser=TokeniserPlan(
+        or Preprocessing(image_size=(size, size), mean=(_MEAN,), std=(_STD,), resize_mode="pad_square", color="L"),
+        tokenizer=TokenizerPlan(
             context_length=spec.context_length or 77,
             folder=tokenizer_folder(spec, named),
             kind="bert",
@@ -123,7 +123,7 @@ def _plan(spec: TeacherSpec) -> Plan:
 def _build(plan: Plan) -> nn.Module:
     options: MedClipOptions = plan.material["options"]
     (path,) = plan.weights.values()
-    weights = read_weights(path, plan.spec.trust_pickle)
+    weights = read_weights(path, trust_pickle=plan.spec.trust_pickle)
     prefixes = ("vision_model.model.", "text_model.model.")
     vision_weights, bert_weights = (
         {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

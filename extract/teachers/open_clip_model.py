@@ -29,7 +29,7 @@ from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.text_tower import forward_settings, text_config
-from mmkd.extract.teachers.tokenizer import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import StateDict, load_strictly, read_weights
 from mmkd.store import Preprocessing
 
@@ -87,7 +87,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         loader="open_clip",
         weights=weight_files(spec, WEIGHTS),
         preprocessing=spec.preprocessing or _preprocessing(preprocess, model["vision_cfg"].get("image_size", 224)),
-        tokeniser=_tokeniser(spec, text, forward, bool(model.get("custom_text"))),
+        tokenizer=_tokenizer(spec, text, forward, bool(model.get("custom_text"))),
         dim=int(model["embed_dim"]),
         vocabulary=int(forward["vocab_size"] if tower else text.get("vocab_size", CLIPTextCfg.vocab_size)),
         configuration={"model": _settings(spec, model), "transformer": forward, "rename": options.rename},
@@ -170,18 +170,18 @@ def _preprocessing(config: dict[str, Any], image_size: int | list[int]) -> Prepr
     )
 
 
-def _tokeniser(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any], custom: bool) -> TokeniserPlan:
+def _tokenizer(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any], custom: bool) -> TokenizerPlan:
     """As open_clip.get_tokenizer decides: a Hugging Face tokenizer when text_cfg names one, else CLIP's BPE."""
     context = spec.context_length or int(text.get("context_length") or CLIPTextCfg.context_length)
     settings = dict(text.get("tokenizer_kwargs") or {})
     clean = settings.pop("clean", None)
     inert = _padding_is_inert(custom, text, forward)
     if not text.get("hf_tokenizer_name"):
-        return TokeniserPlan(context, clean=clean, settings=settings, kind="clip", inert_padding=inert)
+        return TokenizerPlan(context, clean=clean, settings=settings, kind="clip", inert_padding=inert)
     named = str(text["hf_tokenizer_name"])
     folder = tokenizer_folder(spec, named)
     reads_highest = not forward and text.get("pool_type", CLIPTextCfg.pool_type) == "argmax"
-    return TokeniserPlan(
+    return TokenizerPlan(
         context,
         folder=folder,
         clean=clean or "whitespace",
@@ -194,7 +194,7 @@ def _tokeniser(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any],
 
 
 def _padding_is_inert(custom: bool, text: dict[str, Any], forward: dict[str, Any]) -> bool:
-    """Whether a caption may be cut behind its end: see `TokeniserPlan.inert_padding`."""
+    """Whether a caption may be cut behind its end: see `TokenizerPlan.inert_padding`."""
     if forward:
         # open_clip's HFTextEncoder masks padding in the tower and in every pooler.
         return bool(forward.get("model_type") == "bert")
@@ -238,10 +238,30 @@ def _build(plan: Plan) -> nn.Module:
             raise TeacherError(
                 f"teacher {plan.spec.slug!r}: open_clip cannot build its model_cfg ({reason})"
             ) from error
-    (path,) = plan.weights.values()
-    weights = read_weights(path, plan.spec.trust_pickle)
-    load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), str(path))
+    weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
+    where = ", ".join(str(path) for path in plan.weights.values())
+    load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), where)
+    if "timm_model_name" in model_cfg["vision_cfg"]:
+        _check_size(plan, model)
     return model
+
+
+def _check_size(plan: Plan, model: nn.Module) -> None:
+    """Some of timm's towers take one size only, and say so at their first image.
+
+    Raises:
+        TeacherError: the tower does not take the images that the configuration asks for.
+    """
+    height, width = plan.preprocessing.image_size
+    try:
+        with torch.inference_mode():
+            cast(CLIP, model.eval()).encode_image(torch.zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise TeacherError(
+            f"teacher {plan.spec.slug!r}: its image tower does not take {height} x {width} pixels ({reason}); "
+            "correct image_size in its configuration or card"
+        ) from error
 
 
 def _without_downloads(model_cfg: dict[str, Any], transformer: dict[str, Any], folder: Path) -> bool:

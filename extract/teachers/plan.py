@@ -16,7 +16,7 @@ from mmkd.extract.teachers.fingerprint import settings_sha256
 from mmkd.extract.teachers.loaded import LoadedTeacher, check_digest
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.tokenizer import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
 
@@ -32,7 +32,7 @@ class Plan:
     weights: Mapping[str, Path]
     """Files that hold the weights, under the part each plays."""
     preprocessing: Preprocessing
-    tokeniser: TokeniserPlan
+    tokenizer: TokenizerPlan
     dim: int
     vocabulary: int
     """Token embeddings of the text tower."""
@@ -56,8 +56,8 @@ class Plan:
             revision=self.spec.revision,
             weights_sha256=self._identity(),
             preprocessing=self.preprocessing,
-            tokenizer_sha256=self.tokeniser.sha256(),
-            context_length=self.tokeniser.context_length,
+            tokenizer_sha256=self.tokenizer.sha256(),
+            context_length=self.tokenizer.context_length,
             dim=self.dim,
             loader=f"{self.loader}:{settings_sha256(settings)[:12]}",
             logit_scale=self._temperature(),
@@ -109,9 +109,9 @@ class FileLoader:
         """
         plan = self.plan(spec)
         check_digest(plan.card(), card)
-        tokeniser = plan.tokeniser.build()
-        tokeniser.check(spec.slug, plan.vocabulary)
+        tokenizer = plan.tokenizer.build()
+        tokenizer.check(spec.slug, plan.vocabulary)
         # Building fills the weights with random numbers before the real ones come: leave the caller's generator alone.
         with torch.random.fork_rng(devices=[]):
             model = self.build(plan)
-        return LoadedTeacher(card, spec.precision, device, model, tokeniser)
+        return LoadedTeacher(card, spec.precision, device, model, tokenizer)

@@ -23,7 +23,7 @@ from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.text_tower import forward_settings, text_config
-from mmkd.extract.teachers.tokenizer import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import BARE_TENSOR, StateDict, key_problems, load_strictly, read_weights
 from mmkd.store import Preprocessing
@@ -49,7 +49,7 @@ class PmcClipOptions(BaseModel):
 
 
 class PmcClipTowers(nn.Module):
-    """Both towers; features as before the authors' normalisation.
+    """Both towers; features as before the authors' normalization.
 
     Args:
         visual: open_clip's ModifiedResNet.
@@ -102,7 +102,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         weights=weight_files(spec, SPLIT_FILES, all_of_them=True),
         preprocessing=spec.preprocessing
         or Preprocessing(image_size=(options.image_size,) * 2, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD),
-        tokeniser=TokeniserPlan(
+        tokenizer=TokenizerPlan(
             context_length=spec.context_length or 77,
             folder=tokenizer_folder(spec, named),
             kind="bert",
@@ -136,7 +136,7 @@ def _build(plan: Plan) -> nn.Module:
 
 def _parts(plan: Plan, where: str) -> dict[str, StateDict]:
     """The towers' weights, from the three split files or from one training checkpoint."""
-    files = [read_weights(path, plan.spec.trust_pickle) for path in plan.weights.values()]
+    files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
     if len(files) == len(SPLIT_FILES):
         visual, bert, projection = files
         return {"visual": visual, "bert": bert, "projection": projection, "rest": {}}

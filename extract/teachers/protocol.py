@@ -33,14 +33,14 @@ class Teacher(Protocol):
         """Encode images that have the teacher's geometry already.
 
         Args:
-            pixels: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's colour mode
+            pixels: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's color mode
                 (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are the teacher's business.
 
         Returns:
-            float32 (B, D), the encoder's own output, not normalised unless the card says so.
+            float32 (B, D), the encoder's own output, not normalized unless the card says so.
         """
 
-    def tokenise(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
+    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Turn captions into token ids.
 
         Returns:
@@ -53,7 +53,7 @@ class Teacher(Protocol):
 
 
 class Towers(Protocol):
-    """A model as its authors wrote it: normalised float images and token ids in, features out."""
+    """A model as its authors wrote it: normalized float images and token ids in, features out."""
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """float32 (B, 3, H, W) to (B, D)."""

@@ -14,7 +14,7 @@ CAPTIONS = (
     "chest X-ray showing cardiomegaly",
     "hematoxylin and eosin stained section of colonic adenocarcinoma",
     "axial T2-weighted MRI of the brain",
-    "colour fundus photograph with hard exudates",
+    "color fundus photograph with hard exudates",
     "dermoscopic image of a melanoma",
     "",
     # Longer than any teacher's context: it must be cut, counted and told.
@@ -26,7 +26,7 @@ _SIZES = ((512, 512), (640, 480), (97, 301), (224, 224), (1024, 96), (64, 64))
 
 
 def drawn_pictures() -> list[Image.Image]:
-    """Rings on a gradient in several sizes, in colour and in grey; the same pictures on every machine."""
+    """Rings on a gradient in several sizes, in color and in grey; the same pictures on every machine."""
     pictures = []
     for number, (width, height) in enumerate(_SIZES):
         y, x = np.mgrid[0:height, 0:width].astype(np.float64)

@@ -17,12 +17,12 @@ from mmkd.extract.teachers.source import TOKENIZER_FILES
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-class Tokeniser(Protocol):
+class Tokenizer(Protocol):
     """What a loaded teacher asks of a tokenizer."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """As `TokeniserPlan.lengths`."""
+        """As `TokenizerPlan.lengths`."""
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """int64 (B, L) padded to the context, and the tokens of each caption before it is cut."""
@@ -32,7 +32,7 @@ class Tokeniser(Protocol):
 
 
 @dataclass(frozen=True)
-class TokeniserPlan:
+class TokenizerPlan:
     """Which tokenizer, before any of it is loaded."""
 
     context_length: int
@@ -75,15 +75,15 @@ class TokeniserPlan:
             }
         )
 
-    def build(self) -> Tokeniser:
+    def build(self) -> Tokenizer:
         """Load it."""
-        return BuiltInBpe(self) if self.folder is None else FolderTokeniser(self)
+        return BuiltInBpe(self) if self.folder is None else FolderTokenizer(self)
 
 
 class BuiltInBpe:
     """The byte-pair encoding of OpenAI's CLIP, as open_clip bundles it."""
 
-    def __init__(self, plan: TokeniserPlan) -> None:
+    def __init__(self, plan: TokenizerPlan) -> None:
         self._plan = plan
         self.lengths = plan.lengths
         self._tokenizer = SimpleTokenizer(
@@ -108,10 +108,10 @@ class BuiltInBpe:
             )
 
 
-class FolderTokeniser:
+class FolderTokenizer:
     """A Hugging Face tokenizer from a folder; nothing is looked up on the network, no code of the folder runs."""
 
-    def __init__(self, plan: TokeniserPlan) -> None:
+    def __init__(self, plan: TokenizerPlan) -> None:
         assert plan.folder is not None
         self._plan = plan
         self.lengths = plan.lengths

@@ -14,13 +14,15 @@ from mmkd.extract.teachers.options import read_options
 from mmkd.extract.teachers.plan import FileLoader, Plan
 from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.tokenizer import TokeniserPlan
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import read_weights
 from mmkd.store import Preprocessing
 
 _CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
-_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_CONFIG = "config.json"
+# Where transformers up to 4, and from 5 on, save what a processor does with images.
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # PIL's numbers, as preprocessor_config.json has them.
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
@@ -53,11 +55,11 @@ class TransformersTowers(nn.Module):
         return scale
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float32 (B, 3, H, W) to (B, D), projected, not normalised."""
+        """float32 (B, 3, H, W) to (B, D), projected, not normalized."""
         return projected(self.model.get_image_features(pixel_values=image))
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D), projected, not normalised."""
+        """int64 (B, L) to (B, D), projected, not normalized."""
         return projected(self.model.get_text_features(input_ids=text))
 
 
@@ -84,7 +86,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         loader="transformers",
         weights=weight_files(spec, _WEIGHTS),
         preprocessing=spec.preprocessing or _preprocessing(spec, source),
-        tokeniser=TokeniserPlan(
+        tokenizer=TokenizerPlan(
             context_length=spec.context_length or int(text.max_position_embeddings),
             folder=tokenizer_folder(spec),
             clean=None,
@@ -101,7 +103,7 @@ def _plan(spec: TeacherSpec) -> Plan:
             "vision": _forward_settings(config.vision_config),
             "kind": kind,
         },
-        companions={name: source.need(name) for name in (_CONFIG, _PREPROCESSOR) if source.find(name) is not None},
+        companions={name: source.need(name) for name in (_CONFIG, *_PREPROCESSORS) if source.find(name) is not None},
         material={"config": config, "class": _CLASSES[kind]},
     )
 
@@ -124,12 +126,20 @@ def _forward_settings(config: Any) -> dict[str, Any]:
 
 
 def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
-    """preprocessor_config.json, in its present form and that of CLIPFeatureExtractor.
+    """Of preprocessor_config.json or processor_config.json, in any form since CLIPFeatureExtractor.
 
     Raises:
         TeacherError: it is missing, or asks for something that this loader would not do exactly.
     """
-    content: dict[str, Any] = dict(read_json(source.need(_PREPROCESSOR)))
+    found: list[dict[str, Any]] = [
+        dict(read_json(path)) for name in _PREPROCESSORS if (path := source.find(name)) is not None
+    ]
+    # A processor_config.json of transformers 4 beside the other says nothing of images.
+    content = next((one for one in found if "image_processor" in one or "image_mean" in one), None)
+    if content is None:
+        raise TeacherError(
+            f"teacher {spec.slug!r}: {spec.source} has no {' or '.join(_PREPROCESSORS)}{source.listing()}"
+        )
     content |= content.get("image_processor") or {}
     size, crop = content.get("size", 224), content.get("crop_size", 224)
     cropped = bool(content.get("do_center_crop", "crop_size" in content))
@@ -143,7 +153,7 @@ def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
     exact = exact and (not cropped or window == image_size if squashed else cropped and edge == min(image_size))
     if not exact:
         raise TeacherError(
-            f"teacher {spec.slug!r}: preprocessor_config.json asks for size {size}, crop {crop}, "
+            f"teacher {spec.slug!r}: the image processor asks for size {size}, crop {crop}, "
             f"resample {content.get('resample')}, which mmkd does not do exactly; give 'preprocessing' in a YAML card"
         )
     return Preprocessing(
@@ -156,11 +166,7 @@ def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
 
 
 def _build(plan: Plan) -> nn.Module:
-    weights = {
-        name: tensor
-        for path in plan.weights.values()
-        for name, tensor in read_weights(path, plan.spec.trust_pickle).items()
-    }
+    weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
     where = ", ".join(str(path) for path in plan.weights.values())
     model_class = getattr(transformers, plan.material["class"])
     return TransformersTowers(build_strictly(model_class, plan.material["config"], weights, where))

@@ -33,8 +33,9 @@ VARIANTS: tuple[PublishedTeacher, ...] = (
         files=("unimed_clip_vit_l14_base_text_encoder.pt",),
         source="hf-hub:UzairK/unimed_clip_vit_l14_base_text_encoder",
         weights=("unimed_clip_vit_l14_base_text_encoder.pt",),
-        options=forked_open_clip("ViT-L-14-quickgelu"),
-        image_tower="ViT-L/14, QuickGELU",
+        options=forked_open_clip("ViT-L-14-336-quickgelu"),
+        image_tower="ViT-L/14, 336 px, QuickGELU",
+        pixels="RGB, 336 px, shorter side bicubic, center crop, OpenAI mean and std",
         dim=768,
     ),
     _variant(
@@ -44,6 +45,9 @@ VARIANTS: tuple[PublishedTeacher, ...] = (
         options={"attention_pool_heads": 8, "text_feature": "pooler_output"},
         image_tower="ModifiedResNet-50, attention pooling (8 heads)",
         text_tower="PubMedBERT-abstract-fulltext, pooler, no mask",
+        open_questions=(
+            "whether its captions were tokenized with the vocabulary of BiomedBERT-abstract, as re-users do",
+        ),
     ),
     _variant("pmcclip", "pmcclip-checkpoint", "PMC-CLIP, training checkpoint", weights=("checkpoint.pt",)),
     _variant(

@@ -31,10 +31,13 @@ PAYLOAD_SHA256 = "mmkd_payload_sha256"
 """Metadata of a converted file: hash of everything after its header, so that the line above can be believed."""
 
 
-def read_weights(path: Path, trust_pickle: bool = False) -> StateDict:
-    """`read_tensors` in float32: half-precision weights widen exactly, integers (position_ids, counters) stay."""
-    tensors = read_tensors(path, trust_pickle)
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+def read_weights(*paths: Path, trust_pickle: bool = False) -> StateDict:
+    """`read_tensors` of one file or of all shards in float32: half-precision weights widen exactly, integers stay."""
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for path in paths
+        for name, tensor in read_tensors(path, trust_pickle).items()
+    }
 
 
 def read_tensors(path: Path, trust_pickle: bool = False) -> StateDict:

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.row_kinds import KIND as KIND_COLUMN
-from mmkd.base.row_kinds import SAMPLE, TEXT_OF
+from mmkd.base.files import list_folder
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.encoding import Encoding, value_type
+from mmkd.store.evaluation_rows import KIND as KIND_COLUMN
+from mmkd.store.evaluation_rows import SAMPLE, TEXT_OF
 from mmkd.store.layout import check_slug
 
 KIND = "h5-bags"
@@ -52,6 +53,7 @@ class BagFolder:
     """
 
     kind = KIND
+    has_status = False
 
     def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
         self.root = root
@@ -68,7 +70,7 @@ class BagFolder:
     def _bags(self) -> list[tuple[Path, int, int]]:
         """File, patches and width, in the order of names."""
         bags: list[tuple[Path, int, int]] = []
-        for path in sorted(self.root.glob("*.h5")):
+        for path in list_folder(self.root, "*.h5"):
             with _opened(path) as file:
                 shape = _features(file, path).shape[-2:]
                 coords = file.get("coords")

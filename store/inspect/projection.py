@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
+from mmkd.base.install import install_command
 from mmkd.store.inspect.sampling import truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
 
@@ -81,7 +82,7 @@ def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
         from umap import UMAP  # noqa: PLC0415 - takes seconds to load
     except ModuleNotFoundError as error:
         raise UserError(
-            f"UMAP needs the package {error.name!r}: pip install 'mmkd[umap]', or use the default, PCA"
+            f"UMAP needs the package {error.name!r}: {install_command('umap')}, or use the default, PCA"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numba and of a fixed seed costing threads: known and meant

@@ -1,4 +1,7 @@
-"""Prompts of an evaluation set in a file of their own, for `mmkd extract` to encode and `mmkd evaluate` to compare.
+"""Rows of an evaluation set: samples, and the texts that tasks read beside them; the prompt file of such texts.
+
+The columns `row_kind` and `text_of` stand in the sample table of every store that was extracted from the description
+of an evaluation set: `mmkd extract` writes them and `mmkd evaluate` finds rows by them. A prompt file:
 
 templates: ["a photo of {}", "{} seen under the microscope"]    # without templates the texts are whole sentences
 classes:
@@ -13,12 +16,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
-from mmkd.base.row_kinds import NEGATIVE, PROMPT
+
+KIND: Final = "row_kind"
+"""Column: one of the four below."""
+TEXT_OF: Final = "text_of"
+"""Column: the class that a prompt describes, or the key of the question that a candidate answers; else null."""
+
+SAMPLE: Final = "sample"
+PROMPT: Final = "prompt"
+NEGATIVE: Final = "negative_prompt"
+"""What the absence of a class looks like."""
+CANDIDATE: Final = "candidate"
 
 PLACE = "{}"
 """Where a template takes a class' text."""

@@ -1,0 +1,257 @@
+"""The losses: what a term says of each row. How rows, teachers and ranks become one number is the objective's.
+
+Shape letters: Q rows that ask (this rank's), K keys (all ranks' and the bank's), D or E width; in front of them T
+teachers of one width. A teacher's term is a function of a `Comparison` and one line in `TERMS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+
+INITIAL_LOG_SCALE = math.log(1 / 0.07)
+"""Its first value."""
+MAX_LOG_SCALE = math.log(100)
+"""CLIP clips it here."""
+
+FeatureKind = Literal["cosine", "mse", "smooth_l1"]
+FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """Features of n pairs, as they are to enter the dot products; every switch between unit and raw rows lies outside.
+
+    image, text: float (n, D). group: int64 (n,) or (n, G); pairs that are equal in any column (one caption, one image)
+    are positives of each other.
+    available: bool (n,), or None for all; a row that is not is never a key, and its own value is to be given weight 0.
+    The same pairs as T teachers of one width see them: image, text (T, n, D) and available (T, n), see `stacked`.
+    """
+
+    image: torch.Tensor
+    text: torch.Tensor
+    group: torch.Tensor
+    available: torch.Tensor | None = None
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """`available`, also when it is None."""
+        return self.group.new_ones(len(self.group), dtype=torch.bool) if self.available is None else self.available
+
+    def of(self, teacher: int) -> PairFeatures:
+        """One of the stacked teachers."""
+        available = None if self.available is None else self.available[teacher]
+        return PairFeatures(self.image[teacher], self.text[teacher], self.group, available)
+
+
+def stacked(teachers: Sequence[PairFeatures]) -> PairFeatures:
+    """The same pairs as several teachers of one width see them, for losses of all of them at once."""
+    image, text, available = (
+        torch.stack([getattr(pairs, part) for pairs in teachers]) for part in ("image", "text", "mask")
+    )
+    return PairFeatures(image, text, teachers[0].group, available)
+
+
+def unit(features: torch.Tensor) -> torch.Tensor:
+    """Rows of unit norm, in float32 or better; a row of zeros stays one."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def weighted_mean(
+    values_Q: torch.Tensor, weights_Q: torch.Tensor | None = None, total: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``sum_i w_i v_i / total``, and 0 when nothing has weight.
+
+    `total` is the sum of the weights when not given. Under several ranks it is the sum of the weights of all of them:
+    the ranks' values, and their gradients, then add up to those of one large batch, also when the ranks hold different
+    numbers of available rows.
+    """
+    if weights_Q is None:
+        weights_Q = torch.ones_like(values_Q)
+    if total is None:
+        total = weights_Q.sum()
+    # A row without weight may hold anything, an infinity too.
+    kept_Q = torch.where(weights_Q != 0, weights_Q * values_Q, 0)
+    return kept_Q.sum() / total.clamp_min(torch.finfo(values_Q.dtype).tiny)
+
+
+def contrast(
+    queries_QD: torch.Tensor,
+    keys_KD: torch.Tensor,
+    scale: torch.Tensor,
+    positive_QK: torch.Tensor,
+    available_K: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of each query against the available keys A, float (..., Q).
+
+    With P(i) the positive keys of i among A:
+    ``v_i = log sum_{j in A} exp(s q_i . k_j)  -  1/|P(i)| sum_{j in P(i)} s q_i . k_j``.
+    With one positive a query it is CLIP's loss in one direction (arXiv 2103.00020, figure 3); with several it is
+    the form of supervised contrast that keeps the mean outside the logarithm (arXiv 2004.11362, equation 2).
+    A query without a positive gives the first term alone; the caller weighs it 0. Several teachers may go in at once,
+    in front of the other axes: features (T, n, D), scale (T, 1, 1), available (T, K).
+    """
+    logits_QK = scale * queries_QD @ keys_KD.mT
+    if available_K is not None:
+        # The lowest number and not -inf: with no key at all the value stays finite, and 0 * inf never happens.
+        available_1K = available_K[..., None, :]
+        logits_QK = logits_QK.masked_fill(~available_1K, torch.finfo(logits_QK.dtype).min)
+        positive_QK = positive_QK & available_1K
+    matched_Q = torch.where(positive_QK, logits_QK, 0).sum(-1) / positive_QK.sum(-1).clamp_min(1)
+    return logits_QK.logsumexp(-1) - matched_Q
+
+
+def both_ways(queries: PairFeatures, keys: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
+    """Mean of `contrast` of images against texts and of texts against images, float (..., Q)."""
+    positive_QK = queries.group[:, None] == keys.group[None, :]
+    if positive_QK.dim() == 3:
+        positive_QK = positive_QK.any(-1)
+    to_text = contrast(queries.image, keys.text, scale, positive_QK, keys.available)
+    to_image = contrast(queries.text, keys.image, scale, positive_QK, keys.available)
+    return (to_text + to_image) / 2
+
+
+def task_loss(student: PairFeatures, all_students: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
+    """Symmetric cross-entropy (arXiv 2103.00020, figure 3), float (Q,).
+
+    ``1/2 [ contrast(s_img, S_txt) + contrast(s_txt, S_img) ]``, unit rows; `scale` is exp of the learned temperature.
+    student: the rows of this rank. all_students: those of all ranks, the gradient flowing back to each.
+    """
+    return both_ways(student, all_students, scale)
+
+
+def feature_loss(student: PairFeatures, teacher: PairFeatures, kind: FeatureKind) -> torch.Tensor:
+    """``d(s_img, t_img) + d(s_txt, t_txt)``, float (..., Q), with d one of
+
+    - cosine: ``1 - s . t`` of unit rows, half their squared distance, whatever the width E;
+    - mse: ``1/E sum_e (s_e - t_e)^2`` (FD of CLIP-KD, arXiv 2307.12732); of unit rows it is 2/E of the
+      above, so its weight has to grow with the width;
+    - smooth_l1: ``1/E sum_e h(sqrt(E) (s_e - t_e))`` with ``h(x) = x^2/2`` up to 1 and ``|x| - 1/2`` beyond: Huber's
+      loss of rows whose entries have unit mean square, as UNIC applies it to standardised features (arXiv 2408.05088).
+    """
+    return _distance(student.image, teacher.image, kind) + _distance(student.text, teacher.text, kind)
+
+
+def _distance(student_QE: torch.Tensor, teacher_QE: torch.Tensor, kind: FeatureKind) -> torch.Tensor:
+    if kind == "cosine":
+        return 1 - (student_QE * teacher_QE).sum(-1)
+    if kind == "mse":
+        return (student_QE - teacher_QE).square().mean(-1)
+    root = student_QE.shape[-1] ** 0.5
+    return F.smooth_l1_loss(root * student_QE, root * teacher_QE, reduction="none").mean(-1)
+
+
+def cross_loss(student: PairFeatures, teacher: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
+    """ICL of CLIP-KD (arXiv 2307.12732), float (..., Q).
+
+    ``1/2 [ contrast(s_img, T_txt) + contrast(s_txt, T_img) ]``.
+    student: this rank's rows in the teacher's space. teacher: the teacher's rows of the whole batch.
+    """
+    return both_ways(student, teacher, scale)
+
+
+def bank_loss(student: PairFeatures, teacher: PairFeatures, bank: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
+    """`cross_loss` with the bank's rows as further keys, float (Q,).
+
+    ``1/2 [ contrast(s_img, T_txt + B_txt) + contrast(s_txt, T_img + B_img) ]``, + for one list after the other.
+    Unlike a queue of momentum features (MoCo, arXiv 1911.05722) these keys never age: the teacher does not move.
+    A bank row with the caption of a query is a positive. Rows of the batch itself must not be available
+    in the bank, so that no key counts twice; with a bank of all rows the value is then that of the whole data set,
+    whatever the batch.
+    """
+    keys = PairFeatures(
+        torch.cat([teacher.image, bank.image]),
+        torch.cat([teacher.text, bank.text]),
+        torch.cat([teacher.group, bank.group]),
+        torch.cat([teacher.mask, bank.mask]),
+    )
+    return both_ways(student, keys, scale)
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """One side of the comparison: rows of this rank, rows of all ranks, and the scale of their softmax."""
+
+    rows: PairFeatures
+    keys: PairFeatures
+    scale: torch.Tensor
+
+    def log_softmax(self, available_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image to text and text to image, each (..., Q, K), over the available keys."""
+        to_text = self.scale * self.rows.image @ self.keys.text.mT
+        to_image = self.scale * self.rows.text @ self.keys.image.mT
+        if available_K is not None:
+            lowest = torch.finfo(to_text.dtype).min
+            missing_1K = ~available_K[..., None, :]
+            to_text, to_image = (logits.masked_fill(missing_1K, lowest) for logits in (to_text, to_image))
+        return to_text.log_softmax(-1), to_image.log_softmax(-1)
+
+
+def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tensor:
+    """Kullback-Leibler divergence of the student's similarities from the teacher's, both directions, float (..., Q).
+
+    ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``,
+    ``v_i = sum_j p_ij log(p_ij / q_ij)``,
+    averaged with the same of texts against images: CRD of CLIP-KD (arXiv 2307.12732), affinity mimicking
+    of TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left
+    out of both softmaxes.
+    """
+    available_K = teacher.keys.available
+    log_p = teacher.log_softmax(available_K)
+    log_q = student.log_softmax(available_K)
+    ways = [(p.exp() * (p - q)).sum(-1) for p, q in zip(log_p, log_q, strict=True)]
+    return (ways[0] + ways[1]) / 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """T teachers of one width against the student.
+
+    mapped: the student's rows of this rank in each teacher's space, stacked. teachers, all_teachers: the teachers' rows
+    of this rank and of all ranks, stacked. own, every: the student's rows, likewise, in its own space.
+    scale: of logits against the teachers' keys, (T, 1, 1) or a scalar. student_scale: of the student's own logits.
+    teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of each teacher's bank, when there is one.
+    feature_kind: distance of the feature term.
+    """
+
+    mapped: PairFeatures
+    teachers: PairFeatures
+    all_teachers: PairFeatures
+    own: PairFeatures
+    every: PairFeatures
+    scale: torch.Tensor
+    student_scale: torch.Tensor
+    teacher_scale: torch.Tensor
+    banks: Sequence[PairFeatures]
+    feature_kind: FeatureKind
+
+
+def _bank_term(c: Comparison) -> torch.Tensor:
+    # One after the other: stacking would copy every bank once more.
+    scales = c.scale.expand(len(c.banks), 1, 1)
+    values = [bank_loss(c.mapped.of(t), c.all_teachers.of(t), bank, scales[t]) for t, bank in enumerate(c.banks)]
+    return torch.stack(values)
+
+
+def _relational_term(c: Comparison) -> torch.Tensor:
+    student = Similarities(c.own, c.every, c.student_scale)
+    return relational_loss(student, Similarities(c.teachers, c.all_teachers, c.teacher_scale))
+
+
+Term = Callable[[Comparison], torch.Tensor]
+"""Value of each row for each teacher, float (T, Q); rows that a teacher lacks may hold anything finite."""
+
+TERMS: dict[str, Term] = {
+    "feature": lambda c: feature_loss(c.mapped, c.teachers, c.feature_kind),
+    "cross": lambda c: cross_loss(c.mapped, c.all_teachers, c.scale),
+    "bank": _bank_term,
+    "relational": _relational_term,
+}
+"""Terms that ask teachers. Each is a weight of its name in `loss:` of a run's YAML, 0 unless `DEFAULT_WEIGHTS` says
+otherwise."""
+DEFAULT_WEIGHTS: Mapping[str, float] = {"feature": 1.0, "cross": 1.0}

@@ -1,0 +1,75 @@
+"""The parts that docs/extending.md adds work as it says: one module, one line in one table."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+from fences import ROOT, fences
+from planted_store import store_of
+
+from mmkd.store.writer import ShardFeatures
+
+# Puts the one line into the table as it is imported, then runs the command line.
+WITH_TASK = """
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import spec_from_file_location
+
+NAME, PATH = "mmkd.evaluate.tasks", sys.argv.pop(1)
+
+class Table(SourceFileLoader):
+    def get_code(self, name):
+        before, after = open(PATH).read().split("MODULES: Final = (")
+        return compile(before + "MODULES: Final = (\\n    'centroid_task'," + after, PATH, "exec")
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        return spec_from_file_location(name, PATH, loader=Table(name, PATH)) if name == NAME else None
+
+sys.meta_path.insert(0, Finder())
+from mmkd.cli.main import main
+main()
+"""
+
+
+def example(heading: str) -> str:
+    """The first Python block after a heading."""
+    page = ROOT / "docs" / "extending.md"
+    line = page.read_text().splitlines().index(heading)
+    return next(fence.text for fence in fences(page) if fence.line > line and fence.language == "python")
+
+
+def test_an_evaluation_task_is_one_module_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "centroid_task.py").write_text(example("## An evaluation task"))
+    y = np.arange(40) % 2
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    x[:, 0] += 20 * (2 * y - 1)
+    rows = [{"key": f"k{i}", "y": f"c{y[i]}", "split": ("train", "test")[i // 20]} for i in range(40)]
+    store_of(tmp_path / "store", rows, ("y", "split"), {"a": ShardFeatures(x, x, np.ones(40, dtype=np.uint8))})
+    dataset = {
+        "dataset": "d", "label": "y", "tasks": ["nearest_centroid"],
+        "rows": {name: {"split": name} for name in ("train", "test")},
+        "settings": {"nearest_centroid": {"temperature": 20}},
+    }  # fmt: skip
+    suite = {"suite": "s", "store": "store", "bootstrap": {"n": 100}, "datasets": [dataset]}
+
+    def mmkd(*arguments: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+        command = [sys.executable, "-c", WITH_TASK, str(ROOT / "evaluate" / "tasks.py"), "evaluate", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    checked = mmkd("check", "suite.yaml")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "d [report, unspecified: nearest_centroid]: train 20 (20 groups), test 20 (20 groups)" in checked.stdout
+    ran = mmkd("run", "suite.yaml", "--out", "out", "--jobs", "1")
+    assert ran.returncode == 0, ran.stderr
+    table = mmkd("table", "suite.yaml", "--out", "out", "--task", "nearest_centroid")
+    assert "100.0" in table.stdout
+    dataset["settings"] = {"nearest_centroid": {"temprature": 20}}
+    assert "did you mean 'temperature'?" in mmkd("check", "suite.yaml").stderr
+    dataset |= {"settings": {}, "label": None}
+    assert "d: nearest_centroid needs `label` and `rows: train`" in mmkd("check", "suite.yaml").stderr

@@ -1,0 +1,141 @@
+"""Other people's Dask configuration, and an output that nobody reads: one line with the true cause, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distributed.comm import CommClosedError
+
+from mmkd.base import install
+from mmkd.base.install import install_command
+from mmkd.cli.doctor.machine import _dask
+from mmkd.extract import cluster
+from mmkd.extract.cluster import _cause, dask_client
+from mmkd.extract.cluster_config import load_cluster
+
+FILES = {
+    "broken YAML": ("distributed: [this is\n  not: yaml\n", "fault", "malformed"),
+    "a string": ("hello\n", "fault", "dict as the top level"),
+    "a variable that is not set": (
+        'distributed: {dashboard: {link: "{JUPYTERHUB_SERVICE_PREFIX}/{port}"}}\n', "warning", "JUPYTERHUB",
+    ),
+    "a missing preload": ("distributed: {worker: {preload: [my_site]}}\n", "warning", "'my_site'"),
+    "encryption": ("distributed: {comm: {require-encryption: true}}\n", "warning", "require-encryption"),
+    "nothing odd": ("distributed: {}\n", "ok", "sound"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_doctor_looks_at_dasks_configuration(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, status, said = FILES[kind]
+    (tmp_path / "user.yaml").write_text(content)
+    monkeypatch.setenv("DASK_CONFIG", str(tmp_path))
+    found = _dask(60)
+    assert found.status == status
+    assert said in found.found
+
+
+@pytest.mark.parametrize("kind", ["broken YAML", "a string"])
+def test_a_configuration_that_dask_cannot_read_is_one_line(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "user.yaml").write_text(FILES[kind][0])
+    program = (
+        "from mmkd.base.errors import ConfigError\n"
+        "try:\n    import mmkd.extract.cluster_config\n"
+        "except ConfigError as error:\n    print(error)\n"
+    )
+    environment = os.environ | {"DASK_CONFIG": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "Dask cannot read its configuration" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_the_first_cause_is_named() -> None:
+    inner = ModuleNotFoundError("No module named 'my_site'")
+    outer = RuntimeError("Nanny failed to start.")
+    outer.__cause__ = inner
+    assert _cause(outer) == "ModuleNotFoundError: No module named 'my_site'"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (CommClosedError("gone"), True),
+        (OSError("Timed out trying to connect to tcp://127.0.0.1:1"), True),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), True),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+    ],
+)
+def test_only_a_lost_connection_is_called_one(error: OSError, lost: bool) -> None:
+    assert cluster._is_connection_loss(error) is lost
+
+
+def test_errors_of_the_block_are_not_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        class scheduler:  # noqa: N801
+            address = "inproc"
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    monkeypatch.setattr(cluster, "_local_client", lambda _: Fake())
+    with pytest.raises(BrokenPipeError), dask_client(load_cluster("local", 1)):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_long_command_goes_on_when_its_output_is_closed(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "import click\n"
+        "from mmkd.cli import main as entry\n"
+        "@click.command()\n"
+        "@click.argument('folder')\n"
+        "def work(folder):\n"
+        "    for i in range(20000):\n        click.echo(f'line {i}')\n"
+        "    pathlib.Path(folder, 'done').write_text('all')\n"
+        "entry.cli = lambda: work.main(sys.argv[2:])\n"
+        "entry.main()\n"
+    )
+    (tmp_path / "p.py").write_text(program)
+    shell = f"{sys.executable} -P {tmp_path / 'p.py'} extract {tmp_path} | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line 0\n", "")
+    assert (tmp_path / "done").read_text() == "all"
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        (
+            {"url": "file:///home/me/my%20mmkd", "dir_info": {"editable": True}},
+            "pip install -e '/home/me/my mmkd[wsi]'",
+        ),
+        ({"url": "file:///home/me/mmkd", "dir_info": {}}, "pip install '/home/me/mmkd[wsi]'"),
+        ({"url": "file:///a/mmkd-1.whl", "archive_info": {}}, "pip install 'mmkd[wsi] @ file:///a/mmkd-1.whl'"),
+        (
+            {"url": "https://h/mmkd.git", "vcs_info": {"vcs": "git", "commit_id": "ab12"}},
+            "pip install 'mmkd[wsi] @ git+https://h/mmkd.git@ab12'",
+        ),
+        (None, "pip install 'WHEEL_OR_CHECKOUT[wsi]', with the place this mmkd was installed from"),
+    ],
+)
+def test_extras_come_from_where_mmkd_came(
+    origin: dict[str, object] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, _: str) -> str | None:
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr(install, "distribution", lambda _: Installed())
+    assert install_command("wsi") == expected
