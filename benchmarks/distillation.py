@@ -366,12 +366,12 @@ def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -
         keep = np.flatnonzero(scene.fits.numpy() >= FITS)
     config = run_config(recipe, seed)
     batch_size = min(BATCH, len(keep))
-    groups = np.stack([scene.pairs.caption, scene.pairs.image], axis=1)
+    labels = np.stack([scene.pairs.caption, scene.pairs.image], axis=1)
     pairs = replace(scene.pairs, rows=keep, caption=scene.pairs.caption[keep], image=keep)
     asked = scene.teachers if config.loss.teacher_terms else None
     torch.manual_seed(seed)
     student = Student(random_heads(Features(scene.image, scene.text, torch.empty(0)), 1000 + seed, WIDTH))
-    objective = make_objective(config, WIDTH, asked, keep, groups[keep], torch.device("cpu"))  # type: ignore[arg-type]
+    objective = make_objective(config, WIDTH, asked, keep, labels[keep], torch.device("cpu"))  # type: ignore[arg-type]
     matrices = [part for module in (student, objective) for part in module.parameters() if part.ndim > 1]
     others = [part for module in (student, objective) for part in module.parameters() if part.ndim < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -383,7 +383,7 @@ def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -
         picked = torch.from_numpy(rows)
         batch = Batch(
             step=step, epoch=epoch, rows=rows, positions=torch.arange(start, start + len(rows)), images=picked,
-            tokens=picked, columns=(), groups=torch.from_numpy(groups[rows]),
+            tokens=picked, columns=(), groups=torch.from_numpy(labels[rows]),
             targets=asked.gather(rows) if asked else (),
         )  # fmt: skip
         features = StudentFeatures(

@@ -27,7 +27,7 @@ from mmkd.extract.teachers import parse_teachers
 Say = Callable[[str], None]
 
 METRICS = {"bacc": "zero-shot balanced accuracy (chance 4)", "auroc_macro": "zero-shot AUROC (chance 50)"}
-SEEDS = "Another seed of the same run may lie some points away; docs/distillation.md has five of each."
+SEEDS = "Another seed may lie 2 to 4 points away (standard deviation over five; docs/distillation.md)."
 
 STUDENT = "student"
 ALONE = "student-without-teachers"

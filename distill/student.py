@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from open_clip.factory import load_state_dict
 from open_clip.model import set_model_preprocess_cfg, text_global_pool
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
 from PIL import Image
@@ -147,9 +148,9 @@ def student_tokenizer(config: StudentConfig) -> Tokenise:
             context, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
             if name := text.get("hf_tokenizer_name"):
                 mode = text.get("tokenizer_mode")
-                tokenizer = open_clip.HFTokenizer(name, context_length=context, tokenizer_mode=mode, **options)
+                tokenizer = HFTokenizer(name, context_length=context, tokenizer_mode=mode, **options)
             else:
-                tokenizer = open_clip.SimpleTokenizer(context_length=context, **options)
+                tokenizer = SimpleTokenizer(context_length=context, **options)
         else:
             tokenizer = open_clip.get_tokenizer(model)
     except (OSError, ValueError) as error:
