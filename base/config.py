@@ -35,7 +35,8 @@ class Frozen(BaseModel):
         values = list(_leaf_values(value))
         wrong = [one for one in values if isinstance(one, bool)]
         if wrong and kinds & {int, float} and kinds <= {int, float, str, type(None)}:
-            raise ValueError(f"is {str(wrong[0]).lower()}, expected a number")
+            wanted = "text (in quotes) or a number" if str in kinds else "a number"
+            raise ValueError(f"is {str(wrong[0]).lower()}, expected {wanted}")
         if Path in kinds and "" in values:
             raise ValueError("is empty, expected a path")
         control = [text for text in values if isinstance(text, str) and min(text, default="x") < " "]
