@@ -94,6 +94,7 @@ def test_a_hostile_value_is_taken_as_it_is_or_refused_in_one_line(
         ({"monitor": {"patience": 3}}, "monitor: patience needs monitor.sets"),
         ({"loss": {"bank": 1, "bank_rows": {"size": 9, "refresh": 10**30}}}, "refresh: Input should be less than"),
         ({"where": {"train": True}}, "where: is true, expected text (in quotes) or a number"),
+        ({"where": {"site": ["s1"]}}, "run.yaml: where.site: Input should be a valid string"),
         ({"out": ""}, "out: is empty, expected a path"),
         ({"store": "a\0b"}, "a\\x00b', expected text without control characters"),
     ],
