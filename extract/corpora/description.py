@@ -79,8 +79,10 @@ def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[]
             value = str(Path(value).expanduser()) if value.startswith("~") else value
             content[name] = str(beside.join(value))
     corpus = validated(kinds[kind](), content, path)
-    if isinstance(corpus, FileCorpus) and not corpus.place.exists():
-        raise CorpusError(f"{path} names {corpus.path}, which does not exist")
+    if isinstance(corpus, FileCorpus):
+        corpus._described_by = str(path.resolve())
+        if not corpus.place.exists():
+            raise CorpusError(f"{path} names {corpus.path}, which does not exist")
     described: Corpus = corpus
     return described
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from mmkd.extract.corpora.captions import Choice, caption_rows
-from mmkd.extract.corpora.files import FileCorpus, suffix_of
-from mmkd.extract.corpora.row import CAPTION_FAULT, CorpusRow, Ignored, as_label, decode_text, first_text
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES, TEXTS
+from mmkd.extract.corpora.files import DICOM, PICTURES, TEXTS, FileCorpus, suffix_of
+from mmkd.extract.corpora.row import (
+    CAPTION_FAULT,
+    Choice,
+    CorpusRow,
+    Ignored,
+    as_label,
+    caption_rows,
+    decode_text,
+    first_text,
+)
 from mmkd.extract.corpora.tar import Member
 
 MAX_SIDECAR_BYTES = 1 << 20
@@ -85,9 +93,8 @@ class SampleCorpus(FileCorpus):
         texts = [name for name in self._texts if name in sample]
         used = {image, *texts[:1], "json", *self.label_members}
         for name in (name for name in sample if name not in used):
-            kind = "image" if name in self._images else "caption" if name in self._texts else "member"
-            named = "`image_members`, `caption_members`" if kind == "member" else f"`{kind}_members`"
-            reason = f"not among {named}" if kind == "member" else f"a further {kind} of its sample (choose by {named})"
+            kind = "image" if name in self._images else "caption" if name in self._texts else None
+            reason = f"a further {kind} of its sample" if kind else "not among `image_members`, `caption_members`"
             yield Ignored(f"member: {reason}", sample[name].name)
         sidecars = [name for name in dict.fromkeys([*texts[:1], "json"]) if name.endswith("json") and name in sample]
         if image is None and not texts:
@@ -96,6 +103,12 @@ class SampleCorpus(FileCorpus):
             return
         content, fault = _sidecar(sample[sidecars[0]], read) if sidecars else ({}, None)
         fields = [self.modality_field] if self.modality_field else ["modality", "image_secondary_label"]
+        if fault is not None and sidecars != texts[:1]:
+            yield Ignored(fault.replace(CAPTION_FAULT, "member: "), sample["json"].name)
+        read_fields = {*self.label_fields, *fields, *([self.caption_field] if texts[0:1] == sidecars else [])}
+        further = [name for name in content if name not in read_fields]
+        if further:
+            yield Ignored("field: of a JSON sidecar, not among `label_fields`", further[0][:60], len(further))
         labels = {name: as_label(content.get(name)) for name in self.label_fields}
         for name in self.label_members:
             labels[name] = decode_text(_bytes(sample[name], read)[0]).strip() if name in sample else None
@@ -138,7 +151,8 @@ class SampleCorpus(FileCorpus):
         if not member and f".{lower.rpartition('.')[2]}" in (*PICTURES, *DICOM, *TEXTS):
             member = lower.rpartition(".")[2]
         stem = name[: -len(member) - 1]
-        return (f"{folder}{slash}{stem}", member) if member and stem and not name.startswith(".") else ("", "")
+        known = bool(member and stem) and not name.startswith(".")
+        return (posixpath.normpath(f"{folder}{slash}{stem}"), member) if known else ("", "")
 
 
 def _bytes(member: Member, read: Read) -> tuple[bytes, str | None]:
