@@ -71,7 +71,7 @@ def list_corpus(corpus: Corpus) -> Overview:
         return overview
 
 
-def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], None] | None = None) -> CorpusSpan:
+def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] = lambda line: None) -> CorpusSpan:
     """List a further corpus below the rows of a store; its rows are pending until they are extracted.
 
     A key that the store has already is kept as a failed row that names the first one. Appending a corpus that
@@ -96,7 +96,7 @@ def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], None] | 
             return present
         first, parts = first_new_row(record), corpus.parts()
         with _indexed(corpus, parts, _Earlier.of(root, record, first)) as (index, overview):
-            for line in overview.lines() if say else ():
+            for line in overview.lines():
                 say(line)
             return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmkd.extract.corpora import Corpus, open_corpus
-from mmkd.extract.corpora.pairs import PairsCorpus
+from mmkd.extract.corpora.samples import PairsCorpus
 from mmkd.extract.index import list_corpus
 from mmkd.extract.overview import Overview
 

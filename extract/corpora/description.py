@@ -10,9 +10,8 @@ from typing import Any
 from mmkd.base.config import filled, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.places.place import Place
-from mmkd.extract.corpora.evaluation_set import EvaluationSet
+from mmkd.extract.corpora.evaluation_set import Draw, EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
-from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus
 from mmkd.store.evaluation_rows import read_prompts

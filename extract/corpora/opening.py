@@ -53,12 +53,12 @@ def _has_dicom(place: Place, names: Sequence[str]) -> bool:
 # In the order in which a folder is taken for a kind: archives hold everything themselves, and a table says what the
 # pictures beside it are.
 KINDS: dict[str, Kind] = {
-    "webdataset": Kind("mmkd.extract.corpora.webdataset", "WebDatasetCorpus", (".tar",)),
+    "webdataset": Kind("mmkd.extract.corpora.samples", "WebDatasetCorpus", (".tar",)),
     "parquet": Kind("mmkd.extract.corpora.parquet", "ParquetCorpus", (".parquet",)),
     "table": Kind("mmkd.extract.corpora.table", "TableCorpus", TABLES, in_folder=_is_table_folder),
     "dicom": Kind("mmkd.extract.corpora.dicom", "DicomCorpus", DICOM, "dicom"),
     "slides": Kind("mmkd.extract.corpora.slides", "SlidesCorpus", SLIDES, "wsi"),
-    "pairs": Kind("mmkd.extract.corpora.pairs", "PairsCorpus", in_folder=_has_pairs),
+    "pairs": Kind("mmkd.extract.corpora.samples", "PairsCorpus", in_folder=_has_pairs),
     "imagefolder": Kind("mmkd.extract.corpora.image_folder", "ImageFolderCorpus", in_folder=_any(PICTURES)),
     "medmnist": Kind("mmkd.extract.corpora.medmnist", "MedMnistCorpus", (".npz",)),
     "listfile": Kind("mmkd.extract.corpora.list_file", "ListFileCorpus"),
