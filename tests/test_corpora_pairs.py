@@ -566,3 +566,14 @@ def test_pictures_beside_parquet_are_counted(tmp_path: Path) -> None:
         pq.write_table(pa.table({"image": images, "caption": ["one"]}), folder / "p.parquet")
         _, overview = listed(folder, tmp_path / str(type(images[0])))
         assert overview.ignored["image: no row names it"][0] == (1 if images == ["a.png"] else 2)
+
+
+def test_questions_in_another_language_are_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, pictures("a.png"))
+    questions = [
+        {"qid": i, "q_lang": lang, "image": "a.png", "question": "?"} for i, lang in enumerate(["en", "zh", "de"])
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(questions))
+    rows, overview = listed(described(tmp_path, kind="vqa", path="test.json"), tmp_path / "s")
+    assert [row[0] for row in rows] == ["test/0"]
+    assert overview.ignored == {"question: not in the `language`": (2, "test.json")}
