@@ -554,8 +554,8 @@ def test_the_files_of_img2dataset_with_their_metadata_are_pairs(tmp_path: Path) 
     pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), folder / "00000.parquet")
     rows, overview = listed(folder, tmp_path / "s")
     assert rows == [
-        pair("00000/0", "00000/0.txt"),
         ("00000_stats", "", False, "caption: sidecar has no field 'caption'"),
+        pair("00000/0", "00000/0.txt"),
     ]
     assert overview.ignored == {"file: .parquet is not read in a corpus of kind pairs": (1, "00000.parquet")}
 
