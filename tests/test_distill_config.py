@@ -87,12 +87,14 @@ def test_a_hostile_value_is_taken_as_it_is_or_refused_in_one_line(
         ({"optimizer": {"lr": math.inf}}, "optimizer.lr: Input should be a finite number"),
         ({"optimizer": {"betas": [False, 0.9]}}, "optimizer.betas: is false, expected a number"),
         ({"loss": {"task": math.nan}}, "loss.task: Input should be a finite number"),
-        ({"policy": {"weights": {"one": True}}}, "policy.weights: is true, expected a number"),
-        ({"student": {"model": "x", "lock": {"image": True}}}, "student.lock.image: is true, expected a number"),
+        ({"policy": {"weights": {"one": True}}}, "policy.weights: is true, expected"),
+        ({"student": {"model": "x", "lock": {"image": True}}}, "student.lock.image: is true, expected"),
         ({"seed": 10**30}, "seed: Input should be less than"),
         ({"monitor": {"metric": "x/y"}}, "monitor: metric 'x/y' does not exist: the sets give none"),
         ({"monitor": {"patience": 3}}, "monitor: patience needs monitor.sets"),
         ({"loss": {"bank": 1, "bank_rows": {"size": 9, "refresh": 10**30}}}, "refresh: Input should be less than"),
+        ({"where": {"train": True}}, "where: is true, expected text (in quotes) or a number"),
+        ({"where": {"site": ["s1"]}}, "run.yaml: where.site: Input should be a valid string"),
         ({"out": ""}, "out: is empty, expected a path"),
         ({"store": "a\0b"}, "a\\x00b', expected text without control characters"),
     ],
@@ -101,4 +103,20 @@ def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN | changes))
     with pytest.raises(ConfigError) as caught:
         load_run(tmp_path / "run.yaml")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 10**30}, "dim: Input should be less than"),
+        ({"method": {"autoencoder": {"hidden": 10**30}}}, "method.autoencoder.hidden: Input should be less than"),
+        ({"method": {"joint": {"temperature": math.inf}}}, "method.joint.temperature: Input should be a finite number"),
+        ({"held_out": True}, "held_out: is true, expected a number"),
+    ],
+)
+def test_what_is_wrong_with_an_alignment_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(ALIGN | {"method": {"pca": {}}} | changes))
+    with pytest.raises(ConfigError) as caught:
+        load_align(tmp_path / "align.yaml")
     assert message in str(caught.value)
