@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from mmkd.base.errors import NotAStoreError, UserError
+from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -85,7 +86,7 @@ class CheckReport:
             lines += [f"  warning: {text}" for text in one.warnings]
             lines += [f"  problem: {text}" for text in one.problems]
             lines += [f"  next: {text}" for text in one.steps]
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
 
     def json(self) -> str:
         """The same as JSON."""

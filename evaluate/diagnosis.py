@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import BagFeatures, make_bags
-from mmkd.evaluate.classification import standard_metrics
+from mmkd.evaluate.classification import class_contrasts, standard_metrics
 from mmkd.evaluate.cross_validation import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
@@ -63,7 +63,7 @@ class Diagnosis(Task[DiagnosisSettings]):
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
         metrics = {name: mean_over_folds(metric) for name, metric in standard_metrics().items()}
-        return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples)
+        return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples, contrasts=class_contrasts)
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Every bag has one class and one patient, no patient stands in two splits, folds can be drawn."""

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from mmkd.base.text import one_line
+
 SHOWN = 3
 """Pairs that the text shows of each comparison; JSON has all."""
 
@@ -112,7 +114,7 @@ class LeakageReport:
             measures.append(f"and by perceptual hashes that differ in {self.bits} of 64 bits or fewer")
         corpus = f"training corpus {self.training}" if self.training else "no training corpus named"
         lines = [f"suite {self.suite}: {', '.join(measures)}; {corpus}"]
-        return "\n".join([*lines, *(line for one in self.overlaps for line in one.lines())])
+        return "\n".join(map(one_line, [*lines, *(line for one in self.overlaps for line in one.lines())]))
 
     def json(self) -> str:
         """The same with all pairs, as JSON."""

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mmkd.evaluate.classification import class_problems, standard_metrics
+from mmkd.evaluate.classification import class_contrasts, class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -110,7 +110,13 @@ class LinearProbe(Task[LinearProbeSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Metrics of classification."""
-        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
+        return Scoring(
+            "standard",
+            standard_metrics(),
+            primary="auroc_macro",
+            proportions=frozenset({"acc"}),
+            contrasts=class_contrasts,
+        )
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Labels must be classes, and no group may stand in two splits."""

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped] # a dependency of scikit-learn
 
+from mmkd.base.files import write_atomically
 from mmkd.evaluate.plan import Loaded, PlannedUnit, resample_name
-from mmkd.evaluate.predictions import Predictions, write_predictions
+from mmkd.evaluate.predictions import Predictions, encode_predictions
 from mmkd.evaluate.results import ResultRow, code_digest, failure, number
-from mmkd.evaluate.scoring import resampled
+from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import MmkdError
 
@@ -34,9 +35,10 @@ def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]
         with _threads().limit(limits=1):
             predictions = _predict(loaded, planned)
             rows = _score(loaded, planned, predictions, time.perf_counter() - started)
+        data = encode_predictions(predictions)
     except Exception as error:  # noqa: BLE001 - see above
         return [failed_row(loaded, planned, failure(error))]
-    write_predictions(out / planned.predictions, predictions)
+    write_atomically(out / planned.predictions, data)
     return rows
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from scipy.special import softmax
 
 from mmkd.evaluate import official
-from mmkd.evaluate.classification import class_problems, standard_metrics
+from mmkd.evaluate.classification import class_contrasts, class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -51,7 +51,13 @@ class ZeroShot(Task[ZeroShotSettings]):
         """Metrics of the protocol."""
         if self.own(spec).protocol == "mmkd_official":
             return official.SCORING
-        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
+        return Scoring(
+            "standard",
+            standard_metrics(),
+            primary="auroc_macro",
+            proportions=frozenset({"acc"}),
+            contrasts=class_contrasts,
+        )
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Labels and prompts must name the same classes."""

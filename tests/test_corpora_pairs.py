@@ -254,7 +254,7 @@ def test_stores_runs_and_results_are_no_part_of_a_corpus(tmp_path: Path) -> None
         tmp_path / "c", [*pictures("a.png", "run/samples.png"), ("pairs.csv", b"image,caption\na.png,one\n")]
     )
     create_indexed_store(open_corpus(str(corpus)), corpus / "store")
-    write_files(corpus, [("run/run.json", b"{}"), ("run/source.json", b"{}"), ("out/plan.json", b"{}")])
+    write_files(corpus, [("run/run.json", b"{}"), ("run/source.json", b"{}"), ("out/plans/s.json", b"{}")])
     (corpus / "out" / "results.jsonl").write_text('{"image": "a.png"}\n')
     assert listed(corpus, tmp_path / "s")[0] == [pair("a.png", "one")]
     (corpus / "pairs.csv").unlink()

@@ -23,7 +23,7 @@ from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import rank_positives, recall_at
 from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.scoring import resampled
+from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.tasks import TASKS, TaskSettings
 
 generators = st.integers(0, 2**31).map(np.random.default_rng)

@@ -22,7 +22,7 @@ from mmkd.extract.corpora.row import Ignored, Part
 _WRITTEN_BY_MMKD = (
     ("a store", "zarr.json", "samples/"),
     ("a training run", "run.json", "source.json"),
-    ("an evaluation", "results.jsonl", "plan.json"),
+    ("an evaluation", "results.jsonl", "plans/"),
 )
 
 
