@@ -90,9 +90,8 @@ class Comparison:
                 if isinstance(one, str):
                     found.append(f"{rival.rival}, {column}: {one}")
                 elif one.verdict() is None:
-                    found.append(
-                        f"{rival.rival}, {column}: fewer than {FEWEST_GROUPS} groups (of the rarer class), or no value: no verdict"
-                    )
+                    why = f"fewer than {FEWEST_GROUPS} groups (of the rarer class), or no value"
+                    found.append(f"{rival.rival}, {column}: {why}: no verdict")
             found += [f"{rival.rival}, {remark}" for remark in rival.remarks]
         return found
 

@@ -24,7 +24,7 @@ from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, 
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, without_features
 
 
 class DiagnosisSettings(TaskSettings):
@@ -111,6 +111,8 @@ class Diagnosis(Task[DiagnosisSettings]):
             "normalized": settings.normalized,
             "warnings": fit_warnings([one for one in chosen if "converged" in one]),
         }
+        learned = fold < 0
+        info["warnings"] += without_features(int((there & learned).sum()), int(learned.sum()), "training bags")
         info["warnings"] += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
         return Predictions(
             ids=slides.bags.ids[tested],

@@ -137,7 +137,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
                     marks[i, j] = one.verdicts.get(columns[j], "tie") != "tie"
     counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
     names = [fill(name, WRAP) for name in short_names(columns)]
-    width = 2.0 + max(1.0, LETTER * max(map(len, table.rows))) + COLUMN * max(len(columns), 2)
+    width = 2.2 + max(1.0, LETTER * max(map(len, table.rows))) + COLUMN * max(len(columns), 2)
     lines = max(name.count("\n") for name in names)
     figure, axes = _canvas(width, 1.3 + ROW * len(table.rows) + 0.15 * lines)
     # Below the digit that is shown there is nothing to color.

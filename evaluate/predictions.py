@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ class Predictions:
         )
 
 
-def choices_digest(names: NDArray[np.object_]) -> str:
-    """16 hex digits for the gallery items, candidates or prompts, str (m,), that a model had features of."""
+def choices_digest(names: Iterable[object]) -> str:
+    """16 hex digits for the keys of gallery items, candidates or prompts that a model has features of."""
     return hashlib.sha256("\0".join(sorted(map(str, names))).encode()).hexdigest()[:16]
 
 

@@ -154,6 +154,11 @@ class Task(ABC, Generic[Own]):
         """
 
 
+def without_features(there: int, rows: int, what: str) -> list[str]:
+    """A warning where some of the rows behind a score have no features: a model with all of them had more to go by."""
+    return [f"{rows - there} of the {rows} {what} have no features"] if there < rows else []
+
+
 def answers_of_test(
     data: DatasetRows,
     score: Floats,
