@@ -83,9 +83,7 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
                 bar.write(one_line(f"failed: {outcome.unit}: {outcome.reason}"), file=sys.stderr)
 
         def wait() -> None:
-            bar.write(
-                f"waiting for another run of {one_line(loaded.suite)} into {folder} to end", file=sys.stderr
-            )
+            bar.write(f"waiting for another run of {one_line(loaded.suite)} into {folder} to end", file=sys.stderr)
 
         report = run_suite(
             loaded,

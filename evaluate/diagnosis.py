@@ -15,7 +15,6 @@ from scipy.special import softmax
 from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import BagFeatures, make_bags
 from mmkd.evaluate.classification import class_contrasts, standard_metrics
-from mmkd.evaluate.cross_validation import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -23,7 +22,7 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.splits import shared_groups
+from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
 from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, without_features
 
 

@@ -12,15 +12,14 @@ from pydantic import Field, model_validator
 
 from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import BagFeatures, Bags, make_bags
-from mmkd.evaluate.concordance import concordance
-from mmkd.evaluate.cross_validation import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
-from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.task import Contrast, Scoring, Task, TaskSettings, Variant
 from mmkd.store.layout import Tower
 

@@ -22,9 +22,7 @@ from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
 from mmkd.evaluate.image_hash import ImageHashes, as_signs, perceptual_hash
-from mmkd.evaluate.leakage import Thresholds, find_leakage
-from mmkd.evaluate.leakage_report import Overlap
-from mmkd.evaluate.neighbors import nearest
+from mmkd.evaluate.leakage import Overlap, Thresholds, find_leakage, nearest
 from mmkd.store import FeatureStore
 from mmkd.store.writer import ShardFeatures
 

@@ -26,9 +26,9 @@ from statsmodels.stats.proportion import proportion_confint
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate import load_suite, metrics, result_table, run_suite
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.concordance import concordance
 from mmkd.evaluate.figures import FIGURES, rendered
 from mmkd.evaluate.folder import Question, ResultFolder
+from mmkd.evaluate.metrics import concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.results import ResultRow, append_results, read_results
 from mmkd.evaluate.statistics import Difference, Replicates, averaged, holm, paired_difference, signed_rank_p
