@@ -137,7 +137,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
                     marks[i, j] = one.verdicts.get(columns[j], "tie") != "tie"
     counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
     names = [fill(name, WRAP) for name in short_names(columns)]
-    width = 2.2 + max(1.0, LETTER * max(map(len, table.rows))) + COLUMN * max(len(columns), 2)
+    width = 2.2 + max(1.0, LETTER * min(2 * WRAP, max(map(len, table.rows)))) + COLUMN * max(len(columns), 2)
     lines = max(name.count("\n") for name in names)
     figure, axes = _canvas(width, 1.3 + ROW * len(table.rows) + 0.15 * lines)
     # Below the digit that is shown there is nothing to color.
@@ -152,7 +152,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
     ticks = [f"{name}\nn={n}" for name, n in zip(names, counts, strict=True)]
     axes.set_xticks(range(len(columns)), ticks, fontsize=8, rotation=30 if len(columns) > 5 else 0)
-    axes.set_yticks(range(len(table.rows)), [f"{row} ◂" if row == model else row for row in table.rows], fontsize=8)
+    rows = [fill(f"{row} ◂" if row == model else row, 2 * WRAP) for row in table.rows]
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
     title = f"{_asked(question, table.metric)}\n● paired interval of the difference without zero"
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)  # over all of the width: one column is narrower than it
     bar = figure.colorbar(image, ax=axes, shrink=0.9)
@@ -177,15 +178,16 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
         for against in comparison.rivals:
             found = against.differences.get(column)
             if against.rival == rival and isinstance(found, Difference) and not math.isnan(found.value):
-                label = f"{name} (n={found.n}) against {rival}"
+                between = "\n" if len(name) + len(rival) > 3 * WRAP else " "
+                label = f"{name} (n={found.n}){between}against {rival}"
                 lines.append((label, found, against.verdicts.get(column)))
     if not lines:
         raise ConfigError(f"{table.title}: {model} and another model have no column in common to compare on")
     rank = dense_ranks(np.array([one.value for _, one, _ in lines]))
     lines = [lines[i] for i in np.argsort(rank, kind="stable")]
     scale = 100 if comparison.percent else 1
-    longest = LETTER * max(len(label) for label, _, _ in lines)
-    figure, axes = _canvas(max(7.0, 4.0 + longest, 2.0 + LETTER * len(model)), 1.4 + ROW * len(lines))
+    longest = LETTER * max(len(line) for label, _, _ in lines for line in label.split("\n"))
+    figure, axes = _canvas(max(7.0, 4.0 + longest), 1.6 + ROW * len(lines))
     colors: dict[Verdict | None, str] = {"win": BLUE, "loss": VERMILLION, "tie": GRAY, None: GRAY}
     markers: dict[Verdict | None, str] = {"win": "o", "loss": "s", "tie": "D", None: "x"}
     for y, (_, one, verdict) in enumerate(lines):
@@ -197,7 +199,8 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
     count = Counter(verdict for _, _, verdict in lines)
     totals = ", ".join(f"{count[kind]} {kind}" for kind in VERDICTS)
     totals += f", {count[None]} without interval" if count[None] else ""
-    axes.set_title(f"{model} minus the best other: {totals}", fontsize=10, loc="left")
+    head = fill(f"{model} minus the best other:", 3 * WRAP)
+    axes.set_title(f"{head}{chr(10) if len(head) > 3 * WRAP else ' '}{totals}", fontsize=10, loc="left")
     unit = ", percentage points" if comparison.percent else ""
     # Under all of the picture: names at the left may leave the axes narrower than this.
     figure.supxlabel(f"{_asked(question, table.metric)}{unit}; {comparison.level:.0%} paired intervals", fontsize=8)
@@ -215,7 +218,10 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
     columns = _columns_with_values(table)
     scale = 100 if table.percent else 1
     p = {one.rival: one.wilcoxon_p_holm for one in compare(folder, model, question).rivals}
-    figure, axes = _canvas(2.0 + COLUMN * len(table.rows), 4.0)
+    against = fill(f"p: Wilcoxon against {model}, Holm", 3 * WRAP)
+    title = f"{_asked(question, table.metric)} over {len(columns)} columns\n{against}"
+    width = max(2.0 + COLUMN * len(table.rows), 1.0 + LETTER * max(map(len, title.split("\n"))))
+    figure, axes = _canvas(width, 4.0)
     for x, row in enumerate(table.rows):
         values = np.array([table.value(row, column) * scale for column in columns])
         values = values[~np.isnan(values)]
@@ -232,7 +238,6 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
     names = [name if math.isnan(one) else f"{name}\np={p_text(one)}" for name, one in zip(names, tests, strict=True)]
     axes.set_xticks(range(len(table.rows)), names, fontsize=8, rotation=30 if len(names) > 6 else 0)
     axes.set_ylabel(f"{table.metric}{' (%)' if table.percent else ''}", fontsize=8)
-    title = f"{_asked(question, table.metric)} over {len(columns)} columns\np: Wilcoxon against {fill(model, 32)}, Holm"
     axes.set_title(title, fontsize=9, loc="left")
     return figure
 
