@@ -25,6 +25,8 @@ from mmkd.base.errors import ConfigError
 MAX_LENGTH = 10_000
 """Characters of a condition; longer ones are refused (and cannot exhaust the stack)."""
 _MAX_DEPTH = 50
+MAX_DIGITS = 30
+"""Digits of a number that may be a 64-bit integer."""
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>-?\d+(?:\.\d+)?)|'(?P<text>(?:[^']|'')*)'|\"(?P<quoted>[^\"]+)\"|(?P<word>[^\W\d]\w*)"
@@ -131,7 +133,8 @@ class _Parser:
         if self.taken("like"):
             if not pa.types.is_string(column.type):
                 raise ConfigError(f"condition: `like` needs text, column {column.name!r} holds {column.type}")
-            return pc.match_like(field, self.literal(column))
+            # SQL's LIKE names no escape character; Arrow's has the backslash.
+            return pc.match_like(field, str(self.literal(column)).replace("\\", "\\\\"))
         raise self.fault("a comparison such as `= 'CT'`, `in (...)`, `like '...'` or `is null`")
 
     def literal(self, column: pa.Field) -> str | int | float:
@@ -146,7 +149,9 @@ class _Parser:
             raise ConfigError(f"condition: column {column.name!r} holds {column.type}, compare it with {wanted}")
         if kind == "text":
             return content
-        return float(content) if "." in content else int(content)
+        # Beyond 64 bits an integer is compared as a float, infinity at the far end: no column holds such a value.
+        whole = "." not in content and -(2**63) <= int(content[:MAX_DIGITS]) < 2**63 and len(content) < MAX_DIGITS
+        return int(content) if whole else float(content)
 
     def _column(self, name: str) -> pa.Field:
         if name not in self.schema.names:

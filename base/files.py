@@ -12,11 +12,13 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO
+from typing import IO, overload
 
 try:
     import fcntl
@@ -57,8 +59,9 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
-    with _finished_beside(path, data) as temporary:
-        temporary.replace(path)
+    target = _regular_target(path)
+    with _finished_beside(target, data) as temporary:
+        temporary.replace(target)
 
 
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
@@ -72,6 +75,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
     """
     if isinstance(path, RemotePath):
         return path.create(data)
+    path = _regular_target(path)
     with _finished_beside(path, data) as temporary:
         try:
             os.link(temporary, path)
@@ -101,6 +105,26 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _regular_target(path: Path) -> Path:
+    """The file that `path` names, through links; renaming onto a device or pipe would replace it by a regular file.
+
+    Raises:
+        StoreError: something other than a regular file is there, or a link to nothing.
+    """
+    with disk_errors(path):
+        target = path.resolve()
+        try:
+            mode = target.stat().st_mode
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise StoreError(f"{path} is a link to {target}, which does not exist; name a regular file") from None
+            return target
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+        raise StoreError(f"cannot write {path}: it is {what}, not a regular file; name another file")
+    return target
+
+
 def _claim(file: IO[bytes]) -> bool:
     """Lock a file for as long as it is open here. The system takes the lock back from a process that dies."""
     try:
@@ -122,11 +146,11 @@ def remove_abandoned(root: StorePath) -> int:
     Raises:
         StoreError: the store cannot be written.
     """
-    if isinstance(root, RemotePath):
-        return 0
     here = re.compile(rf"\.{re.escape(socket.gethostname())}-\d+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
     removed = 0
-    for path in root.rglob(f".*{TEMPORARY_SUFFIX}"):
+    for path in temporary_files(root):
+        if isinstance(path, RemotePath):
+            continue
         # Gone by now where its writer finished; a folder, or not ours to open, where it is another's.
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError), path.open("r+b") as file:
             age = time.time() - os.fstat(file.fileno()).st_mtime
@@ -137,6 +161,56 @@ def remove_abandoned(root: StorePath) -> int:
     return removed
 
 
+@overload
+def list_folder(folder: Path, pattern: str = ...) -> list[Path]: ...
+
+
+@overload
+def list_folder(folder: StorePath, pattern: str = ...) -> Sequence[StorePath]: ...
+
+
+def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
+    """Files and folders directly below `folder` whose name matches `pattern`, sorted; none if it does not exist.
+
+    `Path.glob` also returns nothing for a folder that cannot be read; here only "not found" means empty.
+
+    Raises:
+        StoreError, UnreachableError: the folder exists and cannot be listed.
+    """
+    if isinstance(folder, RemotePath):
+        return sorted(folder.glob(pattern), key=str)
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _unreadable(error, folder) from error
+    return [folder / name for name in sorted(names) if fnmatchcase(name, pattern)]
+
+
+def walk_files(folder: StorePath, pattern: str = "*") -> Iterator[StorePath]:
+    """Files at any depth below `folder` whose name matches `pattern`, sorted by folder; none if it does not exist.
+
+    Raises:
+        StoreError, UnreachableError: as `list_folder`.
+    """
+    if isinstance(folder, RemotePath):
+        yield from folder.rglob(pattern)
+        return
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise _unreadable(error, folder) from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders.sort()
+        yield from (Path(parent) / name for name in sorted(names) if fnmatchcase(name, pattern))
+
+
+def _unreadable(error: OSError, folder: Path) -> StoreError:
+    return StoreError(f"cannot list {error.filename or folder}: {error.strerror}; get permission, then run it again")
+
+
 def temporary_files(root: StorePath) -> Iterator[StorePath]:
     """Files below `root` that an interrupted `write_atomically` left behind."""
-    yield from root.rglob(f".*{TEMPORARY_SUFFIX}")
+    yield from walk_files(root, f".*{TEMPORARY_SUFFIX}")

@@ -1,15 +1,17 @@
-"""`mmkd teachers ...`: who the teachers are, whether they load, and their weights as safetensors."""
+"""`mmkd teachers ...`: who the teachers are, whether they load, and whether a store has what they give."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from mmkd.extract.reextract import TeacherComparison, TowerCosines
     from mmkd.extract.teachers import TeacherSpec
     from mmkd.extract.teachers.check import CheckReport, TowerReport
     from mmkd.extract.teachers.nine import PublishedTeacher
@@ -112,6 +114,37 @@ def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
     click.echo(f"{spec.slug}: digest {card.digest}; use it as --teachers {spec.slug}=local-dir:{folder}")
 
 
+@teachers.command()
+@click.argument("store", metavar="STORE")
+@click.argument("slug")
+@click.option("-n", "--rows", type=click.IntRange(min=1), help="Random rows to run again.  [default: 200]")
+@click.option("--corpus", help="The corpus, or the folder of its images, where it lies now.  [default: as recorded]")
+@click.option("--tolerance", type=click.FloatRange(0, 2), help="Largest 1 - cosine of a row.  [default: 0.001]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for the rows.")
+@_AS_JSON
+def compare(
+    store: str, slug: str, rows: int | None, corpus: str | None, tolerance: float | None, seed: int, as_json: bool
+) -> None:
+    """Run a teacher again on random rows of STORE; exit status 1 when a feature differs or the teacher is another.
+
+    SLUG is a teacher of the store, or NAME=local-dir:FOLDER where its files lie now.
+    """
+    from mmkd.base.text import plain_values
+    from mmkd.extract.reextract import ROWS, TOLERANCE, compare_with_teacher
+    from mmkd.store import FeatureStore
+
+    limit = TOLERANCE if tolerance is None else tolerance
+    opened = FeatureStore.open(store)
+    found = compare_with_teacher(opened, slug, rows or ROWS, corpus=corpus, tolerance=limit, seed=seed)
+    if as_json:
+        content = asdict(found) | {"same_teacher": found.same_teacher, "sound": found.sound}
+        click.echo(json.dumps(plain_values(content), indent=1))
+    else:
+        click.echo(_comparison_screen(found))
+    if not found.sound:
+        sys.exit(1)
+
+
 def _one(specs: list[TeacherSpec]) -> list[TeacherSpec]:
     from mmkd.base.errors import TeacherError
 
@@ -198,4 +231,29 @@ def _tower(name: str, tower: TowerReport) -> str:
     return (
         f"{name:13} {tower.inputs} run, norms {tower.norm_smallest:.3f} to {tower.norm_largest:.3f}, "
         f"{tower.per_second:.1f} a second{said}"
+    )
+
+
+def _comparison_screen(report: TeacherComparison) -> str:
+    lines = [f"{report.slug}: {report.source} run again on {report.rows} random rows"]
+    if not report.same_teacher:
+        lines.append(f"another teacher: digest {report.digest_now} now, {report.digest_stored} when it was stored")
+    lines += [_compared_tower(name, tower) for name, tower in (("images", report.image), ("captions", report.text))]
+    lines += [f"  {count:,} x {reason}" for reason, count in report.not_compared.items()]
+    below = report.image.below + report.text.below
+    compared = report.image.compared + report.text.compared
+    lines.append(
+        f"{'sound' if report.sound else 'NOT sound'}: {below} of {compared} features differ "
+        f"by more than {report.tolerance:g} (1 - cosine)"
+    )
+    return "\n".join(lines)
+
+
+def _compared_tower(name: str, tower: TowerCosines) -> str:
+    if not tower.compared:
+        return f"{name:9} none compared"
+    quantiles = "  ".join(f"{at} {value:.6f}" for at, value in tower.quantiles.items())
+    return (
+        f"{name:9} {tower.compared} compared, cosine min {tower.smallest:.6f}  {quantiles}  mean {tower.mean:.6f}; "
+        f"to other rows {tower.strangers:.3f}"
     )

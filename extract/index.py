@@ -32,10 +32,10 @@ from mmkd.extract.corpora.row import CAPTION_FAULT, NO_CAPTION, NO_IMAGE, ONE_SI
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
 from mmkd.extract.listing import BY_DESIGN, HASH, IF_TAKEN, listing_schema, row_batch
 from mmkd.extract.overview import Overview
-from mmkd.store.append import append_rows, first_new_row, refresh_documents
+from mmkd.store.append import append_rows, finish_append, first_new_row
 from mmkd.store.layout import sample_part
 from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
-from mmkd.store.samples import read_part, sample_schema, write_part
+from mmkd.store.samples import read_part, sample_schema, with_labels, write_part
 from mmkd.store.writer import create_store
 
 _BATCH = 8192
@@ -87,7 +87,7 @@ def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
         record = read_record(root)
         present = corpus_span(corpus, record)
         if present is not None:
-            refresh_documents(root, record)
+            finish_append(root, record)
             return present
         first, parts = first_new_row(record), corpus.parts()
         with _indexed(corpus, parts, _Earlier.of(root, record, first)) as (index, _):
@@ -157,7 +157,8 @@ def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
         per_shard, first = record.rows_per_shard, span.rows.start
         with _indexed(corpus, corpus.parts(), _Earlier.of(root, record, first)) as (index, _):
             for shard in missing:
-                write_part(root, shard, index.slice(shard * per_shard - first, per_shard).combine_chunks())
+                rows = with_labels(index.slice(shard * per_shard - first, per_shard), sample_schema(record.labels))
+                write_part(root, shard, rows.combine_chunks())
     return len(missing)
 
 

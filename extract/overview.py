@@ -100,7 +100,7 @@ class Overview:
     def lines(self) -> Iterator[str]:
         """The overview as a user reads it, at most ten lines for each of faults and ignored inputs."""
         one_sided = self.images + self.captions - 2 * self.pairs
-        sides = f", {counted(one_sided, 'row')} with one side" if one_sided else ""
+        sides = f", {counted(one_sided, 'row')} with one side" if one_sided and self.images and self.captions else ""
         yield (
             f"corpus: {counted(self.images, 'image')}, {counted(self.captions, 'caption')}, "
             f"{counted(self.pairs, 'pair')}{sides}"

@@ -9,6 +9,7 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
 
 from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import CosineError, Encoding
 from mmkd.store.hierarchy import read_json, sealed_content
@@ -132,6 +133,5 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
 
 def teacher_folders(root: StorePath) -> list[str]:
     """Names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
-    below = root / "teachers"
-    names = sorted(path.name for path in below.iterdir()) if below.is_dir() else []
-    return [name for name in names if is_slug(name) and (below / name / "zarr.json").is_file()]
+    folders = list_folder(root / "teachers")
+    return [path.name for path in folders if is_slug(path.name) and (path / "zarr.json").is_file()]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmkd.base.errors import CorruptStoreError, UserError
-from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.files import disk_errors, list_folder, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.store.hierarchy import SEAL, read_json, seal_of
 from mmkd.store.ledger import MAX_ENTRY_BYTES
@@ -158,8 +158,8 @@ def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
     return {entry.shard: entry for entry in entries}
 
 
-def _entry_paths(root: StorePath) -> list[StorePath]:
-    return sorted((root / "inputs").glob("*.json"), key=str)
+def _entry_paths(root: StorePath) -> Sequence[StorePath]:
+    return list_folder(root / "inputs", "*.json")
 
 
 def _read_entry(path: StorePath) -> InputsEntry:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import disk_errors, write_atomically
+from mmkd.base.errors import CorruptStoreError, NotAStoreError
+from mmkd.base.files import disk_errors, list_folder, write_atomically
 from mmkd.base.places.remote import StorePath, in_parallel
 from mmkd.store.encoding import ArraySpec, CosineError, Encoding
 from mmkd.store.layout import ledger_entry
@@ -87,8 +87,16 @@ def read_entry(path: StorePath) -> LedgerEntry:
 
 
 def entry_paths(root: StorePath) -> Iterator[StorePath]:
-    """Paths of all entries, in order of shard, then teacher."""
-    return iter(sorted((root / "ledger").glob("*.json")))
+    """Paths of all entries, in order of shard, then teacher.
+
+    Raises:
+        NotAStoreError: there is no store at `root` (any more).
+        StoreError, UnreachableError: the ledger cannot be listed.
+    """
+    found = list_folder(root / "ledger", "*.json")
+    if not found and not (root / "zarr.json").is_file():
+        raise NotAStoreError(f"{root} is not there any more; was it moved or deleted?")
+    return iter(found)
 
 
 def remove_entry(root: StorePath, shard: int, slug: str) -> None:
@@ -108,8 +116,7 @@ def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
     Raises:
         CorruptStoreError: an entry cannot be read.
     """
-    paths: list[StorePath] = list((root / "ledger").glob(f"{shard:05d}.*.json"))
-    entries = in_parallel(read_entry, paths, root)
+    entries = in_parallel(read_entry, list_folder(root / "ledger", f"{shard:05d}.*.json"), root)
     return {entry.teacher: entry for entry in entries}
 
 

@@ -9,7 +9,6 @@ wanted, and every selection whose teachers all come.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mmkd.base.errors import CorruptStoreError, StoreError, UserError
 from mmkd.base.files import disk_errors, write_atomically
@@ -32,6 +30,7 @@ from mmkd.store.layout import ledger_entry, sample_part
 from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.samples import decode_part
 from mmkd.store.selections import read_selection, selection_names, write_selection
 from mmkd.store.writer import add_teacher
 
@@ -282,7 +281,7 @@ def _is_part(data: bytes, sha256: str | None) -> bool:
     if sha256 is not None:
         return hashlib.sha256(data).hexdigest() == sha256
     try:
-        pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        decode_part(data)
     except (OSError, pa.ArrowException):
         return False
     return True

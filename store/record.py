@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mmkd.base.errors import CorruptStoreError, FormatVersionError, NotAStoreError
-from mmkd.base.places.remote import StorePath
+from mmkd.base.errors import CorruptStoreError, FormatVersionError, NotAStoreError, UnreachableError
+from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.store.hierarchy import read_json, sealed_content
 from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
 
@@ -127,6 +127,8 @@ def read_record(root: StorePath) -> StoreRecord:
     if not path.is_file():
         what = "does not exist" if not root.exists() else "holds no zarr.json"
         raise NotAStoreError(f"{root} is not an mmkd store: it {what}; `mmkd extract CORPUS {root}` makes one")
+    if isinstance(root, RemotePath) and root.is_web and "zarr.json" not in (file.name for file in root.iterdir()):
+        raise UnreachableError(f"{root}/ does not list its zarr.json: a store needs a server that lists folders")
     document = read_json(path)
     attributes = document.get("attributes")
     content = attributes.get("mmkd") if isinstance(attributes, dict) else None

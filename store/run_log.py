@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from mmkd.base.errors import StoreError
+from mmkd.base.files import list_folder
 from mmkd.base.places.remote import RemotePath, StorePath
 
 
@@ -89,8 +90,7 @@ class RunSeconds:
 def run_seconds(root: StorePath) -> RunSeconds:
     """Add up `runs/*.jsonl`. A line that no run wrote to its end (a kill, a full disk) is passed over."""
     total = RunSeconds()
-    paths: list[StorePath] = list((root / "runs").glob("*.jsonl"))
-    for path in paths:
+    for path in list_folder(root / "runs", "*.jsonl"):
         total.runs += 1
         for line in _lines(path):
             seconds = Counter({name: float(value) for name, value in line.get("seconds", {}).items()})

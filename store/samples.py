@@ -7,7 +7,6 @@ the inputs have been read. Columns beyond the fixed ones are the corpus' own lab
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -47,13 +46,32 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
     return pa.schema([*FIXED_COLUMNS, *(pa.field(label, pa.string()) for label in labels)])
 
 
+def encode_part(table: pa.Table) -> tuple[bytes, str]:
+    """The bytes of a sample part, and their SHA-256 in hex."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    data = sink.getvalue().to_pybytes()
+    return data, hashlib.sha256(data).hexdigest()
+
+
 def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
     """Write one shard's rows atomically; return the SHA-256 of the file's bytes in hex."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    data = buffer.getvalue()
+    data, sha256 = encode_part(table)
     write_atomically(root / sample_part(shard), data)
-    return hashlib.sha256(data).hexdigest()
+    return sha256
+
+
+def decode_part(data: bytes) -> pa.Table:
+    """Decode the bytes of a sample part, page checksums included, on this thread.
+
+    From an Arrow buffer and not a Python file: an Arrow thread that still holds a Python object when the interpreter
+    ends aborts the process.
+
+    Raises:
+        pyarrow.ArrowException, OSError: not Parquet, or damaged.
+    """
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
 
 
 def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
@@ -65,7 +83,7 @@ def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
     path = root / sample_part(shard)
     try:
         data = path.read_bytes()
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table = decode_part(data)
     except (OSError, pa.ArrowException) as error:
         raise CorruptStoreError(f"sample part {path} cannot be read: {error}") from error
     return table, hashlib.sha256(data).hexdigest()
@@ -90,6 +108,30 @@ def sample_dataset(root: StorePath, record: StoreRecord) -> pads.Dataset:
         if gap and span is not spans[-1]:
             children.append(pads.dataset(_absent_rows(gap, schema)))
     return children[0] if len(children) == 1 else pads.dataset(children)
+
+
+def shard_table(root: StorePath, record: StoreRecord, shard: int) -> pa.Table:
+    """All grid rows of one shard in order, in the columns of the whole store; absent rows too, but for the last shard.
+
+    Raises:
+        CorruptStoreError: the sample part cannot be read, or lacks a fixed column.
+    """
+    schema, rows = sample_schema(record.labels), record.shard_rows(shard)
+    table = with_labels(read_part(root, shard)[0], schema)
+    end = min((shard + 1) * record.rows_per_shard, record.rows)
+    return pa.concat_tables([table, _absent_rows(range(rows.stop, end), schema)])
+
+
+def with_labels(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A sample part in the columns of `schema`; a label that its corpus does not have is null.
+
+    Raises:
+        CorruptStoreError: a column of another type.
+    """
+    try:
+        return pa.concat_tables([schema.empty_table(), table], promote_options="default").select(schema.names)
+    except (pa.ArrowException, KeyError) as error:
+        raise CorruptStoreError(f"a sample part has other columns than the store: {error}") from error
 
 
 def in_rows(rows: range) -> pads.Expression:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
-from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, list_folder, write_atomically
 from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import checked_body, encode_chunk, pad_rows
@@ -124,8 +124,8 @@ def write_selection(root: Path, record: StoreRecord, name: str, kept: NDArray[np
 
 def selection_names(root: StorePath) -> list[str]:
     """Names of the selections of a store, in order."""
-    folders = [path for path in (root / FOLDER).glob("*") if is_slug(path.name)]
-    return sorted(path.name for path in folders if (path / "zarr.json").is_file())
+    folders = [path for path in list_folder(root / FOLDER) if is_slug(path.name)]
+    return [path.name for path in folders if (path / "zarr.json").is_file()]
 
 
 def read_selection(root: StorePath, record: StoreRecord, name: str) -> Selection:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import TEMPORARY_SUFFIX, temporary_files
+from mmkd.base.files import TEMPORARY_SUFFIX, temporary_files, walk_files
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
@@ -139,7 +139,9 @@ def _check_parts(root: StorePath, record: StoreRecord, shards: Collection[int]) 
             findings.append(Problem(name, f"{name}: {error}", shard))
             continue
         expected = np.arange(rows.start, rows.stop)
-        if not table.schema.equals(sample_schema(record.span_of(rows.start).corpus.labels)):
+        # The labels of its own corpus, in a store whose append was interrupted or made before parts had one schema.
+        own = sample_schema(record.span_of(rows.start).corpus.labels)
+        if not table.schema.equals(sample_schema(record.labels)) and not table.schema.equals(own):
             findings.append(Problem(name, f"{name}: its columns are not those of this store", shard))
         elif not np.array_equal(table["row"].to_numpy(), expected):
             findings.append(Problem(name, f"{name}: its rows are not {expected[0]} to {expected[-1]}", shard))
@@ -253,12 +255,8 @@ def _orphans(
         encoding = cards[entry.teacher].encoding if entry.teacher in cards else "int8"
         known.update(spec.chunk(entry.teacher, entry.shard) for spec in teacher_arrays(encoding, 1))
     for folder in ("samples", "teachers", "ledger"):
-        for path in (root / folder).rglob("*"):
+        for path in walk_files(root / folder):
             name = name_in(root, path)
-            if (
-                path.is_file()
-                and path.name != "zarr.json"
-                and not path.name.endswith(TEMPORARY_SUFFIX)
-                and name not in known
-            ):
+            ours = path.name == "zarr.json" or path.name.endswith(TEMPORARY_SUFFIX) or name in known
+            if not ours:
                 yield name

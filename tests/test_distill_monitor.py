@@ -208,9 +208,9 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
 
 def test_tensorboard_holds_every_step_once_after_a_resume(training_scene: Path) -> None:
     logging = {"tensorboard": True, "every_steps": 1}
-    quiet(
-        write_run(training_scene, "logged", epochs=1, logging=logging, monitor={"sets": [HELD_OUT], "every_steps": 2})
-    )
+    monitor = {"sets": [HELD_OUT], "every_steps": 2}
+    changes = {"epochs": 1, "optimiser": {"warmup": 0.5}}
+    quiet(write_run(training_scene, "logged", **changes, logging=logging, monitor=monitor))
     events = EventAccumulator(str(training_scene / "runs/logged/tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {
         "loss/task", "loss/feature", "loss/cross", "loss/total", "lr", "gradient_norm", "samples_per_second",

@@ -1,4 +1,4 @@
-"""The house stays in order: arrows between folders, sizes, the package list, no bare names."""
+"""Structure: arrows between folders, import circles, the package list, no bare names."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
         ("export run out", "torch", "distill"),
         ("evaluate run suite.yaml", "scipy", "evaluate"),
         ("store report store out.html", "PIL", "inspect"),
-        ("store verify nowhere --against-teacher plip", "torch", "extract"),
+        ("teachers compare nowhere plip", "torch", "extract"),
         ("demo", "torch", "demo"),
     ],
 )

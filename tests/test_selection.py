@@ -101,7 +101,7 @@ def test_agreement_is_the_mean_overlap_with_the_other_teachers(store: FeatureSto
 
 
 def test_zero_shot_by_prompts_of_another_store(store: FeatureStore, tmp_path: Path) -> None:
-    rows = chosen_rows(store, RowChoice(where=(("split", "prompt"),)))
+    rows = chosen_rows(store, RowChoice(where="split = 'prompt'"))
     import_features(StoreRows([(store, rows)]), tmp_path / "prompts", "float16", lambda done, every: None)
     rule = {"zero_shot": {"prompts": str(tmp_path / "prompts"), "label": "label"}}
     found = kept(store, rule)

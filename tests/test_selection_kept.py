@@ -82,7 +82,7 @@ def test_thresholds_and_examples_are_kept_with_the_selection(store: FeatureStore
 
 
 def test_a_rank_without_end_is_no_number_in_json(store: FeatureStore, tmp_path: Path) -> None:
-    prompts = chosen_rows(store, RowChoice(where=(("split", "prompt"),), condition="label != 'benign'"))
+    prompts = chosen_rows(store, RowChoice(where="split = 'prompt' and label != 'benign'"))
     import_features(StoreRows([(store, prompts)]), tmp_path / "prompts", "float16", lambda done, every: None)
     by = {"zero_shot": {"prompts": str(tmp_path / "prompts"), "label": "label"}}
     share = {"pairs": {"share": 0.9, "by": by, "scale": "raw"}}

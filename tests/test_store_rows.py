@@ -11,6 +11,7 @@ from test_store_export import gappy, mmkd
 from tiny_store import make_card, make_selection, make_store
 
 from mmkd.base.places.remote import as_root
+from mmkd.cli.store.rows import read_keys
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.rows import RowChoice, chosen_rows
 from mmkd.store.samples import read_part, with_columns, write_part
@@ -22,7 +23,9 @@ __all__ = ["gappy"]
 def test_a_subset_by_keys_keeps_their_order_and_all_that_is_known(gappy: FeatureStore, tmp_path: Path) -> None:
     rows = [299, 3, 256, 5, 0]
     (tmp_path / "keys").write_text("".join(f"k{row}\n" for row in rows))
-    assert mmkd("subset", gappy.root, tmp_path / "out", "--keys", tmp_path / "keys").output.startswith("5 rows")
+    assert mmkd("subset", gappy.root, tmp_path / "out", "--incomplete", "--keys", tmp_path / "keys").output.startswith(
+        "5 rows"
+    )
     part = FeatureStore.open(tmp_path / "out")
     for slug in gappy.teachers:
         assert part.teachers[slug] == gappy.teachers[slug]
@@ -35,8 +38,8 @@ def test_a_subset_by_keys_keeps_their_order_and_all_that_is_known(gappy: Feature
 
 
 def test_a_subset_by_value_and_teacher(gappy: FeatureStore, tmp_path: Path) -> None:
-    arguments = ("--where", "site=s1", "--where", "status=ok", "--teachers", "beta")
-    assert mmkd("subset", gappy.root, tmp_path / "out", *arguments).output.startswith("100 rows")
+    arguments = ("--where", "site = 's1' and status = 'ok'", "--teachers", "beta")
+    assert mmkd("subset", gappy.root, tmp_path / "out", "--incomplete", *arguments).output.startswith("100 rows")
     part = FeatureStore.open(tmp_path / "out")
     assert list(part.teachers) == ["beta"]
     assert np.array_equal(part.image("beta"), gappy.image("beta")[1::3], equal_nan=True)
@@ -54,22 +57,22 @@ def test_a_subset_by_value_and_teacher(gappy: FeatureStore, tmp_path: Path) -> N
 def test_a_filter_means_what_duckdb_says_it_means(gappy: FeatureStore, condition: str) -> None:
     expected = duckdb.sql(f"select row from '{gappy.root}/samples/*.parquet' where {condition} order by row").fetchall()
     if expected:
-        found = chosen_rows(gappy, RowChoice(condition=condition))
+        found = chosen_rows(gappy, RowChoice(where=condition))
         assert found.tolist() == [row for (row,) in expected]
     else:
         with pytest.raises(UserError, match=r"no row of .* fits"):
-            chosen_rows(gappy, RowChoice(condition=condition))
+            chosen_rows(gappy, RowChoice(where=condition))
 
 
 def test_a_subset_by_filter_and_selection(gappy: FeatureStore, tmp_path: Path) -> None:
     kept = np.zeros((300, 2), bool)
     kept[[2, 5, 290], [0, 1, 1]] = True
     make_selection(gappy.root, gappy.record, "some", kept, list(gappy.teachers.values()))
-    assert mmkd("subset", gappy.root, tmp_path / "a", "--selection", "some").output.startswith("3 rows")
+    assert mmkd("subset", gappy.root, tmp_path / "a", "--incomplete", "--selection", "some").output.startswith("3 rows")
     part = FeatureStore.open(tmp_path / "a")
     assert part.sample_table()["key"].to_pylist() == ["k2", "k5", "k290"]
-    arguments = ("--selection", "some", "--filter", "row > 3", "--where", "site=s2")
-    assert mmkd("subset", gappy.root, tmp_path / "b", *arguments).output.startswith("2 rows")
+    arguments = ("--selection", "some", "--where", "row > 3 and site = 's2'")
+    assert mmkd("subset", gappy.root, tmp_path / "b", "--incomplete", *arguments).output.startswith("2 rows")
     assert np.array_equal(
         FeatureStore.open(tmp_path / "b").text("alpha"), gappy.text("alpha")[[5, 290]], equal_nan=True
     )
@@ -79,16 +82,16 @@ def test_what_is_not_there_is_one_line(gappy: FeatureStore, tmp_path: Path) -> N
     (tmp_path / "keys").write_text("k1\nnobody\n")
     for arguments, message in (
         (("--keys", tmp_path / "keys"), "has no key 'nobody' \\(1 of 2"),
-        (("--where", "site=s9"), "no row of .* fits"),
-        (("--where", "organ=lung"), "no sample column 'organ'"),
-        (("--where", "site"), "is not COLUMN=VALUE"),
+        (("--where", "site = 's9'"), "no row of .* fits"),
+        (("--where", "organ = 'lung'"), "no sample column 'organ'"),
+        (("--where", "site"), "it ends where a comparison"),
         (("--teachers", "gamma"), "no teacher 'gamma'"),
         (("--selection", "best"), "no selection 'best'; it has none"),
-        (("--filter", "widht > 3"), "no sample column 'widht'; did you mean 'width'"),
-        (("--filter", "__import__('os')"), "no sample column '__import__'"),
-        (("--filter", "row > 1; drop table x"), "cannot read '; drop table x'"),
-        (("--filter", "row = 'x'"), "compare it with a number"),
-        (("--filter", "row >"), "it ends where"),
+        (("--where", "widht > 3"), "no sample column 'widht'; did you mean 'width'"),
+        (("--where", "__import__('os')"), "no sample column '__import__'"),
+        (("--where", "row > 1; drop table x"), "cannot read '; drop table x'"),
+        (("--where", "row = 'x'"), "compare it with a number"),
+        (("--where", "row >"), "it ends where"),
     ):
         exception = mmkd("subset", gappy.root, tmp_path / "out", *arguments).exception
         assert exception is not None, arguments
@@ -100,7 +103,7 @@ def test_what_is_not_there_is_one_line(gappy: FeatureStore, tmp_path: Path) -> N
 def test_a_split_store_merges_back_to_the_same(gappy: FeatureStore, tmp_path: Path) -> None:
     for name, rows in (("a", range(130)), ("b", range(130, 300))):
         (tmp_path / f"{name}.txt").write_text("".join(f"k{row}\n" for row in rows))
-        mmkd("subset", gappy.root, tmp_path / name, "--keys", tmp_path / f"{name}.txt")
+        mmkd("subset", gappy.root, tmp_path / name, "--incomplete", "--keys", tmp_path / f"{name}.txt")
     assert mmkd("merge", tmp_path / "a", tmp_path / "b", tmp_path / "out").output.startswith("300 rows")
     whole = FeatureStore.open(tmp_path / "out")
     assert whole.sample_table() == gappy.sample_table()
@@ -146,7 +149,7 @@ def test_images_behind_urls_stay_where_they_are(tmp_path: Path) -> None:
         return tmp_path / name
 
     a, b, c = store("a", "s3://bucket/x/y", 1), store("b", "s3://bucket/z", 2), store("c", "/disk", 3)
-    assert mmkd("subset", a, tmp_path / "part", "--filter", "row in (3, 5)").exit_code == 0
+    assert mmkd("subset", a, tmp_path / "part", "--where", "row in (3, 5)").exit_code == 0
     part = FeatureStore.open(tmp_path / "part")
     assert part.record.corpus.root == "s3://bucket/x/y"
     assert part.sample_table(["uri"])["uri"].to_pylist() == ["a3.png#frame=1", "a5.png#frame=1"]
@@ -173,3 +176,28 @@ def test_any_order_of_keys_over_shards(tmp_path: Path) -> None:
     out = FeatureStore.open(tmp_path / "out")
     assert out.sample_table(["key"])["key"].to_pylist() == [f"k{row}" for row in rows]
     assert np.array_equal(out.text("alpha"), written["alpha/text"][rows])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbfk1\nk2\n", b"k1\r\nk2\r\n", b"\nk1\n\n\nk2", b"k1\nk2"],
+    ids=["byte order mark", "CRLF", "empty lines", "no newline at the end"],
+)
+def test_files_of_keys_from_several_editors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "keys.txt").write_bytes(content)
+    assert read_keys(tmp_path / "keys.txt") == ["k1", "k2"]
+
+
+def test_a_key_may_hold_any_separator_but_a_line_feed(tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("a\u2028b\nc\x0cd\n e \n\x85\n", encoding="utf-8")
+    assert read_keys(tmp_path / "keys.txt") == ["a\u2028b", "c\x0cd", " e ", "\x85"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"k1\nk\xe42\n", "line 2: not UTF-8"), (b"", "holds no key"), (b"\n\r\n", "holds no key")],
+)
+def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    (tmp_path / "keys.txt").write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+        read_keys(tmp_path / "keys.txt")

@@ -76,6 +76,11 @@ class RemotePath:
     def _name(self) -> str:
         return "" if self.key == PurePosixPath() else str(self.key)
 
+    @property
+    def is_web(self) -> bool:
+        """True behind plain HTTP, where folders are listed by pages if at all."""
+        return self.origin.startswith("http")
+
     def resolve(self) -> RemotePath:
         """URLs are absolute."""
         return self
@@ -153,7 +158,7 @@ class RemotePath:
 
     def iterdir(self) -> Iterator[RemotePath]:
         """Objects and folders right below; nothing for a folder that is not there."""
-        if self.origin.startswith("http"):
+        if self.is_web:
             yield from (self / name for name in linked_names(str(self)))
             return
         try:
@@ -172,10 +177,13 @@ class RemotePath:
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
         """Objects at any depth below with a name like `pattern`; folders are no objects."""
-        if self.origin.startswith("http"):
-            for path in self.iterdir():
-                below = list(path.rglob(pattern))
-                yield from below or ([path] if fnmatchcase(path.name, pattern) and path.is_file() else [])
+        if self.is_web:
+            for name in linked_names(str(self)):
+                path = self / name
+                if name.endswith("/"):
+                    yield from path.rglob(pattern)
+                elif fnmatchcase(path.name, pattern):
+                    yield path
             return
         try:
             with answered(str(self)):

@@ -19,22 +19,47 @@ _SECONDS = 60
 
 
 def linked_names(folder: str) -> list[str]:
-    """Names that the page of `folder`, an http(s) URL, links to right below it; none when there is no such page.
+    """Names directly below `folder`, an http(s) URL, folders with a `/` at the end; none if it does not exist.
+
+    A server without listings answers 404, or the same page for every address, as if the folder were absent. So a page
+    without names counts only if the page of the folder above has names: there, what is not listed does not exist.
 
     Raises:
-        UnreachableError: the server refuses, fails or does not answer.
+        UnreachableError: the server gives no listing, refuses, fails or does not answer.
     """
+    names = _page_names(folder)
+    if names:
+        return names
+    parent, _, name = folder.rstrip("/").rpartition("/")
+    listed = _page_names(parent) if parent.count("/") > 1 else None
+    if not listed or (names is None and f"{name}/" in listed):
+        raise UnreachableError(
+            f"{folder}/ gives no list of its files; serve the folder with an index (nginx: `autoindex on`), or copy it"
+        )
+    return []
+
+
+def _page_names(folder: str) -> list[str] | None:
+    """Names that the page of `folder` links to directly below it; None when there is no page (404)."""
     page = urllib.parse.quote(folder, safe=":/?=&%[]@+,~") + "/"
     try:
         with urllib.request.urlopen(page, timeout=_SECONDS) as answer:  # noqa: S310 - http(s), the caller sees to it
-            text = answer.read().decode("utf-8", "replace")
+            text, base = answer.read().decode("utf-8", "replace"), answer.geturl()
     except urllib.error.HTTPError as error:
         if error.code == 404:
-            return []
+            return None
         raise UnreachableError(
             f"{page} gives no list of its files ({error.code} {error.reason}); serve the folder with an index"
         ) from error
     except OSError as error:
         raise UnreachableError(f"{page} cannot be reached: {error}; check the URL") from error
-    names = (urllib.parse.unquote(html.unescape(link)).rstrip("/") for link in _LINK.findall(text))
-    return list(dict.fromkeys(name for name in names if name and "/" not in name and name[0] not in ".?#"))
+    base = base.partition("?")[0].partition("#")[0]
+    here = urllib.parse.unquote(urllib.parse.urlsplit(base).path)
+    names = []
+    for link in _LINK.findall(text):
+        target = urllib.parse.urlsplit(urllib.parse.urljoin(base, html.unescape(link)))
+        path = urllib.parse.unquote(target.path)
+        below = path.removeprefix(here)
+        if target.netloc == urllib.parse.urlsplit(base).netloc and path.startswith(here) and below and not target.query:
+            names.append(below)
+    return list(dict.fromkeys(name for name in names if "/" not in name[:-1] and not name.startswith(".")))

@@ -18,6 +18,7 @@ from mmkd.cli.store.group import store
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store.convert.importing import FeatureSource
+    from mmkd.store.convert.original import ImageMode
     from mmkd.store.encoding import Encoding
 
 LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
@@ -96,13 +97,25 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
 @click.argument("path", metavar="STORE", type=STORE)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="npy + Parquet is embedding-reader's.")
+@click.option(
+    "--file", type=click.Choice(["output", "project", "both"]), help="Of --layout original.  [default: as imported]"
+)
+@click.option(
+    "--images",
+    type=click.Choice(["link", "copy", "none"]),
+    default="none",
+    show_default=True,
+    help="Of --layout original: bring the images below OUT, where the release's loader looks for them.",
+)
 @click.option("--codec", type=click.Choice(CODECS), help="Of the compressed archive that --layout zarr writes.")
-def export(path: StorePath, out: Path, layout: str, codec: str | None) -> None:
+def export(path: StorePath, out: Path, layout: str, file: str | None, images: ImageMode, codec: str | None) -> None:
     """Write a store's features in another layout, into a new folder."""
     from mmkd.store import FeatureStore
 
     if (codec is not None) != (layout == "zarr"):
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
+    if (file is not None or images != "none") and layout != "original":
+        raise ConfigError("--file and --images belong to --layout original")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
@@ -125,7 +138,16 @@ def export(path: StorePath, out: Path, layout: str, codec: str | None) -> None:
         share = report.archived / max(report.stored, 1)
         what = f"{report.arrays} arrays, {report.archived:,} bytes ({share:.1%} of {report.stored:,})"
     else:
-        from mmkd.store.convert.original import export_original
+        from mmkd.store.convert.original import FILES, export_original, imported_files
 
-        what = counted(export_original(source, out), "sample")
+        files = {None: None, "output": FILES[:1], "project": FILES[1:], "both": FILES}[file]
+        done = export_original(source, out, files, images)
+        what = counted(done.samples, "sample")
+        if done.left_out:
+            what += f" ({counted(done.left_out, 'row')} without any feature left out)"
+        if images != "none":
+            what += f", {counted(done.images, 'image')}"
+            what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
+        if "clips_project_output" not in (files or imported_files(source)):
+            what += " (the release's loader reads clips_project_output.pt alone: --file project or both)"
     click.echo(f"{what} written to {out}")

@@ -38,56 +38,15 @@ def info(path: str, as_json: bool) -> None:
 @click.argument("path", metavar="STORE")
 @click.option("--deep", is_flag=True, help="Decode every feature too: finite, not zero, NaN where missing.")
 @click.option("--repair", "mend", is_flag=True, help="Drop what is unsound, so that the next extract does it again.")
-@click.option(
-    "--against-teacher",
-    metavar="SLUG",
-    help="Instead, run this teacher again on random rows; or NAME=local-dir:FOLDER.",
-)
-@click.option(
-    "-n",
-    "--sample",
-    type=click.IntRange(min=1),
-    help="Only so many random shards; with --against-teacher, random rows.  [default: every shard; 200 rows]",
-)
-@click.option("--corpus", help="The corpus, or the folder of its images, where it lies now.  [default: as recorded]")
-@click.option("--tolerance", type=click.FloatRange(0, 2), help="Largest 1 - cosine of a row.  [default: 0.001]")
+@click.option("-n", "--sample", type=click.IntRange(min=1), help="Only so many random shards.  [default: every shard]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the sample.")
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def verify(
-    path: str,
-    deep: bool,
-    mend: bool,
-    against_teacher: str | None,
-    sample: int | None,
-    corpus: str | None,
-    tolerance: float | None,
-    seed: int,
-    as_json: bool,
-) -> None:
+def verify(path: str, deep: bool, mend: bool, sample: int | None, seed: int, as_json: bool) -> None:
     """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired.
 
     With -n, compare the bytes of some shards; metadata, entries and selections are looked at in full all the same.
-    With --against-teacher, compare features with what the teacher says now: cosines within a tolerance.
+    `mmkd teachers compare` says whether features are still what their teacher gives.
     """
-
-    if against_teacher is not None:
-        if deep or mend:
-            raise click.UsageError("--against-teacher does not go with --deep or --repair; run them one by one")
-        from mmkd.cli.store.against import report_comparison
-        from mmkd.extract.reextract import ROWS, TOLERANCE, compare_with_teacher
-        from mmkd.store import FeatureStore
-
-        limit = TOLERANCE if tolerance is None else tolerance
-        opened = FeatureStore.open(path)
-        rows = ROWS if sample is None else sample
-        comparison = compare_with_teacher(opened, against_teacher, rows, corpus=corpus, tolerance=limit, seed=seed)
-        report_comparison(comparison, as_json)
-        if not comparison.sound:
-            sys.exit(1)
-        return
-
-    if corpus is not None or tolerance is not None:
-        raise click.UsageError("--corpus and --tolerance go with --against-teacher")
     from mmkd.base.places.remote import as_root
     from mmkd.store.repair import repair
     from mmkd.store.verify import verify as check

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import UserError
 from mmkd.base.text import counted
 from mmkd.cli.params import ENCODINGS, STORE
 from mmkd.cli.store.group import store
@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from mmkd.store.encoding import Encoding
 
 
+def read_keys(path: Path) -> list[str]:
+    """Keys in a UTF-8 file, one per line; a byte order mark and empty lines are left out.
+
+    Lines end in LF or CRLF only: U+2028 and other separators may be part of a key.
+
+    Raises:
+        UserError: the file is not UTF-8, or holds no key.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"--keys {path}, line {line}: not UTF-8; save the file as UTF-8") from None
+    keys = [key for line in lines if (key := line.removesuffix("\r"))]
+    if not keys:
+        raise UserError(f"--keys {path} holds no key; write one key per line")
+    return keys
+
+
 def _silent(done: int, every: int) -> None:
     """A gather needs no bar."""
 
@@ -24,41 +43,38 @@ def _silent(done: int, every: int) -> None:
 @store.command()
 @click.argument("path", metavar="STORE", type=STORE)
 @click.argument("out", type=STORE)
-@click.option("--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="File with one key a line.")
-@click.option("--where", multiple=True, metavar="COLUMN=VALUE", help="Rows whose column has this value; may repeat.")
-@click.option("--filter", "condition", metavar="SQL", help='Rows that fit, as after SQL\'s WHERE: "width >= 224".')
+@click.option(
+    "--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="UTF-8 file with one key per line."
+)
+@click.option("--where", "--filter", metavar="SQL", help='Rows that match, as after SQL\'s WHERE: "width >= 224".')
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @click.option("--teachers", help="Names to keep, with commas between; all when not given.")
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="Of the new store.  [default: as it is]")
+@click.option("--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted, as missing.")
 def subset(
     path: StorePath,
     out: StorePath,
     keys: Path | None,
-    where: tuple[str, ...],
-    condition: str | None,
+    where: str | None,
     selection: str | None,
     teachers: str | None,
     encoding: Encoding | None,
+    incomplete: bool,
 ) -> None:
     """Write a new store of some rows and teachers. What is given must all hold. Run again to go on.
 
     \b
-    mmkd store subset STORE ct/ --filter "modality in ('CT', 'MRI') and caption is not null"
+    mmkd store subset STORE ct/ --where "modality in ('CT', 'MRI') and caption is not null"
     """
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
     from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows
 
-    wrong = [pair for pair in where if "=" not in pair]
-    if wrong:
-        raise ConfigError(f"--where {wrong[0]!r} is not COLUMN=VALUE, for example --where status=ok")
     source = FeatureStore.open(path)
     check_target([source], out)
-    values = [(column, value) for column, _, value in (pair.partition("=") for pair in where)]
-    wanted = keys.read_text("utf-8").splitlines() if keys else None
-    rows = chosen_rows(source, RowChoice(wanted, values, condition, selection))
+    rows = chosen_rows(source, RowChoice(read_keys(keys) if keys else None, where, selection))
     names = teachers.split(",") if teachers else None
-    report = import_features(StoreRows([(source, rows)], names), out, encoding, _silent)
+    report = import_features(StoreRows([(source, rows)], names, incomplete=incomplete), out, encoding, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
 
 
@@ -97,7 +113,9 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 @store.command()
 @click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
 @click.argument("out", type=STORE)
-def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
+@click.option("--teachers", help="Names to keep, with commas between; by default all, which every STORE must have.")
+@click.option("--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted, as missing.")
+def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: str | None, incomplete: bool) -> None:
     """Write a new store of the rows of several with the same teachers and distinct keys. Run again to go on."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
@@ -105,6 +123,8 @@ def merge(paths: tuple[StorePath, ...], out: StorePath) -> None:
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
-    source = StoreRows([(part, chosen_rows(part, RowChoice())) for part in stores])
+    names = teachers.split(",") if teachers else None
+    parts = [(part, chosen_rows(part, RowChoice())) for part in stores]
+    source = StoreRows(parts, names, incomplete=incomplete)
     report = import_features(source, out, None, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")

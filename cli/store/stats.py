@@ -98,6 +98,9 @@ def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
     )  # fmt: skip
     yield from _modality_lines(found)
     yield from _agreement_lines(found)
+    for table in found.tables.values():
+        yield table.title
+        yield from table_lines(table.header, table.text_rows())
     from mmkd.cli.store.screen import finding_lines
 
     yield from finding_lines(findings)

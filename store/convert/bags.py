@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.base.errors import CorpusError
+from mmkd.base.files import list_folder
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
@@ -52,6 +53,7 @@ class BagFolder:
     """
 
     kind = KIND
+    has_status = False
 
     def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
         self.root = root
@@ -68,7 +70,7 @@ class BagFolder:
     def _bags(self) -> list[tuple[Path, int, int]]:
         """File, patches and width, in the order of names."""
         bags: list[tuple[Path, int, int]] = []
-        for path in sorted(self.root.glob("*.h5")):
+        for path in list_folder(self.root, "*.h5"):
             with _opened(path) as file:
                 shape = _features(file, path).shape[-2:]
                 coords = file.get("coords")

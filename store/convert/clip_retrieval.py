@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,21 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.files import write_atomically
+from mmkd.base.places.place import Place
 from mmkd.store.array import consecutive
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.convert.rows import StoreRows
 from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.layout import Tower, check_slug
 from mmkd.store.reader import FeatureStore
-from mmkd.store.samples import FIXED_COLUMNS, in_rows
+from mmkd.store.record import FIXED_NAMES
+from mmkd.store.samples import sample_schema
 from mmkd.store.writer import iter_shards
 
 KIND = "clip-retrieval"
+EXPORT = b"mmkd"
+"""Key of the Parquet schema metadata in which an export notes what the layout has no place for."""
 PREFIXES: dict[Tower, str] = {"image": "img_emb", "text": "text_emb"}
 
 
@@ -39,13 +46,18 @@ class ClipRetrievalFolder:
     kind = KIND
 
     def __init__(self, root: Path, slug: str) -> None:
-        self.root = root
+        self.folder = root
         self.slug = check_slug(slug)
+
+    @property
+    def root(self) -> Path | Place:
+        """Where images lie: the folder itself, or what an export noted."""
+        return self.folder if self._export is None else Place(self._export["root"])
 
     @cached_property
     def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:
         parts = []
-        for path in (self.root / "metadata").glob("metadata_*.parquet"):
+        for path in (self.folder / "metadata").glob("metadata_*.parquet"):
             number = re.fullmatch(r"metadata_(\d+)", path.stem)
             if number is not None:
                 try:
@@ -53,15 +65,34 @@ class ClipRetrievalFolder:
                 except (OSError, pa.ArrowException) as error:
                     raise CorpusError(f"{path} cannot be read: {error}") from error
         if not parts:
-            raise CorpusError(f"{self.root} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
+            raise CorpusError(f"{self.folder} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
         return sorted(parts, key=lambda part: part[0])
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """String columns of the first part that have no place among the fixed ones."""
-        schema = self._parts[0][2].schema.to_arrow_schema()
-        taken = {*FIXED_COLUMNS.names, "image_path"}
-        return tuple(field.name for field in schema if field.name not in taken and pa.types.is_string(field.type))
+        """Columns of any part that have no place among the fixed ones, as text; `_label` gives their names."""
+        names = (name for _, _, metadata in self._parts for name in metadata.schema.to_arrow_schema().names)
+        labels = (label for name in names if (label := self._label(name)) is not None)
+        return tuple(dict.fromkeys(labels))
+
+    @property
+    def has_status(self) -> bool:
+        """True for what `export_npy` wrote."""
+        return self._export is not None
+
+    @cached_property
+    def _export(self) -> dict[str, Any] | None:
+        """What `export_npy` noted in the first part; None for a folder of clip-retrieval itself."""
+        noted = (self._parts[0][2].metadata or {}).get(EXPORT)
+        return None if noted is None else json.loads(noted)
+
+    def _label(self, name: str) -> str | None:
+        """The label that a metadata column becomes: under its own name unless a store uses that for something else."""
+        if name in ("key", "caption", "modality", "uri", "image_path", "offset", "length", "row"):
+            return None
+        if name in FIXED_NAMES:
+            return None if self.has_status else f"metadata_{name}"
+        return name
 
     def digest(self) -> str:
         """SHA-256 over names and bytes of the metadata parts."""
@@ -73,18 +104,25 @@ class ClipRetrievalFolder:
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row for each metadata row; the key is the column `key`, else `<part>/<position>`."""
         for number, path, _ in self._parts:
-            for position, row in enumerate(pq.read_table(path).to_pylist()):
+            table = pq.ParquetFile(path).read(use_threads=False)
+            texts = {label: _as_text(table[name]) for name in table.column_names if (label := self._label(name))}
+            for position, row in enumerate(table.to_pylist()):
                 key = row.get("key")
                 content = {"key": str(key) if key is not None else f"{number}/{position}"}
                 content |= {"caption": row.get("caption"), "uri": row.get("uri") or row.get("image_path")}
                 content |= {name: row.get(name) for name in ("modality", "offset", "length")}
-                yield content | {label: row.get(label) for label in self.labels}
+                if self.has_status:
+                    content |= {name: row.get(name) for name in ("status", "reason", "width", "height", "image_sha256")}
+                yield content | {label: values[position] for label, values in texts.items()}
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """The one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
         dims = {array.shape[1] for tower in PREFIXES if (array := self._array(self._parts[0][0], tower)) is not None}
         if len(dims) != 1:
             raise CorpusError(f"{self.root}: image and text features are {sorted(dims)} wide, expected one width")
+        if self._export is not None:
+            card = TeacherCard.model_validate({k: v for k, v in self._export["card"].items() if k != "digest"})
+            return [card.with_encoding(encoding or card.encoding)]
         return [imported_card(self.slug, f"{KIND}:{self.slug}", dims.pop(), encoding)]
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
@@ -93,7 +131,7 @@ class ClipRetrievalFolder:
         numbers = rows["row"].to_pylist()
         first, end = numbers[0], numbers[-1] + 1
         out: Features = {
-            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
+            (card.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
             for tower in PREFIXES
         }
         start = 0
@@ -109,13 +147,13 @@ class ClipRetrievalFolder:
                             f"expected {(metadata.num_rows, card.dim)}"
                         )
                     with np.errstate(over="ignore"):
-                        out[self.slug, tower][low - first : high - first] = array[low - start : high - start]
+                        out[card.slug, tower][low - first : high - first] = array[low - start : high - start]
             start = stop
         return out, [None] * len(rows)
 
     def _array(self, number: int, tower: Tower) -> NDArray[np.floating[Any]] | None:
         prefix = PREFIXES[tower]
-        for path in (self.root / prefix).glob(f"{prefix}_*.npy"):
+        for path in (self.folder / prefix).glob(f"{prefix}_*.npy"):
             if re.fullmatch(rf"{prefix}_0*{number}", path.stem):
                 try:
                     array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -128,23 +166,39 @@ class ClipRetrievalFolder:
         return None
 
 
+def _as_text(column: pa.ChunkedArray) -> list[str | None]:
+    """Values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON."""
+    try:
+        texts: list[str | None] = column.cast(pa.string()).to_pylist()
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
+    return texts
+
+
 def export_npy(store: FeatureStore, out: Path) -> int:
     """Write `OUT/<slug>/` for each teacher in this layout, one part for each shard; returns the parts written.
 
-    Every row is there, so positions agree between teachers; a missing feature is NaN.
+    Every row of an input is there, so positions agree between teachers; a missing feature is NaN. The metadata hold all
+    columns of the sample table, and note in the Parquet schema the teacher's card and the folder of the images.
     """
     width = len(str(store.shards))
     parts = 0
-    for slug in store.teachers:
+    inputs = np.concatenate([np.arange(span.start, span.stop) for span in iter_shards(store.record)])
+    rows = StoreRows([(store, inputs)], incomplete=True)
+    schema = sample_schema(rows.labels)
+    for slug, card in store.teachers.items():
+        note = {"root": str(rows.root), "card": card.model_dump(mode="json")}
+        noted, samples = {EXPORT: json.dumps(note).encode()}, rows.rows()
         for shard, span in enumerate(iter_shards(store.record)):
             suffix = f"{shard:0{width}d}"
             for tower, prefix in PREFIXES.items():
                 buffer = io.BytesIO()
                 np.save(buffer, consecutive(store.features(slug, tower), slice(span.start, span.stop)))
                 write_atomically(out / slug / prefix / f"{prefix}_{suffix}.npy", buffer.getbuffer())
-            rows = store.sample_table(filter=in_rows(span))
+            numbered = ({**row, "row": number} for number, row in zip(span, samples, strict=False))
+            table = pa.Table.from_pylist(list(islice(numbered, len(span))), schema=schema)
             buffer = io.BytesIO()
-            pq.write_table(rows.append_column("image_path", rows["uri"]), buffer)
+            pq.write_table(table.append_column("image_path", table["uri"]).replace_schema_metadata(noted), buffer)
             write_atomically(out / slug / "metadata" / f"metadata_{suffix}.parquet", buffer.getbuffer())
             parts += 1
     return parts

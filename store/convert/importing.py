@@ -52,8 +52,12 @@ class FeatureSource(Protocol):
     def digest(self) -> str:
         """Changes when the index of the source does."""
 
+    @property
+    def has_status(self) -> bool:
+        """True when `rows` gives `status` and `reason`, which are kept; else they follow from `features`."""
+
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Sample rows in order: `key`, `caption`, `uri` and labels."""
+        """Sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS` if known."""
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """Every teacher in it; None: in the source's own encoding, or the usual one."""
@@ -144,7 +148,7 @@ def _import_shard(
 ) -> int:
     table, sha = read_part(root, shard)
     features, reasons = source.features(table, cards)
-    if "pending" in table["status"].to_pylist():
+    if not source.has_status and "pending" in table["status"].to_pylist():
         status = ["ok" if reason is None else "failed" for reason in reasons]
         sha = write_part(root, shard, with_columns(table, {"status": status, "reason": reasons}))
     for card in cards:
@@ -183,11 +187,15 @@ def _spooled(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[p
             pa.ipc.new_stream(sink, schema) as writer,
         ):
             numbered: Iterator[dict[str, Any]] = (
-                {"row": number, "status": "pending"} | dict(row) for number, row in enumerate(rows)
+                {"status": "pending"} | dict(row) | {"row": number} for number, row in enumerate(rows)
             )
             while batch := list(islice(numbered, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                keys.writelines(key_hash(row["key"]) for row in batch)
+                # A failed row may repeat a key: it is how a store keeps the second of two equal ones.
+                keys.writelines(
+                    key_hash(row["key"]) if row["status"] != "failed" else key_hash(f"\0failed {row['row']}")
+                    for row in batch
+                )
         with pa.memory_map(str(spool)) as mapped:
             index = pa.ipc.open_stream(mapped).read_all()
             _refuse_equal_keys(index, hashes)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source, leaves_root
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
@@ -29,6 +33,7 @@ from mmkd.store.writer import iter_shards
 
 KIND = "mmkd-release"
 FILES = ("clips_output", "clips_project_output")
+ImageMode = Literal["link", "copy", "none"]
 SUFFIXES = {"image": "img", "text": "txt"}
 _LABELS = ("folderid", "metapath", "available_clips")
 _TRIES = 100
@@ -39,6 +44,7 @@ class OriginalRelease:
     """A folder with `meta.jsonl` and `features/`."""
 
     kind = KIND
+    has_status = False
     labels = _LABELS
 
     def __init__(self, root: Path, file: str = FILES[0]) -> None:
@@ -146,42 +152,104 @@ class OriginalRelease:
             return {}, f"features: {error}"
 
 
-def export_original(store: FeatureStore, out: Path, file: str = FILES[0]) -> int:
-    """Write a store in the release's layout; returns the samples written.
+@dataclass(frozen=True)
+class OriginalReport:
+    """Counts of one export in the release's layout."""
 
-    Rows without any feature are left out, as the release's reader needs a file for each line. Features become float32.
+    samples: int
+    left_out: int
+    """Rows without any feature: the release's loader needs a file for each line."""
+    images: int
+    """Images linked or copied."""
+    images_missing: int
+    """Samples whose image could not be brought; their `imgpath` names a file that is not there."""
+
+
+def export_original(
+    store: FeatureStore, out: Path, files: Sequence[str] | None = None, images: ImageMode = "none"
+) -> OriginalReport:
+    """Write a store in the release's layout. Features become float32.
+
+    The release's loader reads `clips_project_output.pt`, the teachers in the order of `available_clips`, and the image
+    `imgpath` below the same root.
+
+    Args:
+        store: its own `available_clips`, if it was imported, decides the order of the teachers.
+        out: a new folder.
+        files: names among `FILES` under which each sample's features are written; by default the file that the store
+            was imported from, else `clips_output`.
+        images: `link` makes symbolic links to image files and copies members of archives, `copy` copies all, `none`
+            leaves them out.
+
+    Raises:
+        CorpusError: a key that cannot name a folder.
+        StoreError: `out` cannot be written.
     """
     names = {slug: _release_name(card) for slug, card in store.teachers.items()}
     valid = {slug: store.valid(slug) for slug in names}
+    files = files or imported_files(store)
     out.mkdir(parents=True, exist_ok=True)
-    unfinished, written = out / f".meta.jsonl{TEMPORARY_SUFFIX}", 0
+    unfinished, counts = out / f".meta.jsonl{TEMPORARY_SUFFIX}", Counter[str]()
     with disk_errors(out), unfinished.open("w", encoding="utf-8") as lines:
         for span in iter_shards(store.record):
             for row in store.sample_table(filter=in_rows(span)).to_pylist():
-                tensors, complete = _row_tensors(store, names, valid, row["row"])
+                tensors, complete = _row_tensors(store, names, valid, row)
                 if not tensors:
+                    counts["left out"] += 1
                     continue
                 folder, _, name = row["key"].rpartition("/")
                 folder, name = _folder_name(folder or "mmkd"), _folder_name(name)
-                write_atomically(out / "features" / folder / name / f"{file}.pt", write_tensors(tensors, file))
-                line = {"folderid": folder, "id": name, "imgpath": row["uri"], "metapath": row.get("metapath")}
+                for file in files:
+                    write_atomically(out / "features" / folder / name / f"{file}.pt", write_tensors(tensors, file))
+                path = row["uri"]
+                if path is not None and images != "none":
+                    path, brought = _bring_image(store, row, out, f"images/{folder}/{name}", images)
+                    counts["images" if brought else "missing"] += 1
+                line = {"folderid": folder, "id": name, "imgpath": path, "metapath": row.get("metapath")}
                 line |= {"txt": row["caption"], "available_clips": complete}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-                written += 1
+                counts["samples"] += 1
     unfinished.replace(out / "meta.jsonl")
-    return written
+    return OriginalReport(counts["samples"], counts["left out"], counts["images"], counts["missing"])
+
+
+def imported_files(store: FeatureStore) -> tuple[str, ...]:
+    """The feature file that the store was imported from; `clips_output` for any other store."""
+    sources = (card.source.split(":") for card in store.teachers.values())
+    found = {parts[1].removesuffix(".pt") for parts in sources if parts[0] == KIND and len(parts) == 3}
+    return tuple(file for file in FILES if file in found) or FILES[:1]
+
+
+def _bring_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, images: str) -> tuple[str, bool]:
+    """Path below `out` of a row's image, and whether it could be brought. A plain relative path keeps its name."""
+    uri, root = row["uri"], store.record.image_root(row["row"])
+    plain = not leaves_root(root, uri) and "#" not in uri and row["offset"] is None and ".." not in Path(uri).parts
+    path = uri if plain and not Path(uri).is_absolute() else name + PurePosixPath(uri.partition("#")[0]).suffix
+    target = out / path
+    source = Path(root) / uri
+    if plain and images == "link" and "://" not in root and source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.is_symlink():
+            target.symlink_to(source.resolve())
+        return path, True
+    try:
+        write_atomically(target, image_source(root, uri, row["offset"], row["length"]).read())
+    except ImageError:
+        return path, False
+    return path, True
 
 
 def _row_tensors(
-    store: FeatureStore, names: dict[str, str], valid: dict[str, NDArray[np.uint8]], row: int
+    store: FeatureStore, names: dict[str, str], valid: dict[str, NDArray[np.uint8]], row: dict[str, Any]
 ) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
-    """One row's features under the release's names, and the teachers that have both."""
+    """One row's features under the release's names, and the teachers that have both, in the order as imported."""
+    order = {name: place for place, name in enumerate((row.get("available_clips") or "").split(","))}
     tensors, complete = {}, []
-    for slug, name in names.items():
-        bits = valid[slug][row]
+    for slug, name in sorted(names.items(), key=lambda item: order.get(item[1], len(order))):
+        bits = valid[slug][row["row"]]
         for tower, bit in SOUND_BIT.items():
             if bits & bit:
-                tensors[f"{name}_{SUFFIXES[tower]}"] = store.features(slug, tower)[row].astype(np.float32)
+                tensors[f"{name}_{SUFFIXES[tower]}"] = store.features(slug, tower)[row["row"]].astype(np.float32)
         if bits == PAIR_SOUND:
             complete.append(name)
     return tensors, complete

@@ -23,6 +23,7 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
     """Write one file for each shard; returns how many.
 
     Columns: those of the sample table, then `<slug>_image` and `<slug>_text` as fixed-size lists; null where missing.
+    `_features` is added to the name where a label has it.
     """
     valid = {slug: store.valid(slug) for slug in store.teachers}
     for shard, span in enumerate(iter_shards(store.record)):
@@ -31,7 +32,10 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
         for slug in store.teachers:
             for tower, bit in SOUND_BIT.items():
                 column = _vectors(consecutive(store.features(slug, tower), rows), (valid[slug][rows] & bit) > 0)
-                table = table.append_column(f"{slug}_{tower}", column)
+                name = f"{slug}_{tower}"
+                while name in table.column_names:  # a label of this name
+                    name += "_features"
+                table = table.append_column(name, column)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         write_atomically(out / "data" / f"train-{shard:05d}-of-{store.shards:05d}.parquet", buffer.getbuffer())

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
@@ -32,28 +31,43 @@ class StoreRows:
 
     Args:
         parts: stores, each with the rows to take, int64 (n,).
-        teachers: slugs to keep; all that the first store has when None.
+        teachers: slugs to keep; when None all, which every store must have.
+        incomplete: also take rows that a teacher has not extracted: they keep their status, and their features stay
+            missing.
 
     Raises:
-        UserError: a teacher that a store lacks.
+        UserError: a teacher that a store lacks, or rows that a teacher has not extracted.
         TeacherMismatchError: one name, two digests.
     """
 
     kind = "rows"
 
     def __init__(
-        self, parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]], teachers: Sequence[str] | None = None
+        self,
+        parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]],
+        teachers: Sequence[str] | None = None,
+        *,
+        incomplete: bool = False,
     ) -> None:
         self.parts = parts
+        self.has_status = True
         first = parts[0][0]
         self._slugs = tuple(first.teachers) if teachers is None else tuple(teachers)
         for store, _ in parts:
+            other = sorted(store.teachers.keys() - set(self._slugs)) if teachers is None else []
+            if other:
+                raise UserError(
+                    f"{store.root} has {', '.join(other)}, {first.root} has not; name the teachers to keep with "
+                    f"--teachers {','.join(slug for slug in self._slugs if slug in store.teachers) or 'NAMES'}"
+                )
             for slug in self._slugs:
                 if store.card(slug).digest != first.card(slug).digest:
                     raise TeacherMismatchError(
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
+        for store, rows in parts if not incomplete else ():
+            _refuse_missing(store, rows, self._slugs)
         self.root = _common_root({span.corpus.root for store, _ in parts for span in store.record.spans()})
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
@@ -95,6 +109,20 @@ class StoreRows:
                     start += len(taken)
                 out[card.slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
+
+
+def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterable[str]) -> None:
+    shards, counts = np.unique(rows // store.record.rows_per_shard, return_counts=True)
+    for slug in slugs:
+        lacking = [(shard, count) for shard, count in zip(shards.tolist(), counts.tolist(), strict=True)
+                   if (shard, slug) not in store.ledger]  # fmt: skip
+        if lacking:
+            missing = sum(count for _, count in lacking)
+            raise UserError(
+                f"{missing:,} of {len(rows):,} rows of {store.root} are not extracted by {slug} (shard {lacking[0][0]} "
+                "is the first): finish `mmkd extract`, choose other rows or teachers, or take them as missing with "
+                "--incomplete"
+            )
 
 
 def _common_root(roots: set[str]) -> Place:
@@ -144,10 +172,8 @@ class RowChoice:
 
     keys: Sequence[str] | None = None
     """Only these, in this order."""
-    where: Sequence[tuple[str, str]] = ()
-    """Columns with the values that they must have, as text."""
-    condition: str | None = None
-    """In the words of SQL's WHERE, see `mmkd.base.conditions`."""
+    where: str | None = None
+    """A condition as in SQL's WHERE, see `mmkd.base.conditions`."""
     selection: str | None = None
     """Name of a selection: rows for which it chooses any teacher."""
 
@@ -160,16 +186,14 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
         ConfigError: a condition that cannot be read.
     """
     keep: pads.Expression = pads.field("status") != "absent"
-    if choice.condition is not None:
-        keep &= parse_condition(choice.condition, store.samples.schema)
-    columns = dict.fromkeys(["row", *(column for column, _ in choice.where)])
+    if choice.where is not None:
+        keep &= parse_condition(choice.where, store.samples.schema)
+    columns = ["row"]
     if choice.keys is not None:
         # In the scan, part by part: memory follows the keys that are wanted, not those that the store has.
         keep &= pads.field("key").isin(pa.array(dict.fromkeys(choice.keys), pa.string()))
-        columns["key"] = None
-    table = store.sample_table([*columns], keep)
-    for column, value in choice.where:
-        table = table.filter(pc.equal(pc.cast(table[column], pa.string()), value))
+        columns.append("key")
+    table = store.sample_table(columns, keep)
     if choice.selection is not None:
         table = table.filter(pa.array(_selected(store, choice.selection)[table["row"].to_numpy()]))
     rows = table["row"].to_numpy()
@@ -178,7 +202,7 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
         # The first of equal keys: the others are failed rows.
         place = dict(zip(reversed(table["key"].to_pylist()), reversed(rows.tolist()), strict=True))
         lost = [key for key in keys if key not in place]
-        if lost and not (choice.where or choice.condition or choice.selection):
+        if lost and choice.where is None and choice.selection is None:
             raise UserError(f"{store.root} has no key {lost[0]!r} ({len(lost)} of {len(keys)} keys are not in it)")
         rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
     if not len(rows):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mmkd.base.files import temporary_files
+from mmkd.base.files import list_folder, temporary_files
 from mmkd.base.places.remote import StorePath
 
 FRESH_SECONDS = 300.0
@@ -51,7 +51,7 @@ def activity(root: StorePath, complete: bool) -> Activity:
         root: the store; behind a URL the times of files are not known, and it counts as not running.
         complete: every shard of every teacher is vouched for; then nothing is running, however fresh it is.
     """
-    logs: list[StorePath] = sorted((root / "runs").glob("*.jsonl"), key=str)
+    logs = list_folder(root / "runs", "*.jsonl")
     seconds: Counter[str] = Counter()
     bad = 0
     for log in logs:
@@ -60,7 +60,7 @@ def activity(root: StorePath, complete: bool) -> Activity:
                 bad += 1
             else:
                 seconds.update(line)
-    touched = (*logs, *(root / "ledger").glob("*.json"), *temporary_files(root))
+    touched = (*logs, *list_folder(root / "ledger", "*.json"), *temporary_files(root))
     newest = max(_times(path for path in touched if isinstance(path, Path)), default=None)
     age = None if newest is None else max(0.0, time.time() - newest)
     return Activity(
@@ -75,7 +75,7 @@ def activity(root: StorePath, complete: bool) -> Activity:
 
 def _lines(log: StorePath) -> Iterator[dict[str, float] | None]:
     """The `seconds` of each line; None for a line that has none."""
-    for line in log.read_bytes().decode("utf-8", errors="replace").splitlines():
+    for line in log.read_bytes().decode("utf-8", errors="replace").split("\n"):
         try:
             content: Any = json.loads(line)
         except ValueError:

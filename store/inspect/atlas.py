@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mmkd.store.inspect.projection import Method, project
 from mmkd.store.inspect.rows import sample_rows
-from mmkd.store.inspect.sampling import draw_rows
+from mmkd.store.inspect.sampling import draw_inputs
 from mmkd.store.layout import Tower
 
 if TYPE_CHECKING:
@@ -33,6 +33,6 @@ def atlas_table(
     Raises:
         UserError: no such teacher, an empty sample, or UMAP is not installed.
     """
-    found = project(store, slug, tower, draw_rows(len(store), sample, seed), method, seed)
+    found = project(store, slug, tower, draw_inputs(store, sample, seed), method, seed)
     table = sample_rows(store, found.rows)
     return table.append_column(X, pa.array(found.points[:, 0])).append_column(Y, pa.array(found.points[:, 1]))

@@ -48,6 +48,8 @@ def statistics_html(statistics: StoreStatistics) -> str:
             ("teacher", *matrix.teachers),
             [(slug, *(number(value, 2) for value in matrix.cka[i].tolist())) for i, slug in enumerate(matrix.teachers)],
         )
+    for table in statistics.tables.values():
+        parts += _table(table.title.capitalize(), table.header, table.text_rows())
     return "".join(parts)
 
 

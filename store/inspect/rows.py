@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
-from mmkd.store.samples import read_part
+from mmkd.store.samples import shard_table
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -82,9 +82,9 @@ def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) ->
     shards = np.unique(wanted // per_shard)
     if len(shards) > _PARTS_READ_WHOLE:
         return store.sample_table().take(pa.array(wanted))
-    parts = [read_part(store.root, int(shard))[0] for shard in shards]
-    starts = np.cumsum([0, *map(len, parts)])[:-1]
-    place = starts[np.searchsorted(shards, wanted // per_shard)] + wanted % per_shard
+    # Whole shards, absent rows included, so that a row's place follows from its number.
+    parts = [shard_table(store.root, store.record, int(shard)) for shard in shards]
+    place = np.searchsorted(shards, wanted // per_shard) * per_shard + wanted % per_shard
     table = pa.concat_tables(parts) if parts else store.samples.schema.empty_table()
     return table.take(pa.array(place, pa.int64()))
 

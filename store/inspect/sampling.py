@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
+
+if TYPE_CHECKING:
+    from mmkd.store.reader import FeatureStore
 
 BLOCK_ROWS = 4096
 """Rows brought to float32 at a time: 8 MB at width 512, so that memory stays flat however many rows are read."""
@@ -36,6 +39,19 @@ def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> ND
     else:
         picked = np.sort(np.random.default_rng(seed).choice(size, count, replace=False, shuffle=False))
     return picked if isinstance(pool, int) else pool[picked]
+
+
+def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np.int64]:
+    """Grid rows of inputs without replacement, in order; absent rows between two corpora are never drawn.
+
+    Args, returns and raises as `draw_rows`.
+    """
+    spans = store.record.spans()
+    ends = np.cumsum([len(span.rows) for span in spans])
+    drawn = draw_rows(int(ends[-1]), count, seed)
+    gaps = np.array([span.rows.start for span in spans]) - np.r_[0, ends[:-1]]
+    rows: NDArray[np.int64] = drawn + gaps[np.searchsorted(ends, drawn, side="right")]
+    return rows
 
 
 def blocks(rows: NDArray[np.int64], size: int = BLOCK_ROWS) -> Iterator[NDArray[np.int64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.hierarchy import read_json
 
@@ -30,8 +31,7 @@ def selections(root: StorePath) -> list[SelectionSummary]:
         CorruptStoreError: the metadata of a selection cannot be read.
     """
     found = []
-    folders: list[StorePath] = sorted((root / "selections").glob("*"), key=str)
-    for path in (folder / "zarr.json" for folder in folders):
+    for path in (folder / "zarr.json" for folder in list_folder(root / "selections")):
         if not path.is_file():
             continue
         document = read_json(path)

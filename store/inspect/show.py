@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from mmkd.store.inspect.neighbors import nearest_rows
 from mmkd.store.inspect.rows import sample_rows
-from mmkd.store.inspect.sampling import draw_rows, truly_sound, unit
+from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
 from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND, Tower
 from mmkd.store.ledger import LedgerEntry
-from mmkd.store.samples import read_part
+from mmkd.store.samples import shard_table
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
@@ -107,8 +107,8 @@ def view_row(
         UserError: a teacher that is not in the store.
         CorruptStoreError: the shard's sample part cannot be read.
     """
-    others = np.setdiff1d(draw_rows(len(store), RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
-    searched = draw_rows(len(store), SEARCHED_ROWS, seed)
+    others = np.setdiff1d(draw_inputs(store, RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
+    searched = draw_inputs(store, SEARCHED_ROWS, seed)
     slugs = tuple(store.teachers) if teachers is None else tuple(teachers)
     return RowView(
         row=row,
@@ -126,7 +126,7 @@ def view_shard(store: FeatureStore, shard: int) -> ShardView:
     Raises:
         CorruptStoreError: the sample part cannot be read.
     """
-    table, _ = read_part(store.root, shard)
+    table = shard_table(store.root, store.record, shard)
     bad = table.filter(pc.is_in(table["status"], pa.array(["failed", "partial"])))
     first = shard * store.record.rows_per_shard
     return ShardView(
@@ -191,7 +191,7 @@ def _neighbors(
     store: FeatureStore, slug: str, tower: Tower, row: int, k: int, searched: NDArray[np.int64]
 ) -> tuple[Neighbor, ...]:
     query = store.features(slug, tower)[row]
-    within = None if len(searched) == len(store) else searched
+    within = None if len(searched) < SEARCHED_ROWS else searched
     rows, cosines = nearest_rows(store, slug, tower, query, k + 1, within)
     keep = rows != row
     rows, cosines = rows[keep][:k], cosines[keep][:k]

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement, agreement
+from mmkd.store.inspect.labels import label_table
 from mmkd.store.inspect.modalities import modalities
 from mmkd.store.inspect.pairs import PairStatistics, pair_statistics
-from mmkd.store.inspect.sampling import draw_rows
+from mmkd.store.inspect.sampling import draw_inputs, draw_rows
+from mmkd.store.inspect.table import StatisticTable
 from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
+from mmkd.store.reader import FeatureStore
 
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
-
+STATISTICS: dict[str, Callable[[FeatureStore, tuple[str, ...], NDArray[np.int64]], StatisticTable]] = {
+    "labels": label_table,
+}
+"""Further statistics by name: functions of the store, the teachers and the sampled rows, int64 (n,) ascending."""
 SAMPLE_ROWS = 8192
 """Default sample: a share of 1 % is then known to within 0.2 points (two standard errors)."""
 AGREEMENT_ROWS = 2048
@@ -48,6 +54,8 @@ class StoreStatistics:
     """Rows of the whole store with an `image_sha256`; imported features have none."""
     repeated_captions: int
     """Rows of the whole store with the caption of an earlier row."""
+    tables: dict[str, StatisticTable]
+    """Those of `STATISTICS`, by name; tables without rows are left out."""
 
     @property
     def drawn(self) -> str:
@@ -83,7 +91,7 @@ def store_statistics(
     slugs = tuple(store.teachers) if teachers is None else tuple(dict.fromkeys(teachers))
     for slug in slugs:
         store.card(slug)
-    rows = draw_rows(len(store), sample, seed)
+    rows = draw_inputs(store, sample, seed)
     compared = draw_rows(rows, AGREEMENT_ROWS, seed)
     grouped = modalities(store.sample_table(["modality"])["modality"])
     towers: list[TowerStatistics] = []
@@ -106,6 +114,7 @@ def store_statistics(
         repeated_images=_repeated(table["image_sha256"]),
         known_images=len(table) - table["image_sha256"].null_count,
         repeated_captions=_repeated(table["caption"]),
+        tables={name: found for name, measure in STATISTICS.items() if (found := measure(store, slugs, rows)).rows},
     )
 
 

@@ -23,7 +23,7 @@ from mmkd.store.inspect.pairs import pair_cosines
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.projection import Method, Projection, project
 from mmkd.store.inspect.rows import sample_rows
-from mmkd.store.inspect.sampling import draw_rows
+from mmkd.store.inspect.sampling import draw_inputs, draw_rows
 from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import TOWERS
 from mmkd.store.report.colors import teacher_colours
@@ -109,7 +109,7 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
     say("statistics")
     statistics = store_statistics(store, options.teachers, options.sample, options.seed)
     slugs = tuple(dict.fromkeys(pair.slug for pair in statistics.pairs))
-    rows = draw_rows(len(store), MAP_ROWS, options.seed)
+    rows = draw_inputs(store, MAP_ROWS, options.seed)
     say("maps")
     projections = tuple(
         found
@@ -117,7 +117,7 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
         for tower in TOWERS
         if len((found := project(store, slug, tower, rows, options.projection, options.seed)).rows)
     )
-    drawn = draw_rows(len(store), options.sample, options.seed)
+    drawn = draw_inputs(store, options.sample, options.seed)
     odd = outliers(store, slugs, drawn[:: max(1, len(drawn) // SAMPLE_ROWS)])
     bad = store.sample_table(["row"], pads.field("status").isin(["failed", "partial"]))["row"]
     failures = tuple(bad.slice(0, FAILURE_ROWS).to_pylist())

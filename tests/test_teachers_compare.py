@@ -15,7 +15,7 @@ from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import CorpusError, TeacherError
-from mmkd.cli.store import store as store_command
+from mmkd.cli.teachers import teachers
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.reextract import _cosines
@@ -25,6 +25,7 @@ from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore, StoreError, TeacherCard, UserError
 from mmkd.store.chunk import encode_chunk
 from mmkd.store.samples import read_part
+from mmkd.store.verify import verify
 from mmkd.store.writer import ShardFeatures, add_teacher, write_shard
 
 ROWS = 24
@@ -56,14 +57,14 @@ def copy(extracted: Path, tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-def verify(*arguments: object) -> Result:
-    """Run `mmkd store verify`."""
-    return CliRunner().invoke(store_command, ["verify", *map(str, arguments)])
+def compare(*arguments: object) -> Result:
+    """Run `mmkd teachers compare`."""
+    return CliRunner().invoke(teachers, ["compare", *map(str, arguments)])
 
 
 def compared(store: Path, *arguments: object) -> dict[str, object]:
     """The report as JSON."""
-    result = verify(store, "--against-teacher", "tiny", "--json", *arguments)
+    result = compare(store, "tiny", "--json", *arguments)
     content: dict[str, object] = json.loads(result.output)
     assert result.exit_code == (0 if content["sound"] else 1)
     return content
@@ -86,7 +87,7 @@ def test_the_teacher_says_the_same_again(extracted: Path) -> None:
 
 
 def test_words_for_people(extracted: Path) -> None:
-    output = verify(extracted / "s", "--against-teacher", "tiny", "-n", 5).output
+    output = compare(extracted / "s", "tiny", "-n", 5).output
     assert "run again on 5 random rows" in output
     assert output.splitlines()[-1] == "sound: 0 of 10 features differ by more than 0.001 (1 - cosine)"
 
@@ -97,14 +98,14 @@ def test_swapped_rows_with_sound_checksums_are_found(copy: Path) -> None:
     image[[5, 6]] = image[[6, 5]]
     sha = read_part(copy, 0)[1]
     write_shard(copy, store.record, store.card("tiny"), 0, ShardFeatures(image, text, store.valid("tiny")), sha)
-    assert verify(copy, "--deep").exit_code == 0  # every byte is as vouched for
+    assert verify(copy, deep=True).sound  # every byte is as vouched for
     report = compared(copy)
     assert (report["sound"], report["image"]["below"], report["text"]["below"]) == (False, 2, 0)
     assert compared(copy, "--tolerance", 2)["sound"] is True
 
 
 def test_another_teacher_is_named_and_compared(extracted: Path) -> None:
-    result = verify(extracted / "s", "--against-teacher", f"tiny=local-dir:{extracted / 'u'}")
+    result = compare(extracted / "s", f"tiny=local-dir:{extracted / 'u'}")
     assert result.exit_code == 1
     digest = FeatureStore.open(extracted / "s").card("tiny").digest
     assert f"{digest} when it was stored" in result.output
@@ -147,7 +148,7 @@ def test_nothing_to_compare_is_an_error_not_a_success(extracted: Path, tmp_path:
     add_teacher(tmp_path / "s", record, card)
     extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, Workbench())
     (tmp_path / "c/a.png").unlink()
-    exception = verify(tmp_path / "s", "--against-teacher", "tiny").exception
+    exception = compare(tmp_path / "s", "tiny").exception
     with pytest.raises(CorpusError, match=r"no input of the 1 rows drawn .* \(image: file not found\); .*--corpus"):
         raise exception
 
@@ -160,23 +161,22 @@ def test_what_cannot_be_run_is_one_line(extracted: Path) -> None:
         (f"tiny=local-dir:{extracted / 'gone'}", TeacherError, "gone"),
         (f"a=local-dir:{extracted / 't'},tiny=local-dir:{extracted / 't'}", TeacherError, "one teacher at a time"),
     ):
-        exception = verify(extracted / "s", "--against-teacher", teacher).exception
+        exception = compare(extracted / "s", teacher).exception
         with pytest.raises(kind, match=message):
             raise exception
-    assert verify(extracted / "s", "--against-teacher", "tiny", "--deep").exit_code == 2
-    assert verify(extracted / "s", "--against-teacher", "tiny", "--corpus", "/nowhere").exception is not None
+    assert compare(extracted / "s", "tiny", "--corpus", "/nowhere").exception is not None
 
 
 def test_a_store_without_features_says_so(extracted: Path, copy: Path) -> None:
     (copy / "ledger/00000.tiny.json").unlink()
     with pytest.raises(UserError, match="holds no sound feature of tiny"):
-        raise verify(copy, "--against-teacher", "tiny").exception
+        raise compare(copy, "tiny").exception
 
 
 def test_damaged_valid_bits_are_refused(copy: Path) -> None:
     (copy / "teachers/tiny/valid/c/0").write_bytes(encode_chunk(np.full(256, 3, np.uint8))[0])
     with pytest.raises(StoreError, match="the ledger vouches for"):
-        raise verify(copy, "--against-teacher", "tiny").exception
+        raise compare(copy, "tiny").exception
 
 
 def test_a_feature_that_is_not_finite_now_counts_as_different() -> None:
