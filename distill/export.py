@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +22,15 @@ from mmkd.base.files import disk_errors
 from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
-from mmkd.distill.provenance import RunRecord
-from mmkd.distill.student import build_student, image_side, preprocessing, set_preprocessing, student_tokenizer
+from mmkd.distill.provenance import TEXT, RunRecord
+from mmkd.distill.student import (
+    HF_NAMES,
+    build_student,
+    image_side,
+    preprocessing,
+    set_preprocessing,
+    student_tokenizer,
+)
 
 PROVENANCE = "mmkd_run.json"
 # Captions of many lengths, for graphs that are traced with them.
@@ -53,8 +62,14 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
     record, weights = state.record, student_weights(state)
     with TemporaryDirectory() as folder:
         # open_clip knows a network by the name of its file, in training as here.
-        network = Path(folder) / f"{record.model}.json"
-        network.write_text(json.dumps(record.network))
+        network, description = Path(folder) / f"{Path(record.model).name}.json", deepcopy(record.network)
+        text_files = run / TEXT
+        if text_files.is_dir():
+            shutil.copytree(text_files, folder, dirs_exist_ok=True)
+            description["text_cfg"] |= {name: "." for name in HF_NAMES if name in description["text_cfg"]}
+        elif "." in (description["text_cfg"].get(name) for name in HF_NAMES):
+            raise UserError(f"{run} has no folder {TEXT}/ with the tokenizer of its student; copy the whole run folder")
+        network.write_text(json.dumps(description))
         config = StudentConfig(model=str(network))
         student = build_student(config, first_weights=False)
         set_preprocessing(student, record.preprocess)
@@ -65,12 +80,12 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
             contiguous = {name: value.contiguous() for name, value in weights.items()}
             save_file(contiguous, out / "open_clip_model.safetensors")
             save_config_for_hf(student, out / "open_clip_config.json", model_config=record.network)
-            if "hf_tokenizer_name" in record.network["text_cfg"]:
-                student_tokenizer(config).save_pretrained(out)  # type: ignore[attr-defined]
+            if text_files.is_dir():
+                shutil.copytree(text_files, out, dirs_exist_ok=True)
             (out / "README.md").write_text(model_card(facts, record))
             (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
             for kind in graphs:
-                images, tokens = _examples(student), student_tokenizer(config)(list(_WORDS))
+                images, tokens = _examples(student), student_tokenizer(str(network))(list(_WORDS))
                 facts[kind] = write_graphs(student, images, tokens, kind, out / kind)
                 (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
     return out

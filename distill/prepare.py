@@ -34,17 +34,18 @@ from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser, warmup_steps
 from mmkd.distill.pairs import training_pairs
-from mmkd.distill.provenance import make_record
+from mmkd.distill.provenance import TEXT, make_record
 from mmkd.distill.student import (
     Tokenise,
     Towers,
     build_student,
+    check_text,
     image_side,
     model_config,
     plain_pixels,
     preprocessing,
+    save_text,
     set_preprocessing,
-    student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
@@ -65,6 +66,7 @@ class Run:
     monitor: Monitor
     checkpointer: Checkpointer
     progress: Progress
+    tokenizer: Tokenise
     judge_before: str = ""
     """Of the run so far, when another metric or other rows choose the best from here on."""
 
@@ -100,6 +102,7 @@ class Run:
             for leftover in temporary_files(self.config.out):
                 leftover.unlink(missing_ok=True)
             write_atomically(self.config.out / CONFIG, self.config.model_dump_json(indent=1).encode())
+            save_text(self.update.model.towers.student, self.tokenizer, self.config.out / TEXT)
             keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
@@ -120,6 +123,7 @@ def prepare(config: RunConfig, world: World) -> Run:
         CorruptStoreError: a checkpoint is damaged.
     """
     _check_shares(config, world)
+    tokenizer = check_text(config.student.model)
     store = FeatureStore.open(config.store)
     record = make_record(config, store, find_first_weights(config.student, config.out))
     state = load_last(config.out, record)
@@ -137,10 +141,9 @@ def prepare(config: RunConfig, world: World) -> Run:
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
-    tokenise = student_tokenizer(config.student)
     if teachers is not None and _on_the_device(teachers, config, world):
         teachers.reside(world.device)
-    captions = kept_tokens(config.out, pairs.captions, tokenise)
+    captions = kept_tokens(config.out, pairs.captions, tokenizer)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
     plan = BatchPlan(pairs, schedule, config.seed)
@@ -157,7 +160,7 @@ def prepare(config: RunConfig, world: World) -> Run:
         restore_optimiser(model, update.optimiser, state)
         if average is not None:
             average.load(state.part("average"))
-    monitor = _monitor(config, judged, world, average, towers, tokenise)
+    monitor = _monitor(config, judged, world, average, towers, tokenizer)
     checkpointer = Checkpointer(
         config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
     )
@@ -165,7 +168,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     if progress.judge != monitor.judge:
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
-    return Run(config, world, batches, update, average, monitor, checkpointer, progress, judge_before)
+    return Run(config, world, batches, update, average, monitor, checkpointer, progress, tokenizer, judge_before)
 
 
 def _check_shares(config: RunConfig, world: World) -> None:

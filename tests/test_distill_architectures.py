@@ -17,9 +17,8 @@ from tiny_run import quiet, write_run, write_scene
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import M2M100Config, MT5Config, PreTrainedTokenizerFast, RobertaConfig, XLMRobertaConfig
 
-from mmkd.base.errors import ConfigError
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
-from mmkd.distill.config import StudentConfig, load_run
+from mmkd.distill.config import load_run
 from mmkd.distill.export import export
 from mmkd.distill.student import Towers, build_student, model_config, plain_pixels, student_tokenizer
 
@@ -111,7 +110,7 @@ def write_text(folder: Path, name: str) -> None:
         layers = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
         kind(**layers, **sizes).save_pretrained(folder / "text")
     words = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "finding", "seen", "in", "plane", *map(str, range(40))]
-    tokens = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106
+    tokens = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
     tokens.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)])
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
@@ -147,7 +146,7 @@ def check(tiny: Path, out: Path, model: str, monkeypatch: pytest.MonkeyPatch) ->
     theirs.eval()
     picture, captions = Image.effect_noise((90, 90), 60).convert("RGB"), ["finding 3 seen in plane 4", "a knee"]
     with torch.no_grad():
-        tokens = student_tokenizer(config.student)(captions)
+        tokens = student_tokenizer(config.student.model)(captions)
         assert torch.equal(tokens, open_clip.get_tokenizer("local-dir:.")(captions))
         for ours, reference in (
             (towers.encode_images(plain_pixels(mine)(picture)[None]), theirs.encode_image(transform(picture)[None])),
