@@ -428,8 +428,9 @@ class Towers(nn.Module):
         clip: Any = self.student
         text = clip if isinstance(clip, open_clip.CLIP) else clip.text
         native = isinstance(text, open_clip.CLIP | TextTransformer) and getattr(text, "cls_emb", None) is None
-        # open_clip does not cut the causal mask of these, and CLIP's positions neither.
-        if native and text.attn_mask is not None and tokens.shape[1] < text.context_length:
+        # open_clip does not cut the causal mask of these, nor CLIP's positions.
+        fixed = native and (text.attn_mask is not None or isinstance(text, open_clip.CLIP))
+        if fixed and tokens.shape[1] < text.context_length:
             return _encode_short(text, tokens)
         features: torch.Tensor = clip.encode_text(tokens)
         return features
@@ -489,11 +490,12 @@ def length_groups(columns: Sequence[int], cost: int) -> list[tuple[int, list[int
 
 
 def _encode_short(text: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """`encode_text` of open_clip's causal text towers for rows shorter than the context."""
+    """`encode_text` of open_clip's own text towers for rows shorter than the context."""
     length = tokens.shape[1]
     dtype = text.transformer.get_cast_dtype()
     x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
-    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+    mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
+    x = text.ln_final(text.transformer(x, attn_mask=mask))
     plain = isinstance(text, open_clip.CLIP)
     kind, end = (text.text_pool_type, text.text_eos_id) if plain else (text.pool_type, text.eos_id)
     x = text_global_pool(x, tokens, kind, eos_token_id=end)
