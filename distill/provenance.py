@@ -1,6 +1,6 @@
-"""The record of a run: all that is ever said of it, and what decides whether two calls are of one run.
+"""The record of a run, from which its card is written and two calls are recognized as one run.
 
-It is kept in every checkpoint, holds no path of the machine, and identifies files by their content.
+Every checkpoint holds it. It contains no path of the machine, and identifies files by their content.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mmkd.distill.student import HF_NAMES, model_config
 from mmkd.store import FeatureStore
 from mmkd.store.selection import read_selection
 
-# Settings that may change between two calls of one run: where it writes, and how the same arithmetic is laid out.
-# The content of files that the others name is in the record instead.
+# Settings that may change between two calls of one run: where it writes, and how the same arithmetic is carried out.
+# Of settings that name files, the content of the files is in the record.
 _FREE: Any = {
     "preset": True,
     "store": True,
@@ -78,7 +78,7 @@ class FirstWeights(Frozen):
 
 
 class RunRecord(Frozen):
-    """Everything said of a run."""
+    """Configuration and sources of a run."""
 
     config: dict[str, Any]
     """The settings that decide the outcome, with presets under them."""
@@ -93,13 +93,13 @@ class RunRecord(Frozen):
     """Size, mean, std and interpolation of images, as open_clip names them."""
     first_weights: FirstWeights
     alignment: str
-    """SHA-256 of the alignment file; one that is missing is refused where it is read."""
+    """SHA-256 of the alignment file; empty without one."""
     source: RunSource
     versions: dict[str, str]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two calls of one run have in common."""
+        """Values that are equal in all calls of one run."""
         return {
             **self.config,
             "network": self.network,
@@ -115,7 +115,7 @@ class RunRecord(Frozen):
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def difference(self, other: RunRecord) -> str:
-        """What `other` has otherwise, in words, at most three keys: `epochs was 10, is 20`."""
+        """Describe at most three keys that `other` has otherwise: `epochs was 10, is 20`."""
         before, after = _flat(self.identity), _flat(other.identity)
         found = [
             f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
@@ -126,7 +126,7 @@ class RunRecord(Frozen):
 
 
 def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeights) -> RunRecord:
-    """Describe the run that `config` asks for; `preprocess` is filled in when the network is built.
+    """Make the record of a run; `preprocess` is filled in when the network is built.
 
     Raises:
         UserError: a teacher or the selection is not in the store.
@@ -172,14 +172,14 @@ def _read_source(config: RunConfig, store: FeatureStore) -> RunSource:
 
 
 def _public(source: str) -> str:
-    """A teacher's source without the folders of the machine."""
+    """Return a teacher's source without the folders of the machine."""
     kind, colon, place = source.partition(":")
     return f"{kind}:{Path(place).name}" if colon and kind == "local-dir" else source
 
 
 def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
-    """SHA-256 in hex over the rows, the teachers' digests and all their ledger entries: the features' checksums, how
-    many are sound, and the samples' own checksums. A shard that was extracted again with other rows changes it."""
+    """Return SHA-256 in hex over the rows, the teachers' digests and their ledger entries, which hold the checksums of
+    features and samples: a shard that was extracted again with other rows changes it."""
     content = {
         "rows": store.record.rows,
         "corpora": [span.corpus.digest for span in store.record.spans()],
@@ -194,7 +194,7 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
-    """SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`.
+    """Return SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`.
 
     Raises:
         ConfigError: it cannot be read.
@@ -210,7 +210,7 @@ def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
-    """Values of nested mappings as JSON, by their keys with points between them."""
+    """Return values of nested mappings as JSON, by their keys joined with dots."""
     if not isinstance(tree, dict) or not tree:
         text = json.dumps(tree)
         return {prefix: text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."}
