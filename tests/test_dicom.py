@@ -357,7 +357,7 @@ def test_any_cut_gives_a_reason(cut: int) -> None:
 
 
 def odd_bytes(pixels: np.ndarray, big_endian: bool = False, **attributes: object) -> bytes:
-    """A data set without file meta, as implicit little or explicit big endian; text where pydicom writes no such value."""
+    """A data set without file meta, as implicit little or explicit big endian; text stands for itself."""
     dataset = make(pixels.astype(pixels.dtype.newbyteorder(">" if big_endian else "<")))
     for name, value in attributes.items():
         if value is None:
@@ -404,7 +404,8 @@ def test_an_odd_header_beside_sound_pixels_is_read(attributes: dict[str, object]
     found = decode(odd_bytes(STEPS, **attributes))
     assert np.array_equal(np.asarray(found), EVEN)
     assumed = found.info[ASSUMED].removeprefix("DICOM: no transfer syntax, taken for little endian").removeprefix(", ")
-    assert assumed.startswith(note or "") and bool(assumed) == bool(note)
+    assert assumed.startswith(note or "")
+    assert bool(assumed) == bool(note)
 
 
 def test_big_endian_without_a_transfer_syntax() -> None:

@@ -23,7 +23,7 @@ from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
 from mmkd.cli.doctor.machine import machine_checks
 from mmkd.cli.doctor.packages import extra_check, missing_package, needed
 from mmkd.cli.main import cli, main
-from mmkd.extract.teachers.published import THE_NINE
+from mmkd.extract.teachers.cards import the_nine
 
 QUICK = """
 import json
@@ -63,8 +63,8 @@ def test_a_whole_look_at_this_machine(offline: Path, tmp_path: Path) -> None:
 
     assert torch.__version__ in by_name["machine", "torch"].found
     assert f"zarr {__import__('zarr').__version__}" in by_name["packages", "core"].found
-    assert [check.name for check in found if check.part == "teachers"] == [teacher.slug for teacher in THE_NINE]
-    assert all(f"licence {teacher.licence}" in by_name["teachers", teacher.slug].found for teacher in THE_NINE)
+    assert [check.name for check in found if check.part == "teachers"] == [teacher.slug for teacher in the_nine()]
+    assert all(f"licence {teacher.licence}" in by_name["teachers", teacher.slug].found for teacher in the_nine())
     assert not (tmp_path / "not").exists()
 
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import pytest
 from distributed.comm import CommClosedError
 
 from mmkd.base import install
+from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
 from mmkd.cli.doctor.machine import _dask
 from mmkd.extract import cluster
@@ -76,6 +78,16 @@ def test_the_first_cause_is_named() -> None:
 )
 def test_only_a_lost_connection_is_called_one(error: OSError, lost: bool) -> None:
     assert cluster._is_connection_loss(error) is lost
+
+
+@pytest.mark.parametrize("scheduler", ["local", "tcp://127.0.0.1:1"])
+def test_encryption_without_files_is_one_true_line(scheduler: str) -> None:
+    with (
+        dask.config.set({"distributed.comm.require-encryption": True}),
+        pytest.raises(UserError, match=r"sets distributed\.comm\.require-encryption and names no TLS files"),
+        dask_client(load_cluster(scheduler, 1)),
+    ):
+        pass
 
 
 def test_errors_of_the_block_are_not_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:

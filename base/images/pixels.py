@@ -1,14 +1,16 @@
 """The rule by which stored samples become 8-bit grey or RGB, the same for every format.
 
-1. Unsigned samples of up to 8 bits are what they are, fewer bits over their own range. Deeper, signed and float samples are stretched linearly from
-   their smallest to their largest value in the picture (all color channels together) onto 0 to 255.
+1. Unsigned samples of up to 8 bits are what they are, fewer bits over their own range. Deeper, signed and float samples
+   are stretched linearly from their smallest to their largest value in the picture (all color channels together) onto
+   0 to 255.
 2. A picture of one value has no range: an integer keeps its place in the range of its type, a float in 0 to 1.
-3. NaN, values beyond 1e37, a declared no-data or padding value (in color: of all channels), and fully transparent
-   pixels are no measurements: they do not count for the range, and all but the last become black. Infinities become
-   the nearest end.
+3. NaN, values beyond 1e37, a declared no-data or padding value (in color: in all channels), and fully transparent
+   pixels are no measurements: they do not count for the range, and all but the last become black. Infinities become the
+   nearest end.
 4. Where the file says that its smallest value is white, grey is inverted.
-5. Alpha is laid over white; samples that were multiplied by it are divided first. 6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles
-   are not applied. 7. The orientation of the file's EXIF is applied.
+5. Alpha is laid over white; samples that were multiplied by it are divided first.
+6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles are not applied.
+7. The orientation of the file's EXIF is applied.
 """
 
 from __future__ import annotations
