@@ -13,8 +13,8 @@ import click
 if TYPE_CHECKING:
     from mmkd.extract.reextract import TeacherComparison, TowerCosines
     from mmkd.extract.teachers import TeacherSpec
-    from mmkd.extract.teachers.cards import PublishedTeacher
     from mmkd.extract.teachers.check import CheckReport, TowerReport
+    from mmkd.extract.teachers.published import PublishedTeacher
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
 _TRUST = click.option(
@@ -31,7 +31,7 @@ def teachers() -> None:
 @_AS_JSON
 def list_teachers(as_json: bool) -> None:
     """The nine of the original, then their variants."""
-    from mmkd.extract.teachers.cards import the_nine, variants
+    from mmkd.extract.teachers.published import the_nine, variants
 
     if as_json:
         groups = {"the_nine": the_nine(), "variants": variants()}
@@ -57,7 +57,7 @@ def show(slug: str, as_json: bool) -> None:
     import yaml
 
     from mmkd.extract.teachers import parse_teachers
-    from mmkd.extract.teachers.cards import find_published
+    from mmkd.extract.teachers.published import find_published
 
     (spec,) = _one(parse_teachers(slug))
     published = find_published(spec.slug, missing_ok=True)

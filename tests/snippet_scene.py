@@ -37,7 +37,7 @@ datasets:
 
 def write_hub(root: Path) -> None:
     """BiomedCLIP, PLIP and QuiltNet as a download leaves them, in their formats and at a thousandth of their sizes."""
-    from mmkd.extract.teachers.cards import the_nine
+    from mmkd.extract.teachers.published import the_nine
     from tests import teacher_snapshots as snapshots
 
     writers = {"biomedclip": snapshots.biomedclip, "plip": snapshots.plip, "quiltnet": snapshots.quiltnet}

@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmkd.extract.teachers.cards import find_published
+from mmkd.extract.teachers.published import find_published
 from tests.clip_snapshots import genmedclip, plip, pubmedclip, pubmedclip_original, quiltnet
 from tests.plain_towers import plain_resnet, plain_vit, quick_gelu
 from tests.teacher_parts import (

@@ -23,7 +23,7 @@ from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
 from mmkd.cli.doctor.machine import machine_checks
 from mmkd.cli.doctor.packages import extra_check, missing_package, needed
 from mmkd.cli.main import cli, main
-from mmkd.extract.teachers.cards import the_nine
+from mmkd.extract.teachers.published import the_nine
 
 QUICK = """
 import json

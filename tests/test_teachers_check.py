@@ -13,9 +13,9 @@ import yaml
 from mmkd.base.errors import TeacherError
 from mmkd.cli.main import main
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
-from mmkd.extract.teachers.cards import the_nine
 from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
 from mmkd.extract.teachers.golden import read_golden
+from mmkd.extract.teachers.published import the_nine
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 

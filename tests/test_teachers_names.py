@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mmkd.base.errors import TeacherError, UserError
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.teachers.cards import find_published, the_nine, variants
 from mmkd.extract.teachers.loaded import LoadedTeacher
+from mmkd.extract.teachers.published import find_published, the_nine, variants
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 

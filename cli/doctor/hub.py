@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmkd.base.text import bytes_text
 from mmkd.cli.doctor.check import Check
-from mmkd.extract.teachers.cards import PublishedTeacher, the_nine
+from mmkd.extract.teachers.published import PublishedTeacher, the_nine
 
 HUB = "https://huggingface.co"
 _TRUE = {"1", "ON", "YES", "TRUE"}

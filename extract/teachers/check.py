@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from mmkd.extract.teachers.cards import find_published
 from mmkd.extract.teachers.geometry import geometry_of, pixel_transform
 from mmkd.extract.teachers.golden import SAME, GoldenSample, golden_cosines, read_golden
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.loaders import find_loader
 from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.published import find_published
 from mmkd.extract.teachers.sample_images import CAPTIONS, drawn_pictures, pictures_in
 from mmkd.extract.teachers.spec import Precision, TeacherSpec
 

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.cards import find_published
 from mmkd.extract.teachers.geometry import geometry_of, pixel_transform
 from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.published import find_published
 
 SAME = 0.999
 """Cosine above which two features are the same model's: half-precision inference costs about 1e-4."""

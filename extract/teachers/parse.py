@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmkd.base.config import read_mapping, validated
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.cards import find_published, the_nine
+from mmkd.extract.teachers.published import find_published, the_nine
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
 
