@@ -11,7 +11,7 @@ from distributed import Client, KilledWorker, as_completed
 from mmkd.base.errors import UserError
 from mmkd.base.places.remote import StorePath
 from mmkd.extract.plan import ShardTask
-from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.report import ShardReport
 from mmkd.extract.worker import run_task
 from mmkd.store import MmkdError
 from mmkd.store.record import StoreRecord

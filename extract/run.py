@@ -24,8 +24,7 @@ from mmkd.extract.dispatch import gather
 from mmkd.extract.index import restore_parts
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
-from mmkd.extract.run_report import RunReport
-from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.report import RunReport, ShardReport
 from mmkd.extract.teachers import TeacherSpec
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard

@@ -16,11 +16,9 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor import disk, machine
-from mmkd.cli.doctor.check import Check
-from mmkd.cli.doctor.disk import disk_checks
+from mmkd.cli.doctor import Check, disk, machine
 from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
-from mmkd.cli.doctor.machine import machine_checks
+from mmkd.cli.doctor.machine import disk_checks, machine_checks
 from mmkd.cli.doctor.packages import extra_check, missing_package, needed
 from mmkd.cli.main import cli, main
 from mmkd.extract.teachers.published import the_nine

@@ -13,8 +13,8 @@ import yaml
 from mmkd.base.errors import TeacherError
 from mmkd.cli.main import main
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
+from mmkd.extract.teachers.check import read_golden
 from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
-from mmkd.extract.teachers.golden import read_golden
 from mmkd.extract.teachers.published import the_nine
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401

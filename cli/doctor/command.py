@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mmkd.cli.doctor.check import Check
+    from mmkd.cli.doctor import Check
 
 WIDTH = 160
 """Characters of a line's text on the screen; `--json` has all."""
@@ -26,9 +26,8 @@ def examine(folder: Path, seconds: float) -> Iterator[Check]:
         folder: where stores are to lie.
         seconds: for each thing outside this process: torch with its driver, and the hub.
     """
-    from mmkd.cli.doctor.disk import disk_checks
     from mmkd.cli.doctor.hub import cache_folder, hub_check, teacher_checks
-    from mmkd.cli.doctor.machine import machine_checks
+    from mmkd.cli.doctor.machine import disk_checks, machine_checks
     from mmkd.cli.doctor.packages import package_checks
 
     yield from machine_checks(seconds)
