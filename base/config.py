@@ -14,10 +14,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mmkd.base.errors import ConfigError
 
@@ -25,7 +25,46 @@ from mmkd.base.errors import ConfigError
 class Frozen(BaseModel):
     """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _means_what_it_says(cls, value: object, field: ValidationInfo) -> object:
+        """Refuse `true` and `yes` for a number, which pydantic reads as 1, and an empty path, which it reads as `.`."""
+        kinds = set(_leaf_types(cls.model_fields[str(field.field_name)].annotation))
+        values = list(_leaf_values(value))
+        wrong = [one for one in values if isinstance(one, bool)]
+        if wrong and kinds & {int, float} and kinds <= {int, float, str, type(None)}:
+            wanted = "text (in quotes) or a number" if str in kinds else "a number"
+            raise ValueError(f"is {str(wrong[0]).lower()}, expected {wanted}")
+        if Path in kinds and "" in values:
+            raise ValueError("is empty, expected a path")
+        control = [text for text in values if isinstance(text, str) and min(text, default="x") < " "]
+        if control and (Path in kinds or any("\0" in text for text in control)):
+            raise ValueError(f"is {control[0]!r}, expected text without control characters")
+        return value
+
+
+def _leaf_types(annotation: object) -> Iterator[object]:
+    """Yield the types within an annotation, those of the values of a `Literal` too."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, inner)
+    elif get_origin(annotation) is Annotated:
+        yield from _leaf_types(inner[0])
+    elif inner:
+        for part in inner:
+            yield from _leaf_types(part)
+    elif annotation is not Ellipsis:
+        yield annotation
+
+
+def _leaf_values(value: object) -> Iterator[object]:
+    if isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaf_values(part)
+    else:
+        yield value
 
 
 class OneOf(Frozen):
@@ -133,10 +172,12 @@ def _place(content: object, loc: tuple[int | str, ...]) -> str:
     """Where the complaint is, entries of lists by their name."""
     steps: list[str] = []
     for step in loc:
+        if isinstance(content, (str, int, float, list)) and isinstance(step, str):
+            break  # the tag of a union
         try:
             content = content[step]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
-            content = None  # a key that is missing, or a step that pydantic put in, such as the tag of a union
+            content = None  # a key that is missing, or the tag of a union
         named = [content[key] for key in NAMING_KEYS if key in content] if isinstance(content, dict) else []
         steps.append(str(named[0] if named and isinstance(step, int) else step))
     return ".".join(steps)

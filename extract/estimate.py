@@ -114,7 +114,7 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
             # Beside the store: the workers of a cluster see it there.
             root = folder_beside(config.store)
             try:
-                record = create_indexed_store(LimitedCorpus(corpus, PROBE_ROWS), root)
+                record = create_indexed_store(LimitedCorpus(corpus, PROBE_ROWS, count_rest=False), root)
                 for card in cards:
                     add_teacher(root, record, card)
                 (result,) = gather(client, root, record, [task], lambda _: None)

@@ -7,7 +7,7 @@ read back in order and numbered. Memory does not grow with the number of rows: t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -71,11 +71,16 @@ def list_corpus(corpus: Corpus) -> Overview:
         return overview
 
 
-def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
+def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] = lambda line: None) -> CorpusSpan:
     """List a further corpus below the rows of a store; its rows are pending until they are extracted.
 
     A key that the store has already is kept as a failed row that names the first one. Appending a corpus that
     is there already only finishes what an interruption left.
+
+    Args:
+        corpus: what is added.
+        root: the store.
+        say: receives the lines of the corpus' overview.
 
     Raises:
         CorpusError: the corpus has no rows, or cannot be read.
@@ -90,7 +95,9 @@ def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
             finish_append(root, record)
             return present
         first, parts = first_new_row(record), corpus.parts()
-        with _indexed(corpus, parts, _Earlier.of(root, record, first)) as (index, _):
+        with _indexed(corpus, parts, _Earlier.of(root, record, first)) as (index, overview):
+            for line in overview.lines():
+                say(line)
             return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
 
 

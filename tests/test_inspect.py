@@ -287,8 +287,9 @@ def test_statistics_render_in_a_notebook_with_every_text_escaped(statistics: Sto
     html = statistics_html(replace(statistics, root="<script>alert(1)</script>"))
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)" in html
-    assert html.count("<table>") == html.count("</table>") == 5
+    assert html.count("<table>") == html.count("</table>") == 6
     assert "captions are shifted" in html
     assert "by modality</caption>" in html
+    assert "<caption>Labels of the whole store</caption>" in html
     root = ElementTree.fromstring(f"<div>{html}</div>")
     assert root.find(".//th[@scope='row']").text == "base image"

@@ -42,7 +42,7 @@ def test_a_preview_needs_a_terminal_and_its_package(faults: FeatureStore, monkey
         draw(image)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setitem(sys.modules, "textual_image.renderable", None)
-    with pytest.raises(UserError, match=r"needs the package 'textual_image\.renderable'.*mmkd\[terminal\]"):
+    with pytest.raises(UserError, match=r"needs the package 'textual_image\.renderable'.*\[terminal\]"):
         draw(image)
 
 

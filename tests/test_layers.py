@@ -1,4 +1,4 @@
-"""The house stays in order: arrows between folders, sizes, the package list, no bare names."""
+"""Structure: arrows between folders, import circles, the package list, no bare names."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from planted_faults import HOLE, ROWS, make_faults
 pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
 pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'mmkd[inspect]'")
 
+from mmkd.base.install import install_command
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.sampling import unit
@@ -137,7 +138,7 @@ def test_a_page_with_umap_needs_its_package(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
     words = ["store", "report", str(store.root), str(tmp_path / "p.html"), "--projection", "umap"]
-    assert "pip install 'mmkd[umap]'" in str(CliRunner().invoke(cli, words).exception)
+    assert install_command("umap") in str(CliRunner().invoke(cli, words).exception)
     assert not (tmp_path / "p.html").exists()
 
 

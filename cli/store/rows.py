@@ -89,7 +89,7 @@ def append(path: StorePath, corpus: str) -> None:
     from mmkd.extract.corpora import open_corpus
     from mmkd.extract.index import append_corpus
 
-    span = append_corpus(open_corpus(corpus), path)
+    span = append_corpus(open_corpus(corpus), path, say=click.echo)
     click.echo(
         f"{span.corpus.rows:,} rows of {span.corpus.location} are rows {span.rows.start:,} to {span.rows.stop - 1:,} "
         f"of {path}; next: mmkd extract {corpus} {path} --teachers ..."
