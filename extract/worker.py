@@ -72,7 +72,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
 def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardReport | MmkdError:
     """Do one task with this worker's teachers.
 
-    An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on
+    An error that the user can correct (a full disk) is a result: Dask would log it with a traceback on
     every worker, and the client says it in one line. Anything else is a bug and is raised.
     """
     worker = get_worker()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "note", "warning", "fault"]
-"""`note`: something optional is not there. `warning`: some work will not go. `fault`: mend it first."""
+"""`note`: something optional is missing. `warning`: some work will fail. `fault`: correct it first."""
 
 
 @dataclass(frozen=True)

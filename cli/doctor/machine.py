@@ -59,7 +59,7 @@ def machine_checks(seconds: float) -> Iterator[Check]:
     """Look at the machine.
 
     Args:
-        seconds: how long torch may take to load and to find its devices; a broken driver can keep it for ever.
+        seconds: how long torch may take to load and to find its devices; a broken driver can block it forever.
     """
     version = platform.python_version()
     if sys.version_info >= OLDEST_PYTHON:
@@ -102,11 +102,11 @@ def _dask(seconds: float) -> Check:
         step = "correct the YAML files in ~/.config/dask, or name another folder in DASK_CONFIG"
         reason = done.stderr.rpartition("\nValueError: ")[2]
         return Check("machine", "dask", "fault", " ".join(reason.split())[-300:], step)
-    said = json.loads(done.stdout.strip().splitlines()[-1])
-    if said["faults"]:
-        step = f"correct Dask's configuration (YAML files in {', '.join(said['folders'])}, variables DASK_...)"
-        return Check("machine", "dask", "warning", "; ".join(said["faults"]), step)
-    return Check("machine", "dask", "ok", f"{said['version']}, configuration sound")
+    dask = json.loads(done.stdout.strip().splitlines()[-1])
+    if dask["faults"]:
+        step = f"correct Dask's configuration (YAML files in {', '.join(dask['folders'])}, variables DASK_...)"
+        return Check("machine", "dask", "warning", "; ".join(dask["faults"]), step)
+    return Check("machine", "dask", "ok", f"{dask['version']}, configuration sound")
 
 
 def _torch(seconds: float) -> Check:
@@ -130,11 +130,11 @@ def _torch(seconds: float) -> Check:
             )
         step = "torch and torchvision must be of one build: install both together in a fresh environment"
         return Check("machine", "torch", "fault", last[:200], step)
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    built = f"built for CUDA {told['built']}" if told["built"] else "built for CPUs"
-    devices = ", ".join(f"{name} ({bytes_text(size)})" for name, size in told["devices"])
-    found = f"{told['torch']} {built}; " + (
-        f"{devices}, bf16 {'yes' if told['bf16'] else 'no'}"
+    torch = json.loads(done.stdout.strip().splitlines()[-1])
+    built = f"built for CUDA {torch['built']}" if torch["built"] else "built for CPUs"
+    devices = ", ".join(f"{name} ({bytes_text(size)})" for name, size in torch["devices"])
+    found = f"{torch['torch']} {built}; " + (
+        f"{devices}, bf16 {'yes' if torch['bf16'] else 'no'}"
         if devices
         else "no GPU: teachers and training run on the CPU"
     )

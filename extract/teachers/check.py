@@ -290,7 +290,7 @@ CAPTIONS = (
     "color fundus photograph with hard exudates",
     "dermoscopic image of a melanoma",
     "",
-    # Longer than any teacher's context: it must be cut, counted and told.
+    # Longer than any teacher's context: it must be cut and counted.
     "a long description of an abdominal CT with contrast, " * 60,
 )
 """Captions of several modalities, an empty one and one that is too long."""
