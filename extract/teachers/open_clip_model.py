@@ -33,15 +33,9 @@ from mmkd.extract.teachers.weights import StateDict, load_strictly, read_weights
 from mmkd.store import Preprocessing
 
 WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
 """Names that open_clip itself looks for, in its order (open_clip/factory.py, _find_checkpoint_in_dir)."""
 
 _CONFIG = "open_clip_config.json"
@@ -51,13 +45,9 @@ _SURPLUS = ("text.transformer.embeddings.position_ids",)
 _OLD_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
 # Neither changes a feature: one says where weights came from, the other is the loss's business.
 _IRRELEVANT = {
-    "timm_model_pretrained",
-    "hf_model_pretrained",
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
+    "timm_model_pretrained", "hf_model_pretrained", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs",
     "patch_dropout",
-}
+}  # fmt: skip
 
 
 _PREPROCESS = {field.name for field in dataclasses.fields(PreprocessCfg)}

@@ -116,17 +116,9 @@ def _plan(spec: TeacherSpec) -> Plan:
 
 def _forward_settings(config: Any) -> dict[str, Any]:
     names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "hidden_act",
-        "layer_norm_eps",
-        "eos_token_id",
-        "image_size",
-        "patch_size",
-        "projection_size",
-    )
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+        "layer_norm_eps", "eos_token_id", "image_size", "patch_size", "projection_size",
+    )  # fmt: skip
     return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
