@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor import Check, disk, machine
+from mmkd.cli.doctor import Check, machine
 from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
 from mmkd.cli.doctor.machine import disk_checks, machine_checks
 from mmkd.cli.doctor.packages import extra_check, missing_package, needed
@@ -186,11 +186,11 @@ def test_an_extra_has_its_own_packages_and_those_of_the_extras_it_names() -> Non
 
 def test_little_room_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: usage._replace(free=3 * 1024**3))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: usage._replace(free=3 * 1024**3))
     stores, weights, temporary = disk_checks(tmp_path, tmp_path / "a" / "b")
     assert {check.status for check in (stores, weights, temporary)} == {"warning"}
     assert stores.found == f"3.0 GB free in {tmp_path}"
-    monkeypatch.setattr(disk.os, "access", lambda place, mode: False)
+    monkeypatch.setattr(machine.os, "access", lambda place, mode: False)
     assert "cannot be written" in next(iter(disk_checks(tmp_path, tmp_path))).found
 
 
