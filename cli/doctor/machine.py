@@ -34,8 +34,14 @@ print(json.dumps({"torch": torch.__version__, "built": torch.version.cuda, "bf16
 
 
 _ASK_DASK = """
-import importlib.util, json, os
-import dask, distributed
+import importlib.util, json, sys
+try:
+    import dask, distributed
+except ImportError:
+    raise
+except Exception as error:
+    print(json.dumps({"broken": f"{type(error).__name__}: {error}"}))
+    sys.exit()
 from distributed.utils import format_dashboard_link
 faults = []
 try:
@@ -99,10 +105,12 @@ def _dask(seconds: float) -> Check:
     if done.returncode:
         if "No module named 'dask" in done.stderr or "No module named 'distributed" in done.stderr:
             return Check("machine", "dask", "note", "not installed", install_command("extract"))
-        step = "correct the YAML files in ~/.config/dask, or name another folder in DASK_CONFIG"
-        reason = done.stderr.rpartition("\nValueError: ")[2]
-        return Check("machine", "dask", "fault", " ".join(reason.split())[-300:], step)
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        return Check("machine", "dask", "fault", last[:300], "install dask and distributed again")
     dask = json.loads(done.stdout.strip().splitlines()[-1])
+    if "broken" in dask:
+        step = "correct the YAML files in ~/.config/dask, or name another folder in DASK_CONFIG"
+        return Check("machine", "dask", "fault", " ".join(dask["broken"].split())[-300:], step)
     if dask["faults"]:
         step = f"correct Dask's configuration (YAML files in {', '.join(dask['folders'])}, variables DASK_...)"
         return Check("machine", "dask", "warning", "; ".join(dask["faults"]), step)
