@@ -159,7 +159,7 @@ def _read_source(config: RunConfig, store: FeatureStore) -> RunSource:
             for card in cards
             if learns
         ),
-        selection=read_selection(store.root, store.record, selection).card.digest if selection else "",
+        selection=read_selection(store, selection).card.digest if selection else "",
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,15 +28,23 @@ from mmkd.base.places.place import Place
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import usable_cores
 from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest
-from mmkd.extract.corpora.row import CAPTION_FAULT, NO_CAPTION, NO_IMAGE, ONE_SIDED
+from mmkd.extract.corpora.row import (
+    CAPTION_FAULT,
+    MAX_CAPTION,
+    MAX_KEY,
+    MAX_LABEL,
+    NO_CAPTION,
+    NO_IMAGE,
+    ONE_SIDED,
+    decodable,
+    is_blank,
+)
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
-from mmkd.extract.listing import BY_DESIGN, HASH, IF_TAKEN, listing_schema, row_batch
 from mmkd.extract.overview import Overview
-from mmkd.store.append import append_rows, finish_append, first_new_row
 from mmkd.store.layout import sample_part
-from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
+from mmkd.store.record import CorpusRecord, CorpusSpan, Store, StoreRecord, read_record
 from mmkd.store.samples import read_part, sample_schema, with_labels, write_part
-from mmkd.store.writer import create_store
+from mmkd.store.writer import append_rows, create_store, finish_append, first_new_row
 
 _BATCH = 8192
 # Listing is Python work, so processes share it; below this a process costs more to start than it saves.
@@ -44,8 +52,11 @@ _BYTES_WORTH_PROCESSES = 1 << 30
 # Columns of the sample table that the corpus decides; the others say what became of a row.
 _LISTED = ("row", "key", "caption", "modality", "uri", "offset", "length")
 
+# Names that no label has.
+_HASH, _IF_TAKEN, _BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
 
-def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
+
+def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
     """List the corpus and lay an empty store over it.
 
     A key that occurs again is kept as a failed row that names the first one: nothing else is lost.
@@ -89,16 +100,16 @@ def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] 
     """
     read_record(root)
     with only_writer(root, "mmkd store append"):
-        record = read_record(root)
-        present = corpus_span(corpus, record)
+        store = Store.open(root)
+        present = corpus_span(corpus, store.record)
         if present is not None:
-            finish_append(root, record)
+            finish_append(store)
             return present
-        first, parts = first_new_row(record), corpus.parts()
-        with _indexed(corpus, parts, _Earlier.of(root, record, first)) as (index, overview):
+        first, parts = first_new_row(store.record), corpus.parts()
+        with _indexed(corpus, parts, _Earlier.of(store, first)) as (index, overview):
             for line in overview.lines():
                 say(line)
-            return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
+            return append_rows(store, _corpus_record(corpus, parts, len(index)), index).record.spans()[-1]
 
 
 def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int) -> CorpusRecord:
@@ -127,11 +138,11 @@ class _Earlier:
         return cls(np.empty(0, np.int64), np.empty((0, 2), np.uint64), 0)
 
     @classmethod
-    def of(cls, root: StorePath, record: StoreRecord, end: int) -> _Earlier:
+    def of(cls, store: Store, end: int) -> _Earlier:
         """The inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
         rows, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
-        for shard in range(end // record.rows_per_shard):
-            table, _ = read_part(root, shard)
+        for shard in range(end // store.record.rows_per_shard):
+            table, _ = read_part(store.root, shard)
             rows.append(table["row"].to_numpy())
             keys = b"".join(key_hash(key) for key in table["key"].to_pylist())
             hashes.append(np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2))
@@ -148,7 +159,7 @@ class _Earlier:
         return {grid(place): grid(first) for place, first in found.items() if place >= known}
 
 
-def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
+def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
 
     Returns:
@@ -158,14 +169,16 @@ def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
         CorpusError: as `check_same_corpus`.
         StoreError: the store cannot be written.
     """
-    span = check_same_corpus(corpus, record, root)
-    missing = [shard for shard in span.shards if not (root / sample_part(shard)).is_file()]
+    span = check_same_corpus(corpus, store)
+    missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
     if missing:
-        per_shard, first = record.rows_per_shard, span.rows.start
-        with _indexed(corpus, corpus.parts(), _Earlier.of(root, record, first)) as (index, _):
+        per_shard, first = store.record.rows_per_shard, span.rows.start
+        with _indexed(corpus, corpus.parts(), _Earlier.of(store, first)) as (index, _):
             for shard in missing:
-                rows = with_labels(index.slice(shard * per_shard - first, per_shard), sample_schema(record.labels))
-                write_part(root, shard, rows.combine_chunks())
+                rows = with_labels(
+                    index.slice(shard * per_shard - first, per_shard), sample_schema(store.record.labels)
+                )
+                write_part(store.root, shard, rows.combine_chunks())
     return len(missing)
 
 
@@ -175,7 +188,7 @@ def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
     return next((span for span in record.spans() if span.corpus.digest == digest), None)
 
 
-def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> CorpusSpan:
+def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
     """Refuse to go on with a store that does not hold this corpus; where it lies in the grid.
 
     Files that were only written again (restored from a copy, brought back after a purge) are listed again and pass
@@ -185,11 +198,12 @@ def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> C
         CorpusError: a file of the corpus has another name, size or hash than when the store was made, was written
             again with other rows, or is read otherwise; the first difference is named.
     """
+    root, record = store.root, store.record
     span = corpus_span(corpus, record)
     if span is not None:
         return span
     parts = corpus.parts()
-    if only_written_again(root, corpus.settings(), parts) and _same_rows(corpus, parts, root, record):
+    if only_written_again(root, corpus.settings(), parts) and _same_rows(corpus, parts, store):
         return record.spans()[0]
     made_from = " and ".join(span.corpus.location for span in record.spans())
     changed = what_changed(root, corpus.settings(), parts)
@@ -200,17 +214,17 @@ def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> C
     )
 
 
-def _same_rows(corpus: Corpus, parts: Sequence[Part], root: StorePath, record: StoreRecord) -> bool:
+def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
     """True when the corpus gives what the store's first span holds; parts that are missing say nothing."""
-    span = record.spans()[0]
+    span = store.record.spans()[0]
     with _indexed(corpus, parts, _Earlier.none()) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
             return False
         columns = [*_LISTED, *corpus.labels]
         for shard in span.shards:
-            rows = record.shard_rows(shard)
-            if (root / sample_part(shard)).is_file():
-                stored = read_part(root, shard)[0].select(columns)
+            rows = store.record.shard_rows(shard)
+            if (store.root / sample_part(shard)).is_file():
+                stored = read_part(store.root, shard)[0].select(columns)
                 if not index.slice(rows.start, len(rows)).select(columns).combine_chunks().equals(stored):
                     return False
     return True
@@ -272,7 +286,7 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
 
 def _list_part(job: _Job) -> _Listed:
     corpus, part, file, labels = job
-    schema = listing_schema(labels)
+    schema = _listing_schema(labels)
     ignored: dict[str, Ignored] = {}
 
     def rows() -> Iterator[CorpusRow]:
@@ -286,11 +300,75 @@ def _list_part(job: _Job) -> _Listed:
     left, count, images, captions = rows(), 0, 0, 0
     with disk_errors(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(left, _BATCH)):
-            writer.write_batch(row_batch(batch, labels, schema))
+            writer.write_batch(_row_batch(batch, labels, schema))
             count += len(batch)
             images += sum(row.uri is not None and not row.by_design for row in batch)
             captions += sum(row.caption is not None and not row.by_design for row in batch)
     return _Listed(file, count, images, captions, list(ignored.values()))
+
+
+def _listing_schema(labels: tuple[str, ...]) -> pa.Schema:
+    """Columns of a listed part: the sample table's before it is numbered, and the key's hash."""
+    texts = [pa.field(name, pa.string()) for name in ("key", "caption", "modality", "uri", "reason")]
+    numbers = [pa.field(name, pa.int64()) for name in ("offset", "length")]
+    own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
+    return pa.schema([*own, *texts, *numbers, *(pa.field(label, pa.string()) for label in labels)])
+
+
+def _row_batch(rows: Sequence[CorpusRow], labels: tuple[str, ...], schema: pa.Schema) -> pa.RecordBatch:
+    """The rows with their reasons, if any; keys, captions and labels cut to their limits."""
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for row in rows:
+        values: dict[str, Any] = {
+            _HASH: key_hash(row.key),
+            _IF_TAKEN: row.if_taken,
+            _BY_DESIGN: row.by_design,
+            "key": decodable(row.key[:MAX_KEY]),
+            # A caption that is too long would slow every reader of the table: it fails, and is not stored.
+            "caption": "" if len(row.caption or "") > MAX_CAPTION else _cut(row.caption, MAX_CAPTION),
+            "modality": _cut(row.modality),
+            "uri": None if row.uri is None else row.uri[: 2 * MAX_KEY],
+            "offset": row.offset,
+            "length": row.length,
+            "reason": _fault(row),
+        }
+        values.update((label, _cut(row.labels.get(label))) for label in labels)
+        for name, column in columns.items():
+            column.append(values[name])
+    return pa.RecordBatch.from_arrays(
+        [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
+    )
+
+
+def _fault(row: CorpusRow) -> str | None:
+    fault, caption = row.fault, row.caption
+    if fault is not None and not fault.startswith((CAPTION_FAULT, *ONE_SIDED)):
+        return fault
+    if len(row.key) > MAX_KEY:
+        fault = f"key: longer than {MAX_KEY:,} characters"
+    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or not _encodable(row.uri)):
+        fault = "row: image path is too long or not UTF-8"
+    elif row.uri is None and not caption and not (fault or "").startswith(CAPTION_FAULT):
+        fault = "key: neither image nor caption"
+    elif caption is not None and len(caption) > MAX_CAPTION:
+        fault = f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
+    elif caption is not None and not _encodable(caption):
+        fault = f"{CAPTION_FAULT}not UTF-8"
+    elif fault is None and caption is not None and is_blank(caption):
+        fault = f"{CAPTION_FAULT}empty"
+    return fault
+
+
+def _cut(value: str | None, end: int = MAX_LABEL) -> str | None:
+    return None if value is None else decodable(value[:end])
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
@@ -301,7 +379,7 @@ def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
 
 def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
     for batch in _batches(files):
-        column = batch.column(HASH)
+        column = batch.column(_HASH)
         data = np.frombuffer(column.buffers()[1], dtype=np.uint64)
         yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
@@ -331,19 +409,19 @@ def _number(
         for batch in _batches(files):
             columns = {
                 name: batch.column(name).to_pylist()
-                for name in ("key", "uri", "caption", "reason", IF_TAKEN, BY_DESIGN)
+                for name in ("key", "uri", "caption", "reason", _IF_TAKEN, _BY_DESIGN)
             }
             keys, faults = columns["key"], columns["reason"]
             rows = range(start, start + len(batch))
             for place, (row, uri, caption) in enumerate(zip(rows, columns["uri"], columns["caption"], strict=True)):
                 if row in duplicates and (
-                    columns[IF_TAKEN][place] is None or not captions.is_new(row, caption, faults[place])
+                    columns[_IF_TAKEN][place] is None or not captions.is_new(row, caption, faults[place])
                 ):
                     faults[place] = f"key: duplicate of row {duplicates[row]}"
                 elif row in duplicates:
-                    keys[place] = f"{keys[place]}#{columns[IF_TAKEN][place]}"
+                    keys[place] = f"{keys[place]}#{columns[_IF_TAKEN][place]}"
                 captions.note(row, caption)
-                if paired and faults[place] is None and not columns[BY_DESIGN][place]:
+                if paired and faults[place] is None and not columns[_BY_DESIGN][place]:
                     faults[place] = NO_IMAGE if uri is None else NO_CAPTION if caption is None else None
                 overview.add_row(keys[place], uri is not None, bool(caption), faults[place])
             arrays = {field.name: batch.column(field.name) for field in batch.schema} | {
