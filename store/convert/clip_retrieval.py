@@ -161,8 +161,7 @@ class ClipRetrievalFolder:
                 if array is not None:
                     if array.shape != (metadata.num_rows, card.dim):
                         raise CorpusError(
-                            f"{prefix}_{path.stem[9:]}.npy is {array.shape}, "
-                            f"expected {(metadata.num_rows, card.dim)}"
+                            f"{prefix}_{path.stem[9:]}.npy is {array.shape}, expected {(metadata.num_rows, card.dim)}"
                         )
                     with np.errstate(over="ignore"):
                         out[card.slug, tower][place] = array[part]
