@@ -20,8 +20,8 @@ from mmkd.evaluate import ResultTable, load_suite, result_table, run_suite
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.extract.config import ExtractConfig
+from mmkd.extract.report import summary_lines
 from mmkd.extract.run import extract
-from mmkd.extract.run_report import summary_lines
 from mmkd.extract.teachers import parse_teachers
 
 Say = Callable[[str], None]
