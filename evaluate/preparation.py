@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmkd.base.config import filled, user_roots
 from mmkd.base.errors import MmkdError
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import as_root
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.store.evaluation_rows import read_prompts
@@ -31,7 +31,7 @@ def missing_before(spec: DatasetSpec) -> Missing:
     extraction = f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ..."
     try:
         path = str(filled(spec.source.get("path", ""), user_roots() | {"dataset": spec.dataset}, spec.described_in))
-        place = Place.of(path if "://" in path else str(Path(spec.described_in).parent / path))
+        place = as_root(path if "://" in path else str(Path(spec.described_in).parent / path))
         there = place.exists()
     except (MmkdError, OSError) as error:
         return Missing(str(error), (extraction,))
@@ -41,7 +41,7 @@ def missing_before(spec: DatasetSpec) -> Missing:
     terms = "; ".join(part for part in (about.access, about.licence and f"licence: {about.licence}") if part)
     owners = about.homepage or "its owners"
     get = f"get it from {owners}{f' ({terms})' if terms else ''}, or say where it is in roots.yaml"
-    return Missing(f"its files are not here: {place.url} does not exist", (get, extraction))
+    return Missing(f"its files are not here: {place!s} does not exist", (get, extraction))
 
 
 def differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str]:

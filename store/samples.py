@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import write_atomically
-from mmkd.base.places.remote import StorePath, sample_files
+from mmkd.base.places.remote import RemotePath, StorePath, in_parallel
 from mmkd.store.layout import sample_part
 from mmkd.store.record import StoreRecord
 
@@ -99,9 +99,16 @@ def sample_dataset(root: StorePath, record: StoreRecord) -> pads.Dataset:
     children: list[pads.Dataset] = []
     spans = record.spans()
     for span in spans:
-        names, filesystem = sample_files(root, [sample_part(shard) for shard in span.shards])
+        paths = [root / sample_part(shard) for shard in span.shards]
         try:
-            children.append(pads.dataset(names, schema=schema, format="parquet", filesystem=filesystem))
+            if isinstance(root, RemotePath):
+                # Whole objects: a Python file system read from Arrow's threads can abort the interpreter at exit.
+                parts = pads.ParquetFileFormat()
+                buffers = in_parallel(lambda path: pa.py_buffer(path.read_bytes()), paths, root)
+                fragments = [parts.make_fragment(buffer) for buffer in buffers]
+                children.append(pads.FileSystemDataset(fragments, schema, parts))
+            else:
+                children.append(pads.dataset([str(path) for path in paths], schema=schema, format="parquet"))
         except OSError as error:  # Arrow looks for the files at once
             raise _unreadable(root, error) from error
         gap = range(span.rows.stop, span.shards.stop * record.rows_per_shard)

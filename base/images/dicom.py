@@ -24,9 +24,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from mmkd.base.errors import UnreachableError
 from mmkd.base.images.pixels import ASSUMED, is_dicom, picture_from, ppm
 from mmkd.base.images.source import MAX_BYTES, MAX_PIXELS, FileImage, ImageError, unreadable
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import stat_file
+from mmkd.base.places.remote import StorePath
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _OF_INTEGERS = ("PixelRepresentation", "BitsStored", "HighBit")
@@ -42,7 +44,7 @@ FAULTS = (
 class DicomFrame:
     """One frame of a multi-frame object."""
 
-    place: Place
+    place: StorePath
     frame: int
     """From 0."""
 
@@ -58,15 +60,15 @@ class DicomFrame:
             ImageError: missing, not DICOM, or without this frame.
         """
         try:
-            dataset = _dataset(self.place, self.place.listed().stamp)
-        except OSError as error:
+            dataset = _dataset(self.place, stat_file(self.place).stamp)
+        except (OSError, UnreachableError) as error:
             raise unreadable(error) from error
         return ppm(render(dataset, self.frame))
 
 
 # Frames of one file follow each other: two parsed files are enough for threads that run a little apart.
 @functools.lru_cache(maxsize=2)
-def _dataset(place: Place, stamp: str) -> Dataset:
+def _dataset(place: StorePath, stamp: str) -> Dataset:
     return parse(FileImage(place).read())
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mmkd.base.errors import CorpusError
 from mmkd.base.images.parquet import leaf
 from mmkd.base.images.uri import CELL, ITEM, fragment
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.captions import Choice, caption_rows
 from mmkd.extract.corpora.columns import TableColumns, ignored_columns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus
@@ -47,7 +47,7 @@ class ParquetCorpus(FileCorpus):
     @property
     def root(self) -> str:
         """The folder that Parquet files and image paths are below."""
-        return str(self.base if self.images is None else Place.of(self.images).resolved())
+        return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
     def _schema(self) -> pa.Schema:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.places.place import Listed, Place
+from mmkd.base.places.reading import Listed
+from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.captions import Choice, caption_rows
 from mmkd.extract.corpora.columns import TableColumns, ignored_columns, label_names, roles
 from mmkd.extract.corpora.files import FileCorpus, unlistable
@@ -76,7 +77,7 @@ class TableCorpus(FileCorpus):
     @property
     def root(self) -> str:
         """The image folder, absolute."""
-        return str(self.base if self.images is None else Place.of(self.images).resolved())
+        return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
