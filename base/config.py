@@ -14,10 +14,10 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mmkd.base.errors import ConfigError
 
@@ -25,7 +25,45 @@ from mmkd.base.errors import ConfigError
 class Frozen(BaseModel):
     """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _means_what_it_says(cls, value: object, field: ValidationInfo) -> object:
+        """Refuse `true` and `yes` for a number, which pydantic reads as 1, and an empty path, which it reads as `.`."""
+        kinds = set(_leaf_types(cls.model_fields[str(field.field_name)].annotation))
+        values = list(_leaf_values(value))
+        wrong = [one for one in values if isinstance(one, bool)]
+        if wrong and kinds & {int, float} and kinds <= {int, float, str, type(None)}:
+            raise ValueError(f"is {str(wrong[0]).lower()}, expected a number")
+        if Path in kinds and "" in values:
+            raise ValueError("is empty, expected a path")
+        control = [text for text in values if isinstance(text, str) and min(text, default="x") < " "]
+        if control and (Path in kinds or any("\0" in text for text in control)):
+            raise ValueError(f"is {control[0]!r}, expected text without control characters")
+        return value
+
+
+def _leaf_types(annotation: object) -> Iterator[object]:
+    """Yield the types within an annotation, those of the values of a `Literal` too."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, inner)
+    elif get_origin(annotation) is Annotated:
+        yield from _leaf_types(inner[0])
+    elif inner:
+        for part in inner:
+            yield from _leaf_types(part)
+    elif annotation is not Ellipsis:
+        yield annotation
+
+
+def _leaf_values(value: object) -> Iterator[object]:
+    if isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaf_values(part)
+    else:
+        yield value
 
 
 class OneOf(Frozen):

@@ -1,4 +1,4 @@
-"""Training an alignment from the store, against the bare optimiser step on a resident batch: rows a second, as a ratio.
+"""Training an alignment from the store, against the bare optimizer step on a resident batch: rows a second, as a ratio.
 
 To reach: 0.8. Both are timed in turn in one run, medians of blocks of steps.
 """
@@ -27,13 +27,13 @@ ROWS, BATCH, DIM, BLOCKS, STEPS = 4096, 256, 256, 5, 4
 
 
 def step_of(model: torch.nn.Module, loss_of: Callable[[Batch], torch.Tensor]) -> Callable[[Batch], None]:
-    """One optimiser step on a batch."""
-    optimiser = torch.optim.AdamW(model.parameters())
+    """One optimizer step on a batch."""
+    optimizer = torch.optim.AdamW(model.parameters())
 
     def step(batch: Batch) -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss_of(batch).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
 
     return step
 
@@ -75,7 +75,7 @@ def measure(full: bool) -> list[Row]:
                 fed.append(seconds_a_step(step, stored))
             ratio = statistics.median(b / f for b, f in zip(bare, fed, strict=True))
             what = f"training `{name}` of {len(rows.slugs)} teachers x {DIM} from the store"
-            against = "the bare optimiser step on a resident batch"
+            against = "the bare optimizer step on a resident batch"
             rates = (BATCH / statistics.median(taken) for taken in (fed, bare))
             found.append(
                 Row(

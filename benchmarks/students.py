@@ -35,7 +35,7 @@ TURNS = 21
 BASE: dict[str, Any] = {
     "epochs": EPOCHS,
     "batch_size": 64,
-    "optimiser": {"lr": 1.0e-3, "warmup_steps": 40, "weight_decay": 0.05},
+    "optimizer": {"lr": 1.0e-3, "warmup_steps": 40, "weight_decay": 0.05},
     "data": {"crop_scale": (0.6, 1.0), "workers": 1},
     "logging": {"every_steps": 50, "tensorboard": False},
     "checkpoints": {"every_steps": 10_000, "keep_last": 1},

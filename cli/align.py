@@ -57,10 +57,10 @@ def _screen(scores: AlignmentScores) -> str:
         f"  image of one teacher to text of another   {percent(scores.image_to_text):>7}",
         f"  image of one teacher to image of another  {percent(scores.image_to_image):>7}",
         f"  image to text of the same teacher         {percent(scores.own_image_to_text):>7}",
-        f"{'teacher':{width}}  {'rows':>8}  {'variance kept':>13}  {'neighbours kept':>15}  {'effective rank':>14}",
+        f"{'teacher':{width}}  {'rows':>8}  {'variance kept':>13}  {'neighbors kept':>15}  {'effective rank':>14}",
     ]
     lines += [
-        f"{slug:{width}}  {one.rows:8,}  {percent(one.reconstruction):>13}  {percent(one.neighbours):>15}  "
+        f"{slug:{width}}  {one.rows:8,}  {percent(one.reconstruction):>13}  {percent(one.neighbors):>15}  "
         f"{one.effective_rank:14.1f}"
         for slug, one in scores.teachers.items()
     ]

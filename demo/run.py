@@ -39,7 +39,7 @@ RUN = {
     "epochs": 10,
     "batch_size": 64,
     "data": {"crop_scale": [0.6, 1.0], "workers": 1},
-    "optimiser": {"lr": 1.0e-3, "warmup_steps": 40, "weight_decay": 0.05},
+    "optimizer": {"lr": 1.0e-3, "warmup_steps": 40, "weight_decay": 0.05},
     "checkpoints": {"every_steps": 100},
 }
 SUITE = {

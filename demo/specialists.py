@@ -186,15 +186,15 @@ def train_heads(features: Features, config: SpecialistConfig) -> Heads:
     logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's initial temperature
     maps, scales = [image, text], [logit_scale]
     groups = [{"params": maps, "weight_decay": config.weight_decay}, {"params": scales, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
     for _ in range(config.steps):
         batch = features.take(torch.randperm(len(features.labels), generator=generator)[: config.batch_size])
         images, texts = F.normalize(batch.image @ image.T, dim=1), F.normalize(batch.text @ text.T, dim=1)
         scale = logit_scale.exp().clamp(max=_MAX_SCALE)
         loss = contrastive_loss(images, texts, batch.labels, scale) + config.alignment * alignment_loss(images, texts)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward([loss])
-        optimiser.step()
+        optimizer.step()
     return Heads(image.detach(), text.detach(), logit_scale.detach().clamp(max=math.log(_MAX_SCALE)))
 
 

@@ -63,7 +63,7 @@ class _Synced(nn.Module):
             plain: torch.Tensor = super().forward(x)
             return plain
         dims, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = values.numel() // values.shape[1] * self.world.size
         mean = self.world.gather(values.sum(dims)[None]).sum(0) / count
         centered = values - mean.view(shape)

@@ -3,9 +3,9 @@
     OUT/checkpoints/step-00000500.safetensors   tensors; in the header's metadata the run's record and progress as JSON
     OUT/run.json                                the configuration of the last call, for people: nothing reads it
 
-Tensors are named `model.NAME`, `average.NAME` and `optimiser.NAME.MOMENT`. Everything else that a run needs to go on is
-a function of the step: learning rate, order of samples, crops, dropout. What is said of a run, and which checkpoint is
-its best, stands in the last checkpoint alone, so no kill can part two files that ought to agree.
+Tensors are named `model.NAME`, `average.NAME` and `optimizer.NAME.MOMENT`. Everything else that a run needs to go on is
+a function of the step: learning rate, order of samples, crops, dropout. The run's record and the choice of the best
+checkpoint are in the last checkpoint alone, so no kill leaves two files that disagree.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Checkpointer:
     def save(
         self,
         model: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         average: WeightAverage | None,
         progress: Progress,
     ) -> Path:
@@ -86,7 +86,7 @@ class Checkpointer:
         """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
-        tensors |= _moments(model, optimiser)
+        tensors |= _moments(model, optimizer)
         header = {"mmkd": json.dumps({"record": self.record.model_dump(mode="json"), "progress": vars(progress)})}
         path = self.out / FOLDER / f"step-{progress.step:08d}.safetensors"
         temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
@@ -126,7 +126,7 @@ def load_last(out: Path, record: RunRecord) -> State | None:
 def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
     """Identify the weights that a student begins with.
 
-    When a file or folder is gone, the run in `out` that began with those of the same names is believed.
+    A file or folder that is gone is identified by the run in `out`, when that began with one of the same name.
 
     Raises:
         ConfigError: there is no such file.
@@ -144,12 +144,12 @@ def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
     names = {tower: place.name if tower in files else sources[tower] for tower, place in places.items()}
     name = ", ".join(f"{tower}{named}" for tower, named in names.items()) or "random weights"
     if not all(place.exists() for place in files.values()) and (paths := checkpoints(out)):
-        begun = read_header(paths[-1])[0].first_weights
+        begun = read(paths[-1], tensors=False).record.first_weights
         if begun.name == name:
             return begun
     if start is not None:
-        record, progress = read_header(best_or_last(start))
-        return FirstWeights(name=name, digest=f"{record.digest} at step {progress.step}")
+        first = read(best_or_last(start), tensors=False)
+        return FirstWeights(name=name, digest=f"{first.record.digest} at step {first.progress.step}")
     digests = [content_digest(files[tower]) if tower in files else source for tower, source in sources.items()]
     return FirstWeights(name=name, digest=", ".join(digests) if files else "")
 
@@ -174,7 +174,7 @@ def best_or_last(out: Path) -> Path:
         CorruptStoreError: the last one is damaged.
     """
     last = find_checkpoint(out, "last")
-    best = read_header(last)[1].best_step
+    best = read(last, tensors=False).progress.best_step
     return next((path for path in checkpoints(out) if step_of(path) == best), last)
 
 
@@ -200,31 +200,16 @@ def find_checkpoint(out: Path, which: str) -> Path:
     return found[0]
 
 
-def read_header(path: Path) -> tuple[RunRecord, Progress]:
-    """Record and progress of a checkpoint, without its tensors.
+def read(path: Path, *, tensors: bool = True) -> State:
+    """Read a checkpoint, or with `tensors=False` its record and progress alone.
 
     Raises:
         CorruptStoreError: the file is not a whole checkpoint.
     """
-    state = _read(path, tensors=False)
-    return state.record, state.progress
-
-
-def read(path: Path) -> State:
-    """A checkpoint with its tensors.
-
-    Raises:
-        CorruptStoreError: the file is not a whole checkpoint.
-    """
-    return _read(path, tensors=True)
-
-
-def _read(path: Path, *, tensors: bool) -> State:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["mmkd"])
-            names = file.keys() if tensors else ()
-            content = {name: file.get_tensor(name) for name in names}
+            content = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
         return State(RunRecord.model_validate(header["record"]), Progress(**header["progress"]), content)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise CorruptStoreError(
@@ -238,11 +223,11 @@ def student_weights(state: State) -> dict[str, torch.Tensor]:
     return state.part(prefix)
 
 
-def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: State) -> None:
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Give every parameter its moments back."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.part("optimiser").items():
+    for name, tensor in state.part("optimizer").items():
         parameter, _, moment = name.rpartition(".")
         moments.setdefault(parameter, {})[moment] = tensor
     # The fused optimizer wants moments to lie in memory as their parameter does (channels last).
@@ -250,17 +235,17 @@ def restore_optimiser(model: torch.nn.Module, optimiser: torch.optim.Optimizer, 
         for moment, tensor in moments.get(name, {}).items():
             if tensor.shape == owner.shape:
                 moments[name][moment] = torch.empty_like(owner).copy_(tensor)
-    members = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    saved: dict[str, Any] = optimiser.state_dict()
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved: dict[str, Any] = optimizer.state_dict()
     saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}
-    optimiser.load_state_dict(saved)
+    optimizer.load_state_dict(saved)
 
 
-def _moments(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"optimiser.{names[parameter]}.{moment}": value
-        for parameter, moments in optimiser.state.items()
+        f"optimizer.{names[parameter]}.{moment}": value
+        for parameter, moments in optimizer.state.items()
         for moment, value in moments.items()
     }
 

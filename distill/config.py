@@ -91,7 +91,7 @@ class PartRates(Frozen):
     """All that is learned beside the student."""
 
 
-class OptimiserConfig(Frozen):
+class OptimizerConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
     lr: float = Field(default=5e-4, gt=0)
@@ -118,7 +118,7 @@ class BankConfig(Frozen):
 
     size: int = Field(default=0, ge=0)
     """Rows; the whole data set when it has fewer. Memory: 8 bytes for each row and unit of teacher width."""
-    refresh: int = Field(default=256, ge=0)
+    refresh: int = Field(default=256, ge=0, lt=2**31)
     """Rows that are replaced each step, in an order of their own, so that all rows come round."""
 
 
@@ -201,7 +201,7 @@ class DataConfig(Frozen):
     """`mapped`: gathered from the memory map one step ahead; `resident`: kept on the device, when they fit."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture that a training crop keeps, as in MMKD-CLIP's training."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=1024)
     """Processes of each rank that read and decode images; 0 to do it between the steps."""
 
     @field_validator("crop_scale")
@@ -225,8 +225,8 @@ class ComputeConfig(Frozen):
     gradient_checkpointing: bool = False
     compile: bool = False
     """torch.compile of the towers."""
-    timeout_minutes: float = Field(default=10.0, gt=0)
-    """After which a rank that hears nothing from the others gives up."""
+    timeout_minutes: float = Field(default=10.0, gt=0, le=525_600)
+    """After which a rank that hears nothing from the others gives up; at most a year."""
 
 
 class CheckpointConfig(Frozen):
@@ -269,6 +269,11 @@ class MonitorSet(Frozen):
             raise ValueError("`label` and `prompts` go together: give both for zero-shot, neither for retrieval")
         return self
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the set's scores, the main one first."""
+        return tuple(f"{self.name}/{score}" for score in (("bacc",) if self.label else ("recall@1", "recall@5")))
+
 
 class MonitorConfig(Frozen):
     """Validation during the run; decides which checkpoint is the best."""
@@ -281,11 +286,21 @@ class MonitorConfig(Frozen):
     """Validations without a better one after which the run ends."""
 
     @model_validator(mode="after")
-    def _sets_have_names_of_their_own(self) -> MonitorConfig:
+    def _sets_and_metric_fit(self) -> MonitorConfig:
         names = [entry.name for entry in self.sets]
         if len(set(names)) < len(names):
             raise ValueError(f"sets: two sets have one name among {', '.join(names)}; rename one")
+        metrics = [metric for entry in self.sets for metric in entry.metrics]
+        if self.metric and self.metric not in metrics:
+            raise ValueError(f"metric {self.metric!r} does not exist: the sets give {', '.join(metrics) or 'none'}")
+        if self.patience and not metrics:
+            raise ValueError("patience needs monitor.sets: name held-out rows to be judged on")
         return self
+
+    @property
+    def chosen_metric(self) -> str:
+        """Score that chooses the best checkpoint; empty when nothing is judged."""
+        return self.metric or next((metric for entry in self.sets for metric in entry.metrics), "")
 
 
 class LoggingConfig(Frozen):
@@ -293,7 +308,7 @@ class LoggingConfig(Frozen):
 
     every_steps: int = Field(default=10, gt=0)
     tensorboard: bool = True
-    wandb: str | None = None
+    wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases."""
 
 
@@ -315,11 +330,11 @@ class RunConfig(Frozen):
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)
     """Pairs of one step, over all ranks."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     loss: LossConfig = LossConfig()
     policy: PolicyConfig = PolicyConfig()
     heads: HeadConfig = HeadConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     compute: ComputeConfig = ComputeConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmkd.base.errors import UserError
-from mmkd.base.files import disk_errors
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
 from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
@@ -32,9 +32,9 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
     """Write the student of a finished or running run to `out`.
 
     The folder holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer where open_clip wants one,
-    a model card, and `mmkd_run.json` with what the card says, for programs. `open_clip.create_model_from_pretrained(
-    "local-dir:OUT")` loads it. Averaged weights are taken when the run averaged. The heads stay behind: they belong to
-    the teachers' spaces. Nothing but the checkpoint is read: store, YAML and first weights may be gone.
+    a model card, and `mmkd_run.json` with the card's content for programs. `open_clip.create_model_from_pretrained(
+    "local-dir:OUT")` loads it. Averaged weights are taken when the run averaged; heads are left out. Only the
+    checkpoint is read: store, YAML and first weights are not needed any more.
 
     Args:
         run: the `out` of a training run.
@@ -51,40 +51,43 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; name a new folder for the exported student")
     record, weights = state.record, student_weights(state)
-    with TemporaryDirectory() as folder:
-        # open_clip knows a network by the name of its file, in training as here.
-        network = Path(folder) / f"{record.model}.json"
-        network.write_text(json.dumps(record.network))
-        config = StudentConfig(model=str(network))
-        student = build_student(config, first_weights=False)
-        set_preprocessing(student, record.preprocess)
-        student.load_state_dict(weights)
-        facts = describe(state, sum(parameter.numel() for parameter in student.parameters()))
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside `out`, and renamed when it is whole.
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=TEMPORARY_SUFFIX) as folder:
+            # open_clip knows a network by the name of its file, in training as here.
+            network = Path(folder) / f"{Path(record.model).name}.json"
+            network.write_text(json.dumps(record.network))
+            config = StudentConfig(model=str(network))
+            student = build_student(config, first_weights=False)
+            set_preprocessing(student, record.preprocess)
+            student.load_state_dict(weights)
+            facts = describe(state, sum(parameter.numel() for parameter in student.parameters()))
+            new = Path(folder) / "student"
+            new.mkdir()
             contiguous = {name: value.contiguous() for name, value in weights.items()}
-            save_file(contiguous, out / "open_clip_model.safetensors")
-            save_config_for_hf(student, out / "open_clip_config.json", model_config=record.network)
+            save_file(contiguous, new / "open_clip_model.safetensors")
+            save_config_for_hf(student, new / "open_clip_config.json", model_config=record.network)
             if "hf_tokenizer_name" in record.network["text_cfg"]:
-                student_tokenizer(config).save_pretrained(out)  # type: ignore[attr-defined]
-            (out / "README.md").write_text(model_card(facts, record))
-            (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
+                student_tokenizer(config).save_pretrained(new)  # type: ignore[attr-defined]
+            (new / "README.md").write_text(model_card(facts, record))
             for kind in graphs:
-                images, tokens = _examples(student), student_tokenizer(config)(list(_WORDS))
-                facts[kind] = write_graphs(student, images, tokens, kind, out / kind)
-                (out / PROVENANCE).write_text(json.dumps(facts, indent=1))
+                images, tokens = _make_examples(student), student_tokenizer(config)(list(_WORDS))
+                facts[kind] = write_graphs(student, images, tokens, kind, new / kind)
+            (new / PROVENANCE).write_text(json.dumps(facts, indent=1))
+            new.replace(out)
     return out
 
 
-def _examples(student: nn.Module) -> torch.Tensor:
-    """Three noisy pictures as the student sees pictures, float32 (3, 3, H, W)."""
+def _make_examples(student: nn.Module) -> torch.Tensor:
+    """Return three preprocessed pictures of noise, float32 (3, 3, H, W)."""
     transform = image_transform_v2(preprocessing(student), is_train=False)
     side = image_side(student)
     return torch.stack([transform(Image.effect_noise((side, side), 40 * n).convert("RGB")) for n in (1, 2, 3)])
 
 
 def describe(state: State, parameters: int) -> dict[str, Any]:
-    """Enough to find every file and every condition of use again, as JSON, by the checkpoint alone.
+    """Describe an exported checkpoint as JSON: its record, with what identifies every file, and its scores.
 
     Args:
         state: the checkpoint that is exported.
@@ -107,7 +110,7 @@ def model_card(facts: dict[str, Any], record: RunRecord) -> str:
     """README.md of the folder, Markdown."""
     config, source = record.config, record.source
     chosen = f", selection `{config['selection']}` (digest {source.selection[:16]})" if source.selection else ""
-    decay = config["optimiser"]["average"]
+    decay = config["optimizer"]["average"]
     average = f", weights averaged with decay {decay}" if decay else ""
     return f"""---
 library_name: open_clip

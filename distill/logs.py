@@ -80,7 +80,7 @@ def open_boards(run: Run) -> Iterator[Board]:
     """Open what the run's configuration wants, as one board that is silent in every rank but the first.
 
     Raises:
-        UserError: W&B is wanted and not installed.
+        UserError: W&B is wanted and not installed, or refuses the run.
     """
     logging, first, total = run.config.logging, run.progress.step, run.schedule.total_steps
     boards: list[Board] = []
@@ -119,10 +119,16 @@ def _start_wandb(run: Run) -> Any:
     note = out / "wandb-id"
     if not note.is_file():
         write_atomically(note, secrets.token_hex(4).encode())
-    return wandb.init(
-        project=run.config.logging.wandb, name=out.name, id=note.read_text(), resume="allow", dir=out,
-        config=run.checkpointer.record.model_dump(mode="json"),
-    )  # fmt: skip
+    try:
+        return wandb.init(
+            project=run.config.logging.wandb, name=out.name, id=note.read_text(), resume="allow", dir=out,
+            config=run.checkpointer.record.model_dump(mode="json"),
+        )  # fmt: skip
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"logging.wandb: {reason}; run `wandb login`, set WANDB_MODE=offline, or drop the key"
+        ) from error
 
 
 class Clock:

@@ -11,40 +11,17 @@ import torch
 
 from mmkd.distill.captions import Captions
 from mmkd.distill.config import MonitorConfig
-from mmkd.distill.images import RowImages, image_batches
+from mmkd.distill.images import image_batches
 from mmkd.distill.losses import unit
 from mmkd.distill.optimizer import WeightAverage
-from mmkd.distill.pairs import Pairs
-from mmkd.distill.student import Pixels, Towers
+from mmkd.distill.student import Towers, plain_pixels
+from mmkd.distill.validation_sets import HeldOut
 from mmkd.distill.world import World
 
 _QUERIES_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """One set of rows to be judged on.
-
-    labels: int64 (n,), class of each pair, or None for retrieval. prompt_labels: int64 (p,), class of each prompt.
-    """
-
-    name: str
-    pairs: Pairs
-    captions: Captions
-    images: RowImages
-    digest: str
-    """Of the rows, their images and captions, wherever their store lies."""
-    labels: torch.Tensor | None = None
-    prompts: Captions | None = None
-    prompt_labels: torch.Tensor | None = None
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the set's metrics, the first one first."""
-        return [f"{self.name}/{metric}" for metric in (("recall@1", "recall@5") if self.labels is None else ("bacc",))]
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Monitor:
     """All held-out sets of a run, and the weights that are judged."""
 
@@ -52,33 +29,26 @@ class Monitor:
     sets: list[HeldOut]
     towers: Towers
     average: WeightAverage | None
-    pixels: Pixels
+    """Judged in place of the towers' own weights, where there is one."""
     batch_rows: int
+    """Images or captions of one forward pass."""
     workers: int
+    """Processes that read images."""
     world: World
 
     @property
-    def metrics(self) -> list[str]:
-        """Names of all metrics."""
-        return [metric for held in self.sets for metric in held.metrics]
-
-    @property
-    def metric(self) -> str:
-        """The score that decides; empty when nothing is judged."""
-        return self.config.metric or next(iter(self.metrics), "")
-
-    @property
     def judge(self) -> str:
-        """What chooses the best checkpoint: the metric, and a digest of the rows that it looks at; may be empty."""
-        held = next((held for held in self.sets if self.metric in held.metrics), None)
-        return f"{self.metric} {held.digest}" if held is not None else ""
+        """The metric that chooses the best checkpoint, and a digest of the rows that it looks at; may be empty."""
+        metric = self.config.chosen_metric
+        digests = [held.rows.digest for held in self.sets if metric in held.rows.metrics]
+        return f"{metric} {digests[0]}" if digests else ""
 
     @torch.no_grad()
     def scores(self) -> dict[str, float]:
-        """Every metric of every set by `SET/METRIC`, in [0, 1], higher is better; the same on every rank."""
+        """Return every metric of every set by `SET/METRIC`, in [0, 1], higher is better; the same on every rank."""
         found: dict[str, float] = {}
         training = self.towers.training
-        with _averaged(self.towers, self.average):
+        with _use_average(self.towers, self.average):
             self.world.share_buffers(self.towers)
             self.towers.eval()
             for held in self.sets:
@@ -87,34 +57,33 @@ class Monitor:
         return found
 
     def _judge(self, held: HeldOut) -> dict[str, float]:
-        images = self._images(held)
-        if held.labels is None:
-            groups = torch.from_numpy(held.pairs.caption)
-            texts = self._texts(held.captions)[groups]
+        images = self._encode_images(held)
+        if held.prompts is None:
+            groups = torch.from_numpy(held.rows.pairs.caption)
+            texts = self._encode_texts(held.captions)[groups]
             ranks = torch.cat([positive_ranks(images, texts, groups), positive_ranks(texts, images, groups)])
-            return {f"{held.name}/recall@{k}": (ranks < k).float().mean().item() for k in (1, 5)}
-        assert held.prompts is not None
-        assert held.prompt_labels is not None
-        prompts = self._texts(held.prompts)
+            return {name: (ranks < k).float().mean().item() for name, k in zip(held.rows.metrics, (1, 5), strict=True)}
+        prompts = self._encode_texts(held.prompts)
         classes = int(held.prompt_labels.max()) + 1
         sums = torch.zeros(classes, prompts.shape[1]).index_add_(0, held.prompt_labels, prompts)
         predicted = (images @ unit(sums).T).argmax(dim=1)
         present = [held.labels == label for label in torch.unique(held.labels)]
         recalls = [(predicted[mine] == held.labels[mine]).float().mean() for mine in present]
-        return {f"{held.name}/bacc": torch.stack(recalls).mean().item()}
+        return {held.rows.metrics[0]: torch.stack(recalls).mean().item()}
 
-    def _images(self, held: HeldOut) -> torch.Tensor:
-        """float32 (n, D) of unit norm, on the CPU; every rank encodes its share."""
-        rows = held.pairs.rows
+    def _encode_images(self, held: HeldOut) -> torch.Tensor:
+        """Return float32 (n, D) of unit norm, on the CPU; every rank encodes its share."""
+        rows = held.rows.pairs.rows
         padded = np.resize(rows, -(-len(rows) // self.world.size) * self.world.size)
         mine = padded.reshape(self.world.size, -1)[self.world.rank]
         parts = np.split(mine, range(self.batch_rows, len(mine), self.batch_rows))
-        pixels = image_batches(held.images, self.pixels, ((0, part) for part in parts), 0, self.workers)
+        plain = plain_pixels(self.towers.student)
+        pixels = image_batches(held.images, plain, ((0, part) for part in parts), 0, self.workers)
         found = [unit(self.towers.encode_images(images.to(self.world.device))) for images in pixels]
         return self.world.gather(torch.cat(found)).cpu()[: len(rows)]
 
-    def _texts(self, captions: Captions) -> torch.Tensor:
-        """float32 (u, D) of unit norm, on the CPU."""
+    def _encode_texts(self, captions: Captions) -> torch.Tensor:
+        """Return float32 (u, D) of unit norm, on the CPU."""
         numbers = np.arange(len(captions.lengths))
         parts = np.split(numbers, range(self.batch_rows, len(numbers), self.batch_rows))
         tokens = (captions.tokens(part) for part in parts)
@@ -122,7 +91,7 @@ class Monitor:
 
 
 def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """How many wrong answers are at least as near as the nearest right one: int64 (n,), 0 is best.
+    """Return how many wrong answers are at least as near as the nearest right one: int64 (n,), 0 is best.
 
     Args:
         queries, gallery: float32 (n, D) of unit norm. groups: int64 (n,); an answer is right when its group is equal.
@@ -136,15 +105,9 @@ def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.T
     return torch.cat(ranks)
 
 
-def numbered(values: list[str], classes: list[str]) -> torch.Tensor:
-    """int64 (n,): place of every value among the classes."""
-    place = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([place[value] for value in values], dtype=torch.long)
-
-
 @contextmanager
-def _averaged(towers: Towers, average: WeightAverage | None) -> Iterator[None]:
-    """The towers with their averaged weights."""
+def _use_average(towers: Towers, average: WeightAverage | None) -> Iterator[None]:
+    """Give the towers their averaged weights inside the block."""
     if average is None:
         yield
         return

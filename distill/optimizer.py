@@ -12,7 +12,7 @@ from torch import nn
 
 from mmkd.base.errors import ConfigError
 from mmkd.base.text import counted
-from mmkd.distill.config import LockConfig, OptimiserConfig
+from mmkd.distill.config import LockConfig, OptimizerConfig
 from mmkd.distill.student import Towers
 
 # How open_clip, transformers and torchvision number the layers of a tower; timm says it itself.
@@ -27,7 +27,7 @@ _UNDECAYED = re.compile(
 )
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices only; each group's `share` is its part of the learning rate."""
     scales = learning_rate_shares(model, config)
     undecayed = undecayed_parameters(model)
@@ -78,7 +78,7 @@ def tower_layers(model: nn.Module) -> dict[str, tuple[str, int | None]]:
     return found
 
 
-def learning_rate_shares(model: nn.Module, config: OptimiserConfig) -> dict[str, float]:
+def learning_rate_shares(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
     """Share of the learning rate of every parameter: its part's rate, and `layer_decay` to the power of its distance
     from the tower's top. What lies behind the last layer has distance 0, the stem one more than the first layer."""
     places = tower_layers(model)
@@ -122,7 +122,7 @@ def lock_layers(towers: Towers, lock: LockConfig) -> None:
     towers.train(towers.training)
 
 
-def warmup_steps(config: OptimiserConfig, total: int) -> int:
+def warmup_steps(config: OptimizerConfig, total: int) -> int:
     """Return the steps over which the learning rate rises, of `total`.
 
     Raises:
@@ -132,7 +132,7 @@ def warmup_steps(config: OptimiserConfig, total: int) -> int:
         return round(config.warmup * total)
     if config.warmup_steps and config.warmup_steps >= total:
         raise ConfigError(
-            f"optimiser.warmup_steps is {config.warmup_steps:,}, the run has {counted(total, 'step')} and would "
+            f"optimizer.warmup_steps is {config.warmup_steps:,}, the run has {counted(total, 'step')} and would "
             "end before its full learning rate; give a share of the run instead, `warmup: 0.05`"
         )
     return config.warmup_steps
@@ -145,9 +145,9 @@ def lr_factor(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its share of `lr`."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = lr * group["share"]
 
 

@@ -26,29 +26,27 @@ from mmkd.distill.checkpoint import (
     find_first_weights,
     load_last,
     read,
-    restore_optimiser,
+    restore_optimizer,
     student_weights,
 )
 from mmkd.distill.config import RunConfig, StudentConfig
 from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
-from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimiser, warmup_steps
+from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import make_record
 from mmkd.distill.student import (
-    Tokenise,
     Towers,
     build_student,
     image_side,
     model_config,
-    plain_pixels,
     preprocessing,
     set_preprocessing,
     student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
-from mmkd.distill.validation_sets import HeldOutRows, held_out_rows
+from mmkd.distill.validation_sets import find_held_out, read_held_out
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -66,11 +64,11 @@ class Run:
     checkpointer: Checkpointer
     progress: Progress
     judge_before: str = ""
-    """Of the run so far, when another metric or other rows choose the best from here on."""
+    """Judge of the run so far, when another metric or other rows choose the best from here on."""
 
     @property
     def schedule(self) -> Schedule:
-        """Steps of the run."""
+        """Steps of the whole run."""
         return self.batches.plan.schedule
 
     @property
@@ -80,18 +78,22 @@ class Run:
 
     @property
     def headline(self) -> str:
-        """One line: how much, of what, on what."""
+        """One line: pairs, teachers, student, steps and devices."""
         teachers, pairs = self.batches.teachers, self.batches.plan.pairs
         return (
             f"{counted(len(pairs.rows), 'pair')}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
-            + (f"; the best is chosen from here on: it was judged by {self.judge_before}" if self.judge_before else "")
+            + (
+                f"; the best checkpoint is chosen from here on, it was judged by {self.judge_before}"
+                if self.judge_before
+                else ""
+            )
         )
 
     def begin(self) -> None:
-        """Write what this run is, in the first rank, and clear away what killed ones left half written.
+        """Write the configuration, in the first rank, and delete files that killed runs left half written.
 
         Raises:
             StoreError: the disk is full or read-only.
@@ -109,36 +111,45 @@ class Run:
             StoreError: the disk is full or read-only.
         """
         if self.world.first:
-            self.checkpointer.save(self.update.model, self.update.optimiser, self.average, progress)
+            self.checkpointer.save(self.update.model, self.update.optimizer, self.average, progress)
 
 
 def prepare(config: RunConfig, world: World) -> Run:
-    """Open the store, build the student, and go on where the run's last checkpoint is.
+    """Open the store, build the student, and load the run's last checkpoint where there is one.
 
     Raises:
         ConfigError, UserError, IncompleteStoreError: store and configuration do not fit each other.
         CorruptStoreError: a checkpoint is damaged.
     """
-    _check_shares(config, world)
+    share, left_over = divmod(config.batch_size, world.size)
+    if left_over:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
+            f"take {max(share, 1) * world.size}"
+        )
     store = FeatureStore.open(config.store)
     record = make_record(config, store, find_first_weights(config.student, config.out))
     state = load_last(config.out, record)
-    # Rows before the network and the tokens, which take long: a wrong column is answered at once.
-    teachers = _teachers(store, config)
+    # Rows before the network and the tokens, which take long: a wrong column is reported at once.
+    teachers = None
+    if config.loss.teacher_terms:
+        if not store.teachers:
+            raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
+        teachers = TeacherFeatures(store, config.teachers or tuple(store.teachers), config.selection)
     wanted = teachers.any_available() if teachers is not None else None
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
-    warmup_steps(config.optimiser, schedule.total_steps)
-    judged = [held_out_rows(entry, store, pairs) for entry in config.monitor.sets]
+    warmup_steps(config.optimizer, schedule.total_steps)
+    judged = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
     student, preprocess = _build_student(config.student, state)
-    share = config.batch_size // world.size
     piece = min(config.compute.micro_batch or share, share)
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
     tokenise = student_tokenizer(config.student)
-    if teachers is not None and _on_the_device(teachers, config, world):
+    wish = config.data.features
+    if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
     captions = kept_tokens(config.out, pairs.captions, tokenise)
     if len(probed := captions.spread(16)):
@@ -150,14 +161,22 @@ def prepare(config: RunConfig, world: World) -> Run:
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
     model = Model(towers, objective.to(world.device))
-    average = WeightAverage(towers, config.optimiser.average) if config.optimiser.average else None
+    average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
     update = _updater(config, model, world)
     if state is not None:
         model.load_state_dict(state.part("model"))
-        restore_optimiser(model, update.optimiser, state)
+        restore_optimizer(model, update.optimizer, state)
         if average is not None:
             average.load(state.part("average"))
-    monitor = _monitor(config, judged, world, average, towers, tokenise)
+    monitor = Monitor(
+        config=config.monitor,
+        sets=[read_held_out(rows, config.data, image_side(student), tokenise) for rows in judged],
+        towers=towers,
+        average=average,
+        batch_rows=piece,
+        workers=config.data.workers,
+        world=world,
+    )
     checkpointer = Checkpointer(
         config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
     )
@@ -168,33 +187,10 @@ def prepare(config: RunConfig, world: World) -> Run:
     return Run(config, world, batches, update, average, monitor, checkpointer, progress, judge_before)
 
 
-def _check_shares(config: RunConfig, world: World) -> None:
-    if config.batch_size % world.size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
-            f"take {config.batch_size // world.size * world.size or world.size}"
-        )
-
-
-def _teachers(store: FeatureStore, config: RunConfig) -> TeacherFeatures | None:
-    """The teachers' features in the store; None when no loss asks a teacher."""
-    if not config.loss.teacher_terms:
-        return None
-    slugs = config.teachers or tuple(store.teachers)
-    if not slugs:
-        raise UserError(f"{store.root} has no teachers to learn from; `mmkd extract` adds them")
-    return TeacherFeatures(store, slugs, config.selection)
-
-
-def _on_the_device(teachers: TeacherFeatures, config: RunConfig, world: World) -> bool:
-    """Whether the configuration wants the features there."""
-    return config.data.features == "resident" or (config.data.features == "auto" and teachers.fits(world.device))
-
-
 def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with its first weights, and the preprocessing that goes with them.
+    """Build the network with its first weights, and the preprocessing that belongs to them.
 
-    A run that goes on has its weights in `state`: those that it began with are not looked for.
+    A run that goes on has its weights in `state`, and its first weights are not read.
 
     Raises:
         UserError: `start_from` has no checkpoint, or one of another network.
@@ -231,8 +227,8 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
     return Updater(
         model=model,
         called=called,
-        optimiser=make_optimiser(model, config.optimiser),
-        clip_norm=config.optimiser.clip_norm,
+        optimizer=make_optimizer(model, config.optimizer),
+        clip_norm=config.optimizer.clip_norm,
         world=world,
         dtype=torch.bfloat16 if half else torch.float32,
         micro_batch=compute.micro_batch,
@@ -241,7 +237,7 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
 
 
 def _freeze_unused(towers: Towers, device: torch.device) -> None:
-    """Parameters that no feature depends on (a text tower's own pooler) need no gradient.
+    """Take the gradient from parameters that no feature depends on, such as a text tower's own pooler.
 
     DistributedDataParallel would wait for theirs without end.
     """
@@ -257,25 +253,3 @@ def _freeze_unused(towers: Towers, device: torch.device) -> None:
     for parameter, gradient in zip(learned, found, strict=True):
         parameter.requires_grad_(gradient is not None)
     towers.train()
-
-
-def _monitor(
-    config: RunConfig,
-    judged: list[HeldOutRows],
-    world: World,
-    average: WeightAverage | None,
-    towers: Towers,
-    tokenise: Tokenise,
-) -> Monitor:
-    data, side = config.data, image_side(towers.student)
-    sets = [rows.ready(data, side, tokenise) for rows in judged]
-    rows = config.compute.micro_batch or config.batch_size // world.size
-    monitor = Monitor(config.monitor, sets, towers, average, plain_pixels(towers.student), rows, data.workers, world)
-    if config.monitor.metric and config.monitor.metric not in monitor.metrics:
-        raise ConfigError(
-            f"monitor.metric {config.monitor.metric!r} does not exist: "
-            f"the sets give {', '.join(monitor.metrics) or 'none'}"
-        )
-    if config.monitor.patience and not sets:
-        raise ConfigError("monitor.patience needs monitor.sets: name held-out rows to be judged on")
-    return monitor

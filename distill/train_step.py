@@ -21,7 +21,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Model(nn.Module):
-    """All that the optimiser sees: the student's towers, and what the objective learns beside them."""
+    """All that the optimizer sees: the student's towers, and what the objective learns beside them."""
 
     def __init__(self, towers: Towers, objective: Objective) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class Outcome:
 
 @dataclass
 class Updater:
-    """Turns a batch into gradients and takes the optimiser's step."""
+    """Turns a batch into gradients and takes the optimizer's step."""
 
     model: Model
     called: nn.Module
     """The towers as they are called: compiled, and wrapped for many ranks."""
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     clip_norm: float
     world: World
     dtype: torch.dtype
@@ -69,12 +69,12 @@ class Updater:
         # Dropout is a function of (seed, step, rank): resuming needs no saved state of a generator.
         key = np.random.SeedSequence([self.seed, batch.step, self.world.rank])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         size = self.micro_batch or len(batch)
         terms = self._backward(batch) if size >= len(batch) else self._backward_in_pieces(batch, size)
         self.world.average_gradients(self.model.objective)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.no_grad():
             self.model.towers.log_scale.clamp_(0, MAX_LOG_SCALE)
         self.model.objective.clamp()

@@ -52,7 +52,7 @@ class TrainReport:
     stop_signal: int = 0
     """The signal's number, when it was one."""
     first_rank: bool = True
-    """False in the ranks that have nothing to say."""
+    """False in ranks that print nothing."""
 
 
 def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
@@ -82,17 +82,18 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
 
 @contextmanager
 def _only_run(config: RunConfig, world: World) -> Iterator[None]:
-    """Hold the run folder for this run; its first rank does for all."""
+    """Hold the run folder for this run, which the first rank does for all; none reads it before it is held."""
     if config.out.is_file() or (config.out / "zarr.json").is_file():
         what = "a file" if config.out.is_file() else "a store"
         raise UserError(f"out: {config.out} is {what}; name a folder of its own for the run")
     with only_writer(config.out, "mmkd distill") if world.first else nullcontext():
+        world.highest(0)
         yield
 
 
 def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
-    warmup = warmup_steps(config.optimiser, total)
+    warmup = warmup_steps(config.optimizer, total)
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
@@ -102,8 +103,8 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
         while progress.step < total and not stopped:
             with clock.waiting():
                 batch = next(batches)
-            lr = config.optimiser.lr * lr_factor(batch.step, warmup, total)
-            set_learning_rate(run.update.optimiser, lr)
+            lr = config.optimizer.lr * lr_factor(batch.step, warmup, total)
+            set_learning_rate(run.update.optimizer, lr)
             outcome = run.update(batch)
             guard.watch(batch, outcome)
             if run.average is not None:
@@ -119,7 +120,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
                 guard.settle()
                 scores = run.monitor.scores()
                 log(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
-                progress = _judged(progress, scores, run.monitor.metric)
+                progress = _add_scores(progress, scores, config.monitor.chosen_metric)
             stopped = _out_of_patience(config, progress)
             number = run.world.highest(int(request.signal or 0))
             if number:
@@ -140,17 +141,17 @@ def _out_of_patience(config: RunConfig, progress: Progress) -> str:
     return "patience" if patience is not None and progress.worse >= patience else ""
 
 
-def _judged(progress: Progress, scores: dict[str, float], metric: str) -> Progress:
-    """The progress after a validation."""
+def _add_scores(progress: Progress, scores: dict[str, float], metric: str) -> Progress:
+    """Return the progress after a validation."""
     if progress.best_score is None or scores[metric] > progress.best_score:
         return replace(progress, best_score=scores[metric], best_step=progress.step, best_scores=scores, worse=0)
     return replace(progress, worse=progress.worse + 1)
 
 
 class FiniteGuard:
-    """Ends the run at a loss or gradient that is not finite, with the batch named and nothing of it saved.
+    """Ends the run at a loss or gradient that is not finite, names the batch and saves nothing of it.
 
-    A step is judged when the next one is under way, so that the device never waits.
+    A step is checked while the next one runs, so that the device never waits.
     """
 
     def __init__(self, run: Run) -> None:
@@ -158,20 +159,20 @@ class FiniteGuard:
         self.last: tuple[Batch, Outcome] | None = None
 
     def watch(self, batch: Batch, outcome: Outcome) -> None:
-        """Judge the step before; this one is judged at the next call, or by `settle`."""
+        """Check the step before; this one is checked at the next call, or by `settle`."""
         before, self.last = self.last, (batch, outcome)
-        self._judge(before)
+        self._check(before)
 
     def settle(self) -> None:
-        """Judge the last step too: before anything is written or measured.
+        """Check the last step too: before anything is written or measured.
 
         Raises:
             UserError: loss or gradient is NaN or infinite. The last checkpoint is from before.
         """
         before, self.last = self.last, None
-        self._judge(before)
+        self._check(before)
 
-    def _judge(self, step: tuple[Batch, Outcome] | None) -> None:
+    def _check(self, step: tuple[Batch, Outcome] | None) -> None:
         if step is None or step[1].finite():
             return
         batch, outcome = step
@@ -183,22 +184,22 @@ class FiniteGuard:
         raise UserError(
             f"loss is {outcome.total.item()}, gradient norm {outcome.norm.item()} at step {batch.step} (epoch "
             f"{batch.epoch}), rows {', '.join(map(str, rows[:5]))}, ... (all in {self.run.config.out / BAD_BATCH}); "
-            "lower optimiser.lr, or look at these rows; nothing was saved since the last checkpoint"
+            "lower optimizer.lr, or look at these rows; nothing was saved since the last checkpoint"
         )
 
 
 @dataclass
 class StopRequest:
-    """Which signal has asked for the end, if one has."""
+    """The signal that asked for the end, if one did."""
 
     signal: signal.Signals | None = None
 
 
 @contextmanager
 def stop_on(names: Sequence[str]) -> Iterator[StopRequest]:
-    """Note these signals instead of dying of them; a second one of the same kind acts as it always did.
+    """Record these signals instead of ending by them; a second one of the same kind has its usual effect.
 
-    Outside the main thread nothing can be caught, and nothing is.
+    Outside the main thread no signal can be caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Held-out sets of a run, read from their stores and checked against the rows that are trained on."""
+"""Held-out sets of a run, read from their stores and compared with the rows that are trained on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import torch
 from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.distill.captions import tokenised
+from mmkd.distill.captions import Captions, tokenised
 from mmkd.distill.config import DataConfig, MonitorSet
 from mmkd.distill.image_source import row_images
-from mmkd.distill.monitor import HeldOut, numbered
+from mmkd.distill.images import RowImages
 from mmkd.distill.pairs import Pairs, find_pairs, matching
 from mmkd.distill.student import Tokenise
 from mmkd.store import FeatureStore
@@ -23,40 +24,59 @@ from mmkd.store import FeatureStore
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """The rows of one monitor set, found before any network is built, so that faults in them show at once.
+    """Rows of one monitor set, found before any network is built, so that mistakes in them show at once."""
 
-    labels: the class of each pair, empty for retrieval. prompts: captions and classes of the prompts. digest: see
-    `HeldOut`.
-    """
-
-    name: str
+    metrics: tuple[str, ...]
+    """Names of its scores."""
     store: FeatureStore
     pairs: Pairs
     labels: list[str]
+    """Class of each pair; empty for retrieval."""
     prompts: pa.Table | None
+    """Columns `caption` and `class`; None for retrieval."""
     digest: str
-
-    def ready(self, data: DataConfig, side: int, tokenise: Tokenise) -> HeldOut:
-        """The set with its tokens and its images.
-
-        Args:
-            data: where images come from.
-            side: of the student's image, in pixels.
-            tokenise: the student's tokenizer.
-        """
-        images = row_images(self.store, self.pairs, data.images, side)
-        captions = tokenised(self.pairs.captions, tokenise)
-        if self.prompts is None:
-            return HeldOut(self.name, self.pairs, captions, images, self.digest)
-        classes = sorted(set(self.prompts["class"].to_pylist()))
-        prompts = tokenised(self.prompts["caption"].to_pylist(), tokenise)
-        prompt_labels = numbered(self.prompts["class"].to_pylist(), classes)
-        labels = numbered(self.labels, classes)
-        return HeldOut(self.name, self.pairs, captions, images, self.digest, labels, prompts, prompt_labels)
+    """Of the rows, their images and captions, wherever their store lies."""
 
 
-def held_out_rows(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
-    """The rows of one monitor set: a draw of `limit` of those that match, as even over the classes as they allow.
+@dataclass(frozen=True)
+class HeldOut:
+    """One monitor set with its tokens and images.
+
+    captions: of the pairs. labels: int64 (n,), class of each pair, empty for retrieval. prompts: captions of the
+    classes, None for retrieval. prompt_labels: int64 (p,), class of each prompt.
+    """
+
+    rows: HeldOutRows
+    images: RowImages
+    captions: Captions
+    labels: torch.Tensor
+    prompts: Captions | None
+    prompt_labels: torch.Tensor
+
+
+def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenise: Tokenise) -> HeldOut:
+    """Find the images of a monitor set, and tokenize its captions and prompts.
+
+    Args:
+        rows: of the set.
+        data: where images come from.
+        side: of the student's image, in pixels.
+        tokenise: the student's tokenizer.
+    """
+    named: list[str] = rows.prompts["class"].to_pylist() if rows.prompts is not None else []
+    place = {name: number for number, name in enumerate(sorted(set(named)))}
+    return HeldOut(
+        rows=rows,
+        images=row_images(rows.store, rows.pairs, data.images, side),
+        captions=tokenised(rows.pairs.captions, tokenise),
+        labels=torch.tensor([place[label] for label in rows.labels], dtype=torch.long),
+        prompts=tokenised(rows.prompts["caption"].to_pylist(), tokenise) if rows.prompts is not None else None,
+        prompt_labels=torch.tensor([place[name] for name in named], dtype=torch.long),
+    )
+
+
+def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
+    """Draw `limit` of the rows that match a monitor set, as evenly over the classes as they allow.
 
     Args:
         entry: the set's configuration.
@@ -76,7 +96,7 @@ def held_out_rows(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
     columns = ["caption", "image_sha256", *([entry.label] if entry.label else [])]
     table = store.sample_table(columns=columns).take(pa.array(pairs.rows))
     drawn = draw_evenly(table[entry.label].to_pylist() if entry.label else [None] * len(table), entry.limit)
-    pairs, table = _take(pairs, drawn), table.take(pa.array(drawn))
+    pairs, table = _take_pairs(pairs, drawn), table.take(pa.array(drawn))
     labels = table[entry.label].to_pylist() if entry.label else []
     both = _rows_in_both(pairs, table, run_store, training)
     if len(both):
@@ -94,12 +114,14 @@ def held_out_rows(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
             raise UserError(f"{where}: no prompt for class {unknown[0]!r}; its prompts name {named}")
     content = json.dumps([table.to_pydict(), prompts.to_pydict() if prompts is not None else None])
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return HeldOutRows(entry.name, store, pairs, labels, prompts, digest)
+    return HeldOutRows(entry.metrics, store, pairs, labels, prompts, digest)
 
 
 def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
-    """Ascending places of `limit` rows at most, drawn at random, from each class as many as from any other that has
-    them; always the same draw for the same classes."""
+    """Return ascending places of at most `limit` rows: random ones, equally many of each class that has enough.
+
+    The same classes give the same draw.
+    """
     order = np.random.default_rng(0).permutation(len(classes))
     seen: dict[str | None, int] = {}
     turn = np.empty(len(classes), dtype=np.int64)
@@ -108,7 +130,7 @@ def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
     return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
 
 
-def _take(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
+def _take_pairs(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
     encoded = pa.array(pairs.caption[places]).dictionary_encode()
     captions = pairs.captions.take(encoded.dictionary)
     table, numbers = pairs.table.take(pa.array(places)), encoded.indices.to_numpy().astype(np.int64)
@@ -116,7 +138,7 @@ def _take(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
 
 
 def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
-    """Held-out rows whose image and caption, by their content, are trained on."""
+    """Return the held-out rows whose image and caption, by content, are trained on."""
     alike = pads.field("image_sha256").isin(table["image_sha256"].combine_chunks().unique())
     found = run_store.sample_table(columns=["row", "caption", "image_sha256"], filter=alike)
     trained = np.isin(found["row"].to_numpy(), training.rows)

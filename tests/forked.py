@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -56,3 +59,29 @@ def forked_command(log: Path, *arguments: object) -> BaseProcess:
     child = multiprocessing.get_context("fork").Process(target=_as_command, args=(log, list(map(str, arguments))))
     child.start()
     return child
+
+
+def under_torchrun(*arguments: str) -> list[str]:
+    """A command line of `mmkd` for two ranks, as the documentation has it."""
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, "--no-python", str(Path(sys.executable).parent / "mmkd"), *arguments]
+
+
+def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """Process ids of a launcher's ranks."""
+    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+@contextmanager
+def launched(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run under torchrun, which says all it says in `log`. Nothing of it outlives the test, also one that fails:
+    ranks have sessions of their own, and would train on."""
+    with log.open("w") as file:
+        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in [*ranks_of(process), process.pid]:
+                os.kill(pid, signal.SIGKILL)
+            process.wait()

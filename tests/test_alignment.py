@@ -18,7 +18,7 @@ from mmkd.distill.alignment import AlignmentCard, load
 from mmkd.distill.alignment.closed_form import hadamard
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, load_align
 from mmkd.distill.alignment.fit import METHODS, align
-from mmkd.distill.alignment.judge import effective_rank, neighbour_overlap, recall_at_1
+from mmkd.distill.alignment.judge import effective_rank, neighbor_overlap, recall_at_1
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
 from mmkd.distill.alignment.trained import MultiTeacherAutoencoder
 from mmkd.store import FeatureStore
@@ -67,9 +67,9 @@ def test_procrustes_recovers_the_hidden_space(planted: tuple[FeatureStore, np.nd
         error = np.linalg.norm(mapped[slug] - mapped["small"]) / np.linalg.norm(mapped["small"])
         assert error < 0.05
     # What is common is the hidden space up to one rotation: distances are those of the hidden rows.
-    centred = hidden - hidden.mean(axis=0)
+    centered = hidden - hidden.mean(axis=0)
     inner = mapped["wide"] @ mapped["wide"].T
-    assert np.linalg.norm(inner - centred @ centred.T) / np.linalg.norm(centred @ centred.T) < 0.05
+    assert np.linalg.norm(inner - centered @ centered.T) / np.linalg.norm(centered @ centered.T) < 0.05
     scores = alignment.card.scores
     assert scores["image_to_text"] > 0.95
     assert scores["image_to_image"] > 0.95
@@ -131,7 +131,7 @@ def test_hadamard_matrices(order: int) -> None:
     matrix = hadamard(order)
     assert torch.equal(matrix.abs(), torch.ones(order, order, dtype=torch.float64))
     assert torch.equal(matrix @ matrix.T, order * torch.eye(order, dtype=torch.float64))
-    with pytest.raises(ConfigError, match="none here of order 28"):
+    with pytest.raises(ConfigError, match="none of order 28 is known"):
         hadamard(28)
 
 
@@ -201,9 +201,9 @@ def test_the_judge_s_numbers() -> None:
     assert recall_at_1(unit, unit.roll(1, 0), numbers) == 0.0
     assert recall_at_1(unit, unit.roll(1, 0), np.zeros(60)) == 1.0
     rotation = torch.from_numpy(np.linalg.qr(rng.normal(size=(6, 6)))[0].astype(np.float32))
-    assert neighbour_overlap(base, base @ rotation) == 1.0
+    assert neighbor_overlap(base, base @ rotation) == 1.0
     other = torch.from_numpy(rng.normal(size=(60, 6)).astype(np.float32))
-    assert neighbour_overlap(base, other) == pytest.approx(10 / 59, abs=0.06)
+    assert neighbor_overlap(base, other) == pytest.approx(10 / 59, abs=0.06)
     spread = torch.eye(4).repeat(2, 1) * torch.tensor([1.0] * 4 + [-1.0] * 4)[:, None]
     assert effective_rank(spread) == pytest.approx(4.0)
     assert effective_rank(spread * torch.tensor([1.0, 0, 0, 0])) == pytest.approx(1.0)
@@ -268,7 +268,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_store_is_not_touched(
         ({"where": "site = 's9'"}, "0 rows to fit on"),
         ({"where": "sit = 's1'"}, "did you mean 'site'"),
         ({"method": {"procrustes": {"reference": "x"}}}, "reference is 'x', the teachers are big, small, wide"),
-        ({"method": {"whitening": {}}, "dim": 28}, "none here of order 28"),
+        ({"method": {"whitening": {}}, "dim": 28}, "none of order 28 is known"),
         ({"held_out": 0.001}, "rows to judge by"),
         ({"out": "a.pt"}, r"expected a name that ends with \.safetensors"),
         ({"method": {"autoencoder": {"lr": 1e30, "steps": 3, "hidden": 4, "batch_size": 32}}}, "lower method lr"),
@@ -298,3 +298,27 @@ def test_the_command(planted: tuple[FeatureStore, np.ndarray], tmp_path: Path) -
     assert AlignmentCard.model_validate_json(told.output) == load(tmp_path / "p.safetensors").card
     done = CliRunner().invoke(align_command, [str(planted[0].root), str(tmp_path / "nowhere.yaml")])
     assert isinstance(done.exception, MmkdError)
+
+
+def test_full_whitening_scales_no_direction_below_the_floor(
+    planted: tuple[FeatureStore, np.ndarray], tmp_path: Path
+) -> None:
+    store, _ = planted
+    spreads = []
+    for floor in (1e-4, 0.9):
+        settings = {"kind": "full", "floor": floor}
+        alignment = fitted(store, tmp_path, "whitening", settings=settings)
+        values = torch.from_numpy(store.image("small")[:].astype("float32"))
+        variance = alignment("small", "image", values).var(dim=0)
+        spreads.append(float(variance.max() / variance.min()))
+    assert spreads[0] < 2  # equal in every direction, up to what the text adds
+    assert spreads[1] > 5  # all directions but the first keep their differences
+
+
+def test_an_alignment_is_judged_on_as_many_rows_as_are_set(
+    planted: tuple[FeatureStore, np.ndarray], tmp_path: Path
+) -> None:
+    store, _ = planted
+    whole = fitted(store, tmp_path, "pca").card.scores["rows"]
+    assert whole > 30
+    assert fitted(store, tmp_path, "pca", judge_rows=30).card.scores["rows"] == 30

@@ -18,7 +18,7 @@ from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
 from mmkd.distill.batches import Schedule, epoch_order
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
-from mmkd.distill.config import OptimiserConfig, load_run
+from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import lr_factor, warmup_steps
 from mmkd.distill.student import build_student
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -53,11 +53,11 @@ def test_learning_rate_known_values() -> None:
     assert lr_factor(8, 4, 12) == pytest.approx(0.5)
     assert lr_factor(12, 4, 12) == pytest.approx(0.0)
     assert lr_factor(0, 0, 10) == 1.0
-    assert warmup_steps(OptimiserConfig(), 240) == 12
-    assert warmup_steps(OptimiserConfig(warmup=0.25), 8) == 2
-    assert warmup_steps(OptimiserConfig(warmup_steps=0), 0) == 0
+    assert warmup_steps(OptimizerConfig(), 240) == 12
+    assert warmup_steps(OptimizerConfig(warmup=0.25), 8) == 2
+    assert warmup_steps(OptimizerConfig(warmup_steps=0), 0) == 0
     with pytest.raises(ConfigError, match=r"warmup_steps is 2,000, the run has 240 steps .* `warmup: 0.05`"):
-        warmup_steps(OptimiserConfig(warmup_steps=2000), 240)
+        warmup_steps(OptimizerConfig(warmup_steps=2000), 240)
 
 
 def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(training_scene: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_loader_processes_do_not_change_the_result(training_scene: Path) -> None
     ("changes", "error", "message"),
     [
         ({"epoch": 3}, ConfigError, r"epoch: unknown key; did you mean 'epochs'"),
-        ({"optimiser": {"lrr": 1}}, ConfigError, r"optimiser\.lrr: unknown key; did you mean 'lr'"),
+        ({"optimizer": {"lrr": 1}}, ConfigError, r"optimizer\.lrr: unknown key; did you mean 'lr'"),
         ({"batch_size": 1}, ConfigError, "batch_size: Input should be greater than 1"),
         ({"batch_size": 301, "where": {}}, UserError, "300 rows match .* fewer than one batch of 301"),
         ({"where": {"organ": "liver"}}, UserError, r"no sample column 'organ'; it has .*site"),
@@ -152,7 +152,7 @@ def test_dry_run_says_what_a_run_takes_and_writes_nothing(training_scene: Path) 
     assert done.stderr.startswith("100 pairs, 2 teachers, student of 0.")
     assert sorted(training_scene.rglob("*")) == before
     config = load_run(path)
-    with_average = write_run(training_scene, "dry-average", optimiser={"average": 0.9})
+    with_average = write_run(training_scene, "dry-average", optimizer={"average": 0.9})
     assert (found["pairs"], found["steps"], found["steps_left"], found["teachers"]) == (100, 8, 8, ["one", "two"])
     assert found["student_parameters"] == sum(p.numel() for p in build_student(config.student).parameters())
     assert found["other_parameters"] == 20 * (24 + 32) + 2
@@ -185,23 +185,23 @@ def test_what_a_user_may_not_expect_is_said(training_scene: Path) -> None:
 
 def test_presets_lie_under_the_run_and_over_each_other(training_scene: Path) -> None:
     (training_scene / "mine.yaml").write_text(
-        "epochs: 3\noptimiser: {lr: 2.0e-3, clip_norm: 5.0}\nloss: {cross: 0.5}\n"
+        "epochs: 3\noptimizer: {lr: 2.0e-3, clip_norm: 5.0}\nloss: {cross: 0.5}\n"
     )
     config = load_run(
-        write_run(training_scene, "preset", preset=["distil", "large", "mine.yaml"], optimiser={"lr": 1e-3})
+        write_run(training_scene, "preset", preset=["distil", "large", "mine.yaml"], optimizer={"lr": 1e-3})
     )
     assert config.preset == ("distil", "large", "mine.yaml")
-    assert (config.epochs, config.optimiser.lr, config.optimiser.clip_norm) == (2, 1e-3, 5.0)
-    assert (config.loss.cross, config.loss.task, config.optimiser.layer_decay) == (0.5, 1.0, 0.9)
+    assert (config.epochs, config.optimizer.lr, config.optimizer.clip_norm) == (2, 1e-3, 5.0)
+    assert (config.loss.cross, config.loss.task, config.optimizer.layer_decay) == (0.5, 1.0, 0.9)
     assert load_run(write_run(training_scene, "one-preset", preset="pretrain")).loss.feature == 0
 
 
 def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(training_scene: Path) -> None:
-    first = load_run(write_run(training_scene, "stage1", preset="pretrain", optimiser={"lr": 1e-3, "warmup_steps": 0}))
+    first = load_run(write_run(training_scene, "stage1", preset="pretrain", optimizer={"lr": 1e-3, "warmup_steps": 0}))
     report = quiet(first)
     assert set(report.losses) == {"task", "total"}
     student = {"model": "tiny-student.json", "start_from": "runs/stage1"}
-    second = load_run(write_run(training_scene, "stage2", preset="distil", student=student, optimiser={"lr": 1e-12}))
+    second = load_run(write_run(training_scene, "stage2", preset="distil", student=student, optimizer={"lr": 1e-12}))
     assert set(quiet(second).losses) == {"task", "feature", "cross", "total"}
     weights = [student_weights(read(best_or_last(config.out))) for config in (first, second)]
     assert weights[0].keys() == weights[1].keys()

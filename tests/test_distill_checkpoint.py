@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tiny_run import quiet, write_run
 from mmkd.base.errors import BusyStoreError, ConfigError, CorruptStoreError, StoreError, UserError
 from mmkd.distill.alignment.config import load_align
 from mmkd.distill.alignment.fit import align as fit_alignment
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of
+from mmkd.distill.checkpoint import best_or_last, checkpoints, find_checkpoint, read, step_of
 from mmkd.distill.config import StudentConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.prepare import prepare
@@ -29,22 +30,30 @@ from mmkd.distill.trainer import train
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
+JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 30}]}
+WHOLE: dict[str, Any] = {"monitor": JUDGED, "optimizer": {"lr": 1e-3, "warmup": 0.25, "average": 0.9}}
+
+
+def result(out: Path) -> list[bytes]:
+    """The last checkpoint of a run and its best one."""
+    return [find_checkpoint(out, which).read_bytes() for which in ("last", "best")]
+
 
 @pytest.fixture(scope="module")
-def whole(training_scene: Path) -> bytes:
-    """The last checkpoint of an uninterrupted run of eight steps in two epochs."""
-    config = load_run(write_run(training_scene, "whole-run"))
+def whole(training_scene: Path) -> list[bytes]:
+    """The result of an uninterrupted run of eight steps in two epochs, with averaged weights and four validations."""
+    config = load_run(write_run(training_scene, "whole-run", **WHOLE))
     assert quiet(config).steps == 8
-    return best_or_last(config.out).read_bytes()
+    return result(config.out)
 
 
-def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(training_scene: Path, whole: bytes) -> None:
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(training_scene: Path, whole: list[bytes]) -> None:
     # Interrupted after every step: within epochs, between them, and before the last step.
-    config = load_run(write_run(training_scene, "signalled", checkpoints={"stop_signals": ["SIGUSR1"]}))
+    config = load_run(write_run(training_scene, "signalled", **WHOLE, checkpoints={"stop_signals": ["SIGUSR1"]}))
     for step in range(8):
         report = train(config, say=lambda _: os.kill(os.getpid(), signal.SIGUSR1))
         assert (report.resumed_at, report.steps, report.stopped) == (step, step + 1, "SIGUSR1")
-    assert best_or_last(config.out).read_bytes() == whole
+    assert result(config.out) == whole
     assert quiet(config).resumed_at == 8  # nothing is left to do
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
@@ -65,32 +74,33 @@ def killed_again_and_again(path: Path, kills: int, seed: int) -> int:
     raise AssertionError("the run did not come to its end")
 
 
-def test_kill_9_at_random_moments(training_scene: Path, whole: bytes) -> None:
-    path = write_run(training_scene, "killed", checkpoints={"every_steps": 1})
+def test_kill_9_at_random_moments(training_scene: Path, whole: list[bytes]) -> None:
+    path = write_run(training_scene, "killed", **WHOLE, checkpoints={"every_steps": 1})
     assert killed_again_and_again(path, kills=5, seed=0) > 0
-    assert best_or_last(load_run(path).out).read_bytes() == whole
+    assert result(load_run(path).out) == whole
     assert not list(load_run(path).out.rglob("*.mmkd-tmp"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 9))
-def test_kill_9_at_many_random_moments(training_scene: Path, whole: bytes, seed: int) -> None:
-    path = write_run(training_scene, f"killed-{seed}", checkpoints={"every_steps": 1})
+def test_kill_9_at_many_random_moments(training_scene: Path, whole: list[bytes], seed: int) -> None:
+    path = write_run(training_scene, f"killed-{seed}", **WHOLE, checkpoints={"every_steps": 1})
     killed_again_and_again(path, kills=15, seed=seed)
-    assert best_or_last(load_run(path).out).read_bytes() == whole
+    assert result(load_run(path).out) == whole
 
 
-def test_what_lies_beside_a_run_may_change(training_scene: Path, whole: bytes, tmp_path: Path) -> None:
-    config = load_run(write_run(training_scene, "moved", epochs=2, checkpoints={"stop_signals": ["SIGTERM"]}))
+def test_what_lies_beside_a_run_may_change(training_scene: Path, whole: list[bytes], tmp_path: Path) -> None:
+    config = load_run(write_run(training_scene, "moved", **WHOLE, checkpoints={"stop_signals": ["SIGTERM"]}))
     train(config, say=lambda _: os.kill(os.getpid(), signal.SIGTERM))
     for name in ("features", "tiny-student.json"):
         copy = shutil.copytree if (training_scene / name).is_dir() else shutil.copy
         copy(training_scene / name, tmp_path / name)
     shutil.copytree(config.out, tmp_path / "runs" / "moved")
     # Another place, other workers, features in memory, checkpoints at other times.
-    path = write_run(tmp_path, "moved", data={"workers": 2, "features": "resident"}, checkpoints={"every_steps": 3})
+    data = {"workers": 2, "features": "resident"}
+    path = write_run(tmp_path, "moved", **WHOLE, data=data, checkpoints={"every_steps": 3})
     assert quiet(path).resumed_at == 1
-    assert best_or_last(load_run(path).out).read_bytes() == whole
+    assert result(load_run(path).out) == whole
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -> None:
@@ -103,9 +113,9 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -
 def test_a_checkpoint_of_another_run_is_refused(training_scene: Path) -> None:
     quiet(write_run(training_scene, "other", epochs=1))
     with pytest.raises(UserError, match="another configuration or store") as caught:
-        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimiser={"lr": 2e-3}))
+        quiet(write_run(training_scene, "other", epochs=1, seed=5, optimizer={"lr": 2e-3}))
     assert "\n" not in str(caught.value)
-    assert "(seed was 0, is 5; optimiser.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
+    assert "(seed was 0, is 5; optimizer.lr was 0.001, is 0.002); name another `out`" in str(caught.value)
 
 
 def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_path: Path) -> None:
@@ -131,8 +141,8 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_there(training_scene
 
 
 def test_a_loss_that_is_not_a_number_names_its_batch(training_scene: Path) -> None:
-    config = load_run(write_run(training_scene, "nan", optimiser={"lr": 1e30, "warmup_steps": 0}))
-    with pytest.raises(UserError, match=r"at step 1 \(epoch 0\), rows \d+, .*lower optimiser\.lr") as caught:
+    config = load_run(write_run(training_scene, "nan", optimizer={"lr": 1e30, "warmup_steps": 0}))
+    with pytest.raises(UserError, match=r"at step 1 \(epoch 0\), rows \d+, .*lower optimizer\.lr") as caught:
         quiet(config)
     assert "\n" not in str(caught.value)
     note = json.loads((config.out / "bad-batch.json").read_text())
@@ -163,14 +173,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(training_scene: Path) -> None:
     assert quiet(path).steps == 8
 
 
-def test_time_is_not_in_a_checkpoint(training_scene: Path, whole: bytes) -> None:
-    config = load_run(write_run(training_scene, "again"))
+def test_time_is_not_in_a_checkpoint(training_scene: Path, whole: list[bytes]) -> None:
+    config = load_run(write_run(training_scene, "again", **WHOLE))
     time.sleep(0.01)
     quiet(config)
-    assert best_or_last(config.out).read_bytes() == whole
-
-
-JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 30}]}
+    assert result(config.out) == whole
 
 
 def test_a_kill_behind_a_checkpoint_leaves_it_the_best(training_scene: Path) -> None:
@@ -275,7 +282,7 @@ def test_another_metric_or_other_rows_choose_a_best_of_their_own(training_scene:
 
 def test_a_run_that_patience_ended_takes_no_more_steps(training_scene: Path) -> None:
     monitor = {"every_steps": 1, "patience": 2, "sets": JUDGED["sets"]}
-    path = write_run(training_scene, "ended", epochs=10, optimiser={"lr": 1e-9, "warmup_steps": 0}, monitor=monitor)
+    path = write_run(training_scene, "ended", epochs=10, optimizer={"lr": 1e-9, "warmup_steps": 0}, monitor=monitor)
     assert (quiet(path).steps, quiet(path).stopped) == (3, "patience")
     saved = checkpoints(load_run(path).out)
     again = quiet(path)
@@ -306,7 +313,7 @@ def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
         ({"policy": {"kind": "weighted", "weights": {"one": 0, "two": 0}}}, "policy.weights is 0 for every teacher"),
         ({"data": {"workers": 0, "crop_scale": [1.0, 0.5]}}, r"crop_scale: is \[1.0, 0.5\], expected"),
         ({"data": {"workers": 0, "crop_scale": [0.0, 0.5]}}, "crop_scale: is"),
-        ({"optimiser": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
+        ({"optimizer": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
         ({"teachers": ["one", "one"]}, "teachers: one is named twice"),
         ({"where": {"width": "40"}}, "column 'width' holds int32, '40' does not fit; expected a number without quotes"),
         ({"where": {"site": 0}}, "column 'site' holds string, 0 does not fit; expected text, {site: '0'}"),

@@ -36,7 +36,7 @@ def finished(training_scene: Path) -> RunConfig:
     select(FeatureStore.open(training_scene / "features"), "agreed", rule)
     monitor = {"sets": [{"name": "held-out", "where": {"site": "s1"}}], "every_steps": 4}
     averaged = {"average": 0.5}
-    config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimiser=averaged))
+    config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimizer=averaged))
     quiet(config)
     return config
 
@@ -102,7 +102,7 @@ def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder:
     assert "weights averaged with decay 0.5" in card
     assert "rows used: {'site': 's0'}" in card
     assert facts["config"] == state.record.config
-    assert (facts["config"]["seed"], facts["config"]["optimiser"]["average"]) == (finished.seed, 0.5)
+    assert (facts["config"]["seed"], facts["config"]["optimizer"]["average"]) == (finished.seed, 0.5)
 
 
 def test_nothing_but_the_checkpoints_is_needed_and_no_path_is_said(
@@ -197,6 +197,19 @@ def test_a_graph_that_differs_from_the_student_is_deleted(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="the torchscript graph of the text tower differs from the student by 1 of"):
         write_graphs(Forgetful(), images, tokens, "torchscript", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["image.pt"]
+
+
+def test_an_export_that_fails_leaves_nothing(
+    finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("another feature")
+
+    monkeypatch.setattr("mmkd.distill.export.write_graphs", fail)
+    (tmp_path / "s").mkdir()
+    with pytest.raises(UserError, match="another feature"):
+        export(finished.out, tmp_path / "s", ["torchscript"])
+    assert list(tmp_path.rglob("*")) == [tmp_path / "s"]
 
 
 def test_onnx_without_its_packages_is_one_line(

@@ -64,8 +64,8 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
     assert again.monitor.scores() == report.scores
     assert set(report.scores) == {"held-out/recall@1", "held-out/recall@5"}
     held = again.monitor.sets[0]
-    assert set(held.pairs.rows.tolist()) < set(range(1, 300, 3))
-    assert len(set(held.pairs.rows.tolist())) == 40
+    assert set(held.rows.pairs.rows.tolist()) < set(range(1, 300, 3))
+    assert len(set(held.rows.pairs.rows.tolist())) == 40
     # By hand: open_clip's own evaluation transform and tower over the corpus' own files.
     from open_clip.transform import image_transform_v2
     from PIL import Image
@@ -74,14 +74,14 @@ def test_scores_are_those_of_the_weights_as_open_clip_would_give_them(training_s
 
     student = again.update.model.towers.student.eval()
     transform = image_transform_v2(preprocessing(student), is_train=False)
-    rows = held.pairs.rows.tolist()
+    rows = held.rows.pairs.rows.tolist()
     with torch.no_grad():
         pixels = torch.stack([transform(Image.open(training_scene / f"corpus/images/{row}.png")) for row in rows])
         image = torch.nn.functional.normalize(student.encode_image(pixels), dim=-1)
-        texts = held.captions.tokens(held.pairs.caption)
+        texts = held.captions.tokens(held.rows.pairs.caption)
         text = torch.nn.functional.normalize(student.encode_text(texts), dim=-1)
-    ranks = loop_ranks(image.numpy(), text.numpy(), held.pairs.caption)
-    ranks += loop_ranks(text.numpy(), image.numpy(), held.pairs.caption)
+    ranks = loop_ranks(image.numpy(), text.numpy(), held.rows.pairs.caption)
+    ranks += loop_ranks(text.numpy(), image.numpy(), held.rows.pairs.caption)
     for k in (1, 5):
         assert report.scores[f"held-out/recall@{k}"] == pytest.approx(np.mean([rank < k for rank in ranks]))
 
@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(training_scene: P
     # A learning rate of nearly nothing: the first validation is the best, the next two are no better.
     changes = {"sets": [HELD_OUT], "every_steps": 2, "patience": 2}
     config = load_run(
-        write_run(training_scene, "patient", monitor=changes, optimiser={"lr": 1e-30}, checkpoints={"keep_last": 1})
+        write_run(training_scene, "patient", monitor=changes, optimizer={"lr": 1e-30}, checkpoints={"keep_last": 1})
     )
     done = CliRunner().invoke(distill, [str(training_scene / "patient.yaml")], catch_exceptions=False)
     assert "stopped by patience: nothing better since step 2" in done.stdout
@@ -126,7 +126,7 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
     held, monitor = ready.monitor.sets[0], ready.monitor
     ready.update.model.towers.eval()
     with torch.no_grad():
-        images, prompts = monitor._images(held).numpy(), monitor._texts(held.prompts).numpy()  # type: ignore[arg-type]
+        images, prompts = monitor._encode_images(held).numpy(), monitor._encode_texts(held.prompts).numpy()  # type: ignore[arg-type]
     vectors = [prompts[i::2].mean(axis=0) for i in range(2)]
     vectors = [vector / np.linalg.norm(vector) for vector in vectors]
     right = [int(np.argmax([image @ vector for vector in vectors])) == i % 2 for i, image in enumerate(images)]
@@ -198,7 +198,7 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * layer.weight.detach()
     assert torch.allclose(average.values["weight"], expected)
-    config = load_run(write_run(training_scene, "averaged", epochs=1, optimiser={"average": 0.9}))
+    config = load_run(write_run(training_scene, "averaged", epochs=1, optimizer={"average": 0.9}))
     quiet(config)
     state = read(best_or_last(config.out))
     own, averaged = state.part("model.towers.student"), student_weights(state)
@@ -209,7 +209,7 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
 def test_tensorboard_holds_every_step_once_after_a_resume(training_scene: Path) -> None:
     logging = {"tensorboard": True, "every_steps": 1}
     monitor = {"sets": [HELD_OUT], "every_steps": 2}
-    changes = {"epochs": 1, "optimiser": {"warmup": 0.5}}
+    changes = {"epochs": 1, "optimizer": {"warmup": 0.5}}
     quiet(write_run(training_scene, "logged", **changes, logging=logging, monitor=monitor))
     events = EventAccumulator(str(training_scene / "runs/logged/tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {
@@ -237,6 +237,18 @@ def test_wandb_that_is_not_installed_is_said(training_scene: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install .*\[wandb\]'"):
         quiet(write_run(training_scene, "no-wandb", logging={"wandb": "mine"}))
+
+
+def test_wandb_without_a_login_is_one_line(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"logging.wandb: No API key .*; run `wandb login`, set") as caught:
+        quiet(write_run(training_scene, "no-login", logging={"wandb": "mine"}))
+    assert "\n" not in str(caught.value)
 
 
 def log_records(path: Path) -> Iterator[bytes]:

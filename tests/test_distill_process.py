@@ -10,8 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from forked import forked_command
-from test_distill_ranks import launched
+from forked import forked_command, launched
 from tiny_run import write_run
 
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of
@@ -92,7 +91,7 @@ def one_line(training_scene: Path, tmp_path: Path, **changes: object) -> str:
 
 
 def test_a_loss_that_is_not_a_number_is_one_line(training_scene: Path, tmp_path: Path) -> None:
-    line = one_line(training_scene, tmp_path, optimiser={"lr": 1e30, "warmup_steps": 0})
+    line = one_line(training_scene, tmp_path, optimizer={"lr": 1e30, "warmup_steps": 0})
     assert "at step 1 (epoch 0), rows " in line
 
 

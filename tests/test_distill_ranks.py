@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -18,26 +16,23 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from forked import forked_ranks, peaceful
+from forked import forked_ranks, launched, peaceful, ranks_of, under_torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.model import set_model_preprocess_cfg
+from tiny_model import objective, parts
 from tiny_run import quiet, write_run
 from tiny_teachers import TINY
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.batch import Batch, TeacherTargets
+from mmkd.distill.batch import Batch
 from mmkd.distill.batches import share
 from mmkd.distill.captions import tokenised
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
-from mmkd.distill.config import LossConfig, OptimiserConfig, PolicyConfig, RunConfig, load_run
-from mmkd.distill.heads import Heads
-from mmkd.distill.objective import Objective, TeacherSide
-from mmkd.distill.optimizer import learning_rate_shares, make_optimiser
-from mmkd.distill.policies import Policy
+from mmkd.distill.config import OptimizerConfig, RunConfig, load_run
+from mmkd.distill.optimizer import learning_rate_shares, make_optimizer
 from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers
-from mmkd.distill.targets import Preparation
 from mmkd.distill.train_step import Model, Updater
 from mmkd.distill.trainer import train
 from mmkd.distill.world import World
@@ -68,41 +63,10 @@ def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None
         assert (row[columns:] == captions.pad).all()
 
 
-def objective() -> Objective:
-    """The default terms for a student 24 wide and teachers 6 and 8 wide."""
-    slugs = ("a", "b")
-    heads = Heads("linear", 24, slugs, [6, 8])
-    side = TeacherSide(heads, Preparation(slugs, None, to_unit=True), Policy(PolicyConfig(), seed=0), [10.0, 10.0])
-    return Objective(LossConfig(), side)
-
-
-def parts(seed: int = 0, rows: int = 12) -> tuple[Model, Batch]:
-    """A tiny model with two teachers, and a batch in which the second teacher lacks rows."""
-    torch.manual_seed(seed)
-    clip = open_clip.CLIP(**TINY | {"text_cfg": TINY["text_cfg"] | {"width": 16}})
-    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
-    model = Model(Towers(clip), objective())
-    targets = tuple(
-        TeacherTargets(torch.randn(rows, e), torch.randn(rows, e), torch.rand(rows) < p) for e, p in ((6, 2), (8, 0.6))
-    )
-    batch = Batch(
-        step=0,
-        epoch=0,
-        rows=np.arange(rows),
-        positions=torch.arange(rows),
-        images=torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8),
-        tokens=torch.randint(1, 49408, (rows, 16)),
-        columns=(16,) * rows,
-        groups=torch.arange(rows) % 9,
-        targets=targets,
-    )
-    return model, batch
-
-
 def gradients(model: Model, batch: Batch, micro: int | None) -> dict[str, torch.Tensor]:
     """Of one update with a learning rate of zero."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
-    update = Updater(model, model.towers, optimiser, 1e9, World(torch.device("cpu")), torch.float32, micro, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    update = Updater(model, model.towers, optimizer, 1e9, World(torch.device("cpu")), torch.float32, micro, seed=0)
     outcome = update(batch)
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return found | {f"term {name}": term for name, term in outcome.terms.items()}
@@ -133,47 +97,21 @@ def test_micro_batches_leave_batch_norms_as_one_pass_over_each_does() -> None:
 
 def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
     model, _ = parts()
-    config = OptimiserConfig(weight_decay=0.2, layer_decay=0.5)
-    shares = learning_rate_shares(model, OptimiserConfig(layer_decay=0.5))
+    config = OptimizerConfig(weight_decay=0.2, layer_decay=0.5)
+    shares = learning_rate_shares(model, OptimizerConfig(layer_decay=0.5))
     student = "towers.student."
     for name in (f"{student}visual.proj", "objective.heads.maps.0.weight", f"{student}logit_scale"):
         assert shares[name] == 1
     assert shares[f"{student}visual.transformer.resblocks.0.ln_1.weight"] == 0.5
     assert shares[f"{student}transformer.resblocks.0.mlp.c_fc.weight"] == 0.5
     assert shares[f"{student}visual.conv1.weight"] == shares[f"{student}token_embedding.weight"] == 0.25
-    optimiser = make_optimiser(model, config)
+    optimizer = make_optimizer(model, config)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             free = parameter.ndim < 2 or names[parameter].endswith(("positional_embedding", "class_embedding"))
             assert group["weight_decay"] == (0.0 if free else 0.2), names[parameter]
-    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
-
-
-def under_torchrun(*arguments: str) -> list[str]:
-    """A command line of `mmkd` for two ranks, as the documentation has it."""
-    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*launcher, "--no-python", str(Path(sys.executable).parent / "mmkd"), *arguments]
-
-
-def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
-    """Process ids of a launcher's ranks."""
-    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
-
-
-@contextmanager
-def launched(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run under torchrun, which says all it says in `log`. Nothing of it outlives the test, also one that fails:
-    ranks have sessions of their own, and would train on."""
-    with log.open("w") as file:
-        process = subprocess.Popen(under_torchrun("distill", str(path)), stdout=file, stderr=file)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            for pid in [*ranks_of(process), process.pid]:
-                os.kill(pid, signal.SIGKILL)
-            process.wait()
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
 def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
@@ -185,7 +123,7 @@ def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
         assert torch.allclose(value, b.tensors[name], rtol=1e-4, atol=2e-6), name
 
 
-GENTLE = {"epochs": 1, "optimiser": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
+GENTLE = {"epochs": 1, "optimizer": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -253,7 +191,7 @@ def test_a_piece_of_one_row_under_batch_norm_is_refused(training_scene: Path) ->
 
 
 def test_a_loss_that_is_not_a_number_names_the_rows_of_all_ranks(training_scene: Path) -> None:
-    path = write_run(training_scene, "nan-ranks", optimiser={"lr": 1e30, "warmup_steps": 0})
+    path = write_run(training_scene, "nan-ranks", optimizer={"lr": 1e30, "warmup_steps": 0})
     children = forked_ranks(2, quiet, path)
     for child in children:
         child.join()

@@ -18,8 +18,8 @@ from tiny_teachers import TINY, write_tiny_teacher
 from transformers import BertConfig, BertModel
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.config import LockConfig, OptimiserConfig, StudentConfig
-from mmkd.distill.optimizer import learning_rate_shares, lock_layers, make_optimiser, set_learning_rate
+from mmkd.distill.config import LockConfig, OptimizerConfig, StudentConfig
+from mmkd.distill.optimizer import learning_rate_shares, lock_layers, make_optimizer, set_learning_rate
 from mmkd.distill.student import Towers, build_student, length_groups
 
 TEXT = TINY["text_cfg"]
@@ -196,11 +196,11 @@ def test_locked_layers_learn_nothing_and_their_statistics_stay() -> None:
     lock_layers(towers, LockConfig(image="all", text=2))
     towers.train()
     before = {name: value.clone() for name, value in towers.state_dict().items()}
-    optimiser = make_optimiser(towers, OptimiserConfig())
+    optimizer = make_optimizer(towers, OptimizerConfig())
     image, text, _ = towers(torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), rows_of([3] * 6))
     (image @ text.T).sum().backward()
-    set_learning_rate(optimiser, 0.1)
-    optimiser.step()
+    set_learning_rate(optimizer, 0.1)
+    optimizer.step()
     changed = {name for name, value in towers.state_dict().items() if not torch.equal(value, before[name])}
     assert not any(".visual." in name or "resblocks.1." in name or "token_embedding" in name for name in changed)
     assert any("resblocks.2." in name for name in changed)
@@ -220,7 +220,7 @@ def test_a_lock_that_cannot_be_is_refused(lock: dict[str, Any], words: str) -> N
 
 def test_parts_have_learning_rates_of_their_own() -> None:
     towers = towers_of({})
-    config = OptimiserConfig.model_validate({"layer_decay": 0.5, "part_rates": {"image": 0.1, "text": 2.0}})
+    config = OptimizerConfig.model_validate({"layer_decay": 0.5, "part_rates": {"image": 0.1, "text": 2.0}})
     shares = learning_rate_shares(towers, config)
     assert shares["student.visual.proj"] == pytest.approx(0.1)
     assert shares["student.visual.conv1.weight"] == pytest.approx(0.1 * 0.25)

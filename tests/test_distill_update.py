@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_distill_ranks import parts
+from tiny_model import parts
 from tiny_run import quiet, write_run
 
 from mmkd.distill.batch import Batch
 from mmkd.distill.checkpoint import best_or_last, read
-from mmkd.distill.config import OptimiserConfig, RunConfig, load_run
+from mmkd.distill.config import OptimizerConfig, RunConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.train_step import Model, Outcome, Updater
@@ -24,8 +24,8 @@ CPU = World(torch.device("cpu"))
 
 def updated(model: Model, batch: Batch, clip_norm: float) -> tuple[Outcome, float]:
     """One step that moves nothing; its outcome, and the norm of the gradient that is left."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
-    outcome = Updater(model, model.towers, optimiser, clip_norm, CPU, torch.float32, None, seed=0)(batch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    outcome = Updater(model, model.towers, optimizer, clip_norm, CPU, torch.float32, None, seed=0)(batch)
     found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return outcome, float(torch.cat(found).norm())
 
@@ -65,7 +65,7 @@ def test_a_run_clips_at_the_norm_of_its_configuration(training_scene: Path) -> N
     """AdamW divides by the gradient's own size, but for `eps`: a norm far below it leaves hardly a step."""
     free, tight = (
         load_run(
-            write_run(training_scene, f"clip-{norm}", epochs=1, optimiser={"clip_norm": norm, "weight_decay": 0.0})
+            write_run(training_scene, f"clip-{norm}", epochs=1, optimizer={"clip_norm": norm, "weight_decay": 0.0})
         )
         for norm in (1.0, 1e-12)
     )
@@ -81,12 +81,12 @@ def first_batch(run: Run) -> Batch:
 def test_every_layer_takes_its_share_of_the_learning_rate(training_scene: Path) -> None:
     """Adam's first step is the learning rate times the sign of the gradient, where that is far above `eps`."""
     changes: dict[str, Any] = {"layer_decay": 0.5, "eps": 1e-12, "weight_decay": 0.0}
-    run = prepare(load_run(write_run(training_scene, "layers", optimiser=changes)), CPU)
+    run = prepare(load_run(write_run(training_scene, "layers", optimizer=changes)), CPU)
     model = run.update.model
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    set_learning_rate(run.update.optimiser, 1e-3)
+    set_learning_rate(run.update.optimizer, 1e-3)
     run.update(first_batch(run))
-    shares = learning_rate_shares(model, OptimiserConfig(layer_decay=0.5))
+    shares = learning_rate_shares(model, OptimizerConfig(layer_decay=0.5))
     assert set(shares.values()) == {1.0, 0.5, 0.25}
     for name, value in model.named_parameters():
         steps = (value.detach() - before[name]).abs()[value.grad.abs() > 1e-8]  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Fields of a run.yaml and an align.yaml that reach what they are for: crops, moments, patience, held-out rows."""
+"""Fields of a run.yaml reach what they are for: crops, moments, timeouts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from test_alignment import WIDTHS, fitted, planted  # noqa: F401
 from tiny_run import write_run
 
 from mmkd.base.errors import UserError
 from mmkd.distill import image_source, trainer
-from mmkd.distill.config import DataConfig, OptimiserConfig, load_run
+from mmkd.distill.config import DataConfig, OptimizerConfig, load_run
 from mmkd.distill.images import StoredImages
-from mmkd.distill.optimizer import make_optimiser
+from mmkd.distill.optimizer import make_optimizer
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import World, started_world
 
@@ -27,7 +26,7 @@ CPU = World(torch.device("cpu"))
 
 def test_betas_are_adamws() -> None:
     model = torch.nn.Linear(2, 2)
-    groups = make_optimiser(model, OptimiserConfig(betas=(0.5, 0.7))).param_groups
+    groups = make_optimizer(model, OptimizerConfig(betas=(0.5, 0.7))).param_groups
     assert {group["betas"] for group in groups} == {(0.5, 0.7)}
 
 
@@ -57,27 +56,6 @@ def test_teachers_and_captions_are_taken_as_the_loss_says(training_scene: Path, 
     assert side.prepare.to_unit is said
     # With a group of its own a row is the positive of no other; else it is its caption's.
     assert np.array_equal(side.bank.source.group, side.bank.source.rows) is not said
-
-
-def test_full_whitening_blows_nothing_up_beyond_the_floor(planted: Any, tmp_path: Path) -> None:  # noqa: F811
-    store, _ = planted
-    spreads = []
-    for floor in (1e-4, 0.9):
-        settings = {"kind": "full", "floor": floor}
-        alignment = fitted(store, tmp_path, "whitening", settings=settings)
-        values = torch.from_numpy(store.image("small")[:].astype("float32"))
-        variance = alignment("small", "image", values).var(dim=0)
-        spreads.append(float(variance.max() / variance.min()))
-    assert spreads[0] < 2  # equal in every direction, up to what the text adds
-    assert spreads[1] > 5  # all directions but the first keep their differences
-
-
-def test_an_alignment_is_judged_on_as_many_rows_as_are_set(planted: Any, tmp_path: Path) -> None:  # noqa: F811
-    store, _ = planted
-    assert set(WIDTHS) == set(store.teachers)
-    whole = fitted(store, tmp_path, "pca").card.scores["rows"]
-    assert whole > 30
-    assert fitted(store, tmp_path, "pca", judge_rows=30).card.scores["rows"] == 30
 
 
 def test_crops_cover_the_share_of_the_image_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def write_run(root: Path, name: str, **changes: Any) -> Path:
         "epochs": 2,
         "where": {"site": "s0"},
         "batch_size": 24,
-        "optimiser": {"lr": 1e-3, "warmup": 0.25},
+        "optimizer": {"lr": 1e-3, "warmup": 0.25},
         "data": {"workers": 0},
         "checkpoints": {"every_steps": 100},
         "logging": {"every_steps": 1, "tensorboard": False},

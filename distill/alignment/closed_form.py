@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.distill.alignment.config import Centre, PCASettings, ProcrustesSettings, WhiteningSettings
+from mmkd.distill.alignment.config import Center, PCASettings, ProcrustesSettings, WhiteningSettings
 from mmkd.distill.alignment.maps import TeacherMap
 from mmkd.distill.alignment.rows import BLOCK, AlignmentRows
 from mmkd.store.layout import TOWERS, Tower
@@ -26,19 +26,19 @@ _PALEY = {12: 11, 20: 19}
 
 @dataclass(frozen=True)
 class Moments:
-    """One teacher's, over images and texts of its pairs.
+    """Means and covariance of one teacher's features, over images and texts of its pairs.
 
-    means: tower to float64 (E,), what is subtracted. covariance: float64 (E, E), about those means, of both towers.
+    means: tower to float64 (E,), subtracted before the map. covariance: float64 (E, E) about them, of both towers.
     """
 
     means: dict[Tower, torch.Tensor]
     covariance: torch.Tensor
 
     def main_directions(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Variances (count,) descending and unit directions (count, E) of the largest; zeros where E is smaller."""
+        """Return the largest variances (count,), descending, and their unit directions (count, E); zeros beyond E."""
         values, vectors = torch.linalg.eigh(self.covariance)
         values, vectors = values.flip(0).clamp(min=0)[:count], vectors.flip(1).T[:count]
-        # An eigenvector has no sign of its own: the largest entry is made positive, so that files are equal.
+        # An eigenvector's sign is arbitrary: its largest entry is made positive, so that files are equal.
         largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
         vectors = vectors * largest.sign()
         lacking = count - len(values)
@@ -48,13 +48,13 @@ class Moments:
         return values, vectors
 
     def map_of(self, weight: torch.Tensor) -> TeacherMap:
-        """The map that subtracts the means and multiplies by `weight`, float64 (D, E)."""
+        """Return the map that subtracts the means and multiplies by `weight`, float64 (D, E)."""
         image, text = ((-weight @ self.means[tower]).float() for tower in TOWERS)
         return TeacherMap(weight.float(), image, text)
 
 
-def moments(rows: AlignmentRows, centre: Centre) -> dict[str, Moments]:
-    """Those of every teacher, in one pass over the rows, in float64."""
+def moments(rows: AlignmentRows, center: Center) -> dict[str, Moments]:
+    """Compute the moments of every teacher in one pass over the rows, in float64."""
     counts = dict.fromkeys(rows.slugs, 0)
     sums = {slug: {tower: torch.zeros(rows.widths[slug], dtype=torch.float64) for tower in TOWERS} for slug in counts}
     squares = {slug: torch.zeros(rows.widths[slug], rows.widths[slug], dtype=torch.float64) for slug in counts}
@@ -70,8 +70,8 @@ def moments(rows: AlignmentRows, centre: Centre) -> dict[str, Moments]:
         own = {tower: total / count for tower, total in sums[slug].items()}
         shared = (own["image"] + own["text"]) / 2
         zero = torch.zeros_like(shared)
-        means = {"tower": own, "shared": dict.fromkeys(TOWERS, shared), "none": dict.fromkeys(TOWERS, zero)}[centre]
-        # Sum of (x - m)(x - m)' over a tower, with m the mean that is subtracted and not always its own.
+        means = {"tower": own, "shared": dict.fromkeys(TOWERS, shared), "none": dict.fromkeys(TOWERS, zero)}[center]
+        # Sum of (x - m)(x - m)' over a tower, where m is not always the tower's own mean.
         outer = sum(
             torch.outer(means[tower], means[tower])
             - torch.outer(own[tower], means[tower])
@@ -84,21 +84,21 @@ def moments(rows: AlignmentRows, centre: Centre) -> dict[str, Moments]:
 
 def fit_pca(rows: AlignmentRows, settings: PCASettings, dim: int, seed: int) -> dict[str, TeacherMap]:
     """``y = V' (x - m)`` with the `dim` main directions V; zeros are appended where a teacher is narrower."""
-    found = moments(rows, settings.centre)
+    found = moments(rows, settings.center)
     return {slug: own.map_of(own.main_directions(dim)[1]) for slug, own in found.items()}
 
 
 def hadamard(order: int) -> torch.Tensor:
-    """A matrix of +1 and -1 with orthogonal rows, float64 (order, order): Sylvester's doubling of 1, 12 or 20.
+    """Build a matrix of +1 and -1 with orthogonal rows, float64 (order, order): Sylvester's doubling of 1, 12 or 20.
 
     Raises:
-        ConfigError: no such matrix is known here for this order.
+        ConfigError: the construction has no matrix of this order.
     """
     odd = order // (order & -order)
     start = {1: 1, 3: 12, 5: 20}.get(odd, 0)
     if not start or order % start:
         raise ConfigError(
-            f"PHI-S needs a Hadamard matrix, there is none here of order {order}; use a dim of 2^n, 12 * 2^n "
+            f"PHI-S needs a Hadamard matrix, and none of order {order} is known here; use a dim of 2^n, 12 * 2^n "
             "or 20 * 2^n (256, 384, 512, 640, 768, 1024), or `kind: full`"
         )
     matrix = _paley(_PALEY[start]) if start > 1 else torch.ones(1, 1, dtype=torch.float64)
@@ -108,7 +108,7 @@ def hadamard(order: int) -> torch.Tensor:
 
 
 def _paley(q: int) -> torch.Tensor:
-    """Paley's first construction of order q + 1: ``I + S`` with S the skew matrix of quadratic residues."""
+    """Build ``I + S`` of order q + 1, with S the skew matrix of quadratic residues: Paley's first construction."""
     squares = {i * i % q for i in range(1, q)}
     residue = [0 if i == 0 else 1 if i in squares else -1 for i in range(q)]
     core = torch.tensor([[residue[(i - j) % q] for j in range(q)] for i in range(q)], dtype=torch.float64)
@@ -125,7 +125,7 @@ def fit_whitening(rows: AlignmentRows, settings: WhiteningSettings, dim: int, se
     """
     rotation = hadamard(dim) / dim**0.5 if settings.kind == "phi_s" else torch.eye(dim, dtype=torch.float64)
     out = {}
-    for slug, own in moments(rows, settings.centre).items():
+    for slug, own in moments(rows, settings.center).items():
         variances, directions = own.main_directions(dim)
         if settings.kind == "phi_s":
             weight = rotation @ directions / variances.mean().sqrt()
@@ -145,7 +145,7 @@ def fit_procrustes(rows: AlignmentRows, settings: ProcrustesSettings, dim: int, 
     reference = settings.reference or max(rows.slugs, key=rows.pairs)
     if reference not in rows.slugs:
         raise ConfigError(f"procrustes.reference is {reference!r}, the teachers are {', '.join(rows.slugs)}")
-    found = moments(rows, settings.centre)
+    found = moments(rows, settings.center)
     target = found[reference].main_directions(dim)[1]
     others = [slug for slug in rows.slugs if slug != reference]
     cross = {slug: torch.zeros(dim, rows.widths[slug], dtype=torch.float64) for slug in others}

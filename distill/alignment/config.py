@@ -9,9 +9,8 @@ from pydantic import Field, field_validator
 
 from mmkd.base.config import Frozen, OneOf, read_mapping, validated, without_repeats
 
-Centre = Literal["tower", "shared", "none"]
-"""What is subtracted before a map: each tower's own mean (closes the gap between image and text), one mean of both, or
-nothing."""
+Center = Literal["tower", "shared", "none"]
+"""Subtracted before a map: each tower's own mean (closes the gap between image and text), one of both, or nothing."""
 
 
 class NoneSettings(Frozen):
@@ -21,7 +20,7 @@ class NoneSettings(Frozen):
 class PCASettings(Frozen):
     """The directions of largest variance."""
 
-    centre: Centre = "tower"
+    center: Center = "tower"
 
 
 class WhiteningSettings(Frozen):
@@ -29,9 +28,9 @@ class WhiteningSettings(Frozen):
 
     kind: Literal["phi_s", "full"] = "phi_s"
     """`phi_s`: a rotation and one factor a teacher, nothing is distorted; `full`: every direction has variance 1."""
-    centre: Centre = "tower"
+    center: Center = "tower"
     floor: float = Field(default=1e-4, gt=0, lt=1)
-    """`full` only: directions of less than this share of the largest variance are not blown up further."""
+    """`full` only: directions of less than this share of the largest variance are scaled as if they had it."""
 
 
 class ProcrustesSettings(Frozen):
@@ -39,13 +38,13 @@ class ProcrustesSettings(Frozen):
 
     reference: str | None = None
     """The teacher whose space is kept (cut to its main directions); by default the one with most pairs."""
-    centre: Centre = "tower"
+    center: Center = "tower"
     scale: bool = True
     """Fit one factor a teacher beside the rotation."""
 
 
 class TrainingSettings(Frozen):
-    """AdamW on features alone, with half a cosine to zero."""
+    """AdamW on features alone, with a cosine decay to zero."""
 
     steps: int = Field(default=500, gt=0)
     batch_size: int = Field(default=1024, gt=1)
@@ -57,7 +56,7 @@ class JointSettings(TrainingSettings):
     """Linear maps that are trained to agree."""
 
     temperature: float = Field(default=0.05, gt=0)
-    centre: Centre = "tower"
+    center: Center = "tower"
 
 
 class AutoencoderSettings(TrainingSettings):
@@ -94,12 +93,12 @@ class AlignConfig(Frozen):
     where: str | None = None
     """Fit and judge on rows that fit this condition; see `mmkd.base.conditions`."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the captions that are kept for the judge: no row is judged whose caption was fitted on."""
+    """Share of the captions that are held out: no row is judged whose caption was fitted on."""
     judge_rows: int = Field(default=2000, ge=20)
-    """Held-out rows at most that the judge looks at: the gallery of its retrieval."""
+    """Most held-out rows to judge by, the gallery of the retrieval."""
     unit_input: bool = True
     """Scale features to norm 1 first."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("teachers")
     @classmethod

@@ -1,4 +1,4 @@
-"""What an alignment is worth, on rows that it was not fitted on. All numbers but the rank are shares, 1 the best."""
+"""Scores of an alignment on rows that it was not fitted on: shares, 1 is best, and an effective rank."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from mmkd.distill.alignment.maps import Alignment
 from mmkd.distill.alignment.rows import AlignmentRows
 from mmkd.store.layout import TOWERS, Tower
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 
 
 class TeacherScores(Frozen):
-    """How one teacher's space came through."""
+    """Scores of one teacher's space."""
 
     rows: int
     reconstruction: float
-    """Share of its variance that can be had back from the aligned features by the best linear map (pseudo-inverse)."""
-    neighbours: float
-    """Share of each image's ten nearest neighbours that are its nearest after the map (arXiv 2405.07987's overlap)."""
+    """Share of its variance that the best linear map (pseudo-inverse) recovers from the aligned features."""
+    neighbors: float
+    """Share of each image's ten nearest neighbors that stay its nearest (overlap of arXiv 2405.07987)."""
     effective_rank: float
-    """exp of the entropy of the aligned features' normalised variances (Roy and Vetterli 2007)."""
+    """exp of the entropy of the aligned features' normalized variances (Roy and Vetterli 2007)."""
 
 
 class AlignmentScores(Frozen):
-    """The judgement. Retrieval is recall at 1 among the judged rows, equal captions counting as found."""
+    """Scores of an alignment. Retrieval is recall at 1 among the judged rows; an equal caption is a right answer."""
 
     rows: int
     gallery: float
-    """Rows that two teachers share, on average: what recall at 1 chooses from."""
+    """Mean number of rows that two teachers share, among which recall at 1 chooses."""
     image_to_text: float | None
     """Image of one teacher against texts of another, mean over ordered pairs of teachers; None when widths differ."""
     image_to_image: float | None
     """Image of one teacher against images of another."""
     own_image_to_text: float
-    """Image against texts of the same teacher, for comparison: what the teachers know by themselves."""
+    """Image against texts of the same teacher, for comparison."""
     teachers: dict[str, TeacherScores]
 
 
 @torch.no_grad()
 def judge(alignment: Alignment, rows: AlignmentRows) -> AlignmentScores:
-    """Judge on `rows.judged`. Costs a product of the judged rows with themselves for each two teachers."""
+    """Score on `rows.judged`, at the cost of a product of these rows with themselves for each two teachers."""
     raw = rows.gather(rows.judged)
     mapped: dict[tuple[str, Tower], torch.Tensor] = {
         (slug, tower): alignment(slug, tower, raw[slug].tower(tower)) for slug in rows.slugs for tower in TOWERS
@@ -79,23 +79,23 @@ def judge(alignment: Alignment, rows: AlignmentRows) -> AlignmentScores:
             slug: TeacherScores(
                 rows=len(members[slug]),
                 reconstruction=_reconstruction(alignment, slug, raw[slug].image, raw[slug].text),
-                neighbours=neighbour_overlap(raw[slug].image, mapped[slug, "image"]),
+                neighbors=neighbor_overlap(raw[slug].image, mapped[slug, "image"]),
                 effective_rank=effective_rank(torch.cat([mapped[slug, tower] for tower in TOWERS])),
             )
             for slug in rows.slugs
-            if len(members[slug]) > NEIGHBOURS + 1
+            if len(members[slug]) > NEIGHBORS + 1
         },
     )
 
 
 def recall_at_1(queries_MD: torch.Tensor, keys_MD: torch.Tensor, captions_M: NDArray[np.int64]) -> float:
-    """Share of unit queries whose nearest key is of the same row or the same caption; chance is about 1 / M."""
+    """Return the share of unit queries whose nearest key has the same row or caption; chance is about 1 / M."""
     best = (queries_MD @ keys_MD.T).argmax(dim=1).numpy()
     return float(np.mean(captions_M[best] == captions_M))
 
 
-def neighbour_overlap(before_ME: torch.Tensor, after_MD: torch.Tensor, k: int = NEIGHBOURS) -> float:
-    """Mean share of the k nearest neighbours by cosine that two spaces have in common."""
+def neighbor_overlap(before_ME: torch.Tensor, after_MD: torch.Tensor, k: int = NEIGHBORS) -> float:
+    """Return the mean share of the k nearest neighbors by cosine that two spaces have in common."""
     near = []
     for features in (before_ME, after_MD):
         unit = F.normalize(features, dim=-1)
@@ -105,18 +105,18 @@ def neighbour_overlap(before_ME: torch.Tensor, after_MD: torch.Tensor, k: int = 
 
 
 def effective_rank(features_MD: torch.Tensor) -> float:
-    """``exp(-sum p log p)`` with p the normalised eigenvalues of the covariance; from 1 to D."""
-    centred = features_MD.double() - features_MD.double().mean(dim=0)
-    variances = torch.linalg.svdvals(centred).square()
+    """``exp(-sum p log p)`` with p the normalized eigenvalues of the covariance; from 1 to D."""
+    centered = features_MD.double() - features_MD.double().mean(dim=0)
+    variances = torch.linalg.svdvals(centered).square()
     p = variances / variances.sum()
     p = p[p > 0]
     return float((-(p * p.log()).sum()).exp())
 
 
 def _reconstruction(alignment: Alignment, slug: str, image: torch.Tensor, text: torch.Tensor) -> float:
-    """1 - error / variance, each tower about its own mean, of the features as the map takes them."""
+    """Return 1 - error / variance, each tower about its own mean, of the features before the map."""
     weight = alignment.teacher_map(slug).weight.double()
     back = torch.linalg.pinv(weight) @ weight
-    centred = torch.cat([tower.double() - tower.double().mean(dim=0) for tower in (image, text)])
-    error = centred - centred @ back.T
-    return float(1 - error.square().sum() / centred.square().sum())
+    centered = torch.cat([tower.double() - tower.double().mean(dim=0) for tower in (image, text)])
+    error = centered - centered @ back.T
+    return float(1 - error.square().sum() / centered.square().sum())

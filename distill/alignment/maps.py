@@ -2,8 +2,7 @@
 
 Shapes: B rows, E teacher width, D common width. The file is safetensors: `<slug>/weight` (D, E), `<slug>/image_bias`
 (D,), `<slug>/text_bias` (D,), all float32; a teacher without them is mapped onto itself. Metadata: `mmkd` is the card
-as JSON, `sha256` the checksum over card and tensors. `NAME.json` beside `NAME.safetensors` repeats the card, indented,
-for people; nothing reads it back.
+as JSON, `sha256` the checksum over card and tensors. `NAME.json` beside `NAME.safetensors` repeats the card for people.
 """
 
 from __future__ import annotations
@@ -54,15 +53,14 @@ class AlignmentCard(Frozen):
     """Rows that it was fitted on."""
     seed: int = 0
     scores: dict[str, Any] = Field(default_factory=dict)
-    """Its judgement on held-out rows; see `mmkd.distill.alignment.judge`."""
+    """Scores on held-out rows; see `mmkd.distill.alignment.judge`."""
 
 
 @dataclass(frozen=True)
 class TeacherMap:
     """``y = W x + b``: weight float32 (D, E); one bias float32 (D,) for each tower.
 
-    The weight is shared by image and text, as they share the teacher's space; the biases differ when a
-    method centres each tower by itself, which closes the gap between the two (arXiv 2203.02053).
+    Image and text share the weight; the biases differ when each tower is centered by itself (arXiv 2203.02053).
     """
 
     weight: torch.Tensor
@@ -71,7 +69,7 @@ class TeacherMap:
 
 
 class Alignment(nn.Module):
-    """Maps of all teachers of a store, as buffers: `.to(device)` moves them, none is trained.
+    """Maps of all teachers of a store, as buffers that are not trained.
 
     >>> alignment = load(path).to(device)
     >>> alignment.check(store.teachers)
@@ -90,7 +88,7 @@ class Alignment(nn.Module):
         self.mapped = frozenset(maps)
 
     def width(self, slug: str) -> int:
-        """Width of a teacher's features after the map.
+        """Return the width of a teacher's features after the map.
 
         Raises:
             UserError: it was not fitted for this teacher.
@@ -99,7 +97,7 @@ class Alignment(nn.Module):
         return self.card.dim or self.card.widths[slug]
 
     def teacher_map(self, slug: str) -> TeacherMap:
-        """The map of one teacher; the identity where the alignment has none."""
+        """Return the map of one teacher; the identity where the alignment has none."""
         index = self._index(slug)
         if slug not in self.mapped:
             width = self.card.widths[slug]
@@ -108,7 +106,7 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def forward(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
-        """Features of one tower, float (B, E), in the common space: float32 (B, D), without gradients.
+        """Map features of one tower, float (B, E), to the common space: float32 (B, D), without gradients.
 
         Raises:
             UserError: it was not fitted for this teacher, or its features have another width.

@@ -33,12 +33,12 @@ class TeacherRows:
     text: torch.Tensor
 
     def tower(self, tower: Tower) -> torch.Tensor:
-        """One of the two."""
+        """Return the features of one tower."""
         return self.image if tower == "image" else self.text
 
 
 class AlignmentRows:
-    """Features of the teachers that are aligned, unit where the configuration says so."""
+    """Rows of an alignment and the teachers' features of them, of norm 1 with `unit_input`."""
 
     def __init__(self, store: FeatureStore, config: AlignConfig) -> None:
         """Choose the rows.
@@ -80,35 +80,35 @@ class AlignmentRows:
             raise UserError(f"{store.root}: nothing to fit teacher {lost[0]} on; leave it out with `teachers:`")
 
     def pairs(self, slug: str) -> int:
-        """Rows to fit on that a teacher has."""
+        """Count the rows to fit on that a teacher has."""
         return int(self.sound[self.fit, self.slugs.index(slug)].sum())
 
     def gather(self, rows: NDArray[np.int64], device: torch.device | None = None) -> dict[str, TeacherRows]:
-        """Features of some rows, each teacher's where it has them."""
+        """Gather the features of some rows, of each teacher where it has them."""
         out = {}
         for t, slug in enumerate(self.slugs):
             members = np.flatnonzero(self.sound[rows, t])
             picked = torch.from_numpy(rows[members])
-            image, text = (self._picked(slug, tower, picked, device) for tower in TOWERS)
+            image, text = (self._gather_tower(slug, tower, picked, device) for tower in TOWERS)
             out[slug] = TeacherRows(torch.from_numpy(members).to(image.device), image, text)
         return out
 
     def blocks(self) -> Iterator[dict[str, TeacherRows]]:
-        """All rows to fit on, in grid order, some thousand at a time."""
+        """Yield all rows to fit on, in grid order, `BLOCK` at a time."""
         for start in range(0, len(self.fit), BLOCK):
             yield self.gather(self.fit[start : start + BLOCK])
 
-    def _picked(self, slug: str, tower: Tower, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+    def _gather_tower(self, slug: str, tower: Tower, rows: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         source = self._features[slug, tower]
         if isinstance(source, torch.Tensor):
             values = source.index_select(0, rows)
-        else:  # features that the store decodes when they are asked for
+        else:  # encoded features, which the store decodes on access
             values = torch.from_numpy(np.asarray(source[rows.numpy()]))
         values = values.to(device).float() if device else values.float()
         return F.normalize(values, dim=-1) if self.unit_input else values
 
 
 def _is_held(caption: str, config: AlignConfig) -> bool:
-    """Whether a caption is kept for the judge: a function of the seed and the caption alone."""
+    """Tell whether a caption is held out, a function of the seed and the caption alone."""
     content = hashlib.blake2b(f"{config.seed}:{caption}".encode(), digest_size=8)
     return int.from_bytes(content.digest(), "little") < config.held_out * 2**64

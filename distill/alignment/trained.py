@@ -26,9 +26,9 @@ Batch = dict[str, TeacherRows]
 def batches(
     rows: AlignmentRows, settings: TrainingSettings, seed: int, device: torch.device
 ) -> Generator[Batch, None, None]:
-    """The batches of all steps, each gathered by a thread while the step before runs.
+    """Yield the batches of all steps; a thread gathers each while the step before runs.
 
-    The gather lets go of the interpreter, so it costs the step nothing but memory bandwidth.
+    A gather releases the interpreter lock, so it takes nothing from the step but memory bandwidth.
     """
     size = min(settings.batch_size, len(rows.fit))
     per_epoch = len(rows.fit) // size
@@ -56,28 +56,28 @@ def train(
     settings: TrainingSettings,
     seed: int,
 ) -> None:
-    """Minimise `loss_of` over the rows to fit on.
+    """Minimize `loss_of` over the rows to fit on.
 
     Raises:
         UserError: the loss is not finite any more.
     """
     device = next(model.parameters()).device
     steps = settings.steps
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    decay = LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    decay = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     for step, batch in enumerate(tqdm(batches(rows, settings, seed, device), total=steps, unit="step", disable=None)):
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         decay.step()
-        # Looking at the loss waits for the device: not in every step.
+        # Reading the loss waits for the device: not in every step.
         if (step % 50 == 0 or step + 1 == steps) and not math.isfinite(loss.item()):
             raise UserError(f"the loss is {loss.item()} at step {step} of {steps}; lower method lr {settings.lr:g}")
 
 
 class JointMaps(nn.Module):
-    """One matrix a teacher; features are centred first, and unit afterwards."""
+    """One matrix a teacher; features are centered before it and brought to norm 1 after it."""
 
     def __init__(self, found: dict[str, Moments], begin: dict[str, torch.Tensor], temperature: float) -> None:
         super().__init__()
@@ -86,17 +86,16 @@ class JointMaps(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """InfoNCE over the rows that two teachers share, for a random ring of teachers.
+        """Return InfoNCE over the rows that two teachers share, for a random ring of teachers.
 
-        The teachers that have rows are put in a random circle, and each is contrasted with the next: its images
-        with the other's texts and images, its texts with the other's images and texts. A step costs one product
-        a teacher, and every two teachers meet in the end.
+        The teachers that have rows are put in a random circle, and each is contrasted with the next, images and texts
+        with images and texts. A step costs one product a teacher; over the steps every two teachers meet.
         """
-        out = {slug: self._mapped(slug, batch) for slug in self.slugs if len(batch[slug].members) > 1}
+        out = {slug: self._project(slug, batch) for slug in self.slugs if len(batch[slug].members) > 1}
         present = [list(out)[i] for i in torch.randperm(len(out), generator=generator).tolist()]
         terms = []
         for one, other in zip(present, [*present[1:], *present[:1]], strict=True):
-            a, b = _shared(batch[one].members, batch[other].members)
+            a, b = _common_places(batch[one].members, batch[other].members)
             if len(a) < 2:
                 continue
             for tower in TOWERS:
@@ -108,7 +107,7 @@ class JointMaps(nn.Module):
                     terms.append((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
         return torch.stack(terms).mean() if terms else self.log_scale * 0
 
-    def _mapped(self, slug: str, batch: Batch) -> dict[str, torch.Tensor]:
+    def _project(self, slug: str, batch: Batch) -> dict[str, torch.Tensor]:
         weight, own = self.weights[self.slugs.index(slug)], self.found[slug]
         means = {tower: own.means[tower].float().to(weight.device) for tower in TOWERS}
         return {
@@ -116,15 +115,15 @@ class JointMaps(nn.Module):
         }
 
 
-def _shared(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the same batch positions stand in two ascending lists of them."""
+def _common_places(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places of the common batch positions in two ascending lists of positions."""
     return torch.nonzero(torch.isin(one, other))[:, 0], torch.nonzero(torch.isin(other, one))[:, 0]
 
 
 def fit_joint(rows: AlignmentRows, settings: JointSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
-    """Train the maps from Procrustes rotations on; within a batch equal captions count as strangers."""
-    found = moments(rows, settings.centre)
-    begin = fit_procrustes(rows, ProcrustesSettings(centre=settings.centre), dim, seed)
+    """Train the maps, beginning with Procrustes rotations; equal captions in a batch are negatives of each other."""
+    found = moments(rows, settings.center)
+    begin = fit_procrustes(rows, ProcrustesSettings(center=settings.center), dim, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = {slug: fitted.weight for slug, fitted in begin.items()}
     model = JointMaps(found, weights, settings.temperature).to(device)
@@ -142,9 +141,8 @@ class MultiTeacherAutoencoder(nn.Module):
     Per teacher ``in = Linear(E, D)``, shared by image and text, and ``out = Linear(D, E)``; per tower an encoder
     (``Linear, ReLU, Dropout`` twice) and a decoder (``Linear, ReLU, Linear``) of width H between. In training Gaussian
     noise of 0.01 is added to the encoder's input, dropout is 0.2, and the loss is the mean squared error of the
-    reconstruction, averaged over (sample, teacher, tower). Its feature is ``in(x)`` alone: the encoder is left out when
-    features are mapped. So the result is one affine map a teacher, and nothing in the objective brings two teachers
-    together: "common space" means common width only.
+    reconstruction, averaged over (sample, teacher, tower). Its feature is ``in(x)`` alone, so the result is one affine
+    map a teacher. No term compares two teachers: they get a common width, not a common space.
     """
 
     def __init__(self, widths: dict[str, int], dim: int, settings: AutoencoderSettings) -> None:
@@ -158,7 +156,7 @@ class MultiTeacherAutoencoder(nn.Module):
         self.decoders = nn.ModuleDict({tower: _decoder(hidden, dim) for tower in TOWERS})
 
     def reconstruct(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
-        """Features (M, E) of one tower through the whole network and back, (M, E)."""
+        """Reconstruct features (M, E) of one tower, (M, E)."""
         index = self.slugs.index(slug)
         latent: torch.Tensor = self.inputs[index](features)
         if self.training and self.noise:
@@ -167,7 +165,7 @@ class MultiTeacherAutoencoder(nn.Module):
         return restored
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean over all (sample, teacher, tower) of the mean squared error; 0 when no teacher has a row."""
+        """Return the mean over (sample, teacher, tower) of the mean squared error; 0 when no teacher has a row."""
         total, count = next(self.parameters()).sum() * 0, 0
         for slug in self.slugs:
             part = batch[slug]
@@ -188,7 +186,7 @@ def _decoder(hidden: int, dim: int) -> nn.Sequential:
 
 
 def fit_autoencoder(rows: AlignmentRows, settings: AutoencoderSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
-    """Train it, and keep each teacher's first layer."""
+    """Train the autoencoder, and return each teacher's first layer."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
