@@ -18,6 +18,7 @@ from tiny_corpus import png, write_table_corpus, write_tar_corpus
 from mmkd.base.errors import CorpusError, UserError
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
+from mmkd.base.places import connection
 from mmkd.base.places.reading import join
 from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora import corpus_rows, open_corpus
@@ -47,6 +48,7 @@ def bucket() -> Iterator[SimpleNamespace]:
     }
     before = dict(os.environ)
     os.environ.update(settings)
+    connection.server.cache_clear()  # other tests use other servers of the same names
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
     client.create_bucket(Bucket="corpora")
 
@@ -58,6 +60,7 @@ def bucket() -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(put=put, client=client)
     os.environ.clear()
     os.environ.update(before)
+    connection.server.cache_clear()
     server.stop()
 
 

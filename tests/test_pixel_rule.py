@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.npz import NpzImage
-from mmkd.base.images.pixels import ASSUMED
+from mmkd.base.images.pixels import ASSUMED, ppm
 from mmkd.base.images.source import ImageError
 from mmkd.base.places.remote import as_root
 

@@ -69,7 +69,8 @@ def _fault(error: BaseException) -> str:
     if code or status:
         reason = ", ".join(found[1].strip() for found in (status, code) if found)
     else:
-        where = r"^Generic \w+ error: (Error performing \w+ \S+?( in [\d.]+\w?s)?(, after \d+ retries, .*?: \d+s )?( -|:|-) )?(HTTP error: )?"
+        request = r"Error performing \w+ \S+?( in [\d.]+\w?s)?(, after \d+ retries, .*?: \d+s )?( -|:|-) "
+        where = rf"^Generic \w+ error: ({request})?(HTTP error: )?"
         reason = re.sub(where, "", text)[:200].replace("error sending request", "no answer")
     if isinstance(error, PermissionError) or re.match(r"40[13]\b", reason) or "Unauthenticated" in type(error).__name__:
         return f"is refused by its server ({reason}); check the credentials in the environment"

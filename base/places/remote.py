@@ -116,12 +116,12 @@ class RemotePath:
         return True
 
     def is_dir(self) -> bool:
-        """True when an object's name begins with this folder."""
-        return any(True for _ in self.iterdir())
+        """True when an object's name begins with this folder, and none has this very name."""
+        return not self.is_file() and any(True for _ in self.iterdir())
 
     def exists(self) -> bool:
         """True for an object and for a folder of some."""
-        return self.is_file() or self.is_dir()
+        return self.is_file() or any(True for _ in self.iterdir())
 
     def read_bytes(self) -> bytes:
         """All bytes of the object."""
