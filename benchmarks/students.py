@@ -76,10 +76,10 @@ def run(demo: Path, out: Path, name: str, seed: int, epochs: int = EPOCHS) -> di
             student["start_from"] = folder_of(out, begin, seed)
         held_out = {
             "name": "held-out",
-            "where": {"split": "test"},
+            "where": "split = 'test'",
             "store": demo / "eval-features",
             "label": "class",
-            "prompts": {"split": "prompt"},
+            "prompts": "split = 'prompt'",
         }
         places = {"store": demo / "features", "out": folder, "student": student, "seed": seed}
         monitor = {"every_steps": 100_000, "sets": (held_out,)}
