@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-core test-extras test-wheel lint format bench docs clean
+.PHONY: help demo test test-all soak test-core test-extras test-wheel lint format bench docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(VENV)/dev.stamp ## lint, types, all but the slow tests
 
 test-all: $(VENV)/dev.stamp ## every test, the slow ones too
 	$(PYTEST)
+
+soak: $(VENV)/dev.stamp ## random kill -9 of every kind of process, bytes compared after each (SOAK="--kills 300 --hours 2")
+	PYTHONPATH=tests $(BIN)/python -P -m soak $(SOAK)
 
 test-core: $(VENV)/dev.stamp ## the sdist with the core's dependencies alone, then with the oldest versions allowed
 	scripts/test-core

@@ -35,7 +35,8 @@ class Frozen(BaseModel):
         values = list(_leaf_values(value))
         wrong = [one for one in values if isinstance(one, bool)]
         if wrong and kinds & {int, float} and kinds <= {int, float, str, type(None)}:
-            raise ValueError(f"is {str(wrong[0]).lower()}, expected a number")
+            wanted = "text (in quotes) or a number" if str in kinds else "a number"
+            raise ValueError(f"is {str(wrong[0]).lower()}, expected {wanted}")
         if Path in kinds and "" in values:
             raise ValueError("is empty, expected a path")
         control = [text for text in values if isinstance(text, str) and min(text, default="x") < " "]
@@ -171,10 +172,12 @@ def _place(content: object, loc: tuple[int | str, ...]) -> str:
     """Where the complaint is, entries of lists by their name."""
     steps: list[str] = []
     for step in loc:
+        if isinstance(content, (str, int, float, list)) and isinstance(step, str):
+            break  # the tag of a union
         try:
             content = content[step]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
-            content = None  # a key that is missing, or a step that pydantic put in, such as the tag of a union
+            content = None  # a key that is missing, or the tag of a union
         named = [content[key] for key in NAMING_KEYS if key in content] if isinstance(content, dict) else []
         steps.append(str(named[0] if named and isinstance(step, int) else step))
     return ".".join(steps)

@@ -61,18 +61,18 @@ def make_store(root: Path, rows: int, teachers: int, dim: int) -> None:
     columns |= {"uri": ["picture.jpg"] * rows}
     index = pa.table(columns, schema=sample_schema(()))
     place = str(root.parent)
-    record = create_store(root, CorpusRecord(kind="table", location=place, root=place, rows=rows, digest="-"), index)
+    store = create_store(root, CorpusRecord(kind="table", location=place, root=place, rows=rows, digest="-"), index)
     look = Preprocessing(image_size=(1, 1), mean=(0.5,), std=(0.5,))
     for number in range(teachers):
         card = TeacherCard(
             slug=f"t{number}", source="-", weights_sha256="-", preprocessing=look, tokenizer_sha256="-",
             context_length=1, dim=dim,
         )  # fmt: skip
-        add_teacher(root, record, card)
-        for shard, span in enumerate(iter_shards(record)):
+        add_teacher(store, card)
+        for shard, span in enumerate(iter_shards(store.record)):
             features = rng.standard_normal((len(span), dim), dtype=np.float32).astype(np.float16)
             valid = np.full(len(span), 3, dtype=np.uint8)
-            write_shard(root, record, card, shard, ShardFeatures(features, features, valid), read_part(root, shard)[1])
+            write_shard(store, card, shard, ShardFeatures(features, features, valid), read_part(root, shard)[1])
 
 
 def prepared(store: Path, name: str, device: torch.device, **changes: Any) -> Run:

@@ -70,12 +70,12 @@ corpus, root, folder = sys.argv[1:]
 spec = TeacherSpec(slug="one", source=f"local-dir:{folder}")
 card = describe_teacher(spec)
 teacher = load_teacher(spec, card, torch.device("cpu"))
-record = make_store(open_corpus(corpus), Path(root))
-add_teacher(Path(root), record, card)
+store = make_store(open_corpus(corpus), Path(root))
+add_teacher(store, card)
 bench = Workbench()
 for shard in range(FeatureStore.open(root).shards):
-    extract_shard(Path(root), record, shard, {"one": teacher}, bench)
-print(json.dumps([record.rows_per_shard, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    extract_shard(store, shard, {"one": teacher}, bench)
+print(json.dumps([store.record.rows_per_shard, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """
 
 
@@ -141,9 +141,9 @@ def bare_seconds(described: Described, rows: int) -> float:
 
 def extraction_seconds(corpus: Path, root: Path, described: Described, workers: int) -> float:
     """From the first task handed out to the last one reported."""
-    record = make_store(open_corpus(str(corpus)), root)
+    made = make_store(open_corpus(str(corpus)), root)
     for _, card in described:
-        add_teacher(root, record, card)
+        add_teacher(made, card)
     store = FeatureStore.open(root)
     tasks = plan_tasks(store.shards, [card for _, card in described], store.ledger)
     cluster = ClusterConfig(workers=workers)
@@ -151,7 +151,7 @@ def extraction_seconds(corpus: Path, root: Path, described: Described, workers: 
         client.wait_for_workers(workers)
         start_workers(client, TeachersPlugin(described, cluster.worker))
         started = time.perf_counter()
-        for report in gather(client, root, record, tasks, print):
+        for report in gather(client, made, tasks, print):
             assert isinstance(report, ShardReport)
         return time.perf_counter() - started
 

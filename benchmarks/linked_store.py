@@ -55,18 +55,18 @@ def sample_rows(rows: int) -> pa.Table:
 def make_linked_store(root: Path, rows: int, teachers: int, dim: int) -> StoreRecord:
     """Lay it out: the first shard and a last one that is not full are written, the others are links to the first."""
     index = sample_rows(rows)
-    record = create_store(root, CorpusRecord(kind="benchmark", location="-", root="/", rows=rows, digest="-"), index)
+    store = create_store(root, CorpusRecord(kind="benchmark", location="-", root="/", rows=rows, digest="-"), index)
     del index
-    parts = {shard: read_part(root, shard)[1] for shard, _ in enumerate(iter_shards(record))}
+    parts = {shard: read_part(root, shard)[1] for shard, _ in enumerate(iter_shards(store.record))}
     rng = np.random.default_rng(0)
     for number in range(teachers):
         card = TeacherCard(
             slug=f"t{number}", source="-", weights_sha256=str(number), dim=dim, tokenizer_sha256="-", context_length=77,
             preprocessing=Preprocessing(image_size=(224, 224), mean=(0.5,), std=(0.5,)),
         )  # fmt: skip
-        add_teacher(root, record, card)
+        add_teacher(store, card)
         first: LedgerEntry | None = None
-        for shard, span in enumerate(iter_shards(record)):
+        for shard, span in enumerate(iter_shards(store.record)):
             if first is not None and len(span) == first.rows:
                 _link(root, card, shard)
                 write_entry(root, first.model_copy(update={"shard": shard, "samples_sha256": parts[shard]}))
@@ -75,9 +75,9 @@ def make_linked_store(root: Path, rows: int, teachers: int, dim: int) -> StoreRe
             text = image + 3 * rng.standard_normal((len(span), dim), dtype=np.float32)
             valid = np.full(len(span), 3, dtype=np.uint8)
             valid[rng.random(len(span)) < 0.01] = 2  # one image in a hundred could not be read
-            entry = write_shard(root, record, card, shard, ShardFeatures(image, text, valid), parts[shard])
+            entry = write_shard(store, card, shard, ShardFeatures(image, text, valid), parts[shard])
             first = first or entry
-    return record
+    return store.record
 
 
 def _link(root: Path, card: TeacherCard, shard: int) -> None:

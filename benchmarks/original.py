@@ -201,7 +201,7 @@ def extract_for_ever(root: Path) -> None:
         valid = np.full(rows, PAIR_SOUND, dtype=np.uint8)
         samples = read_part(root, shard)[1]
         remove_entry(root, shard, slug)  # as a retry does: nothing vouches for files that are about to change
-        write_shard(root, store.record, card, shard, ShardFeatures(values, values, valid), samples)
+        write_shard(store, card, shard, ShardFeatures(values, values, valid), samples)
 
 
 def killed_writers(write: Callable[[Path], None], place: Path, broken: Callable[[Path], int]) -> int:

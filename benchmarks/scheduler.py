@@ -27,7 +27,7 @@ from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.shard_report import ShardReport
 from mmkd.store import Preprocessing, TeacherCard
 from mmkd.store.layout import rows_per_shard, shard_count
-from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.record import CorpusRecord, Store, StoreRecord
 
 ROWS, TEACHERS = 2_900_000, 9
 MANY_TASKS = 4_000
@@ -36,10 +36,10 @@ SECONDS = {1: 0.05, 8: 0.2, 64: 1.0, 512: 4.0}
 JITTER = 0.2
 
 
-def sleep_task(root: Path, record: StoreRecord, task: ShardTask) -> ShardReport:
+def sleep_task(store: Store, task: ShardTask) -> ShardReport:
     """What a worker does here in place of `run_task`; its duration differs from shard to shard, by a fifth at most."""
-    time.sleep(task_seconds(task.shard, float(root.name)))
-    return ShardReport(task.shard, task.teachers, rows=record.rows_per_shard)
+    time.sleep(task_seconds(task.shard, float(store.root.name)))
+    return ShardReport(task.shard, task.teachers, rows=store.record.rows_per_shard)
 
 
 def task_seconds(shard: int, mean: float) -> float:
@@ -109,7 +109,8 @@ def run(client: Client, rows: int, mean: float) -> tuple[float, float, int]:
     watch = Watch(0.02)
     with mock.patch.object(gathering, "run_task", sleep_task):
         done = sum(
-            isinstance(found, ShardReport) for found in gathering.gather(client, Path(str(mean)), record, tasks, print)
+            isinstance(found, ShardReport)
+            for found in gathering.gather(client, Store(Path(str(mean)), record), tasks, print)
         )
     seconds, memory, _ = watch.told()
     assert done == len(tasks)

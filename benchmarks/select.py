@@ -37,7 +37,7 @@ def make_store(root: Path, rows: int, teachers: int = TEACHERS) -> None:
     columns["caption"] = [f"caption {row}" for row in range(rows)]
     columns["modality"] = [("CT", "MRI", "pathology")[row % 3] for row in range(rows)]
     index = pa.table(columns, schema=sample_schema(()))
-    record = create_store(root, CorpusRecord(kind="benchmark", location="-", root="/", rows=rows, digest="-"), index)
+    store = create_store(root, CorpusRecord(kind="benchmark", location="-", root="/", rows=rows, digest="-"), index)
     preprocessing = Preprocessing(image_size=(1, 1), mean=(0.5,), std=(0.5,))
     rng = np.random.default_rng(0)
     for number in range(teachers):
@@ -45,13 +45,13 @@ def make_store(root: Path, rows: int, teachers: int = TEACHERS) -> None:
             slug=f"teacher{number}", source="-", weights_sha256=str(number), preprocessing=preprocessing,
             tokenizer_sha256="-", context_length=1, dim=DIM,
         )  # fmt: skip
-        add_teacher(root, record, card)
-        for shard, span in enumerate(iter_shards(record)):
+        add_teacher(store, card)
+        for shard, span in enumerate(iter_shards(store.record)):
             image = rng.standard_normal((len(span), DIM), dtype=np.float32)
             text = image + 3 * rng.standard_normal((len(span), DIM), dtype=np.float32)
             valid = np.full(len(span), 3, dtype=np.uint8)
             features = ShardFeatures(image.astype(np.float16), text.astype(np.float16), valid)
-            write_shard(root, record, card, shard, features, read_part(root, shard)[1])
+            write_shard(store, card, shard, features, read_part(root, shard)[1])
 
 
 def seconds(store: FeatureStore, rule: SelectionRule) -> float:

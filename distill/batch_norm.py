@@ -1,4 +1,4 @@
-"""Batch norms of a student under many ranks, and of one whose statistics shall stay as they are."""
+"""Batch norms of a student: synchronized over ranks, or frozen."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def batch_norms(module: nn.Module) -> list[BatchNorm]:
-    """All batch norms of a network."""
+    """List the batch norms of a network."""
     return [part for part in module.modules() if isinstance(part, BatchNorm)]
 
 
 def prepare_batch_norms(module: nn.Module, kind: Literal["sync", "frozen"], world: World, smallest: int) -> None:
-    """Make every batch norm use its running statistics, or those of the pieces of all ranks together.
+    """Make every batch norm use its running statistics, or the statistics of all ranks' rows.
 
     Args:
         module: the network; its batch norms change their class in place, weights and names stay.
@@ -34,7 +34,7 @@ def prepare_batch_norms(module: nn.Module, kind: Literal["sync", "frozen"], worl
     norms = batch_norms(module)
     if norms and kind == "sync" and smallest * world.size == 1:
         raise ConfigError(
-            "compute.micro_batch leaves a piece of one row, and the student's batch norms need two; take another "
+            "compute.micro_batch leaves a piece of one row, and the student's batch norms need two; choose another "
             "micro_batch, or `batch_norm: frozen`"
         )
     for norm in norms if kind == "frozen" or world.size > 1 else ():

@@ -37,7 +37,7 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, and what its validations found."""
+    """Steps and validations of a run so far."""
 
     step: int
     """Steps done."""
@@ -53,20 +53,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """One checkpoint, read."""
+    """Content of a checkpoint."""
 
     record: RunRecord
     progress: Progress
     tensors: dict[str, torch.Tensor]
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
-        """Tensors whose name begins with `prefix.`, without it."""
+        """Return the tensors whose name begins with `prefix.`, without the prefix."""
         return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(prefix + ".")}
 
 
 @dataclass
 class Checkpointer:
-    """Writes the checkpoints of one run."""
+    """Writer of one run's checkpoints."""
 
     out: Path
     record: RunRecord
@@ -79,7 +79,7 @@ class Checkpointer:
         average: WeightAverage | None,
         progress: Progress,
     ) -> Path:
-        """Write the state; then delete older checkpoints but the last few and the best.
+        """Write the state, then delete all but the last few checkpoints and the best.
 
         Raises:
             StoreError: the disk is full or read-only; earlier checkpoints stay.
@@ -105,7 +105,7 @@ class Checkpointer:
 
 
 def load_last(out: Path, record: RunRecord) -> State | None:
-    """The last checkpoint of the run that `record` describes, or None for a new run.
+    """Read the last checkpoint of the run that `record` describes; None for a new run.
 
     Raises:
         UserError: `out` holds another run.
@@ -155,19 +155,19 @@ def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """Whole checkpoints of a run folder, oldest first."""
+    """List the checkpoints of a run folder, oldest first."""
     return sorted((path for path in (out / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """Steps done at a checkpoint, by its name."""
+    """Return the steps done at a checkpoint, by its name."""
     found = _NAME.fullmatch(path.name)
     assert found is not None, "only checkpoints have a step"
     return int(found[1])
 
 
 def best_or_last(out: Path) -> Path:
-    """The best checkpoint by the last one's account; the last where none was judged or the best is gone.
+    """Find the best checkpoint by the record in the last; the last where none was judged or the best is gone.
 
     Raises:
         UserError: there is none.
@@ -179,7 +179,7 @@ def best_or_last(out: Path) -> Path:
 
 
 def find_checkpoint(out: Path, which: str) -> Path:
-    """The checkpoint of a run folder that is named `best`, `last` or by its step.
+    """Find the checkpoint `best`, `last` or of a step in a run folder.
 
     Raises:
         UserError: there is none.
@@ -218,19 +218,19 @@ def read(path: Path, *, tensors: bool = True) -> State:
 
 
 def student_weights(state: State) -> dict[str, torch.Tensor]:
-    """The student's own weights, averaged ones when the run averaged."""
+    """Return the student's weights, the averaged ones when the run averaged."""
     prefix = "average.student" if any(name.startswith("average.") for name in state.tensors) else "model.towers.student"
     return state.part(prefix)
 
 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Give every parameter its moments back."""
+    """Restore the moments of every parameter."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     moments: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in state.part("optimizer").items():
         parameter, _, moment = name.rpartition(".")
         moments.setdefault(parameter, {})[moment] = tensor
-    # The fused optimizer wants moments to lie in memory as their parameter does (channels last).
+    # The fused optimizer needs moments in the memory layout of their parameter (channels last).
     for owner, name in names.items():
         for moment, tensor in moments.get(name, {}).items():
             if tensor.shape == owner.shape:
@@ -254,7 +254,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], header: dict[str, st
     # Clones where storage is shared: safetensors refuses two names for one memory.
     try:
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, header)
-    except SafetensorError as error:  # it wraps what the system said
+    except SafetensorError as error:  # wraps the system's error
         raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

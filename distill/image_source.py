@@ -33,7 +33,7 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
     """
     if wanted == "corpus":
         return CorpusImages(store, pairs)
-    inputs = Inputs(store.root, store.record)
+    inputs = Inputs(store)
     lacking = inputs.lacking(pairs.rows)
     large_enough = inputs.size is not None and inputs.size >= side
     if wanted == "auto" and (lacking or not large_enough):

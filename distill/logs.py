@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the terminal, TensorBoard, Weights & Biases."""
+"""Outputs of a run's numbers: the terminal, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
 
-
 Board = Callable[[int, Mapping[str, float]], None]
-"""Takes the values of a step by name."""
+"""Takes a step and its values by name."""
 
 
 def _losses(values: Mapping[str, float]) -> dict[str, float]:
@@ -33,7 +32,7 @@ def _losses(values: Mapping[str, float]) -> dict[str, float]:
 
 
 class Terminal:
-    """A bar with the loss of each term, samples a second, share of time spent waiting for data, and memory."""
+    """Progress bar with the loss of each term, samples a second, share of time spent waiting for data, and memory."""
 
     def __init__(self, bar: tqdm) -> None:  # type: ignore[type-arg]
         self.bar = bar
@@ -52,7 +51,7 @@ class Terminal:
 
 
 class Lines:
-    """Where there is no terminal, as in the log of a batch job: a line a minute, and one for every validation."""
+    """Log without a terminal, as of a batch job: a line a minute, and one for every validation."""
 
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self.now, self.due = total, now, -math.inf
@@ -77,7 +76,7 @@ class Lines:
 
 @contextmanager
 def open_boards(run: Run) -> Iterator[Board]:
-    """Open what the run's configuration wants, as one board that is silent in every rank but the first.
+    """Open the outputs that the configuration names, as one board that is silent in every rank but the first.
 
     Raises:
         UserError: W&B is wanted and not installed, or refuses the run.
@@ -114,7 +113,7 @@ def _start_wandb(run: Run) -> Any:
     except ModuleNotFoundError as error:
         step = f"{install_command('wandb')}, or drop the key"
         raise UserError(f"logging.wandb needs the package wandb; {step}") from error
-    # One random id a run folder: a resumed run goes on in its own curve, wherever the folder was moved to.
+    # One random id a run folder: a resumed run continues its own curve, also after the folder was moved.
     out = run.config.out
     note = out / "wandb-id"
     if not note.is_file():
@@ -132,11 +131,11 @@ def _start_wandb(run: Run) -> Any:
 
 
 class Clock:
-    """Seconds, samples and time of waiting."""
+    """Counter of seconds, samples and time spent waiting."""
 
     def __init__(self) -> None:
         self.wait_seconds = 0.0
-        """Over the whole run."""
+        """Since the run began."""
         self.started = time.perf_counter()
         self._lap, self._lap_wait, self._lap_samples = self.started, 0.0, 0
 
@@ -159,7 +158,7 @@ class Clock:
         return time.perf_counter() - self.started
 
     def lap(self, device: torch.device) -> dict[str, float]:
-        """Rates since the last lap, and memory in use now."""
+        """Return rates since the last lap, and the peak of memory."""
         now = time.perf_counter()
         seconds = max(now - self._lap, 1e-9)
         rates = {
@@ -172,7 +171,7 @@ class Clock:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Most memory this process has held: of the device, or of the machine when there is none."""
+    """Return the peak memory of this process, on the device or on the machine where there is none."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,6 @@
-"""The record of a run: all that is ever said of it, and what decides whether two calls are of one run.
+"""The record of a run, from which its card is written and two calls are recognized as one run.
 
-It is kept in every checkpoint, holds no path of the machine, and identifies files by their content.
+Every checkpoint holds it. It contains no path of the machine, and identifies files by their content.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mmkd.distill.student import model_config
 from mmkd.store import FeatureStore
 from mmkd.store.selection import read_selection
 
-# Settings that may change between two calls of one run: where it writes, and how the same arithmetic is laid out.
-# The content of files that the others name is in the record instead.
+# Settings that may change between two calls of one run: where it writes, and how the same arithmetic is carried out.
+# Of settings that name files, the content of the files is in the record.
 _FREE: Any = {
     "preset": True,
     "store": True,
@@ -75,7 +75,7 @@ class FirstWeights(Frozen):
 
 
 class RunRecord(Frozen):
-    """Everything said of a run."""
+    """Configuration and sources of a run."""
 
     config: dict[str, Any]
     """The settings that decide the outcome, with presets under them."""
@@ -88,13 +88,13 @@ class RunRecord(Frozen):
     """Size, mean, std and interpolation of images, as open_clip names them."""
     first_weights: FirstWeights
     alignment: str
-    """SHA-256 of the alignment file; one that is missing is refused where it is read."""
+    """SHA-256 of the alignment file; empty without one."""
     source: RunSource
     versions: dict[str, str]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two calls of one run have in common."""
+        """Values that are equal in all calls of one run."""
         text = {
             key: Path(value).name if key in _HF_NAMES and Path(value).is_absolute() else value
             for key, value in self.network["text_cfg"].items()
@@ -113,7 +113,7 @@ class RunRecord(Frozen):
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def difference(self, other: RunRecord) -> str:
-        """What `other` has otherwise, in words, at most three keys: `epochs was 10, is 20`."""
+        """Describe at most three keys that `other` has otherwise: `epochs was 10, is 20`."""
         before, after = _flat(self.identity), _flat(other.identity)
         found = [
             f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
@@ -124,7 +124,7 @@ class RunRecord(Frozen):
 
 
 def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeights) -> RunRecord:
-    """Describe the run that `config` asks for; `preprocess` is filled in when the network is built.
+    """Make the record of a run; `preprocess` is filled in when the network is built.
 
     Raises:
         UserError: a teacher or the selection is not in the store.
@@ -159,19 +159,19 @@ def _read_source(config: RunConfig, store: FeatureStore) -> RunSource:
             for card in cards
             if learns
         ),
-        selection=read_selection(store.root, store.record, selection).card.digest if selection else "",
+        selection=read_selection(store, selection).card.digest if selection else "",
     )
 
 
 def _public(source: str) -> str:
-    """A teacher's source without the folders of the machine."""
+    """Return a teacher's source without the folders of the machine."""
     kind, colon, place = source.partition(":")
     return f"{kind}:{Path(place).name}" if colon and kind == "local-dir" else source
 
 
 def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
-    """SHA-256 in hex over the rows, the teachers' digests and all their ledger entries: the features' checksums, how
-    many are sound, and the samples' own checksums. A shard that was extracted again with other rows changes it."""
+    """Return SHA-256 in hex over the rows, the teachers' digests and their ledger entries, which hold the checksums of
+    features and samples: a shard that was extracted again with other rows changes it."""
     content = {
         "rows": store.record.rows,
         "corpora": [span.corpus.digest for span in store.record.spans()],
@@ -186,16 +186,14 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 in hex of a file, or of the weights in a folder.
+    """Return SHA-256 in hex of a file, or of the weights in a folder.
 
     Raises:
         ConfigError: it cannot be read.
     """
     try:
         if path.is_dir():
-            weights = [
-                file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".pt", ".pth")
-            ]
+            weights = [file for file in sorted(path.iterdir()) if file.suffix in _WEIGHTS]
             return hashlib.sha256("\n".join(map(content_digest, weights)).encode()).hexdigest()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -204,7 +202,7 @@ def content_digest(path: Path) -> str:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
-    """Values of nested mappings as JSON, by their keys with points between them."""
+    """Return values of nested mappings as JSON, by their keys joined with dots."""
     if not isinstance(tree, dict) or not tree:
         text = json.dumps(tree)
         return {prefix: text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."}

@@ -1,4 +1,4 @@
-"""The loop: steps, validations, checkpoints, and the ways in which it ends early and in order."""
+"""The training loop: steps, validations, checkpoints, and early ends by a signal, patience or a bad loss."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ BAD_BATCH = "bad-batch.json"
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run did."""
+    """Summary of one call."""
 
     steps: int
-    """Done in the whole run."""
+    """Steps of the run so far."""
     resumed_at: int
     """Step at which this call began."""
     rows: int
@@ -41,7 +41,7 @@ class TrainReport:
     """Of the student alone."""
     seconds: float
     wait_seconds: float
-    """Of them, spent waiting for images and features."""
+    """Part of them spent waiting for images and features."""
     losses: dict[str, float]
     """Of the last step, by term."""
     scores: dict[str, float]
@@ -56,7 +56,7 @@ class TrainReport:
 
 
 def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
-    """Train the student of `config`, from its last checkpoint when there is one.
+    """Train the student of `config`, from the run's last checkpoint when there is one.
 
     Raises:
         ConfigError, UserError, IncompleteStoreError: see `mmkd.base.errors`. A loss that is not finite
@@ -82,7 +82,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
 
 @contextmanager
 def _only_run(config: RunConfig, world: World) -> Iterator[None]:
-    """Hold the run folder for this run, which the first rank does for all; none reads it before it is held."""
+    """Lock the run folder, in the first rank for all; no rank reads the folder before it is locked."""
     if config.out.is_file() or (config.out / "zarr.json").is_file():
         what = "a file" if config.out.is_file() else "a store"
         raise UserError(f"out: {config.out} is {what}; name a folder of its own for the run")
@@ -97,7 +97,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
-    # A run that patience ended before has ended.
+    # A run that patience ended takes no more steps.
     stopped, number = _out_of_patience(config, progress), 0
     with closing(run.batches.from_step(first)) as batches:
         while progress.step < total and not stopped:

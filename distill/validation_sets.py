@@ -85,7 +85,7 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
 
     Raises:
         ConfigError: a pair of image and caption is trained on as well, in whichever store it lies.
-        UserError: no row matches, or labels and prompts do not name the same classes.
+        UserError: no row matches, a row has no class, or prompts and limit do not cover the classes.
         IncompleteStoreError: rows that match have not been extracted yet.
     """
     store = run_store if entry.store is None else FeatureStore.open(entry.store)
@@ -93,11 +93,16 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
     where = f"monitor set {entry.name!r}"
     if len(pairs.rows) < 2:
         raise UserError(f"{where}: {len(pairs.rows)} rows of {store.root} match {entry.where}; change its `where`")
-    columns = ["caption", "image_sha256", *([entry.label] if entry.label else [])]
-    table = store.sample_table(columns=columns).take(pa.array(pairs.rows))
-    drawn = draw_evenly(table[entry.label].to_pylist() if entry.label else [None] * len(table), entry.limit)
+    columns = dict.fromkeys(["caption", "image_sha256", *([entry.label] if entry.label else [])])
+    table = store.sample_table(columns=list(columns)).take(pa.array(pairs.rows))
+    classes = table[entry.label].cast(pa.string()).to_pylist() if entry.label else [None] * len(table)
+    if entry.label and (blank := classes.count(None)):
+        raise UserError(f"{where}: {blank} of its rows have no {entry.label}; leave them out with `where`")
+    if entry.limit < len(set(classes)):
+        raise UserError(f"{where}: limit {entry.limit} is less than its {len(set(classes))} classes; raise it")
+    drawn = draw_evenly(classes, entry.limit)
     pairs, table = _take_pairs(pairs, drawn), table.take(pa.array(drawn))
-    labels = table[entry.label].to_pylist() if entry.label else []
+    labels = [classes[place] for place in drawn] if entry.label else []
     both = _rows_in_both(pairs, table, run_store, training)
     if len(both):
         raise ConfigError(
@@ -105,14 +110,15 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
         )
     prompts = None
     if entry.label is not None:
-        prompts = matching(store, entry.prompts, ["caption", entry.label]).drop_null()
-        prompts = prompts.rename_columns(["caption", "class"])
-        classes = sorted(set(prompts["class"].to_pylist()))
-        unknown = sorted({str(label) for label in labels} - set(classes))
-        if unknown or not classes:
-            named = ", ".join(classes) or "none"
-            raise UserError(f"{where}: no prompt for class {unknown[0]!r}; its prompts name {named}")
-    content = json.dumps([table.to_pydict(), prompts.to_pydict() if prompts is not None else None])
+        found = matching(store, entry.prompts, list(dict.fromkeys(["caption", entry.label])))
+        prompts = pa.table({"caption": found["caption"], "class": found[entry.label].cast(pa.string())}).drop_null()
+        named = sorted(set(prompts["class"].to_pylist()))
+        if unknown := sorted(set(labels) - set(named)):
+            names = ", ".join(named) or "none"
+            raise UserError(f"{where}: no prompt for class {unknown[0]!r}; its prompts name {names}")
+        if len(named) < 2:
+            raise UserError(f"{where}: its prompts name the one class {named[0]!r}, expected two or more")
+    content = json.dumps([table.to_pydict(), prompts.to_pydict() if prompts is not None else None], default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return HeldOutRows(entry.metrics, store, pairs, labels, prompts, digest)
 

@@ -1,7 +1,7 @@
 """The processes of one run: one alone, or many under torchrun (or srun with torchrun's variables).
 
-Every rank holds its share of each batch. An objective gathers what it contrasts with; gradients of all
-ranks are averaged. A rank that dies ends the run: the others fail at the next exchange, or after the timeout.
+Every rank holds its share of each batch. An objective gathers the features that it contrasts; gradients are averaged
+over ranks. A rank that dies ends the run: the others fail at the next exchange, or after the timeout.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mmkd.base.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among the others."""
+    """One process of a run, and its communication with the others."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     control: dist.ProcessGroup | None = None
-    """Group over the CPU for flags, so that asking does not wait for the device."""
+    """Group over the CPU for flags, so that an exchange does not wait for the device."""
 
     @property
     def first(self) -> bool:
-        """True in the process that writes and talks."""
+        """True in the process that writes and prints."""
         return self.rank == 0
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(b, ...) of every rank to (size * b, ...) in order of rank; all ranks must have the same b.
+        """Concatenate (b, ...) of every rank to (size * b, ...) in order of rank; all ranks must have the same b.
 
-        Gradients flow back to the rank that a row came from, summed over what all ranks made of it.
+        A row's gradient returns to the rank that it came from, summed over all ranks.
         """
         if self.size == 1:
             return tensor
@@ -44,7 +44,7 @@ class World:
         return gathered
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, without gradient."""
+        """Return the sum over ranks, without gradient."""
         if self.size == 1:
             return tensor.detach()
         total = tensor.detach().clone()
@@ -52,7 +52,7 @@ class World:
         return total
 
     def highest(self, number: int) -> int:
-        """The highest number that any rank has; asked over the CPU, so that nobody waits for a device."""
+        """Return the highest number of all ranks, exchanged over the CPU; no rank returns before all have called it."""
         if self.size == 1:
             return number
         largest = torch.tensor([number])
@@ -60,7 +60,7 @@ class World:
         return int(largest.item())
 
     def share_buffers(self, module: torch.nn.Module) -> None:
-        """Give every rank the first rank's buffers, which are those that are saved."""
+        """Give every rank the buffers of the first, which are those that are saved."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -103,7 +103,7 @@ def started_world(timeout_minutes: float) -> Iterator[World]:
     except dist.DistError as error:
         raise UserError(_another_is_gone(rank, error)) from error
     except RuntimeError as error:
-        # Gloo says so in a plain RuntimeError.
+        # Gloo raises a plain RuntimeError.
         if "gloo" not in str(error):
             raise
         raise UserError(_another_is_gone(rank, error)) from error

@@ -9,12 +9,11 @@ from functools import partial
 from distributed import Client, KilledWorker, as_completed
 
 from mmkd.base.errors import UserError
-from mmkd.base.places.remote import StorePath
 from mmkd.extract.plan import ShardTask
 from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.worker import run_task
 from mmkd.store import MmkdError
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store
 
 _RETRIES = 2
 """Of a task that raised: a fault of the machine goes away, one of the code comes again."""
@@ -29,7 +28,7 @@ class LostShard:
 
 
 def gather(
-    client: Client, root: StorePath, record: StoreRecord, tasks: Sequence[ShardTask], say: Callable[[str], None]
+    client: Client, store: Store, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
     """Do the tasks and yield what became of each, as they finish. The scheduler holds one small report a task.
 
@@ -41,7 +40,7 @@ def gather(
         MmkdError: what a worker met and the user can mend: a full disk, a teacher that cannot be loaded.
     """
     blamed = []
-    for task, outcome in _outcomes(client, root, record, tasks):
+    for task, outcome in _outcomes(client, store, tasks):
         if isinstance(outcome, KilledWorker):
             say(
                 f"shard {task.shard} was in hand when its workers died: once more at the end, by itself, "
@@ -51,17 +50,17 @@ def gather(
         else:
             yield _told(task, outcome)
     for isolated in blamed:
-        for task, outcome in _outcomes(client, root, record, [isolated]):
+        for task, outcome in _outcomes(client, store, [isolated]):
             yield _told(task, outcome)
 
 
 def _outcomes(
-    client: Client, root: StorePath, record: StoreRecord, tasks: Sequence[ShardTask]
+    client: Client, store: Store, tasks: Sequence[ShardTask]
 ) -> Iterator[tuple[ShardTask, ShardReport | BaseException]]:
     keys = [f"{'isolated' if task.isolated else 'shard'}-{task.shard:05d}" for task in tasks]
     by_key = dict(zip(keys, tasks, strict=True))
     # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for.
-    futures = client.map(partial(run_task, root, record), tasks, key=keys, pure=False, retries=_RETRIES)
+    futures = client.map(partial(run_task, store), tasks, key=keys, pure=False, retries=_RETRIES)
     for future in as_completed(futures):
         if future.status in ("cancelled", "lost"):
             raise UserError(

@@ -66,7 +66,7 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
     cards = [card for _, card in described]
     if (config.store / "zarr.json").is_file():
         store = FeatureStore.open(config.store)
-        check_same_corpus(corpus, store.record, config.store)
+        check_same_corpus(corpus, store)
         overview = read_overview(config.store)
         rows, per_shard, ledger = len(store), store.record.rows_per_shard, store.ledger
     else:
@@ -114,10 +114,10 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
             # Beside the store: the workers of a cluster see it there.
             root = folder_beside(config.store)
             try:
-                record = create_indexed_store(LimitedCorpus(corpus, PROBE_ROWS), root)
+                store = create_indexed_store(LimitedCorpus(corpus, PROBE_ROWS, count_rest=False), root)
                 for card in cards:
-                    add_teacher(root, record, card)
-                (result,) = gather(client, root, record, [task], lambda _: None)
+                    add_teacher(store, card)
+                (result,) = gather(client, store, [task], lambda _: None)
             finally:
                 remove_folder(root)
             if isinstance(result, LostShard):

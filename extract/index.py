@@ -7,7 +7,7 @@ read back in order and numbered. Memory does not grow with the number of rows: t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,11 +31,10 @@ from mmkd.extract.corpora.row import CAPTION_FAULT, NO_CAPTION, NO_IMAGE, ONE_SI
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
 from mmkd.extract.listing import BY_DESIGN, HASH, IF_TAKEN, listing_schema, row_batch
 from mmkd.extract.overview import Overview
-from mmkd.store.append import append_rows, finish_append, first_new_row
 from mmkd.store.layout import sample_part
-from mmkd.store.record import CorpusRecord, CorpusSpan, StoreRecord, read_record
+from mmkd.store.record import CorpusRecord, CorpusSpan, Store, StoreRecord, read_record
 from mmkd.store.samples import read_part, sample_schema, with_labels, write_part
-from mmkd.store.writer import create_store
+from mmkd.store.writer import append_rows, create_store, finish_append, first_new_row
 
 _BATCH = 8192
 # Listing is Python work, so processes share it; below this a process costs more to start than it saves.
@@ -44,7 +43,7 @@ _BYTES_WORTH_PROCESSES = 1 << 30
 _LISTED = ("row", "key", "caption", "modality", "uri", "offset", "length")
 
 
-def create_indexed_store(corpus: Corpus, root: StorePath) -> StoreRecord:
+def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
     """List the corpus and lay an empty store over it.
 
     A key that occurs again is kept as a failed row that names the first one: nothing else is lost.
@@ -70,11 +69,16 @@ def list_corpus(corpus: Corpus) -> Overview:
         return overview
 
 
-def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
+def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] = lambda line: None) -> CorpusSpan:
     """List a further corpus below the rows of a store; its rows are pending until they are extracted.
 
     A key that the store has already is kept as a failed row that names the first one. Appending a corpus that
     is there already only finishes what an interruption left.
+
+    Args:
+        corpus: what is added.
+        root: the store.
+        say: receives the lines of the corpus' overview.
 
     Raises:
         CorpusError: the corpus has no rows, or cannot be read.
@@ -83,14 +87,16 @@ def append_corpus(corpus: Corpus, root: StorePath) -> CorpusSpan:
     """
     read_record(root)
     with only_writer(root, "mmkd store append"):
-        record = read_record(root)
-        present = corpus_span(corpus, record)
+        store = Store.open(root)
+        present = corpus_span(corpus, store.record)
         if present is not None:
-            finish_append(root, record)
+            finish_append(store)
             return present
-        first, parts = first_new_row(record), corpus.parts()
-        with _indexed(corpus, parts, _Earlier.of(root, record, first)) as (index, _):
-            return append_rows(root, record, _corpus_record(corpus, parts, len(index)), index).spans()[-1]
+        first, parts = first_new_row(store.record), corpus.parts()
+        with _indexed(corpus, parts, _Earlier.of(store, first)) as (index, overview):
+            for line in overview.lines():
+                say(line)
+            return append_rows(store, _corpus_record(corpus, parts, len(index)), index).record.spans()[-1]
 
 
 def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int) -> CorpusRecord:
@@ -119,11 +125,11 @@ class _Earlier:
         return cls(np.empty(0, np.int64), np.empty((0, 2), np.uint64), 0)
 
     @classmethod
-    def of(cls, root: StorePath, record: StoreRecord, end: int) -> _Earlier:
+    def of(cls, store: Store, end: int) -> _Earlier:
         """The inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
         rows, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
-        for shard in range(end // record.rows_per_shard):
-            table, _ = read_part(root, shard)
+        for shard in range(end // store.record.rows_per_shard):
+            table, _ = read_part(store.root, shard)
             rows.append(table["row"].to_numpy())
             keys = b"".join(key_hash(key) for key in table["key"].to_pylist())
             hashes.append(np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2))
@@ -140,7 +146,7 @@ class _Earlier:
         return {grid(place): grid(first) for place, first in found.items() if place >= known}
 
 
-def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
+def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
 
     Returns:
@@ -150,14 +156,16 @@ def restore_parts(corpus: Corpus, root: StorePath, record: StoreRecord) -> int:
         CorpusError: as `check_same_corpus`.
         StoreError: the store cannot be written.
     """
-    span = check_same_corpus(corpus, record, root)
-    missing = [shard for shard in span.shards if not (root / sample_part(shard)).is_file()]
+    span = check_same_corpus(corpus, store)
+    missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
     if missing:
-        per_shard, first = record.rows_per_shard, span.rows.start
-        with _indexed(corpus, corpus.parts(), _Earlier.of(root, record, first)) as (index, _):
+        per_shard, first = store.record.rows_per_shard, span.rows.start
+        with _indexed(corpus, corpus.parts(), _Earlier.of(store, first)) as (index, _):
             for shard in missing:
-                rows = with_labels(index.slice(shard * per_shard - first, per_shard), sample_schema(record.labels))
-                write_part(root, shard, rows.combine_chunks())
+                rows = with_labels(
+                    index.slice(shard * per_shard - first, per_shard), sample_schema(store.record.labels)
+                )
+                write_part(store.root, shard, rows.combine_chunks())
     return len(missing)
 
 
@@ -167,7 +175,7 @@ def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
     return next((span for span in record.spans() if span.corpus.digest == digest), None)
 
 
-def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> CorpusSpan:
+def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
     """Refuse to go on with a store that does not hold this corpus; where it lies in the grid.
 
     Files that were only written again (restored from a copy, brought back after a purge) are listed again and pass
@@ -177,11 +185,12 @@ def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> C
         CorpusError: a file of the corpus has another name, size or hash than when the store was made, was written
             again with other rows, or is read otherwise; the first difference is named.
     """
+    root, record = store.root, store.record
     span = corpus_span(corpus, record)
     if span is not None:
         return span
     parts = corpus.parts()
-    if only_written_again(root, corpus.settings(), parts) and _same_rows(corpus, parts, root, record):
+    if only_written_again(root, corpus.settings(), parts) and _same_rows(corpus, parts, store):
         return record.spans()[0]
     made_from = " and ".join(span.corpus.location for span in record.spans())
     changed = what_changed(root, corpus.settings(), parts)
@@ -192,17 +201,17 @@ def check_same_corpus(corpus: Corpus, record: StoreRecord, root: StorePath) -> C
     )
 
 
-def _same_rows(corpus: Corpus, parts: Sequence[Part], root: StorePath, record: StoreRecord) -> bool:
+def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
     """True when the corpus gives what the store's first span holds; parts that are missing say nothing."""
-    span = record.spans()[0]
+    span = store.record.spans()[0]
     with _indexed(corpus, parts, _Earlier.none()) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
             return False
         columns = [*_LISTED, *corpus.labels]
         for shard in span.shards:
-            rows = record.shard_rows(shard)
-            if (root / sample_part(shard)).is_file():
-                stored = read_part(root, shard)[0].select(columns)
+            rows = store.record.shard_rows(shard)
+            if (store.root / sample_part(shard)).is_file():
+                stored = read_part(store.root, shard)[0].select(columns)
                 if not index.slice(rows.start, len(rows)).select(columns).combine_chunks().equals(stored):
                     return False
     return True

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
-from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest, corpus_rows
+from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest
 from mmkd.extract.corpora.row import ONE_SIDED
 
 Require = Literal["pairs", "images", "texts"]
@@ -22,6 +21,8 @@ class LimitedCorpus:
     limit: int | None = None
     require: Require | None = None
     """`pairs`: both sides; `images` or `texts`: this side, and the other may be missing."""
+    count_rest: bool = True
+    """Count what the limit leaves out: rows of the parts that were begun, and the other parts."""
 
     @property
     def kind(self) -> str:
@@ -61,9 +62,24 @@ class LimitedCorpus:
         return self.corpus.ignored()
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """The part's rows, or the first rows; of these nothing is said about what is ignored between them."""
-        rows = self.corpus.rows_of(part) if self.limit is None else islice(corpus_rows(self.corpus), self.limit)
-        return (row if isinstance(row, Ignored) else self._required(row) for row in rows)
+        """The part's inputs, or the first rows of all parts and what is left out."""
+        if self.limit is None:
+            yield from (row if isinstance(row, Ignored) else self._required(row) for row in self.corpus.rows_of(part))
+            return
+        left, reason = self.limit, f"after the first {self.limit} rows (--limit)"
+        for one in self.corpus.parts():
+            if left <= 0 and self.count_rest:
+                yield Ignored(f"file: {reason}", one.name)
+            for row in self.corpus.rows_of(one) if left > 0 else ():
+                if isinstance(row, Ignored):
+                    yield row
+                elif left > 0:
+                    yield self._required(row)
+                elif self.count_rest:
+                    yield Ignored(f"row: {reason}", row.key)
+                else:
+                    return
+                left -= isinstance(row, CorpusRow)
 
     def _required(self, row: CorpusRow) -> CorpusRow:
         if self.require is None or row.by_design:

@@ -16,6 +16,7 @@ from mmkd.extract.corpora.row import (
     ONE_SIDED,
     CorpusRow,
     decodable,
+    is_blank,
 )
 
 # Names that no label has.
@@ -69,6 +70,8 @@ def _fault(row: CorpusRow) -> str | None:
         fault = f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
     elif caption is not None and not _encodable(caption):
         fault = f"{CAPTION_FAULT}not UTF-8"
+    elif fault is None and caption is not None and is_blank(caption):
+        fault = f"{CAPTION_FAULT}empty"
     return fault
 
 

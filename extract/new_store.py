@@ -13,10 +13,10 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
 from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.index import check_same_corpus, create_indexed_store
-from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.record import Store
 
 
-def make_store(corpus: Corpus, root: StorePath) -> StoreRecord:
+def make_store(corpus: Corpus, root: StorePath) -> Store:
     """Index the corpus beside `root`, then move the whole to its place; of several runs the first one wins.
 
     Behind a URL nothing can be moved: there, one run makes the store before others join.
@@ -33,14 +33,14 @@ def make_store(corpus: Corpus, root: StorePath) -> StoreRecord:
         raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
     beside = folder_beside(root)
     try:
-        record = create_indexed_store(corpus, beside)
+        made = create_indexed_store(corpus, beside)
         if _moved(beside, root):
-            return record
+            return Store(root, made.record)
     finally:
         remove_folder(beside)
-    record = read_record(root)
-    check_same_corpus(corpus, record, root)
-    return record
+    store = Store.open(root)
+    check_same_corpus(corpus, store)
+    return store
 
 
 def folder_beside(root: StorePath) -> Path:

@@ -12,9 +12,14 @@ from mmkd.base.text import counted
 from mmkd.extract.corpora import Ignored
 from mmkd.extract.corpora.row import NO_CAPTION, NO_IMAGE
 
+_COMPLETE = (
+    "complete the pairs, name members such as left.jpg in `image_members` or `caption_members`, or extract with "
+    "--require pairs, images or texts"
+)
 # What to do about a reason, by its beginning.
 _ADVICE = {
-    "key: duplicate": "name a key column, or set `shard_keys: true` where files number their rows alike",
+    "key: duplicate": "name a key column; set `shard_keys: true` where files number their rows alike; put an image and "
+    "its caption into one tar",
     "key: neither": "fill in the image or the caption, or drop the line",
     "key: longer": "name a column of shorter keys",
     "archive: ": "copy or download the file again",
@@ -26,15 +31,28 @@ _ADVICE = {
     "caption: not UTF-8": "set `encoding`, or save the text as UTF-8",
     "caption: sidecar has no": "set `caption_field`",
     "caption: empty": "write a caption, or extract with --require images",
+    "caption: a further": "set `captions: each`",
     "caption: sidecar larger": "set `caption_members`",
-    NO_IMAGE: "complete the pairs, or extract with --require pairs, images or texts",
-    NO_CAPTION: "complete the pairs, or extract with --require pairs, images or texts",
+    NO_IMAGE: _COMPLETE,
+    NO_CAPTION: _COMPLETE,
     "image: file not found": "set `images` to the folder of the paths, or fetch what links point to",
-    "image: path leaves": "set `images`",
+    "image: path leaves": "set `images`, or download what is behind a URL",
+    "image: no row names it": "add a line for it to the table, or leave it",
+    "image: a further": "set `pictures: each`",
+    "row: not a JSON": "write one object per line",
+    "row: a field stands": "name each field once",
+    "row: after the first": "extract without --limit",
+    "file: after the first": "extract without --limit",
+    "file: in none": "name it in `splits`",
+    "file: not among": "name it in `only`",
+    "file: has no rows": "check that it is whole",
     "image: not an image": "convert the file, or drop the line",
     "file: ": "name its kind in a corpus.yaml, or convert it",
     "member: .": "rename it, or name it in `image_members`, `caption_members` or `label_members`",
     "member: not among": "add it there if it is meant",
+    "member: a further": "choose by `image_members` or `caption_members`",
+    "member: a link": "write the file itself into the tar: tar --dereference --hard-dereference",
+    "field: of a JSON": "name what is wanted there",
     "column: holds bytes": "name it in `columns` if it is the image",
 }
 _ROW = re.compile(r"of row \d+")

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora.row import IMAGE_FAULT
 from mmkd.extract.encode import encode_images
 from mmkd.extract.shard import caption_faults, extract_shard, final_rows, image_sources, live_rows, sound_features
@@ -19,7 +18,7 @@ from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard, remove_entry
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
@@ -30,23 +29,21 @@ def failed_images(table: pa.Table) -> list[int]:
     return [place for place, reason in reasons if (reason or "").startswith(IMAGE_FAULT)]
 
 
-def retry_shard(
-    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], bench: Workbench
-) -> ShardReport:
+def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
     """Try the failed images of a finished shard again and write what became of them.
 
     The shard is not vouched for while its files change: a kill in between costs the shard, never the truth. The
     bytes are those that a first extraction of the images as they are now would have given.
 
     Args:
-        root, record, shard, bench: as `extract_shard`.
+        store, shard, bench: as `extract_shard`.
         teachers: every teacher that has an entry for the shard.
 
     Raises:
         StoreError: the store cannot be written.
     """
     started = time.perf_counter()
-    table, _ = read_part(root, shard)
+    table, _ = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers))
     clock = Clock(report.seconds)
     places = failed_images(table)
@@ -54,23 +51,23 @@ def retry_shard(
     if any(teacher.card.encoding == "int8" for teacher in teachers.values()):
         # Codes that are decoded and encoded again may differ: such a shard is done anew as a whole.
         for slug in teachers:
-            remove_entry(root, shard, slug)
-        return extract_shard(root, record, shard, teachers, bench)
+            remove_entry(store.root, shard, slug)
+        return extract_shard(store, shard, teachers, bench)
     some = table.take(pa.array(places, pa.int64()))
     live = live_rows(some)
     images, features = encode_images(
-        image_sources(some, live, record.image_root(shard * record.rows_per_shard)), teachers, bench, clock
+        image_sources(some, live, store.record.image_root(shard * store.record.rows_per_shard)), teachers, bench, clock
     )
     tried = final_rows(some, live, images, caption_faults(some, some["caption"].to_pylist()))
     report.status = dict(Counter(tried["status"].to_pylist()))
     report.reasons = dict(Counter(reason for reason in tried["reason"].to_pylist() if reason))
     sound = np.array([image is not None and image.reason is None for image in images], dtype=bool)
     if sound.any() or tried["reason"].to_pylist() != some["reason"].to_pylist():
-        before = _before(root, record, shard, teachers)
-        for slug in entries_of_shard(root, shard):
-            remove_entry(root, shard, slug)
+        before = _before(store, shard, teachers)
+        for slug in entries_of_shard(store.root, shard):
+            remove_entry(store.root, shard, slug)
         with clock("samples"):
-            sha = write_part(root, shard, _merged(table, places, tried))
+            sha = write_part(store.root, shard, _merged(table, places, tried))
         for slug, teacher in teachers.items():
             with clock(f"write {slug}"):
                 shard_features = before[slug]
@@ -79,24 +76,22 @@ def retry_shard(
                 shard_features.image[places] = features[slug]
                 shard_features.valid[places] &= TEXT_SOUND
                 shard_features.valid[np.array(places)[good]] |= IMAGE_SOUND
-                write_shard(root, record, teacher.card, shard, shard_features, sha)
+                write_shard(store, teacher.card, shard, shard_features, sha)
             bench.watch.beat()
     report.wall_seconds = time.perf_counter() - started
     return report
 
 
-def _before(
-    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher]
-) -> dict[str, ShardFeatures]:
+def _before(store: Store, shard: int, teachers: Mapping[str, Teacher]) -> dict[str, ShardFeatures]:
     """What the store holds of this shard, as copies."""
-    store = FeatureStore.open(root)
-    rows = record.shard_rows(shard)
+    features = FeatureStore.open(store.root)
+    rows = store.record.shard_rows(shard)
     rows_here = slice(rows.start, rows.stop)
     return {
         slug: ShardFeatures(
-            np.array(store.image(slug)[rows_here]),
-            np.array(store.text(slug)[rows_here]),
-            np.array(store.valid(slug)[rows_here]),
+            np.array(features.image(slug)[rows_here]),
+            np.array(features.text(slug)[rows_here]),
+            np.array(features.valid(slug)[rows_here]),
         )
         for slug in teachers
     }

@@ -30,7 +30,7 @@ from mmkd.extract.teachers import TeacherSpec
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.inputs import shards_without_inputs
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store
 from mmkd.store.run_log import RunLog
 from mmkd.store.writer import add_teacher, note_encoding_error
 
@@ -63,11 +63,11 @@ def _is_new(root: StorePath) -> bool:
 
 
 def _extracted(
-    config: ExtractConfig, described: Sequence[tuple[TeacherSpec, TeacherCard]], record: StoreRecord, say: Say
+    config: ExtractConfig, described: Sequence[tuple[TeacherSpec, TeacherCard]], target: Store, say: Say
 ) -> RunReport:
     cards = [card for _, card in described]
     for card in cards:
-        add_teacher(config.store, record, card)
+        add_teacher(target, card)
     store = FeatureStore.open(config.store)
     report = RunReport(config.store, len(store), store.shards)
     retries = plan_retries(_shards_with_failed_images(store), cards, store.ledger) if config.retry_failed else []
@@ -77,7 +77,7 @@ def _extracted(
     for line in overview.lines() if (overview := read_overview(config.store)) else ():
         say(line)
     rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
-    say(f"{rows} in {shards} of {record.rows_per_shard}; {to_do} to do")
+    say(f"{rows} in {shards} of {store.record.rows_per_shard}; {to_do} to do")
     if config.retry_failed:
         say(f"{counted(len(retries), 'shard')} with images that failed, to be tried again")
     if tasks or retries:
@@ -85,23 +85,23 @@ def _extracted(
             _announce(client, say)
             start_workers(client, TeachersPlugin(_needed(described, [*tasks, *retries]), config.cluster.worker))
             if retries:
-                _do(client, config, record, retries, report, say)
+                _do(client, target, retries, report, config, say)
                 tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger, lacking, keep)
-            _do(client, config, record, tasks, report, say)
+            _do(client, target, tasks, report, config, say)
     for card in cards:
-        note_encoding_error(config.store, record, card.slug)
+        note_encoding_error(store, card.slug)
     remove_abandoned(config.store)
     return report
 
 
-def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> StoreRecord:
+def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> Store:
     if _is_new(root):
         return make_store(corpus, root)
-    record = FeatureStore.open(root).record
-    restored = restore_parts(corpus, root, record)
+    store = Store.open(root)
+    restored = restore_parts(corpus, store)
     if restored:
         say(f"{restored} sample parts were missing and are listed again from the corpus")
-    return record
+    return store
 
 
 def _needed(
@@ -127,13 +127,13 @@ def _announce(client: Client, say: Say) -> None:
 
 
 def _do(
-    client: Client, config: ExtractConfig, record: StoreRecord, tasks: Sequence[ShardTask], report: RunReport, say: Say
+    client: Client, store: Store, tasks: Sequence[ShardTask], report: RunReport, config: ExtractConfig, say: Say
 ) -> None:
-    root = config.store.resolve()
+    store = Store(store.root.resolve(), store.record)
     with (
         tqdm(total=len(tasks), unit="shard", disable=None) as bar,
-        RunLog(root) as log,
-        closing(gather(client, root, record, tasks, say)) as results,
+        RunLog(store.root) as log,
+        closing(gather(client, store, tasks, say)) as results,
     ):
         for result in results:
             bar.update()
@@ -141,7 +141,7 @@ def _do(
                 report.add(result)
                 log.write(result)
             else:
-                report.lose(result.shard, result.reason, len(record.shard_rows(result.shard)))
+                report.lose(result.shard, result.reason, len(store.record.shard_rows(result.shard)))
             _stop_at_too_many(config, report)
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from mmkd.base.images.source import ImageSource
 from mmkd.base.images.uri import image_source
-from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, ONE_SIDED
 from mmkd.extract.decoding import DecodedImage
 from mmkd.extract.encode import Features, encode_captions, encode_images
@@ -27,14 +26,12 @@ from mmkd.extract.worker_state import Workbench
 from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
 
 
-def extract_shard(
-    root: StorePath, record: StoreRecord, shard: int, teachers: Mapping[str, Teacher], bench: Workbench
-) -> ShardReport:
+def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
     """Extract one shard for these teachers and vouch for it in the ledger.
 
     Raises:
@@ -42,12 +39,12 @@ def extract_shard(
         TeacherError: a device has too little memory.
     """
     started = time.perf_counter()
-    table, sha_before = read_part(root, shard)
+    table, sha_before = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers), rows=len(table))
     clock = Clock(report.seconds)
     live = live_rows(table)
     images, image_features = encode_images(
-        image_sources(table, live, record.image_root(shard * record.rows_per_shard)), teachers, bench, clock
+        image_sources(table, live, store.record.image_root(shard * store.record.rows_per_shard)), teachers, bench, clock
     )
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
@@ -61,7 +58,7 @@ def extract_shard(
 
     sound_image = np.array([image is not None and image.reason is None for image in images], dtype=bool)
     with clock("samples"):
-        if any(slug not in teachers for slug in entries_of_shard(root, shard)):
+        if any(slug not in teachers for slug in entries_of_shard(store.root, shard)):
             # Another teacher has been here: its rows stand, and what changed since is not mixed in.
             sha = sha_before
             same = np.array(table["image_sha256"].to_pylist(), dtype=object) == np.array(
@@ -70,16 +67,16 @@ def extract_shard(
             report.changed = int(np.count_nonzero(~same))
             sound_image &= same
         else:
-            sha = write_part(root, shard, final)
+            sha = write_part(store.root, shard, final)
     sound_text = np.array([caption is not None for caption in usable], dtype=bool)
     for slug, teacher in teachers.items():
         with clock(f"write {slug}"):
             valid = soundness(slug, (image_features, sound_image), (text_features, sound_text), report)
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
-            write_shard(root, record, teacher.card, shard, features, sha)
+            write_shard(store, teacher.card, shard, features, sha)
         bench.watch.beat()
     if bench.keep_inputs is not None:
-        write_inputs(root, shard, bench.keep_inputs, _inputs_table(final, images, sound_image))
+        write_inputs(store.root, shard, bench.keep_inputs, _inputs_table(final, images, sound_image))
     sizes = bench.sizes.halved.items()
     report.batch_rows = {f"{tower} {slug}": rows for (slug, tower), rows in sizes if slug in teachers}
     report.wall_seconds = time.perf_counter() - started

@@ -24,7 +24,7 @@ from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.worker_state import Workbench
 from mmkd.store import MmkdError, TeacherCard
 from mmkd.store.ledger import entries_of_shard
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
 PLUGIN_NAME = "mmkd-teachers"
@@ -69,7 +69,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.loaded.clear()
 
 
-def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardReport | MmkdError:
+def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
     """Do one task with this worker's teachers.
 
     An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on
@@ -83,10 +83,10 @@ def run_task(root: StorePath, record: StoreRecord, task: ShardTask) -> ShardRepo
     bench = replace(plugin.bench, isolated=task.isolated, keep_inputs=task.inputs)
     try:
         with bench.watch.over_shard():
-            teachers = _still_wanted(root, task, plugin.loaded)
+            teachers = _still_wanted(store.root, task, plugin.loaded)
             act = retry_shard if task.retry else extract_shard
             wanted = teachers or task.inputs is not None
-            report = act(root, record, task.shard, teachers, bench) if wanted else finished_report(root, task)
+            report = act(store, task.shard, teachers, bench) if wanted else finished_report(store.root, task)
     except MmkdError as error:
         return error
     report.worker = str(worker.name)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND
     from mmkd.store.reader import FeatureStore
     from mmkd.store.summary import StoreSummary
-    from mmkd.store.verify_report import VerifyReport
+    from mmkd.store.verify import VerifyReport
 
 __all__ = [
     "IMAGE_SOUND",
@@ -41,7 +41,7 @@ _HOME = {
     "StoreSummary": "mmkd.store.summary",
     "TeacherCard": "mmkd.store.card",
     "UserError": "mmkd.base.errors",
-    "VerifyReport": "mmkd.store.verify_report",
+    "VerifyReport": "mmkd.store.verify",
 }
 
 

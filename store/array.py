@@ -27,7 +27,7 @@ CACHE_BYTES = 64 << 20
 
 
 class FeatureArray(Protocol):
-    """What `FeatureStore.image` gives: (N, D) values that are read when they are indexed.
+    """Features of one tower, as `FeatureStore.image` returns them: (N, D) values, read when they are indexed.
 
     For float encodings on disk it is a mapped `numpy.ndarray`. For int8, and behind a URL, it is a `LazyRows`:
     indexing with an integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`, and
@@ -56,7 +56,7 @@ class LazyRows(ABC):
     dtype: np.dtype[Any]
 
     @abstractmethod
-    def _picked(self, rows: Any) -> NDArray[Any]:
+    def _gather(self, rows: Any) -> NDArray[Any]:
         """Values of these rows."""
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
@@ -67,7 +67,7 @@ class LazyRows(ABC):
         """
         if isinstance(rows, tuple):
             raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
-        return self._picked(rows)
+        return self._gather(rows)
 
     @property
     def ndim(self) -> int:
@@ -96,7 +96,7 @@ class ChunkedArray:
     rows: int
     per_shard: int
     chunks: tuple[tuple[str, str] | None, ...]
-    """Path and CRC32C of each shard's chunk; None where no ledger vouches for one."""
+    """Path and CRC32C of each shard's chunk; None where there is no ledger entry."""
     read_around: bool = True
     """As `mmkd.store.mapping.map_chunks` takes it."""
 
@@ -105,7 +105,7 @@ class ChunkedArray:
         """As it lies in files: little-endian."""
         return np.dtype(self.spec.dtype).newbyteorder("<")
 
-    def shaped(self, flat: NDArray[Any]) -> NDArray[Any]:
+    def _reshape(self, flat: NDArray[Any]) -> NDArray[Any]:
         """All chunks' bytes or values as the array of N rows."""
         values = flat.view(self.stored)
         return (values if self.spec.width is None else values.reshape(-1, self.spec.width))[: self.rows]
@@ -119,14 +119,14 @@ class ChunkedArray:
         return np.frombuffer(data, dtype=self.stored).reshape(self.spec.shape(self.per_shard))
 
     def _missing(self) -> NDArray[Any]:
-        """What a chunk reads as that no ledger vouches for."""
+        """Values of a chunk without a ledger entry."""
         return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
 
     def load(self) -> NDArray[Any]:
         """The whole array in memory, read-only.
 
         Raises:
-            CorruptStoreError: a chunk is missing or is not what the ledger vouches for.
+            CorruptStoreError: a chunk is missing or differs from its ledger entry.
         """
         array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
         for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
@@ -145,7 +145,7 @@ class ChunkedArray:
         paths = [name for name in names if name is None or isinstance(name, Path)]
         try:
             size = self.spec.chunk_bytes(self.per_shard)
-            return self.shaped(map_chunks(paths, size, lambda: self._missing().tobytes(), self.read_around))
+            return self._reshape(map_chunks(paths, size, lambda: self._missing().tobytes(), self.read_around))
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
@@ -185,7 +185,7 @@ class RemoteRows(LazyRows):
         self._kept = max(1, CACHE_BYTES // max(1, array.spec.chunk_bytes(array.per_shard)))
         self._chunk = lru_cache(maxsize=self._kept)(array.body)
 
-    def _picked(self, rows: Any) -> NDArray[Any]:
+    def _gather(self, rows: Any) -> NDArray[Any]:
         """Values of these rows; each chunk that holds some of them is fetched once."""
         picked = np.arange(len(self))[rows]
         flat = picked.reshape(-1)
@@ -217,6 +217,6 @@ class DecodedRows(LazyRows):
         self.shape = codes.shape
         self.dtype = np.dtype(np.float32)
 
-    def _picked(self, rows: Any) -> NDArray[Any]:
+    def _gather(self, rows: Any) -> NDArray[Any]:
         """Codes times scale."""
         return decode_rows([np.asarray(self.codes[rows]), np.asarray(self.scales[rows])])

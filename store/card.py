@@ -12,7 +12,7 @@ from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import CosineError, Encoding
-from mmkd.store.hierarchy import read_json, sealed_content
+from mmkd.store.hierarchy import is_there, read_json, sealed_content
 from mmkd.store.layout import MAX_DIM, Tower, check_slug, is_slug, teacher_group
 
 
@@ -22,7 +22,7 @@ class Preprocessing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: tuple[int, int]
-    """Height and width in pixels; (0, 0) when nobody stated them (imported features)."""
+    """Height and width in pixels; (0, 0) if not stated (imported features)."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
@@ -53,7 +53,7 @@ class TeacherCard(BaseModel):
     preprocessing: Preprocessing
     tokenizer_sha256: str
     context_length: int = Field(ge=0)
-    """Tokens a caption is cut to; 0 when nobody stated it (imported features)."""
+    """Tokens a caption is cut to; 0 if not stated (imported features)."""
     dim: int = Field(gt=0, le=MAX_DIM)
     """Width D of the shared image-text space, as stored."""
     encoding: Encoding = "float16"
@@ -109,7 +109,7 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
         CorruptStoreError: the card was changed, does not make sense, or belongs to another folder.
     """
     path = root / teacher_group(slug) / "zarr.json"
-    if not path.is_file():
+    if not is_there(path):
         return None
     document = read_json(path)
     attributes = document.get("attributes")
@@ -134,4 +134,4 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
 def teacher_folders(root: StorePath) -> list[str]:
     """Names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
     folders = list_folder(root / "teachers")
-    return [path.name for path in folders if is_slug(path.name) and (path / "zarr.json").is_file()]
+    return [path.name for path in folders if is_slug(path.name) and is_there(path / "zarr.json")]

@@ -50,7 +50,7 @@ def checked_body(data: bytes, expected_bytes: int, name: str) -> tuple[bytes, st
 
 
 def read_body(root: StorePath, name: str, expected_bytes: int, expected_crc: str) -> bytes:
-    """Read the body of chunk file `name` when it is what a ledger entry vouches for.
+    """Read the body of chunk file `name` if it agrees with its ledger entry.
 
     Raises:
         CorruptStoreError: missing, unreadable, of another size, or with another checksum.

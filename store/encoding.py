@@ -23,9 +23,12 @@ ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 INT8_MAX = 127
 """Codes are -127 to 127; -128 is not used, so that a vector and its negative have negative codes."""
 
+_DECODED = 1e-3
+"""Largest distance from a whole code in a row that may be decoded int8: rounding in float32 stays far below."""
+
 
 class CosineError(BaseModel):
-    """What an encoding costs: 1 - cosine between a feature and what is read back, over the sound rows."""
+    """Loss of an encoding: 1 - cosine between a feature and its decoded form, over the sound rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +53,7 @@ class ArraySpec:
 
     @property
     def fill(self) -> float:
-        """What a missing row holds."""
+        """Value in missing rows."""
         return float("nan") if self.dtype.startswith("float") else 0
 
     def document(self, slug: str) -> str:
@@ -96,7 +99,8 @@ def encode_rows(
 
     Returns:
         The arrays of `tower_arrays`, and which rows are sound in them: a value that does not fit (beyond 65504
-        in float16) or a row that becomes zero makes its row missing, never infinite.
+        in float16) or a row that becomes zero makes its row missing, never infinite. Values that `decode_rows` gave
+        are encoded to the same values again.
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         if encoding != "int8":
@@ -111,7 +115,15 @@ def encode_rows(
         good = sound & np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)
         scale[~good] = np.nan
         codes = np.zeros(values.shape, dtype=np.int8)
-        codes[good] = np.clip(np.rint(values[good] / scale[good, None]), -INT8_MAX, INT8_MAX)
+        quotients = values[good] / scale[good, None]
+        codes[good] = np.clip(np.rint(quotients), -INT8_MAX, INT8_MAX)
+        # Rows that were codes times a scale before: (127 * scale) / 127 may be the float32 beside that scale.
+        decoded = np.flatnonzero(good)[np.abs(quotients - codes[good]).max(axis=1, initial=0) < _DECODED]
+        for aside in (np.float32(0), np.float32(np.inf)):
+            other = np.nextafter(scale[decoded], aside)
+            exact = (codes[decoded] * other[:, None] == values[decoded]).all(axis=1)
+            exact &= (codes[decoded] * scale[decoded, None] != values[decoded]).any(axis=1)
+            scale[decoded[exact]] = other[exact]
     return [codes, scale], good
 
 

@@ -30,7 +30,7 @@ TEXT_OF: Final = "text_of"
 SAMPLE: Final = "sample"
 PROMPT: Final = "prompt"
 NEGATIVE: Final = "negative_prompt"
-"""What the absence of a class looks like."""
+"""Text that describes the absence of a class."""
 CANDIDATE: Final = "candidate"
 
 PLACE = "{}"

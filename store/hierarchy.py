@@ -1,4 +1,4 @@
-"""The metadata documents of a store: Zarr v3 `zarr.json` files, written whole, sealed, and read with suspicion.
+"""The metadata documents of a store: Zarr v3 `zarr.json` files, written whole, sealed, and checked when read.
 
 Array documents are a function of the record and the card, so they can be checked member by member and
 written again. What only the store knows (the record, the cards) lies in `attributes.mmkd` with a seal:
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import write_atomically
-from mmkd.base.places.remote import StorePath
+from mmkd.base.errors import CorruptStoreError, NotAStoreError
+from mmkd.base.files import list_folder, write_atomically
+from mmkd.base.places.remote import RemotePath, StorePath
 
 MAX_DOCUMENT_BYTES = 1 << 24
 """A metadata file larger than 16 MiB is refused unread: ours are a few kilobytes."""
@@ -64,6 +66,47 @@ def write_document(path: StorePath, document: dict[str, Any]) -> None:
     write_atomically(path, encode_document(document))
 
 
+def is_there(path: StorePath) -> bool:
+    """False only when nothing is at `path`: a folder, a dangling link or an unreadable file is there.
+
+    `Path.is_file` is also False for those, and what is asked for would then count as absent.
+    """
+    return path.is_file() if isinstance(path, RemotePath) else path.exists() or path.is_symlink()
+
+
+def read_file(path: StorePath, most: int | None = None) -> bytes:
+    """The bytes of a regular file of at most `most` bytes.
+
+    Raises:
+        CorruptStoreError: it cannot be read, is something other than a regular file (a pipe would block), or is larger.
+    """
+    try:
+        size = path.stat().st_size
+        if isinstance(path, Path) and not path.is_file():
+            what = "a folder" if path.is_dir() else "a device, pipe or socket"
+            raise CorruptStoreError(f"{path} is {what}, expected a file; put the file back from a copy")
+        if most is not None and size > most:
+            raise CorruptStoreError(f"{path} has {size} bytes, expected at most {most}")
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptStoreError(
+            f"{path} cannot be read: {error.strerror or error}; get permission, or put it back from a copy"
+        ) from error
+
+
+def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[StorePath]:
+    """Files and folders directly below `root/folder`, sorted; none if the store has no such folder.
+
+    Raises:
+        NotAStoreError: there is no store at `root` any more.
+        StoreError, UnreachableError: the folder cannot be listed.
+    """
+    found = list_folder(root / folder, pattern)
+    if not found and not is_there(root / "zarr.json"):
+        raise NotAStoreError(f"{root} is not there any more; was it moved or deleted?")
+    return found
+
+
 def read_json(path: StorePath) -> dict[str, Any]:
     """Parse a JSON object.
 
@@ -71,13 +114,7 @@ def read_json(path: StorePath) -> dict[str, Any]:
         CorruptStoreError: it cannot be read, is not a JSON object, or names a member twice.
     """
     try:
-        if path.stat().st_size > MAX_DOCUMENT_BYTES:
-            raise CorruptStoreError(
-                f"{path} has {path.stat().st_size} bytes, metadata has {MAX_DOCUMENT_BYTES} at most"
-            )
-        content = json.loads(path.read_bytes(), object_pairs_hook=_no_member_twice)
-    except OSError as error:
-        raise CorruptStoreError(f"{path} cannot be read: {error.strerror}; put it back from a copy") from error
+        content = json.loads(read_file(path, MAX_DOCUMENT_BYTES), object_pairs_hook=_no_member_twice)
     except (ValueError, RecursionError) as error:
         raise CorruptStoreError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -88,7 +125,7 @@ def read_json(path: StorePath) -> dict[str, Any]:
 def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
     """Members in which a document is not the one that follows from the record and the card, or None.
 
-    `attributes` may hold what other tools noted; it has no say in how the bytes are read.
+    `attributes` may hold entries of other tools; they do not change how the bytes are read.
     """
     if isinstance(found.get("attributes", {}), dict):
         found = found | {"attributes": expected["attributes"]}
@@ -118,7 +155,7 @@ def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def group_fault(document: dict[str, Any]) -> str | None:
-    """What keeps a document from being a Zarr v3 group, or None. Attributes beside ours are anyone's."""
+    """Return why a document is no Zarr v3 group, or None. Other tools may add attributes."""
     rest = {name: value for name, value in document.items() if name not in ("attributes", "consolidated_metadata")}
     if rest != {"zarr_format": 3, "node_type": "group"} or not isinstance(document.get("attributes", {}), dict):
         return f"not the metadata of a Zarr v3 group: {json.dumps(rest)[:120]}"

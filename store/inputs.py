@@ -1,9 +1,9 @@
 """Training inputs kept beside the features: JPEGs at student size in uncompressed Arrow IPC files, memory-mapped.
 
     inputs/00012.arrow   columns row (int64), image_sha256 (string, of the original), jpeg (large_binary)
-    inputs/00012.json    what vouches for it, written last: size, quality, rows, images, CRC32C
+    inputs/00012.json    its entry, written last: size, quality, rows, images, CRC32C
 
-They are optional, belong to no teacher, and the ledger does not speak of them: a shard's inputs are there when
+They are optional, belong to no teacher, and are not in the ledger: a shard's inputs are present when
 their entry is. A row whose image is not sound has no JPEG.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmkd.base.errors import CorruptStoreError, UserError
-from mmkd.base.files import disk_errors, list_folder, write_atomically
+from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
-from mmkd.store.hierarchy import SEAL, read_json, seal_of
-from mmkd.store.ledger import MAX_ENTRY_BYTES
-from mmkd.store.record import StoreRecord
+from mmkd.store.hierarchy import SEAL, list_part, read_file, read_json, seal_of
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ SCHEMA = pa.schema(
 
 
 class InputsEntry(BaseModel):
-    """What one shard's inputs are, and the checksum to prove it."""
+    """Description and checksum of one shard's inputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,12 +65,12 @@ def inputs_file(shard: int) -> str:
 
 
 def inputs_entry(shard: int) -> str:
-    """Path of the entry that vouches for them."""
+    """Path of their entry."""
     return f"inputs/{shard:05d}.json"
 
 
 def encode_input(picture: Image.Image, size: int) -> bytes:
-    """A picture as JPEG, its shorter side brought down to `size` pixels; smaller pictures keep their size.
+    """Encode a picture as JPEG, its shorter side reduced to `size` pixels; smaller pictures keep their size.
 
     Grey stays grey, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone.
     """
@@ -88,7 +87,7 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
 
 
 def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> InputsEntry:
-    """Write one shard's inputs and vouch for them.
+    """Write one shard's inputs, then their entry.
 
     Args:
         root: the store.
@@ -117,14 +116,14 @@ def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> Inp
 
 
 def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) -> int:
-    """Put a shard's file in place, then the entry that vouches for it; returns its bytes.
+    """Write a shard's file, then its entry; return the size in bytes.
 
     Raises:
         StoreError: the disk is full or read-only.
     """
     if (root / inputs_entry(entry.shard)).is_file():
         with disk_errors(root):
-            (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it would vouch for the new bytes
+            (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it does not fit the new bytes
     write_atomically(root / inputs_file(entry.shard), data)
     content = entry.model_dump()
     sealed = json.dumps(content | {SEAL: seal_of(content)}, indent=1) + "\n"
@@ -136,13 +135,10 @@ def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
     """The bytes of a shard's file.
 
     Raises:
-        CorruptStoreError: it is missing, or not what the entry vouches for.
+        CorruptStoreError: it is missing, or differs from its entry.
     """
     name = inputs_file(entry.shard)
-    try:
-        data = (root / name).read_bytes() if (root / name).stat().st_size == entry.bytes else b""
-    except OSError as error:
-        raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+    data = read_file(root / name, entry.bytes)
     if len(data) != entry.bytes or f"{google_crc32c.value(data):08x}" != entry.crc32c:
         raise CorruptStoreError(f"{name}: not the bytes that its entry vouches for")
     return data
@@ -154,24 +150,16 @@ def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
     Raises:
         CorruptStoreError: an entry cannot be read.
     """
-    entries = (_read_entry(path) for path in _entry_paths(root))
+    entries = (_read_entry(path) for path in list_part(root, "inputs", "*.json"))
     return {entry.shard: entry for entry in entries}
-
-
-def _entry_paths(root: StorePath) -> Sequence[StorePath]:
-    return list_folder(root / "inputs", "*.json")
 
 
 def _read_entry(path: StorePath) -> InputsEntry:
     try:
-        if path.stat().st_size > MAX_ENTRY_BYTES:
-            raise CorruptStoreError(f"{path} is larger than {MAX_ENTRY_BYTES} bytes: not an entry of inputs")
         content = read_json(path)
         if content.pop(SEAL, None) != seal_of(content):
             raise CorruptStoreError(f"{path} was changed after it was written")
         entry = InputsEntry.model_validate(content)
-    except OSError as error:
-        raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise CorruptStoreError(f"{path} is not an entry of inputs: {error.errors()[0]['msg']}") from error
     if path.name != Path(inputs_entry(entry.shard)).name:
@@ -198,9 +186,9 @@ def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[
 class Inputs:
     """The inputs of a store, opened for reading. A file is mapped, or fetched, when a row of its is first asked for."""
 
-    def __init__(self, root: StorePath, record: StoreRecord) -> None:
-        self.root, self.rows_per_shard = root, record.rows_per_shard
-        self.entries = read_inputs_ledger(root)
+    def __init__(self, store: Store) -> None:
+        self.root, self.rows_per_shard = store.root, store.record.rows_per_shard
+        self.entries = read_inputs_ledger(store.root)
         self._columns: dict[int, pa.Array] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -220,18 +208,20 @@ class Inputs:
         """The JPEG of one row over the mapped file; None when its image is not sound.
 
         Raises:
-            CorruptStoreError: the file is missing or not what its entry vouches for.
+            CorruptStoreError: the file is missing or differs from its entry.
         """
         shard, place = divmod(row, self.rows_per_shard)
         if shard not in self._columns:
-            self._columns[shard] = _mapped(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)
+            self._columns[shard] = _map_inputs(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)
         value = self._columns[shard][place]
         return memoryview(value.as_buffer()) if value.is_valid else None
 
 
-def _mapped(root: StorePath, shard: int, entry: InputsEntry) -> pa.Table:
+def _map_inputs(root: StorePath, shard: int, entry: InputsEntry) -> pa.Table:
     path = root / inputs_file(shard)
     try:
+        if not isinstance(path, RemotePath) and not path.is_file():  # mapping a pipe would block
+            raise CorruptStoreError(f"{path} is missing or no file, although its entry vouches for it")
         with pa.BufferReader(path.read_bytes()) if isinstance(path, RemotePath) else pa.memory_map(str(path)) as source:
             if source.size() != entry.bytes:
                 raise CorruptStoreError(f"{path} has {source.size()} bytes, its entry vouches for {entry.bytes}")
@@ -243,16 +233,16 @@ def _mapped(root: StorePath, shard: int, entry: InputsEntry) -> pa.Table:
     return table
 
 
-def inputs_faults(root: StorePath, record: StoreRecord, shards: Collection[int]) -> Iterator[tuple[str, str]]:
+def inputs_faults(store: Store, shards: Collection[int]) -> Iterator[tuple[str, str]]:
     """Entry that cannot be kept, and what is wrong: every byte of these shards' files against entry and sample rows."""
-    for path in _entry_paths(root):
+    for path in list_part(store.root, "inputs", "*.json"):
         name = f"inputs/{path.name}"
         try:
             entry = _read_entry(path)
             if entry.shard not in shards:
                 continue
-            checked_inputs(root, entry)
-            table, (part, _) = _mapped(root, entry.shard, entry), read_part(root, entry.shard)
+            checked_inputs(store.root, entry)
+            table, (part, _) = _map_inputs(store.root, entry.shard, entry), read_part(store.root, entry.shard)
         except (CorruptStoreError, OSError) as error:
             yield name, str(error)
             continue

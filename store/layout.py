@@ -17,7 +17,7 @@ MAX_ROWS_PER_SHARD = 16384
 MIN_ROWS_PER_SHARD = 256
 SHARDS_OF_A_SMALL_STORE = 8
 MAX_SHARDS = 1 << 20
-"""Of one store: 17 thousand million rows at the usual shard. More is no store but an attack or an accident."""
+"""Of one store: 17 billion rows at the usual shard. More is no store but an attack or an accident."""
 MAX_DIM = 1 << 14
 """Width of a feature; a shard's chunk then stays below 1 GiB."""
 
@@ -30,7 +30,7 @@ TEXT_SOUND = 2
 """Bit of `valid`: the text feature is finite with a norm above zero, its input is not empty."""
 SOUND_BIT: dict[Tower, int] = {"image": IMAGE_SOUND, "text": TEXT_SOUND}
 TOWER_INPUTS: dict[Tower, str] = {"image": "images", "text": "captions"}
-"""What a tower encodes, in words."""
+"""Name of a tower's inputs in messages."""
 PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
 
 # A slug becomes a folder name: no separators, no leading dot, so it can never leave `teachers/`.
@@ -79,5 +79,5 @@ def teacher_group(slug: str) -> str:
 
 
 def ledger_entry(shard: int, slug: str) -> str:
-    """Path of the entry that vouches for one shard of one teacher."""
+    """Path of the ledger entry for one shard of one teacher."""
     return f"ledger/{shard:05d}.{slug}.json"

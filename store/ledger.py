@@ -1,20 +1,21 @@
-"""The ledger: one small JSON file for each shard of each teacher, written last. It is the truth.
+"""The ledger: one small JSON file for each shard of each teacher, written last. It is authoritative.
 
-A chunk that no entry vouches for is not there, whatever lies on disk. Entries hold nothing that
+A chunk without an entry counts as absent, whatever is on disk. Entries hold nothing that
 differs between two extractions of the same corpus (times go to `runs/`), so equal work gives equal bytes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmkd.base.errors import CorruptStoreError, NotAStoreError
-from mmkd.base.files import disk_errors, list_folder, write_atomically
+from mmkd.base.errors import CorruptStoreError
+from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.places.remote import StorePath, in_parallel
 from mmkd.store.encoding import ArraySpec, CosineError, Encoding
+from mmkd.store.hierarchy import list_part, read_file
 from mmkd.store.layout import ledger_entry
 
 MAX_ENTRY_BYTES = 1 << 16
@@ -24,7 +25,7 @@ _NAME = re.compile(r"(\d{5,})\.(.+)\.json")
 
 
 class LedgerEntry(BaseModel):
-    """What one shard of one teacher holds, and the checksums to prove it."""
+    """Contents of one shard of one teacher, with checksums."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +48,7 @@ class LedgerEntry(BaseModel):
     """Of the scales; int8 only."""
     image_error: CosineError | None = None
     text_error: CosineError | None = None
-    """What the encoding cost in this shard; int8 only."""
+    """Loss from encoding in this shard; int8 only."""
 
     def crc32c(self, spec: ArraySpec) -> str:
         """The checksum of this shard's chunk of one array; empty when the entry has none."""
@@ -61,7 +62,7 @@ class LedgerEntry(BaseModel):
 
 
 def write_entry(root: StorePath, entry: LedgerEntry) -> None:
-    """Vouch for a shard. Call it after every file that the entry names is in place."""
+    """Write a shard's entry. Call it when every file that the entry names is in place."""
     data = entry.model_dump_json(indent=1, exclude_none=True) + "\n"
     write_atomically(root / ledger_entry(entry.shard, entry.teacher), data.encode())
 
@@ -74,11 +75,7 @@ def read_entry(path: StorePath) -> LedgerEntry:
     """
     name = _NAME.fullmatch(path.name)
     try:
-        if path.stat().st_size > MAX_ENTRY_BYTES:
-            raise CorruptStoreError(f"{path} is larger than {MAX_ENTRY_BYTES} bytes: not a ledger entry")
-        entry = LedgerEntry.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+        entry = LedgerEntry.model_validate_json(read_file(path, MAX_ENTRY_BYTES))
     except ValidationError as error:
         raise CorruptStoreError(f"{path} is not a ledger entry: {error.errors()[0]['msg']}") from error
     if name is None or (entry.shard, entry.teacher) != (int(name[1]), name[2]):
@@ -86,21 +83,18 @@ def read_entry(path: StorePath) -> LedgerEntry:
     return entry
 
 
-def entry_paths(root: StorePath) -> Iterator[StorePath]:
+def entry_paths(root: StorePath) -> Sequence[StorePath]:
     """Paths of all entries, in order of shard, then teacher.
 
     Raises:
         NotAStoreError: there is no store at `root` (any more).
         StoreError, UnreachableError: the ledger cannot be listed.
     """
-    found = list_folder(root / "ledger", "*.json")
-    if not found and not (root / "zarr.json").is_file():
-        raise NotAStoreError(f"{root} is not there any more; was it moved or deleted?")
-    return iter(found)
+    return list_part(root, "ledger", "*.json")
 
 
 def remove_entry(root: StorePath, shard: int, slug: str) -> None:
-    """Vouch no more for a shard: call it before any of its files changes.
+    """Delete a shard's entry. Call it before any of its files changes.
 
     Raises:
         StoreError: the store cannot be written.
@@ -116,7 +110,7 @@ def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
     Raises:
         CorruptStoreError: an entry cannot be read.
     """
-    entries = in_parallel(read_entry, list_folder(root / "ledger", f"{shard:05d}.*.json"), root)
+    entries = in_parallel(read_entry, list_part(root, "ledger", f"{shard:05d}.*.json"), root)
     return {entry.teacher: entry for entry in entries}
 
 

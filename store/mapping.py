@@ -89,7 +89,7 @@ def map_chunks(
                 missing_fd = missing_fd if missing_fd >= 0 else _anonymous_file(filler())
                 fd = missing_fd
             else:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe has no size, and would block
             try:
                 if path is not None and (size := os.fstat(fd).st_size) != chunk_bytes + CRC_BYTES:
                     raise CorruptStoreError(

@@ -1,9 +1,9 @@
-"""A store, or a part of it, brought to a disk: every file checked against the ledger before it counts.
+"""Copy a store, or a part of it, to disk: every file is checked against the ledger before it counts.
 
-What has been brought stays: a pull that was killed goes on where it was, with at most the files in flight done
-again. A part is a sound store: teachers that were left out are not in it, and shards that were left out
-have no entry, so they count as not extracted. All sample rows come along, the training inputs of the shards that are
-wanted, and every selection whose teachers all come.
+An interrupted pull continues where it stopped and repeats at most the files in flight. A part is a sound store:
+teachers that were left out are not in it, and shards that were left out have no entry, so they count as not
+extracted. All sample rows are copied, the training inputs of the chosen shards, and every selection whose teachers
+are all copied.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES, read_body
 from mmkd.store.encoding import ArraySpec, teacher_arrays
-from mmkd.store.hierarchy import encode_document, group_document
+from mmkd.store.hierarchy import encode_document, group_document, read_file
 from mmkd.store.inputs import InputsEntry, checked_inputs, put_inputs, read_inputs_ledger
 from mmkd.store.layout import ledger_entry, sample_part
 from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
 from mmkd.store.reader import FeatureStore
-from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.record import Store, StoreRecord, read_record
 from mmkd.store.samples import decode_part
 from mmkd.store.selections import read_selection, selection_names, write_selection
 from mmkd.store.writer import add_teacher
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PullChoice:
-    """What of a store is wanted."""
+    """Parts of a store to copy."""
 
     teachers: Sequence[str] | None = None
     """Slugs; all of the source when None."""
@@ -52,21 +52,21 @@ class PullChoice:
 
 @dataclass(frozen=True)
 class PullReport:
-    """What one pull did."""
+    """Counts of one pull."""
 
     rows: int
     parts: int
-    """Sample parts that were brought; those that were there are not counted."""
+    """Sample parts copied; those present before are not counted."""
     shards: int
-    """Shards of teachers that were brought."""
+    """Shards of teachers copied."""
     present: int
-    """Shards of teachers that were there already."""
+    """Shards of teachers present before."""
     inputs: int
-    """Shards of training inputs that were brought."""
+    """Shards of training inputs copied."""
     selections: int
-    """Selections that were brought."""
+    """Selections copied."""
     bytes: int
-    """Of all files that were brought."""
+    """Size of all files copied."""
 
 
 def shard_range(text: str, shards: int) -> range:
@@ -88,67 +88,60 @@ def shard_range(text: str, shards: int) -> range:
 
 
 def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say: Progress) -> PullReport:
-    """Bring `source` to the folder `out`; running it again does what is left, also with another choice.
+    """Copy `source` to the folder `out`; running it again copies the rest, also with another choice.
 
     Args:
         source: a store behind a URL or on a disk.
         out: a new folder, or one that an earlier pull of the same store went to.
         choice: what of it.
-        workers: files that are brought at the same time.
-        say: told of progress.
+        workers: files copied at the same time.
+        say: called with units done and units in all.
 
     Raises:
         UserError: a teacher that the source does not have.
         StoreError: `out` holds something else, or cannot be written.
         BusyStoreError: another process writes to `out`.
-        UnreachableError: the source cannot be read; what has been brought stays.
-        CorruptStoreError: files of the source are not what its ledger vouches for; everything else was brought.
+        UnreachableError: the source cannot be read; files copied so far stay.
+        CorruptStoreError: files of the source differ from its ledger; everything else was copied.
     """
     cards = [source.card(slug) for slug in (source.teachers if choice.teachers is None else choice.teachers)]
     _check_target(source, out)
     with only_writer(out, "mmkd store pull"):
-        return _pulled(source, out, cards, choice, (workers, say))
-
-
-def _pulled(
-    source: FeatureStore, out: Path, cards: Sequence[TeacherCard], choice: PullChoice, how: tuple[int, Progress]
-) -> PullReport:
-    workers, say = how
-    shards = range(source.shards) if choice.shards is None else choice.shards
-    places = ((shard, card.slug) for shard in shards for card in cards)
-    wanted = [source.ledger[place] for place in places if place in source.ledger]
-    inputs = read_inputs_ledger(source.root) if choice.inputs else {}
-    selections = _selections(source, {card.slug for card in cards})
-    vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
-    brought = _Brought(source, out, vouched)
-    units: list[Callable[[], int]] = [partial(brought.part, shard) for shard in range(source.shards)]
-    with ThreadPoolExecutor(workers, thread_name_prefix="mmkd-pull") as pool:
-        further: list[Callable[[], int]] = [
-            partial(brought.inputs, inputs[shard]) for shard in shards if shard in inputs
-        ]
-        further += [partial(brought.selection, source.record, name) for name in selections]
-        every = len(units) + len(wanted) + len(further)
-        parts = _run(pool, units, lambda done: say(done, every))
-        document = encode_document(group_document(source.record.model_dump(mode="json")))
-        if not (out / "zarr.json").is_file():
-            write_atomically(out / "zarr.json", document)
-        for card in cards:
-            add_teacher(out, source.record, card)
-        there = read_ledger(out)
-        lacking = [entry for entry in wanted if there.get((entry.shard, entry.teacher)) != entry]
-        before = every - len(lacking) - len(further)
-        work = [partial(brought.shard, source.card(entry.teacher), entry) for entry in lacking]
-        sizes = _run(pool, [*work, *further], lambda done: say(before + done, every))
-    chosen = len(sizes) - len(selections)
-    return PullReport(
-        rows=len(source),
-        parts=sum(size > 0 for size in parts),
-        shards=len(lacking),
-        present=len(wanted) - len(lacking),
-        inputs=sum(size > 0 for size in sizes[len(lacking) : chosen]),
-        selections=sum(size > 0 for size in sizes[chosen:]),
-        bytes=sum(parts) + sum(sizes),
-    )
+        shards = range(source.shards) if choice.shards is None else choice.shards
+        places = ((shard, card.slug) for shard in shards for card in cards)
+        wanted = [source.ledger[place] for place in places if place in source.ledger]
+        inputs = read_inputs_ledger(source.root) if choice.inputs else {}
+        selections = _selections(source, {card.slug for card in cards})
+        vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
+        transfer = _Transfer(source, out, vouched)
+        units: list[Callable[[], int]] = [partial(transfer.part, shard) for shard in range(source.shards)]
+        with ThreadPoolExecutor(workers, thread_name_prefix="mmkd-pull") as pool:
+            further: list[Callable[[], int]] = [
+                partial(transfer.inputs, inputs[shard]) for shard in shards if shard in inputs
+            ]
+            further += [partial(transfer.selection, name) for name in selections]
+            every = len(units) + len(wanted) + len(further)
+            parts = _run(pool, units, lambda done: say(done, every))
+            document = encode_document(group_document(source.record.model_dump(mode="json")))
+            if not (out / "zarr.json").is_file():
+                write_atomically(out / "zarr.json", document)
+            for card in cards:
+                add_teacher(Store(out, source.record), card)
+            there = read_ledger(out)
+            lacking = [entry for entry in wanted if there.get((entry.shard, entry.teacher)) != entry]
+            before = every - len(lacking) - len(further)
+            work = [partial(transfer.shard, source.card(entry.teacher), entry) for entry in lacking]
+            sizes = _run(pool, [*work, *further], lambda done: say(before + done, every))
+        chosen = len(sizes) - len(selections)
+        return PullReport(
+            rows=len(source),
+            parts=sum(size > 0 for size in parts),
+            shards=len(lacking),
+            present=len(wanted) - len(lacking),
+            inputs=sum(size > 0 for size in sizes[len(lacking) : chosen]),
+            selections=sum(size > 0 for size in sizes[chosen:]),
+            bytes=sum(parts) + sum(sizes),
+        )
 
 
 def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
@@ -156,7 +149,7 @@ def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
     names = []
     for name in selection_names(source.root):
         try:
-            judged = set(read_selection(source.root, source.record, name).card.teachers)
+            judged = set(read_selection(source, name).card.teachers)
         except StoreError:
             judged = set()
         if judged <= slugs:
@@ -185,7 +178,7 @@ def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Call
             future.cancel()
     if damaged:
         more = f" ({len(damaged)} of {len(work)} are damaged)" if len(damaged) > 1 else ""
-        raise CorruptStoreError(f"{damaged[0]}{more}; all else was brought: mend the source and pull again")
+        raise CorruptStoreError(f"{damaged[0]}{more}; everything else was copied; repair the source and pull again")
     return results
 
 
@@ -211,10 +204,11 @@ def _identity(record: StoreRecord) -> StoreRecord:
     return record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": ""})})
 
 
-class _Brought:
-    """Brings one file, or one shard of a teacher; each returns the bytes it brought, 0 for what was there."""
+class _Transfer:
+    """Copies one file, or one shard of a teacher; each method returns the bytes copied, 0 if present before."""
 
     def __init__(self, source: FeatureStore, out: Path, vouched: dict[int, str]) -> None:
+        self.source = source
         self.root: StorePath = source.root
         self.out = out
         self.per_shard = source.record.rows_per_shard
@@ -226,17 +220,14 @@ class _Brought:
         target = self.out / name
         if target.is_file() and _is_part(target.read_bytes(), self.vouched.get(shard)):
             return 0
-        try:
-            data = (self.root / name).read_bytes()
-        except OSError as error:
-            raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+        data = read_file(self.root / name)
         if not _is_part(data, self.vouched.get(shard)):
             raise CorruptStoreError(f"{name} is not the sample part that the ledger vouches for")
         write_atomically(target, data)
         return len(data)
 
     def shard(self, card: TeacherCard, entry: LedgerEntry) -> int:
-        """The chunks of an entry, then the entry. An entry of other bytes goes first: it would vouch for these."""
+        """The chunks of an entry, then the entry. An entry for other bytes is deleted first."""
         with disk_errors(self.out):
             (self.out / ledger_entry(entry.shard, entry.teacher)).unlink(missing_ok=True)
         size = sum(self._chunk(spec, entry) for spec in teacher_arrays(card.encoding, card.dim))
@@ -254,14 +245,14 @@ class _Brought:
                 return 0
         return put_inputs(self.out, entry, checked_inputs(self.root, entry))
 
-    def selection(self, record: StoreRecord, name: str) -> int:
+    def selection(self, name: str) -> int:
         """A selection; one of this name that is there already must be the same."""
-        found = read_selection(self.root, record, name)
+        found, target = read_selection(self.source, name), Store(self.out, self.source.record)
         if name in selection_names(self.out):
-            if read_selection(self.out, record, name).card != found.card:
+            if read_selection(target, name).card != found.card:
                 raise StoreError(f"{self.out} has another selection {name!r}; delete it there, or pull to a new folder")
             return 0
-        write_selection(self.out, record, name, found.kept, found.card)
+        write_selection(target, name, found.kept, found.card)
         return found.kept.size
 
     def _chunk(self, spec: ArraySpec, entry: LedgerEntry) -> int:

@@ -1,4 +1,4 @@
-"""FeatureStore: what training, evaluation and inspection see of a store. Read-only throughout."""
+"""FeatureStore: read-only access to a store for training, evaluation and inspection."""
 
 from __future__ import annotations
 
@@ -13,37 +13,35 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.places.remote import RemotePath, StorePath, as_root
 from mmkd.base.process import free_memory
 from mmkd.base.text import counted
 from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
-from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, shard_count
+from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower
 from mmkd.store.ledger import LedgerEntry, read_ledger
-from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.record import Store, StoreRecord, read_record
 from mmkd.store.samples import read_samples, sample_dataset
-from mmkd.store.selections import read_selection, selected
-from mmkd.store.summary import StoreSummary, summarise
-from mmkd.store.verify import verify
-from mmkd.store.verify_report import VerifyReport
+from mmkd.store.selections import apply_selection, read_selection
+from mmkd.store.summary import StoreSummary, summarize
+from mmkd.store.verify import VerifyReport, verify
 
 _HTML_COLUMNS = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "licence")
 
 
-class FeatureStore:
+class FeatureStore(Store):
     """Features of T teachers for N rows, opened for reading.
 
     Use `FeatureStore.open(path)`. Arrays are memory-mapped: opening costs milliseconds, and rows are
-    read from disk (or the page cache) when they are indexed. A row that no ledger entry vouches for
+    read from disk (or the page cache) when they are indexed. A row without a ledger entry
     reads as NaN and is not available. Behind a URL the values are the same, and rows are fetched by
     whole chunks: right for a look, slow for training; `mmkd store pull` brings a store to disk.
     """
 
     def __init__(self, root: StorePath, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
-        self.root = root
-        self.record = record
+        super().__init__(root, record)
         self.teachers = teachers
         """Slug to card, in alphabetical order: the T axis of `available`."""
         self._features: dict[tuple[str, Tower], FeatureArray] = {}
@@ -112,15 +110,22 @@ class FeatureStore:
         """A store travels to another process by its path, and is opened again there: no feature is copied."""
         return FeatureStore.open, (str(self.root),)
 
-    @property
-    def shards(self) -> int:
-        """Shards of the grid."""
-        return shard_count(self.record.rows, self.record.rows_per_shard)
-
     @cached_property
     def ledger(self) -> dict[tuple[int, str], LedgerEntry]:
-        """Entries by (shard, slug), read once when the store is opened; reopen to see later ones."""
-        return read_ledger(self.root)
+        """Entries by (shard, slug), read once when they are first asked for; reopen to see later ones.
+
+        Raises:
+            NotAStoreError: the store was moved or deleted since it was opened.
+            CorruptStoreError: an entry cannot be read, or belongs to a teacher without a card.
+        """
+        entries = read_ledger(self.root)
+        for slug in sorted({slug for _, slug in entries} - self.teachers.keys()):
+            if read_card(self.root, slug) is None:  # else it was added since
+                raise CorruptStoreError(
+                    f"{self.root} has ledger entries of teacher {slug}, but no card: copy teachers/{slug} again, or "
+                    "drop the entries with `mmkd store verify --repair`"
+                )
+        return entries
 
     def card(self, slug: str) -> TeacherCard:
         """The card of one teacher.
@@ -158,7 +163,7 @@ class FeatureStore:
         return self._features[slug, tower]
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
-        """Soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 where no ledger vouches."""
+        """Soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 without a ledger entry."""
         card = self.card(slug)
         return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
@@ -177,12 +182,12 @@ class FeatureStore:
         if selection is None:
             return sound
         digests = {slug: card.digest for slug, card in self.teachers.items()}
-        return selected(read_selection(self.root, self.record, selection), digests, sound)
+        return apply_selection(read_selection(self, selection), digests, sound)
 
     @property
     def samples(self) -> pads.Dataset:
         """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts."""
-        return sample_dataset(self.root, self.record)
+        return sample_dataset(self)
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
         """Rows of the sample table in grid order, as an Arrow table.
@@ -204,7 +209,7 @@ class FeatureStore:
 
     def summary(self) -> StoreSummary:
         """Counts, coverage, failures and bytes."""
-        return summarise(self.root, self.record, self.teachers, self.ledger)
+        return summarize(self, self.teachers, self.ledger)
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
         """One of a teacher's arrays as it lies in files, chunk by chunk; see `mmkd.store.encoding.teacher_arrays`."""

@@ -1,15 +1,17 @@
-"""The root group's attributes: what the store is, of which corpus, and since when."""
+"""The root group's attributes: format, size, corpora and creation time of a store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, NotAStoreError, UnreachableError
-from mmkd.base.places.remote import RemotePath, StorePath
-from mmkd.store.hierarchy import read_json, sealed_content
+from mmkd.base.places.remote import RemotePath, StorePath, as_root
+from mmkd.store.hierarchy import is_there, read_json, sealed_content
 from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
 
 FIXED_NAMES = frozenset(
@@ -26,7 +28,7 @@ class CorpusRecord(BaseModel):
     kind: str
     """Reader that made the index, for example `table` or `webdataset`."""
     location: str
-    """What the user named."""
+    """StorePath as given by the user."""
     root: str
     """Absolute folder that the sample rows' `uri` is relative to."""
     rows: int = Field(ge=0)
@@ -115,8 +117,35 @@ class StoreRecord(BaseModel):
         return tuple(dict.fromkeys(label for corpus in (self.corpus, *self.appended) for label in corpus.labels))
 
 
+class Store:
+    """A store for those who write or check it: where it is, and its record as it was read. `FeatureStore` adds reading.
+
+    Cheap to send to a worker.
+    """
+
+    def __init__(self, root: StorePath, record: StoreRecord) -> None:
+        self.root = root
+        self.record = record
+
+    @classmethod
+    def open(cls, path: str | PathLike[str] | RemotePath) -> Self:
+        """Read the record of the store at `path`, a folder or URL.
+
+        Raises:
+            NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError: see `mmkd.base.errors`.
+            UserError: a URL of an unknown kind, or the package for URLs is not installed.
+        """
+        root = as_root(path)
+        return cls(root, read_record(root))
+
+    @property
+    def shards(self) -> int:
+        """Shards of the grid."""
+        return shard_count(self.record.rows, self.record.rows_per_shard)
+
+
 def read_record(root: StorePath) -> StoreRecord:
-    """Read what the store says of itself.
+    """Read the record of a store.
 
     Raises:
         NotAStoreError: nothing here, or a Zarr hierarchy of someone else.
@@ -124,7 +153,7 @@ def read_record(root: StorePath) -> StoreRecord:
         CorruptStoreError: the metadata cannot be understood.
     """
     path = root / "zarr.json"
-    if not path.is_file():
+    if not is_there(path):
         what = "does not exist" if not root.exists() else "holds no zarr.json"
         raise NotAStoreError(f"{root} is not an mmkd store: it {what}; `mmkd extract CORPUS {root}` makes one")
     if isinstance(root, RemotePath) and root.is_web and "zarr.json" not in (file.name for file in root.iterdir()):

@@ -1,4 +1,4 @@
-"""Drop what verify found unsound, and nothing else: the next extraction does exactly that again.
+"""Drop what verify found unsound, and nothing else; the next extraction repeats exactly that.
 
 Nothing is guessed. An entry that cannot be kept is deleted (its shard then counts as not done), a sample
 part that cannot be trusted is deleted (the next extraction lists it again from the corpus), and metadata
@@ -20,7 +20,7 @@ from mmkd.store.hierarchy import group_document, write_document
 from mmkd.store.layout import ledger_entry, sample_part, teacher_group
 from mmkd.store.ledger import entry_paths
 from mmkd.store.record import read_record
-from mmkd.store.verify_report import Problem, VerifyReport
+from mmkd.store.verify import Problem, VerifyReport
 from mmkd.store.writer import array_documents
 
 TEMPORARY_SECONDS = 3600
@@ -28,7 +28,7 @@ TEMPORARY_SECONDS = 3600
 
 
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
-    """Mend a store as far as it can be mended without its corpus and teachers.
+    """Repair a store as far as possible without its corpus and teachers.
 
     Args:
         root: the store that `report` is about.
@@ -42,25 +42,21 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
         BusyStoreError: another process writes to it.
     """
     with only_writer(root, "mmkd store verify --repair"):
-        return _repaired(root, report)
+        doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))
+        # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
+        ordered = sorted(doomed, key=lambda name: not name.startswith(("ledger/", "inputs/")))
+        done = [f"dropped {name}" for name in ordered if _drop(root / name)]
+        broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in doomed}
+        for name, document in _derived_documents(root):
+            if name in broken:
+                write_document(root / name, document)
+                done.append(f"wrote {name} again")
+        temporary = (path for path in temporary_files(root) if isinstance(path, Path))  # URLs have none
+        old = [path for path in temporary if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS]
+        return (*done, *(f"dropped {name_in(root, path)}" for path in old if _drop(path)))
 
 
-def _repaired(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
-    doomed = dict.fromkeys(name for finding in report.findings for name in _doomed(root, finding))
-    # Entries go first: a kill in between leaves shards that nobody vouches for, never the reverse.
-    ordered = sorted(doomed, key=lambda name: not name.startswith(("ledger/", "inputs/")))
-    done = [f"dropped {name}" for name in ordered if _drop(root / name)]
-    broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in doomed}
-    for name, document in _derived_documents(root):
-        if name in broken:
-            write_document(root / name, document)
-            done.append(f"wrote {name} again")
-    temporary = (path for path in temporary_files(root) if isinstance(path, Path))  # URLs have none
-    old = [path for path in temporary if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS]
-    return (*done, *(f"dropped {name_in(root, path)}" for path in old if _drop(path)))
-
-
-def _doomed(root: StorePath, finding: Problem) -> Iterator[str]:
+def _files_to_drop(root: StorePath, finding: Problem) -> Iterator[str]:
     """Files that must go because of one finding."""
     entries = [path.name for path in entry_paths(root)]
     if finding.shard is not None and finding.teacher is not None:
@@ -69,7 +65,7 @@ def _doomed(root: StorePath, finding: Problem) -> Iterator[str]:
         yield from (f"ledger/{name}" for name in entries if name.startswith(f"{finding.shard:05d}."))
         yield sample_part(finding.shard)
     elif finding.teacher is not None:
-        # Nobody knows any more who made these features.
+        # The teacher of these features is unknown.
         yield from (f"ledger/{name}" for name in entries if name[name.find(".") + 1 :] == f"{finding.teacher}.json")
         yield f"{teacher_group(finding.teacher)}/zarr.json"
     elif finding.file.startswith(("ledger/", "inputs/")):

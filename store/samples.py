@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath, in_parallel
+from mmkd.store.hierarchy import read_file
 from mmkd.store.layout import sample_part
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store
 
 Status = Literal["pending", "ok", "partial", "failed", "absent"]
 """`pending`: not read yet. `ok`: all that the row has is sound. `partial`: the image or the caption
@@ -70,8 +71,11 @@ def decode_part(data: bytes) -> pa.Table:
     Raises:
         pyarrow.ArrowException, OSError: not Parquet, or damaged.
     """
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        return file.read(use_threads=False)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            return file.read(use_threads=False)
+    except UnicodeDecodeError as error:  # of a damaged column name, as the one fault that Arrow does not name
+        raise pa.ArrowInvalid(f"a column name is not UTF-8: {error}") from error
 
 
 def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
@@ -82,50 +86,52 @@ def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
     """
     path = root / sample_part(shard)
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         table = decode_part(data)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, CorruptStoreError, pa.ArrowException) as error:
         raise CorruptStoreError(f"sample part {path} cannot be read: {error}") from error
     return table, hashlib.sha256(data).hexdigest()
 
 
-def sample_dataset(root: StorePath, record: StoreRecord) -> pads.Dataset:
+def sample_dataset(store: Store) -> pads.Dataset:
     """The whole sample table, one row per grid row in order.
 
     Parts are named one by one: a stray file in the folder is not a part of the table. Absent rows (between the
     end of a corpus and the shard boundary where the next one begins) stand in no file: they follow from the record.
     """
-    schema = sample_schema(record.labels)
+    schema = sample_schema(store.record.labels)
     children: list[pads.Dataset] = []
-    spans = record.spans()
+    spans = store.record.spans()
     for span in spans:
-        paths = [root / sample_part(shard) for shard in span.shards]
+        paths = [store.root / sample_part(shard) for shard in span.shards]
         try:
-            if isinstance(root, RemotePath):
+            if isinstance(store.root, RemotePath):
                 # Whole objects: a Python file system read from Arrow's threads can abort the interpreter at exit.
                 parts = pads.ParquetFileFormat()
-                buffers = in_parallel(lambda path: pa.py_buffer(path.read_bytes()), paths, root)
+                buffers = in_parallel(lambda path: pa.py_buffer(path.read_bytes()), paths, store.root)
                 fragments = [parts.make_fragment(buffer) for buffer in buffers]
                 children.append(pads.FileSystemDataset(fragments, schema, parts))
             else:
+                if bad := next((path for path in paths if not path.is_file()), None):
+                    raise FileNotFoundError(f"{bad} is missing or no file")  # Arrow would wait for a pipe
                 children.append(pads.dataset([str(path) for path in paths], schema=schema, format="parquet"))
         except OSError as error:  # Arrow looks for the files at once
-            raise _unreadable(root, error) from error
-        gap = range(span.rows.stop, span.shards.stop * record.rows_per_shard)
+            raise _unreadable(store.root, error) from error
+        gap = range(span.rows.stop, span.shards.stop * store.record.rows_per_shard)
         if gap and span is not spans[-1]:
             children.append(pads.dataset(_absent_rows(gap, schema)))
     return children[0] if len(children) == 1 else pads.dataset(children)
 
 
-def shard_table(root: StorePath, record: StoreRecord, shard: int) -> pa.Table:
+def shard_table(store: Store, shard: int) -> pa.Table:
     """All grid rows of one shard in order, in the columns of the whole store; absent rows too, but for the last shard.
 
     Raises:
         CorruptStoreError: the sample part cannot be read, or lacks a fixed column.
     """
-    schema, rows = sample_schema(record.labels), record.shard_rows(shard)
-    table = with_labels(read_part(root, shard)[0], schema)
-    end = min((shard + 1) * record.rows_per_shard, record.rows)
+    schema, rows = sample_schema(store.record.labels), store.record.shard_rows(shard)
+    table = with_labels(read_part(store.root, shard)[0], schema)
+    end = min((shard + 1) * store.record.rows_per_shard, store.record.rows)
     return pa.concat_tables([table, _absent_rows(range(rows.stop, end), schema)])
 
 

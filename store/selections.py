@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
-from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, list_folder, write_atomically
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import checked_body, encode_chunk, pad_rows
@@ -31,12 +31,15 @@ from mmkd.store.hierarchy import (
     document_fault,
     encode_document,
     group_document,
+    is_there,
+    list_part,
+    read_file,
     read_json,
     seal_of,
     write_document,
 )
 from mmkd.store.layout import is_slug, shard_count
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store
 
 FORMAT = 1
 FOLDER = "selections"
@@ -93,15 +96,15 @@ def digest_of(kept: NDArray[np.bool_]) -> str:
     return hashlib.sha256(np.ascontiguousarray(kept, dtype=np.uint8).tobytes()).hexdigest()
 
 
-def write_selection(root: Path, record: StoreRecord, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
+def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
     """Put a selection, bool (N, T'), in place in one step.
 
     Raises:
         UserError: the name is taken (also when another process took it meanwhile).
         StoreError: the disk is full or read-only; nothing is left behind.
     """
-    check_name(root, name)
-    per_shard, teachers = record.rows_per_shard, kept.shape[1]
+    root = check_name(store.root, name)
+    per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
     document = array_document(kept.shape, (per_shard, teachers), "uint8")
     content = card.model_dump(mode="json")
     document["attributes"] = {"mmkd": content | {SEAL: seal_of(content)}}
@@ -109,14 +112,14 @@ def write_selection(root: Path, record: StoreRecord, name: str, kept: NDArray[np
     temporary = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     try:
         write_atomically(temporary / "zarr.json", encode_document(document))
-        for shard in range(shard_count(record.rows, per_shard)):
+        for shard in range(shard_count(store.record.rows, per_shard)):
             part = kept[shard * per_shard : (shard + 1) * per_shard].astype(np.uint8)
             write_atomically(temporary / _chunk(shard), encode_chunk(pad_rows(part, per_shard, 0))[0])
         if not (folder / "zarr.json").is_file():
             write_document(folder / "zarr.json", group_document())
         with disk_errors(folder / name):
             if (folder / name).exists():
-                check_name(root, name)
+                check_name(store.root, name)
             temporary.rename(folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -124,11 +127,11 @@ def write_selection(root: Path, record: StoreRecord, name: str, kept: NDArray[np
 
 def selection_names(root: StorePath) -> list[str]:
     """Names of the selections of a store, in order."""
-    folders = [path for path in list_folder(root / FOLDER) if is_slug(path.name)]
-    return [path.name for path in folders if (path / "zarr.json").is_file()]
+    folders = [path for path in list_part(root, FOLDER) if is_slug(path.name)]
+    return [path.name for path in folders if is_there(path / "zarr.json")]
 
 
-def read_selection(root: StorePath, record: StoreRecord, name: str) -> Selection:
+def read_selection(store: Store, name: str) -> Selection:
     """Read a selection and check every byte of it.
 
     Raises:
@@ -136,38 +139,38 @@ def read_selection(root: StorePath, record: StoreRecord, name: str) -> Selection
         FormatVersionError: written by a newer mmkd.
         CorruptStoreError: its bytes are not what was written.
     """
-    folder = root / FOLDER / name
-    if not is_slug(name) or not (folder / "zarr.json").is_file():
-        known = ", ".join(selection_names(root)) or "none"
-        raise UserError(f"{root} has no selection {name!r}; it has {known}; `mmkd select` makes one")
+    folder = store.root / FOLDER / name
+    if not is_slug(name) or not is_there(folder / "zarr.json"):
+        known = ", ".join(selection_names(store.root)) or "none"
+        raise UserError(f"{store.root} has no selection {name!r}; it has {known}; `mmkd select` makes one")
     card = _read_card(folder)
-    if card.rows != record.rows:
+    if card.rows != store.record.rows:
         raise UserError(
-            f"selection {name!r} is of {card.rows:,} rows, {root} has {record.rows:,} by now; run `mmkd select` again"
+            f"selection {name!r} is of {card.rows:,} rows, {store.root} has {store.record.rows:,} by now; "
+            "run `mmkd select` again"
         )
-    per_shard, teachers = record.rows_per_shard, len(card.teachers)
-    kept = np.zeros((shard_count(record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
+    per_shard, teachers = store.record.rows_per_shard, len(card.teachers)
+    kept = np.zeros((shard_count(store.record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
     for shard in range(len(kept)):
         path = folder / _chunk(shard)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}; run `mmkd select` again") from error
+        data = read_file(path)
         body, _ = checked_body(data, per_shard * teachers, f"{FOLDER}/{name}/{_chunk(shard)}")
         kept[shard] = np.frombuffer(body, dtype=np.uint8).reshape(per_shard, teachers)
-    values = kept.reshape(-1, teachers)[: record.rows].astype(bool)
+    values = kept.reshape(-1, teachers)[: store.record.rows].astype(bool)
     if digest_of(values) != card.digest:
-        raise CorruptStoreError(f"selection {name!r} of {root} is not what was written; run `mmkd select` again")
+        raise CorruptStoreError(f"selection {name!r} of {store.root} is not what was written; run `mmkd select` again")
     return Selection(name, card, values)
 
 
-def selected(selection: Selection, digests: Mapping[str, str], available: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What of `available`, bool (N, T) in the order of `digests` (slug to card digest), a selection keeps.
+def apply_selection(
+    selection: Selection, digests: Mapping[str, str], available: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps.
 
     A teacher that was added to the store after the selection was made is not in it, and keeps nothing.
 
     Raises:
-        TeacherMismatchError: a teacher's features were made anew since.
+        TeacherMismatchError: a teacher's features were extracted again since.
     """
     columns = {slug: column for column, slug in enumerate(selection.card.teachers)}
     out = np.zeros_like(available)
@@ -202,29 +205,26 @@ def _chunk(shard: int) -> str:
     return f"c/{shard}/0"
 
 
-def selection_faults(
-    root: StorePath, record: StoreRecord, cards: Mapping[str, TeacherCard]
-) -> Iterator[tuple[str, str]]:
-    """File and what is wrong with it, for every selection that training would refuse or should not trust.
+def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
+    """Yield file and fault of every selection that training would refuse or should not trust.
 
-    Reads every byte of every selection. Nothing here can be mended without judging the pairs again, so the next step
+    Reads every byte of every selection. Nothing can be repaired without judging the pairs again, so the next step
     is always the same: delete the folder, run `mmkd select`.
 
     Args:
-        root: the store.
-        record: of the store.
+        store: the store.
         cards: sound cards by slug; a selection may be of fewer teachers, not of others.
     """
-    for name in selection_names(root):
+    for name in selection_names(store.root):
         file = f"{FOLDER}/{name}/zarr.json"
         try:
-            selection = read_selection(root, record, name)
+            selection = read_selection(store, name)
         except (CorruptStoreError, FormatVersionError, UserError) as error:
             yield file, f"{error}; delete {FOLDER}/{name} first"
             continue
-        shape = (record.rows, len(selection.card.teachers))
-        expected = array_document(shape, (record.rows_per_shard, shape[1]), "uint8")
-        wrong = document_fault(read_json(root / file), expected)
+        shape = (store.record.rows, len(selection.card.teachers))
+        expected = array_document(shape, (store.record.rows_per_shard, shape[1]), "uint8")
+        wrong = document_fault(read_json(store.root / file), expected)
         if wrong:
             yield file, f"{file} is not the metadata that its card asks for ({wrong}); delete {FOLDER}/{name} first"
         for what in _faults(selection, cards):
@@ -238,12 +238,12 @@ def _faults(selection: Selection, cards: Mapping[str, TeacherCard]) -> Iterator[
             yield f"judged teacher {slug}, which has no sound card in this store"
         elif cards[slug].digest != digest:
             yield f"judged teacher {slug} of digest {digest}, the store's has {cards[slug].digest}"
-        kept, counted = int(selection.kept[:, column].sum()), _counted(card.counts, slug)
+        kept, counted = int(selection.kept[:, column].sum()), _count_of(card.counts, slug)
         if kept != counted:
             yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {counted}"
 
 
-def _counted(counts: object, slug: str) -> object:
+def _count_of(counts: object, slug: str) -> object:
     """Pairs kept of a teacher as the card has it; whoever can seal a card can put anything there."""
     for name in ("teachers", slug, "kept"):
         counts = counts.get(name) if isinstance(counts, dict) else None

@@ -1,4 +1,4 @@
-"""Counts that answer: is this store complete, what failed, how big is it."""
+"""Counts of a store: completeness, failures, size."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from mmkd.base.places.remote import StorePath, in_parallel
+from mmkd.base.places.remote import in_parallel
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import teacher_arrays
 from mmkd.store.layout import sample_part, shard_count
 from mmkd.store.ledger import LedgerEntry
-from mmkd.store.record import StoreRecord
+from mmkd.store.record import Store, StoreRecord
 from mmkd.store.samples import read_samples, sample_dataset
 
 
@@ -27,13 +27,13 @@ class TeacherSummary:
     text_rows: int
     """Rows with a sound text feature."""
     bytes: int
-    """Of the chunks that its entries vouch for."""
+    """Of the chunks with a ledger entry."""
     digest: str
 
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """What `mmkd store info` prints."""
+    """Counts that `mmkd store info` prints."""
 
     root: str
     rows: int
@@ -51,13 +51,12 @@ class StoreSummary:
 
     @property
     def complete(self) -> bool:
-        """True when every shard of every teacher is vouched for."""
+        """True when every shard of every teacher has a ledger entry."""
         return bool(self.teachers) and all(teacher.shards_done == self.shards for teacher in self.teachers.values())
 
 
-def summarise(
-    root: StorePath,
-    record: StoreRecord,
+def summarize(
+    store: Store,
     teachers: Mapping[str, TeacherCard],
     ledger: Mapping[tuple[int, str], LedgerEntry],
 ) -> StoreSummary:
@@ -66,32 +65,32 @@ def summarise(
     Raises:
         CorruptStoreError: the sample table cannot be read.
     """
-    shards = shard_count(record.rows, record.rows_per_shard)
-    table = read_samples(root, sample_dataset(root, record), columns=["status", "reason"])
-    parts = [root / sample_part(shard) for shard in range(shards)]
+    shards = shard_count(store.record.rows, store.record.rows_per_shard)
+    table = read_samples(store.root, sample_dataset(store), columns=["status", "reason"])
+    parts = [store.root / sample_part(shard) for shard in range(shards)]
     return StoreSummary(
-        root=str(root),
-        rows=record.rows,
-        rows_per_shard=record.rows_per_shard,
+        root=str(store.root),
+        rows=store.record.rows,
+        rows_per_shard=store.record.rows_per_shard,
         shards=shards,
-        corpus=", ".join(span.corpus.location for span in record.spans()),
-        created=record.created,
+        corpus=", ".join(span.corpus.location for span in store.record.spans()),
+        created=store.record.created,
         status=_counts(table["status"]),
         reasons=_counts(table["reason"].drop_null()),
-        teachers={slug: _teacher(record, card, ledger) for slug, card in teachers.items()},
-        sample_bytes=sum(in_parallel(lambda part: part.stat().st_size, parts, root)),
+        teachers={slug: _teacher(store.record, card, ledger) for slug, card in teachers.items()},
+        sample_bytes=sum(in_parallel(lambda part: part.stat().st_size, parts, store.root)),
     )
 
 
 def _teacher(record: StoreRecord, card: TeacherCard, ledger: Mapping[tuple[int, str], LedgerEntry]) -> TeacherSummary:
     entries = [entry for (_, slug), entry in ledger.items() if slug == card.slug]
     arrays = teacher_arrays(card.encoding, card.dim)
-    vouched = sum(spec.chunk_bytes(record.rows_per_shard) + CRC_BYTES for spec in arrays)
+    shard_bytes = sum(spec.chunk_bytes(record.rows_per_shard) + CRC_BYTES for spec in arrays)
     return TeacherSummary(
         shards_done=len(entries),
         image_rows=sum(entry.image_rows for entry in entries),
         text_rows=sum(entry.text_rows for entry in entries),
-        bytes=len(entries) * vouched,
+        bytes=len(entries) * shard_bytes,
         digest=card.digest,
     )
 

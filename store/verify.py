@@ -1,4 +1,4 @@
-"""Is what lies on disk what the ledger vouches for? Reads every byte that an entry names; changes nothing.
+"""Compare the files of a store with its ledger. Reads every byte that an entry names; changes nothing.
 
 Files are judged one at a time against what the record, the cards and the ledger say of them, so every
 problem names one file, and `repair` knows which entries can no longer be kept.
@@ -7,6 +7,7 @@ problem names one file, and `repair` knows which entries can no longer be kept.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,41 +32,88 @@ from mmkd.store.layout import (
     teacher_group,
 )
 from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
-from mmkd.store.record import StoreRecord, read_record
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part, sample_schema
-from mmkd.store.verify_report import Problem, VerifyReport
+from mmkd.store.selections import selection_faults
 from mmkd.store.writer import array_documents, iter_shards
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one file."""
+
+    file: str
+    """Path inside the store."""
+    what: str
+    shard: int | None = None
+    """Shard whose entries cannot be kept; None when no shard is to blame."""
+    teacher: str | None = None
+    """Teacher whose entry (or, without a shard, all of whose entries) cannot be kept; None for all teachers."""
+
+    def __str__(self) -> str:
+        place = f"shard {self.shard}" if self.shard is not None else ""
+        of = f"{' of ' if place else 'teacher '}{self.teacher}" if self.teacher else ""
+        return f"{place}{of}: {self.what}" if place or of else self.what
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Result of `verify`."""
+
+    entries: int
+    """Ledger entries that were checked."""
+    findings: tuple[Problem, ...]
+    """Empty for a sound store."""
+    temporary: tuple[str, ...]
+    """Left-overs of interrupted writes: harmless."""
+    orphans: tuple[str, ...]
+    """Files without an entry: interrupted shards and foreign files. Readers ignore them."""
+    deep: bool
+    """Values were looked at too, not only checksums."""
+    shards: int
+    """Shards whose bytes were looked at."""
+    all_shards: int
+    """Shards of the store; more than `shards` when a sample was asked for."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line each: where, which file, what is wrong."""
+        return tuple(map(str, self.findings))
+
+    @property
+    def sound(self) -> bool:
+        """True when there is no problem."""
+        return not self.findings
+
+
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
-    """Check a store: metadata, sample parts, selections, every ledger entry against the bytes it vouches for.
+    """Check a store: metadata, sample parts, selections, every ledger entry against its files.
 
     Args:
         root: the store.
         deep: also decode every feature and hold rows marked sound to be finite and not zero, and others to be NaN.
         sample: compare the bytes of so many shards only: all teachers' chunks, sample rows and inputs of each.
-            Metadata, ledger entries, selections and the names of files are looked at in full. None for every shard.
+            Metadata, ledger entries, selections and file names are always checked in full. None for every shard.
         seed: decides which shards; the same store and seed draw the same.
 
     Raises:
         NotAStoreError, FormatVersionError, CorruptStoreError: the root's own metadata cannot be trusted, so
             nothing below it can be judged.
     """
-    from mmkd.store.selections import selection_faults  # noqa: PLC0415 - selections read stores, which verify
-
-    record = read_record(root)
+    store = Store.open(root)
+    record = store.record
     every = range(shard_count(record.rows, record.rows_per_shard))
     shards = every if sample is None else drawn_shards(len(every), sample, seed)
     findings: list[Problem] = []
     cards: dict[str, TeacherCard] = {}
     for slug in teacher_folders(root):
-        findings += _check_teacher(root, record, slug, cards)
+        findings += _check_teacher(store, slug, cards)
     if cards:
         findings += _check_document(root, "teachers/zarr.json", group_document())
-    checksums, part_findings = _check_parts(root, record, shards)
+    checksums, part_findings = _check_parts(store, shards)
     findings += part_findings
     entries: list[LedgerEntry] = []
-    paths = list(entry_paths(root))
+    paths = entry_paths(root)
     for path in paths:
         name = name_in(root, path)
         try:
@@ -73,22 +121,22 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
         except CorruptStoreError as error:
             findings.append(Problem(name, str(error)))
     findings += _blamed_parts(checksums, entries)
-    findings += (Problem(name, what) for name, what in inputs_faults(root, record, shards))
-    findings += (Problem(name, what) for name, what in selection_faults(root, record, cards))
+    findings += (Problem(name, what) for name, what in inputs_faults(store, shards))
+    findings += (Problem(name, what) for name, what in selection_faults(store, cards))
     bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
-    # An entry of a shard that cannot be is nobody's sample.
+    # Entries of shards outside the grid are checked with any sample.
     looked_at = [entry for entry in entries if entry.shard in shards or entry.shard not in every]
     for entry in looked_at:
         card = cards.get(entry.teacher)
         if card is not None:
-            findings += _check_entry(root, record, card, entry, checksums, deep)
+            findings += _check_entry(store, card, entry, checksums, deep)
         elif entry.teacher not in bad_teachers:
             name = ledger_entry(entry.shard, entry.teacher)
             findings.append(
                 Problem(name, f"{name}: teacher {entry.teacher} has no card in this store", entry.shard, entry.teacher)
             )
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
-    orphans = tuple(sorted(_orphans(root, record, cards, entries, {name_in(root, path) for path in paths})))
+    orphans = tuple(sorted(_orphans(store, cards, entries, {name_in(root, path) for path in paths})))
     checked = len(looked_at) + len(paths) - len(entries)  # with those that could not be read
     return VerifyReport(checked, tuple(findings), temporary, orphans, deep, len(shards), len(every))
 
@@ -99,17 +147,17 @@ def drawn_shards(shards: int, sample: int, seed: int) -> frozenset[int]:
     return frozenset(drawn.tolist())
 
 
-def _check_teacher(root: StorePath, record: StoreRecord, slug: str, cards: dict[str, TeacherCard]) -> Iterator[Problem]:
+def _check_teacher(store: Store, slug: str, cards: dict[str, TeacherCard]) -> Iterator[Problem]:
     """Judge a teacher's card and array documents; a sound card goes into `cards`."""
     try:
-        card = read_card(root, slug)
+        card = read_card(store.root, slug)
     except CorruptStoreError as error:
         yield Problem(f"{teacher_group(slug)}/zarr.json", str(error), teacher=slug)
         return
     if card is not None:
         cards[slug] = card
-        for name, document in array_documents(record, card):
-            yield from _check_document(root, name, document)
+        for name, document in array_documents(store.record, card):
+            yield from _check_document(store.root, name, document)
 
 
 def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> Iterator[Problem]:
@@ -124,24 +172,24 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
         yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({wrong})")
 
 
-def _check_parts(root: StorePath, record: StoreRecord, shards: Collection[int]) -> tuple[dict[int, str], list[Problem]]:
+def _check_parts(store: Store, shards: Collection[int]) -> tuple[dict[int, str], list[Problem]]:
     """SHA-256 of each readable sample part, and what is wrong with the table."""
     checksums: dict[int, str] = {}
     findings: list[Problem] = []
     keys: list[pa.ChunkedArray] = []
-    for shard, rows in enumerate(iter_shards(record)):
+    for shard, rows in enumerate(iter_shards(store.record)):
         if shard not in shards:
             continue
         name = sample_part(shard)
         try:
-            table, checksums[shard] = read_part(root, shard)
+            table, checksums[shard] = read_part(store.root, shard)
         except CorruptStoreError as error:
             findings.append(Problem(name, f"{name}: {error}", shard))
             continue
         expected = np.arange(rows.start, rows.stop)
         # The labels of its own corpus, in a store whose append was interrupted or made before parts had one schema.
-        own = sample_schema(record.span_of(rows.start).corpus.labels)
-        if not table.schema.equals(sample_schema(record.labels)) and not table.schema.equals(own):
+        own = sample_schema(store.record.span_of(rows.start).corpus.labels)
+        if not table.schema.equals(sample_schema(store.record.labels)) and not table.schema.equals(own):
             findings.append(Problem(name, f"{name}: its columns are not those of this store", shard))
         elif not np.array_equal(table["row"].to_numpy(), expected):
             findings.append(Problem(name, f"{name}: its rows are not {expected[0]} to {expected[-1]}", shard))
@@ -153,7 +201,7 @@ def _check_parts(root: StorePath, record: StoreRecord, shards: Collection[int]) 
         twice = counts.filter(pc.greater(counts.field("counts"), 1))
         if len(twice):
             first = twice[0]["values"].as_py()
-            what = f"samples: {len(twice)} keys name more than one row, the first is {first!r}; index the corpus anew"
+            what = f"samples: {len(twice)} keys name more than one row, the first is {first!r}; index the corpus again"
             findings.append(Problem("samples", what))
     return checksums, findings
 
@@ -170,25 +218,25 @@ def _blamed_parts(checksums: dict[int, str], entries: list[LedgerEntry]) -> Iter
 
 
 def _check_entry(
-    root: StorePath, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
+    store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
 ) -> Iterator[Problem]:
     """Judge one shard of one teacher."""
-    for file, what in _entry_faults(root, record, card, entry, checksums, deep):
+    for file, what in _entry_faults(store, card, entry, checksums, deep):
         name = file or ledger_entry(entry.shard, entry.teacher)
         yield Problem(name, what if what.startswith(name) else f"{name}: {what}", entry.shard, entry.teacher)
 
 
 def _entry_faults(
-    root: StorePath, record: StoreRecord, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
+    store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
 ) -> Iterator[tuple[str, str]]:
     """File ('' for the entry itself) and what is wrong with it."""
-    per_shard = record.rows_per_shard
-    if not 0 <= entry.shard < shard_count(record.rows, per_shard):
-        yield "", f"vouches for shard {entry.shard}, the store has {shard_count(record.rows, per_shard)}"
+    per_shard = store.record.rows_per_shard
+    if not 0 <= entry.shard < shard_count(store.record.rows, per_shard):
+        yield "", f"vouches for shard {entry.shard}, the store has {shard_count(store.record.rows, per_shard)}"
         return
     if card.digest != entry.teacher_digest:
         yield "", f"made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
-    rows = len(record.shard_rows(entry.shard))
+    rows = len(store.record.shard_rows(entry.shard))
     if entry.rows != rows:
         yield "", f"vouches for {entry.rows} rows, the shard has {rows}"
     if entry.shard in checksums and checksums[entry.shard] != entry.samples_sha256:
@@ -199,7 +247,7 @@ def _entry_faults(
     *_, valid_spec = teacher_arrays(card.encoding, card.dim)
     file = valid_spec.chunk(card.slug, entry.shard)
     try:
-        valid = _checked(root, record, valid_spec, entry)
+        valid = _read_chunk(store, valid_spec, entry)
     except CorruptStoreError as error:
         yield file, str(error)
         return
@@ -214,49 +262,46 @@ def _entry_faults(
         arrays = []
         for spec in specs:
             try:
-                arrays.append(_checked(root, record, spec, entry))
+                arrays.append(_read_chunk(store, spec, entry))
             except CorruptStoreError as error:
                 yield spec.chunk(card.slug, entry.shard), str(error)
         if deep and len(arrays) == len(specs):
             yield from ((file, what) for what in value_faults(decode_rows(arrays), sound))
 
 
-def _checked(root: StorePath, record: StoreRecord, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
-    """One chunk's values, when its bytes are what the entry vouches for."""
-    per_shard = record.rows_per_shard
+def _read_chunk(store: Store, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
+    """Values of one chunk, checked against its entry."""
+    per_shard = store.record.rows_per_shard
     name = spec.chunk(entry.teacher, entry.shard)
-    body = read_body(root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))
+    body = read_body(store.root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))
     return np.frombuffer(body, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape(per_shard))
 
 
 def value_faults(values: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> Iterator[str]:
-    """What is wrong with the values of a chunk: float (R, D), and bool (R,) where they are marked sound."""
+    """Yield the faults in the values of a chunk: float (R, D), and bool (R,) where they are marked sound."""
     with np.errstate(invalid="ignore", over="ignore"):
         norms = np.linalg.norm(values.astype(np.float64), axis=1)
-    bad = int(np.count_nonzero(sound & ~(np.isfinite(norms) & (norms > 0))))
-    if bad:
+    if bad := np.count_nonzero(sound & ~(np.isfinite(norms) & (norms > 0))):
         yield f"{bad} rows are marked sound but are zero or not finite"
-    told = int(np.count_nonzero(~sound & ~np.isnan(values).all(axis=1)))
-    if told:
-        yield f"{told} rows are not marked sound but hold values; missing rows hold NaN"
+    if filled := np.count_nonzero(~sound & ~np.isnan(values).all(axis=1)):
+        yield f"{filled} rows are not marked sound but hold values; missing rows hold NaN"
 
 
 def _orphans(
-    root: StorePath,
-    record: StoreRecord,
+    store: Store,
     cards: Mapping[str, TeacherCard],
     entries: list[LedgerEntry],
     named: set[str],
 ) -> Iterator[str]:
     """Files in our three folders that neither the ledger nor the hierarchy accounts for."""
-    known = {sample_part(shard) for shard in range(shard_count(record.rows, record.rows_per_shard))} | named
+    known = {sample_part(shard) for shard in range(shard_count(store.record.rows, store.record.rows_per_shard))} | named
     for entry in entries:
-        # Without a card nobody knows the encoding; int8 has all arrays that any has.
+        # Without a card the encoding is unknown; int8 has the arrays of all encodings.
         encoding = cards[entry.teacher].encoding if entry.teacher in cards else "int8"
         known.update(spec.chunk(entry.teacher, entry.shard) for spec in teacher_arrays(encoding, 1))
     for folder in ("samples", "teachers", "ledger"):
-        for path in walk_files(root / folder):
-            name = name_in(root, path)
+        for path in walk_files(store.root / folder):
+            name = name_in(store.root, path)
             ours = path.name == "zarr.json" or path.name.endswith(TEMPORARY_SUFFIX) or name in known
             if not ours:
                 yield name

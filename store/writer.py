@@ -1,13 +1,14 @@
-"""Writing a store: the hierarchy once, then whole shards.
+"""Writing a store: the hierarchy once, whole shards, and further corpora.
 
-Everything a reader may trust is written before the ledger entry that vouches for it, and every file
-is atomic. Two writers of the same shard write the same bytes, so the last one does no harm.
+Files are written before their ledger entry, and each of them atomically. Two writers of the same shard write the same
+bytes. An appended corpus begins at the next shard boundary, so that no chunk holds rows of two corpora; the grid rows
+in between are absent.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,7 @@ from mmkd.base.errors import StoreError, TeacherMismatchError, UserError
 from mmkd.base.files import create_atomically, write_atomically
 from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places.remote import StorePath
-from mmkd.store.card import TeacherCard, read_card
+from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.encoding import CosineError, cosine_error, decode_rows, encode_rows, teacher_arrays, tower_arrays
 from mmkd.store.hierarchy import array_document, encode_document, group_document, write_document
@@ -28,30 +29,34 @@ from mmkd.store.layout import (
     FORMAT_VERSION,
     SOUND_BIT,
     TOWERS,
+    Tower,
     rows_per_shard,
+    sample_part,
     shard_count,
     teacher_group,
 )
-from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
-from mmkd.store.record import CorpusRecord, StoreRecord, read_record
-from mmkd.store.samples import sample_schema, write_part
+from mmkd.store.ledger import LedgerEntry, entries_of_shard, read_ledger, write_entry
+from mmkd.store.record import CorpusRecord, Store, StoreRecord, read_record
+from mmkd.store.samples import encode_part, read_part, sample_schema, with_labels, write_part
 
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """What one teacher said of one shard's rows.
+    """Features of one shard from one teacher.
 
     image, text: (rows, D), any float type, stored in the card's encoding; rows that are not sound may hold anything.
     valid: uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND.
+    errors: cost of the encoding where the features were decoded from it; measured when not given.
     """
 
     image: NDArray[np.floating[Any]]
     text: NDArray[np.floating[Any]]
     valid: NDArray[np.uint8]
+    errors: Mapping[Tower, CosineError] | None = None
 
 
-def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> StoreRecord:
-    """Lay a new store over an indexed corpus: the sample parts, then the root group that makes it a store.
+def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
+    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store.
 
     Args:
         root: a folder that does not exist, is empty, or holds an interrupted `create_store`.
@@ -78,10 +83,74 @@ def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Stor
         versions={name: importlib.metadata.version(name) for name in ("mmkd", "zarr", "numpy", "pyarrow")},
     )
     write_document(root / "zarr.json", group_document(record.model_dump(mode="json")))
-    return record
+    return Store(root, record)
 
 
-def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> StoreRecord:
+def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
+    """Append the rows of another corpus; return the longer store.
+
+    Args:
+        store: with its record as the caller read it.
+        corpus: what the new rows come from.
+        index: its inputs with the columns of `sample_schema(corpus.labels)`; `row` begins at
+            `first_new_row(store.record)`.
+
+    Labels that only one side has become null columns of the other, so that all parts have one schema.
+
+    Raises:
+        StoreError: the store cannot be written, or another process changed it meanwhile.
+        ValueError: more shards than a store may have.
+    """
+    first = first_new_row(store.record)
+    content = store.record.model_dump() | {"rows": first + corpus.rows, "appended": (*store.record.appended, corpus)}
+    longer = StoreRecord.model_validate(content)
+    per_shard = store.record.rows_per_shard
+    schema = sample_schema(longer.labels)
+    _refuse_other(store)  # another's new rows may stand where ours would be written
+    for shard in longer.spans()[-1].shards:
+        part = index.slice(shard * per_shard - first, per_shard)
+        write_part(store.root, shard, with_labels(part, schema).cast(schema).combine_chunks())
+    _refuse_other(store)
+    # From here on the rows belong to the store; until here readers ignore the new parts.
+    write_document(store.root / "zarr.json", group_document(longer.model_dump(mode="json")))
+    appended = Store(store.root, longer)
+    finish_append(appended)
+    return appended
+
+
+def _refuse_other(store: Store) -> None:
+    if read_record(store.root) != store.record:
+        raise StoreError(f"{store.root} was changed by another process meanwhile; nothing was appended, run it again")
+
+
+def first_new_row(record: StoreRecord) -> int:
+    """Grid row at which another corpus would begin: the next shard boundary."""
+    return shard_count(record.rows, record.rows_per_shard) * record.rows_per_shard
+
+
+def finish_append(store: Store) -> None:
+    """Bring older sample parts and array documents to the record, as after an interrupted `append_rows`."""
+    schema = sample_schema(store.record.labels)
+    for shard in range(store.shards):
+        if not (store.root / sample_part(shard)).is_file():
+            continue  # dropped by a repair: the next extraction lists it again
+        table, _ = read_part(store.root, shard)
+        if table.schema.equals(schema):
+            continue
+        # Entries before the part, whose bytes are known by then: after a kill the same is done again.
+        data, sha256 = encode_part(with_labels(table, schema).combine_chunks())
+        for entry in entries_of_shard(store.root, shard).values():
+            write_entry(store.root, entry.model_copy(update={"samples_sha256": sha256}))
+        write_atomically(store.root / sample_part(shard), data)
+    for slug in teacher_folders(store.root):
+        card = read_card(store.root, slug)
+        for name, document in array_documents(store.record, card) if card is not None else ():
+            path = store.root / name
+            if not path.is_file() or path.read_bytes() != encode_document(document):
+                write_document(path, document)
+
+
+def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
     """Note that a corpus' files lie in another folder now; the rows stay as they are.
 
     Args:
@@ -103,45 +172,44 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
         corpora[number] = corpora[number].model_copy(update={"root": str(corpus_root.resolve())})
         moved = record.model_copy(update={"corpus": corpora[0], "appended": tuple(corpora[1:])})
         write_document(root / "zarr.json", group_document(moved.model_dump(mode="json")))
-    return moved
+    return Store(root, moved)
 
 
-def add_teacher(root: StorePath, record: StoreRecord, card: TeacherCard) -> None:
+def add_teacher(store: Store, card: TeacherCard) -> None:
     """Create the arrays of a teacher; nothing happens when the same teacher is there already.
 
     Raises:
         TeacherMismatchError: other weights, preprocessing or tokenizer lie under this name.
     """
-    present = read_card(root, card.slug)
+    present = read_card(store.root, card.slug)
     if present is None:
-        write_document(root / "teachers" / "zarr.json", group_document())
-        for name, document in array_documents(record, card):
-            write_document(root / name, document)
+        write_document(store.root / "teachers" / "zarr.json", group_document())
+        for name, document in array_documents(store.record, card):
+            write_document(store.root / name, document)
         # The card last: a teacher without one was not created to the end, and is created again.
-        metadata = root / teacher_group(card.slug) / "zarr.json"
+        metadata = store.root / teacher_group(card.slug) / "zarr.json"
         create_atomically(metadata, encode_document(group_document(card.model_dump(mode="json"))))
         # Another process may have been first with another teacher of this name: what lies there now decides.
-        present = read_card(root, card.slug)
+        present = read_card(store.root, card.slug)
     if present is None or present.digest != card.digest:
         found = f"digest {present.digest} ({present.source})" if present else "no card"
         raise TeacherMismatchError(
-            f"{root} holds {card.slug} with {found}, but {card.source} has "
+            f"{store.root} holds {card.slug} with {found}, but {card.source} has "
             f"digest {card.digest}: weights, preprocessing or tokenizer differ; "
             "use the old teacher, another name, or a new store"
         )
 
 
 def write_shard(
-    root: StorePath, record: StoreRecord, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
+    store: Store, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
 ) -> LedgerEntry:
-    """Write one shard of one teacher and vouch for it.
+    """Write one shard of one teacher, then its ledger entry.
 
     Features of rows whose bit is not set in `valid` are written as missing, which is never zero. So are those
     that the encoding cannot hold (not finite, zero, too large for float16); their bit is not set on disk.
 
     Args:
-        root: the store.
-        record: of the store.
+        store: the store.
         card: of the teacher, which `add_teacher` has put into the store.
         shard: its number.
         features: of the shard's inputs, in the order of its sample part.
@@ -163,10 +231,11 @@ def write_shard(
         arrays += stored
         members[f"{tower}_rows"] = int(np.count_nonzero(sound))
         if len(tower_arrays(tower, card.encoding, card.dim)) > 1:
-            members[f"{tower}_error"] = cosine_error(values, decode_rows(stored), sound)
+            known = features.errors and features.errors.get(tower)
+            members[f"{tower}_error"] = known or cosine_error(values, decode_rows(stored), sound)
     for spec, array in zip(teacher_arrays(card.encoding, card.dim), (*arrays, valid), strict=True):
-        data, members[f"{spec.name}_crc32c"] = encode_chunk(pad_rows(array, record.rows_per_shard, spec.fill))
-        write_atomically(root / spec.chunk(card.slug, shard), data)
+        data, members[f"{spec.name}_crc32c"] = encode_chunk(pad_rows(array, store.record.rows_per_shard, spec.fill))
+        write_atomically(store.root / spec.chunk(card.slug, shard), data)
     entry = LedgerEntry(
         shard=shard,
         teacher=card.slug,
@@ -175,11 +244,11 @@ def write_shard(
         samples_sha256=samples_sha256,
         **members,
     )
-    write_entry(root, entry)
+    write_entry(store.root, entry)
     return entry
 
 
-def note_encoding_error(root: StorePath, record: StoreRecord, slug: str) -> None:
+def note_encoding_error(store: Store, slug: str) -> None:
     """Write into the card what its encoding cost, once every shard is there. Nothing happens for floats.
 
     The digest does not change. The numbers come from the ledger, so the same entries give the same card.
@@ -188,11 +257,11 @@ def note_encoding_error(root: StorePath, record: StoreRecord, slug: str) -> None
         CorruptStoreError: the card or an entry cannot be read.
         StoreError: the store cannot be written.
     """
-    card = read_card(root, slug)
+    card = read_card(store.root, slug)
     if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
         return
-    entries = [entry for (_, teacher), entry in sorted(read_ledger(root).items()) if teacher == slug]
-    if len(entries) < shard_count(record.rows, record.rows_per_shard):
+    entries = [entry for (_, teacher), entry in sorted(read_ledger(store.root).items()) if teacher == slug]
+    if len(entries) < shard_count(store.record.rows, store.record.rows_per_shard):
         return
     measured = {}
     for tower in TOWERS:
@@ -202,7 +271,7 @@ def note_encoding_error(root: StorePath, record: StoreRecord, slug: str) -> None
         measured[tower] = CosineError(mean=float(f"{mean:.2e}"), worst=max(error.worst for error, _ in errors))
     if card.encoding_error != measured:
         noted = card.model_copy(update={"encoding_error": measured})
-        write_document(root / teacher_group(slug) / "zarr.json", group_document(noted.model_dump(mode="json")))
+        write_document(store.root / teacher_group(slug) / "zarr.json", group_document(noted.model_dump(mode="json")))
 
 
 def iter_shards(record: StoreRecord) -> Iterator[range]:

@@ -30,10 +30,10 @@ def run(corpus: Path, root: Path, teachers: dict[str, Teacher], threads: int = 2
         create_indexed_store(open_corpus(str(corpus)), root)
     store = FeatureStore.open(root)
     for teacher in teachers.values():
-        add_teacher(root, store.record, teacher.card)
+        add_teacher(store, teacher.card)
     for task in plan_tasks(store.shards, [teacher.card for teacher in teachers.values()], store.ledger):
         bench = Workbench(decode_threads=threads)
-        extract_shard(root, store.record, task.shard, {slug: teachers[slug] for slug in task.teachers}, bench)
+        extract_shard(store, task.shard, {slug: teachers[slug] for slug in task.teachers}, bench)
     return FeatureStore.open(root)
 
 

@@ -12,7 +12,7 @@ from tiny_store import make_card, make_index
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.encoding import tower_arrays
 from mmkd.store.ledger import LedgerEntry, write_entry
-from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
 
@@ -63,13 +63,13 @@ def make_faults(folder: Path, teachers: tuple[str, ...] = TEACHERS) -> Path:
         },
     )
     corpus = CorpusRecord(kind="test", location="here", root=str(pictures), rows=ROWS, labels=("site",), digest="d")
-    record = create_store(root, corpus, index)
+    store = create_store(root, corpus, index)
     arrays = planted_arrays()
     sound = {slug: image for slug, (image, _) in arrays.items()} | {"broken": arrays["base"][0]}
     cards = {slug: make_card(slug, DIM) for slug in teachers}
     for card in cards.values():
-        add_teacher(root, record, card)
-    for shard, span in enumerate(iter_shards(record)):
+        add_teacher(store, card)
+    for shard, span in enumerate(iter_shards(store.record)):
         table, _ = read_part(root, shard)
         sha = write_part(root, shard, _outcome(table))
         for slug, card in cards.items():
@@ -77,19 +77,23 @@ def make_faults(folder: Path, teachers: tuple[str, ...] = TEACHERS) -> Path:
                 image, text = (values[span.start : span.stop] for values in arrays[slug])
                 bits = np.full(len(span), 3, dtype=np.uint8)
                 entry = write_shard(
-                    root, record, card, shard, ShardFeatures(sound[slug][span.start : span.stop], text, bits), sha
+                    store,
+                    card,
+                    shard,
+                    ShardFeatures(sound[slug][span.start : span.stop], text, bits),
+                    sha,
                 )
                 if slug == "broken":
-                    _spoil(root, record, entry, image)
+                    _spoil(store, entry, image)
     return root
 
 
-def _spoil(root: Path, record: StoreRecord, entry: LedgerEntry, image: np.ndarray) -> None:
+def _spoil(store: Store, entry: LedgerEntry, image: np.ndarray) -> None:
     """Put values into a chunk that this package's writer refuses, as another writer might, and vouch for them."""
     (spec, *_) = tower_arrays("image", "float16", DIM)
-    data, crc = encode_chunk(pad_rows(image, record.rows_per_shard, spec.fill))
-    (root / spec.chunk(entry.teacher, entry.shard)).write_bytes(data)
-    write_entry(root, entry.model_copy(update={"image_crc32c": crc}))
+    data, crc = encode_chunk(pad_rows(image, store.record.rows_per_shard, spec.fill))
+    (store.root / spec.chunk(entry.teacher, entry.shard)).write_bytes(data)
+    write_entry(store.root, entry.model_copy(update={"image_crc32c": crc}))
 
 
 def _outcome(table: pa.Table) -> pa.Table:

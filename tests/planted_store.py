@@ -90,7 +90,7 @@ def store_of(
     columns |= {"row": list(range(len(rows))), "status": ["ok"] * len(rows)}
     beside = str(root.parent)
     corpus = CorpusRecord(kind="test", location="here", root=beside, rows=len(rows), labels=labels, digest="d")
-    record = create_store(root, corpus, pa.table(columns, schema=schema))
+    store = create_store(root, corpus, pa.table(columns, schema=schema))
     for slug, every in features.items():
         own = hashlib.sha256(every.image.tobytes()).hexdigest()
         card = TeacherCard(
@@ -98,11 +98,11 @@ def store_of(
             preprocessing=Preprocessing(image_size=(4, 4), mean=(0.5,) * 3, std=(0.5,) * 3),
             tokenizer_sha256="11", context_length=16, dim=every.image.shape[1],
         )  # fmt: skip
-        add_teacher(root, record, card)
-        for shard, span in enumerate(iter_shards(record)):
+        add_teacher(store, card)
+        for shard, span in enumerate(iter_shards(store.record)):
             part = slice(span.start, span.stop)
             shard_features = ShardFeatures(every.image[part], every.text[part], every.valid[part])
-            write_shard(root, record, card, shard, shard_features, read_part(root, shard)[1])
+            write_shard(store, card, shard, shard_features, read_part(root, shard)[1])
     return root
 
 

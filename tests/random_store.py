@@ -9,10 +9,17 @@ import pyarrow as pa
 from tiny_store import make_card
 
 from mmkd.store import FeatureStore
-from mmkd.store.append import append_rows
-from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
-from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
+from mmkd.store.writer import (
+    ShardFeatures,
+    add_teacher,
+    append_rows,
+    create_store,
+    first_new_row,
+    iter_shards,
+    write_shard,
+)
 
 STATES = (("ok", None), ("partial", "image: file not found"), ("failed", "image: file not found; caption: empty"))
 
@@ -39,21 +46,21 @@ def listed(rng: np.random.Generator, first: int, rows: int, labels: tuple[str, .
 def random_store(root: Path, seed: int, *, corpora: int = 1, teachers: int = 2, complete: bool = False) -> FeatureStore:
     """A store whose corpora have other labels; without `complete`, a shard may lack a teacher, or be pending."""
     rng = np.random.default_rng(seed)
-    record: StoreRecord | None = None
+    store: Store | None = None
     for number in range(corpora):
         rows = int(rng.integers(1, 600))
         labels = ("site", f"own_{number}")
-        first = 0 if record is None else -(-record.rows // record.rows_per_shard) * record.rows_per_shard
+        first = 0 if store is None else first_new_row(store.record)
         corpus = CorpusRecord(
             kind="test", location=f"c{number}", root="/img", rows=rows, labels=labels, digest=f"{number}"
         )
         index = listed(rng, first, rows, labels)
-        record = create_store(root, corpus, index) if record is None else append_rows(root, record, corpus, index)
-    assert record is not None
+        store = create_store(root, corpus, index) if store is None else append_rows(store, corpus, index)
+    assert store is not None
     cards = [make_card(f"t{i}", int(rng.integers(2, 6))) for i in range(teachers)]
     for card in cards:
-        add_teacher(root, record, card)
-    for shard, span in enumerate(iter_shards(record)):
+        add_teacher(store, card)
+    for shard, span in enumerate(iter_shards(store.record)):
         done = [card for card in cards if complete or rng.random() < 0.8]
         if not done:
             continue
@@ -73,7 +80,7 @@ def random_store(root: Path, seed: int, *, corpora: int = 1, teachers: int = 2, 
         for card in done:
             values = [rng.normal(size=(rows, card.dim)).astype(np.float16) for _ in range(2)]
             bits = rng.integers(0, 4, rows).astype(np.uint8)
-            write_shard(root, record, card, shard, ShardFeatures(values[0], values[1], bits), sha)
+            write_shard(store, card, shard, ShardFeatures(values[0], values[1], bits), sha)
     return FeatureStore.open(root)
 
 

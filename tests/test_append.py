@@ -37,6 +37,7 @@ from mmkd.store.convert.clip_retrieval import export_npy
 from mmkd.store.convert.parquet import export_parquet
 from mmkd.store.convert.rows import StoreRows
 from mmkd.store.inspect.coverage import coverage
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 from mmkd.store.writer import add_teacher, move_corpus
 
@@ -59,9 +60,9 @@ def write_second(folder: Path) -> Path:
 def finish(root: Path, teacher: Teacher) -> FeatureStore:
     """Extract the shards that lack the teacher."""
     store = FeatureStore.open(root)
-    add_teacher(root, store.record, teacher.card)
+    add_teacher(store, teacher.card)
     for task in plan_tasks(store.shards, [teacher.card], store.ledger):
-        extract_shard(root, store.record, task.shard, {"tiny": teacher}, Workbench())
+        extract_shard(store, task.shard, {"tiny": teacher}, Workbench())
     return FeatureStore.open(root)
 
 
@@ -213,12 +214,12 @@ def test_an_append_that_is_killed_at_any_write_is_finished_by_the_next(scene: Pa
 
 
 def test_extraction_knows_both_corpora_and_names_the_way_for_a_third(scene: Path, tmp_path: Path) -> None:
-    record = FeatureStore.open(scene / "s").record
+    store = FeatureStore.open(scene / "s")
     for name in ("one", "two"):
-        check_same_corpus(open_corpus(str(scene / name / "pairs.csv")), record, scene / "s")
+        check_same_corpus(open_corpus(str(scene / name / "pairs.csv")), store)
     third = open_corpus(str(write_table_corpus(tmp_path / "three", 2)))
     with pytest.raises(CorpusError, match=r"one/pairs.csv and .*two/pairs.csv .* add its rows with `mmkd store append"):
-        check_same_corpus(third, record, scene / "s")
+        check_same_corpus(third, store)
 
 
 def test_lost_parts_are_listed_again_from_their_own_corpus(scene: Path, tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_lost_parts_are_listed_again_from_their_own_corpus(scene: Path, tmp_path
         before = read_part(tmp_path / "s", shard)[0]
         (tmp_path / f"s/samples/{shard:05d}.parquet").unlink()
         corpora = [open_corpus(str(scene / name / "pairs.csv")) for name in ("one", "two")]
-        assert [restore_parts(corpus, tmp_path / "s", record) for corpus in corpora] == [shard == 0, shard > 0]
+        assert [restore_parts(corpus, Store(tmp_path / "s", record)) for corpus in corpora] == [shard == 0, shard > 0]
         after = read_part(tmp_path / "s", shard)[0]
         assert after.select(["row", "key", "caption", "uri"]) == before.select(["row", "key", "caption", "uri"])
         failed = [(row["key"], row["reason"]) for row in after.to_pylist() if row["status"] == "failed"]
@@ -267,10 +268,13 @@ def test_commands(scene: Path, tmp_path: Path) -> None:
     shutil.copytree(scene / "before", tmp_path / "s")
     runner = CliRunner()
     done = runner.invoke(store_command, ["append", str(tmp_path / "s"), str(scene / "two/pairs.csv")])
-    assert "270 rows of" in done.output
+    overview, duplicates, rows = done.output.splitlines()
+    assert overview == "corpus: 270 images, 270 captions, 270 pairs"
+    assert duplicates.startswith("  2 x key: duplicate of an earlier row, such as k7")
+    assert rows.startswith("270 rows of")
     assert "are rows 256 to 525 of" in done.output
     again = runner.invoke(store_command, ["append", str(tmp_path / "s"), str(scene / "two/pairs.csv")])
-    assert again.output == done.output
+    assert again.output.splitlines() == [rows]
     done = runner.invoke(store_command, ["relocate", str(tmp_path / "s"), str(tmp_path), "--corpus", "1"])
     assert done.exit_code == 0
     record = FeatureStore.open(tmp_path / "s").record

@@ -124,7 +124,7 @@ def test_a_described_set_of_bags_joins_diagnoses_and_folds(tmp_path: Path) -> No
     assert set(table["row_kind"].to_pylist()) == {"sample"}
     (tmp_path / "clam.csv").write_text("case_id,slide_id,label\nc1,TCGA-AB-1234-01Z.svs,tumor\n")
     strayed = _source(described(tmp_path, "{table: clam.csv, key: slide_id, match: slide}"), "clips_output", "uni")
-    with pytest.raises(CorpusError, match=r"a line for none of the 2 slides, matched by slide \(for example 'TCGA-AB"):
+    with pytest.raises(CorpusError, match=r"no line for any of 2 slides, matched by slide \(for example 'TCGA-AB"):
         list(strayed.rows())
 
 

@@ -181,7 +181,7 @@ def test_a_rule_that_leaves_less_than_a_batch_is_no_recipe(
     store = FeatureStore.open(tmp_path / "features")
     for name, rows in (("few", 63), ("half", len(store) // 2)):
         kept = np.arange(len(store))[:, None] < rows
-        make_selection(store.root, store.record, f"ablation-{name}", kept, [store.card("colon-specialist")])
+        make_selection(store, f"ablation-{name}", kept, [store.card("colon-specialist")])
     monkeypatch.setattr(ablation, "RULES", ("retrieval_rank",))
     monkeypatch.setattr(ablation, "METHODS", {"PHI-S": {"whitening": {}}})
     monkeypatch.setitem(ablation.STUDENT_MODEL, "embed_dim", 8)

@@ -107,11 +107,11 @@ def test_a_caption_that_is_not_utf8_costs_its_own_row(tmp_path: Path) -> None:
 
 def test_a_changed_corpus_is_refused(tmp_path: Path) -> None:
     table = write_table_corpus(tmp_path / "c", 3)
-    record = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
-    check_same_corpus(open_corpus(str(table)), record, tmp_path / "s")
+    store = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
+    check_same_corpus(open_corpus(str(table)), store)
     table.write_text(table.read_text().replace("finding 1", "finding 9"))
     with pytest.raises(CorpusError, match="differs"):
-        check_same_corpus(open_corpus(str(table)), record, tmp_path / "s")
+        check_same_corpus(open_corpus(str(table)), store)
 
 
 @pytest.mark.parametrize(

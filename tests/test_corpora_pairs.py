@@ -17,8 +17,14 @@ import yaml
 from tiny_corpus import png
 
 from mmkd.base.errors import CorpusError
+from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
-from mmkd.extract.corpora import Corpus, open_corpus
+from mmkd.distill.captions import FILE
+from mmkd.distill.checkpoint import CONFIG, FOLDER
+from mmkd.distill.export import PROVENANCE
+from mmkd.evaluate.plan import PLANS
+from mmkd.evaluate.results import RESULTS
+from mmkd.extract.corpora import Corpus, corpus_rows, files, open_corpus
 from mmkd.extract.corpus_parts import read_overview
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.limited_corpus import LimitedCorpus, Require
@@ -159,6 +165,7 @@ def test_pairs_side_by_side_in_a_folder(tmp_path: Path) -> None:
     assert set(overview.ignored) == {
         "file: .md is not read in a corpus of kind pairs",
         "file: .crc is not read in a corpus of kind pairs",
+        "field: of a JSON sidecar, not among `label_fields`",
     }
     corpus = described(tmp_path, kind="pairs", path="c", label_fields=["organ"])
     create_indexed_store(corpus, tmp_path / "t")
@@ -207,8 +214,8 @@ def test_lines_of_one_image_are_rows_and_equal_ones_duplicates(tmp_path: Path) -
     ]
     assert overview.reasons == {"key: duplicate of an earlier row": (2, "a.png")}
     assert list(overview.lines())[1] == (
-        "  2 x key: duplicate of an earlier row, such as a.png (name a key column, or set `shard_keys: true` where "
-        "files number their rows alike)"
+        "  2 x key: duplicate of an earlier row, such as a.png (name a key column; set `shard_keys: true` where files "
+        "number their rows alike; put an image and its caption into one tar)"
     )
 
 
@@ -254,7 +261,7 @@ def test_stores_runs_and_results_are_no_part_of_a_corpus(tmp_path: Path) -> None
         tmp_path / "c", [*pictures("a.png", "run/samples.png"), ("pairs.csv", b"image,caption\na.png,one\n")]
     )
     create_indexed_store(open_corpus(str(corpus)), corpus / "store")
-    write_files(corpus, [("run/run.json", b"{}"), ("run/source.json", b"{}"), ("out/plan.json", b"{}")])
+    write_files(corpus, [("run/run.json", b"{}"), ("run/checkpoints/a.safetensors", b""), ("out/plans/a.json", b"{}")])
     (corpus / "out" / "results.jsonl").write_text('{"image": "a.png"}\n')
     assert listed(corpus, tmp_path / "s")[0] == [pair("a.png", "one")]
     (corpus / "pairs.csv").unlink()
@@ -378,3 +385,165 @@ def test_the_overview_survives_its_file(tmp_path: Path) -> None:
     assert Overview.from_json(json.loads(json.dumps(overview.as_json()))) == overview
     (tmp_path / "s" / "runs").mkdir(parents=True)
     assert read_overview(tmp_path / "s") is None
+
+
+def test_a_table_found_in_its_folder_counts_what_lies_beside_it(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "c", pictures("a.png", "d/b.png", "c.png", "e.png"))
+    (folder / "pairs.csv").write_text("image,caption\na.png,one\n./d/../d/b.png,two\n")
+    write_files(folder, texts("notes.md", "d/other.csv"))
+    rows, overview = listed(folder, tmp_path / "s")
+    assert rows == [pair("a.png", "one"), pair("./d/../d/b.png", "two")]
+    assert overview.ignored == {
+        "image: no row names it": (2, "c.png"),
+        "file: .csv is not read in a corpus of kind table": (1, "d/other.csv"),
+        "file: .md is not read in a corpus of kind table": (1, "notes.md"),
+    }
+    assert listed(folder / "pairs.csv", tmp_path / "t")[1].ignored == {}
+
+
+def test_members_with_further_names_are_rows_with_one_side_and_say_how_to_pair_them(tmp_path: Path) -> None:
+    members = [*pictures("s.input.jpg"), *texts("s.output.txt")]
+    expected = [("s.input", None, True, "pair: no caption"), ("s.output", "s.output.txt", False, "pair: no image")]
+    for place in (write_tar(tmp_path / "a.tar", *members), write_files(tmp_path / "c", members)):
+        rows, overview = listed(place, tmp_path / f"{place.name}.store")
+        assert rows == expected
+        for line in list(overview.lines())[1:]:
+            assert "in `image_members` or `caption_members`" in line
+    corpus = described(tmp_path, kind="pairs", path="c", image_members=["input.jpg"], caption_members=["output.txt"])
+    assert listed(corpus, tmp_path / "s")[0] == [pair("s", "s.output.txt")]
+
+
+def test_fields_and_faults_of_a_sidecar_are_counted(tmp_path: Path) -> None:
+    sidecar = json.dumps({"caption": "not this", "url": "u", "organ": "lung"}).encode()
+    members = [*pictures("0.jpg", "1.jpg"), *texts("0.txt", "1.txt"), ("0.json", sidecar), ("1.json", b"{")]
+    write_tar(tmp_path / "a.tar", *members)
+    corpus = described(tmp_path, kind="webdataset", path="a.tar", label_fields=["organ"])
+    rows, overview = listed(corpus, tmp_path / "s")
+    assert rows == [pair("0", "0.txt"), pair("1", "1.txt")]
+    assert overview.ignored == {
+        "field: of a JSON sidecar, not among `label_fields`": (2, "caption"),
+        "member: sidecar is not JSON": (1, "1.json"),
+    }
+
+
+def test_further_captions_of_a_list_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"text": ["a", "", "b", "c"]}\n')
+    rows, overview = listed(tmp_path / "p.jsonl", tmp_path / "s")
+    assert rows == [("line-1", "a", False, None)]
+    assert overview.ignored == {"caption: a further one of its row": (2, "line-1")}
+    assert len(listed(described(tmp_path, kind="table", path="p.jsonl", captions="each"), tmp_path / "t")[0]) == 3
+
+
+def test_what_a_limit_leaves_out_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name in "abc":
+        write_tar(tmp_path / "t" / f"{name}.tar", *pictures(*(f"{name}{number}.jpg" for number in range(3))))
+    rows, overview = listed(LimitedCorpus(open_corpus(str(tmp_path / "t")), 1), tmp_path / "s")
+    assert [row[0] for row in rows] == ["a0"]
+    assert overview.ignored == {
+        "row: after the first 1 rows (--limit)": (2, "a1"),
+        "file: after the first 1 rows (--limit)": (2, "b.tar"),
+    }
+    rows, overview = listed(LimitedCorpus(open_corpus(str(tmp_path / "t")), 3, count_rest=False), tmp_path / "u")
+    assert (len(rows), overview.ignored) == (3, {})
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        ("sep=;\nimage;caption\na.png;one\n", [pair("a.png", "one")]),
+        ('image;caption;"size, mm"\na.png;one, two;0,5\n', [pair("a.png", "one, two")]),
+        ("\n\nimage;caption\n\n \na.png;one\n", [pair("a.png", "one")]),
+        ("image,caption\na.png,one,\n", [pair("a.png", "one")]),
+        ("image,caption\na.png,one,two\n", [pair("a.png", "one", "row: more cells than columns")]),
+        ("image,caption\ra.png,one\r", [pair("a.png", "one")]),
+        ("image,caption\na.png,\n", [pair("a.png", "", "caption: empty")]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_tables_as_spreadsheets_write_them(
+    tmp_path: Path, table: str, rows: list[tuple[Any, ...]], encoding: str
+) -> None:
+    write_files(tmp_path, pictures("a.png"))
+    (tmp_path / "p.csv").write_bytes(table.encode(encoding))
+    assert listed(tmp_path / "p.csv", tmp_path / "s")[0] == rows
+
+
+def test_utf_16_without_its_mark_says_so(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes("image,caption\na.png,one\n".encode("utf-16-le"))
+    with pytest.raises(CorpusError, match="say `encoding: utf-16-le`"):
+        listed(tmp_path / "p.csv", tmp_path / "s")
+
+
+def test_every_line_of_a_jsonl_names_columns(tmp_path: Path) -> None:
+    write_files(tmp_path, pictures("a.png", "b.png"))
+    lines = [
+        "{}",
+        '{"caption": "x"}',
+        '{"image": {"path": "a.png"}, "caption": NaN}',
+        '{"image": "b.png", "caption": "y"}',
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join([*lines, '{"caption": "x", "caption": "y"}', '{"caption": [["x"]]}']))
+    rows, _ = listed(tmp_path / "p.jsonl", tmp_path / "s")
+    assert rows == [
+        ("line-1", "", False, "key: neither image nor caption"),
+        ("line-2", "x", False, "pair: no image"),
+        ("a.png", "", True, "caption: empty"),
+        pair("b.png", "y"),
+        ("line-5", "", False, "row: a field stands twice"),
+        ("line-6", "", False, "caption: a list in a list, expected text"),
+    ]
+
+
+def test_columns_of_later_tables_are_counted(tmp_path: Path) -> None:
+    for number, further in ((1, {}), (2, {"organ": ["lung"]})):
+        pq.write_table(pa.table({"caption": ["x"], **further}), tmp_path / f"{number}.parquet")
+        (tmp_path / f"{number}.csv").write_text("caption,organ\nx,lung\n" if further else "caption\nx\n")
+    for kind in ("parquet", "table"):
+        overview = listed(described(tmp_path, kind=kind, path="."), tmp_path.parent / f"{tmp_path.name}.{kind}")[1]
+        assert overview.ignored["column: not in the first table"] == (1, "organ")
+
+
+def test_parquet_with_a_column_twice_or_without_a_name(tmp_path: Path) -> None:
+    texts = pa.array(["x"])
+    pq.write_table(pa.Table.from_arrays([texts] * 3, names=["caption", "", ""]), tmp_path / "a.parquet")
+    rows, overview = listed(tmp_path / "a.parquet", tmp_path / "s")
+    assert (len(rows), overview.ignored) == (1, {"column: without a name": (2, "a.parquet")})
+    pq.write_table(pa.Table.from_arrays([texts] * 3, names=["caption", "l", "l"]), tmp_path / "b.parquet")
+    with pytest.raises(CorpusError, match="two columns named 'l'"):
+        listed(tmp_path / "b.parquet", tmp_path / "t")
+
+
+def test_bytes_are_text_where_text_is_meant(tmp_path: Path) -> None:
+    columns = {"id": [b"k", b"l"], "image_bytes": [png(1), png(2)], "text": [b"one", "Ö".encode()]}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    assert listed(tmp_path / "p.parquet", tmp_path / "s")[0] == [pair("k", "one"), pair("l", "Ö")]
+
+
+def test_paths_that_leave_the_folder_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_files(tmp_path / "c", pictures("i/a.png"))
+    (tmp_path / "alias.png").symlink_to(folder / "i" / "a.png")
+    monkeypatch.setenv("HOME", str(folder))
+    paths = ["../c/i/a.png", f"{tmp_path}/alias.png", "~/i/a.png", f"file://{folder}/i/a.png", f"{folder}/i/../i/a.png"]
+    (folder / "p.csv").write_text("id,image,caption\n" + "".join(f"{n},{path},x\n" for n, path in enumerate(paths)))
+    assert listed(folder / "p.csv", tmp_path / "s")[0] == [pair(str(n), "x") for n in range(5)]
+    (folder / "p.csv").write_text("image\n../a.png\nhttps://example.com/a.png\n/etc/passwd\n")
+    corpus = open_corpus(str(folder / "p.csv"))
+    for row in corpus_rows(corpus):
+        with pytest.raises(ImageError, match="leaves the corpus folder"):
+            image_source(corpus.root, row.uri or "").read()
+
+
+def test_one_path_inside_a_tar_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", *pictures("./d/0.jpg"), *texts("d/./0.txt"))
+    assert listed(tar, tmp_path / "s")[0] == [pair("d/0", "d/./0.txt")]
+
+
+def test_folders_are_known_by_the_files_that_runs_and_evaluations_write(tmp_path: Path) -> None:
+    expected = {
+        "zarr.json": ("a store", ("samples/",)),
+        CONFIG: ("a training run", (f"{FOLDER}/", FILE)),
+        PROVENANCE: ("an exported student", ("open_clip_config.json",)),
+        RESULTS: ("an evaluation", (f"{PLANS}/",)),
+    }
+    assert expected == files._WRITTEN_BY_MMKD

@@ -69,18 +69,18 @@ def test_tars_on_s3_give_the_rows_and_images_of_local_ones(tmp_path: Path, bucke
     bucket.put(folder, "a/tars")
     local, remote = open_corpus(str(folder)), open_corpus("s3://corpora/a/tars")
     assert list(corpus_rows(remote)) == list(corpus_rows(local))
-    record = create_indexed_store(remote, tmp_path / "s")
-    assert record.corpus.root == "s3://corpora/a/tars"
+    store = create_indexed_store(remote, tmp_path / "s")
+    assert store.record.corpus.root == "s3://corpora/a/tars"
     for number, row in enumerate(FeatureStore.open(tmp_path / "s").sample_table().to_pylist()):
-        source = image_source(record.corpus.root, row["uri"], row["offset"], row["length"])
+        source = image_source(store.record.corpus.root, row["uri"], row["offset"], row["length"])
         assert source.read() == png(number)
-    check_same_corpus(open_corpus("s3://corpora/a/tars"), record, tmp_path / "s")
+    check_same_corpus(open_corpus("s3://corpora/a/tars"), store)
     # The same size, other bytes: the service's tag tells.
     changed = bytearray((folder / "00001.tar").read_bytes())
     changed[600] ^= 1
     bucket.client.put_object(Bucket="corpora", Key="a/tars/00001.tar", Body=bytes(changed))
     with pytest.raises(CorpusError, match=r"00001\.tar was written again"):
-        check_same_corpus(open_corpus("s3://corpora/a/tars"), record, tmp_path / "s")
+        check_same_corpus(open_corpus("s3://corpora/a/tars"), store)
 
 
 def test_parquet_and_tables_on_s3(tmp_path: Path, bucket: SimpleNamespace) -> None:

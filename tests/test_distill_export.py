@@ -94,7 +94,7 @@ def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder:
         f"store digest {facts['source']['store_digest'][:16]}, corpus digest {store.record.corpus.digest[:16]}" in card
     )
     assert facts["config"]["selection"] == "agreed"
-    assert facts["source"]["selection"] == read_selection(store.root, store.record, "agreed").card.digest
+    assert facts["source"]["selection"] == read_selection(store, "agreed").card.digest
     assert f"selection `agreed` (digest {facts['source']['selection'][:16]})" in card
     assert [teacher["slug"] for teacher in facts["source"]["teachers"]] == ["one", "two"]
     for teacher in facts["source"]["teachers"]:

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,6 +166,26 @@ def test_a_copy_of_the_store_is_known_by_its_content(training_scene: Path, tmp_p
             World(torch.device("cpu")),
         )
     prepare(load_run(write_run(training_scene, "copy2", monitor={"sets": [entry]})), World(torch.device("cpu")))
+
+
+def classes_judged(entry: dict[str, Any], root: Path) -> tuple[list[str], dict[str, float]]:
+    """Classes of a zero-shot set's rows, and its scores by an untrained student."""
+    run = prepare(load_run(write_run(root, "classes-judged", monitor={"sets": [entry]})), World(torch.device("cpu")))
+    return run.monitor.sets[0].rows.labels, run.monitor.scores()
+
+
+def test_classes_of_a_zero_shot_set(training_scene: Path) -> None:
+    """Of any type of column; all classes are judged, and there are two at least."""
+    entry = {"name": "by", "where": {"site": "s1"}, "label": "height", "prompts": {"site": "s0"}, "limit": 6}
+    with pytest.raises(UserError, match="prompts name the one class '48', expected two or more"):
+        classes_judged(entry, training_scene)
+    labels, scores = classes_judged(entry | {"label": "row", "prompts": {"site": "s1"}, "limit": 100}, training_scene)
+    assert labels == [str(row) for row in range(1, 300, 3)]
+    assert scores.keys() == {"by/bacc"}
+    with pytest.raises(UserError, match="set 'by': limit 99 is less than its 100 classes; raise it"):
+        classes_judged(entry | {"label": "row", "prompts": {"site": "s1"}, "limit": 99}, training_scene)
+    with pytest.raises(UserError, match="set 'by': 100 of its rows have no reason; leave them out"):
+        classes_judged(entry | {"label": "reason"}, training_scene)
 
 
 @pytest.mark.parametrize("limit", [5, 20, 24, 60, 500])

@@ -145,13 +145,13 @@ def test_verify_wants_the_members_of_the_encoding(tmp_path: Path) -> None:
 
 def test_the_card_tells_the_error_once_all_shards_are_there(tmp_path: Path) -> None:
     root = tmp_path / "s"
-    record, written = make_store(root, 600, [make_card("beta", 16).with_encoding("int8")])
+    made, written = make_store(root, 600, [make_card("beta", 16).with_encoding("int8")])
     before = FeatureStore.open(root).card("beta")
     entry = (root / "ledger/00001.beta.json").rename(tmp_path / "aside")
-    note_encoding_error(root, record, "beta")
+    note_encoding_error(made, "beta")
     assert FeatureStore.open(root).card("beta") == before
     entry.rename(root / "ledger/00001.beta.json")
-    note_encoding_error(root, record, "beta")
+    note_encoding_error(made, "beta")
     store = FeatureStore.open(root)
     told = store.card("beta").encoding_error
     assert told is not None
@@ -167,15 +167,17 @@ def test_the_card_tells_the_error_once_all_shards_are_there(tmp_path: Path) -> N
 
 def test_subset_changes_the_encoding(mixed: tuple[FeatureStore, dict[str, np.ndarray]], tmp_path: Path) -> None:
     store, _ = mixed
-    done = CliRunner().invoke(cli, ["store", "subset", str(store.root), str(tmp_path / "o"), "--encoding", "int8"])
+    words = ["store", "subset", str(store.root), str(tmp_path / "o"), "--encoding", "int8", "--incomplete"]
+    done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
     short = FeatureStore.open(tmp_path / "o")
     assert {card.encoding for card in short.teachers.values()} == {"int8"}
     assert np.array_equal(short.valid("alpha"), store.valid("alpha"))
     error = np.abs(short.image("gamma")[:] - store.image("gamma"))
     assert (error <= np.abs(store.image("gamma")).max(axis=1, keepdims=True) / 253).all()
-    # What was int8 keeps its codes: its largest value stands at 127 again.
+    # Features that were int8 keep their codes and scales.
     assert np.array_equal(short.image("beta").codes, store.image("beta").codes)
+    assert np.array_equal(short.image("beta").scales, store.image("beta").scales, equal_nan=True)
     assert short.card("gamma").encoding_error is not None
     assert short.verify(deep=True).sound
 

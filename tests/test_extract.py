@@ -20,6 +20,7 @@ from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.worker_state import Workbench
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
+from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher
 
 
@@ -160,7 +161,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path: Path, teacher_f
     store = run(table, tmp_path / "s", load(teacher_folders, "one"))
     other = load({"one": write_tiny_teacher(tmp_path / "other", seed=9)}, "one")["one"].card
     with pytest.raises(TeacherMismatchError, match=other.digest):
-        add_teacher(tmp_path / "s", store.record, other)
+        add_teacher(store, other)
     with pytest.raises(TeacherMismatchError, match=other.digest):
         plan_tasks(store.shards, [other], store.ledger)
 
@@ -182,8 +183,8 @@ def test_long_captions_are_cut_and_counted(tmp_path: Path, teacher_folders: dict
     table.write_text("key,caption\na,short\n" + "".join(f"{key},{'word ' * n}\n" for key, n in counts.items()))
     create_indexed_store(open_corpus(str(table)), tmp_path / "s")
     record = FeatureStore.open(tmp_path / "s").record
-    add_teacher(tmp_path / "s", record, teachers["one"].card)
-    report = extract_shard(tmp_path / "s", record, 0, teachers, Workbench())
+    add_teacher(Store(tmp_path / "s", record), teachers["one"].card)
+    report = extract_shard(Store(tmp_path / "s", record), 0, teachers, Workbench())
     assert report.truncated == {"one": 3}
     text = FeatureStore.open(tmp_path / "s").text("one")
     for row in (2, 3, 4):

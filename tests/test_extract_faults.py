@@ -79,10 +79,10 @@ def test_too_little_device_memory_halves_the_batch_and_keeps_the_bytes(
     run(table, tmp_path / "a", one)
     store = run(table, tmp_path / "b", {})
 
-    add_teacher(tmp_path / "b", store.record, teachers["one"].card)
+    add_teacher(store, teachers["one"].card)
     bench = Workbench(sizes=BatchSizes(128))
     small = SmallDevice(teachers["one"], refusals=4)
-    report = extract_shard(tmp_path / "b", store.record, 0, {"one": small}, bench)
+    report = extract_shard(store, 0, {"one": small}, bench)
     assert report.batch_rows == {"image one": 8}
     assert tree_digest(tmp_path / "b") == tree_digest(tmp_path / "a")
     assert small.passes == {32}  # whatever the batch was, or a product could round differently
@@ -90,7 +90,7 @@ def test_too_little_device_memory_halves_the_batch_and_keeps_the_bytes(
     assert bench.sizes.rows(small, "image") == 8
     assert bench.sizes.rows(small, "text") == 128
     with pytest.raises(TeacherError, match="too little memory for one image") as caught:
-        extract_shard(tmp_path / "b", store.record, 0, {"one": SmallDevice(teachers["one"], 99)}, bench)
+        extract_shard(store, 0, {"one": SmallDevice(teachers["one"], 99)}, bench)
     assert "\n" not in str(caught.value)
 
 
@@ -104,7 +104,7 @@ class Gossip(SmallDevice):
 def test_no_log_quotes_a_caption(tmp_path: Path, teachers: dict[str, Teacher]) -> None:
     store = run(write_table_corpus(tmp_path / "c", 5), tmp_path / "s", {})
     with pytest.raises(RuntimeError) as caught:
-        extract_shard(tmp_path / "s", store.record, 0, {"one": Gossip(teachers["one"], 0)}, Workbench())
+        extract_shard(store, 0, {"one": Gossip(teachers["one"], 0)}, Workbench())
     # What Dask would send to the client and print in the worker's log.
     told = "".join(traceback.format_exception(caught.value))
     assert "its tokenizer raised ValueError on a caption" in told
@@ -135,12 +135,12 @@ def test_failed_images_are_read_again_and_nothing_else(tmp_path: Path, teachers:
     ]
     # Still broken: nothing is written.
     before = tree_digest(tmp_path / "s")
-    assert retry_shard(tmp_path / "s", store.record, 0, teachers, Workbench()).rows == 2
+    assert retry_shard(store, 0, teachers, Workbench()).rows == 2
     assert tree_digest(tmp_path / "s") == before
     for path, data in whole.items():
         path.write_bytes(data)
     for task in tasks:
-        report = retry_shard(tmp_path / "s", store.record, task.shard, teachers, Workbench())
+        report = retry_shard(store, task.shard, teachers, Workbench())
         assert report.status == {"ok": report.rows}
     assert tree_digest(tmp_path / "s") == tree_digest(tmp_path / "whole")
     with pytest.raises(UserError, match="two also has; name every teacher"):
@@ -152,11 +152,11 @@ def test_a_shard_whose_worker_died_before_it_told_is_counted_as_it_told(
 ) -> None:
     table = write_table_corpus(tmp_path / "c", 300)
     break_images(table, 3, 40, 299)
-    record = make_store(open_corpus(str(table)), tmp_path / "s")
+    store = make_store(open_corpus(str(table)), tmp_path / "s")
     for teacher in teachers.values():
-        add_teacher(tmp_path / "s", record, teacher.card)
+        add_teacher(store, teacher.card)
     for shard, rows, broken in ((0, 256, 2), (1, 44, 1)):
-        told = extract_shard(tmp_path / "s", record, shard, teachers, Workbench())
+        told = extract_shard(store, shard, teachers, Workbench())
         found = finished_report(tmp_path / "s", ShardTask(shard, tuple(teachers)))
         assert (told.rows, told.reasons) == (rows, {"image: truncated": broken})
         assert (found.rows, found.status, found.reasons) == (told.rows, told.status, told.reasons)
@@ -182,8 +182,8 @@ def test_a_kill_while_failed_images_are_written_costs_the_shard_only(
 
 def test_the_first_rows_are_a_corpus_of_their_own(tmp_path: Path) -> None:
     corpus = open_corpus(str(write_table_corpus(tmp_path / "c", 20)))
-    record = make_store(LimitedCorpus(corpus, 5), tmp_path / "s")
-    assert (record.rows, record.corpus.location) == (5, f"{tmp_path / 'c' / 'pairs.csv'} (first 5 rows)")
+    store = make_store(LimitedCorpus(corpus, 5), tmp_path / "s")
+    assert (store.record.rows, store.record.corpus.location) == (5, f"{tmp_path / 'c' / 'pairs.csv'} (first 5 rows)")
     assert [row.key for row in corpus_rows(LimitedCorpus(corpus, 5))] == [f"k{number}" for number in range(5)]
     with pytest.raises(CorpusError, match="first 5 rows"):
         make_store(corpus, tmp_path / "s")
@@ -191,11 +191,11 @@ def test_the_first_rows_are_a_corpus_of_their_own(tmp_path: Path) -> None:
 
 def test_of_two_that_make_a_store_the_first_wins(tmp_path: Path) -> None:
     corpus = open_corpus(str(write_table_corpus(tmp_path / "c", 20)))
-    first = make_store(corpus, tmp_path / "s")
+    store = make_store(corpus, tmp_path / "s")
     part = tmp_path / "s" / "samples" / "00000.parquet"
     part.write_bytes(part.read_bytes() + b" ")  # what the first has done since
     changed = part.read_bytes()
-    assert make_store(corpus, tmp_path / "s") == first
+    assert make_store(corpus, tmp_path / "s").record == store.record
     assert part.read_bytes() == changed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "s"]
     (tmp_path / "t").mkdir()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cluster_processes import scheduler_and_worker, workers_of
 from extract_scene import ROWS, Scene, children, ended, entries, kill_session, rows_done, settings, started, wait_for
 
 from mmkd.store import FeatureStore
@@ -30,41 +26,6 @@ def finish(scene: Scene, store: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert scene.same(store)
     assert not [path for path in store.parent.glob(f".{store.name}.*") if path.name.startswith(".store.0")]
-
-
-def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
-    """Worker processes of a local cluster: below the client, started by multiprocessing."""
-    found = []
-    for pid in children(process.pid):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_text()
-        except OSError:
-            continue
-        if "spawn_main" in command:
-            found.append(pid)
-    return found
-
-
-@contextmanager
-def scheduler_and_worker(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
-    """`dask scheduler` and `dask worker` on the loopback, as a user starts them by hand."""
-    where = folder / "scheduler.json"
-    where.unlink(missing_ok=True)
-    base = [sys.executable, "-P", "-m"]
-    loop = ["--host", "127.0.0.1", "--no-dashboard"]
-    scheduler = started(
-        [*base, "distributed.cli.dask_scheduler", *loop, "--port", "0", "--scheduler-file", str(where)],
-        folder / "scheduler.log",
-    )
-    wait_for(lambda: where.exists() and bool(where.read_text()), scheduler, folder / "scheduler.log")
-    address = json.loads(where.read_text())["address"]
-    options = ["--nthreads", "1", "--memory-limit", "0", "--death-timeout", "10"]
-    worker = started([*base, "distributed.cli.dask_worker", address, *loop, *options], folder / "worker.log")
-    try:
-        yield address, scheduler, worker
-    finally:
-        kill_session(worker)
-        kill_session(scheduler)
 
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]

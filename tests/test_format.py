@@ -16,13 +16,12 @@ from format_writer import write_store
 from tiny_store import make_card, make_index, make_selection, make_store
 
 from mmkd.store import FeatureStore
-from mmkd.store.append import append_rows
 from mmkd.store.card import TeacherCard
 from mmkd.store.hierarchy import array_document
 from mmkd.store.inputs import Inputs, write_inputs
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part
-from mmkd.store.writer import ShardFeatures, add_teacher, write_shard
+from mmkd.store.writer import ShardFeatures, add_teacher, append_rows, write_shard
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "format.md"
 
@@ -44,13 +43,13 @@ def test_a_reader_written_from_the_document_reads_a_store(tmp_path: Path) -> Non
 
 
 def test_the_same_reader_reads_a_store_that_grew(tmp_path: Path) -> None:
-    record, written = make_store(tmp_path / "s", 300, [make_card("alpha", 8)])
+    old, written = make_store(tmp_path / "s", 300, [make_card("alpha", 8)])
     other = CorpusRecord(kind="test", location="there", root="/else", rows=7, labels=("organ",), digest="e")
     index = make_index(7).rename_columns({"site": "organ"})
     index = index.set_column(0, index.schema.field(0), pa.array(range(512, 519)))
-    longer = append_rows(tmp_path / "s", record, other, index)
+    made = append_rows(old, other, index)
     features = ShardFeatures(*[np.ones((7, 8), np.float16)] * 2, np.full(7, 3, np.uint8))
-    write_shard(tmp_path / "s", longer, make_card("alpha", 8), 2, features, read_part(tmp_path / "s", 2)[1])
+    write_shard(made, make_card("alpha", 8), 2, features, read_part(tmp_path / "s", 2)[1])
     read, store = read_store(tmp_path / "s"), FeatureStore.open(tmp_path / "s")
     assert np.array_equal(read["alpha/image"], store.image("alpha"), equal_nan=True)
     assert np.array_equal(read["alpha/image"][:300], written["alpha/image"])
@@ -120,31 +119,31 @@ def test_a_store_written_from_the_document_is_sound_to_us_and_to_zarr(tmp_path: 
         assert np.array_equal(store.valid(slug), sound @ np.array([1, 2]))
     # Our writer goes on where the other one was: a teacher is added, and a shard is made again to the same bytes.
     other = make_card("ours", 4)
-    add_teacher(tmp_path / "s", store.record, other)
+    add_teacher(store, other)
     part = ShardFeatures(*[np.ones((256, 4), np.float16)] * 2, np.full(256, 3, np.uint8))
-    write_shard(tmp_path / "s", store.record, other, 0, part, read_part(tmp_path / "s", 0)[1])
+    write_shard(store, other, 0, part, read_part(tmp_path / "s", 0)[1])
     chunk = tmp_path / "s/teachers/one/image/c/1/0"
     entry = tmp_path / "s/ledger/00001.one.json"
     before = chunk.read_bytes(), json.loads(entry.read_text())
     image, text, sound = (values[256:] for values in features["one"])
     again = ShardFeatures(image, text, (sound @ np.array([1, 2])).astype(np.uint8))
-    write_shard(tmp_path / "s", store.record, store.card("one"), 1, again, read_part(tmp_path / "s", 1)[1])
+    write_shard(store, store.card("one"), 1, again, read_part(tmp_path / "s", 1)[1])
     assert (chunk.read_bytes(), json.loads(entry.read_text())) == before
     assert FeatureStore.open(tmp_path / "s").verify(deep=True).sound
 
 
 def test_the_same_reader_reads_inputs_and_selections(tmp_path: Path) -> None:
     cards = [make_card("alpha", 8), make_card("beta", 4)]
-    record, _ = make_store(tmp_path / "s", 300, cards)
+    store, _ = make_store(tmp_path / "s", 300, cards)
     rows, _ = read_part(tmp_path / "s", 1)
     jpegs = [None if row % 7 == 0 else b"jpeg %d" % row for row in rows["row"].to_pylist()]
     columns = {"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": pa.array(jpegs, pa.large_binary())}
     write_inputs(tmp_path / "s", 1, 32, pa.table(columns))
-    read, ours = read_inputs(tmp_path / "s"), Inputs(tmp_path / "s", record)
+    read, ours = read_inputs(tmp_path / "s"), Inputs(store)
     assert read == dict(zip(range(256, 300), jpegs, strict=True))
     assert [None if (found := ours.jpeg(row)) is None else bytes(found) for row in read] == jpegs
     kept = np.random.default_rng(0).random((300, 2)) < 0.5
-    make_selection(tmp_path / "s", record, "half", kept, cards)
+    make_selection(store, "half", kept, cards)
     teachers, pairs = read_selection(tmp_path / "s", "half")
     assert teachers == {card.slug: card.digest for card in cards}
     assert np.array_equal(pairs, kept)

@@ -78,11 +78,11 @@ def swap_captions(tar: Path) -> None:
 )
 def test_what_changed_is_said(tmp_path: Path, change: object, said: str) -> None:
     folder = write_tar_corpus(tmp_path / "tars", 6, per_tar=2)
-    record = create_indexed_store(open_corpus(str(folder)), tmp_path / "s")
-    check_same_corpus(open_corpus(str(folder)), record, tmp_path / "s")
+    store = create_indexed_store(open_corpus(str(folder)), tmp_path / "s")
+    check_same_corpus(open_corpus(str(folder)), store)
     change(folder)  # type: ignore[operator]
     with pytest.raises(CorpusError) as caught:
-        check_same_corpus(open_corpus(str(folder)), record, tmp_path / "s")
+        check_same_corpus(open_corpus(str(folder)), store)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -90,31 +90,31 @@ def test_what_changed_is_said(tmp_path: Path, change: object, said: str) -> None
 def test_files_that_were_brought_back_are_the_same_corpus(tmp_path: Path) -> None:
     """After a purge, or copied without their times: the rows are compared instead."""
     folder = write_tar_corpus(tmp_path / "tars", 6, per_tar=2)
-    record = create_indexed_store(open_corpus(str(folder)), tmp_path / "s")
+    store = create_indexed_store(open_corpus(str(folder)), tmp_path / "s")
     for tar in folder.iterdir():
         os.utime(tar, ns=(1, 1))
-    assert check_same_corpus(open_corpus(str(folder)), record, tmp_path / "s") == record.spans()[0]
+    assert check_same_corpus(open_corpus(str(folder)), store) == store.record.spans()[0]
     part = tmp_path / "s" / "samples" / "00000.parquet"
     before = part.read_bytes()
     part.unlink()
-    assert restore_parts(open_corpus(str(folder)), tmp_path / "s", record) == 1
+    assert restore_parts(open_corpus(str(folder)), store) == 1
     assert part.read_bytes() == before
 
 
 def test_a_table_that_was_only_touched_or_moved_is_the_same_corpus(tmp_path: Path) -> None:
     table = write_table_corpus(tmp_path / "c", 3)
-    record = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
+    store = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
     os.utime(table, ns=(1, 1))
     (tmp_path / "c").rename(tmp_path / "moved")
-    check_same_corpus(open_corpus(str(tmp_path / "moved" / "pairs.csv")), record, tmp_path / "s")
+    check_same_corpus(open_corpus(str(tmp_path / "moved" / "pairs.csv")), store)
 
 
 def test_other_options_are_another_corpus(tmp_path: Path) -> None:
     folder = write_tar_corpus(tmp_path / "tars", 2, per_tar=2)
-    record = create_indexed_store(open_corpus(str(folder)), tmp_path / "s")
+    store = create_indexed_store(open_corpus(str(folder)), tmp_path / "s")
     (tmp_path / "c.yaml").write_text("kind: webdataset\npath: tars\ncaptions: each\n")
     with pytest.raises(CorpusError, match="the way it is read changed"):
-        check_same_corpus(open_corpus(str(tmp_path / "c.yaml")), record, tmp_path / "s")
+        check_same_corpus(open_corpus(str(tmp_path / "c.yaml")), store)
 
 
 _PEAK = """

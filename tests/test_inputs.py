@@ -49,11 +49,11 @@ def extract_with_inputs(root: Path, corpus: Path, teachers: dict[str, Teacher], 
         create_indexed_store(open_corpus(str(corpus)), root)
     store = FeatureStore.open(root)
     for teacher in teachers.values():
-        add_teacher(root, store.record, teacher.card)
+        add_teacher(store, teacher.card)
     cards = [teacher.card for teacher in teachers.values()]
     for task in plan_tasks(store.shards, cards, store.ledger, shards_without_inputs(root, store.shards, size), size):
         chosen = {slug: teachers[slug] for slug in task.teachers}
-        extract_shard(root, store.record, task.shard, chosen, Workbench(threads, keep_inputs=task.inputs))
+        extract_shard(store, task.shard, chosen, Workbench(threads, keep_inputs=task.inputs))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, teachers: dict[str, Teacher])
 
 def test_inputs_are_the_pictures_at_student_size(kept: Path) -> None:
     store = FeatureStore.open(kept / "s")
-    inputs = Inputs(store.root, store.record)
+    inputs = Inputs(store)
     found = Image.open(io.BytesIO(inputs.jpeg(0) or b""))
     assert found.size == (36, 43)  # of 40 x 48
     expected = np.asarray(picture(0).resize((36, 43), Image.Resampling.BICUBIC), dtype=float)

@@ -147,7 +147,7 @@ def test_a_sample_is_stated_and_repeats_itself(faults: FeatureStore) -> None:
 
 
 def test_isotropy_of_known_directions(tmp_path: Path) -> None:
-    record, _ = make_store(tmp_path / "s", 2000, [make_card("alpha", 16)])
+    made, _ = make_store(tmp_path / "s", 2000, [make_card("alpha", 16)])
     store = FeatureStore.open(tmp_path / "s")
     tower = tower_statistics(store, "alpha", "image", np.arange(2000))
     assert tower.mean_cosine == pytest.approx(0, abs=0.01)
@@ -158,7 +158,7 @@ def test_isotropy_of_known_directions(tmp_path: Path) -> None:
     values = np.linalg.svd(unit(store.image("alpha")) - unit(store.image("alpha")).mean(0), compute_uv=False)
     share = values / values.sum()
     assert tower.effective_rank == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
-    assert record.rows == 2000
+    assert made.record.rows == 2000
 
 
 def test_cka_is_the_definition_with_gram_matrices() -> None:
@@ -248,12 +248,12 @@ def test_a_store_still_being_written_says_so_and_an_old_one_does_not(small_store
 
 def test_a_store_without_features_has_info_and_stats(tmp_path: Path) -> None:
     corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=10, labels=("site",), digest="d")
-    record = create_store(tmp_path / "s", corpus, make_index(10))
+    made = create_store(tmp_path / "s", corpus, make_index(10))
     store = FeatureStore.open(tmp_path / "s")
     assert "teachers  0" in list(info_lines(store_info(store)))
     assert [f.severity for f in store_findings(store_info(store))] == ["fault"]
     assert store_statistics(store).towers == ()
-    add_teacher(tmp_path / "s", record, make_card("alpha", DIM))
+    add_teacher(made, make_card("alpha", DIM))
     store = FeatureStore.open(tmp_path / "s")
     found = store_statistics(store)
     assert found.towers[0].rows == 0

@@ -238,9 +238,9 @@ def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path
     folder = write_tiny_teacher(tmp_path / "teacher", seed=1)
     (spec,) = parse_teachers(f"tiny=local-dir:{folder}")
     card = describe_teacher(spec)
-    record = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
-    add_teacher(tmp_path / "s", record, card)
-    extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, Workbench())
+    store = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
+    add_teacher(store, card)
+    extract_shard(store, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, Workbench())
 
     def ask(*arguments: object) -> object:
         command = [str(tmp_path / "s"), "--teacher", "tiny", "--json", *map(str, arguments)]

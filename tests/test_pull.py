@@ -24,6 +24,7 @@ from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.inputs import Inputs, write_inputs
 from mmkd.store.pull import PullChoice, pull, shard_range
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 from mmkd.store.verify import verify
 
@@ -34,14 +35,14 @@ CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8")]
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StorePath:
     """900 rows in four shards of 256."""
     local = tmp_path_factory.mktemp("source") / "store"
-    record, _ = make_store(local, 900, CARDS)
+    store, _ = make_store(local, 900, CARDS)
     for shard in (0, 2):  # two shards keep training inputs
         rows, _ = read_part(local, shard)
         jpegs = pa.array([b"jpeg %d" % row for row in rows["row"].to_pylist()], pa.large_binary())
         columns = {"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": jpegs}
         write_inputs(local, shard, 32, pa.table(columns))
     kept = np.random.default_rng(0).random((900, 2)) < 0.5
-    make_selection(local, record, "half", kept, CARDS)
+    make_selection(store, "half", kept, CARDS)
     assert verify(local, deep=True).sound
     if request.param == "disk":
         return local
@@ -77,7 +78,7 @@ def test_a_pulled_store_is_the_store_byte_for_byte(source: StorePath, tmp_path: 
     pulled = FeatureStore.open(tmp_path / "out")
     assert pulled.verify(deep=True).sound
     assert np.array_equal(pulled.available("half"), FeatureStore.open(source).available("half"))
-    assert bytes(Inputs(tmp_path / "out", pulled.record).jpeg(513)) == b"jpeg 513"
+    assert bytes(Inputs(pulled).jpeg(513)) == b"jpeg 513"
     again = json.loads(mmkd_pull(source, tmp_path / "out", "--json").output)
     assert (again["parts"], again["shards"], again["present"], again["bytes"]) == (0, 0, 8, 0)
 
@@ -134,7 +135,7 @@ def test_inputs_are_left_out_when_asked_checked_and_mended(source: StorePath, tm
 
 def test_damaged_inputs_and_another_selection_are_named(tmp_path: Path) -> None:
     local = tmp_path / "local"
-    record, _ = make_store(local, 300, CARDS[:1])
+    make_store(local, 300, CARDS[:1])
     rows, _ = read_part(local, 0)
     jpegs = pa.array([b"x"] * len(rows), pa.large_binary())
     columns = {"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": jpegs}
@@ -143,11 +144,11 @@ def test_damaged_inputs_and_another_selection_are_named(tmp_path: Path) -> None:
     arrow.write_bytes(arrow.read_bytes()[:-1] + b"!")
     done = mmkd_pull(local, tmp_path / "out")
     assert done.exit_code == 1
-    assert "inputs/00000.arrow: not the bytes that its entry vouches for; all else was brought" in str(done.exception)
+    assert "not the bytes that its entry vouches for; everything else was copied" in str(done.exception)
     assert FeatureStore.open(tmp_path / "out").verify(deep=True).sound
     (local / "inputs/00000.json").unlink()
     for root, value in ((local, True), (tmp_path / "out", False)):
-        make_selection(root, record, "one", np.full((300, 1), value), CARDS[:1])
+        make_selection(Store.open(root), "one", np.full((300, 1), value), CARDS[:1])
     assert "has another selection 'one'; delete it there" in str(mmkd_pull(local, tmp_path / "out").exception)
 
 

@@ -199,10 +199,10 @@ def test_unknown_teacher_and_column_name_what_is_there(small_store: Path) -> Non
 
 def test_another_teacher_of_the_same_name_is_refused(small_store: Path) -> None:
     store = FeatureStore.open(small_store)
-    add_teacher(small_store, store.record, make_card("alpha", 8))  # the same one: nothing happens
+    add_teacher(store, make_card("alpha", 8))  # the same one: nothing happens
     other = make_card("alpha", 8, weights="ff")
     with pytest.raises(TeacherMismatchError) as caught:
-        add_teacher(small_store, store.record, other)
+        add_teacher(store, other)
     assert make_card("alpha", 8).digest in str(caught.value)
     assert other.digest in str(caught.value)
 

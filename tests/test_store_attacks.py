@@ -206,15 +206,15 @@ def test_any_grid_reads_back_where_it_is_vouched_for(
     root = tmp_path / "s"
     shutil.rmtree(root, ignore_errors=True)
     cards = [make_card(f"t{index}", dim) for index, dim in enumerate(dims)]
-    record, written = make_store(root, rows, cards, seed)
+    made, written = make_store(root, rows, cards, seed)
     gone = np.zeros((-(-rows // 256), len(cards)), dtype=bool)
     for shard, teacher in lost:
         if shard < len(gone) and teacher < len(cards):
             (root / f"ledger/{shard:05d}.t{teacher}.json").unlink()
             gone[shard, teacher] = True
     store = FeatureStore.open(root)
-    assert isinstance(record, StoreRecord)
-    assert read_record(root) == record
+    assert isinstance(made.record, StoreRecord)
+    assert read_record(root) == made.record
     missing = np.repeat(gone, 256, axis=0)[:rows]
     assert np.array_equal(store.available(), ~missing)
     for index, card in enumerate(cards):

@@ -20,7 +20,7 @@ from mmkd.base.errors import MmkdError, StoreError
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.inputs import write_inputs
 from mmkd.store.layout import rows_per_shard
-from mmkd.store.record import CorpusRecord, read_record
+from mmkd.store.record import CorpusRecord, Store, read_record
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.verify import verify
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard
@@ -51,7 +51,7 @@ class Work:
             corpus = CorpusRecord(kind="t", location="-", root="/", rows=self.rows, labels=("site",), digest="d")
             create_store(root, corpus, make_index(self.rows))
         for card in self.cards:
-            add_teacher(root, read_record(root), card)
+            add_teacher(Store.open(root), card)
 
     def do(self, root: Path, shard: int, teacher: int) -> None:
         """What a worker does for one shard: the rows are finished by whoever comes first."""
@@ -62,7 +62,7 @@ class Work:
             sha = write_part(root, shard, with_columns(table, {"status": ["ok"] * len(span)}))
         here = slice(span.start, span.stop)
         image, text = self.values[card.slug][:, here]
-        write_shard(root, record, card, shard, ShardFeatures(image, text, self.valid[card.slug][here]), sha)
+        write_shard(Store(root, record), card, shard, ShardFeatures(image, text, self.valid[card.slug][here]), sha)
 
     def expected(self, root: Path) -> dict[str, bytes]:
         """The store when nothing goes wrong and all goes in order."""
@@ -164,7 +164,9 @@ def test_no_space_at_all_on_a_real_file_system(tmp_path: Path) -> None:
         record = read_record(small / "s")
         for shard, span in enumerate(iter_shards(record)):
             part = ShardFeatures(*[np.ones((len(span), 64), np.float16)] * 2, np.full(len(span), 3, np.uint8))
-            write_shard(small / "s", record, make_card("alpha", 64), shard, part, read_part(small / "s", shard)[1])
+            write_shard(
+                Store(small / "s", record), make_card("alpha", 64), shard, part, read_part(small / "s", shard)[1]
+            )
         assert FeatureStore.open(small / "s").available().all()
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -173,11 +175,11 @@ def test_no_space_at_all_on_a_real_file_system(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_byte_of_inputs_and_selections_flipped_is_found(tmp_path: Path, step: int) -> None:
     root, card = tmp_path / "s", make_card("a", 1)
-    record, _ = make_store(root, 3, [card])
+    store, _ = make_store(root, 3, [card])
     rows, _ = read_part(root, 0)
     jpegs = pa.array([b"one", None, b"three"], pa.large_binary())
     write_inputs(root, 0, 8, pa.table({"row": rows["row"], "image_sha256": rows["image_sha256"], "jpeg": jpegs}))
-    make_selection(root, record, "some", np.array([[True], [False], [True]]), [card])
+    make_selection(store, "some", np.array([[True], [False], [True]]), [card])
     assert verify(root, deep=True).sound
     missed = []
     for path in sorted([*(root / "inputs").iterdir(), *(root / "selections/some").rglob("*")]):

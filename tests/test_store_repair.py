@@ -125,7 +125,7 @@ def test_extraction_after_repair_gives_the_same_bytes(tmp_path: Path) -> None:
         flip(root / name, index=60)
     assert len(repair(root, verify(root))) == 4
     assert not FeatureStore.open(root).available().any()
-    assert restore_parts(open_corpus(str(corpus)), root, FeatureStore.open(root).record) == 1
+    assert restore_parts(open_corpus(str(corpus)), FeatureStore.open(root)) == 1
     run(corpus, root, teachers)
     assert tree_digest(root) == before
     assert verify(root, deep=True).sound

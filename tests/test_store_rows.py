@@ -67,7 +67,7 @@ def test_a_filter_means_what_duckdb_says_it_means(gappy: FeatureStore, condition
 def test_a_subset_by_filter_and_selection(gappy: FeatureStore, tmp_path: Path) -> None:
     kept = np.zeros((300, 2), bool)
     kept[[2, 5, 290], [0, 1, 1]] = True
-    make_selection(gappy.root, gappy.record, "some", kept, list(gappy.teachers.values()))
+    make_selection(gappy, "some", kept, list(gappy.teachers.values()))
     assert mmkd("subset", gappy.root, tmp_path / "a", "--incomplete", "--selection", "some").output.startswith("3 rows")
     part = FeatureStore.open(tmp_path / "a")
     assert part.sample_table()["key"].to_pylist() == ["k2", "k5", "k290"]
@@ -138,13 +138,13 @@ def test_other_teachers_are_not_merged(gappy: FeatureStore, tmp_path: Path) -> N
 def test_images_behind_urls_stay_where_they_are(tmp_path: Path) -> None:
     def store(name: str, root: str, seed: int) -> Path:
         """Ten rows with images below `root`."""
-        made, _ = make_store(tmp_path / name, 10, [make_card("alpha", 4)], seed=seed)
+        store, _ = make_store(tmp_path / name, 10, [make_card("alpha", 4)], seed=seed)
         table, _ = read_part(tmp_path / name, 0)
         uris = [f"{name}{row}.png#frame=1" for row in range(10)]
         keys = [f"{name}{row}" for row in range(10)]
         sha = write_part(tmp_path / name, 0, with_columns(table, {"uri": uris, "key": keys}))
         part = ShardFeatures(*[np.full((10, 4), seed, np.float16)] * 2, np.full(10, 3, np.uint8))
-        write_shard(tmp_path / name, made, make_card("alpha", 4), 0, part, sha)
+        write_shard(store, make_card("alpha", 4), 0, part, sha)
         move_corpus(tmp_path / name, as_root(root))
         return tmp_path / name
 

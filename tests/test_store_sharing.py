@@ -115,12 +115,12 @@ def test_writing_past_numpy_is_a_fault_not_a_change(shared: tuple[Path, dict[str
 
 def test_a_shard_replaced_while_mapped_changes_nothing_for_who_has_it_open(tmp_path: Path) -> None:
     card = make_card("alpha", 8)
-    record, written = make_store(tmp_path / "s", 600, [card])
+    store, written = make_store(tmp_path / "s", 600, [card])
     early = FeatureStore.open(tmp_path / "s")
     values = early.image("alpha")
     other = np.full((256, 8), 7, np.float16)
     sha = read_part(tmp_path / "s", 1)[1]
-    write_shard(tmp_path / "s", record, card, 1, ShardFeatures(other, other, np.full(256, 3, np.uint8)), sha)
+    write_shard(store, card, 1, ShardFeatures(other, other, np.full(256, 3, np.uint8)), sha)
     assert np.array_equal(values, written["alpha/image"])
     late = FeatureStore.open(tmp_path / "s").image("alpha")
     assert (late[256:512] == 7).all()

@@ -89,7 +89,7 @@ def write_image(root: Path, image: np.ndarray) -> None:
     store = FeatureStore.open(root)
     _, sha = read_part(root, 0)
     features = ShardFeatures(image, np.ones((100, 8), dtype=np.float16), np.full(100, 3, dtype=np.uint8))
-    write_shard(root, store.record, store.card("alpha"), 0, features, sha)
+    write_shard(store, store.card("alpha"), 0, features, sha)
 
 
 def test_what_the_encoding_cannot_hold_is_written_as_missing(tmp_path: Path) -> None:

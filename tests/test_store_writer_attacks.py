@@ -14,9 +14,9 @@ import pytest
 from tiny_store import every_file, found, make_card, make_index, make_store
 
 from mmkd.base.errors import StoreError, TeacherMismatchError
-from mmkd.store import FeatureStore, append
+from mmkd.store import FeatureStore, writer
 from mmkd.store.card import read_card
-from mmkd.store.record import CorpusRecord, read_record
+from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.samples import write_part
 from mmkd.store.verify import verify
 from mmkd.store.writer import add_teacher, array_documents, move_corpus
@@ -29,7 +29,7 @@ import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from tiny_store import make_card, make_store
-from mmkd.store.record import read_record
+from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher
 from mmkd.base.errors import StoreError
 {before}
@@ -53,10 +53,8 @@ def test_no_space_is_one_line_and_leaves_nothing_half_done(tmp_path: Path) -> No
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     process = child("make_store(Path('s'), 600, [make_card('alpha', 64)])", limit, tmp_path)
     (line,) = process.communicate()[0].splitlines()
-    assert (
-        line
-        == "cannot write s/teachers/alpha/image/c/0/0: File too large; make room or get permission, then run it again"
-    )
+    assert line.startswith("cannot write ")
+    assert line.endswith("s/teachers/alpha/image/c/0/0: File too large; make room or get permission, then run it again")
     report = verify(tmp_path / "s")
     assert report.sound
     assert report.entries == 0
@@ -72,7 +70,7 @@ def test_no_permission_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "s").chmod(0o555)
     tmp_path.chmod(0o755)
     become = "import google_crc32c\nif os.getuid() == 0: os.setresuid(65534, 65534, 65534)"
-    process = child("add_teacher(Path('s'), read_record(Path('s')), make_card('beta', 2))", become, tmp_path)
+    process = child("add_teacher(Store.open('s'), make_card('beta', 2))", become, tmp_path)
     (line,) = process.communicate()[0].splitlines()
     assert line.startswith("cannot write s/teachers/")
     assert "Permission denied" in line
@@ -86,7 +84,7 @@ def test_two_writers_of_the_same_shards_do_no_harm(tmp_path: Path) -> None:
     again = """
     for _ in range(5):
         import tiny_store
-        tiny_store.create_store = lambda root, corpus, index: read_record(root)
+        tiny_store.create_store = lambda root, corpus, index: Store.open(root)
         make_store(Path('s'), 600, [make_card('alpha', 8)])
     """.strip()
     writers = [child(again, "", tmp_path) for _ in range(2)]
@@ -99,16 +97,16 @@ def test_two_writers_of_the_same_shards_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_two_teachers_of_one_name_at_once_leave_one(tmp_path: Path) -> None:
-    record, _ = make_store(tmp_path / "s", 20, [])
+    store, _ = make_store(tmp_path / "s", 20, [])
     first, second = make_card("alpha", 8), make_card("alpha", 8, weights="ff")
     # The second one looked, saw no card, and wrote its arrays when the first one's card came.
-    for name, document in array_documents(record, second):
+    for name, document in array_documents(store.record, second):
         path = tmp_path / "s" / name
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(document))
-    add_teacher(tmp_path / "s", record, first)
+    add_teacher(store, first)
     with pytest.raises(TeacherMismatchError):
-        add_teacher(tmp_path / "s", record, second)
+        add_teacher(store, second)
     assert read_card(tmp_path / "s", "alpha") == first
 
 
@@ -116,7 +114,7 @@ def test_an_append_by_a_record_that_is_old_by_now_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "s"
-    record, _ = make_store(root, 3, [make_card("alpha", 8)])
+    store, _ = make_store(root, 3, [make_card("alpha", 8)])
     other = CorpusRecord(kind="test", location="there", root="/else", rows=2, labels=("site",), digest="e")
     index = make_index(2)
     index = index.set_column(0, index.schema.field(0), pa.array([256, 257]))
@@ -126,13 +124,13 @@ def test_an_append_by_a_record_that_is_old_by_now_changes_nothing(
         return write_part(root, shard, part)
 
     with monkeypatch.context() as patched:
-        patched.setattr(append, "write_part", while_another_writes)
+        patched.setattr(writer, "write_part", while_another_writes)
         with pytest.raises(StoreError, match="was changed by another process meanwhile; nothing was appended"):
-            append.append_rows(root, record, other, index)
+            writer.append_rows(store, other, index)
     assert FeatureStore.open(root).record.rows == 3
-    append.append_rows(root, read_record(root), other, index)
+    writer.append_rows(Store.open(root), other, index)
     before = {path: path.read_bytes() for path in every_file(root)}
     mine = index.set_column(1, "key", pa.array(["mine0", "mine1"]))
     with pytest.raises(StoreError, match="was changed by another process meanwhile"):
-        append.append_rows(root, record, other, mine)
+        writer.append_rows(store, other, mine)
     assert {path: path.read_bytes() for path in every_file(root)} == before

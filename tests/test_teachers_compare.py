@@ -24,6 +24,7 @@ from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore, StoreError, TeacherCard, UserError
 from mmkd.store.chunk import encode_chunk
+from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 from mmkd.store.verify import verify
 from mmkd.store.writer import ShardFeatures, add_teacher, write_shard
@@ -45,8 +46,8 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = load_teacher(spec, describe_teacher(spec), torch.device("cpu"))
     create_indexed_store(open_corpus(str(table)), root / "s")
     record = FeatureStore.open(root / "s").record
-    add_teacher(root / "s", record, teacher.card)
-    extract_shard(root / "s", record, 0, {"tiny": teacher}, Workbench())
+    add_teacher(Store(root / "s", record), teacher.card)
+    extract_shard(Store(root / "s", record), 0, {"tiny": teacher}, Workbench())
     return root
 
 
@@ -97,7 +98,7 @@ def test_swapped_rows_with_sound_checksums_are_found(copy: Path) -> None:
     image, text = np.array(store.image("tiny")), np.array(store.text("tiny"))
     image[[5, 6]] = image[[6, 5]]
     sha = read_part(copy, 0)[1]
-    write_shard(copy, store.record, store.card("tiny"), 0, ShardFeatures(image, text, store.valid("tiny")), sha)
+    write_shard(Store(copy, store.record), store.card("tiny"), 0, ShardFeatures(image, text, store.valid("tiny")), sha)
     assert verify(copy, deep=True).sound  # every byte is as vouched for
     report = compared(copy)
     assert (report["sound"], report["image"]["below"], report["text"]["below"]) == (False, 2, 0)
@@ -116,10 +117,10 @@ def test_imported_features_are_judged_by_cosine_alone(extracted: Path, tmp_path:
     source = FeatureStore.open(extracted / "s")
     facts = source.card("tiny").model_dump(exclude={"digest"})
     card = TeacherCard(**facts | {"loader": "imported", "weights_sha256": "not stated"})
-    record = create_indexed_store(open_corpus(str(extracted / "c/pairs.csv")), tmp_path / "s")
-    add_teacher(tmp_path / "s", record, card)
+    store = create_indexed_store(open_corpus(str(extracted / "c/pairs.csv")), tmp_path / "s")
+    add_teacher(store, card)
     features = ShardFeatures(source.image("tiny"), source.text("tiny"), source.valid("tiny"))
-    write_shard(tmp_path / "s", record, card, 0, features, read_part(tmp_path / "s", 0)[1])
+    write_shard(store, card, 0, features, read_part(tmp_path / "s", 0)[1])
     report = compared(tmp_path / "s", "-n", 4)
     assert (report["digest_stored"], report["sound"]) == (None, True)
 
@@ -142,11 +143,11 @@ def test_nothing_to_compare_is_an_error_not_a_success(extracted: Path, tmp_path:
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["key", "image"], ["a", "a.png"]])
     (tmp_path / "c/a.png").write_bytes(png(1))
-    record = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
+    store = create_indexed_store(open_corpus(str(table)), tmp_path / "s")
     (spec,) = parse_teachers(f"tiny=local-dir:{extracted / 't'}")
     card = describe_teacher(spec)
-    add_teacher(tmp_path / "s", record, card)
-    extract_shard(tmp_path / "s", record, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, Workbench())
+    add_teacher(store, card)
+    extract_shard(store, 0, {"tiny": load_teacher(spec, card, torch.device("cpu"))}, Workbench())
     (tmp_path / "c/a.png").unlink()
     exception = compare(tmp_path / "s", "tiny").exception
     with pytest.raises(CorpusError, match=r"no input of the 1 rows drawn .* \(image: file not found\); .*--corpus"):

@@ -23,6 +23,7 @@ from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher, half_type
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.worker import TeachersPlugin
+from mmkd.store.record import Store
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 from tests.test_teachers_nine import FORMS
@@ -147,8 +148,8 @@ def test_compiled_towers_give_the_same_store_whatever_the_batch(tmp_path: Path) 
         teacher = loaded(spec)
         teacher.tune(compiled=True)
         record = run(table, tmp_path / name, {}).record
-        add_teacher(tmp_path / name, record, teacher.card)
-        extract_shard(tmp_path / name, record, 0, {"one": teacher}, Workbench(sizes=BatchSizes(rows)))
+        add_teacher(Store(tmp_path / name, record), teacher.card)
+        extract_shard(Store(tmp_path / name, record), 0, {"one": teacher}, Workbench(sizes=BatchSizes(rows)))
     assert tree_digest(tmp_path / "a") == tree_digest(tmp_path / "b")
     ours = FeatureStore.open(tmp_path / "a")
     for tower in ("image", "text"):

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mmkd.base.errors import MmkdError
 from mmkd.store.card import Preprocessing, TeacherCard
-from mmkd.store.record import CorpusRecord, StoreRecord
+from mmkd.store.record import CorpusRecord, Store, StoreRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
 from mmkd.store.selections import SelectionCard, digest_of, write_selection
 from mmkd.store.verify import verify
@@ -47,16 +47,16 @@ def make_store(
 ) -> tuple[StoreRecord, dict[str, np.ndarray]]:
     """A finished store of `features`, or of random ones; returns what was written, keyed `slug/tower`."""
     corpus = CorpusRecord(kind="test", location="here", root="/nowhere", rows=rows, labels=("site",), digest="d")
-    record = create_store(root, corpus, make_index(rows))
+    store = create_store(root, corpus, make_index(rows))
     rng = np.random.default_rng(seed)
     written: dict[str, np.ndarray] = {}
     for card in cards:
-        add_teacher(root, record, card)
+        add_teacher(store, card)
         for tower in ("image", "text"):
             given = None if features is None else features[f"{card.slug}/{tower}"]
             random = rng.normal(size=(rows, card.dim)).astype(np.float16)
             written[f"{card.slug}/{tower}"] = random if given is None else given
-    for shard, span in enumerate(iter_shards(record)):
+    for shard, span in enumerate(iter_shards(store.record)):
         table, _ = read_part(root, shard)
         sha = write_part(root, shard, with_columns(table, {"status": ["ok"] * len(span)}))
         for card in cards:
@@ -66,22 +66,22 @@ def make_store(
                 text=written[f"{card.slug}/text"][part],
                 valid=np.full(len(span), 3, dtype=np.uint8),
             )
-            write_shard(root, record, card, shard, part_features, sha)
-    return record, written
+            write_shard(store, card, shard, part_features, sha)
+    return store, written
 
 
-def make_selection(root: Path, record: StoreRecord, name: str, kept: np.ndarray, cards: list[TeacherCard]) -> None:
+def make_selection(store: Store, name: str, kept: np.ndarray, cards: list[TeacherCard]) -> None:
     """A selection, bool (N, T) with a column for each card, of a rule that says nothing."""
     card = SelectionCard(
         rule={},
         teachers={one.slug: one.digest for one in cards},
-        rows=record.rows,
+        rows=store.record.rows,
         counts={"teachers": {one.slug: {"kept": int(kept[:, t].sum())} for t, one in enumerate(cards)}},
         thresholds={},
         examples={},
         digest=digest_of(kept),
     )
-    write_selection(root, record, name, kept, card)
+    write_selection(store, name, kept, card)
 
 
 def found(root: Path) -> bool:

@@ -93,18 +93,22 @@ class Mmkd(Layout):
         index = {name: [None] * rows for name in index}
         index |= {"row": list(range(rows)), "key": list(map(str, range(rows))), "status": ["ok"] * rows}
         corpus = CorpusRecord(kind="benchmark", location="-", root="/", rows=rows, digest="-")
-        record = create_store(self.folder, corpus, pa.table(index, schema=sample_schema(())))
+        store = create_store(self.folder, corpus, pa.table(index, schema=sample_schema(())))
         for slug in sorted({name.partition("_")[0] for name in features}):
             card = TeacherCard(
                 slug=slug, source="-", weights_sha256="-", tokenizer_sha256="-", context_length=1, dim=dim,
                 preprocessing=Preprocessing(image_size=(1, 1), mean=(0.5,), std=(0.5,)),
             )  # fmt: skip
-            add_teacher(self.folder, record, card)
-            for shard, span in enumerate(iter_shards(record)):
+            add_teacher(store, card)
+            for shard, span in enumerate(iter_shards(store.record)):
                 part = [features[f"{slug}_{tower}"][span.start : span.stop] for tower in ("image", "text")]
                 valid = np.full(len(span), 3, dtype=np.uint8)
                 write_shard(
-                    self.folder, record, card, shard, ShardFeatures(*part, valid), read_part(self.folder, shard)[1]
+                    store,
+                    card,
+                    shard,
+                    ShardFeatures(*part, valid),
+                    read_part(self.folder, shard)[1],
                 )
 
     def open(self) -> None:

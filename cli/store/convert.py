@@ -145,6 +145,8 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         what = counted(done.samples, "sample")
         if done.left_out:
             what += f" ({counted(done.left_out, 'row')} without any feature left out)"
+        if done.incomplete:
+            what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
         if images != "none":
             what += f", {counted(done.images, 'image')}"
             what += f" ({done.images_missing:,} missing)" if done.images_missing else ""

@@ -21,22 +21,20 @@ if TYPE_CHECKING:
 @store.command()
 @click.argument("url", metavar="URL", type=STORE)
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--teachers", help="Names to bring, with commas between; all when not given.")
-@click.option("--shards", metavar="FIRST:END", help="Shards whose features to bring, END not included; all by default.")
+@click.option("--teachers", help="Teachers to copy, separated by commas.  [default: all]")
+@click.option("--shards", metavar="FIRST:END", help="Shards whose features to copy, END not included.  [default: all]")
 @click.option(
-    "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Files brought at the same time."
+    "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Files copied at the same time."
 )
-@click.option(
-    "--inputs/--no-inputs", default=True, show_default=True, help="Training inputs that the store keeps, too."
-)
-@click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
+@click.option("--inputs/--no-inputs", default=True, show_default=True, help="Also copy training inputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull(
     url: StorePath, out: Path, teachers: str | None, shards: str | None, workers: int, inputs: bool, as_json: bool
 ) -> None:
-    """Bring a store, or a part of it, to disk, each file checked against the ledger. Run again to go on.
+    """Copy a store, or a part of it, to disk; each file is checked against the ledger. Run again to continue.
 
-    All sample rows come along, and selections of the teachers. Shards that are left out count as not extracted;
-    pull again for them.
+    All sample rows are copied, and selections of the copied teachers. Shards that are left out count as not
+    extracted; pull again for them.
 
     \b
     mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
@@ -60,6 +58,6 @@ def pull(
         click.echo(json.dumps(asdict(report), indent=1))
     else:
         click.echo(
-            f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} brought "
-            f"({report.bytes / 2**20:,.1f} MB), {report.present} were there"
+            f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} copied "
+            f"({report.bytes / 2**20:,.1f} MB), {report.present} present before"
         )

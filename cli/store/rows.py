@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from mmkd.cli.store.group import store
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
+    from mmkd.store import FeatureStore
     from mmkd.store.encoding import Encoding
 
 
@@ -36,6 +38,19 @@ def read_keys(path: Path) -> list[str]:
     return keys
 
 
+def _name_what_stays(stores: Sequence[FeatureStore]) -> None:
+    """Name selections and training inputs, which belong to the rows of their store and are not taken along."""
+    from mmkd.store.inputs import read_inputs_ledger
+    from mmkd.store.selections import selection_names
+
+    for source in stores:
+        names, shards = selection_names(source.root), len(read_inputs_ledger(source.root))
+        parts = [f"selections {', '.join(names)}"] * bool(names)
+        parts += [f"the training inputs of {counted(shards, 'shard')}"] * bool(shards)
+        if parts:
+            click.echo(f"not taken along from {source.root}: {' and '.join(parts)}", err=True)
+
+
 def _silent(done: int, every: int) -> None:
     """A gather needs no bar."""
 
@@ -49,7 +64,7 @@ def _silent(done: int, every: int) -> None:
 @click.option("--where", metavar="SQL", help='Rows that match, as after SQL\'s WHERE: "width >= 224".')
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @click.option("--teachers", help="Names to keep, with commas between; all when not given.")
-@click.option("--encoding", type=click.Choice(ENCODINGS), help="Of the new store.  [default: as it is]")
+@click.option("--encoding", type=click.Choice(ENCODINGS), help="Encoding of the new store.  [default: unchanged]")
 @click.option("--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted, as missing.")
 def subset(
     path: StorePath,
@@ -76,6 +91,7 @@ def subset(
     names = teachers.split(",") if teachers else None
     report = import_features(StoreRows([(source, rows)], names, incomplete=incomplete), out, encoding, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
+    _name_what_stays([source])
 
 
 @store.command()
@@ -89,7 +105,7 @@ def append(path: StorePath, corpus: str) -> None:
     from mmkd.extract.corpora import open_corpus
     from mmkd.extract.index import append_corpus
 
-    span = append_corpus(open_corpus(corpus), path)
+    span = append_corpus(open_corpus(corpus), path, say=click.echo)
     click.echo(
         f"{span.corpus.rows:,} rows of {span.corpus.location} are rows {span.rows.start:,} to {span.rows.stop - 1:,} "
         f"of {path}; next: mmkd extract {corpus} {path} --teachers ..."
@@ -106,8 +122,8 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
     """Note in STORE that its corpus' images lie in FOLDER now. No feature or row changes."""
     from mmkd.store.writer import move_corpus
 
-    record = move_corpus(path, folder, corpus)
-    click.echo(f"images of {record.spans()[corpus].corpus.location} are looked for in {folder.resolve()}")
+    moved = move_corpus(path, folder, corpus)
+    click.echo(f"images of {moved.record.spans()[corpus].corpus.location} are looked for in {folder.resolve()}")
 
 
 @store.command()
@@ -128,3 +144,4 @@ def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: str | None, in
     source = StoreRows(parts, names, incomplete=incomplete)
     report = import_features(source, out, None, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
+    _name_what_stays(stores)

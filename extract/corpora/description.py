@@ -11,9 +11,8 @@ from mmkd.base.config import filled, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.places.reading import join
 from mmkd.base.places.remote import RemotePath, StorePath
-from mmkd.extract.corpora.evaluation_set import EvaluationSet
+from mmkd.extract.corpora.evaluation_set import Draw, EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
-from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus
 from mmkd.store.evaluation_rows import read_prompts
@@ -80,8 +79,10 @@ def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[]
             value = str(Path(value).expanduser()) if value.startswith("~") else value
             content[name] = str(join(beside, value))
     corpus = validated(kinds[kind](), content, path)
-    if isinstance(corpus, FileCorpus) and not corpus.place.exists():
-        raise CorpusError(f"{path} names {corpus.path}, which does not exist")
+    if isinstance(corpus, FileCorpus):
+        corpus._described_by = str(path.resolve())
+        if not corpus.place.exists():
+            raise CorpusError(f"{path} names {corpus.path}, which does not exist")
     described: Corpus = corpus
     return described
 

@@ -17,9 +17,8 @@ from mmkd.base.images.dicom import middle_frame, parse
 from mmkd.base.images.source import ImageError, unreadable
 from mmkd.base.images.uri import FRAME, fragment
 from mmkd.base.places.reading import Listed, join, read_range
-from mmkd.extract.corpora.files import FileCorpus
+from mmkd.extract.corpora.files import DICOM, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
-from mmkd.extract.corpora.suffixes import DICOM
 
 _TAGS = ["Modality", "BodyPartExamined", "NumberOfFrames", "PatientID", "Rows"]
 _THREADS = 8

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
+from pydantic import Field, model_validator
+
+from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.reading import list_files
 from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import fits
-from mmkd.extract.corpora.hash_split import Draw
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus, CorpusRow, Ignored, Part
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF, PromptFile
@@ -25,6 +27,35 @@ from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF, PromptF
 SPLIT = "split"
 _PROMPTS = "prompts"
 _OF_A_SAMPLE = ("key", "name", "stem")
+
+
+class Draw(Frozen):
+    """Shares of the splits of a set that has none published. They are expectations: every sample, or group of samples,
+    falls by a hash of its own, so that it stays where it is whatever else is there."""
+
+    train: float = Field(default=0.0, ge=0, le=1)
+    val: float = Field(default=0.0, ge=0, le=1)
+    test: float = Field(gt=0, le=1)
+    by: str = "key"
+    """What falls as one: the sample's `key`, its file's `name` or `stem`, or a label such as the patient."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares_are_one(self) -> Draw:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"shares of draw make {total:g}, expected 1")
+        return self
+
+    def split(self, dataset: str, value: str | None) -> str | None:
+        """Where a value falls; nowhere when there is none."""
+        if value is None:
+            return None
+        digest = hashlib.sha256(f"{dataset}/{self.seed}/{value}".encode("utf-8", "surrogatepass")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        if place < self.test:
+            return "test"
+        return "val" if place < self.test + self.val else "train"
 
 
 @dataclass(frozen=True)

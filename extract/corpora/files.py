@@ -9,22 +9,39 @@ import posixpath
 import unicodedata
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import repeat
 from pathlib import Path
 from typing import IO, ClassVar
 
+from pydantic import PrivateAttr
+
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError, UnreachableError
-from mmkd.base.images.uri import leaves_root
+from mmkd.base.images.uri import leaves_root, split_fragment
 from mmkd.base.places.reading import Listed, join, list_files, open_file, stat_file
 from mmkd.base.places.remote import StorePath, as_root
-from mmkd.extract.corpora.row import Ignored, Part
+from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 
-# Files that together say that a folder was written by mmkd: a store, a training run, an evaluation.
-_WRITTEN_BY_MMKD = (
-    ("a store", "zarr.json", "samples/"),
-    ("a training run", "run.json", "source.json"),
-    ("an evaluation", "results.jsonl", "plan.json"),
+# Suffixes in lower case and with their dot: they decide a corpus' kind and which of its files are read.
+TABLES = (".csv", ".tsv", ".jsonl")
+PICTURES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".jfif", ".jpe", ".avif", ".heic"),
+    *(".heif", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".apng", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+"""In the order in which one of several images of a sample is chosen. Those that Pillow cannot decode fail their row."""
+DICOM = (".dcm", ".dicom", ".ima")
+TEXTS = (".txt", ".caption", ".json")
+"""Captions beside an image, in the order in which one is chosen."""
+SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
+"""Without TIFF, which is a picture unless `kind: slides` says otherwise."""
+
+# A folder that holds such a file, and beside it one of the others, was written by mmkd. A slash ends a folder's name.
+_WRITTEN_BY_MMKD = {
+    "zarr.json": ("a store", ("samples/",)),
+    "run.json": ("a training run", ("checkpoints/", "tokens.npz")),
+    "mmkd_run.json": ("an exported student", ("open_clip_config.json",)),
+    "results.jsonl": ("an evaluation", ("plans/",)),
+}
 
 
 class FileCorpus(Frozen):
@@ -39,7 +56,12 @@ class FileCorpus(Frozen):
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Of the files that are parts, in lower case."""
     named_by_rows: ClassVar[tuple[str, ...]] = ()
-    """Suffixes of other files, which rows may name: they are not counted as ignored."""
+    """Suffixes of other files, which rows may name; those that no row names are counted."""
+
+    _found_in: StorePath | None = PrivateAttr(None)
+    """Folder that the user named where one file of it is the corpus: what else it holds is counted."""
+    _described_by: str | None = PrivateAttr(None)
+    """Absolute path of the corpus.yaml."""
 
     @functools.cached_property
     def place(self) -> StorePath:
@@ -88,16 +110,31 @@ class FileCorpus(Frozen):
             raise unlistable(self.place, error) from error
 
     def ignored(self) -> Iterator[Ignored]:
-        """Files and folders below a folder that are no part."""
-        if not self._is_folder:
+        """Files and folders below a folder that are neither a part nor named by a row."""
+        folder = self.place if self._is_folder else self._found_in
+        if folder is None:
             return
-        files, outputs = corpus_files(self.place)
-        yield from (Ignored(f"folder: {what} of mmkd, never part of a corpus", folder) for folder, what in outputs)
+        files, outputs = corpus_files(folder)
+        yield from (Ignored(f"folder: {what} of mmkd, never part of a corpus", name) for name, what in outputs)
+        base, pictures = str(self.base), {}
         for file in files:
-            if not self._takes(file.name) and not file.name.lower().endswith(self.named_by_rows or ("\0",)):
+            used = self._takes(file.name) if self._is_folder else file.name == self.place.name
+            if not used and file.name.lower().endswith(self.named_by_rows or ("\0",)):
+                pictures[posixpath.join(base, file.name)] = file.name
+            elif not used and posixpath.join(base, file.name) != self._described_by:
                 yield Ignored(f"file: {suffix_of(file.name)} is not read in a corpus of kind {self.kind}", file.name)
-            elif self._takes(file.name) and not self._chosen(file.name):
+            elif used and not self._chosen(file.name):
                 yield Ignored("file: not among `only`", file.name)
+        if pictures:
+            root = self.root
+            for row in (row for part in self.parts() for row in self.rows_of(part)):
+                if isinstance(row, CorpusRow) and row.uri is not None:
+                    pictures.pop(posixpath.normpath(posixpath.join(root, split_fragment(row.uri)[0])), None)
+            yield from (Ignored("image: no row names it", name) for name in pictures.values())
+
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
+        """A part's inputs."""
+        raise NotImplementedError
 
     def _takes(self, name: str) -> bool:
         return name.lower().endswith(self.suffixes)
@@ -108,15 +145,22 @@ class FileCorpus(Frozen):
     def image_uri(self, image: str, root: str) -> str:
         """An image path of a row as a path below `root`, which is absolute.
 
-        An absolute path that reaches `root` through a link becomes relative. Of a path that names no file, the same
-        path with slashes for backslashes, or in the other Unicode normal form, is taken when that file exists.
+        `file://` and `~` are resolved. A path that leaves `root` and comes back, perhaps through a link, becomes
+        relative. Of a path that names no file, the same path with slashes for backslashes, or in the other Unicode
+        normal form, is taken when that file exists.
         """
+        image = image.removeprefix("file://")
         if "://" in root or "://" in image or "\0" in image:
             return image
-        if image.startswith("/") and leaves_root(root, image):
-            folder, name = posixpath.split(image)
-            real = f"{_real_folder(folder)}/"
-            return f"{real}{name}".removeprefix(f"{root}/") if real.startswith(f"{root}/") else image
+        if image.startswith("~/") and not Path(root, image).exists():
+            image = str(Path(image).expanduser())
+        if leaves_root(root, image):
+            whole = posixpath.join(root, image)
+            folder, name = posixpath.split(whole)
+            for real in (f"{_real_folder(folder)}/{name}", os.path.realpath(whole)):
+                if real.startswith(f"{root}/"):
+                    return real.removeprefix(f"{root}/")
+            return image
         if (image.isascii() and "\\" not in image) or Path(root, image).exists():
             return image
         slashed = image.replace("\\", "/")
@@ -167,13 +211,11 @@ def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]
     files = list(list_files(place))
     names = {file.name for file in files}
     outputs: dict[str, str] = {}
-    for what, first, second in _WRITTEN_BY_MMKD:
-        for name in names:
-            if name.rpartition("/")[2] == first:
-                folder = name.removesuffix(first)
-                inside = f"{folder}{second}"
-                if inside in names or (second.endswith("/") and any(other.startswith(inside) for other in names)):
-                    outputs[folder] = what
+    for name in names:
+        what, others = _WRITTEN_BY_MMKD.get(name.rpartition("/")[2], ("", ()))
+        inside = [name[: name.rfind("/") + 1] + other for other in others]
+        if any(one in names or (one[-1] == "/" and any(map(str.startswith, names, repeat(one)))) for one in inside):
+            outputs[name[: name.rfind("/") + 1]] = what
     if "" in outputs:
         raise CorpusError(f"{place} is {outputs['']} of mmkd, not a corpus; name the folder with the images")
     if outputs:

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from mmkd.base.places.reading import Listed
-from mmkd.extract.corpora.files import FileCorpus
+from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mmkd.base.places.reading import join
-from mmkd.extract.corpora.files import FileCorpus
+from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES
 
 
 class ListFileCorpus(FileCorpus):

@@ -12,9 +12,8 @@ from mmkd.base.errors import CorpusError, UnreachableError
 from mmkd.base.places.reading import join, read_range
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.corpora.description import described_corpus
-from mmkd.extract.corpora.files import corpus_files, unlistable
+from mmkd.extract.corpora.files import DICOM, PICTURES, SLIDES, TABLES, TEXTS, corpus_files, unlistable
 from mmkd.extract.corpora.row import Corpus
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES, SLIDES, TABLES, TEXTS
 
 
 class Kind(NamedTuple):
@@ -38,8 +37,13 @@ def _is_table_folder(_: StorePath, names: Sequence[str]) -> bool:
 
 
 def _has_pairs(_: StorePath, names: Sequence[str]) -> bool:
-    texts = {posixpath.splitext(name)[0] for name in names if name.lower().endswith(TEXTS)}
-    return any(posixpath.splitext(name)[0] in texts for name in names if name.lower().endswith(PICTURES))
+    """True when an image and a text have one name up to its first dot: `x.jpg`, `x.txt`; `s.in.png`, `s.out.txt`."""
+
+    def stems(suffixes: tuple[str, ...]) -> set[str]:
+        found = (posixpath.split(name) for name in names if name.lower().endswith(suffixes))
+        return {posixpath.join(folder, name.partition(".")[0]) for folder, name in found}
+
+    return not stems(TEXTS).isdisjoint(stems(PICTURES))
 
 
 def _has_dicom(place: StorePath, names: Sequence[str]) -> bool:
@@ -50,12 +54,12 @@ def _has_dicom(place: StorePath, names: Sequence[str]) -> bool:
 # In the order in which a folder is taken for a kind: archives hold everything themselves, and a table says what the
 # pictures beside it are.
 KINDS: dict[str, Kind] = {
-    "webdataset": Kind("mmkd.extract.corpora.webdataset", "WebDatasetCorpus", (".tar",)),
+    "webdataset": Kind("mmkd.extract.corpora.samples", "WebDatasetCorpus", (".tar",)),
     "parquet": Kind("mmkd.extract.corpora.parquet", "ParquetCorpus", (".parquet",)),
     "table": Kind("mmkd.extract.corpora.table", "TableCorpus", TABLES, in_folder=_is_table_folder),
     "dicom": Kind("mmkd.extract.corpora.dicom", "DicomCorpus", DICOM, "dicom"),
     "slides": Kind("mmkd.extract.corpora.slides", "SlidesCorpus", SLIDES, "wsi"),
-    "pairs": Kind("mmkd.extract.corpora.pairs", "PairsCorpus", in_folder=_has_pairs),
+    "pairs": Kind("mmkd.extract.corpora.samples", "PairsCorpus", in_folder=_has_pairs),
     "imagefolder": Kind("mmkd.extract.corpora.image_folder", "ImageFolderCorpus", in_folder=_any(PICTURES)),
     "medmnist": Kind("mmkd.extract.corpora.medmnist", "MedMnistCorpus", (".npz",)),
     "listfile": Kind("mmkd.extract.corpora.list_file", "ListFileCorpus"),
@@ -124,5 +128,8 @@ def _folder(place: StorePath, location: str) -> Corpus:
                 "expected exactly one CSV, TSV or JSONL file; name the one that is meant"
             )
         location = str(join(place, tables[0]))
-    reader: Corpus = _reader(kind)(path=location)
-    return reader
+    reader = _reader(kind)(path=location)
+    if kind == "table":
+        reader._found_in = place
+    corpus: Corpus = reader
+    return corpus

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -14,40 +13,18 @@ import pyarrow.parquet as pq
 from mmkd.base.errors import CorpusError
 from mmkd.base.images.parquet import leaf
 from mmkd.base.images.uri import CELL, ITEM, fragment
-from mmkd.base.places.remote import as_root
-from mmkd.extract.corpora.captions import Choice, caption_rows
-from mmkd.extract.corpora.columns import TableColumns, ignored_columns, label_names, roles
-from mmkd.extract.corpora.files import FileCorpus
-from mmkd.extract.corpora.row import NO_IMAGE, CorpusRow, Ignored, Part, as_label, first_text
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES
+from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label
+from mmkd.extract.corpora.tabular import Image, TabularCorpus, label_names
 
-_BATCH_ROWS = 4096
 _DAMAGED = "archive: not Parquet, or damaged; what follows is lost"
 
 
-class ParquetCorpus(FileCorpus):
+class ParquetCorpus(TabularCorpus):
     """A Parquet file, or all of a folder and the folders below it, in the order of their paths."""
 
     kind: Literal["parquet"] = "parquet"
-    images: str | None = None
-    """Folder that image paths are relative to; the folder of `path` when not given."""
-    columns: TableColumns = TableColumns()
-    label_columns: tuple[str, ...] | None = None
-    """Columns that pass into the sample table; all others but binary ones when not given."""
-    captions: Choice = "first"
-    """Of a list of captions the first that is not blank, or a row for each."""
-    pictures: Choice = "first"
-    """Of a list of images the first, or a row for each."""
-    shard_keys: bool = False
-    """Keys are `FILE/KEY`, for files that number their rows alike."""
 
     suffixes = (".parquet",)
-    named_by_rows = (*PICTURES, *DICOM)
-
-    @property
-    def root(self) -> str:
-        """The folder that Parquet files and image paths are below."""
-        return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
     def _schema(self) -> pa.Schema:
@@ -60,8 +37,18 @@ class ParquetCorpus(FileCorpus):
         raise CorpusError(f"corpus {self.path}: none of its files is Parquet")
 
     @functools.cached_property
-    def _roles(self) -> dict[str, str]:
-        found = roles(self.columns, self._schema.names, self.path)
+    def header(self) -> tuple[str, ...]:
+        """Columns of the first file that is Parquet."""
+        return tuple(self._schema.names)
+
+    @functools.cached_property
+    def roles(self) -> dict[str, str]:
+        """Role to column name.
+
+        Raises:
+            CorpusError: as for any table, or the image column holds neither images nor paths.
+        """
+        found = dict(super().roles)
         if "image" in found:
             kind = self._schema.field(found["image"]).type
             cell = _image_cell(kind)
@@ -79,15 +66,12 @@ class ParquetCorpus(FileCorpus):
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Label columns, in the table's order; binary ones cannot be labels."""
-        plain = [field.name for field in self._schema if not _holds_bytes(field.type)]
-        header = [name for name in self._schema.names if name in plain or name in self._roles.values()]
-        return label_names(self.label_columns, self._roles, header, self.path)
+        roles = self.roles
+        header = [name for name in self.header if name in roles.values() or not self._holds_bytes(name)]
+        return label_names(self.label_columns, roles, header, self.path)
 
-    def ignored(self) -> Iterator[Ignored]:
-        """Files that are not Parquet, and columns that are neither a role nor a label."""
-        yield from super().ignored()
-        why = "holds bytes" if self.label_columns is None else "not among `label_columns`"
-        yield from ignored_columns(self._schema.names, (*self._roles.values(), *self.labels), why)
+    def _holds_bytes(self, name: str) -> bool:
+        return bool(name) and _holds_bytes(self._schema.field(name).type)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """One row per table row; a failed one where the file is damaged.
@@ -95,89 +79,42 @@ class ParquetCorpus(FileCorpus):
         Raises:
             CorpusError: the file lacks a column that the first one has.
         """
-        wanted = (*self._roles.values(), *self.labels)
+        roles = self.roles  # what is no corpus at all is refused before the first row
         try:
             with self.opened(part) as handle:
                 file = pq.ParquetFile(handle, pre_buffer=False)
-                missing = [name for name in wanted if name not in file.schema_arrow.names]
-                if missing:
-                    raise CorpusError(
-                        f"{self.path}: {part.name} has no column {missing[0]!r}, which the first file has"
-                    )
-                yield from self._rows(part.name, file)
+                yield from self.check_columns(file.schema_arrow.names, part.name)
+                yield from self._rows(part.name, file, roles)
+                if not file.metadata.num_rows:
+                    yield Ignored("file: has no rows", part.name)
         except (pa.ArrowException, OSError):
             yield CorpusRow(key=part.name, caption=None, uri=None, fault=_DAMAGED)
 
-    def _rows(self, name: str, file: pq.ParquetFile) -> Iterator[CorpusRow | Ignored]:
-        role = self._roles
-        image = role.get("image")
+    def _rows(self, name: str, file: pq.ParquetFile, roles: dict[str, str]) -> Iterator[CorpusRow | Ignored]:
+        classes, image = _class_names(file.schema_arrow), roles.get("image")
         cell = _image_cell(file.schema_arrow.field(image).type) if image else None
-        wanted = {role[name] for name in ("caption", "key", "modality") if name in role} | set(self.labels)
-        if image and cell is not None and not cell.listed:
-            filled = _filled(file, f"{image}{cell.bytes}") if cell.bytes is not None else None
-            paths = [f"{image}{cell.path}"] if cell.path is not None else []
-        else:
-            filled, paths = None, [image] if image else []
-        classes = _class_names(file.schema_arrow)
+        wanted = {roles[role] for role in ("caption", "key", "modality") if role in roles} | set(self.labels)
+        filled: Any = False
+        if image and cell is not None and cell.listed:
+            wanted.add(image)
+        elif image and cell is not None:
+            if cell.bytes is not None:
+                filled = _filled(file, f"{image}{cell.bytes}")
+            if cell.path is not None:
+                wanted.add(f"{image}{cell.path}")
         row = 0
-        before = f"{name.rpartition('.')[0]}/" if self.shard_keys else ""
-        for batch in file.iter_batches(
-            _BATCH_ROWS if not (cell and cell.listed) else 16, columns=[*sorted(wanted), *paths]
-        ):
+        for batch in file.iter_batches(16 if cell and cell.listed else 4096, columns=sorted(wanted)):
             for record in batch.to_pylist():
-                found: list[tuple[str | None, str | None]] = []
-                if image and cell is not None and cell.listed:
-                    for item, value in enumerate(record.get(image) or []):
-                        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (
-                            (value, None) if cell.bytes is not None else (None, value))  # fmt: skip
-                        if data is not None:
-                            found.append((name + fragment(ITEM, image, row, item), None))
-                        elif path:
-                            found.append((None, str(path)))
-                elif image and cell is not None:
-                    inside = filled is True or (filled is not None and filled(row))
-                    path = record.get(image)
-                    path = path.get("path") if isinstance(path, dict) else path
-                    found.append(
-                        (name + fragment(CELL, f"{image}{cell.bytes}", row) if inside else None, as_label(path))
-                    )
-                yield from self._row_images(record, before, f"{name}:{row}", found, classes)
+                found: list[Image] = []
+                if image and cell is not None:
+                    inside = filled is True or (filled and filled(row))
+                    found = _images(record.get(image), cell, name, (image, row), inside)
+                for column, names in classes.items():
+                    number = record.get(column)
+                    if isinstance(number, int) and 0 <= number < len(names):
+                        record[column] = names[number]
+                yield from self.line_rows(record, found, f"{name}:{row}", name)
                 row += 1
-
-    def _row_images(
-        self,
-        record: dict[str, Any],
-        before: str,
-        line: str,
-        found: list[tuple[str | None, str | None]],
-        classes: dict[str, list[str]],
-    ) -> Iterator[CorpusRow | Ignored]:
-        """Rows of one line; `found` has for each image its place inside the file, or its path."""
-        role = self._roles
-        if len(found) > 1 and self.pictures == "first":
-            yield Ignored("image: a further one of its line (`pictures: each` takes all)", line, len(found) - 1)
-            del found[1:]
-        given = as_label(record.get(role["key"])) if "key" in role else None
-        for number, (inside, path) in enumerate(found or [(None, None)]):
-            key = given or (path if inside is None else None) or line
-            row = CorpusRow(
-                key=before + (f"{key}@{number}" if number and key in (given, line) else key),
-                caption=None,
-                uri=inside or (self.image_uri(path, self._root) if path else None),
-                modality=first_text(_named(record, role["modality"], classes)) if "modality" in role else None,
-                labels={label: as_label(_named(record, label, classes)) for label in self.labels},
-                if_taken=line if key == path else None,
-            )
-            if "caption" in role:
-                if "image" in role and row.uri is None:
-                    row = dataclasses.replace(row, fault=NO_IMAGE)
-                yield from caption_rows(row, record.get(role["caption"]), self.captions)
-            else:
-                yield row
-
-    @functools.cached_property
-    def _root(self) -> str:
-        return self.root
 
 
 class _Cell(NamedTuple):
@@ -191,8 +128,6 @@ class _Cell(NamedTuple):
 
 def _image_cell(kind: pa.DataType) -> _Cell | None:
     """The images of a column of this type; None when it holds neither images nor paths."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     if pa.types.is_null(kind):
         return _Cell(None, None)
     if _binary(kind):
@@ -210,26 +145,38 @@ def _image_cell(kind: pa.DataType) -> _Cell | None:
     return None
 
 
+def _images(value: Any, cell: _Cell, file: str, at: tuple[str, int], inside: bool) -> list[Image]:
+    """Images of one cell, whose bytes are not read unless it is a list; `inside` says that it holds some."""
+    if not cell.listed:
+        path = as_label(value.get("path") if isinstance(value, dict) else value)
+        own = file + fragment(CELL, f"{at[0]}{cell.bytes}", at[1]) if inside else None
+        return [(own, path)] if own or path else []
+    found: list[Image] = []
+    for item, one in enumerate(value or []):
+        content = one if isinstance(one, dict) else {"path" if cell.bytes is None else "bytes": one}
+        if content.get("bytes") is not None:
+            found.append((file + fragment(ITEM, *at, item), None))
+        elif content.get("path"):
+            found.append((None, as_label(content["path"])))
+    return found
+
+
 def _binary(kind: pa.DataType) -> bool:
     types = pa.types
-    return bool(
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    )
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
 def _text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    types = pa.types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    if _binary(kind):
-        return True
-    if pa.types.is_dictionary(kind):
-        return _holds_bytes(kind.value_type)
-    return pa.types.is_nested(kind) and any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    nested = pa.types.is_nested(kind) and any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return nested or _binary(kind)
 
 
 def _filled(file: pq.ParquetFile, column: str) -> Any:
@@ -282,9 +229,3 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
         }
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
-
-
-def _named(record: dict[str, Any], column: str, classes: dict[str, list[str]]) -> Any:
-    value = record.get(column)
-    names = classes.get(column)
-    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value

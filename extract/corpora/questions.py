@@ -11,10 +11,9 @@ from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.remote import as_root
-from mmkd.extract.corpora.columns import label_names
-from mmkd.extract.corpora.files import FileCorpus
+from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES
+from mmkd.extract.corpora.tabular import label_names
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF
 
 _IMAGE = ("image_name", "img_name", "image", "image_path")

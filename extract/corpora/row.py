@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 MAX_CAPTION = 1 << 20
 """Characters. A caption is a paragraph; anything longer is a parsing accident or an attack on memory."""
@@ -121,13 +122,47 @@ def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
 
 
 def as_label(value: object) -> str | None:
-    """Any value as a label. Blank text is null; other text stays; truth is `true` or `false`; all else is JSON.
+    """Any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, truth is `true` or
+    `false`, all else is JSON.
 
     JSON prints a number in its shortest form, so one value has one text whatever the format it came from.
     """
-    if value is None or isinstance(value, str):
-        return value if value is not None and value.strip() else None
+    if isinstance(value, bytes):
+        value = decode_text(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str):
+        return value if value.strip() else None
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+Choice = Literal["first", "each"]
+"""Of several captions, or several images, of one input: one row with the first, or a row for each. Further rows have
+keys `KEY#1`, `KEY#2`, ...; an image that they share is decoded once."""
+
+
+def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[CorpusRow | Ignored]:
+    """The row with each caption that the rule takes; once with an empty caption where there is none.
+
+    Args:
+        row: without its caption.
+        value: a text, a number, or a list of these, as JSON and Parquet hold them; blank ones do not count.
+        rule: which captions of a list count.
+    """
+    items = value if isinstance(value, list) else [value]
+    nested = next((item for item in items if isinstance(item, dict | list | tuple)), None)
+    if nested is not None:
+        found = "a mapping" if isinstance(nested, dict) else "a list in a list"
+        fault = None if row.fault in ONE_SIDED else row.fault
+        yield replace(row, caption="", fault=fault or f"{CAPTION_FAULT}{found}, expected text")
+        return
+    texts = ((as_label(item) or "").strip().strip("\ufeff") for item in items)
+    captions = [text for text in texts if not is_blank(text)] or [""]
+    if rule == "first" and len(captions) > 1:
+        yield Ignored("caption: a further one of its row", row.key, len(captions) - 1)
+        del captions[1:]
+    for number, caption in enumerate(captions):
+        yield replace(row, key=f"{row.key}#{number}" if number else row.key, caption=caption)
 
 
 def first_text(value: object) -> str | None:
@@ -161,4 +196,9 @@ def _lone_surrogates(error: UnicodeError) -> tuple[str, int]:
 
 UNDECODABLE_BYTES = "mmkd-surrogates"
 codecs.register_error(UNDECODABLE_BYTES, _lone_surrogates)
-BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+# UTF-32's little-endian mark begins with that of UTF-16.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    *((codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be")),
+    *((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")),
+)

@@ -21,9 +21,8 @@ from mmkd.base.images.uri import TILE, fragment
 from mmkd.base.places.reading import join, open_file
 from mmkd.base.places.remote import as_root
 from mmkd.base.tcga import tcga_patient
-from mmkd.extract.corpora.files import FileCorpus, unlistable
+from mmkd.extract.corpora.files import SLIDES, FileCorpus, unlistable
 from mmkd.extract.corpora.row import CorpusRow, Part
-from mmkd.extract.corpora.suffixes import SLIDES
 from mmkd.store.record import FIXED_NAMES
 
 # Pixels a tile is judged by, per side: tissue is coarse, and reading more costs the slide's decoding.

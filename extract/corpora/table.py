@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
+import codecs
+import csv
 import functools
+import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from string import Formatter
-from typing import Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.reading import Listed
-from mmkd.base.places.remote import as_root
-from mmkd.extract.corpora.captions import Choice, caption_rows
-from mmkd.extract.corpora.columns import TableColumns, ignored_columns, label_names, roles
-from mmkd.extract.corpora.files import FileCorpus, unlistable
-from mmkd.extract.corpora.records import Dialect, Record, json_records, known_encoding, separated_records
-from mmkd.extract.corpora.row import NO_IMAGE, CorpusRow, Ignored, Part, as_label, first_text
-from mmkd.extract.corpora.suffixes import DICOM, PICTURES, TABLES
+from mmkd.extract.corpora.files import TABLES, unlistable
+from mmkd.extract.corpora.row import BYTE_ORDER_MARKS, UNDECODABLE_BYTES, CorpusRow, Ignored, Part, as_label
+from mmkd.extract.corpora.tabular import TabularCorpus
+
+# Longer fields and lines are parsing accidents; csv's own default stops at 131072, which some captions pass.
+_MAX_LINE = 1 << 26
+# A quotation mark that is never closed swallows the rest of the file into one caption.
+_MAX_LINES_A_FIELD = 1000
 
 
-class TableCorpus(FileCorpus):
+class Record(NamedTuple):
+    """One line: its values by column, what is wrong with it as a whole, and the names of its table's columns."""
+
+    values: Mapping[str, Any]
+    fault: str | None
+    header: Sequence[str]
+
+
+class TableCorpus(TabularCorpus):
     """A table of image paths and captions, or a folder of tables with the same columns.
 
     As YAML, this is the content of `corpus.yaml`.
     """
 
     kind: Literal["table"] = "table"
-    images: str | None = None
-    """Folder that image paths are relative to; the table's own folder when not given."""
-    columns: TableColumns = TableColumns()
-    label_columns: tuple[str, ...] | None = None
-    """Columns that pass into the sample table; all others when not given."""
-    captions: Choice = "first"
-    """Of a JSON list of captions the first that is not blank, or a row for each."""
-    pictures: Choice = "first"
-    """Of a JSON list of image paths the first, or a row for each."""
-    shard_keys: bool = False
-    """Keys are `TABLE/KEY`, for tables that number their rows alike."""
     caption_template: str | None = None
     """Makes the caption of columns, for clinical tables: `{age}-year-old {sex}`. Where a cell is empty: unknown."""
     image_template: str | None = None
@@ -48,17 +50,20 @@ class TableCorpus(FileCorpus):
     encoding: str = "utf-8"
     """Of the file. A byte order mark goes before it."""
     delimiter: str | None = None
-    """One character; when not given, the one of comma, tabulator, semicolon and bar that divides the header."""
+    """One character; when not given, the one of comma, tabulator, semicolon and bar that divides the header most."""
     quotes: bool = True
     """False where a quotation mark is an ordinary character."""
 
     suffixes = TABLES
-    named_by_rows = (*PICTURES, *DICOM)
 
     @field_validator("encoding")
     @classmethod
     def _encoding_is_known(cls, name: str) -> str:
-        return known_encoding(name)
+        try:
+            b"".decode(name)
+            return codecs.lookup(name).name
+        except LookupError as error:
+            raise ValueError(f"encoding is {name!r}, expected a name such as utf-8, latin-1 or cp1252") from error
 
     @field_validator("delimiter")
     @classmethod
@@ -74,24 +79,28 @@ class TableCorpus(FileCorpus):
             raise ValueError(f"template {template!r} names no column; write {{age}} where the cell goes")
         return template
 
-    @property
-    def root(self) -> str:
-        """The image folder, absolute."""
-        return str(self.base if self.images is None else as_root(self.images).resolve())
+    @functools.cached_property
+    def header(self) -> tuple[str, ...]:
+        """Of the first table; of JSONL, every name that any line has.
+
+        Raises:
+            CorpusError: there is no table, or it has no rows.
+        """
+        files = self.listed()
+        if not files:
+            raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
+        first = next(self._records(files[0].name), None)
+        if first is None:
+            raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
+        lines = (record for file in files if _is_jsonl(file) for record in self._records(file.name))
+        further = (name for record in lines for name in record.header)
+        return tuple(dict.fromkeys(chain(first.header, further))) if _is_jsonl(files[0]) else tuple(first.header)
 
     @functools.cached_property
-    def labels(self) -> tuple[str, ...]:
-        """Label columns, in the table's order; of JSONL, every name that any line has."""
-        header = self._names if self.label_columns is None else self._header
-        return label_names(self.label_columns, self._roles, header, self.path)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        """The header; of JSONL, every name that any line of the first table has."""
-        first = self._first.name
-        if not first.lower().endswith(".jsonl"):
-            return self._header
-        return tuple(dict.fromkeys(name for record in self._records(first) for name in record.values))
+    def made(self) -> Mapping[str, Sequence[str]]:
+        """Roles that a template fills, and the columns that it takes."""
+        templates = {"image": self.image_template, "caption": self.caption_template}
+        return {role: template_columns(template) for role, template in templates.items() if template}
 
     def parts(self) -> Sequence[Part]:
         """The tables; a stamp is the SHA-256 of the bytes, so that a mere copy is the same corpus."""
@@ -103,103 +112,143 @@ class TableCorpus(FileCorpus):
         Raises:
             CorpusError: a named column is not there, or the file is not such a table.
         """
-        needed = (*self._roles.values(), *self.labels)  # an empty table is refused before the first row
+        roles, number = self.roles, 0  # an empty table is refused before the first row
         many = len(self.listed()) > 1
-        for number, record in enumerate(self._records(part.name)):
-            if number == 0 and many and not part.name.lower().endswith(".jsonl"):
-                missing = [name for name in needed if name not in record.values]
-                if missing:
-                    raise CorpusError(
-                        f"{self.path}: {part.name} has no column {missing[0]!r}, which the first table has"
-                    )
-            line = f"{part.name}:{number + 1}" if many else f"line-{number + 1}"
-            before = f"{part.name.rpartition('.')[0]}/" if self.shard_keys else ""
-            yield from self._rows(record, line, before, part.name.rpartition("/")[0] if self.images is None else "")
-
-    def ignored(self) -> Iterator[Ignored]:
-        """Files that are no table, and columns that are neither a role nor a label."""
-        yield from super().ignored()
-        if self.label_columns is not None:
-            used = (*self._roles.values(), *self.labels, *template_columns(self.caption_template or ""),
-                    *template_columns(self.image_template or ""))  # fmt: skip
-            yield from ignored_columns(self._names, used, "not among `label_columns`")
-        unnamed = next((record.unnamed for record in self._records(self._first.name)), 0)
-        if unnamed:
-            yield Ignored("column: without a name", self._first.name, unnamed)
-
-    def _rows(self, record: Record, line: str, before: str, folder: str) -> Iterator[CorpusRow | Ignored]:
-        """One line's rows; image paths are relative to the `folder` of the table."""
-        role, values = self._roles, record.values
-        images = _texts(values.get(role["image"])) if "image" in role else []
-        if self.image_template is not None:
-            cells = {name: _text(values, name) for name in template_columns(self.image_template)}
-            images = [self.image_template.format_map(cells)] if all(cells.values()) else []
-        if len(images) > 1 and self.pictures == "first":
-            yield Ignored("image: a further one of its line (`pictures: each` takes all)", images[1], len(images) - 1)
-            del images[1:]
-        for number, path in enumerate(images or [""]):
-            image = f"{folder}/{path}" if folder and path and not path.startswith("/") else path
-            key = _text(values, role.get("key"))
-            row = CorpusRow(
-                key=before + (f"{key}@{number}" if key and number else key or image or line),
-                caption=None,
-                uri=self.image_uri(image, self._root) if image else None,
-                modality=first_text(values.get(role["modality"])) if "modality" in role else None,
-                labels={label: as_label(values.get(label)) for label in self.labels},
-                fault=record.fault,
-                if_taken=None if key or not image else line,
-            )
+        folder = part.name.rpartition("/")[0] if self.images is None else ""
+        for number, record in enumerate(self._records(part.name), 1):
+            if number == 1 and many and not part.name.lower().endswith(".jsonl"):
+                yield from self.check_columns(record.header, part.name)
+            values = record.values
+            caption, images = None, _paths(values.get(roles["image"])) if "image" in roles else []
+            if self.image_template is not None:
+                cells = {name: as_label(values.get(name)) for name in self.made["image"]}
+                images = [self.image_template.format_map(cells)] if all(cells.values()) else []
             if self.caption_template is not None:
-                cells = {name: _text(values, name) or "unknown" for name in template_columns(self.caption_template)}
-                yield dataclasses.replace(row, caption=self.caption_template.format_map(cells))
-            elif "caption" in role:
-                if not image and ("image" in role or self.image_template):
-                    row = dataclasses.replace(row, fault=row.fault or NO_IMAGE)
-                yield from caption_rows(row, values.get(role["caption"]), self.captions)
-            else:
-                yield row
-
-    @functools.cached_property
-    def _root(self) -> str:
-        return self.root
-
-    @functools.cached_property
-    def _first(self) -> Listed:
-        """The table whose header counts."""
-        files = self.listed()
-        if not files:
-            raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
-        return files[0]
-
-    @functools.cached_property
-    def _header(self) -> tuple[str, ...]:
-        first = next(self._records(self._first.name), None)
-        if first is None:
-            raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
-        header = tuple(first.values)
-        for role in ("caption_template", "image_template"):
-            missing = [name for name in template_columns(getattr(self, role) or "") if name not in header]
-            if missing:
-                raise CorpusError(
-                    f"{self.path} has no column {missing[0]!r} (for the {role}); it has {', '.join(header[:20])}"
-                )
-        return header
-
-    @functools.cached_property
-    def _roles(self) -> dict[str, str]:
-        return roles(self.columns, self._header, self.path, made=bool(self.caption_template or self.image_template))
+                cells = {name: as_label(values.get(name)) or "unknown" for name in self.made["caption"]}
+                caption = self.caption_template.format_map(cells)
+            below = [f"{folder}/{path}" if folder and not path.startswith("/") else path for path in images]
+            line = f"{part.name}:{number}" if many else f"line-{number}"
+            yield from self.line_rows(
+                values, [(None, path) for path in below], line, part.name, caption=caption, fault=record.fault
+            )
+        if not number:
+            yield Ignored("file: has no rows", part.name)
 
     def _records(self, name: str) -> Iterator[Record]:
         with self.opened(Part(name, 0, "")) as file:
             try:
-                if name.lower().endswith(".jsonl"):
-                    yield from json_records(file, self.path, self.encoding)
-                    return
-                delimiter = self.delimiter or ("\t" if name.lower().endswith(".tsv") else None)
-                dialect = Dialect(delimiter, self.quotes, self.encoding, self.column_names)
-                yield from separated_records(file, self.path, dialect)
+                lines = _lines(file, self.path, self.encoding)
+                yield from (
+                    _json_records(lines, self.path) if name.lower().endswith(".jsonl") else self._cells(name, lines)
+                )
             except OSError as error:
                 raise unlistable(self.place, error) from error
+
+    def _cells(self, name: str, lines: Iterator[str]) -> Iterator[Record]:
+        """Records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault.
+
+        Columns without a name are left out. Where a name of the header has blanks around it, so may the cells.
+
+        Raises:
+            CorpusError: a quotation mark that is never closed.
+        """
+        csv.field_size_limit(_MAX_LINE)
+        first = next((line for line in lines if line.strip()), "")
+        delimiter = self.delimiter or ("\t" if name.lower().endswith(".tsv") else None)
+        if delimiter is None and first.startswith("sep=") and len(first.strip("\r\n")) == len("sep=,"):  # Excel's
+            delimiter, first = first[4], next(lines, "")
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
+        headers = {
+            mark: next(csv.reader([first.rstrip("\r\n")], delimiter=mark, quoting=quoting), [])
+            for mark in ([delimiter] if delimiter else ",\t;|")
+        }
+        delimiter, names = max(headers.items(), key=lambda found: len(found[1]))
+        blanks = not self.column_names and any(cell != cell.strip() for cell in names)
+        odd = [False]
+
+        def counted() -> Iterator[str]:
+            for line in chain([first], lines):
+                odd[0] ^= line.count('"') % 2 == 1
+                yield line
+
+        reader = csv.reader(counted(), delimiter=delimiter, quoting=quoting, skipinitialspace=blanks)
+        header, line = list(self.column_names) if self.column_names else None, 0
+        try:
+            for raw in reader:
+                cells = [cell.strip() for cell in raw] if blanks else raw
+                spanned, line = reader.line_num - line, reader.line_num
+                # Two marks a field, and two for one inside it: only one that is never closed makes the number odd.
+                unclosed, odd[0] = odd[0] and spanned > 1 and self.quotes, False
+                if spanned > _MAX_LINES_A_FIELD:
+                    raise CorpusError(
+                        f"{self.path} line {line - spanned + 1}: a quotation mark is not closed within "
+                        f"{_MAX_LINES_A_FIELD} lines; close it, or say `quotes: false` in a corpus.yaml"
+                    )
+                if len(cells) < 2 and not "".join(cells).strip():
+                    continue
+                if header is None:
+                    header = cells
+                    continue
+                fault = None
+                if unclosed:
+                    fault = "row: a quotation mark is not closed"
+                elif any(cell.strip() for cell in cells[len(header) :]):
+                    fault = "row: more cells than columns"
+                elif len(cells) < len(header):
+                    fault = "row: fewer cells than columns"
+                yield Record({name: cells[i] if i < len(cells) else "" for i, name in enumerate(header)}, fault, header)
+        except csv.Error as error:
+            raise CorpusError(f"{self.path} line {reader.line_num}: {error}; is it a table of text?") from error
+
+
+def _lines(file: IO[bytes], where: str, encoding: str) -> Iterator[str]:
+    beginning = file.read(4)
+    marks = ((mark, name) for mark, name in BYTE_ORDER_MARKS if beginning.startswith(mark))
+    mark, found = next(marks, (b"", encoding))
+    file.seek(len(mark))
+    # Bytes that are not in the encoding must not cost the lines around them: they survive as surrogates.
+    text = io.TextIOWrapper(file, encoding=found, errors=UNDECODABLE_BYTES, newline="")
+    while line := text.readline(_MAX_LINE):
+        if len(line) >= _MAX_LINE:
+            raise CorpusError(f"{where} has a line of more than {_MAX_LINE >> 20} MB; is it a table?")
+        yield line
+
+
+def _json_records(lines: Iterator[str], where: str) -> Iterator[Record]:
+    """Records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own.
+
+    Raises:
+        CorpusError: the first line is not a JSON object.
+    """
+    first = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        record, problem = None, ""
+        try:
+            record = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            problem = f"line {number} is not JSON: {error}"
+            if first and line.lstrip().startswith("["):
+                problem = "is a JSON array, expected an object per line; convert it: jq -c '.[]' OLD > NEW.jsonl"
+        if not problem and not isinstance(record, dict):
+            found = "null" if record is None else type(record).__name__
+            problem = f"line {number} holds {found}, expected an object per line (`jq -c '.[]'` makes them)"
+        if problem and first:
+            raise CorpusError(f"{where} {problem}")
+        first = False
+        fault = "row: a field stands twice" if problem.endswith(_TWICE) else "row: not a JSON object"
+        yield Record({}, fault, ()) if problem else Record(record or {}, None, tuple(record or ()))
+
+
+_TWICE = "a field stands twice"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(_TWICE)
+    return values
 
 
 def template_columns(template: str) -> tuple[str, ...]:
@@ -215,13 +264,12 @@ def template_columns(template: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(name) for _, name, _, _ in pieces))
 
 
-def _texts(value: object) -> list[str]:
-    """Image paths in a cell: a path, or a list of them."""
-    return [
-        text for item in (value if isinstance(value, list) else [value]) if (text := (as_label(item) or "").strip())
-    ]
+def _paths(value: object) -> list[str]:
+    """Image paths in a cell: a path, a mapping with a `path` (Hugging Face), or a list of these."""
+    items = value if isinstance(value, list) else [value]
+    found = (as_label(item.get("path") if isinstance(item, dict) else item) for item in items)
+    return [path.strip() for path in found if path]
 
 
-def _text(values: Mapping[str, Any], column: str | None) -> str:
-    value = values.get(column) if column is not None else None
-    return as_label(value) or ""
+def _is_jsonl(file: Listed) -> bool:
+    return file.name.lower().endswith(".jsonl")

@@ -1,7 +1,7 @@
 """A store as compressed plain Zarr v3 with its Parquet parts: to keep or to send, not to train from.
 
 Values are those of the store, bit for bit; any Zarr v3 reader opens it. It is no store: compressed chunks cannot be
-mapped, and there is no ledger, so a shard that nobody vouched for is simply missing (fill value).
+mapped, and there is no ledger, so a shard without an entry holds the fill value.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
         codec: one of `CODECS`.
 
     Raises:
-        CorruptStoreError: a chunk is not what the ledger vouches for; nothing unchecked is archived.
+        CorruptStoreError: a chunk differs from its ledger entry; nothing unchecked is archived.
         StoreError: `out` cannot be written.
     """
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself

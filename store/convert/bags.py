@@ -27,7 +27,7 @@ KIND = "h5-bags"
 
 
 class SlideTable(Protocol):
-    """What a table says of slides or patients: diagnoses, follow-up, folds."""
+    """A table of slides or patients: diagnoses, follow-up, folds."""
 
     @property
     def match(self) -> str:
@@ -71,7 +71,7 @@ class BagFolder:
         """File, patches and width, in the order of names."""
         bags: list[tuple[Path, int, int]] = []
         for path in list_folder(self.root, "*.h5"):
-            with _opened(path) as file:
+            with _open_bag(path) as file:
                 shape = _features(file, path).shape[-2:]
                 coords = file.get("coords")
                 if not isinstance(coords, h5py.Dataset) or coords.shape != (shape[0], 2):
@@ -96,37 +96,39 @@ class BagFolder:
         Raises:
             CorpusError: the table has a line for none of the slides.
         """
-        told = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
-        if self.table is not None and not any(value for labels in told.values() for value in self._taken(labels)):
+        slides = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
+        if self.table is not None and not any(
+            value for labels in slides.values() for value in self._table_values(labels)
+        ):
             raise CorpusError(
-                f"{self.root}: the table has a line for none of the {len(told)} slides, matched by {self.table.match} "
-                f"(for example {self._looked_up(next(iter(told)))!r}); compare its keys with the names of the files"
+                f"{self.root}: the table has no line for any of {len(slides)} slides, matched by {self.table.match} "
+                f"(for example {self._table_key(next(iter(slides)))!r}); compare its keys with the names of the files"
             )
         for path, patches, _ in self._bags:
             if not patches:
                 nothing = {"key": path.stem, "caption": None, "uri": None, "modality": "pathology"}
-                yield nothing | told[path.stem]
+                yield nothing | slides[path.stem]
                 continue
-            with _opened(path) as file:
+            with _open_bag(path) as file:
                 corners = np.asarray(file["coords"]).astype(np.int64).tolist()
             for x, y in corners:
                 row = {"key": f"{path.stem}#{x},{y}", "caption": None, "uri": None, "modality": "pathology"}
-                yield row | told[path.stem] | {"x": str(x), "y": str(y)}
+                yield row | slides[path.stem] | {"x": str(x), "y": str(y)}
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
         """Labels that all patches of a slide share."""
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
         if self.table is None:
             return labels
-        found = self.table.values(self._looked_up(slide))
+        found = self.table.values(self._table_key(slide))
         labels |= {name: value for name, value in found.items() if value or name not in labels}
         return labels | {KIND_COLUMN: SAMPLE, TEXT_OF: None}
 
-    def _looked_up(self, slide: str) -> str | None:
+    def _table_key(self, slide: str) -> str | None:
         assert self.table is not None, "there is a table to look into"
         return tcga_patient(slide) if self.table.match == "patient" else slide
 
-    def _taken(self, labels: dict[str, str | None]) -> list[str | None]:
+    def _table_values(self, labels: dict[str, str | None]) -> list[str | None]:
         assert self.table is not None, "there is a table to look into"
         return [labels[name] for name in self.table.labels if name not in ("slide", "patient")]
 
@@ -151,7 +153,7 @@ class BagFolder:
             if low < high and not patches:
                 reasons.append("features: bag without patches")
             elif low < high:
-                with _opened(path) as file, np.errstate(over="ignore"):
+                with _open_bag(path) as file, np.errstate(over="ignore"):
                     stored = _features(file, path)
                     part = slice(low - start, high - start)
                     found = out[self.slug, "image"][low - first : high - first]
@@ -161,7 +163,7 @@ class BagFolder:
         return out, reasons
 
 
-def _opened(path: Path) -> h5py.File:
+def _open_bag(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:

@@ -70,10 +70,19 @@ class ClipRetrievalFolder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Columns of any part that have no place among the fixed ones, as text; `_label` gives their names."""
-        names = (name for _, _, metadata in self._parts for name in metadata.schema.to_arrow_schema().names)
-        labels = (label for name in names if (label := self._label(name)) is not None)
-        return tuple(dict.fromkeys(labels))
+        """Columns of any part that have no place among the fixed ones, as text; `_label` gives their names.
+
+        Raises:
+            CorpusError: two columns would have one name.
+        """
+        own: dict[str, str] = {}
+        for _, path, metadata in self._parts:
+            names = metadata.schema.to_arrow_schema().names
+            for name in names:
+                label = self._label(name)
+                if names.count(name) > 1 or (label is not None and own.setdefault(label, name) != name):
+                    raise CorpusError(f"{path}: two columns would become {label or name!r}; rename one of them")
+        return tuple(own)
 
     @property
     def has_status(self) -> bool:
@@ -82,16 +91,25 @@ class ClipRetrievalFolder:
 
     @cached_property
     def _export(self) -> dict[str, Any] | None:
-        """What `export_npy` noted in the first part; None for a folder of clip-retrieval itself."""
+        """Note of `export_npy` in the first part; None for a folder of clip-retrieval itself."""
         noted = (self._parts[0][2].metadata or {}).get(EXPORT)
-        return None if noted is None else json.loads(noted)
+        if noted is None:
+            return None
+        try:
+            note = json.loads(noted)
+            return {name: note[name] for name in ("root", "labels", "card")}
+        except (ValueError, KeyError, TypeError) as error:
+            path = self._parts[0][1]
+            raise CorpusError(f"{path}: what `mmkd store export` noted cannot be read; export again") from error
 
     def _label(self, name: str) -> str | None:
         """The label that a metadata column becomes: under its own name unless a store uses that for something else."""
+        if self._export is not None:
+            return name if name in self._export["labels"] else None
         if name in ("key", "caption", "modality", "uri", "image_path", "offset", "length", "row"):
             return None
         if name in FIXED_NAMES:
-            return None if self.has_status else f"metadata_{name}"
+            return f"metadata_{name}"
         return name
 
     def digest(self) -> str:
@@ -103,13 +121,17 @@ class ClipRetrievalFolder:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row for each metadata row; the key is the column `key`, else `<part>/<position>`."""
-        for number, path, _ in self._parts:
-            table = pq.ParquetFile(path).read(use_threads=False)
+        for number, file, _ in self._parts:
+            table = pq.ParquetFile(file).read(use_threads=False)
+            for index, name in enumerate(table.column_names):
+                if name in ("key", "caption", "modality", "uri", "image_path"):
+                    table = table.set_column(index, name, pa.array(_as_text(table[name]), pa.string()))
             texts = {label: _as_text(table[name]) for name in table.column_names if (label := self._label(name))}
             for position, row in enumerate(table.to_pylist()):
                 key = row.get("key")
-                content = {"key": str(key) if key is not None else f"{number}/{position}"}
-                content |= {"caption": row.get("caption"), "uri": row.get("uri") or row.get("image_path")}
+                content: dict[str, Any] = {"key": str(key) if key is not None else f"{number}/{position}"}
+                path = None if self.has_status else row.get("image_path")
+                content |= {"caption": row.get("caption"), "uri": row.get("uri") or path}
                 content |= {name: row.get(name) for name in ("modality", "offset", "length")}
                 if self.has_status:
                     content |= {name: row.get(name) for name in ("status", "reason", "width", "height", "image_sha256")}
@@ -187,7 +209,7 @@ def export_npy(store: FeatureStore, out: Path) -> int:
     rows = StoreRows([(store, inputs)], incomplete=True)
     schema = sample_schema(rows.labels)
     for slug, card in store.teachers.items():
-        note = {"root": str(rows.root), "card": card.model_dump(mode="json")}
+        note = {"root": str(rows.root), "labels": rows.labels, "card": card.model_dump(mode="json")}
         noted, samples = {EXPORT: json.dumps(note).encode()}, rows.rows()
         for shard, span in enumerate(iter_shards(store.record)):
             suffix = f"{shard:0{width}d}"
@@ -198,7 +220,9 @@ def export_npy(store: FeatureStore, out: Path) -> int:
             numbered = ({**row, "row": number} for number, row in zip(span, samples, strict=False))
             table = pa.Table.from_pylist(list(islice(numbered, len(span))), schema=schema)
             buffer = io.BytesIO()
-            pq.write_table(table.append_column("image_path", table["uri"]).replace_schema_metadata(noted), buffer)
+            if "image_path" not in table.column_names:  # else a label of this name keeps it
+                table = table.append_column("image_path", table["uri"])
+            pq.write_table(table.replace_schema_metadata(noted), buffer)
             write_atomically(out / slug / "metadata" / f"metadata_{suffix}.parquet", buffer.getbuffer())
             parts += 1
     return parts

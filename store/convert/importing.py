@@ -1,4 +1,4 @@
-"""Features that others made, into a store: rows first, then shard by shard, so that it can be interrupted."""
+"""Import features made by other tools: rows first, then shard by shard, so that it can be interrupted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import Preprocessing, TeacherCard
-from mmkd.store.encoding import Encoding
-from mmkd.store.layout import PAIR_SOUND
+from mmkd.store.encoding import Encoding, encode_rows
+from mmkd.store.layout import PAIR_SOUND, TOWERS
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, note_encoding_error, write_shard
 
 _BATCH = 65536
+
+NO_FEATURE = "features: missing, not finite, zero, or too large for the encoding"
+"""Reason of a row for which a source without `status` has no feature that can be stored."""
 
 Features = dict[tuple[str, str], NDArray[np.floating[Any]]]
 """(slug, tower) to float (rows, D), NaN where missing."""
@@ -67,7 +70,7 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did."""
+    """Counts of one import."""
 
     rows: int
     shards: int
@@ -77,7 +80,7 @@ class ImportReport:
 
 
 def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -> TeacherCard:
-    """A card for features whose maker is known by name only: what nobody stated is marked so."""
+    """Return a card for features whose teacher is known by name only; unknown fields are marked as not stated."""
     return TeacherCard(
         slug=slug,
         source=source,
@@ -102,7 +105,7 @@ def import_features(
         source: the features.
         root: a new folder, or one that this function was interrupted in.
         encoding: `float32` keeps float32 sources exactly; `float16` rounds to nearest even; `int8` keeps codes
-            and a scale for each row. None: as the source has it, float16 when it has no say.
+            and a scale for each row. None: as in the source, float16 if it has none.
         progress: called with shards done and shards in all.
 
     Raises:
@@ -111,35 +114,29 @@ def import_features(
         BusyStoreError: another process writes to it.
     """
     with only_writer(root, "mmkd store import/subset/merge"):
-        return _imported(source, root, encoding, progress)
-
-
-def _imported(
-    source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
-) -> ImportReport:
-    # Before anything is written: what has no features leaves no store that the right command is refused for.
-    cards = source.cards(encoding)
-    if not (root / "zarr.json").is_file():
-        _create(source, root)
-    store = FeatureStore.open(root)
-    record = store.record
-    if (record.corpus.kind, record.corpus.digest) != (source.kind, source.digest()):
-        raise CorpusError(
-            f"{root} was made from {record.corpus.location}, which {source.root} is not; name a new store"
-        )
-    for card in cards:
-        add_teacher(root, record, card)
-    written = failed = 0
-    shards = record.spans()[0].shards  # what was appended later is not this source's business
-    for shard in shards:
-        lacking = [card for card in cards if (shard, card.slug) not in store.ledger]
-        if lacking:
-            failed += _import_shard(source, root, store, shard, lacking)
-            written += 1
-        progress(shard + 1, len(shards))
-    for card in cards:
-        note_encoding_error(root, record, card.slug)
-    return ImportReport(record.rows, written, failed)
+        # Before anything is written: what has no features leaves no store that the right command is refused for.
+        cards = source.cards(encoding)
+        if not (root / "zarr.json").is_file():
+            _create(source, root)
+        store = FeatureStore.open(root)
+        record = store.record
+        if (record.corpus.kind, record.corpus.digest) != (source.kind, source.digest()):
+            raise CorpusError(
+                f"{root} was made from other rows or features than {source.root} gives now; name a new store"
+            )
+        for card in cards:
+            add_teacher(store, card)
+        written = failed = 0
+        shards = record.spans()[0].shards  # what was appended later is not this source's business
+        for shard in shards:
+            lacking = [card for card in cards if (shard, card.slug) not in store.ledger]
+            if lacking:
+                failed += _import_shard(source, root, store, shard, lacking)
+                written += 1
+            progress(shard + 1, len(shards))
+        for card in cards:
+            note_encoding_error(store, card.slug)
+        return ImportReport(record.rows, written, failed)
 
 
 def _import_shard(
@@ -147,20 +144,28 @@ def _import_shard(
 ) -> int:
     table, sha = read_part(root, shard)
     features, reasons = source.features(table, cards)
+    if not source.has_status:
+        every, sound = np.ones(len(table), dtype=bool), np.zeros(len(table), dtype=bool)
+        for card in cards:
+            for tower in TOWERS:
+                sound |= encode_rows(features[card.slug, tower], every, card.encoding)[1]
+        reasons = [reason or (None if good else NO_FEATURE) for reason, good in zip(reasons, sound, strict=True)]
     if not source.has_status and "pending" in table["status"].to_pylist():
         status = ["ok" if reason is None else "failed" for reason in reasons]
         sha = write_part(root, shard, with_columns(table, {"status": status, "reason": reasons}))
     for card in cards:
         # Every row is offered; the writer keeps those that are finite and not zero in this encoding.
         offered = np.full(len(table), PAIR_SOUND, dtype=np.uint8)
-        values = ShardFeatures(features[card.slug, "image"], features[card.slug, "text"], offered)
-        write_shard(root, store.record, card, shard, values, sha)
+        # A card that comes with the cost of its encoding: the features are decoded from it, and cost nothing more.
+        image, text = features[card.slug, "image"], features[card.slug, "text"]
+        values = ShardFeatures(image, text, offered, card.encoding_error)
+        write_shard(store, card, shard, values, sha)
     return sum(reason is not None for reason in reasons)
 
 
 def _create(source: FeatureSource, root: StorePath) -> None:
     schema = sample_schema(source.labels)
-    with _spooled(source.rows(), schema) as index:
+    with _spool(source.rows(), schema) as index:
         if not len(index):
             raise CorpusError(f"{source.root} holds no rows")
         corpus = CorpusRecord(
@@ -175,7 +180,7 @@ def _create(source: FeatureSource, root: StorePath) -> None:
 
 
 @contextmanager
-def _spooled(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+def _spool(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows as a table mapped from a temporary file, numbered and pending; memory stays flat."""
     with TemporaryDirectory(prefix="mmkd-import-") as folder:
         spool, hashes = Path(folder) / "index.arrow", Path(folder) / "keys"

@@ -162,7 +162,9 @@ class OriginalReport:
     images: int
     """Images linked or copied."""
     images_missing: int
-    """Samples whose image could not be brought; their `imgpath` names a file that is not there."""
+    """Samples whose image could not be copied; their `imgpath` names a file that is not there."""
+    incomplete: int = 0
+    """Samples of which no teacher has both features: their `available_clips` is empty, the release's loader fails."""
 
 
 def export_original(
@@ -182,7 +184,7 @@ def export_original(
             leaves them out.
 
     Raises:
-        CorpusError: a key that cannot name a folder.
+        CorpusError: a key that cannot name a folder, or two that would name the same.
         StoreError: `out` cannot be written.
     """
     names = {slug: _release_name(card) for slug, card in store.teachers.items()}
@@ -200,17 +202,24 @@ def export_original(
                 folder, _, name = row["key"].rpartition("/")
                 folder, name = _folder_name(folder or "mmkd"), _folder_name(name)
                 for file in files:
-                    write_atomically(out / "features" / folder / name / f"{file}.pt", write_tensors(tensors, file))
-                path = row["uri"]
-                if path is not None and images != "none":
-                    path, brought = _bring_image(store, row, out, f"images/{folder}/{name}", images)
-                    counts["images" if brought else "missing"] += 1
-                line = {"folderid": folder, "id": name, "imgpath": path, "metapath": row.get("metapath")}
+                    path = out / "features" / folder / name / f"{file}.pt"
+                    if path.exists():
+                        raise CorpusError(f"key {row['key']!r} and another one would both be written to {path.parent}; "
+                                          "give the samples other keys")  # fmt: skip
+                    write_atomically(path, write_tensors(tensors, file))
+                image = row["uri"]
+                if image is not None and images != "none":
+                    image, copied = _copy_image(store, row, out, f"images/{folder}/{name}", images)
+                    counts["images" if copied else "missing"] += 1
+                line = {"folderid": folder, "id": name, "imgpath": image, "metapath": row.get("metapath")}
                 line |= {"txt": row["caption"], "available_clips": complete}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
                 counts["samples"] += 1
+                counts["incomplete"] += not complete
     unfinished.replace(out / "meta.jsonl")
-    return OriginalReport(counts["samples"], counts["left out"], counts["images"], counts["missing"])
+    return OriginalReport(
+        counts["samples"], counts["left out"], counts["images"], counts["missing"], counts["incomplete"]
+    )
 
 
 def imported_files(store: FeatureStore) -> tuple[str, ...]:
@@ -220,8 +229,8 @@ def imported_files(store: FeatureStore) -> tuple[str, ...]:
     return tuple(file for file in FILES if file in found) or FILES[:1]
 
 
-def _bring_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, images: str) -> tuple[str, bool]:
-    """Path below `out` of a row's image, and whether it could be brought. A plain relative path keeps its name."""
+def _copy_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, images: str) -> tuple[str, bool]:
+    """Path below `out` of a row's image, and whether it could be copied. A plain relative path keeps its name."""
     uri, root = row["uri"], store.record.image_root(row["row"])
     plain = not leaves_root(root, uri) and "#" not in uri and row["offset"] is None and ".." not in Path(uri).parts
     path = uri if plain and not Path(uri).is_absolute() else name + PurePosixPath(uri.partition("#")[0]).suffix

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
@@ -23,6 +24,7 @@ from mmkd.store.encoding import Encoding
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
+from mmkd.store.selections import read_selection
 
 
 class StoreRows:
@@ -71,15 +73,21 @@ class StoreRows:
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
-        """Over the sources' corpora, the rows taken and the teachers."""
+        """Over the sources' corpora, the rows and teachers taken, and the ledger entries of their shards.
+
+        With the entries, a store that was begun before its source was extracted further is not continued.
+        """
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
             corpora = "".join(span.corpus.digest for span in store.record.spans())
             content.update(corpora.encode() + rows.astype("<i8").tobytes())
+            for shard in np.unique(rows // store.record.rows_per_shard).tolist():
+                entries = (store.ledger.get((shard, slug)) for slug in self._slugs)
+                content.update("".join(entry.model_dump_json() for entry in entries if entry).encode())
         return content.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The sample rows with what is known of them; their numbers are given anew."""
+        """Yield the sample rows with all their columns but `row`."""
         for store, rows in self.parts:
             for table in _sample_rows(store, rows):
                 for row in table.to_pylist():
@@ -125,7 +133,7 @@ def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterabl
 
 
 def _common_root(roots: set[str]) -> StorePath:
-    """What all images lie below: the one root, or the last folder that several share; names get longer by the rest.
+    """Return the folder that all images are below: the root, or the deepest folder that several roots share.
 
     Raises:
         UserError: images lie on disk and behind a URL, or in several buckets.
@@ -191,27 +199,23 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
     if choice.keys is not None:
         # In the scan, part by part: memory follows the keys that are wanted, not those that the store has.
         keep &= pads.field("key").isin(pa.array(dict.fromkeys(choice.keys), pa.string()))
-        columns.append("key")
+        columns += ["key", "status"]
     table = store.sample_table(columns, keep)
     if choice.selection is not None:
-        table = table.filter(pa.array(_selected(store, choice.selection)[table["row"].to_numpy()]))
+        chosen = np.asarray(read_selection(store, choice.selection).kept.any(axis=1))
+        table = table.filter(pa.array(chosen[table["row"].to_numpy()]))
     rows = table["row"].to_numpy()
     if choice.keys is not None:
         keys = choice.keys
-        # The first of equal keys: the others are failed rows.
-        place = dict(zip(reversed(table["key"].to_pylist()), reversed(rows.tolist()), strict=True))
+        # Of equal keys one row at most is not failed: it goes before the others, which go in grid order.
+        live = pc.not_equal(table["status"], "failed").to_pylist()
+        named = sorted(zip(live, [-row for row in rows.tolist()], table["key"].to_pylist(), strict=True))
+        place = {key: -row for _, row, key in named}
         lost = [key for key in keys if key not in place]
         if lost and choice.where is None and choice.selection is None:
             raise UserError(f"{store.root} has no key {lost[0]!r} ({len(lost)} of {len(keys)} keys are not in it)")
         rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
     if not len(rows):
         raise UserError(f"no row of {store.root} fits; `mmkd store info {store.root}` shows what it holds")
-    chosen: NDArray[np.int64] = rows.astype(np.int64)
-    return chosen
-
-
-def _selected(store: FeatureStore, name: str) -> NDArray[np.bool_]:
-    """bool (N,): where a selection chooses any teacher."""
-    from mmkd.store.selections import read_selection  # noqa: PLC0415 - the package builds on the reader
-
-    return np.asarray(read_selection(store.root, store.record, name).kept.any(axis=1))
+    taken: NDArray[np.int64] = rows.astype(np.int64)
+    return taken

@@ -83,7 +83,7 @@ def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) ->
     if len(shards) > _PARTS_READ_WHOLE:
         return store.sample_table().take(pa.array(wanted))
     # Whole shards, absent rows included, so that a row's place follows from its number.
-    parts = [shard_table(store.root, store.record, int(shard)) for shard in shards]
+    parts = [shard_table(store, int(shard)) for shard in shards]
     place = np.searchsorted(shards, wanted // per_shard) * per_shard + wanted % per_shard
     table = pa.concat_tables(parts) if parts else store.samples.schema.empty_table()
     return table.take(pa.array(place, pa.int64()))

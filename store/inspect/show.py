@@ -126,7 +126,7 @@ def view_shard(store: FeatureStore, shard: int) -> ShardView:
     Raises:
         CorruptStoreError: the sample part cannot be read.
     """
-    table = shard_table(store.root, store.record, shard)
+    table = shard_table(store, shard)
     bad = table.filter(pc.is_in(table["status"], pa.array(["failed", "partial"])))
     first = shard * store.record.rows_per_shard
     return ShardView(

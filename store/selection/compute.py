@@ -12,6 +12,7 @@ from mmkd.base.errors import IncompleteStoreError, UserError
 from mmkd.base.process import usable_cores
 from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
+from mmkd.store.record import Store
 from mmkd.store.selection.block import BLOCK_ROWS, Block, Bools, Columns, Floats, check_teachers
 from mmkd.store.selection.counts import Example, SelectionCounts, count, examples
 from mmkd.store.selection.rule import PairScore, SelectionRule
@@ -74,7 +75,7 @@ def select(
         examples={name: [one.model_dump(mode="json") for one in found] for name, found in near.items()},
         digest=digest_of(kept),
     )
-    write_selection(root, store.record, name, kept, card)
+    write_selection(Store(root, store.record), name, kept, card)
     return SelectionReport(name, counts, thresholds, near, card.digest, tuple(warnings))
 
 

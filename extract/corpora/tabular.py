@@ -1,0 +1,220 @@
+"""What tables of every format share: roles of their columns, labels, and the rows of one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmkd.base.config import Frozen
+from mmkd.base.errors import CorpusError
+from mmkd.base.places.remote import as_root
+from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
+from mmkd.extract.corpora.row import NO_IMAGE, Choice, CorpusRow, Ignored, as_label, caption_rows, first_text
+from mmkd.store.samples import FIXED_COLUMNS
+
+# Names that released biomedical corpora use, in the order in which they are tried.
+_USUAL = {
+    "image": (
+        *("image", "filepath", "image_path", "imgpath", "path", "file", "filename", "file_name", "img", "jpg", "png"),
+        *("images", "image_bytes"),
+    ),
+    "caption": ("caption", "text", "txt", "title", "captions"),
+    "key": ("key", "id", "uid", "sample_id"),
+    "modality": ("modality",),
+}
+_MAX_LABELS = 256
+
+Image = tuple[str | None, str | None]
+"""Of one image of a line: its place inside the table's file, or its path."""
+
+
+class TableColumns(Frozen):
+    """Columns by role. A column that is not named is looked for under its usual names, in any case."""
+
+    image: str | None = None
+    caption: str | None = None
+    key: str | None = None
+    modality: str | None = None
+
+
+class TabularCorpus(FileCorpus):
+    """A table, or all tables of a folder and the folders below it; a row for each line."""
+
+    images: str | None = None
+    """Folder that image paths are relative to; the table's own folder when not given."""
+    columns: TableColumns = TableColumns()
+    label_columns: tuple[str, ...] | None = None
+    """Columns that pass into the sample table; all others (but binary ones) when not given."""
+    captions: Choice = "first"
+    """Of a list of captions the first that is not blank, or a row for each."""
+    pictures: Choice = "first"
+    """Of a list of images the first, or a row for each."""
+    shard_keys: bool = False
+    """Keys are `FILE/KEY`, for files that number their rows alike."""
+
+    named_by_rows = (*PICTURES, *DICOM)
+
+    @property
+    def root(self) -> str:
+        """The image folder, absolute."""
+        return self._root
+
+    @functools.cached_property
+    def _root(self) -> str:
+        return str(self.base if self.images is None else as_root(self.images).resolve())
+
+    @functools.cached_property
+    def header(self) -> tuple[str, ...]:
+        """Names of all columns, in order; '' for those without a name."""
+        raise NotImplementedError
+
+    @property
+    def made(self) -> Mapping[str, Sequence[str]]:
+        """Roles that a template fills, and the columns that it takes."""
+        return {}
+
+    @functools.cached_property
+    def roles(self) -> dict[str, str]:
+        """Role to column name.
+
+        Raises:
+            CorpusError: a named column is not there, a column stands twice, or there is neither image nor caption.
+        """
+        found: dict[str, str] = {}
+        header = self.header
+        check_names(header, self.path)
+        folded = {name.strip().casefold(): name for name in reversed(header)}
+        for role, usual in _USUAL.items():
+            named = getattr(self.columns, role)
+            if named is not None and named not in header:
+                raise CorpusError(f"{self.path} has no column {named!r} (for the {role}); it has {_some(header)}")
+            candidates = (name if name in header else folded.get(name) for name in usual)
+            name = named or next((name for name in candidates if name is not None and name not in found.values()), None)
+            if name is not None:
+                found[role] = name
+        for role, names in self.made.items():
+            missing = next((name for name in names if name not in header), None)
+            if missing is not None:
+                raise CorpusError(
+                    f"{self.path} has no column {missing!r} (for the {role}_template); it has {_some(header)}"
+                )
+        if not {"image", "caption"} & {*found, *self.made}:
+            raise CorpusError(
+                f"{self.path} has no column for the image or the caption; it has {_some(header)}; "
+                "name them in a corpus.yaml: {kind: ..., path: ..., columns: {image: ..., caption: ...}}"
+            )
+        return found
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Label columns, in the table's order."""
+        return label_names(self.label_columns, self.roles, self.header, self.path)
+
+    def ignored(self) -> Iterator[Ignored]:
+        """Files that are no table, images that no line names, and columns that are neither a role nor a label."""
+        yield from super().ignored()
+        used = {*self.roles.values(), *self.labels, *(name for names in self.made.values() for name in names)}
+        for name in (name for name in self.header if name not in used):
+            unlisted = self.label_columns is not None
+            why = "not among `label_columns`" if unlisted else "holds bytes" if name else "without a name"
+            yield Ignored(f"column: {why}", name[:60] or self.place.name)
+
+    def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
+        """Columns of a further file that the header lacks.
+
+        Raises:
+            CorpusError: the file lacks a column that is used.
+        """
+        check_names(names, f"{self.path}: {file}")
+        missing = [name for name in (*self.roles.values(), *self.labels) if name not in names]
+        if missing:
+            raise CorpusError(f"{self.path}: {file} has no column {missing[0]!r}, which the first table has")
+        yield from (Ignored("column: not in the first table", name[:60]) for name in names if name not in self.header)
+
+    def line_rows(
+        self,
+        values: Mapping[str, Any],
+        images: list[Image],
+        line: str,
+        file: str,
+        *,
+        caption: str | None = None,
+        fault: str | None = None,
+    ) -> Iterator[CorpusRow | Ignored]:
+        """Rows of one line.
+
+        Args:
+            values: the cells by column.
+            images: of the line.
+            line: key of a line that has no other.
+            file: of the line, relative to `base`.
+            caption: made by a template.
+            fault: of the whole line.
+        """
+        roles, before = self.roles, f"{file.rpartition('.')[0]}/" if self.shard_keys else ""
+        if len(images) > 1 and self.pictures == "first":
+            yield Ignored("image: a further one of its line", line, len(images) - 1)
+            del images[1:]
+        given = as_label(values.get(roles["key"])) if "key" in roles else None
+        for number, (inside, path) in enumerate(images or [(None, None)]):
+            key = given or (path if inside is None else None) or line
+            row = CorpusRow(
+                key=before + (f"{key}@{number}" if number and key in (given, line) else key),
+                caption=caption,
+                uri=inside or (self.image_uri(path, self._root) if path else None),
+                modality=first_text(values.get(roles["modality"])) if "modality" in roles else None,
+                labels={label: as_label(values.get(label)) for label in self.labels},
+                fault=fault,
+                if_taken=line if key == path else None,
+            )
+            if caption is not None or "caption" not in roles:
+                yield row
+                continue
+            if row.uri is None and "image" in {*roles, *self.made}:
+                row = dataclasses.replace(row, fault=fault or NO_IMAGE)
+            yield from caption_rows(row, values.get(roles["caption"]), self.captions)
+
+
+def label_names(
+    wanted: tuple[str, ...] | None, found: Mapping[str, str], header: Sequence[str], where: object
+) -> tuple[str, ...]:
+    """Columns that pass into the sample table: those wanted, else all that have a name and no role.
+
+    Raises:
+        CorpusError: one is missing, has the name of a column of the sample table, or there are too many.
+    """
+    if wanted is None:
+        wanted = tuple(name for name in header if name and name not in found.values())
+        if len(wanted) > _MAX_LABELS:
+            raise CorpusError(
+                f"{where} has {len(wanted)} columns; name some of them as `label_columns` in a corpus.yaml"
+            )
+    for label in wanted:
+        if label not in header:
+            raise CorpusError(f"{where} has no label column {label!r}; it has {_some(header)}")
+        if label in FIXED_COLUMNS.names:
+            raise CorpusError(
+                f"{where}: label column {label!r} has the name of a column of the sample table; "
+                f"rename it, or list the others as `label_columns` (taken: {', '.join(FIXED_COLUMNS.names)})"
+            )
+    return wanted
+
+
+def check_names(header: Sequence[str], where: object) -> None:
+    """Refuse a header that cannot be one.
+
+    Raises:
+        CorpusError: it names a column twice, or was decoded wrongly.
+    """
+    if any("\0" in name for name in header):
+        raise CorpusError(f"{where} has NUL characters in its header; if it is UTF-16, say `encoding: utf-16-le`")
+    seen: set[str] = set()
+    twice = next((name for name in header if name and (name in seen or seen.add(name))), None)  # type: ignore[func-returns-value]
+    if twice is not None:
+        raise CorpusError(f"{where} has two columns named {twice[:60]!r}; name each once, or give `column_names`")
+
+
+def _some(header: Sequence[str]) -> str:
+    return ", ".join(name[:60] for name in header[:20]) + (", ..." if len(header) > 20 else "")
