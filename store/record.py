@@ -28,7 +28,7 @@ class CorpusRecord(BaseModel):
     kind: str
     """Reader that made the index, for example `table` or `webdataset`."""
     location: str
-    """StorePath as given by the user."""
+    """Place as given by the user."""
     root: str
     """Absolute folder that the sample rows' `uri` is relative to."""
     rows: int = Field(ge=0)
