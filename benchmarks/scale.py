@@ -30,7 +30,6 @@ from mmkd.benchmarks.result import Row, main
 from mmkd.cli.main import cli
 from mmkd.distill.batches import BatchPlan, Schedule
 from mmkd.distill.captions import keep_tokens, kept_tokens, tokenised
-from mmkd.distill.config import StudentConfig
 from mmkd.distill.pairs import find_pairs
 from mmkd.distill.student import student_tokenizer
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -155,7 +154,7 @@ def clip_tokens(root: Path) -> Told:
     """CLIP's tokenizer over some captions, as a run's first start has it over all."""
     store = FeatureStore.open(root)
     captions = store.sample_table(["caption"])["caption"].slice(0, TOKENISED).to_pylist()
-    tokenise = student_tokenizer(StudentConfig(model="ViT-B-32"))
+    tokenise = student_tokenizer("ViT-B-32")
     tokenise(captions[:100])
     watch = Watch()
     tokenised(captions, tokenise)

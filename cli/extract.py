@@ -51,8 +51,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     mmkd extract pairs.csv s3://bucket/features
     """
     from mmkd.extract.cluster_config import load_cluster
-    from mmkd.extract.config import ExtractConfig
-    from mmkd.extract.failure_limit import FailureLimit
+    from mmkd.extract.config import ExtractConfig, FailureLimit
     from mmkd.extract.teachers import parse_teachers
 
     config = ExtractConfig(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +22,15 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
 from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
-from mmkd.distill.provenance import RunRecord
-from mmkd.distill.student import build_student, image_side, preprocessing, set_preprocessing, student_tokenizer
+from mmkd.distill.provenance import TEXT, RunRecord
+from mmkd.distill.student import (
+    HF_NAMES,
+    build_student,
+    image_side,
+    preprocessing,
+    set_preprocessing,
+    student_tokenizer,
+)
 
 PROVENANCE = "mmkd_run.json"
 # Captions of many lengths, for graphs that are traced with them.
@@ -56,8 +65,14 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
         # Beside `out`, and renamed when it is whole.
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=TEMPORARY_SUFFIX) as folder:
             # open_clip knows a network by the name of its file, in training as here.
-            network = Path(folder) / f"{Path(record.model).name}.json"
-            network.write_text(json.dumps(record.network))
+            network, description = Path(folder) / f"{Path(record.model).name}.json", deepcopy(record.network)
+            text_files = run / TEXT
+            if text_files.is_dir():
+                shutil.copytree(text_files, folder, dirs_exist_ok=True)
+                description["text_cfg"] |= {name: "." for name in HF_NAMES if name in description["text_cfg"]}
+            elif "." in (description["text_cfg"].get(name) for name in HF_NAMES):
+                raise UserError(f"{run} has no folder {TEXT}/ with its student's tokenizer; copy the whole run folder")
+            network.write_text(json.dumps(description))
             config = StudentConfig(model=str(network))
             student = build_student(config, first_weights=False)
             set_preprocessing(student, record.preprocess)
@@ -68,11 +83,11 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
             contiguous = {name: value.contiguous() for name, value in weights.items()}
             save_file(contiguous, new / "open_clip_model.safetensors")
             save_config_for_hf(student, new / "open_clip_config.json", model_config=record.network)
-            if "hf_tokenizer_name" in record.network["text_cfg"]:
-                student_tokenizer(config).save_pretrained(new)  # type: ignore[attr-defined]
+            if text_files.is_dir():
+                shutil.copytree(text_files, new, dirs_exist_ok=True)
             (new / "README.md").write_text(model_card(facts, record))
             for kind in graphs:
-                images, tokens = _make_examples(student), student_tokenizer(config)(list(_WORDS))
+                images, tokens = _make_examples(student), student_tokenizer(str(network))(list(_WORDS))
                 facts[kind] = write_graphs(student, images, tokens, kind, new / kind)
             (new / PROVENANCE).write_text(json.dumps(facts, indent=1))
             new.replace(out)

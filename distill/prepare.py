@@ -34,15 +34,17 @@ from mmkd.distill.image_source import train_pictures
 from mmkd.distill.monitor import Monitor
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.pairs import training_pairs
-from mmkd.distill.provenance import make_record
+from mmkd.distill.provenance import TEXT, make_record
 from mmkd.distill.student import (
+    Tokenise,
     Towers,
     build_student,
+    check_text,
     image_side,
     model_config,
     preprocessing,
+    save_text,
     set_preprocessing,
-    student_tokenizer,
 )
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
@@ -63,6 +65,7 @@ class Run:
     monitor: Monitor
     checkpointer: Checkpointer
     progress: Progress
+    tokenizer: Tokenise
     judge_before: str = ""
     """Judge of the run so far, when another metric or other rows choose the best from here on."""
 
@@ -102,6 +105,7 @@ class Run:
             for leftover in temporary_files(self.config.out):
                 leftover.unlink(missing_ok=True)
             write_atomically(self.config.out / CONFIG, self.config.model_dump_json(indent=1).encode())
+            save_text(self.update.model.towers.student, self.tokenizer, self.config.out / TEXT)
             keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
@@ -127,6 +131,7 @@ def prepare(config: RunConfig, world: World) -> Run:
             f"batch_size {config.batch_size} cannot be shared equally by {world.size} ranks; "
             f"take {max(share, 1) * world.size}"
         )
+    tokenizer = check_text(config.student.model)
     store = FeatureStore.open(config.store)
     record = make_record(config, store, find_first_weights(config.student, config.out))
     state = load_last(config.out, record)
@@ -147,11 +152,10 @@ def prepare(config: RunConfig, world: World) -> Run:
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
     lock_layers(towers, config.student.lock)
-    tokenise = student_tokenizer(config.student)
     wish = config.data.features
     if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
-    captions = kept_tokens(config.out, pairs.captions, tokenise)
+    captions = kept_tokens(config.out, pairs.captions, tokenizer)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
     plan = BatchPlan(pairs, schedule, config.seed)
@@ -170,7 +174,7 @@ def prepare(config: RunConfig, world: World) -> Run:
             average.load(state.part("average"))
     monitor = Monitor(
         config=config.monitor,
-        sets=[read_held_out(rows, config.data, image_side(student), tokenise) for rows in judged],
+        sets=[read_held_out(rows, config.data, image_side(student), tokenizer) for rows in judged],
         towers=towers,
         average=average,
         batch_rows=piece,
@@ -184,7 +188,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     if progress.judge != monitor.judge:
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
-    return Run(config, world, batches, update, average, monitor, checkpointer, progress, judge_before)
+    return Run(config, world, batches, update, average, monitor, checkpointer, progress, tokenizer, judge_before)
 
 
 def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:

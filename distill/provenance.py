@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError
 from mmkd.distill.config import RunConfig
-from mmkd.distill.student import model_config
+from mmkd.distill.student import HF_NAMES, model_config
 from mmkd.store import FeatureStore
 from mmkd.store.selection import read_selection
 
@@ -35,7 +36,9 @@ _FREE: Any = {
     "logging": True,
 }
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_HF_NAMES = ("hf_model_name", "hf_tokenizer_name")
+_TEXT = (".json", ".txt", ".model")
+TEXT = "text"
+"""Folder of a run with the files that transformers reads of its student: tokenizer, and config of the text tower."""
 _SHOWN = 80
 """Characters of a value in a message."""
 
@@ -83,7 +86,9 @@ class RunRecord(Frozen):
     model: str
     """Name of the network: open_clip's, or of the `.json` file."""
     network: dict[str, Any]
-    """The open_clip model config."""
+    """The open_clip model config; a folder of transformers' files is `.`."""
+    text_files: str
+    """SHA-256 of the JSON and text files in such folders."""
     preprocess: dict[str, Any]
     """Size, mean, std and interpolation of images, as open_clip names them."""
     first_weights: FirstWeights
@@ -95,13 +100,10 @@ class RunRecord(Frozen):
     @property
     def identity(self) -> dict[str, Any]:
         """Values that are equal in all calls of one run."""
-        text = {
-            key: Path(value).name if key in _HF_NAMES and Path(value).is_absolute() else value
-            for key, value in self.network["text_cfg"].items()
-        }
         return {
             **self.config,
-            "network": self.network | {"text_cfg": text},
+            "network": self.network,
+            "text_files": self.text_files,
             "first_weights": self.first_weights.digest or self.first_weights.name,
             "alignment": self.alignment,
             "source": self.source.model_dump(mode="json", include={"store_digest", "rows", "corpora", "selection"}),
@@ -131,11 +133,17 @@ def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeig
         CorruptStoreError: the selection is damaged.
     """
     model, alignment = config.student.model, config.heads.alignment
+    network, folders = deepcopy(model_config(model)), []
+    for name in HF_NAMES:
+        if Path(network["text_cfg"].get(name, "-")).is_absolute():
+            folders.append(Path(network["text_cfg"][name]))
+            network["text_cfg"][name] = "."
     return RunRecord(
         config=config.model_dump(mode="json", exclude=_FREE),
         presets=tuple(Path(name).name for name in config.preset),
         model=Path(model).name.removesuffix(".json") if Path(model.removeprefix("local-dir:")).is_absolute() else model,
-        network=model_config(model),
+        network=network,
+        text_files=",".join(content_digest(folder, _TEXT) for folder in folders),
         preprocess={},
         first_weights=first_weights,
         alignment=content_digest(alignment) if alignment and alignment.is_file() else "",
@@ -185,16 +193,16 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def content_digest(path: Path) -> str:
-    """Return SHA-256 in hex of a file, or of the weights in a folder.
+def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
+    """Return SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`.
 
     Raises:
         ConfigError: it cannot be read.
     """
     try:
         if path.is_dir():
-            weights = [file for file in sorted(path.iterdir()) if file.suffix in _WEIGHTS]
-            return hashlib.sha256("\n".join(map(content_digest, weights)).encode()).hexdigest()
+            files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
+            return hashlib.sha256("\n".join(map(content_digest, files)).encode()).hexdigest()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

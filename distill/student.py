@@ -13,18 +13,23 @@ import open_clip
 import torch
 from huggingface_hub import snapshot_download
 from open_clip.factory import load_state_dict
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import set_model_preprocess_cfg, text_global_pool
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResizedCrop, ToTensor
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.config import StudentConfig, TowerWeights
 from mmkd.distill.presets import SCHEMES
+
+HF_NAMES = ("hf_model_name", "hf_tokenizer_name")
+"""Keys of `text_cfg` that name a folder or a repository of transformers."""
 
 Pixels = Callable[[Image.Image], torch.Tensor]
 """A picture to uint8 (3, H, W)."""
@@ -56,10 +61,45 @@ def model_config(model: str) -> dict[str, Any]:
     content = content.get("model_cfg", content)
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(content):
         raise ConfigError(f"{path} is not an open_clip model config: expected embed_dim, vision_cfg and text_cfg")
-    for name in ("hf_model_name", "hf_tokenizer_name"):  # folders beside the file
+    for name in HF_NAMES:  # folders beside the file
         if (path.parent / content["text_cfg"].get(name, "/nowhere")).is_dir():
             content["text_cfg"][name] = str(path.parent / content["text_cfg"][name])
     return dict(content)
+
+
+def check_text(model: str) -> Tokenise:
+    """Return the tokenizer of a network, after a look at its text tower; takes a moment, unlike the network itself.
+
+    Raises:
+        ConfigError: see `model_config`; open_clip cannot run the tower, or files of tower or tokenizer are not there.
+    """
+    text = model_config(model)["text_cfg"]
+    if name := text.get("hf_model_name"):
+        if text.get("hf_pooler_type") == "max_pooler":
+            raise ConfigError(
+                f"student model {model}: open_clip's max_pooler fails on every caption; set hf_pooler_type to "
+                "mean_pooler or cls_pooler"
+            )
+        try:
+            AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"student model {model}: its text tower {name} cannot be read ({reason})") from error
+    return student_tokenizer(model)
+
+
+def save_text(student: nn.Module, tokenizer: Tokenise, folder: Path) -> None:
+    """Write what transformers reads of a text tower, without a name of the machine's folders.
+
+    The files of the tokenizer, and `config.json` of the network, where they are of transformers.
+    """
+    if isinstance(tokenizer, HFTokenizer):
+        tokenizer.save_pretrained(folder)
+    if isinstance(text := getattr(student, "text", None), HFTextEncoder):
+        text.config.save_pretrained(folder)
+    for path in folder.glob("*config.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in content.items() if "name_or_path" not in name}))
 
 
 def _folder(model: str) -> Path:
@@ -129,13 +169,12 @@ def set_preprocessing(student: nn.Module, changes: Mapping[str, Any]) -> None:
     set_model_preprocess_cfg(student, dict(before) | dict(changes))
 
 
-def student_tokenizer(config: StudentConfig) -> Tokenise:
+def student_tokenizer(model: str) -> Tokenise:
     """The student's tokenizer: captions to int64 (n, L). It follows from the network, never from the name of a file.
 
     Raises:
         ConfigError: its files are not there.
     """
-    model = config.model
     try:
         if model.startswith(SCHEMES):
             tokenizer: Tokenise = open_clip.get_tokenizer(f"local-dir:{_folder(model)}")
@@ -144,12 +183,12 @@ def student_tokenizer(config: StudentConfig) -> Tokenise:
             context, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
             if name := text.get("hf_tokenizer_name"):
                 mode = text.get("tokenizer_mode")
-                tokenizer = open_clip.HFTokenizer(name, context_length=context, tokenizer_mode=mode, **options)
+                tokenizer = HFTokenizer(name, context_length=context, tokenizer_mode=mode, **options)
             else:
                 tokenizer = open_clip.SimpleTokenizer(context_length=context, **options)
         else:
             tokenizer = open_clip.get_tokenizer(model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"the tokenizer of student model {model} cannot be read ({reason})") from error
     return tokenizer
@@ -333,7 +372,10 @@ class Towers(nn.Module):
         self.locked: Sequence[nn.Module] = ()
         """Parts that do not learn, see `lock_layers`; their batch norms and dropout stay in evaluation."""
         visual = [part for part in student.visual.modules() if isinstance(part, nn.Conv2d)]  # type: ignore[union-attr]
-        self.channels_last = len(visual) > 4
+        # oneDNN's gradient of a strided 1 x 1 convolution of few channels writes outside its memory in this layout
+        # (torch 2.14 on AVX-512): the stems of FastViT and MobileCLIP.
+        fatal = any(part.kernel_size == (1, 1) != part.stride and part.in_channels < 16 for part in visual)
+        self.channels_last = len(visual) > 4 and not fatal
         """Convolutional image towers run in this layout: nearly twice as fast."""
         if self.channels_last:
             student.visual.to(memory_format=torch.channels_last)
@@ -386,8 +428,9 @@ class Towers(nn.Module):
         clip: Any = self.student
         text = clip if isinstance(clip, open_clip.CLIP) else clip.text
         native = isinstance(text, open_clip.CLIP | TextTransformer) and getattr(text, "cls_emb", None) is None
-        # open_clip does not cut the causal mask of these, and CLIP's positions neither.
-        if native and text.attn_mask is not None and tokens.shape[1] < text.context_length:
+        # open_clip does not cut the causal mask of these, nor CLIP's positions.
+        fixed = native and (text.attn_mask is not None or isinstance(text, open_clip.CLIP))
+        if fixed and tokens.shape[1] < text.context_length:
             return _encode_short(text, tokens)
         features: torch.Tensor = clip.encode_text(tokens)
         return features
@@ -447,11 +490,12 @@ def length_groups(columns: Sequence[int], cost: int) -> list[tuple[int, list[int
 
 
 def _encode_short(text: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """`encode_text` of open_clip's causal text towers for rows shorter than the context."""
+    """`encode_text` of open_clip's own text towers for rows shorter than the context."""
     length = tokens.shape[1]
     dtype = text.transformer.get_cast_dtype()
     x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
-    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+    mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
+    x = text.ln_final(text.transformer(x, attn_mask=mask))
     plain = isinstance(text, open_clip.CLIP)
     kind, end = (text.text_pool_type, text.text_eos_id) if plain else (text.pool_type, text.eos_id)
     x = text_global_pool(x, tokens, kind, eos_token_id=end)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +27,18 @@ from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import usable_cores
 from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest
-from mmkd.extract.corpora.row import CAPTION_FAULT, NO_CAPTION, NO_IMAGE, ONE_SIDED
+from mmkd.extract.corpora.row import (
+    CAPTION_FAULT,
+    MAX_CAPTION,
+    MAX_KEY,
+    MAX_LABEL,
+    NO_CAPTION,
+    NO_IMAGE,
+    ONE_SIDED,
+    decodable,
+    is_blank,
+)
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
-from mmkd.extract.listing import BY_DESIGN, HASH, IF_TAKEN, listing_schema, row_batch
 from mmkd.extract.overview import Overview
 from mmkd.store.layout import sample_part
 from mmkd.store.record import CorpusRecord, CorpusSpan, Store, StoreRecord, read_record
@@ -41,6 +50,9 @@ _BATCH = 8192
 _BYTES_WORTH_PROCESSES = 1 << 30
 # Columns of the sample table that the corpus decides; the others say what became of a row.
 _LISTED = ("row", "key", "caption", "modality", "uri", "offset", "length")
+
+# Names that no label has.
+_HASH, _IF_TAKEN, _BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
 
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
@@ -273,7 +285,7 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
 
 def _list_part(job: _Job) -> _Listed:
     corpus, part, file, labels = job
-    schema = listing_schema(labels)
+    schema = _listing_schema(labels)
     ignored: dict[str, Ignored] = {}
 
     def rows() -> Iterator[CorpusRow]:
@@ -287,11 +299,75 @@ def _list_part(job: _Job) -> _Listed:
     left, count, images, captions = rows(), 0, 0, 0
     with disk_errors(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(left, _BATCH)):
-            writer.write_batch(row_batch(batch, labels, schema))
+            writer.write_batch(_row_batch(batch, labels, schema))
             count += len(batch)
             images += sum(row.uri is not None and not row.by_design for row in batch)
             captions += sum(row.caption is not None and not row.by_design for row in batch)
     return _Listed(file, count, images, captions, list(ignored.values()))
+
+
+def _listing_schema(labels: tuple[str, ...]) -> pa.Schema:
+    """Columns of a listed part: the sample table's before it is numbered, and the key's hash."""
+    texts = [pa.field(name, pa.string()) for name in ("key", "caption", "modality", "uri", "reason")]
+    numbers = [pa.field(name, pa.int64()) for name in ("offset", "length")]
+    own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
+    return pa.schema([*own, *texts, *numbers, *(pa.field(label, pa.string()) for label in labels)])
+
+
+def _row_batch(rows: Sequence[CorpusRow], labels: tuple[str, ...], schema: pa.Schema) -> pa.RecordBatch:
+    """The rows with their reasons, if any; keys, captions and labels cut to their limits."""
+    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+    for row in rows:
+        values: dict[str, Any] = {
+            _HASH: key_hash(row.key),
+            _IF_TAKEN: row.if_taken,
+            _BY_DESIGN: row.by_design,
+            "key": decodable(row.key[:MAX_KEY]),
+            # A caption that is too long would slow every reader of the table: it fails, and is not stored.
+            "caption": "" if len(row.caption or "") > MAX_CAPTION else _cut(row.caption, MAX_CAPTION),
+            "modality": _cut(row.modality),
+            "uri": None if row.uri is None else row.uri[: 2 * MAX_KEY],
+            "offset": row.offset,
+            "length": row.length,
+            "reason": _fault(row),
+        }
+        values.update((label, _cut(row.labels.get(label))) for label in labels)
+        for name, column in columns.items():
+            column.append(values[name])
+    return pa.RecordBatch.from_arrays(
+        [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
+    )
+
+
+def _fault(row: CorpusRow) -> str | None:
+    fault, caption = row.fault, row.caption
+    if fault is not None and not fault.startswith((CAPTION_FAULT, *ONE_SIDED)):
+        return fault
+    if len(row.key) > MAX_KEY:
+        fault = f"key: longer than {MAX_KEY:,} characters"
+    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or not _encodable(row.uri)):
+        fault = "row: image path is too long or not UTF-8"
+    elif row.uri is None and not caption and not (fault or "").startswith(CAPTION_FAULT):
+        fault = "key: neither image nor caption"
+    elif caption is not None and len(caption) > MAX_CAPTION:
+        fault = f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
+    elif caption is not None and not _encodable(caption):
+        fault = f"{CAPTION_FAULT}not UTF-8"
+    elif fault is None and caption is not None and is_blank(caption):
+        fault = f"{CAPTION_FAULT}empty"
+    return fault
+
+
+def _cut(value: str | None, end: int = MAX_LABEL) -> str | None:
+    return None if value is None else decodable(value[:end])
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
@@ -302,7 +378,7 @@ def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
 
 def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
     for batch in _batches(files):
-        column = batch.column(HASH)
+        column = batch.column(_HASH)
         data = np.frombuffer(column.buffers()[1], dtype=np.uint64)
         yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
@@ -332,19 +408,19 @@ def _number(
         for batch in _batches(files):
             columns = {
                 name: batch.column(name).to_pylist()
-                for name in ("key", "uri", "caption", "reason", IF_TAKEN, BY_DESIGN)
+                for name in ("key", "uri", "caption", "reason", _IF_TAKEN, _BY_DESIGN)
             }
             keys, faults = columns["key"], columns["reason"]
             rows = range(start, start + len(batch))
             for place, (row, uri, caption) in enumerate(zip(rows, columns["uri"], columns["caption"], strict=True)):
                 if row in duplicates and (
-                    columns[IF_TAKEN][place] is None or not captions.is_new(row, caption, faults[place])
+                    columns[_IF_TAKEN][place] is None or not captions.is_new(row, caption, faults[place])
                 ):
                     faults[place] = f"key: duplicate of row {duplicates[row]}"
                 elif row in duplicates:
-                    keys[place] = f"{keys[place]}#{columns[IF_TAKEN][place]}"
+                    keys[place] = f"{keys[place]}#{columns[_IF_TAKEN][place]}"
                 captions.note(row, caption)
-                if paired and faults[place] is None and not columns[BY_DESIGN][place]:
+                if paired and faults[place] is None and not columns[_BY_DESIGN][place]:
                     faults[place] = NO_IMAGE if uri is None else NO_CAPTION if caption is None else None
                 overview.add_row(keys[place], uri is not None, bool(caption), faults[place])
             arrays = {field.name: batch.column(field.name) for field in batch.schema} | {

@@ -53,6 +53,7 @@ _ADVICE = {
     "member: a further": "choose by `image_members` or `caption_members`",
     "member: a link": "write the file itself into the tar: tar --dereference --hard-dereference",
     "field: of a JSON": "name what is wanted there",
+    "question: ": "name another `language`, or null for all",
     "column: holds bytes": "name it in `columns` if it is the image",
 }
 _ROW = re.compile(r"of row \d+")

@@ -547,3 +547,33 @@ def test_folders_are_known_by_the_files_that_runs_and_evaluations_write(tmp_path
         RESULTS: ("an evaluation", (f"{PLANS}/",)),
     }
     assert expected == files._WRITTEN_BY_MMKD
+
+
+def test_the_files_of_img2dataset_with_their_metadata_are_pairs(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "c", [*pictures("00000/0.jpg"), *texts("00000/0.txt"), ("00000_stats.json", b"{}")])
+    pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), folder / "00000.parquet")
+    rows, overview = listed(folder, tmp_path / "s")
+    assert rows == [
+        ("00000_stats", "", False, "caption: sidecar has no field 'caption'"),
+        pair("00000/0", "00000/0.txt"),
+    ]
+    assert overview.ignored == {"file: .parquet is not read in a corpus of kind pairs": (1, "00000.parquet")}
+
+
+def test_pictures_beside_parquet_are_counted(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "c", pictures("a.png", "b.png"))
+    for images in (["a.png"], [png(1)]):
+        pq.write_table(pa.table({"image": images, "caption": ["one"]}), folder / "p.parquet")
+        _, overview = listed(folder, tmp_path / str(type(images[0])))
+        assert overview.ignored["image: no row names it"][0] == (1 if images == ["a.png"] else 2)
+
+
+def test_questions_in_another_language_are_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, pictures("a.png"))
+    questions = [
+        {"qid": i, "q_lang": lang, "image": "a.png", "question": "?"} for i, lang in enumerate(["en", "zh", "de"])
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(questions))
+    rows, overview = listed(described(tmp_path, kind="vqa", path="test.json"), tmp_path / "s")
+    assert [row[0] for row in rows] == ["test/0"]
+    assert overview.ignored == {"question: not in the `language`": (2, "test.json")}

@@ -104,3 +104,19 @@ def test_what_is_wrong_is_said(tmp_path: Path, changes: dict[str, Any], message:
     with pytest.raises(ConfigError) as caught:
         load_run(tmp_path / "run.yaml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 10**30}, "dim: Input should be less than"),
+        ({"method": {"autoencoder": {"hidden": 10**30}}}, "method.autoencoder.hidden: Input should be less than"),
+        ({"method": {"joint": {"temperature": math.inf}}}, "method.joint.temperature: Input should be a finite number"),
+        ({"held_out": True}, "held_out: is true, expected a number"),
+    ],
+)
+def test_what_is_wrong_with_an_alignment_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(ALIGN | {"method": {"pca": {}}} | changes))
+    with pytest.raises(ConfigError) as caught:
+        load_align(tmp_path / "align.yaml")
+    assert message in str(caught.value)

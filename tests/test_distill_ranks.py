@@ -19,9 +19,10 @@ import torch
 from forked import forked_ranks, launched, peaceful, ranks_of, under_torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import load, run
 from open_clip.model import set_model_preprocess_cfg
 from tiny_model import objective, parts
-from tiny_run import quiet, write_run
+from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import TINY
 
 from mmkd.base.errors import ConfigError
@@ -178,6 +179,25 @@ def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student
         # without exchange they are 0.1 off.
         share = 1e-3 if student == "wide" or "running_" in name else 5e-2
         assert (value - b.tensors[name]).abs().max() <= share * value.abs().max() + 1e-7, name
+
+
+def test_equal_captions_and_images_of_other_ranks_are_positives(tmp_path: Path) -> None:
+    """Forty-eight rows of twelve images and eight captions: every batch of sixteen has equal ones in both ranks."""
+    write_scene(tmp_path, rows=48)
+    rows = [f"k{i},images/{i % 12}.png,finding {i % 8},CT,s0" for i in range(48)]
+    (tmp_path / "corpus/pairs.csv").write_text("\n".join(["key,image,caption,modality,site", *rows]))
+    folders = {name: tmp_path / name for name in ("one", "two")}
+    run(tmp_path / "corpus/pairs.csv", tmp_path / "repeated", load(folders, *folders))
+    changes = GENTLE | {"store": "repeated", "batch_size": 16}
+    paths = {name: write_run(tmp_path, name, **changes) for name in ("alone", "both")}
+    paths["distinct"] = write_run(tmp_path, "distinct", **changes, loss={"equal_captions": False})
+    peaceful(forked_ranks(2, quiet, paths["both"]))
+    quiet(paths["alone"])
+    quiet(paths["distinct"])
+    alone, both, distinct = (load_run(path) for path in paths.values())
+    assert_equal_ends(alone, both)
+    a, other = (read(best_or_last(config.out)).tensors for config in (alone, distinct))
+    assert max((value - other[name]).abs().max() for name, value in a.items()) > 1e-4
 
 
 def test_a_piece_of_one_row_under_batch_norm_is_refused(training_scene: Path) -> None:

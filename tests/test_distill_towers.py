@@ -18,15 +18,18 @@ from tiny_teachers import TINY, write_tiny_teacher
 from transformers import BertConfig, BertModel
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.config import LockConfig, OptimizerConfig, StudentConfig
+from mmkd.distill.config import LockConfig, OptimizerConfig, RunConfig, StudentConfig
 from mmkd.distill.optimizer import learning_rate_shares, lock_layers, make_optimizer, set_learning_rate
+from mmkd.distill.prepare import prepare
 from mmkd.distill.student import Towers, build_student, length_groups
+from mmkd.distill.world import World
 
 TEXT = TINY["text_cfg"]
 NATIVE: dict[str, tuple[dict[str, Any], bool]] = {
     "clip": ({}, True),
     "eos pooling": ({"pool_type": "eos", "eos_id": 49407}, True),
     "last column": ({"pool_type": "last"}, False),
+    "attends to padding": ({"no_causal_mask": True, "pool_type": "last"}, False),
     "custom, causal": ({"custom": True}, True),
     "custom, attends to padding": ({"custom": True, "no_causal_mask": True}, False),
     "class token behind the text": ({"custom": True, "embed_cls": True}, False),
@@ -240,3 +243,33 @@ def test_convolutional_towers_give_the_same_features_in_their_layout() -> None:
     assert clip.visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(towers.encode_images(images), expected, atol=1e-5)
     assert not towers_of({}).channels_last
+
+
+@pytest.mark.parametrize(("kernel", "stride", "fast"), [(1, 2, False), (3, 2, True), (1, 1, True)])
+def test_strided_convolutions_of_single_pixels_do_not_run_channels_last(kernel: int, stride: int, fast: bool) -> None:
+    clip = native(0)
+    set_model_preprocess_cfg(clip, {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3})
+    stem = torch.nn.Conv2d(3, 8, kernel, stride)
+    clip.visual.stem = torch.nn.Sequential(stem, *(torch.nn.Conv2d(8, 8, 3) for _ in range(4)))
+    assert Towers(clip).channels_last is fast
+
+
+def test_a_text_tower_that_cannot_run_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
+    text = {"hf_model_name": "bert", "hf_pooler_type": "max_pooler"}
+    settings = {"store": tmp_path / "none", "out": tmp_path / "run", "epochs": 1, "batch_size": 2}
+    for changes, reason in (
+        ({}, "max_pooler fails on every caption; set hf_pooler_type to mean_pooler or cls_pooler"),
+        ({"hf_model_name": "./gone", "hf_pooler_type": "cls_pooler"}, "its text tower ./gone cannot be read"),
+        (
+            {"hf_pooler_type": "cls_pooler", "hf_tokenizer_name": "./gone"},
+            "the tokenizer of student model .* cannot be",
+        ),
+    ):
+        path = tmp_path / "student.json"
+        path.write_text(json.dumps(TINY | {"text_cfg": text | changes}))
+        config = RunConfig.model_validate(settings | {"student": {"model": str(path)}})
+        with pytest.raises(ConfigError, match=reason):
+            prepare(config, World(torch.device("cpu")))

@@ -13,8 +13,8 @@ from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
+from mmkd.extract.config import FailureLimit
 from mmkd.extract.corpora import corpus_rows, open_corpus
-from mmkd.extract.failure_limit import FailureLimit
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import make_store

@@ -62,7 +62,7 @@ class JointSettings(TrainingSettings):
 class AutoencoderSettings(TrainingSettings):
     """The autoencoder released with MMKD-CLIP. Its hidden width, rate and epochs are not known: these are ours."""
 
-    hidden: int = Field(default=1024, gt=0)
+    hidden: int = Field(default=1024, gt=0, le=65_536)
     dropout: float = Field(default=0.2, ge=0, lt=1)
     noise: float = Field(default=0.01, ge=0)
 
@@ -84,7 +84,7 @@ class AlignConfig(Frozen):
     out: Path
     """The file to write, `.safetensors`; relative to the YAML file."""
     method: Method
-    dim: int = Field(default=512, gt=1)
+    dim: int = Field(default=512, gt=1, le=65_536)
     """Common width D, the student's."""
     teachers: tuple[str, ...] = ()
     """Slugs to align; empty for all of the store."""

@@ -98,7 +98,7 @@ class DicomCorpus(FileCorpus):
         labels = {"body_part": _code(header, "BodyPartExamined")}
         if self.patient_salt:
             labels["patient"] = self._pseudonym(header)
-        return [
+        rows: list[CorpusRow | Ignored] = [
             CorpusRow(
                 key=name if frame is None or self.frames != "all" else f"{name}#{frame}",
                 caption=None,
@@ -109,6 +109,9 @@ class DicomCorpus(FileCorpus):
             )
             for frame in wanted
         ]
+        if self.frames == "all" and frames > _MAX_FRAMES:
+            rows.append(Ignored(f"frame: after the first {_MAX_FRAMES:,} of its file", name, frames - _MAX_FRAMES))
+        return rows
 
     def _header(self, name: str) -> Dataset:
         try:

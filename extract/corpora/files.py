@@ -92,6 +92,11 @@ class FileCorpus(Frozen):
         """Names of the label columns; none unless the kind has some."""
         return ()
 
+    @property
+    def names_files(self) -> bool:
+        """True when rows name files with `named_by_rows` suffixes."""
+        return bool(self.named_by_rows)
+
     def settings(self) -> str:
         """All fields but the paths."""
         return self.model_dump_json(exclude={"path", "images"})
@@ -120,17 +125,16 @@ class FileCorpus(Frozen):
         for file in files:
             used = self._takes(file.name) if self._is_folder else file.name == self.place.name
             if not used and file.name.lower().endswith(self.named_by_rows or ("\0",)):
-                pictures[posixpath.join(base, file.name)] = file.name
+                pictures[posixpath.normpath(posixpath.join(base, file.name))] = file.name
             elif not used and posixpath.join(base, file.name) != self._described_by:
                 yield Ignored(f"file: {suffix_of(file.name)} is not read in a corpus of kind {self.kind}", file.name)
             elif used and not self._chosen(file.name):
                 yield Ignored("file: not among `only`", file.name)
-        if pictures:
-            root = self.root
-            for row in (row for part in self.parts() for row in self.rows_of(part)):
-                if isinstance(row, CorpusRow) and row.uri is not None:
-                    pictures.pop(posixpath.normpath(posixpath.join(root, split_fragment(row.uri)[0])), None)
-            yield from (Ignored("image: no row names it", name) for name in pictures.values())
+        root, named = self.root, self.parts() if pictures and self.names_files else ()
+        for row in (row for part in named for row in self.rows_of(part)):
+            if isinstance(row, CorpusRow) and row.uri is not None:
+                pictures.pop(posixpath.normpath(posixpath.join(root, split_fragment(row.uri)[0])), None)
+        yield from (Ignored("image: no row names it", name) for name in pictures.values())
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """A part's inputs."""

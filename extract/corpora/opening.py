@@ -46,6 +46,11 @@ def _has_pairs(_: StorePath, names: Sequence[str]) -> bool:
     return not stems(TEXTS).isdisjoint(stems(PICTURES))
 
 
+def _is_parquet_folder(place: StorePath, names: Sequence[str]) -> bool:
+    """Not where pairs lie beside: img2dataset writes its `files` with a Parquet file of metadata."""
+    return any(name.lower().endswith(".parquet") for name in names) and not _has_pairs(place, names)
+
+
 def _has_dicom(place: StorePath, names: Sequence[str]) -> bool:
     bare = [name for name in names if "." not in name.rpartition("/")[2]]
     return any(read_range(join(place, name), 128, 4) == b"DICM" for name in bare[:100])
@@ -55,7 +60,7 @@ def _has_dicom(place: StorePath, names: Sequence[str]) -> bool:
 # pictures beside it are.
 KINDS: dict[str, Kind] = {
     "webdataset": Kind("mmkd.extract.corpora.samples", "WebDatasetCorpus", (".tar",)),
-    "parquet": Kind("mmkd.extract.corpora.parquet", "ParquetCorpus", (".parquet",)),
+    "parquet": Kind("mmkd.extract.corpora.parquet", "ParquetCorpus", (".parquet",), in_folder=_is_parquet_folder),
     "table": Kind("mmkd.extract.corpora.table", "TableCorpus", TABLES, in_folder=_is_table_folder),
     "dicom": Kind("mmkd.extract.corpora.dicom", "DicomCorpus", DICOM, "dicom"),
     "slides": Kind("mmkd.extract.corpora.slides", "SlidesCorpus", SLIDES, "wsi"),

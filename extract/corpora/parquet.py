@@ -70,6 +70,12 @@ class ParquetCorpus(TabularCorpus):
         header = [name for name in self.header if name in roles.values() or not self._holds_bytes(name)]
         return label_names(self.label_columns, roles, header, self.path)
 
+    @property
+    def names_files(self) -> bool:
+        """True unless the images are all in cells: reading these again for nothing may take hours."""
+        cell = _image_cell(self._schema.field(self.roles["image"]).type) if "image" in self.roles else None
+        return cell is not None and cell.path is not None
+
     def _holds_bytes(self, name: str) -> bool:
         return bool(name) and _holds_bytes(self._schema.field(name).type)
 

@@ -12,7 +12,7 @@ from pydantic import field_validator
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
-from mmkd.extract.corpora.row import CorpusRow, Part, as_label, first_text
+from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label, first_text
 from mmkd.extract.corpora.tabular import label_names
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF
 
@@ -61,7 +61,8 @@ class QuestionsCorpus(FileCorpus):
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Fields of any question that are not the question or its image, then `split` and what tells candidates."""
-        names = tuple(dict.fromkeys(name for part in self.parts() for record in self._records(part) for name in record))
+        records = (record for part in self.parts() for record in self._records(part) if self._is_wanted(record))
+        names = tuple(dict.fromkeys(name for record in records for name in record))
         told = ("question", "modality", "split", KIND, TEXT_OF, *(name for name in _ID if name in names))
         return (
             *label_names(self.label_columns, {name: name for name in told}, names, self.path),
@@ -81,12 +82,16 @@ class QuestionsCorpus(FileCorpus):
             found.append(self.hashed_part(file))
         return found
 
-    def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """One row per question, followed by its candidates."""
+    def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
+        """One row per question in the language, followed by its candidates."""
         stem = part.name.rpartition(".")[0]
         name = stem.rpartition("/")[2].lower()
         split = next((split for split in _SPLITS if name.startswith(split)), None)
-        for number, record in enumerate(self._records(part)):
+        records = self._records(part)
+        wanted = [record for record in records if self._is_wanted(record)]
+        if len(wanted) < len(records):
+            yield Ignored("question: not in the `language`", part.name, len(records) - len(wanted))
+        for number, record in enumerate(wanted):
             image = as_label(_value(record, _IMAGE)) or None
             key = as_label(_value(record, _ID)) or f"question-{number + 1}"
             question = record.get("question")
@@ -120,7 +125,7 @@ class QuestionsCorpus(FileCorpus):
             )
 
     def _records(self, part: Part) -> list[dict[str, Any]]:
-        """The questions of one file in the wanted language.
+        """The questions of one file.
 
         Raises:
             CorpusError: not JSON, not a list of questions.
@@ -139,7 +144,10 @@ class QuestionsCorpus(FileCorpus):
             raise CorpusError(
                 f"{self.path}: {part.name} has no field 'question'; it has {', '.join(list(content[0])[:20])}"
             )
-        return [one for one in content if self.language is None or one.get("q_lang", self.language) == self.language]
+        return content
+
+    def _is_wanted(self, record: dict[str, Any]) -> bool:
+        return self.language is None or record.get("q_lang", self.language) == self.language
 
 
 def _value(record: dict[str, Any], usual: tuple[str, ...]) -> Any:

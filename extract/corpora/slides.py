@@ -27,7 +27,7 @@ from mmkd.store.record import FIXED_NAMES
 
 # Pixels a tile is judged by, per side: tissue is coarse, and reading more costs the slide's decoding.
 _CELLS = 32
-# Stained tissue has colour, glass and black borders have none. CLAM's default is 8 of 255 after a median; here the
+# Stained tissue has color, glass and black borders have none. CLAM's default is 8 of 255 after a median; here the
 # area average over a cell takes the noise away, and the same threshold with a margin keeps pale fat out.
 _MIN_SATURATION = 12
 _MIN_BRIGHTNESS = 25
@@ -154,7 +154,7 @@ def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> It
 
 
 def tissue(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which pixels of uint8 (..., 3) are stained tissue: coloured and not black."""
+    """Which pixels of uint8 (..., 3) are stained tissue: colored and not black."""
     high = pixels.max(axis=-1).astype(np.int32)
     low = pixels.min(axis=-1).astype(np.int32)
     # HSV saturation without the division: (high - low) / high >= threshold / 255.
