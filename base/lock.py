@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,14 +52,24 @@ def only_writer(root: StorePath, what: str) -> Iterator[None]:
         yield
 
 
-def lock_until_closed(file: IO[bytes]) -> None:
-    """Wait until no other process has this open file locked, then lock it; closing the file ends that."""
+def lock_until_closed(file: IO[bytes], waiting: Callable[[], None] | None = None) -> None:
+    """Wait until no other process has this open file locked, then lock it; closing the file ends that.
+
+    Args:
+        file: open for writing.
+        waiting: called once where another process has the lock.
+    """
     if os.name == "nt":  # nothing is locked
         return
     import fcntl  # noqa: PLC0415 - not on Windows
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

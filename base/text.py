@@ -96,9 +96,13 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
-_NOT_ON_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_ON_A_LINE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
+_ESCAPED = re.compile(rf"[{_NOT_ON_A_LINE}]|\\(?=[tnrxu\\{_NOT_ON_A_LINE}])")
 
 
 def one_line(text: str) -> str:
-    """`text` with line breaks, control characters and changes of direction as escapes: `\\n`, `\\u2028`."""
-    return _NOT_ON_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """`text` with line breaks, control characters, marks of direction and noncharacters as escapes: `\\n`, `\\u2028`.
+
+    Different texts stay different: a backslash that would look like the beginning of an escape is doubled.
+    """
+    return _ESCAPED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

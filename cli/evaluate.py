@@ -69,20 +69,30 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
     from tqdm import tqdm
 
     from mmkd.base.process import usable_cores
+    from mmkd.base.text import one_line
     from mmkd.evaluate.runner import run_suite
     from mmkd.evaluate.suite import load_suite
 
-    loaded = load_suite(suite)
+    loaded, folder = load_suite(suite), _out(suite, out)
     with tqdm(unit="unit", disable=not sys.stderr.isatty()) as bar:
 
         def show(outcome: Outcome, total: int) -> None:
             bar.total = total
             bar.update()
             if outcome.status == "failed":
-                bar.write(f"failed: {outcome.unit}: {outcome.reason}", file=sys.stderr)
+                bar.write(one_line(f"failed: {outcome.unit}: {outcome.reason}"), file=sys.stderr)
+
+        def wait() -> None:
+            bar.write(f"waiting for another run of {one_line(loaded.suite)} into {folder} to end", file=sys.stderr)
 
         report = run_suite(
-            loaded, _out(suite, out), selection=for_selection, force=force, jobs=jobs or usable_cores(), progress=show
+            loaded,
+            folder,
+            selection=for_selection,
+            force=force,
+            jobs=jobs or usable_cores(),
+            progress=show,
+            waiting=wait,
         )
     click.echo(str(report))
     if report.failed:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from mmkd.base.config import filled, user_roots
 from mmkd.base.errors import NotAStoreError, UserError
+from mmkd.base.places.remote import as_root
+from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.plan import model_names
-from mmkd.evaluate.preparation import differs_from_published, missing_before, prompts_differ
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
+from mmkd.store.evaluation_rows import read_prompts
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 
@@ -85,7 +90,7 @@ class CheckReport:
             lines += [f"  warning: {text}" for text in one.warnings]
             lines += [f"  problem: {text}" for text in one.problems]
             lines += [f"  next: {text}" for text in one.steps]
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
 
     def json(self) -> str:
         """The same as JSON."""
@@ -112,7 +117,7 @@ def check_suite(suite: Suite) -> CheckReport:
         if spec.store not in unopened:
             _check_dataset(suite, spec, stores[spec.store], models, found)
         elif spec.source is not None and isinstance(unopened[spec.store], NotAStoreError):
-            missing = missing_before(spec)
+            missing = _missing_before(spec)
             found.problems.append(missing.problem)
             found.steps.extend(missing.steps)
         else:
@@ -146,8 +151,8 @@ def _check_dataset(
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
     found.warnings.extend(_same_images(data) + _similar_groups(data))
-    found.warnings.extend(differs_from_published(spec, found.rows))
-    found.problems.extend(prompts_differ(data))
+    found.warnings.extend(_differs_from_published(spec, found.rows))
+    found.problems.extend(_prompts_differ(data))
     for model in models:
         _check_model(data, model, suite.ensembles.get(model, ()), found)
 
@@ -211,3 +216,62 @@ def _same_images(data: DatasetRows) -> list[str]:
             if shared:
                 found.append(f"{len(shared)} test images are byte for byte also {name} images")
     return found
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Why a data set cannot be scored, and what to do, in order."""
+
+    problem: str
+    steps: tuple[str, ...]
+
+
+def _missing_before(spec: DatasetSpec) -> _Missing:
+    """The part that a data set without a store lacks: its files, or only their extraction."""
+    assert spec.source is not None, "asked of sets that are described"
+    places = f"{shlex.quote(spec.described_in)} {shlex.quote(spec.store)}"
+    bags = spec.source.get("kind") == "bags"
+    extraction = f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ..."
+    try:
+        path = str(filled(spec.source.get("path", ""), user_roots() | {"dataset": spec.dataset}, spec.described_in))
+        place = as_root(path if "://" in path else str(Path(spec.described_in).parent / path))
+        there = place.exists()
+    except (MmkdError, OSError) as error:
+        return _Missing(str(error), (extraction,))
+    if there:
+        return _Missing(f"not extracted: {spec.store} does not exist", (extraction,))
+    about = spec.about
+    terms = "; ".join(part for part in (about.access, about.licence and f"licence: {about.licence}") if part)
+    owners = about.homepage or "its owners"
+    get = f"get it from {owners}{f' ({terms})' if terms else ''}, or say where it is in roots.yaml"
+    return _Missing(f"its files are not here: {place!s} does not exist", (get, extraction))
+
+
+def _differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str]:
+    """Splits with another number of samples than was published."""
+    return [
+        f"{split} has {rows[split]} rows, published are {count}"
+        for split, count in spec.about.expected.items()
+        if count is not None and split in rows and rows[split] != count
+    ]
+
+
+def _prompts_differ(data: DatasetRows) -> list[str]:
+    """A problem where the prompt file is not what was extracted."""
+    prompts = data.spec.prompts
+    if prompts is None or prompts.file is None or data.prompts is None:
+        return []
+    try:
+        file = read_prompts(Path(prompts.file))
+    except MmkdError as error:
+        return [str(error)]
+    stored = [one for one in (data.prompts, data.negatives) if one is not None]
+    extracted = Counter(text for samples in stored for text in zip(samples.ids, samples.column("caption"), strict=True))
+    written = Counter((prompt.key, prompt.text) for prompt in file.prompts())
+    if extracted == written:
+        return []
+    first = next(iter((written - extracted) or (extracted - written)))
+    return [
+        f"{prompts.file} is not what was extracted into {data.spec.store}: {first[0]} is {first[1]!r} in one of them "
+        "only; extract the set into a new store"
+    ]

@@ -11,7 +11,7 @@ from mmkd.evaluate import metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Metric
+from mmkd.evaluate.task import Contrast, Metric
 
 
 def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
@@ -31,6 +31,13 @@ def standard_metrics() -> dict[str, Metric]:
         "f1_macro": labelled(metrics.macro_f1),
         "auroc_macro": labelled(metrics.macro_auroc),
     }
+
+
+def class_contrasts(found: Predictions) -> list[Contrast]:
+    """Each class that occurs against the rest; a single contrast of two classes."""
+    labels = found.labels()
+    masks = [labels == label for label in np.unique(labels)]
+    return [(mask, ~mask) for mask in masks[: 1 if len(masks) == 2 else None]]
 
 
 def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:

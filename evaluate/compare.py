@@ -14,8 +14,18 @@ from mmkd.base.errors import ConfigError, CorruptStoreError, MmkdError
 from mmkd.base.text import plain_values
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import Question, ResultFolder
-from mmkd.evaluate.scoring import FEWEST_GROUPS, Replicates, averaged
-from mmkd.evaluate.statistics import VERDICTS, Difference, Verdict, holm, p_text, paired_difference, signed_rank_p
+from mmkd.evaluate.statistics import (
+    FEWEST_GROUPS,
+    VERDICTS,
+    Difference,
+    Replicates,
+    Verdict,
+    averaged,
+    holm,
+    p_text,
+    paired_difference,
+    signed_rank_p,
+)
 from mmkd.evaluate.table import markdown_page, markdown_text, mean_name
 
 Paired = tuple[Replicates, Replicates]
@@ -80,7 +90,8 @@ class Comparison:
                 if isinstance(one, str):
                     found.append(f"{rival.rival}, {column}: {one}")
                 elif one.verdict() is None:
-                    found.append(f"{rival.rival}, {column}: fewer than {FEWEST_GROUPS} groups, or no value: no verdict")
+                    why = f"fewer than {FEWEST_GROUPS} groups (of the rarer class), or no value"
+                    found.append(f"{rival.rival}, {column}: {why}: no verdict")
             found += [f"{rival.rival}, {remark}" for remark in rival.remarks]
         return found
 
@@ -178,6 +189,9 @@ def _columns(
             )
     if failed:
         return dict.fromkeys(columns, failed)
+    for name, own in zip(names, there, strict=True):
+        warned = dict.fromkeys(text for one in own for text in one.info.get("warnings", ()))
+        remarks.extend(f"{spec.dataset}: {name}: {text}" for text in warned)
     draws: tuple[list[dict[str, Replicates]], list[dict[str, Replicates]]] = ([], [])
     for pair in zip(*there, strict=True):
         one, other = pair

@@ -14,8 +14,7 @@ from scipy.special import softmax
 
 from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import BagFeatures, make_bags
-from mmkd.evaluate.classification import standard_metrics
-from mmkd.evaluate.cross_validation import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
+from mmkd.evaluate.classification import class_contrasts, standard_metrics
 from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -23,8 +22,8 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.splits import shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
+from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, without_features
 
 
 class DiagnosisSettings(TaskSettings):
@@ -63,7 +62,7 @@ class Diagnosis(Task[DiagnosisSettings]):
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
         metrics = {name: mean_over_folds(metric) for name, metric in standard_metrics().items()}
-        return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples)
+        return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples, contrasts=class_contrasts)
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Every bag has one class and one patient, no patient stands in two splits, folds can be drawn."""
@@ -111,6 +110,8 @@ class Diagnosis(Task[DiagnosisSettings]):
             "normalized": settings.normalized,
             "warnings": fit_warnings([one for one in chosen if "converged" in one]),
         }
+        learned = fold < 0
+        info["warnings"] += without_features(int((there & learned).sum()), int(learned.sum()), "training bags")
         info["warnings"] += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
         return Predictions(
             ids=slides.bags.ids[tested],

@@ -15,7 +15,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit, read_plan, resample_name, rows_used
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.results import ResultRow, read_results
-from mmkd.evaluate.scoring import Replicates, resampled
+from mmkd.evaluate.statistics import Replicates, resampled
 from mmkd.evaluate.task import Scoring
 from mmkd.evaluate.tasks import TASKS
 

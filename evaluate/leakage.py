@@ -1,26 +1,27 @@
 """Which test images a model may have seen: copies in a training corpus, in other splits, and inside a split.
 
 Exact copies have the same encoded bytes (SHA-256 of the sample table). Near copies are images whose features by one
-encoder have a cosine of at least a stated threshold (a resaved, resized or slightly cropped copy, or a neighbouring
+encoder have a cosine of at least a stated threshold (a resaved, resized or slightly cropped copy, or a neighboring
 slice), and, when asked for, images whose perceptual hashes differ in few bits. A threshold is a choice, so the report
-shows how near the nearest neighbours are in general.
+shows how near the nearest neighbors are in general.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.base.errors import TeacherMismatchError
+from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.image_hash import HASH_BITS, ImageHashes, as_signs
-from mmkd.evaluate.leakage_report import LeakageReport, Near, Overlap, Pair
-from mmkd.evaluate.neighbors import BLOCK, nearest
 from mmkd.evaluate.suite import Suite
 from mmkd.store import FeatureStore, UserError
 
@@ -29,11 +30,126 @@ NEAR = 0.98
 NEAR_BITS = 4
 """Default number of differing bits of 64 up to which they are. Of copies of real images that were halved in size, saved
 as JPEG of quality 30 or brightened by 30 %, 95 % differ in 2 to 6 bits; but so does up to one in ten unrelated pairs of
-nearest neighbours in sets whose images all look alike (measured on BreastMNIST and Medical MNIST)."""
+nearest neighbors in sets whose images all look alike (measured on BreastMNIST and Medical MNIST)."""
 TRAINING = "training corpus"
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 """Positions (m,) and unit features or signs (m, D) of the rows that have some, a block at a time."""
+QUERIES = 4096
+"""Queries multiplied at a time; against a block of 8192 rows the scores take 128 MiB of float32."""
+BLOCK = 8192
+"""Rows that a caller should hand over at a time."""
+SHOWN = 3
+"""Pairs that the text shows of each comparison; JSON has all."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row of an evaluation set and its copy.
+
+    cosine: of their features, for the kind `features`. bits: in which their hashes differ, for the kind `hash`.
+    """
+
+    key: str
+    other: str
+    kind: Literal["exact", "hash", "features"]
+    cosine: float | None = None
+    bits: int | None = None
+
+    def __str__(self) -> str:
+        """One line."""
+        closeness = {"exact": "", "hash": f" {self.bits} bits", "features": f" {self.cosine}"}[self.kind]
+        return f"{self.kind}{closeness}: {self.key} = {self.other}"
+
+
+@dataclass(frozen=True)
+class Near:
+    """Rows with a near copy by one measure.
+
+    compared: rows that have what is compared. found: rows whose nearest neighbor is within the threshold; a row with
+    an exact copy is not counted. typical, nearest: median and best value over the nearest neighbors of all rows:
+    a cosine, or a number of bits.
+    """
+
+    compared: int
+    found: int
+    typical: float | None
+    nearest: float | None
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of one split that have a copy in another place.
+
+    images: rows with an image. exact: rows with a copy of the same bytes. features, hash: near copies by either
+    measure; hash is None where hashes were not asked for.
+    """
+
+    dataset: str
+    split: str
+    against: str
+    images: int
+    exact: int
+    features: Near
+    hash: Near | None
+    pairs: tuple[Pair, ...]
+
+    @property
+    def found(self) -> bool:
+        """Whether there is any copy."""
+        return bool(self.exact + self.features.found + (self.hash.found if self.hash else 0))
+
+    def lines(self) -> list[str]:
+        """For people: counts, how near the nearest neighbors are in general, and the first pairs."""
+        place = "inside (other groups)" if self.against == self.split else f"in {self.against}"
+        by_hash = f"{self.hash.found} near by hash, " if self.hash else ""
+        near = f"{self.features.found} near by features"
+        lines = [f"{self.dataset} {self.split} {place}: {self.exact} exact, {by_hash}{near} of {self.images} images"]
+        scale = []
+        if self.features.typical is not None:
+            scale.append(f"cosine {self.features.typical:.3f} and {self.features.nearest:.3f}")
+        if self.hash is not None and self.hash.typical is not None:
+            scale.append(f"{self.hash.typical:.0f} and {self.hash.nearest:.0f} bits")
+        if scale:
+            lines.append(f"  nearest neighbors, median and closest: {'; '.join(scale)}")
+        if self.features.compared < self.images:
+            lines.append(f"  {self.images - self.features.compared} images have no features")
+        if self.hash is not None and self.hash.compared < self.images:
+            lines.append(f"  {self.images - self.hash.compared} images have no hash: gone, changed, or of one colour")
+        lines += [f"  {pair}" for pair in self.pairs[:SHOWN]]
+        if len(self.pairs) > SHOWN:
+            lines.append(f"  ... and {len(self.pairs) - SHOWN} more; --json lists all")
+        return lines
+
+
+@dataclass(frozen=True)
+class LeakageReport:
+    """All comparisons of a suite. bits is None where hashes were not asked for."""
+
+    suite: str
+    model: str
+    cosine: float
+    bits: int | None
+    training: str | None
+    overlaps: tuple[Overlap, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether no copy was found anywhere."""
+        return not any(one.found for one in self.overlaps)
+
+    def text(self) -> str:
+        """A few lines a comparison."""
+        measures = ["exact copies by SHA-256", f"near copies by cosine >= {self.cosine:g} of {self.model}"]
+        if self.bits is not None:
+            measures.append(f"and by perceptual hashes that differ in {self.bits} of 64 bits or fewer")
+        corpus = f"training corpus {self.training}" if self.training else "no training corpus named"
+        lines = [f"suite {self.suite}: {', '.join(measures)}; {corpus}"]
+        return "\n".join(map(one_line, [*lines, *(line for one in self.overlaps for line in one.lines())]))
+
+    def json(self) -> str:
+        """The same with all pairs, as JSON."""
+        return json.dumps(asdict(self) | {"clean": self.clean}, indent=1)
 
 
 @dataclass(frozen=True)
@@ -161,8 +277,8 @@ def _corpus(store: FeatureStore, slug: str, hashes: ImageHashes | None) -> _Side
 
 
 @dataclass(frozen=True)
-class _Neighbours:
-    """The nearest neighbour of every row that was compared, best first.
+class _Nearest:
+    """The nearest neighbor of every row that was compared, best first.
 
     row, other: int64 (m,), positions on both sides. product: float32 (m,), inner product of their features or signs.
     compared: rows that have what is compared, those with an exact copy too.
@@ -180,7 +296,7 @@ class _Neighbours:
                 yield int(row), int(other), float(product)
 
     def summary(self, least: float, shown: Callable[[float], float]) -> Near:
-        """Counts and the scale of the nearest neighbours, inner products as `shown`."""
+        """Counts and the scale of the nearest neighbors, inner products as `shown`."""
         there = len(self.product) > 0
         return Near(
             compared=self.compared,
@@ -201,36 +317,36 @@ def _compare(names: tuple[str, str, str], one: _Side, other: _Side, limits: Thre
     by_hash = None
     if one.hashes is not None:
         least = HASH_BITS - 2 * limits.bits
-        close = _neighbours((one.hashed(), other.hashed()), alone, group)
+        close = _nearest_rows((one.hashed(), other.hashed()), alone, group)
         for row, position, product in close.within(least):
             pairs.append(Pair(str(one.key[row]), str(other.key[position]), "hash", bits=round(_differing(product))))
         by_hash = close.summary(least, _differing)
-    near = _neighbours((one.featured(), other.featured()), alone, group)
+    near = _nearest_rows((one.featured(), other.featured()), alone, group)
     for row, position, product in near.within(limits.cosine):
         pairs.append(Pair(str(one.key[row]), str(other.key[position]), "features", cosine=round(product, 6)))
     by_features = near.summary(limits.cosine, lambda product: round(product, 6))
     return Overlap(*names, len(one.rows), copies, by_features, by_hash, tuple(pairs))
 
 
-def _neighbours(sides: tuple[Blocks, Blocks], alone: NDArray[np.bool_], group: NDArray[np.int64] | None) -> _Neighbours:
+def _nearest_rows(sides: tuple[Blocks, Blocks], alone: NDArray[np.bool_], group: NDArray[np.int64] | None) -> _Nearest:
     """The nearest row of the second side to every row of the first.
 
     Args:
         sides: what is compared.
-        alone: bool, of the rows of the first side: False for those that need no neighbour.
-        group: int64, of the rows of both sides when they are one: a row of the same group is no neighbour.
+        alone: bool, of the rows of the first side: False for those that need no neighbor.
+        group: int64, of the rows of both sides when they are one: a row of the same group is no neighbor.
     """
     own = list(sides[0])
     if not own:
         nothing = np.empty(0, dtype=np.int64)
-        return _Neighbours(nothing, nothing, np.empty(0, dtype=np.float32), 0)
+        return _Nearest(nothing, nothing, np.empty(0, dtype=np.float32), 0)
     positions = np.concatenate([block[0] for block in own])
     asked = alone[positions]
     queries = np.concatenate([block[1] for block in own])[asked]
     best, where = nearest(queries, sides[1], None if group is None else group[positions[asked]], group)
     rows = positions[asked]
     order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
-    return _Neighbours(rows[order], where[order], best[order], len(positions))
+    return _Nearest(rows[order], where[order], best[order], len(positions))
 
 
 def _differing(product: float) -> float:
@@ -248,3 +364,38 @@ def _exact(one: _Side, other: _Side, itself: bool) -> list[Pair | None]:
         copies = [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]
         found.append(Pair(str(key), str(copies[0]), "exact", None) if copies else None)
     return found
+
+
+def nearest(
+    queries: NDArray[np.float32],
+    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    excluded: NDArray[np.int64] | None = None,
+    group: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Find the row with the highest inner product for every query; the first of equal ones.
+
+    Args:
+        queries: float32 (n, D), finite.
+        blocks: pairs of numbers, int64 (m,), ascending over all blocks, and values, float32 (m, D), finite.
+        excluded: int64 (n,), for every query the group whose rows may not be its answer.
+        group: int64, the group of every number; goes with `excluded`.
+
+    Returns:
+        Inner products, float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was there to be found.
+    """
+    best = np.full(len(queries), -np.inf, dtype=np.float32)
+    where = np.full(len(queries), -1, dtype=np.int64)
+    for numbers, values in blocks:
+        if len(numbers) == 0:
+            continue
+        for start in range(0, len(queries), QUERIES):
+            part = slice(start, start + QUERIES)
+            scores = queries[part] @ values.T
+            if excluded is not None and group is not None:
+                scores[excluded[part, None] == group[numbers]] = -np.inf
+            column = scores.argmax(axis=1)
+            found = scores[np.arange(len(column)), column]
+            better = found > best[part]
+            best[part][better] = found[better]
+            where[part][better] = numbers[column[better]]
+    return best, where

@@ -15,14 +15,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mmkd.evaluate.classification import class_problems, standard_metrics
+from mmkd.evaluate.classification import class_contrasts, class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
 
@@ -110,7 +110,13 @@ class LinearProbe(Task[LinearProbeSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Metrics of classification."""
-        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
+        return Scoring(
+            "standard",
+            standard_metrics(),
+            primary="auroc_macro",
+            proportions=frozenset({"acc"}),
+            contrasts=class_contrasts,
+        )
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Labels must be classes, and no group may stand in two splits."""
@@ -120,8 +126,9 @@ class LinearProbe(Task[LinearProbeSettings]):
         """Class probabilities, float64 (n, C), of every test image."""
         settings = self.own(data.spec)
         refuse_leaks(data)
-        train = _share(_labelled(data, "train", features), variant, settings)
-        val = _share(_labelled(data, "val", features), variant, settings) if data.spec.rows.val is not None else None
+        found = {split: _labelled(data, split, features) for split in probe_splits(data) if split != "test"}
+        train, val = (_share(found[split], variant, settings) if split in found else None for split in ("train", "val"))
+        assert train is not None, "the suite requires training rows for this task"
         c, info = choose_c(train, val, settings, variant.seed)
         everything = train if val is None else train.joined(val)
         model, converged = fit(everything, c, settings)
@@ -133,6 +140,8 @@ class LinearProbe(Task[LinearProbeSettings]):
         )
         info |= {"train_rows": len(everything.y), "train_classes": len(model.classes_), "converged": converged}
         info["warnings"] = fit_warnings([info]) + untrained_classes(data, model.classes_)
+        for split, part in found.items():
+            info["warnings"] += without_features(len(part.y), len(data.split(split)), f"{split} rows")
         return answers_of_test(data, score, images.available, data.classes, info=info, labelled=True)
 
 

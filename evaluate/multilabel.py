@@ -15,7 +15,7 @@ from mmkd.evaluate.dataset import DatasetRows, Samples, Split, value_counts
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_over_classes
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Metric, Scoring, answers_of_test
+from mmkd.evaluate.task import Contrast, Metric, Scoring, answers_of_test
 
 UNKNOWN = -1
 MEANINGS = (("positive", 1), ("negative", 0), ("unknown", UNKNOWN))
@@ -121,7 +121,12 @@ def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], 
 def multilabel_scoring() -> Scoring:
     """Mean area under the ROC curve over labels, and mean average precision."""
     metrics: dict[str, Metric] = {"auroc_mean": _over_labels(auroc), "map": _over_labels(average_precision)}
-    return Scoring("standard", metrics, primary="auroc_mean")
+    return Scoring("standard", metrics, primary="auroc_mean", contrasts=_label_contrasts)
+
+
+def _label_contrasts(found: Predictions) -> list[Contrast]:
+    known = found.score[:, len(found.columns) // 2 :]
+    return [(column == 1, column == 0) for column in known.T]
 
 
 def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) -> Metric:

@@ -34,7 +34,7 @@ from mmkd.evaluate.multilabel import (
 )
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import draw_share
-from mmkd.evaluate.task import Scoring, Task, Variant
+from mmkd.evaluate.task import Scoring, Task, Variant, without_features
 from mmkd.store import UserError
 
 
@@ -71,8 +71,9 @@ class MultilabelProbe(Task[LinearProbeSettings]):
         """A probability for every label of every test image; one half where a label cannot be trained."""
         refuse_leaks(data)
         settings = self.own(data.spec)
-        train = _share(_part(data, "train", features), variant, settings)
-        val = _share(_part(data, "val", features), variant, settings) if data.spec.rows.val is not None else None
+        found = {split: _part(data, split, features) for split in probe_splits(data) if split != "test"}
+        train, val = (_share(found[split], variant, settings) if split in found else None for split in ("train", "val"))
+        assert train is not None, "the suite requires training rows for this task"
         images = features.images(data.split("test").rows)
         x = images.values[images.available].astype(np.float64)
         score = np.full((len(images.available), len(data.classes)), np.nan)
@@ -93,6 +94,8 @@ class MultilabelProbe(Task[LinearProbeSettings]):
             "train_rows": len(train.x),
             "warnings": fit_warnings(list(fits.values())),
         }
+        for split, part in found.items():
+            info["warnings"] += without_features(len(part.x), len(data.split(split)), f"{split} rows")
         if constant:
             names = ", ".join(constant)
             info["warnings"].append(f"training rows of {names} are all alike: score one half, counted in the means")

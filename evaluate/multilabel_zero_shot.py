@@ -16,7 +16,7 @@ from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.multilabel import label_counts, label_problems, multilabel_needs, multilabel_scoring, predictions
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
-from mmkd.evaluate.zero_shot import class_cosines
+from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
 from mmkd.store import UserError
 
 
@@ -36,6 +36,7 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
     """
 
     name = "multilabel_zero_shot"
+    version = 2
     settings = MultilabelZeroShotSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
@@ -70,7 +71,9 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
         score = np.mean([found for found, _ in members], axis=0)
         available = np.logical_and.reduce([there for _, there in members])
         kind = "bare cosine" if data.negatives is None else "positive against negative prompts"
-        return predictions(data, score, available, {"score": kind, "temperature": scale})
+        return predictions(
+            data, score, available, {"score": kind, "temperature": scale, **prompt_facts(data, features)}
+        )
 
 
 def _scores(data: DatasetRows, model: Features, scale: float) -> tuple[Floats, NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from mmkd.base.config import Frozen
 from mmkd.base.errors import ConfigError, NotAStoreError
 from mmkd.base.files import write_atomically
+from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import DatasetRows, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
@@ -28,6 +29,8 @@ from mmkd.store import FeatureStore
 
 PLANS = "plans"
 """Folder of the plans, one for each suite that was run."""
+LONGEST = 150
+"""Letters of a file name that a suite's name may take."""
 
 NOT_IN_THE_NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("dataset", "about", "described_in", "source", "store"), True),
@@ -175,7 +178,7 @@ def write_plan(out: Path, plan: Plan) -> None:
     Raises:
         StoreError: the disk is full or read-only.
     """
-    write_atomically(_plan_path(out, plan.suite.suite), (plan.model_dump_json(indent=1) + "\n").encode())
+    write_atomically(plan_path(out, plan.suite.suite), (plan.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_plan(out: Path, suite: str | None = None) -> Plan:
@@ -184,24 +187,35 @@ def read_plan(out: Path, suite: str | None = None) -> Plan:
     Raises:
         ConfigError: nothing was run into this folder, or by another version, or several suites and none is named.
     """
-    paths = sorted((out / PLANS).glob("*.json")) if suite is None else [_plan_path(out, suite)]
+    paths = sorted((out / PLANS).glob("*.json")) if suite is None else [plan_path(out, suite)]
     if len(paths) > 1:
-        raise ConfigError(
-            f"{out} has results of {len(paths)} suites, {', '.join(unquote(path.stem) for path in paths)}; name one"
-        )
+        raise ConfigError(f"{out} has results of {len(paths)} suites, {', '.join(_suites_of(out))}; name one")
     if not paths or not paths[0].is_file():
-        others = ", ".join(repr(unquote(path.stem)) for path in sorted((out / PLANS).glob("*.json")))
+        others = ", ".join(map(repr, _suites_of(out)))
         what = f"no results of suite {suite!r}, only of {others}" if suite and others else "no results"
         raise ConfigError(f"{out} has {what}; `mmkd evaluate run SUITE --out {out}` makes them")
+    return _plan_at(paths[0])
+
+
+def plan_path(out: Path, suite: str) -> Path:
+    """The suite's own file, whatever its name: characters that files cannot have are percent-encoded.
+
+    A name too long for a file is cut and ends with its digest.
+    """
+    name = quote(suite, safe=" ")
+    return out / PLANS / f"{name if len(name) <= LONGEST else f'{name[:LONGEST]}-{_digest(suite)}'}.json"
+
+
+def _suites_of(out: Path) -> list[str]:
+    """Names of the suites that were run into a folder, sorted by file."""
+    return [one_line(_plan_at(path).suite.suite) for path in sorted((out / PLANS).glob("*.json"))]
+
+
+def _plan_at(path: Path) -> Plan:
     try:
-        return Plan.model_validate_json(paths[0].read_bytes())
+        return Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ConfigError(f"{paths[0]}: {error.errors()[0]['msg']}; run the suite again") from error
-
-
-def _plan_path(out: Path, suite: str) -> Path:
-    """A file of the suite's own, whatever its name: characters that files cannot have are percent-encoded."""
-    return out / PLANS / f"{quote(suite, safe=' ')}.json"
+        raise ConfigError(f"{path}: {error.errors()[0]['msg']}; run the suite again") from error
 
 
 def _problem(work: Callable[..., object], *names: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import write_atomically
 
 _META = b"mmkd.evaluate"
 
@@ -80,17 +80,13 @@ class Predictions:
         )
 
 
-def choices_digest(names: NDArray[np.object_]) -> str:
-    """16 hex digits for the gallery items, candidates or prompts, str (m,), that a model had features of."""
+def choices_digest(names: Iterable[object]) -> str:
+    """16 hex digits for the keys of gallery items, candidates or prompts that a model has features of."""
     return hashlib.sha256("\0".join(sorted(map(str, names))).encode()).hexdigest()[:16]
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write one Parquet file: id, group, domain, y, fold, available and one list of scores a row.
-
-    Raises:
-        StoreError: the disk is full or read-only.
-    """
+def encode_predictions(predictions: Predictions) -> bytes:
+    """The bytes of a Parquet file: id, group, domain, y, fold, available and one list of scores a row."""
     n, width = predictions.score.shape
     scores = pa.FixedSizeListArray.from_arrays(pa.array(predictions.score.reshape(-1)), width)
     table = pa.table(
@@ -113,11 +109,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote, equal to the last bit.
+    """Read a file of `encode_predictions`, equal to the last bit.
 
     Raises:
         CorruptStoreError: missing, or not such a file.

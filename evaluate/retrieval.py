@@ -17,7 +17,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import rank_positives, recall_at, weighted_mean, weighted_median
-from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant
+from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant, without_features
 from mmkd.store import UserError
 from mmkd.store.layout import Tower
 
@@ -101,7 +101,7 @@ class Retrieval(Task[RetrievalSettings]):
         )
         score = np.full((len(query_rows), 2 + len(settings.ks)), np.nan)
         score[queries.available] = np.column_stack([ranked.best, ranked.ties, ranked.found])
-        size, lacking = int(gallery.available.sum()), int((~gallery.available).sum())
+        size = int(gallery.available.sum())
         gallery_rows = pairs.captions if forward else pairs.images
         trivial = f"has no value: any answer is among the first {{}} of a gallery of {size}"
         groups = data.groups(test) if data.spec.group is not None else test.filled("image_sha256", test.ids)
@@ -116,13 +116,13 @@ class Retrieval(Task[RetrievalSettings]):
             info={
                 "positives": settings.positives,
                 "gallery": size,
-                "gallery_missing": lacking,
+                "gallery_missing": len(gallery.available) - size,
                 "pairs": len(pairs.image_of_row),
                 "choices": choices_digest(test.ids[gallery_rows[gallery.available]]),
                 "undefined": {
                     f"{name}@{k}": trivial.format(k) for k in settings.ks if k >= size for name in ("r", "recall")
                 },
-                "warnings": [f"{lacking} of the {size + lacking} gallery items have no features"] if lacking else [],
+                "warnings": without_features(size, len(gallery.available), "gallery items"),
             },
         )
 

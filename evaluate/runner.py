@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmkd.base.errors import ConfigError
-from mmkd.base.text import counted
-from mmkd.evaluate.plan import make_plan, write_plan
+from mmkd.base.files import disk_errors
+from mmkd.base.lock import lock_until_closed
+from mmkd.base.text import counted, one_line
+from mmkd.evaluate.plan import make_plan, plan_path, write_plan
 from mmkd.evaluate.processes import run_units
 from mmkd.evaluate.results import append_results, code_digest, read_results
 from mmkd.evaluate.suite import Suite
@@ -57,7 +60,7 @@ class RunReport:
         if others:
             text += f"; {others} of those done before come from another version of the code, --force runs them again"
         doubts = Counter(text for outcome in self.outcomes for text in outcome.warnings)
-        text += "".join(f"\nwarning ({counted(n, 'unit')}): {doubt}" for doubt, n in doubts.most_common(5))
+        text += "".join(f"\nwarning ({counted(n, 'unit')}): {one_line(doubt)}" for doubt, n in doubts.most_common(5))
         if self.absent:
             text += f"\n{len(self.absent)} data sets are not extracted: {', '.join(self.absent)}; `check` says how"
         return text
@@ -71,10 +74,11 @@ def run_suite(
     force: bool = False,
     jobs: int = 1,
     progress: Callable[[Outcome, int], None] | None = None,
+    waiting: Callable[[], None] | None = None,
 ) -> RunReport:
     """Run what is missing of a suite.
 
-    Writes `plan.json`, `results.jsonl` (append-only) and `predictions/` into `out`. A unit whose features,
+    Writes `plans/SUITE.json`, `results.jsonl` (append-only) and `predictions/` into `out`. A unit whose features,
     rows and settings are those of a stored result is not run again; failed units are.
 
     Args:
@@ -86,6 +90,7 @@ def run_suite(
             the order of the lines in `results.jsonl` does. Processes are spawned, so a script that asks for more
             than one needs the usual `if __name__ == "__main__":`.
         progress: called after every unit with its outcome and the number of all units.
+        waiting: called once where another run of this suite into `out` has to end first.
 
     Raises:
         ConfigError: the suite contradicts itself, or `selection` with report sets.
@@ -94,8 +99,6 @@ def run_suite(
     if selection:
         _refuse_report_sets(suite)
     loaded = make_plan(suite)
-    write_plan(out, loaded.plan)
-    finished = {} if force else _finished(out)
     units = loaded.plan.units
     outcomes: dict[str, Outcome] = {}
 
@@ -104,15 +107,30 @@ def run_suite(
         if progress is not None:
             progress(outcome, len(units))
 
-    for planned in units:
-        if planned.key in finished:
-            note(planned.key, Outcome(planned.unit, "done", other_code=finished[planned.key] != code_digest()))
-    for planned, rows in run_units(loaded, [one for one in units if one.key not in finished], out, jobs):
-        append_results(out, rows)
-        failed = rows[0].status == "failed"
-        status, reason = ("failed", rows[0].reason) if failed else ("ran", "")
-        note(planned.key, Outcome(planned.unit, status, reason, rows[0].warnings))
+    with _only_run(out, suite.suite, waiting):
+        write_plan(out, loaded.plan)
+        finished = {} if force else _finished(out)
+        for planned in units:
+            if planned.key in finished:
+                note(planned.key, Outcome(planned.unit, "done", other_code=finished[planned.key] != code_digest()))
+        for planned, rows in run_units(loaded, [one for one in units if one.key not in finished], out, jobs):
+            append_results(out, rows)
+            failed = rows[0].status == "failed"
+            status, reason = ("failed", rows[0].reason) if failed else ("ran", "")
+            note(planned.key, Outcome(planned.unit, status, reason, rows[0].warnings))
     return RunReport(out, tuple(outcomes[planned.key] for planned in units), loaded.plan.absent)
+
+
+@contextmanager
+def _only_run(out: Path, suite: str, waiting: Callable[[], None] | None) -> Iterator[None]:
+    """Wait until no other run of the suite works in `out`: it would compute the same units once more."""
+    path = plan_path(out, suite).with_suffix(".lock")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        lock_until_closed(file, waiting)
+        yield
 
 
 def _refuse_report_sets(suite: Suite) -> None:

@@ -1,9 +1,21 @@
-"""Dividing training rows: a share of the labels, and a held-out part that shares no group with the rest."""
+"""Parts of the rows: shares of labels, held-out groups, and cross-validation by patients with scores fold by fold."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from mmkd.base.errors import UserError
+from mmkd.evaluate.bags import Bags
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
+from mmkd.evaluate.task import Metric
 
 HELD_OUT_SHARE = 0.2
 
@@ -65,3 +77,160 @@ def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDA
 def shared_groups(one: NDArray[np.object_], other: NDArray[np.object_]) -> list[str]:
     """Groups that occur on both sides of a split, sorted; a sound split has none."""
     return sorted(set(one.tolist()) & set(other.tolist()))
+
+
+Part = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One training: indices of bags to train on, to stop or choose by, and to answer for. All have features."""
+
+    number: int
+    train: Part
+    val: Part
+    test: Part
+
+    @property
+    def seen(self) -> Part:
+        """Training and validation bags, for heads that choose by cross-validation of their own."""
+        return np.sort(np.concatenate([self.train, self.val]))
+
+
+def rounds(
+    fold: NDArray[np.int64], there: NDArray[np.bool_], even: NDArray[np.int64], group: NDArray[np.object_], seed: int
+) -> Iterator[Round]:
+    """A round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by.
+
+    Args:
+        fold: int64 (n,), the round that tests a bag; -1 for bags that are only ever trained on.
+        there: bool (n,), bags that have features.
+        even: int64 (n,), what the held-out part has about evenly: classes or events.
+        group: str (n,), patients.
+        seed: of the held-out part.
+
+    Raises:
+        UserError: a round without anything to train on.
+    """
+    for number in np.unique(fold[fold >= 0]).tolist():
+        seen = np.flatnonzero((fold != number) & there)
+        if len(seen) < 2:
+            raise UserError(f"fold {number} leaves {len(seen)} bags with features to train on, expected two or more")
+        out = hold_out(even[seen], group[seen], seed)
+        if not out.any():  # one group a class: the head stops by what it trains on
+            yield Round(number, seen, seen, np.flatnonzero((fold == number) & there))
+        else:
+            yield Round(number, seen[~out], seen[out], np.flatnonzero((fold == number) & there))
+
+
+def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
+    """Published folds where the data set names a column, else k drawn ones: int64 (n,).
+
+    Raises:
+        UserError: folds that cannot be drawn or read.
+    """
+    column = bags.data.spec.fold
+    return draw_folds(even, group, k, seed) if column is None else read_folds(bags.column(column), group, column)
+
+
+def answers(
+    n: int, width: int, every_round: Iterator[Round], answer: Callable[[Round], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Scores float64 (n, width) put together from the rounds; NaN for bags that no round tests."""
+    score = np.full((n, width), np.nan)
+    for one in every_round:
+        if len(one.test):
+            score[one.test] = answer(one)
+    return score
+
+
+def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
+    """Divide samples into k folds, whole groups at a time, classes (or events) about evenly.
+
+    Args:
+        y: int64 (n,), what is spread evenly.
+        group: str (n,), patients.
+        k: number of folds.
+        seed: of the draw.
+
+    Returns:
+        int64 (n,), 0 to k - 1.
+
+    Raises:
+        UserError: fewer groups than folds.
+    """
+    groups = len(set(group.tolist()))
+    if groups < k:
+        raise UserError(f"{groups} patients cannot fill {k} folds; set folds to {max(groups, 2)} or less")
+    fold = np.empty(len(y), dtype=np.int64)
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class rarer than k is spread as far as it goes; a fold without it has no value and says so.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        # With every class rarer than k scikit-learn refuses; then there is nothing to spread evenly.
+        even = y if np.bincount(y).max() >= k else np.zeros_like(y)
+        for number, (_, test) in enumerate(splitter.split(np.zeros(len(y)), even, group.astype(str))):
+            fold[test] = number
+    return fold
+
+
+def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: str) -> NDArray[np.int64]:
+    """Published folds by their column, int64 (n,), numbered in the order of their sorted names.
+
+    Raises:
+        UserError: a sample without a fold, a group in two folds, or only one fold.
+    """
+    missing = int(sum(value is None for value in values))
+    if missing:
+        raise UserError(f"column {column!r} names no fold for {missing} samples; leave them out or name their fold")
+    names, fold = np.unique(values.astype(str), return_inverse=True)
+    if len(names) < 2:
+        raise UserError(f"column {column!r} names {len(names)} fold, expected two or more")
+    for one in np.unique(group.astype(str)):
+        inside = np.unique(fold[group.astype(str) == one])
+        if len(inside) > 1:
+            raise UserError(f"{one!r} stands in folds {names[inside[0]]} and {names[inside[1]]} of {column!r}")
+    return fold.astype(np.int64)
+
+
+def mean_over_folds(metric: Metric) -> Metric:
+    """The mean of a metric over the folds where it has a value.
+
+    Scores of two folds come from two models and are not on one scale, so they are never ranked together.
+    """
+
+    def of_predictions(predictions: Predictions, weights: Floats) -> Floats:
+        if predictions.fold is None:
+            return metric(predictions, weights)
+        masks = [predictions.fold == number for number in np.unique(predictions.fold)]
+        values = np.stack([metric(predictions.take(mask), weights[:, mask]) for mask in masks])
+        there = ~np.isnan(values)
+        total = np.where(there, values, 0.0).sum(axis=0)
+        result = np.full(len(weights), np.nan)
+        np.divide(total, there.sum(axis=0), out=result, where=there.any(axis=0))
+        return result
+
+    return of_predictions
+
+
+def folded_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
+    """Resample groups inside each fold, so that every resample has folds of the sizes they have.
+
+    The draws depend on the seed, `name`, the folds and the groups only: differences between models are paired.
+
+    Args:
+        predictions: rows that count, available or not.
+        settings: how many, and the seed.
+        name: what is resampled.
+
+    Yields:
+        Counts, float64 (settings.n, n).
+    """
+    counts = np.zeros((settings.n, len(predictions)))
+    fold = np.zeros(len(predictions), dtype=np.int64) if predictions.fold is None else predictions.fold
+    for number in np.unique(fold).tolist():
+        mask = fold == number
+        _, member = np.unique(predictions.group[mask].astype(str), return_inverse=True)
+        seed = [settings.seed, number, *name_words(name)]
+        counts[:, mask] = np.concatenate(list(group_counts(member.astype(np.int64), settings.n, seed)))
+    yield counts

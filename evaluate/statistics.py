@@ -1,9 +1,9 @@
-"""Is one model better than another: paired differences, tests across data sets, corrections for many rivals."""
+"""From stored predictions to numbers with intervals, and from two models to a paired difference with its p-value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,10 +11,157 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mmkd.evaluate.scoring import TOLERANCE, Replicates
+from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.resampling import BootstrapSettings
+from mmkd.evaluate.task import Contrast, Scoring
+
+FINITE_SHARE = 0.5
+"""An interval needs at least this share of resamples with a value."""
+FEWEST_GROUPS = 10
+"""An interval, and with it a p and a verdict, needs this many independent groups. In simulations, intervals of 10
+groups that claim 95 % hold the truth in 88 to 89 % of studies; fewer groups say nothing about others."""
+TOLERANCE = 1e-9
+"""Values of a metric closer than this are equal: the order of a sum changes the 16th digit of a float, one sample more
+that is right changes a score of 10,000 by the 4th."""
 
 Verdict = Literal["win", "tie", "loss"]
 VERDICTS: tuple[Verdict, ...] = ("win", "tie", "loss")
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """A value and what it became in each resample.
+
+    value: on the data themselves, NaN where undefined. draws: float64 (B,). n, groups: rows and groups behind it.
+    missing: rows that were not scored, because the model has no features for them. limits: least and largest value
+    that can be. trials: groups of a mean over samples, 0 for other metrics. reason: why the value is undefined.
+    contrast: groups of the rarer side of what the metric compares (see `rarer_groups`), None where it compares nothing.
+    """
+
+    value: float
+    draws: Floats
+    n: int
+    groups: int
+    missing: int
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    trials: int = 0
+    reason: str = ""
+    contrast: int | None = None
+
+    @property
+    def informative(self) -> int:
+        """Groups that an interval rests on."""
+        return self.groups if self.contrast is None else min(self.groups, self.contrast)
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Percentile interval at `level` (Efron and Tibshirani 1993, section 13.3), NaN where there is none.
+
+        The value reported is the point estimate, never the mean of the resamples. At a limit all resamples are equal,
+        since errors that did not occur cannot be drawn: a mean over samples then has Wilson's interval (1927) of as
+        many trials as groups, another metric has none. Nor is there one where the value, or half of the resamples, are
+        undefined, or below `FEWEST_GROUPS`, be it of the rarer class: two positives among a hundred negatives give an
+        area whose resamples claim 95 % and hold the truth in 55 to 65 % of simulated studies.
+        """
+        finite = self.draws[np.isfinite(self.draws)]
+        enough = self.informative >= FEWEST_GROUPS and len(finite) >= FINITE_SHARE * max(1, len(self.draws))
+        if math.isnan(self.value) or not enough:
+            return math.nan, math.nan
+        tail = (1 - level) / 2
+        low, high = (float(limit) for limit in np.percentile(finite, [100 * tail, 100 * (1 - tail)]))
+        least, most = self.limits
+        if least + TOLERANCE < self.value < most - TOLERANCE:
+            return low, high
+        if not self.trials:
+            return (math.nan, math.nan) if high - low <= TOLERANCE else (low, high)
+        z = float(stats.norm.ppf(tail))
+        width = (most - least) * z**2 / (self.trials + z**2)
+        return (most - width, most) if self.value > (least + most) / 2 else (least, least + width)
+
+
+def resampled(
+    predictions: Predictions,
+    metrics: Collection[str],
+    scoring: Scoring,
+    *,
+    bootstrap: BootstrapSettings,
+    name: str,
+    parts: dict[str, NDArray[np.bool_]],
+) -> dict[tuple[str, str], Replicates]:
+    """Score the available rows of each part of a data set by several metrics, all on the same resamples.
+
+    Resamples are drawn over all rows and then cut to those that count, so models, metrics and parts of a
+    data set share them.
+
+    Args:
+        predictions: of all n rows.
+        metrics: names of metrics of `scoring`.
+        scoring: the metrics and the resampler.
+        bootstrap: number and seed of the resamples.
+        name: seeds the resamples too, for example `suite/dataset/test`.
+        parts: name to bool (n,), the rows that belong to it.
+
+    Returns:
+        By (part, metric).
+    """
+    counted = {part: predictions.available & mask for part, mask in parts.items()}
+    taken = {part: predictions.take(mask) for part, mask in counted.items()}
+    draws: dict[tuple[str, str], list[Floats]] = {(part, metric): [] for part in parts for metric in metrics}
+    for block in scoring.resamples(predictions, bootstrap, name):
+        for part, mask in counted.items():
+            weights = block.T[mask].T
+            for metric in metrics:
+                draws[part, metric].append(scoring.metrics[metric](taken[part], weights))
+    found = {}
+    for (part, metric), blocks in draws.items():
+        rows = taken[part]
+        value = float(scoring.metrics[metric](rows, np.ones((1, len(rows))))[0])
+        used = scoring.rows[metric](rows) if metric in scoring.rows else np.ones(len(rows), dtype=bool)
+        groups = len(set(rows.group[used].tolist()))
+        undefined = rows.info.get("undefined", {}).get(metric, "has no value on these labels")
+        found[part, metric] = Replicates(
+            value=value,
+            draws=np.concatenate(blocks),
+            n=int(used.sum()),
+            groups=groups,
+            missing=int((parts[part] & ~predictions.available).sum()),
+            limits=(-math.inf, math.inf) if metric in scoring.not_shares else (0.0, 1.0),
+            trials=groups if metric in scoring.proportions else 0,
+            reason=undefined if math.isnan(value) else "",
+            contrast=rarer_groups(rows, scoring.contrasts(rows)) if metric not in scoring.proportions else None,
+        )
+    return found
+
+
+def rarer_groups(rows: Predictions, contrasts: Sequence[Contrast]) -> int | None:
+    """Groups of the rarer side of a contrast; of several, as many as give their mean the variance of a single one.
+
+    The variance of an area under the ROC curve goes with one over the m groups of the rarer side, that of the mean of
+    C areas with the sum of 1/m over the square of C. None without a contrast.
+    """
+    sides = [min(len(set(rows.group[side].tolist())) for side in one) for one in contrasts]
+    sides = [count for count in sides if count]
+    return int(len(sides) ** 2 / sum(1 / count for count in sides)) if sides else None
+
+
+def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replicates:
+    """The unweighted mean of values of one metric, resample by resample; groups are those of the smallest part.
+
+    Parts of one data set share resamples, so what they have in common stays in the interval; parts of different data
+    sets were drawn independently. With `same_rows` the parts are draws of the labels, and n counts their rows once.
+    """
+    counted = parts[:1] if same_rows else parts
+    return replace(
+        parts[0],
+        value=float(np.mean([part.value for part in parts])),
+        draws=np.mean([part.draws for part in parts], axis=0),
+        n=sum(part.n for part in counted),
+        groups=min(part.groups for part in parts),
+        missing=sum(part.missing for part in counted),
+        trials=min(part.trials for part in parts),
+        contrast=min((part.contrast for part in parts if part.contrast is not None), default=None),
+        reason=next((part.reason for part in parts if part.reason), ""),
+    )
 
 
 def p_text(value: float) -> str:
@@ -59,6 +206,7 @@ def paired_difference(one: Replicates, other: Replicates, level: float) -> Diffe
         groups=min(one.groups, other.groups),
         limits=(one.limits[0] - other.limits[1], one.limits[1] - other.limits[0]),
         trials=min(one.trials, other.trials),
+        contrast=min((side.contrast for side in (one, other) if side.contrast is not None), default=None),
     )
     low, high = delta.interval(level)
     if math.isnan(low):
@@ -66,7 +214,7 @@ def paired_difference(one: Replicates, other: Replicates, level: float) -> Diffe
     finite = delta.draws[np.isfinite(delta.draws)]
     tail = min(np.count_nonzero(finite <= 0), np.count_nonzero(finite >= 0))
     p = min(1.0, 2 * (tail + 1) / (len(finite) + 1))
-    return Difference(delta.value, low, high, max(p, 2.0 ** (1 - delta.groups)), delta.n)
+    return Difference(delta.value, low, high, max(p, 2.0 ** (1 - delta.informative)), delta.n)
 
 
 def _without_noise(differences: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -87,9 +235,7 @@ def signed_rank_p(differences: Sequence[float]) -> float:
     found = found[np.abs(found) > TOLERANCE]
     if len(found) == 0:
         return 1.0
-    order = np.argsort(np.abs(found))
-    size = np.empty(len(found))
-    size[order] = 1 + np.cumsum(np.diff(np.abs(found)[order], prepend=0.0) > TOLERANCE)
+    size = dense_ranks(np.abs(found))
     if len(found) > 50:
         return float(stats.wilcoxon(np.copysign(size, found)).pvalue)
     # The sum of positive ranks among all 2^n ways to put the signs, counted by sum: one addition per rank and sum.
@@ -101,6 +247,14 @@ def signed_rank_p(differences: Sequence[float]) -> float:
     positive = int(doubled[found > 0].sum())
     tail = min(ways[: positive + 1].sum(), ways[positive:].sum())
     return float(min(1.0, 2 * tail / 2.0 ** len(found)))
+
+
+def dense_ranks(values: Floats) -> Floats:
+    """Ranks from 1, float64 (n,), of values (n,); those that differ by no more than `TOLERANCE` share theirs."""
+    order = np.argsort(values)
+    ranks = np.empty(len(values))
+    ranks[order] = 1 + np.cumsum(np.diff(values[order], prepend=values[order[:1]]) > TOLERANCE)
+    return ranks
 
 
 def holm(p: Sequence[float]) -> list[float]:

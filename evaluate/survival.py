@@ -12,16 +12,15 @@ from pydantic import Field, model_validator
 
 from mmkd.base.errors import UserError
 from mmkd.evaluate.bags import BagFeatures, Bags, make_bags
-from mmkd.evaluate.concordance import concordance
-from mmkd.evaluate.cross_validation import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
-from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
+from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
+from mmkd.evaluate.task import Contrast, Scoring, Task, TaskSettings, Variant
 from mmkd.store.layout import Tower
 
 COLUMNS = ("risk", "time", "event")
@@ -87,7 +86,9 @@ class Survival(Task[SurvivalSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Concordance within folds, averaged over folds; patients are resampled inside their folds."""
-        return Scoring("standard", {"c_index": mean_over_folds(_c_index)}, "c_index", resamples=folded_resamples)
+        return Scoring(
+            "standard", {"c_index": mean_over_folds(_c_index)}, "c_index", resamples=folded_resamples, contrasts=_events
+        )
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Times must be positive numbers that a patient's rows agree on, and there must be events."""
@@ -184,6 +185,11 @@ def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
 
 def _patients(data: DatasetRows) -> Bags:
     return make_bags(data, data.split("test"), data.spec.group or data.spec.bag)
+
+
+def _events(found: Predictions) -> list[Contrast]:
+    """Patients with an event against all: a pair that can be compared has at least one."""
+    return [(found.column("event") > 0, np.ones(len(found), dtype=bool))]
 
 
 def _c_index(predictions: Predictions, weights: Floats) -> Floats:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mmkd.base.text import one_line, plain_values
+from mmkd.base.text import counted, one_line, plain_values
 from mmkd.evaluate.folder import By, Question, ResultFolder
-from mmkd.evaluate.scoring import TOLERANCE, Replicates, averaged
+from mmkd.evaluate.statistics import FEWEST_GROUPS, TOLERANCE, Replicates, averaged
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,19 @@ def gather(folder: ResultFolder, question: Question) -> Gathered:
                 gathered.warnings.extend(f"{model}, {spec.dataset}: {warning}" for warning in warned)
         own = list(names) or [spec.modality if question.by == "modality" else spec.dataset]
         gathered.columns.extend(name for name in own if name not in gathered.columns)
+        few: dict[str, int] = {}
         for model, answers in found.items():
             scored = [] if isinstance(answers, str) else [folder.replicates(question, spec, one) for one in answers]
             for column in own:
                 part = answers if isinstance(answers, str) else [draw[column] for draw in scored]
                 gathered.parts.setdefault((model, column), []).append(part)
+                if not isinstance(part, str) and part[0].informative < FEWEST_GROUPS:
+                    few[column] = part[0].informative
+        gathered.warnings.extend(
+            f"{spec.dataset}, {column}: {counted(n, 'group')} (of the rarer class where there are classes), "
+            f"an interval needs {FEWEST_GROUPS}"
+            for column, n in few.items()
+        )
     return gathered
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -22,6 +22,8 @@ from mmkd.store.layout import Tower
 
 Metric = Callable[[Predictions, Floats], Floats]
 """Predictions of n available rows and counts (B, n) to values (B,); NaN where undefined."""
+Contrast = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+"""Rows on both sides of what a metric compares, such as positives and negatives, bool (n,) each."""
 Resampler = Callable[[Predictions, BootstrapSettings, str], Iterator[Floats]]
 
 
@@ -70,6 +72,8 @@ class Scoring:
     """Metrics that are a mean over samples; at 0 and 100 % their interval is Wilson's."""
     rows: Mapping[str, Callable[[Predictions], NDArray[np.bool_]]] = field(default_factory=dict)
     """For a metric of some of the rows: which, bool (n,)."""
+    contrasts: Callable[[Predictions], Sequence[Contrast]] = lambda _: ()
+    """Contrasts that every metric but `proportions` is a mean over: an interval needs groups on both sides of them."""
 
 
 class TaskSettings(Frozen):
@@ -148,6 +152,11 @@ class Task(ABC, Generic[Own]):
         Raises:
             MmkdError, ValueError: the unit cannot be run; the message is the reason.
         """
+
+
+def without_features(there: int, rows: int, what: str) -> list[str]:
+    """A warning where some of the rows behind a score have no features: a model with all of them had more to go by."""
+    return [f"{rows - there} of the {rows} {what} have no features"] if there < rows else []
 
 
 def answers_of_test(

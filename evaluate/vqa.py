@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.ranking import TIE, weighted_mean
 from mmkd.evaluate.splits import hold_out, shared_groups
-from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant, answers_of_test
+from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, TEXT_OF
 from mmkd.store.layout import Tower
 
@@ -81,7 +82,7 @@ class Vqa(Task[VqaSettings]):
     """The answer of every test question, and whether it is the right one word for word."""
 
     name = "vqa"
-    version = 2
+    version = 3
     settings = VqaSettings
     section = VqaColumns
 
@@ -142,16 +143,16 @@ class Vqa(Task[VqaSettings]):
         """Answer, right, closed and covered of every test question, float64 (n, 4)."""
         test = data.split("test")
         if variant.head == "rank":
-            answer, words, info = _rank(data, features)
+            found = _rank(data, features)
         else:
-            answer, words, info = _fuse(data, features, self.own(data.spec), variant.seed)
-        true = answer_index(_answers(data, test), words)
-        closed, covered = _closed(data, test), true >= 0
-        score = np.column_stack([answer, (answer == true) & covered, closed, covered]).astype(np.float64)
-        available = answer >= 0
+            found = _fuse(data, features, self.own(data.spec), variant.seed)
+        true, closed = answer_index(_answers(data, test), found.words), _closed(data, test)
+        right = (found.answer == true) & found.covered
+        score = np.column_stack([found.answer, right, closed, found.covered]).astype(np.float64)
+        available = found.answer >= 0
         score[~available] = np.nan
-        info |= {
-            "vocabulary": list(words),
+        info = found.info | {
+            "vocabulary": list(found.words),
             "closed": int(closed.sum()),
             "open": int((~closed).sum()),
             "test_images_in_train": _shared_images(data),
@@ -185,10 +186,22 @@ def _share_of(found: Predictions, kind: NDArray[np.bool_], weights: Floats) -> F
     return weighted_mean(found.column("right")[kind], weights[:, kind])
 
 
-def _fuse(
-    data: DatasetRows, features: Features, settings: VqaSettings, seed: int
-) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, Any]]:
-    """Train the head: answers int64 (n,), -1 where the model lacks a feature; the vocabulary; facts."""
+@dataclass(frozen=True)
+class _Answered:
+    """Answers to n test questions.
+
+    answer: int64 (n,), index in `words`, -1 where the model lacks a feature. covered: bool (n,), questions whose right
+    answer can be given: it is in the vocabulary, or among the candidates that the model has features of.
+    """
+
+    answer: NDArray[np.int64]
+    covered: NDArray[np.bool_]
+    words: tuple[str, ...]
+    info: dict[str, Any]
+
+
+def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: int) -> _Answered:
+    """Train the head and answer."""
     from mmkd.evaluate.heads.fusion_mlp import Questions, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     def questions(samples: Samples) -> tuple[Questions, NDArray[np.bool_]]:
@@ -216,12 +229,12 @@ def _fuse(
         **trained._asdict(),
         "train_questions": len(train.answer),
         "vocabulary_of": settings.vocabulary,
-        "warnings": budget_warnings([trained]),
+        "warnings": budget_warnings([trained]) + without_features(int(there.sum()), len(there), "train questions"),
     }
-    return answer, words, facts
+    return _Answered(answer, answer_index(_answers(data, data.split("test")), words) >= 0, words, facts)
 
 
-def _rank(data: DatasetRows, features: Features) -> tuple[NDArray[np.int64], tuple[str, ...], dict[str, Any]]:
+def _rank(data: DatasetRows, features: Features) -> _Answered:
     """The candidate of each question that is nearest to its image; a tie with a right one counts as wrong."""
     candidates, of = _candidates(data)
     test = data.split("test")
@@ -229,24 +242,21 @@ def _rank(data: DatasetRows, features: Features) -> tuple[NDArray[np.int64], tup
     index = answer_index(_answers(data, candidates), words)
     texts, images = features.texts(candidates.rows), features.images(test.rows)
     true = answer_index(_answers(data, test), words)
-    answer = np.full(len(test), -1, dtype=np.int64)
+    answer, covered = np.full(len(test), -1, dtype=np.int64), np.zeros(len(test), dtype=bool)
     for i, (key, caption) in enumerate(zip(test.ids, test.column("caption"), strict=True)):
         mine = [c for c in of.get(str(key), of.get(str(caption), [])) if texts.available[c]]
+        covered[i] = any(index[c] == true[i] for c in mine)
         if mine and images.available[i]:
             cosine = texts.values[mine] @ images.values[i]
             best = [index[mine[c]] for c in np.flatnonzero(cosine >= cosine.max() - TIE)]
             answer[i] = next((a for a in best if a != true[i]), best[0])
-    lacking = int((~texts.available).sum())
-    return (
-        answer,
-        words,
-        {
-            "candidates": len(candidates),
-            "questions_without_candidates": int((answer < 0).sum()),
-            "choices": choices_digest(candidates.ids[texts.available]),
-            "warnings": [f"{lacking} of the {len(candidates)} candidates have no features"] if lacking else [],
-        },
-    )
+    info = {
+        "candidates": len(candidates),
+        "questions_without_candidates": int((answer < 0).sum()),
+        "choices": choices_digest(candidates.ids[texts.available]),
+        "warnings": without_features(int(texts.available.sum()), len(candidates), "candidates"),
+    }
+    return _Answered(answer, covered, words, info)
 
 
 def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:

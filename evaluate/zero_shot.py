@@ -11,13 +11,13 @@ from pydantic import Field
 from scipy.special import softmax
 
 from mmkd.evaluate import official
-from mmkd.evaluate.classification import class_problems, standard_metrics
+from mmkd.evaluate.classification import class_contrasts, class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, choices_digest
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
 
@@ -51,7 +51,13 @@ class ZeroShot(Task[ZeroShotSettings]):
         """Metrics of the protocol."""
         if self.own(spec).protocol == "mmkd_official":
             return official.SCORING
-        return Scoring("standard", standard_metrics(), primary="auroc_macro", proportions=frozenset({"acc"}))
+        return Scoring(
+            "standard",
+            standard_metrics(),
+            primary="auroc_macro",
+            proportions=frozenset({"acc"}),
+            contrasts=class_contrasts,
+        )
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Labels and prompts must name the same classes."""
@@ -73,9 +79,19 @@ class ZeroShot(Task[ZeroShotSettings]):
             "temperature": scale,
             "protocol": settings.protocol,
             "prompts": np.bincount(data.prompt_labels(), minlength=len(data.classes)).tolist(),
-            "choices": choices_digest(data.prompts.ids[features.texts(data.prompts.rows).available]),
+            **prompt_facts(data, features),
         }
         return answers_of_test(data, score.astype(np.float64), available, data.classes, info=info, labelled=True)
+
+
+def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
+    """Digest of the prompts that the model has features of, and a warning where it lacks some."""
+    ids, warnings = [], []
+    for prompts in (one for one in (data.prompts, data.negatives) if one is not None):
+        there = features.texts(prompts.rows).available
+        ids.extend(prompts.ids[there].tolist())
+        warnings += without_features(int(there.sum()), len(prompts), f"{prompts.name}s")
+    return {"choices": choices_digest(ids), "warnings": warnings}
 
 
 def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:

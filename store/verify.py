@@ -21,7 +21,7 @@ from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
-from mmkd.store.hierarchy import document_fault, group_document, read_json
+from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import (
     PAIR_SOUND,
@@ -34,7 +34,8 @@ from mmkd.store.layout import (
 from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part, sample_schema
-from mmkd.store.selections import selection_faults
+from mmkd.store.selections import FOLDER as SELECTIONS
+from mmkd.store.selections import selection_faults, selection_names
 from mmkd.store.writer import array_documents, iter_shards
 
 
@@ -293,15 +294,23 @@ def _orphans(
     entries: list[LedgerEntry],
     named: set[str],
 ) -> Iterator[str]:
-    """Files in our three folders that neither the ledger nor the hierarchy accounts for."""
+    """Files in our folders that neither the ledger nor the hierarchy accounts for."""
     known = {sample_part(shard) for shard in range(shard_count(store.record.rows, store.record.rows_per_shard))} | named
     for entry in entries:
         # Without a card the encoding is unknown; int8 has the arrays of all encodings.
         encoding = cards[entry.teacher].encoding if entry.teacher in cards else "int8"
         known.update(spec.chunk(entry.teacher, entry.shard) for spec in teacher_arrays(encoding, 1))
-    for folder in ("samples", "teachers", "ledger"):
+    selections = tuple(f"{SELECTIONS}/{name}/" for name in selection_names(store.root))
+    inputs = [path.name.removesuffix(".json") for path in list_part(store.root, "inputs", "*.json")]
+    known |= {f"inputs/{stem}{suffix}" for stem in inputs for suffix in (".json", ".arrow")}
+    for folder in ("samples", "teachers", "ledger", "inputs", SELECTIONS):
         for path in walk_files(store.root / folder):
             name = name_in(store.root, path)
-            ours = path.name == "zarr.json" or path.name.endswith(TEMPORARY_SUFFIX) or name in known
+            ours = (
+                path.name == "zarr.json"
+                or path.name.endswith(TEMPORARY_SUFFIX)
+                or name in known
+                or name.startswith(selections)
+            )
             if not ours:
                 yield name

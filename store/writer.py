@@ -24,7 +24,7 @@ from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.encoding import CosineError, cosine_error, decode_rows, encode_rows, teacher_arrays, tower_arrays
-from mmkd.store.hierarchy import array_document, encode_document, group_document, write_document
+from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
 from mmkd.store.layout import (
     FORMAT_VERSION,
     SOUND_BIT,
@@ -132,7 +132,7 @@ def finish_append(store: Store) -> None:
     """Bring older sample parts and array documents to the record, as after an interrupted `append_rows`."""
     schema = sample_schema(store.record.labels)
     for shard in range(store.shards):
-        if not (store.root / sample_part(shard)).is_file():
+        if not is_there(store.root / sample_part(shard)):
             continue  # dropped by a repair: the next extraction lists it again
         table, _ = read_part(store.root, shard)
         if table.schema.equals(schema):

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pair_counts import count_pairs
 from sklearn.metrics import balanced_accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from mmkd.evaluate import metrics, official
-from mmkd.evaluate.concordance import concordance, count_pairs
-from mmkd.evaluate.metrics import Floats, Labels
+from mmkd.evaluate.metrics import Floats, Labels, concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import rank_positives, recall_at
 from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.scoring import resampled
+from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.tasks import TASKS, TaskSettings
 
 generators = st.integers(0, 2**31).map(np.random.default_rng)

@@ -15,11 +15,11 @@ from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.bags import BagFeatures, make_bags
-from mmkd.evaluate.cross_validation import draw_folds
 from mmkd.evaluate.heads.abmil import GatedAttention
 from mmkd.evaluate.heads.settings import MilSettings
 from mmkd.evaluate.plan import make_plan
 from mmkd.evaluate.predictions import read_predictions
+from mmkd.evaluate.splits import draw_folds
 from mmkd.store import UserError
 from mmkd.store.writer import ShardFeatures
 

@@ -23,9 +23,7 @@ from mmkd.base.errors import ConfigError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures import FIGURES, save
-from mmkd.evaluate.figures.kaplan_meier import band, high_risk
-from mmkd.evaluate.figures.style import line_style, rendered
+from mmkd.evaluate.figures import FIGURES, band, high_risk, line_style, rendered, save
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.report import write_report
 from mmkd.evaluate.table import Cell, ResultTable
@@ -108,7 +106,7 @@ def test_the_forest_is_the_comparison_with_the_best_rival(folder: ResultFolder) 
 
 def test_curves_of_label_shares_pass_through_the_tables(folder: ResultFolder) -> None:
     axes = FIGURES["label-efficiency"](folder, Question("linear_probe"), "student").axes[0]
-    lines = {c.get_label(): c.lines[0].get_ydata() for c in axes.containers}
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     for model in ("student", "alpha"):
         expected = [result_table(folder.out, "linear_probe", fraction=f).value(model, "mean") * 100 for f in (0.1, 1.0)]
         assert lines[model].tolist() == pytest.approx(expected)

@@ -22,9 +22,7 @@ from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
 from mmkd.evaluate.image_hash import ImageHashes, as_signs, perceptual_hash
-from mmkd.evaluate.leakage import Thresholds, find_leakage
-from mmkd.evaluate.leakage_report import Overlap
-from mmkd.evaluate.neighbors import nearest
+from mmkd.evaluate.leakage import Overlap, Thresholds, find_leakage, nearest
 from mmkd.store import FeatureStore
 from mmkd.store.writer import ShardFeatures
 
@@ -108,7 +106,7 @@ def test_text_and_json_say_the_same(planted: tuple[Path, Path]) -> None:
     text = CliRunner().invoke(evaluate, ["leakage", str(planted[0])])
     assert text.exit_code == 0, text.output
     assert "set test in train: 1 exact, 1 near by features of 30 images\n" in text.output
-    assert "  nearest neighbours, median and closest: cosine 0." in text.output
+    assert "  nearest neighbors, median and closest: cosine 0." in text.output
     assert "  exact: test0 = train5" in text.output
     assert "set test inside (other groups): 2 exact, 2 near by features of 30 images" in text.output
     assert "  ... and 1 more; --json lists all" in text.output

@@ -26,14 +26,12 @@ from statsmodels.stats.proportion import proportion_confint
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate import load_suite, metrics, result_table, run_suite
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.concordance import concordance
-from mmkd.evaluate.figures import FIGURES
-from mmkd.evaluate.figures.style import rendered
+from mmkd.evaluate.figures import FIGURES, rendered
 from mmkd.evaluate.folder import Question, ResultFolder
+from mmkd.evaluate.metrics import concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.results import ResultRow, append_results, read_results
-from mmkd.evaluate.scoring import Replicates, averaged
-from mmkd.evaluate.statistics import Difference, holm, paired_difference, signed_rank_p
+from mmkd.evaluate.statistics import Difference, Replicates, averaged, holm, paired_difference, signed_rank_p
 from mmkd.evaluate.table import Cell, ResultTable
 from mmkd.evaluate.tasks import TASKS
 from mmkd.evaluate.vqa import normalized
@@ -380,7 +378,7 @@ def test_a_whole_suite_is_recomputed_from_its_files(tmp_path: Path) -> None:
         found = folder.answers(question, "specimens", model)[0]
         assert isinstance(found, Predictions)
         right = found.score.argmax(axis=1) == found.labels()
-        counts = np.concatenate(list(TASKS["zero_shot"].scoring(folder.plan.suite.datasets[0].settings).resamples(
+        counts = np.concatenate(list(TASKS["zero_shot"].scoring(folder.plan.suite.datasets[0]).resamples(
             found, folder.plan.suite.bootstrap, "planted/specimens/test")))  # fmt: skip
         by_hand = [np.repeat(right[found.available], c[found.available].astype(int)).mean() for c in counts]
         cell = result_table(out, "zero_shot", "acc", by="dataset").cell(model, "specimens")

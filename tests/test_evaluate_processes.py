@@ -16,14 +16,14 @@ from planted_store import Planted, make_planted
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mmkd.evaluate import load_suite, run_suite
-from mmkd.evaluate import unit as run_unit
+from mmkd.evaluate import processes as run_unit
 from mmkd.evaluate.plan import Loaded, PlannedUnit
 from mmkd.evaluate.predictions import Predictions
 
 # Python runs this when a process starts: children of the test have it, the test itself began before.
 IN_CHILDREN = """
 import os, signal, time
-from mmkd.evaluate import unit as run_unit
+from mmkd.evaluate import processes as run_unit
 predict = run_unit._predict
 def changed(loaded, planned):
     {what}

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from lifelines import CoxPHFitter
 from lifelines.datasets import load_gbsg2, load_rossi
 from lifelines.utils import concordance_index
+from pair_counts import count_pairs
 from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
-from mmkd.evaluate.concordance import concordance, count_pairs
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, PartialLikelihood, fit_coxnet, fit_path
 from mmkd.evaluate.heads.survival_losses import bin_of, cox_loss, hazard_nll, risk_of_hazards, time_bins
+from mmkd.evaluate.metrics import concordance
 from mmkd.evaluate.predictions import read_predictions
 from mmkd.store import UserError
 from mmkd.store.writer import ShardFeatures

@@ -17,7 +17,7 @@ from mmkd.evaluate import metrics, official
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import QueryRanks, rank_positives, rank_scores, recall_at, weighted_median
 from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.scoring import resampled
+from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.zero_shot import class_vectors
 
 ONE = np.ones

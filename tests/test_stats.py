@@ -17,8 +17,7 @@ from mmkd.evaluate import metrics
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.ranking import recall_at
 from mmkd.evaluate.resampling import BootstrapSettings, clustered_resamples, group_counts
-from mmkd.evaluate.scoring import Replicates, resampled
-from mmkd.evaluate.statistics import holm, paired_difference, signed_rank_p
+from mmkd.evaluate.statistics import Replicates, holm, paired_difference, resampled, signed_rank_p
 from mmkd.evaluate.task import Scoring
 
 

@@ -188,6 +188,18 @@ def test_a_teacher_whose_card_was_not_copied_is_named(tmp_path: Path) -> None:
         store.available()
 
 
+def test_half_copied_selections_and_inputs_are_named(tmp_path: Path) -> None:
+    cards = [make_card()]
+    store, _ = make_store(tmp_path / "st", 300, cards)
+    make_selection(store, "half", np.ones((300, 1), bool), cards)
+    assert verify(tmp_path / "st").orphans == ()
+    (tmp_path / "st/selections/half/zarr.json").unlink()
+    (tmp_path / "st/inputs").mkdir()
+    (tmp_path / "st/inputs/00001.arrow").write_bytes(b"x")
+    chunks = {f"selections/half/c/{shard}/0" for shard in range(store.shards)}
+    assert set(verify(tmp_path / "st").orphans) == chunks | {"inputs/00001.arrow"}
+
+
 def test_inputs_of_a_store_that_moved_are_not_none(tmp_path: Path) -> None:
     store, _ = make_store(tmp_path / "st", 3, [])
     (tmp_path / "st").rename(tmp_path / "moved")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mmkd.evaluate import survival
-from mmkd.evaluate.cross_validation import Round
 from mmkd.evaluate.heads import coxnet
 from mmkd.evaluate.heads.abmil import MilTask, classify_task, fit_predict
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet, penalties
@@ -16,6 +15,7 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained
 from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, _share
 from mmkd.evaluate.multilabel_probe import _Part
 from mmkd.evaluate.multilabel_probe import _share as share_of_labels
+from mmkd.evaluate.splits import Round
 from mmkd.evaluate.survival import SurvivalSettings
 from mmkd.evaluate.task import Variant
 

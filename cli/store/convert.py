@@ -1,4 +1,4 @@
-"""`mmkd store import` and `mmkd store export`: other layouts in and out."""
+"""`mmkd store import` and `mmkd store export`: convert from and to other layouts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
 CODECS = ("zstd", "blosc", "gzip")
-"""As `mmkd.store.convert.archive`, which loads NumPy; a test holds the two together."""
+"""Equal to those of `mmkd.store.convert.archive`, which is slow to import; a test compares the two."""
 
 
 @store.command("import")
@@ -34,24 +34,27 @@ CODECS = ("zstd", "blosc", "gzip")
     type=click.Choice(["clips_output", "clips_project_output"]),
     default="clips_output",
     show_default=True,
-    help="Which file of the original release: as the teachers gave them, or mapped to 512 values.",
+    help="File of the original release: the teachers' own features, or those mapped to 512 values.",
 )
 @click.option(
     "--encoding",
     type=click.Choice(ENCODINGS),
     default="float16",
     show_default=True,
-    help="float32 keeps float32 features exactly, float16 rounds to nearest in half the room, int8 in a quarter.",
+    help="float32 is exact; float16 rounds and takes half the space, int8 a quarter.",
 )
 @click.option(
-    "--name", default="clip-retrieval", show_default=True, help="Teacher of a clip-retrieval folder or of bags."
+    "--name",
+    default="clip-retrieval",
+    show_default=True,
+    help="Name of the teacher of a clip-retrieval folder or of bags.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The result, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
-    """Bring features that others made into a store; run again to go on.
+    """Import features made by other tools into a store. Run again to continue.
 
     ORIGINAL is the original MMKD-CLIP release, a folder of clip-retrieval, a folder of bags (CLAM, TRIDENT), or
-    the description of an evaluation set of bags, which joins diagnoses, follow-up and folds."""
+    the description of an evaluation set of bags, which adds diagnoses, follow-up and folds."""
     from mmkd.store.convert.importing import import_features
 
     with tqdm(unit="shard", disable=True if as_json else None) as bar:
@@ -96,18 +99,25 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
 @store.command()
 @click.argument("path", metavar="STORE", type=STORE)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="npy + Parquet is embedding-reader's.")
 @click.option(
-    "--file", type=click.Choice(["output", "project", "both"]), help="Of --layout original.  [default: as imported]"
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    required=True,
+    help="npy is the layout of clip-retrieval and embedding-reader.",
+)
+@click.option(
+    "--file",
+    type=click.Choice(["output", "project", "both"]),
+    help="Feature file of --layout original.  [default: as imported]",
 )
 @click.option(
     "--images",
     type=click.Choice(["link", "copy", "none"]),
     default="none",
     show_default=True,
-    help="Of --layout original: bring the images below OUT, where the release's loader looks for them.",
+    help="For --layout original: put the images below OUT, where the release's loader looks for them.",
 )
-@click.option("--codec", type=click.Choice(CODECS), help="Of the compressed archive that --layout zarr writes.")
+@click.option("--codec", type=click.Choice(CODECS), help="Compression of --layout zarr.")
 def export(path: StorePath, out: Path, layout: str, file: str | None, images: ImageMode, codec: str | None) -> None:
     """Write a store's features in another layout, into a new folder."""
     from mmkd.store import FeatureStore

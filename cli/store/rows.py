@@ -1,4 +1,4 @@
-"""`mmkd store subset` and `mmkd store merge`: new stores of rows that are there."""
+"""`mmkd store subset`, `merge`, `append` and `relocate`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _name_what_stays(stores: Sequence[FeatureStore]) -> None:
 
 
 def _silent(done: int, every: int) -> None:
-    """A gather needs no bar."""
+    """No progress bar."""
 
 
 @store.command()
@@ -61,11 +61,13 @@ def _silent(done: int, every: int) -> None:
 @click.option(
     "--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="UTF-8 file with one key per line."
 )
-@click.option("--where", metavar="SQL", help='Rows that match, as after SQL\'s WHERE: "width >= 224".')
+@click.option("--where", metavar="SQL", help='Rows that match a condition as in SQL: "width >= 224".')
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
-@click.option("--teachers", help="Names to keep, with commas between; all when not given.")
+@click.option("--teachers", help="Teachers to keep, separated by commas.  [default: all]")
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="Encoding of the new store.  [default: unchanged]")
-@click.option("--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted, as missing.")
+@click.option(
+    "--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted; their features are missing."
+)
 def subset(
     path: StorePath,
     out: StorePath,
@@ -76,7 +78,7 @@ def subset(
     encoding: Encoding | None,
     incomplete: bool,
 ) -> None:
-    """Write a new store of some rows and teachers. What is given must all hold. Run again to go on.
+    """Write a new store of some rows and teachers. Rows must satisfy all options. Run again to continue.
 
     \b
     mmkd store subset STORE ct/ --where "modality in ('CT', 'MRI') and caption is not null"
@@ -98,9 +100,9 @@ def subset(
 @click.argument("path", metavar="STORE", type=STORE)
 @click.argument("corpus")
 def append(path: StorePath, corpus: str) -> None:
-    """List a further CORPUS below the rows of STORE; `mmkd extract CORPUS STORE` then does the new shards.
+    """Add the rows of another CORPUS to STORE; `mmkd extract CORPUS STORE` then extracts them.
 
-    Nothing that is there is written again. The new rows begin at the next shard boundary.
+    Features in the store are not rewritten. The new rows begin at the next shard boundary.
     """
     from mmkd.extract.corpora import open_corpus
     from mmkd.extract.index import append_corpus
@@ -116,10 +118,14 @@ def append(path: StorePath, corpus: str) -> None:
 @click.argument("path", metavar="STORE", type=STORE)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
-    "--corpus", type=click.IntRange(min=0), default=0, show_default=True, help="Which; appended ones follow 0."
+    "--corpus",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of the corpus; appended corpora follow 0.",
 )
 def relocate(path: StorePath, folder: Path, corpus: int) -> None:
-    """Note in STORE that its corpus' images lie in FOLDER now. No feature or row changes."""
+    """Record in STORE that the images of a corpus are in FOLDER now. No feature or row changes."""
     from mmkd.store.writer import move_corpus
 
     moved = move_corpus(path, folder, corpus)
@@ -129,10 +135,12 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 @store.command()
 @click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
 @click.argument("out", type=STORE)
-@click.option("--teachers", help="Names to keep, with commas between; by default all, which every STORE must have.")
-@click.option("--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted, as missing.")
+@click.option("--teachers", help="Teachers to keep, separated by commas.  [default: all; every STORE must have them]")
+@click.option(
+    "--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted; their features are missing."
+)
 def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: str | None, incomplete: bool) -> None:
-    """Write a new store of the rows of several with the same teachers and distinct keys. Run again to go on."""
+    """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
     from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmkd.evaluate.bags import BagFeatures
-from mmkd.evaluate.cross_validation import Round
 from mmkd.evaluate.heads.settings import MilSettings, Trained
 from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
 from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.splits import Round
 
 Loss = Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
 """Outputs (b, K) of the bags with these indices to a scalar."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mmkd.base.config import Frozen
-from mmkd.evaluate.cross_validation import draw_folds
 from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.splits import draw_folds
 from mmkd.store import UserError
 
 MAX_STEPS = 5000

@@ -17,7 +17,7 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.files import list_folder
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.convert.importing import Features, imported_card, part_slices
 from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.evaluation_rows import KIND as KIND_COLUMN
 from mmkd.store.evaluation_rows import SAMPLE, TEXT_OF
@@ -139,27 +139,22 @@ class BagFolder:
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather a range of rows, which may span several slides; there is no text."""
         (card,) = cards
-        numbers = rows["row"].to_pylist()
-        first, end = numbers[0], numbers[-1] + 1
         out: Features = {
             (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
             for tower in ("image", "text")
         }
         reasons: list[str | None] = []
-        start = 0
-        for path, patches, _ in self._bags:
-            count = max(patches, 1)  # an empty bag is a row of its own
-            low, high = max(first, start), min(end, start + count)
-            if low < high and not patches:
+        # An empty bag is a row of its own.
+        for number, part, place in part_slices(rows, (max(patches, 1) for _, patches, _ in self._bags)):
+            path, patches, _ = self._bags[number]
+            if not patches:
                 reasons.append("features: bag without patches")
-            elif low < high:
-                with _open_bag(path) as file, np.errstate(over="ignore"):
-                    stored = _features(file, path)
-                    part = slice(low - start, high - start)
-                    found = out[self.slug, "image"][low - first : high - first]
-                    found[:] = stored[0, part] if stored.ndim == 3 else stored[part]
-                reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
-            start += count
+                continue
+            with _open_bag(path) as file, np.errstate(over="ignore"):
+                stored = _features(file, path)
+                found = out[self.slug, "image"][place]
+                found[:] = stored[0, part] if stored.ndim == 3 else stored[part]
+            reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
         return out, reasons
 
 

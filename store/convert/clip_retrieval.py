@@ -25,7 +25,7 @@ from mmkd.base.files import write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.array import consecutive
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.convert.importing import Features, imported_card, part_slices
 from mmkd.store.convert.rows import StoreRows
 from mmkd.store.encoding import Encoding, value_type
 from mmkd.store.layout import Tower, check_slug
@@ -150,27 +150,21 @@ class ClipRetrievalFolder:
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather a range of rows, which may span several files."""
         (card,) = cards
-        numbers = rows["row"].to_pylist()
-        first, end = numbers[0], numbers[-1] + 1
         out: Features = {
             (card.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
             for tower in PREFIXES
         }
-        start = 0
-        for number, path, metadata in self._parts:
-            stop = start + metadata.num_rows
-            low, high = max(first, start), min(end, stop)
-            for tower in PREFIXES if low < high else ():
+        for index, part, place in part_slices(rows, (metadata.num_rows for _, _, metadata in self._parts)):
+            number, path, metadata = self._parts[index]
+            for tower, prefix in PREFIXES.items():
                 array = self._array(number, tower)
                 if array is not None:
                     if array.shape != (metadata.num_rows, card.dim):
                         raise CorpusError(
-                            f"{PREFIXES[tower]}_{path.stem[9:]}.npy is {array.shape}, "
-                            f"expected {(metadata.num_rows, card.dim)}"
+                            f"{prefix}_{path.stem[9:]}.npy is {array.shape}, expected {(metadata.num_rows, card.dim)}"
                         )
                     with np.errstate(over="ignore"):
-                        out[card.slug, tower][low - first : high - first] = array[low - start : high - start]
-            start = stop
+                        out[card.slug, tower][place] = array[part]
         return out, [None] * len(rows)
 
     def _array(self, number: int, tower: Tower) -> NDArray[np.floating[Any]] | None:

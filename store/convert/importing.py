@@ -79,6 +79,21 @@ class ImportReport:
     """Rows of them without any feature."""
 
 
+def part_slices(rows: pa.Table, sizes: Iterable[int]) -> Iterator[tuple[int, slice, slice]]:
+    """Find consecutive `rows` in parts of these sizes that lie one after another.
+
+    Yields:
+        Number of a part that holds some of them, the slice of the part, and its place in `rows`.
+    """
+    start, first = 0, rows["row"][0].as_py()
+    end = first + len(rows)
+    for number, size in enumerate(sizes):
+        low, high = max(first, start), min(end, start + size)
+        if low < high:
+            yield number, slice(low - start, high - start), slice(low - first, high - first)
+        start += size
+
+
 def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -> TeacherCard:
     """Return a card for features whose teacher is known by name only; unknown fields are marked as not stated."""
     return TeacherCard(

@@ -19,7 +19,7 @@ from mmkd.base.conditions import parse_condition
 from mmkd.base.errors import TeacherMismatchError, UserError
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features
+from mmkd.store.convert.importing import Features, part_slices
 from mmkd.store.encoding import Encoding
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
@@ -103,17 +103,11 @@ class StoreRows:
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather the features of a range of the new rows."""
-        numbers = rows["row"].to_pylist()
-        first, end = numbers[0], numbers[-1] + 1
+        slices = list(part_slices(rows, (len(taken) for _, taken in self.parts)))
         out: Features = {}
         for card in cards:
             for tower in TOWERS:
-                pieces = []
-                start = 0
-                for store, taken in self.parts:
-                    piece = taken[max(first - start, 0) : max(end - start, 0)]
-                    pieces.append(store.features(card.slug, tower)[piece])
-                    start += len(taken)
+                pieces = [self.parts[i][0].features(card.slug, tower)[self.parts[i][1][part]] for i, part, _ in slices]
                 out[card.slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
 
