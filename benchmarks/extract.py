@@ -40,7 +40,7 @@ from mmkd.extract.corpora import open_corpus
 from mmkd.extract.dispatch import gather
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import plan_tasks
-from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.report import ShardReport
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
@@ -62,7 +62,7 @@ from mmkd.extract.corpora import open_corpus
 from mmkd.extract.new_store import make_store
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
-from mmkd.extract.worker_state import Workbench
+from mmkd.extract.encode import Workbench
 from mmkd.store import FeatureStore
 from mmkd.store.writer import add_teacher
 torch.set_num_threads(1)

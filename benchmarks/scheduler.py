@@ -24,7 +24,7 @@ from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.scale import Watch
 from mmkd.extract import dispatch as gathering
 from mmkd.extract.plan import ShardTask, plan_tasks
-from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.report import ShardReport
 from mmkd.store import Preprocessing, TeacherCard
 from mmkd.store.layout import rows_per_shard, shard_count
 from mmkd.store.record import CorpusRecord, Store, StoreRecord

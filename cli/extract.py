@@ -73,8 +73,8 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         for line in estimate_lines(estimate(config, say=click.echo)):
             click.echo(line)
         return
+    from mmkd.extract.report import summary_lines
     from mmkd.extract.run import extract as run
-    from mmkd.extract.run_report import summary_lines
 
     try:
         report = run(config, say=click.echo)

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 import click
@@ -106,6 +107,8 @@ def main() -> None:
 
     Of a closed output other commands hear through click, which ends them without a word.
     """
+    if sys.stdout is None:  # `>&-`: nothing else is to get its number
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     if LONG & set(sys.argv[1:2]):
         sys.stdout = cast(TextIO, _Output(sys.stdout))
     try:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmkd.extract.reextract import TeacherComparison, TowerCosines
     from mmkd.extract.teachers import TeacherSpec
     from mmkd.extract.teachers.check import CheckReport, TowerReport
-    from mmkd.extract.teachers.nine import PublishedTeacher
+    from mmkd.extract.teachers.published import PublishedTeacher
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
 _TRUST = click.option(
@@ -31,16 +31,16 @@ def teachers() -> None:
 @_AS_JSON
 def list_teachers(as_json: bool) -> None:
     """The nine of the original, then their variants."""
-    from mmkd.extract.teachers.published import THE_NINE, VARIANTS
+    from mmkd.extract.teachers.published import the_nine, variants
 
     if as_json:
-        groups = {"the_nine": THE_NINE, "variants": VARIANTS}
+        groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
     rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "licence", "source")]
-    rows += [_row(teacher) for teacher in THE_NINE]
+    rows += [_row(teacher) for teacher in the_nine()]
     split = len(rows)
-    rows += [_row(teacher) for teacher in VARIANTS]
+    rows += [_row(teacher) for teacher in variants()]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows

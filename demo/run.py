@@ -16,8 +16,8 @@ from mmkd.distill.export import export
 from mmkd.distill.trainer import train
 from mmkd.evaluate import ResultTable, load_suite, result_table, run_suite
 from mmkd.extract.config import ExtractConfig
+from mmkd.extract.report import summary_lines
 from mmkd.extract.run import extract
-from mmkd.extract.run_report import summary_lines
 from mmkd.extract.teachers import parse_teachers
 
 Say = Callable[[str], None]

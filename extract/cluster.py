@@ -42,6 +42,7 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
         UserError: nothing answers at the address, or the batch system refuses.
     """
     with dask.config.set(_DASK), dask.config.set(_flat("distributed", cluster.distributed)):
+        _check_encryption(cluster)
         if cluster.scheduler in BATCH_SYSTEMS:
             opened = _batch_client(cluster)
         elif cluster.scheduler == LOCAL:
@@ -69,6 +70,15 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
         finally:
             for logger, level in quiet.items():
                 logger.setLevel(level)
+
+
+def _check_encryption(cluster: ClusterConfig) -> None:
+    required = dask.config.get("distributed.comm.require-encryption", None)
+    if required and cluster.security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
+        raise UserError(
+            "Dask's configuration sets distributed.comm.require-encryption and names no TLS files; name them under "
+            "distributed.comm.tls or under `security:` in the YAML of --scheduler, or set it to false"
+        )
 
 
 def _is_connection_loss(error: OSError) -> bool:

@@ -18,9 +18,9 @@ from mmkd.base.install import install_command
 try:
     import dask
     from distributed import Security
-except (ValueError, yaml.YAMLError) as _error:
+except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as _error:
     # Importing Dask reads ~/.config/dask; its own messages fill a screen.
-    _reason = " ".join(str(_error).split())[:300]
+    _reason = " ".join(f"{type(_error).__name__}: {_error}".split())[:300]
     raise ConfigError(
         f"Dask cannot read its configuration: {_reason}; correct the YAML files in ~/.config/dask"
     ) from None

@@ -1,4 +1,4 @@
-"""Tasks out to the cluster, reports back; what takes workers down is done again alone and isolated, then set aside."""
+"""Send tasks to the cluster and gather reports; a shard that kills its workers is done again alone, then set aside."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from distributed import Client, KilledWorker, as_completed
 
 from mmkd.base.errors import UserError
 from mmkd.extract.plan import ShardTask
-from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.report import ShardReport
 from mmkd.extract.worker import run_task
 from mmkd.store import MmkdError
 from mmkd.store.record import Store
 
 _RETRIES = 2
-"""Of a task that raised: a fault of the machine goes away, one of the code comes again."""
+"""Further attempts at a task that raised: a fault of the machine passes, one of the code recurs."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class LostShard:
 def gather(
     client: Client, store: Store, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
-    """Do the tasks and yield what became of each, as they finish. The scheduler holds one small report a task.
+    """Do the tasks and yield the outcome of each as it finishes. The scheduler holds one small report for each task.
 
-    Dask blames a dead worker's every task: those in hand and those that wait there. So what was blamed too often is
-    done again when the others are finished, one shard at a time: then it is blamed for itself alone.
+    Dask blames a dead worker for all its tasks, running and waiting. Tasks blamed too often are therefore done again
+    when the others have finished, one shard at a time, so that each is blamed for itself alone.
 
     Raises:
         UserError: the scheduler went away.
-        MmkdError: what a worker met and the user can mend: a full disk, a teacher that cannot be loaded.
+        MmkdError: a fault in a worker that the user can correct: a full disk, a teacher that cannot be loaded.
     """
     blamed = []
     for task, outcome in _outcomes(client, store, tasks):
@@ -48,10 +48,10 @@ def gather(
             )
             blamed.append(replace(task, isolated=True))
         else:
-            yield _told(task, outcome)
+            yield _result(task, outcome)
     for isolated in blamed:
         for task, outcome in _outcomes(client, store, [isolated]):
-            yield _told(task, outcome)
+            yield _result(task, outcome)
 
 
 def _outcomes(
@@ -74,12 +74,10 @@ def _outcomes(
         future.release()
 
 
-def _told(task: ShardTask, outcome: ShardReport | BaseException) -> ShardReport | LostShard:
-    return LostShard(task.shard, _in_a_line(outcome)) if isinstance(outcome, BaseException) else outcome
-
-
-def _in_a_line(error: BaseException) -> str:
-    if isinstance(error, KilledWorker):
-        return "its workers died or hung; too little memory, or a fault in a teacher?"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+def _result(task: ShardTask, outcome: ShardReport | BaseException) -> ShardReport | LostShard:
+    if not isinstance(outcome, BaseException):
+        return outcome
+    if isinstance(outcome, KilledWorker):
+        return LostShard(task.shard, "its workers died or hung; too little memory, or a fault in a teacher?")
+    text = " ".join(str(outcome).split())[:200]
+    return LostShard(task.shard, f"{type(outcome).__name__}: {text}" if text else type(outcome).__name__)

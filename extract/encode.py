@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.images.source import ImageSource
-from mmkd.extract.decoding import DecodedImage
-from mmkd.extract.forward import PASS_ROWS, encode
-from mmkd.extract.shard_report import Clock, ShardReport
+from mmkd.extract.decoding import DecodedImage, decode_windows
+from mmkd.extract.forward import PASS_ROWS, BatchSizes, encode
+from mmkd.extract.isolated_decoding import isolated_windows
+from mmkd.extract.progress import Watch
+from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.worker_state import Workbench
 from mmkd.store.encoding import value_type
 
 _TOKENIZE_ROWS = 256
@@ -25,6 +27,36 @@ MAX_CAPTION_CHARACTERS = 1 << 16
 
 Features = dict[str, NDArray[np.floating[Any]]]
 """By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
+
+
+@dataclass
+class Workbench:
+    """See `cluster_config.WorkerConfig` for what the numbers mean."""
+
+    decode_threads: int = 2
+    read_threads: int = 4
+    sizes: BatchSizes = field(default_factory=BatchSizes)
+    watch: Watch = field(default_factory=lambda: Watch(600))
+    keep_inputs: int | None = None
+    """Pixels of the JPEGs to make for training, too."""
+    isolated: bool = False
+    """Decode every image in a process of its own: for a shard that took its worker down."""
+
+    def windows(
+        self, sources: Sequence[ImageSource], geometries: Sequence[Geometry], window: int
+    ) -> Iterator[list[DecodedImage]]:
+        """The images in order, `window` of them at a time."""
+        if self.isolated:
+            # Half the watchdog's time: the image fails, not the worker.
+            return isolated_windows(
+                sources,
+                geometries,
+                window,
+                seconds=self.watch.seconds / 2,
+                keep=self.keep_inputs,
+                beat=self.watch.beat,
+            )
+        return decode_windows(sources, geometries, window, self.read_threads, self.decode_threads, self.keep_inputs)
 
 
 def encode_images(

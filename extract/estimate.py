@@ -16,7 +16,7 @@ from mmkd.extract.index import check_same_corpus, create_indexed_store, list_cor
 from mmkd.extract.limited_corpus import LimitedCorpus
 from mmkd.extract.new_store import folder_beside, remove_folder
 from mmkd.extract.plan import ShardTask, plan_tasks
-from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.report import ShardReport
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.chunk import CRC_BYTES

@@ -1,4 +1,4 @@
-"""What is left to do: shards and the teachers each of them lacks. Pure; reads and writes nothing."""
+"""Plan of the remaining work: shards and the teachers that each lacks. Pure: reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def plan_retries(
         absent = sorted(set(finished) - present)
         if absent:
             raise UserError(
-                f"--retry-failed writes the rows of shard {shard} anew, which {', '.join(absent)} also has; name every "
+                f"--retry-failed rewrites the rows of shard {shard}, which {', '.join(absent)} also has; name every "
                 "teacher of the store in --teachers"
             )
         if finished:

@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from mmkd.base.errors import CorpusError, TeacherError, UserError
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.decoding import DecodedImage
-from mmkd.extract.encode import encode_captions, encode_images
+from mmkd.extract.encode import Workbench, encode_captions, encode_images
+from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.shard import caption_fault, image_sources
-from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
 from mmkd.store.layout import TOWERS
 

@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from mmkd.extract.corpora.row import IMAGE_FAULT
-from mmkd.extract.encode import encode_images
+from mmkd.extract.encode import Workbench, encode_images
+from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.shard import caption_faults, extract_shard, final_rows, image_sources, live_rows, sound_features
-from mmkd.extract.shard_report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard, remove_entry

@@ -24,8 +24,7 @@ from mmkd.extract.dispatch import gather
 from mmkd.extract.index import restore_parts
 from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
-from mmkd.extract.run_report import RunReport
-from mmkd.extract.shard_report import ShardReport
+from mmkd.extract.report import RunReport, ShardReport
 from mmkd.extract.teachers import TeacherSpec
 from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
@@ -153,6 +152,6 @@ def _stop_at_too_many(config: ExtractConfig, report: RunReport) -> None:
         reasons = (report.reasons + report.lost_rows).most_common(3)
         worst = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
         raise UserError(
-            f"{failed:,} of {seen:,} rows failed, more than --max-failures {limit} ({worst}); mend "
+            f"{failed:,} of {seen:,} rows failed, more than --max-failures {limit} ({worst}); correct "
             "the corpus and run with --retry-failed, or raise the limit and run again: what was done is kept"
         )

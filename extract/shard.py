@@ -19,10 +19,9 @@ from mmkd.base.images.source import ImageSource
 from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, ONE_SIDED
 from mmkd.extract.decoding import DecodedImage
-from mmkd.extract.encode import Features, encode_captions, encode_images
-from mmkd.extract.shard_report import Clock, ShardReport
+from mmkd.extract.encode import Features, Workbench, encode_captions, encode_images
+from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.worker_state import Workbench
 from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
 from mmkd.store.ledger import entries_of_shard

@@ -13,15 +13,15 @@ from distributed.worker import Worker
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import keep_freed_memory
 from mmkd.extract.cluster_config import WorkerConfig
+from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.plan import ShardTask
 from mmkd.extract.progress import Watch
+from mmkd.extract.report import ShardReport
 from mmkd.extract.retry import retry_shard
 from mmkd.extract.shard import extract_shard
-from mmkd.extract.shard_report import ShardReport
 from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
 from mmkd.extract.teachers.loaded import LoadedTeacher
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import MmkdError, TeacherCard
 from mmkd.store.ledger import entries_of_shard
 from mmkd.store.record import Store
@@ -72,7 +72,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
 def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
     """Do one task with this worker's teachers.
 
-    An error that the user can mend (a full disk) is a result: Dask would log it with a traceback on
+    An error that the user can correct (a full disk) is a result: Dask would log it with a traceback on
     every worker, and the client says it in one line. Anything else is a bug and is raised.
     """
     worker = get_worker()

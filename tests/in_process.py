@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore
 from mmkd.store.writer import add_teacher
 

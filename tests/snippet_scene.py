@@ -37,11 +37,11 @@ datasets:
 
 def write_hub(root: Path) -> None:
     """BiomedCLIP, PLIP and QuiltNet as a download leaves them, in their formats and at a thousandth of their sizes."""
-    from mmkd.extract.teachers.nine import THE_NINE
+    from mmkd.extract.teachers.published import the_nine
     from tests import teacher_snapshots as snapshots
 
     writers = {"biomedclip": snapshots.biomedclip, "plip": snapshots.plip, "quiltnet": snapshots.quiltnet}
-    for teacher in THE_NINE:
+    for teacher in the_nine():
         if teacher.slug in writers:
             revision = teacher.revision or "main"
             repository = root / f"models--{teacher.source.removeprefix('hf-hub:').replace('/', '--')}"

@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmkd.extract.teachers.nine import forked_open_clip
+from mmkd.extract.teachers.published import find_published
 from tests.clip_snapshots import genmedclip, plip, pubmedclip, pubmedclip_original, quiltnet
 from tests.plain_towers import plain_resnet, plain_vit, quick_gelu
 from tests.teacher_parts import (
@@ -136,7 +136,7 @@ def unimedclip(folder: Path, numpy_scalars: bool = False) -> Snapshot:
         folder,
         "open_clip",
         weights=("unimed-clip-vit-b16.pt",),
-        options=forked_open_clip("tiny-clip-quickgelu"),
+        options=find_published("unimedclip").options | {"architecture": "tiny-clip-quickgelu"},
         context_length=64,
     )
     return Snapshot(

@@ -27,11 +27,11 @@ from mmkd.distill.pairs import training_pairs
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.encode import Workbench
 from mmkd.extract.index import append_corpus, check_same_corpus, create_indexed_store, restore_parts
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.clip_retrieval import export_npy
 from mmkd.store.convert.parquet import export_parquet

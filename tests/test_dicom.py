@@ -354,3 +354,130 @@ def test_files_that_mean_harm(tmp_path: Path) -> None:
 def test_any_cut_gives_a_reason(cut: int) -> None:
     with pytest.raises(ImageError, match="DICOM"):
         decode(encoded(make(RAMP))[:cut])
+
+
+def odd_bytes(pixels: np.ndarray, big_endian: bool = False, **attributes: object) -> bytes:
+    """A data set without file meta, as implicit little or explicit big endian; text stands for itself."""
+    dataset = make(pixels.astype(pixels.dtype.newbyteorder(">" if big_endian else "<")))
+    for name, value in attributes.items():
+        if value is None:
+            dataset.pop(pydicom.datadict.tag_for_keyword(name), None)
+        else:
+            tag = pydicom.datadict.tag_for_keyword(name)
+            dataset.add_new(tag, "LO" if isinstance(value, str) else pydicom.datadict.dictionary_VR(tag), value)
+    dataset["PixelData"].VR = "OW"
+    buffer = pydicom.filebase.DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = not big_endian, not big_endian
+    pydicom.filewriter.write_dataset(buffer, dataset)
+    return b"\0" * 128 + b"DICM" + buffer.getvalue()
+
+
+STEPS = np.arange(16, dtype=np.uint16).reshape(4, 4) * 100
+EVEN = np.arange(16).reshape(4, 4) * 17
+
+
+@pytest.mark.parametrize(
+    ("attributes", "note"),
+    [
+        ({"PhotometricInterpretation": "monochrome2"}, None),
+        ({"PhotometricInterpretation": "MONOCHROME 2"}, "PhotometricInterpretation that does not fit, taken for MONO"),
+        ({"PhotometricInterpretation": "YBR_FULL"}, "PhotometricInterpretation that does not fit, taken for MONO"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PhotometricInterpretation that does not fit, taken for MONO"),
+        ({"PhotometricInterpretation": None}, "no PhotometricInterpretation, taken for MONOCHROME2"),
+        ({"BitsAllocated": None}, "no BitsAllocated, taken for 16"),
+        ({"BitsStored": 0, "HighBit": 15}, "BitsStored that does not fit, taken for 16"),
+        ({"BitsStored": 17}, "BitsStored that does not fit, taken for 16"),
+        ({"BitsStored": 12}, "HighBit that does not fit, taken for 11"),
+        ({"HighBit": 7}, "HighBit that does not fit, taken for 15"),
+        ({"HighBit": None}, "no HighBit, taken for 15"),
+        ({"PixelRepresentation": None}, "no PixelRepresentation, taken for 0"),
+        ({"NumberOfFrames": "-1"}, "NumberOfFrames below 1, taken for 1"),
+        ({"RescaleSlope": "nan", "RescaleIntercept": "0"}, "no value in RescaleSlope, taken for 1"),
+        ({"RescaleSlope": "1,5", "RescaleIntercept": "0"}, "no value in RescaleSlope, taken for 1"),
+        ({"RescaleSlope": "3", "RescaleIntercept": "-9"}, None),
+        ({"ModalityLUTSequence": [Dataset()]}, "modality LUT without content"),
+        ({"VOILUTSequence": []}, None),
+        ({"WindowCenter": "nan", "WindowWidth": "80"}, "no usable window, own range"),
+    ],
+)
+def test_an_odd_header_beside_sound_pixels_is_read(attributes: dict[str, object], note: str | None) -> None:
+    found = decode(odd_bytes(STEPS, **attributes))
+    assert np.array_equal(np.asarray(found), EVEN)
+    assumed = found.info[ASSUMED].removeprefix("DICOM: no transfer syntax, taken for little endian").removeprefix(", ")
+    assert assumed.startswith(note or "")
+    assert bool(assumed) == bool(note)
+
+
+def test_big_endian_without_a_transfer_syntax() -> None:
+    found = decode(odd_bytes(STEPS, big_endian=True))
+    assert np.array_equal(np.asarray(found), EVEN)
+    assert found.info[ASSUMED] == "DICOM: no transfer syntax, taken for big endian"
+
+
+def test_values_below_the_high_bit_and_overlays_above_it() -> None:
+    assert np.array_equal(picture(make(STEPS << 4, BitsStored=12, HighBit=15)), EVEN)
+    signed = (STEPS.astype(np.int16) - 800) << 4
+    assert np.array_equal(picture(make(signed, BitsStored=12, HighBit=15)), EVEN)
+    assert np.array_equal(picture(make(STEPS.astype(np.int16) - 800, BitsStored=12, HighBit=15)), EVEN)
+    assert np.array_equal(picture(make(STEPS | 0xF000, BitsStored=12, HighBit=11)), EVEN)
+
+
+def test_a_falling_slope_and_a_picture_of_one_value() -> None:
+    assert np.array_equal(picture(make(STEPS, RescaleSlope="-1", RescaleIntercept="0")), 255 - EVEN)
+    inverted = make(STEPS, RescaleSlope="-1", RescaleIntercept="0", PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(picture(inverted), EVEN)
+    flat = make(np.full((4, 4), 1000, np.uint16), BitsStored=12, HighBit=11, RescaleSlope="2", RescaleIntercept="-1024")
+    assert set(picture(flat).ravel()) == {round(1000 / 4095 * 255)}
+    bits = make(np.array([[1, 0, 3, 2]], np.uint8), BitsStored=2, HighBit=1)
+    assert picture(bits).tolist() == [[85, 0, 255, 170]]
+
+
+def test_color_by_what_the_samples_are() -> None:
+    colors = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+
+    def colored(**attributes: object) -> bytes:
+        shape = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "Rows": 4, "Columns": 4, "NumberOfFrames": "1"}
+        return odd_bytes(colors, **shape | {"PhotometricInterpretation": "RGB"} | attributes)
+
+    for attributes in (
+        {"SamplesPerPixel": None}, {"PlanarConfiguration": None}, {"PhotometricInterpretation": "MONOCHROME2"}
+    ):  # fmt: skip
+        assert np.array_equal(np.asarray(decode(colored(**attributes))), colors)
+    full = np.asarray(decode(colored(PhotometricInterpretation="YBR_FULL")))
+    assert np.array_equal(np.asarray(decode(colored(PhotometricInterpretation="YBR_FULL_422"))), full)
+    for kind in ("HSV", "ARGB", "CMYK"):
+        with pytest.raises(ImageError, match=f"color space {kind} is not read"):
+            decode(colored(PhotometricInterpretation=kind))
+
+
+def table(count: int, bits: int, entries: list[int]) -> Dataset:
+    """An item of a LUT sequence."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [count, 0, bits])
+    item.add_new("LUTData", "US", entries)
+    return item
+
+
+@pytest.mark.parametrize(
+    ("items", "note"),
+    [
+        ([table(4, 8, [0, 50, 100, 255])], None),
+        ([Dataset(), table(4, 8, [0, 50, 100, 255])], None),
+        ([table(400, 8, [0, 50, 100, 255])], "VOI LUT with fewer entries than stated"),
+        ([table(4, 0, [0, 50, 100, 255])], "VOI LUT without its bits, taken for 8"),
+    ],
+)
+def test_a_lookup_table_that_is_odd(items: list[Dataset], note: str | None) -> None:
+    found = decode(encoded(make(np.array([[0, 1, 2, 9]], np.uint16), VOILUTSequence=Sequence(items))))
+    assert np.asarray(found).tolist() == [[0, 50, 100, 255]]
+    assert found.info.get(ASSUMED) == (f"DICOM: {note}" if note else None)
+
+
+def test_every_frame_says_what_was_assumed(tmp_path: Path) -> None:
+    loop = make(np.stack([STEPS, STEPS.T]))
+    del loop.BitsStored
+    (tmp_path / "loop.dcm").write_bytes(encoded(loop))
+    for frame, expected in ((0, EVEN), (1, EVEN.T)):
+        found = decode(image_source(str(tmp_path), f"loop.dcm#frame={frame}").read())
+        assert np.array_equal(np.asarray(found), expected)
+        assert found.info[ASSUMED] == "DICOM: no BitsStored, taken for 16"

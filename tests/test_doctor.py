@@ -16,14 +16,12 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor import disk, machine
-from mmkd.cli.doctor.check import Check
-from mmkd.cli.doctor.disk import disk_checks
+from mmkd.cli.doctor import Check, machine
 from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
-from mmkd.cli.doctor.machine import machine_checks
+from mmkd.cli.doctor.machine import disk_checks, machine_checks
 from mmkd.cli.doctor.packages import extra_check, missing_package, needed
 from mmkd.cli.main import cli, main
-from mmkd.extract.teachers.published import THE_NINE
+from mmkd.extract.teachers.published import the_nine
 
 QUICK = """
 import json
@@ -63,8 +61,8 @@ def test_a_whole_look_at_this_machine(offline: Path, tmp_path: Path) -> None:
 
     assert torch.__version__ in by_name["machine", "torch"].found
     assert f"zarr {__import__('zarr').__version__}" in by_name["packages", "core"].found
-    assert [check.name for check in found if check.part == "teachers"] == [teacher.slug for teacher in THE_NINE]
-    assert all(f"licence {teacher.licence}" in by_name["teachers", teacher.slug].found for teacher in THE_NINE)
+    assert [check.name for check in found if check.part == "teachers"] == [teacher.slug for teacher in the_nine()]
+    assert all(f"licence {teacher.licence}" in by_name["teachers", teacher.slug].found for teacher in the_nine())
     assert not (tmp_path / "not").exists()
 
 
@@ -188,11 +186,11 @@ def test_an_extra_has_its_own_packages_and_those_of_the_extras_it_names() -> Non
 
 def test_little_room_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: usage._replace(free=3 * 1024**3))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: usage._replace(free=3 * 1024**3))
     stores, weights, temporary = disk_checks(tmp_path, tmp_path / "a" / "b")
     assert {check.status for check in (stores, weights, temporary)} == {"warning"}
     assert stores.found == f"3.0 GB free in {tmp_path}"
-    monkeypatch.setattr(disk.os, "access", lambda place, mode: False)
+    monkeypatch.setattr(machine.os, "access", lambda place, mode: False)
     assert "cannot be written" in next(iter(disk_checks(tmp_path, tmp_path))).found
 
 

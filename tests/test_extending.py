@@ -7,10 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 import yaml
 from fences import ROOT, fences
 from planted_store import store_of
+from safetensors.torch import save_file
 
+from mmkd.base.errors import TeacherError
+from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
+from mmkd.extract.teachers.loaders import LOADERS
 from mmkd.store.writer import ShardFeatures
 
 # Puts the one line into the table as it is imported, then runs the command line.
@@ -33,6 +39,42 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 from mmkd.cli.main import main
 main()
+"""
+
+
+LOADER = """
+import torch
+from torch import nn
+
+from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.source import weight_files
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
+from mmkd.extract.teachers.weights import load_strictly, read_weights
+from mmkd.store import Preprocessing
+
+NAME = "house.safetensors"
+
+class House(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.zeros(3, 3))
+
+    def encode_image(self, image):
+        return image.mean((2, 3)) @ self.matrix
+
+    def encode_text(self, text):
+        return text[:, :3].float() @ self.matrix
+
+def plan(spec):
+    pixels = Preprocessing(image_size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    return Plan(spec, "house", weight_files(spec, (NAME,)), pixels, TokenizerPlan(77), 3, 49408)
+
+def build(plan):
+    model = House()
+    load_strictly(model, read_weights(*plan.weights.values()), NAME)
+    return model
+
+LOADER = FileLoader(plan, build, lambda spec, source: source.find(NAME) is not None, f"a folder with {NAME}")
 """
 
 
@@ -73,3 +115,24 @@ def test_an_evaluation_task_is_one_module_and_one_line(tmp_path: Path) -> None:
     assert "did you mean 'temperature'?" in mmkd("check", "suite.yaml").stderr
     dataset |= {"settings": {}, "label": None}
     assert "d: nearest_centroid needs `label` and `rows: train`" in mmkd("check", "suite.yaml").stderr
+
+
+def test_a_teacher_loader_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("house_loader.py").write_text(LOADER)
+    monkeypatch.setitem(LOADERS, "house", "house_loader")
+    Path("files").mkdir()
+    save_file({"matrix": torch.eye(3)}, "files/house.safetensors")
+    (spec,) = parse_teachers("mine=local-dir:files")
+    card = describe_teacher(spec)
+    assert card.loader.startswith("house:")
+    teacher = load_teacher(spec, card, torch.device("cpu"))
+    white = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    assert teacher.encode_images(white).tolist() == [[1.0, 1.0, 1.0]]
+    save_file({"matrix": torch.eye(2)}, "files/house.safetensors")
+    with pytest.raises(TeacherError, match="wrong shape"):
+        load_teacher(spec, describe_teacher(spec), torch.device("cpu"))
+    Path("files/house.safetensors").unlink()
+    with pytest.raises(TeacherError, match=r"expected an open_clip folder or .* or a folder with house\.safetensors"):
+        describe_teacher(spec)

@@ -15,10 +15,10 @@ from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import TeacherError, TeacherMismatchError
 from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
 from mmkd.store.record import Store
 from mmkd.store.writer import add_teacher

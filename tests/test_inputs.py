@@ -25,11 +25,11 @@ from mmkd.distill.images import StoredImages
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import started_world
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
 from mmkd.store.repair import repair

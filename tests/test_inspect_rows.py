@@ -228,10 +228,10 @@ def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path
     import torch
 
     from mmkd.extract.corpora import open_corpus
+    from mmkd.extract.encode import Workbench
     from mmkd.extract.index import create_indexed_store
     from mmkd.extract.shard import extract_shard
     from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
-    from mmkd.extract.worker_state import Workbench
     from mmkd.store.writer import add_teacher
 
     table = write_table_corpus(tmp_path / "corpus", 60)

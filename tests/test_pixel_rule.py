@@ -124,6 +124,85 @@ def test_alpha_lies_over_white_and_clear_pixels_have_no_say(dtype: str, channels
     assert shown(data)[0, 0].min() == 255
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("uint16", 65535), ("float32", 1)])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "rgb"])
+def test_premultiplied_samples_are_divided_by_their_alpha(photometric: str, dtype: str, most: int) -> None:
+    colors = np.array([[[0, 0, 0], [1, 1, 1]], [[0.5, 0.25, 1], [0.2, 0.4, 0.6]]])
+    colors = colors if photometric == "rgb" else colors[..., :1]
+    alpha = np.array([[1, 1], [0.5, 0.8]])
+    stored = np.dstack([colors * alpha[..., None], alpha]) * most
+    stored = stored.astype(dtype) if dtype == "float32" else np.rint(stored).astype(dtype)
+    data = tiff(stored, photometric=photometric, planarconfig="contig", extrasamples=["assocalpha"])
+    level = 1 - colors if photometric == "miniswhite" else colors
+    expected = 255 * (level * alpha[..., None] + 1 - alpha[..., None])
+    expected = expected if photometric == "rgb" else expected[..., 0]
+    assert np.abs(shown(data) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_palettes_ink_and_lab_of_tifffile(dtype: str) -> None:
+    wide = 1 if dtype == "uint8" else 257
+    index = np.arange(48).reshape(6, 8)
+    colormap = np.zeros((3, 256 if dtype == "uint8" else 65536), np.uint16)
+    colormap[:, :48] = np.arange(144).reshape(3, 48) * 300
+    found = shown(tiff(index.astype(dtype), photometric="palette", colormap=colormap))
+    assert np.array_equal(found, (colormap[:, index] >> 8).transpose(1, 2, 0))
+    ink = (np.arange(48 * 4).reshape(6, 8, 4) % 256).astype(np.int64)
+    expected = (255 - ink[..., :3]) * (255 - ink[..., 3:]) / 255
+    for layout in ("contig", "separate"):
+        stored = (ink * wide).astype(dtype)
+        stored = stored if layout == "contig" else np.moveaxis(stored, 2, 0)
+        data = tiff(stored, photometric="separated", planarconfig=layout)
+        assert np.abs(shown(data) - expected).max() <= 1
+    covered = np.dstack([ink * wide, np.full((6, 8), 0)]).astype(dtype)
+    assert shown(tiff(covered, photometric="separated", extrasamples=["unassalpha"])).min() == 255
+
+
+# Against the white of D50, as TIFF and ICC profiles have it.
+LAB = np.array([[[100, 0, 0], [0, 0, 0]], [[54, 81, 70], [30, 68, -112]], [[88, -79, 81], [50, 0, 0]]])
+SRGB = np.array([[[255, 255, 255], [0, 0, 0]], [[255, 0, 0], [0, 0, 255]], [[0, 255, 0], [119, 119, 119]]])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("kind", ["cielab", "icclab"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_lab_in_both_encodings_with_and_without_alpha(kind: str, dtype: str, alpha: bool) -> None:
+    wide = 1 if dtype == "uint8" else 256
+    most = 255 if dtype == "uint8" else 65280 if kind == "icclab" else 65535
+    stored = np.rint(LAB * [most / 100, wide, wide] + [0, *(128 * wide * (kind == "icclab"),) * 2]).astype(np.int64)
+    stored = stored.astype(dtype)
+    if alpha:
+        stored = np.dstack([stored, np.full((3, 2), np.iinfo(dtype).max, dtype)])
+    options = {"extrasamples": ["unassalpha"]} if alpha else {}
+    assert np.abs(shown(tiff(stored, photometric=kind, planarconfig="contig", **options)) - SRGB).max() <= 26
+
+
+def test_a_transparent_value_of_sixteen_bits_has_no_say() -> None:
+    values = np.array([[100, 4000, 8000]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", transparency=100)
+    data = buffer.getvalue()
+    if b"tRNS" not in data:
+        chunk = b"tRNS" + struct.pack(">H", 100)
+        chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        at = data.index(b"IDAT") - 4
+        data = data[:at] + chunk + data[at:]
+    assert shown(data).tolist() == [[255, 0, 255]]
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_declared_no_data_value_of_eight_bits_is_black(mode: str, compression: str | None) -> None:
+    picture = Image.fromarray(np.array([[255, 200], [255, 10]], np.uint8)).convert(mode)
+    picture.putpixel((0, 1), 255 if mode == "L" else (255, 7, 255))
+    buffer = io.BytesIO()
+    picture.save(buffer, "TIFF", tiffinfo={42113: "255"}, compression=compression)
+    found = shown(buffer.getvalue())
+    assert found[0, 0].max() == 0
+    assert found[0, 1].min() == 200
+    assert found[1, 0].max() == (0 if mode == "L" else 255)
+
+
 def test_what_is_no_number_costs_itself() -> None:
     values = ramp("float32")
     values[0, 0], values[0, 1], values[0, 2] = np.nan, np.inf, -np.inf
@@ -252,6 +331,12 @@ def test_numpy_arrays_are_read_by_the_same_rule(dtype: str, channels: int, tmp_p
     data = NpzImage(as_root(str(tmp_path / "a.npz")), "pictures", 1).read()
     expected = ruled(values[..., 0] if channels == 1 else values)
     assert np.abs(shown(data) - expected).max() <= 1
+
+
+def test_a_picture_without_pixels_says_so(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", pictures=np.zeros((2, 0, 4), np.uint8))
+    with pytest.raises(ImageError, match="are no picture"):
+        NpzImage(as_root(str(tmp_path / "a.npz")), "pictures", 0).read()
 
 
 def test_an_npz_of_something_else_says_so(tmp_path: Path) -> None:

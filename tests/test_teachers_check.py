@@ -13,9 +13,9 @@ import yaml
 from mmkd.base.errors import TeacherError
 from mmkd.cli.main import main
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
+from mmkd.extract.teachers.check import read_golden
 from mmkd.extract.teachers.geometry import geometry_of, normalize, pixel_transform
-from mmkd.extract.teachers.golden import read_golden
-from mmkd.extract.teachers.published import THE_NINE
+from mmkd.extract.teachers.published import the_nine
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 
@@ -75,10 +75,10 @@ def golden_folder(snapshot: snapshots.Snapshot, folder: Path, name: str) -> Path
 def test_list(mmkd: Terminal) -> None:
     code, out, _ = mmkd("list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:10]] == [teacher.slug for teacher in THE_NINE]
+    assert [line.split()[0] for line in out.splitlines()[1:10]] == [teacher.slug for teacher in the_nine()]
     assert "medclip *" in out
     _, as_json, _ = mmkd("list", "--json")
-    assert [card["slug"] for card in json.loads(as_json)["the_nine"]] == [teacher.slug for teacher in THE_NINE]
+    assert [card["slug"] for card in json.loads(as_json)["the_nine"]] == [teacher.slug for teacher in the_nine()]
 
 
 def test_show(mmkd: Terminal, tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_facts_of_the_published_features(tmp_path: Path) -> None:
         if (RELEASE / sample["imgpath"]).is_file():
             for name in sample["available_clips"]:
                 listed.setdefault(name, set()).add(sample["id"])
-    found = {teacher.slug: read_golden(RELEASE, teacher.slug) for teacher in THE_NINE}
-    for teacher in THE_NINE:
+    found = {teacher.slug: read_golden(RELEASE, teacher.slug) for teacher in the_nine()}
+    for teacher in the_nine():
         keys = set().union(*(listed.get(name, set()) for name in (teacher.name, *teacher.also_called)))
         assert {sample.key for sample in found[teacher.slug]} == keys
         for sample in found[teacher.slug]:

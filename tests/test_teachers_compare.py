@@ -17,11 +17,11 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.base.errors import CorpusError, TeacherError
 from mmkd.cli.teachers import teachers
 from mmkd.extract.corpora import open_corpus
+from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
 from mmkd.extract.reextract import _cosines
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.worker_state import Workbench
 from mmkd.store import FeatureStore, StoreError, TeacherCard, UserError
 from mmkd.store.chunk import encode_chunk
 from mmkd.store.record import Store

@@ -193,3 +193,21 @@ def test_a_timm_tower_of_another_size_is_one_line(tmp_path: Path) -> None:
     wrong = card.preprocessing.model_copy(update={"image_size": (40, 40)})
     with pytest.raises(TeacherError, match=r"its image tower does not take 40 x 40 pixels .*correct image_size"):
         load(spec.model_copy(update={"preprocessing": wrong}))
+
+
+def test_weights_of_the_oldest_torch_and_configurations_of_the_oldest_transformers(tmp_path: Path) -> None:
+    spec = snapshots.plip(tmp_path).spec
+    expected = features(load(spec))
+    weights = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    torch.save(weights, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    old = {"text_config_dict": None, "vision_config_dict": None, "torch_dtype": "float32", "transformers_version": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | old))
+    assert torch.equal(features(load(spec)), expected)
+
+
+def test_siglip_2_of_varying_patches_is_refused_before_any_weights(tmp_path: Path) -> None:
+    config = {"model_type": "siglip2", "vision_config": {"num_patches": 256}, "text_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TeacherError, match=r"NaFlex, .* is not supported; take its checkpoint of one size"):
+        describe_teacher(TeacherSpec(slug="mine", source=f"local-dir:{tmp_path}"))

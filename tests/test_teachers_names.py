@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mmkd.base.errors import TeacherError, UserError
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher
-from mmkd.extract.teachers.published import THE_NINE, VARIANTS
+from mmkd.extract.teachers.published import find_published, the_nine, variants
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401
 
@@ -45,10 +45,67 @@ def test_spellings_of_the_original() -> None:
 
 
 def test_every_card_is_complete() -> None:
-    slugs = [teacher.slug for teacher in (*THE_NINE, *VARIANTS)]
+    slugs = [teacher.slug for teacher in (*the_nine(), *variants())]
     assert len(set(slugs)) == len(slugs)
-    assert [teacher.slug for teacher in THE_NINE if teacher.inferred] == ["medclip"]
-    assert {teacher.slug for teacher in THE_NINE if teacher.licence == "not stated"} == {"bmca", "plip", "medclip"}
+    assert [teacher.slug for teacher in the_nine() if teacher.inferred] == ["medclip"]
+    assert {teacher.slug for teacher in the_nine() if teacher.licence == "not stated"} == {"bmca", "plip", "medclip"}
+
+
+@pytest.mark.parametrize(
+    ("slug", "source", "loader", "dim", "weights", "revision"),
+    [
+        ("bmca", "hf-hub:BIOMEDICA/BMC_CLIP_CF", "open_clip", 768, ("BMC_CLIP_CF.pt",), ""),
+        (
+            "biomedclip", "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", "open_clip", 512, (),
+            "9f341de24bfb00180f1b847274256e9b65a3a32e",
+        ),
+        (
+            "unimedclip", "hf-hub:UzairK/unimed-clip-vit-b16", "open_clip", 512, ("unimed-clip-vit-b16.pt",),
+            "84a67cb0331b511b630136e4878beaa5a3fdc657",
+        ),
+        ("pmcclip", "hf-hub:datasets/axiong/pmc_oa", "pmc_clip", 768, (), ""),
+        ("quiltnet", "hf-hub:wisdomik/QuiltNet-B-32", "open_clip", 512, (), ""),
+        ("genmedclip", "hf-hub:wisdomik/GenMedClip", "open_clip", 512, (), ""),
+        ("plip", "hf-hub:vinid/plip", "transformers", 512, (), ""),
+        ("pubmedclip", "hf-hub:flaviagiammarino/pubmed-clip-vit-base-patch32", "transformers", 512, (), ""),
+        ("medclip", "https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip", "medclip", 512, (), ""),
+        (
+            "mmkd-b16", "https://drive.google.com/file/d/16pDQ2rI3VKezUl_WVxm1gVmhljQWxjJR", "open_clip", 512,
+            ("MMKD_B16.pth",), "",
+        ),
+        (
+            "unimedclip-l14", "hf-hub:UzairK/unimed_clip_vit_l14_base_text_encoder", "open_clip", 768,
+            ("unimed_clip_vit_l14_base_text_encoder.pt",), "",
+        ),
+        ("pmcclip-notebook", "hf-hub:datasets/axiong/pmc_oa", "pmc_clip", 768, (), ""),
+        ("pmcclip-checkpoint", "hf-hub:datasets/axiong/pmc_oa", "pmc_clip", 768, ("checkpoint.pt",), ""),
+        ("quiltnet-b16", "hf-hub:wisdomik/QuiltNet-B-16", "open_clip", 512, (), ""),
+        ("quiltnet-b16-pmb", "hf-hub:wisdomik/QuiltNet-B-16-PMB", "open_clip", 512, (), ""),
+        ("genmedclip-b32", "hf-hub:wisdomik/GenMedClip-B-32", "open_clip", 512, (), ""),
+        ("genmedclip-b16-pmb", "hf-hub:wisdomik/GenMedClip-B-16-PMB", "open_clip", 512, (), ""),
+        ("pubmedclip-original", "hf-hub:sarahESL/PubMedCLIP", "open_clip", 512, ("PubMedCLIP_ViT32.pth",), ""),
+        ("medclip-resnet", "https://storage.googleapis.com/pytrial/medclip-pretrained.zip", "medclip", 512, (), ""),
+    ],
+)  # fmt: skip
+def test_the_recipe_of_every_card(
+    slug: str, source: str, loader: str, dim: int, weights: tuple[str, ...], revision: str
+) -> None:
+    card = find_published(slug)
+    assert (card.source, card.loader, card.dim) == (source, loader, dim)
+    assert (card.weights, card.revision) == (weights, revision)
+    assert card.spec.options == card.options
+
+
+def test_what_a_variant_takes_from_the_card_it_is_like() -> None:
+    original, student, large = map(find_published, ("unimedclip", "mmkd-b16", "unimedclip-l14"))
+    assert student.options == original.options
+    assert large.options == original.options | {"architecture": "ViT-L-14-336-quickgelu"}
+    assert student.text_source == large.text_source == original.text_source != ""
+    # Spellings, pins and doubts are a card's own.
+    assert (large.also_called, large.revision, large.open_questions) == ((), "", ())
+    assert find_published("medclip-resnet").inferred is False
+    notebook = find_published("pmcclip-notebook").options
+    assert notebook == {"attention_pool_heads": 8, "text_feature": "pooler_output"}
 
 
 def test_a_known_name_keeps_its_recipe_at_another_place() -> None:

@@ -103,10 +103,17 @@ def test_text_tower_beside_the_weights_in_a_folder_of_its_own(tmp_path: Path) ->
     assert torch.equal(text_features(snapshot.spec), expected)
 
 
-def test_open_clip_keys_of_old_revisions_are_named(tmp_path: Path) -> None:
-    spec = with_options(snapshots.biomedclip(tmp_path).spec, model={"text_cfg": {"pooler_type": "cls", "proj": "mlp"}})
-    with pytest.raises(TeacherError, match="text_cfg has pooler_type, proj, which open_clip 3"):
-        describe_teacher(spec)
+def test_open_clip_keys_of_old_revisions_are_read_and_others_named(tmp_path: Path) -> None:
+    spec = snapshots.biomedclip(tmp_path).spec
+    expected = describe_teacher(spec).digest
+    path = tmp_path / "open_clip_config.json"
+    old = path.read_text().replace("hf_proj_type", "proj").replace("hf_pooler_type", "pooler_type")
+    assert "hf_proj_type" not in old
+    path.write_text(old)
+    assert describe_teacher(spec).digest == expected
+    wrong = with_options(spec, model={"text_cfg": {"pooling": "cls"}})
+    with pytest.raises(TeacherError, match="text_cfg has pooling, which open_clip 3"):
+        describe_teacher(wrong)
 
 
 def test_attention_pool_heads(tmp_path: Path) -> None:

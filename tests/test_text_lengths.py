@@ -134,9 +134,9 @@ def test_compiling_without_a_compiler_is_said_at_once(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_towers_give_the_same_store_whatever_the_batch(tmp_path: Path) -> None:
+    from mmkd.extract.encode import Workbench
     from mmkd.extract.forward import BatchSizes
     from mmkd.extract.shard import extract_shard
-    from mmkd.extract.worker_state import Workbench
     from mmkd.store import FeatureStore
     from mmkd.store.writer import add_teacher
 

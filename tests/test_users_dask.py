@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import pytest
 from distributed.comm import CommClosedError
 
 from mmkd.base import install
+from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
 from mmkd.cli.doctor.machine import _dask
 from mmkd.extract import cluster
@@ -22,6 +24,8 @@ from mmkd.extract.cluster_config import load_cluster
 FILES = {
     "broken YAML": ("distributed: [this is\n  not: yaml\n", "fault", "malformed"),
     "a string": ("hello\n", "fault", "dict as the top level"),
+    "a level that logging does not know": ("distributed: {logging: {distributed: nolevel}}\n", "fault", "NOLEVEL"),
+    "a list for a mapping": ("distributed: {logging: [a]}\n", "fault", "sequence"),
     "a variable that is not set": (
         'distributed: {dashboard: {link: "{JUPYTERHUB_SERVICE_PREFIX}/{port}"}}\n', "warning", "JUPYTERHUB",
     ),
@@ -41,7 +45,9 @@ def test_doctor_looks_at_dasks_configuration(kind: str, tmp_path: Path, monkeypa
     assert said in found.found
 
 
-@pytest.mark.parametrize("kind", ["broken YAML", "a string"])
+@pytest.mark.parametrize(
+    "kind", ["broken YAML", "a string", "a level that logging does not know", "a list for a mapping"]
+)
 def test_a_configuration_that_dask_cannot_read_is_one_line(kind: str, tmp_path: Path) -> None:
     (tmp_path / "user.yaml").write_text(FILES[kind][0])
     program = (
@@ -78,6 +84,16 @@ def test_only_a_lost_connection_is_called_one(error: OSError, lost: bool) -> Non
     assert cluster._is_connection_loss(error) is lost
 
 
+@pytest.mark.parametrize("scheduler", ["local", "tcp://127.0.0.1:1"])
+def test_encryption_without_files_is_one_true_line(scheduler: str) -> None:
+    with (
+        dask.config.set({"distributed.comm.require-encryption": True}),
+        pytest.raises(UserError, match=r"sets distributed\.comm\.require-encryption and names no TLS files"),
+        dask_client(load_cluster(scheduler, 1)),
+    ):
+        pass
+
+
 def test_errors_of_the_block_are_not_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         class scheduler:  # noqa: N801
@@ -112,6 +128,13 @@ def test_a_long_command_goes_on_when_its_output_is_closed(tmp_path: Path) -> Non
     done = subprocess.run(["bash", "-o", "pipefail", "-c", shell], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "line 0\n", "")
     assert (tmp_path / "done").read_text() == "all"
+
+
+@pytest.mark.parametrize("command", ["extract", "teachers"])
+def test_an_output_that_was_never_open_is_no_fault(command: str) -> None:
+    program = f"{sys.executable} -P -c 'from mmkd.cli.main import main; main()' {command} --help >&-"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

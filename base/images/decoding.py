@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mmkd.base.images.pixels import ASSUMED, is_dicom, over_white, picture_from
+from mmkd.base.images.pixels import ASSUMED, divided, from_cmyk, from_lab, is_dicom, over_white, picture_from
 from mmkd.base.images.source import MAX_PIXELS, ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -38,6 +38,12 @@ _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_RGB, _PALETTE, _INK, _CIE_LAB, _ICC_LAB = 2, 3, 5, 8, 9
+# By TIFF's photometric interpretation: channels, and the kinds of samples that are read.
+_TIFF_COLORS = {
+    0: (1, "buif"), 1: (1, "buif"), _RGB: (3, "buif"), _PALETTE: (1, "u"), _INK: (4, "u"),
+    _CIE_LAB: (3, "u"), _ICC_LAB: (3, "u"),
 }  # fmt: skip
 _PREMULTIPLIED = 1
 
@@ -62,11 +68,11 @@ def decode(data: bytes) -> Image.Image:
         if picture is None:
             return _decode_with_tifffile(data)
         _check_size(picture.width, picture.height)
-        values = _deep_samples(data, picture)
+        deep = _deep_samples(data, picture)
         picture.load()
     except _DECODER_ERRORS as error:
         raise ImageError("truncated" if "truncated" in str(error) else "damaged") from None
-    shown = _from_samples(picture, values) if values is not None else _eight_bits(picture)
+    shown = _turned(_shown(picture, deep), _orientation(picture))
     if data[:2] in (b"P5", b"P6") and (said := re.match(rb"P[56]\n# assumed: ([^\n]+)\n", data)):
         shown.info[ASSUMED] = said[1].decode()
     return shown
@@ -150,7 +156,7 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
     lower = np.asarray(_with_raw_mode(other, mode, f"{plain};16{'B' if order == 'L' else 'L'}"), dtype=np.uint16)
     deep: NDArray[Any] = (upper << 8) | lower
     if name == "RGBa":
-        deep = np.concatenate([_divided(deep[..., :3], deep[..., 3]), deep[..., 3:]], axis=2)
+        deep = np.concatenate([divided(deep[..., :3], deep[..., 3]), deep[..., 3:]], axis=2)
     return deep
 
 
@@ -166,82 +172,70 @@ def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
     return picture  # type: ignore[no-any-return]
 
 
-def _divided(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """Colors (H, W, 3) that were stored multiplied by their alpha (H, W)."""
-    most = np.iinfo(colors.dtype).max
-    shares = colors.astype(np.float64) * (most / np.maximum(alpha, 1)[..., None])
-    divided: NDArray[Any] = np.rint(shares.clip(0, most)).astype(colors.dtype)
-    return divided
-
-
-def _from_samples(picture: Image.Image, values: NDArray[Any]) -> Image.Image:
-    channels = values.shape[2]
-    if picture.mode == "CMYK":
-        ink = 65535 - values.astype(np.float64)
-        shown = Image.fromarray(np.rint(ink[..., :3] * ink[..., 3:] / 65535 * (255 / 65535)).astype(np.uint8))
-    elif channels in (2, 4):
-        shown = picture_from(values[..., :-1], alpha=values[..., -1])
-    else:
-        clear = picture.info.get("transparency")
-        alpha = None
-        if isinstance(clear, tuple):
-            alpha = np.where((values == np.array(clear)).all(axis=2), 0, 255).astype(np.uint8)
-        shown = picture_from(values, alpha=alpha)
-    return _upright(picture, shown)
-
-
-def _upright(picture: Image.Image, shown: Image.Image) -> Image.Image:
-    """`shown`, turned as the EXIF of `picture` says; an unreadable EXIF turns nothing."""
-    try:
-        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
-    except _DECODER_ERRORS:
-        turn = None
-    return shown if turn is None else shown.transpose(turn)
-
-
-def _eight_bits(picture: Any) -> Image.Image:
-    """The rule for what Pillow decodes to modes of its own."""
-    mode = picture.mode
-    tiff = picture.format == "TIFF"
-    if mode.startswith(("I", "F")) or (tiff and _tag(picture, _FORMAT, (1,))[0] != 1):
-        values = np.asarray(picture)
-        absent = None
+def _shown(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
+    """The rule of `pixels` for a loaded picture; `deep` has its samples (H, W, channels) where Pillow dropped bits."""
+    tiff, mode, clear = picture.format == "TIFF", picture.mode, picture.info.get("transparency")
+    if deep is not None and mode == "CMYK":
+        return Image.fromarray(from_cmyk(deep))
+    if deep is not None and deep.shape[2] in (2, 4):
+        return picture_from(deep[..., :-1], alpha=deep[..., -1])
+    if deep is not None or mode.startswith(("I", "F")) or (tiff and _tag(picture, _FORMAT, (1,))[0] != 1):
+        values = np.asarray(picture) if deep is None else deep
         white_is_zero = False
-        if tiff:
+        if tiff and deep is None:
             kind, bits = _tag(picture, _FORMAT, (1,))[0], _tag(picture, _BITS, (1,))[0]
             # Pillow keeps the bits and forgets their sign.
             sign = {(1, 32): np.uint32, (2, 8): np.int8}.get((kind, bits))
             values = values if sign is None else values.view(sign)
             white_is_zero = _tag(picture, _PHOTOMETRIC, 1) == 0
-            absent = _no_data(values, picture.tag_v2.get(_NO_DATA))
-        return _upright(picture, picture_from(values, white_is_zero=white_is_zero, absent=absent))
+        alpha = None
+        if isinstance(clear, tuple | int):
+            equal = values.reshape(*values.shape[:2], -1) == np.array(clear)
+            alpha = np.where(equal.all(axis=2), 0, 255).astype(np.uint8)
+        absent = _no_data(values, picture.tag_v2.get(_NO_DATA)) if tiff else None
+        return picture_from(values, white_is_zero=white_is_zero, absent=absent, alpha=alpha)
     if mode == "LAB":
-        from PIL import ImageCms  # noqa: PLC0415 - its library is loaded for such pictures only
-
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        shown = ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
-        assert shown is not None
-    elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        grey = mode in ("L", "1", "LA", "La")
+        return from_lab(picture)
+    grey = mode in ("1", "L", "LA", "La")
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or clear is not None:
         # Pillow has no way from La but through LA, and none from L with a transparent value to LA.
-        shown = over_white(picture.convert("LA") if mode in ("LA", "La") else picture.convert("RGBA"))
-        shown = shown.convert("L") if grey else shown
+        flat = over_white(picture.convert("LA" if mode in ("LA", "La") else "RGBA"))
     else:
-        shown = picture if mode in ("L", "RGB") else picture.convert("L" if mode == "1" else "RGB")
-    return _upright(picture, shown)
+        flat = picture if mode == "RGB" else picture.convert("L" if grey else "RGB")
+    flat = flat.convert("L") if grey else flat
+    if tiff and mode in ("L", "RGB", "RGBA") and _NO_DATA in picture.tag_v2:
+        values = np.asarray(picture)[..., :3] if mode == "RGBA" else np.asarray(picture)
+        inverted = mode == "L" and _tag(picture, _PHOTOMETRIC, 1) == 0
+        absent = _no_data(255 - values if inverted else values, picture.tag_v2[_NO_DATA])
+        return picture_from(np.asarray(flat), absent=absent)
+    return flat
 
 
 def _no_data(values: NDArray[Any], said: object) -> NDArray[np.bool_] | None:
-    """Pixels of the value that GDAL's tag declares to be none."""
+    """bool (H, W): pixels whose every sample is the value that GDAL's tag declares to be none."""
     try:
         value = float(str(said).strip("\0 "))
     except ValueError:
         return None
-    return np.asarray(values == values.dtype.type(value)) if values.dtype.kind == "f" else np.asarray(values == value)
+    equal = values == (values.dtype.type(value) if values.dtype.kind == "f" else value)
+    return np.asarray(equal.reshape(*values.shape[:2], -1).all(axis=2))
+
+
+def _turned(shown: Image.Image, orientation: object) -> Image.Image:
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return shown if turn is None else shown.transpose(turn)
+
+
+def _orientation(picture: Image.Image) -> object:
+    """What the EXIF says; an unreadable EXIF says nothing."""
+    try:
+        return picture.getexif().get(_ORIENTATION)
+    except _DECODER_ERRORS:
+        return None
 
 
 def _decode_with_tifffile(data: bytes) -> Image.Image:
-    """Samples of any type and planar layouts: what Pillow does not read of TIFF."""
+    """Samples of any type, planes, deep palettes, ink and Lab: what Pillow does not read of TIFF."""
     try:
         import tifffile  # noqa: PLC0415 - an extra
     except ImportError:
@@ -257,25 +251,41 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
             if "imagecodecs" in str(error) or page.compression not in (1, 8, 32773, 32946):
                 raise ImageError(f"TIFF: {page.dtype} in compression {page.compression.name} is not read") from None
             raise
+        kind = int(page.photometric)
         if page.planarconfig == 2 and values.ndim == 3:
             values = np.moveaxis(values, 0, 2)
         values = values[..., None] if values.ndim == 2 else values
-        colors = {0: 1, 1: 1, 2: 3}.get(int(page.photometric), 0)
-        if colors == 0 or values.ndim != 3 or values.shape[2] < colors or values.dtype.kind not in "uif":
+        colors, types = _TIFF_COLORS.get(kind, (0, ""))
+        if colors == 0 or values.ndim != 3 or values.shape[2] < colors or values.dtype.kind not in types:
             raise ImageError(f"TIFF: {page.dtype} as {page.photometric.name} is not read")
-        extra = [int(kind) for kind in page.extrasamples] + [0] * 9
-        alpha = values[..., colors] if values.shape[2] > colors and extra[0] in (1, 2) else None
+        extra = int(page.extrasamples[0]) if page.extrasamples and values.shape[2] > colors else 0
+        alpha = values[..., colors] if extra in (1, 2) else None
         values = values[..., :colors]
-        if alpha is not None and extra[0] == _PREMULTIPLIED and colors == 3 and values.dtype.kind == "u":
-            values = _divided(values, alpha)
-        nodata = page.tags.get(_NO_DATA)
-        absent = _no_data(values, nodata.value) if nodata is not None else None
+        if alpha is not None and extra == _PREMULTIPLIED and kind <= _RGB and values.dtype.kind in "uf":
+            values = divided(values, alpha)
+        absent = _no_data(values, page.tags[_NO_DATA].value) if _NO_DATA in page.tags else None
+        if kind == _PALETTE:
+            values = (np.asarray(page.colormap)[:, values[..., 0]] >> 8).astype(np.uint8).transpose(1, 2, 0)
+        elif kind == _INK:
+            values = from_cmyk(values)
+        elif kind in (_CIE_LAB, _ICC_LAB):
+            values = np.asarray(from_lab(_lab_picture(values, icc=kind == _ICC_LAB)))
+        shown = picture_from(values, white_is_zero=kind == 0, absent=absent, alpha=alpha)
         orientation = page.tags.get(_ORIENTATION)
-        shown = picture_from(
-            values,
-            white_is_zero=int(page.photometric) == 0,
-            absent=None if absent is None else np.asarray(absent.any(axis=2)),
-            alpha=alpha,
-        )
-        turn = _TURNS.get(int(orientation.value)) if orientation is not None else None
-    return shown if turn is None else shown.transpose(turn)
+        return _turned(shown, int(orientation.value) if orientation is not None else None)
+
+
+def _lab_picture(values: NDArray[Any], icc: bool) -> Image.Image:
+    """uint8 or uint16 (H, W, 3) as Pillow's `LAB`: 8 bits, a and b signed. ICC's a and b are offset, not signed.
+
+    Source: TIFF 6.0, section 23; Adobe's TIFF technical note 4 (ICCLab: L of 100 is 65280 in 16 bits).
+    """
+    if values.dtype == np.uint16:
+        scale = np.array([256 if icc else 257, 256, 256])
+        wide = values.astype(np.int64)
+        wide[..., 1:] -= 0 if icc else (wide[..., 1:] >> 15) << 16
+        values = np.rint(wide / scale).clip((0, *(0 if icc else -128,) * 2), (255, *(255 if icc else 127,) * 2))
+    encoded = values.astype(np.int64) & 0xFF
+    encoded[..., 1:] ^= 128 if icc else 0
+    size = values.shape[1], values.shape[0]
+    return Image.frombytes("LAB", size, encoded.astype(np.uint8).tobytes(), "raw", "LAB")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import math
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mmkd.base.errors import UnreachableError
 from mmkd.base.images.pixels import ASSUMED, is_dicom, picture_from, ppm
@@ -31,13 +33,17 @@ from mmkd.base.places.reading import stat_file
 from mmkd.base.places.remote import StorePath
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_OF_INTEGERS = ("PixelRepresentation", "BitsStored", "HighBit")
+_OF_ONE_SAMPLE = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
+_OF_THREE_SAMPLES = frozenset(
+    {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"}
+)
+_OTHER_COLORS = frozenset({"ARGB", "CMYK", "HSV"})
+"""Retired, and read by nobody; as RGB they would be other pictures."""
 # What pydicom and the decoders below it raise on damaged or hostile files.
 FAULTS = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
     *(TypeError, ValueError, struct.error, Warning, Image.DecompressionBombError, pydicom.errors.InvalidDicomError),
 )
-# pydicom quotes offending values in warnings and log lines, and a value may be a patient's name.
 
 
 @dataclass(frozen=True)
@@ -60,25 +66,43 @@ class DicomFrame:
             ImageError: missing, not DICOM, or without this frame.
         """
         try:
-            dataset = _dataset(self.place, stat_file(self.place).stamp)
+            dataset, assumed = _dataset(self.place, stat_file(self.place).stamp)
         except (OSError, UnreachableError) as error:
             raise unreadable(error) from error
-        return ppm(render(dataset, self.frame))
+        return ppm(_render(dataset, self.frame, list(assumed)))
 
 
 # Frames of one file follow each other: two parsed files are enough for threads that run a little apart.
 @functools.lru_cache(maxsize=2)
-def _dataset(place: StorePath, stamp: str) -> Dataset:
-    return parse(FileImage(place).read())
+def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
+    dataset = parse(FileImage(place).read())
+    return dataset, _complete(dataset)
 
 
 def decode_dicom(data: bytes) -> Image.Image:
-    """The picture of a single-frame object, the middle frame of others.
+    """The picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
+
+    Grey: stored values -> modality LUT or rescale -> VOI LUT, else the first window that can be used by its function
+    -> inverted for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of
+    `pixels`; palettes are scaled by the bits of their entries. `info["assumed"]` says what was assumed.
 
     Raises:
         ImageError: damaged, without pixels, in an encoding that no installed decoder knows, or too large.
     """
-    return render(parse(data), None)
+    dataset = parse(data)
+    return _render(dataset, None, _complete(dataset))
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn what pydicom raises into a reason; only two of its messages say that a decoder is missing."""
+    _hush()
+    try:
+        yield
+    except FAULTS as error:
+        if "missing dependencies" in str(error) or "no pixel data decoders" in str(error).lower():
+            raise ImageError("DICOM: no decoder installed for its transfer syntax") from None
+        raise ImageError("DICOM: damaged pixels") from None
 
 
 def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
@@ -111,80 +135,107 @@ def middle_frame(frames: int) -> int:
     return frames // 2
 
 
-def render(dataset: Dataset, frame: int | None) -> Image.Image:
-    """One frame as an 8-bit `L` or `RGB` picture; `info["assumed"]` says what was assumed where a header was odd.
-
-    Grey: stored values -> modality LUT or rescale -> VOI LUT, else the first window that can be used by its function
-    -> inverted for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of
-    `pixels`; palettes are scaled by the bits of their entries.
-
-    Raises:
-        ImageError: as `decode_dicom`, or there is no such frame.
-    """
-    _hush()
-    try:
-        if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            raise ImageError("DICOM: no pixels")
-        if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
-            raise ImageError(f"more than {MAX_PIXELS:,} pixels")
-        assumed = _complete(dataset)
+def _render(dataset: Dataset, frame: int | None, assumed: list[str]) -> Image.Image:
+    with _reasons():
         frames = int(_number(dataset, "NumberOfFrames") or 1)
         wanted = middle_frame(frames) if frame is None else frame
         if wanted >= frames:
             raise ImageError("DICOM: no such frame")
-        shown = _render(dataset, wanted, assumed)
-    except FAULTS as error:
-        # Only this pydicom message says that a decoder is missing; everything else is a damaged file.
-        if "missing dependencies" in str(error) or "no pixel data decoders" in str(error).lower():
-            name = pydicom.uid.UID(dataset.file_meta.TransferSyntaxUID).name
-            raise ImageError(f"DICOM: no decoder installed for {name}") from None
-        raise ImageError("DICOM: damaged pixels") from None
+        pixels = _stored_values(dataset, wanted, assumed)
+        kind = str(dataset.PhotometricInterpretation)
+        if kind == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, dataset)
+            shown = Image.fromarray(_to_eight_bits(pixels, 8 if pixels.dtype == np.uint8 else 16))
+        elif pixels.ndim == 3:
+            shown = picture_from(pixels)
+        else:
+            shown = _grey(dataset, wanted, pixels, kind == "MONOCHROME1", assumed)
     if assumed:
         shown.info[ASSUMED] = "DICOM: " + ", ".join(dict.fromkeys(assumed))
     return shown
 
 
+@_reasons()
 def _complete(dataset: Dataset) -> list[str]:
-    """Fill in what decoding asks for and the object leaves out; returns what was assumed."""
-    assumed = []
+    """Fill in what decoding asks for and the object leaves out or states wrongly; returns what was assumed."""
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise ImageError("DICOM: no pixels")
+    if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels")
+    assumed: list[str] = []
     if not isinstance(getattr(dataset, "file_meta", None), FileMetaDataset):
         dataset.file_meta = FileMetaDataset()
     if not dataset.file_meta.get("TransferSyntaxUID"):
         if bytes(dataset.get("PixelData") or b"")[:4] == b"\xfe\xff\x00\xe0":
             raise ImageError("DICOM: compressed pixels without a transfer syntax")
-        implicit = dataset.original_encoding[0]
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        assumed.append("no transfer syntax, taken for little endian")
-    samples = _number(dataset, "SamplesPerPixel") or 1
-    stored = _number(dataset, "BitsAllocated")
-    usual: dict[str, Any] = {
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2" if samples == 1 else "RGB",
-        "PixelRepresentation": 0,
-        "BitsStored": stored,
-        "HighBit": None if stored is None else int(_number(dataset, "BitsStored") or stored) - 1,
-        **({"PlanarConfiguration": 0} if samples > 1 else {}),
-    }
-    floats = "PixelData" not in dataset
-    for name, value in usual.items():
-        if dataset.get(name) in (None, "") and value is not None and not (floats and name in _OF_INTEGERS):
-            setattr(dataset, name, int(value) if isinstance(value, float) else value)
-            assumed.append(f"no {name}, taken for {value:g}" if isinstance(value, float) else f"no {name}, {value}")
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        assumed.append(f"no transfer syntax, taken for {'little' if little else 'big'} endian")
     if "NumberOfFrames" in dataset and (_number(dataset, "NumberOfFrames") or 0) < 1:
-        dataset.NumberOfFrames = 1
-        assumed.append("NumberOfFrames below 1")
+        _assume(dataset, assumed, "NumberOfFrames", 1, "NumberOfFrames below 1")
+    _complete_color(dataset, assumed)
+    if "PixelData" in dataset:
+        _complete_bits(dataset, assumed)
     return assumed
 
 
-def _render(dataset: Dataset, frame: int, assumed: list[str]) -> Image.Image:
-    pixels = pixel_array(dataset, index=frame)
-    kind = str(dataset.PhotometricInterpretation)
-    if kind == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)
-        return Image.fromarray(_to_eight_bits(pixels, 8 if pixels.dtype == np.uint8 else 16), "RGB")
-    if pixels.ndim == 3:
-        return picture_from(pixels)
-    return _grey(dataset, frame, pixels, kind == "MONOCHROME1", assumed)
+def _assume(dataset: Dataset, assumed: list[str], name: str, value: object, why: str = "") -> None:
+    setattr(dataset, name, value)
+    assumed.append(f"{why or f'no {name}'}, taken for {value}")
+
+
+def _complete_color(dataset: Dataset, assumed: list[str]) -> None:
+    kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
+    if _number(dataset, "SamplesPerPixel") is None:
+        _assume(dataset, assumed, "SamplesPerPixel", 3 if kind in _OF_THREE_SAMPLES else 1)
+    colored = int(dataset.SamplesPerPixel) > 1
+    if colored and dataset.get("PlanarConfiguration") is None:
+        _assume(dataset, assumed, "PlanarConfiguration", 0)
+    if kind in _OTHER_COLORS:
+        raise ImageError(f"DICOM: color space {kind} is not read")
+    fits = kind in (_OF_THREE_SAMPLES if colored else _OF_ONE_SAMPLE)
+    if fits and (kind != "PALETTE COLOR" or "RedPaletteColorLookupTableDescriptor" in dataset):
+        dataset.PhotometricInterpretation = kind
+    else:
+        why = "PhotometricInterpretation that does not fit" if kind else ""
+        _assume(dataset, assumed, "PhotometricInterpretation", "RGB" if colored else "MONOCHROME2", why)
+
+
+def _complete_bits(dataset: Dataset, assumed: list[str]) -> None:
+    native, length = not dataset.file_meta.TransferSyntaxUID.is_compressed, len(dataset.PixelData or b"")
+    frames = int(_number(dataset, "NumberOfFrames") or 1)
+    values = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * frames
+    if _number(dataset, "BitsAllocated") is None and native and values and length // values in (1, 2, 4):
+        _assume(dataset, assumed, "BitsAllocated", 8 * (length // values))
+    allocated = int(dataset.BitsAllocated)
+    if native and dataset.PhotometricInterpretation == "YBR_FULL_422" and length >= values * allocated // 8:
+        _assume(dataset, assumed, "PhotometricInterpretation", "YBR_FULL", "YBR_FULL_422 with all its samples")
+    if _number(dataset, "PixelRepresentation") not in (0, 1):
+        _assume(dataset, assumed, "PixelRepresentation", 0)
+    stored = _number(dataset, "BitsStored")
+    if stored is None or not 1 <= stored <= allocated:
+        _assume(dataset, assumed, "BitsStored", allocated, "" if stored is None else "BitsStored that does not fit")
+
+
+def _stored_values(dataset: Dataset, frame: int, assumed: list[str]) -> NDArray[Any]:
+    """Samples of a frame: the bits below HighBit where it lies above BitsStored and is used, else the low ones."""
+    bits, named = int(_number(dataset, "BitsStored") or 0), _number(dataset, "HighBit")
+    high = -1 if named is None else int(named)
+    low: NDArray[Any] = pixel_array(dataset, index=frame)
+    if "PixelData" not in dataset or high == bits - 1:
+        return low
+    if bits <= high < int(dataset.BitsAllocated) and not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        dataset.BitsStored = high + 1
+        try:
+            whole: NDArray[Any] = pixel_array(dataset, index=frame)
+        finally:
+            dataset.BitsStored = bits
+        least, most = (-(1 << bits - 1), 1 << bits - 1) if whole.dtype.kind == "i" else (0, 1 << bits)
+        if whole.min() < least or whole.max() >= most:
+            return np.asarray(whole >> (high + 1 - bits))
+    assumed.append(f"{'no HighBit' if high < 0 else 'HighBit that does not fit'}, taken for {bits - 1}")
+    return low
 
 
 def _to_eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -195,21 +246,26 @@ def _to_eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 
 def _grey(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, assumed: list[str]) -> Image.Image:
-    values = _rescaled(_group(dataset, frame, "PixelValueTransformationSequence"), stored, assumed)
     absent = _padding(dataset, stored)
+    transform = _group(dataset, frame, "PixelValueTransformationSequence")
+    values, slope = _rescaled(transform, stored, assumed)
     group = _group(dataset, frame, "FrameVOILUTSequence")
     shown = _looked_up(group, values, assumed)
     if shown is None:
         shown = _windowed(group, values, assumed)
-    if shown is None:
-        same = values.dtype == stored.dtype and bool((values == stored).all())
-        most = 1 << int(_number(dataset, "BitsStored") or 8 * stored.itemsize)
-        low = -(most // 2) if stored.dtype.kind == "i" else 0
-        limits = (float(low), float(low + most - 1)) if same and stored.dtype.kind != "f" else None
-        # Eight unsigned bits and no transform: as everywhere, they are what they are.
-        plain = limits is not None and stored.dtype == np.uint8 and most == 1 << 8
-        return picture_from(stored if plain else values, white_is_zero=inverted, absent=absent, limits=limits)
-    return picture_from(shown, white_is_zero=inverted, absent=absent)
+    if shown is not None or slope is None:
+        return picture_from(values if shown is None else shown, white_is_zero=inverted, absent=absent)
+    # A line through the stored values changes nothing when they are stretched; a picture of one value keeps its place.
+    inverted ^= slope < 0
+    if stored.dtype.kind == "f":
+        return picture_from(stored, white_is_zero=inverted, absent=absent)
+    bits = int(_number(dataset, "BitsStored") or 8 * stored.itemsize)
+    low = -(1 << bits - 1) if stored.dtype.kind == "i" else 0
+    if bits <= 8 and not low and slope == 1:
+        # As everywhere, few unsigned bits are what they are.
+        return picture_from(_to_eight_bits(stored, bits), white_is_zero=inverted, absent=absent)
+    limits = (float(low), float(low + (1 << bits) - 1))
+    return picture_from(stored.astype(np.int64), white_is_zero=inverted, absent=absent, limits=limits)
 
 
 def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
@@ -225,9 +281,12 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
     return np.asarray((stored >= min(ends)) & (stored <= max(ends)))
 
 
-def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> NDArray[Any]:
+def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple[NDArray[Any], float | None]:
+    """Values after the modality transform, and its slope; None where it is a table."""
     if group.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(stored, group))
+        if _table(group.ModalityLUTSequence[:1]) is not None:
+            return np.asarray(apply_modality_lut(stored, group)), None
+        assumed.append("modality LUT without content")
     slope, intercept = _number(group, "RescaleSlope"), _number(group, "RescaleIntercept")
     if slope is None and ("RescaleSlope" in group or intercept is not None):
         assumed.append("no value in RescaleSlope, taken for 1")
@@ -236,18 +295,19 @@ def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> NDArr
     if intercept is None and ("RescaleIntercept" in group or slope is not None):
         assumed.append("no value in RescaleIntercept, taken for 0")
     slope, intercept = slope or 1.0, intercept or 0.0
-    return stored if (slope, intercept) == (1.0, 0.0) else stored.astype(np.float64) * slope + intercept
+    return (stored if (slope, intercept) == (1.0, 0.0) else stored.astype(np.float64) * slope + intercept), slope
 
 
 def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
     """Values through the first window that can be used; None where there is none."""
     centers, widths = _numbers(group, "WindowCenter"), _numbers(group, "WindowWidth")
-    function = str(group.get("VOILUTFunction") or "LINEAR").upper()
+    named = group.get("VOILUTFunction") or "LINEAR"
+    function = str(named if isinstance(named, str) else named[0]).upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         assumed.append("VOILUTFunction that the standard does not have, taken for LINEAR")
         function = "LINEAR"
     for number, (center, width) in enumerate(zip(centers, widths, strict=False)):
-        if center is None or width is None or width <= 0 or not np.isfinite([center, width]).all():
+        if center is None or width is None or width <= 0:
             continue
         if number:
             assumed.append(f"window {number + 1}, as those before cannot be used")
@@ -274,22 +334,38 @@ def windowed(values: NDArray[np.float64], center: float, width: float, function:
 
 def _looked_up(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
     """Values through the first VOI LUT (DICOM PS3.3 C.11.2.1.1), entries over their own bits; None without one."""
-    if not group.get("VOILUTSequence"):
+    items = group.get("VOILUTSequence")
+    if not items:
         return None
-    item = group.VOILUTSequence[0]
-    descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
-    if descriptor is None or len(descriptor) != 3 or data is None or not len(data):
+    found = _table(items)
+    if found is None:
         assumed.append("VOI LUT without content")
         return None
-    count, first, bits = (int(value) for value in descriptor)
-    count = count or 1 << 16
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, dtype="<u2" if len(data) >= 2 * count else "u1")
-    table = np.asarray(data)
+    table, count, first, bits = found
+    if len(table) < count:
+        assumed.append("VOI LUT with fewer entries than stated")
+    if not 8 <= bits <= 16:
+        bits = 8 if table.max() < 1 << 8 else 16
+        assumed.append(f"VOI LUT without its bits, taken for {bits}")
     # A descriptor's first value is signed where pixels are, but may have been read as unsigned.
     first = first - (1 << 16) if first >= 1 << 15 and values.min() < 0 else first
-    index = (np.rint(values).astype(np.int64) - first).clip(0, count - 1)
+    index = (np.rint(values).astype(np.int64) - first).clip(0, min(count, len(table)) - 1)
     return _to_eight_bits(table[index], bits)
+
+
+def _table(items: Iterable[Dataset]) -> tuple[NDArray[Any], int, int, int] | None:
+    """Entries, their stated number, the value of the first, and bits of the first LUT with content; None without."""
+    for item in items:
+        descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
+        if descriptor is None or isinstance(descriptor, int) or len(descriptor) != 3 or data is None:
+            continue
+        count, first, bits = (int(value) for value in descriptor)
+        count = count or 1 << 16
+        if isinstance(data, bytes):
+            data = np.frombuffer(data, dtype="<u2" if len(data) >= 2 * count else "u1")
+        if (table := np.atleast_1d(np.asarray(data))).size:
+            return table, count, first, bits
+    return None
 
 
 def _group(dataset: Dataset, frame: int, name: str) -> Dataset:
@@ -304,7 +380,7 @@ def _group(dataset: Dataset, frame: int, name: str) -> Dataset:
 
 
 def _numbers(dataset: Dataset, name: str) -> list[float | None]:
-    """Values of an attribute; None for one that is no number, an empty list where there is none."""
+    """Values of an attribute; None for one that is no finite number, an empty list where there is none."""
     try:
         value = dataset.get(name)
     except (ValueError, TypeError, OverflowError):
@@ -314,9 +390,10 @@ def _numbers(dataset: Dataset, name: str) -> list[float | None]:
     found: list[float | None] = []
     for one in value if isinstance(value, Iterable) else [value]:
         try:
-            found.append(float(one))
+            number = float(one)
         except (ValueError, TypeError):
-            found.append(None)
+            number = math.nan
+        found.append(number if math.isfinite(number) else None)
     return found
 
 
@@ -325,6 +402,7 @@ def _number(dataset: Dataset, name: str) -> float | None:
 
 
 def _hush() -> None:
+    """Silence pydicom, which quotes offending values, and a value may be a patient's name."""
     # Each time, because whoever sets filters or loggers up again (pytest and Dask do) would let a name through.
     warnings.filterwarnings("ignore", module="pydicom")
     logging.getLogger("pydicom").disabled = True

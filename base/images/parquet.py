@@ -70,7 +70,7 @@ class ParquetImage:
 
 
 class _Cursor:
-    """A place in one column of one file that moves forwards; a row behind it, or far ahead, opens its group anew."""
+    """A forward-moving place in one column of one file; a row behind it, or far ahead, opens the row group again."""
 
     def __init__(self, file: IO[bytes], column: str) -> None:
         # One column chunk at a time through a small buffer, not whole row groups in memory.

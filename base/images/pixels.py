@@ -1,13 +1,16 @@
 """The rule by which stored samples become 8-bit grey or RGB, the same for every format.
 
-1. Unsigned samples of up to 8 bits are what they are. Deeper, signed and float samples are stretched linearly from
-   their smallest to their largest value in the picture (all color channels together) onto 0 to 255.
+1. Unsigned samples of up to 8 bits are what they are, fewer bits over their own range. Deeper, signed and float samples
+   are stretched linearly from their smallest to their largest value in the picture (all color channels together) onto
+   0 to 255.
 2. A picture of one value has no range: an integer keeps its place in the range of its type, a float in 0 to 1.
-3. NaN, values beyond 1e37, a declared no-data or padding value, and fully transparent pixels are no measurements: they
-   do not count for the range, and all but the last become black. Infinities become the nearest end.
+3. NaN, values beyond 1e37, a declared no-data or padding value (in color: in all channels), and fully transparent
+   pixels are no measurements: they do not count for the range, and all but the last become black. Infinities become the
+   nearest end.
 4. Where the file says that its smallest value is white, grey is inverted.
-5. Alpha is laid over white. 6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles
-   are not applied. 7. The orientation of the file's EXIF is applied.
+5. Alpha is laid over white; samples that were multiplied by it are divided first.
+6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles are not applied.
+7. The orientation of the file's EXIF is applied.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ def picture_from(
         ImageError: another shape or type, or nothing but NaN.
     """
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3) or values.dtype.kind not in "buif":
+    if values.shape[2:] not in ((), (3,)) or values.ndim < 2 or values.dtype.kind not in "buif" or not values.size:
         raise ImageError(f"samples of {values.dtype} {values.shape} are no picture")
     if values.dtype == bool:
         values = values.astype(np.uint8) * 255
@@ -72,6 +75,31 @@ def picture_from(
     share = alpha.astype(np.float64) * (255.0 / (np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1.0))
     picture.putalpha(Image.fromarray(np.rint(share.clip(0, 255)).astype(np.uint8)))
     return over_white(picture)
+
+
+def divided(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+    """Colors (H, W, C) that were stored multiplied by their alpha (H, W), of the same dtype."""
+    most = 1.0 if colors.dtype.kind == "f" else float(np.iinfo(colors.dtype).max)
+    shares = colors.astype(np.float64) * np.divide(most, alpha, where=alpha > 0, out=np.zeros(alpha.shape))[..., None]
+    exact: NDArray[Any] = (shares if colors.dtype.kind == "f" else np.rint(shares.clip(0, most))).astype(colors.dtype)
+    return exact
+
+
+def from_cmyk(ink: NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8 RGB (H, W, 3) of unsigned ink (H, W, 4): (most - C)(most - K) / most, over the range of the type."""
+    most = float(np.iinfo(ink.dtype).max)
+    light = most - ink.astype(np.float64)
+    return np.rint(light[..., :3] * light[..., 3:] / most * (255 / most)).astype(np.uint8)
+
+
+def from_lab(picture: Image.Image) -> Image.Image:
+    """`RGB` (sRGB) of a picture in Pillow's mode `LAB`."""
+    from PIL import ImageCms  # noqa: PLC0415 - its library is loaded for such pictures only
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    shown = ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
+    assert shown is not None
+    return shown
 
 
 def over_white(picture: Image.Image) -> Image.Image:

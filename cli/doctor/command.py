@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mmkd.cli.doctor.check import Check
+    from mmkd.cli.doctor import Check
 
 WIDTH = 160
 """Characters of a line's text on the screen; `--json` has all."""
 
 
 def examine(folder: Path, seconds: float) -> Iterator[Check]:
-    """Every look, one by one as it is done; changes nothing.
+    """Yield each check as it is done; changes nothing.
 
     Args:
         folder: where stores are to lie.
-        seconds: for each thing outside this process: torch with its driver, and the hub.
+        seconds: limit for each check outside this process: torch with its driver, Dask, and the hub.
     """
-    from mmkd.cli.doctor.disk import disk_checks
     from mmkd.cli.doctor.hub import cache_folder, hub_check, teacher_checks
-    from mmkd.cli.doctor.machine import machine_checks
+    from mmkd.cli.doctor.machine import disk_checks, machine_checks
     from mmkd.cli.doctor.packages import package_checks
 
     yield from machine_checks(seconds)
@@ -51,7 +50,7 @@ def examine(folder: Path, seconds: float) -> Iterator[Check]:
 def doctor(folder: Path, timeout: float, as_json: bool) -> None:
     """Look at machine, packages, hub, teachers' weights and licences, and the room in FOLDER for stores.
 
-    Changes nothing, needs no network. Exit status 1 when something must be mended before mmkd can work.
+    Changes nothing, needs no network. Exit status 1 when something must be corrected before mmkd can work.
     """
     found = []
     part = ""

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmkd.base.text import bytes_text
-from mmkd.cli.doctor.check import Check
-from mmkd.extract.teachers.published import THE_NINE, PublishedTeacher
+from mmkd.cli.doctor import Check
+from mmkd.extract.teachers.published import PublishedTeacher, the_nine
 
 HUB = "https://huggingface.co"
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -56,7 +56,7 @@ def cache_folder() -> Path:
 
 def teacher_checks() -> Iterator[Check]:
     """One line for each of the nine: whether its files are here, and under which licence. Asks no network."""
-    yield from map(_teacher, THE_NINE)
+    yield from map(_teacher, the_nine())
 
 
 def _teacher(teacher: PublishedTeacher) -> Check:

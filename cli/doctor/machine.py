@@ -1,4 +1,4 @@
-"""Processor, memory, limits of the kernel, and what torch sees."""
+"""Processor, memory, limits of the kernel, disks, and what torch and Dask see."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmkd.base.install import install_command
 from mmkd.base.process import usable_cores
 from mmkd.base.text import bytes_text
-from mmkd.cli.doctor.check import Check
+from mmkd.cli.doctor import Check
 
 OLDEST_PYTHON = (3, 11)
 MAPPED_FILES = 65_530
@@ -32,8 +34,14 @@ print(json.dumps({"torch": torch.__version__, "built": torch.version.cuda, "bf16
 
 
 _ASK_DASK = """
-import importlib.util, json, os
-import dask, distributed
+import importlib.util, json, sys
+try:
+    import dask, distributed
+except ImportError:
+    raise
+except Exception as error:
+    print(json.dumps({"broken": f"{type(error).__name__}: {error}"}))
+    sys.exit()
 from distributed.utils import format_dashboard_link
 faults = []
 try:
@@ -57,7 +65,7 @@ def machine_checks(seconds: float) -> Iterator[Check]:
     """Look at the machine.
 
     Args:
-        seconds: how long torch may take to load and to find its devices; a broken driver can keep it for ever.
+        seconds: how long torch may take to load and to find its devices; a broken driver can block it forever.
     """
     version = platform.python_version()
     if sys.version_info >= OLDEST_PYTHON:
@@ -97,14 +105,16 @@ def _dask(seconds: float) -> Check:
     if done.returncode:
         if "No module named 'dask" in done.stderr or "No module named 'distributed" in done.stderr:
             return Check("machine", "dask", "note", "not installed", install_command("extract"))
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        return Check("machine", "dask", "fault", last[:300], "install dask and distributed again")
+    dask = json.loads(done.stdout.strip().splitlines()[-1])
+    if "broken" in dask:
         step = "correct the YAML files in ~/.config/dask, or name another folder in DASK_CONFIG"
-        reason = done.stderr.rpartition("\nValueError: ")[2]
-        return Check("machine", "dask", "fault", " ".join(reason.split())[-300:], step)
-    said = json.loads(done.stdout.strip().splitlines()[-1])
-    if said["faults"]:
-        step = f"correct Dask's configuration (YAML files in {', '.join(said['folders'])}, variables DASK_...)"
-        return Check("machine", "dask", "warning", "; ".join(said["faults"]), step)
-    return Check("machine", "dask", "ok", f"{said['version']}, configuration sound")
+        return Check("machine", "dask", "fault", " ".join(dask["broken"].split())[-300:], step)
+    if dask["faults"]:
+        step = f"correct Dask's configuration (YAML files in {', '.join(dask['folders'])}, variables DASK_...)"
+        return Check("machine", "dask", "warning", "; ".join(dask["faults"]), step)
+    return Check("machine", "dask", "ok", f"{dask['version']}, configuration sound")
 
 
 def _torch(seconds: float) -> Check:
@@ -128,12 +138,36 @@ def _torch(seconds: float) -> Check:
             )
         step = "torch and torchvision must be of one build: install both together in a fresh environment"
         return Check("machine", "torch", "fault", last[:200], step)
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    built = f"built for CUDA {told['built']}" if told["built"] else "built for CPUs"
-    devices = ", ".join(f"{name} ({bytes_text(size)})" for name, size in told["devices"])
-    found = f"{told['torch']} {built}; " + (
-        f"{devices}, bf16 {'yes' if told['bf16'] else 'no'}"
+    torch = json.loads(done.stdout.strip().splitlines()[-1])
+    built = f"built for CUDA {torch['built']}" if torch["built"] else "built for CPUs"
+    devices = ", ".join(f"{name} ({bytes_text(size)})" for name, size in torch["devices"])
+    found = f"{torch['torch']} {built}; " + (
+        f"{devices}, bf16 {'yes' if torch['bf16'] else 'no'}"
         if devices
         else "no GPU: teachers and training run on the CPU"
     )
     return Check("machine", "torch", "ok" if devices else "note", found)
+
+
+LITTLE = 10 * 1024**3
+"""Bytes: the nine teachers' weights take about 6 GB, features of 100,000 pairs by all nine about 2 GB."""
+
+
+def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
+    """Free room in the folder for stores, the hub's cache and the folder for temporary files."""
+    for name, place in (("stores", folder), ("weights", cache), ("temporary", Path(tempfile.gettempdir()))):
+        yield _room(name, place)
+
+
+def _room(name: str, place: Path) -> Check:
+    there = place.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK):
+        return Check(
+            "disk", name, "warning", f"{place} cannot be written", "choose another folder, or change its rights"
+        )
+    if free < LITTLE:
+        return Check("disk", name, "warning", f"{bytes_text(free)} free in {place}", "make room, or use another disk")
+    return Check("disk", name, "ok", f"{bytes_text(free)} free in {place}")

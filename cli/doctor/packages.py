@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor.check import Check
+from mmkd.cli.doctor import Check
 
 CORE = ""
 

@@ -24,39 +24,30 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.options import read_options
-from mmkd.extract.teachers.plan import FileLoader, Plan
-from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
+from mmkd.extract.teachers.hugging_face import forward_settings, text_config
+from mmkd.extract.teachers.plan import FileLoader, Plan, read_options
+from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.text_tower import forward_settings, text_config
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import StateDict, load_strictly, read_weights
 from mmkd.store import Preprocessing
 
 WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
 """Names that open_clip itself looks for, in its order (open_clip/factory.py, _find_checkpoint_in_dir)."""
 
 _CONFIG = "open_clip_config.json"
 # Written by older transformers into the checkpoint; the newer ones compute it.
 _SURPLUS = ("text.transformer.embeddings.position_ids",)
+# Keys of text_cfg in configurations written by open_clip before 2.20.
+_OLD_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
 # Neither changes a feature: one says where weights came from, the other is the loss's business.
 _IRRELEVANT = {
-    "timm_model_pretrained",
-    "hf_model_pretrained",
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
+    "timm_model_pretrained", "hf_model_pretrained", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs",
     "patch_dropout",
-}
+}  # fmt: skip
 
 
 _PREPROCESS = {field.name for field in dataclasses.fields(PreprocessCfg)}
@@ -116,6 +107,8 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
         raise TeacherError(
             f"teacher {spec.slug!r}: the configuration at {spec.source} lacks {', '.join(missing)}: not open_clip's"
         )
+    if model["text_cfg"].get("hf_model_name"):
+        model["text_cfg"] = {_OLD_KEYS.get(name, name): value for name, value in model["text_cfg"].items()}
     if "multimodal_cfg" in model:
         raise TeacherError(
             f"teacher {spec.slug!r}: a CoCa model captions as well as encodes; write an encoder of your own for it"
@@ -297,4 +290,8 @@ def _renamed(name: str, rename: Mapping[str, str]) -> str:
     return name
 
 
-LOADER = FileLoader(plan=_plan, build=_build)
+def _recognizes(spec: TeacherSpec, source: Source) -> bool:
+    return "architecture" in spec.options or source.find(_CONFIG) is not None
+
+
+LOADER = FileLoader(plan=_plan, build=_build, recognizes=_recognizes, reads="an open_clip folder")

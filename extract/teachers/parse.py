@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmkd.base.config import read_mapping, validated
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.published import THE_NINE, find_published
+from mmkd.extract.teachers.published import find_published, the_nine
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
 
@@ -36,7 +36,7 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
 
 def _parse_entry(entry: str) -> list[TeacherSpec]:
     if entry == "all":
-        return [teacher.spec for teacher in THE_NINE]
+        return [teacher.spec for teacher in the_nine()]
     slug, equals, place = entry.partition("=")
     if not equals:
         if _is_yaml(entry):

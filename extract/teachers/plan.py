@@ -6,19 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.fingerprint import settings_sha256
 from mmkd.extract.teachers.loaded import LoadedTeacher, check_digest
 from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.source import Source
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
+
+Options = TypeVar("Options", bound=BaseModel)
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
 
@@ -79,6 +83,23 @@ class Plan:
         return next((scale for scale in scales if scale is not None), None)
 
 
+def read_options(spec: TeacherSpec, model: type[Options]) -> Options:
+    """`spec.options` as the loader's model.
+
+    Raises:
+        TeacherError: an option that the loader does not have, or a value that does not fit.
+    """
+    try:
+        return model.model_validate(spec.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(model.model_fields) or "none"
+        raise TeacherError(
+            f"teacher {spec.slug!r}: option {name!r}: {first['msg']}; this loader has: {known}"
+        ) from error
+
+
 class TeacherLoader(Protocol):
     """Turns a spec into a card and into an encoder. What an entry point of the group `mmkd.teachers` must be."""
 
@@ -96,6 +117,10 @@ class FileLoader:
     plan: Callable[[TeacherSpec], Plan]
     build: Callable[[Plan], nn.Module]
     """Returns a model with `encode_image`, `encode_text` and, if it has one, `logit_scale`; strictly loaded."""
+    recognizes: Callable[[TeacherSpec, Source], bool] = lambda spec, source: False
+    """Whether `loader: auto` takes this loader for a place; looks at small files only."""
+    reads: str = ""
+    """Description of such a place, for the message where no loader recognizes one."""
 
     def describe(self, spec: TeacherSpec) -> TeacherCard:
         """The card of the files as they lie there now."""

@@ -18,13 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.options import read_options
-from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.hugging_face import build_strictly, forward_settings, make_config, text_config
+from mmkd.extract.teachers.plan import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.text_tower import forward_settings, text_config
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
-from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import BARE_TENSOR, StateDict, key_problems, load_strictly, read_weights
 from mmkd.store import Preprocessing
 

@@ -31,7 +31,7 @@ class TeacherSpec(Frozen):
     revision: str = ""
     """Commit of the hub repository; empty for its main branch."""
     loader: str = AUTO
-    """`open_clip`, `transformers`, `pmc_clip`, `medclip`, an entry point's name, or `auto`: by the files there."""
+    """A name in `loaders.LOADERS`, an entry point's name, or `auto`: by the files there."""
     weights: tuple[str, ...] = ()
     """File names at the source that hold the weights; empty for the names that the loader knows."""
     weights_sha256: str = ""

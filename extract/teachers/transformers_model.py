@@ -1,4 +1,4 @@
-"""Loader `transformers`: a CLIPModel, SiglipModel or Siglip2Model as `save_pretrained` writes it."""
+"""Loader `transformers`: a CLIPModel or SiglipModel as `save_pretrained` writes it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.options import read_options
-from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.hugging_face import build_strictly, make_config
+from mmkd.extract.teachers.plan import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
-from mmkd.extract.teachers.transformers_weights import build_strictly, make_config
 from mmkd.extract.teachers.weights import read_weights
 from mmkd.store import Preprocessing
 
-_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+# SigLIP 2 of fixed size is saved as a `siglip`; this type is the one whose patches follow the picture.
+_NAFLEX = "siglip2"
 _CONFIG = "config.json"
 # Where transformers up to 4, and from 5 on, save what a processor does with images.
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -74,6 +75,11 @@ def _plan(spec: TeacherSpec) -> Plan:
     source = source_of(spec)
     content = read_json(source.need(_CONFIG))
     kind = str(content.get("model_type"))
+    if kind == _NAFLEX:
+        raise TeacherError(
+            f"teacher {spec.slug!r}: SigLIP 2 NaFlex, whose number of patches follows the picture, is not supported; "
+            "take its checkpoint of one size, such as hf-hub:google/siglip2-base-patch16-224"
+        )
     if kind not in _CLASSES:
         raise TeacherError(
             f"teacher {spec.slug!r}: config.json has type {kind!r}; this loader reads {', '.join(_CLASSES)}"
@@ -110,18 +116,9 @@ def _plan(spec: TeacherSpec) -> Plan:
 
 def _forward_settings(config: Any) -> dict[str, Any]:
     names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "hidden_act",
-        "layer_norm_eps",
-        "eos_token_id",
-        "image_size",
-        "patch_size",
-        "num_patches",
-        "projection_size",
-    )
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+        "layer_norm_eps", "eos_token_id", "image_size", "patch_size", "projection_size",
+    )  # fmt: skip
     return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
@@ -172,4 +169,11 @@ def _build(plan: Plan) -> nn.Module:
     return TransformersTowers(build_strictly(model_class, plan.material["config"], weights, where))
 
 
-LOADER = FileLoader(plan=_plan, build=_build)
+def _recognizes(spec: TeacherSpec, source: Source) -> bool:
+    config = source.find(_CONFIG)
+    return config is not None and read_json(config).get("model_type") in (*_CLASSES, _NAFLEX)
+
+
+LOADER = FileLoader(
+    plan=_plan, build=_build, recognizes=_recognizes, reads=f"a transformers {' or '.join(_CLASSES)} model"
+)

@@ -1,0 +1,151 @@
+"""Models of transformers: the configuration of a text tower without asking the network, and strict, silent building."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import transformers
+from torch import nn
+
+from mmkd.base.errors import TeacherError
+from mmkd.extract.teachers.source import Source, read_json, text_sources
+from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.weights import StateDict, key_problems
+
+# What changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
+_FORWARD_KEYS = (
+    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
+)  # fmt: skip
+
+_BERT_BASE: dict[str, object] = {
+    "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
+    "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0,
+}  # fmt: skip
+
+KNOWN_TEXT_TOWERS: dict[str, dict[str, object]] = {
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": _BERT_BASE,
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext": _BERT_BASE,
+    "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract": _BERT_BASE,
+    "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext": _BERT_BASE,
+    # A cased BERT: its vocabulary is that of bert-base-cased.
+    "emilyalsentzer/Bio_ClinicalBERT": _BERT_BASE | {"vocab_size": 28996},
+}
+"""config.json of the text towers of the nine, so that a folder with weights and tokenizer alone is enough.
+Source: each repository's config.json; the strict loading of weights would refuse a wrong width or depth."""
+
+
+def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
+    """The text tower's config.json: beside the weights, from the table above, or from the hub.
+
+    Args:
+        spec: the teacher.
+        named: hub id that the teacher's own configuration gives.
+
+    Raises:
+        TeacherError: it is in none of these places.
+    """
+    for source in text_sources(spec, named):
+        if source.place.startswith("hf-hub:") and source.name and (known := KNOWN_TEXT_TOWERS.get(source.place[7:])):
+            return dict(known)
+        found = _text_config_at(source)
+        if found is not None:
+            return found
+    raise TeacherError(
+        f"teacher {spec.slug!r}: the configuration of its text tower {named or spec.text_source!r} was not found "
+        f"beside the weights; "
+        f"put its config.json and tokenizer files in {spec.source}, or name their folder with text_source"
+    )
+
+
+def _text_config_at(source: Source) -> dict[str, Any] | None:
+    path = source.find("config.json")
+    if path is None:
+        return None
+    config = read_json(path)
+    # Some repositories keep a CLIPModel's config.json beside their open_clip files: not a text tower's.
+    return dict(config) if "hidden_size" in config or "d_model" in config else None
+
+
+def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a text tower's configuration that changes its output, with the class's defaults filled in.
+
+    Raises:
+        TeacherError: transformers does not know the architecture, or it would run code of its own.
+    """
+    kind = config.get("model_type")
+    fields = {name: value for name, value in config.items() if name != "model_type"}
+    try:
+        whole = transformers.AutoConfig.for_model(kind, **fields)
+    except (ValueError, TypeError) as error:
+        raise TeacherError(
+            f"text tower of type {kind!r} is not known to transformers; write an encoder of your own"
+        ) from error
+    return {name: getattr(whole, name, None) for name in _FORWARD_KEYS}
+
+
+def make_config(content: dict[str, Any], where: str) -> Any:
+    """A transformers configuration from the content of a config.json.
+
+    Raises:
+        TeacherError: an architecture that transformers does not know, or values it refuses.
+    """
+    # The dtype says how the file was saved; we compute in float32 unless the spec says otherwise.
+    fields = {name: value for name, value in content.items() if name not in ("model_type", "torch_dtype", "dtype")}
+    kind = content.get("model_type")
+    try:
+        with quiet():
+            return transformers.AutoConfig.for_model(kind, **fields)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise TeacherError(f"{where}: config.json of type {kind!r} cannot be used ({reason})") from error
+
+
+def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str, **arguments: Any) -> nn.Module:
+    """`model_class` with `weights`: all of them, nothing more, every shape right.
+
+    Goes through `from_pretrained`, which knows the names that older releases gave to the same tensors
+    (Swin's `attention.self.query`) and the buffers they saved (`position_ids`).
+
+    Raises:
+        TeacherError: naming every missing, unexpected and ill-shaped key.
+    """
+    try:
+        with quiet():
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=weights,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **arguments,
+            )
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TeacherError(f"{where} does not fit a {model_class.__name__} ({reason})") from error
+    shapes = [
+        str(key) if isinstance(key, str) else " ".join(str(part) for part in key) for key in info["mismatched_keys"]
+    ]
+    problems = key_problems(missing=info["missing_keys"], unexpected=info["unexpected_keys"], shapes=shapes)
+    if problems:
+        raise TeacherError(f"{where} does not fit a {model_class.__name__} of this config.json: {problems}")
+    built: nn.Module = model
+    return built.float()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing its own loading report and bar; ours is the error that names the keys."""
+    logging = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
