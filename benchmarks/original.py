@@ -66,7 +66,7 @@ def our_epoch(store: Path, images: bool) -> Iterator[Any]:
 
 def plan_of(store: FeatureStore, teachers: TeacherFeatures) -> BatchPlan:
     """One epoch."""
-    pairs = find_pairs(store, {}, teachers.any_available())
+    pairs = find_pairs(store, "", teachers.any_available())
     return BatchPlan(pairs, Schedule(len(pairs.rows), BATCH, 1), 0)
 
 

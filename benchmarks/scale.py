@@ -167,7 +167,7 @@ def plan_of(root: Path) -> BatchPlan:
     """What `mmkd distill` puts together before its first step, images and model apart."""
     store = FeatureStore.open(root)
     teachers = TeacherFeatures(store, tuple(store.teachers))
-    pairs = find_pairs(store, {}, teachers.any_available())
+    pairs = find_pairs(store, "", teachers.any_available())
     captions = kept_tokens(root.parent / "run", pairs.captions, word_tokens)
     keep_tokens(root.parent / "run", pairs.captions, captions)
     schedule = Schedule(len(pairs.rows), BATCH, 2)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    StrictFloat,
-    StrictInt,
     StrictStr,
     create_model,
     field_validator,
@@ -22,8 +21,18 @@ from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
 from mmkd.distill.presets import SCHEMES, composed
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Value = StrictStr | StrictInt | StrictFloat
-"""Of a sample column: text or a number, as the column holds."""
+
+
+def _refuse_mapping(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    quoted = {name: "'" + one.replace("'", "''") + "'" if isinstance(one, str) else one for name, one in value.items()}
+    text = " and ".join(f"{name} = {one}" for name, one in quoted.items())
+    raise ValueError(f'is a mapping, expected a condition as text: "{text}"')
+
+
+Condition = Annotated[StrictStr, BeforeValidator(_refuse_mapping)]
+"""Condition on sample columns as after SQL's WHERE (`mmkd.base.conditions`): `split = 'train' and width >= 224`."""
 
 
 class TowerWeights(Frozen):
@@ -249,14 +258,14 @@ class MonitorSet(Frozen):
     """Held-out rows that are looked at during training."""
 
     name: str = Field(pattern=r"[\w.-]+")
-    where: dict[str, Value] = Field(min_length=1)
-    """Rows: sample column to value."""
+    where: Condition = Field(min_length=1)
+    """Rows of the set."""
     store: Path | None = None
     """Another store; the run's own when not given. Its features are not used, only its rows and images."""
     role: Literal["monitor", "report"] = "monitor"
     label: str | None = None
     """Label column for zero-shot classification; without one the set is judged by retrieval."""
-    prompts: dict[str, Value] = Field(default_factory=dict)
+    prompts: Condition = ""
     """Rows whose captions are the prompts of their label."""
     limit: int = Field(default=5000, gt=1)
     """Most rows looked at: a random draw of those that match, the same each time, even over the classes of `label`."""
@@ -330,8 +339,8 @@ class RunConfig(Frozen):
     """Slugs to learn from; empty for all in the store."""
     selection: str | None = None
     """Learn from the pairs that this selection of the store keeps (`mmkd select`); empty for all sound ones."""
-    where: dict[str, Value] = Field(default_factory=dict)
-    """Rows to train on: sample column to value, for example {split: train}. Empty for all rows."""
+    where: Condition = ""
+    """Rows to train on, for example "split = 'train'". Empty for all rows."""
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=256, gt=1)
     """Pairs of one step, over all ranks."""

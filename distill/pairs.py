@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from operator import and_
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
+from mmkd.base.conditions import parse_condition
+from mmkd.base.errors import IncompleteStoreError, UserError
 from mmkd.store import FeatureStore
 
 _COLUMNS = ["row", "caption", "uri", "offset", "length", "status", "image_sha256"]
@@ -39,33 +36,26 @@ class Pairs:
         return np.searchsorted(self.rows, rows)
 
 
-def matching(store: FeatureStore, where: Mapping[str, str | float], columns: list[str]) -> pa.Table:
-    """Sample rows whose columns have these values; all rows when there is no condition.
+def matching(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
+    """Sample rows that match a condition; all rows when it is empty.
 
     Raises:
-        UserError: a column that the store does not have.
-        ConfigError: a number for a column of text, or the other way round.
+        ConfigError: the condition cannot be read, or names a column that the store does not have.
     """
-    store.sample_table(columns=list(where), filter=pads.field("row") < 0)  # names the columns when one is wrong
-    for column, value in where.items():
-        kind = store.samples.schema.field(column).type
-        if pa.types.is_string(kind) != isinstance(value, str):
-            wanted = f"text, {{{column}: '{value}'}}" if pa.types.is_string(kind) else "a number without quotes"
-            raise ConfigError(f"column {column!r} holds {kind}, {value!r} does not fit; expected {wanted}")
-    terms = [pads.field(column) == value for column, value in where.items()]
-    return store.sample_table(columns=columns, filter=reduce(and_, terms) if terms else None)
+    condition = parse_condition(where, store.samples.schema) if where else None
+    return store.sample_table(columns=columns, filter=condition)
 
 
-def find_pairs(store: FeatureStore, where: Mapping[str, str | float], wanted: NDArray[np.bool_] | None = None) -> Pairs:
+def find_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None) -> Pairs:
     """The sound pairs among the rows that match.
 
     Args:
         store: whose rows.
-        where: sample column to value.
+        where: a condition on sample columns, in SQL; empty for all rows.
         wanted: bool (N,), rows that may take part; None for all.
 
     Raises:
-        UserError: `where` names a column that is not there.
+        ConfigError: as `matching`.
         IncompleteStoreError: rows that match have not been extracted yet.
     """
     table = matching(store, where, _COLUMNS)
@@ -100,9 +90,7 @@ def _numbers(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.where(numbers < 0, len(numbers) + np.arange(len(numbers)), numbers)
 
 
-def training_pairs(
-    store: FeatureStore, where: Mapping[str, str | float], wanted: NDArray[np.bool_] | None, batch_size: int
-) -> Pairs:
+def training_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None, batch_size: int) -> Pairs:
     """The pairs to train on, at least one batch of them.
 
     Raises:
@@ -112,7 +100,7 @@ def training_pairs(
     if len(pairs.rows) < batch_size:
         having = "" if wanted is None else " and have a teacher"
         raise UserError(
-            f"{store.root}: {len(pairs.rows)} rows match {dict(where) or 'everything'}{having}, "
+            f"{store.root}: {len(pairs.rows)} rows match {where or 'everything'}{having}, "
             f"fewer than one batch of {batch_size}; lower batch_size or change `where`"
         )
     return pairs

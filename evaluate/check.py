@@ -15,7 +15,7 @@ import numpy as np
 
 from mmkd.base.config import filled, user_roots
 from mmkd.base.errors import NotAStoreError, UserError
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import as_root
 from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
@@ -234,7 +234,7 @@ def _missing_before(spec: DatasetSpec) -> _Missing:
     extraction = f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ..."
     try:
         path = str(filled(spec.source.get("path", ""), user_roots() | {"dataset": spec.dataset}, spec.described_in))
-        place = Place.of(path if "://" in path else str(Path(spec.described_in).parent / path))
+        place = as_root(path if "://" in path else str(Path(spec.described_in).parent / path))
         there = place.exists()
     except (MmkdError, OSError) as error:
         return _Missing(str(error), (extraction,))
@@ -244,7 +244,7 @@ def _missing_before(spec: DatasetSpec) -> _Missing:
     terms = "; ".join(part for part in (about.access, about.licence and f"licence: {about.licence}") if part)
     owners = about.homepage or "its owners"
     get = f"get it from {owners}{f' ({terms})' if terms else ''}, or say where it is in roots.yaml"
-    return _Missing(f"its files are not here: {place.url} does not exist", (get, extraction))
+    return _Missing(f"its files are not here: {place!s} does not exist", (get, extraction))
 
 
 def _differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str]:

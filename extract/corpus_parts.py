@@ -51,7 +51,7 @@ def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) ->
 
 
 def _is_change_time(*stamps: str) -> bool:
-    """Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.base.places.place.Listed`)."""
+    """Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.base.places.reading.Listed`)."""
     return all(stamp.isdecimal() for stamp in stamps)
 
 

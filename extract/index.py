@@ -24,7 +24,6 @@ from mmkd.base.duplicates import find_duplicates, key_hash
 from mmkd.base.errors import CorpusError
 from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
-from mmkd.base.places.place import Place
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import usable_cores
 from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest
@@ -279,7 +278,7 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
             yield from processes.map(_list_part, jobs)
         return
     # Threads wait for a network together, and more of them than cores do.
-    threads = 16 if Place(str(corpus.root)).remote else cores
+    threads = 16 if "://" in str(corpus.root) else cores
     with ThreadPoolExecutor(min(threads, max(1, len(jobs))), thread_name_prefix="mmkd-index") as pool:
         yield from pool.map(_list_part, jobs)
 

@@ -7,7 +7,6 @@ the inputs have been read. Columns beyond the fixed ones are the corpus' own lab
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import write_atomically
-from mmkd.base.places.remote import StorePath, sample_files
+from mmkd.base.places.remote import RemotePath, StorePath, in_parallel
 from mmkd.store.hierarchy import read_file
 from mmkd.store.layout import sample_part
 from mmkd.store.record import Store
@@ -104,13 +103,18 @@ def sample_dataset(store: Store) -> pads.Dataset:
     children: list[pads.Dataset] = []
     spans = store.record.spans()
     for span in spans:
-        names, filesystem = sample_files(store.root, [sample_part(shard) for shard in span.shards])
+        paths = [store.root / sample_part(shard) for shard in span.shards]
         try:
-            if isinstance(store.root, Path) and (
-                bad := next((name for name in names if not Path(name).is_file()), None)
-            ):
-                raise FileNotFoundError(f"{bad} is missing or no file")  # Arrow would wait for a pipe
-            children.append(pads.dataset(names, schema=schema, format="parquet", filesystem=filesystem))
+            if isinstance(store.root, RemotePath):
+                # Whole objects: a Python file system read from Arrow's threads can abort the interpreter at exit.
+                parts = pads.ParquetFileFormat()
+                buffers = in_parallel(lambda path: pa.py_buffer(path.read_bytes()), paths, store.root)
+                fragments = [parts.make_fragment(buffer) for buffer in buffers]
+                children.append(pads.FileSystemDataset(fragments, schema, parts))
+            else:
+                if bad := next((path for path in paths if not path.is_file()), None):
+                    raise FileNotFoundError(f"{bad} is missing or no file")  # Arrow would wait for a pipe
+                children.append(pads.dataset([str(path) for path in paths], schema=schema, format="parquet"))
         except OSError as error:  # Arrow looks for the files at once
             raise _unreadable(store.root, error) from error
         gap = range(span.rows.stop, span.shards.stop * store.record.rows_per_shard)

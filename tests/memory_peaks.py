@@ -63,9 +63,9 @@ def kept_by_pairs(root: Path) -> tuple[float, int]:
     from mmkd.distill.pairs import find_pairs
 
     store = FeatureStore.open(root)
-    find_pairs(store, {"key": "PMC000000001_F1"})  # imports, and threads with their caches
+    find_pairs(store, "key = 'PMC000000001_F1'")  # imports, and threads with their caches
     before = private_bytes()
-    pairs = find_pairs(store, {})
+    pairs = find_pairs(store, "")
     assert len(pairs.rows) == len(store)
     return private_bytes() - before, pa.total_allocated_bytes()
 

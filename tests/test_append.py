@@ -239,7 +239,7 @@ def test_lost_parts_are_listed_again_from_their_own_corpus(scene: Path, tmp_path
 def test_training_reads_images_of_both_corpora(scene: Path, tmp_path: Path) -> None:
     store = FeatureStore.open(scene / "s")
 
-    pairs = training_pairs(store, {}, store.available().any(axis=1), 8)
+    pairs = training_pairs(store, "", store.available().any(axis=1), 8)
     assert len(pairs.rows) == OLD + NEW - 2
 
     def pixels(image: Image.Image) -> torch.Tensor:

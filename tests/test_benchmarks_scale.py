@@ -34,7 +34,7 @@ def test_a_linked_store_is_sound_and_takes_the_room_of_its_first_and_last_shard(
     assert len({stat.st_ino for stat in chunks}) < len(chunks)
     assert 0.95 < store.available().mean() < 1
     # An Arrow `string` column ends at 2 GB in one piece, with an error of its own; no test holds so much text.
-    pairs = find_pairs(store, {})
+    pairs = find_pairs(store, "")
     assert pa.types.is_large_string(pairs.captions.type)
     table = store.sample_table(["caption"])["caption"]
     assert pairs.captions.take(pa.array(pairs.caption)).to_pylist() == table.to_pylist()

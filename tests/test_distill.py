@@ -77,9 +77,9 @@ def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(training_scene: Path
 
 
 def test_training_learns(training_scene: Path) -> None:
-    report = quiet(write_run(training_scene, "whole", where={}, epochs=3, batch_size=64))
+    report = quiet(write_run(training_scene, "whole", where="", epochs=3, batch_size=64))
     assert (report.steps, report.resumed_at, report.rows) == (12, 0, 300)
-    first = quiet(write_run(training_scene, "first-loss", where={}, epochs=1, batch_size=300)).losses
+    first = quiet(write_run(training_scene, "first-loss", where="", epochs=1, batch_size=300)).losses
     assert report.losses["feature"] < 0.8 * first["feature"]
 
 
@@ -94,9 +94,9 @@ def test_loader_processes_do_not_change_the_result(training_scene: Path) -> None
         ({"epoch": 3}, ConfigError, r"epoch: unknown key; did you mean 'epochs'"),
         ({"optimizer": {"lrr": 1}}, ConfigError, r"optimizer\.lrr: unknown key; did you mean 'lr'"),
         ({"batch_size": 1}, ConfigError, "batch_size: Input should be greater than 1"),
-        ({"batch_size": 301, "where": {}}, UserError, "300 rows match .* fewer than one batch of 301"),
-        ({"where": {"organ": "liver"}}, UserError, r"no sample column 'organ'; it has .*site"),
-        ({"where": {"site": "s9"}}, UserError, "0 rows match"),
+        ({"batch_size": 301, "where": ""}, UserError, "300 rows match .* fewer than one batch of 301"),
+        ({"where": "organ = 'liver'"}, UserError, r"no sample column 'organ'; the store has .*site"),
+        ({"where": "site = 's9'"}, UserError, "0 rows match"),
         ({"teachers": ["three"]}, UserError, "no teacher 'three'; it has one, two"),
         (
             {"preset": "distill"},
@@ -131,7 +131,7 @@ def test_an_unfinished_store_is_refused(training_scene: Path, tmp_path: Path) ->
     write_part(tmp_path / "features", 1, with_columns(table, {"status": ["pending"] * len(table)}))
     shutil.copy(training_scene / "tiny-student.json", tmp_path)
     with pytest.raises(IncompleteStoreError, match="44 of 300 matching rows are not extracted yet"):
-        quiet(write_run(tmp_path, "early", where={}))
+        quiet(write_run(tmp_path, "early", where=""))
 
 
 def test_images_that_are_gone_are_named(training_scene: Path, tmp_path: Path) -> None:

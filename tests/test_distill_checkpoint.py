@@ -30,7 +30,7 @@ from mmkd.distill.trainer import train
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
-JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 30}]}
+JUDGED = {"every_steps": 2, "sets": [{"name": "s1", "where": "site = 's1'", "limit": 30}]}
 WHOLE: dict[str, Any] = {"monitor": JUDGED, "optimizer": {"lr": 1e-3, "warmup": 0.25, "average": 0.9}}
 
 
@@ -266,7 +266,7 @@ def test_a_moved_project_goes_on_with_its_alignment(training_scene: Path, tmp_pa
 
 
 def test_another_metric_or_other_rows_choose_a_best_of_their_own(training_scene: Path) -> None:
-    sets = [JUDGED["sets"][0], {"name": "s2", "where": {"site": "s2"}, "limit": 6}]  # type: ignore[index]
+    sets = [JUDGED["sets"][0], {"name": "s2", "where": "site = 's2'", "limit": 6}]  # type: ignore[index]
     monitor = {"every_steps": 1, "sets": sets, "metric": "s2/recall@5"}
     stopped_at_first_step(path := write_run(training_scene, "metrics", monitor=monitor))
     out = load_run(path).out
@@ -315,8 +315,12 @@ def test_a_folder_has_one_run_at_a_time(training_scene: Path) -> None:
         ({"data": {"workers": 0, "crop_scale": [0.0, 0.5]}}, "crop_scale: is"),
         ({"optimizer": {"betas": [0.9, 1.5]}}, "betas.1: Input should be less than 1"),
         ({"teachers": ["one", "one"]}, "teachers: one is named twice"),
-        ({"where": {"width": "40"}}, "column 'width' holds int32, '40' does not fit; expected a number without quotes"),
-        ({"where": {"site": 0}}, "column 'site' holds string, 0 does not fit; expected text, {site: '0'}"),
+        ({"where": "width = '40'"}, "column 'width' holds int32, compare it with a number"),
+        ({"where": "site = 0"}, "column 'site' holds string, compare it with a text in single quotes"),
+        (
+            {"where": {"site": "s'1", "width": 40}},
+            "where: is a mapping, expected a condition as text: \"site = 's''1' and width = 40\"",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(training_scene: Path, changes: dict[str, object], message: str) -> None:

@@ -34,7 +34,7 @@ def finished(training_scene: Path) -> RunConfig:
     """A run over a selection that was judged and averaged."""
     rule = SelectionRule.model_validate({"keep": {"cosine": {"at_least": -0.9}}})
     select(FeatureStore.open(training_scene / "features"), "agreed", rule)
-    monitor = {"sets": [{"name": "held-out", "where": {"site": "s1"}}], "every_steps": 4}
+    monitor = {"sets": [{"name": "held-out", "where": "site = 's1'"}], "every_steps": 4}
     averaged = {"average": 0.5}
     config = load_run(write_run(training_scene, "to-export", selection="agreed", monitor=monitor, optimizer=averaged))
     quiet(config)

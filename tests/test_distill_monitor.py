@@ -35,7 +35,7 @@ from mmkd.distill.prepare import prepare
 from mmkd.distill.validation_sets import draw_evenly
 from mmkd.distill.world import World
 
-HELD_OUT = {"name": "held-out", "where": {"site": "s1"}, "limit": 40}
+HELD_OUT = {"name": "held-out", "where": "site = 's1'", "limit": 40}
 
 
 def loop_ranks(queries: np.ndarray, gallery: np.ndarray, groups: np.ndarray) -> list[int]:
@@ -116,9 +116,9 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
     entry = {
         "name": "classes",
         "store": str(tmp_path / "val-features"),
-        "where": {"split": "val"},
+        "where": "split = 'val'",
         "label": "class",
-        "prompts": {"split": "prompt"},
+        "prompts": "split = 'prompt'",
     }
     config = load_run(write_run(training_scene, "zero-shot", epochs=1, monitor={"sets": [entry]}))
     report = quiet(config)
@@ -132,7 +132,7 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
     vectors = [vector / np.linalg.norm(vector) for vector in vectors]
     right = [int(np.argmax([image @ vector for vector in vectors])) == i % 2 for i, image in enumerate(images)]
     assert report.scores["classes/bacc"] == pytest.approx((np.mean(right[::2]) + np.mean(right[1::2])) / 2)
-    few = entry | {"prompts": {"split": "prompt", "class": "c0"}}
+    few = entry | {"prompts": "split = 'prompt' and class = 'c0'"}
     with pytest.raises(UserError, match="no prompt for class 'c1'; its prompts name c0"):
         quiet(write_run(training_scene, "few-prompts", monitor={"sets": [few]}))
 
@@ -141,9 +141,9 @@ def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene:
     ("monitor", "error", "message"),
     [
         ({"sets": [HELD_OUT | {"role": "report"}]}, ConfigError, "a `report` set must not be seen during training"),
-        ({"sets": [HELD_OUT | {"where": {"site": "s0"}}]}, ConfigError, r"row \d+ and 39 more are trained on too"),
-        ({"sets": [HELD_OUT | {"where": {"site": "s9"}}]}, UserError, "0 rows of .* match"),
-        ({"sets": [HELD_OUT | {"where": {}}]}, ConfigError, "where"),
+        ({"sets": [HELD_OUT | {"where": "site = 's0'"}]}, ConfigError, r"row \d+ and 39 more are trained on too"),
+        ({"sets": [HELD_OUT | {"where": "site = 's9'"}]}, UserError, "0 rows of .* match"),
+        ({"sets": [HELD_OUT | {"where": ""}]}, ConfigError, "where"),
         ({"sets": [HELD_OUT | {"label": "site"}]}, ConfigError, "`label` and `prompts` go together"),
         ({"sets": [HELD_OUT, HELD_OUT]}, ConfigError, "two sets have one name"),
         ({"sets": [HELD_OUT], "metric": "x/y"}, ConfigError, "the sets give held-out/recall@1, held-out/recall@5"),
@@ -162,7 +162,7 @@ def test_a_copy_of_the_store_is_known_by_its_content(training_scene: Path, tmp_p
     entry = HELD_OUT | {"store": str(tmp_path / "copy")}
     with pytest.raises(ConfigError, match=r"row \d+ and 39 more are trained on too"):
         prepare(
-            load_run(write_run(training_scene, "copy", monitor={"sets": [entry | {"where": {"site": "s0"}}]})),
+            load_run(write_run(training_scene, "copy", monitor={"sets": [entry | {"where": "site = 's0'"}]})),
             World(torch.device("cpu")),
         )
     prepare(load_run(write_run(training_scene, "copy2", monitor={"sets": [entry]})), World(torch.device("cpu")))
@@ -343,10 +343,10 @@ def test_a_log_is_written_where_stderr_is_no_terminal(training_scene: Path, capf
 def test_rows_are_looked_at_before_a_network_is_built(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmkd.distill.prepare.build_student", lambda _: pytest.fail("a network was built"))
     cases = {
-        "0 rows of .* match {'site': 's9'}": {"monitor": {"sets": [HELD_OUT | {"where": {"site": "s9"}}]}},
-        "no sample column 'sight'": {"monitor": {"sets": [HELD_OUT | {"where": {"sight": "s1"}}]}},
+        "0 rows of .* match site = 's9'": {"monitor": {"sets": [HELD_OUT | {"where": "site = 's9'"}]}},
+        "no sample column 'sight'": {"monitor": {"sets": [HELD_OUT | {"where": "sight = 's1'"}]}},
         "fewer than one batch of 4096": {"batch_size": 4096},
-        "no prompt for class": {"monitor": {"sets": [HELD_OUT | {"label": "site", "prompts": {"site": "s0"}}]}},
+        "no prompt for class": {"monitor": {"sets": [HELD_OUT | {"label": "site", "prompts": "site = 's0'"}]}},
     }
     for number, (message, changes) in enumerate(cases.items()):
         with pytest.raises(UserError, match=message):

@@ -109,7 +109,7 @@ def test_rows_of_equal_tokens_or_of_one_image_are_grouped(lengths_scene: Path, t
         load({"one": write_tiny_teacher(tmp_path / "one", seed=1)}, "one"),
     )
     (tmp_path / "tiny-student.json").write_bytes((lengths_scene / "tiny-student.json").read_bytes())
-    config = load_run(write_run(tmp_path, "groups", batch_size=6, where={}))
+    config = load_run(write_run(tmp_path, "groups", batch_size=6, where=""))
     batch = next(prepare(config, World(torch.device("cpu"))).batches.from_step(0))
     tokens, images = (dict(zip(batch.rows.tolist(), column.tolist(), strict=True)) for column in batch.groups.T)
     assert [[a for a in range(6) if tokens[a] == tokens[b]] for b in range(6)] == [

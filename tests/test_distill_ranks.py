@@ -160,7 +160,7 @@ def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student
     """Under torchrun: batch norms, their running statistics included, and images that are not square."""
     (training_scene / f"{student}.json").write_text(json.dumps(STUDENTS[student]))
     changes = GENTLE | {"student": {"model": f"{student}.json"}, "compute": {"batch_norm": batch_norm}}
-    monitor = {"every_steps": 2, "sets": [{"name": "s1", "where": {"site": "s1"}, "limit": 40}]}
+    monitor = {"every_steps": 2, "sets": [{"name": "s1", "where": "site = 's1'", "limit": 40}]}
     paths = [
         write_run(training_scene, f"{name}-{student}-{batch_norm}", **changes, monitor=monitor)
         for name in ("lone", "both")

@@ -19,7 +19,7 @@ from mmkd.base.images.decoding import decode
 from mmkd.base.images.npz import NpzImage
 from mmkd.base.images.pixels import ASSUMED, ppm
 from mmkd.base.images.source import ImageError
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import as_root
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 FLOATS = ("float16", "float32", "float64")
@@ -328,7 +328,7 @@ def test_the_orientation_of_deep_pictures_too() -> None:
 def test_numpy_arrays_are_read_by_the_same_rule(dtype: str, channels: int, tmp_path: Path) -> None:
     values = ramp("uint8", channels) > 120 if dtype == "bool" else ramp(dtype, channels)
     np.savez(tmp_path / "a.npz", pictures=np.stack([values, values]))
-    data = NpzImage(Place(str(tmp_path / "a.npz")), "pictures", 1).read()
+    data = NpzImage(as_root(str(tmp_path / "a.npz")), "pictures", 1).read()
     expected = ruled(values[..., 0] if channels == 1 else values)
     assert np.abs(shown(data) - expected).max() <= 1
 
@@ -336,13 +336,13 @@ def test_numpy_arrays_are_read_by_the_same_rule(dtype: str, channels: int, tmp_p
 def test_a_picture_without_pixels_says_so(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", pictures=np.zeros((2, 0, 4), np.uint8))
     with pytest.raises(ImageError, match="are no picture"):
-        NpzImage(Place(str(tmp_path / "a.npz")), "pictures", 0).read()
+        NpzImage(as_root(str(tmp_path / "a.npz")), "pictures", 0).read()
 
 
 def test_an_npz_of_something_else_says_so(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", pictures=np.zeros((2, 4, 4), complex))
     with pytest.raises(ImageError, match="complex128"):
-        NpzImage(Place(str(tmp_path / "a.npz")), "pictures", 0).read()
+        NpzImage(as_root(str(tmp_path / "a.npz")), "pictures", 0).read()
     assert zipfile.is_zipfile(tmp_path / "a.npz")
 
 

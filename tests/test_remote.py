@@ -21,6 +21,7 @@ from mmkd.base.files import create_atomically, write_atomically
 from mmkd.base.places.connection import server
 from mmkd.base.places.remote import RemotePath, as_root
 from mmkd.cli.main import cli
+from mmkd.extract.corpora import open_corpus
 from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.verify import verify
 
@@ -124,8 +125,8 @@ def test_info_and_verify_take_urls(copied: str) -> None:
         ("s3://no-such-bucket/store", UnreachableError, "bucket does not exist"),
         ("s3://shared/no/such/store", NotAStoreError, "does not exist"),
         ("http://127.0.0.1:9/store", UnreachableError, "check the URL"),
-        ("gopher://host/store", UserError, "no URL of a store"),
-        ("s3://", UserError, "no URL of a store"),
+        ("gopher://host/store", UserError, "is not a URL that mmkd can read"),
+        ("s3://", UserError, "is not a URL that mmkd can read"),
     ],
 )
 def test_a_url_that_leads_nowhere_is_one_line(s3_server: str, url: str, error: type[MmkdError], words: str) -> None:
@@ -223,3 +224,25 @@ def test_a_path_behaves_like_one_and_can_be_sent(bucket: str) -> None:
     assert as_root("file:///some/where") == Path("/some/where")
     assert as_root("C:\\x") == Path("C:\\x")
     assert server(root.origin) is server(root.origin)
+
+
+@pytest.mark.parametrize(("code", "target"), [(302, "/further{}"), (301, "{}")])
+def test_a_server_that_redirects_in_a_circle_is_one_line(code: int, target: str) -> None:
+    class Redirects(Quiet):
+        def do_HEAD(self) -> None:
+            self.send_response(code)
+            self.send_header("Location", target.format(self.path))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{httpd.server_port}"
+        for use in (lambda: FeatureStore.open(f"{url}/store"), lambda: open_corpus(f"{url}/a.tar")):
+            with pytest.raises(MmkdError, match=rf"{url}/\S+ is redirected by its server to nowhere") as caught:
+                use()
+            assert "Generic" not in str(caught.value)
+            assert "\n" not in str(caught.value)
+        httpd.shutdown()

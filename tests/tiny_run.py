@@ -38,7 +38,7 @@ def write_run(root: Path, name: str, **changes: Any) -> Path:
         "out": f"runs/{name}",
         "student": {"model": "tiny-student.json"},
         "epochs": 2,
-        "where": {"site": "s0"},
+        "where": "site = 's0'",
         "batch_size": 24,
         "optimizer": {"lr": 1e-3, "warmup": 0.25},
         "data": {"workers": 0},

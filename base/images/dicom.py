@@ -26,9 +26,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from mmkd.base.errors import UnreachableError
 from mmkd.base.images.pixels import ASSUMED, is_dicom, picture_from, ppm
 from mmkd.base.images.source import MAX_BYTES, MAX_PIXELS, FileImage, ImageError, unreadable
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import stat_file
+from mmkd.base.places.remote import StorePath
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _OF_ONE_SAMPLE = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
@@ -48,7 +50,7 @@ FAULTS = (
 class DicomFrame:
     """One frame of a multi-frame object."""
 
-    place: Place
+    place: StorePath
     frame: int
     """From 0."""
 
@@ -64,15 +66,15 @@ class DicomFrame:
             ImageError: missing, not DICOM, or without this frame.
         """
         try:
-            dataset, assumed = _dataset(self.place, self.place.listed().stamp)
-        except OSError as error:
+            dataset, assumed = _dataset(self.place, stat_file(self.place).stamp)
+        except (OSError, UnreachableError) as error:
             raise unreadable(error) from error
         return ppm(_render(dataset, self.frame, list(assumed)))
 
 
 # Frames of one file follow each other: two parsed files are enough for threads that run a little apart.
 @functools.lru_cache(maxsize=2)
-def _dataset(place: Place, stamp: str) -> tuple[Dataset, list[str]]:
+def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
     dataset = parse(FileImage(place).read())
     return dataset, _complete(dataset)
 

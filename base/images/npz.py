@@ -13,9 +13,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from mmkd.base.errors import UnreachableError
 from mmkd.base.images.pixels import picture_from, ppm
 from mmkd.base.images.source import MAX_BYTES, ImageError, unreadable
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import open_file, stat_file
+from mmkd.base.places.remote import StorePath
 
 # The arrays are deflated as a whole: there is no way to one picture but through those before it. Rows are asked for
 # nearly in order (decode threads run a little apart), so a cursor that keeps the last ones answers all of them.
@@ -30,7 +32,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotIm
 class NpzImage:
     """One picture of an array (n, height, width[, 1, 3 or 4]) of numbers."""
 
-    place: Place
+    place: StorePath
     array: str
     """Name of the array in the archive, such as `test_images`."""
     row: int
@@ -47,8 +49,8 @@ class NpzImage:
             ImageError: missing, damaged, not a picture, or too large.
         """
         try:
-            return _cursor(self.place, self.array, self.place.listed().stamp).fetch(self.row)
-        except OSError as error:
+            return _cursor(self.place, self.array, stat_file(self.place).stamp).fetch(self.row)
+        except (OSError, UnreachableError) as error:
             raise unreadable(error) from error
         except DAMAGED as error:
             raise ImageError("damaged npz") from error
@@ -115,5 +117,5 @@ class _Cursor:
 
 
 @functools.lru_cache(maxsize=_FILES_OPEN)
-def _cursor(place: Place, array: str, stamp: str) -> _Cursor:
-    return _Cursor(place.open(), array)
+def _cursor(place: StorePath, array: str, stamp: str) -> _Cursor:
+    return _Cursor(open_file(place), array)

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mmkd.base.errors import UnreachableError
 from mmkd.base.images.source import MAX_BYTES, ImageError, unreadable
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import open_file, stat_file
+from mmkd.base.places.remote import StorePath
 
 # Parquet has no way to one cell but through its row group. Rows are asked for nearly in order (decode threads run a
 # little apart), so a cursor that keeps the last rows answers all of them, and memory is a few batches.
@@ -26,7 +28,7 @@ _FILES_OPEN = 4
 class ParquetImage:
     """One cell with encoded bytes."""
 
-    place: Place
+    place: StorePath
     column: str
     """Dotted path of the column, such as `image.bytes`."""
     row: int
@@ -46,10 +48,12 @@ class ParquetImage:
             ImageError: missing, null, damaged, or too large.
         """
         try:
-            data = _cursor(self.place, self.column, self.place.listed().stamp).fetch(self.row)
+            data = _cursor(self.place, self.column, stat_file(self.place).stamp).fetch(self.row)
             if self.item is not None and data is not None:
                 data = data[self.item]
                 data = data.get("bytes") if isinstance(data, dict) else data
+        except UnreachableError as error:
+            raise unreadable(error) from error
         except (OSError, KeyError, IndexError, pa.ArrowException) as error:
             if isinstance(error, OSError):
                 # Arrow reports damaged pages as OSError too, without an errno.
@@ -119,11 +123,11 @@ _cursors: OrderedDict[tuple[Any, ...], _Cursor] = OrderedDict()
 _cursors_lock = threading.Lock()
 
 
-def _cursor(place: Place, column: str, stamp: str) -> _Cursor:
+def _cursor(place: StorePath, column: str, stamp: str) -> _Cursor:
     key = (place, column, stamp)
     with _cursors_lock:
         if key not in _cursors:
-            _cursors[key] = _Cursor(place.open(), column)
+            _cursors[key] = _Cursor(open_file(place), column)
             while len(_cursors) > _FILES_OPEN:
                 _cursors.popitem(last=False)
         _cursors.move_to_end(key)

@@ -10,14 +10,15 @@ from PIL import Image
 
 from mmkd.base.images.pixels import over_white, ppm
 from mmkd.base.images.source import MAX_PIXELS, ImageError
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import stat_file
+from mmkd.base.places.remote import StorePath
 
 
 @dataclass(frozen=True)
 class SlideTile:
     """A square at level-0 pixel `corner`, `side` pixels wide, brought to `out` pixels."""
 
-    place: Place
+    place: StorePath
     corner: tuple[int, int]
     side: int
     out: int
@@ -35,12 +36,12 @@ class SlideTile:
         Raises:
             ImageError: the slide is missing or damaged.
         """
-        if not self.place.path.is_file():
+        if not self.place.is_file():
             raise ImageError("file not found")
         if not 0 < self.out <= self.side or self.out**2 > MAX_PIXELS:
             raise ImageError("slide: a tile of this size cannot be read")
         try:
-            slide = open_slide(self.place.url, self.place.listed().stamp)
+            slide = open_slide(str(self.place), stat_file(self.place).stamp)
             level = slide.get_best_level_for_downsample(self.side / self.out)
             edge = max(1, round(self.side / slide.level_downsamples[level]))
             if edge**2 > MAX_PIXELS:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from mmkd.base.places.place import Place, RemoteError
+from mmkd.base.errors import UnreachableError
+from mmkd.base.places.reading import read_range
+from mmkd.base.places.remote import StorePath
 
 MAX_PIXELS = 1 << 27
 """134 million pixels (11,585 squared): a decompression bomb would take 400 MB and more per decoding thread."""
@@ -37,7 +39,7 @@ class ImageSource(Protocol):
 class FileImage:
     """A file, or a slice of one."""
 
-    place: Place
+    place: StorePath
     offset: int | None = None
     length: int | None = None
 
@@ -55,8 +57,8 @@ class FileImage:
         if self.length is not None and self.length > MAX_BYTES:
             raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
         try:
-            data = self.place.read(self.offset or 0, self.length if self.length is not None else MAX_BYTES + 1)
-        except (OSError, ValueError) as error:
+            data = read_range(self.place, self.offset or 0, self.length if self.length is not None else MAX_BYTES + 1)
+        except (OSError, UnreachableError, ValueError) as error:
             raise unreadable(error) from error
         if not data:
             # A member that should be there and is not was cut off with its archive.
@@ -72,7 +74,7 @@ def unreadable(error: Exception) -> ImageError:
     """One reason for equal faults, so that they can be counted: the path is in the row already."""
     if isinstance(error, FileNotFoundError):
         return ImageError("file not found")
-    if isinstance(error, RemoteError):
+    if isinstance(error, UnreachableError):
         return ImageError("the service did not answer with it")
     if isinstance(error, OSError) and error.strerror:
         return ImageError(str(error.strerror))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode
 
 from mmkd.base.images.source import FileImage, ImageError, ImageSource
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import as_root
 
 CELL = ("column", "row")
 ITEM = (*CELL, "item")
@@ -50,7 +50,7 @@ def image_source(root: str, uri: str, offset: int | None = None, length: int | N
     inner, keys, values = split_fragment(uri)
     if leaves_root(root, inner):
         return _Outside(inner)
-    place = Place(f"{root.rstrip('/')}/{inner}") if "://" in root else Place(posixpath.join(root, inner))
+    place = as_root(f"{root.rstrip('/')}/{inner}") if "://" in root else as_root(posixpath.join(root, inner))
     if keys in (CELL, ITEM):
         from mmkd.base.images.parquet import ParquetImage  # noqa: PLC0415 - only where it is needed
 

@@ -1,10 +1,17 @@
-"""Connections to object stores by obstore, and its errors as ours."""
+"""Connections to object stores and web servers: obstore's errors as ours, and the pages that list a web folder.
+
+Plain HTTP has no listing. `python -m http.server`, nginx (`autoindex on`) and Apache (`Options +Indexes`) make pages
+of links instead, which obstore does not read.
+"""
 
 from __future__ import annotations
 
 import errno
-import io
+import html
 import re
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +19,9 @@ from functools import lru_cache
 from typing import Any
 
 from mmkd.base.errors import UnreachableError
+
+_LINK = re.compile(r"""<a\s[^>]*?href=["']?([^"'>\s]+)""", re.IGNORECASE)
+_SECONDS = 60
 
 
 @lru_cache(maxsize=32)
@@ -32,29 +42,6 @@ def server(origin: str) -> Any:
         return from_url(origin, client_options=options, retry_config=retries)
 
 
-@lru_cache(maxsize=32)
-def filesystem(origin: str) -> Any:
-    """An fsspec filesystem over the connection that is there already, with names inside the bucket as paths."""
-    from obstore.fsspec import FsspecStore  # noqa: PLC0415
-
-    class Bucket(FsspecStore):  # type: ignore[misc]
-        protocol = "s3"  # of no account: the connection is made
-        cachable = False
-
-        def _split_path(self, path: str) -> tuple[str, str]:
-            return "", path
-
-        def _construct_store(self, bucket: str) -> Any:
-            return server(origin)
-
-        def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
-            # Not every web server answers for a part of a file.
-            whole = origin.startswith("http")
-            return io.BytesIO(self.cat_file(path)) if whole else super()._open(path, *args, **kwargs)
-
-    return Bucket()
-
-
 @contextmanager
 def answered(url: str) -> Iterator[None]:
     """Turn what obstore raises into FileNotFoundError, FileExistsError or one line of ours."""
@@ -71,16 +58,67 @@ def answered(url: str) -> Iterator[None]:
 
 
 def _fault(error: BaseException) -> str:
-    """What went wrong and what to do, of obstore's message without its debug dump and the server's page."""
+    """Cause and next step, from obstore's message without its debug dump and the server's page."""
     text = " ".join(str(error).split("\n\nDebug source")[0].split())
     code = re.search(r"<Code>(\w+)</Code>", text)
     status = re.search(r"status code: (\d{3} [A-Za-z ]+)", text)
     if "NoSuchBucket" in text:
         return "cannot be used: the bucket does not exist; check its name and the endpoint"
+    if "following redirect" in text or re.match(r"30\d", status[1] if status else "") or "without LOCATION" in text:
+        return "is redirected by its server to nowhere; name the final address (for S3, the bucket's AWS_REGION)"
     if code or status:
         reason = ", ".join(found[1].strip() for found in (status, code) if found)
     else:
-        reason = re.sub(r" in [\d.]+\w?s, after .*? - ", ": ", text)[:200]
+        request = r"Error performing \w+ \S+?( in [\d.]+\w?s)?(, after \d+ retries, .*?: \d+s )?( -|:|-) "
+        where = rf"^Generic \w+ error: ({request})?(HTTP error: )?"
+        reason = re.sub(where, "", text)[:200].replace("error sending request", "no answer")
     if isinstance(error, PermissionError) or re.match(r"40[13]\b", reason) or "Unauthenticated" in type(error).__name__:
         return f"is refused by its server ({reason}); check the credentials in the environment"
     return f"cannot be used: {reason}; check the URL and the endpoint"
+
+
+def linked_names(folder: str) -> list[str]:
+    """Names directly below `folder`, an http(s) URL, folders with a `/` at the end; none if it does not exist.
+
+    A server without listings answers 404, or the same page for every address, as if the folder were absent. So a page
+    without names counts only if the page of the folder above has names: there, what is not listed does not exist.
+
+    Raises:
+        UnreachableError: the server gives no listing, refuses, fails or does not answer.
+    """
+    names = _page_names(folder)
+    if names:
+        return names
+    parent, _, name = folder.rstrip("/").rpartition("/")
+    listed = _page_names(parent) if parent.count("/") > 1 else None
+    if not listed or (names is None and f"{name}/" in listed):
+        raise UnreachableError(
+            f"{folder}/ gives no list of its files; serve the folder with an index (nginx: `autoindex on`), or copy it"
+        )
+    return []
+
+
+def _page_names(folder: str) -> list[str] | None:
+    """Names that the page of `folder` links to directly below it; None when there is no page (404)."""
+    page = urllib.parse.quote(folder, safe=":/?=&%[]@+,~") + "/"
+    try:
+        with urllib.request.urlopen(page, timeout=_SECONDS) as answer:  # noqa: S310 - http(s), the caller sees to it
+            text, base = answer.read().decode("utf-8", "replace"), answer.geturl()
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise UnreachableError(
+            f"{page} gives no list of its files ({error.code} {error.reason}); serve the folder with an index"
+        ) from error
+    except OSError as error:
+        raise UnreachableError(f"{page} cannot be reached: {error}; check the URL") from error
+    base = base.partition("?")[0].partition("#")[0]
+    here = urllib.parse.unquote(urllib.parse.urlsplit(base).path)
+    names = []
+    for link in _LINK.findall(text):
+        target = urllib.parse.urlsplit(urllib.parse.urljoin(base, html.unescape(link)))
+        path = urllib.parse.unquote(target.path)
+        below = path.removeprefix(here)
+        if target.netloc == urllib.parse.urlsplit(base).netloc and path.startswith(here) and below and not target.query:
+            names.append(below)
+    return list(dict.fromkeys(name for name in names if "/" not in name[:-1] and not name.startswith(".")))

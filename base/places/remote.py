@@ -1,8 +1,8 @@
-"""Stores behind URLs: a path of an object store that answers like `pathlib.Path`, as far as a store asks.
+"""Files and folders behind URLs, with the methods of `pathlib.Path` that stores and corpora use.
 
-All code of this package takes a root and puts names to it with `/`; whether bytes lie on a disk or behind
-`s3://` is decided once, in `as_root`. Requests go through obstore, which is also what zarr's `ObjectStore`
-uses; it takes credentials and endpoints from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+All code takes a root and adds names with `/`; `as_root` alone decides whether bytes lie on a disk or behind
+`s3://`. Requests go through obstore, which is also what zarr's `ObjectStore` uses; it takes credentials and
+endpoints from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mmkd.base.errors import UnreachableError, UserError
 from mmkd.base.install import install_command
-from mmkd.base.places.connection import answered, filesystem, server
-from mmkd.base.places.web_listing import linked_names
+from mmkd.base.places.connection import answered, linked_names, server
 
 REQUESTS = 16
 """Requests that are under way at the same time."""
@@ -30,11 +29,22 @@ REQUESTS = 16
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
 
 
+_WHOLE = 1 << 28
+"""Bytes. A longer range is cut to the object's size first."""
+
+
 class Stat(NamedTuple):
-    """What is known of an object before it is read."""
+    """Properties of an object that are known before it is read."""
 
     st_size: int
     """Bytes."""
+    stamp: str
+    """Changes with the object: its ETag, or else its time of modification."""
+
+    @classmethod
+    def of(cls, found: Any) -> Stat:
+        """From what obstore's `head` and `list` return."""
+        return cls(found["size"], str(found["e_tag"] or found["last_modified"] or ""))
 
 
 @dataclass(frozen=True, order=True)
@@ -51,8 +61,8 @@ class RemotePath:
     """Scheme and bucket or host: `s3://bucket`."""
     key: PurePosixPath
     """Name inside the bucket."""
-    size: int | None = field(default=None, compare=False)
-    """Bytes, when a listing told them."""
+    known: Stat | None = field(default=None, compare=False)
+    """Properties, when the path comes from a listing."""
 
     def __truediv__(self, name: str | PurePosixPath) -> RemotePath:
         """The object or folder `name` below this one."""
@@ -66,6 +76,11 @@ class RemotePath:
     def name(self) -> str:
         """The last part."""
         return self.key.name
+
+    @property
+    def suffix(self) -> str:
+        """Of the last part, with its dot; a query such as a signature does not count."""
+        return PurePosixPath(self.name.partition("?")[0]).suffix
 
     @property
     def parent(self) -> RemotePath:
@@ -86,11 +101,11 @@ class RemotePath:
         return self
 
     def stat(self) -> Stat:
-        """Size, from the listing that this path came from or from the server."""
-        if self.size is not None:
-            return Stat(self.size)
+        """Size and stamp, from the listing that this path came from or from the server."""
+        if self.known is not None:
+            return self.known
         with answered(str(self)):
-            return Stat(server(self.origin).head(self._name)["size"])
+            return Stat.of(server(self.origin).head(self._name))
 
     def is_file(self) -> bool:
         """True when there is such an object."""
@@ -101,17 +116,27 @@ class RemotePath:
         return True
 
     def is_dir(self) -> bool:
-        """True when an object's name begins with this folder."""
-        return any(True for _ in self.iterdir())
+        """True when an object's name begins with this folder, and none has this very name."""
+        return not self.is_file() and any(True for _ in self.iterdir())
 
     def exists(self) -> bool:
         """True for an object and for a folder of some."""
-        return self.is_file() or self.is_dir()
+        return self.is_file() or any(True for _ in self.iterdir())
 
     def read_bytes(self) -> bytes:
         """All bytes of the object."""
         with answered(str(self)):
             data: bytes = server(self.origin).get(self._name).bytes().to_bytes()
+        return data
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """At most `length` bytes from `offset` on."""
+        if length > _WHOLE:
+            length = min(length, self.stat().st_size - offset)
+        if length <= 0:  # servers answer an empty range with an error
+            return b""
+        with answered(str(self)):
+            data: bytes = server(self.origin).get_range(self._name, start=offset, length=length).to_bytes()
         return data
 
     def tagged(self) -> tuple[bytes, str | None]:
@@ -169,7 +194,7 @@ class RemotePath:
         for name in found["common_prefixes"]:
             yield RemotePath(self.origin, PurePosixPath(name))
         for entry in found["objects"]:
-            yield RemotePath(self.origin, PurePosixPath(entry["path"]), entry["size"])
+            yield RemotePath(self.origin, PurePosixPath(entry["path"]), Stat.of(entry))
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """What lies right below and has a name like `pattern`."""
@@ -190,7 +215,7 @@ class RemotePath:
                 found = server(self.origin).list(prefix=self._name or None).collect()
         except FileNotFoundError:
             return
-        paths = (RemotePath(self.origin, PurePosixPath(entry["path"]), entry["size"]) for entry in found)
+        paths = (RemotePath(self.origin, PurePosixPath(entry["path"]), Stat.of(entry)) for entry in found)
         yield from (path for path in paths if fnmatchcase(path.name, pattern))
 
 
@@ -202,7 +227,7 @@ Result = TypeVar("Result")
 
 
 def as_root(place: str | PathLike[str] | RemotePath) -> StorePath:
-    """A folder's name or a URL as a path.
+    """Make a path of a folder's name or a URL; `file://` and `~` mean local paths.
 
     Raises:
         UserError: a URL of a kind that is not supported, or obstore is not installed.
@@ -211,14 +236,14 @@ def as_root(place: str | PathLike[str] | RemotePath) -> StorePath:
         return place
     scheme, separator, rest = str(place).partition("://")
     if not separator or not re.fullmatch(r"[a-z][a-z0-9+.-]+", scheme):
-        return Path(place)
+        return Path(place).expanduser() if str(place).startswith("~/") else Path(place)
     if scheme == "file":
         return Path(urllib.parse.unquote(rest))
     bucket, _, key = rest.partition("/")
     if importlib.util.find_spec("obstore") is None:
         raise UserError(f"{place} needs the package 'obstore'; {install_command('remote')}")
     if scheme not in _SCHEMES or not bucket:
-        raise UserError(f"{place} is no URL of a store: use {', '.join(f'{name}://...' for name in _SCHEMES)}")
+        raise UserError(f"{place} is not a URL that mmkd can read, expected {', '.join(_SCHEMES)}")
     return RemotePath(f"{scheme}://{bucket}", PurePosixPath(key))
 
 
@@ -238,10 +263,3 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], root:
     with ThreadPoolExecutor(REQUESTS, thread_name_prefix="mmkd-remote") as pool:
         for start in range(0, len(waiting), 4 * REQUESTS):
             yield from pool.map(function, waiting[start : start + 4 * REQUESTS])
-
-
-def sample_files(root: StorePath, names: list[str]) -> tuple[list[str], Any]:
-    """Names and filesystem of files below `root`, as `pyarrow.dataset.dataset` takes them."""
-    if isinstance(root, Path):
-        return [str(root / name) for name in names], None
-    return [str((root / name).key) for name in names], filesystem(root.origin)

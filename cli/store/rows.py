@@ -61,7 +61,7 @@ def _silent(done: int, every: int) -> None:
 @click.option(
     "--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="UTF-8 file with one key per line."
 )
-@click.option("--where", "--filter", metavar="SQL", help='Rows that match a condition as in SQL: "width >= 224".')
+@click.option("--where", metavar="SQL", help='Rows that match a condition as in SQL: "width >= 224".')
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
 @click.option("--teachers", help="Teachers to keep, separated by commas.  [default: all]")
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="Encoding of the new store.  [default: unchanged]")

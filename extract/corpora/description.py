@@ -9,7 +9,8 @@ from typing import Any
 
 from mmkd.base.config import filled, read_mapping, user_roots, validated
 from mmkd.base.errors import ConfigError, CorpusError
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import join
+from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.extract.corpora.evaluation_set import Draw, EvaluationSet
 from mmkd.extract.corpora.files import FileCorpus
 from mmkd.extract.corpora.join import Join
@@ -23,7 +24,7 @@ BAGS = "bags"
 _NOT_THE_READERS = ("splits", "join", "draw")
 
 
-def described_corpus(place: Place, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
+def described_corpus(place: StorePath, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
     """Make the reader that a description asks for.
 
     Args:
@@ -34,9 +35,9 @@ def described_corpus(place: Place, kinds: Mapping[str, Callable[[], Any]]) -> Co
         ConfigError: an unknown kind, an unknown or wrong field, or a root without a value.
         CorpusError: what it names does not exist.
     """
-    if place.remote:
+    if isinstance(place, RemotePath):
         raise CorpusError(f"{place} is a description behind a URL; copy it here, its paths may stay URLs")
-    path = Path(place.url)
+    path = place
     content = read_mapping(path)
     roots = user_roots()
     if "suite" in content:
@@ -71,12 +72,12 @@ def _reader(content: dict[str, Any], path: Path, kinds: Mapping[str, Callable[[]
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise ConfigError(f"{path}: kind is {kind!r}, expected one of {', '.join(map(repr, kinds))}")
-    beside = Place(str(path)).parent
+    beside = path.parent
     for name in _PATHS:
         value = content.get(name)
         if isinstance(value, str):
             value = str(Path(value).expanduser()) if value.startswith("~") else value
-            content[name] = str(beside.join(value))
+            content[name] = str(join(beside, value))
     corpus = validated(kinds[kind](), content, path)
     if isinstance(corpus, FileCorpus):
         corpus._described_by = str(path.resolve())

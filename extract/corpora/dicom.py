@@ -12,10 +12,11 @@ from typing import Literal
 
 from pydicom.dataset import Dataset
 
+from mmkd.base.errors import UnreachableError
 from mmkd.base.images.dicom import middle_frame, parse
 from mmkd.base.images.source import ImageError, unreadable
 from mmkd.base.images.uri import FRAME, fragment
-from mmkd.base.places.place import Listed
+from mmkd.base.places.reading import Listed, join, read_range
 from mmkd.extract.corpora.files import DICOM, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 
@@ -114,8 +115,8 @@ class DicomCorpus(FileCorpus):
 
     def _header(self, name: str) -> Dataset:
         try:
-            data = self.base.join(name).read(0, _HEADER_BYTES)
-        except OSError as error:
+            data = read_range(join(self.base, name), 0, _HEADER_BYTES)
+        except (OSError, UnreachableError) as error:
             raise unreadable(error) from error
         return parse(data, header_of=_TAGS)
 

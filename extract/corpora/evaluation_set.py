@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import list_files
+from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import fits
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus, CorpusRow, Ignored, Part
@@ -181,7 +182,8 @@ class EvaluationSet:
         for split, patterns in self.splits.items():
             mine = [name for name in names if fits(name, patterns)]
             if not mine:
-                there = ", ".join(file.name for file in islice(Place.of(self.source.location).files(), 10)) or "nothing"
+                first = islice(list_files(as_root(self.source.location)), 10)
+                there = ", ".join(file.name for file in first) or "nothing"
                 raise CorpusError(
                     f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there} "
                     f"in {self.source.location}"

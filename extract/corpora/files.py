@@ -16,9 +16,10 @@ from typing import IO, ClassVar
 from pydantic import PrivateAttr
 
 from mmkd.base.config import Frozen
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import CorpusError, UnreachableError
 from mmkd.base.images.uri import leaves_root, split_fragment
-from mmkd.base.places.place import Listed, Place
+from mmkd.base.places.reading import Listed, join, list_files, open_file, stat_file
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 
 # Suffixes in lower case and with their dot: they decide a corpus' kind and which of its files are read.
@@ -57,15 +58,15 @@ class FileCorpus(Frozen):
     named_by_rows: ClassVar[tuple[str, ...]] = ()
     """Suffixes of other files, which rows may name; those that no row names are counted."""
 
-    _found_in: Place | None = PrivateAttr(None)
+    _found_in: StorePath | None = PrivateAttr(None)
     """Folder that the user named where one file of it is the corpus: what else it holds is counted."""
     _described_by: str | None = PrivateAttr(None)
     """Absolute path of the corpus.yaml."""
 
     @functools.cached_property
-    def place(self) -> Place:
+    def place(self) -> StorePath:
         """Where it is."""
-        return Place.of(self.path)
+        return as_root(self.path)
 
     @functools.cached_property
     def _is_folder(self) -> bool:
@@ -77,9 +78,9 @@ class FileCorpus(Frozen):
         return self.path
 
     @property
-    def base(self) -> Place:
+    def base(self) -> StorePath:
         """The folder that part names are relative to, absolute."""
-        return (self.place if self._is_folder else self.place.parent).resolved()
+        return (self.place if self._is_folder else self.place.parent).resolve()
 
     @property
     def root(self) -> str:
@@ -108,9 +109,9 @@ class FileCorpus(Frozen):
         """
         try:
             if not self._is_folder:
-                return [self.place.listed()]
+                return [stat_file(self.place)]
             return [file for file in corpus_files(self.place)[0] if self._takes(file.name) and self._chosen(file.name)]
-        except OSError as error:
+        except (OSError, UnreachableError) as error:
             raise unlistable(self.place, error) from error
 
     def ignored(self) -> Iterator[Ignored]:
@@ -187,9 +188,9 @@ class FileCorpus(Frozen):
             CorpusError: it cannot be read.
         """
         try:
-            return self.base.join(part.name).open()
-        except OSError as error:
-            raise unlistable(self.base.join(part.name), error) from error
+            return open_file(join(self.base, part.name))
+        except (OSError, UnreachableError) as error:
+            raise unlistable(join(self.base, part.name), error) from error
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
@@ -197,19 +198,21 @@ def fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*") for pattern in patterns)
 
 
-def unlistable(place: Place, error: OSError) -> CorpusError:
+def unlistable(place: StorePath, error: OSError | UnreachableError) -> CorpusError:
     """Error for a corpus that cannot be read."""
+    if isinstance(error, UnreachableError):
+        return CorpusError(f"corpus {place} cannot be read: {error}")
     return CorpusError(f"corpus {place} cannot be read: {error.strerror or error}; check the path and its permissions")
 
 
-def corpus_files(place: Place) -> tuple[list[Listed], list[tuple[str, str]]]:
+def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]:
     """Files below a folder without those that mmkd wrote, and the folders of these with what they are.
 
     Raises:
         OSError: it cannot be listed.
         CorpusError: `place` itself was written by mmkd.
     """
-    files = list(place.files())
+    files = list(list_files(place))
     names = {file.name for file in files}
     outputs: dict[str, str] = {}
     for name in names:

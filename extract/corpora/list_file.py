@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from mmkd.base.places.reading import join
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
 
@@ -35,7 +36,7 @@ class ListFileCorpus(FileCorpus):
         folder, _, name = part.name.rpartition("/")
         split = name.rpartition(".")[0]
         before = "/".join(step for step in (folder, split) if step)
-        if not self.base.join(before).is_dir():
+        if not join(self.base, before).is_dir():
             before = folder
         with self.opened(part) as file:
             for number, line in enumerate(file, 1):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mmkd.base.errors import CorpusError
 from mmkd.base.images.npz import DAMAGED, array_header
 from mmkd.base.images.uri import ARRAY, fragment
+from mmkd.base.places.reading import open_file
 from mmkd.extract.corpora.files import FileCorpus, unlistable
 from mmkd.extract.corpora.row import CorpusRow, Part
 
@@ -82,7 +83,7 @@ class MedMnistCorpus(FileCorpus):
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """The small arrays: labels and class names. Pictures are looked at by their headers only."""
         try:
-            with self.place.open() as file, zipfile.ZipFile(file) as archive:
+            with open_file(self.place) as file, zipfile.ZipFile(file) as archive:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
                 pictured = [split for split in _SPLITS if f"{split}_images" in names]
                 arrays = {}

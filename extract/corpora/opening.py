@@ -8,8 +8,9 @@ import posixpath
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mmkd.base.errors import CorpusError
-from mmkd.base.places.place import Place
+from mmkd.base.errors import CorpusError, UnreachableError
+from mmkd.base.places.reading import join, read_range
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.corpora.description import described_corpus
 from mmkd.extract.corpora.files import DICOM, PICTURES, SLIDES, TABLES, TEXTS, corpus_files, unlistable
 from mmkd.extract.corpora.row import Corpus
@@ -23,19 +24,19 @@ class Kind(NamedTuple):
     suffixes: tuple[str, ...] = ()
     """Of files and folders of this kind; without any, only a corpus.yaml names the kind."""
     extra: str = "extract"
-    in_folder: Callable[[Place, Sequence[str]], bool] | None = None
+    in_folder: Callable[[StorePath, Sequence[str]], bool] | None = None
     """Recognizes a folder by the names below it; any file with one of the suffixes when not given."""
 
 
-def _any(suffixes: tuple[str, ...]) -> Callable[[Place, Sequence[str]], bool]:
+def _any(suffixes: tuple[str, ...]) -> Callable[[StorePath, Sequence[str]], bool]:
     return lambda _, names: any(name.lower().endswith(suffixes) for name in names)
 
 
-def _is_table_folder(_: Place, names: Sequence[str]) -> bool:
+def _is_table_folder(_: StorePath, names: Sequence[str]) -> bool:
     return any("/" not in name and name.lower().endswith(TABLES) for name in names)
 
 
-def _has_pairs(_: Place, names: Sequence[str]) -> bool:
+def _has_pairs(_: StorePath, names: Sequence[str]) -> bool:
     """True when an image and a text have one name up to its first dot: `x.jpg`, `x.txt`; `s.in.png`, `s.out.txt`."""
 
     def stems(suffixes: tuple[str, ...]) -> set[str]:
@@ -45,14 +46,14 @@ def _has_pairs(_: Place, names: Sequence[str]) -> bool:
     return not stems(TEXTS).isdisjoint(stems(PICTURES))
 
 
-def _is_parquet_folder(place: Place, names: Sequence[str]) -> bool:
+def _is_parquet_folder(place: StorePath, names: Sequence[str]) -> bool:
     """Not where pairs lie beside: img2dataset writes its `files` with a Parquet file of metadata."""
     return any(name.lower().endswith(".parquet") for name in names) and not _has_pairs(place, names)
 
 
-def _has_dicom(place: Place, names: Sequence[str]) -> bool:
+def _has_dicom(place: StorePath, names: Sequence[str]) -> bool:
     bare = [name for name in names if "." not in name.rpartition("/")[2]]
-    return any(place.join(name).read(128, 4) == b"DICM" for name in bare[:100])
+    return any(read_range(join(place, name), 128, 4) == b"DICM" for name in bare[:100])
 
 
 # In the order in which a folder is taken for a kind: archives hold everything themselves, and a table says what the
@@ -89,19 +90,20 @@ def open_corpus(location: str) -> Corpus:
         ConfigError: the YAML has an unknown or wrong field.
         UserError: the URL's kind is unknown, or a package is missing.
     """
-    place = Place.of(location)
+    place = as_root(location)
+    suffix = place.suffix.lower()
     try:
         if not place.exists():
             raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
-        if place.suffix in (".yaml", ".yml"):
+        if suffix in (".yaml", ".yml"):
             return described_corpus(place, {kind: functools.partial(_reader, kind) for kind in KINDS})
         if place.is_dir():
             return _folder(place, location)
-    except OSError as error:
+    except (OSError, UnreachableError) as error:
         raise unlistable(place, error) from error
-    kind = next((kind for kind, known in KINDS.items() if place.suffix in known.suffixes), None)
+    kind = next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)
     if kind is None:
-        raise CorpusError(f"corpus {location}: {place.suffix or 'a file without suffix'} is not {_EXPECTED}")
+        raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_EXPECTED}")
     reader: Corpus = _reader(kind)(path=location)
     return reader
 
@@ -114,7 +116,7 @@ def _reader(kind: str) -> Any:
         raise CorpusError(f"a {kind} corpus needs {error.name}; install mmkd[{extra}]") from error
 
 
-def _folder(place: Place, location: str) -> Corpus:
+def _folder(place: StorePath, location: str) -> Corpus:
     names = [file.name for file in corpus_files(place)[0]]
     kind = next(
         (kind for kind, known in KINDS.items() if (known.in_folder or _any(known.suffixes))(place, names)), None
@@ -130,7 +132,7 @@ def _folder(place: Place, location: str) -> Corpus:
                 f"corpus folder {location} holds {', '.join(sorted(tables)[:5])}; "
                 "expected exactly one CSV, TSV or JSONL file; name the one that is meant"
             )
-        location = str(place.join(tables[0]))
+        location = str(join(place, tables[0]))
     reader = _reader(kind)(path=location)
     if kind == "table":
         reader._found_in = place

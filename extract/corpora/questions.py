@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label, first_text
 from mmkd.extract.corpora.tabular import label_names
@@ -56,7 +56,7 @@ class QuestionsCorpus(FileCorpus):
     @property
     def root(self) -> str:
         """The image folder, absolute."""
-        return str(self.base if self.images is None else Place.of(self.images).resolved())
+        return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from mmkd.base.places.place import Listed
+from mmkd.base.errors import UnreachableError
+from mmkd.base.places.reading import Listed, join, read_range
 from mmkd.extract.corpora.files import DICOM, PICTURES, TEXTS, FileCorpus, suffix_of
 from mmkd.extract.corpora.image_folder import by_top_folder, folder_parts
 from mmkd.extract.corpora.row import (
@@ -241,9 +242,11 @@ class PairsCorpus(SampleCorpus):
 
     def _read(self, member: Member) -> bytes | str:
         try:
-            return self.base.join(member.name).read(0, member.size)
+            return read_range(join(self.base, member.name), 0, member.size)
+        except UnreachableError:
+            return "cannot be read (the service did not answer)"
         except OSError as error:
-            return f"cannot be read ({error.strerror or 'the service did not answer'})"
+            return f"cannot be read ({error.strerror or error})"
 
     @functools.cached_property
     def _folders(self) -> dict[str, list[Listed]]:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import CorpusError, UnreachableError
 from mmkd.base.images.slides import open_slide
 from mmkd.base.images.source import MAX_PIXELS
 from mmkd.base.images.uri import TILE, fragment
-from mmkd.base.places.place import Place
+from mmkd.base.places.reading import join, open_file
+from mmkd.base.places.remote import as_root
 from mmkd.base.tcga import tcga_patient
 from mmkd.extract.corpora.files import SLIDES, FileCorpus, unlistable
 from mmkd.extract.corpora.row import CorpusRow, Part
@@ -69,9 +70,9 @@ class SlidesCorpus(FileCorpus):
         known = self._table[1].get(slide_id, {})
         labels: dict[str, str | None] = {"slide": slide_id, "patient": tcga_patient(slide_id)}
         labels |= {name: value for name, value in known.items() if value}
-        place = self.base.join(part.name)
+        place = join(self.base, part.name)
         try:
-            slide = open_slide(place.url, part.stamp)
+            slide = open_slide(str(place), part.stamp)
             sides, fault = self._side(slide)
             if fault is None:
                 for x, y in tissue_tiles(slide, sides, self.min_tissue):
@@ -110,10 +111,10 @@ class SlidesCorpus(FileCorpus):
         """Further label names, and labels by slide."""
         if self.slide_table is None:
             return (), {}
-        place = Place.of(self.slide_table)
+        place = as_root(self.slide_table)
         try:
-            text = place.open().read().decode("utf-8-sig")
-        except OSError as error:
+            text = open_file(place).read().decode("utf-8-sig")
+        except (OSError, UnreachableError) as error:
             raise unlistable(place, error) from error
         except UnicodeDecodeError as error:
             raise CorpusError(f"{place} is not UTF-8; save it as such") from error

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, NamedTuple
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.places.place import Listed
+from mmkd.base.places.reading import Listed
 from mmkd.extract.corpora.files import TABLES, unlistable
 from mmkd.extract.corpora.row import BYTE_ORDER_MARKS, UNDECODABLE_BYTES, CorpusRow, Ignored, Part, as_label
 from mmkd.extract.corpora.tabular import TabularCorpus

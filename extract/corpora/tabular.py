@@ -9,7 +9,7 @@ from typing import Any
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import NO_IMAGE, Choice, CorpusRow, Ignored, as_label, caption_rows, first_text
 from mmkd.store.samples import FIXED_COLUMNS
@@ -63,7 +63,7 @@ class TabularCorpus(FileCorpus):
 
     @functools.cached_property
     def _root(self) -> str:
-        return str(self.base if self.images is None else Place.of(self.images).resolved())
+        return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:

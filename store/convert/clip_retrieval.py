@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorpusError
 from mmkd.base.files import write_atomically
-from mmkd.base.places.place import Place
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.array import consecutive
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card, part_slices
@@ -50,9 +50,9 @@ class ClipRetrievalFolder:
         self.slug = check_slug(slug)
 
     @property
-    def root(self) -> Path | Place:
+    def root(self) -> StorePath:
         """Where images lie: the folder itself, or what an export noted."""
-        return self.folder if self._export is None else Place(self._export["root"])
+        return self.folder if self._export is None else as_root(self._export["root"])
 
     @cached_property
     def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:

@@ -18,8 +18,7 @@ from mmkd.base.duplicates import find_duplicates, key_hash
 from mmkd.base.errors import CorpusError
 from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
-from mmkd.base.places.place import Place
-from mmkd.base.places.remote import StorePath
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import Preprocessing, TeacherCard
 from mmkd.store.encoding import Encoding, encode_rows
 from mmkd.store.layout import PAIR_SOUND, TOWERS
@@ -45,7 +44,7 @@ class FeatureSource(Protocol):
         """Name of the layout."""
 
     @property
-    def root(self) -> Path | Place:
+    def root(self) -> Path | StorePath:
         """Folder or URL that every row's `uri` is relative to."""
 
     @property
@@ -187,7 +186,7 @@ def _create(source: FeatureSource, root: StorePath) -> None:
         corpus = CorpusRecord(
             kind=source.kind,
             location=str(source.root),
-            root=str(Place(str(source.root)).resolved()),
+            root=str(as_root(str(source.root)).resolve()),
             rows=len(index),
             labels=source.labels,
             digest=source.digest(),

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.conditions import parse_condition
 from mmkd.base.errors import TeacherMismatchError, UserError
-from mmkd.base.places.place import Place
-from mmkd.base.places.remote import StorePath
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, part_slices
 from mmkd.store.encoding import Encoding
@@ -93,8 +92,8 @@ class StoreRows:
             for table in _sample_rows(store, rows):
                 for row in table.to_pylist():
                     root = store.record.image_root(row.pop("row"))
-                    if row["uri"] is not None and root != self.root.url:
-                        row["uri"] = posixpath.join(root, row["uri"]).removeprefix(f"{self.root.url.rstrip('/')}/")
+                    if row["uri"] is not None and root != str(self.root):
+                        row["uri"] = posixpath.join(root, row["uri"]).removeprefix(f"{str(self.root).rstrip('/')}/")
                     yield row
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
@@ -127,14 +126,14 @@ def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterabl
             )
 
 
-def _common_root(roots: set[str]) -> Place:
+def _common_root(roots: set[str]) -> StorePath:
     """Return the folder that all images are below: the root, or the deepest folder that several roots share.
 
     Raises:
         UserError: images lie on disk and behind a URL, or in several buckets.
     """
     if len(roots) == 1:
-        return Place(roots.pop())
+        return as_root(roots.pop())
     origins = {"/".join(root.split("/")[:3]) if "://" in root else "/" for root in roots}
     if len(origins) > 1:
         raise UserError(
@@ -143,7 +142,7 @@ def _common_root(roots: set[str]) -> Place:
         )
     origin = origins.pop().rstrip("/")
     shared = posixpath.commonpath([f"/{root.removeprefix(origin).strip('/')}" for root in roots])
-    return Place((origin + shared).rstrip("/") or "/")
+    return as_root((origin + shared).rstrip("/") or "/")
 
 
 def check_target(stores: Iterable[FeatureStore], out: StorePath) -> None:
