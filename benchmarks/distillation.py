@@ -214,7 +214,8 @@ def demo_material(out: Path) -> Material:
     folder = out / "corpus"
     if not (folder / "eval" / "captions.csv").is_file():
         build_corpus(folder, vague=0.0, wrong=0.0)
-    return material(*(read_rows(folder / name / "captions.csv") for name in ("private", "train", "eval")), folder, {})
+    private, train, held_out = (read_rows(folder / name / "captions.csv") for name in ("private", "train", "eval"))
+    return material(private, train, held_out, folder, {})
 
 
 def material(
@@ -392,7 +393,7 @@ def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * lr_factor(step, WARM_UP, STEPS)
         optimizer.zero_grad()
-        objective.total(objective(features, batch, World(torch.device("cpu")))).backward()
+        torch.autograd.backward([objective.total(objective(features, batch, World(torch.device("cpu"))))])
         optimizer.step()
         with torch.no_grad():
             student.log_scale.clamp_(0, math.log(100))

@@ -86,7 +86,7 @@ def familiarity(target: TeacherTargets, captions_UE: torch.Tensor) -> torch.Tens
 
     It says whether the teacher knows such images, whatever caption the sample has.
     """
-    pieces = unit(target.image).split(_ROWS_AT_ONCE)
+    pieces = torch.split(unit(target.image), _ROWS_AT_ONCE)
     return torch.cat([(piece_BE @ captions_UE.to(piece_BE).T).amax(dim=1) for piece_BE in pieces])
 
 
