@@ -202,7 +202,7 @@ def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(traini
     assert set(report.losses) == {"task", "total"}
     student = {"model": "tiny-student.json", "start_from": "runs/stage1"}
     second = load_run(write_run(training_scene, "stage2", preset="distil", student=student, optimizer={"lr": 1e-12}))
-    assert set(quiet(second).losses) == {"task", "feature", "cross", "total"}
+    assert set(quiet(second).losses) == {"task", "feature", "relational", "total"}
     weights = [student_weights(read(best_or_last(config.out))) for config in (first, second)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
