@@ -43,11 +43,8 @@ Token = tuple[str, str]
 
 
 def parse_condition(text: str, schema: pa.Schema) -> pc.Expression:
-    """Read a condition over the columns of `schema`.
-
-    Raises:
-        ConfigError: it cannot be read, names a column that is not there, or compares text with a number.
-    """
+    """Read a condition over the columns of `schema`. Raises ConfigError if it cannot be read, names a column that is
+    not there, or compares text with a number."""
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"a condition has {MAX_LENGTH} characters at most, this one has {len(text)}")
     return _Parser(text, schema).whole()

@@ -90,11 +90,7 @@ class OneOf(Frozen):
 
 
 def without_repeats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names as they are.
-
-    Raises:
-        ValueError: one of them stands twice.
-    """
+    """Return the names. Raises ValueError if one is listed twice."""
     repeated = [name for number, name in enumerate(names) if name in names[:number]]
     if repeated:
         raise ValueError(f"{repeated[0]} is named twice; name each once")
@@ -131,11 +127,8 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping.
-
-    Raises:
-        ConfigError: it cannot be read, is not YAML, or is something else than a mapping.
-    """
+    """Read a YAML file whose top level is a mapping. Raises ConfigError if it cannot be read, is not YAML, or is not a
+    mapping."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
@@ -148,11 +141,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def validated(model: type[Model], content: object, where: Path | str) -> Model:
-    """Make `model` of parsed YAML.
-
-    Raises:
-        ConfigError: the first key that does not fit, with the nearest known key when it is misspelt.
-    """
+    """Make `model` of parsed YAML. Raises ConfigError for the first key that does not fit, naming the nearest known
+    key."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -204,11 +194,8 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def user_roots() -> dict[str, str]:
-    """Name to absolute folder or URL, `suites` among them; only that where there is no roots file.
-
-    Raises:
-        ConfigError: `$MMKD_ROOTS` names no such file, or a root is not text.
-    """
+    """Name to absolute folder or URL, `suites` among them; only that where there is no roots file. Raises ConfigError
+    if `$MMKD_ROOTS` names no such file, or a root is not text."""
     roots = {"suites": str(SUITES)}
     named = os.environ.get(VARIABLE)
     path = Path(named or FILE).expanduser()
@@ -223,11 +210,8 @@ def user_roots() -> dict[str, str]:
 
 
 def filled(content: Any, roots: dict[str, str], where: Path | str) -> Any:
-    """`content`, parsed YAML, with every `${name}` in its texts replaced.
-
-    Raises:
-        ConfigError: a name that is not among the roots.
-    """
+    """`content`, parsed YAML, with every `${name}` in its texts replaced. Raises ConfigError for a name that is not
+    among the roots."""
     if isinstance(content, dict):
         return {key: filled(value, roots, where) for key, value in content.items()}
     if isinstance(content, list):

@@ -1,9 +1,6 @@
-"""Files that are there wholly or not at all.
-
-A reader, a second writer or a kill at any moment sees the old file or the new one, never a part:
-the bytes go to a temporary name beside the target, are flushed to disk, and are renamed onto it. Behind a
-URL, an object is put in one request, which is as atomic.
-"""
+"""Files that are written whole or not at all. A reader, a second writer or a kill at any moment sees the old file or
+the new one, never a part: the bytes go to a temporary name beside the target, are flushed to disk, and are renamed onto
+it. Behind a URL, an object is put in one request, which is as atomic."""
 
 from __future__ import annotations
 
@@ -36,11 +33,8 @@ _AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
 
 @contextmanager
 def disk_errors(path: StorePath) -> Iterator[None]:
-    """Turn an OSError met while writing `path` into one line that says what to do.
-
-    Raises:
-        StoreError: the disk is full, read-only, or not ours to write.
-    """
+    """Turn an OSError met while writing `path` into one line that says what to do. Raises StoreError if the disk is
+    full, read-only, or not writable."""
     try:
         yield
     except OSError as error:
@@ -50,12 +44,8 @@ def disk_errors(path: StorePath) -> Iterator[None]:
 
 
 def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
-    """Put `data` at `path` in one step, creating parent folders.
-
-    Raises:
-        StoreError: the disk is full, read-only, or not ours to write; nothing is left behind.
-        UnreachableError: the same of a URL.
-    """
+    """Put `data` at `path` in one step, creating parent folders. Raises StoreError if the disk is full, read-only, or
+    not writable; nothing is left behind. Raises UnreachableError if a URL cannot be written."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
@@ -65,14 +55,8 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
 
 
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
-    """Put `data` at `path` if nothing is there; of several that try at once, one wins.
-
-    Returns:
-        False when a file was there; it is left as it is.
-
-    Raises:
-        StoreError, UnreachableError: as `write_atomically`.
-    """
+    """Put `data` at `path` if nothing is there; of several that try at once, one wins. Returns False when a file was
+    there; it is left as it is. Raises StoreError, UnreachableError as `write_atomically`."""
     if isinstance(path, RemotePath):
         return path.create(data)
     path = _regular_target(path)
@@ -107,10 +91,7 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
 
 def _regular_target(path: Path) -> Path:
     """The file that `path` names, through links; renaming onto a device or pipe would replace it by a regular file.
-
-    Raises:
-        StoreError: something other than a regular file is there, or a link to nothing.
-    """
+    Raises StoreError if something other than a regular file is there, or a link to nothing."""
     with disk_errors(path):
         target = path.resolve()
         try:
@@ -139,13 +120,7 @@ def _claim(file: IO[bytes]) -> bool:
 
 def remove_abandoned(root: StorePath) -> int:
     """Delete what dead writers left below `root`; the files of those that live, here or elsewhere, are left alone.
-
-    Returns:
-        Files that were deleted.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
+    Returns files that were deleted. Raises StoreError if the store cannot be written."""
     here = re.compile(rf"\.{re.escape(socket.gethostname())}-\d+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
     removed = 0
     for path in temporary_files(root):
@@ -171,12 +146,8 @@ def list_folder(folder: StorePath, pattern: str = ...) -> Sequence[StorePath]: .
 
 def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
     """Files and folders directly below `folder` whose name matches `pattern`, sorted; none if it does not exist.
-
-    `Path.glob` also returns nothing for a folder that cannot be read; here only "not found" means empty.
-
-    Raises:
-        StoreError, UnreachableError: the folder exists and cannot be listed.
-    """
+    `Path.glob` also returns nothing for a folder that cannot be read; here only "not found" means empty. Raises
+    StoreError, UnreachableError if the folder exists and cannot be listed."""
     if isinstance(folder, RemotePath):
         return sorted(folder.glob(pattern), key=str)
     try:
@@ -190,10 +161,7 @@ def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
 
 def walk_files(folder: StorePath, pattern: str = "*") -> Iterator[StorePath]:
     """Files at any depth below `folder` whose name matches `pattern`, sorted by folder; none if it does not exist.
-
-    Raises:
-        StoreError, UnreachableError: as `list_folder`.
-    """
+    Raises StoreError, UnreachableError as `list_folder`."""
     if isinstance(folder, RemotePath):
         yield from folder.rglob(pattern)
         return

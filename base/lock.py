@@ -1,4 +1,4 @@
-"""One writer of a store at a time: a second one is told who is at work, and stops before it has done anything.
+"""One writer of a store at a time: a second one learns who holds the lock, and stops before it has done anything.
 
 On a disk the lock is `flock(2)` on a file inside the store: the kernel lets go of it when its holder ends, however.
 Behind a URL it is an object that its holder writes again every few seconds; one that stands still was left by a
@@ -36,15 +36,12 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 @contextmanager
 def only_writer(root: StorePath, what: str) -> Iterator[None]:
-    """Hold the store at `root` for writing.
+    """Hold the store at `root` for writing. Raises BusyStoreError if another process writes to it. Raises StoreError,
+    UnreachableError if the lock cannot be written.
 
     Args:
         root: the store, or the folder that will be one; a folder is made if it is not there.
         what: what is done, as the other one is told: `mmkd store append`.
-
-    Raises:
-        BusyStoreError: another process writes to it.
-        StoreError, UnreachableError: the lock cannot be written.
     """
     note = {"what": what, "process": os.getpid(), "host": socket.gethostname()}
     note["since"] = datetime.now(UTC).isoformat(timespec="seconds")

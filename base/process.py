@@ -20,10 +20,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes: what the machine has to spare (page cache counts as spare), or what the job's limit is, if that is less.
-
-    0 where the system does not tell.
-    """
+    """Bytes: what the machine has to spare (page cache counts as spare), or what the job's limit is, if that is less. 0
+    where the system does not tell."""
     return min(_spare(Path("/proc/meminfo")), *_limits(Path("/proc/self/cgroup"), _CGROUPS))
 
 
@@ -79,12 +77,9 @@ _TRIM_THRESHOLD = (1 << 31) - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process reuse the memory of its last forward pass; True where that could be set.
-
-    Every batch allocates the same activations again. Measured on two cores, EfficientNet-Lite0 at 96 px,
-    batches of 32, milliseconds an image: 20.4 under Dask's setting (MALLOC_TRIM_THRESHOLD_=65536), 7.8
-    under glibc's, 4.5 with this.
-    """
+    """Let this process reuse the memory of its last forward pass; True where that could be set. Every batch allocates
+    the same activations again. Measured on two cores, EfficientNet-Lite0 at 96 px, batches of 32, milliseconds an
+    image: 20.4 under Dask's setting (MALLOC_TRIM_THRESHOLD_=65536), 7.8 under glibc's, 4.5 with this."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

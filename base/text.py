@@ -13,11 +13,9 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)\.\d*")
 
 
 def cell_text(value: object) -> str | None:
-    """Text of a table's cell as it is compared: the one rule for filters, labels, groups and answers.
-
-    White space at the ends does not count, and what is then empty is null. A decimal number loses the zeros at its end
-    (`12`, `12.0` and `12.` are one); zeros at its beginning stay, because `012` is a name. Case counts.
-    """
+    """Text of a table's cell as it is compared: the one rule for filters, labels, groups and answers. White space at
+    the ends does not count, and what is then empty is null. A decimal number loses the zeros at its end (`12`, `12.0`
+    and `12.` are one); zeros at its beginning stay, because `012` is a name. Case counts."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     text = str(value).strip()
@@ -92,7 +90,7 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Seq
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: a caption cannot move the cursor, change colours or answer for the user."""
+    """`text` without control characters: a caption cannot move the cursor, change colors or answer for the user."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 

@@ -20,11 +20,8 @@ Prepare = Callable[[Sequence[TeacherTargets], torch.Tensor], list[PairFeatures]]
 
 @dataclass(frozen=True)
 class BankSource:
-    """Where the bank's rows come from.
-
-    rows: int64 (n,) grid rows of the run. group: int64 (n,), their captions' numbers. gather: reads the store.
-    prepare: aligns and normalises.
-    """
+    """Where the bank's rows come from. rows: int64 (n,) grid rows of the run. group: int64 (n,), their captions'
+    numbers. gather: reads the store. prepare: aligns and normalizes."""
 
     rows: NDArray[np.int64]
     group: NDArray[np.int64]
@@ -34,10 +31,8 @@ class BankSource:
 
 class Bank:
     """K rows of all teachers. Which rows stand in it is a function of (seed, step): nothing of it is in a checkpoint.
-
-    The rows have one shuffled order, taken round and round; at step s the bank holds the places s*r to s*r + K
-    of it, r rows being replaced each step. No row stands in it twice.
-    """
+    The rows have one shuffled order, taken round and round; at step s the bank holds the places s*r to s*r + K of it, r
+    rows being replaced each step. No row stands in it twice."""
 
     def __init__(self, source: BankSource, size: int, refresh: int, seed: int, device: torch.device) -> None:
         self.source, self.device = source, device

@@ -1,7 +1,5 @@
-"""One step's material on one rank: the seam between the data, the loop and the objective.
-
-Shapes: B rows of this rank, L tokens, E teacher width.
-"""
+"""One step's material on one rank: the seam between the data, the loop and the objective. Shapes: B rows of this rank,
+L tokens, E teacher width."""
 
 from __future__ import annotations
 
@@ -18,11 +16,8 @@ Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What one teacher says of the rows of a batch.
-
-    image, text: (B, E) in the store's own type, as stored; rows that the teacher lacks are zero.
-    present: bool (B,), where it has both.
-    """
+    """What one teacher says of the rows of a batch. image, text: (B, E) in the store's own type, as stored; rows that
+    the teacher lacks are zero. present: bool (B,), where it has both."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -31,13 +26,11 @@ class TeacherTargets:
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of one step; the shares of all ranks, in order of rank, are the step's batch.
-
-    rows: int64 (B,) grid rows. positions: int64 (B,), place of each row in its epoch's order.
-    images: uint8 (B, 3, H, W). tokens: int64 (B, L), padded to the context. columns: (B,), how many of the L columns
-    each row needs. groups: int64 (B, 2), numbers of the row's tokens and of its image: rows that share
-    either are positives of each other.
-    targets: one for each teacher, in the order of the run's teachers; empty when no teacher is asked.
+    """This rank's share of one step; the shares of all ranks, in order of rank, are the step's batch. rows: int64 (B,)
+    grid rows. positions: int64 (B,), place of each row in its epoch's order. images: uint8 (B, 3, H, W). tokens: int64
+    (B, L), padded to the context. columns: (B,), how many of the L columns each row needs. groups: int64 (B, 2),
+    numbers of the row's tokens and of its image: rows that share either are positives of each other. targets: one for
+    each teacher, in the order of the run's teachers; empty when no teacher is asked.
     """
 
     step: int

@@ -20,16 +20,14 @@ def batch_norms(module: nn.Module) -> list[BatchNorm]:
 
 
 def prepare_batch_norms(module: nn.Module, kind: Literal["sync", "frozen"], world: World, smallest: int) -> None:
-    """Make every batch norm use its running statistics, or the statistics of all ranks' rows.
+    """Make every batch norm use its running statistics, or the statistics of all ranks' rows. Raises ConfigError if a
+    piece has a single row, which has no variance.
 
     Args:
         module: the network; its batch norms change their class in place, weights and names stay.
         kind: `frozen` or `sync`.
         world: whose ranks take part.
         smallest: rows of this rank in the smallest piece of a step.
-
-    Raises:
-        ConfigError: a piece has a single row, which has no variance.
     """
     norms = batch_norms(module)
     if norms and kind == "sync" and smallest * world.size == 1:

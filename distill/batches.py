@@ -47,11 +47,9 @@ class Schedule:
 
 
 def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the rows of one epoch in random order; int64 (n,).
-
-    A batch is a random draw: nothing known of a row decides which others it meets. The generator is counter-based
-    (Philox) and keyed by seed and epoch, so the order of any epoch is available without those before it.
-    """
+    """Return the rows of one epoch in random order; int64 (n,). A batch is a random draw: nothing known of a row
+    decides which others it meets. The generator is counter-based (Philox) and keyed by seed and epoch, so the order of
+    any epoch is available without those before it."""
     key = np.array([seed, epoch], dtype=np.uint64)
     return rows[np.random.Generator(np.random.Philox(key=key)).permutation(len(rows))]
 
@@ -95,11 +93,8 @@ class Batches:
     world: World
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
-        """Yield this rank's batches from `first` to the end; with workers, one is made while another is used.
-
-        Raises:
-            UserError: an image is gone.
-        """
+        """Yield this rank's batches from `first` to the end; with workers, one is made while another is used. Raises
+        UserError if an image is gone."""
         world = self.world
         wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it

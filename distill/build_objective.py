@@ -32,7 +32,8 @@ def make_objective(
     groups: NDArray[np.int64],
     device: torch.device,
 ) -> Objective:
-    """Build the objective of a run, on `device`.
+    """Build the objective of a run, on `device`. Raises ConfigError, UserError if widths, teachers' names or the
+    alignment do not fit the store.
 
     Args:
         config: of the run.
@@ -41,9 +42,6 @@ def make_objective(
         rows: int64 (n,) grid rows of the run.
         groups: int64 (n, 2), see `Batch.groups`.
         device: of heads and bank.
-
-    Raises:
-        ConfigError, UserError: widths, teachers' names or the alignment do not fit the store.
     """
     if teachers is None:
         return Objective(config.loss, None)

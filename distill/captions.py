@@ -25,10 +25,10 @@ from mmkd.distill.student import Tokenise
 
 FILE = "tokens.npz"
 WORTH_KEEPING = 100_000
-"""Fewer captions are tokenised in seconds."""
+"""Fewer captions are tokenized in seconds."""
 _HASHED_TOGETHER = 65536
 PROBED = 256
-"""Captions, spread evenly, that are tokenised again to see that the tokenizer is the same."""
+"""Captions, spread evenly, that are tokenized again to see that the tokenizer is the same."""
 _TOKENISED_TOGETHER = 4096
 # Matrix products like multiples of eight, and a handful of shapes is all that torch.compile has to see.
 _LENGTH_STEP = 8
@@ -36,11 +36,8 @@ _LENGTH_STEP = 8
 
 @dataclass(frozen=True)
 class Captions:
-    """Distinct captions as tokens.
-
-    values: int32 (sum of lengths,), one caption after another. starts: int64 (u + 1,), where each begins.
-    pad: the token that fills a row. context: L, the longest that the student reads.
-    """
+    """Distinct captions as tokens. values: int32 (sum of lengths,), one caption after another. starts: int64 (u + 1,),
+    where each begins. pad: the token that fills a row. context: L, the longest that the student reads."""
 
     values: NDArray[np.int32]
     starts: NDArray[np.int64]
@@ -114,11 +111,8 @@ def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise) -> Captions:
 
 
 def keep_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
-    """Keep a run's tokens when it begins, unless they are kept already or soon made again.
-
-    Raises:
-        StoreError: the disk is full or read-only.
-    """
+    """Keep a run's tokens when it begins, unless they are kept already or soon made again. Raises StoreError if the
+    disk is full or read-only."""
     path, digest = out / FILE, _digest(captions)
     if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
         buffer = io.BytesIO()

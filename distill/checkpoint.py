@@ -79,11 +79,8 @@ class Checkpointer:
         average: WeightAverage | None,
         progress: Progress,
     ) -> Path:
-        """Write the state, then delete all but the last few checkpoints and the best.
-
-        Raises:
-            StoreError: the disk is full or read-only; earlier checkpoints stay.
-        """
+        """Write the state, then delete all but the last few checkpoints and the best. Raises StoreError if the disk is
+        full or read-only; earlier checkpoints stay."""
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
         tensors |= _moments(model, optimizer)
@@ -105,12 +102,8 @@ class Checkpointer:
 
 
 def load_last(out: Path, record: RunRecord) -> State | None:
-    """Read the last checkpoint of the run that `record` describes; None for a new run.
-
-    Raises:
-        UserError: `out` holds another run.
-        CorruptStoreError: the checkpoint is damaged.
-    """
+    """Read the last checkpoint of the run that `record` describes; None for a new run. Raises UserError if `out` holds
+    another run. Raises CorruptStoreError if the checkpoint is damaged."""
     paths = checkpoints(out)
     if not paths:
         return None
@@ -124,15 +117,9 @@ def load_last(out: Path, record: RunRecord) -> State | None:
 
 
 def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
-    """Identify the weights that a student begins with.
-
-    A file or folder that is gone is identified by the run in `out`, when that began with one of the same name.
-
-    Raises:
-        ConfigError: there is no such file.
-        UserError: `start_from` has no checkpoint.
-        CorruptStoreError: a checkpoint is damaged.
-    """
+    """Identify the weights that a student begins with. A file or folder that is gone is identified by the run in `out`,
+    when that began with one of the same name. Raises ConfigError if there is no such file. Raises UserError if
+    `start_from` has no checkpoint. Raises CorruptStoreError if a checkpoint is damaged."""
     start, pretrained = student.start_from, student.pretrained
     if start is not None or student.model.startswith(SCHEMES):
         sources = {"": str(start or student.model)}
@@ -167,24 +154,16 @@ def step_of(path: Path) -> int:
 
 
 def best_or_last(out: Path) -> Path:
-    """Find the best checkpoint by the record in the last; the last where none was judged or the best is gone.
-
-    Raises:
-        UserError: there is none.
-        CorruptStoreError: the last one is damaged.
-    """
+    """Find the best checkpoint by the record in the last; the last where none was judged or the best is gone. Raises
+    UserError if there is none. Raises CorruptStoreError if the last one is damaged."""
     last = find_checkpoint(out, "last")
     best = read(last, tensors=False).progress.best_step
     return next((path for path in checkpoints(out) if step_of(path) == best), last)
 
 
 def find_checkpoint(out: Path, which: str) -> Path:
-    """Find the checkpoint `best`, `last` or of a step in a run folder.
-
-    Raises:
-        UserError: there is none.
-        CorruptStoreError: it is damaged.
-    """
+    """Find the checkpoint `best`, `last` or of a step in a run folder. Raises UserError if there is none. Raises
+    CorruptStoreError if it is damaged."""
     paths = checkpoints(out)
     if not paths:
         reason = "has no checkpoint yet" if (out / CONFIG).is_file() else "is not a run folder"
@@ -201,11 +180,8 @@ def find_checkpoint(out: Path, which: str) -> Path:
 
 
 def read(path: Path, *, tensors: bool = True) -> State:
-    """Read a checkpoint, or with `tensors=False` its record and progress alone.
-
-    Raises:
-        CorruptStoreError: the file is not a whole checkpoint.
-    """
+    """Read a checkpoint, or with `tensors=False` its record and progress alone. Raises CorruptStoreError if the file is
+    not a whole checkpoint."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["mmkd"])

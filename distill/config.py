@@ -44,9 +44,7 @@ class TowerWeights(Frozen):
 
 class LockConfig(Frozen):
     """Layers that do not learn: `all` of a tower (LiT, arXiv 2111.07991), or its stem and so many layers above it.
-
-    Batch norms of locked layers use their running statistics.
-    """
+    Batch norms of locked layers use their running statistics."""
 
     image: Literal["all"] | NonNegativeInt = 0
     text: Literal["all"] | NonNegativeInt = 0
@@ -362,9 +360,6 @@ class RunConfig(Frozen):
 
 
 def load_run(path: Path) -> RunConfig:
-    """Read a run's YAML over its presets; paths are relative to the file that names them.
-
-    Raises:
-        ConfigError: unreadable, a preset that does not exist, or a key that is unknown or does not fit.
-    """
+    """Read a run's YAML over its presets; paths are relative to the file that names them. Raises ConfigError if it is
+    unreadable, or for an unknown preset or an unknown or unfit key."""
     return validated(RunConfig, composed(read_mapping(path), path), path)

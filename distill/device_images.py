@@ -1,8 +1,6 @@
-"""Pixels of rows decoded and cropped where the training runs: worker processes only read bytes and draw crops.
-
-On CUDA the decoder is nvJPEG, on a CPU libjpeg-turbo (torchvision.io). Crops are those that a worker would draw; their
-pixels are not quite, as another resize rounds otherwise: which of the two a run uses is part of what it learns.
-"""
+"""Pixels of rows decoded and cropped where the training runs: worker processes only read bytes and draw crops. On CUDA
+the decoder is nvJPEG, on a CPU libjpeg-turbo (torchvision.io). Crops are those that a worker would draw; their pixels
+are not quite, as another resize rounds otherwise: which of the two a run uses is part of what it learns."""
 
 from __future__ import annotations
 
@@ -56,11 +54,8 @@ class DevicePictures:
     device: torch.device
 
     def batches(self, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
-        """As `WorkerPictures.batches`, on the device.
-
-        Raises:
-            UserError: a JPEG is not in the inputs, or cannot be decoded on this device.
-        """
+        """As `WorkerPictures.batches`, on the device. Raises UserError if a JPEG is not in the inputs, or cannot be
+        decoded on this device."""
         loader = DataLoader(
             _Files(self.images, self.crop, seed),
             batch_sampler=([(epoch, row) for row in rows.tolist()] for epoch, rows in wanted),

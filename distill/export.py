@@ -38,22 +38,18 @@ _WORDS = ("", "a chest radiograph", "axial CT of the abdomen with contrast, port
 
 
 def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint: str = "best") -> Path:
-    """Write the student of a finished or running run to `out`.
-
-    The folder holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer where open_clip wants one,
-    a model card, and `mmkd_run.json` with the card's content for programs. `open_clip.create_model_from_pretrained(
-    "local-dir:OUT")` loads it. Averaged weights are taken when the run averaged; heads are left out. Only the
-    checkpoint is read: store, YAML and first weights are not needed any more.
+    """Write the student of a finished or running run to `out`. The folder holds `open_clip_config.json`,
+    `open_clip_model.safetensors`, the tokenizer where open_clip wants one, a model card, and `mmkd_run.json` with the
+    card's content for programs. `open_clip.create_model_from_pretrained("local-dir:OUT")` loads it. Averaged weights
+    are taken when the run averaged; heads are left out. Only the checkpoint is read: store, YAML and first weights are
+    not needed any more. Raises UserError if `run` has no such checkpoint, or `out` holds something else; or see
+    `graphs.py`. Raises CorruptStoreError if the checkpoint is damaged.
 
     Args:
         run: the `out` of a training run.
         out: folder to write; new or empty.
         graphs: adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`.
         checkpoint: `best` (the last where none was judged), `last`, or a step.
-
-    Raises:
-        UserError: `run` has no such checkpoint, or `out` holds something else; or see `graphs.py`.
-        CorruptStoreError: the checkpoint is damaged.
     """
     check_packages(graphs)
     state = read(find_checkpoint(run, checkpoint))

@@ -1,8 +1,8 @@
 """A student's towers as graphs that run without open_clip, ONNX or TorchScript, each held against the student.
 
-Two files a format: `image` takes pixels float32 (B, 3, H, W), resized and normalised as `preprocess_cfg` in
-`open_clip_config.json` says; `text` takes tokens int64 (B, L), padded to the context. Both give features
-float32 (B, D), not normalised, for any B.
+Two files a format: `image` takes pixels float32 (B, 3, H, W), resized and normalized as `preprocess_cfg` in
+`open_clip_config.json` says; `text` takes tokens int64 (B, L), padded to the context. Both give features float32 (B,
+D), not normalized, for any B.
 """
 
 from __future__ import annotations
@@ -42,16 +42,14 @@ class _Tower(nn.Module):
 def write_graphs(
     student: nn.Module, images: torch.Tensor, tokens: torch.Tensor, kind: GraphFormat, folder: Path
 ) -> dict[str, float]:
-    """Write `image` and `text` into `folder` and run them; each tower's largest difference as a share.
+    """Write `image` and `text` into `folder` and run them; each tower's largest difference as a share. Raises UserError
+    if a graph gives other features than the student; nothing is left of it then.
 
     Args:
         student: an open_clip model; put into evaluation.
         images: float32 (3, 3, H, W), what the graphs are traced and tried with. tokens: int64 (3, L), the same.
         kind: of graph.
         folder: made when it is not there.
-
-    Raises:
-        UserError: a graph gives other features than the student; nothing is left of it then.
     """
     student.eval()
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,11 +81,7 @@ def _difference(run: Callable[[torch.Tensor], torch.Tensor], tower: nn.Module, i
 
 
 def check_packages(kinds: Sequence[GraphFormat]) -> None:
-    """Before anything is written.
-
-    Raises:
-        UserError: a package that ONNX needs is missing.
-    """
+    """Before anything is written. Raises UserError if a package that ONNX needs is missing."""
     for package in ("onnx", "onnxscript", "onnxruntime") if "onnx" in kinds else ():
         try:
             importlib.import_module(package)

@@ -1,7 +1,5 @@
-"""Where student and teacher meet: a fixed map of the teacher's features, then a learned one of the student's.
-
-Shapes: B rows, D student width, E teacher width, A width of the comparison (E, or the alignment's).
-"""
+"""Where student and teacher meet: a fixed map of the teacher's features, then a learned one of the student's. Shapes: B
+rows, D student width, E teacher width, A width of the comparison (E, or the alignment's)."""
 
 from __future__ import annotations
 
@@ -46,13 +44,9 @@ def _head(kind: str, student_dim: int, width: int) -> nn.Module:
 
 
 def fixed_alignment(config: HeadConfig, teachers: TeacherFeatures) -> Alignment | None:
-    """The alignment that the configuration names, checked against the store's teachers.
-
-    Raises:
-        UserError: there is no such file, or it was fitted without one of these teachers.
-        TeacherMismatchError: it was fitted on features that were made otherwise.
-        CorruptStoreError: it is damaged.
-    """
+    """The alignment that the configuration names, checked against the store's teachers. Raises UserError if there is no
+    such file, or it was fitted without one of these teachers. Raises TeacherMismatchError if it was fitted on features
+    that were made otherwise. Raises CorruptStoreError if it is damaged."""
     if config.alignment is None:
         return None
     alignment = load(config.alignment)

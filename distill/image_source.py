@@ -19,17 +19,14 @@ from mmkd.store.inputs import Inputs
 
 
 def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "inputs", "corpus"], side: int) -> RowImages:
-    """Where the images of these rows are read from.
+    """Where the images of these rows are read from. Raises IncompleteStoreError if `inputs` are wanted and some shards
+    have none. Raises UserError if `inputs` are wanted and they are smaller than the student's image.
 
     Args:
         store: whose rows.
         pairs: the rows.
         wanted: `auto` takes the store's inputs when all rows have them in the student's size.
         side: longer side of the student's image, in pixels.
-
-    Raises:
-        IncompleteStoreError: `inputs` are wanted and some shards have none.
-        UserError: `inputs` are wanted and they are smaller than the student's image.
     """
     if wanted == "corpus":
         return CorpusImages(store, pairs)
@@ -54,12 +51,8 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
 def train_pictures(
     store: FeatureStore, pairs: Pairs, data: DataConfig, student: nn.Module, device: torch.device
 ) -> Pictures:
-    """The pixels that these rows are trained with.
-
-    Raises:
-        ConfigError: `data.decode: device` without inputs in the store.
-        IncompleteStoreError, UserError: see `row_images`.
-    """
+    """The pixels that these rows are trained with. Raises ConfigError for `data.decode: device` without inputs in the
+    store. Raises IncompleteStoreError, UserError (see `row_images`)."""
     images = row_images(store, pairs, data.images, image_side(student))
     if data.decode == "workers":
         return WorkerPictures(images, train_pixels(student, data.crop_scale))

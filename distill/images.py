@@ -137,10 +137,7 @@ class WorkerPictures:
 
 def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
     """Uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this call.
-
-    Raises:
-        UserError: an image is gone or damaged; the message names row and file.
-    """
+    Raises UserError if an image is gone or damaged; the message names row and file."""
     loader = DataLoader(
         _Images(images, pixels, seed),
         batch_sampler=([(epoch, row) for row in rows.tolist()] for epoch, rows in wanted),

@@ -76,11 +76,8 @@ class Lines:
 
 @contextmanager
 def open_boards(run: Run) -> Iterator[Board]:
-    """Open the outputs that the configuration names, as one board that is silent in every rank but the first.
-
-    Raises:
-        UserError: W&B is wanted and not installed, or refuses the run.
-    """
+    """Open the outputs that the configuration names, as one board that is silent in every rank but the first. Raises
+    UserError if W&B is wanted and not installed, or refuses the run."""
     logging, first, total = run.config.logging, run.progress.step, run.schedule.total_steps
     boards: list[Board] = []
     with ExitStack() as stack:

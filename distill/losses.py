@@ -1,8 +1,6 @@
-"""The losses: what a term says of each row. How rows, teachers and ranks become one number is the objective's.
-
-Shape letters: Q rows that ask (this rank's), K keys (all ranks' and the bank's), D or E width; in front of them T
-teachers of one width. A teacher's term is a function of a `Comparison` and one line in `TERMS`.
-"""
+"""The losses: what a term says of each row. How rows, teachers and ranks become one number is the objective's. Shape
+letters: Q rows that ask (this rank's), K keys (all ranks' and the bank's), D or E width; in front of them T teachers of
+one width. A teacher's term is a function of a `Comparison` and one line in `TERMS`."""
 
 from __future__ import annotations
 
@@ -26,11 +24,10 @@ FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 @dataclass(frozen=True)
 class PairFeatures:
     """Features of n pairs, as they are to enter the dot products; every switch between unit and raw rows lies outside.
-
     image, text: float (n, D). group: int64 (n,) or (n, G); pairs that are equal in any column (one caption, one image)
-    are positives of each other.
-    available: bool (n,), or None for all; a row that is not is never a key, and its own value is to be given weight 0.
-    The same pairs as T teachers of one width see them: image, text (T, n, D) and available (T, n), see `stacked`.
+    are positives of each other. available: bool (n,), or None for all; a row that is not is never a key, and its own
+    value is to be given weight 0. The same pairs as T teachers of one width see them: image, text (T, n, D) and
+    available (T, n), see `stacked`.
     """
 
     image: torch.Tensor
@@ -65,12 +62,9 @@ def unit(features: torch.Tensor) -> torch.Tensor:
 def weighted_mean(
     values_Q: torch.Tensor, weights_Q: torch.Tensor | None = None, total: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``sum_i w_i v_i / total``, and 0 when nothing has weight.
-
-    `total` is the sum of the weights when not given. Under several ranks it is the sum of the weights of all of them:
-    the ranks' values, and their gradients, then add up to those of one large batch, also when the ranks hold different
-    numbers of available rows.
-    """
+    """``sum_i w_i v_i / total``, and 0 when nothing has weight. `total` is the sum of the weights when not given. Under
+    several ranks it is the sum of the weights of all of them: the ranks' values, and their gradients, then add up to
+    those of one large batch, also when the ranks hold different numbers of available rows."""
     if weights_Q is None:
         weights_Q = torch.ones_like(values_Q)
     if total is None:
@@ -87,14 +81,12 @@ def contrast(
     positive_QK: torch.Tensor,
     available_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of each query against the available keys A, float (..., Q).
-
-    With P(i) the positive keys of i among A:
-    ``v_i = log sum_{j in A} exp(s q_i . k_j)  -  1/|P(i)| sum_{j in P(i)} s q_i . k_j``.
-    With one positive a query it is CLIP's loss in one direction (arXiv 2103.00020, figure 3); with several it is
-    the form of supervised contrast that keeps the mean outside the logarithm (arXiv 2004.11362, equation 2).
-    A query without a positive gives the first term alone; the caller weighs it 0. Several teachers may go in at once,
-    in front of the other axes: features (T, n, D), scale (T, 1, 1), available (T, K).
+    """Cross-entropy of each query against the available keys A, float (..., Q). With P(i) the positive keys of i among
+    A: ``v_i = log sum_{j in A} exp(s q_i . k_j) - 1/|P(i)| sum_{j in P(i)} s q_i . k_j``. With one positive a query it
+    is CLIP's loss in one direction (arXiv 2103.00020, figure 3); with several it is the form of supervised contrast
+    that keeps the mean outside the logarithm (arXiv 2004.11362, equation 2). A query without a positive gives the first
+    term alone; the caller weighs it 0. Several teachers may go in at once, in front of the other axes: features (T, n,
+    D), scale (T, 1, 1), available (T, K).
     """
     logits_QK = scale * queries_QD @ keys_KD.mT
     if available_K is not None:
@@ -117,11 +109,9 @@ def both_ways(queries: PairFeatures, keys: PairFeatures, scale: torch.Tensor) ->
 
 
 def task_loss(student: PairFeatures, all_students: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric cross-entropy (arXiv 2103.00020, figure 3), float (Q,).
-
-    ``1/2 [ contrast(s_img, S_txt) + contrast(s_txt, S_img) ]``, unit rows; `scale` is exp of the learned temperature.
-    student: the rows of this rank. all_students: those of all ranks, the gradient flowing back to each.
-    """
+    """Symmetric cross-entropy (arXiv 2103.00020, figure 3), float (Q,). ``1/2 [ contrast(s_img, S_txt) +
+    contrast(s_txt, S_img) ]``, unit rows; `scale` is exp of the learned temperature. student: the rows of this rank.
+    all_students: those of all ranks, the gradient flowing back to each."""
     return both_ways(student, all_students, scale)
 
 
@@ -147,22 +137,17 @@ def _distance(student_QE: torch.Tensor, teacher_QE: torch.Tensor, kind: FeatureK
 
 
 def cross_loss(student: PairFeatures, teacher: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """ICL of CLIP-KD (arXiv 2307.12732), float (..., Q).
-
-    ``1/2 [ contrast(s_img, T_txt) + contrast(s_txt, T_img) ]``.
-    student: this rank's rows in the teacher's space. teacher: the teacher's rows of the whole batch.
-    """
+    """ICL of CLIP-KD (arXiv 2307.12732), float (..., Q). ``1/2 [ contrast(s_img, T_txt) + contrast(s_txt, T_img) ]``.
+    student: this rank's rows in the teacher's space. teacher: the teacher's rows of the whole batch."""
     return both_ways(student, teacher, scale)
 
 
 def bank_loss(student: PairFeatures, teacher: PairFeatures, bank: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """`cross_loss` with the bank's rows as further keys, float (Q,).
-
-    ``1/2 [ contrast(s_img, T_txt + B_txt) + contrast(s_txt, T_img + B_img) ]``, + for one list after the other.
-    Unlike a queue of momentum features (MoCo, arXiv 1911.05722) these keys never age: the teacher does not move.
-    A bank row with the caption of a query is a positive. Rows of the batch itself must not be available
-    in the bank, so that no key counts twice; with a bank of all rows the value is then that of the whole data set,
-    whatever the batch.
+    """`cross_loss` with the bank's rows as further keys, float (Q,). ``1/2 [ contrast(s_img, T_txt + B_txt) +
+    contrast(s_txt, T_img + B_img) ]``, + for one list after the other. Unlike a queue of momentum features (MoCo, arXiv
+    1911.05722) these keys never age: the teacher does not move. A bank row with the caption of a query is a positive.
+    Rows of the batch itself must not be available in the bank, so that no key counts twice; with a bank of all rows the
+    value is then that of the whole data set, whatever the batch.
     """
     keys = PairFeatures(
         torch.cat([teacher.image, bank.image]),
@@ -194,12 +179,10 @@ class Similarities:
 
 def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tensor:
     """Kullback-Leibler divergence of the student's similarities from the teacher's, both directions, float (..., Q).
-
-    ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``,
-    ``v_i = sum_j p_ij log(p_ij / q_ij)``,
-    averaged with the same of texts against images: CRD of CLIP-KD (arXiv 2307.12732), affinity mimicking
-    of TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left
-    out of both softmaxes.
+    ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``, ``v_i = sum_j p_ij log(p_ij /
+    q_ij)``, averaged with the same of texts against images: CRD of CLIP-KD (arXiv 2307.12732), affinity mimicking of
+    TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left out of
+    both softmaxes.
     """
     available_K = teacher.keys.available
     log_p = teacher.log_softmax(available_K)
@@ -210,13 +193,11 @@ def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Comparison:
-    """T teachers of one width against the student.
-
-    mapped: the student's rows of this rank in each teacher's space, stacked. teachers, all_teachers: the teachers' rows
-    of this rank and of all ranks, stacked. own, every: the student's rows, likewise, in its own space.
-    scale: of logits against the teachers' keys, (T, 1, 1) or a scalar. student_scale: of the student's own logits.
-    teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of each teacher's bank, when there is one.
-    feature_kind: distance of the feature term.
+    """T teachers of one width against the student. mapped: the student's rows of this rank in each teacher's space,
+    stacked. teachers, all_teachers: the teachers' rows of this rank and of all ranks, stacked. own, every: the
+    student's rows, likewise, in its own space. scale: of logits against the teachers' keys, (T, 1, 1) or a scalar.
+    student_scale: of the student's own logits. teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of
+    each teacher's bank, when there is one. feature_kind: distance of the feature term.
     """
 
     mapped: PairFeatures

@@ -1,4 +1,4 @@
-"""What is minimised: named terms of a batch, and their weighted sum.
+"""What is minimized: named terms of a batch, and their weighted sum.
 
 The loop knows nothing of losses and this file knows nothing of loops. Each rank is given its own share of
 the batch; the sums over ranks of what it returns are the terms of the whole batch, whatever the number of ranks.
@@ -35,10 +35,8 @@ from mmkd.distill.world import World
 
 @dataclass
 class TeacherSide:
-    """All that a run with teachers has beside the student.
-
-    relation_scales: of the softmax over each teacher's own similarities.
-    """
+    """All that a run with teachers has beside the student. relation_scales: of the softmax over each teacher's own
+    similarities."""
 
     heads: Heads
     prepare: Preparation
@@ -117,7 +115,7 @@ class Objective(nn.Module):
         return self.cross_log_scales[list(numbers)].exp()[:, None, None]
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted sum that is minimised."""
+        """The weighted sum that is minimized."""
         return torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
 
     @torch.no_grad()

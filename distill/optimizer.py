@@ -94,11 +94,8 @@ def learning_rate_shares(model: nn.Module, config: OptimizerConfig) -> dict[str,
 
 
 def lock_layers(towers: Towers, lock: LockConfig) -> None:
-    """Let the lower layers of the towers, or all of them, learn nothing.
-
-    Raises:
-        ConfigError: more layers than the tower has, or nothing is left to learn.
-    """
+    """Let the lower layers of the towers, or all of them, learn nothing. Raises ConfigError for more layers than the
+    tower has, or if nothing is left to learn."""
     places = tower_layers(towers)
     parameters = dict(towers.named_parameters())
     for tower, wanted in (("image", lock.image), ("text", lock.text)):
@@ -123,11 +120,8 @@ def lock_layers(towers: Towers, lock: LockConfig) -> None:
 
 
 def warmup_steps(config: OptimizerConfig, total: int) -> int:
-    """Return the steps over which the learning rate rises, of `total`.
-
-    Raises:
-        ConfigError: the run would end before they do.
-    """
+    """Return the steps over which the learning rate rises, of `total`. Raises ConfigError if the run would end before
+    they do."""
     if config.warmup_steps is None:
         return round(config.warmup * total)
     if config.warmup_steps and config.warmup_steps >= total:
@@ -152,11 +146,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters and float buffers: ``a <- d * a + (1 - d) * w``.
-
-    The decay is `min(decay, (1 + step) / (10 + step))`, so that random first weights are soon forgotten
-    (as in TensorFlow's ExponentialMovingAverage).
-    """
+    """Exponential moving average of a module's parameters and float buffers: ``a <- d * a + (1 - d) * w``. The decay is
+    `min(decay, (1 + step) / (10 + step))`, so that random first weights are soon forgotten (as in TensorFlow's
+    ExponentialMovingAverage)."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay

@@ -18,12 +18,9 @@ _COLUMNS = ["row", "caption", "uri", "offset", "length", "status", "image_sha256
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows with a sound image and a sound caption.
-
-    rows: int64 (n,) grid rows, ascending. caption: int64 (n,), number of each row's caption: equal captions have
-    equal numbers. image: int64 (n,), number of each row's image, equal for equal bytes. captions: the distinct captions
-    by number. table: the sample rows, in the order of `rows`.
-    """
+    """Rows with a sound image and a sound caption. rows: int64 (n,) grid rows, ascending. caption: int64 (n,), number
+    of each row's caption: equal captions have equal numbers. image: int64 (n,), number of each row's image, equal for
+    equal bytes. captions: the distinct captions by number. table: the sample rows, in the order of `rows`."""
 
     rows: NDArray[np.int64]
     caption: NDArray[np.int64]
@@ -37,26 +34,20 @@ class Pairs:
 
 
 def matching(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
-    """Sample rows that match a condition; all rows when it is empty.
-
-    Raises:
-        ConfigError: the condition cannot be read, or names a column that the store does not have.
-    """
+    """Sample rows that match a condition; all rows when it is empty. Raises ConfigError if the condition cannot be
+    read, or names a column that the store does not have."""
     condition = parse_condition(where, store.samples.schema) if where else None
     return store.sample_table(columns=columns, filter=condition)
 
 
 def find_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None) -> Pairs:
-    """The sound pairs among the rows that match.
+    """The sound pairs among the rows that match. Raises ConfigError as `matching`. Raises IncompleteStoreError if rows
+    that match have not been extracted yet.
 
     Args:
         store: whose rows.
         where: a condition on sample columns, in SQL; empty for all rows.
         wanted: bool (N,), rows that may take part; None for all.
-
-    Raises:
-        ConfigError: as `matching`.
-        IncompleteStoreError: rows that match have not been extracted yet.
     """
     table = matching(store, where, _COLUMNS)
     pending = int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
@@ -91,11 +82,8 @@ def _numbers(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def training_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None, batch_size: int) -> Pairs:
-    """The pairs to train on, at least one batch of them.
-
-    Raises:
-        UserError: fewer than a batch are left; otherwise as `find_pairs`.
-    """
+    """The pairs to train on, at least one batch of them. Raises UserError if fewer than a batch are left; otherwise as
+    `find_pairs`."""
     pairs = find_pairs(store, where, wanted)
     if len(pairs.rows) < batch_size:
         having = "" if wanted is None else " and have a teacher"

@@ -96,11 +96,8 @@ class Run:
         )
 
     def begin(self) -> None:
-        """Write the configuration, in the first rank, and delete files that killed runs left half written.
-
-        Raises:
-            StoreError: the disk is full or read-only.
-        """
+        """Write the configuration, in the first rank, and delete files that killed runs left half written. Raises
+        StoreError if the disk is full or read-only."""
         if self.world.first:
             for leftover in temporary_files(self.config.out):
                 leftover.unlink(missing_ok=True)
@@ -109,22 +106,15 @@ class Run:
             keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint, in the first rank.
-
-        Raises:
-            StoreError: the disk is full or read-only.
-        """
+        """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
         if self.world.first:
             self.checkpointer.save(self.update.model, self.update.optimizer, self.average, progress)
 
 
 def prepare(config: RunConfig, world: World) -> Run:
-    """Open the store, build the student, and load the run's last checkpoint where there is one.
-
-    Raises:
-        ConfigError, UserError, IncompleteStoreError: store and configuration do not fit each other.
-        CorruptStoreError: a checkpoint is damaged.
-    """
+    """Open the store, build the student, and load the run's last checkpoint where there is one. Raises ConfigError,
+    UserError, IncompleteStoreError if store and configuration do not fit each other. Raises CorruptStoreError if a
+    checkpoint is damaged."""
     share, left_over = divmod(config.batch_size, world.size)
     if left_over:
         raise ConfigError(
@@ -192,13 +182,9 @@ def prepare(config: RunConfig, world: World) -> Run:
 
 
 def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network with its first weights, and the preprocessing that belongs to them.
-
-    A run that goes on has its weights in `state`, and its first weights are not read.
-
-    Raises:
-        UserError: `start_from` has no checkpoint, or one of another network.
-    """
+    """Build the network with its first weights, and the preprocessing that belongs to them. A run that goes on has its
+    weights in `state`, and its first weights are not read. Raises UserError if `start_from` has no checkpoint, or one
+    of another network."""
     student = build_student(config, first_weights=state is None)
     if state is not None:
         set_preprocessing(student, state.record.preprocess)
@@ -242,9 +228,7 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
 
 def _freeze_unused(towers: Towers, device: torch.device) -> None:
     """Take the gradient from parameters that no feature depends on, such as a text tower's own pooler.
-
-    DistributedDataParallel would wait for theirs without end.
-    """
+    DistributedDataParallel would wait for theirs without end."""
     size, context = preprocessing(towers.student).size, int(getattr(towers.student, "context_length", 0) or 16)
     height, width = (size, size) if isinstance(size, int) else size
     towers.eval()

@@ -68,13 +68,9 @@ class Estimate:
 
 
 def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate | None:
-    """Take a few steps of the run and throw them away; None in every rank but the first.
-
-    What is known before the first step is said before it: the step may be too large for the machine's memory.
-
-    Raises:
-        MmkdError: whatever would keep the run from starting.
-    """
+    """Take a few steps of the run and throw them away; None in every rank but the first. What is known before the first
+    step is said before it: the step may be too large for the machine's memory. Raises MmkdError for anything that keeps
+    the run from starting."""
     with started_world(config.compute.timeout_minutes) as world:
         run = prepare(config, world)
         if world.first:

@@ -1,7 +1,5 @@
-"""The record of a run, from which its card is written and two calls are recognized as one run.
-
-Every checkpoint holds it. It contains no path of the machine, and identifies files by their content.
-"""
+"""The record of a run, from which its card is written and two calls are recognized as one run. Every checkpoint holds
+it. It contains no path of the machine, and identifies files by their content."""
 
 from __future__ import annotations
 
@@ -126,12 +124,8 @@ class RunRecord(Frozen):
 
 
 def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeights) -> RunRecord:
-    """Make the record of a run; `preprocess` is filled in when the network is built.
-
-    Raises:
-        UserError: a teacher or the selection is not in the store.
-        CorruptStoreError: the selection is damaged.
-    """
+    """Make the record of a run; `preprocess` is filled in when the network is built. Raises UserError if a teacher or
+    the selection is not in the store. Raises CorruptStoreError if the selection is damaged."""
     model, alignment = config.student.model, config.heads.alignment
     network, folders = deepcopy(model_config(model)), []
     for name in HF_NAMES:
@@ -194,11 +188,8 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
-    """Return SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Return SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`. Raises ConfigError if
+    it cannot be read."""
     try:
         if path.is_dir():
             files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]

@@ -1,7 +1,5 @@
-"""From values of rows and teachers to one number a term: shares, and the balance between teachers.
-
-Shapes: b rows of this rank, T teachers.
-"""
+"""From values of rows and teachers to one number a term: shares, and the balance between teachers. Shapes: b rows of
+this rank, T teachers."""
 
 from __future__ import annotations
 

@@ -40,11 +40,8 @@ Tokenise = Callable[[list[str]], torch.Tensor]
 
 
 def model_config(model: str) -> dict[str, Any]:
-    """The open_clip model config of a student.
-
-    Raises:
-        ConfigError: not a name that open_clip knows, nor a file or folder with an open_clip model config.
-    """
+    """The open_clip model config of a student. Raises ConfigError if it is not a name that open_clip knows, nor a file
+    or folder with an open_clip model config."""
     if not model.endswith(".json") and not model.startswith(SCHEMES):
         config = open_clip.get_model_config(model)
         if config is None:
@@ -72,10 +69,8 @@ def model_config(model: str) -> dict[str, Any]:
 
 def check_text(model: str) -> Tokenise:
     """Return the tokenizer of a network, after a look at its text tower; takes a moment, unlike the network itself.
-
-    Raises:
-        ConfigError: see `model_config`; open_clip cannot run the tower, or files of tower or tokenizer are not there.
-    """
+    Raises ConfigError (see `model_config`; open_clip cannot run the tower, or files of tower or tokenizer are not
+    there)."""
     text = model_config(model)["text_cfg"]
     if name := text.get("hf_model_name"):
         if text.get("hf_pooler_type") == "max_pooler":
@@ -92,10 +87,8 @@ def check_text(model: str) -> Tokenise:
 
 
 def save_text(student: nn.Module, tokenizer: Tokenise, folder: Path) -> None:
-    """Write what transformers reads of a text tower, without a name of the machine's folders.
-
-    The files of the tokenizer, and `config.json` of the network, where they are of transformers.
-    """
+    """Write what transformers reads of a text tower, without a name of the machine's folders. The files of the
+    tokenizer, and `config.json` of the network, where they are of transformers."""
     if isinstance(tokenizer, HFTokenizer):
         tokenizer.save_pretrained(folder)
     if isinstance(text := getattr(student, "text", None), HFTextEncoder):
@@ -118,14 +111,12 @@ def _folder(model: str) -> Path:
 
 
 def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Module:
-    """Make the network, with its preprocessing.
+    """Make the network, with its preprocessing. Raises ConfigError (see `model_config`; open_clip cannot build the
+    network, or the weights are not its own).
 
     Args:
         config: network and first weights.
         first_weights: take those that the configuration names; False for random ones, to be replaced by a checkpoint.
-
-    Raises:
-        ConfigError: see `model_config`; open_clip cannot build the network, or the weights are not its own.
     """
     student = make_network(config.model)
     if first_weights and config.model.startswith(SCHEMES):
@@ -143,11 +134,8 @@ def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Modul
 
 
 def make_network(model: str) -> nn.Module:
-    """Build an open_clip network with random weights; no tower takes weights of its own from anywhere.
-
-    Raises:
-        ConfigError: open_clip cannot build it.
-    """
+    """Build an open_clip network with random weights; no tower takes weights of its own from anywhere. Raises
+    ConfigError if open_clip cannot build it."""
     settings = deepcopy(model_config(model))
     text, vision = settings["text_cfg"], settings["vision_cfg"]
     if "timm_model_name" in vision:
@@ -174,10 +162,7 @@ def set_preprocessing(student: nn.Module, changes: Mapping[str, Any]) -> None:
 
 def student_tokenizer(model: str) -> Tokenise:
     """The student's tokenizer: captions to int64 (n, L). It follows from the network, never from the name of a file.
-
-    Raises:
-        ConfigError: its files are not there.
-    """
+    Raises ConfigError if its files are not there."""
     try:
         if model.startswith(SCHEMES):
             tokenizer: Tokenise = open_clip.get_tokenizer(f"local-dir:{_folder(model)}")
@@ -198,15 +183,13 @@ def student_tokenizer(model: str) -> Tokenise:
 
 
 def load_released(student: nn.Module, model: str, source: str) -> None:
-    """Load weights of both towers, with the preprocessing that belongs to them.
+    """Load weights of both towers, with the preprocessing that belongs to them. Raises ConfigError if there are no such
+    weights, or they belong to another network.
 
     Args:
         student: whose weights are replaced.
         model: its network.
         source: `local-dir:` or `hf-hub:` folder, a file, or a tag of `model`.
-
-    Raises:
-        ConfigError: there are no such weights, or they belong to another network.
     """
     tag = None
     if source.startswith(SCHEMES):
@@ -244,7 +227,8 @@ _TAG_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 
 def load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
-    """Load weights of one tower; those of the image tower bring their preprocessing when they say it.
+    """Load weights of one tower; those of the image tower bring their preprocessing when they say it. Raises
+    ConfigError if there are no such weights, or they belong to another network; what would fit is named.
 
     Args:
         student: whose tower is replaced.
@@ -252,9 +236,6 @@ def load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
         tower: `image` or `text`.
         source: an open_clip tag or folder, whose tower is taken; a file or folder of a whole CLIP, of the tower, or of
             the timm or transformers network inside it, of which projections stay random.
-
-    Raises:
-        ConfigError: there are no such weights, or they belong to another network; what would fit is named.
     """
     where = f"student.pretrained.{tower}: {source}"
     place = Path(source)
@@ -336,7 +317,7 @@ def image_side(student: nn.Module) -> int:
 
 
 def train_pixels(student: nn.Module, crop_scale: tuple[float, float]) -> Pixels:
-    """Random resized crop as open_clip trains, up to the tensor; `Towers` normalises on the device."""
+    """Random resized crop as open_clip trains, up to the tensor; `Towers` normalizes on the device."""
     return _without_arithmetic(
         image_transform_v2(preprocessing(student), is_train=True, aug_cfg={"scale": crop_scale}).transforms
     )
@@ -350,7 +331,7 @@ def training_crop(student: nn.Module, crop_scale: tuple[float, float]) -> Random
 
 
 def plain_pixels(student: nn.Module) -> Pixels:
-    """Resize and centre crop as open_clip evaluates, up to the tensor."""
+    """Resize and center crop as open_clip evaluates, up to the tensor."""
     return _without_arithmetic(image_transform_v2(preprocessing(student), is_train=False).transforms)
 
 
@@ -410,10 +391,8 @@ class Towers(nn.Module):
     # Not compiled itself, or each division into groups would be a graph of its own; what it calls is compiled.
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def encode_tokens(self, tokens: torch.Tensor, columns: Sequence[int] = ()) -> torch.Tensor:
-        """int64 (B, L) to (B, D); with `cuts_padding`, in groups of rows that need about as many columns.
-
-        The features are those of padded rows up to rounding, see `check_padding`.
-        """
+        """int64 (B, L) to (B, D); with `cuts_padding`, in groups of rows that need about as many columns. The features
+        are those of padded rows up to rounding, see `check_padding`."""
         if not self.cuts_padding or len(columns) != len(tokens):
             return self._encode_padded(tokens)
         groups = length_groups(columns, _GROUP_COST.get(tokens.device.type, _GROUP_COST["cuda"]))
@@ -445,10 +424,9 @@ class Towers(nn.Module):
 
     @torch.no_grad()
     def check_padding(self, tokens: torch.Tensor, columns: Sequence[int]) -> None:
-        """Cut padding from now on if these captions, without it, have the features of padded ones.
-
-        In float64, so that a tower whose features depend on padding ever so little is not taken for one that rounds
-        otherwise: SigLIP's pools the last column, some attend to padding.
+        """Cut padding from now on if these captions, without it, have the features of padded ones. In float64, so that
+        a tower whose features depend on padding ever so little is not taken for one that rounds otherwise: SigLIP's
+        pools the last column, some attend to padding.
 
         Args:
             tokens: int64 (n, L).

@@ -56,13 +56,9 @@ class TrainReport:
 
 
 def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
-    """Train the student of `config`, from the run's last checkpoint when there is one.
-
-    Raises:
-        ConfigError, UserError, IncompleteStoreError: see `mmkd.base.errors`. A loss that is not finite
-            stops the run with the step named and its rows listed in `bad-batch.json`.
-        BusyStoreError: another process writes to `out`.
-    """
+    """Train the student of `config`, from the run's last checkpoint when there is one. Raises ConfigError, UserError,
+    IncompleteStoreError (see `mmkd.base.errors`. A loss that is not finite stops the run with the step named and its
+    rows listed in `bad-batch.json`). Raises BusyStoreError if another process writes to `out`."""
     with (
         started_world(config.compute.timeout_minutes) as world,
         stop_on(config.checkpoints.stop_signals) as request,
@@ -149,10 +145,8 @@ def _add_scores(progress: Progress, scores: dict[str, float], metric: str) -> Pr
 
 
 class FiniteGuard:
-    """Ends the run at a loss or gradient that is not finite, names the batch and saves nothing of it.
-
-    A step is checked while the next one runs, so that the device never waits.
-    """
+    """Ends the run at a loss or gradient that is not finite, names the batch and saves nothing of it. A step is checked
+    while the next one runs, so that the device never waits."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -164,11 +158,8 @@ class FiniteGuard:
         self._check(before)
 
     def settle(self) -> None:
-        """Check the last step too: before anything is written or measured.
-
-        Raises:
-            UserError: loss or gradient is NaN or infinite. The last checkpoint is from before.
-        """
+        """Check the last step too: before anything is written or measured. Raises UserError if loss or gradient is NaN
+        or infinite. The last checkpoint is from before."""
         before, self.last = self.last, None
         self._check(before)
 
@@ -197,10 +188,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on(names: Sequence[str]) -> Iterator[StopRequest]:
-    """Record these signals instead of ending by them; a second one of the same kind has its usual effect.
-
-    Outside the main thread no signal can be caught.
-    """
+    """Record these signals instead of ending by them; a second one of the same kind has its usual effect. Outside the
+    main thread no signal can be caught."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -40,11 +40,9 @@ class HeldOutRows:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One monitor set with its tokens and images.
-
-    captions: of the pairs. labels: int64 (n,), class of each pair, empty for retrieval. prompts: captions of the
-    classes, None for retrieval. prompt_labels: int64 (p,), class of each prompt.
-    """
+    """One monitor set with its tokens and images. captions: of the pairs. labels: int64 (n,), class of each pair, empty
+    for retrieval. prompts: captions of the classes, None for retrieval. prompt_labels: int64 (p,), class of each
+    prompt."""
 
     rows: HeldOutRows
     images: RowImages
@@ -76,17 +74,15 @@ def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenise: Toke
 
 
 def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
-    """Draw `limit` of the rows that match a monitor set, as evenly over the classes as they allow.
+    """Draw `limit` of the rows that match a monitor set, as evenly over the classes as they allow. Raises ConfigError
+    if a pair of image and caption is trained on as well, in whichever store it lies. Raises UserError if there is no
+    row matches, a row has no class, or prompts and limit do not cover the classes. Raises IncompleteStoreError if rows
+    that match have not been extracted yet.
 
     Args:
         entry: the set's configuration.
         run_store: the store that is trained on.
         training: its rows that are trained on.
-
-    Raises:
-        ConfigError: a pair of image and caption is trained on as well, in whichever store it lies.
-        UserError: no row matches, a row has no class, or prompts and limit do not cover the classes.
-        IncompleteStoreError: rows that match have not been extracted yet.
     """
     store = run_store if entry.store is None else FeatureStore.open(entry.store)
     pairs = find_pairs(store, entry.where)
@@ -124,10 +120,8 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
 
 
 def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
-    """Return ascending places of at most `limit` rows: random ones, equally many of each class that has enough.
-
-    The same classes give the same draw.
-    """
+    """Return ascending places of at most `limit` rows: random ones, equally many of each class that has enough. The
+    same classes give the same draw."""
     order = np.random.default_rng(0).permutation(len(classes))
     seen: dict[str | None, int] = {}
     turn = np.empty(len(classes), dtype=np.int64)

@@ -1,8 +1,6 @@
-"""The processes of one run: one alone, or many under torchrun (or srun with torchrun's variables).
-
-Every rank holds its share of each batch. An objective gathers the features that it contrasts; gradients are averaged
-over ranks. A rank that dies ends the run: the others fail at the next exchange, or after the timeout.
-"""
+"""The processes of one run: one alone, or many under torchrun (or srun with torchrun's variables). Every rank holds its
+share of each batch. An objective gathers the features that it contrasts; gradients are averaged over ranks. A rank that
+dies ends the run: the others fail at the next exchange, or after the timeout."""
 
 from __future__ import annotations
 
@@ -34,10 +32,8 @@ class World:
         return self.rank == 0
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Concatenate (b, ...) of every rank to (size * b, ...) in order of rank; all ranks must have the same b.
-
-        A row's gradient returns to the rank that it came from, summed over all ranks.
-        """
+        """Concatenate (b, ...) of every rank to (size * b, ...) in order of rank; all ranks must have the same b. A
+        row's gradient returns to the rank that it came from, summed over all ranks."""
         if self.size == 1:
             return tensor
         gathered: torch.Tensor = _Gather.apply(tensor, self.rank, self.size)
@@ -79,11 +75,8 @@ class World:
 
 @contextmanager
 def started_world(timeout_minutes: float) -> Iterator[World]:
-    """Join the other ranks when the environment names some; leave them at the end.
-
-    Raises:
-        UserError: another rank is gone, or does not answer in time.
-    """
+    """Join the other ranks when the environment names some; leave them at the end. Raises UserError if another rank is
+    gone, or does not answer in time."""
     cuda = torch.cuda.is_available()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -17,10 +17,8 @@ from mmkd.store.layout import Tower
 
 @dataclass(frozen=True)
 class Bags:
-    """Bags of rows, in the order of their first rows.
-
-    ids: str (n,), the bag's value. samples: the rows. members: for every bag the positions of its rows in `samples`.
-    """
+    """Bags of rows, in the order of their first rows. ids: str (n,), the bag's value. samples: the rows. members: for
+    every bag the positions of its rows in `samples`."""
 
     data: DatasetRows
     ids: NDArray[np.object_]
@@ -31,37 +29,24 @@ class Bags:
         return len(self.ids)
 
     def column(self, name: str) -> NDArray[np.object_]:
-        """A column of the sample table, which all rows of a bag agree on: str or None (n,).
-
-        Raises:
-            UserError: a bag's rows differ.
-        """
+        """A column of the sample table, which all rows of a bag agree on: str or None (n,). Raises UserError if a bag's
+        rows differ."""
         return self.agreed(self.samples.column(name), name)
 
     @property
     def groups(self) -> NDArray[np.object_]:
-        """Groups of bags that depend on each other (patients), str (n,).
-
-        Raises:
-            UserError: a bag's rows belong to two groups.
-        """
+        """Groups of bags that depend on each other (patients), str (n,). Raises UserError if a bag's rows belong to two
+        groups."""
         return self.agreed(self.data.groups(self.samples), self.data.spec.group or "key")
 
     @property
     def domains(self) -> NDArray[np.object_]:
-        """Domain of every bag, str (n,).
-
-        Raises:
-            UserError: a bag's rows belong to two domains.
-        """
+        """Domain of every bag, str (n,). Raises UserError if a bag's rows belong to two domains."""
         return self.agreed(self.data.domains(self.samples), self.data.spec.domain or "data set")
 
     def agreed(self, values: NDArray[np.object_], what: str) -> NDArray[np.object_]:
-        """The value that all rows of a bag have; `values` is one for each row.
-
-        Raises:
-            UserError: a bag's rows differ.
-        """
+        """The value that all rows of a bag have; `values` is one for each row. Raises UserError if a bag's rows
+        differ."""
         found = np.empty(len(self), dtype=object)
         for i, member in enumerate(self.members):
             different = dict.fromkeys(values[member].tolist())

@@ -109,17 +109,14 @@ class Comparison:
 
 
 def compare(folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = ()) -> Comparison:
-    """Compare a model with its rivals from stored predictions.
+    """Compare a model with its rivals from stored predictions. Raises ConfigError if there is no such model, task,
+    metric, head or share. Raises CorruptStoreError if two models' predictions are not of the same samples.
 
     Args:
         folder: that `run_suite` filled.
         model: usually the student.
         question: task, metric, head, share of labels, and what the columns are.
         against: rivals; by default all other models.
-
-    Raises:
-        ConfigError: no such model, task, metric, head or share.
-        CorruptStoreError: two models' predictions are not of the same samples.
     """
     known = folder.plan.models
     rivals = against or tuple(name for name in known if name != model)

@@ -67,17 +67,14 @@ class Samples:
         return np.where(values == None, other, values)  # noqa: E711 - element by element
 
     def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> NDArray[np.bool_]:
-        """Rows whose columns all have one of the values of `yes`, bool (n,).
-
-        Every other value must be one of `no`. Without `no` a column may have one other value, and no null.
+        """Rows whose columns all have one of the values of `yes`, bool (n,). Every other value must be one of `no`.
+        Without `no` a column may have one other value, and no null. Raises UserError for values that are on neither
+        side, with their counts.
 
         Args:
             yes: columns with the values that count as true.
             no: the same columns with the values that count as false; `*` for all others, null excepted.
             option: name of `no` in the description.
-
-        Raises:
-            UserError: values that are on neither side, with their counts.
         """
         found = np.ones(len(self), dtype=bool)
         for name, values in yes.items():
@@ -112,11 +109,8 @@ class DatasetRows:
     """Class names; the position is the class index. Empty when the data set has no label column."""
 
     def split(self, name: Split) -> Samples:
-        """The rows of one split.
-
-        Raises:
-            UserError: the suite does not define it, it has no rows, or no row has one of the values asked for.
-        """
+        """The rows of one split. Raises UserError if the suite does not define it, it has no rows, or no row has one of
+        the values asked for."""
         samples = self.splits.get(name)
         if samples is None or len(samples) == 0:
             filters = getattr(self.spec.rows, name) or {}
@@ -134,21 +128,15 @@ class DatasetRows:
         return Samples("+".join(names), pa.concat_tables(tables))
 
     def labels(self, samples: Samples) -> NDArray[np.int64]:
-        """Class index of every row, int64 (n,).
-
-        Raises:
-            UserError: a row without a label, or with one that is not among the classes.
-        """
+        """Class index of every row, int64 (n,). Raises UserError for a row without a label, or with one that is not
+        among the classes."""
         values = self.spec.classes or {name: (name,) for name in self.classes}
         index = {value: i for i, name in enumerate(self.classes) for value in values[name]}
         return self._class_index(samples, self.label_column, index)
 
     def prompt_labels(self, negative: bool = False) -> NDArray[np.int64]:
-        """Class index of every prompt, or of every negative one, int64 (m,).
-
-        Raises:
-            UserError: a class has no prompt, or a prompt no class.
-        """
+        """Class index of every prompt, or of every negative one, int64 (m,). Raises UserError if a class has no prompt,
+        or a prompt no class."""
         assert self.spec.prompts is not None
         prompts = self.negatives if negative else self.prompts
         assert prompts is not None
@@ -169,10 +157,8 @@ class DatasetRows:
         return self.spec.label
 
     def groups(self, samples: Samples) -> NDArray[np.object_]:
-        """Groups of rows that depend on each other, str (n,): the group column, or every row for itself.
-
-        A row without a value in the group column is a group of its own.
-        """
+        """Groups of rows that depend on each other, str (n,): the group column, or every row for itself. A row without
+        a value in the group column is a group of its own."""
         return samples.ids if self.spec.group is None else samples.filled(self.spec.group, samples.ids)
 
     def domains(self, samples: Samples) -> NDArray[np.object_]:
@@ -211,11 +197,8 @@ class DatasetRows:
 
 
 def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
-    """Find the rows of a data set.
-
-    Raises:
-        UserError: a column that the store lacks, a key that occurs twice in a split, or rows without a class.
-    """
+    """Find the rows of a data set. Raises UserError for a column that the store lacks, a key that occurs twice in a
+    split, or rows without a class."""
     reader = _Reader(store)
     splits: dict[str, Samples] = {}
     for name in SPLITS:

@@ -34,11 +34,7 @@ def _texts(value: object) -> object:
 
 
 def folder_name(name: str) -> str:
-    """`name`, which becomes a folder or a file of the results.
-
-    Raises:
-        ValueError: it cannot be one.
-    """
+    """`name`, which becomes a folder or a file of the results. Raises ValueError if it cannot be one."""
     try:
         return check_slug(name)
     except UserError:
@@ -210,7 +206,7 @@ class DatasetSpec(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _rows_of_a_description(cls, raw: Any) -> Any:
-        """Fill in what follows from `source`: samples, prompts and other texts are told apart by `row_kind`."""
+        """Fill in what follows from `source`: samples, prompts and other texts are distinguished by `row_kind`."""
         if not isinstance(raw, dict):
             return raw
         if not isinstance(raw.get("source"), dict):

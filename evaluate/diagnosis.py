@@ -40,10 +40,8 @@ class DiagnosisSettings(TaskSettings):
 
 
 class Diagnosis(Task[DiagnosisSettings]):
-    """Class probabilities of every bag of the test rows.
-
-    With training rows in the suite, heads are trained on those; without, test rows are cross-validated by groups.
-    """
+    """Class probabilities of every bag of the test rows. With training rows in the suite, heads are trained on those;
+    without, test rows are cross-validated by groups."""
 
     name = "diagnosis"
     version = 2
@@ -151,10 +149,8 @@ class _Slides:
 def _mean_pool(
     cohort: Labelled, one: Round, *, settings: LinearProbeSettings, seed: int, classes: int
 ) -> tuple[Floats, dict[str, Any]]:
-    """Logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts.
-
-    Features are divided by the root mean square length of the training bags', so that the grid of C suits them.
-    """
+    """Logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts. Features are
+    divided by the root mean square length of the training bags', so that the grid of C suits them."""
     length = np.sqrt(np.square(cohort.x[one.seen]).sum(axis=1).mean())
     scaled = replace(cohort, x=cohort.x / length)
     c, facts = choose_c(scaled.take(one.train), scaled.take(one.val), settings, seed)

@@ -1,9 +1,6 @@
 """Figures of an output folder: each shows the numbers of samples and intervals where there are any, in safe colors.
-
-from mmkd.evaluate.figures import FIGURES, save
-
-save(FIGURES["forest"](folder, Question("zero_shot"), "student"), Path("forest.svg"))
-"""
+from mmkd.evaluate.figures import FIGURES, save save(FIGURES["forest"](folder, Question("zero_shot"), "student"),
+Path("forest.svg"))"""
 
 from __future__ import annotations
 
@@ -56,12 +53,8 @@ FEWEST_SPOKES, MOST_SPOKES = 3, 10
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the suffix gives the format. Equal numbers give equal bytes: no dates, no random names.
-
-    Raises:
-        ConfigError: a suffix other than .svg, .png or .pdf.
-        StoreError: the disk is full or read-only.
-    """
+    """Write a figure; the suffix gives the format. Equal numbers give equal bytes: no dates, no random names. Raises
+    ConfigError for a suffix other than .svg, .png or .pdf. Raises StoreError if the disk is full or read-only."""
     kind = path.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         raise ConfigError(f"{path.name} is no kind of picture; end it with {', '.join('.' + one for one in FORMATS)}")
@@ -110,14 +103,9 @@ def line_style(place: int) -> dict[str, Any]:
 
 
 def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Every score; color is the paired difference to the best of the other models in its column.
-
-    A dot marks an interval of that difference without zero. A cell without a value is empty and says so; one that
-    cannot be compared has no color.
-
-    Raises:
-        ConfigError: no such task, metric, head, share of labels or model.
-    """
+    """Every score; color is the paired difference to the best of the other models in its column. A dot marks an
+    interval of that difference without zero. A cell without a value is empty and says so; one that cannot be compared
+    has no color. Raises ConfigError if there is no such task, metric, head, share of labels or model."""
     table = build_table(folder, question)
     _columns_with_values(table)  # a single one without is shown empty
     columns = table.groups
@@ -163,13 +151,9 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Difference to the best other model of each column, sorted, with paired intervals and the count of wins.
-
-    The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`.
-
-    Raises:
-        ConfigError: no such task, metric, head, share of labels or model, no other model, or nothing that both have.
-    """
+    """Difference to the best other model of each column, sorted, with paired intervals and the count of wins. The best
+    rival is chosen on the same samples, which favors it: the comparison is strict on `model`. Raises ConfigError if
+    there is no such task, metric, head, share of labels or model, no other model, or nothing that both have."""
     table = build_table(folder, question)
     comparison = compare(folder, model, question)
     lines: list[tuple[str, Difference, Verdict | None]] = []
@@ -209,11 +193,8 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def box(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after Holm.
-
-    Raises:
-        ConfigError: no such task, metric, head, share of labels or model, or no other model.
-    """
+    """Quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after Holm. Raises
+    ConfigError if there is no such task, metric, head, share of labels or model, or no other model."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     scale = 100 if table.percent else 1
@@ -243,11 +224,9 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Scores of all models by column on one common scale from zero; `model` in front. Never the only picture.
-
-    Raises:
-        ConfigError: fewer than 3 or more than 10 columns with values, or no such task, metric, head or share of labels.
-    """
+    """Scores of all models by column on one common scale from zero; `model` in front. Never the only picture. Raises
+    ConfigError if fewer than 3 or more than 10 columns have values, or for an unknown task, metric, head or share of
+    labels."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     if not FEWEST_SPOKES <= len(columns) <= MOST_SPOKES:
@@ -290,11 +269,8 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Mean over columns at each share of the labels, with intervals, on a logarithmic axis of shares.
-
-    Raises:
-        ConfigError: the task was run at one share only, or there is no such task, metric or head.
-    """
+    """Mean over columns at each share of the labels, with intervals, on a logarithmic axis of shares. Raises
+    ConfigError if the task was run at one share only, or there is no such task, metric or head."""
     shares = sorted({unit.fraction for unit in folder.plan.units if unit.task == question.task})
     if len(shares) < 2:
         raise ConfigError(
@@ -327,13 +303,9 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
     """Kaplan-Meier curves of both halves by risk with 95 % bands, one panel a data set, with the log-rank test.
-
     Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The first
-    draw of the folds is shown.
-
-    Raises:
-        ConfigError: the suite has no survival task, or the model has no predictions or gives all patients one risk.
-    """
+    draw of the folds is shown. Raises ConfigError if the suite has no survival task, or the model has no predictions or
+    gives all patients one risk."""
     if question.task != "survival":
         raise ConfigError(f"Kaplan-Meier curves are of task survival, not {question.task!r}; give --task survival")
     panels = []
@@ -362,10 +334,8 @@ def high_risk(found: Predictions) -> NDArray[np.bool_]:
 
 
 def band(group: CensoredData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pointwise 95 % limits of a curve at each of its times, by Greenwood's variance on the log-log scale.
-
-    Kalbfleisch and Prentice 2002, section 1.4. NaN where the curve is at one or at zero: there they do not exist.
-    """
+    """Pointwise 95 % limits of a curve at each of its times, by Greenwood's variance on the log-log scale. Kalbfleisch
+    and Prentice 2002, section 1.4. NaN where the curve is at one or at zero: there they do not exist."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy takes the logarithm of zero for those points
         limits = ecdf(group).sf.confidence_interval(0.95, method="log-log")
@@ -408,11 +378,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _columns_with_values(table: ResultTable) -> list[str]:
-    """The columns, the mean aside, where some model has a value.
-
-    Raises:
-        ConfigError: there is none to draw.
-    """
+    """The columns, the mean aside, where some model has a value. Raises ConfigError if there is none to draw."""
     found = [one for one in table.groups if table.best(one)]
     if not found:
         raise ConfigError(f"{table.title}: no model has a value yet; `mmkd evaluate run` gets them")

@@ -36,12 +36,9 @@ class Question:
 
 
 class ResultFolder:
-    """What one suite has in an output folder of `run_suite`, read for tables and comparisons.
-
-    Raises:
-        ConfigError: the suite was not run into this folder, or several were and none is named.
-        CorruptStoreError: a line of the results cannot be read.
-    """
+    """What one suite has in an output folder of `run_suite`, read for tables and comparisons. Raises ConfigError if the
+    suite was not run into this folder, or several were and none is named. Raises CorruptStoreError if a line of the
+    results cannot be read."""
 
     def __init__(self, out: Path, suite: str | None = None) -> None:
         self.out = out
@@ -57,13 +54,8 @@ class ResultFolder:
         return [Question(task=t, head=h, **rest) for t, h in chosen] or [Question(task=task or "", head=head, **rest)]
 
     def datasets(self, question: Question) -> list[DatasetSpec]:
-        """Data sets with this task that have a store.
-
-        Monitor sets stay out of a table that has report sets: their scores were looked at.
-
-        Raises:
-            ConfigError: no data set of the suite has the task.
-        """
+        """Data sets with this task that have a store. Monitor sets stay out of a table that has report sets: their
+        scores were looked at. Raises ConfigError if no data set of the suite has the task."""
         run: list[DatasetSpec] = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
         every = [spec for spec in run if question.task in spec.tasks]
         if not every:
@@ -72,11 +64,8 @@ class ResultFolder:
         return [spec for spec in every if spec.role == "report"] or every
 
     def scoring(self, question: Question) -> tuple[Scoring, str]:
-        """The scoring and the metric that answer a question.
-
-        Raises:
-            ConfigError: no such metric, or data sets that were scored by different protocols.
-        """
+        """The scoring and the metric that answer a question. Raises ConfigError if there is no such metric, or data
+        sets that were scored by different protocols."""
         found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         protocols = sorted({scoring.protocol for scoring in found})
         if len(protocols) > 1:
@@ -90,11 +79,8 @@ class ResultFolder:
         return found[0], metric
 
     def units(self, question: Question, dataset: str, model: str) -> list[PlannedUnit]:
-        """The units behind one model on one data set: one for each draw of the labels.
-
-        Raises:
-            ConfigError: the suite has no such head or share of labels.
-        """
+        """The units behind one model on one data set: one for each draw of the labels. Raises ConfigError if the suite
+        has no such head or share of labels."""
         same = [u for u in self.plan.units if (u.dataset, u.task, u.model) == (dataset, question.task, model)]
         heads = list(dict.fromkeys(unit.head for unit in same))
         head = question.head if question.head is not None else next(iter(heads), "")
@@ -142,10 +128,7 @@ class ResultFolder:
 
     def on_common_choices(self, question: Question, dataset: str, models: tuple[str, str]) -> list[list[Predictions]]:
         """The predictions of both models again, each with only those gallery items and candidates that both have.
-
-        Raises:
-            MmkdError: the store is gone, or it or the data set is not what it was when the suite was run.
-        """
+        Raises MmkdError if the store is gone, or it or the data set is not what it was when the suite was run."""
         data, features = self._loaded.rows_of(dataset), [self._loaded.features_of(dataset, one) for one in models]
         found = []
         for model, own, other in zip(models, features, features[::-1], strict=True):

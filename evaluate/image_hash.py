@@ -1,8 +1,8 @@
 """Perceptual hashes of a store's images, kept in a file so that no image is decoded twice.
 
-The hash is `imagehash.phash`: the signs of the 64 lowest frequencies of the 32 x 32 grey picture, taken against their
-median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", section 3.2.1). It sees
-what a copy keeps when it is saved, scaled or brightened again, and asks no encoder.
+The hash is `imagehash.phash`: the signs of the 64 lowest frequencies of the 32 x 32 gray picture, taken against their
+median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", section 3.2.1). It sees what
+a copy keeps when it is saved, scaled or brightened again, and asks no encoder.
 """
 
 from __future__ import annotations
@@ -42,12 +42,8 @@ class ImageHashes:
     """A Parquet file `image_sha256, phash` (uint64; null where the picture has none), and what it lacks."""
 
     def __init__(self, file: Path, say: Callable[[str], None]) -> None:
-        """Open or begin a file; `say` is told before many images are read.
-
-        Raises:
-            UserError: the package imagehash is not installed.
-            CorruptStoreError: the file is something else.
-        """
+        """Open or begin a file; `say` is told before many images are read. Raises UserError if the package imagehash is
+        not installed. Raises CorruptStoreError if the file is something else."""
         try:
             import imagehash  # noqa: F401, PLC0415 - an extra
         except ImportError:
@@ -63,15 +59,13 @@ class ImageHashes:
     def of_rows(
         self, store: FeatureStore, rows: NDArray[np.int64], sha: NDArray[np.object_]
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """Hashes of the images of these rows.
+        """Hashes of the images of these rows. Returns uint64 (n,), and bool (n,): False where the image is gone, is no
+        longer the same, or is all of one color.
 
         Args:
             store: whose corpus is read for images that the file lacks.
             rows: int64 (n,), grid rows with an image.
             sha: str (n,), their `image_sha256`.
-
-        Returns:
-            uint64 (n,), and bool (n,): False where the image is gone, is no longer the same, or is all of one colour.
         """
         asked = pa.array(sha.tolist(), pa.string())
         unknown = pc.index_in(asked, value_set=self._known["image_sha256"]).is_null().to_numpy(zero_copy_only=False)
@@ -123,10 +117,8 @@ def hash_source(named: tuple[str, ImageSource]) -> tuple[str, int | None] | None
 
 
 def perceptual_hash(picture: Image.Image) -> int | None:
-    """The 64 bits of a picture as a number, the lowest frequency first; None for one of a single colour.
-
-    A hash of a blank picture would equal that of every other.
-    """
+    """The 64 bits of a picture as a number, the lowest frequency first; None for one of a single color. A hash of a
+    blank picture would equal that of every other."""
     import imagehash  # noqa: PLC0415 - an extra
 
     grey = picture.convert("L")

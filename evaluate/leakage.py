@@ -45,10 +45,8 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """A row of an evaluation set and its copy.
-
-    cosine: of their features, for the kind `features`. bits: in which their hashes differ, for the kind `hash`.
-    """
+    """A row of an evaluation set and its copy. cosine: of their features, for the kind `features`. bits: in which their
+    hashes differ, for the kind `hash`."""
 
     key: str
     other: str
@@ -64,12 +62,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Near:
-    """Rows with a near copy by one measure.
-
-    compared: rows that have what is compared. found: rows whose nearest neighbor is within the threshold; a row with
-    an exact copy is not counted. typical, nearest: median and best value over the nearest neighbors of all rows:
-    a cosine, or a number of bits.
-    """
+    """Rows with a near copy by one measure. compared: rows that have what is compared. found: rows whose nearest
+    neighbor is within the threshold; a row with an exact copy is not counted. typical, nearest: median and best value
+    over the nearest neighbors of all rows: a cosine, or a number of bits."""
 
     compared: int
     found: int
@@ -79,11 +74,8 @@ class Near:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Rows of one split that have a copy in another place.
-
-    images: rows with an image. exact: rows with a copy of the same bytes. features, hash: near copies by either
-    measure; hash is None where hashes were not asked for.
-    """
+    """Rows of one split that have a copy in another place. images: rows with an image. exact: rows with a copy of the
+    same bytes. features, hash: near copies by either measure; hash is None where hashes were not asked for."""
 
     dataset: str
     split: str
@@ -160,11 +152,7 @@ class Thresholds:
     bits: int = NEAR_BITS
 
     def __post_init__(self) -> None:
-        """Refuse what is no threshold.
-
-        Raises:
-            UserError: a cosine outside (0, 1], or bits outside 0 to 31.
-        """
+        """Refuse what is no threshold. Raises UserError for a cosine outside (0, 1], or bits outside 0 to 31."""
         if not 0 < self.cosine <= 1:
             raise UserError(f"a cosine of {self.cosine:g} is no threshold; give one above 0 and up to 1, e.g. {NEAR}")
         if not 0 <= self.bits < HASH_BITS // 2:
@@ -204,10 +192,11 @@ def find_leakage(
     thresholds: Thresholds | None = None,
     hashes: ImageHashes | None = None,
 ) -> LeakageReport:
-    """Compare the val and test rows of every data set with a training corpus and with each other.
-
-    Inside one split a copy counts only in another group: several slices of a patient, or several questions about an
-    image whose group column says so, are not independent and are not treated as such by the intervals either.
+    """Compare the val and test rows of every data set with a training corpus and with each other. Inside one split a
+    copy counts only in another group: several slices of a patient, or several questions about an image whose group
+    column says so, are not independent and are not treated as such by the intervals either. Raises UserError if there
+    is no encoder that all stores hold, or rows that cannot be found. Raises TeacherMismatchError if the encoder has
+    other weights in one of the stores.
 
     Args:
         suite: the evaluation sets.
@@ -215,10 +204,6 @@ def find_leakage(
         model: the encoder whose features are compared; by default the first that all stores hold.
         thresholds: of near copies.
         hashes: compare perceptual hashes too, kept there; images without one are read from their corpora.
-
-    Raises:
-        UserError: no encoder that all stores hold, or rows that cannot be found.
-        TeacherMismatchError: the encoder has other weights in one of the stores.
     """
     limits = thresholds or Thresholds()
     stores = {path: FeatureStore.open(path) for path in dict.fromkeys(spec.store for spec in suite.datasets)}
@@ -278,11 +263,9 @@ def _corpus(store: FeatureStore, slug: str, hashes: ImageHashes | None) -> _Side
 
 @dataclass(frozen=True)
 class _Nearest:
-    """The nearest neighbor of every row that was compared, best first.
-
-    row, other: int64 (m,), positions on both sides. product: float32 (m,), inner product of their features or signs.
-    compared: rows that have what is compared, those with an exact copy too.
-    """
+    """The nearest neighbor of every row that was compared, best first. row, other: int64 (m,), positions on both sides.
+    product: float32 (m,), inner product of their features or signs. compared: rows that have what is compared, those
+    with an exact copy too."""
 
     row: NDArray[np.int64]
     other: NDArray[np.int64]
@@ -372,16 +355,14 @@ def nearest(
     excluded: NDArray[np.int64] | None = None,
     group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Find the row with the highest inner product for every query; the first of equal ones.
+    """Find the row with the highest inner product for every query; the first of equal ones. Returns Inner products,
+    float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was there to be found.
 
     Args:
         queries: float32 (n, D), finite.
         blocks: pairs of numbers, int64 (m,), ascending over all blocks, and values, float32 (m, D), finite.
         excluded: int64 (n,), for every query the group whose rows may not be its answer.
         group: int64, the group of every number; goes with `excluded`.
-
-    Returns:
-        Inner products, float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was there to be found.
     """
     best = np.full(len(queries), -np.inf, dtype=np.float32)
     where = np.full(len(queries), -1, dtype=np.int64)

@@ -193,13 +193,9 @@ def choose_c(
     train: Labelled, val: Labelled | None, settings: LinearProbeSettings, seed: int
 ) -> tuple[float, dict[str, Any]]:
     """The C with the lowest validation log-loss among the fits that converged; the smaller of two that are equal.
-
     Without validation rows a fifth of the training groups is held out. Without groups to hold out, or where no fit
-    converges, `settings.fallback_c` is taken and the facts say so.
-
-    Returns:
-        C, and facts for the report: `c`, `c_chosen_on` (validation rows), `c_converged` (fits), `c_at_edge`.
-    """
+    converges, `settings.fallback_c` is taken and the facts say so. Returns C, and facts for the report: `c`,
+    `c_chosen_on` (validation rows), `c_converged` (fits), `c_at_edge`."""
     if val is None:
         out = hold_out(train.y, train.group, seed)
         train, val = train.take(~out), train.take(out)
@@ -236,10 +232,8 @@ def fit(
 
 
 def _labelled(data: DatasetRows, split: Split, features: Features) -> Labelled:
-    """The rows of a split that the model has features of.
-
-    float64, because scikit-learn's L-BFGS stops early in float32 at large C.
-    """
+    """The rows of a split that the model has features of. float64, because scikit-learn's L-BFGS stops early in float32
+    at large C."""
     samples = data.split(split)
     images = features.images(samples.rows)
     there = images.available

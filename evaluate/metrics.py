@@ -29,33 +29,25 @@ def balanced_accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
 
 
 def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Mean F1 over the classes that occur in `y`.
-
-    As `sklearn.metrics.f1_score(labels=np.unique(y), average="macro", zero_division=0)`: a class that is only
-    predicted costs precision elsewhere and gets no F1 of its own.
-    """
+    """Mean F1 over the classes that occur in `y`. As `sklearn.metrics.f1_score(labels=np.unique(y), average="macro",
+    zero_division=0)`: a class that is only predicted costs precision elsewhere and gets no F1 of its own."""
     hits, predicted, actual = class_counts(y, score, weights)
     return mean_over_classes(np.where(actual > 0, _ratio(2 * hits, predicted + actual), np.nan))
 
 
 def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it.
-
-    A class without positives, or without negatives, has no AUROC and is left out of the mean; counting it as
-    zero or as one half would invent a result. NaN where no class is left.
-    """
+    """Mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it. A class without
+    positives, or without negatives, has no AUROC and is left out of the mean; counting it as zero or as one half would
+    invent a result. NaN where no class is left."""
     if len(y) == 0:
         return np.full(len(weights), np.nan)
     return mean_over_classes(np.stack([auroc(y == c, score[:, c], weights) for c in np.unique(y)], axis=1))
 
 
 def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve, ties counted half, for B weightings at once.
-
-    The samples are sorted once; then the area is the sum over positives p of
-    w(p) * (N(below p) + N(tied with p) / 2), divided by P * N, with N weights of negatives
-    (the Mann-Whitney form; Hanley and McNeil 1982). Equals `roc_auc_score(sample_weight=...)`.
-    """
+    """Area under the ROC curve, ties counted half, for B weightings at once. The samples are sorted once; then the area
+    is the sum over positives p of w(p) * (N(below p) + N(tied with p) / 2), divided by P * N, with N weights of
+    negatives (the Mann-Whitney form; Hanley and McNeil 1982). Equals `roc_auc_score(sample_weight=...)`."""
     if len(score) == 0:
         return np.full(len(weights), np.nan)
     order = np.argsort(score, kind="stable")
@@ -74,11 +66,9 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
 
 
 def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Sum over thresholds of precision times the recall gained there, for B weightings at once.
-
-    Samples of equal score share a threshold; nothing is interpolated. Equals
-    `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives.
-    """
+    """Sum over thresholds of precision times the recall gained there, for B weightings at once. Samples of equal score
+    share a threshold; nothing is interpolated. Equals `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN
+    without positives."""
     if len(score) == 0:
         return np.full(len(weights), np.nan)
     order = np.argsort(-score, kind="stable")
@@ -91,23 +81,19 @@ def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Float
 
 
 def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Harrell's concordance index; NaN where no pair can be compared.
-
-    Two subjects can be compared when the one with the shorter time had the event (or both have the same time and one of
-    them was censored: the other died first). A pair is concordant when the one who died first had the higher risk;
-    equal risks count half. Harrell et al. 1996, Statistics in Medicine 15:361, section 5.
+    """Harrell's concordance index; NaN where no pair can be compared. Two subjects can be compared when the one with
+    the shorter time had the event (or both have the same time and one of them was censored: the other died first). A
+    pair is concordant when the one who died first had the higher risk; equal risks count half. Harrell et al. 1996,
+    Statistics in Medicine 15:361, section 5.
 
     Counts instead of repeated subjects keep a subject from being compared with itself, which would add ties of risk
-    that are not in the data. Only the order of the risks counts, however close they are.
+    that are not in the data. Only the order of the risks counts, however close they are. Returns float64 (B,).
 
     Args:
         risk: float64 (n,), higher means an earlier event.
         time: float64 (n,), of the event or of the last contact.
         event: bool (n,), whether the event was seen.
         weights: float64 (B, n).
-
-    Returns:
-        float64 (B,).
     """
     right, every = np.zeros(len(weights)), np.zeros(len(weights))
     for start in range(0, len(risk), SUBJECTS):

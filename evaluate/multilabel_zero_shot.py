@@ -29,11 +29,9 @@ class MultilabelZeroShotSettings(TaskSettings):
 
 
 class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
-    """Presence against absence where there are negative prompts, else the cosine to the label's prompts.
-
-    The pair of a positive and a negative prompt with a softmax over both is CheXzero's (Tiu et al. 2022). An
-    ensemble averages its members' scores.
-    """
+    """Presence against absence where there are negative prompts, else the cosine to the label's prompts. The pair of a
+    positive and a negative prompt with a softmax over both is CheXzero's (Tiu et al. 2022). An ensemble averages its
+    members' scores."""
 
     name = "multilabel_zero_shot"
     version = 2

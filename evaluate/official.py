@@ -32,10 +32,8 @@ BLOCK = 250
 
 
 def forced_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n).
-
-    Draws in the order of the released code, so intervals agree to the last digit.
-    """
+    """Counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n). Draws in the order of
+    the released code, so intervals agree to the last digit."""
     rows = np.flatnonzero(predictions.available)
     y = predictions.labels()[rows]
     members = [np.flatnonzero(y == label) for label in np.unique(y)]

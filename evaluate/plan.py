@@ -92,21 +92,13 @@ class Loaded:
     """By (data set, model)."""
 
     def rows_of(self, dataset: str) -> DatasetRows:
-        """The rows of a data set.
-
-        Raises:
-            StoreError, UserError: as `load_dataset`.
-        """
+        """The rows of a data set. Raises StoreError, UserError as `load_dataset`."""
         if dataset not in self.data:
             self.data[dataset] = load_dataset(self.plan.suite.dataset(dataset), self._store_of(dataset))
         return self.data[dataset]
 
     def features_of(self, dataset: str, model: str) -> Features:
-        """The features of a model or an ensemble.
-
-        Raises:
-            StoreError: the store has no such encoder.
-        """
+        """The features of a model or an ensemble. Raises StoreError if the store has no such encoder."""
         if (dataset, model) not in self.features:
             members = self.plan.suite.ensembles.get(model, ())
             self.features[dataset, model] = Features(self._store_of(dataset), model, members)
@@ -120,12 +112,9 @@ class Loaded:
 
 
 def make_plan(suite: Suite) -> Loaded:
-    """Open the stores and list the units. What cannot be run is listed with its reason.
-
-    Raises:
-        ConfigError: a primary metric that does not exist, or an ensemble named like an encoder of a store.
-        StoreError: there is no store at all, or one cannot be opened.
-    """
+    """Open the stores and list the units. What cannot be run is listed with its reason. Raises ConfigError for a
+    primary metric that does not exist, or an ensemble named like an encoder of a store. Raises StoreError if there is
+    no store at all, or one cannot be opened."""
     stores, closed = open_stores(suite)
     if not stores:
         raise next(iter(closed.values()))
@@ -144,11 +133,8 @@ def make_plan(suite: Suite) -> Loaded:
 
 
 def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, NotAStoreError]]:
-    """The stores of a suite by path, and why others cannot be opened: nothing was extracted into them yet.
-
-    Raises:
-        StoreError: a store is there and cannot be opened.
-    """
+    """The stores of a suite by path, and why others cannot be opened: nothing was extracted into them yet. Raises
+    StoreError if a store is there and cannot be opened."""
     stores: dict[str, FeatureStore] = {}
     closed: dict[str, NotAStoreError] = {}
     for path in dict.fromkeys(spec.store for spec in suite.datasets):
@@ -160,11 +146,8 @@ def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, NotASt
 
 
 def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
-    """Models in the order of the suite, or all encoders of the stores; then the ensembles.
-
-    Raises:
-        ConfigError: an ensemble has the name of an encoder.
-    """
+    """Models in the order of the suite, or all encoders of the stores; then the ensembles. Raises ConfigError if an
+    ensemble has the name of an encoder."""
     encoders = dict.fromkeys(slug for store in stores for slug in store.teachers)
     clash = [name for name in suite.ensembles if name in encoders]
     if clash:
@@ -173,20 +156,14 @@ def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
 
 
 def write_plan(out: Path, plan: Plan) -> None:
-    """Write the plan beside the results, in the place of the suite's last.
-
-    Raises:
-        StoreError: the disk is full or read-only.
-    """
+    """Write the plan beside the results, in the place of the suite's last. Raises StoreError if the disk is full or
+    read-only."""
     write_atomically(plan_path(out, plan.suite.suite), (plan.model_dump_json(indent=1) + "\n").encode())
 
 
 def read_plan(out: Path, suite: str | None = None) -> Plan:
-    """Read the plan of a suite, or of the only one, in an output folder.
-
-    Raises:
-        ConfigError: nothing was run into this folder, or by another version, or several suites and none is named.
-    """
+    """Read the plan of a suite, or of the only one, in an output folder. Raises ConfigError if nothing was run into
+    this folder, or by another version, or several suites and none is named."""
     paths = sorted((out / PLANS).glob("*.json")) if suite is None else [plan_path(out, suite)]
     if len(paths) > 1:
         raise ConfigError(f"{out} has results of {len(paths)} suites, {', '.join(_suites_of(out))}; name one")
@@ -198,10 +175,8 @@ def read_plan(out: Path, suite: str | None = None) -> Plan:
 
 
 def plan_path(out: Path, suite: str) -> Path:
-    """The suite's own file, whatever its name: characters that files cannot have are percent-encoded.
-
-    A name too long for a file is cut and ends with its digest.
-    """
+    """The suite's own file, whatever its name: characters that files cannot have are percent-encoded. A name too long
+    for a file is cut and ends with its digest."""
     name = quote(suite, safe=" ")
     return out / PLANS / f"{name if len(name) <= LONGEST else f'{name[:LONGEST]}-{_digest(suite)}'}.json"
 

@@ -113,11 +113,8 @@ def encode_predictions(predictions: Predictions) -> bytes:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of `encode_predictions`, equal to the last bit.
-
-    Raises:
-        CorruptStoreError: missing, or not such a file.
-    """
+    """Read a file of `encode_predictions`, equal to the last bit. Raises CorruptStoreError if it is missing, or not
+    such a file."""
     try:
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[_META])

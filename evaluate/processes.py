@@ -34,18 +34,14 @@ Finished = tuple[PlannedUnit, list[ResultRow]]
 
 
 def run_units(loaded: Loaded, units: Sequence[PlannedUnit], out: Path, jobs: int) -> Iterator[Finished]:
-    """Run units, `jobs` at once, and yield the result lines of each as it ends.
-
-    A process that dies (no memory left) costs the unit that it dies of, not the others.
+    """Run units, `jobs` at once, and yield the result lines of each as it ends. A process that dies (no memory left)
+    costs the unit that it dies of, not the others. Raises StoreError if predictions cannot be written.
 
     Args:
         loaded: the plan they belong to.
         units: what to run.
         out: folder that predictions are written below.
         jobs: processes; with 1 all run in this one.
-
-    Raises:
-        StoreError: predictions cannot be written.
     """
     waiting = deque(units)
     until = time.monotonic() + SECONDS_HERE
@@ -94,7 +90,7 @@ def _alone(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]:
 
 
 def _pool(plan: Plan, processes: int) -> ProcessPoolExecutor:
-    """Fresh processes: a fork of a program with threads (Arrow's, BLAS') may stand still for ever."""
+    """Fresh processes: a fork of a program with threads (Arrow's, BLAS') may stand still forever."""
     lean = plan.model_copy(update={"units": ()})
     return ProcessPoolExecutor(processes, get_context("spawn"), _begin, (lean,))
 
@@ -123,14 +119,9 @@ def _run(planned: PlannedUnit, out: Path) -> list[ResultRow]:
 
 
 def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]:
-    """Run a unit and write its predictions below `out`; the lines are the caller's to append.
-
-    The boundary of a unit: whatever its computation raises makes one line with status `failed` and the reason, so that
-    an error that one data set or encoder brings out costs no other unit.
-
-    Raises:
-        StoreError: predictions cannot be written.
-    """
+    """Run a unit and write its predictions below `out`; the lines are the caller's to append. The boundary of a unit:
+    whatever its computation raises makes one line with status `failed` and the reason, so that an error that one data
+    set or encoder brings out costs no other unit. Raises StoreError if predictions cannot be written."""
     started = time.perf_counter()
     if planned.reason:
         return [failed_row(loaded, planned, planned.reason)]
@@ -152,12 +143,10 @@ def failed_row(loaded: Loaded, planned: PlannedUnit, reason: str) -> ResultRow:
 
 @functools.cache
 def _threads() -> ThreadpoolController:
-    """The BLAS and OpenMP libraries of this process, to compute with one thread each.
-
-    The last digit then does not depend on the number of cores, and units divide better than steps: measured on two
-    cores, one thread fits a logistic regression 5 to 10 times faster than two, for 300 x 16 up to 20,000 x 512
-    features. Finding the libraries takes longer than a small fit, hence once.
-    """
+    """The BLAS and OpenMP libraries of this process, to compute with one thread each. The last digit then does not
+    depend on the number of cores, and units divide better than steps: measured on two cores, one thread fits a logistic
+    regression 5 to 10 times faster than two, for 300 x 16 up to 20,000 x 512 features. Finding the libraries takes
+    longer than a small fit, hence once."""
     return ThreadpoolController()
 
 

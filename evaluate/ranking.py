@@ -1,8 +1,6 @@
-"""Ranks of positives among a gallery, by counting instead of sorting.
-
-A positive's rank (from 0) is the number of negatives that score at least as high: a tie counts against the
-model, so a model that gives one score to all finds nothing. Sorting would let the order of rows decide.
-"""
+"""Ranks of positives among a gallery, by counting instead of sorting. A positive's rank (from 0) is the number of
+negatives that score at least as high: a tie counts against the model, so a model that gives one score to all finds
+nothing. Sorting would let the order of rows decide."""
 
 from __future__ import annotations
 
@@ -23,12 +21,9 @@ CHUNK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class QueryRanks:
-    """What retrieval metrics need of n queries.
-
-    best: float64 (n,), rank from 0 of the best positive; NaN for a query without positives.
-    ties: float64 (n,), negatives that score like the best positive.
-    found: float64 (n, len(ks)), share of a query's positives among the first k.
-    """
+    """What retrieval metrics need of n queries. best: float64 (n,), rank from 0 of the best positive; NaN for a query
+    without positives. ties: float64 (n,), negatives that score like the best positive. found: float64 (n, len(ks)),
+    share of a query's positives among the first k."""
 
     best: Floats
     ties: Floats

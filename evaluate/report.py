@@ -31,10 +31,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One task in one head at one share of labels: its table, its comparison, its figures.
-
-    further: tables of the metrics that are not the primary one.
-    """
+    """One task in one head at one share of labels: its table, its comparison, its figures. further: tables of the
+    metrics that are not the primary one."""
 
     name: str
     question: Question
@@ -45,7 +43,8 @@ class Section:
 
 
 def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: str | None = None) -> None:
-    """Write the page of a result folder; it needs no network and no other file.
+    """Write the page of a result folder; it needs no network and no other file. Raises ConfigError if nothing was run,
+    or there is no such model. Raises StoreError if the disk is full or read-only.
 
     Args:
         out: folder that `run_suite` filled.
@@ -53,10 +52,6 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: 
         target: the page.
         by: what the columns are.
         suite: name of the suite, where several were run into the folder.
-
-    Raises:
-        ConfigError: nothing was run, or there is no such model.
-        StoreError: the disk is full or read-only.
     """
     folder = ResultFolder(out, suite)
     if model not in folder.plan.models:

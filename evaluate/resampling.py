@@ -27,11 +27,10 @@ class BootstrapSettings(Frozen):
 
 
 def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Draw groups with replacement; yield counts, float64 (b, n), in blocks that add up to `settings.n` rows.
-
-    As many groups are drawn as there are, each with all its rows (Davison and Hinkley 1997, section 3.8:
-    resampling at the level at which data are independent). The draws depend on the seed, `name` and the
-    groups only, never on the model, so differences between models are paired.
+    """Draw groups with replacement; yield counts, float64 (b, n), in blocks that add up to `settings.n` rows. As many
+    groups are drawn as there are, each with all its rows (Davison and Hinkley 1997, section 3.8: resampling at the
+    level at which data are independent). The draws depend on the seed, `name` and the groups only, never on the model,
+    so differences between models are paired.
 
     Args:
         predictions: rows that count, available or not.

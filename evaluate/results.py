@@ -97,10 +97,7 @@ def number(value: float) -> float | None:
 
 def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
     """Append one unit's rows in one write, after cutting off a line that a kill left unfinished; one writer at a time.
-
-    Raises:
-        StoreError: the disk is full or read-only.
-    """
+    Raises StoreError if the disk is full or read-only."""
     path = out / RESULTS
     data = "".join(row.model_dump_json() + "\n" for row in rows).encode()
     with disk_errors(path):
@@ -114,11 +111,8 @@ def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
 
 
 def read_results(out: Path) -> dict[str, list[ResultRow]]:
-    """All results by unit key. A unit that was run again has its latest rows only.
-
-    Raises:
-        CorruptStoreError: a line is not a result.
-    """
+    """All results by unit key. A unit that was run again has its latest rows only. Raises CorruptStoreError if a line
+    is not a result."""
     path = out / RESULTS
     if not path.is_file():
         return {}

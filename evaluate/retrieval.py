@@ -129,11 +129,9 @@ class Retrieval(Task[RetrievalSettings]):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Distinct images and captions of n rows, and which belong together.
-
-    images: int64 (I,), first row of every distinct image; captions: int64 (C,), of every distinct caption.
-    image_of_row, caption_of_row: int64 (P,), index of the image and the caption of every row that has both.
-    """
+    """Distinct images and captions of n rows, and which belong together. images: int64 (I,), first row of every
+    distinct image; captions: int64 (C,), of every distinct caption. image_of_row, caption_of_row: int64 (P,), index of
+    the image and the caption of every row that has both."""
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
@@ -158,13 +156,9 @@ class Pairs:
 
 
 def find_pairs(test: Samples, rule: str) -> Pairs:
-    """Which images and captions of a split belong together, by a rule of `RetrievalSettings.positives`.
-
-    Rows without a caption or image take no part.
-
-    Raises:
-        UserError: no row has both, or a row has no image digest although the rule needs it.
-    """
+    """Which images and captions of a split belong together, by a rule of `RetrievalSettings.positives`. Rows without a
+    caption or image take no part. Raises UserError if no row has both, or a row has no image digest although the rule
+    needs it."""
     captions = test.column("caption")
     digests = test.column("image_sha256")
     texts = np.array([normalized(caption) for caption in captions], dtype=object)

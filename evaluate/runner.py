@@ -76,10 +76,10 @@ def run_suite(
     progress: Callable[[Outcome, int], None] | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> RunReport:
-    """Run what is missing of a suite.
-
-    Writes `plans/SUITE.json`, `results.jsonl` (append-only) and `predictions/` into `out`. A unit whose features,
-    rows and settings are those of a stored result is not run again; failed units are.
+    """Run what is missing of a suite. Writes `plans/SUITE.json`, `results.jsonl` (append-only) and `predictions/` into
+    `out`. A unit whose features, rows and settings are those of a stored result is not run again; failed units are.
+    Raises ConfigError if the suite contradicts itself, or `selection` with report sets. Raises StoreError if a store
+    cannot be opened, or results cannot be written.
 
     Args:
         suite: what to run.
@@ -91,10 +91,6 @@ def run_suite(
             than one needs the usual `if __name__ == "__main__":`.
         progress: called after every unit with its outcome and the number of all units.
         waiting: called once where another run of this suite into `out` has to end first.
-
-    Raises:
-        ConfigError: the suite contradicts itself, or `selection` with report sets.
-        StoreError: a store cannot be opened, or results cannot be written.
     """
     if selection:
         _refuse_report_sets(suite)

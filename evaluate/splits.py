@@ -21,15 +21,12 @@ HELD_OUT_SHARE = 0.2
 
 
 def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Draw a share of the rows of every class, at least one of each.
+    """Draw a share of the rows of every class, at least one of each. Returns int64 (m,), ascending positions.
 
     Args:
         y: int64 (n,), class of every row.
         share: within (0, 1]; 1 gives every row.
         seed: of the draw.
-
-    Returns:
-        int64 (m,), ascending positions.
     """
     rng = np.random.default_rng(seed)
     drawn = []
@@ -41,18 +38,14 @@ def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int6
 
 
 def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDArray[np.bool_]:
-    """Choose whole groups so that about a fifth of every class is held out and every class stays in training.
-
-    Rarest class first, groups in random order. A class that only one group has is not held out; nothing is
-    held out when that is so of all classes.
+    """Choose whole groups so that about a fifth of every class is held out and every class stays in training. Rarest
+    class first, groups in random order. A class that only one group has is not held out; nothing is held out when that
+    is so of all classes. Returns bool (n,), true where held out.
 
     Args:
         y: int64 (n,), class of every row.
         group: str (n,).
         seed: of the order.
-
-    Returns:
-        bool (n,), true where held out.
     """
     names, member = np.unique(group.astype(str), return_inverse=True)
     classes = np.unique(y)
@@ -100,7 +93,8 @@ class Round:
 def rounds(
     fold: NDArray[np.int64], there: NDArray[np.bool_], even: NDArray[np.int64], group: NDArray[np.object_], seed: int
 ) -> Iterator[Round]:
-    """A round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by.
+    """A round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. Raises
+    UserError for a round without anything to train on.
 
     Args:
         fold: int64 (n,), the round that tests a bag; -1 for bags that are only ever trained on.
@@ -108,9 +102,6 @@ def rounds(
         even: int64 (n,), what the held-out part has about evenly: classes or events.
         group: str (n,), patients.
         seed: of the held-out part.
-
-    Raises:
-        UserError: a round without anything to train on.
     """
     for number in np.unique(fold[fold >= 0]).tolist():
         seen = np.flatnonzero((fold != number) & there)
@@ -124,11 +115,8 @@ def rounds(
 
 
 def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
-    """Published folds where the data set names a column, else k drawn ones: int64 (n,).
-
-    Raises:
-        UserError: folds that cannot be drawn or read.
-    """
+    """Published folds where the data set names a column, else k drawn ones: int64 (n,). Raises UserError for folds that
+    cannot be drawn or read."""
     column = bags.data.spec.fold
     return draw_folds(even, group, k, seed) if column is None else read_folds(bags.column(column), group, column)
 
@@ -145,19 +133,14 @@ def answers(
 
 
 def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
-    """Divide samples into k folds, whole groups at a time, classes (or events) about evenly.
+    """Divide samples into k folds, whole groups at a time, classes (or events) about evenly. Returns int64 (n,), 0 to k
+    - 1. Raises UserError for fewer groups than folds.
 
     Args:
         y: int64 (n,), what is spread evenly.
         group: str (n,), patients.
         k: number of folds.
         seed: of the draw.
-
-    Returns:
-        int64 (n,), 0 to k - 1.
-
-    Raises:
-        UserError: fewer groups than folds.
     """
     groups = len(set(group.tolist()))
     if groups < k:
@@ -175,11 +158,8 @@ def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: i
 
 
 def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: str) -> NDArray[np.int64]:
-    """Published folds by their column, int64 (n,), numbered in the order of their sorted names.
-
-    Raises:
-        UserError: a sample without a fold, a group in two folds, or only one fold.
-    """
+    """Published folds by their column, int64 (n,), numbered in the order of their sorted names. Raises UserError for a
+    sample without a fold, a group in two folds, or only one fold."""
     missing = int(sum(value is None for value in values))
     if missing:
         raise UserError(f"column {column!r} names no fold for {missing} samples; leave them out or name their fold")
@@ -194,10 +174,8 @@ def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: 
 
 
 def mean_over_folds(metric: Metric) -> Metric:
-    """The mean of a metric over the folds where it has a value.
-
-    Scores of two folds come from two models and are not on one scale, so they are never ranked together.
-    """
+    """The mean of a metric over the folds where it has a value. Scores of two folds come from two models and are not on
+    one scale, so they are never ranked together."""
 
     def of_predictions(predictions: Predictions, weights: Floats) -> Floats:
         if predictions.fold is None:
@@ -214,9 +192,8 @@ def mean_over_folds(metric: Metric) -> Metric:
 
 
 def folded_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Resample groups inside each fold, so that every resample has folds of the sizes they have.
-
-    The draws depend on the seed, `name`, the folds and the groups only: differences between models are paired.
+    """Resample groups inside each fold, so that every resample has folds of the sizes they have. The draws depend on
+    the seed, `name`, the folds and the groups only: differences between models are paired.
 
     Args:
         predictions: rows that count, available or not.

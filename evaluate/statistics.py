@@ -31,12 +31,11 @@ VERDICTS: tuple[Verdict, ...] = ("win", "tie", "loss")
 
 @dataclass(frozen=True)
 class Replicates:
-    """A value and what it became in each resample.
-
-    value: on the data themselves, NaN where undefined. draws: float64 (B,). n, groups: rows and groups behind it.
-    missing: rows that were not scored, because the model has no features for them. limits: least and largest value
-    that can be. trials: groups of a mean over samples, 0 for other metrics. reason: why the value is undefined.
-    contrast: groups of the rarer side of what the metric compares (see `rarer_groups`), None where it compares nothing.
+    """A value and what it became in each resample. value: on the data themselves, NaN where undefined. draws: float64
+    (B,). n, groups: rows and groups behind it. missing: rows that were not scored, because the model has no features
+    for them. limits: least and largest value that can be. trials: groups of a mean over samples, 0 for other metrics.
+    reason: why the value is undefined. contrast: groups of the rarer side of what the metric compares (see
+    `rarer_groups`), None where it compares nothing.
     """
 
     value: float
@@ -55,11 +54,10 @@ class Replicates:
         return self.groups if self.contrast is None else min(self.groups, self.contrast)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Percentile interval at `level` (Efron and Tibshirani 1993, section 13.3), NaN where there is none.
-
-        The value reported is the point estimate, never the mean of the resamples. At a limit all resamples are equal,
-        since errors that did not occur cannot be drawn: a mean over samples then has Wilson's interval (1927) of as
-        many trials as groups, another metric has none. Nor is there one where the value, or half of the resamples, are
+        """Percentile interval at `level` (Efron and Tibshirani 1993, section 13.3), NaN where there is none. The value
+        reported is the point estimate, never the mean of the resamples. At a limit all resamples are equal, since
+        errors that did not occur cannot be drawn: a mean over samples then has Wilson's interval (1927) of as many
+        trials as groups, another metric has none. Nor is there one where the value, or half of the resamples, are
         undefined, or below `FEWEST_GROUPS`, be it of the rarer class: two positives among a hundred negatives give an
         area whose resamples claim 95 % and hold the truth in 55 to 65 % of simulated studies.
         """
@@ -88,10 +86,9 @@ def resampled(
     name: str,
     parts: dict[str, NDArray[np.bool_]],
 ) -> dict[tuple[str, str], Replicates]:
-    """Score the available rows of each part of a data set by several metrics, all on the same resamples.
-
-    Resamples are drawn over all rows and then cut to those that count, so models, metrics and parts of a
-    data set share them.
+    """Score the available rows of each part of a data set by several metrics, all on the same resamples. Resamples are
+    drawn over all rows and then cut to those that count, so models, metrics and parts of a data set share them. Returns
+    by (part, metric).
 
     Args:
         predictions: of all n rows.
@@ -100,9 +97,6 @@ def resampled(
         bootstrap: number and seed of the resamples.
         name: seeds the resamples too, for example `suite/dataset/test`.
         parts: name to bool (n,), the rows that belong to it.
-
-    Returns:
-        By (part, metric).
     """
     counted = {part: predictions.available & mask for part, mask in parts.items()}
     taken = {part: predictions.take(mask) for part, mask in counted.items()}
@@ -134,22 +128,18 @@ def resampled(
 
 
 def rarer_groups(rows: Predictions, contrasts: Sequence[Contrast]) -> int | None:
-    """Groups of the rarer side of a contrast; of several, as many as give their mean the variance of a single one.
-
-    The variance of an area under the ROC curve goes with one over the m groups of the rarer side, that of the mean of
-    C areas with the sum of 1/m over the square of C. None without a contrast.
-    """
+    """Groups of the rarer side of a contrast; of several, as many as give their mean the variance of a single one. The
+    variance of an area under the ROC curve goes with one over the m groups of the rarer side, that of the mean of C
+    areas with the sum of 1/m over the square of C. None without a contrast."""
     sides = [min(len(set(rows.group[side].tolist())) for side in one) for one in contrasts]
     sides = [count for count in sides if count]
     return int(len(sides) ** 2 / sum(1 / count for count in sides)) if sides else None
 
 
 def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replicates:
-    """The unweighted mean of values of one metric, resample by resample; groups are those of the smallest part.
-
-    Parts of one data set share resamples, so what they have in common stays in the interval; parts of different data
-    sets were drawn independently. With `same_rows` the parts are draws of the labels, and n counts their rows once.
-    """
+    """The unweighted mean of values of one metric, resample by resample; groups are those of the smallest part. Parts
+    of one data set share resamples, so what they have in common stays in the interval; parts of different data sets
+    were drawn independently. With `same_rows` the parts are draws of the labels, and n counts their rows once."""
     counted = parts[:1] if same_rows else parts
     return replace(
         parts[0],
@@ -191,12 +181,10 @@ class Difference:
 
 
 def paired_difference(one: Replicates, other: Replicates, level: float) -> Difference:
-    """Difference of two models scored on the same samples and the same resamples.
-
-    p = 2 min(P(d <= 0), P(d >= 0)) over the resampled differences d, with one added to counts and resamples so
-    that it is never zero (Davison and Hinkley 1997, equation 4.11), at most 1 and never below the 2^(1-groups) that
-    changing signs of groups can reach. Differences up to `TOLERANCE` are zero.
-    """
+    """Difference of two models scored on the same samples and the same resamples. p = 2 min(P(d <= 0), P(d >= 0)) over
+    the resampled differences d, with one added to counts and resamples so that it is never zero (Davison and Hinkley
+    1997, equation 4.11), at most 1 and never below the 2^(1-groups) that changing signs of groups can reach.
+    Differences up to `TOLERANCE` are zero."""
     assert one.draws.shape == other.draws.shape, "paired models share their resamples"
     delta = replace(
         one,
@@ -223,7 +211,6 @@ def _without_noise(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def signed_rank_p(differences: Sequence[float]) -> float:
     """Two-sided p of Wilcoxon's signed-rank test (1945) over data sets; zeros are dropped, ties have their mean rank.
-
     Differences below `TOLERANCE` are zero, and sizes closer than that are tied: 24/40 - 23/40 and 2/40 - 1/40 are one
     sample each, whatever their floats. 1 where all differences are zero, NaN without any. Five data sets cannot go
     below 0.0625. Up to 50 differences p is exact, with ties too; SciPy is exact there only below 14, by 2^n passes

@@ -76,23 +76,17 @@ class Suite(Frozen):
         return self
 
     def dataset(self, name: str) -> DatasetSpec:
-        """The data set of this name.
-
-        Raises:
-            KeyError: it is not in the suite.
-        """
+        """The data set of this name. Raises KeyError if it is not in the suite."""
         found: DatasetSpec = {spec.dataset: spec for spec in self.datasets}[name]
         return found
 
 
 def load_suite(path: str | Path) -> Suite:
-    """Read a suite file; paths in it are relative to the file, and `${name}` stands for a root of the user's.
+    """Read a suite file; paths in it are relative to the file, and `${name}` stands for a root of the user's. Raises
+    ConfigError if it is missing, not YAML, not a suite, or a root without a value; the message names the key.
 
     Args:
         path: of the file, or the bare name of a suite that comes with mmkd (`quick`, `biomed`).
-
-    Raises:
-        ConfigError: missing, not YAML, not a suite, or a root without a value; the message names the key.
     """
     source = _suite_file(Path(path))
     raw = read_mapping(source)

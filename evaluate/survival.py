@@ -159,12 +159,8 @@ class Survival(Task[SurvivalSettings]):
 
 
 def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
-    """Time float64 (n,) and event bool (n,) of every bag.
-
-    Raises:
-        UserError: a time that is no positive number, rows of a patient that differ, values of the event that the
-            description does not name, or no event at all.
-    """
+    """Time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows of a
+    patient that differ, event values missing from the description, or no event at all."""
     columns: SurvivalColumns = getattr(bags.data.spec, TASK.name)
     seen = bags.samples.two_way(columns.event, columns.censored, "survival: censored")
     event = bags.agreed(seen.astype(object), " and ".join(columns.event)).astype(bool)

@@ -39,21 +39,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Everything behind a table.
-
-    columns: in order of appearance. parts: by (model, column), for each data set of the column a value per draw of the
-    labels, or why there is none. warnings: by model and data set, what a reader must know of its predictions.
-    """
+    """Everything behind a table. columns: in order of appearance. parts: by (model, column), for each data set of the
+    column a value per draw of the labels, or why there is none. warnings: by model and data set, what a reader must
+    know of its predictions."""
 
     columns: list[str] = field(default_factory=list)
     parts: dict[tuple[str, str], list[list[Replicates] | str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def cell(self, model: str, columns: list[str], level: float) -> Cell:
-        """The unweighted mean over columns, and over the data sets of a column, with its interval.
-
-        One missing part leaves the whole cell without a value: a mean over fewer data sets is another number.
-        """
+        """The unweighted mean over columns, and over the data sets of a column, with its interval. One missing part
+        leaves the whole cell without a value: a mean over fewer data sets is another number."""
         by_column = []
         for column in columns:
             parts = self.parts[model, column]
@@ -101,11 +97,9 @@ def gather(folder: ResultFolder, question: Question) -> Gathered:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """One metric of one task for all models.
-
-    rows: models. columns: groups, then `mean` where there are several. cells: by (row, column). mean: name of that last
-    column, empty without one. warnings: what a reader must know of the predictions.
-    """
+    """One metric of one task for all models. rows: models. columns: groups, then `mean` where there are several. cells:
+    by (row, column). mean: name of that last column, empty without one. warnings: what a reader must know of the
+    predictions."""
 
     title: str
     metric: str
@@ -123,11 +117,7 @@ class ResultTable:
         return self.columns[:-1] if self.mean else self.columns
 
     def cell(self, row: str, column: str) -> Cell:
-        """One cell.
-
-        Raises:
-            KeyError: no such row or column.
-        """
+        """One cell. Raises KeyError if there is no such row or column."""
         return self.cells[row, column]
 
     def value(self, row: str, column: str) -> float:
@@ -217,7 +207,8 @@ def result_table(
     fraction: float = 1.0,
     suite: str | None = None,
 ) -> ResultTable:
-    """Compute a table from the stored predictions of the last run into `out`.
+    """Compute a table from the stored predictions of the last run into `out`. Raises ConfigError if nothing was run, or
+    there is no such task, metric, head or share. Raises CorruptStoreError if stored results cannot be read.
 
     Args:
         out: folder that `run_suite` filled.
@@ -227,10 +218,6 @@ def result_table(
         head: direction or kind of head, by default the task's first (retrieval: `i2t`).
         fraction: share of the labels.
         suite: name of the suite, where several were run into the folder.
-
-    Raises:
-        ConfigError: nothing was run, or there is no such task, metric, head or share.
-        CorruptStoreError: stored results cannot be read.
     """
     return build_table(ResultFolder(Path(out), suite), Question(task, metric, head, fraction, by))
 

@@ -120,11 +120,8 @@ class Task(ABC, Generic[Own]):
         """Metrics, resampling and the default of the primary metric."""
 
     def scoring(self, spec: DatasetSpec) -> Scoring:
-        """The standard scoring with the primary metric of the settings.
-
-        Raises:
-            ConfigError: there is no such metric.
-        """
+        """The standard scoring with the primary metric of the settings. Raises ConfigError if there is no such
+        metric."""
         scoring, primary = self.standard_scoring(spec), self.own(spec).primary
         if primary is None:
             return scoring
@@ -138,20 +135,14 @@ class Task(ABC, Generic[Own]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Counts that a reviewer would ask for: title to value and count, such as `test events`.
-
-        Raises:
-            UserError: the rows cannot be counted; `problems` says why.
-        """
+        """Counts that a reviewer would ask for: title to value and count, such as `test events`. Raises UserError if
+        the rows cannot be counted; `problems` says why."""
         return {}
 
     @abstractmethod
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Answer every test sample.
-
-        Raises:
-            MmkdError, ValueError: the unit cannot be run; the message is the reason.
-        """
+        """Answer every test sample. Raises MmkdError, ValueError if the unit cannot be run; the message is the
+        reason."""
 
 
 def without_features(there: int, rows: int, what: str) -> list[str]:

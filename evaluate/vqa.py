@@ -162,10 +162,8 @@ class Vqa(Task[VqaSettings]):
 
 def normalized(answer: object) -> str:
     """An answer without case, punctuation, articles before a word and doubled blanks; `x-ray` and `x ray` are one word.
-
     The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words. What tells two
-    answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its own.
-    """
+    answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its own."""
     text = str(answer if answer is not None else "").lower().strip()
     text = _X_RAY.sub("xray", re.sub("[\u2010-\u2015\u2212]", "-", text))
     return " ".join(_ARTICLES.sub(" ", " ".join(_NO_MEANING.sub(" ", text).split())).split())
@@ -188,11 +186,9 @@ def _share_of(found: Predictions, kind: NDArray[np.bool_], weights: Floats) -> F
 
 @dataclass(frozen=True)
 class _Answered:
-    """Answers to n test questions.
-
-    answer: int64 (n,), index in `words`, -1 where the model lacks a feature. covered: bool (n,), questions whose right
-    answer can be given: it is in the vocabulary, or among the candidates that the model has features of.
-    """
+    """Answers to n test questions. answer: int64 (n,), index in `words`, -1 where the model lacks a feature. covered:
+    bool (n,), questions whose right answer can be given: it is in the vocabulary, or among the candidates that the
+    model has features of."""
 
     answer: NDArray[np.int64]
     covered: NDArray[np.bool_]
@@ -272,11 +268,7 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
-    """Answers as they stand in the table, str (n,).
-
-    Raises:
-        UserError: a question without an answer.
-    """
+    """Answers as they stand in the table, str (n,). Raises UserError for a question without an answer."""
     column = _columns(data).answer
     values = samples.column(column)
     for value, key in zip(values, samples.ids, strict=True):

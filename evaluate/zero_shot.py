@@ -95,10 +95,9 @@ def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
 
 
 def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Mean of each class' unit prompt vectors, again of unit length: float32 (classes, D).
-
-    Radford et al. 2021 (CLIP), section 3.1.4, ensembling in embedding space. The second normalisation
-    matters: without it a class with prompts that agree would outscore one with prompts that differ.
+    """Mean of each class' unit prompt vectors, again of unit length: float32 (classes, D). Radford et al. 2021 (CLIP),
+    section 3.1.4, ensembling in embedding space. The second normalization matters: without it a class with prompts that
+    agree would outscore one with prompts that differ.
 
     Args:
         texts: float32 (m, D), unit length.
@@ -111,18 +110,14 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
 
 
 def class_cosines(data: DatasetRows, model: Features, negative: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
-    """Cosines of test images and the class vectors of one encoder.
+    """Cosines of test images and the class vectors of one encoder. Returns float64 (n, C), NaN for images without
+    features; and which images have them, bool (n,). Raises UserError if a class has no prompt that the encoder has
+    features of.
 
     Args:
         data: with prompts.
         model: one encoder.
         negative: take the prompts of the classes' absence.
-
-    Returns:
-        float64 (n, C), NaN for images without features; and which images have them, bool (n,).
-
-    Raises:
-        UserError: a class has no prompt that the encoder has features of.
     """
     prompts = data.negatives if negative else data.prompts
     assert prompts is not None, "the suite requires prompts for this task"

@@ -36,11 +36,8 @@ _ATTEMPTS = 5
 
 @contextmanager
 def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
-    """Yield a client of the cluster; what was started for it lives as long as the block.
-
-    Raises:
-        UserError: nothing answers at the address, or the batch system refuses.
-    """
+    """Yield a client of the cluster; what was started for it lives as long as the block. Raises UserError if nothing
+    answers at the address, or the batch system refuses."""
     with dask.config.set(_DASK), dask.config.set(_flat("distributed", cluster.distributed)):
         _check_encryption(cluster)
         if cluster.scheduler in BATCH_SYSTEMS:
@@ -89,11 +86,9 @@ def _is_connection_loss(error: OSError) -> bool:
 
 
 class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
-    """A client that its `with` block closes, and nothing else.
-
-    Dask's own also closes itself when it is collected, as one that could not connect is: in any thread, for up to twice
-    its timeout, and under a lock which that thread holds when it is starting the next client.
-    """
+    """A client that its `with` block closes, and nothing else. Dask's own also closes itself when it is collected, as
+    one that could not connect is: in any thread, for up to twice its timeout, and under a lock which that thread holds
+    when it is starting the next client."""
 
     def __del__(self) -> None:
         """Nothing: a client that never connected has nothing to close."""
@@ -101,10 +96,7 @@ class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
 
 def start_workers(client: Client, plugin: WorkerPlugin) -> None:
     """Have every worker, now and later, set the plugin up. A worker that dies over it is replaced and does not count.
-
-    Raises:
-        CommClosedError: again and again.
-    """
+    Raises CommClosedError again and again."""
     for attempt in range(_ATTEMPTS):
         try:
             client.register_plugin(plugin)
@@ -230,11 +222,8 @@ def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
 
 
 def batch_cluster(cluster: ClusterConfig) -> Any:
-    """dask-jobqueue's object for this batch system: its scheduler runs, no job has been asked for.
-
-    Raises:
-        UserError: it does not take the settings.
-    """
+    """dask-jobqueue's object for this batch system: its scheduler runs, no job has been asked for. Raises UserError if
+    it does not take the settings."""
     keywords = cluster.batch_keywords()
     dashboard = {"dashboard_address": "127.0.0.1:0"}
     keywords["scheduler_options"] = dashboard | (keywords.get("scheduler_options") or {})

@@ -121,11 +121,8 @@ class ClusterConfig(Frozen):
 
 
 def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
-    """Read the value of `--scheduler`; `--workers` goes above what the file says.
-
-    Raises:
-        ConfigError: an unknown name, a file with an unknown or wrong key, or TLS files that are not there.
-    """
+    """Read the value of `--scheduler`; `--workers` goes above what the file says. Raises ConfigError for an unknown
+    name, an unknown or wrong key, or missing TLS files."""
     path = Path(scheduler)
     content: dict[str, Any] = {"scheduler": scheduler}
     if path.suffix in (".yaml", ".yml"):
@@ -159,11 +156,8 @@ def _check_jobqueue(cluster: ClusterConfig, where: Path) -> None:
 
 
 def keywords_of(batch_system: str) -> set[str]:
-    """The keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`.
-
-    Raises:
-        ConfigError: dask-jobqueue is not installed.
-    """
+    """The keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises ConfigError if
+    dask-jobqueue is not installed."""
     cluster_class = cluster_class_of(batch_system)
     kinds = [*cluster_class.__mro__, *cluster_class.job_cls.__mro__]
     names = {name for kind in kinds if kind.__module__.startswith("dask_jobqueue") for name in _arguments(kind)}
@@ -171,11 +165,7 @@ def keywords_of(batch_system: str) -> set[str]:
 
 
 def cluster_class_of(batch_system: str) -> Any:
-    """dask-jobqueue's class.
-
-    Raises:
-        ConfigError: dask-jobqueue is not installed.
-    """
+    """dask-jobqueue's class. Raises ConfigError if dask-jobqueue is not installed."""
     try:
         import dask_jobqueue  # noqa: PLC0415 (an extra)
     except ImportError as error:

@@ -31,11 +31,8 @@ class FailureLimit:
 
     @classmethod
     def parse(cls, text: str) -> FailureLimit:
-        """Read `1%`, `0.5 %` or `200`.
-
-        Raises:
-            ConfigError: it is neither a percentage from 0 to 100 nor a whole number of rows.
-        """
+        """Read `1%`, `0.5 %` or `200`. Raises ConfigError if it is neither a percentage from 0 to 100 nor a whole
+        number of rows."""
         number = text.strip()
         try:
             if number.endswith("%"):
@@ -84,21 +81,15 @@ class ExtractConfig(Frozen):
 
     @cached_property
     def opened(self) -> Corpus:
-        """The corpus that the run names, or part of it. Opened once, without importing torch.
-
-        Raises:
-            CorpusError, ConfigError, UserError: see `open_corpus`.
-        """
+        """The corpus that the run names, or part of it. Opened once, without importing torch. Raises CorpusError,
+        ConfigError, UserError (see `open_corpus`)."""
         corpus = open_corpus(self.corpus)
         whole = self.limit is None and self.require is None
         return corpus if whole else LimitedCorpus(corpus, self.limit, self.require)
 
     def described(self) -> list[tuple[TeacherSpec, TeacherCard]]:
-        """The teachers as this run computes and keeps them, with their cards; hashes files the first time.
-
-        Raises:
-            TeacherError: see `describe_teacher`.
-        """
+        """The teachers as this run computes and keeps them, with their cards; hashes files the first time. Raises
+        TeacherError (see `describe_teacher`)."""
         halved = {"precision": "auto"} if self.cluster.worker.autocast else {}
         specs = [spec.model_copy(update=halved) if spec.precision == "fp32" else spec for spec in self.teachers]
         return [(spec, describe_teacher(spec).with_encoding(self.encoding)) for spec in specs]

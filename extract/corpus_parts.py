@@ -1,7 +1,5 @@
-"""The corpus' files and its overview as they were when the store was made: `runs/corpus.json`.
-
-A log: without it the record's digest still notices a change, but nothing names it.
-"""
+"""The corpus' files and its overview as they were when the store was made: `runs/corpus.json`. A log: without it the
+record's digest still notices a change, but nothing names it."""
 
 from __future__ import annotations
 
@@ -17,11 +15,7 @@ _FILE = "runs/corpus.json"
 
 
 def write_parts(root: StorePath, settings: str, parts: Sequence[Part], overview: Overview) -> None:
-    """Write the log.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
+    """Write the log. Raises StoreError if the store cannot be written."""
     content = {
         "settings": settings,
         "parts": [[part.name, part.size, part.stamp] for part in parts],

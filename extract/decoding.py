@@ -68,10 +68,8 @@ def read_image(source: ImageSource) -> EncodedImage:
 
 
 def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: int | None = None) -> DecodedImage:
-    """Decode one image, bring it to all geometries, and to a JPEG of `keep` pixels when that is given.
-
-    Never raises for a bad image: the result says why.
-    """
+    """Decode one image, bring it to all geometries, and to a JPEG of `keep` pixels when that is given. Never raises for
+    a bad image: the result says why."""
     if encoded.data is None:
         return DecodedImage(reason=encoded.reason, read_seconds=encoded.seconds)
     started = time.perf_counter()
@@ -97,10 +95,8 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: in
 
 
 def _reason(error: Exception) -> str:
-    """Why an image cannot be used. Whatever one image raises, out of memory included, costs its row and no other.
-
-    Of what no decoder should raise only the type is named: a message may quote a patient's name.
-    """
+    """Why an image cannot be used. Whatever one image raises, out of memory included, costs its row and no other. Of
+    what no decoder should raise only the type is named: a message may quote a patient's name."""
     return f"image: {error}" if isinstance(error, ImageError) else f"image: cannot be used ({type(error).__name__})"
 
 
@@ -112,11 +108,9 @@ def decode_windows(
     decode_threads: int,
     keep: int | None = None,
 ) -> Iterator[list[DecodedImage]]:
-    """Yield the images in order, `window` of them at a time.
-
-    Threads read, others decode (Pillow releases the interpreter lock), and the caller uses the window before.
-    What is yielded does not depend on the number of threads.
-    """
+    """Yield the images in order, `window` of them at a time. Threads read, others decode (Pillow releases the
+    interpreter lock), and the caller uses the window before. What is yielded does not depend on the number of
+    threads."""
     with (
         ThreadPoolExecutor(read_threads, thread_name_prefix="mmkd-read") as readers,
         ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,

@@ -62,10 +62,8 @@ class Workbench:
 def encode_images(
     sources: Sequence[ImageSource | None], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
 ) -> tuple[list[DecodedImage | None], Features]:
-    """What became of each image, and its features; None and NaN where a row has no image.
-
-    An image of several rows (captions, or questions about it) is read, decoded and encoded once.
-    """
+    """What became of each image, and its features; None and NaN where a row has no image. An image of several rows
+    (captions, or questions about it) is read, decoded and encoded once."""
     distinct = list(dict.fromkeys(source for source in sources if source is not None))
     place = {source: index for index, source in enumerate(distinct)}
     rows = np.array([row for row, source in enumerate(sources) if source is not None], dtype=np.int64)
@@ -159,10 +157,7 @@ def _encode_distinct(
 
 def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
     """As `Teacher.tokenize`; what it raises may quote a caption, and a caption may name a patient: no log is to say it.
-
-    Raises:
-        RuntimeError: the tokenizer failed.
-    """
+    Raises RuntimeError if the tokenizer failed."""
     try:
         return teacher.tokenize(captions)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
@@ -171,17 +166,13 @@ def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list
 
 
 def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Columns of `tokens` that each caption is encoded with.
-
-    In order of length, every `PASS_ROWS` captions get the smallest of `lengths` that holds the longest of them and one
-    token behind it: never more passes than of padded captions. The captions alone decide, whatever the batch.
+    """Columns of `tokens` that each caption is encoded with. In order of length, every `PASS_ROWS` captions get the
+    smallest of `lengths` that holds the longest of them and one token behind it: never more passes than of padded
+    captions. The captions alone decide, whatever the batch. Returns int64 (n,).
 
     Args:
         tokens: int64 (n, L), padded with one and the same id; where that is the end token too, the first one counts.
         lengths: ascending, the last one L.
-
-    Returns:
-        int64 (n,).
     """
     changes = tokens[:, 1:] != tokens[:, :-1]
     places = torch.arange(2, tokens.shape[1] + 1)

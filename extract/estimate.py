@@ -52,14 +52,12 @@ class Estimate:
 
 
 def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estimate:
-    """Plan the run and measure a few rows on one worker of its cluster.
+    """Plan the run and measure a few rows on one worker of its cluster. Raises CorpusError, TeacherError, StoreError,
+    UserError as `run.extract` would.
 
     Args:
         config: the run.
         say: receives the lines of the corpus' overview, before a teacher is loaded.
-
-    Raises:
-        CorpusError, TeacherError, StoreError, UserError: as `run.extract` would.
     """
     corpus = config.opened
     described = config.described()

@@ -1,8 +1,8 @@
 """Inputs through a teacher in batches that fit its device, with results that do not depend on how they were cut.
 
 On a CPU every forward pass has exactly `PASS_ROWS` rows, the last filled up with its own last row: a matrix product may
-round differently for another shape, but not for another place or other neighbours in the same shape. On a GPU a batch
-is one pass.
+round differently for another shape, but not for another place or other neighbors in the same shape. On a GPU a batch is
+one pass.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ GPU_ROWS = 256
 
 @dataclass
 class BatchSizes:
-    """Rows handed to each teacher at once; one object for a process, shared by its threads.
-
-    What was too much for the device once is not tried again.
-    """
+    """Rows handed to each teacher at once; one object for a process, shared by its threads. What was too much for the
+    device once is not tried again."""
 
     start_rows: int | None = None
     """Empty: `PASS_ROWS` on a CPU, `GPU_ROWS` on a GPU."""
@@ -55,15 +53,13 @@ class BatchSizes:
 
 
 def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSizes) -> NDArray[np.floating[Any]]:
-    """Features (n, D) in the float type that the encoding keeps.
+    """Features (n, D) in the float type that the encoding keeps. Raises TeacherError if the device has too little
+    memory for a single row.
 
     Args:
         teacher, tower: whose.
         inputs: (n, ...) in main memory: uint8 pixels or int64 token ids.
         sizes: how many rows at once.
-
-    Raises:
-        TeacherError: the device has too little memory for a single row.
     """
     features = np.empty((len(inputs), teacher.card.dim), dtype=value_type(teacher.card.encoding))
     call = teacher.encode_images if tower == "image" else teacher.encode_texts

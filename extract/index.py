@@ -1,8 +1,6 @@
-"""The index: every input gets its grid row before anything is decoded.
-
-Parts of a corpus (tars, Parquet files, folders) are listed in parallel, each into a file of its own; these are
-read back in order and numbered. Memory does not grow with the number of rows: they lie in temporary files.
-"""
+"""The index: every input gets its grid row before anything is decoded. Parts of a corpus (tars, Parquet files, folders)
+are listed in parallel, each into a file of its own; these are read back in order and numbered. Memory does not grow
+with the number of rows: they lie in temporary files."""
 
 from __future__ import annotations
 
@@ -56,14 +54,9 @@ _HASH, _IF_TAKEN, _BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
 
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
-    """List the corpus and lay an empty store over it.
-
-    A key that occurs again is kept as a failed row that names the first one: nothing else is lost.
-
-    Raises:
-        CorpusError: the corpus has no rows, or cannot be read.
-        StoreError: the store cannot be written.
-    """
+    """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
+    first one: nothing else is lost. Raises CorpusError if the corpus has no rows, or cannot be read. Raises StoreError
+    if the store cannot be written."""
     parts = corpus.parts()
     with _indexed(corpus, parts, _Earlier.none()) as (index, overview):
         created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
@@ -72,30 +65,23 @@ def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
 
 
 def list_corpus(corpus: Corpus) -> Overview:
-    """Overview of the corpus as `create_indexed_store` would list it; keeps nothing.
-
-    Raises:
-        CorpusError: as `create_indexed_store`.
-    """
+    """Overview of the corpus as `create_indexed_store` would list it; keeps nothing. Raises CorpusError as
+    `create_indexed_store`."""
     with _indexed(corpus, corpus.parts(), _Earlier.none()) as (_, overview):
         return overview
 
 
 def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] = lambda line: None) -> CorpusSpan:
-    """List a further corpus below the rows of a store; its rows are pending until they are extracted.
-
-    A key that the store has already is kept as a failed row that names the first one. Appending a corpus that
-    is there already only finishes what an interruption left.
+    """List a further corpus below the rows of a store; its rows are pending until they are extracted. A key that the
+    store has already is kept as a failed row that names the first one. Appending a corpus that is there already only
+    finishes what an interruption left. Raises CorpusError if the corpus has no rows, or cannot be read. Raises
+    StoreError if there is no store at `root`, or it cannot be written. Raises BusyStoreError if another process writes
+    to it.
 
     Args:
         corpus: what is added.
         root: the store.
         say: receives the lines of the corpus' overview.
-
-    Raises:
-        CorpusError: the corpus has no rows, or cannot be read.
-        StoreError: no store at `root`, or it cannot be written.
-        BusyStoreError: another process writes to it.
     """
     read_record(root)
     with only_writer(root, "mmkd store append"):
@@ -160,14 +146,8 @@ class _Earlier:
 
 def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
-
-    Returns:
-        Parts that were written; their rows are pending.
-
-    Raises:
-        CorpusError: as `check_same_corpus`.
-        StoreError: the store cannot be written.
-    """
+    Returns Parts that were written; their rows are pending. Raises CorpusError as `check_same_corpus`. Raises
+    StoreError if the store cannot be written."""
     span = check_same_corpus(corpus, store)
     missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
     if missing:
@@ -188,14 +168,11 @@ def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
 
 
 def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
-    """Refuse to go on with a store that does not hold this corpus; where it lies in the grid.
-
-    Files that were only written again (restored from a copy, brought back after a purge) are listed again and pass
-    when they give the same rows. Images are compared by their SHA-256 when a later teacher reads them.
-
-    Raises:
-        CorpusError: a file of the corpus has another name, size or hash than when the store was made, was written
-            again with other rows, or is read otherwise; the first difference is named.
+    """Refuse to go on with a store that does not hold this corpus; where it lies in the grid. Files that were only
+    written again (restored from a copy, brought back after a purge) are listed again and pass when they give the same
+    rows. Images are compared by their SHA-256 when a later teacher reads them. Raises CorpusError if a file of the
+    corpus has another name, size or hash than when the store was made, was written again with other rows, or is read
+    otherwise; the first difference is named.
     """
     root, record = store.root, store.record
     span = corpus_span(corpus, record)
@@ -273,7 +250,7 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
     jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
     cores = usable_cores()
     if len(jobs) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
-        # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may stand still for ever.
+        # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may stand still forever.
         with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as processes:
             yield from processes.map(_list_part, jobs)
         return

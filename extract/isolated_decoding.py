@@ -35,15 +35,13 @@ def isolated_windows(
     beat: Callable[[], None],
 ) -> Iterator[list[DecodedImage]]:
     """As `decoding.decode_windows`, with the same pixels; an image that takes its process down says so in its reason.
+    Raises RuntimeError if the child does not start.
 
     Args:
         sources, geometries, window: as there.
         seconds: that one image may take.
         keep: pixels of the JPEG to keep, if any.
         beat: called while waiting for the child, which has a time limit of its own.
-
-    Raises:
-        RuntimeError: the child does not start.
     """
     decoder = _Decoder(seconds, beat)
     try:

@@ -106,11 +106,7 @@ class Overview:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Overview:
-        """What `as_json` gave.
-
-        Raises:
-            TypeError: it is something else.
-        """
+        """What `as_json` gave. Raises TypeError if it is something else."""
         tables = {
             name: {reason: tuple(pair) for reason, pair in content[name].items()} for name in ("reasons", "ignored")
         }

@@ -32,7 +32,8 @@ def plan_tasks(
     without_inputs: Collection[int] = (),
     keep_inputs: int | None = None,
 ) -> list[ShardTask]:
-    """List the shards in order with the teachers that each still lacks.
+    """List the shards in order with the teachers that each still lacks. Raises TeacherMismatchError if a finished shard
+    was made by the same name with another digest.
 
     Args:
         shards: of the grid.
@@ -40,9 +41,6 @@ def plan_tasks(
         ledger: what is finished.
         without_inputs: shards whose training inputs are to be written.
         keep_inputs: their pixels.
-
-    Raises:
-        TeacherMismatchError: a finished shard was made by the same name with another digest.
     """
     tasks = []
     for shard in range(shards):
@@ -64,15 +62,13 @@ def plan_tasks(
 def plan_retries(
     failed: Sequence[int], cards: Sequence[TeacherCard], ledger: Mapping[tuple[int, str], LedgerEntry]
 ) -> list[ShardTask]:
-    """List shards with failed images whose rows are to be tried again, by every teacher that has them.
+    """List shards with failed images whose rows are to be tried again, by every teacher that has them. Raises UserError
+    if a teacher that has such a shard is not among `cards`: its rows would say that the image is there.
 
     Args:
         failed: shards that hold such rows.
         cards: the teachers of this run.
         ledger: what is finished.
-
-    Raises:
-        UserError: a teacher that has such a shard is not among `cards`: its rows would say that the image is there.
     """
     present = {card.slug for card in cards}
     tasks = []

@@ -1,8 +1,6 @@
-"""Run a teacher again on random rows of a store and compare: are these the features that it gives?
-
-Checksums prove that bytes are what was written. Only the teacher can prove that the right thing was
-written. Two machines never agree to the last bit, so the answer is a distribution of cosines and a tolerance.
-"""
+"""Run a teacher again on random rows of a store and compare: are these the features that it gives? Checksums prove that
+bytes are what was written. Only the teacher can prove that the right thing was written. Two machines never agree to the
+last bit, so the answer is a distribution of cosines and a tolerance."""
 
 from __future__ import annotations
 
@@ -84,7 +82,9 @@ class TeacherComparison:
 def compare_with_teacher(
     store: FeatureStore, teacher: str, rows: int, *, corpus: str | None, tolerance: float, seed: int
 ) -> TeacherComparison:
-    """Run a teacher again on up to `rows` random rows of `store`.
+    """Run a teacher again on up to `rows` random rows of `store`. Raises UserError if the store lacks the teacher, or
+    has no sound row of it. Raises TeacherError if the teacher cannot be loaded, or gives features of another width.
+    Raises CorpusError if there is no input of the rows drawn can be read.
 
     Args:
         store: read only.
@@ -93,11 +93,6 @@ def compare_with_teacher(
         corpus: the corpus, or the folder of its images, where they lie now; as recorded when None.
         tolerance: rows count as different when 1 - cosine is larger.
         seed: decides the rows.
-
-    Raises:
-        UserError: the store lacks the teacher, or has no sound row of it.
-        TeacherError: the teacher cannot be loaded, or gives features of another width.
-        CorpusError: no input of the rows drawn can be read.
     """
     spec = _spec(store, teacher)
     stored = store.card(spec.slug)

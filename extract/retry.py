@@ -29,17 +29,13 @@ def failed_images(table: pa.Table) -> list[int]:
 
 
 def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
-    """Try the failed images of a finished shard again and write what became of them.
-
-    The shard is not vouched for while its files change: a kill in between costs the shard, never the truth. The
-    bytes are those that a first extraction of the images as they are now would have given.
+    """Try the failed images of a finished shard again and write what became of them. The shard is not vouched for while
+    its files change: a kill in between costs the shard, never the truth. The bytes are those that a first extraction of
+    the images as they are now would have given. Raises StoreError if the store cannot be written.
 
     Args:
         store, shard, bench: as `extract_shard`.
         teachers: every teacher that has an entry for the shard.
-
-    Raises:
-        StoreError: the store cannot be written.
     """
     started = time.perf_counter()
     table, _ = read_part(store.root, shard)
@@ -48,7 +44,7 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
     places = failed_images(table)
     report.rows = len(places)
     if any(teacher.card.encoding == "int8" for teacher in teachers.values()):
-        # Codes that are decoded and encoded again may differ: such a shard is done anew as a whole.
+        # Codes that are decoded and encoded again may differ: such a shard is done again as a whole.
         for slug in teachers:
             remove_entry(store.root, shard, slug)
         return extract_shard(store, shard, teachers, bench)

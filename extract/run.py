@@ -37,15 +37,13 @@ Say = Callable[[str], None]
 
 
 def extract(config: ExtractConfig, say: Say = print) -> RunReport:
-    """Bring every shard of the store to every teacher asked for. Running it again does what is left.
+    """Bring every shard of the store to every teacher asked for. Running it again does what is left. Raises
+    CorpusError, TeacherError, StoreError, UserError (see `mmkd.base.errors`). Raises BusyStoreError if another process
+    writes to the store.
 
     Args:
         config: what to do.
         say: receives one line at a time for the user.
-
-    Raises:
-        CorpusError, TeacherError, StoreError, UserError: see `mmkd.base.errors`.
-        BusyStoreError: another process writes to the store.
     """
     corpus = config.opened
     described = config.described()

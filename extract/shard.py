@@ -1,8 +1,6 @@
-"""One task: a shard's inputs in, whole chunks of every teacher that lacks it out. Knows no Dask.
-
-The bytes written depend on the rows and the teachers alone: forward passes have a fixed shape, so neither the
-number of workers and threads nor the batch size nor an interruption can change a bit.
-"""
+"""One task: a shard's inputs in, whole chunks of every teacher that lacks it out. Knows no Dask. The bytes written
+depend on the rows and the teachers alone: forward passes have a fixed shape, so neither the number of workers and
+threads nor the batch size nor an interruption can change a bit."""
 
 from __future__ import annotations
 
@@ -31,12 +29,8 @@ from mmkd.store.writer import ShardFeatures, write_shard
 
 
 def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
-    """Extract one shard for these teachers and vouch for it in the ledger.
-
-    Raises:
-        StoreError: the store cannot be written. Nothing of this shard counts as done then.
-        TeacherError: a device has too little memory.
-    """
+    """Extract one shard for these teachers and vouch for it in the ledger. Raises StoreError if the store cannot be
+    written. Nothing of this shard counts as done then. Raises TeacherError if a device has too little memory."""
     started = time.perf_counter()
     table, sha_before = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers), rows=len(table))

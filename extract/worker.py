@@ -70,11 +70,9 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
 
 
 def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
-    """Do one task with this worker's teachers.
-
-    An error that the user can correct (a full disk) is a result: Dask would log it with a traceback on
-    every worker, and the client says it in one line. Anything else is a bug and is raised.
-    """
+    """Do one task with this worker's teachers. An error that the user can correct (a full disk) is a result: Dask would
+    log it with a traceback on every worker, and the client says it in one line. Anything else is a bug and is
+    raised."""
     worker = get_worker()
     plugin: TeachersPlugin = worker.plugins[PLUGIN_NAME]
     if plugin.failure is not None:

@@ -1,8 +1,6 @@
 """One array of a store, opened the best way there is: mapped, copied into memory, or fetched when rows are asked for.
-
-All three give the same values. What is not an ordinary array in memory is a `LazyRows`: index it
-with rows, get a NumPy array.
-"""
+All three give the same values. What is not an ordinary array in memory is a `LazyRows`: index it with rows, get a NumPy
+array."""
 
 from __future__ import annotations
 
@@ -27,12 +25,10 @@ CACHE_BYTES = 64 << 20
 
 
 class FeatureArray(Protocol):
-    """Features of one tower, as `FeatureStore.image` returns them: (N, D) values, read when they are indexed.
-
-    For float encodings on disk it is a mapped `numpy.ndarray`. For int8, and behind a URL, it is a `LazyRows`:
-    indexing with an integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`, and
-    `numpy.asarray` gives all of it.
-    """
+    """Features of one tower, as `FeatureStore.image` returns them: (N, D) values, read when they are indexed. For float
+    encodings on disk it is a mapped `numpy.ndarray`. For int8, and behind a URL, it is a `LazyRows`: indexing with an
+    integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`, and `numpy.asarray` gives all
+    of it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,11 +56,8 @@ class LazyRows(ABC):
         """Values of these rows."""
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Values of the rows that an index along the first axis picks.
-
-        Raises:
-            IndexError: no such row, or an index of more axes than the rows.
-        """
+        """Values of the rows that an index along the first axis picks. Raises IndexError if there is no such row, or an
+        index of more axes than the rows."""
         if isinstance(rows, tuple):
             raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
         return self._gather(rows)
@@ -123,11 +116,8 @@ class ChunkedArray:
         return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
 
     def load(self) -> NDArray[Any]:
-        """The whole array in memory, read-only.
-
-        Raises:
-            CorruptStoreError: a chunk is missing or differs from its ledger entry.
-        """
+        """The whole array in memory, read-only. Raises CorruptStoreError if a chunk is missing or differs from its
+        ledger entry."""
         array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
         for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
             array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
@@ -135,12 +125,8 @@ class ChunkedArray:
         return array[: self.rows]
 
     def map(self) -> NDArray[Any]:
-        """The whole array over the files' pages, read-only.
-
-        Raises:
-            CorruptStoreError: a chunk is missing or has another size.
-            UserError: the system allows a process fewer maps than there are chunks.
-        """
+        """The whole array over the files' pages, read-only. Raises CorruptStoreError if a chunk is missing or has
+        another size. Raises UserError if the system allows a process fewer maps than there are chunks."""
         names = [self.root / chunk[0] if chunk else None for chunk in self.chunks]
         paths = [name for name in names if name is None or isinstance(name, Path)]
         try:
@@ -172,11 +158,9 @@ def _too_many_maps(root: StorePath, chunks: int) -> str:
 
 
 class RemoteRows(LazyRows):
-    """Rows behind a URL. Fetches whole chunks, checks them against the ledger, and keeps the last ones.
-
-    Good for looking at some rows and for reading in order. Random batches fetch a chunk for nearly every
-    row: `mmkd store pull` first.
-    """
+    """Rows behind a URL. Fetches whole chunks, checks them against the ledger, and keeps the last ones. Good for
+    looking at some rows and for reading in order. Random batches fetch a chunk for nearly every row: `mmkd store pull`
+    first."""
 
     def __init__(self, array: ChunkedArray) -> None:
         self._array = array

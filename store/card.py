@@ -27,21 +27,18 @@ class Preprocessing(BaseModel):
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
-    """`shortest` (shorter side to size, centre crop), `longest` (pad) or `squash` as open_clip names them;
+    """`shortest` (shorter side to size, center crop), `longest` (pad) or `squash` as open_clip names them;
     `hf_shortest`, `hf_squash` with transformers' rounding; `pad_square` as MedCLIP does."""
     fill: int = 0
-    """Grey level of padding, 0 to 255."""
+    """Gray level of padding, 0 to 255."""
     color: str = "RGB"
     """PIL mode in which the image is resized last: `RGB`, or `L` for a teacher that sees one channel thrice."""
 
 
 class TeacherCard(BaseModel):
-    """One teacher as the store knows it.
-
-    `digest` is the identity: two cards with equal digest give equal features. It covers weights,
-    preprocessing, tokenizer and widths, and leaves out what cannot change a feature (where the files
-    lay, the licence, library versions).
-    """
+    """One teacher as the store knows it. `digest` is the identity: two cards with equal digest give equal features. It
+    covers weights, preprocessing, tokenizer and widths, and leaves out what cannot change a feature (where the files
+    lay, the licence, library versions)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -103,11 +100,8 @@ class TeacherCard(BaseModel):
 
 
 def read_card(root: StorePath, slug: str) -> TeacherCard | None:
-    """Read the card of the teacher in folder `slug`; None when there is none (a teacher not created to the end).
-
-    Raises:
-        CorruptStoreError: the card was changed, does not make sense, or belongs to another folder.
-    """
+    """Read the card of the teacher in folder `slug`; None when there is none (a teacher not created to the end). Raises
+    CorruptStoreError if the card was changed, does not make sense, or belongs to another folder."""
     path = root / teacher_group(slug) / "zarr.json"
     if not is_there(path):
         return None

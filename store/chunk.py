@@ -1,8 +1,6 @@
-"""One chunk file: the array's bytes, little-endian, row-major, then four bytes of CRC32C.
-
-This is what Zarr v3's codecs [bytes, crc32c] give. It is written here by hand because the writer
-needs the checksum for the ledger and the file in one atomic step; tests hold the bytes to zarr's.
-"""
+"""One chunk file: the array's bytes, little-endian, row-major, then four bytes of CRC32C. This is what Zarr v3's codecs
+[bytes, crc32c] give. It is written here by hand because the writer needs the checksum for the ledger and the file in
+one atomic step; tests hold the bytes to zarr's."""
 
 from __future__ import annotations
 
@@ -35,11 +33,8 @@ def encode_chunk(array: NDArray[Any]) -> tuple[bytes, str]:
 
 
 def checked_body(data: bytes, expected_bytes: int, name: str) -> tuple[bytes, str]:
-    """Strip and check the CRC of a chunk file; return its body and the CRC in hex.
-
-    Raises:
-        CorruptStoreError: the size or the checksum is wrong; the message names `name`.
-    """
+    """Strip and check the CRC of a chunk file; return its body and the CRC in hex. Raises CorruptStoreError if the size
+    or the checksum is wrong; the message names `name`."""
     if len(data) != expected_bytes + CRC_BYTES:
         raise CorruptStoreError(f"{name} has {len(data)} bytes, expected {expected_bytes + CRC_BYTES}")
     body, stored = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
@@ -50,11 +45,8 @@ def checked_body(data: bytes, expected_bytes: int, name: str) -> tuple[bytes, st
 
 
 def read_body(root: StorePath, name: str, expected_bytes: int, expected_crc: str) -> bytes:
-    """Read the body of chunk file `name` if it agrees with its ledger entry.
-
-    Raises:
-        CorruptStoreError: missing, unreadable, of another size, or with another checksum.
-    """
+    """Read the body of chunk file `name` if it agrees with its ledger entry. Raises CorruptStoreError if it is missing,
+    unreadable, of another size, or with another checksum."""
     path = root / name
     try:
         size = path.stat().st_size

@@ -108,9 +108,5 @@ class PromptFile(Frozen):
 
 
 def read_prompts(path: Path) -> PromptFile:
-    """Read a prompt file.
-
-    Raises:
-        ConfigError: missing, not YAML, or not prompts; the message names the key.
-    """
+    """Read a prompt file. Raises ConfigError if it is missing, not YAML, or not prompts; the message names the key."""
     return validated(PromptFile, read_mapping(path), path)

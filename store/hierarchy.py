@@ -67,19 +67,14 @@ def write_document(path: StorePath, document: dict[str, Any]) -> None:
 
 
 def is_there(path: StorePath) -> bool:
-    """False only when nothing is at `path`: a folder, a dangling link or an unreadable file is there.
-
-    `Path.is_file` is also False for those, and what is asked for would then count as absent.
-    """
+    """False only when nothing is at `path`: a folder, a dangling link or an unreadable file is there. `Path.is_file` is
+    also False for those, and what is asked for would then count as absent."""
     return path.is_file() if isinstance(path, RemotePath) else path.exists() or path.is_symlink()
 
 
 def read_file(path: StorePath, most: int | None = None) -> bytes:
-    """The bytes of a regular file of at most `most` bytes.
-
-    Raises:
-        CorruptStoreError: it cannot be read, is something other than a regular file (a pipe would block), or is larger.
-    """
+    """The bytes of a regular file of at most `most` bytes. Raises CorruptStoreError if it cannot be read, is something
+    other than a regular file (a pipe would block), or is larger."""
     try:
         size = path.stat().st_size
         if isinstance(path, Path) and not path.is_file():
@@ -95,12 +90,9 @@ def read_file(path: StorePath, most: int | None = None) -> bytes:
 
 
 def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[StorePath]:
-    """Files and folders directly below `root/folder`, sorted; none if the store has no such folder.
-
-    Raises:
-        NotAStoreError: there is no store at `root` any more.
-        StoreError, UnreachableError: the folder cannot be listed.
-    """
+    """Files and folders directly below `root/folder`, sorted; none if the store has no such folder. Raises
+    NotAStoreError if there is no store at `root` any more. Raises StoreError, UnreachableError if the folder cannot be
+    listed."""
     found = list_folder(root / folder, pattern)
     if not found and not is_there(root / "zarr.json"):
         raise NotAStoreError(f"{root} is not there any more; was it moved or deleted?")
@@ -108,11 +100,8 @@ def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[Stor
 
 
 def read_json(path: StorePath) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        CorruptStoreError: it cannot be read, is not a JSON object, or names a member twice.
-    """
+    """Parse a JSON object. Raises CorruptStoreError if it cannot be read, is not a JSON object, or names a member
+    twice."""
     try:
         content = json.loads(read_file(path, MAX_DOCUMENT_BYTES), object_pairs_hook=_no_member_twice)
     except (ValueError, RecursionError) as error:
@@ -123,10 +112,8 @@ def read_json(path: StorePath) -> dict[str, Any]:
 
 
 def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Members in which a document is not the one that follows from the record and the card, or None.
-
-    `attributes` may hold entries of other tools; they do not change how the bytes are read.
-    """
+    """Members in which a document is not the one that follows from the record and the card, or None. `attributes` may
+    hold entries of other tools; they do not change how the bytes are read."""
     if isinstance(found.get("attributes", {}), dict):
         found = found | {"attributes": expected["attributes"]}
     found = {"storage_transformers": expected.get("storage_transformers")} | found
@@ -134,11 +121,8 @@ def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | Non
 
 
 def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
-    """The `attributes.mmkd` of a group's document, without its seal, when the document is whole.
-
-    Raises:
-        CorruptStoreError: not a Zarr v3 group, no `mmkd` in it, or the seal is broken.
-    """
+    """The `attributes.mmkd` of a group's document, without its seal, when the document is whole. Raises
+    CorruptStoreError if it is not a Zarr v3 group, no `mmkd` in it, or the seal is broken."""
     attributes = document.get("attributes")
     content = attributes.get("mmkd") if isinstance(attributes, dict) else None
     if not isinstance(content, dict):

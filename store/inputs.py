@@ -70,10 +70,8 @@ def inputs_entry(shard: int) -> str:
 
 
 def encode_input(picture: Image.Image, size: int) -> bytes:
-    """Encode a picture as JPEG, its shorter side reduced to `size` pixels; smaller pictures keep their size.
-
-    Grey stays grey, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone.
-    """
+    """Encode a picture as JPEG, its shorter side reduced to `size` pixels; smaller pictures keep their size. Gray stays
+    gray, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone."""
     from PIL.Image import Resampling  # noqa: PLC0415
 
     shrunk = picture if picture.mode == "L" else picture.convert("RGB")
@@ -87,16 +85,14 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
 
 
 def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> InputsEntry:
-    """Write one shard's inputs, then their entry.
+    """Write one shard's inputs, then their entry. Raises StoreError if the disk is full or read-only. The shard's
+    inputs then count as not there.
 
     Args:
         root: the store.
         shard: its number.
         size: as given to `encode_input`.
         table: columns of `SCHEMA`, one row for each grid row of the shard, in order.
-
-    Raises:
-        StoreError: the disk is full or read-only. The shard's inputs then count as not there.
     """
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -116,11 +112,8 @@ def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> Inp
 
 
 def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) -> int:
-    """Write a shard's file, then its entry; return the size in bytes.
-
-    Raises:
-        StoreError: the disk is full or read-only.
-    """
+    """Write a shard's file, then its entry; return the size in bytes. Raises StoreError if the disk is full or
+    read-only."""
     if (root / inputs_entry(entry.shard)).is_file():
         with disk_errors(root):
             (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it does not fit the new bytes
@@ -132,11 +125,7 @@ def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) ->
 
 
 def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
-    """The bytes of a shard's file.
-
-    Raises:
-        CorruptStoreError: it is missing, or differs from its entry.
-    """
+    """The bytes of a shard's file. Raises CorruptStoreError if it is missing, or differs from its entry."""
     name = inputs_file(entry.shard)
     data = read_file(root / name, entry.bytes)
     if len(data) != entry.bytes or f"{google_crc32c.value(data):08x}" != entry.crc32c:
@@ -145,11 +134,8 @@ def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
 
 
 def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
-    """Entries by shard, in order; empty when the store keeps no inputs.
-
-    Raises:
-        CorruptStoreError: an entry cannot be read.
-    """
+    """Entries by shard, in order; empty when the store keeps no inputs. Raises CorruptStoreError if an entry cannot be
+    read."""
     entries = (_read_entry(path) for path in list_part(root, "inputs", "*.json"))
     return {entry.shard: entry for entry in entries}
 
@@ -168,12 +154,8 @@ def _read_entry(path: StorePath) -> InputsEntry:
 
 
 def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[int]:
-    """Shards whose inputs are still to be written.
-
-    Raises:
-        UserError: inputs of another size are there.
-        CorruptStoreError: an entry cannot be read.
-    """
+    """Shards whose inputs are still to be written. Raises UserError if inputs of another size are there. Raises
+    CorruptStoreError if an entry cannot be read."""
     there = read_inputs_ledger(root)
     for entry in there.values():
         if entry.size != size:
@@ -205,11 +187,8 @@ class Inputs:
         return sorted(set((rows // self.rows_per_shard).tolist()) - self.entries.keys())
 
     def jpeg(self, row: int) -> memoryview | None:
-        """The JPEG of one row over the mapped file; None when its image is not sound.
-
-        Raises:
-            CorruptStoreError: the file is missing or differs from its entry.
-        """
+        """The JPEG of one row over the mapped file; None when its image is not sound. Raises CorruptStoreError if the
+        file is missing or differs from its entry."""
         shard, place = divmod(row, self.rows_per_shard)
         if shard not in self._columns:
             self._columns[shard] = _map_inputs(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)

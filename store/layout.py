@@ -1,8 +1,5 @@
-"""Where everything lies in a store, and the arithmetic of rows and shards.
-
-A row is one corpus input; R consecutive rows are a shard; a shard of one array is one Zarr chunk.
-This file names paths only. It reads and writes nothing.
-"""
+"""Where everything lies in a store, and the arithmetic of rows and shards. A row is one corpus input; R consecutive
+rows are a shard; a shard of one array is one Zarr chunk. This file names paths only. It reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -55,11 +52,8 @@ def is_slug(name: str) -> bool:
 
 
 def check_slug(slug: str) -> str:
-    """Return `slug` if it may name a folder.
-
-    Raises:
-        UserError: it holds anything but lower-case letters, digits and ``_ . + -``.
-    """
+    """Return `slug` if it may name a folder. Raises UserError if it holds anything but lower-case letters, digits and
+    ``_ . + -``."""
     if not is_slug(slug):
         raise UserError(
             f"teacher name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "

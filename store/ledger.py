@@ -1,8 +1,6 @@
-"""The ledger: one small JSON file for each shard of each teacher, written last. It is authoritative.
-
-A chunk without an entry counts as absent, whatever is on disk. Entries hold nothing that
-differs between two extractions of the same corpus (times go to `runs/`), so equal work gives equal bytes.
-"""
+"""The ledger: one small JSON file for each shard of each teacher, written last. It is authoritative. A chunk without an
+entry counts as absent, whatever is on disk. Entries hold nothing that differs between two extractions of the same
+corpus (times go to `runs/`), so equal work gives equal bytes."""
 
 from __future__ import annotations
 
@@ -68,11 +66,8 @@ def write_entry(root: StorePath, entry: LedgerEntry) -> None:
 
 
 def read_entry(path: StorePath) -> LedgerEntry:
-    """Read one entry.
-
-    Raises:
-        CorruptStoreError: the file is not an entry, or not the entry of the shard it is named for.
-    """
+    """Read one entry. Raises CorruptStoreError if the file is not an entry, or not the entry of the shard it is named
+    for."""
     name = _NAME.fullmatch(path.name)
     try:
         entry = LedgerEntry.model_validate_json(read_file(path, MAX_ENTRY_BYTES))
@@ -84,41 +79,26 @@ def read_entry(path: StorePath) -> LedgerEntry:
 
 
 def entry_paths(root: StorePath) -> Sequence[StorePath]:
-    """Paths of all entries, in order of shard, then teacher.
-
-    Raises:
-        NotAStoreError: there is no store at `root` (any more).
-        StoreError, UnreachableError: the ledger cannot be listed.
-    """
+    """Paths of all entries, in order of shard, then teacher. Raises NotAStoreError if there is no store at `root` (any
+    more). Raises StoreError, UnreachableError if the ledger cannot be listed."""
     return list_part(root, "ledger", "*.json")
 
 
 def remove_entry(root: StorePath, shard: int, slug: str) -> None:
-    """Delete a shard's entry. Call it before any of its files changes.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
+    """Delete a shard's entry. Call it before any of its files changes. Raises StoreError if the store cannot be
+    written."""
     path = root / ledger_entry(shard, slug)
     with disk_errors(path):
         path.unlink(missing_ok=True)
 
 
 def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
-    """The entries of one shard as they are now, by teacher.
-
-    Raises:
-        CorruptStoreError: an entry cannot be read.
-    """
+    """The entries of one shard as they are now, by teacher. Raises CorruptStoreError if an entry cannot be read."""
     entries = in_parallel(read_entry, list_part(root, "ledger", f"{shard:05d}.*.json"), root)
     return {entry.teacher: entry for entry in entries}
 
 
 def read_ledger(root: StorePath) -> dict[tuple[int, str], LedgerEntry]:
-    """Read all entries, keyed by (shard, teacher).
-
-    Raises:
-        CorruptStoreError: an entry cannot be read.
-    """
+    """Read all entries, keyed by (shard, teacher). Raises CorruptStoreError if an entry cannot be read."""
     entries = in_parallel(read_entry, entry_paths(root), root)
     return {(entry.shard, entry.teacher): entry for entry in entries}

@@ -58,7 +58,10 @@ def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: i
 def map_chunks(
     paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
 ) -> NDArray[np.uint8]:
-    """Map the bodies of chunk files side by side.
+    """Map the bodies of chunk files side by side. Returns uint8 array (len(paths) * chunk_bytes,), read-only: writing
+    to its memory is a fault, not a silent change. The mapping lives as long as the array or a view of it. Raises
+    CorruptStoreError if a file has another size (touching what is not there would kill the process). Raises OSError if
+    the system refuses (address space, too many maps).
 
     Args:
         paths: one chunk file each; None where there is none.
@@ -66,14 +69,6 @@ def map_chunks(
         filler: gives what a missing chunk reads as, `chunk_bytes` long; all missing ones share one copy,
             and it is not called when none is missing.
         read_around: let the kernel read what lies around a page that is touched; without, single pages only.
-
-    Returns:
-        uint8 array (len(paths) * chunk_bytes,), read-only: writing to its memory is a fault, not a
-        silent change. The mapping lives as long as the array or a view of it.
-
-    Raises:
-        CorruptStoreError: a file has another size (touching what is not there would kill the process).
-        OSError: the system refuses (address space, too many maps).
     """
     total = len(paths) * chunk_bytes
     if not total:
@@ -109,13 +104,11 @@ def map_chunks(
 
 
 def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
-    """Have the kernel fetch consecutive rows of a mapped array together, whatever it does for single pages.
+    """Have the kernel fetch consecutive rows of a mapped array together, whatever it does for single pages. Returns
+    `values`, to be read now.
 
     Args:
         values: a contiguous slice of a mapped array; any other array is left alone.
-
-    Returns:
-        `values`, to be read now.
     """
     if sys.platform in ("linux", "darwin") and values.nbytes and values.flags.c_contiguous and not values.flags.owndata:
         start = values.__array_interface__["data"][0]

@@ -1,9 +1,8 @@
 """Copy a store, or a part of it, to disk: every file is checked against the ledger before it counts.
 
 An interrupted pull continues where it stopped and repeats at most the files in flight. A part is a sound store:
-teachers that were left out are not in it, and shards that were left out have no entry, so they count as not
-extracted. All sample rows are copied, the training inputs of the chosen shards, and every selection whose teachers
-are all copied.
+teachers that were left out are not in it, and shards that were left out have no entry, so they count as not extracted.
+All sample rows are copied, the training inputs of the chosen shards, and every selection whose teachers are all copied.
 """
 
 from __future__ import annotations
@@ -70,11 +69,8 @@ class PullReport:
 
 
 def shard_range(text: str, shards: int) -> range:
-    """Read `FIRST:END` (END not included) or one number; both ends may be left out, as in Python.
-
-    Raises:
-        UserError: no such range, or it holds no shard of the store.
-    """
+    """Read `FIRST:END` (END not included) or one number; both ends may be left out, as in Python. Raises UserError if
+    there is no such range, or it holds no shard of the store."""
     first, colon, end = text.partition(":")
     try:
         low = int(first or 0)
@@ -88,7 +84,11 @@ def shard_range(text: str, shards: int) -> range:
 
 
 def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say: Progress) -> PullReport:
-    """Copy `source` to the folder `out`; running it again copies the rest, also with another choice.
+    """Copy `source` to the folder `out`; running it again copies the rest, also with another choice. Raises UserError
+    for a teacher that the source does not have. Raises StoreError if `out` holds something else, or cannot be written.
+    Raises BusyStoreError if another process writes to `out`. Raises UnreachableError if the source cannot be read;
+    files copied so far stay. Raises CorruptStoreError if files of the source differ from its ledger; everything else
+    was copied.
 
     Args:
         source: a store behind a URL or on a disk.
@@ -96,13 +96,6 @@ def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say:
         choice: what of it.
         workers: files copied at the same time.
         say: called with units done and units in all.
-
-    Raises:
-        UserError: a teacher that the source does not have.
-        StoreError: `out` holds something else, or cannot be written.
-        BusyStoreError: another process writes to `out`.
-        UnreachableError: the source cannot be read; files copied so far stay.
-        CorruptStoreError: files of the source differ from its ledger; everything else was copied.
     """
     cards = [source.card(slug) for slug in (source.teachers if choice.teachers is None else choice.teachers)]
     _check_target(source, out)
@@ -158,11 +151,8 @@ def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
 
 
 def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:
-    """Results in order. A file that is damaged at its source does not keep the others from coming.
-
-    Raises:
-        CorruptStoreError: after everything else was done, the first of the damaged files and their number.
-    """
+    """Results in order. A file that is damaged at its source does not keep the others from coming. Raises
+    CorruptStoreError after everything else was done, the first of the damaged files and their number."""
     futures = [pool.submit(unit) for unit in work]
     results: list[int] = []
     damaged: list[CorruptStoreError] = []
@@ -183,11 +173,7 @@ def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Call
 
 
 def _check_target(source: FeatureStore, out: Path) -> None:
-    """`out` must be new or of the same store.
-
-    Raises:
-        StoreError: it is not.
-    """
+    """`out` must be new or of the same store. Raises StoreError if it is not."""
     if (out / "zarr.json").is_file():
         if _identity(read_record(out)) != _identity(source.record):
             raise StoreError(f"{out} holds another store than {source.root}; name a new folder")

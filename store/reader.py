@@ -32,13 +32,10 @@ _HTML_COLUMNS = ("teacher", "width", "encoding", "shards", "images", "captions",
 
 
 class FeatureStore(Store):
-    """Features of T teachers for N rows, opened for reading.
-
-    Use `FeatureStore.open(path)`. Arrays are memory-mapped: opening costs milliseconds, and rows are
-    read from disk (or the page cache) when they are indexed. A row without a ledger entry
-    reads as NaN and is not available. Behind a URL the values are the same, and rows are fetched by
-    whole chunks: right for a look, slow for training; `mmkd store pull` brings a store to disk.
-    """
+    """Features of T teachers for N rows, opened for reading. Use `FeatureStore.open(path)`. Arrays are memory-mapped:
+    opening costs milliseconds, and rows are read from disk (or the page cache) when they are indexed. A row without a
+    ledger entry reads as NaN and is not available. Behind a URL the values are the same, and rows are fetched by whole
+    chunks: right for a look, slow for training; `mmkd store pull` brings a store to disk."""
 
     def __init__(self, root: StorePath, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
         super().__init__(root, record)
@@ -48,12 +45,9 @@ class FeatureStore(Store):
 
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
-        """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`).
-
-        Raises:
-            NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError: see `mmkd.base.errors`.
-            UserError: a URL of an unknown kind, or the package for URLs is not installed.
-        """
+        """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
+        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError (see `mmkd.base.errors`). Raises
+        UserError for an unknown URL scheme, or if the package for URLs is not installed."""
         root = as_root(path)
         record = read_record(root)
         cards = {}
@@ -86,17 +80,12 @@ class FeatureStore(Store):
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body or empty}</tbody></table>"
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
-        """Features of one row, or of several in one gather: what a `torch.utils.data.DataLoader` asks for.
+        """Features of one row, or of several in one gather: what a `torch.utils.data.DataLoader` asks for. Returns
+        `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that may be
+        written to; NaN where missing. Raises IndexError for a row that the store does not have.
 
         Args:
             rows: a grid row, negative from the end; or a list or int array (n,) of them.
-
-        Returns:
-            `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that
-            may be written to; NaN where missing.
-
-        Raises:
-            IndexError: a row that the store does not have.
         """
         numbers = np.asarray(rows, dtype=np.int64)
         if ((numbers < -len(self)) | (numbers >= len(self))).any():
@@ -112,12 +101,9 @@ class FeatureStore(Store):
 
     @cached_property
     def ledger(self) -> dict[tuple[int, str], LedgerEntry]:
-        """Entries by (shard, slug), read once when they are first asked for; reopen to see later ones.
-
-        Raises:
-            NotAStoreError: the store was moved or deleted since it was opened.
-            CorruptStoreError: an entry cannot be read, or belongs to a teacher without a card.
-        """
+        """Entries by (shard, slug), read once when they are first asked for; reopen to see later ones. Raises
+        NotAStoreError if the store was moved or deleted since it was opened. Raises CorruptStoreError if an entry
+        cannot be read, or belongs to a teacher without a card."""
         entries = read_ledger(self.root)
         for slug in sorted({slug for _, slug in entries} - self.teachers.keys()):
             if read_card(self.root, slug) is None:  # else it was added since
@@ -128,11 +114,7 @@ class FeatureStore(Store):
         return entries
 
     def card(self, slug: str) -> TeacherCard:
-        """The card of one teacher.
-
-        Raises:
-            UserError: it is not in this store; the message lists those that are.
-        """
+        """The card of one teacher. Raises UserError if it is not in this store; the message lists those that are."""
         try:
             return self.teachers[slug]
         except KeyError:
@@ -141,11 +123,9 @@ class FeatureStore(Store):
             ) from None
 
     def image(self, slug: str) -> FeatureArray:
-        """Image features of one teacher: (N, D), read-only, NaN where missing.
-
-        float16 and float32 on disk: a mapped `numpy.ndarray` in that type. int8, or behind a URL: a `LazyRows`
-        that gives a `numpy.ndarray` when it is indexed with rows, for int8 the decoded float32 values.
-        """
+        """Image features of one teacher: (N, D), read-only, NaN where missing. float16 and float32 on disk: a mapped
+        `numpy.ndarray` in that type. int8, or behind a URL: a `LazyRows` that gives a `numpy.ndarray` when it is
+        indexed with rows, for int8 the decoded float32 values."""
         return self.features(slug, "image")
 
     def text(self, slug: str) -> FeatureArray:
@@ -168,14 +148,10 @@ class FeatureStore(Store):
         return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
     def available(self, selection: str | None = None) -> NDArray[np.bool_]:
-        """Where a teacher has a sound image and a sound text feature: bool (N, T), T in the order of `teachers`.
-
-        With `selection`, only pairs that `selections/<selection>` keeps.
-
-        Raises:
-            UserError: no selection of this name, or one made when the store had other rows.
-            TeacherMismatchError: it judged other features than the store holds now.
-        """
+        """Where a teacher has a sound image and a sound text feature: bool (N, T), T in the order of `teachers`. With
+        `selection`, only pairs that `selections/<selection>` keeps. Raises UserError if there is no selection of this
+        name, or one made when the store had other rows. Raises TeacherMismatchError if it judged other features than
+        the store holds now."""
         if not self.teachers:
             return np.zeros((len(self), 0), dtype=bool)
         sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)
@@ -190,12 +166,8 @@ class FeatureStore(Store):
         return sample_dataset(self)
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
-        """Rows of the sample table in grid order, as an Arrow table.
-
-        Raises:
-            UserError: a column that the store does not have; the message lists those it has.
-            CorruptStoreError: a part is missing or damaged.
-        """
+        """Rows of the sample table in grid order, as an Arrow table. Raises UserError for a column that the store does
+        not have; the message lists those it has. Raises CorruptStoreError if a part is missing or damaged."""
         dataset = self.samples
         known = dataset.schema.names
         for column in columns or ():

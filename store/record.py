@@ -119,9 +119,7 @@ class StoreRecord(BaseModel):
 
 class Store:
     """A store for those who write or check it: where it is, and its record as it was read. `FeatureStore` adds reading.
-
-    Cheap to send to a worker.
-    """
+    Cheap to send to a worker."""
 
     def __init__(self, root: StorePath, record: StoreRecord) -> None:
         self.root = root
@@ -129,12 +127,9 @@ class Store:
 
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> Self:
-        """Read the record of the store at `path`, a folder or URL.
-
-        Raises:
-            NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError: see `mmkd.base.errors`.
-            UserError: a URL of an unknown kind, or the package for URLs is not installed.
-        """
+        """Read the record of the store at `path`, a folder or URL. Raises NotAStoreError, FormatVersionError,
+        CorruptStoreError, UnreachableError (see `mmkd.base.errors`). Raises UserError for an unknown URL scheme, or if
+        the package for URLs is not installed."""
         root = as_root(path)
         return cls(root, read_record(root))
 
@@ -145,13 +140,9 @@ class Store:
 
 
 def read_record(root: StorePath) -> StoreRecord:
-    """Read the record of a store.
-
-    Raises:
-        NotAStoreError: nothing here, or a Zarr hierarchy of someone else.
-        FormatVersionError: written by a newer mmkd.
-        CorruptStoreError: the metadata cannot be understood.
-    """
+    """Read the record of a store. Raises NotAStoreError if nothing here, or a Zarr hierarchy of someone else. Raises
+    FormatVersionError if it is written by a newer mmkd. Raises CorruptStoreError if the metadata cannot be
+    understood."""
     path = root / "zarr.json"
     if not is_there(path):
         what = "does not exist" if not root.exists() else "holds no zarr.json"

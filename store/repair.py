@@ -28,18 +28,13 @@ TEMPORARY_SECONDS = 3600
 
 
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
-    """Repair a store as far as possible without its corpus and teachers.
+    """Repair a store as far as possible without its corpus and teachers. Returns the files that were dropped or written
+    again, as lines for the user. Raises StoreError if the store cannot be written. Raises BusyStoreError if another
+    process writes to it.
 
     Args:
         root: the store that `report` is about.
         report: of `verify`, a moment ago.
-
-    Returns:
-        The files that were dropped or written again, as lines for the user.
-
-    Raises:
-        StoreError: the store cannot be written.
-        BusyStoreError: another process writes to it.
     """
     with only_writer(root, "mmkd store verify --repair"):
         doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))

@@ -22,10 +22,8 @@ from mmkd.base.places.remote import RemotePath, StorePath
 
 
 class RunLog:
-    """A run's own file, `runs/<time>-<pid>.jsonl`, open for appending.
-
-    Behind a URL nothing can be appended to: the log is put there when the run ends.
-    """
+    """A run's own file, `runs/<time>-<pid>.jsonl`, open for appending. Behind a URL nothing can be appended to: the log
+    is put there when the run ends."""
 
     def __init__(self, root: StorePath) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -49,11 +47,7 @@ class RunLog:
         self.file.close()
 
     def write(self, shard: Any) -> None:
-        """Append one shard's report, a dataclass.
-
-        Raises:
-            StoreError: the disk is full or read-only.
-        """
+        """Append one shard's report, a dataclass. Raises StoreError if the disk is full or read-only."""
         try:
             print(json.dumps(asdict(shard), sort_keys=True), file=self.file, flush=True)
         except OSError as error:

@@ -1,8 +1,6 @@
-"""The sample table: one Parquet row for every corpus input, failed ones too.
-
-The table is written when the corpus is indexed (status `pending`) and rewritten shard by shard when
-the inputs have been read. Columns beyond the fixed ones are the corpus' own labels, as strings.
-"""
+"""The sample table: one Parquet row for every corpus input, failed ones too. The table is written when the corpus is
+indexed (status `pending`) and rewritten shard by shard when the inputs have been read. Columns beyond the fixed ones
+are the corpus' own labels, as strings."""
 
 from __future__ import annotations
 
@@ -79,11 +77,8 @@ def decode_part(data: bytes) -> pa.Table:
 
 
 def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
-    """Read one shard's rows and the SHA-256 of the file they came from.
-
-    Raises:
-        CorruptStoreError: the file is missing or not Parquet.
-    """
+    """Read one shard's rows and the SHA-256 of the file they came from. Raises CorruptStoreError if the file is missing
+    or not Parquet."""
     path = root / sample_part(shard)
     try:
         data = read_file(path)
@@ -94,11 +89,9 @@ def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
 
 
 def sample_dataset(store: Store) -> pads.Dataset:
-    """The whole sample table, one row per grid row in order.
-
-    Parts are named one by one: a stray file in the folder is not a part of the table. Absent rows (between the
-    end of a corpus and the shard boundary where the next one begins) stand in no file: they follow from the record.
-    """
+    """The whole sample table, one row per grid row in order. Parts are named one by one: a stray file in the folder is
+    not a part of the table. Absent rows (between the end of a corpus and the shard boundary where the next one begins)
+    stand in no file: they follow from the record."""
     schema = sample_schema(store.record.labels)
     children: list[pads.Dataset] = []
     spans = store.record.spans()
@@ -125,10 +118,7 @@ def sample_dataset(store: Store) -> pads.Dataset:
 
 def shard_table(store: Store, shard: int) -> pa.Table:
     """All grid rows of one shard in order, in the columns of the whole store; absent rows too, but for the last shard.
-
-    Raises:
-        CorruptStoreError: the sample part cannot be read, or lacks a fixed column.
-    """
+    Raises CorruptStoreError if the sample part cannot be read, or lacks a fixed column."""
     schema, rows = sample_schema(store.record.labels), store.record.shard_rows(shard)
     table = with_labels(read_part(store.root, shard)[0], schema)
     end = min((shard + 1) * store.record.rows_per_shard, store.record.rows)
@@ -136,11 +126,8 @@ def shard_table(store: Store, shard: int) -> pa.Table:
 
 
 def with_labels(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A sample part in the columns of `schema`; a label that its corpus does not have is null.
-
-    Raises:
-        CorruptStoreError: a column of another type.
-    """
+    """A sample part in the columns of `schema`; a label that its corpus does not have is null. Raises CorruptStoreError
+    for a column of another type."""
     try:
         return pa.concat_tables([schema.empty_table(), table], promote_options="default").select(schema.names)
     except (pa.ArrowException, KeyError) as error:
@@ -159,11 +146,8 @@ def _absent_rows(rows: range, schema: pa.Schema) -> pa.Table:
 
 
 def read_samples(root: StorePath, dataset: pads.Dataset, **scan: Any) -> pa.Table:
-    """Scan the dataset of `root`; `scan` is what `pyarrow.dataset.Dataset.to_table` takes.
-
-    Raises:
-        CorruptStoreError: a part is missing or damaged.
-    """
+    """Scan the dataset of `root`; `scan` is what `pyarrow.dataset.Dataset.to_table` takes. Raises CorruptStoreError if
+    a part is missing or damaged."""
     try:
         return dataset.to_table(**scan)
     except (OSError, pa.ArrowInvalid) as error:

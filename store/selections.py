@@ -1,8 +1,6 @@
-"""A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes.
-
-The folder is written under a temporary name and renamed: a selection is there wholly or not at all, and a name that
-is taken stays taken. Features are never touched.
-"""
+"""A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes. The folder
+is written under a temporary name and renamed: a selection is there wholly or not at all, and a name that is taken stays
+taken. Features are never touched."""
 
 from __future__ import annotations
 
@@ -75,11 +73,7 @@ class Selection:
 
 
 def check_name(root: StorePath, name: str) -> Path:
-    """Refuse a name before anything is computed.
-
-    Raises:
-        UserError: it cannot be a folder, or is taken.
-    """
+    """Refuse a name before anything is computed. Raises UserError if it cannot be a folder, or is taken."""
     if not isinstance(root, Path):
         raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
     if not is_slug(name):
@@ -97,12 +91,8 @@ def digest_of(kept: NDArray[np.bool_]) -> str:
 
 
 def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
-    """Put a selection, bool (N, T'), in place in one step.
-
-    Raises:
-        UserError: the name is taken (also when another process took it meanwhile).
-        StoreError: the disk is full or read-only; nothing is left behind.
-    """
+    """Put a selection, bool (N, T'), in place in one step. Raises UserError if the name is taken (also when another
+    process took it meanwhile). Raises StoreError if the disk is full or read-only; nothing is left behind."""
     root = check_name(store.root, name)
     per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
     document = array_document(kept.shape, (per_shard, teachers), "uint8")
@@ -132,13 +122,9 @@ def selection_names(root: StorePath) -> list[str]:
 
 
 def read_selection(store: Store, name: str) -> Selection:
-    """Read a selection and check every byte of it.
-
-    Raises:
-        UserError: there is none of this name, or it was made when the store had other rows.
-        FormatVersionError: written by a newer mmkd.
-        CorruptStoreError: its bytes are not what was written.
-    """
+    """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it was made when
+    the store had other rows. Raises FormatVersionError if it is written by a newer mmkd. Raises CorruptStoreError if
+    its bytes are not what was written."""
     folder = store.root / FOLDER / name
     if not is_slug(name) or not is_there(folder / "zarr.json"):
         known = ", ".join(selection_names(store.root)) or "none"
@@ -165,13 +151,9 @@ def read_selection(store: Store, name: str) -> Selection:
 def apply_selection(
     selection: Selection, digests: Mapping[str, str], available: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps.
-
-    A teacher that was added to the store after the selection was made is not in it, and keeps nothing.
-
-    Raises:
-        TeacherMismatchError: a teacher's features were extracted again since.
-    """
+    """Pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps. A
+    teacher that was added to the store after the selection was made is not in it, and keeps nothing. Raises
+    TeacherMismatchError if a teacher's features were extracted again since."""
     columns = {slug: column for column, slug in enumerate(selection.card.teachers)}
     out = np.zeros_like(available)
     for t, (slug, digest) in enumerate(digests.items()):
@@ -206,10 +188,9 @@ def _chunk(shard: int) -> str:
 
 
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
-    """Yield file and fault of every selection that training would refuse or should not trust.
-
-    Reads every byte of every selection. Nothing can be repaired without judging the pairs again, so the next step
-    is always the same: delete the folder, run `mmkd select`.
+    """Yield file and fault of every selection that training would refuse or should not trust. Reads every byte of every
+    selection. Nothing can be repaired without judging the pairs again, so the next step is always the same: delete the
+    folder, run `mmkd select`.
 
     Args:
         store: the store.

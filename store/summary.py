@@ -60,11 +60,8 @@ def summarize(
     teachers: Mapping[str, TeacherCard],
     ledger: Mapping[tuple[int, str], LedgerEntry],
 ) -> StoreSummary:
-    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table.
-
-    Raises:
-        CorruptStoreError: the sample table cannot be read.
-    """
+    """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table. Raises
+    CorruptStoreError if the sample table cannot be read."""
     shards = shard_count(store.record.rows, store.record.rows_per_shard)
     table = read_samples(store.root, sample_dataset(store), columns=["status", "reason"])
     parts = [store.root / sample_part(shard) for shard in range(shards)]

@@ -1,8 +1,6 @@
-"""Compare the files of a store with its ledger. Reads every byte that an entry names; changes nothing.
-
-Files are judged one at a time against what the record, the cards and the ledger say of them, so every
-problem names one file, and `repair` knows which entries can no longer be kept.
-"""
+"""Compare the files of a store with its ledger. Reads every byte that an entry names; changes nothing. Files are judged
+one at a time against what the record, the cards and the ledger say of them, so every problem names one file, and
+`repair` knows which entries can no longer be kept."""
 
 from __future__ import annotations
 
@@ -88,7 +86,9 @@ class VerifyReport:
 
 
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
-    """Check a store: metadata, sample parts, selections, every ledger entry against its files.
+    """Check a store: metadata, sample parts, selections, every ledger entry against its files. Raises NotAStoreError,
+    FormatVersionError, CorruptStoreError if the root's own metadata cannot be trusted, so nothing below it can be
+    judged.
 
     Args:
         root: the store.
@@ -96,10 +96,6 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
         sample: compare the bytes of so many shards only: all teachers' chunks, sample rows and inputs of each.
             Metadata, ledger entries, selections and file names are always checked in full. None for every shard.
         seed: decides which shards; the same store and seed draw the same.
-
-    Raises:
-        NotAStoreError, FormatVersionError, CorruptStoreError: the root's own metadata cannot be trusted, so
-            nothing below it can be judged.
     """
     store = Store.open(root)
     record = store.record

@@ -1,9 +1,6 @@
-"""Writing a store: the hierarchy once, whole shards, and further corpora.
-
-Files are written before their ledger entry, and each of them atomically. Two writers of the same shard write the same
-bytes. An appended corpus begins at the next shard boundary, so that no chunk holds rows of two corpora; the grid rows
-in between are absent.
-"""
+"""Writing a store: the hierarchy once, whole shards, and further corpora. Files are written before their ledger entry,
+and each of them atomically. Two writers of the same shard write the same bytes. An appended corpus begins at the next
+shard boundary, so that no chunk holds rows of two corpora; the grid rows in between are absent."""
 
 from __future__ import annotations
 
@@ -42,12 +39,9 @@ from mmkd.store.samples import encode_part, read_part, sample_schema, with_label
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """Features of one shard from one teacher.
-
-    image, text: (rows, D), any float type, stored in the card's encoding; rows that are not sound may hold anything.
-    valid: uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND.
-    errors: cost of the encoding where the features were decoded from it; measured when not given.
-    """
+    """Features of one shard from one teacher. image, text: (rows, D), any float type, stored in the card's encoding;
+    rows that are not sound may hold anything. valid: uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND. errors: cost of
+    the encoding where the features were decoded from it; measured when not given."""
 
     image: NDArray[np.floating[Any]]
     text: NDArray[np.floating[Any]]
@@ -56,15 +50,13 @@ class ShardFeatures:
 
 
 def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store.
+    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. Raises
+    StoreError if `root` holds something else, or cannot be written.
 
     Args:
         root: a folder that does not exist, is empty, or holds an interrupted `create_store`.
         corpus: what the rows come from.
         index: one row per input with the columns of `sample_schema(corpus.labels)`, in grid order.
-
-    Raises:
-        StoreError: `root` holds something else, or cannot be written.
     """
     strangers = sorted(p.name for p in root.iterdir() if p.name not in ("samples", LOCK_FILE)) if root.is_dir() else []
     if strangers or root.is_file():
@@ -151,17 +143,14 @@ def finish_append(store: Store) -> None:
 
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
-    """Note that a corpus' files lie in another folder now; the rows stay as they are.
+    """Note that a corpus' files lie in another folder now; the rows stay as they are. Raises UserError if the store has
+    no such corpus. Raises StoreError if there is no store at `root`, or it cannot be written. Raises BusyStoreError if
+    another process writes to it.
 
     Args:
         root: the store.
         corpus_root: folder that the rows' `uri` is relative to now.
         number: which corpus; 0 is the one that the store was made from, the appended ones follow.
-
-    Raises:
-        UserError: the store has no such corpus.
-        StoreError: no store at `root`, or it cannot be written.
-        BusyStoreError: another process writes to it.
     """
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
@@ -176,11 +165,8 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
 
 
 def add_teacher(store: Store, card: TeacherCard) -> None:
-    """Create the arrays of a teacher; nothing happens when the same teacher is there already.
-
-    Raises:
-        TeacherMismatchError: other weights, preprocessing or tokenizer lie under this name.
-    """
+    """Create the arrays of a teacher; nothing happens when the same teacher is there already. Raises
+    TeacherMismatchError if this name already has other weights, preprocessing or tokenizer."""
     present = read_card(store.root, card.slug)
     if present is None:
         write_document(store.root / "teachers" / "zarr.json", group_document())
@@ -203,10 +189,10 @@ def add_teacher(store: Store, card: TeacherCard) -> None:
 def write_shard(
     store: Store, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
 ) -> LedgerEntry:
-    """Write one shard of one teacher, then its ledger entry.
-
-    Features of rows whose bit is not set in `valid` are written as missing, which is never zero. So are those
-    that the encoding cannot hold (not finite, zero, too large for float16); their bit is not set on disk.
+    """Write one shard of one teacher, then its ledger entry. Features of rows whose bit is not set in `valid` are
+    written as missing, which is never zero. So are those that the encoding cannot hold (not finite, zero, too large for
+    float16); their bit is not set on disk. Returns the ledger entry, written last. Raises StoreError if the disk is
+    full or read-only. The shard then counts as not done.
 
     Args:
         store: the store.
@@ -214,12 +200,6 @@ def write_shard(
         shard: its number.
         features: of the shard's inputs, in the order of its sample part.
         samples_sha256: SHA-256 in hex of that part, as `write_part` and `read_part` give it.
-
-    Returns:
-        The ledger entry, written last.
-
-    Raises:
-        StoreError: the disk is full or read-only. The shard then counts as not done.
     """
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
@@ -249,14 +229,9 @@ def write_shard(
 
 
 def note_encoding_error(store: Store, slug: str) -> None:
-    """Write into the card what its encoding cost, once every shard is there. Nothing happens for floats.
-
-    The digest does not change. The numbers come from the ledger, so the same entries give the same card.
-
-    Raises:
-        CorruptStoreError: the card or an entry cannot be read.
-        StoreError: the store cannot be written.
-    """
+    """Write into the card what its encoding cost, once every shard is there. Nothing happens for floats. The digest
+    does not change. The numbers come from the ledger, so the same entries give the same card. Raises CorruptStoreError
+    if the card or an entry cannot be read. Raises StoreError if the store cannot be written."""
     card = read_card(store.root, slug)
     if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
         return

@@ -49,14 +49,9 @@ _PREMULTIPLIED = 1
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image fully to 8-bit `L` or `RGB`, by the rule of `pixels`.
-
-    Of several frames (GIF, TIFF) the first is taken; of a multi-frame DICOM the middle one. `info["assumed"]` says what
-    was assumed where a header was odd.
-
-    Raises:
-        ImageError: not an image, damaged, or more than `MAX_PIXELS`.
-    """
+    """Decode an image fully to 8-bit `L` or `RGB`, by the rule of `pixels`. Of several frames (GIF, TIFF) the first is
+    taken; of a multi-frame DICOM the middle one. `info["assumed"]` says what was assumed where a header was odd. Raises
+    ImageError if it is not an image, is damaged, or has more than `MAX_PIXELS`."""
     if is_dicom(data):
         try:
             from mmkd.base.images.dicom import decode_dicom  # noqa: PLC0415 - an extra
@@ -122,10 +117,8 @@ def _tag(picture: Any, tag: int, default: Any) -> Any:
 
 
 def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
-    """uint16 (H, W, channels) of pictures with 16 bits a channel, of which Pillow keeps the upper eight.
-
-    Decoded twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the second.
-    """
+    """uint16 (H, W, channels) of pictures with 16 bits a channel, of which Pillow keeps the upper eight. Decoded twice:
+    Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the second."""
     if not picture.tile:
         return None
     args = picture.tile[0][3]
@@ -277,9 +270,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
 
 def _lab_picture(values: NDArray[Any], icc: bool) -> Image.Image:
     """uint8 or uint16 (H, W, 3) as Pillow's `LAB`: 8 bits, a and b signed. ICC's a and b are offset, not signed.
-
-    Source: TIFF 6.0, section 23; Adobe's TIFF technical note 4 (ICCLab: L of 100 is 65280 in 16 bits).
-    """
+    Source: TIFF 6.0, section 23; Adobe's TIFF technical note 4 (ICCLab: L of 100 is 65280 in 16 bits)."""
     if values.dtype == np.uint16:
         scale = np.array([256 if icc else 257, 256, 256])
         wide = values.astype(np.int64)

@@ -60,11 +60,8 @@ class DicomFrame:
         return str(self.place)
 
     def read(self) -> bytes:
-        """The rendered frame as PPM: its checksum is the frame's, not that of the whole object.
-
-        Raises:
-            ImageError: missing, not DICOM, or without this frame.
-        """
+        """The rendered frame as PPM: its checksum is the frame's, not that of the whole object. Raises ImageError if it
+        is missing, not DICOM, or without this frame."""
         try:
             dataset, assumed = _dataset(self.place, stat_file(self.place).stamp)
         except (OSError, UnreachableError) as error:
@@ -82,12 +79,11 @@ def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
 def decode_dicom(data: bytes) -> Image.Image:
     """The picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
 
-    Grey: stored values -> modality LUT or rescale -> VOI LUT, else the first window that can be used by its function
+    Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first window that can be used by its function
     -> inverted for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of
     `pixels`; palettes are scaled by the bits of their entries. `info["assumed"]` says what was assumed.
 
-    Raises:
-        ImageError: damaged, without pixels, in an encoding that no installed decoder knows, or too large.
+    Raises ImageError if it is damaged, without pixels, in an encoding that no installed decoder knows, or too large.
     """
     dataset = parse(data)
     return _render(dataset, None, _complete(dataset))
@@ -106,14 +102,12 @@ def _reasons() -> Iterator[None]:
 
 
 def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
-    """Parse a file, with or without the preamble of Part 10, without decoding its pixels.
+    """Parse a file, with or without the preamble of Part 10, without decoding its pixels. Raises ImageError if it is
+    not DICOM or is damaged.
 
     Args:
         data: the file, or its beginning when only a header is wanted.
         header_of: the tags that are wanted of the header; everything when not given.
-
-    Raises:
-        ImageError: not DICOM, or damaged.
     """
     _hush()
     if len(data) > MAX_BYTES:

@@ -42,11 +42,7 @@ class ParquetImage:
         return str(self.place)
 
     def read(self) -> bytes:
-        """Return the cell's bytes.
-
-        Raises:
-            ImageError: missing, null, damaged, or too large.
-        """
+        """Return the cell's bytes. Raises ImageError if it is missing, null, damaged, or too large."""
         try:
             data = _cursor(self.place, self.column, stat_file(self.place).stamp).fetch(self.row)
             if self.item is not None and data is not None:
@@ -83,11 +79,7 @@ class _Cursor:
         self.batches: Iterator[pa.RecordBatch] = iter(())
 
     def fetch(self, row: int) -> Any:
-        """The row's bytes, or its list of them; None for null.
-
-        Raises:
-            IndexError: the file has no such row.
-        """
+        """The row's bytes, or its list of them; None for null. Raises IndexError if the file has no such row."""
         with self.lock:
             while True:
                 for start, values in self.kept:

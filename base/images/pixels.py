@@ -1,4 +1,4 @@
-"""The rule by which stored samples become 8-bit grey or RGB, the same for every format.
+"""The rule by which stored samples become 8-bit gray or RGB, the same for every format.
 
 1. Unsigned samples of up to 8 bits are what they are, fewer bits over their own range. Deeper, signed and float samples
    are stretched linearly from their smallest to their largest value in the picture (all color channels together) onto
@@ -7,7 +7,7 @@
 3. NaN, values beyond 1e37, a declared no-data or padding value (in color: in all channels), and fully transparent
    pixels are no measurements: they do not count for the range, and all but the last become black. Infinities become the
    nearest end.
-4. Where the file says that its smallest value is white, grey is inverted.
+4. Where the file says that its smallest value is white, gray is inverted.
 5. Alpha is laid over white; samples that were multiplied by it are divided first.
 6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles are not applied.
 7. The orientation of the file's EXIF is applied.
@@ -39,17 +39,15 @@ def picture_from(
     alpha: NDArray[Any] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """An 8-bit `L` or `RGB` picture of samples of any type.
+    """An 8-bit `L` or `RGB` picture of samples of any type. Raises ImageError for another shape or type, or nothing but
+    NaN.
 
     Args:
-        values: (H, W), (H, W, 1) grey or (H, W, 3) RGB; bool counts as black and white.
+        values: (H, W), (H, W, 1) gray or (H, W, 3) RGB; bool counts as black and white.
         white_is_zero: the smallest value is white.
         absent: bool (H, W), pixels that are no measurements.
         alpha: (H, W), unsigned over its own type or float 0 to 1.
         limits: smallest and largest value that the samples can have, where the type does not say.
-
-    Raises:
-        ImageError: another shape or type, or nothing but NaN.
     """
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.shape[2:] not in ((), (3,)) or values.ndim < 2 or values.dtype.kind not in "buif" or not values.size:

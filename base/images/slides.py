@@ -29,13 +29,9 @@ class SlideTile:
         return str(self.place)
 
     def read(self) -> bytes:
-        """The tile as PPM, read from the coarsest level that is still finer than `out`.
-
-        Transparent pixels (outside the scanned area) become white, as the empty glass around them.
-
-        Raises:
-            ImageError: the slide is missing or damaged.
-        """
+        """The tile as PPM, read from the coarsest level that is still finer than `out`. Transparent pixels (outside the
+        scanned area) become white, as the empty glass around them. Raises ImageError if the slide is missing or
+        damaged."""
         if not self.place.is_file():
             raise ImageError("file not found")
         if not 0 < self.out <= self.side or self.out**2 > MAX_PIXELS:

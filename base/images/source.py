@@ -28,11 +28,7 @@ class ImageSource(Protocol):
         """The file, for messages to the corpus' owner."""
 
     def read(self) -> bytes:
-        """Return what `images.decode` understands.
-
-        Raises:
-            ImageError: missing, empty, cut off, or too large.
-        """
+        """Return what `images.decode` understands. Raises ImageError if it is missing, empty, cut off, or too large."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,7 @@ class FileImage:
         return str(self.place)
 
     def read(self) -> bytes:
-        """Return the encoded bytes.
-
-        Raises:
-            ImageError: missing, empty, cut off, or too large.
-        """
+        """Return the encoded bytes. Raises ImageError if it is missing, empty, cut off, or too large."""
         if self.length is not None and self.length > MAX_BYTES:
             raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
         try:

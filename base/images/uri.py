@@ -32,11 +32,7 @@ class _Outside:
     path: str
 
     def read(self) -> bytes:
-        """Refuse.
-
-        Raises:
-            ImageError: always.
-        """
+        """Refuse. Raises ImageError always."""
         raise ImageError("path leaves the corpus folder")
 
 

@@ -15,13 +15,9 @@ HEIGHT_LINES = 24
 
 
 def draw(image: Image.Image) -> None:
-    """Draw a picture into the terminal, at most `HEIGHT_LINES` lines high and as wide as the terminal.
-
-    The terminal is asked what it can (0.1 s where it does not answer).
-
-    Raises:
-        UserError: standard output is no terminal, or the package that draws is not installed.
-    """
+    """Draw a picture into the terminal, at most `HEIGHT_LINES` lines high and as wide as the terminal. The terminal is
+    asked what it can (0.1 s where it does not answer). Raises UserError if standard output is no terminal, or the
+    package that draws is not installed."""
     if not sys.stdout.isatty():
         raise UserError("--image draws into a terminal, and the output is none; leave --image out")
     try:

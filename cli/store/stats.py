@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 
 def sample_rows(text: str) -> int | None:
-    """`all` as None, a number as itself.
-
-    Raises:
-        ConfigError: neither.
-    """
+    """`all` as None, a number as itself. Raises ConfigError for anything else."""
     if text == "all":
         return None
     if not text.isdecimal() or int(text) < 1:

@@ -26,10 +26,8 @@ _PALEY = {12: 11, 20: 19}
 
 @dataclass(frozen=True)
 class Moments:
-    """Means and covariance of one teacher's features, over images and texts of its pairs.
-
-    means: tower to float64 (E,), subtracted before the map. covariance: float64 (E, E) about them, of both towers.
-    """
+    """Means and covariance of one teacher's features, over images and texts of its pairs. means: tower to float64 (E,),
+    subtracted before the map. covariance: float64 (E, E) about them, of both towers."""
 
     means: dict[Tower, torch.Tensor]
     covariance: torch.Tensor
@@ -90,10 +88,7 @@ def fit_pca(rows: AlignmentRows, settings: PCASettings, dim: int, seed: int) -> 
 
 def hadamard(order: int) -> torch.Tensor:
     """Build a matrix of +1 and -1 with orthogonal rows, float64 (order, order): Sylvester's doubling of 1, 12 or 20.
-
-    Raises:
-        ConfigError: the construction has no matrix of this order.
-    """
+    Raises ConfigError if the construction has no matrix of this order."""
     odd = order // (order & -order)
     start = {1: 1, 3: 12, 5: 20}.get(odd, 0)
     if not start or order % start:
@@ -118,11 +113,8 @@ def _paley(q: int) -> torch.Tensor:
 
 
 def fit_whitening(rows: AlignmentRows, settings: WhiteningSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
-    """``y = H V' (x - m) / sqrt(mean variance)`` for PHI-S, ``y = diag(variance)^-1/2 V' (x - m)`` for `full`.
-
-    Raises:
-        ConfigError: no Hadamard matrix of order `dim`.
-    """
+    """``y = H V' (x - m) / sqrt(mean variance)`` for PHI-S, ``y = diag(variance)^-1/2 V' (x - m)`` for `full`. Raises
+    ConfigError if there is no Hadamard matrix of order `dim`."""
     rotation = hadamard(dim) / dim**0.5 if settings.kind == "phi_s" else torch.eye(dim, dtype=torch.float64)
     out = {}
     for slug, own in moments(rows, settings.center).items():
@@ -137,11 +129,8 @@ def fit_whitening(rows: AlignmentRows, settings: WhiteningSettings, dim: int, se
 
 def fit_procrustes(rows: AlignmentRows, settings: ProcrustesSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
     """The reference in its `dim` main directions, the others rotated (and scaled) onto it over the rows they share.
-
-    Raises:
-        ConfigError: the reference is not one of the teachers.
-        UserError: a teacher shares no row with the reference.
-    """
+    Raises ConfigError if the reference is not one of the teachers. Raises UserError if a teacher shares no row with the
+    reference."""
     reference = settings.reference or max(rows.slugs, key=rows.pairs)
     if reference not in rows.slugs:
         raise ConfigError(f"procrustes.reference is {reference!r}, the teachers are {', '.join(rows.slugs)}")

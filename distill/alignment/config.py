@@ -107,10 +107,6 @@ class AlignConfig(Frozen):
 
 
 def load_align(path: Path) -> AlignConfig:
-    """Read an alignment's YAML.
-
-    Raises:
-        ConfigError: unreadable, or a key that is unknown or does not fit.
-    """
+    """Read an alignment's YAML. Raises ConfigError if it is unreadable, or for an unknown or unfit key."""
     config = validated(AlignConfig, read_mapping(path), path)
     return config.model_copy(update={"out": path.resolve().parent / config.out})

@@ -31,12 +31,8 @@ METHODS: dict[str, FitMethod] = {
 
 
 def align(store: FeatureStore, config: AlignConfig) -> Alignment:
-    """Fit, judge, and write `config.out`.
-
-    Raises:
-        UserError, ConfigError: the rows, teachers or settings do not fit the store.
-        StoreError: the file cannot be written.
-    """
+    """Fit, judge, and write `config.out`. Raises UserError, ConfigError if the rows, teachers or settings do not fit
+    the store. Raises StoreError if the file cannot be written."""
     if config.out.suffix != ".safetensors":
         raise UserError(f"out is {config.out}, expected a name that ends with .safetensors")
     rows = AlignmentRows(store, config)

@@ -58,10 +58,8 @@ class AlignmentCard(Frozen):
 
 @dataclass(frozen=True)
 class TeacherMap:
-    """``y = W x + b``: weight float32 (D, E); one bias float32 (D,) for each tower.
-
-    Image and text share the weight; the biases differ when each tower is centered by itself (arXiv 2203.02053).
-    """
+    """``y = W x + b``: weight float32 (D, E); one bias float32 (D,) for each tower. Image and text share the weight;
+    the biases differ when each tower is centered by itself (arXiv 2203.02053)."""
 
     weight: torch.Tensor
     image_bias: torch.Tensor
@@ -88,11 +86,8 @@ class Alignment(nn.Module):
         self.mapped = frozenset(maps)
 
     def width(self, slug: str) -> int:
-        """Return the width of a teacher's features after the map.
-
-        Raises:
-            UserError: it was not fitted for this teacher.
-        """
+        """Return the width of a teacher's features after the map. Raises UserError if it was not fitted for this
+        teacher."""
         self._index(slug)
         return self.card.dim or self.card.widths[slug]
 
@@ -106,11 +101,8 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def forward(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
-        """Map features of one tower, float (B, E), to the common space: float32 (B, D), without gradients.
-
-        Raises:
-            UserError: it was not fitted for this teacher, or its features have another width.
-        """
+        """Map features of one tower, float (B, E), to the common space: float32 (B, D), without gradients. Raises
+        UserError if it was not fitted for this teacher, or its features have another width."""
         index = self._index(slug)
         if features.shape[-1] != self.card.widths[slug] or tower not in TOWERS:
             raise UserError(
@@ -127,14 +119,12 @@ class Alignment(nn.Module):
             return F.linear(values, getattr(self, f"weight_{index}"), getattr(self, f"{tower}_bias_{index}"))
 
     def check(self, cards: Mapping[str, TeacherCard]) -> None:
-        """Refuse teachers that this alignment was not fitted for.
+        """Refuse teachers that this alignment was not fitted for. Raises UserError if it was fitted without one of
+        these teachers. Raises TeacherMismatchError if a teacher's features were made with other weights or
+        preprocessing since.
 
         Args:
             cards: slug to card of the teachers that will be used.
-
-        Raises:
-            UserError: it was fitted without one of these teachers.
-            TeacherMismatchError: a teacher's features were made with other weights or preprocessing since.
         """
         for slug, card in cards.items():
             self._index(slug)
@@ -151,11 +141,8 @@ class Alignment(nn.Module):
 
 
 def save(alignment: Alignment, path: Path) -> None:
-    """Write `path` (`.safetensors`) in one step, and its card beside it as `.json`.
-
-    Raises:
-        StoreError: the disk is full or read-only; a file that was there stays.
-    """
+    """Write `path` (`.safetensors`) in one step, and its card beside it as `.json`. Raises StoreError if the disk is
+    full or read-only; a file that was there stays."""
     tensors: dict[str, torch.Tensor] = {}
     for slug in sorted(alignment.mapped):
         fitted = alignment.teacher_map(slug)
@@ -167,13 +154,9 @@ def save(alignment: Alignment, path: Path) -> None:
 
 
 def load(path: Path) -> Alignment:
-    """Read an alignment, without unpickling.
-
-    Raises:
-        UserError: there is no such file, or it is not an alignment.
-        FormatVersionError: written by a newer mmkd.
-        CorruptStoreError: its bytes are not what was written, or its shapes do not fit its card.
-    """
+    """Read an alignment, without unpickling. Raises UserError if there is no such file, or it is not an alignment.
+    Raises FormatVersionError if it is written by a newer mmkd. Raises CorruptStoreError if its bytes are not what was
+    written, or its shapes do not fit its card."""
     if not path.is_file():
         raise UserError(f"no alignment at {path}; `mmkd align STORE RUN.yaml` writes one")
     try:

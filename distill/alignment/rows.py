@@ -41,11 +41,8 @@ class AlignmentRows:
     """Rows of an alignment and the teachers' features of them, of norm 1 with `unit_input`."""
 
     def __init__(self, store: FeatureStore, config: AlignConfig) -> None:
-        """Choose the rows.
-
-        Raises:
-            UserError: a teacher, selection or column that is not there, or too few rows to fit or judge.
-        """
+        """Choose the rows. Raises UserError for a teacher, selection or column that is not there, or too few rows to
+        fit or judge."""
         self.slugs = check_teachers(store, config.teachers)
         self.widths = {slug: store.card(slug).dim for slug in self.slugs}
         order = list(store.teachers)

@@ -26,10 +26,8 @@ Batch = dict[str, TeacherRows]
 def batches(
     rows: AlignmentRows, settings: TrainingSettings, seed: int, device: torch.device
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of all steps; a thread gathers each while the step before runs.
-
-    A gather releases the interpreter lock, so it takes nothing from the step but memory bandwidth.
-    """
+    """Yield the batches of all steps; a thread gathers each while the step before runs. A gather releases the
+    interpreter lock, so it takes nothing from the step but memory bandwidth."""
     size = min(settings.batch_size, len(rows.fit))
     per_epoch = len(rows.fit) // size
 
@@ -56,11 +54,7 @@ def train(
     settings: TrainingSettings,
     seed: int,
 ) -> None:
-    """Minimize `loss_of` over the rows to fit on.
-
-    Raises:
-        UserError: the loss is not finite any more.
-    """
+    """Minimize `loss_of` over the rows to fit on. Raises UserError if the loss is not finite any more."""
     device = next(model.parameters()).device
     steps = settings.steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -86,11 +80,9 @@ class JointMaps(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1 / temperature).log())
 
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """Return InfoNCE over the rows that two teachers share, for a random ring of teachers.
-
-        The teachers that have rows are put in a random circle, and each is contrasted with the next, images and texts
-        with images and texts. A step costs one product a teacher; over the steps every two teachers meet.
-        """
+        """Return InfoNCE over the rows that two teachers share, for a random ring of teachers. The teachers that have
+        rows are put in a random circle, and each is contrasted with the next, images and texts with images and texts. A
+        step costs one product a teacher; over the steps every two teachers meet."""
         out = {slug: self._project(slug, batch) for slug in self.slugs if len(batch[slug].members) > 1}
         present = [list(out)[i] for i in torch.randperm(len(out), generator=generator).tolist()]
         terms = []
@@ -137,7 +129,6 @@ def fit_joint(rows: AlignmentRows, settings: JointSettings, dim: int, seed: int)
 
 class MultiTeacherAutoencoder(nn.Module):
     """MMKD-CLIP's autoencoder (`open_clip/models_ae.py`, MultiCLIP_AE). E: a teacher's width, D the common, H hidden.
-
     Per teacher ``in = Linear(E, D)``, shared by image and text, and ``out = Linear(D, E)``; per tower an encoder
     (``Linear, ReLU, Dropout`` twice) and a decoder (``Linear, ReLU, Linear``) of width H between. In training Gaussian
     noise of 0.01 is added to the encoder's input, dropout is 0.2, and the loss is the mean squared error of the

@@ -25,14 +25,10 @@ def preset_names() -> list[str]:
 
 
 def composed(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A run's content over its presets: later presets over earlier ones, the run's own keys over all.
-
-    `preset` is a name, the path of a YAML file beside the run, or a list of such. Mappings are merged key by
-    key, everything else is replaced. Paths become absolute; each is relative to the file that names it.
-
-    Raises:
-        ConfigError: a preset that does not exist, or is not a list of names.
-    """
+    """A run's content over its presets: later presets over earlier ones, the run's own keys over all. `preset` is a
+    name, the path of a YAML file beside the run, or a list of such. Mappings are merged key by key, everything else is
+    replaced. Paths become absolute; each is relative to the file that names it. Raises ConfigError for a preset that
+    does not exist, or is not a list of names."""
     named = content.get("preset", [])
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

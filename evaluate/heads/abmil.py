@@ -1,8 +1,5 @@
-"""Gated attention over a bag of patches: the network, and its training for classes, hazards or risks.
-
-Ilse, Tomczak and Welling 2018, "Attention-based deep multiple instance learning", equation 9, after one
-linear layer as CLAM has it.
-"""
+"""Gated attention over a bag of patches: the network, and its training for classes, hazards or risks. Ilse, Tomczak and
+Welling 2018, "Attention-based deep multiple instance learning", equation 9, after one linear layer as CLAM has it."""
 
 from __future__ import annotations
 
@@ -37,14 +34,11 @@ class GatedAttention(nn.Module):
         self.head = nn.Linear(settings.hidden, outputs)
 
     def forward(self, patches: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Outputs of several bags at once.
+        """Outputs of several bags at once. Returns float32 (len(sizes), K).
 
         Args:
             patches: float32 (P, D), the patches of all bags, one bag after the other.
             sizes: patches of every bag, each above zero; they add up to P.
-
-        Returns:
-            float32 (len(sizes), K).
         """
         hidden = self.embed(patches * self.scale)
         scores = self.score(self.tanh(hidden) * self.gate(hidden)).squeeze(1)
@@ -73,7 +67,8 @@ def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
 def fit_predict(
     bags: BagFeatures, task: MilTask, one: Round, *, settings: MilSettings, seed: int
 ) -> tuple[Floats, Trained]:
-    """Train on some bags, stop by others, and answer for the rest.
+    """Train on some bags, stop by others, and answer for the rest. Returns Outputs float64 (len(one.test), K), and the
+    outcome of the training.
 
     Args:
         bags: all bags; those of the round have patches.
@@ -81,9 +76,6 @@ def fit_predict(
         one: indices of the bags to train on, to stop by, and to answer for.
         settings: of network and training.
         seed: of weights, dropout, order and patch draws.
-
-    Returns:
-        Outputs float64 (len(one.test), K), and the outcome of the training.
     """
     rng = np.random.default_rng(seed)
     with reproducible(seed):

@@ -1,8 +1,6 @@
 """Elastic-net Cox regression: one path of penalties, the best of them chosen by cross-validated partial likelihood.
-
 scikit-survival has this model, but under the GPL; lifelines' needs minutes for 512 columns. Tests hold the likelihood
-to torchsurv's and lifelines', and the coefficients to scikit-survival's.
-"""
+to torchsurv's and lifelines', and the coefficients to scikit-survival's."""
 
 from __future__ import annotations
 
@@ -106,11 +104,8 @@ class CoxModel:
 
 
 def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
-    """Fit the penalty that predicts held-out subjects best, then refit on all.
-
-    Raises:
-        UserError: no event, or too few subjects to choose the penalty on.
-    """
+    """Fit the penalty that predicts held-out subjects best, then refit on all. Raises UserError if there is no event,
+    or too few subjects to choose the penalty on."""
     if not cohort.event.any():
         raise UserError(f"all {len(cohort.time)} training subjects are censored; a Cox model needs events")
     x, mean, scale = _standardized(cohort.x)
@@ -143,20 +138,16 @@ def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
 def fit_path(
     x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Coefficients of every penalty, each started from the one before, and whether they converged.
-
-    Minimizes L(x b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps
-    (Beck and Teboulle 2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and
-    Candes 2015, section 3.2: under half the steps here).
+    """Coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x b) / n
+    + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle 2009,
+    FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section 3.2:
+    under half the steps here). Returns float64 (steps, D), and bool (steps,).
 
     Args:
         x: float64 (n, D), standardized.
         likelihood: of the same n subjects.
         alphas: float64 (steps,), descending.
         l1_ratio: share of the l1 penalty.
-
-    Returns:
-        float64 (steps, D), and bool (steps,).
     """
     n, beta, curvature = len(x), np.zeros(x.shape[1]), 1.0
     path, hazard, converged = np.empty((len(alphas), x.shape[1])), np.zeros(n), np.zeros(len(alphas), dtype=bool)

@@ -16,10 +16,8 @@ from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions about images.
-
-    image, text: float32 (n, D), unit length. answer: int64 (n,), -1 outside the vocabulary.
-    """
+    """Questions about images. image, text: float32 (n, D), unit length. answer: int64 (n,), -1 outside the
+    vocabulary."""
 
     image: NDArray[np.float32]
     text: NDArray[np.float32]
@@ -39,16 +37,14 @@ class Questions:
 def fit_predict(
     train: Questions, val: Questions, test: Questions, *, words: int, settings: FusionSettings, seed: int
 ) -> tuple[NDArray[np.int64], Trained]:
-    """Train on questions with a known answer, stop by the validation accuracy, answer the rest.
+    """Train on questions with a known answer, stop by the validation accuracy, answer the rest. Returns answer of every
+    test question, int64 (m,), and the outcome of the training.
 
     Args:
         train, val, test: the questions.
         words: size of the vocabulary.
         settings: of head and training.
         seed: of weights, dropout and order.
-
-    Returns:
-        Answer of every test question, int64 (m,), and the outcome of the training.
     """
     rng = np.random.default_rng(seed)
     known = train.take(train.answer >= 0)

@@ -33,9 +33,7 @@ def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) 
 
 def time_bins(time: Floats, event: NDArray[np.bool_], bins: int) -> Floats:
     """Inner edges of time bins, float64 (at most bins - 1,): quantiles of the event times of the training subjects.
-
-    Published code takes them from the whole cohort, test patients included (SurvPath); that leaks.
-    """
+    Published code takes them from the whole cohort, test patients included (SurvPath); that leaks."""
     inner = np.quantile(time[event], np.linspace(0, 1, bins + 1)[1:-1])
     return np.unique(inner)
 
@@ -46,11 +44,9 @@ def bin_of(time: Floats, edges: Floats) -> NDArray[np.int64]:
 
 
 def hazard_nll(logits: torch.Tensor, bins: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
-    """Mean negative log likelihood of discrete hazards.
-
-    An event in bin b: the subject lived through the bins before and died in b. Censored in bin b: it lived through b.
-    Zadeh and Schmid 2021, "Bias in cross-entropy-based training of deep survival networks", equation 7,
-    every subject with weight one.
+    """Mean negative log likelihood of discrete hazards. An event in bin b: the subject lived through the bins before
+    and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in cross-entropy-based training
+    of deep survival networks", equation 7, every subject with weight one.
 
     Args:
         logits: float (n, K), of the hazard in each bin.

@@ -25,15 +25,12 @@ _NOT_THE_READERS = ("splits", "join", "draw")
 
 
 def described_corpus(place: StorePath, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
-    """Make the reader that a description asks for.
+    """Make the reader that a description asks for. Raises ConfigError for an unknown kind, an unknown or wrong field,
+    or a root without a value. Raises CorpusError if what it names does not exist.
 
     Args:
         place: the `.yaml`.
         kinds: kind to a function that loads its class.
-
-    Raises:
-        ConfigError: an unknown kind, an unknown or wrong field, or a root without a value.
-        CorpusError: what it names does not exist.
     """
     if isinstance(place, RemotePath):
         raise CorpusError(f"{place} is a description behind a URL; copy it here, its paths may stay URLs")
@@ -48,12 +45,9 @@ def described_corpus(place: StorePath, kinds: Mapping[str, Callable[[], Any]]) -
 
 
 def described_bags(path: Path) -> tuple[Path, Join | None]:
-    """Folder and table of an evaluation set of `kind: bags`, whose features others made.
-
-    Raises:
-        ConfigError: another kind, or an unknown or wrong field.
-        CorpusError: a table that is not there, or that matches something else than slides or patients.
-    """
+    """Folder and table of an evaluation set of `kind: bags`, whose features others made. Raises ConfigError for another
+    kind, or an unknown or wrong field. Raises CorpusError for a table that is not there, or that matches something else
+    than slides or patients."""
     content = read_mapping(path)
     source = content.get("source")
     if not isinstance(source, dict) or source.get("kind") != BAGS:

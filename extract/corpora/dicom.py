@@ -32,10 +32,8 @@ _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 
 
 class DicomCorpus(FileCorpus):
-    """Every `.dcm` file, and every file without suffix that begins as DICOM does, below a folder.
-
-    The modality tag becomes the row's modality, the body part its label. No other text of the file leaves it.
-    """
+    """Every `.dcm` file, and every file without suffix that begins as DICOM does, below a folder. The modality tag
+    becomes the row's modality, the body part its label. No other text of the file leaves it."""
 
     kind: Literal["dicom"] = "dicom"
     frames: Literal["middle", "first", "all"] = "middle"

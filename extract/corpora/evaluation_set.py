@@ -1,7 +1,5 @@
 """The description of an evaluation set as a corpus: its images or questions, what a table knows of them, its prompts.
-
-`mmkd extract` reads `source` and `prompts` of the description; all else is for `mmkd evaluate`.
-"""
+`mmkd extract` reads `source` and `prompts` of the description; all else is for `mmkd evaluate`."""
 
 from __future__ import annotations
 
@@ -89,11 +87,7 @@ class EvaluationSet:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Label columns, each once.
-
-        Raises:
-            CorpusError: the joined table has a column that the source has too.
-        """
+        """Label columns, each once. Raises CorpusError if the joined table has a column that the source has too."""
         own = self.source.labels
         joined = () if self.join is None else self.join.labels
         both = sorted(set(own) & set(joined))
@@ -174,11 +168,7 @@ class EvaluationSet:
         return next((split for split, patterns in self.splits.items() if fits(name, patterns)), None)
 
     def _check_splits(self, names: list[str]) -> None:
-        """Refuse a split without files, and a file in two.
-
-        Raises:
-            CorpusError: a pattern is wrong.
-        """
+        """Refuse a split without files, and a file in two. Raises CorpusError if a pattern is wrong."""
         for split, patterns in self.splits.items():
             mine = [name for name in names if fits(name, patterns)]
             if not mine:

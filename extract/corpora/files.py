@@ -102,11 +102,7 @@ class FileCorpus(Frozen):
         return self.model_dump_json(exclude={"path", "images"})
 
     def listed(self) -> list[Listed]:
-        """The files, sorted by name.
-
-        Raises:
-            CorpusError: it cannot be listed.
-        """
+        """The files, sorted by name. Raises CorpusError if it cannot be listed."""
         try:
             if not self._is_folder:
                 return [stat_file(self.place)]
@@ -147,12 +143,9 @@ class FileCorpus(Frozen):
         return not self.only or fits(name, self.only)
 
     def image_uri(self, image: str, root: str) -> str:
-        """An image path of a row as a path below `root`, which is absolute.
-
-        `file://` and `~` are resolved. A path that leaves `root` and comes back, perhaps through a link, becomes
-        relative. Of a path that names no file, the same path with slashes for backslashes, or in the other Unicode
-        normal form, is taken when that file exists.
-        """
+        """An image path of a row as a path below `root`, which is absolute. `file://` and `~` are resolved. A path that
+        leaves `root` and comes back, perhaps through a link, becomes relative. Of a path that names no file, the same
+        path with slashes for backslashes, or in the other Unicode normal form, is taken when that file exists."""
         image = image.removeprefix("file://")
         if "://" in root or "://" in image or "\0" in image:
             return image
@@ -182,11 +175,7 @@ class FileCorpus(Frozen):
         return Part(file.name, file.size, content.hexdigest())
 
     def opened(self, part: Part) -> IO[bytes]:
-        """A part's file.
-
-        Raises:
-            CorpusError: it cannot be read.
-        """
+        """A part's file. Raises CorpusError if it cannot be read."""
         try:
             return open_file(join(self.base, part.name))
         except (OSError, UnreachableError) as error:
@@ -206,12 +195,8 @@ def unlistable(place: StorePath, error: OSError | UnreachableError) -> CorpusErr
 
 
 def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]:
-    """Files below a folder without those that mmkd wrote, and the folders of these with what they are.
-
-    Raises:
-        OSError: it cannot be listed.
-        CorpusError: `place` itself was written by mmkd.
-    """
+    """Files below a folder without those that mmkd wrote, and the folders of these with what they are. Raises OSError
+    if it cannot be listed. Raises CorpusError if `place` itself was written by mmkd."""
     files = list(list_files(place))
     names = {file.name for file in files}
     outputs: dict[str, str] = {}

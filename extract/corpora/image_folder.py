@@ -16,10 +16,8 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 
 
 class ImageFolderCorpus(FileCorpus):
-    """`CLASS/.../x.png`, or `train/CLASS/.../x.png` where every top folder is named like a split.
-
-    Rows come in the order of their paths; labels are `label` and `split` (null without splits).
-    """
+    """`CLASS/.../x.png`, or `train/CLASS/.../x.png` where every top folder is named like a split. Rows come in the
+    order of their paths; labels are `label` and `split` (null without splits)."""
 
     kind: Literal["imagefolder"] = "imagefolder"
     split_folders: bool | None = None

@@ -82,11 +82,8 @@ class Join(Frozen):
         return columns, found
 
     def _wanted(self, header: tuple[str, ...], folds: list[str]) -> tuple[str, ...]:
-        """Columns to take.
-
-        Raises:
-            CorpusError: a column is not there, or has the name of one of the sample table's.
-        """
+        """Columns to take. Raises CorpusError if a column is not there, or has the name of one of the sample
+        table's."""
         for name in (self.key, *(self.columns or ())):
             if name not in header:
                 raise CorpusError(f"{self.table} has no column {name!r}; it has {', '.join(header[:20]) or 'no rows'}")
@@ -102,11 +99,7 @@ class Join(Frozen):
         return wanted
 
     def _fold_of(self, line: dict[str, str | None], folds: list[str]) -> dict[str, str | None]:
-        """In which fold a line is tested.
-
-        Raises:
-            CorpusError: in none, or in several.
-        """
+        """In which fold a line is tested. Raises CorpusError if it is in none or several."""
         if not folds:
             return {}
         tested = [name for name in folds if (line[name] or "").strip().lower() == _TEST]
@@ -136,11 +129,8 @@ class Join(Frozen):
             found.setdefault(key, dict.fromkeys(columns))[FOLD] = fold
 
     def _add(self, found: dict[str, dict[str, str | None]], key: str | None, values: dict[str, str | None]) -> None:
-        """Note a line. Several lines of one key (a patient's slides) must agree in what is taken of them.
-
-        Raises:
-            CorpusError: they do not.
-        """
+        """Note a line. Several lines of one key (a patient's slides) must agree in what is taken of them. Raises
+        CorpusError if they do not."""
         if not key:
             raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")
         before = found.setdefault(key, values)
@@ -153,11 +143,8 @@ class Join(Frozen):
 
 
 def _lines(path: Path) -> list[dict[str, str | None]]:
-    """Lines of a table as labels by column.
-
-    Raises:
-        CorpusError: it cannot be read, a line has too many or too few cells, or a column stands twice.
-    """
+    """Lines of a table as labels by column. Raises CorpusError if it cannot be read, a line has too many or too few
+    cells, or a column is listed twice."""
     try:
         if path.suffix.lower() == ".parquet":
             return [{name: as_label(value) for name, value in row.items()} for row in pq.read_table(path).to_pylist()]

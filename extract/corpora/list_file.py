@@ -11,11 +11,9 @@ from mmkd.extract.corpora.row import CorpusRow, Part
 
 
 class ListFileCorpus(FileCorpus):
-    """`train.txt`, `test.txt` with images in `train/`, `test/`, as the sets released with MMKD-CLIP have it.
-
-    Where there is no folder of the list's name, names are relative to the list. The last word of a line is the
-    label, so that file names may hold blanks. Labels are `label` and `split` (the list's name).
-    """
+    """`train.txt`, `test.txt` with images in `train/`, `test/`, as the sets released with MMKD-CLIP have it. Where
+    there is no folder of the list's name, names are relative to the list. The last word of a line is the label, so that
+    file names may hold blanks. Labels are `label` and `split` (the list's name)."""
 
     kind: Literal["listfile"] = "listfile"
 

@@ -21,10 +21,8 @@ _SPLITS = ("train", "val", "test")
 
 
 class MedMnistCorpus(FileCorpus):
-    """One `.npz`. Labels (n,) or (n, 1) are `label`, labels (n, L) are `label_0`, `label_1`, ...; and `split`.
-
-    Values are the archive's numbers, or names where it also holds an array `classes`.
-    """
+    """One `.npz`. Labels (n,) or (n, 1) are `label`, labels (n, L) are `label_0`, `label_1`, ...; and `split`. Values
+    are the archive's numbers, or names where it also holds an array `classes`."""
 
     kind: Literal["medmnist"] = "medmnist"
 
@@ -66,11 +64,8 @@ class MedMnistCorpus(FileCorpus):
 
     @functools.cached_property
     def _labels(self) -> dict[str, NDArray[Any]]:
-        """Labels by split; each has as many rows as the split has pictures.
-
-        Raises:
-            CorpusError: no split, a split without labels, or labels that are not whole numbers.
-        """
+        """Labels by split; each has as many rows as the split has pictures. Raises CorpusError if there is no split, a
+        split without labels, or labels that are not whole numbers."""
         found = {split: self._arrays[f"{split}_labels"] for split in _SPLITS if f"{split}_labels" in self._arrays}
         for split, values in found.items():
             if values.dtype.kind not in "biu" or values.ndim not in (1, 2):

@@ -77,18 +77,15 @@ _EXPECTED = (
 
 
 def open_corpus(location: str) -> Corpus:
-    """Find out what `location` is and return its reader.
+    """Find out what `location` is and return its reader. Raises CorpusError if it does not exist, or is none of these.
+    Raises ConfigError if the YAML has an unknown or wrong field. Raises UserError if the URL's kind is unknown, or a
+    package is missing.
 
     Args:
         location: path or URL of a CSV, TSV, JSONL or Parquet file, a `.tar`, a DICOM file or a slide; of a folder that
             holds tars, Parquet files, one table, DICOM files, slides, images with texts, or folders of images; or of a
             `.yaml` that describes a corpus (its `kind` and that reader's fields) or an evaluation set (`dataset`,
             `source`).
-
-    Raises:
-        CorpusError: it does not exist, or is none of these.
-        ConfigError: the YAML has an unknown or wrong field.
-        UserError: the URL's kind is unknown, or a package is missing.
     """
     place = as_root(location)
     suffix = place.suffix.lower()

@@ -43,11 +43,8 @@ class ParquetCorpus(TabularCorpus):
 
     @functools.cached_property
     def roles(self) -> dict[str, str]:
-        """Role to column name.
-
-        Raises:
-            CorpusError: as for any table, or the image column holds neither images nor paths.
-        """
+        """Role to column name. Raises CorpusError as for any table, or the image column holds neither images nor
+        paths."""
         found = dict(super().roles)
         if "image" in found:
             kind = self._schema.field(found["image"]).type
@@ -80,11 +77,8 @@ class ParquetCorpus(TabularCorpus):
         return bool(name) and _holds_bytes(self._schema.field(name).type)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per table row; a failed one where the file is damaged.
-
-        Raises:
-            CorpusError: the file lacks a column that the first one has.
-        """
+        """One row per table row; a failed one where the file is damaged. Raises CorpusError if the file lacks a column
+        that the first one has."""
         roles = self.roles  # what is no corpus at all is refused before the first row
         try:
             with self.opened(part) as handle:
@@ -187,9 +181,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _filled(file: pq.ParquetFile, column: str) -> Any:
     """True when no cell of the column is null by the file's own statistics; else a function that says it of a row.
-
-    Asking the cells themselves would read every image while the corpus is listed.
-    """
+    Asking the cells themselves would read every image while the corpus is listed."""
     metadata = file.metadata
     nulls: list[int | None] = []
     for group in range(metadata.num_row_groups):

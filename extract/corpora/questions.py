@@ -24,12 +24,9 @@ _SPLITS = ("train", "val", "test")
 
 
 class QuestionsCorpus(FileCorpus):
-    """A JSON file, or all of a folder: lists of questions. The question is the caption of its image.
-
-    Labels are the other fields as they stand (`answer_type` in capitals, without blanks: releases differ), `split`
-    (by the file's name where the question does not say), and `row_kind` and `text_of`, which tell candidate answers
-    from questions.
-    """
+    """A JSON file, or all of a folder: lists of questions. The question is the caption of its image. Labels are the
+    other fields as they stand (`answer_type` in capitals, without blanks: releases differ), `split` (by the file's name
+    where the question does not say), and `row_kind` and `text_of`, which tell candidate answers from questions."""
 
     kind: Literal["vqa"] = "vqa"
     images: str | None = None
@@ -125,11 +122,7 @@ class QuestionsCorpus(FileCorpus):
             )
 
     def _records(self, part: Part) -> list[dict[str, Any]]:
-        """The questions of one file.
-
-        Raises:
-            CorpusError: not JSON, not a list of questions.
-        """
+        """The questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""
         with self.opened(part) as file:
             try:
                 content = json.loads(file.read(_MAX_BYTES + 1))

@@ -123,10 +123,8 @@ def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
 
 def as_label(value: object) -> str | None:
     """Any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, truth is `true` or
-    `false`, all else is JSON.
-
-    JSON prints a number in its shortest form, so one value has one text whatever the format it came from.
-    """
+    `false`, all else is JSON. JSON prints a number in its shortest form, so one value has one text whatever the format
+    it came from."""
     if isinstance(value, bytes):
         value = decode_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):

@@ -37,10 +37,8 @@ Read = Callable[[Member], bytes | str]
 
 
 class SampleCorpus(FileCorpus):
-    """Fields that say which member of a sample is what.
-
-    A key is the member's path without its last known suffix: that of an image or a text, or a name given here.
-    """
+    """Fields that say which member of a sample is what. A key is the member's path without its last known suffix: that
+    of an image or a text, or a name given here."""
 
     caption_field: str = "caption"
     """Field of the JSON sidecar that holds the caption or a list of them; a text sidecar goes before it."""
@@ -64,10 +62,8 @@ class SampleCorpus(FileCorpus):
         return (*self.label_fields, *self.label_members)
 
     def samples(self, members: Iterable[Member]) -> Iterator[tuple[str, Sample] | Ignored]:
-        """Members by key, in the order of the keys' first members; those that belong to no sample are ignored.
-
-        A member that its sample has already begins a further sample of the same key.
-        """
+        """Members by key, in the order of the keys' first members; those that belong to no sample are ignored. A member
+        that its sample has already begins a further sample of the same key."""
         found: dict[str, list[Sample]] = {}
         order: list[tuple[str, Sample]] = []
         for member in members:
@@ -174,11 +170,8 @@ class WebDatasetCorpus(SampleCorpus):
     suffixes = (".tar",)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per sample that has an image or a caption; a last failed one where the tar is damaged.
-
-        Raises:
-            CorpusError: the file is not an uncompressed tar.
-        """
+        """One row per sample that has an image or a caption; a last failed one where the tar is damaged. Raises
+        CorpusError if the file is not an uncompressed tar."""
         with self.opened(part) as file:
             members: list[Member] = []
             texts: dict[int, bytes] = {}

@@ -132,11 +132,8 @@ class SlidesCorpus(FileCorpus):
 
 
 def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> Iterator[tuple[int, int]]:
-    """Level-0 corners of the whole tiles of a grid from (0, 0) on whose share of tissue is enough, row by row.
-
-    Raises:
-        ValueError: the slide has no level that is coarse enough for a row of tiles to be read at once.
-    """
+    """Level-0 corners of the whole tiles of a grid from (0, 0) on whose share of tissue is enough, row by row. Raises
+    ValueError if the slide has no level that is coarse enough for a row of tiles to be read at once."""
     width, height = slide.dimensions
     across = width // side
     level = slide.get_best_level_for_downsample(max(1.0, side / _CELLS))

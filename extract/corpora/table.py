@@ -35,10 +35,8 @@ class Record(NamedTuple):
 
 
 class TableCorpus(TabularCorpus):
-    """A table of image paths and captions, or a folder of tables with the same columns.
-
-    As YAML, this is the content of `corpus.yaml`.
-    """
+    """A table of image paths and captions, or a folder of tables with the same columns. As YAML, this is the content of
+    `corpus.yaml`."""
 
     kind: Literal["table"] = "table"
     caption_template: str | None = None
@@ -81,11 +79,8 @@ class TableCorpus(TabularCorpus):
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
-        """Of the first table; of JSONL, every name that any line has.
-
-        Raises:
-            CorpusError: there is no table, or it has no rows.
-        """
+        """Of the first table; of JSONL, every name that any line has. Raises CorpusError if there is no table, or it
+        has no rows."""
         files = self.listed()
         if not files:
             raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
@@ -107,11 +102,8 @@ class TableCorpus(TabularCorpus):
         return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per line of the table.
-
-        Raises:
-            CorpusError: a named column is not there, or the file is not such a table.
-        """
+        """One row per line of the table. Raises CorpusError if a named column is not there, or the file is not such a
+        table."""
         roles, number = self.roles, 0  # an empty table is refused before the first row
         many = len(self.listed()) > 1
         folder = part.name.rpartition("/")[0] if self.images is None else ""
@@ -145,13 +137,9 @@ class TableCorpus(TabularCorpus):
                 raise unlistable(self.place, error) from error
 
     def _cells(self, name: str, lines: Iterator[str]) -> Iterator[Record]:
-        """Records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault.
-
-        Columns without a name are left out. Where a name of the header has blanks around it, so may the cells.
-
-        Raises:
-            CorpusError: a quotation mark that is never closed.
-        """
+        """Records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault. Columns
+        without a name are left out. Where a name of the header has blanks around it, so may the cells. Raises
+        CorpusError for a quotation mark that is never closed."""
         csv.field_size_limit(_MAX_LINE)
         first = next((line for line in lines if line.strip()), "")
         delimiter = self.delimiter or ("\t" if name.lower().endswith(".tsv") else None)
@@ -215,11 +203,8 @@ def _lines(file: IO[bytes], where: str, encoding: str) -> Iterator[str]:
 
 
 def _json_records(lines: Iterator[str], where: str) -> Iterator[Record]:
-    """Records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own.
-
-    Raises:
-        CorpusError: the first line is not a JSON object.
-    """
+    """Records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own. Raises
+    CorpusError if the first line is not a JSON object."""
     first = True
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -252,11 +237,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """Columns that a template names.
-
-    Raises:
-        ValueError: its braces are not in order, or it asks for more than a column's cell.
-    """
+    """Columns that a template names. Raises ValueError if its braces are not in order, or it asks for more than a
+    column's cell."""
     pieces = [piece for piece in Formatter().parse(template) if piece[1] is not None]
     for _, name, form, conversion in pieces:
         if not name or form or conversion or set(name) & set(".[]"):

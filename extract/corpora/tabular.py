@@ -77,11 +77,8 @@ class TabularCorpus(FileCorpus):
 
     @functools.cached_property
     def roles(self) -> dict[str, str]:
-        """Role to column name.
-
-        Raises:
-            CorpusError: a named column is not there, a column stands twice, or there is neither image nor caption.
-        """
+        """Role to column name. Raises CorpusError if a named column is not there, a column is listed twice, or there is
+        neither image nor caption."""
         found: dict[str, str] = {}
         header = self.header
         check_names(header, self.path)
@@ -122,11 +119,8 @@ class TabularCorpus(FileCorpus):
             yield Ignored(f"column: {why}", name[:60] or self.place.name)
 
     def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
-        """Columns of a further file that the header lacks.
-
-        Raises:
-            CorpusError: the file lacks a column that is used.
-        """
+        """Columns of a further file that the header lacks. Raises CorpusError if the file lacks a column that is
+        used."""
         check_names(names, f"{self.path}: {file}")
         missing = [name for name in (*self.roles.values(), *self.labels) if name not in names]
         if missing:
@@ -180,11 +174,8 @@ class TabularCorpus(FileCorpus):
 def label_names(
     wanted: tuple[str, ...] | None, found: Mapping[str, str], header: Sequence[str], where: object
 ) -> tuple[str, ...]:
-    """Columns that pass into the sample table: those wanted, else all that have a name and no role.
-
-    Raises:
-        CorpusError: one is missing, has the name of a column of the sample table, or there are too many.
-    """
+    """Columns that pass into the sample table: those wanted, else all that have a name and no role. Raises CorpusError
+    if one is missing, has the name of a column of the sample table, or there are too many."""
     if wanted is None:
         wanted = tuple(name for name in header if name and name not in found.values())
         if len(wanted) > _MAX_LABELS:
@@ -203,11 +194,7 @@ def label_names(
 
 
 def check_names(header: Sequence[str], where: object) -> None:
-    """Refuse a header that cannot be one.
-
-    Raises:
-        CorpusError: it names a column twice, or was decoded wrongly.
-    """
+    """Refuse a header that cannot be one. Raises CorpusError if it names a column twice, or was decoded wrongly."""
     if any("\0" in name for name in header):
         raise CorpusError(f"{where} has NUL characters in its header; if it is UTF-16, say `encoding: utf-16-le`")
     seen: set[str] = set()

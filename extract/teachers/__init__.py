@@ -1,7 +1,5 @@
-"""Teachers: who they are, how their files become an encoder, and how to bring one's own.
-
-Who they are is read without torch: lists, checks of names and `mmkd doctor` start at once, and without the extra.
-"""
+"""Teachers: who they are, how their files become an encoder, and how to bring one's own. Who they are is read without
+torch: lists, checks of names and `mmkd doctor` start at once, and without the extra."""
 
 from __future__ import annotations
 
@@ -20,24 +18,17 @@ __all__ = ["Teacher", "TeacherSpec", "describe_teacher", "load_teacher", "parse_
 
 
 def describe_teacher(spec: TeacherSpec) -> TeacherCard:
-    """Find a teacher's files and hash them; no model is built.
-
-    Files of a hub repository that are not in the cache are downloaded. Hashes are remembered between runs.
-
-    Raises:
-        TeacherError: in one line what is missing or wrong, and what to do.
-    """
+    """Find a teacher's files and hash them; no model is built. Files of a hub repository that are not in the cache are
+    downloaded. Hashes are remembered between runs. Raises TeacherError in one line what is missing or wrong, and what
+    to do."""
     from mmkd.extract.teachers.loaders import find_loader  # noqa: PLC0415 - torch
 
     return find_loader(spec).describe(spec)
 
 
 def load_teacher(spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
-    """Build the encoder that `card` describes on `device`, every weight accounted for.
-
-    Raises:
-        TeacherError: the files are not the card's any more, are damaged, or do not fit the architecture.
-    """
+    """Build the encoder that `card` describes on `device`, every weight accounted for. Raises TeacherError if the files
+    are not the card's any more, are damaged, or do not fit the architecture."""
     from mmkd.extract.teachers.loaders import find_loader  # noqa: PLC0415 - torch
 
     return find_loader(spec).load(spec, card, device)

@@ -91,16 +91,14 @@ _SAME, _DIFFERENT, _UNKNOWN = "the original's model", "not the original's model"
 def check_teacher(
     spec: TeacherSpec, device: torch.device, images: Path | None = None, golden: Path | None = None
 ) -> CheckReport:
-    """Find or download the weights, load them strictly, run pictures and captions.
+    """Find or download the weights, load them strictly, run pictures and captions. Raises TeacherError with the
+    obstacle in one line.
 
     Args:
         spec: the teacher.
         device: where to run it.
         images: folder of pictures; None for the drawn ones.
         golden: folder of the original's samples.
-
-    Raises:
-        TeacherError: whatever stands in the way, in one line.
     """
     loader = find_loader(spec)
     card = loader.describe(spec)
@@ -208,14 +206,10 @@ class GoldenCosine:
 
 
 def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
-    """The original's own demo samples that have features of this teacher, under any of its spellings.
-
-    Layout (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, one sample a line with `imgpath`, `txt`
-    and `available_clips`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`.
-
-    Raises:
-        TeacherError: not the original's layout.
-    """
+    """The original's own demo samples that have features of this teacher, under any of its spellings. Layout
+    (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, one sample a line with `imgpath`, `txt` and
+    `available_clips`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises
+    TeacherError if it is not the original's layout."""
     published = find_published(slug, missing_ok=True)
     spellings = {slug, *((published.name, *published.also_called) if published else ())}
     lines = _lines(folder / "meta.jsonl")
@@ -238,11 +232,7 @@ def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
 
 
 def golden_cosines(teacher: Teacher, samples: list[GoldenSample]) -> list[GoldenCosine]:
-    """Run the teacher on published samples.
-
-    Raises:
-        TeacherError: the published features have another width.
-    """
+    """Run the teacher on published samples. Raises TeacherError if the published features have another width."""
     transform = pixel_transform(geometry_of(teacher.card.preprocessing))
     cosines = []
     for sample in samples:
@@ -299,7 +289,7 @@ _SIZES = ((512, 512), (640, 480), (97, 301), (224, 224), (1024, 96), (64, 64))
 
 
 def drawn_pictures() -> list[Image.Image]:
-    """Rings on a gradient in several sizes, in color and in grey; the same pictures on every machine."""
+    """Rings on a gradient in several sizes, in color and in gray; the same pictures on every machine."""
     pictures = []
     for number, (width, height) in enumerate(_SIZES):
         y, x = np.mgrid[0:height, 0:width].astype(np.float64)
@@ -312,11 +302,8 @@ def drawn_pictures() -> list[Image.Image]:
 
 
 def pictures_in(folder: Path, limit: int = 64) -> list[Image.Image]:
-    """The first `limit` pictures of a folder by name.
-
-    Raises:
-        TeacherError: no folder, no picture in it, or one that cannot be decoded.
-    """
+    """The first `limit` pictures of a folder by name. Raises TeacherError if there is no folder, no picture in it, or
+    one that cannot be decoded."""
     if not folder.is_dir():
         raise TeacherError(f"there is no folder {folder} with pictures")
     pictures = list(_readable(sorted(folder.iterdir()), limit))

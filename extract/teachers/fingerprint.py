@@ -20,11 +20,8 @@ def cache_directory() -> Path:
 
 
 def file_sha256(path: Path, skip: int = 0) -> str:
-    """Hex SHA-256 of a file's bytes from offset `skip` on, from the cache where the file has not changed.
-
-    Raises:
-        TeacherError: the file cannot be read.
-    """
+    """Hex SHA-256 of a file's bytes from offset `skip` on, from the cache where the file has not changed. Raises
+    TeacherError if the file cannot be read."""
     try:
         status = path.stat()
         identity = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, skip]

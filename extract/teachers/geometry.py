@@ -48,13 +48,9 @@ def geometry_of(preprocessing: Preprocessing) -> Geometry:
 
 @cache
 def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.uint8]]:
-    """Return the function that turns a picture into uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L.
-
-    The function raises ImageError for a picture so thin that resizing it would fill the memory.
-
-    Raises:
-        TeacherError: a resize mode or interpolation that does not exist.
-    """
+    """Return the function that turns a picture into uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L. The
+    function raises ImageError for a picture so thin that resizing it would fill the memory. Raises TeacherError for a
+    resize mode or interpolation that does not exist."""
     movers: dict[str, Callable[[Image.Image], Image.Image]] = {
         "hf_shortest": partial(_shortest_like_transformers, geometry),
         "hf_squash": partial(_squash_like_transformers, geometry),
@@ -77,11 +73,8 @@ def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.ui
 
 
 def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
-    """Refuse a picture that is too thin: before it is cropped, its resized or padded form would fill the memory.
-
-    Raises:
-        ImageError: more than 4 bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes).
-    """
+    """Refuse a picture that is too thin: before it is cropped, its resized or padded form would fill the memory. Raises
+    ImageError if more than 4 bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes)."""
     shorter = min(geometry.image_size)
     if geometry.resize_mode in ("shortest", "hf_shortest"):
         made = shorter * shorter * max(width, height) // min(width, height)
@@ -110,11 +103,9 @@ def _open_clip_steps(geometry: Geometry) -> Callable[[Image.Image], Image.Image]
 
 
 def _shortest_like_transformers(geometry: Geometry, picture: Image.Image) -> Image.Image:
-    """Shorter side to the target, then the middle; alpha is dropped, as transformers 4 did.
-
-    Source: transformers, image_transforms.get_resize_output_image_size and center_crop. torchvision rounds the margin
-    half to even instead, which is another pixel for every fourth margin.
-    """
+    """Shorter side to the target, then the middle; alpha is dropped, as transformers 4 did. Source: transformers,
+    image_transforms.get_resize_output_image_size and center_crop. torchvision rounds the margin half to even instead,
+    which is another pixel for every fourth margin."""
     colored = picture.convert(geometry.color)
     target_height, target_width = geometry.image_size
     width, height = colored.size
@@ -132,10 +123,8 @@ def _squash_like_transformers(geometry: Geometry, picture: Image.Image) -> Image
 
 
 def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
-    """Centre the picture on a square that is at least the target, then resize.
-
-    Source: github.com/RyanWangZf/MedCLIP, medclip/dataset.py, MedCLIPFeatureExtractor.pad_img.
-    """
+    """Centre the picture on a square that is at least the target, then resize. Source: github.com/RyanWangZf/MedCLIP,
+    medclip/dataset.py, MedCLIPFeatureExtractor.pad_img."""
     height, width = geometry.image_size
     side = max(height, *picture.size)
     square = Image.new(geometry.color, (side, side), geometry.fill)
@@ -144,10 +133,8 @@ def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
 
 
 def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std.
-
-    The same three operations in the same order as torchvision's ToTensor and Normalize.
-    """
+    """uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std. The same three
+    operations in the same order as torchvision's ToTensor and Normalize."""
     mean = torch.tensor(preprocessing.mean, device=pixels.device).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std, device=pixels.device).view(-1, 1, 1)
     return pixels.float().div_(255).sub_(mean).div_(std)

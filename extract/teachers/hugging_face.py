@@ -39,14 +39,12 @@ Source: each repository's config.json; the strict loading of weights would refus
 
 
 def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
-    """The text tower's config.json: beside the weights, from the table above, or from the hub.
+    """The text tower's config.json: beside the weights, from the table above, or from the hub. Raises TeacherError if
+    it is in none of these places.
 
     Args:
         spec: the teacher.
         named: hub id that the teacher's own configuration gives.
-
-    Raises:
-        TeacherError: it is in none of these places.
     """
     for source in text_sources(spec, named):
         if source.place.startswith("hf-hub:") and source.name and (known := KNOWN_TEXT_TOWERS.get(source.place[7:])):
@@ -71,11 +69,8 @@ def _text_config_at(source: Source) -> dict[str, Any] | None:
 
 
 def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a text tower's configuration that changes its output, with the class's defaults filled in.
-
-    Raises:
-        TeacherError: transformers does not know the architecture, or it would run code of its own.
-    """
+    """The part of a text tower's configuration that changes its output, with the class's defaults filled in. Raises
+    TeacherError if transformers does not know the architecture, or it would run code of its own."""
     kind = config.get("model_type")
     fields = {name: value for name, value in config.items() if name != "model_type"}
     try:
@@ -88,11 +83,8 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_config(content: dict[str, Any], where: str) -> Any:
-    """A transformers configuration from the content of a config.json.
-
-    Raises:
-        TeacherError: an architecture that transformers does not know, or values it refuses.
-    """
+    """A transformers configuration from the content of a config.json. Raises TeacherError for an architecture that
+    transformers does not know, or values it refuses."""
     # The dtype says how the file was saved; we compute in float32 unless the spec says otherwise.
     fields = {name: value for name, value in content.items() if name not in ("model_type", "torch_dtype", "dtype")}
     kind = content.get("model_type")
@@ -105,14 +97,9 @@ def make_config(content: dict[str, Any], where: str) -> Any:
 
 
 def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str, **arguments: Any) -> nn.Module:
-    """`model_class` with `weights`: all of them, nothing more, every shape right.
-
-    Goes through `from_pretrained`, which knows the names that older releases gave to the same tensors
-    (Swin's `attention.self.query`) and the buffers they saved (`position_ids`).
-
-    Raises:
-        TeacherError: naming every missing, unexpected and ill-shaped key.
-    """
+    """`model_class` with `weights`: all of them, nothing more, every shape right. Goes through `from_pretrained`, which
+    knows the names that older releases gave to the same tensors (Swin's `attention.self.query`) and the buffers they
+    saved (`position_ids`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
     try:
         with quiet():
             model, info = model_class.from_pretrained(

@@ -43,10 +43,8 @@ class _Compiled:
 
 
 class LoadedTeacher:
-    """A model in evaluation mode behind the `Teacher` protocol.
-
-    In half precision, rows that come out with NaN or infinity are computed once more in float32, and counted
-    in `half_precision_failures`.
+    """A model in evaluation mode behind the `Teacher` protocol. In half precision, rows that come out with NaN or
+    infinity are computed once more in float32, and counted in `half_precision_failures`.
 
     Args:
         card: who it is.
@@ -73,14 +71,12 @@ class LoadedTeacher:
         return LoadedTeacher(self._card, precision, self._device, self._model, self._tokenizer)
 
     def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
-        """Choose how the same forward pass is computed; last bits may change, and no more.
+        """Choose how the same forward pass is computed; last bits may change, and no more. Raises TeacherError if there
+        is no C++ compiler for the CPU.
 
         Args:
             channels_last: order of the convolutions' weights. On by default: benchmarks/forward.py.
             compiled: `torch.compile` both towers, each shape at its first pass.
-
-        Raises:
-            TeacherError: no C++ compiler for the CPU.
         """
         order = torch.channels_last if channels_last else torch.contiguous_format
         self._model.to(memory_format=order)
@@ -153,11 +149,8 @@ class LoadedTeacher:
 
 
 def check_digest(found: TeacherCard, card: TeacherCard) -> None:
-    """Refuse to load files other than those the card was written for.
-
-    Raises:
-        TeacherError: with both digests and what differs.
-    """
+    """Refuse to load files other than those the card was written for. Raises TeacherError with both digests and what
+    differs."""
     # How features are kept is the run's choice; the files have no say in it.
     found = found.with_encoding(card.encoding)
     if found.digest == card.digest:

@@ -29,11 +29,8 @@ def loader_names() -> list[str]:
 
 
 def find_loader(spec: TeacherSpec) -> TeacherLoader:
-    """The loader of `spec`.
-
-    Raises:
-        TeacherError: no such loader, a broken entry point, or files that no loader of ours recognizes.
-    """
+    """The loader of `spec`. Raises TeacherError if there is no such loader, a broken entry point, or files that no
+    loader of ours recognizes."""
     scheme = spec.source.partition(":")[0]
     if spec.loader == AUTO and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
         return _recognizing_loader(spec)

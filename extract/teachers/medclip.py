@@ -1,8 +1,6 @@
-"""Loader `medclip`: Swin or ResNet-50 beside Bio_ClinicalBERT, re-stated from the authors' forward pass.
-
-Source: github.com/RyanWangZf/MedCLIP, medclip/modeling_medclip.py (MedCLIPTextModel, MedCLIPVisionModel,
-MedCLIPVisionModelViT), medclip/dataset.py and medclip/constants.py. Features here are before its normalization.
-"""
+"""Loader `medclip`: Swin or ResNet-50 beside Bio_ClinicalBERT, re-stated from the authors' forward pass. Source:
+github.com/RyanWangZf/MedCLIP, medclip/modeling_medclip.py (MedCLIPTextModel, MedCLIPVisionModel,
+MedCLIPVisionModelViT), medclip/dataset.py and medclip/constants.py. Features here are before its normalization."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ class MedClipOptions(BaseModel):
     """Differences from microsoft/swin-tiny-patch4-window7-224, whose values are SwinConfig's defaults."""
     pooled_tokens: Literal["caption", "context"] = "caption"
     """Tokens in the mean. The authors pad to the longest caption of the batch and average padding too, so a caption's
-    feature depends on its neighbours; `caption` is what they get for a caption alone, `context` for one of 77."""
+    feature depends on its neighbors; `caption` is what they get for a caption alone, `context` for one of 77."""
     dim: int = 512
 
 

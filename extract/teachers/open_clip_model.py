@@ -1,7 +1,5 @@
 """Loader `open_clip`: a folder or repository with open_clip_config.json, or an architecture by name and a checkpoint.
-
-The second form with renamed keys also reads what forks of open_clip write (`text_encoder.` for `text.`).
-"""
+The second form with renamed keys also reads what forks of open_clip write (`text_encoder.` for `text.`)."""
 
 from __future__ import annotations
 
@@ -125,11 +123,8 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
-    """The part of `model_cfg` that changes a feature, without what equals open_clip's default.
-
-    Raises:
-        TeacherError: a key that the installed open_clip does not know.
-    """
+    """The part of `model_cfg` that changes a feature, without what equals open_clip's default. Raises TeacherError for
+    a key that the installed open_clip does not know."""
     settings = {name: value for name, value in model.items() if name not in ("vision_cfg", "text_cfg")}
     for section, defaults in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         known = {field.name: field.default for field in dataclasses.fields(defaults)}
@@ -196,10 +191,8 @@ def _padding_is_inert(custom: bool, text: dict[str, Any], forward: dict[str, Any
 
 
 class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
-    """open_clip's CLIP for captions that may be shorter than the context.
-
-    Source: open_clip 3.3, CLIP.encode_text; positions and mask are cut to the length of the tokens.
-    """
+    """open_clip's CLIP for captions that may be shorter than the context. Source: open_clip 3.3, CLIP.encode_text;
+    positions and mask are cut to the length of the tokens."""
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """int64 (B, L) to (B, D)."""
@@ -240,11 +233,8 @@ def _build(plan: Plan) -> nn.Module:
 
 
 def _check_size(plan: Plan, model: nn.Module) -> None:
-    """Some of timm's towers take one size only, and say so at their first image.
-
-    Raises:
-        TeacherError: the tower does not take the images that the configuration asks for.
-    """
+    """Some of timm's towers take one size only, and say so at their first image. Raises TeacherError if the tower does
+    not take the images that the configuration asks for."""
     height, width = plan.preprocessing.image_size
     try:
         with torch.inference_mode():

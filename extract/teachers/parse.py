@@ -11,17 +11,13 @@ from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
 
 def parse_teachers(text: str) -> list[TeacherSpec]:
-    """Read the value of `--teachers`.
+    """Read the value of `--teachers`. Raises TeacherError for an unknown name (suggesting the nearest), an unreadable
+    place, or two teachers of one name. Raises ConfigError for a YAML card that does not fit.
 
     Args:
         text: `all` for the nine, or a comma-separated list of: a name (`biomedclip`, also a paper's
             spelling such as `PUBMEDCLIP`), `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name
             keeps its recipe and only changes place), `card.yaml`, `NAME=card.yaml`, `NAME=ENTRYPOINT:...`.
-
-    Raises:
-        TeacherError: a name that is not known (the nearest is suggested), a place that cannot be
-            understood, or two teachers of one name.
-        ConfigError: a YAML card that does not fit.
     """
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     if not entries:
@@ -60,12 +56,9 @@ def _parse_entry(entry: str) -> list[TeacherSpec]:
 
 
 def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
-    """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher.
-
-    Raises:
-        ConfigError: the file is missing, is no YAML mapping, or has a field that is unknown or wrong.
-        TeacherError: `like` names no known teacher.
-    """
+    """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher. Raises
+    ConfigError if the file is missing, is no YAML mapping, or has a field that is unknown or wrong. Raises TeacherError
+    if `like` names no known teacher."""
     content = read_mapping(path)
     like = content.pop("like", None)
     fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}
@@ -83,11 +76,8 @@ def _is_yaml(text: str) -> bool:
 
 
 def _refuse_bare_place(entry: str) -> None:
-    """Say how to write a place that came without a name.
-
-    Raises:
-        TeacherError: `entry` is a folder or a `scheme:` without a name.
-    """
+    """Say how to write a place that came without a name. Raises TeacherError if `entry` is a folder or a `scheme:`
+    without a name."""
     if entry.startswith((LOCAL_DIR, HF_HUB)):
         raise TeacherError(f"{entry!r} needs a name to be stored under: write my-teacher={entry}")
     if "/" in entry or Path(entry).is_dir():

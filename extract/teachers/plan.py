@@ -84,11 +84,8 @@ class Plan:
 
 
 def read_options(spec: TeacherSpec, model: type[Options]) -> Options:
-    """`spec.options` as the loader's model.
-
-    Raises:
-        TeacherError: an option that the loader does not have, or a value that does not fit.
-    """
+    """`spec.options` as the loader's model. Raises TeacherError for an option that the loader does not have, or a value
+    that does not fit."""
     try:
         return model.model_validate(spec.options)
     except ValidationError as error:
@@ -127,11 +124,8 @@ class FileLoader:
         return self.plan(spec).card()
 
     def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
-        """Build the model.
-
-        Raises:
-            TeacherError: the files are no longer those of the card, or do not fit the architecture.
-        """
+        """Build the model. Raises TeacherError if the files are no longer those of the card, or do not fit the
+        architecture."""
         plan = self.plan(spec)
         check_digest(plan.card(), card)
         tokenizer = plan.tokenizer.build()

@@ -1,8 +1,6 @@
-"""Loader `pmc_clip`: a ResNet with attention pooling beside a BERT whose [CLS] is projected by a bare matrix.
-
-Source: github.com/WeixiongLin/PMC-CLIP, src/pmc_clip/model/pmc_clip.py (PMC_CLIP.encode_image, encode_text) and
-model_configs/RN50_fusion4.json; the split files are those of the authors' quick start.
-"""
+"""Loader `pmc_clip`: a ResNet with attention pooling beside a BERT whose [CLS] is projected by a bare matrix. Source:
+github.com/WeixiongLin/PMC-CLIP, src/pmc_clip/model/pmc_clip.py (PMC_CLIP.encode_image, encode_text) and
+model_configs/RN50_fusion4.json; the split files are those of the authors' quick start."""
 
 from __future__ import annotations
 

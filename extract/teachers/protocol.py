@@ -1,7 +1,5 @@
-"""What extraction asks of a teacher. Anything that does this can be one; see docs for the entry point.
-
-Shapes: B batch, H and W the teacher's image size, L its context length, D its feature width.
-"""
+"""What extraction asks of a teacher. Anything that does this can be one; see docs for the entry point. Shapes: B batch,
+H and W the teacher's image size, L its context length, D its feature width."""
 
 from __future__ import annotations
 
@@ -15,11 +13,9 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A loaded image-text encoder in evaluation mode on one device.
-
-    It may have an attribute `text_lengths: tuple[int, ...]`, ascending and ending in the context: `encode_texts` then
-    gets captions cut to the smallest of these that holds them. Without it, always the whole context.
-    """
+    """A loaded image-text encoder in evaluation mode on one device. It may have an attribute `text_lengths: tuple[int,
+    ...]`, ascending and ending in the context: `encode_texts` then gets captions cut to the smallest of these that
+    holds them. Without it, always the whole context."""
 
     @property
     def card(self) -> TeacherCard:
@@ -30,23 +26,17 @@ class Teacher(Protocol):
         """Where the weights are, and where `encode_*` expects its input."""
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode images that have the teacher's geometry already.
+        """Encode images that have the teacher's geometry already. Returns float32 (B, D), the encoder's own output, not
+        normalized unless the card says so.
 
         Args:
             pixels: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's color mode
                 (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are the teacher's business.
-
-        Returns:
-            float32 (B, D), the encoder's own output, not normalized unless the card says so.
         """
 
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """Turn captions into token ids.
-
-        Returns:
-            int64 (B, L) padded to the context length, and for every caption the number of tokens that
-            it has before it is cut to the context (special tokens included).
-        """
+        """Turn captions into token ids. Returns int64 (B, L) padded to the context length, and for every caption the
+        number of tokens that it has before it is cut to the context (special tokens included)."""
 
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode token ids int64 (B, L) on `device`; returns float32 (B, D) as `encode_images` does."""

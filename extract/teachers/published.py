@@ -1,8 +1,6 @@
-"""The published teachers: a YAML card each in `cards/`, read when they are first asked for.
-
-Eight of the nine stand in the original's meta.jsonl; the ninth is inferred. `mmkd teachers check` with real weights and
-the original's samples (`--golden`) settles what a card calls open.
-"""
+"""The published teachers: a YAML card each in `cards/`, read when they are first asked for. Eight of the nine stand in
+the original's meta.jsonl; the ninth is inferred. `mmkd teachers check` with real weights and the original's samples
+(`--golden`) settles what a card calls open."""
 
 from __future__ import annotations
 
@@ -97,11 +95,8 @@ def find_published(name: str) -> PublishedTeacher: ...
 @overload
 def find_published(name: str, *, missing_ok: Literal[True]) -> PublishedTeacher | None: ...
 def find_published(name: str, *, missing_ok: bool = False) -> PublishedTeacher | None:
-    """The published teacher of this slug or of a spelling used elsewhere (capitals do not matter).
-
-    Raises:
-        TeacherError: there is none, and `missing_ok` is false; the nearest name is suggested.
-    """
+    """The published teacher of this slug or of a spelling used elsewhere (capitals do not matter). Raises TeacherError
+    if there is none, and `missing_ok` is false; the nearest name is suggested."""
     names = {
         called.lower(): teacher
         for teacher in _read_cards().values()

@@ -58,11 +58,8 @@ class Source:
         return self.place.rstrip("/").rpartition("/")[2]
 
     def find(self, filename: str) -> Path | None:
-        """The file on this machine, fetched from the hub when it is there; None when the place does not have it.
-
-        Raises:
-            TeacherError: the hub cannot be asked (offline, gated, no such repository).
-        """
+        """The file on this machine, fetched from the hub when it is there; None when the place does not have it. Raises
+        TeacherError if the hub cannot be asked (offline, gated, no such repository)."""
         if self._folder is not None:
             path = self._folder / filename
             return path if path.is_file() else None
@@ -116,9 +113,8 @@ def source_of(spec: TeacherSpec) -> Source:
 
 
 def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
-    """Places to look for the text tower's configuration and tokenizer, nearest first.
-
-    The teacher's own folder, a subfolder of it called like the text tower's repository, then that repository.
+    """Places to look for the text tower's configuration and tokenizer, nearest first. The teacher's own folder, a
+    subfolder of it called like the text tower's repository, then that repository.
 
     Args:
         spec: the teacher.
@@ -138,11 +134,8 @@ def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
 
 
 def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
-    """The nearest folder with a tokenizer for this teacher.
-
-    Raises:
-        TeacherError: there is none beside the weights nor where the text tower comes from.
-    """
+    """The nearest folder with a tokenizer for this teacher. Raises TeacherError if there is none beside the weights nor
+    where the text tower comes from."""
     sources = text_sources(spec, named)
     for source in sources:
         folder = source.tokenizer_folder()
@@ -155,15 +148,13 @@ def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
 
 
 def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = False) -> dict[str, Path]:
-    """The files with the weights, under the names they were published as.
+    """The files with the weights, under the names they were published as. Raises TeacherError if it is missing; a model
+    with random weights is never a teacher.
 
     Args:
         spec: the teacher; its own `weights` go before `names`.
         names: what the loader looks for: the first that is there (whole or in shards), or all of them.
         all_of_them: see `names`.
-
-    Raises:
-        TeacherError: missing; a model with random weights is never a teacher.
     """
     source = source_of(spec)
     if spec.weights or all_of_them:
@@ -196,11 +187,7 @@ def converted_name(name: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object.
-
-    Raises:
-        TeacherError: half-downloaded or not JSON.
-    """
+    """Read a JSON object. Raises TeacherError if it is half-downloaded or not JSON."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -20,10 +20,8 @@ Precision = Literal["fp32", "fp16", "bf16", "auto"]
 
 
 class TeacherSpec(Frozen):
-    """How one teacher's files become an encoder: everything `describe_teacher` and `load_teacher` need.
-
-    A YAML card has these same fields. It travels to worker processes, so it holds no open files.
-    """
+    """How one teacher's files become an encoder: everything `describe_teacher` and `load_teacher` need. A YAML card has
+    these same fields. It travels to worker processes, so it holds no open files."""
 
     slug: str
     source: str

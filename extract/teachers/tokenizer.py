@@ -96,11 +96,7 @@ class BuiltInBpe:
         return self._tokenizer(captions), lengths
 
     def check(self, slug: str, vocabulary: int) -> None:
-        """Refuse a tower with fewer embeddings than the encoding has tokens.
-
-        Raises:
-            TeacherError: with both sizes.
-        """
+        """Refuse a tower with fewer embeddings than the encoding has tokens. Raises TeacherError with both sizes."""
         if self._tokenizer.vocab_size > vocabulary:
             raise TeacherError(
                 f"teacher {slug!r}: its text tower has {vocabulary} token embeddings, CLIP's BPE has "
@@ -142,11 +138,8 @@ class FolderTokenizer:
         return self._wrapped(captions), [len(ids) for ids in whole]
 
     def check(self, slug: str, vocabulary: int) -> None:
-        """Refuse a tokenizer whose ids or special tokens the text tower cannot mean.
-
-        Raises:
-            TeacherError: with what was expected and what was found.
-        """
+        """Refuse a tokenizer whose ids or special tokens the text tower cannot mean. Raises TeacherError with what was
+        expected and what was found."""
         size, where = len(self._inner), f"teacher {slug!r}: the tokenizer in {self._plan.folder}"
         remedy = "this is another teacher's tokenizer; name its own with text_source"
         if size > vocabulary:

@@ -41,14 +41,10 @@ def read_weights(*paths: Path, trust_pickle: bool = False) -> StateDict:
 
 
 def read_tensors(path: Path, trust_pickle: bool = False) -> StateDict:
-    """Read a checkpoint: safetensors, or a torch file that holds nothing but tensors and plain values.
-
-    A training checkpoint is unwrapped (`state_dict`), a `module.` prefix that every key has is dropped. A bare
-    tensor is returned under `BARE_TENSOR`.
-
-    Raises:
-        TeacherError: truncated or corrupted, not a checkpoint, or a pickle that only `trust_pickle` may read.
-    """
+    """Read a checkpoint: safetensors, or a torch file that holds nothing but tensors and plain values. A training
+    checkpoint is unwrapped (`state_dict`), a `module.` prefix that every key has is dropped. A bare tensor is returned
+    under `BARE_TENSOR`. Raises TeacherError if it is truncated or corrupted, not a checkpoint, or a pickle that only
+    `trust_pickle` may read."""
     content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path, trust_pickle)
     if isinstance(content, torch.Tensor):
         return {BARE_TENSOR: content}
@@ -115,11 +111,8 @@ def _begins_like_torch(path: Path) -> bool:
 
 
 def read_temperature(path: Path, trust_pickle: bool = False) -> float | None:
-    """exp of the tensor `logit_scale` of a checkpoint; None where it has none. Reads no other tensor.
-
-    Raises:
-        TeacherError: as `read_weights`, so that damaged files are met before a run starts.
-    """
+    """exp of the tensor `logit_scale` of a checkpoint; None where it has none. Reads no other tensor. Raises
+    TeacherError as `read_weights`, so that damaged files are met before a run starts."""
     if path.suffix == SAFETENSORS:
         try:
             with safe_open(path, framework="pt") as file:
@@ -132,11 +125,8 @@ def read_temperature(path: Path, trust_pickle: bool = False) -> float | None:
 
 
 def weights_identity(named: Mapping[str, Path]) -> str:
-    """Hash of the weights as published: of the file, or over name and hash of each where there are several.
-
-    Raises:
-        TeacherError: a converted file was changed after its conversion.
-    """
+    """Hash of the weights as published: of the file, or over name and hash of each where there are several. Raises
+    TeacherError if a converted file was changed after its conversion."""
     hashes = {name: _published_sha256(path) for name, path in sorted(named.items())}
     return next(iter(hashes.values())) if len(hashes) == 1 else settings_sha256(hashes)
 
@@ -156,10 +146,8 @@ def _published_sha256(path: Path) -> str:
 
 
 def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
-    """Bytes before the tensors begin, and the file's own metadata.
-
-    Source: the format's description (8 bytes little-endian length, then JSON), https://huggingface.co/docs/safetensors.
-    """
+    """Bytes before the tensors begin, and the file's own metadata. Source: the format's description (8 bytes
+    little-endian length, then JSON), https://huggingface.co/docs/safetensors."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -174,11 +162,8 @@ def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
 
 
 def load_strictly(model: nn.Module, weights: StateDict, where: str) -> None:
-    """Put `weights` into `model`: every parameter is set, every tensor is used, every shape fits.
-
-    Raises:
-        TeacherError: naming every missing, unexpected and ill-shaped key.
-    """
+    """Put `weights` into `model`: every parameter is set, every tensor is used, every shape fits. Raises TeacherError
+    naming every missing, unexpected and ill-shaped key."""
     own = model.state_dict()
     problems = key_problems(
         missing=[name for name in own if name not in weights],

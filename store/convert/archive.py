@@ -1,8 +1,6 @@
-"""A store as compressed plain Zarr v3 with its Parquet parts: to keep or to send, not to train from.
-
-Values are those of the store, bit for bit; any Zarr v3 reader opens it. It is no store: compressed chunks cannot be
-mapped, and there is no ledger, so a shard without an entry holds the fill value.
-"""
+"""A store as compressed plain Zarr v3 with its Parquet parts: to keep or to send, not to train from. Values are those
+of the store, bit for bit; any Zarr v3 reader opens it. It is no store: compressed chunks cannot be mapped, and there is
+no ledger, so a shard without an entry holds the fill value."""
 
 from __future__ import annotations
 
@@ -34,16 +32,14 @@ class ArchiveReport:
 
 
 def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
-    """Write `OUT` as a Zarr v3 hierarchy with the store's arrays, its cards as attributes, and `samples/`.
+    """Write `OUT` as a Zarr v3 hierarchy with the store's arrays, its cards as attributes, and `samples/`. Raises
+    CorruptStoreError if a chunk differs from its ledger entry; nothing unchecked is archived. Raises StoreError if
+    `out` cannot be written.
 
     Args:
         store: what is archived; scales of int8 are arrays of their own, as in the store.
         out: a new folder.
         codec: one of `CODECS`.
-
-    Raises:
-        CorruptStoreError: a chunk differs from its ledger entry; nothing unchecked is archived.
-        StoreError: `out` cannot be written.
     """
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
 

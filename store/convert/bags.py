@@ -46,11 +46,9 @@ class SlideTable(Protocol):
 
 
 class BagFolder:
-    """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2), one model's.
-
-    Every patch is a row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels). With a
-    table also its columns, and what marks the rows of an evaluation set (`sample_kinds`).
-    """
+    """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2), one model's. Every patch is a
+    row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels). With a table also its
+    columns, and what marks the rows of an evaluation set (`sample_kinds`)."""
 
     kind = KIND
     has_status = False
@@ -91,11 +89,7 @@ class BagFolder:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per patch, slide after slide.
-
-        Raises:
-            CorpusError: the table has a line for none of the slides.
-        """
+        """One row per patch, slide after slide. Raises CorpusError if the table has a line for none of the slides."""
         slides = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
         if self.table is not None and not any(
             value for labels in slides.values() for value in self._table_values(labels)

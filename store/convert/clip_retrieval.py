@@ -1,7 +1,5 @@
-"""clip-retrieval's folders: `img_emb/img_emb_0.npy`, `text_emb/text_emb_0.npy`, `metadata/metadata_0.parquet`.
-
-Rows of equal position in files of equal number belong together; embedding-reader reads the same layout.
-"""
+"""clip-retrieval's folders: `img_emb/img_emb_0.npy`, `text_emb/text_emb_0.npy`, `metadata/metadata_0.parquet`. Rows of
+equal position in files of equal number belong together; embedding-reader reads the same layout."""
 
 from __future__ import annotations
 
@@ -70,11 +68,8 @@ class ClipRetrievalFolder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Columns of any part that have no place among the fixed ones, as text; `_label` gives their names.
-
-        Raises:
-            CorpusError: two columns would have one name.
-        """
+        """Columns of any part that have no place among the fixed ones, as text; `_label` gives their names. Raises
+        CorpusError if two columns would have one name."""
         own: dict[str, str] = {}
         for _, path, metadata in self._parts:
             names = metadata.schema.to_arrow_schema().names
@@ -192,11 +187,9 @@ def _as_text(column: pa.ChunkedArray) -> list[str | None]:
 
 
 def export_npy(store: FeatureStore, out: Path) -> int:
-    """Write `OUT/<slug>/` for each teacher in this layout, one part for each shard; returns the parts written.
-
-    Every row of an input is there, so positions agree between teachers; a missing feature is NaN. The metadata hold all
-    columns of the sample table, and note in the Parquet schema the teacher's card and the folder of the images.
-    """
+    """Write `OUT/<slug>/` for each teacher in this layout, one part for each shard; returns the parts written. Every
+    row of an input is there, so positions agree between teachers; a missing feature is NaN. The metadata hold all
+    columns of the sample table, and note in the Parquet schema the teacher's card and the folder of the images."""
     width = len(str(store.shards))
     parts = 0
     inputs = np.concatenate([np.arange(span.start, span.stop) for span in iter_shards(store.record)])

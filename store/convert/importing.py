@@ -112,9 +112,10 @@ def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -
 def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
-    """Bring `source` into a store at `root`; running it again does what is left.
-
-    A value that does not fit the encoding (beyond 65504 in float16) makes its row missing, never infinite.
+    """Bring `source` into a store at `root`; running it again does what is left. A value that does not fit the encoding
+    (beyond 65504 in float16) makes its row missing, never infinite. Raises CorpusError if the source is empty, damaged,
+    or not the one that the store was begun with. Raises StoreError if the store cannot be written, or holds other
+    features. Raises BusyStoreError if another process writes to it.
 
     Args:
         source: the features.
@@ -122,11 +123,6 @@ def import_features(
         encoding: `float32` keeps float32 sources exactly; `float16` rounds to nearest even; `int8` keeps codes
             and a scale for each row. None: as in the source, float16 if it has none.
         progress: called with shards done and shards in all.
-
-    Raises:
-        CorpusError: the source is empty, damaged, or not the one that the store was begun with.
-        StoreError: the store cannot be written, or holds other features.
-        BusyStoreError: another process writes to it.
     """
     with only_writer(root, "mmkd store import/subset/merge"):
         # Before anything is written: what has no features leaves no store that the right command is refused for.

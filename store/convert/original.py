@@ -1,8 +1,6 @@
 """The layout of the original MMKD-CLIP release: `meta.jsonl` and one `.pt` of all teachers for each sample.
-
-`features/<folderid>/<id>/clips_output.pt` holds features as the teachers gave them,
-`clips_project_output.pt` the same mapped to 512 values; keys are `<Teacher>_img` and `<Teacher>_txt`.
-"""
+`features/<folderid>/<id>/clips_output.pt` holds features as the teachers gave them, `clips_project_output.pt` the same
+mapped to 512 values; keys are `<Teacher>_img` and `<Teacher>_txt`."""
 
 from __future__ import annotations
 
@@ -72,11 +70,8 @@ class OriginalRelease:
             }
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """One card for each name in any `available_clips`; the width is that of the first file that has it.
-
-        Raises:
-            CorpusError: none of the first hundred files that should hold a teacher does.
-        """
+        """One card for each name in any `available_clips`; the width is that of the first file that has it. Raises
+        CorpusError for none of the first hundred files that should hold a teacher does."""
         dims: dict[str, int] = {}
         tries: dict[str, int] = {}
         for row in self._lines():
@@ -170,10 +165,10 @@ class OriginalReport:
 def export_original(
     store: FeatureStore, out: Path, files: Sequence[str] | None = None, images: ImageMode = "none"
 ) -> OriginalReport:
-    """Write a store in the release's layout. Features become float32.
-
-    The release's loader reads `clips_project_output.pt`, the teachers in the order of `available_clips`, and the image
-    `imgpath` below the same root.
+    """Write a store in the release's layout. Features become float32. The release's loader reads
+    `clips_project_output.pt`, the teachers in the order of `available_clips`, and the image `imgpath` below the same
+    root. Raises CorpusError for a key that cannot name a folder, or two that would name the same. Raises StoreError if
+    `out` cannot be written.
 
     Args:
         store: its own `available_clips`, if it was imported, decides the order of the teachers.
@@ -182,10 +177,6 @@ def export_original(
             was imported from, else `clips_output`.
         images: `link` makes symbolic links to image files and copies members of archives, `copy` copies all, `none`
             leaves them out.
-
-    Raises:
-        CorpusError: a key that cannot name a folder, or two that would name the same.
-        StoreError: `out` cannot be written.
     """
     names = {slug: _release_name(card) for slug, card in store.teachers.items()}
     valid = {slug: store.valid(slug) for slug in names}

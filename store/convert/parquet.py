@@ -20,11 +20,8 @@ from mmkd.store.writer import iter_shards
 
 
 def export_parquet(store: FeatureStore, out: Path) -> int:
-    """Write one file for each shard; returns how many.
-
-    Columns: those of the sample table, then `<slug>_image` and `<slug>_text` as fixed-size lists; null where missing.
-    `_features` is added to the name where a label has it.
-    """
+    """Write one file for each shard; returns how many. Columns: those of the sample table, then `<slug>_image` and
+    `<slug>_text` as fixed-size lists; null where missing. `_features` is added to the name where a label has it."""
     valid = {slug: store.valid(slug) for slug in store.teachers}
     for shard, span in enumerate(iter_shards(store.record)):
         table = store.sample_table(filter=in_rows(span))

@@ -28,17 +28,15 @@ from mmkd.store.selections import read_selection
 
 
 class StoreRows:
-    """Rows of stores in the order given, with the teachers that all of them have. A `FeatureSource`.
+    """Rows of stores in the order given, with the teachers that all of them have. A `FeatureSource`. Raises UserError
+    for a teacher that a store lacks, or rows that a teacher has not extracted. Raises TeacherMismatchError for one
+    name, two digests.
 
     Args:
         parts: stores, each with the rows to take, int64 (n,).
         teachers: slugs to keep; when None all, which every store must have.
         incomplete: also take rows that a teacher has not extracted: they keep their status, and their features stay
             missing.
-
-    Raises:
-        UserError: a teacher that a store lacks, or rows that a teacher has not extracted.
-        TeacherMismatchError: one name, two digests.
     """
 
     kind = "rows"
@@ -73,10 +71,8 @@ class StoreRows:
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
-        """Over the sources' corpora, the rows and teachers taken, and the ledger entries of their shards.
-
-        With the entries, a store that was begun before its source was extracted further is not continued.
-        """
+        """Over the sources' corpora, the rows and teachers taken, and the ledger entries of their shards. With the
+        entries, a store that was begun before its source was extracted further is not continued."""
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
             corpora = "".join(span.corpus.digest for span in store.record.spans())
@@ -127,11 +123,8 @@ def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterabl
 
 
 def _common_root(roots: set[str]) -> StorePath:
-    """Return the folder that all images are below: the root, or the deepest folder that several roots share.
-
-    Raises:
-        UserError: images lie on disk and behind a URL, or in several buckets.
-    """
+    """Return the folder that all images are below: the root, or the deepest folder that several roots share. Raises
+    UserError if images lie on disk and behind a URL, or in several buckets."""
     if len(roots) == 1:
         return as_root(roots.pop())
     origins = {"/".join(root.split("/")[:3]) if "://" in root else "/" for root in roots}
@@ -146,11 +139,7 @@ def _common_root(roots: set[str]) -> StorePath:
 
 
 def check_target(stores: Iterable[FeatureStore], out: StorePath) -> None:
-    """Rows go into a new store.
-
-    Raises:
-        UserError: `out` is one of the stores that they come from.
-    """
+    """Rows go into a new store. Raises UserError if `out` is one of the stores that they come from."""
     if out.resolve() in [store.root.resolve() for store in stores]:
         raise UserError(f"{out} is a store that rows are taken from; name a new folder, a store is not cut in place")
 
@@ -180,12 +169,9 @@ class RowChoice:
 
 
 def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
-    """The rows of a choice, int64 (n,): in the order of its keys, else in grid order.
-
-    Raises:
-        UserError: a key, column or selection that the store does not have, or no row is left.
-        ConfigError: a condition that cannot be read.
-    """
+    """The rows of a choice, int64 (n,): in the order of its keys, else in grid order. Raises UserError for a key,
+    column or selection that the store lacks, or if no row is left. Raises ConfigError for a condition that cannot be
+    read."""
     keep: pads.Expression = pads.field("status") != "absent"
     if choice.where is not None:
         keep &= parse_condition(choice.where, store.samples.schema)

@@ -1,7 +1,5 @@
-"""Features as safetensors files, one for each shard and teacher.
-
-Layout: huggingface/safetensors, README "Format": eight bytes of header length, a JSON header, the tensors' bytes.
-"""
+"""Features as safetensors files, one for each shard and teacher. Layout: huggingface/safetensors, README "Format":
+eight bytes of header length, a JSON header, the tensors' bytes."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from mmkd.store.inspect.projection import Projection
 from mmkd.store.inspect.towers import TowerStatistics
 from mmkd.store.layout import TOWER_INPUTS, TOWERS
 
-# Okabe and Ito's colours, told apart by colour-blind readers on light and dark ground alike.
+# Okabe and Ito's colors, distinguished by color-blind readers on light and dark ground alike.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 _HOLE = -0.25
-# From missing (a colour of its own, with a sharp edge) over empty to full.
+# From missing (a color of its own, with a sharp edge) over empty to full.
 _COVERAGE_SCALE = [(0.0, VERMILION), (0.19, VERMILION), (0.19, "#cfe3f3"), (1.0, BLUE)]
 
 # Light enough at its end for the figures in the cells (contrast above 6), on light and dark pages alike.
@@ -34,7 +34,7 @@ Chart = dict[str, Any]
 
 
 def coverage_chart(found: Coverage) -> Chart:
-    """Teachers by shards: sound image rows (captions where a teacher has no images); holes in their own colour."""
+    """Teachers by shards: sound image rows (captions where a teacher has no images); holes in their own color."""
     share = np.maximum(found.image, found.text)
     z = np.where(found.done, share, _HOLE)
     hover = [

@@ -1,4 +1,4 @@
-"""What the teachers say of a row, as names that a map can be coloured by."""
+"""What the teachers say of a row, as names that a map can be colored by."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ NAMED = 2
 def teacher_colours(
     store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32]
 ) -> dict[str, dict[int, str]]:
-    """By teacher: who has a row, and whose caption fits best.
+    """By teacher: who has a row, and whose caption fits best. Returns Row to value, by name. `best teacher` is the one
+    whose cosine stands out most from its own others (standard scores by median and median deviation: teachers' cosines
+    differ in level); it needs two teachers and 20 rows.
 
     Args:
         store: the store.
         slugs: teachers.
         rows: int64 (n,).
         cosines: float32 (teachers, n) of each image with its caption; NaN where a teacher lacks one of both.
-
-    Returns:
-        Row to value, by name. `best teacher` is the one whose cosine stands out most from its own others (standard
-        scores by median and median deviation: teachers' cosines differ in level); it needs two teachers and 20 rows.
     """
     has = np.array([store.valid(slug)[rows] != 0 for slug in slugs]).reshape(len(slugs), len(rows))
     found = {"teachers": {int(row): _who(slugs, has[:, i]) for i, row in enumerate(rows)}}

@@ -74,7 +74,7 @@ class Content:
     samples: dict[int, Sample]
     """Of every row that a map, the outliers or the failures name."""
     colours: dict[str, dict[int, str]]
-    """What the map can be coloured by: name to row to value. Label columns have 2 to 12 values in the sample."""
+    """What the map can be colored by: name to row to value. Label columns have 2 to 12 values in the sample."""
     pictures_missing: int
     """Rows of the page that name a picture which cannot be shown."""
 
@@ -92,16 +92,14 @@ class Options:
 
 
 def gather(store: FeatureStore, options: Options, progress: Callable[[str], None] | None = None) -> Content:
-    """Read all that the page tells.
+    """Read all that the page tells. Raises UserError for a teacher that is not in the store, an empty sample, or UMAP
+    is not installed. Raises CorruptStoreError if metadata, a chunk or a sample part cannot be read. Missing pictures
+    are no error.
 
     Args:
         store: the store.
         options: what to read.
         progress: called with the name of each step before it begins.
-
-    Raises:
-        UserError: a teacher that is not in the store, an empty sample, or UMAP is not installed.
-        CorruptStoreError: metadata, a chunk or a sample part cannot be read. Missing pictures are no error.
     """
     say = progress or (lambda _: None)
     say("ledger and samples")

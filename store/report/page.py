@@ -46,12 +46,9 @@ _JSON_ESCAPES = str.maketrans(
 def write_report(
     store: FeatureStore, out: Path, options: Options, progress: Callable[[str], None] | None = None
 ) -> Content:
-    """Write the page at `out` in one step, with the folders that it names; returns what it tells.
-
-    Raises:
-        UserError: `out` is a folder, or does not end in .html; otherwise as `gather`.
-        StoreError: the file cannot be written.
-    """
+    """Write the page at `out` in one step, with the folders that it names; returns what it tells. Raises UserError if
+    `out` is a folder, or does not end in .html; otherwise as `gather`. Raises StoreError if the file cannot be
+    written."""
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise UserError(f"{out} is no name for a page; give one that ends in .html")
     content = gather(store, options, progress)
@@ -165,10 +162,8 @@ def _json(value: object) -> str:
 
 
 def _policy(scripts: list[str]) -> str:
-    """Only these very scripts run, nothing is loaded from anywhere, pictures come from the page itself.
-
-    Plotly writes its own style rules while it runs, hence 'unsafe-inline' for styles, which can run nothing.
-    """
+    """Only these very scripts run, nothing is loaded from anywhere, pictures come from the page itself. Plotly writes
+    its own style rules while it runs, hence 'unsafe-inline' for styles, which can run nothing."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
     return (

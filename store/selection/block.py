@@ -68,14 +68,10 @@ class Block:
 
 
 def draw_rows(eligible: Rows, count: int, seed: int, what: str) -> Rows:
-    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending.
-
-    Every row has a random number that is a function of (seed, row); the smallest win. So the draw does not depend
-    on shards, the order of work, or rows appended later that are not eligible.
-
-    Raises:
-        UserError: fewer rows are eligible; `what` names the purpose in the message.
-    """
+    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending. Every row has a random number that is a
+    function of (seed, row); the smallest win. So the draw does not depend on shards, the order of work, or rows
+    appended later that are not eligible. Raises UserError if fewer rows are eligible; `what` names the purpose in the
+    message."""
     if len(eligible) < count:
         raise UserError(f"{what} needs {count} rows with all features, there are {len(eligible)}; lower `among`")
     numbers = _mix(eligible.astype(np.uint64) ^ _mix(np.array([seed], dtype=np.uint64)))
@@ -91,11 +87,7 @@ def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def check_teachers(store: FeatureStore, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The teachers to judge, in the store's order.
-
-    Raises:
-        UserError: a name the store does not have, or no teacher at all.
-    """
+    """The teachers to judge, in the store's order. Raises UserError for an unknown name, or no teacher at all."""
     for slug in wanted:
         store.card(slug)
     slugs = tuple(slug for slug in store.teachers if not wanted or slug in wanted)

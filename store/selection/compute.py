@@ -44,15 +44,11 @@ class SelectionReport:
 def select(
     store: FeatureStore, name: str, rule: SelectionRule, by: str = "modality", progress: Progress | None = None
 ) -> SelectionReport:
-    """Judge every pair of a store by a rule and write `selections/<name>`.
-
-    Memory is four bytes per pair and score of the rule, plus some blocks of features; it does not grow with the
-    features' width. The result does not depend on the number of threads or the order in which blocks are done.
-
-    Raises:
-        UserError: the name is taken; the rule keeps nothing; a teacher, column, label or prompt is missing.
-        IncompleteStoreError: a teacher is missing in some shards.
-        TeacherMismatchError: prompts were made with other weights.
+    """Judge every pair of a store by a rule and write `selections/<name>`. Memory is four bytes per pair and score of
+    the rule, plus some blocks of features; it does not grow with the features' width. The result does not depend on the
+    number of threads or the order in which blocks are done. Raises UserError if the name is taken; the rule keeps
+    nothing; a teacher, column, label or prompt is missing. Raises IncompleteStoreError if a teacher is missing in some
+    shards. Raises TeacherMismatchError if prompts were made with other weights.
     """
     root = check_name(store.root, name)
     columns = pairs_to_judge(store, rule)
@@ -80,12 +76,8 @@ def select(
 
 
 def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
-    """Return the teachers a rule judges, and where they have both features.
-
-    Raises:
-        UserError: a teacher that the store does not have.
-        IncompleteStoreError: a teacher is missing in some shards.
-    """
+    """Return the teachers a rule judges, and where they have both features. Raises UserError for a teacher that the
+    store does not have. Raises IncompleteStoreError if a teacher is missing in some shards."""
     slugs = check_teachers(store, rule.teachers)
     for slug in slugs:
         missing = [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]

@@ -55,11 +55,7 @@ class Example(Frozen):
 
 
 def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
-    """Count the pairs in `kept`, bool (N, T).
-
-    Raises:
-        UserError: `by` is not a sample column.
-    """
+    """Count the pairs in `kept`, bool (N, T). Raises UserError if `by` is not a sample column."""
     available, slugs = columns.available, columns.slugs
     encoded = columns.store.sample_table([by])[by].combine_chunks().dictionary_encode()
     names = [*map(str, encoded.dictionary.to_pylist()), NOT_STATED]

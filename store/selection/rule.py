@@ -47,10 +47,8 @@ class RankScore(PairScore):
 
 
 class AgreementScore(PairScore):
-    """Share of a row's k nearest neighbors, among random rows, that this teacher shares with the others.
-
-    The mutual k-nearest-neighbor metric of Huh et al. 2024 (arXiv 2405.07987), averaged over the other teachers.
-    """
+    """Share of a row's k nearest neighbors, among random rows, that this teacher shares with the others. The mutual
+    k-nearest-neighbor metric of Huh et al. 2024 (arXiv 2405.07987), averaged over the other teachers."""
 
     k: int = Field(default=10, ge=1)
     among: int = Field(default=1024, ge=2, le=16384)
@@ -205,11 +203,8 @@ class SelectionRule(Frozen):
 
 
 def load_rule(path: Path) -> SelectionRule:
-    """Read a rule's YAML; paths of prompt stores are relative to the file.
-
-    Raises:
-        ConfigError: unreadable, or a key that is unknown or does not fit.
-    """
+    """Read a rule's YAML; paths of prompt stores are relative to the file. Raises ConfigError if it is unreadable, or
+    for an unknown or unfit key."""
     content = read_mapping(path)
     _place_prompts(content, path.resolve().parent)
     return validated(SelectionRule, content, path)
@@ -229,11 +224,8 @@ def _place_prompts(content: object, here: Path) -> None:
 
 
 def by_teacher(values: float | dict[str, float], slugs: tuple[str, ...]) -> list[float]:
-    """Expand one value for all teachers, or a mapping, to one value per teacher.
-
-    Raises:
-        ConfigError: a teacher has no value and there is no `others`.
-    """
+    """Expand one value for all teachers, or a mapping, to one value per teacher. Raises ConfigError if a teacher has no
+    value and there is no `others`."""
     if not isinstance(values, dict):
         return [float(values)] * len(slugs)
     lost = [slug for slug in slugs if slug not in values and OTHERS not in values]

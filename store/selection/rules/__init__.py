@@ -15,11 +15,7 @@ def shipped_rules() -> dict[str, Path]:
 
 
 def find_rule(name: str) -> Path:
-    """Return the file of a rule, given a path or the name of a shipped rule.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """Return the file of a rule, given a path or the name of a shipped rule. Raises ConfigError if it is neither."""
     if Path(name).is_file():
         return Path(name)
     known = shipped_rules()
