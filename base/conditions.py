@@ -59,28 +59,28 @@ class _Parser:
         self.place = self.depth = 0
 
     def whole(self) -> pc.Expression:
-        """The condition, with nothing left over."""
+        """Return the condition, with nothing left over."""
         found = self.either()
         if self.peek() != ("end", ""):
             raise self.fault("`and`, `or` or the end")
         return found
 
     def either(self) -> pc.Expression:
-        """Terms with `or` between."""
+        """Return terms with `or` between."""
         found = self.both()
         while self.taken("or"):
             found = found | self.both()
         return found
 
     def both(self) -> pc.Expression:
-        """Terms with `and` between."""
+        """Return terms with `and` between."""
         found = self.term()
         while self.taken("and"):
             found = found & self.term()
         return found
 
     def term(self) -> pc.Expression:
-        """A negation, something in parentheses, or a comparison."""
+        """Return a negation, something in parentheses, or a comparison."""
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise ConfigError(f"condition {self.text[:60]!r}... is nested more than {_MAX_DEPTH} deep")
@@ -95,7 +95,7 @@ class _Parser:
         return found
 
     def comparison(self) -> pc.Expression:
-        """A column and what is said of it."""
+        """Return a column and what is said of it."""
         kind, name = self.take()
         if kind not in ("word", "quoted") or (kind == "word" and name.lower() in _WORDS):
             self.place -= 1
@@ -135,7 +135,7 @@ class _Parser:
         raise self.fault("a comparison such as `= 'CT'`, `in (...)`, `like '...'` or `is null`")
 
     def literal(self, column: pa.Field) -> str | int | float:
-        """A text or a number, as the column wants it."""
+        """Return a text or a number, as the column wants it."""
         kind, content = self.take()
         if kind not in ("text", "number"):
             self.place -= 1
@@ -171,11 +171,11 @@ class _Parser:
         return [*tokens, ("end", "")]
 
     def peek(self) -> Token:
-        """The next token."""
+        """Return the next token."""
         return self.tokens[self.place]
 
     def take(self) -> Token:
-        """The next token, used up."""
+        """Return the next token, used up."""
         token = self.tokens[self.place]
         self.place += 1
         return token

@@ -174,7 +174,7 @@ def _place(content: object, loc: tuple[int | str, ...]) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys of the model at `path`: through fields, and through lists and optional values of models."""
+    """Return the keys of the model at `path`: through fields, and through lists and optional values of models."""
     for step in path:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         if isinstance(step, str) and step in fields:
@@ -186,7 +186,7 @@ def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str
 
 
 def _models(annotation: object) -> Iterator[type[BaseModel]]:
-    """Models in an annotation such as `tuple[Rule, ...] | None`."""
+    """Yield models in an annotation such as `tuple[Rule, ...] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -194,8 +194,8 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def user_roots() -> dict[str, str]:
-    """Name to absolute folder or URL, `suites` among them; only that where there is no roots file. Raises ConfigError
-    if `$MMKD_ROOTS` names no such file, or a root is not text."""
+    """Return name to absolute folder or URL, `suites` among them; only that where there is no roots file. Raises
+    ConfigError if `$MMKD_ROOTS` names no such file, or a root is not text."""
     roots = {"suites": str(SUITES)}
     named = os.environ.get(VARIABLE)
     path = Path(named or FILE).expanduser()

@@ -18,7 +18,7 @@ def key_hash(key: str) -> bytes:
 
 
 def find_duplicates(hashes: Callable[[], Iterable[NDArray[np.uint64]]], total: int) -> dict[int, int]:
-    """Rows whose key occurred before, and the first row that had it.
+    """Return rows whose key occurred before, and the first row that had it.
 
     Args:
         hashes: yields the keys' hashes as uint64 (n, 2) in row order; called once per pass over them.

@@ -90,8 +90,8 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
 
 
 def _regular_target(path: Path) -> Path:
-    """The file that `path` names, through links; renaming onto a device or pipe would replace it by a regular file.
-    Raises StoreError if something other than a regular file is there, or a link to nothing."""
+    """Return the file that `path` names, through links; renaming onto a device or pipe would replace it by a regular
+    file. Raises StoreError if something other than a regular file is there, or a link to nothing."""
     with disk_errors(path):
         target = path.resolve()
         try:
@@ -145,7 +145,7 @@ def list_folder(folder: StorePath, pattern: str = ...) -> Sequence[StorePath]: .
 
 
 def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
-    """Files and folders directly below `folder` whose name matches `pattern`, sorted; none if it does not exist.
+    """Return files and folders directly below `folder` whose name matches `pattern`, sorted; none if it does not exist.
     `Path.glob` also returns nothing for a folder that cannot be read; here only "not found" means empty. Raises
     StoreError, UnreachableError if the folder exists and cannot be listed."""
     if isinstance(folder, RemotePath):
@@ -160,8 +160,8 @@ def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
 
 
 def walk_files(folder: StorePath, pattern: str = "*") -> Iterator[StorePath]:
-    """Files at any depth below `folder` whose name matches `pattern`, sorted by folder; none if it does not exist.
-    Raises StoreError, UnreachableError as `list_folder`."""
+    """Yield files at any depth below `folder` whose name matches `pattern`, sorted by folder; none if it does not
+    exist. Raises StoreError, UnreachableError as `list_folder`."""
     if isinstance(folder, RemotePath):
         yield from folder.rglob(pattern)
         return
@@ -180,5 +180,5 @@ def _unreadable(error: OSError, folder: Path) -> StoreError:
 
 
 def temporary_files(root: StorePath) -> Iterator[StorePath]:
-    """Files below `root` that an interrupted `write_atomically` left behind."""
+    """Yield files below `root` that an interrupted `write_atomically` left behind."""
     yield from walk_files(root, f".*{TEMPORARY_SUFFIX}")

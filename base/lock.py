@@ -107,7 +107,7 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
 
 
 def _acquired(path: Path) -> int:
-    """The lock file, opened and locked; its folder is made if it is not there."""
+    """Return the lock file, opened and locked; its folder is made if it is not there."""
     while True:
         with disk_errors(path):
             fd = _opened(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: Slurm and containers give fewer than there are."""
+    """Return cores that this process may run on: Slurm and containers give fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -40,7 +40,7 @@ def _spare(meminfo: Path) -> int:
 
 
 def _limits(own: Path, cgroups: Path) -> list[int]:
-    """Memory limits of the control groups (cgroups(7), both versions) that a scheduler put this process into."""
+    """Return memory limits of the control groups (cgroups(7), both versions) that a scheduler put this process into."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -64,7 +64,7 @@ def _limits(own: Path, cgroups: Path) -> list[int]:
 
 
 def _upwards(top: Path, path: str) -> list[Path]:
-    """A group's folder and those above it: every one of them limits."""
+    """Return a group's folder and those above it: every one of them limits."""
     folder = top / path.lstrip("/")
     return [folder, *(above for above in folder.parents if above.is_relative_to(top))]
 

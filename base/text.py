@@ -13,9 +13,9 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)\.\d*")
 
 
 def cell_text(value: object) -> str | None:
-    """Text of a table's cell as it is compared: the one rule for filters, labels, groups and answers. White space at
-    the ends does not count, and what is then empty is null. A decimal number loses the zeros at its end (`12`, `12.0`
-    and `12.` are one); zeros at its beginning stay, because `012` is a name. Case counts."""
+    """Return the text of a table's cell as it is compared: the one rule for filters, labels, groups and answers. White
+    space at the ends does not count, and what is then empty is null. A decimal number loses the zeros at its end (`12`,
+    `12.0` and `12.` are one); zeros at its beginning stay, because `012` is a name. Case counts."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     text = str(value).strip()
@@ -43,7 +43,7 @@ def bytes_text(count: int) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A time span in one or two units: `12.3 s`, `4 min 10 s`, `5 h 2 min`, `3 d 1 h`."""
+    """Return a time span in one or two units: `12.3 s`, `4 min 10 s`, `5 h 2 min`, `3 d 1 h`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -59,12 +59,12 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def percent(value: float) -> str:
-    """A share with one decimal; `-` where there is none."""
+    """Return a share with one decimal; `-` where there is none."""
     return f"{value:.1%}" if math.isfinite(value) else "-"
 
 
 def plain_values(value: Any) -> Any:
-    """Arrays and tuples as lists, NumPy's numbers as Python's, keys as strings, NaN and infinity as None."""
+    """Return arrays and tuples as lists, NumPy's numbers as Python's, keys as strings, NaN and infinity as None."""
     if isinstance(value, dict):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -75,7 +75,7 @@ def plain_values(value: Any) -> Any:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> Iterator[str]:
-    """A header and rows of equal length as lines, indented.
+    """Yield a header and rows of equal length as lines, indented.
 
     Args:
         header: names of the columns.

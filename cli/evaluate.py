@@ -232,12 +232,12 @@ def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_jso
 
 
 def _out(suite: Path, out: Path | None) -> Path:
-    """The folder that was named, or the suite's own beside it."""
+    """Return the folder that was named, or the suite's own beside it."""
     return out or suite.with_name(f"{suite.stem}-results")
 
 
 def _results(suite: Path, out: Path | None) -> ResultFolder:
-    """The results of this suite, and of no other that was run into the folder."""
+    """Return the results of this suite, and of no other that was run into the folder."""
     from mmkd.evaluate.folder import ResultFolder
     from mmkd.evaluate.suite import load_suite
 

@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called or asked for help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the pipeline."""
+        """Return names in the order of the pipeline."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -12,7 +12,7 @@ ENCODINGS = ("float16", "float32", "int8")
 
 
 def STORE(place: str) -> StorePath:  # noqa: N802 - a click type: `type=STORE`
-    """A folder or a URL, as `mmkd.base.places.remote.as_root` reads it."""
+    """Return a folder or a URL, as `mmkd.base.places.remote.as_root` reads it."""
     from mmkd.base.places.remote import as_root
 
     return as_root(place)

@@ -88,7 +88,7 @@ def _example(one: Example) -> str:
 
 
 def _overlaps(overlaps: dict[str, dict[str, int]]) -> list[str]:
-    """Percent of the rows kept for one teacher (down) that are kept for another (across)."""
+    """Return percent of the rows kept for one teacher (down) that are kept for another (across)."""
     width = max(len(slug) for slug in overlaps)
     lines = [f"\nof the rows kept for the teacher on the left, percent also kept for\n{'':{width}}" + "".join(
         f"{slug[:11]:>12}" for slug in overlaps

@@ -45,7 +45,7 @@ class Bank:
         self._teachers: list[PairFeatures] = []
 
     def at(self, step: int, batch_rows: torch.Tensor) -> list[PairFeatures]:
-        """Each teacher's rows at `step`, those of the batch (int64 grid rows, all ranks) not available."""
+        """Return each teacher's rows at `step`, those of the batch (int64 grid rows, all ranks) not available."""
         first = step * self.refresh
         end = first + self.size
         standing = bool(self._teachers) and first <= self._end <= end

@@ -47,13 +47,14 @@ class Batch:
         return len(self.rows)
 
     def pieces(self, size: int) -> Iterator[Piece]:
-        """Images, tokens and columns of `size` rows after another, for towers that cannot hold the whole share."""
+        """Yield images, tokens and columns of `size` rows after another, for towers that cannot hold the whole
+        share."""
         for first in range(0, len(self), size):
             span = slice(first, first + size)
             yield self.images[span], self.tokens[span], self.columns[span]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; from pinned memory without waiting."""
+        """Return the same batch on `device`; from pinned memory without waiting."""
         if device.type == "cpu":
             return self
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("positions", "images", "tokens")}

@@ -125,7 +125,8 @@ class Batches:
 
 
 def one_ahead(items: Generator[Item, None, None], device: torch.device | None = None) -> Generator[Item, None, None]:
-    """The same items, each made in a thread while the one before is used. What the maker raises is raised here."""
+    """Yield the same items, each made in a thread while the one before is used. What the maker raises is raised
+    here."""
     # Which device is the current one is known to each thread alone; without this every rank would pin for the first.
     start = partial(torch.cuda.set_device, device) if device is not None and device.type == "cuda" else None
     with closing(items), ThreadPoolExecutor(1, "mmkd-batches", initializer=start) as pool:

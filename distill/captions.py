@@ -94,7 +94,7 @@ def tokenised(captions: Sequence[str] | pa.Array, tokenise: Tokenise) -> Caption
 
 
 def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise) -> Captions:
-    """The captions as tokens, from `out` when they are there.
+    """Return the captions as tokens, from `out` when they are there.
 
     Args:
         out: folder of the run.

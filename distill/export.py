@@ -166,5 +166,5 @@ def _teachers(record: RunRecord) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break out of a table's cell."""
+    """Return text that cannot break out of a table's cell."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -51,8 +51,8 @@ def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "input
 def train_pictures(
     store: FeatureStore, pairs: Pairs, data: DataConfig, student: nn.Module, device: torch.device
 ) -> Pictures:
-    """The pixels that these rows are trained with. Raises ConfigError for `data.decode: device` without inputs in the
-    store. Raises IncompleteStoreError, UserError (see `row_images`)."""
+    """Return the pixels that these rows are trained with. Raises ConfigError for `data.decode: device` without inputs
+    in the store. Raises IncompleteStoreError, UserError (see `row_images`)."""
     images = row_images(store, pairs, data.images, image_side(student))
     if data.decode == "workers":
         return WorkerPictures(images, train_pixels(student, data.crop_scale))

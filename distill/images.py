@@ -29,10 +29,10 @@ class RowImages(Protocol):
     """Source of the rows' encoded images."""
 
     def read(self, row: int) -> bytes:
-        """The encoded bytes of one row's image; ImageError when they are gone."""
+        """Return the encoded bytes of one row's image; ImageError when they are gone."""
 
     def name(self, row: int) -> str:
-        """The file, for a complaint."""
+        """Return the file, for a complaint."""
 
 
 class CorpusImages:
@@ -50,11 +50,11 @@ class CorpusImages:
         )
 
     def read(self, row: int) -> bytes:
-        """The bytes as they were extracted."""
+        """Return the bytes as they were extracted."""
         return self._source(row).read()
 
     def name(self, row: int) -> str:
-        """Path of the file, or of the archive that holds it."""
+        """Return the path of the file, or of the archive that holds it."""
         return str(self._source(row).path)
 
 
@@ -65,14 +65,14 @@ class StoredImages:
         self.inputs = inputs
 
     def read(self, row: int) -> bytes:
-        """One row's JPEG."""
+        """Return one row's JPEG."""
         found = self.inputs.jpeg(row)
         if found is None:
             raise ImageError("not in the inputs")
         return bytes(found)
 
     def name(self, row: int) -> str:
-        """The shard's file."""
+        """Return the shard's file."""
         return str(self.inputs.root / inputs_file(row // self.inputs.rows_per_shard))
 
 
@@ -87,7 +87,7 @@ def drawn(seed: int, epoch: int, row: int) -> Iterator[None]:
 
 
 def gone(images: RowImages, row: int, reason: Exception) -> UserError:
-    """The complaint about an image. Returned by workers, not raised: they would wrap it in their traceback."""
+    """Return the complaint about an image. Returned by workers, not raised: they would wrap it in their traceback."""
     return UserError(
         f"image of row {row}, {images.name(row)}: {reason}; it was sound when extracted: bring it back, note where "
         "the images lie now (mmkd store relocate), or train from `inputs` (mmkd extract --keep-inputs)"
@@ -111,7 +111,7 @@ class _Images(Dataset[torch.Tensor | UserError]):
 
 
 def _stack(images: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
-    """uint8 (B, 3, H, W), or the first error of the batch."""
+    """Return uint8 (B, 3, H, W), or the first error of the batch."""
     sound = [image for image in images if isinstance(image, torch.Tensor)]
     return torch.stack(sound) if len(sound) == len(images) else next(e for e in images if isinstance(e, UserError))
 
@@ -120,7 +120,7 @@ class Pictures(Protocol):
     """Source of a run's pixels."""
 
     def batches(self, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
-        """Uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`; worker processes start at this call."""
+        """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`; worker processes start at this call."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ class WorkerPictures:
 
 
 def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
-    """Uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this call.
-    Raises UserError if an image is gone or damaged; the message names row and file."""
+    """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this
+    call. Raises UserError if an image is gone or damaged; the message names row and file."""
     loader = DataLoader(
         _Images(images, pixels, seed),
         batch_sampler=([(epoch, row) for row in rows.tolist()] for epoch, rows in wanted),

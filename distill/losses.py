@@ -41,13 +41,13 @@ class PairFeatures:
         return self.group.new_ones(len(self.group), dtype=torch.bool) if self.available is None else self.available
 
     def of(self, teacher: int) -> PairFeatures:
-        """One of the stacked teachers."""
+        """Return one of the stacked teachers."""
         available = None if self.available is None else self.available[teacher]
         return PairFeatures(self.image[teacher], self.text[teacher], self.group, available)
 
 
 def stacked(teachers: Sequence[PairFeatures]) -> PairFeatures:
-    """The same pairs as several teachers of one width see them, for losses of all of them at once."""
+    """Return the same pairs as several teachers of one width see them, for losses of all of them at once."""
     image, text, available = (
         torch.stack([getattr(pairs, part) for pairs in teachers]) for part in ("image", "text", "mask")
     )
@@ -55,7 +55,7 @@ def stacked(teachers: Sequence[PairFeatures]) -> PairFeatures:
 
 
 def unit(features: torch.Tensor) -> torch.Tensor:
-    """Rows of unit norm, in float32 or better; a row of zeros stays one."""
+    """Return rows of unit norm, in float32 or better; a row of zeros stays one."""
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
@@ -99,7 +99,7 @@ def contrast(
 
 
 def both_ways(queries: PairFeatures, keys: PairFeatures, scale: torch.Tensor) -> torch.Tensor:
-    """Mean of `contrast` of images against texts and of texts against images, float (..., Q)."""
+    """Return the mean of `contrast` of images against texts and of texts against images, float (..., Q)."""
     positive_QK = queries.group[:, None] == keys.group[None, :]
     if positive_QK.dim() == 3:
         positive_QK = positive_QK.any(-1)

@@ -102,7 +102,7 @@ class Objective(nn.Module):
         return terms | reduced
 
     def _map(self, numbers: Sequence[int], student: StudentFeatures, group: torch.Tensor) -> PairFeatures:
-        """The student's rows in the spaces of these teachers, stacked."""
+        """Return the student's rows in the spaces of these teachers, stacked."""
         both = torch.cat([student.image, student.text])
         mapped = unit(torch.stack([self.heads(number, both) for number in numbers]))
         image, text = torch.split(mapped, len(student.image), dim=1)
@@ -115,7 +115,7 @@ class Objective(nn.Module):
         return self.cross_log_scales[list(numbers)].exp()[:, None, None]
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted sum that is minimized."""
+        """Return the weighted sum that is minimized."""
         return torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
 
     @torch.no_grad()
@@ -126,7 +126,8 @@ class Objective(nn.Module):
 
 
 def of_one_width(prepared: Sequence[PairFeatures]) -> list[list[int]]:
-    """Places of the teachers, those of one width together: each loss is then computed once for all of them."""
+    """Return the places of the teachers, those of one width together: each loss is then computed once for all of
+    them."""
     found: dict[int, list[int]] = {}
     for number, pairs in enumerate(prepared):
         found.setdefault(pairs.image.shape[1], []).append(number)
@@ -134,7 +135,7 @@ def of_one_width(prepared: Sequence[PairFeatures]) -> list[list[int]]:
 
 
 def gathered(pairs: PairFeatures, world: World) -> PairFeatures:
-    """The rows of all ranks; the student's gradients flow back to the rank that a row came from."""
+    """Return the rows of all ranks; the student's gradients flow back to the rank that a row came from."""
     if world.size == 1:
         return pairs
     rows = pairs.image.dim() - 2  # behind the teachers, when they are stacked

@@ -47,8 +47,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def undecayed_parameters(model: nn.Module) -> set[str]:
-    """Names of biases, norms, positions, class tokens, scales and temperatures, and of what modules exempt themselves
-    (`no_weight_decay` of timm and open_clip)."""
+    """Return names of biases, norms, positions, class tokens, scales and temperatures, and of what modules exempt
+    themselves (`no_weight_decay` of timm and open_clip)."""
     exempt = set()
     for path, part in model.named_modules():
         if callable(names := getattr(part, "no_weight_decay", None)):
@@ -79,8 +79,9 @@ def tower_layers(model: nn.Module) -> dict[str, tuple[str, int | None]]:
 
 
 def learning_rate_shares(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
-    """Share of the learning rate of every parameter: its part's rate, and `layer_decay` to the power of its distance
-    from the tower's top. What lies behind the last layer has distance 0, the stem one more than the first layer."""
+    """Return the share of the learning rate of every parameter: its part's rate, and `layer_decay` to the power of its
+    distance from the tower's top. What lies behind the last layer has distance 0, the stem one more than the first
+    layer."""
     places = tower_layers(model)
     top: dict[str, int] = {}
     for tower, layer in places.values():
@@ -133,7 +134,8 @@ def warmup_steps(config: OptimizerConfig, total: int) -> int:
 
 
 def lr_factor(step: int, warmup: int, total: int) -> float:
-    """Share of the peak learning rate at `step`: linear up over `warmup` steps, then half a cosine to zero."""
+    """Return the share of the peak learning rate at `step`: linear up over `warmup` steps, then half a cosine to
+    zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -29,7 +29,7 @@ class Pairs:
     table: pa.Table
 
     def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Index in `rows` of each of these grid rows."""
+        """Return index in `rows` of each of these grid rows."""
         return np.searchsorted(self.rows, rows)
 
 
@@ -41,8 +41,8 @@ def matching(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
 
 
 def find_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None) -> Pairs:
-    """The sound pairs among the rows that match. Raises ConfigError as `matching`. Raises IncompleteStoreError if rows
-    that match have not been extracted yet.
+    """Return the sound pairs among the rows that match. Raises ConfigError as `matching`. Raises IncompleteStoreError
+    if rows that match have not been extracted yet.
 
     Args:
         store: whose rows.
@@ -82,8 +82,8 @@ def _numbers(hashes: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def training_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None, batch_size: int) -> Pairs:
-    """The pairs to train on, at least one batch of them. Raises UserError if fewer than a batch are left; otherwise as
-    `find_pairs`."""
+    """Return the pairs to train on, at least one batch of them. Raises UserError if fewer than a batch are left;
+    otherwise as `find_pairs`."""
     pairs = find_pairs(store, where, wanted)
     if len(pairs.rows) < batch_size:
         having = "" if wanted is None else " and have a teacher"

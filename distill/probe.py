@@ -50,7 +50,7 @@ class Estimate:
         return self.steps_left * self.seconds_per_step / 3600
 
     def lines(self) -> Iterator[str]:
-        """The estimate as a user reads it."""
+        """Yield the estimate as a user reads it."""
         yield f"pairs          {self.pairs:,}; teachers: {', '.join(self.teachers) or 'none asked'}"
         yield f"parameters     {self.student_parameters:,} student, {self.other_parameters:,} beside it"
         yield (

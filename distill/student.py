@@ -40,8 +40,8 @@ Tokenise = Callable[[list[str]], torch.Tensor]
 
 
 def model_config(model: str) -> dict[str, Any]:
-    """The open_clip model config of a student. Raises ConfigError if it is not a name that open_clip knows, nor a file
-    or folder with an open_clip model config."""
+    """Return the open_clip model config of a student. Raises ConfigError if it is not a name that open_clip knows, nor
+    a file or folder with an open_clip model config."""
     if not model.endswith(".json") and not model.startswith(SCHEMES):
         config = open_clip.get_model_config(model)
         if config is None:
@@ -99,7 +99,7 @@ def save_text(student: nn.Module, tokenizer: Tokenise, folder: Path) -> None:
 
 
 def _folder(model: str) -> Path:
-    """The folder behind `local-dir:` or `hf-hub:`; the latter is downloaded."""
+    """Return the folder behind `local-dir:` or `hf-hub:`; the latter is downloaded."""
     scheme, _, place = model.partition(":")
     if scheme == "local-dir":
         return Path(place)
@@ -161,8 +161,8 @@ def set_preprocessing(student: nn.Module, changes: Mapping[str, Any]) -> None:
 
 
 def student_tokenizer(model: str) -> Tokenise:
-    """The student's tokenizer: captions to int64 (n, L). It follows from the network, never from the name of a file.
-    Raises ConfigError if its files are not there."""
+    """Return the student's tokenizer: captions to int64 (n, L). It follows from the network, never from the name of a
+    file. Raises ConfigError if its files are not there."""
     try:
         if model.startswith(SCHEMES):
             tokenizer: Tokenise = open_clip.get_tokenizer(f"local-dir:{_folder(model)}")
@@ -298,7 +298,7 @@ def _read_weights(place: Path, where: str) -> tuple[dict[str, torch.Tensor], dic
 
 
 def _renamed(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under the names that `part` has, without the prefix under which most of them are found."""
+    """Return the tensors under the names that `part` has, without the prefix under which most of them are found."""
     own = set(part.state_dict())
     prefixes = {"", *(name[: name.index(".") + 1] for name in weights if "." in name)}
     best = max(sorted(prefixes), key=lambda p: sum(n.startswith(p) and n[len(p) :] in own for n in weights))
@@ -311,7 +311,7 @@ def preprocessing(student: nn.Module) -> PreprocessCfg:
 
 
 def image_side(student: nn.Module) -> int:
-    """The longer side of the student's image, in pixels."""
+    """Return the longer side of the student's image, in pixels."""
     size = preprocessing(student).size
     return size if isinstance(size, int) else max(size)
 
@@ -324,7 +324,7 @@ def train_pixels(student: nn.Module, crop_scale: tuple[float, float]) -> Pixels:
 
 
 def training_crop(student: nn.Module, crop_scale: tuple[float, float]) -> RandomResizedCrop:
-    """The crop of `train_pixels` alone, with the student's size and interpolation."""
+    """Return the crop of `train_pixels` alone, with the student's size and interpolation."""
     crop = image_transform_v2(preprocessing(student), is_train=True, aug_cfg={"scale": crop_scale}).transforms[0]
     assert isinstance(crop, RandomResizedCrop)
     return crop
@@ -372,11 +372,11 @@ class Towers(nn.Module):
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, columns: Sequence[int] = ()
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images uint8 (B, 3, H, W), tokens int64 (B, L), columns (B,): features (B, D) twice, log scale ()."""
+        """Return images uint8 (B, 3, H, W), tokens int64 (B, L), columns (B,): features (B, D) twice, log scale ()."""
         return self.encode_images(images), self.encode_tokens(tokens, columns), self.log_scale * 1.0
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, H, W) to (B, D); the arithmetic of torchvision's ToTensor and Normalize."""
+        """Return uint8 (B, 3, H, W) to (B, D); the arithmetic of torchvision's ToTensor and Normalize."""
         pixels = images.float().div(255).sub(self.mean).div(self.std)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return self._encode_pixels(pixels.contiguous(memory_format=layout))
@@ -391,8 +391,8 @@ class Towers(nn.Module):
     # Not compiled itself, or each division into groups would be a graph of its own; what it calls is compiled.
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def encode_tokens(self, tokens: torch.Tensor, columns: Sequence[int] = ()) -> torch.Tensor:
-        """int64 (B, L) to (B, D); with `cuts_padding`, in groups of rows that need about as many columns. The features
-        are those of padded rows up to rounding, see `check_padding`."""
+        """Return int64 (B, L) to (B, D); with `cuts_padding`, in groups of rows that need about as many columns. The
+        features are those of padded rows up to rounding, see `check_padding`."""
         if not self.cuts_padding or len(columns) != len(tokens):
             return self._encode_padded(tokens)
         groups = length_groups(columns, _GROUP_COST.get(tokens.device.type, _GROUP_COST["cuda"]))

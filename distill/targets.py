@@ -21,7 +21,7 @@ class Preparation:
     to_unit: bool
 
     def __call__(self, targets: Sequence[TeacherTargets], group: torch.Tensor) -> list[PairFeatures]:
-        """Rows of every teacher, float32 (B, A), in the order of the run's teachers."""
+        """Return rows of every teacher, float32 (B, A), in the order of the run's teachers."""
         return [
             PairFeatures(
                 self._tower(slug, "image", target.image), self._tower(slug, "text", target.text), group, target.present
@@ -37,7 +37,8 @@ class Preparation:
 
 
 def mixed(prepared: Sequence[PairFeatures], shares_BT: torch.Tensor) -> PairFeatures:
-    """One set of rows, each of the teacher that has all of its share; a row without a teacher is not available."""
+    """Return one set of rows, each of the teacher that has all of its share; a row without a teacher is not
+    available."""
     image, text = (torch.stack([getattr(pairs, tower) for pairs in prepared], dim=1) for tower in ("image", "text"))
     chosen = shares_BT.argmax(dim=1)[:, None, None].expand(-1, 1, image.shape[2])
     return PairFeatures(

@@ -36,7 +36,7 @@ class TeacherFeatures:
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
-        """bool (N,): where at least one teacher has both features."""
+        """Return bool (N,): where at least one teacher has both features."""
         sound: NDArray[np.bool_] = torch.stack(self._sound).any(dim=0).numpy()
         return sound
 
@@ -51,7 +51,7 @@ class TeacherFeatures:
         return sum(math.prod(part.shape) * part.dtype.itemsize for part in (*self._image, *self._text))
 
     def fits(self, device: torch.device) -> bool:
-        """True when all features fit on a CUDA device beside the training."""
+        """Return True when all features fit on a CUDA device beside the training."""
         return device.type == "cuda" and self.bytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
     def reside(self, device: torch.device) -> None:
@@ -88,19 +88,19 @@ class TeacherFeatures:
 
 
 def _indexable(features: FeatureArray) -> torch.Tensor | FeatureArray:
-    """A tensor over the mapped pages; int8 features, and those behind a URL, stay what they are."""
+    """Return a tensor over the mapped pages; int8 features, and those behind a URL, stay what they are."""
     return as_tensor(features) if isinstance(features, np.ndarray) else features
 
 
 def _copied(features: torch.Tensor | FeatureArray, device: torch.device) -> torch.Tensor:
-    """All rows (N, E) in memory of the device; int8 features decoded."""
+    """Return all rows (N, E) in memory of the device; int8 features decoded."""
     if isinstance(features, torch.Tensor):
         return features.to(device, copy=True)
     return torch.from_numpy(np.array(features[:])).to(device)
 
 
 def as_tensor(mapped: NDArray[np.floating[Any]]) -> torch.Tensor:
-    """The mapped array as a tensor over the same pages."""
+    """Return the mapped array as a tensor over the same pages."""
     with warnings.catch_warnings():
         # torch has no read-only tensors and says so; nothing here writes, and the pages would fault.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -43,7 +43,7 @@ class Outcome:
         return bool(torch.isfinite(torch.stack([self.total, self.norm])).all())
 
     def values(self) -> dict[str, float]:
-        """Terms and total as numbers; waits for the device."""
+        """Return terms and total as numbers; waits for the device."""
         return {name: term.item() for name, term in self.terms.items()} | {"total": self.total.item()}
 
 

@@ -29,8 +29,8 @@ class Bags:
         return len(self.ids)
 
     def column(self, name: str) -> NDArray[np.object_]:
-        """A column of the sample table, which all rows of a bag agree on: str or None (n,). Raises UserError if a bag's
-        rows differ."""
+        """Return a column of the sample table, which all rows of a bag agree on: str or None (n,). Raises UserError if
+        a bag's rows differ."""
         return self.agreed(self.samples.column(name), name)
 
     @property
@@ -45,7 +45,7 @@ class Bags:
         return self.agreed(self.data.domains(self.samples), self.data.spec.domain or "data set")
 
     def agreed(self, values: NDArray[np.object_], what: str) -> NDArray[np.object_]:
-        """The value that all rows of a bag have; `values` is one for each row. Raises UserError if a bag's rows
+        """Return the value that all rows of a bag have; `values` is one for each row. Raises UserError if a bag's rows
         differ."""
         found = np.empty(len(self), dtype=object)
         for i, member in enumerate(self.members):
@@ -73,7 +73,7 @@ class BagFeatures:
     """Every vector scaled to unit length, before means are taken and heads are trained."""
 
     def patches(self, bag: int, positions: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Features of a bag that are there, float32 (p, D); p may be 0.
+        """Return features of a bag that are there, float32 (p, D); p may be 0.
 
         Args:
             bag: index of the bag.
@@ -99,7 +99,7 @@ class BagFeatures:
         return read(rows, normalized=self.normalized)
 
     def means(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """Mean feature of every bag, float64 (n, D), and bool (n,) which bags have one; NaN where not."""
+        """Return mean feature of every bag, float64 (n, D), and bool (n,) which bags have one; NaN where not."""
         means = []
         for bag in range(len(self.bags)):
             patches = self.patches(bag).astype(np.float64)

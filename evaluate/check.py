@@ -72,7 +72,7 @@ class CheckReport:
         return not any(one.problems for one in self.datasets)
 
     def text(self) -> str:
-        """One paragraph per data set."""
+        """Return one paragraph per data set."""
         ready = sum(one.readable and not one.problems for one in self.datasets)
         lines = [
             f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, "
@@ -90,7 +90,7 @@ class CheckReport:
         return "\n".join(map(one_line, lines))
 
     def json(self) -> str:
-        """The same as JSON."""
+        """Return the same as JSON."""
         return json.dumps(asdict(self) | {"ok": self.ok}, indent=1)
 
 
@@ -152,7 +152,7 @@ def _check_dataset(
 
 
 def _class_counts(data: DatasetRows, label: str, samples: Samples) -> dict[str, int]:
-    """Rows of every class, and of every value that is none."""
+    """Return rows of every class, and of every value that is none."""
     values = data.spec.classes or {name: (name,) for name in data.classes}
     name_of = {value: name for name in data.classes for value in values[name]}
     counts = Counter(
@@ -163,7 +163,7 @@ def _class_counts(data: DatasetRows, label: str, samples: Samples) -> dict[str, 
 
 
 def _similar_groups(data: DatasetRows) -> list[str]:
-    """Groups of two splits whose names differ in case or in zeros at the beginning only."""
+    """Return groups of two splits whose names differ in case or in zeros at the beginning only."""
     if data.spec.group is None:
         return []
     spellings: dict[str, dict[str, str]] = {}
@@ -201,7 +201,7 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
 
 
 def _same_images(data: DatasetRows) -> list[str]:
-    """Exact copies of test images among training images: a probe would be scored on what it learned."""
+    """Return exact copies of test images among training images: a probe would be scored on what it learned."""
     test = {digest for digest in data.splits["test"].column("image_sha256") if digest is not None}
     found = []
     for name in ("train", "val"):
@@ -221,7 +221,7 @@ class _Missing:
 
 
 def _missing_before(spec: DatasetSpec) -> _Missing:
-    """The part that a data set without a store lacks: its files, or only their extraction."""
+    """Return the part that a data set without a store lacks: its files, or only their extraction."""
     assert spec.source is not None, "asked of sets that are described"
     places = f"{shlex.quote(spec.described_in)} {shlex.quote(spec.store)}"
     bags = spec.source.get("kind") == "bags"
@@ -242,7 +242,7 @@ def _missing_before(spec: DatasetSpec) -> _Missing:
 
 
 def _differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str]:
-    """Splits with another number of samples than was published."""
+    """Return splits with another number of samples than was published."""
     return [
         f"{split} has {rows[split]} rows, published are {count}"
         for split, count in spec.about.expected.items()
@@ -251,7 +251,7 @@ def _differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str
 
 
 def _prompts_differ(data: DatasetRows) -> list[str]:
-    """A problem where the prompt file is not what was extracted."""
+    """Return a problem where the prompt file is not what was extracted."""
     prompts = data.spec.prompts
     if prompts is None or prompts.file is None or data.prompts is None:
         return []

@@ -15,7 +15,7 @@ from mmkd.evaluate.task import Contrast, Metric
 
 
 def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
-    """A metric of labels, scores and counts as one of predictions and counts."""
+    """Return a metric of labels, scores and counts as one of predictions and counts."""
 
     def of_predictions(predictions: Predictions, weights: Floats) -> Floats:
         return metric(predictions.labels(), predictions.score, weights)
@@ -24,7 +24,8 @@ def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
 
 
 def standard_metrics() -> dict[str, Metric]:
-    """Metrics of single-label classification; a table never averages two of them. `acc` is a mean over samples."""
+    """Return the metrics of single-label classification; a table never averages two of them. `acc` is a mean over
+    samples."""
     return {
         "acc": labelled(metrics.accuracy),
         "bacc": labelled(metrics.balanced_accuracy),
@@ -34,14 +35,14 @@ def standard_metrics() -> dict[str, Metric]:
 
 
 def class_contrasts(found: Predictions) -> list[Contrast]:
-    """Each class that occurs against the rest; a single contrast of two classes."""
+    """Return each class that occurs against the rest; a single contrast of two classes."""
     labels = found.labels()
     masks = [labels == label for label in np.unique(labels)]
     return [(mask, ~mask) for mask in masks[: 1 if len(masks) == 2 else None]]
 
 
 def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
-    """Splits without rows, labels that are no class, classes without prompts or without samples."""
+    """Return splits without rows, labels that are not classes, classes without prompts or without samples."""
     found = []
     for split in splits:
         try:

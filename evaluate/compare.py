@@ -49,7 +49,7 @@ class Against:
     """Method of the comparison, by data set."""
 
     def count(self, verdict: Verdict) -> int:
-        """Columns with this verdict."""
+        """Return columns with this verdict."""
         return Counter(self.verdicts.values())[verdict]
 
 
@@ -65,7 +65,7 @@ class Comparison:
     level: float
 
     def markdown(self) -> str:
-        """A table with one line for each rival, and the notes that it needs to be read rightly."""
+        """Return a table with one line for each rival, and the notes that it needs to be read rightly."""
         columns = [*self.columns, *([mean_name(self.columns)] if len(self.columns) > 1 else [])]
         heads = ["against", *map(markdown_text, columns), "win/tie/loss", "Wilcoxon p", "Holm"]
         rows = []
@@ -77,7 +77,7 @@ class Comparison:
         return markdown_page(self.title, heads, rows, self.notes())
 
     def notes(self) -> list[str]:
-        """Notes on reading the table and on missing values."""
+        """Return notes on reading the table and on missing values."""
         found = [
             f"differences are {self.model} minus the other, on samples that both have; [{self.level:.0%} interval], "
             "a tie is an interval that holds zero"
@@ -96,7 +96,7 @@ class Comparison:
         return found
 
     def json(self) -> str:
-        """The same as JSON; what has no value is null."""
+        """Return the same as JSON; what has no value is null."""
         rivals = plain_values([asdict(rival) for rival in self.rivals])
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
 
@@ -202,7 +202,7 @@ def _columns(
 
 
 def _averaged(found: Sequence[Paired | str]) -> Paired | str:
-    """Both models averaged over data sets or columns; the first reason where one has none."""
+    """Return both models averaged over data sets or columns; the first reason where one has none."""
     pairs = [one for one in found if not isinstance(one, str)]
     if len(pairs) < len(found):
         return next(one for one in found if isinstance(one, str))

@@ -26,7 +26,8 @@ FIXED = ("row", "key", "caption", "uri", "image_sha256", "status")
 
 
 def value_counts(values: Iterable[object], most: int = 8) -> str:
-    """Values (or a counter of them) with their counts, the most frequent first: `'dead' 8, blank 3, and 2 more`."""
+    """Return values (or a counter of them) with their counts, the most frequent first: `'dead' 8, blank 3, and 2
+    more`."""
     counts = Counter(values).most_common()
     shown = [f"{'blank' if value is None else repr(value)} {count}" for value, count in counts[:most]]
     return ", ".join(shown + ([f"and {len(counts) - most} more"] if len(counts) > most else []))
@@ -55,21 +56,21 @@ class Samples:
         return self.column("key")
 
     def column(self, name: str) -> NDArray[np.object_]:
-        """One column (n,): str, or None where the table has null."""
+        """Return one column (n,): str, or None where the table has null."""
         values = self.table[name].to_pylist()
         found = np.empty(len(values), dtype=object)
         found[:] = [value if value is None else str(value) for value in values]
         return found
 
     def filled(self, name: str, other: NDArray[np.object_] | str) -> NDArray[np.object_]:
-        """One column, str (n,), with `other` in place of nulls."""
+        """Return one column, str (n,), with `other` in place of nulls."""
         values = self.column(name)
         return np.where(values == None, other, values)  # noqa: E711 - element by element
 
     def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> NDArray[np.bool_]:
-        """Rows whose columns all have one of the values of `yes`, bool (n,). Every other value must be one of `no`.
-        Without `no` a column may have one other value, and no null. Raises UserError for values that are on neither
-        side, with their counts.
+        """Return rows whose columns all have one of the values of `yes`, bool (n,). Every other value must be one of
+        `no`. Without `no` a column may have one other value, and no null. Raises UserError for values that are on
+        neither side, with their counts.
 
         Args:
             yes: columns with the values that count as true.
@@ -109,8 +110,8 @@ class DatasetRows:
     """Class names; the position is the class index. Empty when the data set has no label column."""
 
     def split(self, name: Split) -> Samples:
-        """The rows of one split. Raises UserError if the suite does not define it, it has no rows, or no row has one of
-        the values asked for."""
+        """Return the rows of one split. Raises UserError if the suite does not define it, it has no rows, or no row has
+        one of the values asked for."""
         samples = self.splits.get(name)
         if samples is None or len(samples) == 0:
             filters = getattr(self.spec.rows, name) or {}
@@ -121,22 +122,22 @@ class DatasetRows:
         return samples
 
     def joined(self, names: tuple[Split, ...]) -> Samples:
-        """The rows of several splits as one, with a column `split` that says where each is from."""
+        """Return the rows of several splits as one, with a column `split` that says where each is from."""
         tables = [
             self.split(name).table.append_column(SPLIT, pa.array([name] * len(self.split(name)))) for name in names
         ]
         return Samples("+".join(names), pa.concat_tables(tables))
 
     def labels(self, samples: Samples) -> NDArray[np.int64]:
-        """Class index of every row, int64 (n,). Raises UserError for a row without a label, or with one that is not
-        among the classes."""
+        """Return class index of every row, int64 (n,). Raises UserError for a row without a label, or with one that is
+        not among the classes."""
         values = self.spec.classes or {name: (name,) for name in self.classes}
         index = {value: i for i, name in enumerate(self.classes) for value in values[name]}
         return self._class_index(samples, self.label_column, index)
 
     def prompt_labels(self, negative: bool = False) -> NDArray[np.int64]:
-        """Class index of every prompt, or of every negative one, int64 (m,). Raises UserError if a class has no prompt,
-        or a prompt no class."""
+        """Return class index of every prompt, or of every negative one, int64 (m,). Raises UserError if a class has no
+        prompt, or a prompt no class."""
         assert self.spec.prompts is not None
         prompts = self.negatives if negative else self.prompts
         assert prompts is not None
@@ -157,12 +158,12 @@ class DatasetRows:
         return self.spec.label
 
     def groups(self, samples: Samples) -> NDArray[np.object_]:
-        """Groups of rows that depend on each other, str (n,): the group column, or every row for itself. A row without
-        a value in the group column is a group of its own."""
+        """Return groups of rows that depend on each other, str (n,): the group column, or every row for itself. A row
+        without a value in the group column is a group of its own."""
         return samples.ids if self.spec.group is None else samples.filled(self.spec.group, samples.ids)
 
     def domains(self, samples: Samples) -> NDArray[np.object_]:
-        """The value of the domain column, str (n,), or the data set's name."""
+        """Return the value of the domain column, str (n,), or the data set's name."""
         if self.spec.domain is None:
             return np.full(len(samples), self.spec.dataset, dtype=object)
         return samples.filled(self.spec.domain, self.spec.dataset)
@@ -227,7 +228,7 @@ class _Reader:
     _held: dict[str, Counter[object]] = field(default_factory=dict)
 
     def select(self, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:
-        """The rows that pass `chosen`, with `columns`."""
+        """Return the rows that pass `chosen`, with `columns`."""
         wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
         # Asking for the columns first gives the message that names those the store has.
         schema = self.store.sample_table(columns=wanted, filter=pc.scalar(False)).schema

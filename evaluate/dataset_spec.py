@@ -26,7 +26,7 @@ OTHERS = "*"
 
 
 def _texts(value: object) -> object:
-    """One value or several as text, in the form in which cells are compared."""
+    """Return one value or several as text, in the form in which cells are compared."""
     values = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(one, bool) for one in values):
         raise ValueError(f"YAML reads {values!r} as true or false; put the value in quotes")
@@ -42,7 +42,7 @@ def folder_name(name: str) -> str:
 
 
 def _classes(value: object) -> object:
-    """Class names with the values that stand for them; in a list a name is its own value."""
+    """Return class names with the values that stand for them; in a list a name is its own value."""
     if isinstance(value, list | tuple):
         return {name: (name,) for name in _texts(value)}  # type: ignore[attr-defined]
     if isinstance(value, dict):
@@ -189,7 +189,7 @@ class DatasetSpec(Frozen):
     notes: str = ""
 
     def own_sections(self) -> Iterator[Section]:
-        """The sections of tasks that this data set has."""
+        """Yield the sections of tasks that this data set has."""
         return (section for name in self.sections if (section := getattr(self, name)) is not None)
 
     @property

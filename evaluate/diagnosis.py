@@ -53,17 +53,18 @@ class Diagnosis(Task[DiagnosisSettings]):
             yield "diagnosis needs a `label` column"
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Every head, with each draw of folds and first weights."""
+        """Return every head, with each draw of folds and first weights."""
         own = self.own(spec)
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
+        """Return classification metrics within folds, averaged over folds; patients are resampled inside their
+        folds."""
         metrics = {name: mean_over_folds(metric) for name, metric in standard_metrics().items()}
         return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples, contrasts=class_contrasts)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Every bag has one class and one patient, no patient stands in two splits, folds can be drawn."""
+        """Every bag has one class and one patient, no patient is in two splits, folds can be drawn."""
         try:
             _Slides(data).folds(self.own(data.spec), seed=0)
         except UserError as error:
@@ -71,7 +72,7 @@ class Diagnosis(Task[DiagnosisSettings]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Bags of each class in each split."""
+        """Return bags of each class in each split."""
         slides = _Slides(data)
         return {
             f"{split} bags": dict(Counter(data.classes[y] for y in slides.y[slides.split == split]))
@@ -80,7 +81,7 @@ class Diagnosis(Task[DiagnosisSettings]):
         }
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Class probabilities of every test bag, float64 (n, C)."""
+        """Return class probabilities of every test bag, float64 (n, C)."""
         settings = self.own(data.spec)
         slides = _Slides(data)
         fold = slides.folds(settings, variant.seed)
@@ -140,7 +141,7 @@ class _Slides:
                 raise UserError(f"{data.spec.dataset}: {both[0]!r} stands both in {name} and in test")
 
     def folds(self, settings: DiagnosisSettings, seed: int) -> NDArray[np.int64]:
-        """Round that tests a bag, int64 (n,); -1 for training bags of the suite's own splits."""
+        """Return round that tests a bag, int64 (n,); -1 for training bags of the suite's own splits."""
         if self.data.spec.rows.train is not None:
             return np.where(self.split == "test", 0, -1).astype(np.int64)
         return folds_of(self.bags, self.y, self.group, settings.folds, seed)
@@ -149,8 +150,8 @@ class _Slides:
 def _mean_pool(
     cohort: Labelled, one: Round, *, settings: LinearProbeSettings, seed: int, classes: int
 ) -> tuple[Floats, dict[str, Any]]:
-    """Logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts. Features are
-    divided by the root mean square length of the training bags', so that the grid of C suits them."""
+    """Return logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts. Features
+    are divided by the root mean square length of the training bags', so that the grid of C suits them."""
     length = np.sqrt(np.square(cohort.x[one.seen]).sum(axis=1).mean())
     scaled = replace(cohort, x=cohort.x / length)
     c, facts = choose_c(scaled.take(one.train), scaled.take(one.val), settings, seed)
@@ -163,7 +164,7 @@ def _mean_pool(
 def _attention(
     known: BagFeatures, cohort: Labelled, one: Round, *, settings: MilSettings, seed: int, classes: int
 ) -> tuple[Floats, dict[str, Any]]:
-    """Gated attention over patches, float64 (m, C), and facts."""
+    """Return gated attention over patches, float64 (m, C), and facts."""
     from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     logits, trained = fit_predict(known, classify_task(cohort.y, classes), one, settings=settings, seed=seed)

@@ -43,11 +43,11 @@ class Features:
         return self._joined("image", rows, normalized)
 
     def texts(self, rows: NDArray[np.int64], *, normalized: bool = True) -> Block:
-        """Caption features of these grid rows, members joined; as stored where not `normalized`."""
+        """Return caption features of these grid rows, members joined; as stored where not `normalized`."""
         return self._joined("text", rows, normalized)
 
     def each_member(self) -> tuple[Features, ...]:
-        """Every member on its own, for tasks that join scores instead of features."""
+        """Return every member on its own, for tasks that join scores instead of features."""
         return tuple(Features(self.store, slug, beside=self.beside) for slug in self.members)
 
     def digest(self, rows: NDArray[np.int64]) -> str:

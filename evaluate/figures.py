@@ -62,7 +62,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """The bytes of a figure in one of `FORMATS`. One warning where the font lacks letters; an SVG has the reader's."""
+    """Return the bytes of a figure in one of `FORMATS`. One warning where the font lacks letters; an SVG has the
+    reader's."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()
     look: dict[Any, Any] = {"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}
@@ -78,7 +79,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def short_names(names: Sequence[str], letters: int = 48) -> list[str]:
-    """Labels of different names: on one line, without the middle of a long one, and different again.
+    """Return labels of different names: on one line, without the middle of a long one, and different again.
 
     Args:
         names: to be shown.
@@ -103,7 +104,7 @@ def line_style(place: int) -> dict[str, Any]:
 
 
 def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Every score; color is the paired difference to the best of the other models in its column. A dot marks an
+    """Return every score; color is the paired difference to the best of the other models in its column. A dot marks an
     interval of that difference without zero. A cell without a value is empty and says so; one that cannot be compared
     has no color. Raises ConfigError if there is no such task, metric, head, share of labels or model."""
     table = build_table(folder, question)
@@ -151,9 +152,10 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Difference to the best other model of each column, sorted, with paired intervals and the count of wins. The best
-    rival is chosen on the same samples, which favors it: the comparison is strict on `model`. Raises ConfigError if
-    there is no such task, metric, head, share of labels or model, no other model, or nothing that both have."""
+    """Return difference to the best other model of each column, sorted, with paired intervals and the count of wins.
+    The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`. Raises
+    ConfigError if there is no such task, metric, head, share of labels or model, no other model, or nothing that both
+    have."""
     table = build_table(folder, question)
     comparison = compare(folder, model, question)
     lines: list[tuple[str, Difference, Verdict | None]] = []
@@ -193,8 +195,8 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def box(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after Holm. Raises
-    ConfigError if there is no such task, metric, head, share of labels or model, or no other model."""
+    """Return quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after Holm.
+    Raises ConfigError if there is no such task, metric, head, share of labels or model, or no other model."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     scale = 100 if table.percent else 1
@@ -224,9 +226,9 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Scores of all models by column on one common scale from zero; `model` in front. Never the only picture. Raises
-    ConfigError if fewer than 3 or more than 10 columns have values, or for an unknown task, metric, head or share of
-    labels."""
+    """Return scores of all models by column on one common scale from zero; `model` in front. Never the only picture.
+    Raises ConfigError if fewer than 3 or more than 10 columns have values, or for an unknown task, metric, head or
+    share of labels."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     if not FEWEST_SPOKES <= len(columns) <= MOST_SPOKES:
@@ -269,7 +271,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Mean over columns at each share of the labels, with intervals, on a logarithmic axis of shares. Raises
+    """Return the mean over columns at each share of the labels, with intervals, on a logarithmic axis of shares. Raises
     ConfigError if the task was run at one share only, or there is no such task, metric or head."""
     shares = sorted({unit.fraction for unit in folder.plan.units if unit.task == question.task})
     if len(shares) < 2:
@@ -323,7 +325,7 @@ def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure
 
 
 def high_risk(found: Predictions) -> NDArray[np.bool_]:
-    """Patients above the median risk of their fold, bool (n,)."""
+    """Return patients above the median risk of their fold, bool (n,)."""
     risk = found.column("risk")
     fold = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
     high = np.zeros(len(found), dtype=bool)
@@ -334,8 +336,8 @@ def high_risk(found: Predictions) -> NDArray[np.bool_]:
 
 
 def band(group: CensoredData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pointwise 95 % limits of a curve at each of its times, by Greenwood's variance on the log-log scale. Kalbfleisch
-    and Prentice 2002, section 1.4. NaN where the curve is at one or at zero: there they do not exist."""
+    """Return pointwise 95 % limits of a curve at each of its times, by Greenwood's variance on the log-log scale.
+    Kalbfleisch and Prentice 2002, section 1.4. NaN where the curve is at one or at zero: there they do not exist."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy takes the logarithm of zero for those points
         limits = ecdf(group).sf.confidence_interval(0.95, method="log-log")
@@ -372,13 +374,13 @@ def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure with one set of axes, without a window. Sizes in inches."""
+    """Return a figure with one set of axes, without a window. Sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def _columns_with_values(table: ResultTable) -> list[str]:
-    """The columns, the mean aside, where some model has a value. Raises ConfigError if there is none to draw."""
+    """Return the columns, the mean aside, where some model has a value. Raises ConfigError if there is none to draw."""
     found = [one for one in table.groups if table.best(one)]
     if not found:
         raise ConfigError(f"{table.title}: no model has a value yet; `mmkd evaluate run` gets them")
@@ -386,7 +388,7 @@ def _columns_with_values(table: ResultTable) -> list[str]:
 
 
 def _asked(question: Question, metric: str) -> str:
-    """The question as a title."""
+    """Return the question as a title."""
     parts = [question.task, question.head or "", metric]
     if question.fraction < 1:
         parts.append(f"{question.fraction:.0%} of labels")

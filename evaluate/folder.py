@@ -47,7 +47,7 @@ class ResultFolder:
         self._loaded = Loaded(self.plan)
 
     def questions(self, task: str | None, head: str | None, **rest: Any) -> list[Question]:
-        """One question for each task and head, or for those that are named."""
+        """Return one question for each task and head, or for those that are named."""
         asked = list(dict.fromkeys((unit.task, unit.head) for unit in self.plan.units))
         chosen = [(t, h) for t, h in asked if task in (None, t) and head in (None, h)]
         return [Question(task=t, head=h, **rest) for t, h in chosen] or [Question(task=task or "", head=head, **rest)]
@@ -63,8 +63,8 @@ class ResultFolder:
         return [spec for spec in every if spec.role == "report"] or every
 
     def scoring(self, question: Question) -> tuple[Scoring, str]:
-        """The scoring and the metric that answer a question. Raises ConfigError if there is no such metric, or data
-        sets that were scored by different protocols."""
+        """Return the scoring and the metric that answer a question. Raises ConfigError if there is no such metric, or
+        data sets that were scored by different protocols."""
         found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         protocols = sorted({scoring.protocol for scoring in found})
         if len(protocols) > 1:
@@ -78,8 +78,8 @@ class ResultFolder:
         return found[0], metric
 
     def units(self, question: Question, dataset: str, model: str) -> list[PlannedUnit]:
-        """The units behind one model on one data set: one for each draw of the labels. Raises ConfigError if the suite
-        has no such head or share of labels."""
+        """Return the units behind one model on one data set: one for each draw of the labels. Raises ConfigError if the
+        suite has no such head or share of labels."""
         same = [u for u in self.plan.units if (u.dataset, u.task, u.model) == (dataset, question.task, model)]
         heads = list(dict.fromkeys(unit.head for unit in same))
         head = question.head if question.head is not None else next(iter(heads), "")
@@ -111,7 +111,7 @@ class ResultFolder:
         return [one for one in found if not isinstance(one, str)] or "not run"
 
     def replicates(self, question: Question, spec: DatasetSpec, found: Predictions) -> dict[str, Replicates]:
-        """The metric of a question on every column that a data set has rows of."""
+        """Return the metric of a question on every column that a data set has rows of."""
         scoring, metric = self.scoring(question)
         names = self.column_names(question, spec, found)
         parts = {name: names == name for name in dict.fromkeys(names.tolist())}
@@ -126,8 +126,8 @@ class ResultFolder:
         return {part: replicates for (part, _), replicates in scored.items()}
 
     def on_common_choices(self, question: Question, dataset: str, models: tuple[str, str]) -> list[list[Predictions]]:
-        """The predictions of both models again, each with only those gallery items and candidates that both have.
-        Raises MmkdError if the store is gone, or it or the data set is not what it was when the suite was run."""
+        """Return the predictions of both models again, each with only those gallery items and candidates that both
+        have. Raises MmkdError if the store is gone, or it or the data set is not what it was when the suite was run."""
         data, features = self._loaded.rows_of(dataset), [self._loaded.features_of(dataset, one) for one in models]
         found = []
         for model, own, other in zip(models, features, features[::-1], strict=True):
@@ -141,7 +141,7 @@ class ResultFolder:
 
     @staticmethod
     def column_names(question: Question, spec: DatasetSpec, found: Predictions) -> NDArray[np.object_]:
-        """The column that every row of a data set belongs to, str (n,)."""
+        """Return the column that every row of a data set belongs to, str (n,)."""
         if question.by == "domain":
             return found.domain
         return np.full(len(found), spec.dataset if question.by == "dataset" else spec.modality, dtype=object)

@@ -59,8 +59,8 @@ class ImageHashes:
     def of_rows(
         self, store: FeatureStore, rows: NDArray[np.int64], sha: NDArray[np.object_]
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """Hashes of the images of these rows. Returns uint64 (n,), and bool (n,): False where the image is gone, is no
-        longer the same, or is all of one color.
+        """Return hashes of the images of these rows. Returns uint64 (n,), and bool (n,): False where the image is gone,
+        is no longer the same, or is all of one color.
 
         Args:
             store: whose corpus is read for images that the file lacks.
@@ -107,7 +107,7 @@ def _sources(store: FeatureStore, batch: pa.RecordBatch) -> Iterator[tuple[str, 
 
 
 def hash_source(named: tuple[str, ImageSource]) -> tuple[str, int | None] | None:
-    """The digest and the hash of an image, or None where the file is gone or is no longer that image."""
+    """Return the digest and the hash of an image, or None where the file is gone or is no longer that image."""
     digest, source = named
     try:
         data = source.read()
@@ -117,8 +117,8 @@ def hash_source(named: tuple[str, ImageSource]) -> tuple[str, int | None] | None
 
 
 def perceptual_hash(picture: Image.Image) -> int | None:
-    """The 64 bits of a picture as a number, the lowest frequency first; None for one of a single color. A hash of a
-    blank picture would equal that of every other."""
+    """Return the 64 bits of a picture as a number, the lowest frequency first; None for one of a single color. A hash
+    of a blank picture would equal that of every other."""
     import imagehash  # noqa: PLC0415 - an extra
 
     grey = picture.convert("L")
@@ -130,6 +130,7 @@ def perceptual_hash(picture: Image.Image) -> int | None:
 
 
 def as_signs(hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """Hashes as rows of -1 and 1, float32 (n, 64): their inner product is 64 minus twice the bits that differ."""
+    """Return hashes as rows of -1 and 1, float32 (n, 64): their inner product is 64 minus twice the bits that
+    differ."""
     octets = hashes.astype(">u8").view(np.uint8).reshape(-1, HASH_BITS // 8)
     return np.unpackbits(octets, axis=1).astype(np.float32) * 2 - 1

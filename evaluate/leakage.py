@@ -55,7 +55,7 @@ class Pair:
     bits: int | None = None
 
     def __str__(self) -> str:
-        """One line."""
+        """Return one line."""
         closeness = {"exact": "", "hash": f" {self.bits} bits", "features": f" {self.cosine}"}[self.kind]
         return f"{self.kind}{closeness}: {self.key} = {self.other}"
 
@@ -131,7 +131,7 @@ class LeakageReport:
         return not any(one.found for one in self.overlaps)
 
     def text(self) -> str:
-        """A few lines a comparison."""
+        """Return a few lines a comparison."""
         measures = ["exact copies by SHA-256", f"near copies by cosine >= {self.cosine:g} of {self.model}"]
         if self.bits is not None:
             measures.append(f"and by perceptual hashes that differ in {self.bits} of 64 bits or fewer")
@@ -140,7 +140,7 @@ class LeakageReport:
         return "\n".join(map(one_line, [*lines, *(line for one in self.overlaps for line in one.lines())]))
 
     def json(self) -> str:
-        """The same with all pairs, as JSON."""
+        """Return the same with all pairs, as JSON."""
         return json.dumps(asdict(self) | {"clean": self.clean}, indent=1)
 
 
@@ -177,7 +177,7 @@ class _Side:
             yield start + np.flatnonzero(block.available), block.values[block.available]
 
     def hashed(self) -> Blocks:
-        """Signs of the hashes."""
+        """Return signs of the hashes."""
         values, there = self.hashes or (np.empty(0, np.uint64), np.empty(0, bool))
         positions = np.flatnonzero(there)
         for start in range(0, len(positions), BLOCK):
@@ -229,7 +229,7 @@ def find_leakage(
 
 
 def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None) -> str:
-    """The encoder to compare by, with the same weights in all stores."""
+    """Return the encoder to compare by, with the same weights in all stores."""
     shared = [slug for slug in stores[0].teachers if all(slug in store.teachers for store in stores)]
     wanted = [model] if model is not None else [slug for slug in suite.models or shared if slug in shared]
     if not wanted or wanted[0] not in shared:
@@ -249,7 +249,7 @@ def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None)
 def _side(
     store: FeatureStore, slug: str, hashes: ImageHashes | None, table: pa.Table, group: NDArray[np.object_] | None
 ) -> _Side:
-    """The rows of a sample table that have an image; without groups every row is its own."""
+    """Return the rows of a sample table that have an image; without groups every row is its own."""
     there = table["image_sha256"].is_valid().to_numpy()
     key, sha = (np.array(table[name].to_pylist(), dtype=object)[there] for name in ("key", "image_sha256"))
     rows = table["row"].to_numpy().astype(np.int64)[there]
@@ -273,13 +273,13 @@ class _Nearest:
     compared: int
 
     def within(self, least: float) -> Iterator[tuple[int, int, float]]:
-        """Pairs with at least this inner product."""
+        """Yield pairs with at least this inner product."""
         for row, other, product in zip(self.row, self.other, self.product, strict=True):
             if product >= least:
                 yield int(row), int(other), float(product)
 
     def summary(self, least: float, shown: Callable[[float], float]) -> Near:
-        """Counts and the scale of the nearest neighbors, inner products as `shown`."""
+        """Return counts and the scale of the nearest neighbors, inner products as `shown`."""
         there = len(self.product) > 0
         return Near(
             compared=self.compared,
@@ -290,7 +290,7 @@ class _Nearest:
 
 
 def _compare(names: tuple[str, str, str], one: _Side, other: _Side, limits: Thresholds) -> Overlap:
-    """Copies of the rows of one side among those of the other; the same object twice compares it with itself."""
+    """Return copies of the rows of one side among those of the other; the same object twice compares it with itself."""
     itself = one is other
     exact = _exact(one, other, itself)
     alone = np.array([pair is None for pair in exact], dtype=bool)
@@ -312,7 +312,7 @@ def _compare(names: tuple[str, str, str], one: _Side, other: _Side, limits: Thre
 
 
 def _nearest_rows(sides: tuple[Blocks, Blocks], alone: NDArray[np.bool_], group: NDArray[np.int64] | None) -> _Nearest:
-    """The nearest row of the second side to every row of the first.
+    """Return the nearest row of the second side to every row of the first.
 
     Args:
         sides: what is compared.

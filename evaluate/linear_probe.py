@@ -57,11 +57,11 @@ class LinearProbeSettings(TaskSettings):
         return self
 
     def grid(self) -> NDArray[np.float64]:
-        """The values of C to try, ascending, float64 (c_steps,)."""
+        """Return the values of C to try, ascending, float64 (c_steps,)."""
         return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
 
     def variants(self) -> tuple[Variant, ...]:
-        """Every share of the labels; shares below 1 are drawn several times."""
+        """Return every share of the labels; shares below 1 are drawn several times."""
         return tuple(
             Variant(fraction=fraction, seed=seed)
             for fraction in self.fractions
@@ -78,11 +78,11 @@ class Labelled:
     group: NDArray[np.object_]
 
     def take(self, chosen: NDArray[Any]) -> Labelled:
-        """Rows by mask or position."""
+        """Return rows by mask or position."""
         return Labelled(self.x[chosen], self.y[chosen], self.group[chosen])
 
     def joined(self, other: Labelled) -> Labelled:
-        """The rows of both."""
+        """Return the rows of both."""
         return Labelled(
             np.concatenate([self.x, other.x]),
             np.concatenate([self.y, other.y]),
@@ -98,18 +98,18 @@ class LinearProbe(Task[LinearProbeSettings]):
     settings = LinearProbeSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Labels and training rows."""
+        """Yield labels and training rows."""
         if spec.label is None:
             yield "linear_probe needs a `label` column"
         if spec.rows.train is None:
             yield "linear_probe needs `rows: train`"
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Every share of the labels; shares below 1 are drawn several times."""
+        """Return every share of the labels; shares below 1 are drawn several times."""
         return self.own(spec).variants()
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Metrics of classification."""
+        """Return the metrics of classification."""
         return Scoring(
             "standard",
             standard_metrics(),
@@ -119,11 +119,11 @@ class LinearProbe(Task[LinearProbeSettings]):
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Labels must be classes, and no group may stand in two splits."""
+        """Labels must be classes, and no group may be in two splits."""
         return class_problems(data, probe_splits(data)) + group_leaks(data)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Class probabilities, float64 (n, C), of every test image."""
+        """Return class probabilities, float64 (n, C), of every test image."""
         settings = self.own(data.spec)
         refuse_leaks(data)
         found = {split: _labelled(data, split, features) for split in probe_splits(data) if split != "test"}
@@ -146,12 +146,12 @@ class LinearProbe(Task[LinearProbeSettings]):
 
 
 def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
-    """The splits that a probe reads."""
+    """Return the splits that a probe reads."""
     return ("train", "val", "test") if data.spec.rows.val is not None else ("train", "test")
 
 
 def group_leaks(data: DatasetRows) -> list[str]:
-    """Groups that stand in two splits: such a score would measure memory."""
+    """Return groups that stand in two splits: such a score would measure memory."""
     splits = [name for name in probe_splits(data) if name in data.splits]
     found, what = [], data.spec.group or "key"
     for one, other in itertools.combinations(splits, 2):
@@ -171,7 +171,8 @@ def refuse_leaks(data: DatasetRows) -> None:
 
 
 def untrained_classes(data: DatasetRows, trained: NDArray[np.int64]) -> list[str]:
-    """A warning for classes without training rows: their score is 0 for every sample, so their AUROC says nothing."""
+    """Return a warning for classes without training rows: their score is 0 for every sample, so their AUROC says
+    nothing."""
     bare = [name for i, name in enumerate(data.classes) if i not in trained]
     if not bare:
         return []
@@ -179,7 +180,7 @@ def untrained_classes(data: DatasetRows, trained: NDArray[np.int64]) -> list[str
 
 
 def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
-    """Warnings about fits that did not converge, from the facts that `choose_c` and `fit` leave."""
+    """Return warnings about fits that did not converge, from the facts that `choose_c` and `fit` leave."""
     found = []
     late = sum(not one.get("converged", True) for one in fits)
     if late:
@@ -192,9 +193,9 @@ def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
 def choose_c(
     train: Labelled, val: Labelled | None, settings: LinearProbeSettings, seed: int
 ) -> tuple[float, dict[str, Any]]:
-    """The C with the lowest validation log-loss among the fits that converged; the smaller of two that are equal.
-    Without validation rows a fifth of the training groups is held out. Without groups to hold out, or where no fit
-    converges, `settings.fallback_c` is taken and the facts say so. Returns C, and facts for the report: `c`,
+    """Return the C with the lowest validation log-loss among the fits that converged; the smaller of two that are
+    equal. Without validation rows a fifth of the training groups is held out. Without groups to hold out, or where no
+    fit converges, `settings.fallback_c` is taken and the facts say so. Returns C, and facts for the report: `c`,
     `c_chosen_on` (validation rows), `c_converged` (fits), `c_at_edge`."""
     if val is None:
         out = hold_out(train.y, train.group, seed)
@@ -232,8 +233,8 @@ def fit(
 
 
 def _labelled(data: DatasetRows, split: Split, features: Features) -> Labelled:
-    """The rows of a split that the model has features of. float64, because scikit-learn's L-BFGS stops early in float32
-    at large C."""
+    """Return the rows of a split that the model has features of. float64, because scikit-learn's L-BFGS stops early in
+    float32 at large C."""
     samples = data.split(split)
     images = features.images(samples.rows)
     there = images.available

@@ -18,36 +18,37 @@ SUBJECTS = 512
 
 
 def accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Share of samples whose highest-scored class is the right one; the first class wins a tie."""
+    """Return the share of samples whose highest-scored class is the right one; the first class wins a tie."""
     return _ratio(weights @ (score.argmax(axis=1) == y).astype(np.float64), weights.sum(axis=1))
 
 
 def balanced_accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Mean recall over the classes that occur, as `sklearn.metrics.balanced_accuracy_score`."""
+    """Return mean recall over the classes that occur, as `sklearn.metrics.balanced_accuracy_score`."""
     hits, _, actual = class_counts(y, score, weights)
     return mean_over_classes(_ratio(hits, actual))
 
 
 def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Mean F1 over the classes that occur in `y`. As `sklearn.metrics.f1_score(labels=np.unique(y), average="macro",
-    zero_division=0)`: a class that is only predicted costs precision elsewhere and gets no F1 of its own."""
+    """Return mean F1 over the classes that occur in `y`. As `sklearn.metrics.f1_score(labels=np.unique(y),
+    average="macro", zero_division=0)`: a class that is only predicted costs precision elsewhere and gets no F1 of its
+    own."""
     hits, predicted, actual = class_counts(y, score, weights)
     return mean_over_classes(np.where(actual > 0, _ratio(2 * hits, predicted + actual), np.nan))
 
 
 def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it. A class without
-    positives, or without negatives, has no AUROC and is left out of the mean; counting it as zero or as one half would
-    invent a result. NaN where no class is left."""
+    """Return mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it. A class
+    without positives, or without negatives, has no AUROC and is left out of the mean; counting it as zero or as one
+    half would invent a result. NaN where no class is left."""
     if len(y) == 0:
         return np.full(len(weights), np.nan)
     return mean_over_classes(np.stack([auroc(y == c, score[:, c], weights) for c in np.unique(y)], axis=1))
 
 
 def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve, ties counted half, for B weightings at once. The samples are sorted once; then the area
-    is the sum over positives p of w(p) * (N(below p) + N(tied with p) / 2), divided by P * N, with N weights of
-    negatives (the Mann-Whitney form; Hanley and McNeil 1982). Equals `roc_auc_score(sample_weight=...)`."""
+    """Return the area under the ROC curve, ties counted half, for B weightings at once. The samples are sorted once;
+    then the area is the sum over positives p of w(p) * (N(below p) + N(tied with p) / 2), divided by P * N, with N
+    weights of negatives (the Mann-Whitney form; Hanley and McNeil 1982). Equals `roc_auc_score(sample_weight=...)`."""
     if len(score) == 0:
         return np.full(len(weights), np.nan)
     order = np.argsort(score, kind="stable")
@@ -66,9 +67,9 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
 
 
 def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Sum over thresholds of precision times the recall gained there, for B weightings at once. Samples of equal score
-    share a threshold; nothing is interpolated. Equals `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN
-    without positives."""
+    """Return sum over thresholds of precision times the recall gained there, for B weightings at once. Samples of equal
+    score share a threshold; nothing is interpolated. Equals
+    `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives."""
     if len(score) == 0:
         return np.full(len(weights), np.nan)
     order = np.argsort(-score, kind="stable")
@@ -117,14 +118,14 @@ def _pairs(
 
 
 def _sums_before(rows: Floats) -> Floats:
-    """Sums of the first 0, 1, ..., n rows: float64 (n + 1, B)."""
+    """Return sums of the first 0, 1, ..., n rows: float64 (n + 1, B)."""
     sums = np.zeros((len(rows) + 1, rows.shape[1]))
     np.cumsum(rows, axis=0, out=sums[1:])
     return sums
 
 
 def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """Hits, predictions and occurrences of every class, each float64 (B, C)."""
+    """Return hits, predictions and occurrences of every class, each float64 (B, C)."""
     classes = np.arange(score.shape[1])
     predicted = score.argmax(axis=1)[:, None] == classes
     actual = y[:, None] == classes
@@ -136,7 +137,7 @@ def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Flo
 
 
 def mean_over_classes(values: Floats) -> Floats:
-    """Mean over axis 1 of the values that exist: (B, C) to (B,), NaN where none does."""
+    """Return the mean over axis 1 of the values that exist: (B, C) to (B,), NaN where none does."""
     there = ~np.isnan(values)
     return _ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1).astype(np.float64))
 

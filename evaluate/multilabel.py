@@ -81,7 +81,7 @@ def _listed(cell: str, separator: str | None, where: str) -> set[str]:
 
 
 def label_counts(data: DatasetRows, splits: tuple[Split, ...]) -> dict[str, dict[str, int]]:
-    """Positive, negative and unknown samples of every label in every split."""
+    """Return positive, negative and unknown samples of every label in every split."""
     found = {}
     for split in splits:
         known = truth(data, data.split(split))
@@ -92,7 +92,7 @@ def label_counts(data: DatasetRows, splits: tuple[Split, ...]) -> dict[str, dict
 
 
 def label_problems(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
-    """Labels that no sample of a split has, or every one: nothing can be measured of them."""
+    """Return labels that no sample of a split has, or every one: nothing can be measured of them."""
     found = []
     for split in splits:
         try:
@@ -108,7 +108,7 @@ def label_problems(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
 
 
 def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], info: dict[str, Any]) -> Predictions:
-    """The answers for all test samples: a score for every label (n, L), and beside it what is true."""
+    """Return the answers for all test samples: a score for every label (n, L), and beside it what is true."""
     columns = np.column_stack([score, truth(data, data.split("test")).astype(np.float64)])
     columns[~available] = np.nan
     names = (*data.classes, *(f"is {name}" for name in data.classes))
@@ -116,7 +116,7 @@ def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], 
 
 
 def multilabel_scoring() -> Scoring:
-    """Mean area under the ROC curve over labels, and mean average precision."""
+    """Return mean area under the ROC curve over labels, and mean average precision."""
     metrics: dict[str, Metric] = {"auroc_mean": _over_labels(auroc), "map": _over_labels(average_precision)}
     return Scoring("standard", metrics, primary="auroc_mean", contrasts=_label_contrasts)
 
@@ -127,7 +127,8 @@ def _label_contrasts(found: Predictions) -> list[Contrast]:
 
 
 def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) -> Metric:
-    """The mean of a metric over the labels that it has a value of, each on the samples where the label is known."""
+    """Return the mean of a metric over the labels that it has a value of, each on the samples where the label is
+    known."""
 
     def mean(found: Predictions, weights: Floats) -> Floats:
         labels = len(found.columns) // 2

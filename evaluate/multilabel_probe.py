@@ -46,29 +46,29 @@ class MultilabelProbe(Task[LinearProbeSettings]):
     settings = LinearProbeSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Several labels and training rows."""
+        """Yield the needs: several labels and training rows."""
         yield from multilabel_needs(self.name, spec)
         if spec.rows.train is None:
             yield f"{self.name} needs `rows: train`"
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Every share of the labels; shares below 1 are drawn several times."""
+        """Return every share of the labels; shares below 1 are drawn several times."""
         return self.own(spec).variants()
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Means over labels of the areas under the ROC curve and of the average precision."""
+        """Return means over labels of the areas under the ROC curve and of the average precision."""
         return multilabel_scoring()
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Every label needs positives and negatives in every split, and no group may stand in two splits."""
+        """Every label needs positives and negatives in every split, and no group may be in two splits."""
         return label_problems(data, probe_splits(data)) + group_leaks(data)
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Positive, negative and unknown samples of every label in every split."""
+        """Return positive, negative and unknown samples of every label in every split."""
         return label_counts(data, probe_splits(data))
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """A probability for every label of every test image; one half where a label cannot be trained."""
+        """Return a probability for every label of every test image; one half where a label cannot be trained."""
         refuse_leaks(data)
         settings = self.own(data.spec)
         found = {split: _part(data, split, features) for split in probe_splits(data) if split != "test"}
@@ -109,11 +109,11 @@ class _Part:
         self.x, self.truth, self.group = x, known, group
 
     def take(self, chosen: NDArray[np.int64]) -> _Part:
-        """Rows by position."""
+        """Return rows by position."""
         return _Part(self.x[chosen], self.truth[chosen], self.group[chosen])
 
     def of(self, label: int) -> Labelled:
-        """The rows where one label is known."""
+        """Return the rows where one label is known."""
         rows = self.truth[:, label] != UNKNOWN
         return Labelled(self.x[rows], self.truth[rows, label].astype(np.int64), self.group[rows])
 
@@ -128,7 +128,7 @@ def _part(data: DatasetRows, split: Split, features: Features) -> _Part:
 
 
 def _share(part: _Part, variant: Variant, settings: LinearProbeSettings) -> _Part:
-    """A share of the rows, drawn within the rarest label that each has, so that rare labels stay in."""
+    """Return a share of the rows, drawn within the rarest label that each has, so that rare labels stay in."""
     share = min(variant.fraction, settings.max_train / len(part.x))
     if share >= 1:
         return part

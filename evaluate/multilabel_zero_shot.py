@@ -38,13 +38,13 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
     settings = MultilabelZeroShotSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Several labels and prompts."""
+        """Yield several labels and prompts."""
         yield from multilabel_needs(self.name, spec)
         if spec.prompts is None:
             yield f"{self.name} needs `prompts`"
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Means over labels of the areas under the ROC curve and of the average precision."""
+        """Return means over labels of the areas under the ROC curve and of the average precision."""
         return multilabel_scoring()
 
     def problems(self, data: DatasetRows) -> list[str]:
@@ -59,11 +59,11 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
         return found
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Positive, negative and unknown test samples of every label."""
+        """Return positive, negative and unknown test samples of every label."""
         return label_counts(data, ("test",))
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """A score for every label of every test image."""
+        """Return a score for every label of every test image."""
         scale = self.own(data.spec).temperature
         members = [_scores(data, member, scale) for member in features.each_member()]
         score = np.mean([found for found, _ in members], axis=0)
@@ -75,7 +75,7 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
 
 
 def _scores(data: DatasetRows, model: Features, scale: float) -> tuple[Floats, NDArray[np.bool_]]:
-    """Scores of one encoder, float64 (n, L), and which images it has."""
+    """Return scores of one encoder, float64 (n, L), and which images it has."""
     positive, available = class_cosines(data, model)
     if data.negatives is None:
         return positive, available

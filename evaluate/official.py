@@ -32,8 +32,8 @@ BLOCK = 250
 
 
 def forced_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n). Draws in the order of
-    the released code, so intervals agree to the last digit."""
+    """Yield counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n). Draws in the
+    order of the released code, so intervals agree to the last digit."""
     rows = np.flatnonzero(predictions.available)
     y = predictions.labels()[rows]
     members = [np.flatnonzero(y == label) for label in np.unique(y)]
@@ -66,13 +66,13 @@ def f1(predictions: Predictions, weights: Floats) -> Floats:
 
 
 def precision(predictions: Predictions, weights: Floats) -> Floats:
-    """Precision, averaged like `f1`; 0 for a class that is never predicted."""
+    """Return precision, averaged like `f1`; 0 for a class that is never predicted."""
     hits, predicted, actual = _counts(predictions, weights)
     return _averaged(predictions, hits, predicted, predicted + actual > 0)
 
 
 def recall(predictions: Predictions, weights: Floats) -> Floats:
-    """Recall, averaged like `f1`; 0 for a class that is predicted but does not occur."""
+    """Return recall, averaged like `f1`; 0 for a class that is predicted but does not occur."""
     hits, predicted, actual = _counts(predictions, weights)
     return _averaged(predictions, hits, actual, predicted + actual > 0)
 
@@ -82,7 +82,7 @@ def _counts(predictions: Predictions, weights: Floats) -> tuple[Floats, Floats, 
 
 
 def _averaged(predictions: Predictions, numerator: Floats, denominator: Floats, present: NDArray[np.bool_]) -> Floats:
-    """Per-class ratios (B, C) averaged as scikit-learn's `average="binary"` or `"macro"` does."""
+    """Return per-class ratios (B, C) averaged as scikit-learn's `average="binary"` or `"macro"` does."""
     ratio = np.zeros_like(numerator)
     np.divide(numerator, denominator, out=ratio, where=denominator > 0)
     occurring = np.unique(predictions.labels()).tolist()

@@ -92,13 +92,13 @@ class Loaded:
     """By (data set, model)."""
 
     def rows_of(self, dataset: str) -> DatasetRows:
-        """The rows of a data set. Raises StoreError, UserError as `load_dataset`."""
+        """Return the rows of a data set. Raises StoreError, UserError as `load_dataset`."""
         if dataset not in self.data:
             self.data[dataset] = load_dataset(self.plan.suite.dataset(dataset), self._store_of(dataset))
         return self.data[dataset]
 
     def features_of(self, dataset: str, model: str) -> Features:
-        """The features of a model or an ensemble. Raises StoreError if the store has no such encoder."""
+        """Return the features of a model or an ensemble. Raises StoreError if the store has no such encoder."""
         if (dataset, model) not in self.features:
             members = self.plan.suite.ensembles.get(model, ())
             self.features[dataset, model] = Features(self._store_of(dataset), model, members)
@@ -133,8 +133,8 @@ def make_plan(suite: Suite) -> Loaded:
 
 
 def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, NotAStoreError]]:
-    """The stores of a suite by path, and why others cannot be opened: nothing was extracted into them yet. Raises
-    StoreError if a store is there and cannot be opened."""
+    """Return the stores of a suite by path, and why others cannot be opened: nothing was extracted into them yet.
+    Raises StoreError if a store is there and cannot be opened."""
     stores: dict[str, FeatureStore] = {}
     closed: dict[str, NotAStoreError] = {}
     for path in dict.fromkeys(spec.store for spec in suite.datasets):
@@ -146,8 +146,8 @@ def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, NotASt
 
 
 def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
-    """Models in the order of the suite, or all encoders of the stores; then the ensembles. Raises ConfigError if an
-    ensemble has the name of an encoder."""
+    """Return models in the order of the suite, or all encoders of the stores; then the ensembles. Raises ConfigError if
+    an ensemble has the name of an encoder."""
     encoders = dict.fromkeys(slug for store in stores for slug in store.teachers)
     clash = [name for name in suite.ensembles if name in encoders]
     if clash:
@@ -175,14 +175,14 @@ def read_plan(out: Path, suite: str | None = None) -> Plan:
 
 
 def plan_path(out: Path, suite: str) -> Path:
-    """The suite's own file, whatever its name: characters that files cannot have are percent-encoded. A name too long
-    for a file is cut and ends with its digest."""
+    """Return the suite's own file, whatever its name: characters that files cannot have are percent-encoded. A name too
+    long for a file is cut and ends with its digest."""
     name = quote(suite, safe=" ")
     return out / PLANS / f"{name if len(name) <= LONGEST else f'{name[:LONGEST]}-{_digest(suite)}'}.json"
 
 
 def _suites_of(out: Path) -> list[str]:
-    """Names of the suites that were run into a folder, sorted by file."""
+    """Return names of the suites that were run into a folder, sorted by file."""
     return [one_line(_plan_at(path).suite.suite) for path in sorted((out / PLANS).glob("*.json"))]
 
 
@@ -203,7 +203,7 @@ def _problem(work: Callable[..., object], *names: str) -> str:
 
 
 def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason: str) -> list[PlannedUnit]:
-    """The units of one task and model on one data set."""
+    """Return the units of one task and model on one data set."""
     suite = loaded.plan.suite
     task = TASKS[name]
     task.scoring(spec)  # a primary metric that does not exist is an error of the suite, not of a unit
@@ -241,7 +241,7 @@ def resample_name(suite: Suite, dataset: str) -> str:
 
 
 def rows_used(data: DatasetRows) -> NDArray[np.int64]:
-    """Grid rows of all splits and prompts, ascending: a unit depends on their features."""
+    """Return the grid rows of all splits and prompts, ascending: a unit depends on their features."""
     return np.unique(np.concatenate([samples.rows for samples in data.parts.values()]))
 
 

@@ -57,16 +57,16 @@ class Predictions:
         return len(self.ids)
 
     def labels(self) -> NDArray[np.int64]:
-        """Class indices, int64 (n,)."""
+        """Return class indices, int64 (n,)."""
         assert self.y is not None, "a classifying task stores labels"
         return self.y
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """One score column, float64 (n,)."""
+        """Return one score column, float64 (n,)."""
         return self.score[:, self.columns.index(name)]
 
     def take(self, mask: NDArray[np.bool_]) -> Predictions:
-        """The rows where `mask` (n,) is true."""
+        """Return the rows where `mask` (n,) is true."""
         return Predictions(
             ids=self.ids[mask],
             group=self.group[mask],
@@ -86,7 +86,7 @@ def choices_digest(names: Iterable[object]) -> str:
 
 
 def encode_predictions(predictions: Predictions) -> bytes:
-    """The bytes of a Parquet file: id, group, domain, y, fold, available and one list of scores a row."""
+    """Return the bytes of a Parquet file: id, group, domain, y, fold, available and one list of scores a row."""
     n, width = predictions.score.shape
     scores = pa.FixedSizeListArray.from_arrays(pa.array(predictions.score.reshape(-1)), width)
     table = pa.table(

@@ -137,16 +137,16 @@ def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]
 
 
 def failed_row(loaded: Loaded, planned: PlannedUnit, reason: str) -> ResultRow:
-    """The line of a unit without a result."""
+    """Return the line of a unit without a result."""
     return _row(loaded, planned, status="failed", reason=reason)
 
 
 @functools.cache
 def _threads() -> ThreadpoolController:
-    """The BLAS and OpenMP libraries of this process, to compute with one thread each. The last digit then does not
-    depend on the number of cores, and units divide better than steps: measured on two cores, one thread fits a logistic
-    regression 5 to 10 times faster than two, for 300 x 16 up to 20,000 x 512 features. Finding the libraries takes
-    longer than a small fit, hence once."""
+    """Return the BLAS and OpenMP libraries of this process, to compute with one thread each. The last digit then does
+    not depend on the number of cores, and units divide better than steps: measured on two cores, one thread fits a
+    logistic regression 5 to 10 times faster than two, for 300 x 16 up to 20,000 x 512 features. Finding the libraries
+    takes longer than a small fit, hence once."""
     return ThreadpoolController()
 
 
@@ -191,7 +191,7 @@ def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, secon
 
 
 def _row(loaded: Loaded, planned: PlannedUnit, **found: object) -> ResultRow:
-    """A result row: the unit's identity, and what was found."""
+    """Return a result row: the unit's identity, and what was found."""
     suite = loaded.plan.suite
     spec = suite.dataset(planned.dataset)
     nothing = {

@@ -82,7 +82,7 @@ def recall_at(rank: Floats, k: int, weights: Floats) -> Floats:
 
 
 def weighted_mean(values: Floats, weights: Floats) -> Floats:
-    """Mean of `values` (n,) in each of B resamples, float64 (B,); NaN for an empty one."""
+    """Return the mean of `values` (n,) in each of B resamples, float64 (B,); NaN for an empty one."""
     totals = weights.sum(axis=1)
     result = np.full(len(weights), np.nan)
     np.divide(weights @ values, totals, out=result, where=totals > 0)
@@ -90,7 +90,7 @@ def weighted_mean(values: Floats, weights: Floats) -> Floats:
 
 
 def weighted_median(values: Floats, weights: Floats) -> Floats:
-    """Median of `values` (n,) in each of B resamples: the mean of the two middle ones where they differ."""
+    """Return the median of `values` (n,) in each of B resamples: the mean of the two middle ones where they differ."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
     cumulative = np.cumsum(weights[:, order], axis=1)

@@ -73,13 +73,13 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: 
 
 
 def failures(folder: ResultFolder) -> list[tuple[str, str]]:
-    """Units without a result and why, in the order of the plan."""
+    """Return units without a result and why, in the order of the plan."""
     found = [(str(unit.unit), folder.predictions(unit)) for unit in folder.plan.units]
     return [(name, reason) for name, reason in found if isinstance(reason, str)]
 
 
 def _questions(folder: ResultFolder, by: By) -> list[Question]:
-    """Every task and head at all labels, then at smaller shares where it was run at some."""
+    """Return every task and head at all labels, then at smaller shares where it was run at some."""
     found = []
     for question in folder.questions(None, None, by=by):
         shares = {unit.fraction for unit in folder.plan.units if unit.task == question.task}
@@ -105,7 +105,7 @@ def _section(folder: ResultFolder, question: Question, model: str) -> Section:
 
 
 def _picture(folder: ResultFolder, question: Question, model: str, name: str, table: ResultTable) -> Picture | None:
-    """A figure, or None where the task cannot have it: one share of labels, one model, no survival times."""
+    """Return a figure, or None where the task cannot have it: one share of labels, one model, no survival times."""
     if len(table.rows) == 1 and name in ("heat-map", "forest", "box"):
         return None
     if len(table.columns) == 1 and name == "box":

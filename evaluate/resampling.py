@@ -42,7 +42,7 @@ def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, n
 
 
 def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> Iterator[Floats]:
-    """Counts of rows in n resamples of groups.
+    """Yield counts of rows in n resamples of groups.
 
     Args:
         member: int64 (rows,), the group of every row, 0 to G - 1.
@@ -64,5 +64,5 @@ def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> It
 
 
 def name_words(name: str) -> list[int]:
-    """The name as seed words: the same on every machine, unlike `hash`."""
+    """Return the name as seed words: the same on every machine, unlike `hash`."""
     return [int(word) for word in np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")]

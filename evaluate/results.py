@@ -69,7 +69,7 @@ class ResultRow(Frozen):
 
 
 def failure(error: Exception) -> str:
-    """One line that says why a unit has no result; of an error in the code also where it was raised."""
+    """Return one line that says why a unit has no result; of an error in the code also where it was raised."""
     if isinstance(error, MmkdError):
         return str(error)
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -111,8 +111,8 @@ def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
 
 
 def read_results(out: Path) -> dict[str, list[ResultRow]]:
-    """All results by unit key. A unit that was run again has its latest rows only. Raises CorruptStoreError if a line
-    is not a result."""
+    """Return all results by unit key. A unit that was run again has its latest rows only. Raises CorruptStoreError if a
+    line is not a result."""
     path = out / RESULTS
     if not path.is_file():
         return {}
@@ -132,5 +132,5 @@ def read_results(out: Path) -> dict[str, list[ResultRow]]:
 
 
 def _complete_bytes(path: Path) -> int:
-    """Length of the file up to its last line break."""
+    """Return the length of the file up to its last line break."""
     return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

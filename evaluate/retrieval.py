@@ -48,11 +48,11 @@ class Retrieval(Task[RetrievalSettings]):
     settings = RetrievalSettings
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
-        """Images and captions."""
+        """Return images and captions."""
         return ("image", "text")
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """One for each direction."""
+        """Return one for each direction."""
         return (Variant(head=IMAGE_TO_TEXT), Variant(head=TEXT_TO_IMAGE))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
@@ -183,7 +183,7 @@ def normalized(caption: str | None) -> str:
 def _first_and_index(
     names: NDArray[np.object_], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First row of every distinct name, in order of appearance, and the index of each row's name."""
+    """Return first row of every distinct name, in order of appearance, and the index of each row's name."""
     seen: dict[str, int] = {}
     first: list[int] = []
     index = []

@@ -43,7 +43,7 @@ class RunReport:
     """Data sets of the suite that nothing was extracted of."""
 
     def count(self, status: str) -> int:
-        """Units of this status."""
+        """Return units of this status."""
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
@@ -139,7 +139,7 @@ def _refuse_report_sets(suite: Suite) -> None:
 
 
 def _finished(out: Path) -> dict[str, str]:
-    """Keys of units that have a result and their predictions, with the digest of the code that made them."""
+    """Return keys of units that have a result and their predictions, with the digest of the code that made them."""
     return {
         key: rows[0].code_digest
         for key, rows in read_results(out).items()

@@ -68,7 +68,7 @@ def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDA
 
 
 def shared_groups(one: NDArray[np.object_], other: NDArray[np.object_]) -> list[str]:
-    """Groups that occur on both sides of a split, sorted; a sound split has none."""
+    """Return groups that occur on both sides of a split, sorted; a sound split has none."""
     return sorted(set(one.tolist()) & set(other.tolist()))
 
 
@@ -93,7 +93,7 @@ class Round:
 def rounds(
     fold: NDArray[np.int64], there: NDArray[np.bool_], even: NDArray[np.int64], group: NDArray[np.object_], seed: int
 ) -> Iterator[Round]:
-    """A round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. Raises
+    """Yield a round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. Raises
     UserError for a round without anything to train on.
 
     Args:
@@ -115,8 +115,8 @@ def rounds(
 
 
 def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
-    """Published folds where the data set names a column, else k drawn ones: int64 (n,). Raises UserError for folds that
-    cannot be drawn or read."""
+    """Return published folds where the data set names a column, else k drawn ones: int64 (n,). Raises UserError for
+    folds that cannot be drawn or read."""
     column = bags.data.spec.fold
     return draw_folds(even, group, k, seed) if column is None else read_folds(bags.column(column), group, column)
 
@@ -124,7 +124,7 @@ def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k:
 def answers(
     n: int, width: int, every_round: Iterator[Round], answer: Callable[[Round], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Scores float64 (n, width) put together from the rounds; NaN for bags that no round tests."""
+    """Return scores float64 (n, width) put together from the rounds; NaN for bags that no round tests."""
     score = np.full((n, width), np.nan)
     for one in every_round:
         if len(one.test):
@@ -158,8 +158,8 @@ def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: i
 
 
 def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: str) -> NDArray[np.int64]:
-    """Published folds by their column, int64 (n,), numbered in the order of their sorted names. Raises UserError for a
-    sample without a fold, a group in two folds, or only one fold."""
+    """Return published folds by their column, int64 (n,), numbered in the order of their sorted names. Raises UserError
+    for a sample without a fold, a group in two folds, or only one fold."""
     missing = int(sum(value is None for value in values))
     if missing:
         raise UserError(f"column {column!r} names no fold for {missing} samples; leave them out or name their fold")
@@ -174,8 +174,8 @@ def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: 
 
 
 def mean_over_folds(metric: Metric) -> Metric:
-    """The mean of a metric over the folds where it has a value. Scores of two folds come from two models and are not on
-    one scale, so they are never ranked together."""
+    """Return the mean of a metric over the folds where it has a value. Scores of two folds come from two models and are
+    not on one scale, so they are never ranked together."""
 
     def of_predictions(predictions: Predictions, weights: Floats) -> Floats:
         if predictions.fold is None:

@@ -54,8 +54,8 @@ class Replicates:
         return self.groups if self.contrast is None else min(self.groups, self.contrast)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Percentile interval at `level` (Efron and Tibshirani 1993, section 13.3), NaN where there is none. The value
-        reported is the point estimate, never the mean of the resamples. At a limit all resamples are equal, since
+        """Return percentile interval at `level` (Efron and Tibshirani 1993, section 13.3), NaN where there is none. The
+        value reported is the point estimate, never the mean of the resamples. At a limit all resamples are equal, since
         errors that did not occur cannot be drawn: a mean over samples then has Wilson's interval (1927) of as many
         trials as groups, another metric has none. Nor is there one where the value, or half of the resamples, are
         undefined, or below `FEWEST_GROUPS`, be it of the rarer class: two positives among a hundred negatives give an
@@ -128,18 +128,18 @@ def resampled(
 
 
 def rarer_groups(rows: Predictions, contrasts: Sequence[Contrast]) -> int | None:
-    """Groups of the rarer side of a contrast; of several, as many as give their mean the variance of a single one. The
-    variance of an area under the ROC curve goes with one over the m groups of the rarer side, that of the mean of C
-    areas with the sum of 1/m over the square of C. None without a contrast."""
+    """Return groups of the rarer side of a contrast; of several, as many as give their mean the variance of a single
+    one. The variance of an area under the ROC curve goes with one over the m groups of the rarer side, that of the mean
+    of C areas with the sum of 1/m over the square of C. None without a contrast."""
     sides = [min(len(set(rows.group[side].tolist())) for side in one) for one in contrasts]
     sides = [count for count in sides if count]
     return int(len(sides) ** 2 / sum(1 / count for count in sides)) if sides else None
 
 
 def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replicates:
-    """The unweighted mean of values of one metric, resample by resample; groups are those of the smallest part. Parts
-    of one data set share resamples, so what they have in common stays in the interval; parts of different data sets
-    were drawn independently. With `same_rows` the parts are draws of the labels, and n counts their rows once."""
+    """Return the unweighted mean of values of one metric, resample by resample; groups are those of the smallest part.
+    Parts of one data set share resamples, so what they have in common stays in the interval; parts of different data
+    sets were drawn independently. With `same_rows` the parts are draws of the labels, and n counts their rows once."""
     counted = parts[:1] if same_rows else parts
     return replace(
         parts[0],
@@ -155,7 +155,7 @@ def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replica
 
 
 def p_text(value: float) -> str:
-    """A p-value to three digits, `-` where there is none."""
+    """Return a p-value to three digits, `-` where there is none."""
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
@@ -181,9 +181,9 @@ class Difference:
 
 
 def paired_difference(one: Replicates, other: Replicates, level: float) -> Difference:
-    """Difference of two models scored on the same samples and the same resamples. p = 2 min(P(d <= 0), P(d >= 0)) over
-    the resampled differences d, with one added to counts and resamples so that it is never zero (Davison and Hinkley
-    1997, equation 4.11), at most 1 and never below the 2^(1-groups) that changing signs of groups can reach.
+    """Return difference of two models scored on the same samples and the same resamples. p = 2 min(P(d <= 0), P(d >=
+    0)) over the resampled differences d, with one added to counts and resamples so that it is never zero (Davison and
+    Hinkley 1997, equation 4.11), at most 1 and never below the 2^(1-groups) that changing signs of groups can reach.
     Differences up to `TOLERANCE` are zero."""
     assert one.draws.shape == other.draws.shape, "paired models share their resamples"
     delta = replace(
@@ -210,9 +210,9 @@ def _without_noise(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test (1945) over data sets; zeros are dropped, ties have their mean rank.
-    Differences below `TOLERANCE` are zero, and sizes closer than that are tied: 24/40 - 23/40 and 2/40 - 1/40 are one
-    sample each, whatever their floats. 1 where all differences are zero, NaN without any. Five data sets cannot go
+    """Return two-sided p of Wilcoxon's signed-rank test (1945) over data sets; zeros are dropped, ties have their mean
+    rank. Differences below `TOLERANCE` are zero, and sizes closer than that are tied: 24/40 - 23/40 and 2/40 - 1/40 are
+    one sample each, whatever their floats. 1 where all differences are zero, NaN without any. Five data sets cannot go
     below 0.0625. Up to 50 differences p is exact, with ties too; SciPy is exact there only below 14, by 2^n passes
     through its statistic.
     """
@@ -237,7 +237,7 @@ def signed_rank_p(differences: Sequence[float]) -> float:
 
 
 def dense_ranks(values: Floats) -> Floats:
-    """Ranks from 1, float64 (n,), of values (n,); those that differ by no more than `TOLERANCE` share theirs."""
+    """Return ranks from 1, float64 (n,), of values (n,); those that differ by no more than `TOLERANCE` share theirs."""
     order = np.argsort(values)
     ranks = np.empty(len(values))
     ranks[order] = 1 + np.cumsum(np.diff(values[order], prepend=values[order[:1]]) > TOLERANCE)

@@ -76,7 +76,7 @@ class Suite(Frozen):
         return self
 
     def dataset(self, name: str) -> DatasetSpec:
-        """The data set of this name. Raises KeyError if it is not in the suite."""
+        """Return the data set of this name. Raises KeyError if it is not in the suite."""
         found: DatasetSpec = {spec.dataset: spec for spec in self.datasets}[name]
         return found
 
@@ -108,7 +108,7 @@ def load_suite(path: str | Path) -> Suite:
 
 
 def shipped_suites() -> list[str]:
-    """Names of the suites that come with mmkd."""
+    """Return names of the suites that come with mmkd."""
     return sorted(file.parent.name for file in SUITES.glob("*/suite.yaml"))
 
 
@@ -121,7 +121,7 @@ def _suite_file(path: Path) -> Path:
 
 
 def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[object]:
-    """A data set written in place, or those in the files that a pattern names."""
+    """Return a data set written in place, or those in the files that a pattern names."""
     if isinstance(item, dict) and "source" in item:
         raise ConfigError(
             f"{source}: {item.get('dataset')} has a `source`; write the data set into a file of its own, "

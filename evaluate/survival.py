@@ -76,16 +76,16 @@ class Survival(Task[SurvivalSettings]):
     section = SurvivalColumns
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
-        """The tower that the settings name."""
+        """Return the tower that the settings name."""
         return (self.own(spec).tower,)
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Every head, with each draw of folds and first weights."""
+        """Return every head, with each draw of folds and first weights."""
         own = self.own(spec)
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Concordance within folds, averaged over folds; patients are resampled inside their folds."""
+        """Return concordance within folds, averaged over folds; patients are resampled inside their folds."""
         return Scoring(
             "standard", {"c_index": mean_over_folds(_c_index)}, "c_index", resamples=folded_resamples, contrasts=_events
         )
@@ -101,7 +101,7 @@ class Survival(Task[SurvivalSettings]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Patients with and without the event, and the values that say so."""
+        """Return patients with and without the event, and the values that say so."""
         _, event = follow_up(bags := _patients(data))
         found = {"test patients": {"event": int(event.sum()), "censored": int((~event).sum())}}
         for column in getattr(data.spec, self.name).event:
@@ -111,7 +111,8 @@ class Survival(Task[SurvivalSettings]):
         return found
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Risk, time and event of every patient, float64 (n, 3), with the fold that the patient was tested in."""
+        """Return risk, time and event of every patient, float64 (n, 3), with the fold that the patient was tested
+        in."""
         settings = self.own(data.spec)
         bags = _patients(data)
         time, event = follow_up(bags)
@@ -159,8 +160,8 @@ class Survival(Task[SurvivalSettings]):
 
 
 def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
-    """Time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows of a
-    patient that differ, event values missing from the description, or no event at all."""
+    """Return time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows
+    of a patient that differ, event values missing from the description, or no event at all."""
     columns: SurvivalColumns = getattr(bags.data.spec, TASK.name)
     seen = bags.samples.two_way(columns.event, columns.censored, "survival: censored")
     event = bags.agreed(seen.astype(object), " and ".join(columns.event)).astype(bool)
@@ -184,7 +185,7 @@ def _patients(data: DatasetRows) -> Bags:
 
 
 def _events(found: Predictions) -> list[Contrast]:
-    """Patients with an event against all: a pair that can be compared has at least one."""
+    """Return patients with an event against all: a pair that can be compared has at least one."""
     return [(found.column("event") > 0, np.ones(len(found), dtype=bool))]
 
 
@@ -195,7 +196,8 @@ def _c_index(predictions: Predictions, weights: Floats) -> Floats:
 def _network_risk(
     known: BagFeatures, cohort: Cohort, one: Round, *, settings: SurvivalSettings, variant: Variant
 ) -> tuple[Floats, Trained]:
-    """Risk of the round's test patients by attention over their patches, float64 (m,), and the training's outcome."""
+    """Return the risk of the round's test patients by attention over their patches, float64 (m,), and the training's
+    outcome."""
     from mmkd.evaluate.heads.abmil import fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     with warnings.catch_warnings():

@@ -48,8 +48,8 @@ class Gathered:
     warnings: list[str] = field(default_factory=list)
 
     def cell(self, model: str, columns: list[str], level: float) -> Cell:
-        """The unweighted mean over columns, and over the data sets of a column, with its interval. One missing part
-        leaves the whole cell without a value: a mean over fewer data sets is another number."""
+        """Return the unweighted mean over columns, and over the data sets of a column, with its interval. One missing
+        part leaves the whole cell without a value: a mean over fewer data sets is another number."""
         by_column = []
         for column in columns:
             parts = self.parts[model, column]
@@ -117,28 +117,29 @@ class ResultTable:
         return self.columns[:-1] if self.mean else self.columns
 
     def cell(self, row: str, column: str) -> Cell:
-        """One cell. Raises KeyError if there is no such row or column."""
+        """Return one cell. Raises KeyError if there is no such row or column."""
         return self.cells[row, column]
 
     def value(self, row: str, column: str) -> float:
-        """The number in one cell; NaN where there is none."""
+        """Return the number in one cell; NaN where there is none."""
         return self.cells[row, column].value
 
     def best(self, column: str, besides: str | None = None) -> tuple[str, ...]:
-        """Rows with the best value of a column, within `TOLERANCE`, one model aside; none where no row has a value."""
+        """Return rows with the best value of a column, within `TOLERANCE`, one model aside; none where no row has a
+        value."""
         sign = -1 if self.lower_is_better else 1
         values = {row: sign * self.value(row, column) for row in self.rows if row != besides}
         values = {row: value for row, value in values.items() if not math.isnan(value)}
         return tuple(row for row, value in values.items() if value >= max(values.values()) - TOLERANCE)
 
     def markdown(self) -> str:
-        """A Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
+        """Return a Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
         heads = ["model", *(markdown_text(self.heading(column)) for column in self.columns)]
         rows = [[markdown_text(row), *self._texts(row, "**{}**")] for row in self.rows]
         return markdown_page(self.title, heads, rows, self.notes())
 
     def latex(self) -> str:
-        """The same as a LaTeX tabular for booktabs."""
+        """Return the same as a LaTeX tabular for booktabs."""
         heads = ["model", *(latex_text(self.heading(column)) for column in self.columns)]
         lines = [f"% {one_line(self.title)}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
         lines.append(" & ".join(heads) + r" \\ \midrule")
@@ -147,7 +148,7 @@ class ResultTable:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes]) + "\n"
 
     def csv(self) -> str:
-        """One line a cell, numbers in full: model, column, value, low, high, n, missing, seed_sd, reason."""
+        """Return one line a cell, numbers in full: model, column, value, low, high, n, missing, seed_sd, reason."""
         lines: list[str] = []
         writer = csv.writer(SimpleNamespace(write=lines.append))  # its "\r\n" makes it quote both characters in names
         writer.writerow(["model", "column", "value", "low", "high", "n", "missing", "seed_sd", "reason"])
@@ -155,11 +156,11 @@ class ResultTable:
         return "".join(f"{line[:-2]}\n" for line in lines)
 
     def json(self) -> str:
-        """The same as JSON; what has no value is null."""
+        """Return the same as JSON; what has no value is null."""
         return json.dumps({"title": self.title, "cells": self.records()}, indent=1) + "\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """One flat record a cell, in order of rows, then columns."""
+        """Return one flat record a cell, in order of rows, then columns."""
         return [
             {"model": row, "column": column} | plain_values(asdict(self.cells[row, column]))
             for row in self.rows
@@ -167,7 +168,7 @@ class ResultTable:
         ]
 
     def notes(self) -> list[str]:
-        """Notes on single cells: reasons for missing values and numbers of unscored samples."""
+        """Return notes on single cells: reasons for missing values and numbers of unscored samples."""
         found = []
         for (row, column), cell in self.cells.items():
             if cell.reason:
@@ -177,14 +178,15 @@ class ResultTable:
         return [*found, *self.warnings]
 
     def heading(self, column: str) -> str:
-        """A column's name with the samples behind it."""
+        """Return a column's name with the samples behind it."""
         counts = {self.cells[row, column].n for row in self.rows if not self.cells[row, column].reason}
         if column not in self.groups or not counts:
             return column
         return f"{column} (n={min(counts)})" if len(counts) == 1 else f"{column} (n={min(counts)}-{max(counts)})"
 
     def shown(self, row: str, column: str) -> tuple[str, str]:
-        """A value and its interval as text; `-` and nothing where there is none, `*` where samples are missing."""
+        """Return a value and its interval as text; `-` and nothing where there is none, `*` where samples are
+        missing."""
         cell = self.cells[row, column]
         if math.isnan(cell.value):
             return "-", ""
@@ -193,7 +195,7 @@ class ResultTable:
         return value, "" if math.isnan(cell.low) else f"[{cell.low * scale:.1f}, {cell.high * scale:.1f}]"
 
     def _texts(self, row: str, bold: str) -> list[str]:
-        """The cells of a row, value and interval, the best of a column as `bold`."""
+        """Return the cells of a row, value and interval, the best of a column as `bold`."""
         texts = {column: " ".join(self.shown(row, column)).strip() for column in self.columns}
         return [bold.format(text) if row in self.best(column) else text for column, text in texts.items()]
 
@@ -223,7 +225,7 @@ def result_table(
 
 
 def build_table(folder: ResultFolder, question: Question) -> ResultTable:
-    """The table that answers a question; see `result_table`."""
+    """Return the table that answers a question; see `result_table`."""
     scoring, metric = folder.scoring(question)
     gathered = gather(folder, question)
     columns = gathered.columns
@@ -272,7 +274,7 @@ def _coverage(folder: ResultFolder, question: Question) -> str:
 
 
 def markdown_page(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    """A title, a table whose cells are Markdown already, and a list of notes."""
+    """Return a title, a table whose cells are Markdown already, and a list of notes."""
     lines = [markdown_text(title), "", *(f"| {' | '.join(cells)} |" for cells in (heads, *rows))]
     lines.insert(3, "|---|" + "---:|" * (len(heads) - 1))
     return "\n".join([*lines, *([""] if notes else []), *(f"- {markdown_text(note)}" for note in notes)]) + "\n"

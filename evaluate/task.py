@@ -108,19 +108,19 @@ class Task(ABC, Generic[Own]):
             yield f"{self.name} needs `{self.name}`, the columns that it reads"
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
-        """Features of the splits' rows that the task reads; prompts and candidates are texts in any case."""
+        """Return features of the splits' rows that the task reads; prompts and candidates are texts in any case."""
         return ("image",)
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """The variants that the settings ask for, in the order of the tables."""
+        """Return the variants that the settings ask for, in the order of the tables."""
         return (Variant(),)
 
     @abstractmethod
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Metrics, resampling and the default of the primary metric."""
+        """Return metrics, resampling and the default of the primary metric."""
 
     def scoring(self, spec: DatasetSpec) -> Scoring:
-        """The standard scoring with the primary metric of the settings. Raises ConfigError if there is no such
+        """Return the standard scoring with the primary metric of the settings. Raises ConfigError if there is no such
         metric."""
         scoring, primary = self.standard_scoring(spec), self.own(spec).primary
         if primary is None:
@@ -135,8 +135,8 @@ class Task(ABC, Generic[Own]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Counts that a reviewer would ask for: title to value and count, such as `test events`. Raises UserError if
-        the rows cannot be counted; `problems` says why."""
+        """Return counts that a reviewer would ask for: title to value and count, such as `test events`. Raises
+        UserError if the rows cannot be counted; `problems` says why."""
         return {}
 
     @abstractmethod
@@ -146,7 +146,8 @@ class Task(ABC, Generic[Own]):
 
 
 def without_features(there: int, rows: int, what: str) -> list[str]:
-    """A warning where some of the rows behind a score have no features: a model with all of them had more to go by."""
+    """Return a warning where some of the rows behind a score have no features: a model with all of them had more to go
+    by."""
     return [f"{rows - there} of the {rows} {what} have no features"] if there < rows else []
 
 
@@ -159,7 +160,7 @@ def answers_of_test(
     info: dict[str, Any],
     labelled: bool = False,
 ) -> Predictions:
-    """Predictions for all test rows: score float64 (n, len(columns)), available bool (n,)."""
+    """Return predictions for all test rows: score float64 (n, len(columns)), available bool (n,)."""
     test = data.split("test")
     return Predictions(
         ids=test.ids,

@@ -87,24 +87,25 @@ class Vqa(Task[VqaSettings]):
     section = VqaColumns
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Columns of the answers, and training questions."""
+        """Yield columns of the answers, and training questions."""
         yield from super().needs(spec)
         if spec.rows.train is None:
             yield "vqa needs `rows: train`"
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
-        """Images, and questions as captions."""
+        """Return images, and questions as captions."""
         return ("image", "text")
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """The trained head with each seed; ranking needs one run."""
+        """Return the trained head with each seed; ranking needs one run."""
         own = self.own(spec)
         return tuple(
             Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds if head != "rank" else 1)
         )
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary sets."""
+        """Return accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary
+        sets."""
         metrics: dict[str, Metric] = {
             "overall_acc": lambda found, weights: weighted_mean(found.column("right"), weights),
             "closed_acc": lambda found, weights: _share_of(found, found.column("closed") > 0, weights),
@@ -135,12 +136,12 @@ class Vqa(Task[VqaSettings]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Closed and open test questions."""
+        """Return closed and open test questions."""
         closed = _closed(data, data.split("test"))
         return {"test questions": {"closed": int(closed.sum()), "open": int((~closed).sum())}}
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Answer, right, closed and covered of every test question, float64 (n, 4)."""
+        """Return answer, right, closed and covered of every test question, float64 (n, 4)."""
         test = data.split("test")
         if variant.head == "rank":
             found = _rank(data, features)
@@ -161,21 +162,22 @@ class Vqa(Task[VqaSettings]):
 
 
 def normalized(answer: object) -> str:
-    """An answer without case, punctuation, articles before a word and doubled blanks; `x-ray` and `x ray` are one word.
-    The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words. What tells two
-    answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its own."""
+    """Return an answer without case, punctuation, articles before a word and doubled blanks; `x-ray` and `x ray` are
+    one word. The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words. What
+    tells two answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its
+    own."""
     text = str(answer if answer is not None else "").lower().strip()
     text = _X_RAY.sub("xray", re.sub("[\u2010-\u2015\u2212]", "-", text))
     return " ".join(_ARTICLES.sub(" ", " ".join(_NO_MEANING.sub(" ", text).split())).split())
 
 
 def vocabulary(answers: NDArray[np.object_]) -> tuple[str, ...]:
-    """Every normalized answer once, sorted: the order never depends on the run."""
+    """Return every normalized answer once, sorted: the order never depends on the run."""
     return tuple(sorted({normalized(answer) for answer in answers} - {""}))
 
 
 def answer_index(answers: NDArray[np.object_], words: tuple[str, ...]) -> NDArray[np.int64]:
-    """Index of every answer in the vocabulary, int64 (n,); -1 for one that is not in it."""
+    """Return the index of every answer in the vocabulary, int64 (n,); -1 for one that is not in it."""
     index = {word: i for i, word in enumerate(words)}
     return np.array([index.get(normalized(answer), -1) for answer in answers], dtype=np.int64)
 
@@ -231,7 +233,7 @@ def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: in
 
 
 def _rank(data: DatasetRows, features: Features) -> _Answered:
-    """The candidate of each question that is nearest to its image; a tie with a right one counts as wrong."""
+    """Return the candidate of each question that is nearest to its image; a tie with a right one counts as wrong."""
     candidates, of = _candidates(data)
     test = data.split("test")
     words = vocabulary(_answers(data, candidates))
@@ -256,7 +258,7 @@ def _rank(data: DatasetRows, features: Features) -> _Answered:
 
 
 def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
-    """Candidate rows, and their positions by the question (key or text) that they answer."""
+    """Return the candidate rows, and their positions by the question (key or text) that they answer."""
     columns = _columns(data)
     candidates = data.texts.get("candidate", ())
     if not isinstance(candidates, Samples) or len(candidates) == 0:
@@ -268,7 +270,7 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
-    """Answers as they stand in the table, str (n,). Raises UserError for a question without an answer."""
+    """Return answers as they stand in the table, str (n,). Raises UserError for a question without an answer."""
     column = _columns(data).answer
     values = samples.column(column)
     for value, key in zip(values, samples.ids, strict=True):
@@ -289,14 +291,14 @@ def _closed(data: DatasetRows, samples: Samples) -> NDArray[np.bool_]:
 
 
 def _held_together(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
-    """Groups of questions that depend on each other: the group column, else the image, str (n,)."""
+    """Return groups of questions that depend on each other: the group column, else the image, str (n,)."""
     if data.spec.group is not None:
         return data.groups(samples)
     return samples.filled("image_sha256", samples.ids)
 
 
 def _shared_images(data: DatasetRows) -> int:
-    """Test images that are training images too (all 203 of VQA-RAD's are)."""
+    """Return test images that are training images too (all 203 of VQA-RAD's are)."""
     digests = [data.split(name).column("image_sha256") for name in BOTH]
     return len(shared_groups(*(values[values != None] for values in digests)))  # noqa: E711 - element by element
 

@@ -39,7 +39,7 @@ class ZeroShot(Task[ZeroShotSettings]):
     settings = ZeroShotSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Labels and prompts; the official protocol needs an order of classes."""
+        """Yield labels and prompts; the official protocol needs an order of classes."""
         if spec.label is None:
             yield "zero_shot needs a `label` column"
         if spec.prompts is None:
@@ -48,7 +48,7 @@ class ZeroShot(Task[ZeroShotSettings]):
             yield "protocol mmkd_official needs `classes`: their order decides the F1"
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Metrics of the protocol."""
+        """Return the metrics of the protocol."""
         if self.own(spec).protocol == "mmkd_official":
             return official.SCORING
         return Scoring(
@@ -60,11 +60,11 @@ class ZeroShot(Task[ZeroShotSettings]):
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Labels and prompts must name the same classes."""
+        """Return labels and prompts must name the same classes."""
         return class_problems(data, ("test",), prompts=True)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Class probabilities, float64 (n, C), of every test image."""
+        """Return class probabilities, float64 (n, C), of every test image."""
         settings = self.own(data.spec)
         released = settings.protocol == "mmkd_official"
         scale = official.TEMPERATURE if released else settings.temperature
@@ -85,7 +85,7 @@ class ZeroShot(Task[ZeroShotSettings]):
 
 
 def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
-    """Digest of the prompts that the model has features of, and a warning where it lacks some."""
+    """Return the digest of the prompts that the model has features of, and a warning where it lacks some."""
     ids, warnings = [], []
     for prompts in (one for one in (data.prompts, data.negatives) if one is not None):
         there = features.texts(prompts.rows).available
@@ -95,9 +95,9 @@ def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
 
 
 def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Mean of each class' unit prompt vectors, again of unit length: float32 (classes, D). Radford et al. 2021 (CLIP),
-    section 3.1.4, ensembling in embedding space. The second normalization matters: without it a class with prompts that
-    agree would outscore one with prompts that differ.
+    """Return the mean of each class' unit prompt vectors, again of unit length: float32 (classes, D). Radford et al.
+    2021 (CLIP), section 3.1.4, ensembling in embedding space. The second normalization matters: without it a class with
+    prompts that agree would outscore one with prompts that differ.
 
     Args:
         texts: float32 (m, D), unit length.
@@ -110,9 +110,9 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
 
 
 def class_cosines(data: DatasetRows, model: Features, negative: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
-    """Cosines of test images and the class vectors of one encoder. Returns float64 (n, C), NaN for images without
-    features; and which images have them, bool (n,). Raises UserError if a class has no prompt that the encoder has
-    features of.
+    """Return cosines of test images and the class vectors of one encoder. Returns float64 (n, C), NaN for images
+    without features; and which images have them, bool (n,). Raises UserError if a class has no prompt that the encoder
+    has features of.
 
     Args:
         data: with prompts.

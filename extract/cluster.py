@@ -108,7 +108,7 @@ def start_workers(client: Client, plugin: WorkerPlugin) -> None:
 
 
 def default_workers(cluster: ClusterConfig) -> int:
-    """Workers of a run that names no number: one per GPU or core here, one elsewhere."""
+    """Return workers of a run that names no number: one per GPU or core here, one elsewhere."""
     if cluster.scheduler != LOCAL:
         return 1
     return len(gpus()) or usable_cores()
@@ -188,7 +188,7 @@ def _opened_local(cluster: ClusterConfig, devices: list[str], options: dict[str,
 
 
 def _cause(error: BaseException) -> str:
-    """The first error of a chain, in a line: what distributed wraps around it says less."""
+    """Return the first error of a chain, in a line: what distributed wraps around it says less."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -267,7 +267,7 @@ def _connect(cluster: ClusterConfig) -> Iterator[Client]:
 
 
 def _flat(name: str, settings: Any) -> dict[str, Any]:
-    """Nested settings under dotted names, so that what they do not name stays as it is."""
+    """Return nested settings under dotted names, so that what they do not name stays as it is."""
     if not isinstance(settings, dict) or not settings:
         return {name: settings} if settings != {} else {}
     return {key: value for step, below in settings.items() for key, value in _flat(f"{name}.{step}", below).items()}

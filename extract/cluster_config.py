@@ -116,7 +116,7 @@ class ClusterConfig(Frozen):
         return self.security.security() if self.security else None
 
     def batch_keywords(self) -> dict[str, Any]:
-        """The keywords of this run's batch system, spelt as Python arguments."""
+        """Return the keywords of this run's batch system, spelt as Python arguments."""
         return {_canonical(name): value for name, value in self.jobqueue.get(self.scheduler, {}).items()}
 
 
@@ -156,7 +156,7 @@ def _check_jobqueue(cluster: ClusterConfig, where: Path) -> None:
 
 
 def keywords_of(batch_system: str) -> set[str]:
-    """The keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises ConfigError if
+    """Return the keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises ConfigError if
     dask-jobqueue is not installed."""
     cluster_class = cluster_class_of(batch_system)
     kinds = [*cluster_class.__mro__, *cluster_class.job_cls.__mro__]

@@ -46,7 +46,7 @@ class FailureLimit:
         raise ConfigError(f"--max-failures is {text!r}, expected a share such as 1% or a number of rows such as 200")
 
     def passed(self, failed: int, seen: int, total: int) -> bool:
-        """True when `failed` of `seen` rows, of a run of `total`, are too many."""
+        """Return True when `failed` of `seen` rows, of a run of `total`, are too many."""
         if self.rows is not None:
             return failed > self.rows
         assert self.share is not None
@@ -88,8 +88,8 @@ class ExtractConfig(Frozen):
         return corpus if whole else LimitedCorpus(corpus, self.limit, self.require)
 
     def described(self) -> list[tuple[TeacherSpec, TeacherCard]]:
-        """The teachers as this run computes and keeps them, with their cards; hashes files the first time. Raises
-        TeacherError (see `describe_teacher`)."""
+        """Return the teachers as this run computes and keeps them, with their cards; hashes files the first time.
+        Raises TeacherError (see `describe_teacher`)."""
         halved = {"precision": "auto"} if self.cluster.worker.autocast else {}
         specs = [spec.model_copy(update=halved) if spec.precision == "fp32" else spec for spec in self.teachers]
         return [(spec, describe_teacher(spec).with_encoding(self.encoding)) for spec in specs]

@@ -25,7 +25,7 @@ def write_parts(root: StorePath, settings: str, parts: Sequence[Part], overview:
 
 
 def read_overview(root: StorePath) -> Overview | None:
-    """The overview of the store's first corpus; None where the log is gone."""
+    """Return the overview of the store's first corpus; None where the log is gone."""
     try:
         return Overview.from_json(json.loads((root / _FILE).read_bytes())["overview"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -33,8 +33,8 @@ def read_overview(root: StorePath) -> Overview | None:
 
 
 def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) -> bool:
-    """True when every part has the name, place and size that was noted, is read as it was, and differs by its change
-    time at most. A service's tag or a hash that differs tells of other bytes."""
+    """Return True when every part has the name, place and size that was noted, is read as it was, and differs by its
+    change time at most. A service's tag or a hash that differs tells of other bytes."""
     noted = _noted(root)
     if noted is None or noted[0] != settings or len(noted[1]) != len(parts):
         return False
@@ -50,7 +50,7 @@ def _is_change_time(*stamps: str) -> bool:
 
 
 def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str | None:
-    """One phrase that names the first difference and counts the others; None where nothing was noted."""
+    """Return one phrase that names the first difference and counts the others; None where nothing was noted."""
     noted = _noted(root)
     if noted is None:
         return None
@@ -72,7 +72,7 @@ def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str |
 
 
 def _noted(root: StorePath) -> tuple[str, dict[str, tuple[int, str]]] | None:
-    """Settings, and size and stamp by name."""
+    """Return settings, and size and stamp by name."""
     try:
         content = json.loads((root / _FILE).read_bytes())
         return content["settings"], {name: (size, stamp) for name, size, stamp in content["parts"]}

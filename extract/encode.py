@@ -45,7 +45,7 @@ class Workbench:
     def windows(
         self, sources: Sequence[ImageSource], geometries: Sequence[Geometry], window: int
     ) -> Iterator[list[DecodedImage]]:
-        """The images in order, `window` of them at a time."""
+        """Yield the images in order, `window` of them at a time."""
         if self.isolated:
             # Half the watchdog's time: the image fails, not the worker.
             return isolated_windows(
@@ -103,7 +103,7 @@ def _encode_distinct_images(
 def encode_captions(
     captions: Sequence[str | None], teachers: Mapping[str, Teacher], bench: Workbench, report: ShardReport, clock: Clock
 ) -> Features:
-    """Each distinct caption once, in order of length, put back to its rows."""
+    """Return each distinct caption once, in order of length, put back to its rows."""
     distinct = list(dict.fromkeys(caption for caption in captions if caption is not None))
     distinct.sort(key=lambda caption: (len(caption), caption))
     place = {caption: index for index, caption in enumerate(distinct)}
@@ -126,14 +126,14 @@ def missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
 
 
 def _stack(window: Sequence[DecodedImage], there: Sequence[int], geometry: Geometry) -> torch.Tensor:
-    """uint8 (images, C, H, W)."""
+    """Return uint8 (images, C, H, W)."""
     return torch.from_numpy(np.stack([window[index].pixels[geometry] for index in there]))
 
 
 def _encode_distinct(
     captions: list[str], teacher: Teacher, bench: Workbench
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
-    """Features (n, D) and untruncated token counts (n,)."""
+    """Return features (n, D) and untruncated token counts (n,)."""
     encoded = missing(len(captions), teacher)
     parts: list[torch.Tensor] = []
     counts: list[int] = []
@@ -166,8 +166,8 @@ def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list
 
 
 def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Columns of `tokens` that each caption is encoded with. In order of length, every `PASS_ROWS` captions get the
-    smallest of `lengths` that holds the longest of them and one token behind it: never more passes than of padded
+    """Return columns of `tokens` that each caption is encoded with. In order of length, every `PASS_ROWS` captions get
+    the smallest of `lengths` that holds the longest of them and one token behind it: never more passes than of padded
     captions. The captions alone decide, whatever the batch. Returns int64 (n,).
 
     Args:

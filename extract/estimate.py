@@ -89,7 +89,7 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
 
 
 def estimate_lines(plan: Estimate) -> Iterator[str]:
-    """The plan as a user reads it."""
+    """Yield the plan as a user reads it."""
     shards, tasks = counted(plan.shards, "shard"), counted(plan.tasks, "shard")
     yield f"{counted(plan.rows, 'row')} in {shards} of {plan.rows_per_shard:,}; {tasks} to do"
     width = max(map(len, plan.arrays))
@@ -103,7 +103,7 @@ def estimate_lines(plan: Estimate) -> Iterator[str]:
 
 
 def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards: Sequence[TeacherCard]) -> ShardReport:
-    """The report of the second of two extractions of the first rows, in a store that is removed again."""
+    """Return the report of the second of two extractions of the first rows, in a store that is removed again."""
     task = ShardTask(0, tuple(card.slug for card in cards))
     measured = ShardReport(0, ())
     with dask_client(config.cluster.model_copy(update={"workers": 1})) as client:
@@ -125,7 +125,7 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
 
 
 def _arrays(cards: Sequence[TeacherCard], shards: int, per_shard: int) -> dict[str, int]:
-    """Bytes of every chunk file of every array: Zarr stores the last one at full size."""
+    """Return bytes of every chunk file of every array: Zarr stores the last one at full size."""
     return {
         f"{teacher_group(card.slug)}/{array.name}": shards * (array.chunk_bytes(per_shard) + CRC_BYTES)
         for card in cards

@@ -44,17 +44,17 @@ class BatchSizes:
     """Held while a batch is on the device: two shards in hand share it, and never its memory at the same time."""
 
     def rows(self, teacher: Teacher, tower: Tower) -> int:
-        """Rows of the next batch."""
+        """Return rows of the next batch."""
         return self.halved.get((teacher.card.slug, tower), self.window(teacher.device))
 
     def window(self, device: torch.device) -> int:
-        """Rows of a batch before any was too large."""
+        """Return rows of a batch before any was too large."""
         return self.start_rows or (PASS_ROWS if device.type == "cpu" else GPU_ROWS)
 
 
 def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSizes) -> NDArray[np.floating[Any]]:
-    """Features (n, D) in the float type that the encoding keeps. Raises TeacherError if the device has too little
-    memory for a single row.
+    """Return features (n, D) in the float type that the encoding keeps. Raises TeacherError if the device has too
+    little memory for a single row.
 
     Args:
         teacher, tower: whose.

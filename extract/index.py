@@ -65,7 +65,7 @@ def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
 
 
 def list_corpus(corpus: Corpus) -> Overview:
-    """Overview of the corpus as `create_indexed_store` would list it; keeps nothing. Raises CorpusError as
+    """Return overview of the corpus as `create_indexed_store` would list it; keeps nothing. Raises CorpusError as
     `create_indexed_store`."""
     with _indexed(corpus, corpus.parts(), _Earlier.none()) as (_, overview):
         return overview
@@ -124,7 +124,7 @@ class _Earlier:
 
     @classmethod
     def of(cls, store: Store, end: int) -> _Earlier:
-        """The inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
+        """Return the inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
         rows, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
         for shard in range(end // store.record.rows_per_shard):
             table, _ = read_part(store.root, shard)
@@ -191,7 +191,7 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
 
 
 def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
-    """True when the corpus gives what the store's first span holds; parts that are missing say nothing."""
+    """Return True when the corpus gives what the store's first span holds; parts that are missing say nothing."""
     span = store.record.spans()[0]
     with _indexed(corpus, parts, _Earlier.none()) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
@@ -284,7 +284,7 @@ def _list_part(job: _Job) -> _Listed:
 
 
 def _listing_schema(labels: tuple[str, ...]) -> pa.Schema:
-    """Columns of a listed part: the sample table's before it is numbered, and the key's hash."""
+    """Return columns of a listed part: the sample table's before it is numbered, and the key's hash."""
     texts = [pa.field(name, pa.string()) for name in ("key", "caption", "modality", "uri", "reason")]
     numbers = [pa.field(name, pa.int64()) for name in ("offset", "length")]
     own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
@@ -292,7 +292,7 @@ def _listing_schema(labels: tuple[str, ...]) -> pa.Schema:
 
 
 def _row_batch(rows: Sequence[CorpusRow], labels: tuple[str, ...], schema: pa.Schema) -> pa.RecordBatch:
-    """The rows with their reasons, if any; keys, captions and labels cut to their limits."""
+    """Return the rows with their reasons, if any; keys, captions and labels cut to their limits."""
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     for row in rows:
         values: dict[str, Any] = {
@@ -427,7 +427,7 @@ class _Captions:
             self._seen.setdefault(first, set()).add(key_hash(caption or ""))
 
     def is_new(self, row: int, caption: str | None, fault: str | None) -> bool:
-        """True when this store's earlier rows of the same key have other captions."""
+        """Return True when this store's earlier rows of the same key have other captions."""
         seen = self._seen.get(self._first[row])
         return seen is not None and fault is None and bool(caption) and key_hash(caption or "") not in seen
 

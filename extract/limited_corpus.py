@@ -45,12 +45,12 @@ class LimitedCorpus:
         return self.corpus.labels
 
     def settings(self) -> str:
-        """Those of the whole corpus and the choice: their stores are not to be mixed."""
+        """Return those of the whole corpus and the choice: their stores are not to be mixed."""
         first = f" first {self.limit}" if self.limit is not None else ""
         return f"{self.corpus.settings()}{first}" + (f" require {self.require}" if self.require else "")
 
     def parts(self) -> Sequence[Part]:
-        """The corpus' own; with a limit one, as the number of rows of a part is known only when it is listed."""
+        """Return the corpus' own; with a limit one, as the number of rows of a part is known only when it is listed."""
         parts = self.corpus.parts()
         if self.limit is None:
             return parts
@@ -62,7 +62,7 @@ class LimitedCorpus:
         return self.corpus.ignored()
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """The part's inputs, or the first rows of all parts and what is left out."""
+        """Yield the part's inputs, or the first rows of all parts and what is left out."""
         if self.limit is None:
             yield from (row if isinstance(row, Ignored) else self._required(row) for row in self.corpus.rows_of(part))
             return

@@ -17,10 +17,10 @@ from mmkd.store.record import Store
 
 
 def make_store(corpus: Corpus, root: StorePath) -> Store:
-    """Index the corpus beside `root`, then move the whole to its place; of several runs the first one wins. Behind a
-    URL nothing can be moved: there, one run makes the store before others join. Raises CorpusError if the corpus cannot
-    be read, or the run that was first had another one. Raises StoreError if `root` holds something else, or the disk is
-    full or not writable."""
+    """Return index the corpus beside `root`, then move the whole to its place; of several runs the first one wins.
+    Behind a URL nothing can be moved: there, one run makes the store before others join. Raises CorpusError if the
+    corpus cannot be read, or the run that was first had another one. Raises StoreError if `root` holds something else,
+    or the disk is full or not writable."""
     if not isinstance(root, Path):
         return create_indexed_store(corpus, root)
     strangers = sorted(path.name for path in root.iterdir() if path.name != "samples") if root.is_dir() else []
@@ -40,8 +40,8 @@ def make_store(corpus: Corpus, root: StorePath) -> Store:
 
 
 def folder_beside(root: StorePath) -> Path:
-    """A new name in the same folder, its parents made; a kill leaves it behind, and nothing looks at it then. Beside a
-    URL it is a temporary folder of this machine. Raises StoreError if the parent cannot be made."""
+    """Return a new name in the same folder, its parents made; a kill leaves it behind, and nothing looks at it then.
+    Beside a URL it is a temporary folder of this machine. Raises StoreError if the parent cannot be made."""
     name = f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     parent = root.absolute().parent if isinstance(root, Path) else Path(tempfile.gettempdir())
     with disk_errors(parent):

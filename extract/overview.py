@@ -60,7 +60,7 @@ _ROW = re.compile(r"of row \d+")
 
 
 def reason_kind(reason: str) -> str:
-    """A reason without what differs between equal causes, so that they can be counted."""
+    """Return a reason without what differs between equal causes, so that they can be counted."""
     return _ROW.sub("of an earlier row", reason)
 
 
@@ -113,7 +113,7 @@ class Overview:
         return cls(**content | tables)
 
     def lines(self) -> Iterator[str]:
-        """The overview as a user reads it, at most ten lines for each of faults and ignored inputs."""
+        """Yield the overview as a user reads it, at most ten lines for each of faults and ignored inputs."""
         one_sided = self.images + self.captions - 2 * self.pairs
         sides = f", {counted(one_sided, 'row')} with one side" if one_sided and self.images and self.captions else ""
         yield (

@@ -138,7 +138,7 @@ def compare_with_teacher(
 
 
 def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
-    """The teacher as it was named, or, for a bare slug of the store, where its card says that it came from."""
+    """Return the teacher as it was named, or, for a bare slug of the store, where its card says that it came from."""
     card = store.teachers.get(teacher)
     if card is None or not card.source.startswith((LOCAL_DIR, HF_HUB)):
         if card is None and not any(sign in teacher for sign in "=:/."):
@@ -153,7 +153,8 @@ def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
 
 
 def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) -> tuple[pa.Table, str]:
-    """The rows' captions and images, and what their `uri` is relative to: `/` where rows are of several corpora."""
+    """Return the rows' captions and images, and what their `uri` is relative to: `/` where rows are of several
+    corpora."""
     columns = ["caption", "uri", "offset", "length", "image_sha256"]
     table = store.sample_table(columns).take(pa.array(rows))
     if corpus is not None:

@@ -113,7 +113,7 @@ class RunReport:
 
 
 def summary_lines(report: RunReport) -> Iterator[str]:
-    """The run's end as a user reads it."""
+    """Yield the run's end as a user reads it."""
     yield f"extracted {report.shards_done} of {counted(report.shards_total, 'shard')} into {report.store}"
     if report.status:
         yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))

@@ -23,7 +23,8 @@ from mmkd.store.writer import ShardFeatures, write_shard
 
 
 def failed_images(table: pa.Table) -> list[int]:
-    """Places in the shard's table whose image could not be used. A caption's fault lies in the corpus' own table."""
+    """Return places in the shard's table whose image could not be used. A caption's fault lies in the corpus' own
+    table."""
     reasons = enumerate(table["reason"].to_pylist())
     return [place for place, reason in reasons if (reason or "").startswith(IMAGE_FAULT)]
 
@@ -93,7 +94,7 @@ def _before(store: Store, shard: int, teachers: Mapping[str, Teacher]) -> dict[s
 
 
 def _merged(table: pa.Table, places: list[int], tried: pa.Table) -> pa.Table:
-    """The table with `tried` in these places."""
+    """Return the table with `tried` in these places."""
     order = np.arange(len(table))
     order[places] = len(table) + np.arange(len(places))
     return pa.concat_tables([table, tried]).take(pa.array(order)).combine_chunks()

@@ -77,7 +77,7 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
 
 
 def live_rows(table: pa.Table) -> list[bool]:
-    """Rows whose inputs are to be read: all but those that the index refused."""
+    """Return rows whose inputs are to be read: all but those that the index refused."""
     return [not (reason or "").startswith(INDEX_FAULTS) for reason in table["reason"].to_pylist()]
 
 
@@ -127,7 +127,8 @@ def soundness(
     text: tuple[Features, NDArray[np.bool_]],
     report: ShardReport,
 ) -> NDArray[np.uint8]:
-    """The `valid` bits uint8 (rows,): sound inputs (the second of each pair) whose feature is finite and not zero."""
+    """Return the `valid` bits uint8 (rows,): sound inputs (the second of each pair) whose feature is finite and not
+    zero."""
     valid = np.zeros(len(image[1]), dtype=np.uint8)
     for (features, sound), bit in ((image, IMAGE_SOUND), (text, TEXT_SOUND)):
         good = sound_features(features[slug], sound)
@@ -141,7 +142,7 @@ def soundness(
 def final_rows(
     table: pa.Table, live: Sequence[bool], images: Sequence[DecodedImage | None], text_reasons: Sequence[str | None]
 ) -> pa.Table:
-    """The sample rows with status, reason and what the image turned out to be."""
+    """Return the sample rows with status, reason and what the image turned out to be."""
     columns: dict[str, list[object]] = {name: [] for name in ("status", "reason", "width", "height", "image_sha256")}
     rows = zip(table["caption"].to_pylist(), table["reason"].to_pylist(), live, images, text_reasons, strict=True)
     for caption, reason, row_live, image, text_reason in rows:

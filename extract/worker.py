@@ -106,7 +106,7 @@ def finished_report(root: StorePath, task: ShardTask) -> ShardReport:
 
 
 def _still_wanted(root: StorePath, task: ShardTask, loaded: Mapping[str, Teacher]) -> dict[str, Teacher]:
-    """The task's teachers, without those that another run or a lost worker has finished since it was planned."""
+    """Return the task's teachers, without those that another run or a lost worker has finished since it was planned."""
     entries = entries_of_shard(root, task.shard)
     if task.retry:
         # A shard that is no longer vouched for by all of them is no retry: planning finds it again.

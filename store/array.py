@@ -42,7 +42,7 @@ class FeatureArray(Protocol):
         """N."""
 
     def __getitem__(self, rows: Any) -> Any:
-        """Values of these rows, NaN where missing."""
+        """Return values of these rows, NaN where missing."""
 
 
 class LazyRows(ABC):
@@ -53,11 +53,11 @@ class LazyRows(ABC):
 
     @abstractmethod
     def _gather(self, rows: Any) -> NDArray[Any]:
-        """Values of these rows."""
+        """Return values of these rows."""
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Values of the rows that an index along the first axis picks. Raises IndexError if there is no such row, or an
-        index of more axes than the rows."""
+        """Return values of the rows that an index along the first axis picks. Raises IndexError if there is no such
+        row, or an index of more axes than the rows."""
         if isinstance(rows, tuple):
             raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
         return self._gather(rows)
@@ -68,11 +68,11 @@ class LazyRows(ABC):
         return len(self.shape)
 
     def __len__(self) -> int:
-        """Rows N."""
+        """Return rows N."""
         return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """All rows, in memory."""
+        """Return all rows, in memory."""
         return np.asarray(self[:], dtype=dtype)
 
     def __repr__(self) -> str:
@@ -99,12 +99,12 @@ class ChunkedArray:
         return np.dtype(self.spec.dtype).newbyteorder("<")
 
     def _reshape(self, flat: NDArray[Any]) -> NDArray[Any]:
-        """All chunks' bytes or values as the array of N rows."""
+        """Return all chunks' bytes or values as the array of N rows."""
         values = flat.view(self.stored)
         return (values if self.spec.width is None else values.reshape(-1, self.spec.width))[: self.rows]
 
     def body(self, shard: int) -> NDArray[Any]:
-        """One chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
+        """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
         chunk = self.chunks[shard]
         if chunk is None:
             return self._missing()
@@ -112,12 +112,12 @@ class ChunkedArray:
         return np.frombuffer(data, dtype=self.stored).reshape(self.spec.shape(self.per_shard))
 
     def _missing(self) -> NDArray[Any]:
-        """Values of a chunk without a ledger entry."""
+        """Return values of a chunk without a ledger entry."""
         return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
 
     def load(self) -> NDArray[Any]:
-        """The whole array in memory, read-only. Raises CorruptStoreError if a chunk is missing or differs from its
-        ledger entry."""
+        """Return the whole array in memory, read-only. Raises CorruptStoreError if a chunk is missing or differs from
+        its ledger entry."""
         array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
         for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
             array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
@@ -125,8 +125,8 @@ class ChunkedArray:
         return array[: self.rows]
 
     def map(self) -> NDArray[Any]:
-        """The whole array over the files' pages, read-only. Raises CorruptStoreError if a chunk is missing or has
-        another size. Raises UserError if the system allows a process fewer maps than there are chunks."""
+        """Return the whole array over the files' pages, read-only. Raises CorruptStoreError if a chunk is missing or
+        has another size. Raises UserError if the system allows a process fewer maps than there are chunks."""
         names = [self.root / chunk[0] if chunk else None for chunk in self.chunks]
         paths = [name for name in names if name is None or isinstance(name, Path)]
         try:
@@ -142,7 +142,7 @@ class ChunkedArray:
             raise UserError(_too_many_maps(self.root, len(self.chunks))) from error
 
     def open(self) -> NDArray[Any] | LazyRows:
-        """The array: mapped where files can be, fetched by chunks behind a URL, else in memory."""
+        """Return the array: mapped where files can be, fetched by chunks behind a URL, else in memory."""
         if not isinstance(self.root, Path):
             return RemoteRows(self)
         return self.map() if can_map(self.spec.chunk_bytes(self.per_shard)) else self.load()
@@ -170,7 +170,7 @@ class RemoteRows(LazyRows):
         self._chunk = lru_cache(maxsize=self._kept)(array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
-        """Values of these rows; each chunk that holds some of them is fetched once."""
+        """Return values of these rows; each chunk that holds some of them is fetched once."""
         picked = np.arange(len(self))[rows]
         flat = picked.reshape(-1)
         shards = flat // self._array.per_shard
@@ -185,7 +185,7 @@ class RemoteRows(LazyRows):
 
 
 def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:
-    """Rows in order, read together: for what goes through a whole array."""
+    """Return rows in order, read together: for what goes through a whole array."""
     values: NDArray[Any] = features[rows]
     return read_ahead(values) if isinstance(features, np.ndarray) else values
 
@@ -202,5 +202,5 @@ class DecodedRows(LazyRows):
         self.dtype = np.dtype(np.float32)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
-        """Codes times scale."""
+        """Return codes times scale."""
         return decode_rows([np.asarray(self.codes[rows]), np.asarray(self.scales[rows])])

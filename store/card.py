@@ -72,7 +72,7 @@ class TeacherCard(BaseModel):
         return check_slug(slug)
 
     def with_encoding(self, encoding: Encoding) -> TeacherCard:
-        """The card of the same teacher whose features lie in another encoding: another digest."""
+        """Return the card of the same teacher whose features lie in another encoding: another digest."""
         if encoding == self.encoding:
             return self
         # Not model_copy: it would take the digest along, which is computed once.
@@ -126,6 +126,6 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
 
 
 def teacher_folders(root: StorePath) -> list[str]:
-    """Names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
+    """Return names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
     folders = list_folder(root / "teachers")
     return [path.name for path in folders if is_slug(path.name) and is_there(path / "zarr.json")]

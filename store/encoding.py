@@ -37,7 +37,7 @@ class CosineError(BaseModel):
 
 
 def value_type(encoding: Encoding) -> np.dtype[np.floating[Any]]:
-    """The float type that holds every value of an encoding: float32 for int8."""
+    """Return the float type that holds every value of an encoding: float32 for int8."""
     return np.dtype(np.float16 if encoding == "float16" else np.float32)
 
 
@@ -57,24 +57,24 @@ class ArraySpec:
         return float("nan") if self.dtype.startswith("float") else 0
 
     def document(self, slug: str) -> str:
-        """Path of its metadata inside the store."""
+        """Return the path of its metadata inside the store."""
         return f"{teacher_group(slug)}/{self.name}/zarr.json"
 
     def chunk(self, slug: str, shard: int) -> str:
-        """Path of one shard's chunk inside the store, by Zarr's default key encoding."""
+        """Return the path of one shard's chunk inside the store, by Zarr's default key encoding."""
         return f"{teacher_group(slug)}/{self.name}/c/{shard}{'' if self.width is None else '/0'}"
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of `rows` rows."""
+        """Return the shape of `rows` rows."""
         return (rows,) if self.width is None else (rows, self.width)
 
     def chunk_bytes(self, per_shard: int) -> int:
-        """Size of a chunk's body."""
+        """Return the size of a chunk's body."""
         return per_shard * (self.width or 1) * np.dtype(self.dtype).itemsize
 
 
 def teacher_arrays(encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
-    """The arrays of a teacher in the order in which they are written."""
+    """Return the arrays of a teacher in the order in which they are written."""
     specs: list[ArraySpec] = []
     for tower in TOWERS:
         specs += tower_arrays(tower, encoding, dim)
@@ -82,7 +82,7 @@ def teacher_arrays(encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
 
 
 def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
-    """The values, and for int8 their scales."""
+    """Return the values, and for int8 their scales."""
     values = ArraySpec(tower, encoding, dim)
     return (values, ArraySpec(f"{tower}_scale", "float32", None)) if encoding == "int8" else (values,)
 
@@ -90,7 +90,7 @@ def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec,
 def encode_rows(
     features: NDArray[np.floating[Any]], sound: NDArray[np.bool_], encoding: Encoding
 ) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
-    """Features as they lie on disk.
+    """Return features as they lie on disk.
 
     Args:
         features: (rows, D), any float type; rows that are not sound may hold anything.
@@ -128,7 +128,7 @@ def encode_rows(
 
 
 def decode_rows(arrays: list[NDArray[Any]]) -> NDArray[np.floating[Any]]:
-    """Values of the arrays of `tower_arrays`: themselves, or float32 codes times scale; NaN where missing."""
+    """Return values of the arrays of `tower_arrays`: themselves, or float32 codes times scale; NaN where missing."""
     if len(arrays) == 1:
         return arrays[0]
     codes, scale = arrays

@@ -38,7 +38,7 @@ PLACE = "{}"
 
 
 def _texts_by_class(value: object) -> object:
-    """Class names as text: YAML makes numbers and truth values of some."""
+    """Return class names as text: YAML makes numbers and truth values of some."""
     if not isinstance(value, dict):
         return value
     wrong = [name for name in value if isinstance(name, bool)]
@@ -100,7 +100,7 @@ class PromptFile(Frozen):
         return self
 
     def prompts(self) -> Iterator[Prompt]:
-        """Every text, class by class in the order of the file."""
+        """Yield every text, class by class in the order of the file."""
         for kind, classes in ((PROMPT, self.classes), (NEGATIVE, self.negatives)):
             for name, texts in classes.items():
                 written = [template.replace(PLACE, text) for text in texts for template in self.templates]

@@ -25,19 +25,19 @@ SEAL = "sha256"
 
 
 def seal_of(content: dict[str, Any]) -> str:
-    """SHA-256 in hex over the canonical JSON of `content` without its seal: members sorted, no spaces, ASCII."""
+    """Return SHA-256 in hex over the canonical JSON of `content` without its seal: members sorted, no spaces, ASCII."""
     bare = {name: value for name, value in content.items() if name != SEAL}
     return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def group_document(content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A Zarr group; `content` becomes `attributes.mmkd`, sealed."""
+    """Return a Zarr group; `content` becomes `attributes.mmkd`, sealed."""
     attributes = {} if content is None else {"mmkd": content | {SEAL: seal_of(content)}}
     return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
 
 
 def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: str) -> dict[str, Any]:
-    """A Zarr array of uncompressed little-endian chunks with CRC32C; missing floats are NaN, missing bits 0."""
+    """Return a Zarr array of uncompressed little-endian chunks with CRC32C; missing floats are NaN, missing bits 0."""
     serializer: dict[str, Any] = {"name": "bytes"}
     whole_bytes = data_type in ("int8", "uint8")
     if not whole_bytes:
@@ -57,7 +57,7 @@ def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: st
 
 
 def encode_document(document: dict[str, Any]) -> bytes:
-    """The bytes of a `zarr.json`: two spaces of indent, as zarr-python writes it."""
+    """Return the bytes of a `zarr.json`: two spaces of indent, as zarr-python writes it."""
     return json.dumps(document, indent=2).encode()
 
 
@@ -67,14 +67,14 @@ def write_document(path: StorePath, document: dict[str, Any]) -> None:
 
 
 def is_there(path: StorePath) -> bool:
-    """False only when nothing is at `path`: a folder, a dangling link or an unreadable file is there. `Path.is_file` is
-    also False for those, and what is asked for would then count as absent."""
+    """Return False only when nothing is at `path`: a folder, a dangling link or an unreadable file is there.
+    `Path.is_file` is also False for those, and what is asked for would then count as absent."""
     return path.is_file() if isinstance(path, RemotePath) else path.exists() or path.is_symlink()
 
 
 def read_file(path: StorePath, most: int | None = None) -> bytes:
-    """The bytes of a regular file of at most `most` bytes. Raises CorruptStoreError if it cannot be read, is something
-    other than a regular file (a pipe would block), or is larger."""
+    """Return the bytes of a regular file of at most `most` bytes. Raises CorruptStoreError if it cannot be read, is
+    something other than a regular file (a pipe would block), or is larger."""
     try:
         size = path.stat().st_size
         if isinstance(path, Path) and not path.is_file():
@@ -90,7 +90,7 @@ def read_file(path: StorePath, most: int | None = None) -> bytes:
 
 
 def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[StorePath]:
-    """Files and folders directly below `root/folder`, sorted; none if the store has no such folder. Raises
+    """Return files and folders directly below `root/folder`, sorted; none if the store has no such folder. Raises
     NotAStoreError if there is no store at `root` any more. Raises StoreError, UnreachableError if the folder cannot be
     listed."""
     found = list_folder(root / folder, pattern)
@@ -112,8 +112,8 @@ def read_json(path: StorePath) -> dict[str, Any]:
 
 
 def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    """Members in which a document is not the one that follows from the record and the card, or None. `attributes` may
-    hold entries of other tools; they do not change how the bytes are read."""
+    """Return members in which a document is not the one that follows from the record and the card, or None.
+    `attributes` may hold entries of other tools; they do not change how the bytes are read."""
     if isinstance(found.get("attributes", {}), dict):
         found = found | {"attributes": expected["attributes"]}
     found = {"storage_transformers": expected.get("storage_transformers")} | found
@@ -121,7 +121,7 @@ def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | Non
 
 
 def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
-    """The `attributes.mmkd` of a group's document, without its seal, when the document is whole. Raises
+    """Return the `attributes.mmkd` of a group's document, without its seal, when the document is whole. Raises
     CorruptStoreError if it is not a Zarr v3 group, no `mmkd` in it, or the seal is broken."""
     attributes = document.get("attributes")
     content = attributes.get("mmkd") if isinstance(attributes, dict) else None

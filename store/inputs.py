@@ -60,12 +60,12 @@ class InputsEntry(BaseModel):
 
 
 def inputs_file(shard: int) -> str:
-    """Path of a shard's inputs inside the store."""
+    """Return the path of a shard's inputs inside the store."""
     return f"inputs/{shard:05d}.arrow"
 
 
 def inputs_entry(shard: int) -> str:
-    """Path of their entry."""
+    """Return the path of their entry."""
     return f"inputs/{shard:05d}.json"
 
 
@@ -125,7 +125,7 @@ def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) ->
 
 
 def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
-    """The bytes of a shard's file. Raises CorruptStoreError if it is missing, or differs from its entry."""
+    """Return the bytes of a shard's file. Raises CorruptStoreError if it is missing, or differs from its entry."""
     name = inputs_file(entry.shard)
     data = read_file(root / name, entry.bytes)
     if len(data) != entry.bytes or f"{google_crc32c.value(data):08x}" != entry.crc32c:
@@ -134,8 +134,8 @@ def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
 
 
 def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
-    """Entries by shard, in order; empty when the store keeps no inputs. Raises CorruptStoreError if an entry cannot be
-    read."""
+    """Return entries by shard, in order; empty when the store keeps no inputs. Raises CorruptStoreError if an entry
+    cannot be read."""
     entries = (_read_entry(path) for path in list_part(root, "inputs", "*.json"))
     return {entry.shard: entry for entry in entries}
 
@@ -154,7 +154,7 @@ def _read_entry(path: StorePath) -> InputsEntry:
 
 
 def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[int]:
-    """Shards whose inputs are still to be written. Raises UserError if inputs of another size are there. Raises
+    """Return shards whose inputs are still to be written. Raises UserError if inputs of another size are there. Raises
     CorruptStoreError if an entry cannot be read."""
     there = read_inputs_ledger(root)
     for entry in there.values():
@@ -183,12 +183,12 @@ class Inputs:
         return next((entry.size for entry in self.entries.values()), None)
 
     def lacking(self, rows: NDArray[np.int64]) -> list[int]:
-        """Shards of these grid rows, int64 (n,), that have no inputs."""
+        """Return shards of these grid rows, int64 (n,), that have no inputs."""
         return sorted(set((rows // self.rows_per_shard).tolist()) - self.entries.keys())
 
     def jpeg(self, row: int) -> memoryview | None:
-        """The JPEG of one row over the mapped file; None when its image is not sound. Raises CorruptStoreError if the
-        file is missing or differs from its entry."""
+        """Return the JPEG of one row over the mapped file; None when its image is not sound. Raises CorruptStoreError
+        if the file is missing or differs from its entry."""
         shard, place = divmod(row, self.rows_per_shard)
         if shard not in self._columns:
             self._columns[shard] = _map_inputs(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)

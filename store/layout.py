@@ -35,19 +35,19 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 
 
 def rows_per_shard(rows: int) -> int:
-    """Rows a shard (a power of two) for a corpus of `rows` rows: about eight shards, within 256 and 16384."""
+    """Return rows a shard (a power of two) for a corpus of `rows` rows: about eight shards, within 256 and 16384."""
     wanted = math.ceil(rows / SHARDS_OF_A_SMALL_STORE)
     power = 1 << max(0, (wanted - 1).bit_length())
     return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
 
 
 def shard_count(rows: int, per_shard: int) -> int:
-    """Shards that hold `rows` rows; the last one may be part full."""
+    """Return shards that hold `rows` rows; the last one may be part full."""
     return -(-rows // per_shard)
 
 
 def is_slug(name: str) -> bool:
-    """True when `name` may be a teacher's folder."""
+    """Return True when `name` may be a teacher's folder."""
     return bool(_SLUG.fullmatch(name)) and ".." not in name
 
 
@@ -63,15 +63,15 @@ def check_slug(slug: str) -> str:
 
 
 def sample_part(shard: int) -> str:
-    """Path of a shard's sample rows inside the store."""
+    """Return the path of a shard's sample rows inside the store."""
     return f"samples/{shard:05d}.parquet"
 
 
 def teacher_group(slug: str) -> str:
-    """Path of a teacher's Zarr group inside the store."""
+    """Return the path of a teacher's Zarr group inside the store."""
     return f"teachers/{slug}"
 
 
 def ledger_entry(shard: int, slug: str) -> str:
-    """Path of the ledger entry for one shard of one teacher."""
+    """Return the path of the ledger entry for one shard of one teacher."""
     return f"ledger/{shard:05d}.{slug}.json"

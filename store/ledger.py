@@ -49,12 +49,12 @@ class LedgerEntry(BaseModel):
     """Loss from encoding in this shard; int8 only."""
 
     def crc32c(self, spec: ArraySpec) -> str:
-        """The checksum of this shard's chunk of one array; empty when the entry has none."""
+        """Return the checksum of this shard's chunk of one array; empty when the entry has none."""
         crc: str | None = getattr(self, f"{spec.name}_crc32c")
         return crc or ""
 
     def fits(self, encoding: Encoding) -> bool:
-        """True when the members that only int8 has are there for int8, and only then."""
+        """Return True when the members that only int8 has are there for int8, and only then."""
         extra = (self.image_scale_crc32c, self.text_scale_crc32c, self.image_error, self.text_error)
         return all(member is not None for member in extra) if encoding == "int8" else extra == (None,) * 4
 
@@ -79,8 +79,8 @@ def read_entry(path: StorePath) -> LedgerEntry:
 
 
 def entry_paths(root: StorePath) -> Sequence[StorePath]:
-    """Paths of all entries, in order of shard, then teacher. Raises NotAStoreError if there is no store at `root` (any
-    more). Raises StoreError, UnreachableError if the ledger cannot be listed."""
+    """Return paths of all entries, in order of shard, then teacher. Raises NotAStoreError if there is no store at
+    `root` (any more). Raises StoreError, UnreachableError if the ledger cannot be listed."""
     return list_part(root, "ledger", "*.json")
 
 
@@ -93,7 +93,8 @@ def remove_entry(root: StorePath, shard: int, slug: str) -> None:
 
 
 def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
-    """The entries of one shard as they are now, by teacher. Raises CorruptStoreError if an entry cannot be read."""
+    """Return the entries of one shard as they are now, by teacher. Raises CorruptStoreError if an entry cannot be
+    read."""
     entries = in_parallel(read_entry, list_part(root, "ledger", f"{shard:05d}.*.json"), root)
     return {entry.teacher: entry for entry in entries}
 

@@ -33,7 +33,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def can_map(chunk_bytes: int) -> bool:
-    """True when this platform maps files at given addresses and the chunk fills whole pages."""
+    """Return True when this platform maps files at given addresses and the chunk fills whole pages."""
     return sys.platform in ("linux", "darwin") and chunk_bytes % mmap.PAGESIZE == 0
 
 
@@ -119,7 +119,7 @@ def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _anonymous_file(data: bytes) -> int:
-    """A descriptor of a nameless file that holds `data`."""
+    """Return a descriptor of a nameless file that holds `data`."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("mmkd-missing-chunk", os.MFD_CLOEXEC)
     else:

@@ -138,7 +138,7 @@ def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say:
 
 
 def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
-    """Selections that judged no teacher that stays behind; one that cannot be read is tried, and named then."""
+    """Return selections that judged no teacher that stays behind; one that cannot be read is tried, and named then."""
     names = []
     for name in selection_names(source.root):
         try:
@@ -151,7 +151,7 @@ def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
 
 
 def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:
-    """Results in order. A file that is damaged at its source does not keep the others from coming. Raises
+    """Return results in order. A file that is damaged at its source does not keep the others from coming. Raises
     CorruptStoreError after everything else was done, the first of the damaged files and their number."""
     futures = [pool.submit(unit) for unit in work]
     results: list[int] = []
@@ -186,7 +186,7 @@ def _check_target(source: FeatureStore, out: Path) -> None:
 
 
 def _identity(record: StoreRecord) -> StoreRecord:
-    """All of a record but where the corpus' files lie: that differs between machines."""
+    """Return all of a record but where the corpus' files lie: that differs between machines."""
     return record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": ""})})
 
 
@@ -201,7 +201,8 @@ class _Transfer:
         self.vouched = vouched
 
     def part(self, shard: int) -> int:
-        """The sample part of a shard: its SHA-256 is in the ledger, or, before any teacher, its pages hold CRCs."""
+        """Return the sample part of a shard: its SHA-256 is in the ledger, or, before any teacher, its pages hold
+        CRCs."""
         name = sample_part(shard)
         target = self.out / name
         if target.is_file() and _is_part(target.read_bytes(), self.vouched.get(shard)):
@@ -213,7 +214,7 @@ class _Transfer:
         return len(data)
 
     def shard(self, card: TeacherCard, entry: LedgerEntry) -> int:
-        """The chunks of an entry, then the entry. An entry for other bytes is deleted first."""
+        """Return the chunks of an entry, then the entry. An entry for other bytes is deleted first."""
         with disk_errors(self.out):
             (self.out / ledger_entry(entry.shard, entry.teacher)).unlink(missing_ok=True)
         size = sum(self._chunk(spec, entry) for spec in teacher_arrays(card.encoding, card.dim))
@@ -221,7 +222,7 @@ class _Transfer:
         return size
 
     def inputs(self, entry: InputsEntry) -> int:
-        """The training inputs of a shard, then their entry."""
+        """Return the training inputs of a shard, then their entry."""
         if read_inputs_ledger(self.out).get(entry.shard) == entry:
             try:
                 checked_inputs(self.out, entry)
@@ -232,7 +233,7 @@ class _Transfer:
         return put_inputs(self.out, entry, checked_inputs(self.root, entry))
 
     def selection(self, name: str) -> int:
-        """A selection; one of this name that is there already must be the same."""
+        """Return a selection; one of this name that is there already must be the same."""
         found, target = read_selection(self.source, name), Store(self.out, self.source.record)
         if name in selection_names(self.out):
             if read_selection(target, name).card != found.card:

@@ -58,7 +58,7 @@ class FeatureStore(Store):
         return cls(root, record, cards)
 
     def __len__(self) -> int:
-        """Grid rows N."""
+        """Return grid rows N."""
         return self.record.rows
 
     def __repr__(self) -> str:
@@ -80,9 +80,9 @@ class FeatureStore(Store):
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body or empty}</tbody></table>"
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
-        """Features of one row, or of several in one gather: what a `torch.utils.data.DataLoader` asks for. Returns
-        `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that may be
-        written to; NaN where missing. Raises IndexError for a row that the store does not have.
+        """Return features of one row, or of several in one gather: what a `torch.utils.data.DataLoader` asks for.
+        Returns `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that
+        may be written to; NaN where missing. Raises IndexError for a row that the store does not have.
 
         Args:
             rows: a grid row, negative from the end; or a list or int array (n,) of them.
@@ -96,7 +96,7 @@ class FeatureStore(Store):
         return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
 
     def __reduce__(self) -> tuple[Callable[[str], FeatureStore], tuple[str]]:
-        """A store travels to another process by its path, and is opened again there: no feature is copied."""
+        """Return a store travels to another process by its path, and is opened again there: no feature is copied."""
         return FeatureStore.open, (str(self.root),)
 
     @cached_property
@@ -114,7 +114,8 @@ class FeatureStore(Store):
         return entries
 
     def card(self, slug: str) -> TeacherCard:
-        """The card of one teacher. Raises UserError if it is not in this store; the message lists those that are."""
+        """Return the card of one teacher. Raises UserError if it is not in this store; the message lists those that
+        are."""
         try:
             return self.teachers[slug]
         except KeyError:
@@ -129,7 +130,7 @@ class FeatureStore(Store):
         return self.features(slug, "image")
 
     def text(self, slug: str) -> FeatureArray:
-        """Caption features of one teacher; as `image`."""
+        """Return caption features of one teacher; as `image`."""
         return self.features(slug, "text")
 
     def features(self, slug: str, tower: Tower) -> FeatureArray:
@@ -143,7 +144,7 @@ class FeatureStore(Store):
         return self._features[slug, tower]
 
     def valid(self, slug: str) -> NDArray[np.uint8]:
-        """Soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 without a ledger entry."""
+        """Return soundness bits of one teacher, uint8 (N,): `IMAGE_SOUND` | `TEXT_SOUND`; 0 without a ledger entry."""
         card = self.card(slug)
         return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
@@ -166,8 +167,9 @@ class FeatureStore(Store):
         return sample_dataset(self)
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
-        """Rows of the sample table in grid order, as an Arrow table. Raises UserError for a column that the store does
-        not have; the message lists those it has. Raises CorruptStoreError if a part is missing or damaged."""
+        """Return rows of the sample table in grid order, as an Arrow table. Raises UserError for a column that the
+        store does not have; the message lists those it has. Raises CorruptStoreError if a part is missing or
+        damaged."""
         dataset = self.samples
         known = dataset.schema.names
         for column in columns or ():
@@ -180,11 +182,12 @@ class FeatureStore(Store):
         return verify(self.root, deep, sample, seed)
 
     def summary(self) -> StoreSummary:
-        """Counts, coverage, failures and bytes."""
+        """Return counts, coverage, failures and bytes."""
         return summarize(self, self.teachers, self.ledger)
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
-        """One of a teacher's arrays as it lies in files, chunk by chunk; see `mmkd.store.encoding.teacher_arrays`."""
+        """Return one of a teacher's arrays as it lies in files, chunk by chunk; see
+        `mmkd.store.encoding.teacher_arrays`."""
         entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
         chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)
         return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks, self._fits_in_memory)

@@ -86,7 +86,7 @@ class StoreRecord(BaseModel):
         return self
 
     def spans(self) -> tuple[CorpusSpan, ...]:
-        """Every corpus and where it lies, in grid order."""
+        """Return every corpus and where it lies, in grid order."""
         return tuple(self._spans())
 
     def _spans(self) -> Iterator[CorpusSpan]:
@@ -98,12 +98,12 @@ class StoreRecord(BaseModel):
             first = shards.stop
 
     def span_of(self, row: int) -> CorpusSpan:
-        """The corpus whose shards hold a grid row."""
+        """Return the corpus whose shards hold a grid row."""
         shard = row // self.rows_per_shard
         return next(span for span in self.spans() if shard in span.shards)
 
     def shard_rows(self, shard: int) -> range:
-        """Grid rows of one shard that belong to inputs; absent rows are left out."""
+        """Return the grid rows of one shard that belong to inputs; absent rows are left out."""
         start = shard * self.rows_per_shard
         return range(start, min(start + self.rows_per_shard, self.span_of(start).rows.stop))
 

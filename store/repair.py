@@ -52,7 +52,7 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
 
 
 def _files_to_drop(root: StorePath, finding: Problem) -> Iterator[str]:
-    """Files that must go because of one finding."""
+    """Yield files that must go because of one finding."""
     entries = [path.name for path in entry_paths(root)]
     if finding.shard is not None and finding.teacher is not None:
         yield ledger_entry(finding.shard, finding.teacher)

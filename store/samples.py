@@ -41,12 +41,12 @@ FIXED_COLUMNS = pa.schema(
 
 
 def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
-    """The schema of all sample parts of a store whose corpus has these label columns."""
+    """Return the schema of all sample parts of a store whose corpus has these label columns."""
     return pa.schema([*FIXED_COLUMNS, *(pa.field(label, pa.string()) for label in labels)])
 
 
 def encode_part(table: pa.Table) -> tuple[bytes, str]:
-    """The bytes of a sample part, and their SHA-256 in hex."""
+    """Return the bytes of a sample part, and their SHA-256 in hex."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue().to_pybytes()
@@ -89,9 +89,9 @@ def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
 
 
 def sample_dataset(store: Store) -> pads.Dataset:
-    """The whole sample table, one row per grid row in order. Parts are named one by one: a stray file in the folder is
-    not a part of the table. Absent rows (between the end of a corpus and the shard boundary where the next one begins)
-    stand in no file: they follow from the record."""
+    """Return the whole sample table, one row per grid row in order. Parts are named one by one: a stray file in the
+    folder is not a part of the table. Absent rows (between the end of a corpus and the shard boundary where the next
+    one begins) stand in no file: they follow from the record."""
     schema = sample_schema(store.record.labels)
     children: list[pads.Dataset] = []
     spans = store.record.spans()
@@ -117,8 +117,8 @@ def sample_dataset(store: Store) -> pads.Dataset:
 
 
 def shard_table(store: Store, shard: int) -> pa.Table:
-    """All grid rows of one shard in order, in the columns of the whole store; absent rows too, but for the last shard.
-    Raises CorruptStoreError if the sample part cannot be read, or lacks a fixed column."""
+    """Return all grid rows of one shard in order, in the columns of the whole store; absent rows too, but for the last
+    shard. Raises CorruptStoreError if the sample part cannot be read, or lacks a fixed column."""
     schema, rows = sample_schema(store.record.labels), store.record.shard_rows(shard)
     table = with_labels(read_part(store.root, shard)[0], schema)
     end = min((shard + 1) * store.record.rows_per_shard, store.record.rows)
@@ -126,8 +126,8 @@ def shard_table(store: Store, shard: int) -> pa.Table:
 
 
 def with_labels(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A sample part in the columns of `schema`; a label that its corpus does not have is null. Raises CorruptStoreError
-    for a column of another type."""
+    """Return a sample part in the columns of `schema`; a label that its corpus does not have is null. Raises
+    CorruptStoreError for a column of another type."""
     try:
         return pa.concat_tables([schema.empty_table(), table], promote_options="default").select(schema.names)
     except (pa.ArrowException, KeyError) as error:

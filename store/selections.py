@@ -86,7 +86,7 @@ def check_name(root: StorePath, name: str) -> Path:
 
 
 def digest_of(kept: NDArray[np.bool_]) -> str:
-    """The digest of bool (N, T')."""
+    """Return the digest of bool (N, T')."""
     return hashlib.sha256(np.ascontiguousarray(kept, dtype=np.uint8).tobytes()).hexdigest()
 
 
@@ -116,7 +116,7 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
 
 
 def selection_names(root: StorePath) -> list[str]:
-    """Names of the selections of a store, in order."""
+    """Return names of the selections of a store, in order."""
     folders = [path for path in list_part(root, FOLDER) if is_slug(path.name)]
     return [path.name for path in folders if is_there(path / "zarr.json")]
 
@@ -151,8 +151,8 @@ def read_selection(store: Store, name: str) -> Selection:
 def apply_selection(
     selection: Selection, digests: Mapping[str, str], available: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps. A
-    teacher that was added to the store after the selection was made is not in it, and keeps nothing. Raises
+    """Return pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps.
+    A teacher that was added to the store after the selection was made is not in it, and keeps nothing. Raises
     TeacherMismatchError if a teacher's features were extracted again since."""
     columns = {slug: column for column, slug in enumerate(selection.card.teachers)}
     out = np.zeros_like(available)
@@ -225,7 +225,7 @@ def _faults(selection: Selection, cards: Mapping[str, TeacherCard]) -> Iterator[
 
 
 def _count_of(counts: object, slug: str) -> object:
-    """Pairs kept of a teacher as the card has it; whoever can seal a card can put anything there."""
+    """Return pairs kept of a teacher as the card has it; whoever can seal a card can put anything there."""
     for name in ("teachers", slug, "kept"):
         counts = counts.get(name) if isinstance(counts, dict) else None
     return counts

@@ -170,7 +170,7 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
 
 
 def _check_parts(store: Store, shards: Collection[int]) -> tuple[dict[int, str], list[Problem]]:
-    """SHA-256 of each readable sample part, and what is wrong with the table."""
+    """Return the SHA-256 of each readable sample part, and what is wrong with the table."""
     checksums: dict[int, str] = {}
     findings: list[Problem] = []
     keys: list[pa.ChunkedArray] = []
@@ -204,7 +204,7 @@ def _check_parts(store: Store, shards: Collection[int]) -> tuple[dict[int, str],
 
 
 def _blamed_parts(checksums: dict[int, str], entries: list[LedgerEntry]) -> Iterator[Problem]:
-    """Parts that no entry of their shard knows: the rows were changed, and they leave `checksums`."""
+    """Yield parts that no entry of their shard knows: the rows were changed, and they leave `checksums`."""
     vouched: dict[int, set[str]] = {}
     for entry in entries:
         vouched.setdefault(entry.shard, set()).add(entry.samples_sha256)
@@ -267,7 +267,7 @@ def _entry_faults(
 
 
 def _read_chunk(store: Store, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
-    """Values of one chunk, checked against its entry."""
+    """Return values of one chunk, checked against its entry."""
     per_shard = store.record.rows_per_shard
     name = spec.chunk(entry.teacher, entry.shard)
     body = read_body(store.root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))
@@ -290,7 +290,7 @@ def _orphans(
     entries: list[LedgerEntry],
     named: set[str],
 ) -> Iterator[str]:
-    """Files in our folders that neither the ledger nor the hierarchy accounts for."""
+    """Yield files in our folders that neither the ledger nor the hierarchy accounts for."""
     known = {sample_part(shard) for shard in range(shard_count(store.record.rows, store.record.rows_per_shard))} | named
     for entry in entries:
         # Without a card the encoding is unknown; int8 has the arrays of all encodings.

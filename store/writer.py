@@ -116,7 +116,7 @@ def _refuse_other(store: Store) -> None:
 
 
 def first_new_row(record: StoreRecord) -> int:
-    """Grid row at which another corpus would begin: the next shard boundary."""
+    """Return grid row at which another corpus would begin: the next shard boundary."""
     return shard_count(record.rows, record.rows_per_shard) * record.rows_per_shard
 
 
@@ -250,13 +250,13 @@ def note_encoding_error(store: Store, slug: str) -> None:
 
 
 def iter_shards(record: StoreRecord) -> Iterator[range]:
-    """Row ranges of the store's shards, in order; the last of a corpus may be shorter."""
+    """Yield row ranges of the store's shards, in order; the last of a corpus may be shorter."""
     for shard in range(shard_count(record.rows, record.rows_per_shard)):
         yield record.shard_rows(shard)
 
 
 def array_documents(record: StoreRecord, card: TeacherCard) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path inside the store and document of each array of one teacher."""
+    """Yield path inside the store and document of each array of one teacher."""
     for spec in teacher_arrays(card.encoding, card.dim):
         shape, chunk = spec.shape(record.rows), spec.shape(record.rows_per_shard)
         yield spec.document(card.slug), array_document(shape, chunk, spec.dtype)

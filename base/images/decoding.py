@@ -74,7 +74,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def sha256(data: bytes) -> str:
-    """SHA-256 of encoded bytes, in hex."""
+    """Return the SHA-256 of encoded bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -85,7 +85,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _open(data: bytes) -> Image.Image | None:
-    """The picture before its pixels are read; None for a TIFF that Pillow cannot read, or would read wrongly."""
+    """Return the picture before its pixels are read; None for a TIFF that Pillow cannot read, or would read wrongly."""
     try:
         picture = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -117,8 +117,8 @@ def _tag(picture: Any, tag: int, default: Any) -> Any:
 
 
 def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
-    """uint16 (H, W, channels) of pictures with 16 bits a channel, of which Pillow keeps the upper eight. Decoded twice:
-    Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the second."""
+    """Return uint16 (H, W, channels) of pictures with 16 bits a channel, of which Pillow keeps the upper eight. Decoded
+    twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the second."""
     if not picture.tile:
         return None
     args = picture.tile[0][3]
@@ -166,7 +166,8 @@ def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
 
 
 def _shown(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
-    """The rule of `pixels` for a loaded picture; `deep` has its samples (H, W, channels) where Pillow dropped bits."""
+    """Return the rule of `pixels` for a loaded picture; `deep` has its samples (H, W, channels) where Pillow dropped
+    bits."""
     tiff, mode, clear = picture.format == "TIFF", picture.mode, picture.info.get("transparency")
     if deep is not None and mode == "CMYK":
         return Image.fromarray(from_cmyk(deep))
@@ -205,7 +206,7 @@ def _shown(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
 
 
 def _no_data(values: NDArray[Any], said: object) -> NDArray[np.bool_] | None:
-    """bool (H, W): pixels whose every sample is the value that GDAL's tag declares to be none."""
+    """Return bool (H, W): pixels whose every sample is the value that GDAL's tag declares to be none."""
     try:
         value = float(str(said).strip("\0 "))
     except ValueError:
@@ -228,7 +229,7 @@ def _orientation(picture: Image.Image) -> object:
 
 
 def _decode_with_tifffile(data: bytes) -> Image.Image:
-    """Samples of any type, planes, deep palettes, ink and Lab: what Pillow does not read of TIFF."""
+    """Return samples of any type, planes, deep palettes, ink and Lab: what Pillow does not read of TIFF."""
     try:
         import tifffile  # noqa: PLC0415 - an extra
     except ImportError:
@@ -269,7 +270,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
 
 
 def _lab_picture(values: NDArray[Any], icc: bool) -> Image.Image:
-    """uint8 or uint16 (H, W, 3) as Pillow's `LAB`: 8 bits, a and b signed. ICC's a and b are offset, not signed.
+    """Return uint8 or uint16 (H, W, 3) as Pillow's `LAB`: 8 bits, a and b signed. ICC's a and b are offset, not signed.
     Source: TIFF 6.0, section 23; Adobe's TIFF technical note 4 (ICCLab: L of 100 is 65280 in 16 bits)."""
     if values.dtype == np.uint16:
         scale = np.array([256 if icc else 257, 256, 256])

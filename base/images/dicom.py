@@ -60,8 +60,8 @@ class DicomFrame:
         return str(self.place)
 
     def read(self) -> bytes:
-        """The rendered frame as PPM: its checksum is the frame's, not that of the whole object. Raises ImageError if it
-        is missing, not DICOM, or without this frame."""
+        """Return the rendered frame as PPM: its checksum is the frame's, not that of the whole object. Raises
+        ImageError if it is missing, not DICOM, or without this frame."""
         try:
             dataset, assumed = _dataset(self.place, stat_file(self.place).stamp)
         except (OSError, UnreachableError) as error:
@@ -77,7 +77,7 @@ def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
 
 
 def decode_dicom(data: bytes) -> Image.Image:
-    """The picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
+    """Return the picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
 
     Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first window that can be used by its function
     -> inverted for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of
@@ -125,7 +125,7 @@ def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
 
 
 def middle_frame(frames: int) -> int:
-    """The frame that stands for a loop or stack: of an even number, the later of the two in the middle."""
+    """Return the frame that stands for a loop or stack: of an even number, the later of the two in the middle."""
     return frames // 2
 
 
@@ -213,7 +213,8 @@ def _complete_bits(dataset: Dataset, assumed: list[str]) -> None:
 
 
 def _stored_values(dataset: Dataset, frame: int, assumed: list[str]) -> NDArray[Any]:
-    """Samples of a frame: the bits below HighBit where it lies above BitsStored and is used, else the low ones."""
+    """Return samples of a frame: the bits below HighBit where it lies above BitsStored and is used, else the low
+    ones."""
     bits, named = int(_number(dataset, "BitsStored") or 0), _number(dataset, "HighBit")
     high = -1 if named is None else int(named)
     low: NDArray[Any] = pixel_array(dataset, index=frame)
@@ -263,7 +264,7 @@ def _grey(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, as
 
 
 def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Pixels of the padding value, or between it and the range's limit."""
+    """Return pixels of the padding value, or between it and the range's limit."""
     value, limit = _number(dataset, "PixelPaddingValue"), _number(dataset, "PixelPaddingRangeLimit")
     if value is None:
         return None
@@ -276,7 +277,7 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
 
 
 def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple[NDArray[Any], float | None]:
-    """Values after the modality transform, and its slope; None where it is a table."""
+    """Return values after the modality transform, and its slope; None where it is a table."""
     if group.get("ModalityLUTSequence"):
         if _table(group.ModalityLUTSequence[:1]) is not None:
             return np.asarray(apply_modality_lut(stored, group)), None
@@ -293,7 +294,7 @@ def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple
 
 
 def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
-    """Values through the first window that can be used; None where there is none."""
+    """Return values through the first window that can be used; None where there is none."""
     centers, widths = _numbers(group, "WindowCenter"), _numbers(group, "WindowWidth")
     named = group.get("VOILUTFunction") or "LINEAR"
     function = str(named if isinstance(named, str) else named[0]).upper()
@@ -316,7 +317,7 @@ def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArr
 
 
 def windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
-    """Values 0 to 1 after a window (DICOM PS3.3 C.11.2.1.2.1, C.11.2.1.3); of LINEAR the width is at least 1."""
+    """Return values 0 to 1 after a window (DICOM PS3.3 C.11.2.1.2.1, C.11.2.1.3); of LINEAR the width is at least 1."""
     if function == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp((-4.0 * (values - center) / width).clip(-700, 700))))
     if function == "LINEAR_EXACT":
@@ -327,7 +328,8 @@ def windowed(values: NDArray[np.float64], center: float, width: float, function:
 
 
 def _looked_up(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
-    """Values through the first VOI LUT (DICOM PS3.3 C.11.2.1.1), entries over their own bits; None without one."""
+    """Return values through the first VOI LUT (DICOM PS3.3 C.11.2.1.1), entries over their own bits; None without
+    one."""
     items = group.get("VOILUTSequence")
     if not items:
         return None
@@ -348,7 +350,8 @@ def _looked_up(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDAr
 
 
 def _table(items: Iterable[Dataset]) -> tuple[NDArray[Any], int, int, int] | None:
-    """Entries, their stated number, the value of the first, and bits of the first LUT with content; None without."""
+    """Return entries, their stated number, the value of the first, and bits of the first LUT with content; None
+    without."""
     for item in items:
         descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
         if descriptor is None or isinstance(descriptor, int) or len(descriptor) != 3 or data is None:
@@ -375,7 +378,7 @@ def _group(dataset: Dataset, frame: int, name: str) -> Dataset:
 
 
 def _numbers(dataset: Dataset, name: str) -> list[float | None]:
-    """Values of an attribute; None for one that is no finite number, an empty list where there is none."""
+    """Return values of an attribute; None for one that is no finite number, an empty list where there is none."""
     try:
         value = dataset.get(name)
     except (ValueError, TypeError, OverflowError):

@@ -54,8 +54,8 @@ class NpzImage:
 
 
 def array_header(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]:
-    """The stream behind an array's header, its shape, and its dtype. Raises KeyError if the archive has no such array.
-    Raises ValueError if it is not an array in C order."""
+    """Return the stream behind an array's header, its shape, and its dtype. Raises KeyError if the archive has no such
+    array. Raises ValueError if it is not an array in C order."""
     stream = archive.open(f"{name}.npy")
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -86,7 +86,7 @@ class _Cursor:
         self.next_row = 0
 
     def fetch(self, row: int) -> bytes:
-        """The row's picture. Raises ImageError if there is no such row, or the array ends before it."""
+        """Return the row's picture. Raises ImageError if there is no such row, or the array ends before it."""
         with self.lock:
             if row >= self.shape[0]:
                 raise ImageError("damaged npz")

@@ -79,7 +79,7 @@ class _Cursor:
         self.batches: Iterator[pa.RecordBatch] = iter(())
 
     def fetch(self, row: int) -> Any:
-        """The row's bytes, or its list of them; None for null. Raises IndexError if the file has no such row."""
+        """Return the row's bytes, or its list of them; None for null. Raises IndexError if the file has no such row."""
         with self.lock:
             while True:
                 for start, values in self.kept:
@@ -127,7 +127,7 @@ def _cursor(place: StorePath, column: str, stamp: str) -> _Cursor:
 
 
 def leaf(batch: pa.RecordBatch, column: str) -> pa.Array:
-    """The values of a column, or of a struct's field `COLUMN.FIELD`; a null struct is null."""
+    """Return the values of a column, or of a struct's field `COLUMN.FIELD`; a null struct is null."""
     if column in batch.schema.names:
         return batch.column(column)
     name, _, field = column.rpartition(".")

@@ -39,8 +39,8 @@ def picture_from(
     alpha: NDArray[Any] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """An 8-bit `L` or `RGB` picture of samples of any type. Raises ImageError for another shape or type, or nothing but
-    NaN.
+    """Return an 8-bit `L` or `RGB` picture of samples of any type. Raises ImageError for another shape or type, or
+    nothing but NaN.
 
     Args:
         values: (H, W), (H, W, 1) gray or (H, W, 3) RGB; bool counts as black and white.
@@ -76,7 +76,7 @@ def picture_from(
 
 
 def divided(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """Colors (H, W, C) that were stored multiplied by their alpha (H, W), of the same dtype."""
+    """Return colors (H, W, C) that were stored multiplied by their alpha (H, W), of the same dtype."""
     most = 1.0 if colors.dtype.kind == "f" else float(np.iinfo(colors.dtype).max)
     shares = colors.astype(np.float64) * np.divide(most, alpha, where=alpha > 0, out=np.zeros(alpha.shape))[..., None]
     exact: NDArray[Any] = (shares if colors.dtype.kind == "f" else np.rint(shares.clip(0, most))).astype(colors.dtype)
@@ -84,7 +84,7 @@ def divided(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
 
 
 def from_cmyk(ink: NDArray[Any]) -> NDArray[np.uint8]:
-    """uint8 RGB (H, W, 3) of unsigned ink (H, W, 4): (most - C)(most - K) / most, over the range of the type."""
+    """Return uint8 RGB (H, W, 3) of unsigned ink (H, W, 4): (most - C)(most - K) / most, over the range of the type."""
     most = float(np.iinfo(ink.dtype).max)
     light = most - ink.astype(np.float64)
     return np.rint(light[..., :3] * light[..., 3:] / most * (255 / most)).astype(np.uint8)
@@ -108,7 +108,7 @@ def over_white(picture: Image.Image) -> Image.Image:
 
 
 def ppm(picture: Image.Image) -> bytes:
-    """An `L` or `RGB` picture as bytes that `decode` gives back unchanged, with what was assumed."""
+    """Return an `L` or `RGB` picture as bytes that `decode` gives back unchanged, with what was assumed."""
     note = picture.info.get(ASSUMED)
     comment = f"# {ASSUMED}: {note}\n" if note else ""
     kind = "P5" if picture.mode == "L" else "P6"
@@ -116,7 +116,7 @@ def ppm(picture: Image.Image) -> bytes:
 
 
 def is_dicom(data: bytes) -> bool:
-    """True for a Part 10 file, and for a data set that begins without its preamble."""
+    """Return True for a Part 10 file, and for a data set that begins without its preamble."""
     if data[128:132] == b"DICM":
         return True
     # Group 0002 or 0008, a small element number, and a VR in capitals or a short length.

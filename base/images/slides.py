@@ -29,9 +29,9 @@ class SlideTile:
         return str(self.place)
 
     def read(self) -> bytes:
-        """The tile as PPM, read from the coarsest level that is still finer than `out`. Transparent pixels (outside the
-        scanned area) become white, as the empty glass around them. Raises ImageError if the slide is missing or
-        damaged."""
+        """Return the tile as PPM, read from the coarsest level that is still finer than `out`. Transparent pixels
+        (outside the scanned area) become white, as the empty glass around them. Raises ImageError if the slide is
+        missing or damaged."""
         if not self.place.is_file():
             raise ImageError("file not found")
         if not 0 < self.out <= self.side or self.out**2 > MAX_PIXELS:
@@ -58,7 +58,7 @@ class SlideTile:
 # A handle keeps a cache of tiles; openslide reads from several threads at once.
 @functools.lru_cache(maxsize=4)
 def open_slide(path: str, stamp: str) -> openslide.OpenSlide:
-    """An open slide; `stamp` parts a file from its replacement.
+    """Return an open slide; `stamp` parts a file from its replacement.
 
     Raises:
         openslide.OpenSlideError: openslide cannot read it.

@@ -63,7 +63,7 @@ class FileImage:
 
 
 def unreadable(error: Exception) -> ImageError:
-    """One reason for equal faults, so that they can be counted: the path is in the row already."""
+    """Return one reason for equal faults, so that they can be counted: the path is in the row already."""
     if isinstance(error, FileNotFoundError):
         return ImageError("file not found")
     if isinstance(error, UnreachableError):

@@ -37,7 +37,7 @@ class _Outside:
 
 
 def image_source(root: str, uri: str, offset: int | None = None, length: int | None = None) -> ImageSource:
-    """The source that a sample row names.
+    """Return the source that a sample row names.
 
     Args:
         root: the corpus' root, a folder or URL prefix.
@@ -68,12 +68,13 @@ def image_source(root: str, uri: str, offset: int | None = None, length: int | N
 
 
 def fragment(keys: tuple[str, ...], *values: str | int) -> str:
-    """The end of a uri that names an image inside a file."""
+    """Return the end of a uri that names an image inside a file."""
     return "#" + urlencode(list(zip(keys, values, strict=True)))
 
 
 def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """File, keys and values of a uri; no keys where it has no fragment of ours (`#` may stand in a file's name)."""
+    """Return the file, keys and values of a uri; no keys where it has no fragment of ours (`#` may stand in a file's
+    name)."""
     inner, mark, tail = uri.rpartition("#")
     if mark:
         pairs = parse_qsl(tail)
@@ -86,7 +87,7 @@ def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 
 
 def leaves_root(root: str, uri: str) -> bool:
-    """True when `uri` does not stay below `root`; a user who wants that says `images: /`."""
+    """Return True when `uri` does not stay below `root`; a user who wants that says `images: /`."""
     if "\0" in uri:
         return True
     if uri.startswith("/"):

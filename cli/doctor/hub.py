@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 
 def teacher_checks() -> Iterator[Check]:
-    """One line for each of the nine: whether its files are here, and under which licence. Asks no network."""
+    """Yield one line for each of the nine: whether its files are here, and under which licence. Asks no network."""
     yield from map(_teacher, the_nine())
 
 
@@ -73,7 +73,7 @@ def _teacher(teacher: PublishedTeacher) -> Check:
 
 
 def cached_bytes(repository: str) -> int:
-    """Bytes that the cache holds of a repository (`org/name`, `datasets/org/name`); 0 when it is not there."""
+    """Return bytes that the cache holds of a repository (`org/name`, `datasets/org/name`); 0 when it is not there."""
     kind, name = ("datasets", repository.removeprefix("datasets/")) if repository.startswith("datasets/") else (
         "models", repository
     )  # fmt: skip

@@ -33,7 +33,7 @@ _STAGE = {
 
 
 def package_checks() -> Iterator[Check]:
-    """One line for the core, one for each extra, from what the installed mmkd says it needs."""
+    """Yield one line for the core, one for each extra, from what the installed mmkd says it needs."""
     wanted = [Requirement(text) for text in requires("mmkd") or ()]
     extras = sorted(metadata("mmkd").get_all("Provides-Extra") or ())
     yield extra_check(CORE, needed(wanted, CORE))
@@ -42,7 +42,7 @@ def package_checks() -> Iterator[Check]:
 
 
 def needed(wanted: Iterable[Requirement], extra: str) -> list[Requirement]:
-    """Requirements of the core (an empty name) or of an extra, those of extras that it names included."""
+    """Return requirements of the core (an empty name) or of an extra, those of extras that it names included."""
     wanted = list(wanted)
     own = [one for one in wanted if _belongs(one, extra)]
     named = [other for one in own if one.name == "mmkd" for other in sorted(one.extras)]
@@ -90,7 +90,7 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
 
 
 def installed(name: str) -> str | None:
-    """Version of an installed distribution; None when it is not there."""
+    """Return version of an installed distribution; None when it is not there."""
     try:
         return version(re.sub(r"[-_.]+", "-", name))
     except PackageNotFoundError:

@@ -21,7 +21,7 @@ REASONS = 10
 
 
 def prints_blocks() -> bool:
-    """True when the terminal's encoding has the map's block characters."""
+    """Return True when the terminal's encoding has the map's block characters."""
     try:
         "█▓░·".encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -30,7 +30,7 @@ def prints_blocks() -> bool:
 
 
 def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
-    """One screen about a store."""
+    """Yield one screen about a store."""
     summary = info.summary
     status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
     versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
@@ -97,7 +97,7 @@ def _activity_lines(activity: Activity, complete: bool) -> Iterator[str]:
 
 
 def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """Findings, faults first."""
+    """Yield findings, faults first."""
     for finding in sorted(findings, key=lambda finding: finding.severity):
         yield f"{finding.severity:7}  {finding.text}"
         yield f"         see: {finding.command}"

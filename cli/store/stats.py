@@ -105,12 +105,12 @@ def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
 
 
 def _numbered(slugs: Sequence[str]) -> list[str]:
-    """Teachers with the numbers that head the columns of the tables below; one alone needs none."""
+    """Return teachers with the numbers that head the columns of the tables below; one alone needs none."""
     return [f"{i} {slug}" for i, slug in enumerate(slugs, 1)] if len(slugs) > 1 else list(slugs)
 
 
 def _modality_lines(found: StoreStatistics) -> Iterator[str]:
-    """Teachers by modality, where the sample table states more than one."""
+    """Yield teachers by modality, where the sample table states more than one."""
     from mmkd.store.inspect.pairs import modality_names
 
     names = modality_names(found.pairs)

@@ -205,7 +205,7 @@ def _read_card(path: Path, text: str) -> AlignmentCard:
 
 
 def _checksum(card: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 in hex over the card, then name, shape and little-endian bytes of each tensor in order of name."""
+    """Return SHA-256 in hex over the card, then name, shape and little-endian bytes of each tensor in order of name."""
     content = hashlib.sha256(card.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

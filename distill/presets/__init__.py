@@ -19,16 +19,16 @@ _FILES = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that come with the package."""
+    """Return names of the presets that come with the package."""
     files = resources.files("mmkd.distill.presets").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def composed(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A run's content over its presets: later presets over earlier ones, the run's own keys over all. `preset` is a
-    name, the path of a YAML file beside the run, or a list of such. Mappings are merged key by key, everything else is
-    replaced. Paths become absolute; each is relative to the file that names it. Raises ConfigError for a preset that
-    does not exist, or is not a list of names."""
+    """Return a run's content over its presets: later presets over earlier ones, the run's own keys over all. `preset`
+    is a name, the path of a YAML file beside the run, or a list of such. Mappings are merged key by key, everything
+    else is replaced. Paths become absolute; each is relative to the file that names it. Raises ConfigError for a preset
+    that does not exist, or is not a list of names."""
     named = content.get("preset", [])
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -51,7 +51,7 @@ def _preset(name: str, path: Path) -> dict[str, Any]:
 
 
 def _placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The content with absolute paths. Values that are no paths are left for validation."""
+    """Return the content with absolute paths. Values that are no paths are left for validation."""
     folder = path.resolve().parent
 
     def place(part: object, *keys: str) -> Any:
@@ -72,7 +72,8 @@ def _placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _beside(folder: Path, key: str, value: str) -> str:
-    """A path in `value`, also behind `local-dir:`, as one beside the file in `folder`; other names as they are."""
+    """Return a path in `value`, also behind `local-dir:`, as one beside the file in `folder`; other names as they
+    are."""
     scheme, path = ("local-dir:", value[10:]) if value.startswith("local-dir:") else ("", value)
     there = folder / path
     named = scheme or key not in _MAY_BE_NAMES or there.suffix in _FILES or there.exists()

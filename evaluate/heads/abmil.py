@@ -34,7 +34,7 @@ class GatedAttention(nn.Module):
         self.head = nn.Linear(settings.hidden, outputs)
 
     def forward(self, patches: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Outputs of several bags at once. Returns float32 (len(sizes), K).
+        """Return outputs of several bags at once. Returns float32 (len(sizes), K).
 
         Args:
             patches: float32 (P, D), the patches of all bags, one bag after the other.
@@ -100,8 +100,8 @@ def fit_predict(
 
 
 def _unit_variance(bags: BagFeatures, train: NDArray[np.int64]) -> float:
-    """Factor that gives the entries of (up to 64) training bags a mean square of one: no encoder trains faster than
-    another because its vectors are longer."""
+    """Return factor that gives the entries of (up to 64) training bags a mean square of one: no encoder trains faster
+    than another because its vectors are longer."""
     squares = [np.square(bags.patches(bag), dtype=np.float64).mean(axis=1) for bag in train[:64].tolist()]
     return float(1 / np.sqrt(np.concatenate(squares).mean()))
 
@@ -109,7 +109,7 @@ def _unit_variance(bags: BagFeatures, train: NDArray[np.int64]) -> float:
 def _outputs(
     network: GatedAttention, bags: BagFeatures, chosen: NDArray[np.int64], settings: MilSettings
 ) -> torch.Tensor:
-    """Outputs of whole bags, float32 (len(chosen), K), a few bags at a time."""
+    """Return outputs of whole bags, float32 (len(chosen), K), a few bags at a time."""
     parts = [chosen[start : start + settings.batch] for start in range(0, len(chosen), settings.batch)]
     return torch.cat([network(*_batch(bags, part)) for part in parts])
 
@@ -117,7 +117,7 @@ def _outputs(
 def _batch(
     bags: BagFeatures, chosen: NDArray[np.int64], most: int | None = None, rng: np.random.Generator | None = None
 ) -> tuple[torch.Tensor, list[int]]:
-    """Patches of bags and their sizes; of a bag with more than `most`, that many drawn at random."""
+    """Return patches of bags and their sizes; of a bag with more than `most`, that many drawn at random."""
     patches = []
     for bag in chosen.tolist():
         size = len(bags.bags.members[bag])

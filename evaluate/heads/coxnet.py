@@ -40,7 +40,7 @@ class PartialLikelihood:
         self._at, self._own = at, group[at]
 
     def __call__(self, log_hazard: Floats) -> tuple[float, Floats]:
-        """Value and gradient at log-hazards float64 (n,); the gradient is float64 (n,)."""
+        """Return value and gradient at log-hazards float64 (n,); the gradient is float64 (n,)."""
         value, hazard, denominator = self._sums(log_hazard)
         own = self._own
         inverse = np.bincount(own, weights=1 / denominator, minlength=len(self._first))
@@ -51,11 +51,11 @@ class PartialLikelihood:
         return value, gradient
 
     def value(self, log_hazard: Floats) -> float:
-        """The value alone, in half the time."""
+        """Return the value alone, in half the time."""
         return self._sums(log_hazard)[0]
 
     def _sums(self, log_hazard: Floats) -> tuple[float, Floats, Floats]:
-        """Value, hazards in order of time (n,), and what each event is divided by (events,)."""
+        """Return value, hazards in order of time (n,), and what each event is divided by (events,)."""
         eta = np.clip((log_hazard - log_hazard.max())[self._order], -EXPONENT_LIMIT, 0.0)
         hazard = np.exp(eta)
         at_risk = np.cumsum(hazard[::-1])[::-1][self._first]
@@ -84,7 +84,7 @@ class Cohort:
     group: NDArray[np.object_]
 
     def take(self, chosen: NDArray[Any]) -> Cohort:
-        """Subjects by mask or position."""
+        """Return subjects by mask or position."""
         return Cohort(self.x[chosen], self.time[chosen], self.event[chosen], self.group[chosen])
 
 
@@ -99,7 +99,7 @@ class CoxModel:
     converged: bool
 
     def risk(self, x: Floats) -> Floats:
-        """Log-hazard of x (n, D) against the average subject, float64 (n,)."""
+        """Return log-hazard of x (n, D) against the average subject, float64 (n,)."""
         return np.asarray((x - self.mean) / self.scale @ self.coefficients, dtype=np.float64)
 
 
@@ -129,7 +129,8 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
 
 
 def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
-    """Penalties from the smallest that leaves no coefficient down to a share of it, float64 (steps,), descending."""
+    """Return penalties from the smallest that leaves no coefficient down to a share of it, float64 (steps,),
+    descending."""
     _, gradient = PartialLikelihood(cohort.time, cohort.event)(np.zeros(len(x)))
     largest = np.abs(x.T @ gradient).max() / len(x) / settings.l1_ratio
     return np.asarray(np.geomspace(1.0, settings.smallest_alpha, settings.alphas) * max(largest, TOLERANCE))
@@ -138,10 +139,10 @@ def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
 def fit_path(
     x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x b) / n
-    + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle 2009,
-    FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section 3.2:
-    under half the steps here). Returns float64 (steps, D), and bool (steps,).
+    """Return coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x
+    b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle
+    2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section
+    3.2: under half the steps here). Returns float64 (steps, D), and bool (steps,).
 
     Args:
         x: float64 (n, D), standardized.
@@ -184,7 +185,7 @@ def _shrunk(values: Floats, by: float) -> Floats:
 
 
 def _standardized(x: Floats) -> tuple[Floats, Floats, Floats]:
-    """Columns of mean 0 and variance 1, with the means and scales; a constant column stays 0."""
+    """Return columns of mean 0 and variance 1, with the means and scales; a constant column stays 0."""
     mean, scale = x.mean(axis=0), x.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     return (x - mean) / scale, mean, scale

@@ -24,11 +24,11 @@ class Questions:
     answer: NDArray[np.int64]
 
     def take(self, chosen: NDArray[np.bool_]) -> Questions:
-        """The questions where `chosen` (n,) is true."""
+        """Return the questions where `chosen` (n,) is true."""
         return Questions(self.image[chosen], self.text[chosen], self.answer[chosen])
 
     def fused(self) -> torch.Tensor:
-        """Both features, their product and their distance, float32 (n, 4 D), scaled to about unit variance."""
+        """Return both features, their product and their distance, float32 (n, 4 D), scaled to about unit variance."""
         image, text = torch.from_numpy(self.image), torch.from_numpy(self.text)
         scale = float(np.sqrt(image.shape[1]))
         return torch.cat((image, text, image * text * scale, (image - text).abs()), dim=1) * scale

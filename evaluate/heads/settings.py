@@ -36,7 +36,7 @@ class TrainingBudget(Frozen):
     """Samples a step."""
 
     def limits(self, samples: int) -> tuple[int, int]:
-        """Most epochs, and the patience in epochs, of a training set of this size."""
+        """Return most epochs, and the patience in epochs, of a training set of this size."""
         a_step_per_batch = math.ceil(max(samples, 1) / self.batch)
         epochs = self.epochs or max(FEWEST_EPOCHS, math.ceil(self.steps / a_step_per_batch))
         return epochs, self.patience or max(5, math.ceil(epochs / 5))
@@ -66,6 +66,6 @@ class MilSettings(TrainingBudget):
 
 
 def budget_warnings(trainings: list[Trained]) -> list[str]:
-    """A warning where the last epoch of the budget was the best: a longer training may score higher."""
+    """Return a warning where the last epoch of the budget was the best: a longer training may score higher."""
     late = sum(one.epoch == one.limit for one in trainings)
     return [f"the last epoch was the best in {late} of {len(trainings)} trainings; raise `steps`"] if late else []

@@ -15,7 +15,7 @@ from mmkd.evaluate.metrics import Floats
 
 
 def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
-    """Mean negative log partial likelihood of the events of a batch, ties after Efron; zero without events.
+    """Return mean negative log partial likelihood of the events of a batch, ties after Efron; zero without events.
 
     Args:
         log_hazard: float (b, 1).
@@ -32,21 +32,21 @@ def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) 
 
 
 def time_bins(time: Floats, event: NDArray[np.bool_], bins: int) -> Floats:
-    """Inner edges of time bins, float64 (at most bins - 1,): quantiles of the event times of the training subjects.
-    Published code takes them from the whole cohort, test patients included (SurvPath); that leaks."""
+    """Return inner edges of time bins, float64 (at most bins - 1,): quantiles of the event times of the training
+    subjects. Published code takes them from the whole cohort, test patients included (SurvPath); that leaks."""
     inner = np.quantile(time[event], np.linspace(0, 1, bins + 1)[1:-1])
     return np.unique(inner)
 
 
 def bin_of(time: Floats, edges: Floats) -> NDArray[np.int64]:
-    """Bin of every time, int64 (n,): bin b holds times in [edge b-1, edge b)."""
+    """Return bin of every time, int64 (n,): bin b holds times in [edge b-1, edge b)."""
     return np.searchsorted(edges, time, side="right").astype(np.int64)
 
 
 def hazard_nll(logits: torch.Tensor, bins: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
-    """Mean negative log likelihood of discrete hazards. An event in bin b: the subject lived through the bins before
-    and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in cross-entropy-based training
-    of deep survival networks", equation 7, every subject with weight one.
+    """Return mean negative log likelihood of discrete hazards. An event in bin b: the subject lived through the bins
+    before and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in cross-entropy-based
+    training of deep survival networks", equation 7, every subject with weight one.
 
     Args:
         logits: float (n, K), of the hazard in each bin.
@@ -67,13 +67,13 @@ def risk_of_hazards(logits: Floats) -> Floats:
 
 
 def cox_task(time: Floats, event: NDArray[np.bool_]) -> MilTask:
-    """One log-hazard a bag; the risk set of a step is its batch."""
+    """Return one log-hazard a bag; the risk set of a step is its batch."""
     times, events = torch.from_numpy(time), torch.from_numpy(event)
     return MilTask(1, lambda outputs, chosen: cox_loss(outputs, times[chosen], events[chosen]))
 
 
 def hazard_task(time: Floats, event: NDArray[np.bool_], seen: NDArray[np.int64], bins: int) -> MilTask:
-    """Hazards in bins whose edges come from the bags `seen` in training."""
+    """Return hazards in bins whose edges come from the bags `seen` in training."""
     edges = time_bins(time[seen], event[seen], bins)
     places, events = torch.from_numpy(bin_of(time, edges)), torch.from_numpy(event)
     return MilTask(len(edges) + 1, lambda outputs, chosen: hazard_nll(outputs, places[chosen], events[chosen]))

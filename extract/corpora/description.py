@@ -45,9 +45,9 @@ def described_corpus(place: StorePath, kinds: Mapping[str, Callable[[], Any]]) -
 
 
 def described_bags(path: Path) -> tuple[Path, Join | None]:
-    """Folder and table of an evaluation set of `kind: bags`, whose features others made. Raises ConfigError for another
-    kind, or an unknown or wrong field. Raises CorpusError for a table that is not there, or that matches something else
-    than slides or patients."""
+    """Return folder and table of an evaluation set of `kind: bags`, whose features others made. Raises ConfigError for
+    another kind, or an unknown or wrong field. Raises CorpusError for a table that is not there, or that matches
+    something other than slides or patients."""
     content = read_mapping(path)
     source = content.get("source")
     if not isinstance(source, dict) or source.get("kind") != BAGS:

@@ -50,7 +50,7 @@ class DicomCorpus(FileCorpus):
         return ("body_part", "patient") if self.patient_salt else ("body_part",)
 
     def settings(self) -> str:
-        """All fields but the path; of the salt a hash."""
+        """Return all fields but the path; of the salt a hash."""
         salt = None if self.patient_salt is None else hashlib.sha256(self.patient_salt.encode()).hexdigest()
         return self.model_copy(update={"patient_salt": salt}).model_dump_json(exclude={"path"})
 
@@ -62,7 +62,7 @@ class DicomCorpus(FileCorpus):
         return self.listed()
 
     def parts(self) -> Sequence[Part]:
-        """Every few thousand files, in order."""
+        """Return every few thousand files, in order."""
         files = self._files
         groups = [files[start : start + _FILES_A_PART] for start in range(0, len(files), _FILES_A_PART)]
         return [
@@ -71,7 +71,7 @@ class DicomCorpus(FileCorpus):
         ]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per object, or per frame."""
+        """Yield one row per object, or per frame."""
         names = [file.name for file in self._files]
         start = names.index(part.name)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmkd-dicom") as pool:

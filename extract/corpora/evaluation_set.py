@@ -118,7 +118,7 @@ class EvaluationSet:
         return json.dumps([self.source.settings(), self.splits, joined, drawn, self.modality])
 
     def parts(self) -> Sequence[Part]:
-        """Those of the source that belong to a split, then one for all prompts."""
+        """Return those of the source that belong to a split, then one for all prompts."""
         parts = [part for part in self.source.parts() if not self.splits or self._split(part.name)]
         if self.splits:
             self._check_splits([part.name for part in parts])
@@ -128,13 +128,13 @@ class EvaluationSet:
         return [*parts, Part(_PROMPTS, len(texts), hashlib.sha256(texts.encode()).hexdigest())]
 
     def ignored(self) -> Iterator[Ignored]:
-        """Those of the source, and its parts in no split."""
+        """Yield those of the source, and its parts in no split."""
         yield from self.source.ignored()
         parts = self.source.parts() if self.splits else ()
         yield from (Ignored("file: in none of the `splits`", part.name) for part in parts if not self._split(part.name))
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Samples of one part, or the prompts."""
+        """Yield samples of one part, or the prompts."""
         if part.name == _PROMPTS:
             yield from self._prompt_rows()
             return
@@ -186,7 +186,7 @@ class EvaluationSet:
 
 
 def _looked_up(row: CorpusRow, what: str) -> str | None:
-    """The key of a sample, its file's name, that without suffix, or one of its labels."""
+    """Return the key of a sample, its file's name, that without suffix, or one of its labels."""
     if what == "key":
         return row.key
     if what in ("name", "stem"):

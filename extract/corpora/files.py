@@ -98,11 +98,11 @@ class FileCorpus(Frozen):
         return bool(self.named_by_rows)
 
     def settings(self) -> str:
-        """All fields but the paths."""
+        """Return all fields but the paths."""
         return self.model_dump_json(exclude={"path", "images"})
 
     def listed(self) -> list[Listed]:
-        """The files, sorted by name. Raises CorpusError if it cannot be listed."""
+        """Return the files, sorted by name. Raises CorpusError if it cannot be listed."""
         try:
             if not self._is_folder:
                 return [stat_file(self.place)]
@@ -111,7 +111,7 @@ class FileCorpus(Frozen):
             raise unlistable(self.place, error) from error
 
     def ignored(self) -> Iterator[Ignored]:
-        """Files and folders below a folder that are neither a part nor named by a row."""
+        """Yield files and folders below a folder that are neither a part nor named by a row."""
         folder = self.place if self._is_folder else self._found_in
         if folder is None:
             return
@@ -133,7 +133,7 @@ class FileCorpus(Frozen):
         yield from (Ignored("image: no row names it", name) for name in pictures.values())
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """A part's inputs."""
+        """Yield a part's inputs."""
         raise NotImplementedError
 
     def _takes(self, name: str) -> bool:
@@ -143,9 +143,10 @@ class FileCorpus(Frozen):
         return not self.only or fits(name, self.only)
 
     def image_uri(self, image: str, root: str) -> str:
-        """An image path of a row as a path below `root`, which is absolute. `file://` and `~` are resolved. A path that
-        leaves `root` and comes back, perhaps through a link, becomes relative. Of a path that names no file, the same
-        path with slashes for backslashes, or in the other Unicode normal form, is taken when that file exists."""
+        """Return an image path of a row as a path below `root`, which is absolute. `file://` and `~` are resolved. A
+        path that leaves `root` and comes back, perhaps through a link, becomes relative. Of a path that names no file,
+        the same path with slashes for backslashes, or in the other Unicode normal form, is taken when that file
+        exists."""
         image = image.removeprefix("file://")
         if "://" in root or "://" in image or "\0" in image:
             return image
@@ -165,17 +166,18 @@ class FileCorpus(Frozen):
         return next((one for one in others if Path(root, one).exists()), image)
 
     def parts(self) -> Sequence[Part]:
-        """One for each file."""
+        """Return one for each file."""
         return [Part(file.name, file.size, file.stamp) for file in self.listed()]
 
     def hashed_part(self, file: Listed) -> Part:
-        """The part of one file by its content: its stamp is the SHA-256 of the bytes, so that a copy is the same."""
+        """Return the part of one file by its content: its stamp is the SHA-256 of the bytes, so that a copy is the
+        same."""
         with self.opened(Part(file.name, file.size, file.stamp)) as handle:
             content = hashlib.file_digest(handle, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto
         return Part(file.name, file.size, content.hexdigest())
 
     def opened(self, part: Part) -> IO[bytes]:
-        """A part's file. Raises CorpusError if it cannot be read."""
+        """Return a part's file. Raises CorpusError if it cannot be read."""
         try:
             return open_file(join(self.base, part.name))
         except (OSError, UnreachableError) as error:
@@ -183,20 +185,20 @@ class FileCorpus(Frozen):
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
-    """True when a pattern matches this file or folder, or a folder above it."""
+    """Return True when a pattern matches this file or folder, or a folder above it."""
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*") for pattern in patterns)
 
 
 def unlistable(place: StorePath, error: OSError | UnreachableError) -> CorpusError:
-    """Error for a corpus that cannot be read."""
+    """Return the error for a corpus that cannot be read."""
     if isinstance(error, UnreachableError):
         return CorpusError(f"corpus {place} cannot be read: {error}")
     return CorpusError(f"corpus {place} cannot be read: {error.strerror or error}; check the path and its permissions")
 
 
 def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]:
-    """Files below a folder without those that mmkd wrote, and the folders of these with what they are. Raises OSError
-    if it cannot be listed. Raises CorpusError if `place` itself was written by mmkd."""
+    """Return files below a folder without those that mmkd wrote, and the folders of these with what they are. Raises
+    OSError if it cannot be listed. Raises CorpusError if `place` itself was written by mmkd."""
     files = list(list_files(place))
     names = {file.name for file in files}
     outputs: dict[str, str] = {}
@@ -214,7 +216,7 @@ def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]
 
 
 def suffix_of(name: str) -> str:
-    """Suffix of a file or member as a reason names it."""
+    """Return suffix of a file or member as a reason names it."""
     return posixpath.splitext(name)[1].lower()[:20] or "a name without suffix"
 
 

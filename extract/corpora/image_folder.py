@@ -31,11 +31,11 @@ class ImageFolderCorpus(FileCorpus):
         return ("label", "split")
 
     def parts(self) -> Sequence[Part]:
-        """One for each top folder."""
+        """Return one for each top folder."""
         return folder_parts(self._folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """One row per image of this top folder."""
+        """Yield one row per image of this top folder."""
         folders = self._folders
         split = self.split_folders
         if split is None:
@@ -58,7 +58,7 @@ class ImageFolderCorpus(FileCorpus):
 
 
 def by_top_folder(files: Iterable[Listed]) -> dict[str, list[Listed]]:
-    """Files by top folder, '' for those beside the folders; both in order."""
+    """Return files by top folder, '' for those beside the folders; both in order."""
     found = defaultdict(list)
     for file in files:
         found[file.name.rpartition("/")[0].split("/")[0]].append(file)
@@ -66,7 +66,7 @@ def by_top_folder(files: Iterable[Listed]) -> dict[str, list[Listed]]:
 
 
 def folder_parts(folders: Mapping[str, Sequence[Listed]]) -> list[Part]:
-    """A part for each top folder; its stamp is a hash over its files' names, sizes and stamps."""
+    """Return a part for each top folder; its stamp is a hash over its files' names, sizes and stamps."""
     return [
         Part(name, sum(file.size for file in files), hashlib.sha256(repr(files).encode()).hexdigest())
         for name, files in folders.items()

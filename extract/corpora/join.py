@@ -59,7 +59,7 @@ class Join(Frozen):
         return hashlib.sha256(json.dumps(self._content).encode()).hexdigest()
 
     def values(self, key: str | None) -> dict[str, str | None]:
-        """The columns of one sample; nulls where the table does not have it."""
+        """Return the columns of one sample; nulls where the table does not have it."""
         known = self._content[1].get(key) if key is not None else None
         return known or dict.fromkeys(self.labels)
 
@@ -82,7 +82,7 @@ class Join(Frozen):
         return columns, found
 
     def _wanted(self, header: tuple[str, ...], folds: list[str]) -> tuple[str, ...]:
-        """Columns to take. Raises CorpusError if a column is not there, or has the name of one of the sample
+        """Return columns to take. Raises CorpusError if a column is not there, or has the name of one of the sample
         table's."""
         for name in (self.key, *(self.columns or ())):
             if name not in header:
@@ -143,8 +143,8 @@ class Join(Frozen):
 
 
 def _lines(path: Path) -> list[dict[str, str | None]]:
-    """Lines of a table as labels by column. Raises CorpusError if it cannot be read, a line has too many or too few
-    cells, or a column is listed twice."""
+    """Return lines of a table as labels by column. Raises CorpusError if it cannot be read, a line has too many or too
+    few cells, or a column is listed twice."""
     try:
         if path.suffix.lower() == ".parquet":
             return [{name: as_label(value) for name, value in row.items()} for row in pq.read_table(path).to_pylist()]

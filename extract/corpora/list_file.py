@@ -26,11 +26,11 @@ class ListFileCorpus(FileCorpus):
         return ("label", "split")
 
     def parts(self) -> Sequence[Part]:
-        """One for each list; its stamp tells its bytes, so that a mere copy is the same corpus."""
+        """Return one for each list; its stamp tells its bytes, so that a mere copy is the same corpus."""
         return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """One row per line that is not blank; a failed one for a line of a single word."""
+        """Yield one row per line that is not blank; a failed one for a line of a single word."""
         folder, _, name = part.name.rpartition("/")
         split = name.rpartition(".")[0]
         before = "/".join(step for step in (folder, split) if step)

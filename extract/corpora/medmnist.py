@@ -38,14 +38,14 @@ class MedMnistCorpus(FileCorpus):
         return (*(("label",) if width == 1 else (f"label_{i}" for i in range(width))), "split")
 
     def parts(self) -> Sequence[Part]:
-        """One for each split of the archive; all have the file's stamp."""
+        """Return one for each split of the archive; all have the file's stamp."""
         files = self.listed()
         if len(files) != 1:
             raise CorpusError(f"{self.path} holds {len(files)} .npz files; name the one that is meant")
         return [Part(split, files[0].size, files[0].stamp) for split in self._labels]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """One row for every picture of a split."""
+        """Yield one row for every picture of a split."""
         values = self._labels[part.name]
         values = values.reshape(len(values), _width(values))
         name = self.listed()[0].name

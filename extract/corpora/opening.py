@@ -37,7 +37,8 @@ def _is_table_folder(_: StorePath, names: Sequence[str]) -> bool:
 
 
 def _has_pairs(_: StorePath, names: Sequence[str]) -> bool:
-    """True when an image and a text have one name up to its first dot: `x.jpg`, `x.txt`; `s.in.png`, `s.out.txt`."""
+    """Return True when an image and a text have one name up to its first dot: `x.jpg`, `x.txt`; `s.in.png`,
+    `s.out.txt`."""
 
     def stems(suffixes: tuple[str, ...]) -> set[str]:
         found = (posixpath.split(name) for name in names if name.lower().endswith(suffixes))

@@ -77,8 +77,8 @@ class ParquetCorpus(TabularCorpus):
         return bool(name) and _holds_bytes(self._schema.field(name).type)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per table row; a failed one where the file is damaged. Raises CorpusError if the file lacks a column
-        that the first one has."""
+        """Yield one row per table row; a failed one where the file is damaged. Raises CorpusError if the file lacks a
+        column that the first one has."""
         roles = self.roles  # what is no corpus at all is refused before the first row
         try:
             with self.opened(part) as handle:
@@ -127,7 +127,7 @@ class _Cell(NamedTuple):
 
 
 def _image_cell(kind: pa.DataType) -> _Cell | None:
-    """The images of a column of this type; None when it holds neither images nor paths."""
+    """Return the images of a column of this type; None when it holds neither images nor paths."""
     if pa.types.is_null(kind):
         return _Cell(None, None)
     if _binary(kind):
@@ -146,7 +146,7 @@ def _image_cell(kind: pa.DataType) -> _Cell | None:
 
 
 def _images(value: Any, cell: _Cell, file: str, at: tuple[str, int], inside: bool) -> list[Image]:
-    """Images of one cell, whose bytes are not read unless it is a list; `inside` says that it holds some."""
+    """Return images of one cell, whose bytes are not read unless it is a list; `inside` says that it holds some."""
     if not cell.listed:
         path = as_label(value.get("path") if isinstance(value, dict) else value)
         own = file + fragment(CELL, f"{at[0]}{cell.bytes}", at[1]) if inside else None
@@ -180,8 +180,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _filled(file: pq.ParquetFile, column: str) -> Any:
-    """True when no cell of the column is null by the file's own statistics; else a function that says it of a row.
-    Asking the cells themselves would read every image while the corpus is listed."""
+    """Return True when no cell of the column is null by the file's own statistics; else a function that says it of a
+    row. Asking the cells themselves would read every image while the corpus is listed."""
     metadata = file.metadata
     nulls: list[int | None] = []
     for group in range(metadata.num_row_groups):

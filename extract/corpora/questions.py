@@ -69,7 +69,7 @@ class QuestionsCorpus(FileCorpus):
         )
 
     def parts(self) -> Sequence[Part]:
-        """One for each file; its stamp tells its bytes, so that a mere copy is the same corpus."""
+        """Return one for each file; its stamp tells its bytes, so that a mere copy is the same corpus."""
         found = []
         for file in self.listed():
             if file.size > _MAX_BYTES:
@@ -80,7 +80,7 @@ class QuestionsCorpus(FileCorpus):
         return found
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per question in the language, followed by its candidates."""
+        """Yield one row per question in the language, followed by its candidates."""
         stem = part.name.rpartition(".")[0]
         name = stem.rpartition("/")[2].lower()
         split = next((split for split in _SPLITS if name.startswith(split)), None)
@@ -122,7 +122,7 @@ class QuestionsCorpus(FileCorpus):
             )
 
     def _records(self, part: Part) -> list[dict[str, Any]]:
-        """The questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""
+        """Return the questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""
         with self.opened(part) as file:
             try:
                 content = json.loads(file.read(_MAX_BYTES + 1))

@@ -100,29 +100,29 @@ class Corpus(Protocol):
         """Reading settings as text, without paths so that a corpus may move."""
 
     def parts(self) -> Sequence[Part]:
-        """The pieces, in the order of their rows; cheap."""
+        """Return the pieces, in the order of their rows; cheap."""
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """A part's inputs, in an order that depends on the part alone. Parts are listed in parallel."""
+        """Yield a part's inputs, in an order that depends on the part alone. Parts are listed in parallel."""
 
     def ignored(self) -> Iterator[Ignored]:
-        """Files, folders and columns that no part uses."""
+        """Yield files, folders and columns that no part uses."""
 
 
 def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
-    """All rows in order."""
+    """Yield all rows in order."""
     for part in corpus.parts():
         yield from (row for row in corpus.rows_of(part) if isinstance(row, CorpusRow))
 
 
 def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
-    """SHA-256 over the parts' names, sizes and stamps and how they are read: changes when the corpus does."""
+    """Return SHA-256 over the parts' names, sizes and stamps and how they are read: changes when the corpus does."""
     facts = [(part.name, part.size, part.stamp) for part in parts]
     return hashlib.sha256(json.dumps([corpus.kind, corpus.settings(), facts]).encode()).hexdigest()
 
 
 def as_label(value: object) -> str | None:
-    """Any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, truth is `true` or
+    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, truth is `true` or
     `false`, all else is JSON. JSON prints a number in its shortest form, so one value has one text whatever the format
     it came from."""
     if isinstance(value, bytes):
@@ -140,7 +140,7 @@ keys `KEY#1`, `KEY#2`, ...; an image that they share is decoded once."""
 
 
 def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[CorpusRow | Ignored]:
-    """The row with each caption that the rule takes; once with an empty caption where there is none.
+    """Yield the row with each caption that the rule takes; once with an empty caption where there is none.
 
     Args:
         row: without its caption.
@@ -164,30 +164,31 @@ def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[Corpus
 
 
 def first_text(value: object) -> str | None:
-    """A text, or the first of a list of texts: released corpora give modalities either way."""
+    """Return a text, or the first of a list of texts: released corpora give modalities either way."""
     if isinstance(value, list):
         value = next((item for item in value if isinstance(item, str) and item), None)
     return value if isinstance(value, str) and value else None
 
 
 def decodable(text: str) -> str:
-    """Text that is UTF-8: lone surrogates (undecodable bytes, or half a character escaped in JSON) become U+FFFD."""
+    """Return text that is UTF-8: lone surrogates (undecodable bytes, or half a character escaped in JSON) become
+    U+FFFD."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def is_blank(text: str) -> bool:
-    """True when a reader would see nothing: white space, zero-width characters, a byte order mark."""
+    """Return True when a reader would see nothing: white space, zero-width characters, a byte order mark."""
     return _INVISIBLE.fullmatch(text) is not None
 
 
 def decode_text(data: bytes) -> str:
-    """Text of a sidecar, UTF-8 or what its byte order mark says; undecodable bytes become lone surrogates."""
+    """Return text of a sidecar, UTF-8 or what its byte order mark says; undecodable bytes become lone surrogates."""
     mark, encoding = next(((mark, name) for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), (b"", "utf-8"))
     return data[len(mark) :].decode(encoding, UNDECODABLE_BYTES)
 
 
 def _lone_surrogates(error: UnicodeError) -> tuple[str, int]:
-    """Error handler for any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
+    """Return error handler for any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
     assert isinstance(error, UnicodeDecodeError), "only decoding uses it"
     return "\udcff", error.end
 

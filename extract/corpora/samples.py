@@ -62,8 +62,8 @@ class SampleCorpus(FileCorpus):
         return (*self.label_fields, *self.label_members)
 
     def samples(self, members: Iterable[Member]) -> Iterator[tuple[str, Sample] | Ignored]:
-        """Members by key, in the order of the keys' first members; those that belong to no sample are ignored. A member
-        that its sample has already begins a further sample of the same key."""
+        """Yield members by key, in the order of the keys' first members; those that belong to no sample are ignored. A
+        member that its sample has already begins a further sample of the same key."""
         found: dict[str, list[Sample]] = {}
         order: list[tuple[str, Sample]] = []
         for member in members:
@@ -85,7 +85,7 @@ class SampleCorpus(FileCorpus):
     def sample_rows(
         self, row: CorpusRow, sample: Sample, read: Read, located: Callable[[Member], Mapping[str, object]]
     ) -> Iterator[CorpusRow | Ignored]:
-        """Rows of one sample, and its members that are not used.
+        """Yield rows of one sample, and its members that are not used.
 
         Args:
             row: with the key.
@@ -147,7 +147,7 @@ class SampleCorpus(FileCorpus):
         return self.caption_members or tuple(suffix[1:] for suffix in TEXTS)
 
     def _parsed(self, path: str) -> tuple[str, str]:
-        """Key and member of a path; no member where its suffix is not known."""
+        """Return key and member of a path; no member where its suffix is not known."""
         folder, slash, name = path.rpartition("/")
         lower = name.lower()
         known = (*self.image_members, *self.caption_members, *self.label_members)
@@ -170,7 +170,7 @@ class WebDatasetCorpus(SampleCorpus):
     suffixes = (".tar",)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per sample that has an image or a caption; a last failed one where the tar is damaged. Raises
+        """Yield one row per sample that has an image or a caption; a last failed one where the tar is damaged. Raises
         CorpusError if the file is not an uncompressed tar."""
         with self.opened(part) as file:
             members: list[Member] = []
@@ -220,11 +220,11 @@ class PairsCorpus(SampleCorpus):
         return bool(self._parsed(name)[1])
 
     def parts(self) -> Sequence[Part]:
-        """One for each top folder."""
+        """Return one for each top folder."""
         return folder_parts(self._folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per image or text, or pair of them."""
+        """Yield one row per image or text, or pair of them."""
         for sample in self.samples(Member(file.name, 0, file.size) for file in self._folders[part.name]):
             if isinstance(sample, Ignored):
                 yield sample

@@ -61,11 +61,11 @@ class SlidesCorpus(FileCorpus):
         return ("slide", "patient", "x", "y", "side", *region, *self._table[0])
 
     def settings(self) -> str:
-        """All fields but the paths, and the table's content."""
+        """Return all fields but the paths, and the table's content."""
         return self.model_dump_json(exclude={"path", "slide_table"}) + repr(self._table)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """One row per tile with tissue; one failed row where the slide cannot be tiled."""
+        """Yield one row per tile with tissue; one failed row where the slide cannot be tiled."""
         slide_id = part.name.rpartition("/")[2].rpartition(".")[0]
         known = self._table[1].get(slide_id, {})
         labels: dict[str, str | None] = {"slide": slide_id, "patient": tcga_patient(slide_id)}
@@ -132,8 +132,8 @@ class SlidesCorpus(FileCorpus):
 
 
 def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> Iterator[tuple[int, int]]:
-    """Level-0 corners of the whole tiles of a grid from (0, 0) on whose share of tissue is enough, row by row. Raises
-    ValueError if the slide has no level that is coarse enough for a row of tiles to be read at once."""
+    """Yield level-0 corners of the whole tiles of a grid from (0, 0) on whose share of tissue is enough, row by row.
+    Raises ValueError if the slide has no level that is coarse enough for a row of tiles to be read at once."""
     width, height = slide.dimensions
     across = width // side
     level = slide.get_best_level_for_downsample(max(1.0, side / _CELLS))

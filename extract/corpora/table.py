@@ -98,12 +98,12 @@ class TableCorpus(TabularCorpus):
         return {role: template_columns(template) for role, template in templates.items() if template}
 
     def parts(self) -> Sequence[Part]:
-        """The tables; a stamp is the SHA-256 of the bytes, so that a mere copy is the same corpus."""
+        """Return the tables; a stamp is the SHA-256 of the bytes, so that a mere copy is the same corpus."""
         return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """One row per line of the table. Raises CorpusError if a named column is not there, or the file is not such a
-        table."""
+        """Yield one row per line of the table. Raises CorpusError if a named column is not there, or the file is not
+        such a table."""
         roles, number = self.roles, 0  # an empty table is refused before the first row
         many = len(self.listed()) > 1
         folder = part.name.rpartition("/")[0] if self.images is None else ""
@@ -137,8 +137,8 @@ class TableCorpus(TabularCorpus):
                 raise unlistable(self.place, error) from error
 
     def _cells(self, name: str, lines: Iterator[str]) -> Iterator[Record]:
-        """Records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault. Columns
-        without a name are left out. Where a name of the header has blanks around it, so may the cells. Raises
+        """Yield records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault.
+        Columns without a name are left out. Where a name of the header has blanks around it, so may the cells. Raises
         CorpusError for a quotation mark that is never closed."""
         csv.field_size_limit(_MAX_LINE)
         first = next((line for line in lines if line.strip()), "")
@@ -203,8 +203,8 @@ def _lines(file: IO[bytes], where: str, encoding: str) -> Iterator[str]:
 
 
 def _json_records(lines: Iterator[str], where: str) -> Iterator[Record]:
-    """Records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own. Raises
-    CorpusError if the first line is not a JSON object."""
+    """Yield records of a JSONL file; empty lines are skipped, and a bad line after the first is a fault of its own.
+    Raises CorpusError if the first line is not a JSON object."""
     first = True
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -237,8 +237,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """Columns that a template names. Raises ValueError if its braces are not in order, or it asks for more than a
-    column's cell."""
+    """Return columns that a template names. Raises ValueError if its braces are not in order, or it asks for more than
+    a column's cell."""
     pieces = [piece for piece in Formatter().parse(template) if piece[1] is not None]
     for _, name, form, conversion in pieces:
         if not name or form or conversion or set(name) & set(".[]"):

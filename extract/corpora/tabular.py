@@ -110,7 +110,7 @@ class TabularCorpus(FileCorpus):
         return label_names(self.label_columns, self.roles, self.header, self.path)
 
     def ignored(self) -> Iterator[Ignored]:
-        """Files that are no table, images that no line names, and columns that are neither a role nor a label."""
+        """Yield files that are no table, images that no line names, and columns that are neither a role nor a label."""
         yield from super().ignored()
         used = {*self.roles.values(), *self.labels, *(name for names in self.made.values() for name in names)}
         for name in (name for name in self.header if name not in used):
@@ -119,7 +119,7 @@ class TabularCorpus(FileCorpus):
             yield Ignored(f"column: {why}", name[:60] or self.place.name)
 
     def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
-        """Columns of a further file that the header lacks. Raises CorpusError if the file lacks a column that is
+        """Yield columns of a further file that the header lacks. Raises CorpusError if the file lacks a column that is
         used."""
         check_names(names, f"{self.path}: {file}")
         missing = [name for name in (*self.roles.values(), *self.labels) if name not in names]
@@ -137,7 +137,7 @@ class TabularCorpus(FileCorpus):
         caption: str | None = None,
         fault: str | None = None,
     ) -> Iterator[CorpusRow | Ignored]:
-        """Rows of one line.
+        """Yield rows of one line.
 
         Args:
             values: the cells by column.
@@ -174,8 +174,8 @@ class TabularCorpus(FileCorpus):
 def label_names(
     wanted: tuple[str, ...] | None, found: Mapping[str, str], header: Sequence[str], where: object
 ) -> tuple[str, ...]:
-    """Columns that pass into the sample table: those wanted, else all that have a name and no role. Raises CorpusError
-    if one is missing, has the name of a column of the sample table, or there are too many."""
+    """Return columns that pass into the sample table: those wanted, else all that have a name and no role. Raises
+    CorpusError if one is missing, has the name of a column of the sample table, or there are too many."""
     if wanted is None:
         wanted = tuple(name for name in header if name and name not in found.values())
         if len(wanted) > _MAX_LABELS:

@@ -50,8 +50,8 @@ class _Bounded:
 
 
 def tar_members(file: IO[bytes], name: str) -> Iterator[Member | Ignored | Damage]:
-    """Members in the order of the archive; a `Damage` last when it does not end as a tar should. Folders are left out;
-    links, devices and sparse files are ignored. Raises CorpusError if it is not an uncompressed tar."""
+    """Yield members in the order of the archive; a `Damage` last when it does not end as a tar should. Folders are left
+    out; links, devices and sparse files are ignored. Raises CorpusError if it is not an uncompressed tar."""
     try:
         archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
     except (tarfile.ReadError, EOFError) as error:

@@ -206,7 +206,7 @@ class GoldenCosine:
 
 
 def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
-    """The original's own demo samples that have features of this teacher, under any of its spellings. Layout
+    """Return the original's own demo samples that have features of this teacher, under any of its spellings. Layout
     (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, one sample a line with `imgpath`, `txt` and
     `available_clips`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises
     TeacherError if it is not the original's layout."""
@@ -302,8 +302,8 @@ def drawn_pictures() -> list[Image.Image]:
 
 
 def pictures_in(folder: Path, limit: int = 64) -> list[Image.Image]:
-    """The first `limit` pictures of a folder by name. Raises TeacherError if there is no folder, no picture in it, or
-    one that cannot be decoded."""
+    """Return the first `limit` pictures of a folder by name. Raises TeacherError if there is no folder, no picture in
+    it, or one that cannot be decoded."""
     if not folder.is_dir():
         raise TeacherError(f"there is no folder {folder} with pictures")
     pictures = list(_readable(sorted(folder.iterdir()), limit))

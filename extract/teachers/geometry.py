@@ -42,7 +42,7 @@ class Geometry(BaseModel):
 
 
 def geometry_of(preprocessing: Preprocessing) -> Geometry:
-    """The geometry of a teacher's preprocessing."""
+    """Return the geometry of a teacher's preprocessing."""
     return Geometry(**preprocessing.model_dump(include=set(Geometry.model_fields)))
 
 
@@ -133,8 +133,8 @@ def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
 
 
 def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std. The same three
-    operations in the same order as torchvision's ToTensor and Normalize."""
+    """Return uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std. The same
+    three operations in the same order as torchvision's ToTensor and Normalize."""
     mean = torch.tensor(preprocessing.mean, device=pixels.device).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std, device=pixels.device).view(-1, 1, 1)
     return pixels.float().div_(255).sub_(mean).div_(std)

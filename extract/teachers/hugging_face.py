@@ -39,8 +39,8 @@ Source: each repository's config.json; the strict loading of weights would refus
 
 
 def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
-    """The text tower's config.json: beside the weights, from the table above, or from the hub. Raises TeacherError if
-    it is in none of these places.
+    """Return the text tower's config.json: beside the weights, from the table above, or from the hub. Raises
+    TeacherError if it is in none of these places.
 
     Args:
         spec: the teacher.
@@ -69,8 +69,8 @@ def _text_config_at(source: Source) -> dict[str, Any] | None:
 
 
 def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a text tower's configuration that changes its output, with the class's defaults filled in. Raises
-    TeacherError if transformers does not know the architecture, or it would run code of its own."""
+    """Return the part of a text tower's configuration that changes its output, with the class's defaults filled in.
+    Raises TeacherError if transformers does not know the architecture, or it would run code of its own."""
     kind = config.get("model_type")
     fields = {name: value for name, value in config.items() if name != "model_type"}
     try:
@@ -83,8 +83,8 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_config(content: dict[str, Any], where: str) -> Any:
-    """A transformers configuration from the content of a config.json. Raises TeacherError for an architecture that
-    transformers does not know, or values it refuses."""
+    """Return a transformers configuration from the content of a config.json. Raises TeacherError for an architecture
+    that transformers does not know, or values it refuses."""
     # The dtype says how the file was saved; we compute in float32 unless the spec says otherwise.
     fields = {name: value for name, value in content.items() if name not in ("model_type", "torch_dtype", "dtype")}
     kind = content.get("model_type")

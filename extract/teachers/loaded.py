@@ -26,7 +26,7 @@ _HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def half_type(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The type that autocast computes in; None for float32."""
+    """Return the type that autocast computes in; None for float32."""
     if precision != "auto":
         return _HALVES.get(precision)
     if device.type != "cuda":
@@ -67,7 +67,7 @@ class LoadedTeacher:
         self._card = card
 
     def in_precision(self, precision: Precision) -> LoadedTeacher:
-        """The same weights with other arithmetic."""
+        """Return the same weights with other arithmetic."""
         return LoadedTeacher(self._card, precision, self._device, self._model, self._tokenizer)
 
     def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
@@ -108,14 +108,14 @@ class LoadedTeacher:
 
     @torch.inference_mode()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, C, H, W) of the teacher's geometry to float32 (B, D)."""
+        """Return uint8 (B, C, H, W) of the teacher's geometry to float32 (B, D)."""
         images = normalize(pixels, self._card.preprocessing)
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         return self._run(images, self._towers.encode_image)
 
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
+        """Return int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
         if not captions:
             return torch.zeros(0, self._card.context_length, dtype=torch.long), []
         return self._tokenizer(captions)
@@ -127,7 +127,7 @@ class LoadedTeacher:
 
     @torch.inference_mode()
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to float32 (B, D), L one of `text_lengths`."""
+        """Return int64 (B, L) to float32 (B, D), L one of `text_lengths`."""
         return self._run(tokens, self._towers.encode_text)
 
     def _run(self, inputs: torch.Tensor, tower: object) -> torch.Tensor:

@@ -24,13 +24,13 @@ LOADERS = {
 
 
 def loader_names() -> list[str]:
-    """Every loader that can be named, those of installed packages included."""
+    """Return every loader that can be named, those of installed packages included."""
     return [*LOADERS, *sorted(_plugins())]
 
 
 def find_loader(spec: TeacherSpec) -> TeacherLoader:
-    """The loader of `spec`. Raises TeacherError if there is no such loader, a broken entry point, or files that no
-    loader of ours recognizes."""
+    """Return the loader of `spec`. Raises TeacherError if there is no such loader, a broken entry point, or files that
+    no loader of ours recognizes."""
     scheme = spec.source.partition(":")[0]
     if spec.loader == AUTO and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
         return _recognizing_loader(spec)

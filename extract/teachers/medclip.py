@@ -71,7 +71,7 @@ class MedClipTowers(nn.Module):
         self._options = options
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float32 (B, 3, H, W) to (B, D)."""
+        """Return float32 (B, 3, H, W) to (B, D)."""
         if self.vision_projection is None:
             features: torch.Tensor = self.vision(image)
             return features
@@ -79,7 +79,7 @@ class MedClipTowers(nn.Module):
         return projected
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D)."""
+        """Return int64 (B, L) to (B, D)."""
         mask = text != self.bert.config.pad_token_id
         states = self.bert(input_ids=text, attention_mask=mask.long(), output_hidden_states=True).hidden_states
         layers = torch.stack([states[layer] for layer in _POOLED_LAYERS])  # (3, B, L, width)

@@ -123,8 +123,8 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
-    """The part of `model_cfg` that changes a feature, without what equals open_clip's default. Raises TeacherError for
-    a key that the installed open_clip does not know."""
+    """Return the part of `model_cfg` that changes a feature, without what equals open_clip's default. Raises
+    TeacherError for a key that the installed open_clip does not know."""
     settings = {name: value for name, value in model.items() if name not in ("vision_cfg", "text_cfg")}
     for section, defaults in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         known = {field.name: field.default for field in dataclasses.fields(defaults)}
@@ -195,7 +195,7 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
     positions and mask are cut to the length of the tokens."""
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        """int64 (B, L) to (B, D)."""
+        """Return int64 (B, L) to (B, D)."""
         length = text.shape[1]
         if length == self.context_length:
             whole: torch.Tensor = super().encode_text(text, normalize)
@@ -212,7 +212,7 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
 
 
 def _build(plan: Plan) -> nn.Module:
-    """The model as open_clip.create_model builds it, minus every download, plus strictness."""
+    """Return the model as open_clip.create_model builds it, minus every download, plus strictness."""
     model_cfg = copy.deepcopy(plan.material["model"])
     with tempfile.TemporaryDirectory() as folder:
         custom = _without_downloads(model_cfg, plan.text_config, Path(folder))

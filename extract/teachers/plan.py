@@ -50,7 +50,7 @@ class Plan:
     """Further input of `build`; not part of the identity."""
 
     def card(self) -> TeacherCard:
-        """The card of this teacher; hashes the files the first time."""
+        """Return the card of this teacher; hashes the files the first time."""
         # The store's card has one field for the code path; the hash makes two activations over the same
         # weights two teachers.
         settings = self.configuration | ({} if self.spec.precision == "fp32" else {"precision": self.spec.precision})
@@ -120,7 +120,7 @@ class FileLoader:
     """Description of such a place, for the message where no loader recognizes one."""
 
     def describe(self, spec: TeacherSpec) -> TeacherCard:
-        """The card of the files as they lie there now."""
+        """Return the card of the files as they lie there now."""
         return self.plan(spec).card()
 
     def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:

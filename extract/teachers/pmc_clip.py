@@ -71,12 +71,12 @@ class PmcClipTowers(nn.Module):
         self._options = options
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float32 (B, 3, H, W) to (B, D)."""
+        """Return float32 (B, 3, H, W) to (B, D)."""
         features: torch.Tensor = self.visual(image)
         return features
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D)."""
+        """Return int64 (B, L) to (B, D)."""
         padding = self.bert.config.pad_token_id
         mask = (text != padding).long() if self._options.attention_mask else torch.ones_like(text)
         output = self.bert(input_ids=text, attention_mask=mask)
@@ -131,7 +131,7 @@ def _build(plan: Plan) -> nn.Module:
 
 
 def _parts(plan: Plan, where: str) -> dict[str, StateDict]:
-    """The towers' weights, from the three split files or from one training checkpoint."""
+    """Return the towers' weights, from the three split files or from one training checkpoint."""
     files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
     if len(files) == len(SPLIT_FILES):
         visual, bert, projection = files
@@ -152,7 +152,7 @@ def _parts(plan: Plan, where: str) -> dict[str, StateDict]:
 
 
 def _resnet(weights: StateDict, options: PmcClipOptions, where: str) -> ModifiedResNet:
-    """The image tower in the size that the weights have; only its heads leave no trace in them."""
+    """Return the image tower in the size that the weights have; only its heads leave no trace in them."""
     stem, position, output = (
         weights.get(name) for name in ("conv3.weight", "attnpool.positional_embedding", "attnpool.c_proj.weight")
     )

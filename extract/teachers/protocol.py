@@ -46,7 +46,7 @@ class Towers(Protocol):
     """A model as its authors wrote it: normalized float images and token ids in, features out."""
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float32 (B, 3, H, W) to (B, D)."""
+        """Return float32 (B, 3, H, W) to (B, D)."""
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D)."""
+        """Return int64 (B, L) to (B, D)."""

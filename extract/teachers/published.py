@@ -65,7 +65,7 @@ class PublishedTeacher(Frozen):
 
 @functools.cache
 def _read_cards() -> dict[str, PublishedTeacher]:
-    """All cards by slug: the nine, then others beside the one they are like."""
+    """Return all cards by slug: the nine, then others beside the one they are like."""
     contents = {path.stem: read_mapping(path) for path in sorted(FOLDER.glob("*.yaml"))}
     order = sorted(contents, key=lambda slug: _rank(slug) + _rank(str(contents[slug].get("like"))))
     cards = {}
@@ -81,7 +81,7 @@ def _rank(slug: str) -> tuple[int]:
 
 
 def the_nine() -> tuple[PublishedTeacher, ...]:
-    """The nine teachers of MMKD-CLIP."""
+    """Return the nine teachers of MMKD-CLIP."""
     return tuple(_read_cards()[slug] for slug in _NINE)
 
 

@@ -58,8 +58,8 @@ class Source:
         return self.place.rstrip("/").rpartition("/")[2]
 
     def find(self, filename: str) -> Path | None:
-        """The file on this machine, fetched from the hub when it is there; None when the place does not have it. Raises
-        TeacherError if the hub cannot be asked (offline, gated, no such repository)."""
+        """Return the file on this machine, fetched from the hub when it is there; None when the place does not have it.
+        Raises TeacherError if the hub cannot be asked (offline, gated, no such repository)."""
         if self._folder is not None:
             path = self._folder / filename
             return path if path.is_file() else None
@@ -68,7 +68,7 @@ class Source:
         return fetch_file(self.slug, self.place.removeprefix(HF_HUB), filename, self.revision)
 
     def find_first(self, filenames: tuple[str, ...]) -> Path | None:
-        """The first of `filenames` that is there."""
+        """Return the first of `filenames` that is there."""
         for filename in filenames:
             path = self.find(filename)
             if path is not None:
@@ -76,7 +76,7 @@ class Source:
         return None
 
     def need(self, filename: str) -> Path:
-        """The file, or an error that says what lies there instead."""
+        """Return the file, or an error that says what lies there instead."""
         path = self.find(filename)
         if path is None:
             raise TeacherError(f"teacher {self.slug!r}: {self.place} has no {filename}{self.listing()}")
@@ -91,13 +91,13 @@ class Source:
         return f" (it holds {shown})" if names else " (it is empty)"
 
     def inside(self, name: str) -> Source | None:
-        """The subfolder `name` of a folder as a source of its own, if there is one."""
+        """Return the subfolder `name` of a folder as a source of its own, if there is one."""
         if self._folder is None or not (self._folder / name).is_dir():
             return None
         return Source(self.slug, f"{LOCAL_DIR}{self._folder / name}")
 
     def tokenizer_folder(self) -> Path | None:
-        """The folder on this machine with the tokenizer's files, or None when this place has none."""
+        """Return the folder on this machine with the tokenizer's files, or None when this place has none."""
         vocabulary = self.find_first(VOCABULARY_FILES)
         if vocabulary is None:
             return None
@@ -108,13 +108,13 @@ class Source:
 
 
 def source_of(spec: TeacherSpec) -> Source:
-    """Path of the weights."""
+    """Return the path of the weights."""
     return Source(spec.slug, spec.source, spec.revision)
 
 
 def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
-    """Places to look for the text tower's configuration and tokenizer, nearest first. The teacher's own folder, a
-    subfolder of it called like the text tower's repository, then that repository.
+    """Return places to look for the text tower's configuration and tokenizer, nearest first. The teacher's own folder,
+    a subfolder of it called like the text tower's repository, then that repository.
 
     Args:
         spec: the teacher.
@@ -134,8 +134,8 @@ def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
 
 
 def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
-    """The nearest folder with a tokenizer for this teacher. Raises TeacherError if there is none beside the weights nor
-    where the text tower comes from."""
+    """Return the nearest folder with a tokenizer for this teacher. Raises TeacherError if there is none beside the
+    weights nor where the text tower comes from."""
     sources = text_sources(spec, named)
     for source in sources:
         folder = source.tokenizer_folder()
@@ -174,7 +174,7 @@ def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = 
 
 
 def _original_or_converted(source: Source, name: str) -> Path | None:
-    """The file, or in a folder what `mmkd teachers convert` made of it."""
+    """Return the file, or in a folder what `mmkd teachers convert` made of it."""
     path = source.find(name)
     if path is None and source.is_folder:
         return source.find(converted_name(name))

@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
         """As `TokenizerPlan.lengths`."""
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """int64 (B, L) padded to the context, and the tokens of each caption before it is cut."""
+        """Return int64 (B, L) padded to the context, and the tokens of each caption before it is cut."""
 
     def check(self, slug: str, vocabulary: int) -> None:
         """Refuse a tokenizer that cannot belong to a tower with `vocabulary` embeddings."""
@@ -91,7 +91,7 @@ class BuiltInBpe:
         )
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """int64 (B, L) and untruncated lengths, start and end tokens included."""
+        """Return int64 (B, L) and untruncated lengths, start and end tokens included."""
         lengths = [len(self._tokenizer.encode(caption)) + 2 for caption in captions]
         return self._tokenizer(captions), lengths
 
@@ -132,7 +132,7 @@ class FolderTokenizer:
         self._clean = get_clean_fn(plan.clean) if plan.clean else str
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """int64 (B, L) and untruncated lengths, special tokens included."""
+        """Return int64 (B, L) and untruncated lengths, special tokens included."""
         cleaned = [self._clean(caption) for caption in captions]
         whole = self._inner(cleaned, truncation=False, padding=False, verbose=False).input_ids
         return self._wrapped(captions), [len(ids) for ids in whole]

@@ -56,16 +56,16 @@ class TransformersTowers(nn.Module):
         return scale
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """float32 (B, 3, H, W) to (B, D), projected, not normalized."""
+        """Return float32 (B, 3, H, W) to (B, D), projected, not normalized."""
         return projected(self.model.get_image_features(pixel_values=image))
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """int64 (B, L) to (B, D), projected, not normalized."""
+        """Return int64 (B, L) to (B, D), projected, not normalized."""
         return projected(self.model.get_text_features(input_ids=text))
 
 
 def projected(output: Any) -> torch.Tensor:
-    """The features: a tensor up to transformers 4, the pooled part of an output object from 5 on."""
+    """Return the features: a tensor up to transformers 4, the pooled part of an output object from 5 on."""
     features: torch.Tensor = output if isinstance(output, torch.Tensor) else output.pooler_output
     return features
 

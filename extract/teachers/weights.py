@@ -146,7 +146,7 @@ def _published_sha256(path: Path) -> str:
 
 
 def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
-    """Bytes before the tensors begin, and the file's own metadata. Source: the format's description (8 bytes
+    """Return bytes before the tensors begin, and the file's own metadata. Source: the format's description (8 bytes
     little-endian length, then JSON), https://huggingface.co/docs/safetensors."""
     try:
         with path.open("rb") as file:
@@ -180,7 +180,7 @@ def load_strictly(model: nn.Module, weights: StateDict, where: str) -> None:
 
 
 def key_problems(missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> str:
-    """One line that names every key that does not fit; empty when all do."""
+    """Return one line that names every key that does not fit; empty when all do."""
     groups = {"missing": sorted(missing), "unexpected": sorted(unexpected), "wrong shape": sorted(shapes)}
     return "; ".join(f"{len(names)} {kind} ({', '.join(names)})" for kind, names in groups.items() if names)
 

@@ -42,7 +42,7 @@ class SlideTable(Protocol):
         """Changes when the table does."""
 
     def values(self, key: str | None) -> dict[str, str | None]:
-        """The columns of one slide or patient; nulls where the table does not have it."""
+        """Return the columns of one slide or patient; nulls where the table does not have it."""
 
 
 class BagFolder:
@@ -82,14 +82,15 @@ class BagFolder:
         return bags
 
     def digest(self) -> str:
-        """SHA-256 over the bags' names, sizes and change times, and the table."""
+        """Return SHA-256 over the bags' names, sizes and change times, and the table."""
         facts: list[Any] = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
         if self.table is not None:
             facts.append(self.table.digest)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per patch, slide after slide. Raises CorpusError if the table has a line for none of the slides."""
+        """Yield one row per patch, slide after slide. Raises CorpusError if the table has a line for none of the
+        slides."""
         slides = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
         if self.table is not None and not any(
             value for labels in slides.values() for value in self._table_values(labels)
@@ -110,7 +111,7 @@ class BagFolder:
                 yield row | slides[path.stem] | {"x": str(x), "y": str(y)}
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
-        """Labels that all patches of a slide share."""
+        """Return labels that all patches of a slide share."""
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
         if self.table is None:
             return labels
@@ -127,7 +128,7 @@ class BagFolder:
         return [labels[name] for name in self.table.labels if name not in ("slide", "patient")]
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """The one teacher; which encoder made the features is known by the name given."""
+        """Return the one teacher; which encoder made the features is known by the name given."""
         return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:

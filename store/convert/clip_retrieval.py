@@ -98,7 +98,8 @@ class ClipRetrievalFolder:
             raise CorpusError(f"{path}: what `mmkd store export` noted cannot be read; export again") from error
 
     def _label(self, name: str) -> str | None:
-        """The label that a metadata column becomes: under its own name unless a store uses that for something else."""
+        """Return the label that a metadata column becomes: under its own name unless a store uses that for something
+        else."""
         if self._export is not None:
             return name if name in self._export["labels"] else None
         if name in ("key", "caption", "modality", "uri", "image_path", "offset", "length", "row"):
@@ -108,14 +109,14 @@ class ClipRetrievalFolder:
         return name
 
     def digest(self) -> str:
-        """SHA-256 over names and bytes of the metadata parts."""
+        """Return SHA-256 over names and bytes of the metadata parts."""
         content = hashlib.sha256()
         for _, path, _ in self._parts:
             content.update(path.name.encode() + path.read_bytes())
         return content.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row for each metadata row; the key is the column `key`, else `<part>/<position>`."""
+        """Yield one row for each metadata row; the key is the column `key`, else `<part>/<position>`."""
         for number, file, _ in self._parts:
             table = pq.ParquetFile(file).read(use_threads=False)
             for index, name in enumerate(table.column_names):
@@ -133,7 +134,7 @@ class ClipRetrievalFolder:
                 yield content | {label: values[position] for label, values in texts.items()}
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """The one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
+        """Return the one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
         dims = {array.shape[1] for tower in PREFIXES if (array := self._array(self._parts[0][0], tower)) is not None}
         if len(dims) != 1:
             raise CorpusError(f"{self.root}: image and text features are {sorted(dims)} wide, expected one width")
@@ -178,7 +179,7 @@ class ClipRetrievalFolder:
 
 
 def _as_text(column: pa.ChunkedArray) -> list[str | None]:
-    """Values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON."""
+    """Return values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON."""
     try:
         texts: list[str | None] = column.cast(pa.string()).to_pylist()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):

@@ -62,10 +62,10 @@ class FeatureSource(Protocol):
         """Sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS` if known."""
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """Every teacher in it; None: in the source's own encoding, or the usual one."""
+        """Return every teacher in it; None: in the source's own encoding, or the usual one."""
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Features of these rows, and for each row why it has none, or None."""
+        """Return features of these rows, and for each row why it has none, or None."""
 
 
 @dataclass(frozen=True)

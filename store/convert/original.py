@@ -51,14 +51,14 @@ class OriginalRelease:
         self._names: dict[str, str] = {}
 
     def digest(self) -> str:
-        """SHA-256 of `meta.jsonl` and the name of the feature file."""
+        """Return the SHA-256 of `meta.jsonl` and the name of the feature file."""
         with (self.root / "meta.jsonl").open("rb") as lines:
             content = hashlib.file_digest(lines, "sha256")
         content.update(self.file.encode())
         return content.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row for each line of `meta.jsonl`; the key is `<folderid>/<id>`."""
+        """Yield one row for each line of `meta.jsonl`; the key is `<folderid>/<id>`."""
         for row in self._lines():
             yield {
                 "key": f"{row['folderid']}/{row['id']}",
@@ -70,8 +70,8 @@ class OriginalRelease:
             }
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """One card for each name in any `available_clips`; the width is that of the first file that has it. Raises
-        CorpusError for none of the first hundred files that should hold a teacher does."""
+        """Return one card for each name in any `available_clips`; the width is that of the first file that has it.
+        Raises CorpusError for none of the first hundred files that should hold a teacher does."""
         dims: dict[str, int] = {}
         tries: dict[str, int] = {}
         for row in self._lines():
@@ -214,14 +214,15 @@ def export_original(
 
 
 def imported_files(store: FeatureStore) -> tuple[str, ...]:
-    """The feature file that the store was imported from; `clips_output` for any other store."""
+    """Return the feature file that the store was imported from; `clips_output` for any other store."""
     sources = (card.source.split(":") for card in store.teachers.values())
     found = {parts[1].removesuffix(".pt") for parts in sources if parts[0] == KIND and len(parts) == 3}
     return tuple(file for file in FILES if file in found) or FILES[:1]
 
 
 def _copy_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, images: str) -> tuple[str, bool]:
-    """Path below `out` of a row's image, and whether it could be copied. A plain relative path keeps its name."""
+    """Return path below `out` of a row's image, and whether it could be copied. A plain relative path keeps its
+    name."""
     uri, root = row["uri"], store.record.image_root(row["row"])
     plain = not leaves_root(root, uri) and "#" not in uri and row["offset"] is None and ".." not in Path(uri).parts
     path = uri if plain and not Path(uri).is_absolute() else name + PurePosixPath(uri.partition("#")[0]).suffix
@@ -242,7 +243,8 @@ def _copy_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, 
 def _row_tensors(
     store: FeatureStore, names: dict[str, str], valid: dict[str, NDArray[np.uint8]], row: dict[str, Any]
 ) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
-    """One row's features under the release's names, and the teachers that have both, in the order as imported."""
+    """Return one row's features under the release's names, and the teachers that have both, in the order as
+    imported."""
     order = {name: place for place, name in enumerate((row.get("available_clips") or "").split(","))}
     tensors, complete = {}, []
     for slug, name in sorted(names.items(), key=lambda item: order.get(item[1], len(order))):

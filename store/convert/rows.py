@@ -93,7 +93,7 @@ class StoreRows:
                     yield row
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """The first store's cards; without an encoding they keep their own."""
+        """Return the first store's cards; without an encoding they keep their own."""
         cards = [self.parts[0][0].card(slug) for slug in self._slugs]
         return [card.with_encoding(encoding or card.encoding) for card in cards]
 
@@ -169,9 +169,9 @@ class RowChoice:
 
 
 def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
-    """The rows of a choice, int64 (n,): in the order of its keys, else in grid order. Raises UserError for a key,
-    column or selection that the store lacks, or if no row is left. Raises ConfigError for a condition that cannot be
-    read."""
+    """Return the rows of a choice, int64 (n,): in the order of its keys, else in grid order. Raises UserError for a
+    key, column or selection that the store lacks, or if no row is left. Raises ConfigError for a condition that cannot
+    be read."""
     keep: pads.Expression = pads.field("status") != "absent"
     if choice.where is not None:
         keep &= parse_condition(choice.where, store.samples.schema)

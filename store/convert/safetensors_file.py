@@ -21,7 +21,7 @@ _TYPES = {"float16": "F16", "float32": "F32", "uint8": "U8", "int64": "I64"}
 
 
 def encode(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file; its body starts at a multiple of eight."""
+    """Return the bytes of a safetensors file; its body starts at a multiple of eight."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, values in tensors.items():

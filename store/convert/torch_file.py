@@ -128,7 +128,8 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def write_tensors(tensors: Mapping[str, NDArray[np.float32]], name: str) -> bytes:
-    """The bytes of a `.pt` file that `torch.load(..., weights_only=True)` reads as a dict of 1-D float32 tensors.
+    """Return the bytes of a `.pt` file that `torch.load(..., weights_only=True)` reads as a dict of 1-D float32
+    tensors.
 
     Args:
         tensors: vectors by name.

@@ -34,7 +34,8 @@ Chart = dict[str, Any]
 
 
 def coverage_chart(found: Coverage) -> Chart:
-    """Teachers by shards: sound image rows (captions where a teacher has no images); holes in their own color."""
+    """Return teachers by shards: sound image rows (captions where a teacher has no images); holes in their own
+    color."""
     share = np.maximum(found.image, found.text)
     z = np.where(found.done, share, _HOLE)
     hover = [
@@ -60,7 +61,7 @@ def coverage_chart(found: Coverage) -> Chart:
 
 
 def cosine_chart(pairs: PairStatistics) -> Chart:
-    """Histograms of matched and unmatched cosines of one teacher."""
+    """Return histograms of matched and unmatched cosines of one teacher."""
     figure = go.Figure()
     for name, found, colour, dash in (
         ("matched", pairs.matched, BLUE, "solid"),
@@ -83,7 +84,7 @@ def cosine_chart(pairs: PairStatistics) -> Chart:
 
 
 def norm_chart(towers: tuple[TowerStatistics, ...]) -> Chart:
-    """Quantiles of the norms of every tower, as boxes."""
+    """Return quantiles of the norms of every tower, as boxes."""
     figure = go.Figure()
     for tower, colour in zip(TOWERS, (BLUE, ORANGE), strict=True):
         chosen = [t for t in towers if t.tower == tower and t.norms.count]
@@ -101,7 +102,7 @@ def norm_chart(towers: tuple[TowerStatistics, ...]) -> Chart:
 
 
 def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) -> Chart:
-    """Teachers by teachers, the figures written into the cells."""
+    """Return teachers by teachers, the figures written into the cells."""
     count = len(found.teachers)
     hover = [
         [
@@ -121,7 +122,7 @@ def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) ->
 
 
 def modality_chart(pairs: Sequence[PairStatistics]) -> Chart:
-    """Modalities by teachers: recall of the caption among the first ten, the figures written into the cells."""
+    """Return modalities by teachers: recall of the caption among the first ten, the figures written into the cells."""
     names = modality_names(pairs)
     known = [{each.modality: each for each in pair.modalities} for pair in pairs]
     recall = [[one[name].recall["i2t@10"] if name in one else math.nan for one in known] for name in names]
@@ -153,12 +154,12 @@ def _cells(trace: go.Heatmap, rows: int) -> Chart:
 
 
 def _text(name: str) -> str:
-    """A label from the store as text: Plotly reads a few tags in names."""
+    """Return a label from the store as text: Plotly reads a few tags in names."""
     return html.escape(name, quote=False)
 
 
 def map_points(found: Projection) -> dict[str, Any]:
-    """Coordinates of one map, four digits, for the page's own colouring."""
+    """Return coordinates of one map, four digits, for the page's own colouring."""
     points = np.round(found.points.astype(np.float64), 4)
     return {
         "teacher": found.slug,

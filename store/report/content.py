@@ -150,7 +150,7 @@ NO_IMAGE = "the row has no image"
 
 
 def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict[int, Sample]:
-    """Samples by row; rows in `first` get their thumbnails before the room runs out."""
+    """Return samples by row; rows in `first` get their thumbnails before the room runs out."""
     rows = {row["row"]: row for row in table.to_pylist()}
     room = THUMBNAIL_BYTES
     samples = {}

@@ -58,7 +58,8 @@ def write_report(
 
 
 def render(content: Content, options: Options) -> str:
-    """The whole page as text. Everything from the store passes the template's escaping or is JSON without markup."""
+    """Return the whole page as text. Everything from the store passes the template's escaping or is JSON without
+    markup."""
     folder = files("mmkd.store.report")
     environment = jinja2.Environment(
         autoescape=True,

@@ -87,7 +87,8 @@ def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def check_teachers(store: FeatureStore, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The teachers to judge, in the store's order. Raises UserError for an unknown name, or no teacher at all."""
+    """Return the teachers to judge, in the store's order. Raises UserError for an unknown name, or no teacher at
+    all."""
     for slug in wanted:
         store.card(slug)
     slugs = tuple(slug for slug in store.teachers if not wanted or slug in wanted)

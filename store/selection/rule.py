@@ -183,7 +183,7 @@ class Rule(OneOf):
     pairs: PairsRule | None = None
 
     def children(self) -> tuple[Rule, ...]:
-        """Rules directly below this one."""
+        """Return rules directly below this one."""
         if self.kind in ("all", "any"):
             return tuple(self.chosen)
         if self.kind == "none":

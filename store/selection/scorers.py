@@ -19,7 +19,7 @@ class Scorer(Protocol):
     """Scores of a block's pairs."""
 
     def score(self, block: Block) -> Floats:
-        """float32 (n, T); entries where a teacher has no pair are ignored."""
+        """Return float32 (n, T); entries where a teacher has no pair are ignored."""
 
 
 class CosineScorer:
@@ -29,7 +29,7 @@ class CosineScorer:
         self.teachers = len(columns.slugs)
 
     def score(self, block: Block) -> Floats:
-        """Cosines in [-1, 1]."""
+        """Return cosines in [-1, 1]."""
         towers = ((block.unit(t, "image"), block.unit(t, "text")) for t in range(self.teachers))
         return np.stack([np.einsum("nd,nd->n", image, text) for image, text in towers], axis=1)
 
@@ -75,7 +75,7 @@ class AgreementScorer:
         self.pools = [unit_rows(columns.store, slug, spec.tower, self.rows, sound) for slug in columns.slugs]
 
     def score(self, block: Block) -> Floats:
-        """Mean share of common neighbors, 0 to 1; 0 where no other teacher has the row."""
+        """Return mean share of common neighbors, 0 to 1; 0 where no other teacher has the row."""
         sound = block.sound
         votes = np.zeros((len(sound), len(self.rows)), dtype=np.uint8)
         near = []
@@ -113,7 +113,7 @@ class ZeroShotScorer:
         self.vectors = [self._vectors(columns, prompts, slug, prompt_labels) for slug in columns.slugs]
 
     def _vectors(self, columns: Columns, prompts: FeatureStore, slug: str, labels: Rows) -> Floats:
-        """Normalized mean of each label's unit prompts, float32 (C, D). Radford et al. 2021, section 3.1.4."""
+        """Return normalized mean of each label's unit prompts, float32 (C, D). Radford et al. 2021, section 3.1.4."""
         if prompts.card(slug).digest != columns.store.card(slug).digest:
             raise TeacherMismatchError(
                 f"teacher {slug} has digest {prompts.card(slug).digest} in {prompts.root}, "

@@ -44,7 +44,7 @@ class Line:
     higher: bool
 
     def passed(self) -> Bools:
-        """bool (N, T); false where there is no score."""
+        """Return bool (N, T); false where there is no score."""
         return self.score >= self.threshold if self.higher else self.score <= self.threshold
 
     def finite_thresholds(self) -> list[float | None]:

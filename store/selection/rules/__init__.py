@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 
 def shipped_rules() -> dict[str, Path]:
-    """Name to file, in order of names."""
+    """Return name to file, in order of names."""
     return {path.stem: path for path in sorted(HERE.glob("*.yaml"))}
 
 
