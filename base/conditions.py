@@ -194,7 +194,7 @@ class _Parser:
             raise self.fault(f"`{word}`")
 
     def fault(self, expected: str) -> ConfigError:
-        """What stands where something else was expected."""
+        """Return the unexpected token."""
         kind, content = self.peek()
         found = "it ends" if kind == "end" else f"{content!r} stands"
         return ConfigError(f"condition {self.text[:200]!r}: {found} where {expected} was expected")

@@ -159,7 +159,7 @@ def validated(model: type[Model], content: object, where: Path | str) -> Model:
 
 
 def _place(content: object, loc: tuple[int | str, ...]) -> str:
-    """Where the complaint is, entries of lists by their name."""
+    """Return the path of the invalid key, with list entries by name."""
     steps: list[str] = []
     for step in loc:
         if isinstance(content, (str, int, float, list)) and isinstance(step, str):

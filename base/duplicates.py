@@ -1,4 +1,4 @@
-"""Which keys occur twice, among any number of rows, in memory that does not grow with them."""
+"""Find repeated keys among any number of rows in bounded memory."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ LONG = frozenset({"demo", "extract", "align", "distill", "evaluate", "export"})
 DISK_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
 )  # fmt: skip
-"""What a disk or a path refuses: no fault of the code, so one line; the line has the path."""
+"""OS errors shown in one line, with the path, because they are not bugs."""
 
 
 class LazyGroup(click.Group):

@@ -1,4 +1,4 @@
-"""What several commands take: a store by folder or URL, and an encoding by name."""
+"""Shared parameters: a store by folder or URL, and an encoding by name."""
 
 from __future__ import annotations
 

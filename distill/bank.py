@@ -20,8 +20,8 @@ Prepare = Callable[[Sequence[TeacherTargets], torch.Tensor], list[PairFeatures]]
 
 @dataclass(frozen=True)
 class BankSource:
-    """Where the bank's rows come from. rows: int64 (n,) grid rows of the run. group: int64 (n,), their captions'
-    numbers. gather: reads the store. prepare: aligns and normalizes."""
+    """Source of the bank's rows. rows: int64 (n,) grid rows of the run. group: int64 (n,), their captions' numbers.
+    gather: reads the store. prepare: aligns and normalizes."""
 
     rows: NDArray[np.int64]
     group: NDArray[np.int64]

@@ -16,7 +16,7 @@ Piece = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What one teacher says of the rows of a batch. image, text: (B, E) in the store's own type, as stored; rows that
+    """One teacher's features for the rows of a batch. image, text: (B, E) in the store's own type, as stored; rows that
     the teacher lacks are zero. present: bool (B,), where it has both."""
 
     image: torch.Tensor
@@ -68,8 +68,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class StudentFeatures:
-    """What the student makes of a batch: image, text (B, D) float32 as the towers give them, and its temperature
-    as the logarithm that is learned."""
+    """Student output for a batch: image, text (B, D) float32 as the towers give them, and its temperature as the
+    logarithm that is learned."""
 
     image: torch.Tensor
     text: torch.Tensor

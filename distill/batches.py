@@ -33,7 +33,7 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches of an epoch."""
+        """Number of full batches per epoch."""
         return self.rows // self.batch_size
 
     @property
@@ -62,7 +62,7 @@ def share(batch: NDArray[np.int64], rank: int, ranks: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which rows make which step: a function of seed, epoch and position, the same in every rank and worker."""
+    """Assignment of rows to steps: a function of seed, epoch and position, equal in all ranks and workers."""
 
     pairs: Pairs
     schedule: Schedule

@@ -51,7 +51,7 @@ class LockConfig(Frozen):
 
 
 class PreprocessConfig(Frozen):
-    """What to do to images instead of what the first weights want; `None` leaves it to them."""
+    """Preprocessing overrides; `None` uses the initial weights' settings."""
 
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -107,7 +107,7 @@ class OptimizerConfig(Frozen):
     betas: tuple[Share, Share] = (0.9, 0.98)
     eps: float = Field(default=1e-6, gt=0)
     weight_decay: float = Field(default=0.2, ge=0)
-    """Of matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
+    """Applied to matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Share of the run's steps over which the learning rate rises."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -167,7 +167,7 @@ class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # t
 
 
 class PolicyConfig(Frozen):
-    """Which of a sample's available teachers take part in a step, and with what share."""
+    """Selection and weighting of a sample's available teachers in a step."""
 
     kind: Literal["all", "one", "weighted", "best"] = "all"
     """`one`: a teacher drawn for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those that know
@@ -177,7 +177,7 @@ class PolicyConfig(Frozen):
     best: int = Field(default=1, gt=0)
     """Teachers of a sample, for `best`."""
     by: Literal["caption", "corpus"] = "caption"
-    """What `best` compares, in standard deviations of each teacher. `caption`: the cosine of image and caption.
+    """Score that `best` compares, in standard deviations of each teacher. `caption`: the cosine of image and caption.
     `corpus`: the largest cosine of the image with any caption of the run, which a wrong caption does not change."""
     drop: float = Field(default=0.0, ge=0, lt=1)
     """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
@@ -194,16 +194,16 @@ class PolicyConfig(Frozen):
 
 
 class HeadConfig(Frozen):
-    """How the student's width and a teacher's are brought together."""
+    """Projection between the widths of student and teacher."""
 
     kind: Literal["linear", "mlp", "none"] = "linear"
-    """From the student to each teacher; `none` compares features as they are, so widths must agree."""
+    """Map from the student to each teacher; `none` compares features as they are, so widths must agree."""
     alignment: Path | None = None
     """File of `mmkd align`: a fixed map of each teacher's features, applied first."""
 
 
 class DataConfig(Frozen):
-    """Where a batch comes from. Only `decode` and `crop_scale` change what a run learns."""
+    """Batch loading. Only `decode` and `crop_scale` change what a run learns."""
 
     images: Literal["auto", "inputs", "corpus"] = "auto"
     """`inputs`: the store's own JPEGs (`mmkd extract --keep-inputs`); `corpus`: the original files."""
@@ -225,10 +225,10 @@ class DataConfig(Frozen):
 
 
 class ComputeConfig(Frozen):
-    """How the arithmetic is done. Only `precision` and `batch_norm` change more than the last bits."""
+    """Arithmetic settings. Only `precision` and `batch_norm` change more than the last bits."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the towers; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always float32."""
+    """Precision of the towers; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always float32."""
     micro_batch: int | None = Field(default=None, gt=0)
     """Rows of one forward pass of a rank; less than its share of the batch caches gradients, and the losses
     still see the whole batch (GradCache, arXiv 2101.06983)."""
@@ -316,7 +316,7 @@ class MonitorConfig(Frozen):
 
 
 class LoggingConfig(Frozen):
-    """Where numbers go beside the terminal."""
+    """Metric outputs besides the terminal."""
 
     every_steps: int = Field(default=10, gt=0)
     tensorboard: bool = True

@@ -1,5 +1,5 @@
-"""Where student and teacher meet: a fixed map of the teacher's features, then a learned one of the student's. Shapes: B
-rows, D student width, E teacher width, A width of the comparison (E, or the alignment's)."""
+"""Projections between student and teacher: a fixed map of the teacher's features, then a learned one of the student's.
+Shapes: B rows, D student width, E teacher width, A width of the comparison (E, or the alignment's)."""
 
 from __future__ import annotations
 

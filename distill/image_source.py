@@ -1,4 +1,4 @@
-"""Which images a run reads: those that the store keeps, or the corpus' own."""
+"""Source of a run's images: the store's inputs or the corpus."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mmkd.store.inputs import Inputs
 
 
 def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "inputs", "corpus"], side: int) -> RowImages:
-    """Where the images of these rows are read from. Raises IncompleteStoreError if `inputs` are wanted and some shards
-    have none. Raises UserError if `inputs` are wanted and they are smaller than the student's image.
+    """Return the source of these rows' images. Raises IncompleteStoreError if `inputs` are wanted and some shards have
+    none. Raises UserError if `inputs` are wanted and they are smaller than the student's image.
 
     Args:
         store: whose rows.

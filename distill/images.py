@@ -26,7 +26,7 @@ Wanted = Iterable[tuple[int, NDArray[np.int64]]]
 
 
 class RowImages(Protocol):
-    """Where rows' encoded images are."""
+    """Source of the rows' encoded images."""
 
     def read(self, row: int) -> bytes:
         """The encoded bytes of one row's image; ImageError when they are gone."""
@@ -78,7 +78,7 @@ class StoredImages:
 
 @contextmanager
 def drawn(seed: int, epoch: int, row: int) -> Iterator[None]:
-    """What is drawn inside is a function of these three numbers alone; the generators stay as they were."""
+    """Seed the generators from these three numbers inside the block, and restore them after it."""
     state = int(np.random.SeedSequence([seed, epoch, row]).generate_state(1, np.uint64)[0])
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
@@ -117,7 +117,7 @@ def _stack(images: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
 
 
 class Pictures(Protocol):
-    """Where a run's pixels come from."""
+    """Source of a run's pixels."""
 
     def batches(self, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
         """Uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`; worker processes start at this call."""

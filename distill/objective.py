@@ -1,4 +1,4 @@
-"""What is minimized: named terms of a batch, and their weighted sum.
+"""Objective: named terms of a batch and their weighted sum.
 
 The loop knows nothing of losses and this file knows nothing of loops. Each rank is given its own share of
 the batch; the sums over ranks of what it returns are the terms of the whole batch, whatever the number of ranks.
@@ -109,7 +109,7 @@ class Objective(nn.Module):
         return PairFeatures(image, text, group)
 
     def _scales(self, numbers: Sequence[int]) -> torch.Tensor:
-        """Of the softmax over each teacher's keys: (T, 1, 1), or a scalar for all."""
+        """Return the softmax scale over each teacher's keys: (T, 1, 1), or a scalar for all."""
         if self.config.cross_scale is not None:
             return torch.tensor(self.config.cross_scale)
         return self.cross_log_scales[list(numbers)].exp()[:, None, None]

@@ -1,4 +1,4 @@
-"""Which rows of a store are looked at: their captions' numbers, and where their images are."""
+"""Selected rows of a store with their caption numbers and image sources."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ from mmkd.store import FeatureStore
 
 @dataclass
 class Run:
-    """What the loop works with."""
+    """Everything the training loop needs."""
 
     config: RunConfig
     world: World
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def parameters(self) -> int:
-        """Of the student alone."""
+        """Number of parameters of the student alone."""
         return sum(parameter.numel() for parameter in self.update.model.towers.parameters())
 
     @property

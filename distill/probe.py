@@ -1,4 +1,4 @@
-"""What a run would take, from its first few steps. Writes nothing."""
+"""Estimate a run's cost from its first few steps. Writes nothing."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Estimate:
     memory_bytes: int
     """Most that one rank held during the probe: on the device, or of the process without one."""
     resident_bytes: int
-    """Of them, teachers' features that live on the device."""
+    """Part of it that holds teacher features on the device."""
     checkpoint_bytes: int
-    """Of one checkpoint: weights, two moments of each, and the average when there is one."""
+    """Size of one checkpoint: weights, two moments of each, and the average when there is one."""
     seconds_per_step: float
     """Mean of the probed steps after the first, images and features included."""
     terms: dict[str, float]
@@ -80,7 +80,7 @@ def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate 
 
 
 def notes(run: Run) -> list[str]:
-    """What a user may not expect of a run: captions that are cut, teachers that teach nothing, weights that stay."""
+    """Return warnings about a run: truncated captions, unused teachers, frozen weights."""
     found = []
     captions, pairs = run.batches.captions, run.batches.plan.pairs
     share = float((captions.lengths[pairs.caption] >= captions.context).mean())

@@ -109,7 +109,7 @@ class RunRecord(Frozen):
 
     @property
     def digest(self) -> str:
-        """Of `identity`, 16 hex digits."""
+        """Digest of `identity`, 16 hex digits."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def difference(self, other: RunRecord) -> str:

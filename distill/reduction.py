@@ -1,5 +1,5 @@
-"""From values of rows and teachers to one number a term: shares, and the balance between teachers. Shapes: b rows of
-this rank, T teachers."""
+"""Reduction of row and teacher values to one number per term: shares, and the balance between teachers. Shapes: b rows
+of this rank, T teachers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from mmkd.distill.losses import PairFeatures, unit
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to a teacher's features before they are compared with the student's."""
+    """Preparation of a teacher's features before they meet the student's."""
 
     slugs: tuple[str, ...]
     alignment: Alignment | None

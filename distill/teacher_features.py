@@ -47,7 +47,7 @@ class TeacherFeatures:
 
     @property
     def bytes(self) -> int:
-        """Of all features, as they are gathered: int8 counts as the float32 it decodes to."""
+        """Bytes of all gathered features: int8 counts as the float32 it decodes to."""
         return sum(math.prod(part.shape) * part.dtype.itemsize for part in (*self._image, *self._text))
 
     def fits(self, device: torch.device) -> bool:
@@ -62,7 +62,8 @@ class TeacherFeatures:
         self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
-        """What every teacher says of these rows, in the order of `slugs`: on the device when resident, else pinned."""
+        """Return every teacher's features of these rows, in the order of `slugs`: on the device when resident, else
+        pinned."""
         picked = torch.from_numpy(rows).to(self._device)
         targets = []
         for image, text, sound in zip(self._image, self._text, self._sound, strict=True):

@@ -58,7 +58,7 @@ class Updater:
     clip_norm: float
     world: World
     dtype: torch.dtype
-    """Of the towers' arithmetic."""
+    """Autocast dtype of the towers."""
     micro_batch: int | None
     seed: int
 

@@ -38,14 +38,14 @@ class TrainReport:
     """Step at which this call began."""
     rows: int
     parameters: int
-    """Of the student alone."""
+    """Number of parameters of the student alone."""
     seconds: float
     wait_seconds: float
     """Part of them spent waiting for images and features."""
     losses: dict[str, float]
-    """Of the last step, by term."""
+    """Losses of the last step by term."""
     scores: dict[str, float]
-    """Of the last validation."""
+    """Scores of the last validation."""
     best: Progress
     stopped: str = ""
     """Why the run ended before its last step: a signal's name, or `patience`; empty when it did not."""

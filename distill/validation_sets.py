@@ -35,7 +35,7 @@ class HeldOutRows:
     prompts: pa.Table | None
     """Columns `caption` and `class`; None for retrieval."""
     digest: str
-    """Of the rows, their images and captions, wherever their store lies."""
+    """Digest of the rows, images and captions, independent of the store's location."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""From features in a store to scores: zero-shot classification, linear probes, retrieval. Never sees a model. from
-mmkd.evaluate import load_suite, result_table, run_suite report = run_suite(load_suite("suite.yaml"), Path("results"))
-print(result_table(report.out, "zero_shot").markdown())"""
+"""Evaluation of stored features: zero-shot classification, linear probes, retrieval. Never sees a model.
+
+from mmkd.evaluate import load_suite, result_table, run_suite
+report = run_suite(load_suite("suite.yaml"), Path("results"))
+print(result_table(report.out, "zero_shot").markdown())
+"""
 
 from __future__ import annotations
 

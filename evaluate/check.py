@@ -48,7 +48,7 @@ class DatasetCheck:
 
     @property
     def readable(self) -> bool:
-        """Whether it has a store whose columns are those that the suite names."""
+        """True if its store has the columns that the suite names."""
         return bool(self.rows)
 
     @property
@@ -68,7 +68,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every unit can run."""
+        """True if every unit can run."""
         return not any(one.problems for one in self.datasets)
 
     def text(self) -> str:

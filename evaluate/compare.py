@@ -38,7 +38,7 @@ class Against:
     rival: str
     differences: dict[str, Difference | str]
     mean: Difference | None
-    """Of the unweighted mean over columns; None where a column has no value, or there is only one."""
+    """Comparison of the unweighted mean over columns; None where a column has no value, or there is only one."""
     wilcoxon_p: float
     """Over columns; NaN when there is nothing to test."""
     wilcoxon_p_holm: float
@@ -46,7 +46,7 @@ class Against:
     verdicts: dict[str, Verdict]
     """By column, where there is an interval."""
     remarks: tuple[str, ...] = ()
-    """How the comparison was made, by data set."""
+    """Method of the comparison, by data set."""
 
     def count(self, verdict: Verdict) -> int:
         """Columns with this verdict."""
@@ -77,7 +77,7 @@ class Comparison:
         return markdown_page(self.title, heads, rows, self.notes())
 
     def notes(self) -> list[str]:
-        """How to read it, and what is missing."""
+        """Notes on reading the table and on missing values."""
         found = [
             f"differences are {self.model} minus the other, on samples that both have; [{self.level:.0%} interval], "
             "a tie is an interval that holds zero"

@@ -161,7 +161,7 @@ class DatasetSpec(Frozen):
     described_in: str = ""
     """File of the description; `load_suite` fills it in."""
     source: dict[str, Any] | None = None
-    """How `mmkd extract` reads the set; see docs/corpora.md. No score depends on it."""
+    """Source read by `mmkd extract`; see docs/corpora.md. No score depends on it."""
     store: str
     """Path of the mmkd store that holds its rows and the features of all models."""
     modality: str = "unspecified"

@@ -36,7 +36,7 @@ class DiagnosisSettings(TaskSettings):
     seeds: int = Field(default=3, ge=1)
     mil: MilSettings = MilSettings()
     probe: LinearProbeSettings = LinearProbeSettings()
-    """How `mean_pool` chooses the strength of its logistic regression; shares and seeds in it are not used."""
+    """Regularization search of `mean_pool`; its shares and seeds are unused."""
 
 
 class Diagnosis(Task[DiagnosisSettings]):

@@ -35,7 +35,7 @@ from mmkd.evaluate.statistics import VERDICTS, Difference, Verdict, dense_ranks,
 from mmkd.evaluate.table import ResultTable, build_table
 
 BLUE, VERMILLION, GRAY = "#0072B2", "#D55E00", "#6b6b6b"
-"""From Okabe and Ito 2008, "Color universal design": distinguishable with every kind of color blindness."""
+"""Source: Okabe and Ito 2008, "Color universal design": distinguishable with every kind of color blindness."""
 COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":")

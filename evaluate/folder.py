@@ -24,7 +24,7 @@ By = Literal["domain", "dataset", "modality"]
 
 @dataclass(frozen=True)
 class Question:
-    """What a table shows: one metric of one task, in one head, at one share of labels."""
+    """Choice of table contents: one metric of one task, in one head, at one share of labels."""
 
     task: str
     metric: str | None = None
@@ -36,9 +36,8 @@ class Question:
 
 
 class ResultFolder:
-    """What one suite has in an output folder of `run_suite`, read for tables and comparisons. Raises ConfigError if the
-    suite was not run into this folder, or several were and none is named. Raises CorruptStoreError if a line of the
-    results cannot be read."""
+    """One suite's results in an output folder of `run_suite`. Raises ConfigError if the suite was not run into this
+    folder, or several were and none is named. Raises CorruptStoreError if a line of the results cannot be read."""
 
     def __init__(self, out: Path, suite: str | None = None) -> None:
         self.out = out
@@ -93,7 +92,7 @@ class ResultFolder:
         return [unit for unit in same if unit.head == head and unit.fraction == question.fraction]
 
     def predictions(self, unit: PlannedUnit) -> Predictions | str:
-        """What a unit predicted, or why it did not."""
+        """Return a unit's predictions, or the reason it has none."""
         rows = self.results.get(unit.key)
         if not rows:
             return "not run"

@@ -1,4 +1,4 @@
-"""Which test images a model may have seen: copies in a training corpus, in other splits, and inside a split.
+"""Test images that a model may have seen: copies in a training corpus, in other splits, and inside a split.
 
 Exact copies have the same encoded bytes (SHA-256 of the sample table). Near copies are images whose features by one
 encoder have a cosine of at least a stated threshold (a resaved, resized or slightly cropped copy, or a neighboring
@@ -88,7 +88,7 @@ class Overlap:
 
     @property
     def found(self) -> bool:
-        """Whether there is any copy."""
+        """True if there is any copy."""
         return bool(self.exact + self.features.found + (self.hash.found if self.hash else 0))
 
     def lines(self) -> list[str]:
@@ -127,7 +127,7 @@ class LeakageReport:
 
     @property
     def clean(self) -> bool:
-        """Whether no copy was found anywhere."""
+        """True if no copy was found."""
         return not any(one.found for one in self.overlaps)
 
     def text(self) -> str:
@@ -146,7 +146,7 @@ class LeakageReport:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on images are near copies: cosine of features, differing bits of hashes."""
+    """Thresholds for near-duplicates: cosine of features, differing bits of hashes."""
 
     cosine: float = NEAR
     bits: int = NEAR_BITS

@@ -59,7 +59,7 @@ class PlannedUnit(Frozen):
 
     @property
     def unit(self) -> Unit:
-        """What to run."""
+        """Unit to run."""
         return Unit(self.dataset, self.task, self.model, Variant(self.head, self.fraction, self.seed))
 
     @property
@@ -236,7 +236,7 @@ def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason
 
 
 def resample_name(suite: Suite, dataset: str) -> str:
-    """What seeds the resamples of a data set, the same for all models and tasks."""
+    """Return the resampling seed of a data set, equal for all models and tasks."""
     return f"{suite.suite}/{dataset}/test"
 
 

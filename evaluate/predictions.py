@@ -1,4 +1,4 @@
-"""What a task says of every sample: the one thing that is stored, and from which all scores are computed."""
+"""Per-sample predictions of a task: all that is stored, and the source of all scores."""
 
 from __future__ import annotations
 

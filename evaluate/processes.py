@@ -99,7 +99,7 @@ _loaded: Loaded | None = None
 
 
 def _begin(plan: Plan) -> None:
-    """What a process does first: end with the one that started it, however that ends."""
+    """Process initializer: exit when the parent exits for any reason."""
     global _loaded  # noqa: PLW0603 (what a pool's process keeps between its tasks can only be a global)
     _loaded = Loaded(plan)
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -21,7 +21,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class QueryRanks:
-    """What retrieval metrics need of n queries. best: float64 (n,), rank from 0 of the best positive; NaN for a query
+    """Input of retrieval metrics for n queries. best: float64 (n,), rank from 0 of the best positive; NaN for a query
     without positives. ties: float64 (n,), negatives that score like the best positive. found: float64 (n, len(ks)),
     share of a query's positives among the first k."""
 

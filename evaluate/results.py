@@ -60,7 +60,7 @@ class ResultRow(Frozen):
     config_digest: str
     code_version: str
     code_digest: str
-    """Of the sources that compute scores; `code_version` stays when they are edited."""
+    """Digest of the scoring sources; `code_version` does not change with edits."""
     predictions: str
     """Path of the per-sample file, relative to this one."""
     seconds: float

@@ -30,7 +30,7 @@ class RetrievalSettings(TaskSettings):
 
     ks: tuple[int, ...] = (1, 5, 10, 50)
     positives: Literal["pair", "image", "image+caption"] = "image+caption"
-    """What counts as found. `pair`: only the caption of the same row. `image`: any caption of the same image bytes.
+    """Rule for positives. `pair`: only the caption of the same row. `image`: any caption of the same image bytes.
     `image+caption`: also any image with the same normalized caption; queries and gallery hold each only once."""
 
     @model_validator(mode="after")
@@ -156,9 +156,8 @@ class Pairs:
 
 
 def find_pairs(test: Samples, rule: str) -> Pairs:
-    """Which images and captions of a split belong together, by a rule of `RetrievalSettings.positives`. Rows without a
-    caption or image take no part. Raises UserError if no row has both, or a row has no image digest although the rule
-    needs it."""
+    """Return matching images and captions of a split by `RetrievalSettings.positives`. Rows without a caption or image
+    take no part. Raises UserError if no row has both, or a row has no image digest although the rule needs it."""
     captions = test.column("caption")
     digests = test.column("image_sha256")
     texts = np.array([normalized(caption) for caption in captions], dtype=object)

@@ -21,7 +21,7 @@ from mmkd.evaluate.task import Unit
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one unit."""
+    """Outcome of one unit."""
 
     unit: Unit
     status: str
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What became of all units of a run."""
+    """Outcome of all units of a run."""
 
     out: Path
     outcomes: tuple[Outcome, ...]

@@ -1,4 +1,4 @@
-"""From stored predictions to numbers with intervals, and from two models to a paired difference with its p-value."""
+"""Scores with intervals from stored predictions, and paired differences of two models with p-values."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class SurvivalSettings(TaskSettings):
 
     heads: tuple[Literal["coxnet", "abmil_cox", "abmil_nll"], ...] = ("coxnet", "abmil_cox", "abmil_nll")
     tower: Literal["image", "text"] = "image"
-    """Which features describe a patient; `text` for clinical notes or reports in the caption column."""
+    """Features that describe a patient; `text` for clinical notes or reports in the caption column."""
     normalized: bool = False
     """Scale every vector to unit length before pooling. Cox regression standardizes columns and networks the whole, so
     that scale does not matter to them, while the length of a vector may carry risk."""

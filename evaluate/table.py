@@ -167,7 +167,7 @@ class ResultTable:
         ]
 
     def notes(self) -> list[str]:
-        """What a reader must know of single cells: why there is no value, and how many samples were not scored."""
+        """Notes on single cells: reasons for missing values and numbers of unscored samples."""
         found = []
         for (row, column), cell in self.cells.items():
             if cell.reason:
@@ -259,13 +259,13 @@ def build_table(folder: ResultFolder, question: Question) -> ResultTable:
 
 
 def mean_name(columns: Collection[str]) -> str:
-    """What to call the mean over columns: `mean`, or another name where a column has that one."""
+    """Return a name for the mean over columns: `mean` unless a column has that name."""
     names = itertools.chain(["mean"], (f"mean {n}" for n in itertools.count(2)))
     return next(name for name in names if name not in columns)
 
 
 def _coverage(folder: ResultFolder, question: Question) -> str:
-    """How many of the suite's data sets are in a table, where some are not extracted."""
+    """Return a note on the share of data sets shown when some are not extracted."""
     wanted = [spec for spec in folder.plan.suite.datasets if question.task in spec.tasks]
     absent = [spec for spec in wanted if spec.dataset in folder.plan.absent]
     return f"{len(wanted) - len(absent)} of its {len(wanted)} data sets with this task" if absent else ""

@@ -59,7 +59,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How predictions become numbers."""
+    """Scoring of predictions."""
 
     protocol: str
     metrics: dict[str, Metric]

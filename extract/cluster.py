@@ -1,4 +1,4 @@
-"""Where tasks run: processes of this machine, jobs of a batch system, or a Dask scheduler that is already there."""
+"""Clusters: processes of this machine, jobs of a batch system, or a Dask scheduler that is already there."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def default_workers(cluster: ClusterConfig) -> int:
 
 
 def gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs of this machine. Asks the driver's library and wakes no device."""
+    """Return this machine's GPUs as CUDA_VISIBLE_DEVICES names them, without waking a device."""
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (named.split(",") if named else [str(index) for index in range(count)])[:count]

@@ -49,7 +49,7 @@ class TlsFiles(Frozen):
 
 
 class WorkerConfig(Frozen):
-    """How each worker process does its shards. On a CPU only `channels_last` and `compile` can change last bits."""
+    """Worker process settings. On a CPU only `channels_last` and `compile` can change last bits."""
 
     decode_threads: int = Field(default=2, gt=0)
     """Threads that decode images in each worker."""
@@ -74,7 +74,7 @@ class WorkerConfig(Frozen):
 
 
 class ClusterConfig(Frozen):
-    """Where to run. The content of the YAML file that `--scheduler FILE.yaml` names."""
+    """Cluster settings. The content of the YAML file that `--scheduler FILE.yaml` names."""
 
     scheduler: str = LOCAL
     """`local`, `slurm`, `pbs`, `sge`, or the address of a scheduler that runs already."""

@@ -24,7 +24,7 @@ _ENOUGH_ROWS = 1000
 
 @dataclass(frozen=True)
 class FailureLimit:
-    """How many inputs may fail before a run stops: `1%` of those that were read, or a number of rows."""
+    """Failed inputs allowed before a run stops: `1%` of those read, or a number of rows."""
 
     share: float | None = None
     rows: int | None = None

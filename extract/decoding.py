@@ -24,7 +24,7 @@ from mmkd.store.inputs import encode_input
 _WINDOWS_READ, _WINDOWS_DECODED = 4, 2
 
 NOTE = "note: "
-"""How a reason begins that is no fault."""
+"""Prefix of reasons that are not faults."""
 
 Window = TypeVar("Window")
 
@@ -44,12 +44,12 @@ class DecodedImage:
 
     reason: str | None = None
     note: str | None = None
-    """What was assumed because a header was odd; the image is sound."""
+    """Assumptions made for an odd header of a sound image."""
     width: int | None = None
     height: int | None = None
     """Pixels, as decoded."""
     image_sha256: str | None = None
-    """Of the encoded bytes; there even when they cannot be decoded."""
+    """Digest of the encoded bytes, set even when decoding fails."""
     pixels: dict[Geometry, NDArray[np.uint8]] = field(default_factory=dict)
     """uint8 (C, H, W) for each geometry."""
     jpeg: bytes | None = None

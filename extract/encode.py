@@ -23,7 +23,7 @@ from mmkd.store.encoding import value_type
 _TOKENIZE_ROWS = 256
 
 MAX_CAPTION_CHARACTERS = 1 << 16
-"""Of a caption, no more is tokenized: far beyond any context, and a bound on time and memory."""
+"""Maximum caption characters tokenized: far beyond any context, to bound time and memory."""
 
 Features = dict[str, NDArray[np.floating[Any]]]
 """By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
@@ -62,7 +62,7 @@ class Workbench:
 def encode_images(
     sources: Sequence[ImageSource | None], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
 ) -> tuple[list[DecodedImage | None], Features]:
-    """What became of each image, and its features; None and NaN where a row has no image. An image of several rows
+    """Return outcome and features of each image; None and NaN where a row has no image. An image of several rows
     (captions, or questions about it) is read, decoded and encoded once."""
     distinct = list(dict.fromkeys(source for source in sources if source is not None))
     place = {source: index for index, source in enumerate(distinct)}

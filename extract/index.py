@@ -119,7 +119,7 @@ class _Earlier:
 
     @classmethod
     def none(cls) -> _Earlier:
-        """Of a new store."""
+        """Return the empty state of a new store."""
         return cls(np.empty(0, np.int64), np.empty((0, 2), np.uint64), 0)
 
     @classmethod
@@ -162,7 +162,7 @@ def restore_parts(corpus: Corpus, store: Store) -> int:
 
 
 def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
-    """Where a corpus lies in a store's grid; None when it is not in the store."""
+    """Return a corpus' place in the store's grid; None when it is absent."""
     digest = corpus_digest(corpus, corpus.parts())
     return next((span for span in record.spans() if span.corpus.digest == digest), None)
 

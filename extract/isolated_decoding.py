@@ -84,7 +84,7 @@ class _Decoder:
         return child, ours
 
     def _answer(self, seconds: float) -> DecodedImage | str:
-        """What the child sends, or the reason why it sends nothing."""
+        """Return the child's message, or the reason there is none."""
         assert self._child is not None
         child, connection = self._child
         deadline = time.monotonic() + seconds

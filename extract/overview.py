@@ -65,7 +65,7 @@ def reason_kind(reason: str) -> str:
 
 
 def advice(reason: str) -> str:
-    """What to do about a reason, in parentheses; empty where there is nothing to say."""
+    """Return the advice for a reason in parentheses, or ''."""
     found = next((text for beginning, text in _ADVICE.items() if reason.startswith(beginning)), None)
     return f" ({found})" if found else ""
 
@@ -106,7 +106,7 @@ class Overview:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Overview:
-        """What `as_json` gave. Raises TypeError if it is something else."""
+        """Read the output of `as_json`. Raises TypeError if it is something else."""
         tables = {
             name: {reason: tuple(pair) for reason, pair in content[name].items()} for name in ("reasons", "ignored")
         }

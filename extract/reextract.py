@@ -51,11 +51,11 @@ class TowerCosines:
 
 @dataclass(frozen=True)
 class TeacherComparison:
-    """What the comparison found."""
+    """Result of the comparison."""
 
     slug: str
     source: str
-    """Where the teacher that ran now came from."""
+    """Source of the teacher that ran now."""
     digest_stored: str | None
     """None when the store does not know (imported features)."""
     digest_now: str

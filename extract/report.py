@@ -16,7 +16,7 @@ from mmkd.extract.overview import advice, reason_kind
 
 @dataclass
 class ShardReport:
-    """What happened to one shard; goes back to the client and into the run's log."""
+    """Report on one shard, sent to the client and the run's log."""
 
     shard: int
     teachers: tuple[str, ...]
@@ -39,7 +39,7 @@ class ShardReport:
     batch_rows: dict[str, int] = field(default_factory=dict)
     """`image SLUG` or `text SLUG`: rows of a batch after the device turned out too small for more."""
     worker: str = ""
-    """Who did it."""
+    """Worker name."""
 
     @property
     def failed(self) -> int:
@@ -70,7 +70,7 @@ class Clock:
 
 @dataclass
 class RunReport:
-    """What one run did."""
+    """Report on one run."""
 
     store: StorePath
     rows: int

@@ -78,7 +78,7 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
 
 
 def _before(store: Store, shard: int, teachers: Mapping[str, Teacher]) -> dict[str, ShardFeatures]:
-    """What the store holds of this shard, as copies."""
+    """Return copies of the shard's stored arrays."""
     features = FeatureStore.open(store.root)
     rows = store.record.shard_rows(shard)
     rows_here = slice(rows.start, rows.stop)

@@ -82,7 +82,7 @@ def live_rows(table: pa.Table) -> list[bool]:
 
 
 def image_sources(table: pa.Table, live: Sequence[bool], root: str) -> list[ImageSource | None]:
-    """Where each live row's image is; None for the others and for texts without an image."""
+    """Return the source of each live row's image; None for other rows and for texts without an image."""
     columns = (table[name].to_pylist() for name in ("uri", "offset", "length"))
     return [
         image_source(root, uri, offset, length) if uri is not None and row_live else None
@@ -98,7 +98,7 @@ def caption_fault(caption: str | None) -> str | None:
 
 
 def _indexed_fault(reason: str | None) -> str | None:
-    """What the index, or an earlier teacher's turn, said of the caption: a sidecar cut off or too long."""
+    """Return the caption fault known from the index or an earlier teacher: a truncated or overlong sidecar."""
     return next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
 
 
@@ -109,13 +109,13 @@ def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str 
 
 
 def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound: NDArray[np.bool_]) -> pa.Table:
-    """What `write_inputs` takes; rows whose image is not sound, or not what it was, have no JPEG."""
+    """Return the table for `write_inputs`; rows whose image is not sound, or not what it was, have no JPEG."""
     jpegs = [image.jpeg if image is not None and good else None for image, good in zip(images, sound, strict=True)]
     return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
 
 
 def sound_features(features: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of the sound inputs, bool (rows,), those whose feature, a row of (rows, D), is finite and not zero."""
+    """Return bool (rows,), True for sound inputs whose feature, a row of (rows, D), is finite and not zero."""
     norms = np.linalg.norm(features.astype(np.float32), axis=1)
     good: NDArray[np.bool_] = sound & np.isfinite(norms) & (norms > 0)
     return good

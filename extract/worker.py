@@ -1,4 +1,4 @@
-"""What runs inside a Dask worker: teachers loaded once per process, one shard at a time for each of its threads."""
+"""Code of a Dask worker: teachers loaded once per process, one shard at a time per thread."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
 
 
 def finished_report(root: StorePath, task: ShardTask) -> ShardReport:
-    """What the store says of a shard that a worker finished and died before it could tell."""
+    """Report from the store on a shard whose worker finished it and died before reporting."""
     if task.retry:
         return ShardReport(task.shard, ())
     table, _ = read_part(root, task.shard)

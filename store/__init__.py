@@ -1,5 +1,4 @@
-"""The feature store: a plain Zarr v3 hierarchy and plain Parquet, memory-mapped. Knows no torch and no dask. Names are
-loaded when they are first used, so that `mmkd --help` and an error message cost no pyarrow."""
+"""The feature store: plain Zarr v3 and Parquet, memory-mapped, without torch and dask. Names load on first use."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class FeatureArray(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the values that indexing gives: the card's encoding; float32 for int8."""
+        """Dtype that indexing returns: the card's encoding; float32 for int8."""
 
     def __len__(self) -> int:
         """N."""
@@ -82,7 +82,7 @@ class LazyRows(ABC):
 
 @dataclass(frozen=True)
 class ChunkedArray:
-    """Which chunks an array is made of, and what they must be."""
+    """Chunks of an array and their expected properties."""
 
     root: StorePath
     spec: ArraySpec

@@ -17,7 +17,7 @@ from mmkd.store.layout import MAX_DIM, Tower, check_slug, is_slug, teacher_group
 
 
 class Preprocessing(BaseModel):
-    """How an image becomes a tensor: the fields of open_clip's `preprocess_cfg` plus the color mode."""
+    """Image preprocessing: the fields of open_clip's `preprocess_cfg` plus the color mode."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +44,7 @@ class TeacherCard(BaseModel):
 
     slug: str
     source: str
-    """Where the weights came from, as a user would type it: `local-dir:...`, `hf-hub:...`."""
+    """Source of the weights as a user would type it: `local-dir:...`, `hf-hub:...`."""
     revision: str = ""
     weights_sha256: str
     preprocessing: Preprocessing

@@ -1,4 +1,4 @@
-"""How a teacher's features lie in arrays: which arrays there are, and values to codes and back.
+"""Storage of a teacher's features in arrays: which arrays there are, and values to codes and back.
 
 `float16` and `float32` are the values themselves. `int8` keeps a row as 8-bit codes and one float32 scale:
 value = code * scale, with scale = max|value| / 127 of the row (symmetric "absmax" quantisation, as in
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from mmkd.store.layout import TOWERS, Tower, teacher_group
 
 Encoding = Literal["float16", "float32", "int8"]
-"""How a feature lies on disk."""
+"""On-disk encoding of a feature."""
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 INT8_MAX = 127

@@ -34,7 +34,7 @@ NEGATIVE: Final = "negative_prompt"
 CANDIDATE: Final = "candidate"
 
 PLACE = "{}"
-"""Where a template takes a class' text."""
+"""Placeholder of a class' text in a template."""
 
 
 def _texts_by_class(value: object) -> object:

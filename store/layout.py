@@ -1,5 +1,5 @@
-"""Where everything lies in a store, and the arithmetic of rows and shards. A row is one corpus input; R consecutive
-rows are a shard; a shard of one array is one Zarr chunk. This file names paths only. It reads and writes nothing."""
+"""Layout of a store and arithmetic of rows and shards. A row is one corpus input; R consecutive rows are a shard; a
+shard of one array is one Zarr chunk. This file names paths only. It reads and writes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_ROWS_PER_SHARD = 16384
 MIN_ROWS_PER_SHARD = 256
 SHARDS_OF_A_SMALL_STORE = 8
 MAX_SHARDS = 1 << 20
-"""Of one store: 17 billion rows at the usual shard. More is no store but an attack or an accident."""
+"""Maximum shards of a store: 17 billion rows at the usual size. More is an attack or an accident."""
 MAX_DIM = 1 << 14
 """Width of a feature; a shard's chunk then stays below 1 GiB."""
 

@@ -40,10 +40,10 @@ class LedgerEntry(BaseModel):
     text_crc32c: str
     valid_crc32c: str
     samples_sha256: str
-    """Of the shard's sample part: features and rows belong together."""
+    """Digest of the shard's sample part, which ties features to rows."""
     image_scale_crc32c: str | None = None
     text_scale_crc32c: str | None = None
-    """Of the scales; int8 only."""
+    """CRC32C of the scales; int8 only."""
     image_error: CosineError | None = None
     text_error: CosineError | None = None
     """Loss from encoding in this shard; int8 only."""

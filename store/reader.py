@@ -148,7 +148,7 @@ class FeatureStore(Store):
         return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
     def available(self, selection: str | None = None) -> NDArray[np.bool_]:
-        """Where a teacher has a sound image and a sound text feature: bool (N, T), T in the order of `teachers`. With
+        """Return where teachers have sound image and text features: bool (N, T), T in the order of `teachers`. With
         `selection`, only pairs that `selections/<selection>` keeps. Raises UserError if there is no selection of this
         name, or one made when the store had other rows. Raises TeacherMismatchError if it judged other features than
         the store holds now."""
@@ -191,7 +191,7 @@ class FeatureStore(Store):
 
     @cached_property
     def _fits_in_memory(self) -> bool:
-        """Whether the features of all teachers may stay in the page cache together, with as much room beside them."""
+        """Return True if all features fit in half of the page cache."""
         specs = [spec for card in self.teachers.values() for spec in teacher_arrays(card.encoding, card.dim)]
         return 2 * sum(spec.chunk_bytes(self.record.rows_per_shard) for spec in specs) * self.shards <= free_memory()
 

@@ -47,7 +47,7 @@ class CorpusRecord(BaseModel):
 
 @dataclass(frozen=True)
 class CorpusSpan:
-    """Where one corpus lies in the grid: whole shards, of which the last may be part full."""
+    """Place of one corpus in the grid: whole shards, of which the last may be part full."""
 
     corpus: CorpusRecord
     shards: range

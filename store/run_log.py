@@ -58,7 +58,7 @@ class RunLog:
 
 @dataclass
 class TeacherSeconds:
-    """Of one teacher, summed over workers and runs."""
+    """Totals of one teacher over workers and runs."""
 
     image: float = 0.0
     text: float = 0.0
@@ -67,7 +67,7 @@ class TeacherSeconds:
 
 @dataclass
 class RunSeconds:
-    """Where the time of all runs of a store went."""
+    """Time spent in all runs of a store."""
 
     runs: int = 0
     shards: int = 0
@@ -77,7 +77,7 @@ class RunSeconds:
     decode: float = 0.0
     samples: float = 0.0
     wall: float = 0.0
-    """Of all shards, summed over workers: divide by the number of workers for what a clock showed."""
+    """Seconds of all shards summed over workers; divide by their number for wall time."""
     teachers: dict[str, TeacherSeconds] = field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ class TeacherSummary:
     text_rows: int
     """Rows with a sound text feature."""
     bytes: int
-    """Of the chunks with a ledger entry."""
+    """Bytes of chunks with a ledger entry."""
     digest: str
 
 
@@ -47,7 +47,7 @@ class StoreSummary:
     """Failed and partial rows by reason, most frequent first."""
     teachers: dict[str, TeacherSummary]
     sample_bytes: int
-    """Of the sample parts on disk."""
+    """Bytes of sample parts on disk."""
 
     @property
     def complete(self) -> bool:

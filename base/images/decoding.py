@@ -1,4 +1,4 @@
-"""From encoded bytes to a decoded picture, or to one line that says why not. `uri` finds the bytes."""
+"""Decode image bytes, or give a one-line reason; `uri` finds the bytes."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _turned(shown: Image.Image, orientation: object) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> object:
-    """What the EXIF says; an unreadable EXIF says nothing."""
+    """Return the EXIF orientation; an unreadable EXIF has none."""
     try:
         return picture.getexif().get(_ORIENTATION)
     except _DECODER_ERRORS:

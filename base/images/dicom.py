@@ -52,7 +52,7 @@ class DicomFrame:
 
     place: StorePath
     frame: int
-    """From 0."""
+    """Zero-based."""
 
     @property
     def path(self) -> str:
@@ -363,7 +363,8 @@ def _table(items: Iterable[Dataset]) -> tuple[NDArray[Any], int, int, int] | Non
 
 
 def _group(dataset: Dataset, frame: int, name: str) -> Dataset:
-    """Where an enhanced object keeps these attributes: its frame's group, the shared one, or the object itself."""
+    """Return the item of an enhanced object that has these attributes: its frame's group, the shared one, or the object
+    itself."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     for item in (*per_frame[frame : frame + 1], *shared[:1]):

@@ -25,7 +25,7 @@ _KEPT_BYTES = 16 << 20
 _KEPT_ROWS = 64
 _FILES_OPEN = 4
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, NotImplementedError)
-"""What reading an archive or an array raises on damage, besides OSError."""
+"""Errors besides OSError that damaged archives or arrays raise."""
 
 
 @dataclass(frozen=True)

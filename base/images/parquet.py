@@ -32,9 +32,9 @@ class ParquetImage:
     column: str
     """Dotted path of the column, such as `image.bytes`."""
     row: int
-    """From the file's beginning."""
+    """Row number in the file."""
     item: int | None = None
-    """Of a cell that holds a list."""
+    """Index within a list cell."""
 
     @property
     def path(self) -> str:

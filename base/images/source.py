@@ -1,4 +1,4 @@
-"""Where one image's encoded bytes come from, the limits that keep one image from costing a worker, and why it fails."""
+"""Sources of one image's encoded bytes, size limits that protect workers, and failure reasons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ImageError(Exception):
 
 
 class ImageSource(Protocol):
-    """Where one image's encoded bytes come from. Equal sources give equal bytes; all are hashable."""
+    """Source of one image's encoded bytes. Equal sources give equal bytes; all are hashable."""
 
     @property
     def path(self) -> str:

@@ -1,4 +1,4 @@
-"""From a sample row to its image's encoded bytes: a file, a slice, a Parquet cell, a frame, a tile, an array's row.
+"""Encoded image bytes of a sample row: a file, a slice, a Parquet cell, a frame, a tile, an array's row.
 
 A `uri` may end in a fragment that says which image inside the file is meant:
 

@@ -18,4 +18,4 @@ class Check:
     status: Status
     found: str
     next_step: str = ""
-    """What to do about it; empty where nothing is to be done."""
+    """Next step; empty where none is needed."""

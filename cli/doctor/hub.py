@@ -1,4 +1,4 @@
-"""Whether the model hub can be reached, and which teachers' weights are on this machine already."""
+"""Model hub reachability and locally available teacher weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def hub_check(seconds: float) -> Check:
 
 
 def cache_folder() -> Path:
-    """Where the hub's files are kept, as huggingface_hub decides it."""
+    """Return huggingface_hub's cache folder."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 

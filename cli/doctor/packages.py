@@ -56,7 +56,7 @@ def _belongs(one: Requirement, extra: str) -> bool:
 
 
 def missing_package(module: str, command: str = "") -> str:
-    """What to install where `import module` found nothing in `mmkd COMMAND`: the extra of its stage, if that has it."""
+    """Return the extra that provides `module` for `mmkd COMMAND`, preferring the one of its stage."""
     package = canonicalize_name(_MODULES.get(module, module))
     wanted = [Requirement(text) for text in requires("mmkd") or ()]
     extras = metadata("mmkd").get_all("Provides-Extra") or ()

@@ -1,4 +1,4 @@
-"""What `mmkd store info` prints, line by line."""
+"""Lines of `mmkd store info`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a store and a configuration to an alignment with its judgement."""
+"""Fit and judge an alignment from a store and a configuration."""
 
 from __future__ import annotations
 

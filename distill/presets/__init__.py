@@ -12,7 +12,7 @@ from mmkd.base.config import read_mapping
 from mmkd.base.errors import ConfigError
 
 SCHEMES = ("local-dir:", "hf-hub:")
-"""Of open_clip folders: network, weights, preprocessing and tokenizer together."""
+"""Keys of open_clip folders: network, weights, preprocessing and tokenizer together."""
 _MAY_BE_NAMES = ("model", "pretrained", "image", "text")
 """Keys whose value may be a name that open_clip knows."""
 _FILES = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")

@@ -10,7 +10,7 @@ from pydantic import Field
 from mmkd.base.config import Frozen
 
 FEWEST_EPOCHS = 10
-"""Of a training set with so many steps an epoch that `steps` would be fewer."""
+"""Minimum epochs on training sets so large that `steps` would be fewer."""
 
 
 class Trained(NamedTuple):

@@ -37,7 +37,7 @@ class DicomCorpus(FileCorpus):
 
     kind: Literal["dicom"] = "dicom"
     frames: Literal["middle", "first", "all"] = "middle"
-    """Of a multi-frame object: the middle one, the first, or a row for each."""
+    """Frames of a multi-frame object: the middle one, the first, or a row for each."""
     patient_salt: str | None = None
     """With a secret of your own, a label `patient` says which rows are of one patient (HMAC-SHA256 of the patient
     ID) without saying who: what splits by patient need."""

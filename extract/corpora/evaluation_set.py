@@ -35,7 +35,7 @@ class Draw(Frozen):
     val: float = Field(default=0.0, ge=0, le=1)
     test: float = Field(gt=0, le=1)
     by: str = "key"
-    """What falls as one: the sample's `key`, its file's `name` or `stem`, or a label such as the patient."""
+    """Unit of splitting: the sample's `key`, its file's `name` or `stem`, or a label such as the patient."""
     seed: int = 0
 
     @model_validator(mode="after")
@@ -46,7 +46,7 @@ class Draw(Frozen):
         return self
 
     def split(self, dataset: str, value: str | None) -> str | None:
-        """Where a value falls; nowhere when there is none."""
+        """Return the split of a value; None for no value."""
         if value is None:
             return None
         digest = hashlib.sha256(f"{dataset}/{self.seed}/{value}".encode("utf-8", "surrogatepass")).digest()
@@ -63,7 +63,7 @@ class EvaluationSet:
     name: str
     source: Corpus
     modality: str | None = None
-    """Of samples whose source does not say theirs."""
+    """Modality of samples whose source has none."""
     splits: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Split to patterns of part names (files, or top folders); other parts are left out."""
     join: Join | None = None
@@ -108,7 +108,7 @@ class EvaluationSet:
         return tuple(dict.fromkeys((*own, *joined, *split, KIND, TEXT_OF)))
 
     def settings(self) -> str:
-        """How the source is read and divided, and hashes of what is joined."""
+        """Reading and splitting settings, with hashes of joined files."""
         joined = (
             None
             if self.join is None

@@ -54,7 +54,7 @@ class FileCorpus(Frozen):
     """Patterns of the files to read (`train-*.parquet`) or folders of them; all when not given."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Of the files that are parts, in lower case."""
+    """Suffixes of part files, in lower case."""
     named_by_rows: ClassVar[tuple[str, ...]] = ()
     """Suffixes of other files, which rows may name; those that no row names are counted."""
 
@@ -65,7 +65,7 @@ class FileCorpus(Frozen):
 
     @functools.cached_property
     def place(self) -> StorePath:
-        """Where it is."""
+        """Location."""
         return as_root(self.path)
 
     @functools.cached_property

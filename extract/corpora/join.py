@@ -32,11 +32,11 @@ class Join(Frozen):
     key: str
     """Column of the table that says whose line it is."""
     match: str = "key"
-    """What of a sample is looked up: its `key`, the image's file name (`name`; `stem` without suffix) or a label."""
+    """Sample field to look up: its `key`, the image's file name (`name`; `stem` without suffix) or a label."""
     columns: tuple[str, ...] | None = None
     """Columns to take; all others when not given."""
     fold_columns: str | None = None
-    """How columns begin that hold `train` and `test` for one fold each, `fold_` in Patho-Bench; they become `fold`."""
+    """Prefix of columns that hold `train` and `test` of one fold each (`fold_` in Patho-Bench); they become `fold`."""
     fold_files: tuple[str, ...] = ()
     """CSV files, one for each fold, whose column `test` lists keys, as CLAM writes them; they become `fold`."""
 

@@ -17,12 +17,12 @@ from mmkd.extract.corpora.row import Corpus
 
 
 class Kind(NamedTuple):
-    """Where the reader of a kind is, and what it is recognized by."""
+    """Reader of a corpus kind and the signs it is recognized by."""
 
     module: str
     name: str
     suffixes: tuple[str, ...] = ()
-    """Of files and folders of this kind; without any, only a corpus.yaml names the kind."""
+    """Suffixes of this kind; without any, only a corpus.yaml selects it."""
     extra: str = "extract"
     in_folder: Callable[[StorePath, Sequence[str]], bool] | None = None
     """Recognizes a folder by the names below it; any file with one of the suffixes when not given."""

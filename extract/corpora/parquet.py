@@ -118,7 +118,7 @@ class ParquetCorpus(TabularCorpus):
 
 
 class _Cell(NamedTuple):
-    """Where an image column has bytes and paths: '' in the column itself, or below it; None where it has none."""
+    """Subfields with bytes and paths of an image column: '' is the column itself, None absent."""
 
     bytes: str | None
     path: str | None
@@ -208,7 +208,7 @@ def _filled(file: pq.ParquetFile, column: str) -> Any:
 
 
 def _mask(file: pq.ParquetFile, group: int, column: str) -> list[bool]:
-    """Which cells of a row group are there, a few images at a time."""
+    """Return the mask of non-null cells in a row group, reading a few images at a time."""
 
     mask: list[bool] = []
     for batch in file.iter_batches(16, row_groups=[group], columns=[column]):

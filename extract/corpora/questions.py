@@ -32,7 +32,7 @@ class QuestionsCorpus(FileCorpus):
     images: str | None = None
     """Folder that image names are relative to; the folder of `path` when not given."""
     language: str | None = "en"
-    """Of questions that say theirs (`q_lang`); null takes all."""
+    """Language to keep, by `q_lang`; null keeps all."""
     candidates: tuple[str, ...] = ()
     """Answers to closed questions: each makes a text row `question answer` for every question that has one of them.
     Training and validation questions get none: nothing is ranked there."""

@@ -41,15 +41,15 @@ class CorpusRow:
     caption: str | None
     """None when the corpus has no caption for it by design (a prompt-less picture); '' when one should be there."""
     uri: str | None
-    """Of the image's file, relative to the corpus root; None for a text without an image. See `store.sources`."""
+    """Image path relative to the corpus root; None for a text without an image. See `store.sources`."""
     offset: int | None = None
     length: int | None = None
     """Bytes of the image inside the file; None when it is the whole file."""
     modality: str | None = None
     labels: dict[str, str | None] = field(default_factory=dict)
     fault: str | None = None
-    """What is already known to be wrong: an `INDEX_FAULTS` reason fails the row, a `CAPTION_FAULT` one its caption,
-    a `ONE_SIDED` one says which side is missing."""
+    """Known fault: an `INDEX_FAULTS` reason fails the row, a `CAPTION_FAULT` one its caption, a `ONE_SIDED` one says
+    which side is missing."""
     by_design: bool = False
     """True where one side is all there is: a prompt, or an answer to a question."""
     if_taken: str | None = None
@@ -86,7 +86,7 @@ class Corpus(Protocol):
 
     @property
     def location(self) -> str:
-        """What the user named."""
+        """Path the user gave."""
 
     @property
     def root(self) -> str:
@@ -97,7 +97,7 @@ class Corpus(Protocol):
         """Names of the label columns."""
 
     def settings(self) -> str:
-        """How the corpus is read, as text; paths are not in it, so that a corpus may move."""
+        """Reading settings as text, without paths so that a corpus may move."""
 
     def parts(self) -> Sequence[Part]:
         """The pieces, in the order of their rows; cheap."""
@@ -135,7 +135,7 @@ def as_label(value: object) -> str | None:
 
 
 Choice = Literal["first", "each"]
-"""Of several captions, or several images, of one input: one row with the first, or a row for each. Further rows have
+"""Handling of several captions or images of one input: one row with the first, or a row for each. Further rows have
 keys `KEY#1`, `KEY#2`, ...; an image that they share is decoded once."""
 
 

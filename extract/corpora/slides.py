@@ -1,4 +1,4 @@
-"""Whole-slide images as bags: every tile with tissue is a row, and says which slide and patient it is of."""
+"""Whole-slide images as bags: one row per tissue tile, labeled with its slide and patient."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> It
 
 
 def tissue(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which pixels of uint8 (..., 3) are stained tissue: colored and not black."""
+    """Return the mask of stained tissue in uint8 (..., 3): colored and not black."""
     high = pixels.max(axis=-1).astype(np.int32)
     low = pixels.min(axis=-1).astype(np.int32)
     # HSV saturation without the division: (high - low) / high >= threshold / 255.

@@ -46,7 +46,7 @@ class TableCorpus(TabularCorpus):
     column_names: tuple[str, ...] | None = None
     """Names of the columns of a CSV or TSV without a header."""
     encoding: str = "utf-8"
-    """Of the file. A byte order mark goes before it."""
+    """Encoding of the file. A byte order mark takes precedence."""
     delimiter: str | None = None
     """One character; when not given, the one of comma, tabulator, semicolon and bar that divides the header most."""
     quotes: bool = True
@@ -79,8 +79,8 @@ class TableCorpus(TabularCorpus):
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
-        """Of the first table; of JSONL, every name that any line has. Raises CorpusError if there is no table, or it
-        has no rows."""
+        """Return column names of the first table; for JSONL, every name that any line has. Raises CorpusError if there
+        is no table, or it has no rows."""
         files = self.listed()
         if not files:
             raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")

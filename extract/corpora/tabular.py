@@ -1,4 +1,4 @@
-"""What tables of every format share: roles of their columns, labels, and the rows of one line."""
+"""Common parts of table formats: roles of their columns, labels, and the rows of one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _USUAL = {
 _MAX_LABELS = 256
 
 Image = tuple[str | None, str | None]
-"""Of one image of a line: its place inside the table's file, or its path."""
+"""Location of one image of a line: its place inside the table's file, or its path."""
 
 
 class TableColumns(Frozen):
@@ -48,9 +48,9 @@ class TabularCorpus(FileCorpus):
     label_columns: tuple[str, ...] | None = None
     """Columns that pass into the sample table; all others (but binary ones) when not given."""
     captions: Choice = "first"
-    """Of a list of captions the first that is not blank, or a row for each."""
+    """Use the first nonblank caption of a list, or one row for each."""
     pictures: Choice = "first"
-    """Of a list of images the first, or a row for each."""
+    """Use the first image of a list, or one row for each."""
     shard_keys: bool = False
     """Keys are `FILE/KEY`, for files that number their rows alike."""
 

@@ -26,7 +26,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Damage:
-    """Where an archive stops being one."""
+    """Damaged place in an archive."""
 
     offset: int
 

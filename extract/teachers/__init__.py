@@ -1,5 +1,4 @@
-"""Teachers: who they are, how their files become an encoder, and how to bring one's own. Who they are is read without
-torch: lists, checks of names and `mmkd doctor` start at once, and without the extra."""
+"""Teachers: identity, loading, and user-defined ones. Identities are read without torch."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class GoldenReport(BaseModel):
 
 
 class CheckReport(BaseModel):
-    """What `check` found."""
+    """Result of `check`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,13 +74,13 @@ class CheckReport(BaseModel):
     """Captions longer than the context."""
     load_seconds: float
     peak_memory_bytes: int
-    """Of the device where there is one, else of this process."""
+    """Peak memory in bytes of the device if there is one, else of this process."""
     golden: GoldenReport | None
     open_questions: tuple[str, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether every feature is finite and, where compared, the original's."""
+        """True if all features are finite and equal the original's where compared."""
         broken = self.image.not_finite + self.text.not_finite
         return broken == 0 and (self.golden is None or self.golden.verdict != _DIFFERENT)
 
@@ -198,7 +198,7 @@ class GoldenSample:
 
 @dataclass(frozen=True)
 class GoldenCosine:
-    """How close our features of a published sample are to the published ones."""
+    """Compare our features of a published sample with the published ones."""
 
     key: str
     image: float

@@ -15,7 +15,7 @@ _BLOCK = 1 << 20
 
 
 def cache_directory() -> Path:
-    """Where hashes are remembered: `$XDG_CACHE_HOME/mmkd/sha256`, by default below `~/.cache`."""
+    """Hash cache folder: `$XDG_CACHE_HOME/mmkd/sha256`, by default below `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmkd" / "sha256"
 
 

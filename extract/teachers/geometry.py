@@ -1,4 +1,4 @@
-"""From a decoded picture to the pixels a teacher sees, before normalization.
+"""Geometry from a decoded picture to a teacher's pixels, before normalization.
 
 Teachers that agree on geometry (size, resize mode, interpolation, color) share one resize; they
 differ only by mean and std, which are applied on the device (`normalize`). Each resize mode is the

@@ -73,6 +73,6 @@ def fetch_file(slug: str, repository: str, filename: str, revision: str = "") ->
 
 
 def _repository_is_cached(folder: str) -> bool:
-    """Whether some snapshot of the repository was downloaded: then a file that is missing was not wanted."""
+    """Return True if a snapshot of the repository is downloaded: a missing file was then not wanted."""
     snapshots = Path(HF_HUB_CACHE) / folder / "snapshots"
     return snapshots.is_dir() and any(snapshots.iterdir())

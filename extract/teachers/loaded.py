@@ -98,12 +98,12 @@ class LoadedTeacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self._device
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has learned."""
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @torch.inference_mode()

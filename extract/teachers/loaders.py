@@ -1,4 +1,4 @@
-"""Which loader turns a spec into an encoder: ours by name, a user's by entry point, or by the files that lie there."""
+"""Loader lookup: ours by name, a user's by entry point, or by the files that lie there."""
 
 from __future__ import annotations
 

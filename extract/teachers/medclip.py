@@ -30,7 +30,7 @@ _POOLED_LAYERS = (1, 2, -1)
 
 
 class MedClipOptions(BaseModel):
-    """Which of the two released models, and what to do where the authors' code depends on the batch."""
+    """Choice of the released model and of the behavior where the authors' code depends on the batch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -182,7 +182,7 @@ def _tokenizer(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any],
 
 
 def _padding_is_inert(custom: bool, text: dict[str, Any], forward: dict[str, Any]) -> bool:
-    """Whether a caption may be cut behind its end: see `TokenizerPlan.inert_padding`."""
+    """Return True if a caption may be cut after its end: see `TokenizerPlan.inert_padding`."""
     if forward:
         # open_clip's HFTextEncoder masks padding in the tower and in every pooler.
         return bool(forward.get("model_type") == "bert")

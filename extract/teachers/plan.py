@@ -41,13 +41,13 @@ class Plan:
     vocabulary: int
     """Token embeddings of the text tower."""
     configuration: dict[str, Any] = field(default_factory=dict)
-    """What the forward pass depends on beside the weights: activation, pooling, heads, masks. JSON."""
+    """Properties besides the weights that affect the forward pass: activation, pooling, heads, masks. JSON."""
     companions: dict[str, Path] = field(default_factory=dict)
     """Configuration files that the loader reads beside the weights, by name."""
     text_config: dict[str, Any] = field(default_factory=dict)
     """config.json of a Hugging Face text tower, where there is one."""
     material: dict[str, Any] = field(default_factory=dict)
-    """What `build` needs to know further; not part of the identity."""
+    """Further input of `build`; not part of the identity."""
 
     def card(self) -> TeacherCard:
         """The card of this teacher; hashes the files the first time."""
@@ -115,7 +115,7 @@ class FileLoader:
     build: Callable[[Plan], nn.Module]
     """Returns a model with `encode_image`, `encode_text` and, if it has one, `logit_scale`; strictly loaded."""
     recognizes: Callable[[TeacherSpec, Source], bool] = lambda spec, source: False
-    """Whether `loader: auto` takes this loader for a place; looks at small files only."""
+    """Return True if `loader: auto` chooses this loader; reads small files only."""
     reads: str = ""
     """Description of such a place, for the message where no loader recognizes one."""
 

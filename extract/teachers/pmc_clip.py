@@ -39,7 +39,7 @@ class PmcClipOptions(BaseModel):
     """Heads of the image tower's attention pooling; empty: width * 32 / 64, 32 for a ResNet-50."""
     text_feature: Literal["last_hidden_state", "pooler_output"] = "last_hidden_state"
     attention_mask: bool = False
-    """Whether padding is hidden from attention; training let it be attended."""
+    """Mask padding in attention; the original training attended to it."""
     image_size: int = 224
     dim: int = 768
 

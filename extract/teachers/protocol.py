@@ -1,5 +1,5 @@
-"""What extraction asks of a teacher. Anything that does this can be one; see docs for the entry point. Shapes: B batch,
-H and W the teacher's image size, L its context length, D its feature width."""
+"""Interface of a teacher; see the docs for the entry point. Shapes: B batch, H and W the teacher's image size, L its
+context length, D its feature width."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Teacher(Protocol):
 
     @property
     def card(self) -> TeacherCard:
-        """Who this is; its digest goes into every ledger entry."""
+        """Identity; its digest goes into every ledger entry."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where `encode_*` expects its input."""
+        """Device of the weights and of the input of `encode_*`."""
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode images that have the teacher's geometry already. Returns float32 (B, D), the encoder's own output, not

@@ -55,7 +55,7 @@ class PublishedTeacher(Frozen):
     paper: str
     open_questions: tuple[str, ...] = ()
     inferred: bool = False
-    """Whether it is a guess that the original used this model at all."""
+    """True if the model of the original is a guess."""
 
     @property
     def spec(self) -> TeacherSpec:

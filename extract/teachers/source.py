@@ -49,7 +49,7 @@ class Source:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it lies on this machine as a plain folder."""
+        """True for a local folder."""
         return self._folder is not None
 
     @property
@@ -83,7 +83,7 @@ class Source:
         return path
 
     def listing(self) -> str:
-        """What lies in a folder, for the end of an error message."""
+        """Return a folder's contents for the end of an error message."""
         if self._folder is None:
             return ""
         names = sorted(path.name for path in self._folder.iterdir())
@@ -108,7 +108,7 @@ class Source:
 
 
 def source_of(spec: TeacherSpec) -> Source:
-    """Where the weights lie."""
+    """Path of the weights."""
     return Source(spec.slug, spec.source, spec.revision)
 
 
@@ -182,7 +182,7 @@ def _original_or_converted(source: Source, name: str) -> Path | None:
 
 
 def converted_name(name: str) -> str:
-    """What `mmkd teachers convert` calls the safetensors file made of `name`."""
+    """Return the name that `mmkd teachers convert` gives the safetensors file of `name`."""
     return f"{name.rpartition('.')[0]}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""What a user asks for: a teacher by name, by place, or by a YAML card, as one small picklable value."""
+"""Teacher requests: a teacher by name, by place, or by a YAML card, as one small picklable value."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Precision = Literal["fp32", "fp16", "bf16", "auto"]
 
 
 class TeacherSpec(Frozen):
-    """How one teacher's files become an encoder: everything `describe_teacher` and `load_teacher` need. A YAML card has
-    these same fields. It travels to worker processes, so it holds no open files."""
+    """Recipe that turns a teacher's files into an encoder: everything `describe_teacher` and `load_teacher` need. A
+    YAML card has these same fields. It travels to worker processes, so it holds no open files."""
 
     slug: str
     source: str
@@ -35,7 +35,7 @@ class TeacherSpec(Frozen):
     weights_sha256: str = ""
     """Refuse weights of another hash than this; of several files, the hash that a card shows for them together."""
     text_source: str = ""
-    """Where the text tower's configuration and tokenizer lie when they are not beside the weights."""
+    """Place of the text tower's configuration and tokenizer if not beside the weights."""
     context_length: int | None = Field(default=None, gt=0)
     """Tokens a caption is cut to; empty for what the files say."""
     preprocessing: Preprocessing | None = None

@@ -18,7 +18,7 @@ _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 class Tokenizer(Protocol):
-    """What a loaded teacher asks of a tokenizer."""
+    """Tokenizer interface of a loaded teacher."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class TokenizerPlan:
-    """Which tokenizer, before any of it is loaded."""
+    """Tokenizer description, before loading."""
 
     context_length: int
     folder: Path | None = None

@@ -123,8 +123,9 @@ def _forward_settings(config: Any) -> dict[str, Any]:
 
 
 def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
-    """Of preprocessor_config.json or processor_config.json, in any form since CLIPFeatureExtractor. Raises TeacherError
-    if it is missing, or asks for something that this loader would not do exactly."""
+    """Read the preprocessing of preprocessor_config.json or processor_config.json, in any form since
+    CLIPFeatureExtractor. Raises TeacherError if it is missing, or asks for something that this loader would not do
+    exactly."""
     found: list[dict[str, Any]] = [
         dict(read_json(path)) for name in _PREPROCESSORS if (path := source.find(name)) is not None
     ]

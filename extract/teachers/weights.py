@@ -105,7 +105,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _begins_like_torch(path: Path) -> bool:
-    """Whether the file begins as torch writes it: a zip archive, or the older bare pickle."""
+    """Return True if the file begins like a torch file: a zip archive, or the older bare pickle."""
     with path.open("rb") as file:
         return _is_zip(path) or file.read(1) == b"\x80"
 

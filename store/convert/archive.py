@@ -22,7 +22,7 @@ CODECS = ("zstd", "blosc", "gzip")
 
 @dataclass(frozen=True)
 class ArchiveReport:
-    """How much an archive saves."""
+    """Savings of an archive."""
 
     arrays: int
     stored: int

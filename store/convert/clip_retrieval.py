@@ -49,7 +49,7 @@ class ClipRetrievalFolder:
 
     @property
     def root(self) -> StorePath:
-        """Where images lie: the folder itself, or what an export noted."""
+        """Image folder: the folder itself, or what an export noted."""
         return self.folder if self._export is None else as_root(self._export["root"])
 
     @cached_property

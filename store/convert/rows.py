@@ -158,7 +158,7 @@ def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Ta
 
 @dataclass(frozen=True)
 class RowChoice:
-    """Which rows; what is given must all hold. Absent rows are never chosen."""
+    """Row filter; all given conditions must hold. Absent rows are never chosen."""
 
     keys: Sequence[str] | None = None
     """Only these, in this order."""

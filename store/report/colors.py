@@ -1,4 +1,4 @@
-"""What the teachers say of a row, as names that a map can be colored by."""
+"""Teachers' verdicts on rows as names for coloring a map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page tells, gathered from the store before anything is drawn."""
+"""Content of the page, gathered from the store before drawing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ SHOWN_ROWS = 6
 CAPTION_CHARACTERS = 300
 THUMBNAIL_SIDE = 80
 THUMBNAIL_BYTES = 2_000_000
-"""Of all thumbnails before base64; with 4.8 MB of plotly.js the page stays below 10 MB whatever the store's size."""
+"""Limit of all thumbnails before base64; with 4.8 MB of plotly.js the page stays below 10 MB whatever the store's
+size."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ class Content:
     failures: tuple[int, ...]
     """The first failed and partial rows."""
     samples: dict[int, Sample]
-    """Of every row that a map, the outliers or the failures name."""
+    """Samples of all rows in maps, outliers or failures."""
     colours: dict[str, dict[int, str]]
-    """What the map can be colored by: name to row to value. Label columns have 2 to 12 values in the sample."""
+    """Map coloring: name to row to value. Label columns have 2 to 12 values in the sample."""
     pictures_missing: int
     """Rows of the page that name a picture which cannot be shown."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose for the page."""
+    """User options of the page."""
 
     teachers: tuple[str, ...] | None = None
     """Slugs; all when None."""

@@ -1,4 +1,5 @@
-"""From gathered content to one HTML file: charts, script and style in it, and a policy that lets nothing else in."""
+"""Rendering of gathered content as one HTML file: charts, script and style in it, and a policy that lets nothing else
+in."""
 
 from __future__ import annotations
 
@@ -126,7 +127,7 @@ class Command:
 
 
 def _commands(content: Content, options: Options) -> dict[str, Command]:
-    """What gives the numbers of the page, by the name that its numbers link to."""
+    """Commands that print the page's numbers, by link name."""
     root = quote(content.info.summary.root)
     drawn = "" if options.sample == Options().sample else f" --sample {options.sample or 'all'}"
     drawn += f" --seed {options.seed}" if options.seed else ""

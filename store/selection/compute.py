@@ -1,4 +1,4 @@
-"""From a rule to a selection: scores in one pass over the memory map, then verdicts, then counts."""
+"""Compute a selection from a rule: scores in one pass over the memory map, then verdicts, then counts."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def compute_scores(
 
 
 def _explain_empty(columns: Columns, lines: list[Line]) -> str:
-    """How many pairs each part of a rule that keeps nothing would keep alone."""
+    """Count the pairs that each part of a rule would keep alone."""
     alone = "; ".join(f"{line.rule} alone keeps {int(line.passed().sum()):,}" for line in lines)
     return (
         f"the rule keeps none of {int(columns.available.sum()):,} pairs, so nothing was written"

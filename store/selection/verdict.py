@@ -1,4 +1,4 @@
-"""From scores to verdicts: thresholds, lists, counts, and how rules combine. Pure NumPy over (N, T) arrays."""
+"""Verdicts from scores: thresholds, lists, counts, and how rules combine. Pure NumPy over (N, T) arrays."""
 
 from __future__ import annotations
 
