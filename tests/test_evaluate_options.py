@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_question_is_asked_as_typed(suite: str, command: list[str], monkeypatc
         asked.append(options)
         raise UserError("asked")
 
-    monkeypatch.setattr(ResultFolder, "__init__", lambda self, out: asked.append(out))
+    monkeypatch.setattr(ResultFolder, "__init__", lambda self, out, suite: asked.append((out, suite)))
     monkeypatch.setattr(ResultFolder, "questions", questions)
     words = [command[0], suite, *command[1:]]
     typed = [
@@ -55,10 +56,10 @@ def test_a_question_is_asked_as_typed(suite: str, command: list[str], monkeypatc
         "results",
     ]
     assert str(CliRunner().invoke(evaluate, [*words, *typed]).exception) == "asked"
-    assert asked[0] == Path("results")
+    assert asked[0] == (Path("results"), "s")
     assert asked[1] == {"task": "retrieval", "metric": "r1", "by": "dataset", "head": "i2t", "fraction": 0.1}
     assert str(CliRunner().invoke(evaluate, words).exception) == "asked"
-    assert asked[2] == Path(suite).with_name("suite-results")
+    assert asked[2] == (Path(suite).with_name("suite-results"), "s")
     assert asked[3] == {"task": None, "metric": None, "by": "domain", "head": None, "fraction": 1.0}
 
 
@@ -79,7 +80,11 @@ def test_as_many_units_at_once_as_are_typed(suite: str, monkeypatch: pytest.Monk
 def test_a_page_has_the_columns_that_are_typed(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr("mmkd.evaluate.report.write_report", lambda *given: asked.append(given))
+    plan = SimpleNamespace(suite=SimpleNamespace(suite="s"))
+    monkeypatch.setattr(
+        ResultFolder, "__init__", lambda self, out, suite: vars(self).update(out=out, plan=plan, asked=suite)
+    )
     words = ["report", suite, "p.html", "--model", "one", "--out", "o"]
     assert CliRunner().invoke(evaluate, [*words, "--by", "modality"]).exit_code == 0
     assert CliRunner().invoke(evaluate, words).output == "wrote p.html\n"
-    assert asked == [(Path("o"), "one", Path("p.html"), by) for by in ("modality", "domain")]
+    assert asked == [(Path("o"), "one", Path("p.html"), by, "s") for by in ("modality", "domain")]
