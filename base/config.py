@@ -23,7 +23,7 @@ from mmkd.base.errors import ConfigError
 
 
 class Frozen(BaseModel):
-    """Base of everything that is read from YAML: frozen, and a misspelt key is an error."""
+    """Base of everything that is read from YAML: frozen, and a misspelled key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -146,7 +146,7 @@ def validated(model: type[Model], content: object, where: Path | str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        # A key that is misspelt before the one that is missing for it.
+        # A key that is misspelled before the one that is missing for it.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = _place(content, first["loc"])
         reason = " ".join(first["msg"].removeprefix("Value error, ").split())

@@ -30,7 +30,7 @@ def align(store: str, run: Path, as_json: bool) -> None:
     from mmkd.distill.alignment.config import load_align
 
     config = load_align(run)
-    # After the configuration: a misspelt key is answered at once, not after seconds of importing torch.
+    # After the configuration: a misspelled key is answered at once, not after seconds of importing torch.
     from mmkd.distill.alignment.fit import align as fit
     from mmkd.distill.alignment.judge import AlignmentScores
 

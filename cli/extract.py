@@ -65,7 +65,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         retry_failed=options["retry_failed"],
         max_failures=FailureLimit.parse(options["max_failures"]) if options["max_failures"] else None,
     )
-    # torch is imported after options and corpus are checked: a misspelt name or path fails at once.
+    # torch is imported after options and corpus are checked: a misspelled name or path fails at once.
     _ = config.opened
     if options["dry_run"]:
         from mmkd.extract.estimate import estimate, estimate_lines

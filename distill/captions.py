@@ -78,7 +78,7 @@ class Captions:
 
 
 def tokenised(captions: Sequence[str] | pa.Array, tokenise: Tokenise) -> Captions:
-    """Tokenise distinct captions, a few thousand at a time; strings, or an Arrow array of them."""
+    """Tokenize distinct captions, a few thousand at a time; strings, or an Arrow array of them."""
     empty = tokenise([""])[0]
     pad, context = int(empty[-1]), len(empty)
     values, lengths = [np.empty(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)]

@@ -213,7 +213,7 @@ class Comparison:
 
 
 def _bank_term(c: Comparison) -> torch.Tensor:
-    # One after the other: stacking would copy every bank once more.
+    # One after the other: stacking would copy every bank again.
     scales = c.scale.expand(len(c.banks), 1, 1)
     values = [bank_loss(c.mapped.of(t), c.all_teachers.of(t), bank, scales[t]) for t, bank in enumerate(c.banks)]
     return torch.stack(values)

@@ -1,8 +1,6 @@
-"""Each sample's shares of its teachers, as pure functions of (seed, epoch, position).
-
-Shapes: B rows of this rank, T teachers. A row of shares sums to 1, or to 0 when the sample has no teacher. Draws do not
-depend on batch size, number of ranks or how often a run was resumed.
-"""
+"""Each sample's shares of its teachers, as pure functions of (seed, epoch, position). Shapes: B rows of this rank, T
+teachers. A row of shares sums to 1, or to 0 when the sample has no teacher. Draws do not depend on batch size, number
+of ranks or how often a run was resumed."""
 
 from __future__ import annotations
 
@@ -40,12 +38,12 @@ def _shifted(z: torch.Tensor, places: int) -> torch.Tensor:
 
 
 def all_teachers(available_BT: torch.Tensor) -> torch.Tensor:
-    """Equal shares of the available teachers."""
+    """Return equal shares of the available teachers."""
     return _to_one(available_BT.float())
 
 
 def one_teacher(available_BT: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tensor:
-    """All of it to one available teacher, each as likely; MMKD-CLIP's policy."""
+    """Return shares that choose one available teacher uniformly; MMKD-CLIP's policy."""
     count_B = available_BT.sum(1)
     chosen_B = (drawn_B * count_B).long()
     number_BT = available_BT.cumsum(1) - 1
@@ -66,10 +64,8 @@ def best_teachers(available_BT: torch.Tensor, scores_BT: torch.Tensor, count: in
 
 
 def dropped(shares_BT: torch.Tensor, losses_BT: torch.Tensor, drawn_BT: torch.Tensor, chance: float) -> torch.Tensor:
-    """Leave out each teacher with this chance, but for the one whose loss is largest (UNIC, arXiv 2408.05088).
-
-    What is left is scaled to sum to 1, so that the size of the loss does not depend on `chance`.
-    """
+    """Leave out each teacher with this chance, but for the one whose loss is largest (UNIC, arXiv 2408.05088). What is
+    left is scaled to sum to 1, so that the size of the loss does not depend on `chance`."""
     taking_part_BT = shares_BT > 0
     worst_B = losses_BT.detach().masked_fill(~taking_part_BT, -torch.inf).argmax(dim=1, keepdim=True)
     kept_BT = (drawn_BT >= chance).scatter(1, worst_B, True)
@@ -82,10 +78,8 @@ def agreement(target: TeacherTargets) -> torch.Tensor:
 
 
 def familiarity(target: TeacherTargets, captions_UE: torch.Tensor) -> torch.Tensor:
-    """Largest cosine of a teacher's image with any of these captions (unit rows), float32 (B,).
-
-    It says whether the teacher knows such images, whatever caption the sample has.
-    """
+    """Largest cosine of a teacher's image with any of these captions (unit rows), float32 (B,). It says whether the
+    teacher knows such images, whatever caption the sample has."""
     pieces = torch.split(unit(target.image), _ROWS_AT_ONCE)
     return torch.cat([(piece_BE @ captions_UE.to(piece_BE).T).amax(dim=1) for piece_BE in pieces])
 
@@ -95,12 +89,9 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Standard:
-    """How each teacher usually scores a sample: teachers' cosines have different ranges and are compared only in
-    deviations from their means.
-
-    captions: float32 (U, E) of each teacher, unit rows, for `familiarity`; empty for `agreement`.
-    mean, deviation: float32 (T,), over the run's rows.
-    """
+    """Usual score of each teacher: teachers' cosines have different ranges and are compared only in deviations from
+    their means. captions: float32 (U, E) of each teacher, unit rows, for `familiarity`; empty for `agreement`. mean,
+    deviation: float32 (T,), over the run's rows."""
 
     captions: Sequence[torch.Tensor]
     mean: torch.Tensor
@@ -108,7 +99,7 @@ class Standard:
 
     @classmethod
     def of(cls, targets: Sequence[TeacherTargets], captions: Sequence[torch.Tensor] = ()) -> Standard:
-        """From a sample of rows; a teacher with fewer than two has mean 0 and deviation 1."""
+        """Estimate from a sample of rows; a teacher with fewer than two has mean 0 and deviation 1."""
         found = [values[target.present] for target, values in zip(targets, _raw_scores(targets, captions), strict=True)]
         mean = [values.mean() if len(values) > 1 else values.new_zeros(()) for values in found]
         deviation = [values.std() if len(values) > 1 else values.new_ones(()) for values in found]
@@ -136,7 +127,7 @@ class Policy:
     standard: Standard | None = None
 
     def shares(self, batch: Batch) -> torch.Tensor:
-        """float32 (B, T)."""
+        """Return float32 (B, T)."""
         available_BT = torch.stack([target.present for target in batch.targets], dim=1)
         if self.config.kind == "one":
             return one_teacher(available_BT, draws(self.seed, batch.epoch, batch.positions, 1)[:, 0])
@@ -147,7 +138,7 @@ class Policy:
         return all_teachers(available_BT)
 
     def after_losses(self, shares_BT: torch.Tensor, losses_BT: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The shares after teacher dropping, which looks at the losses; float32 (B, T)."""
+        """Return the shares after teacher dropping, which looks at the losses; float32 (B, T)."""
         if not self.config.drop:
             return shares_BT
         # Column 0 chooses the one teacher; dropping has draws of its own.

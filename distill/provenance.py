@@ -172,8 +172,8 @@ def _public(source: str) -> str:
 
 
 def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
-    """Return SHA-256 in hex over the rows, the teachers' digests and their ledger entries, which hold the checksums of
-    features and samples: a shard that was extracted again with other rows changes it."""
+    """Return the SHA-256 in hex over the rows, the teachers' digests and their ledger entries, which hold the checksums
+    of features and samples: a shard that was extracted again with other rows changes it."""
     content = {
         "rows": store.record.rows,
         "corpora": [span.corpus.digest for span in store.record.spans()],
@@ -188,8 +188,8 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
-    """Return SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`. Raises ConfigError if
-    it cannot be read."""
+    """Return the SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`. Raises
+    ConfigError if it cannot be read."""
     try:
         if path.is_dir():
             files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]

@@ -86,8 +86,8 @@ class Updater:
 
     def _backward_in_pieces(self, batch: Batch, size: int) -> dict[str, torch.Tensor]:
         """GradCache (Gao et al. 2021, arXiv 2101.06983): features of all pieces first, without their graphs; the loss
-        of the whole batch gives the gradient of each feature; then each piece once more, with its graph. The gradient
-        is that of the whole batch in one piece. Towers with batch norm see each piece's own statistics."""
+        of the whole batch gives the gradient of each feature; then each piece again, with its graph. The gradient is
+        that of the whole batch in one piece. Towers with batch norm see each piece's own statistics."""
         pieces = list(batch.pieces(size))
         states = []
         found: list[Outputs] = []

@@ -59,7 +59,7 @@ class ImageHashes:
     def of_rows(
         self, store: FeatureStore, rows: NDArray[np.int64], sha: NDArray[np.object_]
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """Return hashes of the images of these rows. Returns uint64 (n,), and bool (n,): False where the image is gone,
+        """Return hashes of the images of these rows. Result: uint64 (n,), and bool (n,): False where the image is gone,
         is no longer the same, or is all of one color.
 
         Args:

@@ -355,7 +355,7 @@ def nearest(
     excluded: NDArray[np.int64] | None = None,
     group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Find the row with the highest inner product for every query; the first of equal ones. Returns Inner products,
+    """Find the row with the highest inner product for every query; the first of equal ones. Returns inner products,
     float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was there to be found.
 
     Args:

@@ -195,7 +195,7 @@ def choose_c(
 ) -> tuple[float, dict[str, Any]]:
     """Return the C with the lowest validation log-loss among the fits that converged; the smaller of two that are
     equal. Without validation rows a fifth of the training groups is held out. Without groups to hold out, or where no
-    fit converges, `settings.fallback_c` is taken and the facts say so. Returns C, and facts for the report: `c`,
+    fit converges, `settings.fallback_c` is taken and the facts say so. Result: C, and facts for the report: `c`,
     `c_chosen_on` (validation rows), `c_converged` (fits), `c_at_edge`."""
     if val is None:
         out = hold_out(train.y, train.group, seed)

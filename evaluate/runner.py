@@ -119,7 +119,7 @@ def run_suite(
 
 @contextmanager
 def _only_run(out: Path, suite: str, waiting: Callable[[], None] | None) -> Iterator[None]:
-    """Wait until no other run of the suite works in `out`: it would compute the same units once more."""
+    """Wait until no other run of the suite works in `out`: it would compute the same units again."""
     path = plan_path(out, suite).with_suffix(".lock")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

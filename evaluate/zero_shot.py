@@ -110,7 +110,7 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
 
 
 def class_cosines(data: DatasetRows, model: Features, negative: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return cosines of test images and the class vectors of one encoder. Returns float64 (n, C), NaN for images
+    """Return cosines of test images and the class vectors of one encoder. Result: float64 (n, C), NaN for images
     without features; and which images have them, bool (n,). Raises UserError if a class has no prompt that the encoder
     has features of.
 

@@ -25,7 +25,7 @@ from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, clu
 _DASK: dict[str, object] = {
     # A worker gets its next shard when it has finished one: a crash then blames the shard in hand and no other.
     "distributed.scheduler.worker-saturation": 1.0,
-    # Twice is enough to know: the shard is done once more with every image decoded in a process of its own.
+    # Twice is enough to know: the shard is done again with every image decoded in a process of its own.
     "distributed.scheduler.allowed-failures": 1,
     # A process imports PyTorch before it answers; on a busy machine or a cold network disk that takes minutes.
     "distributed.comm.timeouts.connect": "120s",

@@ -116,7 +116,7 @@ class ClusterConfig(Frozen):
         return self.security.security() if self.security else None
 
     def batch_keywords(self) -> dict[str, Any]:
-        """Return the keywords of this run's batch system, spelt as Python arguments."""
+        """Return the keywords of this run's batch system, spelled as Python arguments."""
         return {_canonical(name): value for name, value in self.jobqueue.get(self.scheduler, {}).items()}
 
 

@@ -146,7 +146,7 @@ class _Earlier:
 
 def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
-    Returns Parts that were written; their rows are pending. Raises CorpusError as `check_same_corpus`. Raises
+    Returns the parts that were written; their rows are pending. Raises CorpusError as `check_same_corpus`. Raises
     StoreError if the store cannot be written."""
     span = check_same_corpus(corpus, store)
     missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]

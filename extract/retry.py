@@ -1,4 +1,4 @@
-"""Failed images once more: their rows are read and encoded again, every other row of the shard stays as it is."""
+"""Failed images again: their rows are read and encoded again, every other row of the shard stays as it is."""
 
 from __future__ import annotations
 

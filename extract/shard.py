@@ -29,7 +29,7 @@ from mmkd.store.writer import ShardFeatures, write_shard
 
 
 def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
-    """Extract one shard for these teachers and vouch for it in the ledger. Raises StoreError if the store cannot be
+    """Extract one shard for these teachers and write its ledger entries. Raises StoreError if the store cannot be
     written. Nothing of this shard counts as done then. Raises TeacherError if a device has too little memory."""
     started = time.perf_counter()
     table, sha_before = read_part(store.root, shard)

@@ -109,7 +109,7 @@ def _still_wanted(root: StorePath, task: ShardTask, loaded: Mapping[str, Teacher
     """Return the task's teachers, without those that another run or a lost worker has finished since it was planned."""
     entries = entries_of_shard(root, task.shard)
     if task.retry:
-        # A shard that is no longer vouched for by all of them is no retry: planning finds it again.
+        # A shard without entries of all of them is not retried: planning finds it again.
         return {slug: loaded[slug] for slug in task.teachers} if set(task.teachers) == set(entries) else {}
     return {
         slug: loaded[slug]

@@ -38,7 +38,7 @@ class Preprocessing(BaseModel):
 class TeacherCard(BaseModel):
     """One teacher as the store knows it. `digest` is the identity: two cards with equal digest give equal features. It
     covers weights, preprocessing, tokenizer and widths, and leaves out what cannot change a feature (where the files
-    lay, the licence, library versions)."""
+    lay, the license, library versions)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -25,7 +25,8 @@ SEAL = "sha256"
 
 
 def seal_of(content: dict[str, Any]) -> str:
-    """Return SHA-256 in hex over the canonical JSON of `content` without its seal: members sorted, no spaces, ASCII."""
+    """Return the SHA-256 in hex over the canonical JSON of `content` without its seal: members sorted, no spaces,
+    ASCII."""
     bare = {name: value for name, value in content.items() if name != SEAL}
     return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -1,8 +1,6 @@
-"""Connections to object stores and web servers: obstore's errors as ours, and the pages that list a web folder.
-
-Plain HTTP has no listing. `python -m http.server`, nginx (`autoindex on`) and Apache (`Options +Indexes`) make pages
-of links instead, which obstore does not read.
-"""
+"""Connections to object stores and web servers: obstore's errors as ours, and the pages that list a web folder. Plain
+HTTP has no listing. `python -m http.server`, nginx (`autoindex on`) and Apache (`Options +Indexes`) make pages of links
+instead, which obstore does not read."""
 
 from __future__ import annotations
 
@@ -26,11 +24,8 @@ _SECONDS = 60
 
 @lru_cache(maxsize=32)
 def server(origin: str) -> Any:
-    """The obstore store of a bucket or host, one for the life of the process; `memory://` lives as long.
-
-    Raises:
-        UnreachableError: the environment holds settings that it cannot use.
-    """
+    """Return the obstore store of a bucket or host, one for the life of the process; `memory://` lives as long. Raises
+    UnreachableError if the environment holds settings that it cannot use."""
     from obstore.store import from_url  # noqa: PLC0415 - an extra: only stores behind URLs need it
 
     if origin.startswith("memory:"):
@@ -58,7 +53,7 @@ def answered(url: str) -> Iterator[None]:
 
 
 def _fault(error: BaseException) -> str:
-    """Cause and next step, from obstore's message without its debug dump and the server's page."""
+    """Return cause and next step, from obstore's message without its debug dump and the server's page."""
     text = " ".join(str(error).split("\n\nDebug source")[0].split())
     code = re.search(r"<Code>(\w+)</Code>", text)
     status = re.search(r"status code: (\d{3} [A-Za-z ]+)", text)
@@ -78,14 +73,10 @@ def _fault(error: BaseException) -> str:
 
 
 def linked_names(folder: str) -> list[str]:
-    """Names directly below `folder`, an http(s) URL, folders with a `/` at the end; none if it does not exist.
-
-    A server without listings answers 404, or the same page for every address, as if the folder were absent. So a page
+    """Return names directly below `folder`, an http(s) URL, folders with a `/` at the end; none if it does not exist. A
+    server without listings answers 404, or the same page for every address, as if the folder were absent. So a page
     without names counts only if the page of the folder above has names: there, what is not listed does not exist.
-
-    Raises:
-        UnreachableError: the server gives no listing, refuses, fails or does not answer.
-    """
+    Raises UnreachableError if the server gives no listing, refuses, fails or does not answer."""
     names = _page_names(folder)
     if names:
         return names
@@ -99,7 +90,7 @@ def linked_names(folder: str) -> list[str]:
 
 
 def _page_names(folder: str) -> list[str] | None:
-    """Names that the page of `folder` links to directly below it; None when there is no page (404)."""
+    """Return names that the page of `folder` links to directly below it; None when there is no page (404)."""
     page = urllib.parse.quote(folder, safe=":/?=&%[]@+,~") + "/"
     try:
         with urllib.request.urlopen(page, timeout=_SECONDS) as answer:  # noqa: S310 - http(s), the caller sees to it

@@ -31,19 +31,16 @@ class Listed:
 
 
 def join(folder: StorePath, name: str) -> StorePath:
-    """The file `name` seen from `folder`; absolute paths and URLs stand for themselves."""
+    """Return the file `name` seen from `folder`; absolute paths and URLs stand for themselves."""
     if "://" in name:
         return as_root(name)
     return folder / name if isinstance(folder, RemotePath) else Path(os.path.normpath(folder / name))
 
 
 def open_file(place: StorePath) -> IO[bytes]:
-    """Open a regular file for reading, with random access.
-
-    Raises:
-        OSError: missing, not readable, or not a regular file (a pipe would block forever).
-        UnreachableError: the server refuses, fails or does not answer.
-    """
+    """Open a regular file for reading, with random access. Raises OSError if it is missing, not readable, or not a
+    regular file (a pipe would block forever). Raises UnreachableError if the server refuses, fails or does not
+    answer."""
     if isinstance(place, RemotePath):
         return io.BufferedReader(_RemoteFile(place), _READ_AHEAD)
     # O_NONBLOCK: opening a pipe without a writer would block. It has no effect on regular files.
@@ -55,11 +52,7 @@ def open_file(place: StorePath) -> IO[bytes]:
 
 
 def read_range(place: StorePath, offset: int, length: int) -> bytes:
-    """At most `length` bytes from `offset` on.
-
-    Raises:
-        OSError, UnreachableError: as `open_file`.
-    """
+    """Return at most `length` bytes from `offset` on. Raises OSError, UnreachableError as `open_file`."""
     if isinstance(place, RemotePath):
         return place.read_range(offset, length)
     with open_file(place) as file:
@@ -68,24 +61,16 @@ def read_range(place: StorePath, offset: int, length: int) -> bytes:
 
 
 def stat_file(place: StorePath) -> Listed:
-    """Name, size and stamp of a file.
-
-    Raises:
-        OSError, UnreachableError: as `open_file`.
-    """
+    """Return name, size and stamp of a file. Raises OSError, UnreachableError as `open_file`."""
     found = place.stat()
     stamp = str(found.st_mtime_ns) if isinstance(found, os.stat_result) else found.stamp
     return Listed(place.name, found.st_size, stamp)
 
 
 def list_files(folder: StorePath) -> Iterator[Listed]:
-    """All files below a folder, sorted by name; hidden ones are left out, links to folders are followed once.
-
-    A link to a file that does not exist (of git-annex before `get`) is listed as an empty file.
-
-    Raises:
-        OSError, UnreachableError: it cannot be listed.
-    """
+    """Yield all files below a folder, sorted by name; hidden ones are left out, links to folders are followed once. A
+    link to a file that does not exist (of git-annex before `get`) is listed as an empty file. Raises OSError,
+    UnreachableError if it cannot be listed."""
     if isinstance(folder, Path):
         yield from sorted(_walk(folder), key=lambda listed: listed.name)
         return

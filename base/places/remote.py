@@ -43,19 +43,15 @@ class Stat(NamedTuple):
 
     @classmethod
     def of(cls, found: Any) -> Stat:
-        """From what obstore's `head` and `list` return."""
+        """Build from results of obstore's `head` and `list`."""
         return cls(found["size"], str(found["e_tag"] or found["last_modified"] or ""))
 
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
     """An object, or the folder of those whose names begin with it. Holds no connection, so it can be sent to workers.
-
-    Methods do what those of `pathlib.Path` do, and raise FileNotFoundError as they do.
-
-    Raises:
-        UnreachableError: from every method that asks the server: no permission, no bucket, no answer.
-    """
+    Methods do what those of `pathlib.Path` do, and raise FileNotFoundError as they do. Raises UnreachableError from
+    every method that asks the server: no permission, no bucket, no answer."""
 
     origin: str
     """Scheme and bucket or host: `s3://bucket`."""
@@ -65,11 +61,11 @@ class RemotePath:
     """Properties, when the path comes from a listing."""
 
     def __truediv__(self, name: str | PurePosixPath) -> RemotePath:
-        """The object or folder `name` below this one."""
+        """Return the object or folder `name` below this one."""
         return RemotePath(self.origin, self.key / name)
 
     def __str__(self) -> str:
-        """The URL."""
+        """Return the URL."""
         return f"{self.origin}/{self._name}".rstrip("/")
 
     @property
@@ -79,7 +75,7 @@ class RemotePath:
 
     @property
     def suffix(self) -> str:
-        """Of the last part, with its dot; a query such as a signature does not count."""
+        """Suffix of the last part, with its dot; a query such as a signature does not count."""
         return PurePosixPath(self.name.partition("?")[0]).suffix
 
     @property
@@ -101,14 +97,14 @@ class RemotePath:
         return self
 
     def stat(self) -> Stat:
-        """Size and stamp, from the listing that this path came from or from the server."""
+        """Return size and stamp, from the listing that this path came from or from the server."""
         if self.known is not None:
             return self.known
         with answered(str(self)):
             return Stat.of(server(self.origin).head(self._name))
 
     def is_file(self) -> bool:
-        """True when there is such an object."""
+        """Return True when there is an object."""
         try:
             self.stat()
         except FileNotFoundError:
@@ -116,21 +112,21 @@ class RemotePath:
         return True
 
     def is_dir(self) -> bool:
-        """True when an object's name begins with this folder, and none has this very name."""
+        """Return True when an object's name begins with this folder, and none has this very name."""
         return not self.is_file() and any(True for _ in self.iterdir())
 
     def exists(self) -> bool:
-        """True for an object and for a folder of some."""
+        """Return True for an object and for a folder of some."""
         return self.is_file() or any(True for _ in self.iterdir())
 
     def read_bytes(self) -> bytes:
-        """All bytes of the object."""
+        """Return all bytes of the object."""
         with answered(str(self)):
             data: bytes = server(self.origin).get(self._name).bytes().to_bytes()
         return data
 
     def read_range(self, offset: int, length: int) -> bytes:
-        """At most `length` bytes from `offset` on."""
+        """Return at most `length` bytes from `offset` on."""
         if length > _WHOLE:
             length = min(length, self.stat().st_size - offset)
         if length <= 0:  # servers answer an empty range with an error
@@ -140,7 +136,7 @@ class RemotePath:
         return data
 
     def tagged(self) -> tuple[bytes, str | None]:
-        """All bytes of the object, and the tag by which its server tells this version from others."""
+        """Return all bytes of the object, and the tag by which its server tells this version from others."""
         with answered(str(self)):
             found = server(self.origin).get(self._name)
             return found.bytes().to_bytes(), found.meta["e_tag"]
@@ -182,7 +178,7 @@ class RemotePath:
             raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """Objects and folders right below; nothing for a folder that is not there."""
+        """Yield objects and folders right below; nothing for a folder that is not there."""
         if self.is_web:
             yield from (self / name for name in linked_names(str(self)))
             return
@@ -197,11 +193,11 @@ class RemotePath:
             yield RemotePath(self.origin, PurePosixPath(entry["path"]), Stat.of(entry))
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """What lies right below and has a name like `pattern`."""
+        """Return the direct children whose name matches `pattern`."""
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
-        """Objects at any depth below with a name like `pattern`; folders are no objects."""
+        """Yield objects at any depth below with a name like `pattern`; folders are no objects."""
         if self.is_web:
             for name in linked_names(str(self)):
                 path = self / name
@@ -220,18 +216,15 @@ class RemotePath:
 
 
 StorePath = Path | RemotePath
-"""Where a store lies, or one of its files."""
+"""Location of a store or of one of its files."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def as_root(place: str | PathLike[str] | RemotePath) -> StorePath:
-    """Make a path of a folder's name or a URL; `file://` and `~` mean local paths.
-
-    Raises:
-        UserError: a URL of a kind that is not supported, or obstore is not installed.
-    """
+    """Make a path of a folder's name or a URL; `file://` and `~` mean local paths. Raises UserError for an unsupported
+    URL scheme, or if obstore is not installed."""
     if isinstance(place, RemotePath):
         return place
     scheme, separator, rest = str(place).partition("://")
@@ -248,7 +241,7 @@ def as_root(place: str | PathLike[str] | RemotePath) -> StorePath:
 
 
 def name_in(root: StorePath, path: StorePath) -> str:
-    """The name of a file inside the store at `root`, with `/` between its parts."""
+    """Return the name of a file inside the store at `root`, with `/` between its parts."""
     if isinstance(path, RemotePath) and isinstance(root, RemotePath):
         return str(path.key.relative_to(root.key))
     return Path(str(path)).relative_to(str(root)).as_posix()

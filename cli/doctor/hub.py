@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 
 def teacher_checks() -> Iterator[Check]:
-    """Yield one line for each of the nine: whether its files are here, and under which licence. Asks no network."""
+    """Yield one line for each of the nine: local files and license. Asks no network."""
     yield from map(_teacher, the_nine())
 
 

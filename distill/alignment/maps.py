@@ -205,7 +205,8 @@ def _read_card(path: Path, text: str) -> AlignmentCard:
 
 
 def _checksum(card: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return SHA-256 in hex over the card, then name, shape and little-endian bytes of each tensor in order of name."""
+    """Return the SHA-256 in hex over the card, then name, shape and little-endian bytes of each tensor in order of
+    name."""
     content = hashlib.sha256(card.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

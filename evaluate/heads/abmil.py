@@ -34,7 +34,7 @@ class GatedAttention(nn.Module):
         self.head = nn.Linear(settings.hidden, outputs)
 
     def forward(self, patches: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Return outputs of several bags at once. Returns float32 (len(sizes), K).
+        """Return outputs of several bags at once. Result: float32 (len(sizes), K).
 
         Args:
             patches: float32 (P, D), the patches of all bags, one bag after the other.
@@ -67,7 +67,7 @@ def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
 def fit_predict(
     bags: BagFeatures, task: MilTask, one: Round, *, settings: MilSettings, seed: int
 ) -> tuple[Floats, Trained]:
-    """Train on some bags, stop by others, and answer for the rest. Returns Outputs float64 (len(one.test), K), and the
+    """Train on some bags, stop by others, and answer for the rest. Returns outputs float64 (len(one.test), K), and the
     outcome of the training.
 
     Args:

@@ -142,7 +142,7 @@ def fit_path(
     """Return coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x
     b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle
     2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section
-    3.2: under half the steps here). Returns float64 (steps, D), and bool (steps,).
+    3.2: under half the steps here). Result: float64 (steps, D), and bool (steps,).
 
     Args:
         x: float64 (n, D), standardized.

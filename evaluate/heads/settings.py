@@ -23,7 +23,7 @@ class Trained(NamedTuple):
 
 
 class TrainingBudget(Frozen):
-    """Length of a training in steps of the optimizer, so that a small set is trained for as long as a large one."""
+    """Length of a training in steps of the optimizer, so that a small set is trained while a large one."""
 
     steps: int = Field(default=2000, ge=1)
     """Steps of the optimizer; at least ten epochs in any case."""

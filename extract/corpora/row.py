@@ -116,7 +116,8 @@ def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
 
 
 def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
-    """Return SHA-256 over the parts' names, sizes and stamps and how they are read: changes when the corpus does."""
+    """Return the SHA-256 over the parts' names, sizes and stamps and how they are read: changes when the corpus
+    does."""
     facts = [(part.name, part.size, part.stamp) for part in parts]
     return hashlib.sha256(json.dumps([corpus.kind, corpus.settings(), facts]).encode()).hexdigest()
 

@@ -123,7 +123,7 @@ def _squash_like_transformers(geometry: Geometry, picture: Image.Image) -> Image
 
 
 def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
-    """Centre the picture on a square that is at least the target, then resize. Source: github.com/RyanWangZf/MedCLIP,
+    """Center the picture on a square that is at least the target, then resize. Source: github.com/RyanWangZf/MedCLIP,
     medclip/dataset.py, MedCLIPFeatureExtractor.pad_img."""
     height, width = geometry.image_size
     side = max(height, *picture.size)

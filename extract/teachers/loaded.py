@@ -44,7 +44,7 @@ class _Compiled:
 
 class LoadedTeacher:
     """A model in evaluation mode behind the `Teacher` protocol. In half precision, rows that come out with NaN or
-    infinity are computed once more in float32, and counted in `half_precision_failures`.
+    infinity are computed again in float32, and counted in `half_precision_failures`.
 
     Args:
         card: who it is.

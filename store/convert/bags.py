@@ -82,7 +82,7 @@ class BagFolder:
         return bags
 
     def digest(self) -> str:
-        """Return SHA-256 over the bags' names, sizes and change times, and the table."""
+        """Return the SHA-256 over the bags' names, sizes and change times, and the table."""
         facts: list[Any] = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
         if self.table is not None:
             facts.append(self.table.digest)

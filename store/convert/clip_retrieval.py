@@ -109,7 +109,7 @@ class ClipRetrievalFolder:
         return name
 
     def digest(self) -> str:
-        """Return SHA-256 over names and bytes of the metadata parts."""
+        """Return the SHA-256 over names and bytes of the metadata parts."""
         content = hashlib.sha256()
         for _, path, _ in self._parts:
             content.update(path.name.encode() + path.read_bytes())

@@ -20,7 +20,7 @@ FRESH_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Activity:
-    """What the logs and the newest files say. Logs are no truth: the ledger is."""
+    """Activity by the logs and newest files. The ledger is authoritative, not the logs."""
 
     runs: int
     """Logs in `runs/`."""
@@ -35,7 +35,7 @@ class Activity:
     """Log lines that are not what a run writes, such as the last one of a run that was killed."""
 
     def by_teacher(self) -> dict[str, dict[str, float]]:
-        """Forward seconds by teacher, as {slug: {"image": s, "text": s}}; shared phases are not in it."""
+        """Return forward seconds by teacher, as {slug: {"image": s, "text": s}}; shared phases are not in it."""
         table: dict[str, dict[str, float]] = {}
         for name, seconds in self.seconds.items():
             tower, _, slug = name.partition(" ")
@@ -74,7 +74,7 @@ def activity(root: StorePath, complete: bool) -> Activity:
 
 
 def _lines(log: StorePath) -> Iterator[dict[str, float] | None]:
-    """The `seconds` of each line; None for a line that has none."""
+    """Yield the `seconds` of each line; None for a line that has none."""
     for line in log.read_bytes().decode("utf-8", errors="replace").split("\n"):
         try:
             content: Any = json.loads(line)

@@ -1,8 +1,6 @@
-"""How alike two teachers see the same rows: linear CKA and mutual nearest neighbours.
-
-Both compare similarities between rows and not the features themselves, so widths may differ and a rotation of a
-teacher's space changes nothing.
-"""
+"""Agreement of two teachers on the same rows: linear CKA and mutual nearest neighbors. Both compare similarities
+between rows and not the features themselves, so widths may differ and a rotation of a teacher's space changes
+nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 NEIGHBOURS = 10
 
 MIN_SHARED = 50
-"""Rows that two teachers must share to be compared: with a handful, CKA is noise and everyone is a neighbour."""
+"""Rows that two teachers must share to be compared: with a handful, CKA is noise and every row is a neighbor."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,14 @@ class Agreement:
     """(T, T): unbiased linear CKA; 1 for equal up to rotation and scale, about 0 (either side) for unrelated ones,
     NaN where fewer than `MIN_SHARED` rows are shared."""
     mutual: NDArray[np.float64]
-    """(T, T): mean share of the `k` nearest neighbours of a row that both teachers name; by chance k / (rows - 1).
-    NaN as `cka`."""
+    """(T, T): mean share of the `k` nearest neighbors of a row that both teachers name; by chance k / (rows - 1). NaN
+    as `cka`."""
     k: int
 
 
 def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: NDArray[np.int64]) -> Agreement:
-    """Compare every two teachers on the rows of `rows` that both have sound.
+    """Compare every two teachers on the rows of `rows` that both have sound. Raises UserError if there is no such
+    teacher.
 
     Args:
         store: the store.
@@ -50,9 +49,6 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
         tower: `image` or `text`.
         rows: int64 (n,); similarities of n rows with each other are held for each teacher (float32 n x n, one at a
             time), so some thousands at most.
-
-    Raises:
-        UserError: no such teacher.
     """
     values: dict[str, NDArray[np.float32]] = {}
     sound: dict[str, NDArray[np.bool_]] = {}
@@ -85,15 +81,11 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
 
 
 def linear_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
-    """Linear CKA of rows x (n, D) and y (n, E) with the unbiased estimator of HSIC.
-
-    CKA: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019. The estimator: Song et
-    al., Feature Selection via Dependence Maximization, JMLR 2012, equation 5; the usual one is biased towards 1 when
-    n is not far above the widths. In terms of features, with a zero diagonal of the Gram matrices, nothing of size
-    n x n is made.
-
-    Returns:
-        About -0.1 to 1; NaN below four rows or when a side does not vary.
+    """Return the linear CKA of rows x (n, D) and y (n, E) with the unbiased estimator of HSIC. CKA: Kornblith et al.,
+    Similarity of Neural Network Representations Revisited, ICML 2019. The estimator: Song et al., Feature Selection via
+    Dependence Maximization, JMLR 2012, equation 5; the usual one is biased towards 1 when n is not far above the
+    widths. In terms of features, with a zero diagonal of the Gram matrices, nothing of size n x n is made. Returns
+    about -0.1 to 1; NaN below four rows or when a side does not vary.
     """
     return _cka(_hsic_of(x, y), _own_hsic(x), _own_hsic(y)) if len(x) >= 4 else float("nan")
 
@@ -125,16 +117,16 @@ def _hsic(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def nearest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Indices (n, k) of each unit row's nearest others by cosine, in no order."""
+    """Return indices (n, k) of each unit row's nearest others by cosine, in no order."""
     cosines = values @ values.T
     np.fill_diagonal(cosines, -np.inf)
-    # A copy: a view would keep all n x n indices alive for as long as the k that are wanted.
+    # A copy: a view would keep all n x n indices alive while the k that are wanted.
     found: NDArray[np.int64] = np.argpartition(cosines, -k, axis=1)[:, -k:].copy()
     return found
 
 
 def mutual_neighbours(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """Mean share of common members of two (n, k) neighbour lists (Huh et al., The Platonic Representation
+    """Return mean share of common members of two (n, k) neighbor lists (Huh et al., The Platonic Representation
     Hypothesis, ICML 2024, appendix A)."""
     n, k = first.shape
     offset = np.arange(n)[:, None] * n

@@ -20,7 +20,8 @@ X, Y = "projection_x", "projection_y"
 def atlas_table(
     store: FeatureStore, slug: str, tower: Tower, sample: int | None, seed: int = 0, method: Method = "pca"
 ) -> pa.Table:
-    """Sampled rows that have a sound feature: all columns of the sample table, then `projection_x` and `projection_y`.
+    """Return sampled rows that have a sound feature: all columns of the sample table, then `projection_x` and
+    `projection_y`. Raises UserError if there is no such teacher, an empty sample, or UMAP is not installed.
 
     Args:
         store: the store.
@@ -29,9 +30,6 @@ def atlas_table(
         sample: rows to draw, of which those without a feature are left out; every row when None.
         seed: of the draw.
         method: see `project`.
-
-    Raises:
-        UserError: no such teacher, an empty sample, or UMAP is not installed.
     """
     found = project(store, slug, tower, draw_inputs(store, sample, seed), method, seed)
     table = sample_rows(store, found.rows)

@@ -1,4 +1,4 @@
-"""Which shards of which teacher are there, and how much of each is sound: from the ledger alone."""
+"""Shards present per teacher and their share of sound rows, from the ledger alone."""
 
 from __future__ import annotations
 
@@ -28,24 +28,22 @@ class Coverage:
     rows: tuple[int, ...]
     """Corpus rows of each shard."""
     done: NDArray[np.bool_]
-    """(T, S): an entry vouches for the shard."""
+    """(T, S): the shard has a ledger entry."""
     image: NDArray[np.float64]
     """(T, S): rows with a sound image feature, as a share of the shard's rows; 0 where there is no entry."""
     text: NDArray[np.float64]
     """(T, S): the same for captions."""
 
     def holes(self, slug: str) -> list[tuple[int, int]]:
-        """Ranges (first, last) of shards that the teacher lacks, in order."""
+        """Return ranges (first, last) of shards that the teacher lacks, in order."""
         missing = np.flatnonzero(~self.done[self.teachers.index(slug)])
         runs = np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1)
         return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
 
     def line(self, slug: str, columns: int = MAP_COLUMNS, ascii_only: bool = False) -> str:
-        """One teacher's shards from left to right in at most `columns` characters.
-
-        Several shards share a character when there are more shards than characters: it then shows the worst of
-        them, so that a single hole among thousands of shards cannot be overlooked.
-        """
+        """Return one teacher's shards from left to right in at most `columns` characters. Several shards share a
+        character when there are more shards than characters: it then shows the worst of them, so that a single hole
+        among thousands of shards cannot be overlooked."""
         index = self.teachers.index(slug)
         share = np.maximum(self.image[index], self.text[index])
         groups = np.array_split(np.arange(len(self.rows)), min(columns, len(self.rows)) or 1)
@@ -53,7 +51,7 @@ class Coverage:
         return cells.translate(_ASCII) if ascii_only else cells
 
     def as_json(self) -> dict[str, Any]:
-        """The map as plain values, holes as ranges."""
+        """Return the map as plain values, holes as ranges."""
         return {
             slug: {
                 "holes": self.holes(slug),
@@ -80,7 +78,7 @@ def coverage(store: FeatureStore) -> Coverage:
 
 
 def shard_ranges(ranges: list[tuple[int, int]], most: int = 8) -> str:
-    """Ranges as a user writes them: `3, 7-9`; beyond `most` of them only their number is told."""
+    """Return ranges as a user writes them: `3, 7-9`; beyond `most` of them only their number is given."""
     shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:most]]
     more = len(ranges) - most
     return ", ".join([*shown, *([f"and {more} more ranges"] if more > 0 else [])])

@@ -1,4 +1,4 @@
-"""A set of numbers, told by quantiles and a histogram."""
+"""A set of numbers as quantiles and a histogram."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 60
 
 @dataclass(frozen=True)
 class Distribution:
-    """How numbers lie. All fields but `count` are NaN or empty when there are none."""
+    """Summary of a set of numbers. All fields but `count` are NaN or empty when there are none."""
 
     count: int
     mean: float
@@ -26,12 +26,12 @@ class Distribution:
     q99: float
     maximum: float
     edges: tuple[float, ...]
-    """Of the histogram's bins, `len(counts) + 1`."""
+    """Edges of the histogram's bins, `len(counts) + 1`."""
     counts: tuple[int, ...]
 
 
 def distribution(values: NDArray[np.floating[Any]], span: tuple[float, float] | None = None) -> Distribution:
-    """Summarise finite `values` (n,).
+    """Summarize finite `values` (n,).
 
     Args:
         values: any float type.

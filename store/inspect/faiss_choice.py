@@ -1,7 +1,5 @@
 """A first choice of near rows by faiss, where it is installed: it multiplies float16 as it lies, without widening it.
-
-Nothing is lost by it: the choice comes with the largest cosine that any row outside it can have.
-"""
+Nothing is lost by it: the choice comes with the largest cosine that any row outside it can have."""
 
 from __future__ import annotations
 
@@ -26,11 +24,9 @@ def faiss_module() -> Any:
 
 
 def choose(values: NDArray[np.float16], direction: NDArray[np.float32], count: int) -> Choice:
-    """The `count` rows with the largest inner product, of float16 (n, D) with a unit vector (D,).
-
-    A row that was not chosen has no larger product than the least chosen one, and no smaller length than the shortest
-    row: its cosine is at most the one divided by the other. Rows with NaN are never chosen, and have no cosine.
-    """
+    """The `count` rows with the largest inner product, of float16 (n, D) with a unit vector (D,). A row that was not
+    chosen has no larger product than the least chosen one, and no smaller length than the shortest row: its cosine is
+    at most the one divided by the other. Rows with NaN are never chosen, and have no cosine."""
     products, positions = _search(values, direction, count, "METRIC_INNER_PRODUCT")
     if len(positions) < min(count, len(values)):
         return np.sort(positions), -np.inf  # every row that has a product

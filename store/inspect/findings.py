@@ -1,4 +1,4 @@
-"""What in these numbers should keep one from training: each a sentence, with the command that shows more."""
+"""Findings that argue against training: a sentence each, with the command that shows more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmkd.store.inspect.towers import TowerStatistics
 
 Severity = Literal["fault", "warning"]
-"""`fault`: wrong, do not train before it is mended. `warning`: look at it."""
+"""`fault`: wrong, do not train before it is fixed. `warning`: look at it."""
 
 FAILED_SHARE = 0.01
 """Failed or partial rows beyond this share are worth a look."""
@@ -39,11 +39,11 @@ class Finding:
     severity: Severity
     text: str
     command: str
-    """What to run to see more or to mend it."""
+    """Command that shows more or fixes it."""
 
 
 def store_findings(info: StoreInfo) -> Iterator[Finding]:
-    """From the ledger and the sample table: holes and failures."""
+    """Find holes and failures in the ledger and the sample table."""
     root = quote(info.summary.root)
     if not info.cards:
         yield Finding("fault", "no teacher has been here: the store holds rows and no features", "mmkd extract")
@@ -63,7 +63,8 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
 
 
 def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
-    """From the features: broken rows, dead dimensions, collapse, captions that do not fit, equal teachers."""
+    """Find problems of the features: broken rows, dead dimensions, collapse, captions that do not fit, equal
+    teachers."""
     root = quote(statistics.root)
     command = f"mmkd store stats {root}"
     for tower in statistics.towers:
@@ -79,7 +80,7 @@ def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
 
 
 def _repeats(statistics: StoreStatistics, root: str) -> Iterator[Finding]:
-    """Equal image features of unequal files; teachers that repeat the same rows are named together."""
+    """Yield equal image features of unequal files; teachers that repeat the same rows are named together."""
     alike: dict[tuple[int, tuple[tuple[int, ...], ...]], list[str]] = {}
     for tower in statistics.towers:
         if tower.tower == "image" and tower.repeats and tower.repeated_rows > statistics.repeated_images:
@@ -134,7 +135,7 @@ def _pairs(pairs: PairStatistics) -> Iterator[tuple[Severity, str]]:
 
 
 def _equal(matrix: Agreement) -> Iterator[str]:
-    """Groups of teachers that cannot be told apart, each group once."""
+    """Yield groups of teachers that cannot be distinguished, each group once."""
     left = list(range(len(matrix.teachers)))
     while left:
         first = left.pop(0)

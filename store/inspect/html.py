@@ -13,7 +13,7 @@ from mmkd.store.layout import TOWER_INPUTS
 
 
 def statistics_html(statistics: StoreStatistics) -> str:
-    """Findings, towers, pairs and agreement as accessible tables without any script or style of a page."""
+    """Return findings, towers, pairs and agreement as accessible tables without any script or style of a page."""
     parts = [f"<p><strong>{escape(statistics.root)}</strong>: {statistics.drawn}</p>"]
     parts += [
         f"<p><strong>{finding.severity}</strong>: {escape(finding.text)}</p>"

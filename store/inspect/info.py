@@ -24,14 +24,14 @@ class StoreInfo:
     activity: Activity
     selections: tuple[SelectionSummary, ...]
     cards: dict[str, TeacherCard]
-    """Who made the features, by slug."""
+    """Teachers of the features, by slug."""
     versions: dict[str, str]
     """Libraries that made the store."""
     corpus_kind: str
     corpus_digest: str
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain values; the summary's fields stand at the top."""
+        """Return everything as plain values; the summary's fields come first."""
         return asdict(self.summary) | {
             "complete": self.summary.complete,
             "coverage": self.coverage.as_json(),
@@ -45,11 +45,8 @@ class StoreInfo:
 
 
 def store_info(store: FeatureStore) -> StoreInfo:
-    """Read the ledger, the cards, two columns of the sample table, logs and selections.
-
-    Raises:
-        CorruptStoreError: a part of the metadata or of the sample table cannot be read.
-    """
+    """Read the ledger, the cards, two columns of the sample table, logs and selections. Raises CorruptStoreError if a
+    part of the metadata or of the sample table cannot be read."""
     summary = store.summary()
     return StoreInfo(
         summary=summary,

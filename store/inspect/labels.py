@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def label_table(store: FeatureStore, slugs: tuple[str, ...], rows: NDArray[np.int64]) -> StatisticTable:
-    """Rows with a value, without one (null), with an empty text, and distinct values of each label column."""
+    """Return rows with a value, without one (null), with an empty text, and distinct values of each label column."""
     table = store.sample_table([*store.record.labels, "status"])
     table = table.filter(pc.not_equal(table["status"], "absent"))
     found = []

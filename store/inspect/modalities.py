@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 NOT_STATED, OTHERS = "not stated", "all others"
 
 MOST = 12
-"""Modalities told apart; the rarer ones are counted as `OTHERS`."""
+"""Modalities listed; rarer ones are counted as `OTHERS`."""
 
 
 @dataclass(frozen=True)
 class Modalities:
-    """Which row has which modality."""
+    """Modality of each row."""
 
     names: tuple[str, ...]
     """Most frequent first, then `OTHERS` where there are more than `MOST`."""

@@ -53,10 +53,10 @@ def nearest_rows(
     k: int,
     rows: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k rows whose feature has the largest cosine with `query`; equal cosines by row.
-
-    Reads every row once, `BLOCK_ROWS` at a time, on all cores; memory stays flat. The result does not depend on the
-    number of cores.
+    """Return the k rows whose feature has the largest cosine with `query`; equal cosines by row. Reads every row once,
+    `BLOCK_ROWS` at a time, on all cores; memory stays flat. The result does not depend on the number of cores. Result:
+    row numbers int64 and cosines float32, both (k,), best first. Raises UserError if `k` is out of range, the query's
+    width is not the teacher's, or it is zero or not finite.
 
     Args:
         store: the store.
@@ -65,12 +65,6 @@ def nearest_rows(
         query: (D,), any length but zero.
         k: how many; fewer come back when fewer rows are sound.
         rows: int64 ascending, to search these only; all when None.
-
-    Returns:
-        Row numbers int64 and cosines float32, both (k,), best first.
-
-    Raises:
-        UserError: `k` is out of range, the query's width is not the teacher's, or it is zero or not finite.
     """
     if not 1 <= k <= MAX_NEIGHBORS:
         raise UserError(f"{k} neighbours cannot be had; ask for 1 to {MAX_NEIGHBORS:,}")
@@ -114,7 +108,7 @@ def _chosen_nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.flo
 
 
 def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Found:
-    """The k nearest of some rows. Missing rows are NaN and never near; zero rows have no direction."""
+    """Return the k nearest of some rows. Missing rows are NaN and never near; zero rows have no direction."""
     values = array[piece].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         norms = np.sqrt(np.einsum("nd,nd->n", values, values))
@@ -133,7 +127,8 @@ def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Fou
 
 
 def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int = 10) -> pa.Table:
-    """`nearest_rows` over the whole store with what the rows are: a table of `SCHEMA`, best first.
+    """Run `nearest_rows` over the whole store; return a table of `SCHEMA`, best first: `rank` (from 1), `row`,
+    `cosine`, and `key`, `modality`, `caption` of the sample row. Raises UserError as `nearest_rows`.
 
     Args:
         store: the store.
@@ -141,12 +136,6 @@ def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.fl
         tower: which features are searched.
         query: (D,), any length but zero.
         k: how many; fewer come back when fewer rows are sound.
-
-    Returns:
-        Columns `rank` (from 1), `row`, `cosine`, and `key`, `modality`, `caption` of the sample row.
-
-    Raises:
-        UserError: as `nearest_rows`.
     """
     rows, cosines = nearest_rows(store, slug, tower, query, k)
     samples = captions_of(store, rows)

@@ -35,18 +35,14 @@ class Outlier:
 
 
 def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], each: int = 8) -> tuple[Outlier, ...]:
-    """The rows that stand out most, of each kind the first `each`.
-
-    Robust scores: what is odd must not make itself usual. Norms are compared by their logarithm.
+    """Return the rows that stand out most, of each kind the first `each`. Robust scores: what is odd must not make
+    itself usual. Norms are compared by their logarithm. Raises UserError if there is no such teacher.
 
     Args:
         store: the store.
         slugs: teachers; their scores are averaged.
         rows: int64 (n,) ascending, the sample.
         each: rows of each kind; of norms only those with a score beyond 4.
-
-    Raises:
-        UserError: no such teacher.
     """
     scores = {kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("cosine", "image", "text")}
     cosines = np.full((len(slugs), len(rows)), np.nan)
@@ -82,7 +78,8 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
 
 
 def standard_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from the median in units of 1.4826 times the median absolute deviation: robust against the odd ones."""
+    """Return the distance from the median in units of 1.4826 times the median absolute deviation: robust against the
+    odd ones."""
     middle = np.median(values)
     # 1.4826 makes the median absolute deviation that of a normal distribution. Unit norms differ by rounding alone:
     # a spread below a thousandth is none.

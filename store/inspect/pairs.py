@@ -58,7 +58,7 @@ class PairStatistics:
     """`i2t@1`, `i2t@10`, `t2i@1`, `t2i@10`: share of rows whose own counterpart is among the first k of its pool; NaN
     when the pool has no more than k rows, where it could not be missed."""
     chance: dict[str, float]
-    """What random features would reach, k / pool."""
+    """Value of random features, k / pool."""
     shift: dict[int, float]
     """Mean cosine of the image in row r with the caption in row r + s, by s. Largest at 0 when rows fit."""
     modalities: tuple[ModalityPairs, ...]
@@ -66,10 +66,8 @@ class PairStatistics:
 
     @property
     def best_shift(self) -> int:
-        """The s whose mean cosine is clearly the largest; 0 when none beats the rows' own captions.
-
-        Clearly: by five standard errors of a mean of unmatched cosines, which chance does not reach.
-        """
+        """The s whose mean cosine is clearly the largest; 0 when none beats the rows' own captions. Clearly: by five
+        standard errors of a mean of unmatched cosines, which chance does not reach."""
         best = max(self.shift, key=lambda s: self.shift[s], default=0)
         # 1.349 standard deviations lie between the quartiles of a normal distribution.
         error = (self.unmatched.q75 - self.unmatched.q25) / 1.349 / math.sqrt(max(min(self.pairs, POOL_ROWS), 1))
@@ -79,7 +77,7 @@ class PairStatistics:
 def pair_statistics(
     store: FeatureStore, slug: str, rows: NDArray[np.int64], seed: int, modalities: Modalities
 ) -> PairStatistics:
-    """Compare images and captions of one teacher.
+    """Compare images and captions of one teacher. Raises UserError if there is no such teacher.
 
     Args:
         store: the store.
@@ -87,9 +85,6 @@ def pair_statistics(
         rows: int64 (n,) ascending; those without a sound pair are left out.
         seed: shuffles rows into disjoint pools of 1000; rows left over join no pool.
         modalities: of every row of the store.
-
-    Raises:
-        UserError: no such teacher.
     """
     image, text = store.image(slug), store.text(slug)
     rows = rows[store.valid(slug)[rows] == PAIR_SOUND]
@@ -139,7 +134,7 @@ class _Scores:
                 self.hits[f"{way}@{k}"] += np.bincount(codes, hit_chance(table, k), groups)
 
     def recall(self, groups: int | slice, pool: int) -> dict[str, float]:
-        """Share of hits among the rows of one modality, or of all."""
+        """Return the share of hits among the rows of one modality, or of all."""
         scored = int(self.scored[groups].sum())
         return {
             name: float(hits[groups].sum()) / scored if scored and pool > _rank_of(name) else math.nan
@@ -147,7 +142,7 @@ class _Scores:
         }
 
     def by_modality(self, names: tuple[str, ...], pool: int) -> Iterator[ModalityPairs]:
-        """One value for each modality that has pairs."""
+        """Yield one value for each modality that has pairs."""
         matched, unmatched = np.concatenate(self.matched), np.concatenate(self.unmatched)
         codes, others = np.concatenate(self.codes), np.concatenate(self.codes_of_unmatched)
         for code in np.flatnonzero(self.scored).tolist():
@@ -162,7 +157,7 @@ class _Scores:
 
 
 def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
-    """Modalities that any teacher has pairs of, most frequent first; none where there is but one to tell of."""
+    """Return modalities that any teacher has pairs of, most frequent first; none if there is only one."""
     counts: Counter[str] = Counter()
     for pair in pairs:
         counts.update({each.modality: each.pairs for each in pair.modalities})
@@ -172,21 +167,15 @@ def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
 def sound_pairs(
     store: FeatureStore, slug: str, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.bool_]]:
-    """Image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides.
-
-    Raises:
-        UserError: no such teacher.
-    """
+    """Image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides. Raises
+    UserError if there is no such teacher."""
     image, text = store.image(slug)[rows], store.text(slug)[rows]
     return image, text, (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
 
 
 def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Cosines (teachers, n) of the images of `rows` with their own captions; NaN where a teacher lacks one of both.
-
-    Raises:
-        UserError: no such teacher.
-    """
+    """Return cosines (teachers, n) of the images of `rows` with their own captions; NaN where a teacher lacks one of
+    both. Raises UserError if there is no such teacher."""
     found = np.full((len(slugs), len(rows)), np.nan, dtype=np.float32)
     for i, slug in enumerate(slugs):
         image, text, sound = sound_pairs(store, slug, rows)
@@ -199,11 +188,9 @@ def _rank_of(name: str) -> int:
 
 
 def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """For each row of a square table, how likely its diagonal entry is among the k largest, ties broken by lot.
-
-    Equal captions give equal cosines: counting them for or against the row would make the figure depend on chance
-    or on the order of rows. With g larger and t equal others it is clip((k - g) / (t + 1), 0, 1).
-    """
+    """For each row of a square table, how likely its diagonal entry is among the k largest, ties broken by lot. Equal
+    captions give equal cosines: counting them for or against the row would make the figure depend on chance or on the
+    order of rows. With g larger and t equal others it is clip((k - g) / (t + 1), 0, 1)."""
     own = np.diagonal(cosines)[:, None]
     larger = (cosines > own).sum(axis=1)
     equal = (cosines == own).sum(axis=1) - 1

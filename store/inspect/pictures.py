@@ -15,15 +15,12 @@ from mmkd.base.images.uri import image_source
 
 
 def picture(corpus_root: str, sample: Mapping[str, Any]) -> Image.Image:
-    """Read and decode a sample row's picture.
+    """Read and decode a sample row's picture. Raises ImageError if the row has no picture, its name leads out of the
+    corpus, the file is missing or damaged. The message has no path.
 
     Args:
         corpus_root: folder that the row's `uri` is relative to.
         sample: has `uri`, `offset` and `length`, as the sample table.
-
-    Raises:
-        ImageError: the row has no picture, its name leads out of the corpus, the file is missing or damaged. The
-            message is a reason without a path.
     """
     uri = sample["uri"]
     if uri is None:
@@ -36,7 +33,7 @@ def picture(corpus_root: str, sample: Mapping[str, Any]) -> Image.Image:
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
-    """JPEG bytes of the whole picture, at most `side` pixels wide and high."""
+    """Return JPEG bytes of the whole picture, at most `side` pixels wide and high."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     out = io.BytesIO()

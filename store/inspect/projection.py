@@ -22,7 +22,7 @@ Method = Literal["pca", "umap"]
 
 @dataclass(frozen=True)
 class Projection:
-    """Where rows lie on the plane."""
+    """Positions of rows on a plane."""
 
     slug: str
     tower: Tower
@@ -38,18 +38,15 @@ class Projection:
 def project(
     store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], method: Method = "pca", seed: int = 0
 ) -> Projection:
-    """Project unit features of sampled rows.
+    """Project unit features of sampled rows. Raises UserError if there is no such teacher, or UMAP is not installed.
 
     Args:
         store: the store.
         slug: teacher.
         tower: `image` or `text`.
         rows: int64 (n,) ascending; rows without a sound feature are left out.
-        method: `pca` keeps distances as far as two axes can and is the same everywhere; `umap` keeps neighbourhoods.
+        method: `pca` keeps distances as far as two axes can and is the same everywhere; `umap` keeps neighborhoods.
         seed: of UMAP.
-
-    Raises:
-        UserError: no such teacher, or UMAP is not installed.
     """
     array = store.features(slug, tower)
     rows = rows[store.valid(slug)[rows] & SOUND_BIT[tower] != 0]
@@ -62,10 +59,8 @@ def project(
 
 
 def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Points (n, 2) on the two principal axes of rows (n, D), and the share of the variance they hold.
-
-    The sign of an axis is free: its coordinate of largest size is made positive, so that pages can be compared.
-    """
+    """Return points (n, 2) on the two principal axes of rows (n, D), and the share of the variance they hold. The sign
+    of an axis is free: its coordinate of largest size is made positive, so that pages can be compared."""
     if len(values) < 2:
         return np.zeros((len(values), 2), dtype=np.float32), 1.0
     centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)

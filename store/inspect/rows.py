@@ -1,4 +1,4 @@
-"""From what a user types (a key, a row, a shard) to rows, and from rows to their samples."""
+"""Lookup of rows by key, row or shard, and of their samples."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
 
 _COMPARED_KEYS = 20_000
-"""Keys that a misspelt one is compared with letter by letter; more would take seconds."""
+"""Keys that a misspelled one is compared with letter by letter; more would take seconds."""
 
 _PARTS_READ_WHOLE = 8
 """Rows that lie in at most so many shards are read shard by shard, without a pass over the whole table."""
 
 
 def find_row(store: FeatureStore, what: str) -> int:
-    """The row that a user means: a key first, then a row number; `row:12` is always a number.
-
-    Raises:
-        UserError: no such key or row; near keys are named.
-    """
+    """Return the row that a user means: a key first, then a row number; `row:12` is always a number. Raises UserError
+    if there is no such key or row; near keys are named."""
     number = what.removeprefix("row:")
     if not what.startswith("row:"):
         found = store.sample_table(["row"], pads.field("key") == what)["row"].to_pylist()
@@ -47,11 +44,7 @@ def find_row(store: FeatureStore, what: str) -> int:
 
 
 def find_shard(store: FeatureStore, what: str) -> int | None:
-    """The shard of `shard:117`; None for something else.
-
-    Raises:
-        UserError: no such shard.
-    """
+    """Return the shard of `shard:117`; None for something else. Raises UserError if there is no such shard."""
     if not what.startswith("shard:"):
         return None
     number = what.removeprefix("shard:")
@@ -61,7 +54,7 @@ def find_shard(store: FeatureStore, what: str) -> int | None:
 
 
 def near_keys(store: FeatureStore, key: str, most: int = 3) -> list[str]:
-    """Keys that hold `key`, or else those spelt most like it; among very many keys only some are compared."""
+    """Return keys that hold `key`, or else those spelled most like it; among very many keys only some are compared."""
     keys = store.sample_table(["key"])["key"]
     holding = keys.filter(pc.match_substring(keys, key, ignore_case=True)) if key else keys.slice(0, 0)
     if len(holding):
@@ -72,11 +65,8 @@ def near_keys(store: FeatureStore, key: str, most: int = 3) -> list[str]:
 
 
 def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
-    """The sample rows of these grid rows, in the order given.
-
-    Raises:
-        CorruptStoreError: a part of the table cannot be read.
-    """
+    """Return the sample rows of these grid rows, in the order given. Raises CorruptStoreError if a part of the table
+    cannot be read."""
     wanted = np.asarray(rows, dtype=np.int64)
     per_shard = store.record.rows_per_shard
     shards = np.unique(wanted // per_shard)

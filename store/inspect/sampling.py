@@ -18,18 +18,13 @@ BLOCK_ROWS = 4096
 
 
 def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> NDArray[np.int64]:
-    """Rows without replacement, in order.
+    """Return rows without replacement, in order. Result: int64 (min(count, N),), ascending, so that the store is then
+    read from front to back. Raises UserError if `count` is not positive.
 
     Args:
         pool: rows to draw from, or their number N for 0 to N - 1.
         count: how many; all when None or when there are no more.
         seed: of `numpy.random.default_rng`; the same rows for the same arguments.
-
-    Returns:
-        int64 (min(count, N),), ascending: the store is then read from front to back.
-
-    Raises:
-        UserError: `count` is not positive.
     """
     size = pool if isinstance(pool, int) else len(pool)
     if count is not None and count < 1:
@@ -42,10 +37,8 @@ def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> ND
 
 
 def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np.int64]:
-    """Grid rows of inputs without replacement, in order; absent rows between two corpora are never drawn.
-
-    Args, returns and raises as `draw_rows`.
-    """
+    """Return the grid rows of inputs without replacement, in order; absent rows between two corpora are never drawn.
+    Args, returns and raises as `draw_rows`."""
     spans = store.record.spans()
     ends = np.cumsum([len(span.rows) for span in spans])
     drawn = draw_rows(int(ends[-1]), count, seed)
@@ -55,22 +48,20 @@ def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np
 
 
 def blocks(rows: NDArray[np.int64], size: int = BLOCK_ROWS) -> Iterator[NDArray[np.int64]]:
-    """Pieces of `rows` of at most `size`, in order."""
+    """Yield pieces of `rows` of at most `size`, in order."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
 def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Rows (n, D) divided by their Euclidean norm, in float32; a zero row stays zero.
-
-    The norm is taken in float64: squares of float16 values beyond 255 already leave float16.
-    """
+    """Return rows (n, D) divided by their Euclidean norm, in float32; a zero row stays zero. The norm is taken in
+    float64: squares of float16 values beyond 255 already leave float16."""
     wide = values.astype(np.float32)
     norms = np.sqrt(np.einsum("nd,nd->n", wide, wide, dtype=np.float64))
     return (wide / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
 
 
 def truly_sound(values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Rows (n,) that are finite and not zero, whatever the ledger says."""
+    """Return rows (n,) that are finite and not zero, whatever the ledger says."""
     finite: NDArray[np.bool_] = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
     return finite

@@ -16,20 +16,17 @@ class SelectionSummary:
 
     name: str
     shape: tuple[int, ...]
-    """Of the array: rows and teachers."""
+    """Shape of the array: rows and teachers."""
     kept: int
     """Pairs, of `available` ones when the selection was made."""
     available: int
     attributes: dict[str, Any]
-    """What was written with it: the rule, counts, digests."""
+    """Attributes written with it: the rule, counts, digests."""
 
 
 def selections(root: StorePath) -> list[SelectionSummary]:
-    """List `selections/`, in order of names. Reads metadata, no values.
-
-    Raises:
-        CorruptStoreError: the metadata of a selection cannot be read.
-    """
+    """List `selections/`, in order of names. Reads metadata, no values. Raises CorruptStoreError if the metadata of a
+    selection cannot be read."""
     found = []
     for path in (folder / "zarr.json" for folder in list_folder(root / "selections")):
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""One row or one shard, told from every side."""
+"""Details of one row or one shard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RANDOM_ROWS = 999
 """Other rows that the row's own counterpart is ranked among: a pool of 1000 with itself, as in the statistics."""
 
 SEARCHED_ROWS = 1 << 17
-"""Rows searched for neighbours, at most: a tenth of a second a teacher. `mmkd store neighbors` searches all."""
+"""Rows searched for neighbors, at most: a tenth of a second a teacher. `mmkd store neighbors` searches all."""
 
 FAILURES = 20
 
@@ -43,15 +43,15 @@ class Neighbor:
 
 @dataclass(frozen=True)
 class TeacherView:
-    """What one teacher has to say of a row. Numbers are None where a feature is missing."""
+    """One teacher's results for a row. Numbers are None where a feature is missing."""
 
     slug: str
     extracted: bool
-    """An entry vouches for the row's shard."""
+    """True if the row's shard has a ledger entry."""
     image_norm: float | None
     text_norm: float | None
     cosine: float | None
-    """Of the row's image with its caption."""
+    """Cosine of the row's image and caption."""
     caption_rank: int | None
     """Place of the row's caption among `ranked_among` by cosine with its image; 1 is best."""
     image_rank: int | None
@@ -72,7 +72,7 @@ class RowView:
     """All columns of the sample table."""
     corpus_root: str
     searched: int
-    """Rows that neighbours were looked for in; fewer than the store's when that is large."""
+    """Rows that neighbors were looked for in; fewer than the store's when that is large."""
     teachers: tuple[TeacherView, ...]
 
 
@@ -86,7 +86,7 @@ class ShardView:
     status: dict[str, int]
     reasons: dict[str, int]
     entries: dict[str, LedgerEntry | None]
-    """By teacher; None where no entry vouches for the shard."""
+    """By teacher; None where the shard has no entry."""
     failures: tuple[dict[str, Any], ...]
     """`row`, `key`, `status` and `reason` of the first failed or partial rows."""
 
@@ -94,18 +94,15 @@ class ShardView:
 def view_row(
     store: FeatureStore, row: int, teachers: Sequence[str] | None = None, k: int = 5, seed: int = 0
 ) -> RowView:
-    """Look at one row.
+    """Collect details of one row. Raises UserError for a teacher that is not in the store. Raises CorruptStoreError if
+    the shard's sample part cannot be read.
 
     Args:
         store: the store.
         row: 0 to N - 1.
         teachers: slugs; all when None.
-        k: neighbours a teacher.
-        seed: of the rows that ranks and, in a large store, neighbours are looked for in.
-
-    Raises:
-        UserError: a teacher that is not in the store.
-        CorruptStoreError: the shard's sample part cannot be read.
+        k: neighbors per teacher.
+        seed: of the rows that ranks and, in a large store, neighbors are looked for in.
     """
     others = np.setdiff1d(draw_inputs(store, RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
     searched = draw_inputs(store, SEARCHED_ROWS, seed)
@@ -121,11 +118,8 @@ def view_row(
 
 
 def view_shard(store: FeatureStore, shard: int) -> ShardView:
-    """Look at one shard. Reads its sample part and the ledger.
-
-    Raises:
-        CorruptStoreError: the sample part cannot be read.
-    """
+    """Collect details of one shard. Reads its sample part and the ledger. Raises CorruptStoreError if the sample part
+    cannot be read."""
     table = shard_table(store, shard)
     bad = table.filter(pc.is_in(table["status"], pa.array(["failed", "partial"])))
     first = shard * store.record.rows_per_shard

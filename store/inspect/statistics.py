@@ -33,16 +33,16 @@ AGREEMENT_ROWS = 2048
 
 @dataclass(frozen=True)
 class StoreStatistics:
-    """What the features of a store look like, from a sample of stated size and seed."""
+    """Statistics of a store's features from a sample of stated size and seed."""
 
     root: str
     rows: int
-    """Of the store."""
+    """Rows of the store."""
     sampled: int
     """Rows drawn; equal to `rows` when all were read."""
     seed: int
     agreement_rows: int
-    """Of the sampled rows, those on which teachers were compared."""
+    """Sampled rows on which teachers were compared."""
     towers: tuple[TowerStatistics, ...]
     """By teacher, image before text."""
     pairs: tuple[PairStatistics, ...]
@@ -59,11 +59,11 @@ class StoreStatistics:
 
     @property
     def drawn(self) -> str:
-        """Which rows they are of, in words."""
+        """Description of the rows."""
         return "every row" if self.sampled == self.rows else f"{self.sampled:,} of {self.rows:,} rows, seed {self.seed}"
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain values: NaN becomes None, matrices lists of lists."""
+        """Return everything as plain values: NaN becomes None, matrices lists of lists."""
         plain: dict[str, Any] = plain_values(asdict(self))
         return plain
 
@@ -75,7 +75,8 @@ def store_statistics(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> StoreStatistics:
-    """Compute statistics over a sample of rows, or over all of them.
+    """Compute statistics over a sample of rows, or over all of them. Raises UserError for a teacher that is not in the
+    store, or an empty sample. Raises CorruptStoreError if a chunk or sample part in the ledger is missing or damaged.
 
     Args:
         store: the store.
@@ -83,10 +84,6 @@ def store_statistics(
         sample: rows to draw; None streams every row.
         seed: of the draw.
         progress: called with teachers done and teachers in all.
-
-    Raises:
-        UserError: a teacher that is not in the store, or an empty sample.
-        CorruptStoreError: a chunk or sample part that the ledger vouches for is missing or damaged.
     """
     slugs = tuple(store.teachers) if teachers is None else tuple(dict.fromkeys(teachers))
     for slug in slugs:

@@ -21,7 +21,7 @@ class StatisticTable:
     """Text, counts, or floats that are shown with three decimals; None and NaN where there is no value."""
 
     def text_rows(self) -> list[tuple[str, ...]]:
-        """Cells as they are shown."""
+        """Return cells as they are shown."""
         return [tuple(_text(cell) for cell in row) for row in self.rows]
 
 

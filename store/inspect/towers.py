@@ -39,8 +39,8 @@ class TowerStatistics:
     mean_cosine: float
     """Between different rows: 0 for directions spread evenly, 1 for a collapsed encoder; NaN below two rows."""
     effective_rank: float
-    """exp of the entropy of the normalised singular values of the centred unit rows (Roy and Vetterli, EUSIPCO
-    2007): how many directions are in use; at most the width. NaN below two rows."""
+    """exp of the entropy of the normalized singular values of the centered unit rows (Roy and Vetterli, EUSIPCO 2007):
+    how many directions are in use; at most the width. NaN below two rows."""
     dead_dimensions: tuple[int, ...]
     """Always zero."""
     constant_dimensions: tuple[int, ...]
@@ -52,17 +52,14 @@ class TowerStatistics:
 
 
 def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> TowerStatistics:
-    """Stream `rows` of one array once.
+    """Stream `rows` of one array once. Raises UserError if there is no such teacher. Raises CorruptStoreError if a
+    chunk in the ledger is missing or of another size.
 
     Args:
         store: the store.
         slug: teacher.
         tower: `image` or `text`.
         rows: int64 (n,) ascending; those that the ledger does not call sound are left out.
-
-    Raises:
-        UserError: no such teacher.
-        CorruptStoreError: a chunk that the ledger vouches for is missing or of another size.
     """
     array = store.features(slug, tower)
     called_sound = rows[(store.valid(slug)[rows] & SOUND_BIT[tower]) != 0]
@@ -149,14 +146,15 @@ class _Sums:
         return float(np.exp(-(share * np.log(share)).sum()))
 
     def still(self, zero: bool) -> tuple[int, ...]:
-        """Dimensions that never move, at zero or elsewhere; none below two rows, where nothing could move."""
+        """Return dimensions that never move, at zero or elsewhere; none below two rows, where nothing could move."""
         if self.count < 2:
             return ()
         return tuple(np.flatnonzero((self.low == self.high) & ((self.low == 0) == zero)).tolist())
 
 
 def _row_hashes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
-    """One 64-bit multilinear hash per row over its bytes: equal rows agree, others do by chance once in 1e19 pairs."""
+    """Return one 64-bit multilinear hash per row over its bytes: equal rows agree, others do by chance once in 1e19
+    pairs."""
     words = np.ascontiguousarray(values).view(np.uint16).astype(np.uint64)
     factors = np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) << np.uint64(
         1

@@ -1,4 +1,4 @@
-"""The page's charts as Plotly figures. Colours of text and grid are set in the page, by light or dark."""
+"""The page's charts as Plotly figures. Colors of text and grid are set in the page, by light or dark."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class AgreementRule(AgreementScore):
 
 
 class ZeroShotRule(ZeroShotScore):
-    """Keep pairs whose teacher recognises the row's label."""
+    """Keep pairs whose teacher recognizes the row's label."""
 
     top: int = Field(default=1, ge=1)
 

@@ -186,7 +186,7 @@ def _lowest_kept(scores: Floats, share: float) -> float:
 
 
 def _check_names(named: list[str], slugs: tuple[str, ...], where: str) -> None:
-    """Refuse a misspelt teacher; a rule may name teachers this store does not have."""
+    """Refuse a misspelled teacher; a rule may name teachers this store does not have."""
     for name in named:
         nearest = difflib.get_close_matches(name, [slug for slug in slugs if slug not in named], n=1, cutoff=_MARGIN)
         if name not in slugs and nearest:
