@@ -194,8 +194,8 @@ def _models(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def user_roots() -> dict[str, str]:
-    """Return name to absolute folder or URL, `suites` among them; only that where there is no roots file. Raises
-    ConfigError if `$MMKD_ROOTS` names no such file, or a root is not text."""
+    """Return the roots by name, as absolute folders or URLs; only `suites` without a roots file. Raises ConfigError if
+    `$MMKD_ROOTS` names no such file, or a root is not text."""
     roots = {"suites": str(SUITES)}
     named = os.environ.get(VARIABLE)
     path = Path(named or FILE).expanduser()
@@ -210,8 +210,8 @@ def user_roots() -> dict[str, str]:
 
 
 def filled(content: Any, roots: dict[str, str], where: Path | str) -> Any:
-    """`content`, parsed YAML, with every `${name}` in its texts replaced. Raises ConfigError for a name that is not
-    among the roots."""
+    """Replace every `${name}` in the texts of `content`, parsed YAML. Raises ConfigError for a name that is not among
+    the roots."""
     if isinstance(content, dict):
         return {key: filled(value, roots, where) for key, value in content.items()}
     if isinstance(content, list):

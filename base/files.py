@@ -33,8 +33,8 @@ _AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
 
 @contextmanager
 def disk_errors(path: StorePath) -> Iterator[None]:
-    """Turn an OSError met while writing `path` into one line that says what to do. Raises StoreError if the disk is
-    full, read-only, or not writable."""
+    """Turn an OSError from writing `path` into a one-line error. Raises StoreError if the disk is full, read-only, or
+    not writable."""
     try:
         yield
     except OSError as error:
@@ -44,7 +44,7 @@ def disk_errors(path: StorePath) -> Iterator[None]:
 
 
 def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
-    """Put `data` at `path` in one step, creating parent folders. Raises StoreError if the disk is full, read-only, or
+    """Write `data` to `path` atomically, creating parent folders. Raises StoreError if the disk is full, read-only, or
     not writable; nothing is left behind. Raises UnreachableError if a URL cannot be written."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
@@ -55,8 +55,8 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
 
 
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
-    """Put `data` at `path` if nothing is there; of several that try at once, one wins. Returns False when a file was
-    there; it is left as it is. Raises StoreError, UnreachableError as `write_atomically`."""
+    """Write `data` to `path` unless it exists; one of several concurrent writers wins. Returns False if a file existed;
+    it is left unchanged. Raises StoreError, UnreachableError as `write_atomically`."""
     if isinstance(path, RemotePath):
         return path.create(data)
     path = _regular_target(path)
@@ -119,8 +119,8 @@ def _claim(file: IO[bytes]) -> bool:
 
 
 def remove_abandoned(root: StorePath) -> int:
-    """Delete what dead writers left below `root`; the files of those that live, here or elsewhere, are left alone.
-    Returns files that were deleted. Raises StoreError if the store cannot be written."""
+    """Delete files of dead writers below `root`, never those of live ones, and return their number. Raises StoreError
+    if the store cannot be written."""
     here = re.compile(rf"\.{re.escape(socket.gethostname())}-\d+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
     removed = 0
     for path in temporary_files(root):

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 def install_command(*extras: str) -> str:
     """`pip install` for these extras, from the checkout, file or git URL that the installation records (PEP 610). Never
-    a bare `mmkd[...]`, for which pip would ask a registry where anybody could have taken the name."""
+    a bare `mmkd[...]`: anyone could have registered that name."""
     wanted = f"[{','.join(extras)}]" if extras else ""
     try:
         origin = json.loads(distribution("mmkd").read_text("direct_url.json") or "{}")

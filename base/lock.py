@@ -1,8 +1,8 @@
 """One writer of a store at a time: a second one learns who holds the lock, and stops before it has done anything.
 
-On a disk the lock is `flock(2)` on a file inside the store: the kernel lets go of it when its holder ends, however.
-Behind a URL it is an object that its holder writes again every few seconds; one that stands still was left by a
-writer that was killed, and is taken over. Reading needs no lock: files are replaced whole.
+On a disk the lock is `flock(2)` on a file inside the store: the kernel releases it when its holder exits for any
+reason. Behind a URL it is an object that its holder writes again every few seconds; a stale one belongs to a killed
+writer and is taken over. Reading needs no lock: files are replaced whole.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def only_writer(root: StorePath, what: str) -> Iterator[None]:
 
     Args:
         root: the store, or the folder that will be one; a folder is made if it is not there.
-        what: what is done, as the other one is told: `mmkd store append`.
+        what: what is being done, as a second writer reads it: `mmkd store append`.
     """
     note = {"what": what, "process": os.getpid(), "host": socket.gethostname()}
     note["since"] = datetime.now(UTC).isoformat(timespec="seconds")

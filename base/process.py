@@ -20,8 +20,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes: what the machine has to spare (page cache counts as spare), or what the job's limit is, if that is less. 0
-    where the system does not tell."""
+    """Return free memory in bytes (page cache counts as free), at most the job's limit; 0 where unknown."""
     return min(_spare(Path("/proc/meminfo")), *_limits(Path("/proc/self/cgroup"), _CGROUPS))
 
 
@@ -77,9 +76,10 @@ _TRIM_THRESHOLD = (1 << 31) - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process reuse the memory of its last forward pass; True where that could be set. Every batch allocates
-    the same activations again. Measured on two cores, EfficientNet-Lite0 at 96 px, batches of 32, milliseconds an
-    image: 20.4 under Dask's setting (MALLOC_TRIM_THRESHOLD_=65536), 7.8 under glibc's, 4.5 with this."""
+    """Let this process reuse the memory of its last forward pass; return True if that could be set. Every batch
+    allocates the same activations again. Measured on two cores, EfficientNet-Lite0 at 96 px, batches of 32,
+    milliseconds an image: 20.4 under Dask's setting (MALLOC_TRIM_THRESHOLD_=65536), 7.8 under glibc's, 4.5 with
+    this."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
@@ -88,7 +88,7 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def repeated(work: Callable[[], object], seconds: float, name: str) -> Iterator[None]:
-    """Call `work` every so many seconds while the block runs; its last call has returned when the block is left.
+    """Call `work` every `seconds` while the block runs; the last call has returned when the block exits.
 
     Args:
         work: the first call comes after the first wait. An exception ends the repetition, not the block.

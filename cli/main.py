@@ -103,8 +103,8 @@ class _Output:
 
 
 def main() -> None:
-    """Console entry point. Exit status 1 for an error the user can fix, 2 for wrong usage. Of a closed output other
-    commands hear through click, which ends them without a word."""
+    """Console entry point. Exit status 1 for an error the user can fix, 2 for wrong usage. click ends commands silently
+    when their output is closed."""
     if sys.stdout is None:  # `>&-`: nothing else is to get its number
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     if LONG & set(sys.argv[1:2]):

@@ -78,8 +78,8 @@ def agreement(target: TeacherTargets) -> torch.Tensor:
 
 
 def familiarity(target: TeacherTargets, captions_UE: torch.Tensor) -> torch.Tensor:
-    """Largest cosine of a teacher's image with any of these captions (unit rows), float32 (B,). It says whether the
-    teacher knows such images, whatever caption the sample has."""
+    """Largest cosine of a teacher's image with any of these captions (unit rows), float32 (B,). A high value means that
+    the teacher knows such images, whatever their captions."""
     pieces = torch.split(unit(target.image), _ROWS_AT_ONCE)
     return torch.cat([(piece_BE @ captions_UE.to(piece_BE).T).amax(dim=1) for piece_BE in pieces])
 

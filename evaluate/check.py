@@ -31,8 +31,8 @@ from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 @dataclass(frozen=True)
 class DatasetCheck:
     """Findings about one data set. rows, groups: per split. counts: titles such as `test rows by diagnosis` to values
-    and their counts. missing: for each model, rows without features per split. problems keep units from running;
-    warnings make their scores doubtful. steps: what to do about a set that is not extracted yet, in order."""
+    and their counts. missing: for each model, rows without features per split. problems: reasons that keep units from
+    running. warnings: reasons to doubt their scores. steps: commands for a set that is not extracted yet, in order."""
 
     dataset: str
     role: str
@@ -95,7 +95,7 @@ class CheckReport:
 
 
 def check_suite(suite: Suite) -> CheckReport:
-    """Look at rows, classes, prompts, splits and features of every data set and model. Raises ConfigError if the suite
+    """Check rows, classes, prompts, splits and features of every data set and model. Raises ConfigError if the suite
     names a metric that does not exist, or an ensemble like an encoder."""
     stores: dict[str, FeatureStore] = {}
     unopened: dict[str, MmkdError] = {}

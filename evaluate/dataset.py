@@ -129,15 +129,15 @@ class DatasetRows:
         return Samples("+".join(names), pa.concat_tables(tables))
 
     def labels(self, samples: Samples) -> NDArray[np.int64]:
-        """Return class index of every row, int64 (n,). Raises UserError for a row without a label, or with one that is
-        not among the classes."""
+        """Return the class index of every row, int64 (n,). Raises UserError for a row without a label, or with one that
+        is not among the classes."""
         values = self.spec.classes or {name: (name,) for name in self.classes}
         index = {value: i for i, name in enumerate(self.classes) for value in values[name]}
         return self._class_index(samples, self.label_column, index)
 
     def prompt_labels(self, negative: bool = False) -> NDArray[np.int64]:
-        """Return class index of every prompt, or of every negative one, int64 (m,). Raises UserError if a class has no
-        prompt, or a prompt no class."""
+        """Return the class index of every prompt, or of every negative one, int64 (m,). Raises UserError if a class has
+        no prompt, or a prompt no class."""
         assert self.spec.prompts is not None
         prompts = self.negatives if negative else self.prompts
         assert prompts is not None

@@ -150,7 +150,7 @@ class _Slides:
 def _mean_pool(
     cohort: Labelled, one: Round, *, settings: LinearProbeSettings, seed: int, classes: int
 ) -> tuple[Floats, dict[str, Any]]:
-    """Return logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts. Features
+    """Fit logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts. Features
     are divided by the root mean square length of the training bags', so that the grid of C suits them."""
     length = np.sqrt(np.square(cohort.x[one.seen]).sum(axis=1).mean())
     scaled = replace(cohort, x=cohort.x / length)

@@ -14,17 +14,17 @@ from mmkd.store.layout import SOUND_BIT, Tower
 
 @dataclass(frozen=True)
 class Block:
-    """Features of n rows. values: float32 (n, D), of unit length or as stored; NaN where not available, so that a use
-    by mistake shows. available: bool (n,)."""
+    """Features of n rows. values: float32 (n, D), of unit length or as stored; NaN where not available, so that misuse
+    shows. available: bool (n,)."""
 
     values: NDArray[np.float32]
     available: NDArray[np.bool_]
 
 
 class Features:
-    """The features that one model, or an ensemble of models, has in one store. An ensemble's feature is the
-    concatenation of its members' unit features, scaled to unit length: its cosine is the mean of the members' cosines.
-    Without normalization it is the bare concatenation."""
+    """Features of one model, or an ensemble, in one store. An ensemble's feature is the concatenation of its members'
+    unit features, scaled to unit length: its cosine is the mean of the members' cosines. Without normalization it is
+    the bare concatenation."""
 
     def __init__(
         self, store: FeatureStore, model: str, members: tuple[str, ...] = (), beside: tuple[Features, ...] = ()
@@ -51,8 +51,8 @@ class Features:
         return tuple(Features(self.store, slug, beside=self.beside) for slug in self.members)
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """16 hex digits that change when a feature of these rows may have changed. Taken from the ledger: teacher
-        digests and checksums of the shards that hold the rows."""
+        """Return 16 hex digits that change when a feature of these rows may have changed. Taken from the ledger:
+        teacher digests and checksums of the shards that hold the rows."""
         shards = np.unique(rows // self.store.record.rows_per_shard).tolist()
         sha = hashlib.sha256()
         for slug in self.members:

@@ -1,6 +1,8 @@
-"""Figures of an output folder: each shows the numbers of samples and intervals where there are any, in safe colors.
-from mmkd.evaluate.figures import FIGURES, save save(FIGURES["forest"](folder, Question("zero_shot"), "student"),
-Path("forest.svg"))"""
+"""Figures of an output folder, with numbers of samples and intervals where there are any, in color-blind-safe colors.
+
+    from mmkd.evaluate.figures import FIGURES, save
+    save(FIGURES["forest"](folder, Question("zero_shot"), "student"), Path("forest.svg"))
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """Return the bytes of a figure in one of `FORMATS`. One warning where the font lacks letters; an SVG has the
+    """Return the bytes of a figure in one of `FORMATS`. One warning where the font lacks letters; an SVG uses the
     reader's."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()
@@ -152,8 +154,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return difference to the best other model of each column, sorted, with paired intervals and the count of wins.
-    The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`. Raises
+    """Return the difference to the best other model of each column, sorted, with paired intervals and the count of
+    wins. The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`. Raises
     ConfigError if there is no such task, metric, head, share of labels or model, no other model, or nothing that both
     have."""
     table = build_table(folder, question)
@@ -195,8 +197,8 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def box(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after Holm.
-    Raises ConfigError if there is no such task, metric, head, share of labels or model, or no other model."""
+    """Return the quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after
+    Holm. Raises ConfigError if there is no such task, metric, head, share of labels or model, or no other model."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     scale = 100 if table.percent else 1
@@ -226,7 +228,7 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return scores of all models by column on one common scale from zero; `model` in front. Never the only picture.
+    """Return the scores of all models by column on one common scale from zero; `model` in front. Never the only figure.
     Raises ConfigError if fewer than 3 or more than 10 columns have values, or for an unknown task, metric, head or
     share of labels."""
     table = build_table(folder, question)
@@ -304,7 +306,7 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Kaplan-Meier curves of both halves by risk with 95 % bands, one panel a data set, with the log-rank test.
+    """Return Kaplan-Meier curves of both halves by risk with 95 % bands, one panel a data set, with the log-rank test.
     Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The first
     draw of the folds is shown. Raises ConfigError if the suite has no survival task, or the model has no predictions or
     gives all patients one risk."""

@@ -53,8 +53,9 @@ class ResultFolder:
         return [Question(task=t, head=h, **rest) for t, h in chosen] or [Question(task=task or "", head=head, **rest)]
 
     def datasets(self, question: Question) -> list[DatasetSpec]:
-        """Data sets with this task that have a store. Monitor sets stay out of a table that has report sets: their
-        scores were looked at. Raises ConfigError if no data set of the suite has the task."""
+        """Return the data sets with this task that have a store. Monitor sets are left out of tables with report sets,
+        because their scores were used during development. Raises ConfigError if no data set of the suite has the
+        task."""
         run: list[DatasetSpec] = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
         every = [spec for spec in run if question.task in spec.tasks]
         if not every:

@@ -2,7 +2,7 @@
 
 The hash is `imagehash.phash`: the signs of the 64 lowest frequencies of the 32 x 32 gray picture, taken against their
 median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", section 3.2.1). It sees what
-a copy keeps when it is saved, scaled or brightened again, and asks no encoder.
+a copy keeps when it is saved, scaled or brightened again, and needs no encoder.
 """
 
 from __future__ import annotations

@@ -263,9 +263,9 @@ def _corpus(store: FeatureStore, slug: str, hashes: ImageHashes | None) -> _Side
 
 @dataclass(frozen=True)
 class _Nearest:
-    """The nearest neighbor of every row that was compared, best first. row, other: int64 (m,), positions on both sides.
-    product: float32 (m,), inner product of their features or signs. compared: rows that have what is compared, those
-    with an exact copy too."""
+    """Nearest neighbor of every compared row, best first. row, other: int64 (m,), positions on both sides. product:
+    float32 (m,), inner product of their features or signs. compared: rows that have what is compared, those with an
+    exact copy too."""
 
     row: NDArray[np.int64]
     other: NDArray[np.int64]
@@ -356,7 +356,7 @@ def nearest(
     group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the row with the highest inner product for every query; the first of equal ones. Returns inner products,
-    float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was there to be found.
+    float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was found.
 
     Args:
         queries: float32 (n, D), finite.

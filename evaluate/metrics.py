@@ -29,7 +29,7 @@ def balanced_accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
 
 
 def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Return mean F1 over the classes that occur in `y`. As `sklearn.metrics.f1_score(labels=np.unique(y),
+    """Return the mean F1 over the classes that occur in `y`. As `sklearn.metrics.f1_score(labels=np.unique(y),
     average="macro", zero_division=0)`: a class that is only predicted costs precision elsewhere and gets no F1 of its
     own."""
     hits, predicted, actual = class_counts(y, score, weights)
@@ -37,7 +37,7 @@ def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
 
 
 def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Return mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it. A class
+    """Return the mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it. A class
     without positives, or without negatives, has no AUROC and is left out of the mean; counting it as zero or as one
     half would invent a result. NaN where no class is left."""
     if len(y) == 0:
@@ -67,8 +67,8 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
 
 
 def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Return sum over thresholds of precision times the recall gained there, for B weightings at once. Samples of equal
-    score share a threshold; nothing is interpolated. Equals
+    """Return the sum over thresholds of precision times the recall gained there, for B weightings at once. Samples of
+    equal score share a threshold; nothing is interpolated. Equals
     `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives."""
     if len(score) == 0:
         return np.full(len(weights), np.nan)
@@ -82,13 +82,13 @@ def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Float
 
 
 def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Harrell's concordance index; NaN where no pair can be compared. Two subjects can be compared when the one with
-    the shorter time had the event (or both have the same time and one of them was censored: the other died first). A
-    pair is concordant when the one who died first had the higher risk; equal risks count half. Harrell et al. 1996,
+    """Return Harrell's concordance index; NaN where no pair can be compared. Two subjects can be compared when the one
+    with the shorter time had the event (or both have the same time and one of them was censored: the other died first).
+    A pair is concordant when the one who died first had the higher risk; equal risks count half. Harrell et al. 1996,
     Statistics in Medicine 15:361, section 5.
 
     Counts instead of repeated subjects keep a subject from being compared with itself, which would add ties of risk
-    that are not in the data. Only the order of the risks counts, however close they are. Returns float64 (B,).
+    that are not in the data. Only the order of the risks counts, however close they are. Result: float64 (B,).
 
     Args:
         risk: float64 (n,), higher means an earlier event.

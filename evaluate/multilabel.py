@@ -29,8 +29,8 @@ def multilabel_needs(task: str, spec: DatasetSpec) -> Iterator[str]:
 
 
 def truth(data: DatasetRows, samples: Samples) -> Truth:
-    """1 where a sample has a label, 0 where it has not, -1 where that is not known: int8 (n, L). Raises UserError for a
-    list of labels that cannot be read, or values that the description does not name."""
+    """Return int8 (n, L): 1 where a sample has a label, 0 where not, -1 where unknown. Raises UserError for a list of
+    labels that cannot be read, or values that the description does not name."""
     spec, classes = data.spec.multilabel, data.spec.classes
     assert spec is not None, "the suite requires it for this task"
     assert classes is not None, "the suite requires it for this task"

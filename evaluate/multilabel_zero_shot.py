@@ -29,7 +29,7 @@ class MultilabelZeroShotSettings(TaskSettings):
 
 
 class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
-    """Presence against absence where there are negative prompts, else the cosine to the label's prompts. The pair of a
+    """Return presence against absence with negative prompts, else the cosine to the label's prompts. The pair of a
     positive and a negative prompt with a softmax over both is CheXzero's (Tiu et al. 2022). An ensemble averages its
     members' scores."""
 
@@ -75,7 +75,7 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
 
 
 def _scores(data: DatasetRows, model: Features, scale: float) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return scores of one encoder, float64 (n, L), and which images it has."""
+    """Return the scores of one encoder, float64 (n, L), and which images it has."""
     positive, available = class_cosines(data, model)
     if data.negatives is None:
         return positive, available

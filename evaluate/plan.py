@@ -112,7 +112,7 @@ class Loaded:
 
 
 def make_plan(suite: Suite) -> Loaded:
-    """Open the stores and list the units. What cannot be run is listed with its reason. Raises ConfigError for a
+    """Open the stores and list the units. Units that cannot run are listed with the reason. Raises ConfigError for a
     primary metric that does not exist, or an ensemble named like an encoder of a store. Raises StoreError if there is
     no store at all, or one cannot be opened."""
     stores, closed = open_stores(suite)
@@ -146,8 +146,8 @@ def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, NotASt
 
 
 def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
-    """Return models in the order of the suite, or all encoders of the stores; then the ensembles. Raises ConfigError if
-    an ensemble has the name of an encoder."""
+    """Return the models in the order of the suite, or all encoders of the stores; then the ensembles. Raises
+    ConfigError if an ensemble has the name of an encoder."""
     encoders = dict.fromkeys(slug for store in stores for slug in store.teachers)
     clash = [name for name in suite.ensembles if name in encoders]
     if clash:
@@ -156,7 +156,7 @@ def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
 
 
 def write_plan(out: Path, plan: Plan) -> None:
-    """Write the plan beside the results, in the place of the suite's last. Raises StoreError if the disk is full or
+    """Write the plan beside the results, replacing the suite's last plan. Raises StoreError if the disk is full or
     read-only."""
     write_atomically(plan_path(out, plan.suite.suite), (plan.model_dump_json(indent=1) + "\n").encode())
 

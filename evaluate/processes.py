@@ -35,7 +35,7 @@ Finished = tuple[PlannedUnit, list[ResultRow]]
 
 def run_units(loaded: Loaded, units: Sequence[PlannedUnit], out: Path, jobs: int) -> Iterator[Finished]:
     """Run units, `jobs` at once, and yield the result lines of each as it ends. A process that dies (no memory left)
-    costs the unit that it dies of, not the others. Raises StoreError if predictions cannot be written.
+    fails only its current unit. Raises StoreError if predictions cannot be written.
 
     Args:
         loaded: the plan they belong to.
@@ -120,8 +120,8 @@ def _run(planned: PlannedUnit, out: Path) -> list[ResultRow]:
 
 def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]:
     """Run a unit and write its predictions below `out`; the lines are the caller's to append. The boundary of a unit:
-    whatever its computation raises makes one line with status `failed` and the reason, so that an error that one data
-    set or encoder brings out costs no other unit. Raises StoreError if predictions cannot be written."""
+    any error makes one line with status `failed` and the reason, so that it fails no other unit. Raises StoreError if
+    predictions cannot be written."""
     started = time.perf_counter()
     if planned.reason:
         return [failed_row(loaded, planned, planned.reason)]

@@ -86,17 +86,16 @@ def _is_connection_loss(error: OSError) -> bool:
 
 
 class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
-    """A client that its `with` block closes, and nothing else. Dask's own also closes itself when it is collected, as
-    one that could not connect is: in any thread, for up to twice its timeout, and under a lock which that thread holds
-    when it is starting the next client."""
+    """A client that its `with` block closes, and nothing else. Dask's own also closes itself when garbage-collected, in
+    any thread, for up to twice its timeout, under a lock that deadlocks a thread starting the next client."""
 
     def __del__(self) -> None:
         """Nothing: a client that never connected has nothing to close."""
 
 
 def start_workers(client: Client, plugin: WorkerPlugin) -> None:
-    """Have every worker, now and later, set the plugin up. A worker that dies over it is replaced and does not count.
-    Raises CommClosedError again and again."""
+    """Set up the plugin on every current and later worker. A worker that dies meanwhile is replaced and does not count.
+    Raises CommClosedError if workers keep dying."""
     for attempt in range(_ATTEMPTS):
         try:
             client.register_plugin(plugin)

@@ -56,8 +56,8 @@ class WorkerConfig(Frozen):
     read_threads: int = Field(default=4, gt=0)
     """Threads that read encoded images, ahead of the decoders."""
     batch_rows: int | None = Field(default=None, gt=0)
-    """Rows handed to a teacher at once; halved for good in a worker where the device's memory is too small.
-    Empty: 32 on a CPU, 256 on a GPU."""
+    """Rows handed to a teacher at once; halved permanently in a worker whose device runs out of memory. Empty: 32 on a
+    CPU, 256 on a GPU."""
     shards_at_once: int | None = Field(default=None, gt=0)
     """Shards in hand in each local worker process; one writes and tokenizes while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
@@ -121,8 +121,8 @@ class ClusterConfig(Frozen):
 
 
 def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
-    """Read the value of `--scheduler`; `--workers` goes above what the file says. Raises ConfigError for an unknown
-    name, an unknown or wrong key, or missing TLS files."""
+    """Read the value of `--scheduler`; `--workers` overrides the file. Raises ConfigError for an unknown name, an
+    unknown or wrong key, or missing TLS files."""
     path = Path(scheduler)
     content: dict[str, Any] = {"scheduler": scheduler}
     if path.suffix in (".yaml", ".yml"):

@@ -33,8 +33,8 @@ def read_overview(root: StorePath) -> Overview | None:
 
 
 def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) -> bool:
-    """Return True when every part has the name, place and size that was noted, is read as it was, and differs by its
-    change time at most. A service's tag or a hash that differs tells of other bytes."""
+    """Return True if all parts have the recorded name, place, size and reading settings, and differ at most in change
+    time. A different ETag or hash means different bytes."""
     noted = _noted(root)
     if noted is None or noted[0] != settings or len(noted[1]) != len(parts):
         return False

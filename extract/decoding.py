@@ -95,8 +95,8 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: in
 
 
 def _reason(error: Exception) -> str:
-    """Why an image cannot be used. Whatever one image raises, out of memory included, costs its row and no other. Of
-    what no decoder should raise only the type is named: a message may quote a patient's name."""
+    """Why an image cannot be used. Any error of one image, out of memory included, fails its row alone. Unexpected
+    errors are reported by type only: a message may quote a patient's name."""
     return f"image: {error}" if isinstance(error, ImageError) else f"image: cannot be used ({type(error).__name__})"
 
 

@@ -30,9 +30,9 @@ class LostShard:
 def gather(
     client: Client, store: Store, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
-    """Do the tasks and yield the outcome of each as it finishes. The scheduler holds one small report for each task.
-    Dask blames a dead worker for all its tasks, running and waiting. Tasks blamed too often are therefore done again
-    when the others have finished, one shard at a time, so that each is blamed for itself alone. Raises UserError if the
+    """Do the tasks and yield the outcome of each as it finishes. The scheduler keeps one small report per task. Dask
+    blames a dead worker for all its tasks, running and waiting. Tasks blamed too often are therefore done again when
+    the others have finished, one shard at a time, so that each is blamed for itself alone. Raises UserError if the
     scheduler went away. Raises MmkdError for a fault in a worker that the user can correct: a full disk, a teacher that
     cannot be loaded.
     """

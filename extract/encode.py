@@ -156,8 +156,8 @@ def _encode_distinct(
 
 
 def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-    """As `Teacher.tokenize`; what it raises may quote a caption, and a caption may name a patient: no log is to say it.
-    Raises RuntimeError if the tokenizer failed."""
+    """As `Teacher.tokenize`; its errors are not logged, because they may quote a caption that names a patient. Raises
+    RuntimeError if the tokenizer failed."""
     try:
         return teacher.tokenize(captions)
     except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:

@@ -82,9 +82,9 @@ class TeacherComparison:
 def compare_with_teacher(
     store: FeatureStore, teacher: str, rows: int, *, corpus: str | None, tolerance: float, seed: int
 ) -> TeacherComparison:
-    """Run a teacher again on up to `rows` random rows of `store`. Raises UserError if the store lacks the teacher, or
-    has no sound row of it. Raises TeacherError if the teacher cannot be loaded, or gives features of another width.
-    Raises CorpusError if there is no input of the rows drawn can be read.
+    """Rerun a teacher on up to `rows` random rows of `store`. Raises UserError if the store lacks the teacher, or has
+    no sound row of it. Raises TeacherError if the teacher cannot be loaded, or gives features of another width. Raises
+    CorpusError if no input of the drawn rows can be read.
 
     Args:
         store: read only.

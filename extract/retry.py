@@ -30,9 +30,9 @@ def failed_images(table: pa.Table) -> list[int]:
 
 
 def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
-    """Try the failed images of a finished shard again and write what became of them. The shard is not vouched for while
-    its files change: a kill in between costs the shard, never the truth. The bytes are those that a first extraction of
-    the images as they are now would have given. Raises StoreError if the store cannot be written.
+    """Retry the failed images of a finished shard. Its ledger entries are removed while its files change, so a kill
+    costs the shard, never correctness. The bytes equal those of a first extraction of the current images. Raises
+    StoreError if the store cannot be written.
 
     Args:
         store, shard, bench: as `extract_shard`.

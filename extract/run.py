@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def extract(config: ExtractConfig, say: Say = print) -> RunReport:
-    """Bring every shard of the store to every teacher asked for. Running it again does what is left. Raises
+    """Extract every shard of the store for every requested teacher. Running it again finishes what is left. Raises
     CorpusError, TeacherError, StoreError, UserError (see `mmkd.base.errors`). Raises BusyStoreError if another process
     writes to the store.
 

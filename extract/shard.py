@@ -30,7 +30,7 @@ from mmkd.store.writer import ShardFeatures, write_shard
 
 def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
     """Extract one shard for these teachers and write its ledger entries. Raises StoreError if the store cannot be
-    written. Nothing of this shard counts as done then. Raises TeacherError if a device has too little memory."""
+    written. The shard then counts as not done. Raises TeacherError if a device has too little memory."""
     started = time.perf_counter()
     table, sha_before = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers), rows=len(table))

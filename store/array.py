@@ -1,6 +1,5 @@
-"""One array of a store, opened the best way there is: mapped, copied into memory, or fetched when rows are asked for.
-All three give the same values. What is not an ordinary array in memory is a `LazyRows`: index it with rows, get a NumPy
-array."""
+"""One array of a store, opened the best way: mapped, copied into memory, or fetched on access. All three give the same
+values. Anything but an ordinary array in memory is a `LazyRows`: indexing it with rows gives a NumPy array."""
 
 from __future__ import annotations
 
@@ -158,9 +157,8 @@ def _too_many_maps(root: StorePath, chunks: int) -> str:
 
 
 class RemoteRows(LazyRows):
-    """Rows behind a URL. Fetches whole chunks, checks them against the ledger, and keeps the last ones. Good for
-    looking at some rows and for reading in order. Random batches fetch a chunk for nearly every row: `mmkd store pull`
-    first."""
+    """Rows behind a URL. Fetches whole chunks, checks them against the ledger, and keeps the last ones. Suits single
+    rows and sequential reads. Random batches fetch a chunk for nearly every row: `mmkd store pull` first."""
 
     def __init__(self, array: ChunkedArray) -> None:
         self._array = array

@@ -36,9 +36,9 @@ class Preprocessing(BaseModel):
 
 
 class TeacherCard(BaseModel):
-    """One teacher as the store knows it. `digest` is the identity: two cards with equal digest give equal features. It
-    covers weights, preprocessing, tokenizer and widths, and leaves out what cannot change a feature (where the files
-    lay, the license, library versions)."""
+    """A teacher's card in the store. `digest` is the identity: two cards with equal digest give equal features. It
+    covers weights, preprocessing, tokenizer and widths, and leaves out what cannot change a feature (the files'
+    location, the license, library versions)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,8 +1,8 @@
 """Storage of a teacher's features in arrays: which arrays there are, and values to codes and back.
 
-`float16` and `float32` are the values themselves. `int8` keeps a row as 8-bit codes and one float32 scale:
-value = code * scale, with scale = max|value| / 127 of the row (symmetric "absmax" quantisation, as in
-Dettmers et al. 2022, arXiv:2208.07339, section 2, row by row). A missing row has scale NaN, so it decodes to NaN.
+`float16` and `float32` are the values themselves. `int8` keeps a row as 8-bit codes and one float32 scale: value = code
+* scale, with scale = max|value| / 127 of the row (symmetric "absmax" quantization, as in Dettmers et al. 2022,
+arXiv:2208.07339, section 2, row by row). A missing row has scale NaN, so it decodes to NaN.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec,
 def encode_rows(
     features: NDArray[np.floating[Any]], sound: NDArray[np.bool_], encoding: Encoding
 ) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
-    """Return features as they lie on disk.
+    """Encode features for the disk.
 
     Args:
         features: (rows, D), any float type; rows that are not sound may hold anything.

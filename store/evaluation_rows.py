@@ -1,6 +1,6 @@
 """Rows of an evaluation set: samples, and the texts that tasks read beside them; the prompt file of such texts.
 
-The columns `row_kind` and `text_of` stand in the sample table of every store that was extracted from the description
+The columns `row_kind` and `text_of` are in the sample table of every store that was extracted from the description
 of an evaluation set: `mmkd extract` writes them and `mmkd evaluate` finds rows by them. A prompt file:
 
 templates: ["a photo of {}", "{} seen under the microscope"]    # without templates the texts are whole sentences

@@ -68,8 +68,8 @@ def write_document(path: StorePath, document: dict[str, Any]) -> None:
 
 
 def is_there(path: StorePath) -> bool:
-    """Return False only when nothing is at `path`: a folder, a dangling link or an unreadable file is there.
-    `Path.is_file` is also False for those, and what is asked for would then count as absent."""
+    """Return False only if nothing is at `path`. A folder, a dangling link or an unreadable file counts as present,
+    unlike with `Path.is_file`."""
     return path.is_file() if isinstance(path, RemotePath) else path.exists() or path.is_symlink()
 
 
@@ -123,7 +123,7 @@ def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | Non
 
 def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
     """Return the `attributes.mmkd` of a group's document, without its seal, when the document is whole. Raises
-    CorruptStoreError if it is not a Zarr v3 group, no `mmkd` in it, or the seal is broken."""
+    CorruptStoreError if it is not a Zarr v3 group, has no `mmkd`, or its seal is broken."""
     attributes = document.get("attributes")
     content = attributes.get("mmkd") if isinstance(attributes, dict) else None
     if not isinstance(content, dict):

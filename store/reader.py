@@ -35,7 +35,7 @@ class FeatureStore(Store):
     """Features of T teachers for N rows, opened for reading. Use `FeatureStore.open(path)`. Arrays are memory-mapped:
     opening costs milliseconds, and rows are read from disk (or the page cache) when they are indexed. A row without a
     ledger entry reads as NaN and is not available. Behind a URL the values are the same, and rows are fetched by whole
-    chunks: right for a look, slow for training; `mmkd store pull` brings a store to disk."""
+    chunks: fine for inspection, slow for training; `mmkd store pull` brings a store to disk."""
 
     def __init__(self, root: StorePath, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
         super().__init__(root, record)
@@ -80,9 +80,9 @@ class FeatureStore(Store):
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body or empty}</tbody></table>"
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
-        """Return features of one row, or of several in one gather: what a `torch.utils.data.DataLoader` asks for.
-        Returns `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that
-        may be written to; NaN where missing. Raises IndexError for a row that the store does not have.
+        """Return features of one row, or of several in one gather: as a `torch.utils.data.DataLoader` needs. Result:
+        `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that may be
+        written to; NaN where missing. Raises IndexError for a row that the store does not have.
 
         Args:
             rows: a grid row, negative from the end; or a list or int array (n,) of them.
@@ -101,9 +101,9 @@ class FeatureStore(Store):
 
     @cached_property
     def ledger(self) -> dict[tuple[int, str], LedgerEntry]:
-        """Entries by (shard, slug), read once when they are first asked for; reopen to see later ones. Raises
-        NotAStoreError if the store was moved or deleted since it was opened. Raises CorruptStoreError if an entry
-        cannot be read, or belongs to a teacher without a card."""
+        """Entries by (shard, slug), read on first use; reopen to see later ones. Raises NotAStoreError if the store was
+        moved or deleted since it was opened. Raises CorruptStoreError if an entry cannot be read, or belongs to a
+        teacher without a card."""
         entries = read_ledger(self.root)
         for slug in sorted({slug for _, slug in entries} - self.teachers.keys()):
             if read_card(self.root, slug) is None:  # else it was added since
@@ -186,7 +186,7 @@ class FeatureStore(Store):
         return summarize(self, self.teachers, self.ledger)
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
-        """Return one of a teacher's arrays as it lies in files, chunk by chunk; see
+        """Return one of a teacher's arrays as stored in files, chunk by chunk; see
         `mmkd.store.encoding.teacher_arrays`."""
         entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
         chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)

@@ -118,8 +118,8 @@ class StoreRecord(BaseModel):
 
 
 class Store:
-    """A store for those who write or check it: where it is, and its record as it was read. `FeatureStore` adds reading.
-    Cheap to send to a worker."""
+    """Place and record of a store, for writing and checking it. `FeatureStore` adds reading. Cheap to send to a
+    worker."""
 
     def __init__(self, root: StorePath, record: StoreRecord) -> None:
         self.root = root
@@ -140,8 +140,8 @@ class Store:
 
 
 def read_record(root: StorePath) -> StoreRecord:
-    """Read the record of a store. Raises NotAStoreError if nothing here, or a Zarr hierarchy of someone else. Raises
-    FormatVersionError if it is written by a newer mmkd. Raises CorruptStoreError if the metadata cannot be
+    """Read the record of a store. Raises NotAStoreError if nothing or another Zarr hierarchy is there. Raises
+    FormatVersionError if it was written by a newer mmkd. Raises CorruptStoreError if the metadata cannot be
     understood."""
     path = root / "zarr.json"
     if not is_there(path):

@@ -1,4 +1,4 @@
-"""Drop what verify found unsound, and nothing else; the next extraction repeats exactly that.
+"""Drop what verify found unsound and nothing else; the next extraction redoes exactly that.
 
 Nothing is guessed. An entry that cannot be kept is deleted (its shard then counts as not done), a sample
 part that cannot be trusted is deleted (the next extraction lists it again from the corpus), and metadata

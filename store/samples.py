@@ -91,7 +91,7 @@ def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
 def sample_dataset(store: Store) -> pads.Dataset:
     """Return the whole sample table, one row per grid row in order. Parts are named one by one: a stray file in the
     folder is not a part of the table. Absent rows (between the end of a corpus and the shard boundary where the next
-    one begins) stand in no file: they follow from the record."""
+    one begins) are in no file: they follow from the record."""
     schema = sample_schema(store.record.labels)
     children: list[pads.Dataset] = []
     spans = store.record.spans()

@@ -1,6 +1,6 @@
 """A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes. The folder
-is written under a temporary name and renamed: a selection is there wholly or not at all, and a name that is taken stays
-taken. Features are never touched."""
+is written under a temporary name and renamed: a selection is complete or absent, and is never overwritten. Features are
+never touched."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def digest_of(kept: NDArray[np.bool_]) -> str:
 
 
 def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
-    """Put a selection, bool (N, T'), in place in one step. Raises UserError if the name is taken (also when another
-    process took it meanwhile). Raises StoreError if the disk is full or read-only; nothing is left behind."""
+    """Write a selection, bool (N, T'), atomically. Raises UserError if the name is taken (even by a concurrent
+    process). Raises StoreError if the disk is full or read-only; nothing is left behind."""
     root = check_name(store.root, name)
     per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
     document = array_document(kept.shape, (per_shard, teachers), "uint8")
@@ -123,7 +123,7 @@ def selection_names(root: StorePath) -> list[str]:
 
 def read_selection(store: Store, name: str) -> Selection:
     """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it was made when
-    the store had other rows. Raises FormatVersionError if it is written by a newer mmkd. Raises CorruptStoreError if
+    the store had other rows. Raises FormatVersionError if it was written by a newer mmkd. Raises CorruptStoreError if
     its bytes are not what was written."""
     folder = store.root / FOLDER / name
     if not is_slug(name) or not is_there(folder / "zarr.json"):

@@ -92,8 +92,8 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
 
     Args:
         root: the store.
-        deep: also decode every feature and hold rows marked sound to be finite and not zero, and others to be NaN.
-        sample: compare the bytes of so many shards only: all teachers' chunks, sample rows and inputs of each.
+        deep: also decode every feature and check that rows marked sound are finite and not zero, and others NaN.
+        sample: compare the bytes of this many shards only: all teachers' chunks, sample rows and inputs of each.
             Metadata, ledger entries, selections and file names are always checked in full. None for every shard.
         seed: decides which shards; the same store and seed draw the same.
     """

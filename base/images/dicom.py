@@ -1,8 +1,8 @@
 """DICOM to 8-bit pictures: modality transform, window, photometric interpretation, one frame of many. Needs pydicom.
 
-Of a multi-frame object without a named frame the middle one is shown: a cine loop or a stack has its
-subject there. A header that is odd beside sound pixels is read as far as it can be, and the picture says what was
-assumed. Neither reasons nor assumptions quote the file: its text may name a patient.
+Of a multi-frame object without a named frame the middle one is shown: a cine loop or a stack has its subject there. A
+header that is odd beside sound pixels is read as far as possible, and the picture records what was assumed. Neither
+reasons nor assumptions quote the file: its text may name a patient.
 """
 
 from __future__ import annotations

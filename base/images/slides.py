@@ -58,7 +58,7 @@ class SlideTile:
 # A handle keeps a cache of tiles; openslide reads from several threads at once.
 @functools.lru_cache(maxsize=4)
 def open_slide(path: str, stamp: str) -> openslide.OpenSlide:
-    """Return an open slide; `stamp` parts a file from its replacement.
+    """Return an open slide; `stamp` distinguishes a file from its replacement.
 
     Raises:
         openslide.OpenSlideError: openslide cannot read it.

@@ -73,7 +73,7 @@ def fragment(keys: tuple[str, ...], *values: str | int) -> str:
 
 
 def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the file, keys and values of a uri; no keys where it has no fragment of ours (`#` may stand in a file's
+    """Return the file, keys and values of a uri; no keys where it has no known fragment (`#` may be part of a file
     name)."""
     inner, mark, tail = uri.rpartition("#")
     if mark:

@@ -18,8 +18,8 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 def hub_check(seconds: float) -> Check:
-    """Ask the hub (or the mirror that HF_ENDPOINT names) for one small file, for at most `seconds`. In a thread that
-    nobody waits for longer: looking up a name has no time limit of its own."""
+    """Ask the hub (or the mirror that HF_ENDPOINT names) for one small file, for at most `seconds`. Runs in a thread,
+    because a name lookup has no timeout."""
     place = os.environ.get("HF_ENDPOINT", HUB)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
         return Check("hub", place, "note", "HF_HUB_OFFLINE is set: only what is in the cache is used")

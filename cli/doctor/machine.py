@@ -62,7 +62,7 @@ print(json.dumps({"version": dask.__version__, "faults": faults, "folders": dask
 
 
 def machine_checks(seconds: float) -> Iterator[Check]:
-    """Look at the machine.
+    """Yield checks of the machine.
 
     Args:
         seconds: how long torch may take to load and to find its devices; a broken driver can block it forever.

@@ -16,7 +16,7 @@ HEIGHT_LINES = 24
 
 def draw(image: Image.Image) -> None:
     """Draw a picture into the terminal, at most `HEIGHT_LINES` lines high and as wide as the terminal. The terminal is
-    asked what it can (0.1 s where it does not answer). Raises UserError if standard output is no terminal, or the
+    queried for its features (0.1 s without an answer). Raises UserError if standard output is not a terminal, or the
     package that draws is not installed."""
     if not sys.stdout.isatty():
         raise UserError("--image draws into a terminal, and the output is none; leave --image out")

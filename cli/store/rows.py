@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def read_keys(path: Path) -> list[str]:
-    """Return keys in a UTF-8 file, one per line; a byte order mark and empty lines are left out. Lines end in LF or
-    CRLF only: U+2028 and other separators may be part of a key. Raises UserError if the file is not UTF-8, or holds no
+    """Read keys from a UTF-8 file, one per line, skipping a byte order mark and empty lines. Lines end in LF or CRLF
+    only: U+2028 and other separators may be part of a key. Raises UserError if the file is not UTF-8, or holds no
     key."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")

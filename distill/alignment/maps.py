@@ -155,7 +155,7 @@ def save(alignment: Alignment, path: Path) -> None:
 
 def load(path: Path) -> Alignment:
     """Read an alignment, without unpickling. Raises UserError if there is no such file, or it is not an alignment.
-    Raises FormatVersionError if it is written by a newer mmkd. Raises CorruptStoreError if its bytes are not what was
+    Raises FormatVersionError if it was written by a newer mmkd. Raises CorruptStoreError if its bytes are not what was
     written, or its shapes do not fit its card."""
     if not path.is_file():
         raise UserError(f"no alignment at {path}; `mmkd align STORE RUN.yaml` writes one")

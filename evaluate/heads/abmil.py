@@ -100,8 +100,8 @@ def fit_predict(
 
 
 def _unit_variance(bags: BagFeatures, train: NDArray[np.int64]) -> float:
-    """Return factor that gives the entries of (up to 64) training bags a mean square of one: no encoder trains faster
-    than another because its vectors are longer."""
+    """Return the factor that gives the entries of (up to 64) training bags a mean square of one: no encoder trains
+    faster than another because its vectors are longer."""
     squares = [np.square(bags.patches(bag), dtype=np.float64).mean(axis=1) for bag in train[:64].tolist()]
     return float(1 / np.sqrt(np.concatenate(squares).mean()))
 

@@ -37,8 +37,8 @@ class Questions:
 def fit_predict(
     train: Questions, val: Questions, test: Questions, *, words: int, settings: FusionSettings, seed: int
 ) -> tuple[NDArray[np.int64], Trained]:
-    """Train on questions with a known answer, stop by the validation accuracy, answer the rest. Returns answer of every
-    test question, int64 (m,), and the outcome of the training.
+    """Train on questions with a known answer, stop by the validation accuracy, answer the rest. Returns the answer of
+    every test question, int64 (m,), and the outcome of the training.
 
     Args:
         train, val, test: the questions.

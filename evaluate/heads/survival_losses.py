@@ -15,7 +15,7 @@ from mmkd.evaluate.metrics import Floats
 
 
 def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
-    """Return mean negative log partial likelihood of the events of a batch, ties after Efron; zero without events.
+    """Return the mean negative log partial likelihood of the events of a batch, ties after Efron; zero without events.
 
     Args:
         log_hazard: float (b, 1).
@@ -44,9 +44,9 @@ def bin_of(time: Floats, edges: Floats) -> NDArray[np.int64]:
 
 
 def hazard_nll(logits: torch.Tensor, bins: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
-    """Return mean negative log likelihood of discrete hazards. An event in bin b: the subject lived through the bins
-    before and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in cross-entropy-based
-    training of deep survival networks", equation 7, every subject with weight one.
+    """Return the mean negative log likelihood of discrete hazards. An event in bin b: the subject lived through the
+    bins before and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in
+    cross-entropy-based training of deep survival networks", equation 7, every subject with weight one.
 
     Args:
         logits: float (n, K), of the hazard in each bin.

@@ -16,8 +16,8 @@ Steps = Callable[[], Iterator[torch.Tensor]]
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """One thread and a seeded generator inside; both as they were afterwards. One thread, because sums over several
-    depend on how many there are."""
+    """Use one thread and a seeded generator inside the block; restore both afterwards. Sums over several threads depend
+    on their number."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

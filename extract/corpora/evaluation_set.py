@@ -1,5 +1,5 @@
 """The description of an evaluation set as a corpus: its images or questions, what a table knows of them, its prompts.
-`mmkd extract` reads `source` and `prompts` of the description; all else is for `mmkd evaluate`."""
+`mmkd extract` reads `source` and `prompts` of the description; all else belongs to `mmkd evaluate`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OF_A_SAMPLE = ("key", "name", "stem")
 
 class Draw(Frozen):
     """Shares of the splits of a set that has none published. They are expectations: every sample, or group of samples,
-    falls by a hash of its own, so that it stays where it is whatever else is there."""
+    falls by a hash of its own, so that its split never depends on other samples."""
 
     train: float = Field(default=0.0, ge=0, le=1)
     val: float = Field(default=0.0, ge=0, le=1)

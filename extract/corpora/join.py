@@ -129,7 +129,7 @@ class Join(Frozen):
             found.setdefault(key, dict.fromkeys(columns))[FOLD] = fold
 
     def _add(self, found: dict[str, dict[str, str | None]], key: str | None, values: dict[str, str | None]) -> None:
-        """Note a line. Several lines of one key (a patient's slides) must agree in what is taken of them. Raises
+        """Note a line. Several lines of one key (a patient's slides) must agree in the columns taken. Raises
         CorpusError if they do not."""
         if not key:
             raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")

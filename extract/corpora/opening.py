@@ -78,9 +78,9 @@ _EXPECTED = (
 
 
 def open_corpus(location: str) -> Corpus:
-    """Find out what `location` is and return its reader. Raises CorpusError if it does not exist, or is none of these.
-    Raises ConfigError if the YAML has an unknown or wrong field. Raises UserError if the URL's kind is unknown, or a
-    package is missing.
+    """Detect the kind of `location` and return its reader. Raises CorpusError if it does not exist or has no known
+    kind. Raises ConfigError if the YAML has an unknown or wrong field. Raises UserError if the URL's kind is unknown,
+    or a package is missing.
 
     Args:
         location: path or URL of a CSV, TSV, JSONL or Parquet file, a `.tar`, a DICOM file or a slide; of a folder that

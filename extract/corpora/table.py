@@ -98,7 +98,7 @@ class TableCorpus(TabularCorpus):
         return {role: template_columns(template) for role, template in templates.items() if template}
 
     def parts(self) -> Sequence[Part]:
-        """Return the tables; a stamp is the SHA-256 of the bytes, so that a mere copy is the same corpus."""
+        """Return the tables; a stamp is the SHA-256 of the bytes, so that a copy is the same corpus."""
         return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:

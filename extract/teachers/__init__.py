@@ -18,8 +18,7 @@ __all__ = ["Teacher", "TeacherSpec", "describe_teacher", "load_teacher", "parse_
 
 def describe_teacher(spec: TeacherSpec) -> TeacherCard:
     """Find a teacher's files and hash them; no model is built. Files of a hub repository that are not in the cache are
-    downloaded. Hashes are remembered between runs. Raises TeacherError in one line what is missing or wrong, and what
-    to do."""
+    downloaded. Hashes are cached between runs. Raises TeacherError with the problem and the fix in one line."""
     from mmkd.extract.teachers.loaders import find_loader  # noqa: PLC0415 - torch
 
     return find_loader(spec).describe(spec)
@@ -27,7 +26,7 @@ def describe_teacher(spec: TeacherSpec) -> TeacherCard:
 
 def load_teacher(spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
     """Build the encoder that `card` describes on `device`, every weight accounted for. Raises TeacherError if the files
-    are not the card's any more, are damaged, or do not fit the architecture."""
+    are no longer the card's, are damaged, or do not fit the architecture."""
     from mmkd.extract.teachers.loaders import find_loader  # noqa: PLC0415 - torch
 
     return find_loader(spec).load(spec, card, device)

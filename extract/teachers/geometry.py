@@ -73,8 +73,8 @@ def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.ui
 
 
 def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
-    """Refuse a picture that is too thin: before it is cropped, its resized or padded form would fill the memory. Raises
-    ImageError if more than 4 bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes)."""
+    """Refuse a picture so thin that its resized or padded form would fill the memory. Raises ImageError for more than 4
+    bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes)."""
     shorter = min(geometry.image_size)
     if geometry.resize_mode in ("shortest", "hf_shortest"):
         made = shorter * shorter * max(width, height) // min(width, height)
@@ -105,7 +105,7 @@ def _open_clip_steps(geometry: Geometry) -> Callable[[Image.Image], Image.Image]
 def _shortest_like_transformers(geometry: Geometry, picture: Image.Image) -> Image.Image:
     """Shorter side to the target, then the middle; alpha is dropped, as transformers 4 did. Source: transformers,
     image_transforms.get_resize_output_image_size and center_crop. torchvision rounds the margin half to even instead,
-    which is another pixel for every fourth margin."""
+    which shifts every fourth margin by a pixel."""
     colored = picture.convert(geometry.color)
     target_height, target_width = geometry.image_size
     width, height = colored.size

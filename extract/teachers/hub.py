@@ -17,8 +17,8 @@ _HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
 
 def fetch_file(slug: str, repository: str, filename: str, revision: str = "") -> Path | None:
     """Return the path of `filename` in the cache, downloading it once where the hub can be reached. Returns None when
-    the repository exists and has no such file. Raises TeacherError in one line why it cannot be had: offline, gated, no
-    such repository or revision, no network."""
+    the repository exists and has no such file. Raises TeacherError with the reason in one line: offline, gated, no such
+    repository or revision, no network."""
     wanted = revision or None
     # Some weights lie in a repository of the hub's other kind: `datasets/org/name`, as in its web address.
     kind, full_name = (

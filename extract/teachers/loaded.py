@@ -47,7 +47,7 @@ class LoadedTeacher:
     infinity are computed again in float32, and counted in `half_precision_failures`.
 
     Args:
-        card: who it is.
+        card: its identity.
         precision: arithmetic of the forward pass.
         device: where to put the weights.
         model: has `encode_image` and `encode_text` as `Towers` says.
@@ -71,8 +71,8 @@ class LoadedTeacher:
         return LoadedTeacher(self._card, precision, self._device, self._model, self._tokenizer)
 
     def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
-        """Choose how the same forward pass is computed; last bits may change, and no more. Raises TeacherError if there
-        is no C++ compiler for the CPU.
+        """Choose how the same forward pass is computed; only last bits may change. Raises TeacherError if there is no
+        C++ compiler for the CPU.
 
         Args:
             channels_last: order of the convolutions' weights. On by default: benchmarks/forward.py.
@@ -149,8 +149,8 @@ class LoadedTeacher:
 
 
 def check_digest(found: TeacherCard, card: TeacherCard) -> None:
-    """Refuse to load files other than those the card was written for. Raises TeacherError with both digests and what
-    differs."""
+    """Refuse to load files other than those the card was written for. Raises TeacherError with both digests and the
+    differences."""
     # How features are kept is the run's choice; the files have no say in it.
     found = found.with_encoding(card.encoding)
     if found.digest == card.digest:

@@ -233,7 +233,7 @@ def _build(plan: Plan) -> nn.Module:
 
 
 def _check_size(plan: Plan, model: nn.Module) -> None:
-    """Some of timm's towers take one size only, and say so at their first image. Raises TeacherError if the tower does
+    """Check the image size with one image: some timm towers take one size only. Raises TeacherError if the tower does
     not take the images that the configuration asks for."""
     height, width = plan.preprocessing.image_size
     try:

@@ -57,8 +57,8 @@ def _parse_entry(entry: str) -> list[TeacherSpec]:
 
 def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
     """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher. Raises
-    ConfigError if the file is missing, is no YAML mapping, or has a field that is unknown or wrong. Raises TeacherError
-    if `like` names no known teacher."""
+    ConfigError if the file is missing, is not a YAML mapping, or has a field that is unknown or wrong. Raises
+    TeacherError if `like` names no known teacher."""
     content = read_mapping(path)
     like = content.pop("like", None)
     fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}
@@ -76,8 +76,8 @@ def _is_yaml(text: str) -> bool:
 
 
 def _refuse_bare_place(entry: str) -> None:
-    """Say how to write a place that came without a name. Raises TeacherError if `entry` is a folder or a `scheme:`
-    without a name."""
+    """Explain how to write a place without a name. Raises TeacherError if `entry` is a folder or a `scheme:` without a
+    name."""
     if entry.startswith((LOCAL_DIR, HF_HUB)):
         raise TeacherError(f"{entry!r} needs a name to be stored under: write my-teacher={entry}")
     if "/" in entry or Path(entry).is_dir():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A loaded image-text encoder in evaluation mode on one device. It may have an attribute `text_lengths: tuple[int,
+    """A loaded image-text encoder in evaluation mode on one device. An optional attribute `text_lengths: tuple[int,
     ...]`, ascending and ending in the context: `encode_texts` then gets captions cut to the smallest of these that
     holds them. Without it, always the whole context."""
 
@@ -31,7 +31,7 @@ class Teacher(Protocol):
 
         Args:
             pixels: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's color mode
-                (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are the teacher's business.
+                (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are applied by the teacher.
         """
 
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:

@@ -1,6 +1,6 @@
-"""The published teachers: a YAML card each in `cards/`, read when they are first asked for. Eight of the nine stand in
-the original's meta.jsonl; the ninth is inferred. `mmkd teachers check` with real weights and the original's samples
-(`--golden`) settles what a card calls open."""
+"""The published teachers: a YAML card each in `cards/`, read on first use. Eight of the nine are in the original's
+meta.jsonl; the ninth is inferred. `mmkd teachers check` with real weights and the original's samples (`--golden`)
+settles a card's open questions."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def find_published(name: str) -> PublishedTeacher: ...
 @overload
 def find_published(name: str, *, missing_ok: Literal[True]) -> PublishedTeacher | None: ...
 def find_published(name: str, *, missing_ok: bool = False) -> PublishedTeacher | None:
-    """The published teacher of this slug or of a spelling used elsewhere (capitals do not matter). Raises TeacherError
+    """Return the published teacher of this slug or of another known spelling, case-insensitively. Raises TeacherError
     if there is none, and `missing_ok` is false; the nearest name is suggested."""
     names = {
         called.lower(): teacher

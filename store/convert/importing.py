@@ -112,10 +112,10 @@ def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -
 def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
-    """Bring `source` into a store at `root`; running it again does what is left. A value that does not fit the encoding
-    (beyond 65504 in float16) makes its row missing, never infinite. Raises CorpusError if the source is empty, damaged,
-    or not the one that the store was begun with. Raises StoreError if the store cannot be written, or holds other
-    features. Raises BusyStoreError if another process writes to it.
+    """Bring `source` into a store at `root`; running it again finishes what is left. A value that does not fit the
+    encoding (beyond 65504 in float16) makes its row missing, never infinite. Raises CorpusError if the source is empty,
+    damaged, or not the one that the store was begun with. Raises StoreError if the store cannot be written, or holds
+    other features. Raises BusyStoreError if another process writes to it.
 
     Args:
         source: the features.

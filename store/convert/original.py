@@ -71,7 +71,7 @@ class OriginalRelease:
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """Return one card for each name in any `available_clips`; the width is that of the first file that has it.
-        Raises CorpusError for none of the first hundred files that should hold a teacher does."""
+        Raises CorpusError if none of the first hundred files that should hold a teacher does."""
         dims: dict[str, int] = {}
         tries: dict[str, int] = {}
         for row in self._lines():
@@ -221,7 +221,7 @@ def imported_files(store: FeatureStore) -> tuple[str, ...]:
 
 
 def _copy_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, images: str) -> tuple[str, bool]:
-    """Return path below `out` of a row's image, and whether it could be copied. A plain relative path keeps its
+    """Return the path below `out` of a row's image, and whether it could be copied. A plain relative path keeps its
     name."""
     uri, root = row["uri"], store.record.image_root(row["row"])
     plain = not leaves_root(root, uri) and "#" not in uri and row["offset"] is None and ".." not in Path(uri).parts

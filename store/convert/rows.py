@@ -71,8 +71,8 @@ class StoreRows:
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
-        """Over the sources' corpora, the rows and teachers taken, and the ledger entries of their shards. With the
-        entries, a store that was begun before its source was extracted further is not continued."""
+        """Return digest of the sources' corpora, the chosen rows and teachers, and the ledger entries of their shards.
+        With the entries, a store that was begun before its source was extracted further is not continued."""
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
             corpora = "".join(span.corpus.digest for span in store.record.spans())

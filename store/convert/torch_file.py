@@ -49,8 +49,7 @@ _PICKLE_ERRORS = (
 
 def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
     """Read a file that holds a dict of float tensors. Returns arrays by name, of the shapes and float types in the
-    file. Raises CorpusError if it is not such a file, damaged, or a pickle that asks for anything but tensors. One
-    line."""
+    file. Raises CorpusError if it is not such a file, damaged, or a pickle of anything but tensors."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}

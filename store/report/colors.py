@@ -20,9 +20,9 @@ NAMED = 2
 def teacher_colours(
     store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32]
 ) -> dict[str, dict[int, str]]:
-    """By teacher: who has a row, and whose caption fits best. Result: row to value, by name. `best teacher` is the one
-    whose cosine stands out most from its own others (standard scores by median and median deviation: teachers' cosines
-    differ in level); it needs two teachers and 20 rows.
+    """Return colorings by teacher: presence of a row, and the teacher whose caption fits best. Result: row to value, by
+    name. `best teacher` is the one whose cosine stands out most from its own others (standard scores by median and
+    median deviation: teachers' cosines differ in level); it needs two teachers and 20 rows.
 
     Args:
         store: the store.

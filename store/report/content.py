@@ -93,7 +93,7 @@ class Options:
 
 
 def gather(store: FeatureStore, options: Options, progress: Callable[[str], None] | None = None) -> Content:
-    """Read all that the page tells. Raises UserError for a teacher that is not in the store, an empty sample, or UMAP
+    """Gather the content of the page. Raises UserError for a teacher that is not in the store, an empty sample, or UMAP
     is not installed. Raises CorruptStoreError if metadata, a chunk or a sample part cannot be read. Missing pictures
     are no error.
 

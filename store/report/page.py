@@ -1,5 +1,4 @@
-"""Rendering of gathered content as one HTML file: charts, script and style in it, and a policy that lets nothing else
-in."""
+"""Rendering of gathered content as one HTML file with charts, script, style and a strict content security policy."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ _JSON_ESCAPES = str.maketrans(
 def write_report(
     store: FeatureStore, out: Path, options: Options, progress: Callable[[str], None] | None = None
 ) -> Content:
-    """Write the page at `out` in one step, with the folders that it names; returns what it tells. Raises UserError if
+    """Write the page at `out` in one step, with the folders that it names; return its content. Raises UserError if
     `out` is a folder, or does not end in .html; otherwise as `gather`. Raises StoreError if the file cannot be
     written."""
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
@@ -164,7 +163,7 @@ def _json(value: object) -> str:
 
 
 def _policy(scripts: list[str]) -> str:
-    """Only these very scripts run, nothing is loaded from anywhere, pictures come from the page itself. Plotly writes
+    """Return the content security policy: only these scripts run, nothing is loaded, pictures are inline. Plotly writes
     its own style rules while it runs, hence 'unsafe-inline' for styles, which can run nothing."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
