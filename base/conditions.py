@@ -95,7 +95,7 @@ class _Parser:
         return found
 
     def comparison(self) -> pc.Expression:
-        """Return a column and what is said of it."""
+        """Return a column and its condition."""
         kind, name = self.take()
         if kind not in ("word", "quoted") or (kind == "word" and name.lower() in _WORDS):
             self.place -= 1

@@ -107,7 +107,7 @@ SUITES = Path(__file__).resolve().parents[1] / "suites"
 _NAMED = re.compile(r"\$\{([^}]*)\}")
 
 NAMING_KEYS = ("name", "dataset", "slug")
-"""Keys that name an entry of a list: a complaint says `datasets.lung`, not `datasets.3`."""
+"""Keys that name an entry of a list: an error says `datasets.lung`, not `datasets.3`."""
 
 
 class _Loader(yaml.SafeLoader):

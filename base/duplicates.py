@@ -13,7 +13,7 @@ _ROWS_A_PASS = 1 << 19
 
 
 def key_hash(key: str) -> bytes:
-    """16 bytes that stand for a key: among 10^9 keys two share them by chance once in 10^20 corpora."""
+    """Return 16 bytes for a key: among 10^9 keys two share them by chance once in 10^20 corpora."""
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

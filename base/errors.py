@@ -31,7 +31,7 @@ class MmkdError(Exception):
 
 
 class UserError(MmkdError):
-    """Something the caller asked for cannot be done as asked."""
+    """A request of the caller cannot be fulfilled."""
 
 
 class ConfigError(UserError):
@@ -47,7 +47,7 @@ class TeacherError(UserError):
 
 
 class StoreError(MmkdError):
-    """The store on disk is not what was expected."""
+    """The store on disk is not as expected."""
 
 
 class NotAStoreError(StoreError):

@@ -107,7 +107,7 @@ def _regular_target(path: Path) -> Path:
 
 
 def _claim(file: IO[bytes]) -> bool:
-    """Lock a file while it is open here. The system takes the lock back from a process that dies."""
+    """Lock a file while it is open here. The system releases the lock when the process dies."""
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

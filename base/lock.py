@@ -27,9 +27,9 @@ from mmkd.base.process import repeated
 
 LOCK_FILE = ".mmkd-lock"
 BEAT_SECONDS = 5.0
-"""A holder behind a URL writes its object again this often."""
+"""Seconds between rewrites of the lock object behind a URL."""
 PATIENCE_BEATS = 4
-"""Beats without a change after which that object counts as left behind."""
+"""Unchanged beats after which the lock object counts as abandoned."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 """A file system without locks (Lustre mounted without `flock`, some FUSE)."""
 
@@ -178,7 +178,7 @@ def _beating(root: RemotePath, note: dict[str, object]) -> Iterator[None]:
 
 
 def _take(root: RemotePath, path: RemotePath, data: bytes) -> None:
-    """Create the object, or put it in the place of one that nobody writes any more."""
+    """Create the object, or replace an abandoned one."""
     if path.create(data):
         return
     try:

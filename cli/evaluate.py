@@ -232,7 +232,7 @@ def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_jso
 
 
 def _out(suite: Path, out: Path | None) -> Path:
-    """Return the folder that was named, or the suite's own beside it."""
+    """Return the named folder, or the suite's default beside it."""
     return out or suite.with_name(f"{suite.stem}-results")
 
 

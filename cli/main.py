@@ -42,7 +42,7 @@ SUMMARIES = {
 }
 
 LONG = frozenset({"demo", "extract", "align", "distill", "evaluate", "export"})
-"""Commands whose work matters more than what they print."""
+"""Commands that go on when their output is closed."""
 
 DISK_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
@@ -78,7 +78,7 @@ def cli() -> None:
 
 
 class _Output:
-    """Standard output of a command that goes on when nobody reads it any more (`| head -1`)."""
+    """Standard output of a command that goes on after its reader exits (`| head -1`)."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -87,11 +87,11 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or drop what nobody can read."""
+        """Write; discard if the reader is gone."""
         return self._unless_closed(self._stream.write, text) or 0
 
     def flush(self) -> None:
-        """Flush, or drop what nobody can read."""
+        """Flush; discard if the reader is gone."""
         self._unless_closed(self._stream.flush)
 
     def _unless_closed(self, act: Callable[..., int | None], *arguments: str) -> int | None:

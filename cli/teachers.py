@@ -1,4 +1,4 @@
-"""`mmkd teachers ...`: who the teachers are, whether they load, and whether a store has what they give."""
+"""`mmkd teachers ...`: list, load and compare teachers."""
 
 from __future__ import annotations
 

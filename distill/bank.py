@@ -30,9 +30,9 @@ class BankSource:
 
 
 class Bank:
-    """K rows of all teachers. Which rows stand in it is a function of (seed, step): nothing of it is in a checkpoint.
-    The rows have one shuffled order, taken round and round; at step s the bank holds the places s*r to s*r + K of it, r
-    rows being replaced each step. No row stands in it twice."""
+    """K rows of all teachers. Its rows are a function of (seed, step), so no checkpoint holds it. The rows have one
+    shuffled order, taken cyclically; at step s the bank holds the places s*r to s*r + K of it, r rows being replaced
+    each step. No row is in it twice."""
 
     def __init__(self, source: BankSource, size: int, refresh: int, seed: int, device: torch.device) -> None:
         self.source, self.device = source, device

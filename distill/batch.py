@@ -1,5 +1,5 @@
-"""One step's material on one rank: the seam between the data, the loop and the objective. Shapes: B rows of this rank,
-L tokens, E teacher width."""
+"""One step's data on one rank: the interface between data, loop and objective. Shapes: B rows of this rank, L tokens, E
+teacher width."""
 
 from __future__ import annotations
 

@@ -47,9 +47,9 @@ class Schedule:
 
 
 def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the rows of one epoch in random order; int64 (n,). A batch is a random draw: nothing known of a row
-    decides which others it meets. The generator is counter-based (Philox) and keyed by seed and epoch, so the order of
-    any epoch is available without those before it."""
+    """Return the rows of one epoch in random order; int64 (n,). A batch is a random draw: it depends on no property of
+    its rows. The generator is counter-based (Philox) and keyed by seed and epoch, so the order of any epoch is
+    available without those before it."""
     key = np.array([seed, epoch], dtype=np.uint64)
     return rows[np.random.Generator(np.random.Philox(key=key)).permutation(len(rows))]
 

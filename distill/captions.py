@@ -1,7 +1,7 @@
 """Captions as tokens: each distinct one tokenized once, kept without padding, padded when a batch needs it.
 
-`OUT/tokens.npz` keeps them with a digest of the captions: millions of captions take minutes to tokenize and seconds
-to read. It is no part of a run's state: a file that is missing, damaged, of other captions or of another tokenizer is
+`OUT/tokens.npz` keeps them with a digest of the captions: millions of captions take minutes to tokenize and seconds to
+read. It is not part of a run's state: a file that is missing, damaged, of other captions or of another tokenizer is
 written again.
 """
 
@@ -111,8 +111,8 @@ def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise) -> Captions:
 
 
 def keep_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
-    """Keep a run's tokens when it begins, unless they are kept already or soon made again. Raises StoreError if the
-    disk is full or read-only."""
+    """Save the tokens of a new run, unless they are saved already or quickly recomputed. Raises StoreError if the disk
+    is full or read-only."""
     path, digest = out / FILE, _digest(captions)
     if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
         buffer = io.BytesIO()

@@ -90,12 +90,12 @@ class StudentConfig(Frozen):
 
 
 class PartRates(Frozen):
-    """Factors of the learning rate; 1 for none."""
+    """Factors of the learning rate; 1 for no change."""
 
     image: float = Field(default=1.0, gt=0)
     text: float = Field(default=1.0, gt=0)
     heads: float = Field(default=1.0, gt=0)
-    """All that is learned beside the student."""
+    """Learning settings of everything but the student."""
 
 
 class OptimizerConfig(Frozen):
@@ -117,7 +117,7 @@ class OptimizerConfig(Frozen):
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor of the learning rate from a layer to the one below it (BEiT, arXiv 2106.08254); 1 for none."""
     average: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights, which is then judged and exported; 0 for none."""
+    """Decay of the exponential moving average of the weights, which is then evaluated and exported; 0 for none."""
 
 
 class BankConfig(Frozen):
@@ -141,7 +141,7 @@ class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # t
     balance: Literal["none", "equal", "learned"] = "none"
     """`equal`: every teacher's part of a term is scaled to the same size; `learned`: by a learned variance of each."""
     unit_teachers: bool = True
-    """Teacher features are brought to norm 1. MMKD-CLIP's release takes them as stored: false."""
+    """Scale teacher features to norm 1. MMKD-CLIP's release takes them as stored: false."""
     cross_scale: float | None = Field(default=None, gt=0)
     """Scale of cross and bank logits; learned for each teacher when not given. The release: constant 2.659."""
     equal_captions: bool = True
@@ -242,12 +242,12 @@ class ComputeConfig(Frozen):
 
 
 class CheckpointConfig(Frozen):
-    """When the state is written, and what is kept."""
+    """Schedule of checkpoints and their number."""
 
     every_steps: int = Field(default=500, gt=0)
     """Steps between checkpoints; one more is written at the end."""
     keep_last: int = Field(default=2, gt=0)
-    """Younger checkpoints that are kept, beside the best."""
+    """Most recent checkpoints kept besides the best."""
     stop_signals: tuple[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"], ...] = ("SIGTERM", "SIGUSR1")
     """On these the step is finished, a checkpoint is written, and the run ends (Slurm: `--signal=USR1@120`)."""
 

@@ -42,7 +42,7 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
     `open_clip_model.safetensors`, the tokenizer where open_clip wants one, a model card, and `mmkd_run.json` with the
     card's content for programs. `open_clip.create_model_from_pretrained("local-dir:OUT")` loads it. Averaged weights
     are taken when the run averaged; heads are left out. Only the checkpoint is read: store, YAML and first weights are
-    not needed any more. Raises UserError if `run` has no such checkpoint, or `out` holds something else; or see
+    no longer needed. Raises UserError if `run` has no such checkpoint, or `out` holds something else; or see
     `graphs.py`. Raises CorruptStoreError if the checkpoint is damaged.
 
     Args:

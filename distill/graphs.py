@@ -43,10 +43,10 @@ def write_graphs(
     student: nn.Module, images: torch.Tensor, tokens: torch.Tensor, kind: GraphFormat, folder: Path
 ) -> dict[str, float]:
     """Write `image` and `text` into `folder` and run them; each tower's largest difference as a share. Raises UserError
-    if a graph gives other features than the student; nothing is left of it then.
+    if a graph gives other features than the student; it is then deleted.
 
     Args:
-        student: an open_clip model; put into evaluation.
+        student: an open_clip model; set to evaluation mode.
         images: float32 (3, 3, H, W), what the graphs are traced and tried with. tokens: int64 (3, L), the same.
         kind: of graph.
         folder: made when it is not there.

@@ -24,7 +24,7 @@ from mmkd.distill.prepare import Run
 _SECONDS_A_LINE = 60.0
 
 Board = Callable[[int, Mapping[str, float]], None]
-"""Takes a step and its values by name."""
+"""Function of a step and its values by name."""
 
 
 def _losses(values: Mapping[str, float]) -> dict[str, float]:

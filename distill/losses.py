@@ -1,5 +1,5 @@
-"""The losses: what a term says of each row. How rows, teachers and ranks become one number is the objective's. Shape
-letters: Q rows that ask (this rank's), K keys (all ranks' and the bank's), D or E width; in front of them T teachers of
+"""Losses: the value of a term for each row. The objective reduces rows, teachers and ranks to one number. Shape
+letters: Q query rows (this rank's), K keys (all ranks' and the bank's), D or E width; in front of them T teachers of
 one width. A teacher's term is a function of a `Comparison` and one line in `TERMS`."""
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 class PairFeatures:
     """Features of n pairs, as they are to enter the dot products; every switch between unit and raw rows lies outside.
     image, text: float (n, D). group: int64 (n,) or (n, G); pairs that are equal in any column (one caption, one image)
-    are positives of each other. available: bool (n,), or None for all; a row that is not is never a key, and its own
-    value is to be given weight 0. The same pairs as T teachers of one width see them: image, text (T, n, D) and
-    available (T, n), see `stacked`.
+    are positives of each other. available: bool (n,), or None for all; other rows are never keys, and their values need
+    weight 0. The same pairs as T teachers of one width see them: image, text (T, n, D) and available (T, n), see
+    `stacked`.
     """
 
     image: torch.Tensor
@@ -37,7 +37,7 @@ class PairFeatures:
 
     @property
     def mask(self) -> torch.Tensor:
-        """`available`, also when it is None."""
+        """Return `available` as a mask, all True for None."""
         return self.group.new_ones(len(self.group), dtype=torch.bool) if self.available is None else self.available
 
     def of(self, teacher: int) -> PairFeatures:
@@ -122,7 +122,7 @@ def feature_loss(student: PairFeatures, teacher: PairFeatures, kind: FeatureKind
     - mse: ``1/E sum_e (s_e - t_e)^2`` (FD of CLIP-KD, arXiv 2307.12732); of unit rows it is 2/E of the
       above, so its weight has to grow with the width;
     - smooth_l1: ``1/E sum_e h(sqrt(E) (s_e - t_e))`` with ``h(x) = x^2/2`` up to 1 and ``|x| - 1/2`` beyond: Huber's
-      loss of rows whose entries have unit mean square, as UNIC applies it to standardised features (arXiv 2408.05088).
+      loss of rows whose entries have unit mean square, as UNIC applies it to standardized features (arXiv 2408.05088).
     """
     return _distance(student.image, teacher.image, kind) + _distance(student.text, teacher.text, kind)
 

@@ -35,7 +35,7 @@ from mmkd.distill.world import World
 
 @dataclass
 class TeacherSide:
-    """All that a run with teachers has beside the student. relation_scales: of the softmax over each teacher's own
+    """Parts of a run with teachers besides the student. relation_scales: of the softmax over each teacher's own
     similarities."""
 
     heads: Heads

@@ -95,8 +95,8 @@ def learning_rate_shares(model: nn.Module, config: OptimizerConfig) -> dict[str,
 
 
 def lock_layers(towers: Towers, lock: LockConfig) -> None:
-    """Let the lower layers of the towers, or all of them, learn nothing. Raises ConfigError for more layers than the
-    tower has, or if nothing is left to learn."""
+    """Freeze the lower layers of the towers, or all of them. Raises ConfigError for more layers than the tower has, or
+    if nothing is left to learn."""
     places = tower_layers(towers)
     parameters = dict(towers.named_parameters())
     for tower, wanted in (("image", lock.image), ("text", lock.text)):

@@ -64,8 +64,8 @@ def best_teachers(available_BT: torch.Tensor, scores_BT: torch.Tensor, count: in
 
 
 def dropped(shares_BT: torch.Tensor, losses_BT: torch.Tensor, drawn_BT: torch.Tensor, chance: float) -> torch.Tensor:
-    """Leave out each teacher with this chance, but for the one whose loss is largest (UNIC, arXiv 2408.05088). What is
-    left is scaled to sum to 1, so that the size of the loss does not depend on `chance`."""
+    """Leave out each teacher with this chance, but for the one whose loss is largest (UNIC, arXiv 2408.05088). The rest
+    is scaled to sum to 1, so that the size of the loss does not depend on `chance`."""
     taking_part_BT = shares_BT > 0
     worst_B = losses_BT.detach().masked_fill(~taking_part_BT, -torch.inf).argmax(dim=1, keepdim=True)
     kept_BT = (drawn_BT >= chance).scatter(1, worst_B, True)

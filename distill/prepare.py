@@ -228,7 +228,7 @@ def _updater(config: RunConfig, model: Model, world: World) -> Updater:
 
 def _freeze_unused(towers: Towers, device: torch.device) -> None:
     """Take the gradient from parameters that no feature depends on, such as a text tower's own pooler.
-    DistributedDataParallel would wait for theirs without end."""
+    DistributedDataParallel would wait for theirs forever."""
     size, context = preprocessing(towers.student).size, int(getattr(towers.student, "context_length", 0) or 16)
     height, width = (size, size) if isinstance(size, int) else size
     towers.eval()

@@ -25,10 +25,10 @@ class Estimate:
     teachers: tuple[str, ...]
     student_parameters: int
     other_parameters: int
-    """Heads and temperatures that stay behind when the student is exported."""
+    """Parameters of heads and temperatures, which are not exported."""
     steps: int
     steps_left: int
-    """Behind the last checkpoint."""
+    """Step past the last checkpoint."""
     ranks: int
     device: str
     memory_bytes: int
@@ -68,9 +68,9 @@ class Estimate:
 
 
 def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate | None:
-    """Take a few steps of the run and throw them away; None in every rank but the first. What is known before the first
-    step is said before it: the step may be too large for the machine's memory. Raises MmkdError for anything that keeps
-    the run from starting."""
+    """Take a few steps of the run and discard them; None in every rank but the first. What is known beforehand is
+    printed before the first step, which may run out of memory. Raises MmkdError for anything that keeps the run from
+    starting."""
     with started_world(config.compute.timeout_minutes) as world:
         run = prepare(config, world)
         if world.first:

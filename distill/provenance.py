@@ -1,5 +1,5 @@
-"""The record of a run, from which its card is written and two calls are recognized as one run. Every checkpoint holds
-it. It contains no path of the machine, and identifies files by their content."""
+"""Record of a run, in every checkpoint: the source of its card and the identity of the run. It contains no path of the
+machine, and identifies files by their content."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def make_network(model: str) -> nn.Module:
 
 
 def set_preprocessing(student: nn.Module, changes: Mapping[str, Any]) -> None:
-    """Change what is done to the student's images: size, mean, std, interpolation, resize_mode."""
+    """Change the student's preprocessing: size, mean, std, interpolation, resize_mode."""
     before = getattr(student.visual, "preprocess_cfg", {})
     set_model_preprocess_cfg(student, dict(before) | dict(changes))
 

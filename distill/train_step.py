@@ -21,7 +21,7 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Model(nn.Module):
-    """All that the optimizer sees: the student's towers, and what the objective learns beside them."""
+    """All learned modules: the student's towers and the objective's."""
 
     def __init__(self, towers: Towers, objective: Objective) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass
 class Updater:
-    """Turns a batch into gradients and takes the optimizer's step."""
+    """Computes gradients of a batch and takes the optimizer's step."""
 
     model: Model
     called: nn.Module
@@ -151,7 +151,7 @@ def _random_state(device: torch.device) -> list[torch.Tensor]:
 
 
 def _set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
-    """The second pass of a piece drops out what the first pass dropped."""
+    """Make the second pass of a piece use the first pass's dropout."""
     torch.set_rng_state(state[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[1], device)

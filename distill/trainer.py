@@ -181,7 +181,7 @@ class FiniteGuard:
 
 @dataclass
 class StopRequest:
-    """The signal that asked for the end, if one did."""
+    """The signal that requested a stop, if any."""
 
     signal: signal.Signals | None = None
 

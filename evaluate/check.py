@@ -53,7 +53,7 @@ class DatasetCheck:
 
     @property
     def counted(self) -> str:
-        """Rows and groups of each split, or why there are none."""
+        """Count rows and groups of each split; a reason where there are none."""
         counts = ", ".join(f"{split} {n} ({self.groups[split]} groups)" for split, n in self.rows.items())
         return counts or ("not extracted" if self.steps else "not readable")
 
@@ -123,7 +123,7 @@ def check_suite(suite: Suite) -> CheckReport:
 def _check_dataset(
     suite: Suite, spec: DatasetSpec, store: FeatureStore, models: tuple[str, ...], found: DatasetCheck
 ) -> None:
-    """Fill in what a store holds of a data set."""
+    """Fill in findings about a data set from its store."""
     try:
         data = load_dataset(spec, store)
     except MmkdError as error:
@@ -152,7 +152,7 @@ def _check_dataset(
 
 
 def _class_counts(data: DatasetRows, label: str, samples: Samples) -> dict[str, int]:
-    """Return rows of every class, and of every value that is none."""
+    """Count rows of every class and of every value that is not a class."""
     values = data.spec.classes or {name: (name,) for name in data.classes}
     name_of = {value: name for name in data.classes for value in values[name]}
     counts = Counter(
@@ -201,7 +201,7 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
 
 
 def _same_images(data: DatasetRows) -> list[str]:
-    """Return exact copies of test images among training images: a probe would be scored on what it learned."""
+    """Report exact copies of test images among training images, which inflate a probe's score."""
     test = {digest for digest in data.splits["test"].column("image_sha256") if digest is not None}
     found = []
     for name in ("train", "val"):
@@ -251,7 +251,7 @@ def _differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str
 
 
 def _prompts_differ(data: DatasetRows) -> list[str]:
-    """Return a problem where the prompt file is not what was extracted."""
+    """Return a problem if the prompt file changed since extraction."""
     prompts = data.spec.prompts
     if prompts is None or prompts.file is None or data.prompts is None:
         return []

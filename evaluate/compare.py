@@ -65,7 +65,7 @@ class Comparison:
     level: float
 
     def markdown(self) -> str:
-        """Return a table with one line for each rival, and the notes that it needs to be read rightly."""
+        """Return a table with one line for each rival, and its notes."""
         columns = [*self.columns, *([mean_name(self.columns)] if len(self.columns) > 1 else [])]
         heads = ["against", *map(markdown_text, columns), "win/tie/loss", "Wilcoxon p", "Holm"]
         rows = []

@@ -40,7 +40,7 @@ class Samples:
     name: str
     table: pa.Table
     unmatched: str = ""
-    """Values that the filter lists and no row of the store has, as a complaint; empty where there are none."""
+    """Error text on filter values that no row has; empty if there are none."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -222,7 +222,7 @@ def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Rows of a store by conditions on their cells; what a column holds is counted once."""
+    """Rows of a store by conditions on their cells; the values of a column are counted once."""
 
     store: FeatureStore
     _held: dict[str, Counter[object]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from mmkd.store.evaluation_rows import KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
 from mmkd.store.layout import check_slug
 
 OTHERS = "*"
-"""Stands for every value that is not listed on the other side of a two-way column, null excepted."""
+"""Wildcard for every value that is not listed on the other side of a two-way column, null excepted."""
 
 
 def _texts(value: object) -> object:
@@ -109,13 +109,13 @@ class SeveralLabels(Frozen):
     separator: str | None = None
     """Between the values in `column`; without one it holds a JSON list."""
     nothing: Texts = ()
-    """Values in `column` that stand for no label, such as `No Finding`."""
+    """Values in `column` that mean no label, such as `No Finding`."""
     positive: Texts = ("1", "true", "True")
     """Values of a class' own column that mean presence."""
     negative: Texts = ("0", "false", "False")
     """Values that mean absence."""
     unknown: Texts = ("-1", "")
-    """Values that mean neither: the sample does not count for that class. A value in none of the lists is an error."""
+    """Values that mean unknown: the sample does not count for that class. A value in none of the lists is an error."""
 
     @property
     def meanings(self) -> dict[str | None, int]:
@@ -145,7 +145,7 @@ class Section(Frozen):
 
     @property
     def texts(self) -> dict[str, tuple[RowFilter, tuple[str, ...]]]:
-        """Name to text rows that the task reads beside the splits, and their columns."""
+        """Name to text rows that the task reads besides the splits, and their columns."""
         return {}
 
 
@@ -174,7 +174,7 @@ class DatasetSpec(Frozen):
     multilabel: SeveralLabels | None = None
     """Instead of `label` where a sample can have several."""
     group: str | None = None
-    """Column of the patient (or whatever makes rows dependent): intervals resample whole groups."""
+    """Column of the patient or another source of dependence: intervals resample whole groups."""
     domain: str | None = None
     """Column by which tables may divide the rows."""
     bag: str | None = None

@@ -51,7 +51,7 @@ ROW, COLUMN, LETTER = 0.34, 0.95, 0.075
 WRAP = 16
 """Letters of a name in a line of a narrow column."""
 FEWEST_SPOKES, MOST_SPOKES = 3, 10
-"""With fewer spokes a radar has no shape, with more nobody can read it."""
+"""Allowed spokes of a radar chart."""
 
 
 def save(figure: Figure, path: Path) -> None:

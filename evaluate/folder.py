@@ -104,7 +104,7 @@ class ResultFolder:
         return self._read[unit.key]
 
     def answers(self, question: Question, dataset: str, model: str) -> list[Predictions] | str:
-        """One set of predictions for each draw of the labels, or why there are none."""
+        """Return one set of predictions per draw of the labels, or the reason there are none."""
         found = [self.predictions(unit) for unit in self.units(question, dataset, model)]
         for one in found:
             if isinstance(one, str):

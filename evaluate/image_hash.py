@@ -39,7 +39,7 @@ _COLUMNS = ["row", "uri", "offset", "length", "image_sha256"]
 
 
 class ImageHashes:
-    """A Parquet file `image_sha256, phash` (uint64; null where the picture has none), and what it lacks."""
+    """A Parquet file `image_sha256, phash` (uint64; null where the picture has none) and the hashes added to it."""
 
     def __init__(self, file: Path, say: Callable[[str], None]) -> None:
         """Open or begin a file; `say` is told before many images are read. Raises UserError if the package imagehash is
@@ -77,7 +77,7 @@ class ImageHashes:
         return hashes.fill_null(0).to_numpy(), hashes.is_valid().to_numpy(zero_copy_only=False)
 
     def _read(self, store: FeatureStore, rows: NDArray[np.int64]) -> None:
-        """Hash the images of these rows and keep what was found."""
+        """Hash the images of these rows and store the hashes."""
         self._say(f"reading {len(rows):,} images of {store.root} for their hashes")
         table = store.sample_table(columns=_COLUMNS)
         table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
@@ -107,7 +107,7 @@ def _sources(store: FeatureStore, batch: pa.RecordBatch) -> Iterator[tuple[str, 
 
 
 def hash_source(named: tuple[str, ImageSource]) -> tuple[str, int | None] | None:
-    """Return the digest and the hash of an image, or None where the file is gone or is no longer that image."""
+    """Return the digest and the hash of an image, or None where the file is missing or holds another image."""
     digest, source = named
     try:
         data = source.read()

@@ -152,7 +152,7 @@ class Thresholds:
     bits: int = NEAR_BITS
 
     def __post_init__(self) -> None:
-        """Refuse what is no threshold. Raises UserError for a cosine outside (0, 1], or bits outside 0 to 31."""
+        """Validate thresholds. Raises UserError for a cosine outside (0, 1], or bits outside 0 to 31."""
         if not 0 < self.cosine <= 1:
             raise UserError(f"a cosine of {self.cosine:g} is no threshold; give one above 0 and up to 1, e.g. {NEAR}")
         if not 0 <= self.bits < HASH_BITS // 2:

@@ -45,7 +45,7 @@ class LinearProbeSettings(TaskSettings):
     """Largest gradient component of the mean loss at which a fit has converged. scikit-learn's own 1e-4 stops so early
     that the choice of C depends on it."""
     max_train: int = Field(default=100_000, ge=2)
-    """Cap on training rows, drawn per class; the number used stands in every result."""
+    """Cap on training rows, drawn per class; the number used is in every result."""
 
     @model_validator(mode="after")
     def _grid_and_shares_make_sense(self) -> LinearProbeSettings:
@@ -151,7 +151,7 @@ def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
 
 
 def group_leaks(data: DatasetRows) -> list[str]:
-    """Return groups that stand in two splits: such a score would measure memory."""
+    """Return groups that are in two splits: such a score would measure memory."""
     splits = [name for name in probe_splits(data) if name in data.splits]
     found, what = [], data.spec.group or "key"
     for one, other in itertools.combinations(splits, 2):

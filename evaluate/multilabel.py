@@ -1,4 +1,4 @@
-"""Several labels a sample: what is true of every sample and label, and the metrics over labels."""
+"""Several labels a sample: the truth of every sample and label, and the metrics over labels."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def label_problems(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
 
 
 def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], info: dict[str, Any]) -> Predictions:
-    """Return the answers for all test samples: a score for every label (n, L), and beside it what is true."""
+    """Return the answers for all test samples: a score for every label (n, L), and the truth."""
     columns = np.column_stack([score, truth(data, data.split("test")).astype(np.float64)])
     columns[~available] = np.nan
     names = (*data.classes, *(f"is {name}" for name in data.classes))

@@ -82,7 +82,7 @@ class Plan(Frozen):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plan with the data sets and features that running it needs, opened when they are first asked for."""
+    """A plan with the data sets and features that running it needs, opened on first use."""
 
     plan: Plan
     stores: dict[str, FeatureStore] = field(default_factory=dict)

@@ -58,7 +58,7 @@ def run_units(loaded: Loaded, units: Sequence[PlannedUnit], out: Path, jobs: int
 def _in_processes(
     plan: Plan, waiting: deque[PlannedUnit], lost: list[PlannedUnit], how: tuple[Path, int]
 ) -> Iterator[Finished]:
-    """Run what waits until all is done or a process dies: what was in hand then is in `lost`, the rest still waits."""
+    """Run waiting units until all are done or a process dies; its units are then in `lost`."""
     out, jobs = how
     with _pool(plan, min(jobs, len(waiting))) as pool:
         running: dict[Future[list[ResultRow]], PlannedUnit] = {}
@@ -81,7 +81,7 @@ def _in_processes(
 
 
 def _alone(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]:
-    """Once more what a dead process had in hand, so that the unit it died of is known."""
+    """Rerun the units of a dead process one by one to find the one that kills it."""
     with _pool(loaded.plan, 1) as pool:
         try:
             return pool.submit(_run, planned, out).result()
@@ -90,7 +90,7 @@ def _alone(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]:
 
 
 def _pool(plan: Plan, processes: int) -> ProcessPoolExecutor:
-    """Fresh processes: a fork of a program with threads (Arrow's, BLAS') may stand still forever."""
+    """Return a pool of spawned processes: a fork with threads (Arrow's, BLAS') may deadlock."""
     lean = plan.model_copy(update={"units": ()})
     return ProcessPoolExecutor(processes, get_context("spawn"), _begin, (lean,))
 
@@ -191,7 +191,7 @@ def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, secon
 
 
 def _row(loaded: Loaded, planned: PlannedUnit, **found: object) -> ResultRow:
-    """Return a result row: the unit's identity, and what was found."""
+    """Return a result row: the unit's identity and its result."""
     suite = loaded.plan.suite
     spec = suite.dataset(planned.dataset)
     nothing = {

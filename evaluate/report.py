@@ -1,4 +1,4 @@
-"""One page with everything a reviewer asks for: tables, comparisons, figures, what failed, and how it was done."""
+"""Report page: tables, comparisons, figures, failures and methods."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DRAWN = ("heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure in the page. svg: markup. text: what it shows, for those who do not see it."""
+    """A figure in the page. svg: markup. text: its description for screen readers."""
 
     name: str
     svg: str
@@ -105,7 +105,7 @@ def _section(folder: ResultFolder, question: Question, model: str) -> Section:
 
 
 def _picture(folder: ResultFolder, question: Question, model: str, name: str, table: ResultTable) -> Picture | None:
-    """Return a figure, or None where the task cannot have it: one share of labels, one model, no survival times."""
+    """Return a figure, or None if the task cannot have it: one share of labels, one model, no survival times."""
     if len(table.rows) == 1 and name in ("heat-map", "forest", "box"):
         return None
     if len(table.columns) == 1 and name == "box":

@@ -29,7 +29,7 @@ class ResultRow(Frozen):
     """One metric of one unit."""
 
     key: str
-    """Identity of the unit: what was run on which features with which settings."""
+    """Identity of the unit: task, features and settings."""
     suite: str
     suite_version: int
     dataset: str
@@ -69,7 +69,7 @@ class ResultRow(Frozen):
 
 
 def failure(error: Exception) -> str:
-    """Return one line that says why a unit has no result; of an error in the code also where it was raised."""
+    """Return the reason for a missing result in one line, with the source line of a bug."""
     if isinstance(error, MmkdError):
         return str(error)
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""Running a suite: what is done is skipped, what fails is recorded, and nothing stops the rest."""
+"""Running a suite: finished units are skipped, failures are recorded, the rest goes on."""
 
 from __future__ import annotations
 

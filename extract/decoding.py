@@ -31,7 +31,7 @@ Window = TypeVar("Window")
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image's bytes as the corpus has them, or the reason why there are none."""
+    """One image's bytes as the corpus has them, or the reason there are none."""
 
     data: bytes | None
     reason: str | None = None
@@ -53,13 +53,13 @@ class DecodedImage:
     pixels: dict[Geometry, NDArray[np.uint8]] = field(default_factory=dict)
     """uint8 (C, H, W) for each geometry."""
     jpeg: bytes | None = None
-    """For training, when it was asked for."""
+    """Training input, if requested."""
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
 
 
 def read_image(source: ImageSource) -> EncodedImage:
-    """Read one image's bytes. Never raises for a bad image: the result says why."""
+    """Read one image's bytes. Never raises for a bad image: the result has the reason."""
     started = time.perf_counter()
     try:
         return EncodedImage(source.read(), seconds=time.perf_counter() - started)
@@ -69,7 +69,7 @@ def read_image(source: ImageSource) -> EncodedImage:
 
 def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: int | None = None) -> DecodedImage:
     """Decode one image, bring it to all geometries, and to a JPEG of `keep` pixels when that is given. Never raises for
-    a bad image: the result says why."""
+    a bad image: the result has the reason."""
     if encoded.data is None:
         return DecodedImage(reason=encoded.reason, read_seconds=encoded.seconds)
     started = time.perf_counter()

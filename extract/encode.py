@@ -31,7 +31,7 @@ Features = dict[str, NDArray[np.floating[Any]]]
 
 @dataclass
 class Workbench:
-    """See `cluster_config.WorkerConfig` for what the numbers mean."""
+    """Worker state; `cluster_config.WorkerConfig` defines the numbers."""
 
     decode_threads: int = 2
     read_threads: int = 4
@@ -40,7 +40,7 @@ class Workbench:
     keep_inputs: int | None = None
     """Pixels of the JPEGs to make for training, too."""
     isolated: bool = False
-    """Decode every image in a process of its own: for a shard that took its worker down."""
+    """Decode every image in its own process, for a shard that crashed its worker."""
 
     def windows(
         self, sources: Sequence[ImageSource], geometries: Sequence[Geometry], window: int

@@ -191,7 +191,7 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
 
 
 def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
-    """Return True when the corpus gives what the store's first span holds; parts that are missing say nothing."""
+    """Return True when the corpus gives what the store's first span holds; missing parts are not compared."""
     span = store.record.spans()[0]
     with _indexed(corpus, parts, _Earlier.none()) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
@@ -250,7 +250,7 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
     jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
     cores = usable_cores()
     if len(jobs) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
-        # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may stand still forever.
+        # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may deadlock.
         with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as processes:
             yield from processes.map(_list_part, jobs)
         return

@@ -53,7 +53,7 @@ def isolated_windows(
 
 
 class _Decoder:
-    """A child process that decodes; a new one takes its place when it dies."""
+    """A child process that decodes; it is replaced when it dies."""
 
     def __init__(self, seconds: float, beat: Callable[[], None]) -> None:
         self._seconds, self._beat = seconds, beat

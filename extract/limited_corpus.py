@@ -45,7 +45,7 @@ class LimitedCorpus:
         return self.corpus.labels
 
     def settings(self) -> str:
-        """Return those of the whole corpus and the choice: their stores are not to be mixed."""
+        """Return the corpus' settings and the choice of rows, so that their stores are not mixed."""
         first = f" first {self.limit}" if self.limit is not None else ""
         return f"{self.corpus.settings()}{first}" + (f" require {self.require}" if self.require else "")
 

@@ -1,4 +1,4 @@
-"""Overview of a listed corpus: what its rows have, what is wrong with some, and what was ignored, with examples."""
+"""Overview of a listed corpus: contents and faults of its rows, and ignored files, with examples."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ class ShardTask:
     retry: bool = False
     """Only the rows whose image failed, of a shard that is finished."""
     inputs: int | None = None
-    """Pixels of the training inputs that are to be written too."""
+    """Pixels of the training inputs to write."""
     isolated: bool = False
-    """Decode in processes of their own: this shard took its worker down."""
+    """Decode in separate processes, because this shard crashed its worker."""
 
 
 def plan_tasks(

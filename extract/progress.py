@@ -27,7 +27,7 @@ class Watch:
 
     @contextmanager
     def over_shard(self) -> Iterator[None]:
-        """The process ends when this block is open and nobody calls `beat` for too long."""
+        """End the process if `beat` is not called for too long inside this block."""
         with self._lock:
             self._in_hand += 1
         self.beat()
@@ -40,7 +40,7 @@ class Watch:
                     faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """Say that work goes on: the time starts again."""
+        """Report progress and restart the timer."""
         with self._lock:
             if self._in_hand:
                 faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._nowhere)

@@ -27,7 +27,7 @@ from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
 from mmkd.store.layout import TOWERS
 
 ROWS = 200
-"""Rows to run again when nobody says how many."""
+"""Default number of rows to rerun."""
 
 TOLERANCE = 1e-3
 """Distance (1 - cosine) beyond which a row counts as different. float16 storage costs some 1e-7, another machine or
@@ -46,7 +46,7 @@ class TowerCosines:
     quantiles: dict[str, float]
     mean: float
     strangers: float
-    """Mean cosine to the stored feature of another row: what a mix-up of rows would give."""
+    """Mean cosine to the stored feature of another row, as a mix-up of rows would give."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def compare_with_teacher(
 
 
 def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
-    """Return the teacher as it was named, or, for a bare slug of the store, where its card says that it came from."""
+    """Return the named teacher; for a bare slug of the store, the source in its card."""
     card = store.teachers.get(teacher)
     if card is None or not card.source.startswith((LOCAL_DIR, HF_HUB)):
         if card is None and not any(sign in teacher for sign in "=:/."):
@@ -168,7 +168,7 @@ def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) ->
 
 
 def _image_faults(table: pa.Table, facts: Sequence[DecodedImage | None]) -> list[str | None]:
-    """For each row why its image cannot be compared, or None."""
+    """Return for each row the reason its image cannot be compared, or None."""
     return [
         "image: none"
         if fact is None

@@ -35,7 +35,7 @@ class ShardReport:
     not_finite: dict[str, int] = field(default_factory=dict)
     """Features of sound inputs that came out NaN, infinite or zero, by slug."""
     changed: int = 0
-    """Images that are not what they were when another teacher saw this shard."""
+    """Images changed since another teacher read this shard."""
     batch_rows: dict[str, int] = field(default_factory=dict)
     """`image SLUG` or `text SLUG`: rows of a batch after the device turned out too small for more."""
     worker: str = ""

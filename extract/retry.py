@@ -1,4 +1,4 @@
-"""Failed images again: their rows are read and encoded again, every other row of the shard stays as it is."""
+"""Retry of failed images: their rows are read and encoded again; other rows of the shard stay."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
 
 
 def live_rows(table: pa.Table) -> list[bool]:
-    """Return rows whose inputs are to be read: all but those that the index refused."""
+    """Return rows whose inputs are read: all but those that the index refused."""
     return [not (reason or "").startswith(INDEX_FAULTS) for reason in table["reason"].to_pylist()]
 
 
@@ -91,7 +91,7 @@ def image_sources(table: pa.Table, live: Sequence[bool], root: str) -> list[Imag
 
 
 def caption_fault(caption: str | None) -> str | None:
-    """Why a caption cannot be used, or None."""
+    """Return why a caption cannot be used, or None."""
     if caption is None:
         return None
     return None if caption.strip() else f"{CAPTION_FAULT}empty"
@@ -103,7 +103,7 @@ def _indexed_fault(reason: str | None) -> str | None:
 
 
 def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
-    """Why each row's caption cannot be used, or None; what the index or an earlier teacher said comes first."""
+    """Return why each row's caption cannot be used, or None; known faults come first."""
     said = map(_indexed_fault, table["reason"].to_pylist())
     return [fault or caption_fault(caption) for fault, caption in zip(said, captions, strict=True)]
 
@@ -142,7 +142,7 @@ def soundness(
 def final_rows(
     table: pa.Table, live: Sequence[bool], images: Sequence[DecodedImage | None], text_reasons: Sequence[str | None]
 ) -> pa.Table:
-    """Return the sample rows with status, reason and what the image turned out to be."""
+    """Return the sample rows with status, reason and the image's properties."""
     columns: dict[str, list[object]] = {name: [] for name in ("status", "reason", "width", "height", "image_sha256")}
     rows = zip(table["caption"].to_pylist(), table["reason"].to_pylist(), live, images, text_reasons, strict=True)
     for caption, reason, row_live, image, text_reason in rows:

@@ -45,7 +45,7 @@ class FeatureArray(Protocol):
 
 
 class LazyRows(ABC):
-    """Rows that are made when they are asked for. Read-only, and safe to use from several threads."""
+    """Rows computed on access. Read-only, and safe to use from several threads."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -189,7 +189,7 @@ def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:
 
 
 class DecodedRows(LazyRows):
-    """int8 codes and their scales as float32 values; a row is decoded when it is asked for."""
+    """int8 codes and their scales as float32 values; rows are decoded on access."""
 
     def __init__(self, codes: NDArray[np.int8] | LazyRows, scales: NDArray[np.float32]) -> None:
         self.codes = codes

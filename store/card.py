@@ -1,4 +1,4 @@
-"""The teacher card: who made these features, exactly enough to refuse mixing them with others'."""
+"""The teacher card: the origin of features, exact enough to refuse mixing them with others."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
 The columns `row_kind` and `text_of` are in the sample table of every store that was extracted from the description
 of an evaluation set: `mmkd extract` writes them and `mmkd evaluate` finds rows by them. A prompt file:
 
-templates: ["a photo of {}", "{} seen under the microscope"]    # without templates the texts are whole sentences
-classes:
-  adenocarcinoma: [adenocarcinoma, glandular carcinoma]         # each text with each template is a prompt
-  benign: [benign tissue]
-negatives:                                                      # for several labels an image: a class' absence
-  adenocarcinoma: [no tumour]
+    templates: ["a photo of {}", "{} seen under the microscope"]    # without templates the texts are whole sentences
+    classes:
+      adenocarcinoma: [adenocarcinoma, glandular carcinoma]         # each text with each template is a prompt
+      benign: [benign tissue]
+    negatives:                                                      # for several labels an image: a class' absence
+      adenocarcinoma: [no tumour]
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[
 
 
 class Inputs:
-    """The inputs of a store, opened for reading. A file is mapped, or fetched, when a row of its is first asked for."""
+    """The inputs of a store, opened for reading. A file is mapped, or fetched, when a row of its is first needed."""
 
     def __init__(self, store: Store) -> None:
         self.root, self.rows_per_shard = store.root, store.record.rows_per_shard
@@ -213,7 +213,7 @@ def _map_inputs(root: StorePath, shard: int, entry: InputsEntry) -> pa.Table:
 
 
 def inputs_faults(store: Store, shards: Collection[int]) -> Iterator[tuple[str, str]]:
-    """Entry that cannot be kept, and what is wrong: every byte of these shards' files against entry and sample rows."""
+    """Yield unsound entries with their faults: every byte of these shards' files against entry and sample rows."""
     for path in list_part(store.root, "inputs", "*.json"):
         name = f"inputs/{path.name}"
         try:

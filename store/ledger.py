@@ -17,7 +17,7 @@ from mmkd.store.hierarchy import list_part, read_file
 from mmkd.store.layout import ledger_entry
 
 MAX_ENTRY_BYTES = 1 << 16
-"""An entry has some 300 bytes; what is larger is refused unread."""
+"""An entry has some 300 bytes; larger ones are refused unread."""
 
 _NAME = re.compile(r"(\d{5,})\.(.+)\.json")
 

@@ -186,7 +186,7 @@ def _check_target(source: FeatureStore, out: Path) -> None:
 
 
 def _identity(record: StoreRecord) -> StoreRecord:
-    """Return all of a record but where the corpus' files lie: that differs between machines."""
+    """Return a record without the location of the corpus' files, which differs between machines."""
     return record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": ""})})
 
 

@@ -86,7 +86,7 @@ class StoreRecord(BaseModel):
         return self
 
     def spans(self) -> tuple[CorpusSpan, ...]:
-        """Return every corpus and where it lies, in grid order."""
+        """Return every corpus and its span, in grid order."""
         return tuple(self._spans())
 
     def _spans(self) -> Iterator[CorpusSpan]:

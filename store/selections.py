@@ -48,7 +48,7 @@ class SelectionCard(Frozen):
 
     format: int = FORMAT
     rule: dict[str, Any]
-    """As in the rule's file, with what it left to defaults."""
+    """As in the rule's file, with its defaults."""
     teachers: dict[str, str]
     """Slug to the digest of its card, in the order of the columns."""
     rows: int
@@ -59,7 +59,7 @@ class SelectionCard(Frozen):
     examples: dict[str, list[dict[str, Any]]]
     """Each line: pairs just above and just below it, best first; see `mmkd.store.selection.counts.Example`."""
     digest: str
-    """SHA-256 in hex over the array's values (row-major, uint8): what a training run records."""
+    """SHA-256 in hex over the array's values (row-major, uint8): recorded by training runs."""
 
 
 @dataclass(frozen=True)

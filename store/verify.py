@@ -76,7 +76,7 @@ class VerifyReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line each: where, which file, what is wrong."""
+        """One line each: place, file, fault."""
         return tuple(map(str, self.findings))
 
     @property
@@ -170,7 +170,7 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
 
 
 def _check_parts(store: Store, shards: Collection[int]) -> tuple[dict[int, str], list[Problem]]:
-    """Return the SHA-256 of each readable sample part, and what is wrong with the table."""
+    """Return the SHA-256 of each readable sample part, and the faults of the table."""
     checksums: dict[int, str] = {}
     findings: list[Problem] = []
     keys: list[pa.ChunkedArray] = []
@@ -226,7 +226,7 @@ def _check_entry(
 def _entry_faults(
     store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
 ) -> Iterator[tuple[str, str]]:
-    """File ('' for the entry itself) and what is wrong with it."""
+    """Yield file ('' for the entry itself) and fault."""
     per_shard = store.record.rows_per_shard
     if not 0 <= entry.shard < shard_count(store.record.rows, per_shard):
         yield "", f"vouches for shard {entry.shard}, the store has {shard_count(store.record.rows, per_shard)}"

@@ -1,1 +1,1 @@
-"""Images: where their encoded bytes lie, and decoding them to pictures or to one line that says why not."""
+"""Images: sources of encoded bytes, and decoding them to pictures or a one-line reason."""

@@ -206,7 +206,7 @@ def _shown(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
 
 
 def _no_data(values: NDArray[Any], said: object) -> NDArray[np.bool_] | None:
-    """Return bool (H, W): pixels whose every sample is the value that GDAL's tag declares to be none."""
+    """Return bool (H, W): pixels whose samples all equal GDAL's no-data tag."""
     try:
         value = float(str(said).strip("\0 "))
     except ValueError:

@@ -38,7 +38,7 @@ _OF_THREE_SAMPLES = frozenset(
     {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"}
 )
 _OTHER_COLORS = frozenset({"ARGB", "CMYK", "HSV"})
-"""Retired, and read by nobody; as RGB they would be other pictures."""
+"""Retired color spaces that no decoder reads; as RGB they would be wrong."""
 # What pydicom and the decoders below it raise on damaged or hostile files.
 FAULTS = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
@@ -125,7 +125,7 @@ def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
 
 
 def middle_frame(frames: int) -> int:
-    """Return the frame that stands for a loop or stack: of an even number, the later of the two in the middle."""
+    """Return the middle frame of a loop or stack; the later of two."""
     return frames // 2
 
 
@@ -151,7 +151,7 @@ def _render(dataset: Dataset, frame: int | None, assumed: list[str]) -> Image.Im
 
 @_reasons()
 def _complete(dataset: Dataset) -> list[str]:
-    """Fill in what decoding asks for and the object leaves out or states wrongly; returns what was assumed."""
+    """Fill in elements that decoding needs and the object lacks or misstates; return the assumptions."""
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ImageError("DICOM: no pixels")
     if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""Pictures in an array of an `.npz` (MedMNIST's layout), read in the order in which a shard asks: forwards."""
+"""Pictures in an array of an `.npz` (MedMNIST's layout), read forward, in a shard's order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in Parquet cells, read in the order in which a shard asks: forwards, a few rows at a time."""
+"""Images in Parquet cells, read forward, in a shard's order, a few rows at a time."""
 
 from __future__ import annotations
 

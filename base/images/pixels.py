@@ -108,7 +108,7 @@ def over_white(picture: Image.Image) -> Image.Image:
 
 
 def ppm(picture: Image.Image) -> bytes:
-    """Return an `L` or `RGB` picture as bytes that `decode` gives back unchanged, with what was assumed."""
+    """Return an `L` or `RGB` picture as bytes that `decode` restores unchanged, with its assumptions."""
     note = picture.info.get(ASSUMED)
     comment = f"# {ASSUMED}: {note}\n" if note else ""
     kind = "P5" if picture.mode == "L" else "P6"

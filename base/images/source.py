@@ -13,7 +13,7 @@ MAX_PIXELS = 1 << 27
 """134 million pixels (11,585 squared): a decompression bomb would take 400 MB and more per decoding thread."""
 
 MAX_BYTES = 1 << 30
-"""Encoded bytes read for one image; what is larger is no picture."""
+"""Maximum encoded bytes of one image; anything larger is not an image."""
 
 
 class ImageError(Exception):

@@ -20,7 +20,7 @@ _READ_AHEAD = 1 << 20
 
 @dataclass(frozen=True)
 class Listed:
-    """A file and the properties that tell whether it has changed."""
+    """A file and the properties that show whether it has changed."""
 
     name: str
     """Relative to the folder, with `/` between its parts."""
@@ -31,7 +31,7 @@ class Listed:
 
 
 def join(folder: StorePath, name: str) -> StorePath:
-    """Return the file `name` seen from `folder`; absolute paths and URLs stand for themselves."""
+    """Return the file `name` seen from `folder`; absolute paths and URLs are returned unchanged."""
     if "://" in name:
         return as_root(name)
     return folder / name if isinstance(folder, RemotePath) else Path(os.path.normpath(folder / name))

@@ -136,7 +136,7 @@ class RemotePath:
         return data
 
     def tagged(self) -> tuple[bytes, str | None]:
-        """Return all bytes of the object, and the tag by which its server tells this version from others."""
+        """Return all bytes of the object, and the server's tag of this version."""
         with answered(str(self)):
             found = server(self.origin).get(self._name)
             return found.bytes().to_bytes(), found.meta["e_tag"]

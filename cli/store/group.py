@@ -1,4 +1,4 @@
-"""The group `mmkd store`; its commands stand in the modules beside this one."""
+"""The group `mmkd store`; its commands are in the modules beside this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture in the terminal: Sixel or Kitty's graphics where the terminal says it has them, else half blocks."""
+"""A picture in the terminal: Sixel or Kitty's graphics if the terminal supports them, else half blocks."""
 
 from __future__ import annotations
 

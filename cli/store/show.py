@@ -1,4 +1,4 @@
-"""`mmkd store show` and `mmkd store neighbors`: one row, one shard, and what lies near."""
+"""`mmkd store show` and `mmkd store neighbors`: one row, one shard, nearest rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmkd store stats`: what the features look like."""
+"""`mmkd store stats`: statistics of the features."""
 
 from __future__ import annotations
 

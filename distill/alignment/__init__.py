@@ -1,5 +1,5 @@
 """Teachers' spaces brought to one width: fitted from stored features, judged on held-out rows, saved as one small file.
-A training run needs `load` and `Alignment` only; the methods and the judge stand in the modules beside this one."""
+A training run needs `load` and `Alignment` only; the methods and the judge are in the modules beside this one."""
 
 from __future__ import annotations
 

@@ -106,6 +106,6 @@ class AlignmentRows:
 
 
 def _is_held(caption: str, config: AlignConfig) -> bool:
-    """Tell whether a caption is held out, a function of the seed and the caption alone."""
+    """Return True if a caption is held out, a function of the seed and the caption alone."""
     content = hashlib.blake2b(f"{config.seed}:{caption}".encode(), digest_size=8)
     return int.from_bytes(content.digest(), "little") < config.held_out * 2**64

@@ -1,4 +1,4 @@
-"""Presets: YAML files that lie under a run's own, so that a run says only what is special about it."""
+"""Presets: YAML files below a run's own, so that a run states only its differences."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MAX_STEPS = 5000
 TOLERANCE = 1e-5
 """Steps of one penalty stop when no coefficient (of standardized columns) moves by more."""
 EXPONENT_LIMIT = 50.0
-"""Log-hazards beyond this are cut: exp() of them says nothing more and would overflow in a wild step."""
+"""Bound of log-hazards, which keeps exp() from overflowing."""
 
 
 class PartialLikelihood:

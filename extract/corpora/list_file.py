@@ -26,7 +26,7 @@ class ListFileCorpus(FileCorpus):
         return ("label", "split")
 
     def parts(self) -> Sequence[Part]:
-        """Return one for each list; its stamp tells its bytes, so that a copy is the same corpus."""
+        """Return one for each list; its stamp identifies its bytes, so that a copy is the same corpus."""
         return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:

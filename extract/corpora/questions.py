@@ -69,7 +69,7 @@ class QuestionsCorpus(FileCorpus):
         )
 
     def parts(self) -> Sequence[Part]:
-        """Return one for each file; its stamp tells its bytes, so that a copy is the same corpus."""
+        """Return one for each file; its stamp identifies its bytes, so that a copy is the same corpus."""
         found = []
         for file in self.listed():
             if file.size > _MAX_BYTES:

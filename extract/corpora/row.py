@@ -1,4 +1,4 @@
-"""Rows of a corpus, what it leaves out, and the protocol of its readers."""
+"""Rows of a corpus, ignored files, and the protocol of its readers."""
 
 from __future__ import annotations
 

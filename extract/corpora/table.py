@@ -27,7 +27,7 @@ _MAX_LINES_A_FIELD = 1000
 
 
 class Record(NamedTuple):
-    """One line: its values by column, what is wrong with it as a whole, and the names of its table's columns."""
+    """One line: values by column, its fault, and the names of its table's columns."""
 
     values: Mapping[str, Any]
     fault: str | None

@@ -1,4 +1,4 @@
-"""Members of a tar, which is never unpacked: where each lies, and what a damaged archive still holds."""
+"""Members of a tar, which is never unpacked: their places, and what a damaged archive still holds."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def file_sha256(path: Path, skip: int = 0) -> str:
 
 
 def settings_sha256(settings: Mapping[str, object] | Sequence[object]) -> str:
-    """Hex SHA-256 of a JSON value, whatever the order of its keys."""
+    """Return the hex SHA-256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Loader lookup: ours by name, a user's by entry point, or by the files that lie there."""
+"""Loader lookup: ours by name, a user's by entry point, or by the files present."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOADERS = {
     "pmc_clip": "mmkd.extract.teachers.pmc_clip",
     "medclip": "mmkd.extract.teachers.medclip",
 }
-"""Loaders by name, and the modules whose `LOADER` they are; `auto` asks them in this order."""
+"""Loaders by name, and the modules whose `LOADER` they are; `auto` tries them in this order."""
 
 
 def loader_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""A teacher's files, found and understood but not loaded: what a card is written from."""
+"""A teacher's files, found and parsed but not loaded: the basis of a card."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class FileLoader:
     """Description of such a place, for the message where no loader recognizes one."""
 
     def describe(self, spec: TeacherSpec) -> TeacherCard:
-        """Return the card of the files as they lie there now."""
+        """Return the card of the current files."""
         return self.plan(spec).card()
 
     def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:

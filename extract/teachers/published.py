@@ -47,7 +47,7 @@ class PublishedTeacher(Frozen):
     """Configuration, weights and tokenizer that the source publishes."""
     tokenizer: str = "CLIP BPE, 49,408 entries"
     context: int = 77
-    """Tokens that the authors cut captions to; `context_length` above overrides what the files say."""
+    """Tokens that the authors cut captions to; `context_length` above overrides the files."""
     pixels: str = "RGB, 224 px, shorter side bicubic, center crop, OpenAI mean and std"
     """Preprocessing as published; the loader takes it from the files, and its digest covers it."""
     licence: str

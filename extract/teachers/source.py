@@ -68,7 +68,7 @@ class Source:
         return fetch_file(self.slug, self.place.removeprefix(HF_HUB), filename, self.revision)
 
     def find_first(self, filenames: tuple[str, ...]) -> Path | None:
-        """Return the first of `filenames` that is there."""
+        """Return the first of `filenames` that exists."""
         for filename in filenames:
             path = self.find(filename)
             if path is not None:
@@ -76,7 +76,7 @@ class Source:
         return None
 
     def need(self, filename: str) -> Path:
-        """Return the file, or an error that says what lies there instead."""
+        """Return the file, or raise an error that lists the files present."""
         path = self.find(filename)
         if path is None:
             raise TeacherError(f"teacher {self.slug!r}: {self.place} has no {filename}{self.listing()}")

@@ -37,9 +37,9 @@ class TeacherSpec(Frozen):
     text_source: str = ""
     """Place of the text tower's configuration and tokenizer if not beside the weights."""
     context_length: int | None = Field(default=None, gt=0)
-    """Tokens a caption is cut to; empty for what the files say."""
+    """Tokens a caption is cut to; empty for the files' value."""
     preprocessing: Preprocessing | None = None
-    """Empty for what the files say."""
+    """Empty for the files' value."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """The loader's own switches; `mmkd teachers show SLUG` prints them, a wrong one is refused by name."""
     precision: Precision = "fp32"

@@ -60,7 +60,7 @@ class TokenizerPlan:
         return (*(shorter if self.inert_padding else ()), self.context_length)
 
     def sha256(self) -> str:
-        """Hash of the tokenizer's files and of everything said above that changes an id."""
+        """Hash of the tokenizer's files and of all settings that change an id."""
         files = (
             {"bpe": Path(default_bpe())}
             if self.folder is None

@@ -33,7 +33,7 @@ _LEGACY_EOS = 2
 
 
 class TransformersOptions(BaseModel):
-    """This loader has no switches: config.json says everything."""
+    """No options: config.json decides everything."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

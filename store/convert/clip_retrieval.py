@@ -34,7 +34,7 @@ from mmkd.store.writer import iter_shards
 
 KIND = "clip-retrieval"
 EXPORT = b"mmkd"
-"""Key of the Parquet schema metadata in which an export notes what the layout has no place for."""
+"""Key of the Parquet schema metadata for notes that the layout has no place for."""
 PREFIXES: dict[Tower, str] = {"image": "img_emb", "text": "text_emb"}
 
 

@@ -1,4 +1,4 @@
-"""Runs over a store, from their logs: what took how long, and whether one is going on now."""
+"""Runs over a store, from their logs: durations, and whether one is running."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Activity:
     running: bool
     """Written to within `FRESH_SECONDS`, and not complete: a run is probably going on."""
     unreadable_lines: int
-    """Log lines that are not what a run writes, such as the last one of a run that was killed."""
+    """Malformed log lines, such as the last one of a run that was killed."""
 
     def by_teacher(self) -> dict[str, dict[str, float]]:
         """Return forward seconds by teacher, as {slug: {"image": s, "text": s}}; shared phases are not in it."""

@@ -62,6 +62,6 @@ def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def truly_sound(values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Return rows (n,) that are finite and not zero, whatever the ledger says."""
+    """Return rows (n,) that are finite and not zero, regardless of the ledger."""
     finite: NDArray[np.bool_] = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
     return finite

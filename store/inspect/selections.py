@@ -1,4 +1,4 @@
-"""Selections in a store, as far as their metadata tells."""
+"""Selections in a store, by their metadata."""
 
 from __future__ import annotations
 

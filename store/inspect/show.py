@@ -78,7 +78,7 @@ class RowView:
 
 @dataclass(frozen=True)
 class ShardView:
-    """A shard: its rows by status, who has been here, the first failures."""
+    """A shard: rows by status, its teachers, the first failures."""
 
     shard: int
     first_row: int

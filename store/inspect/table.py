@@ -1,4 +1,4 @@
-"""A statistic as a table: what a new one returns, and all that the renderers know of it."""
+"""A statistic as a table, the interface between statistics and renderers."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _map(content: Content) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Command:
-    """A line to be typed, and what it tells."""
+    """A command line and its purpose."""
 
     what: str
     line: str

@@ -47,7 +47,7 @@ class Columns:
 
 @dataclass
 class Block:
-    """Rows `rows` of all teachers; features are read once, when a scorer asks for them."""
+    """Rows `rows` of all teachers; features are read once, when a scorer needs them."""
 
     columns: Columns
     rows: slice

@@ -22,7 +22,7 @@ from mmkd.base.errors import ConfigError
 from mmkd.store.layout import Tower
 
 OTHERS = "others"
-"""Key of a mapping over teachers that stands for all it does not name."""
+"""Key of a mapping over teachers for all teachers it does not name."""
 
 
 class PairScore(Frozen):
