@@ -37,12 +37,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 @contextmanager
 def only_writer(root: StorePath, what: str) -> Iterator[None]:
     """Hold the store at `root` for writing. Raises BusyStoreError if another process writes to it. Raises StoreError,
-    UnreachableError if the lock cannot be written.
-
-    Args:
-        root: the store, or the folder that will be one; a folder is made if it is not there.
-        what: what is being done, as a second writer reads it: `mmkd store append`.
-    """
+    UnreachableError if the lock cannot be written. `root`: the store, or the folder that will be one; a folder is made
+    if it is not there. `what`: what is being done, as a second writer reads it: `mmkd store append`."""
     note = {"what": what, "process": os.getpid(), "host": socket.gethostname()}
     note["since"] = datetime.now(UTC).isoformat(timespec="seconds")
     with _beating(root, note) if isinstance(root, RemotePath) else _locked(root, note):
@@ -50,12 +46,8 @@ def only_writer(root: StorePath, what: str) -> Iterator[None]:
 
 
 def lock_until_closed(file: IO[bytes], waiting: Callable[[], None] | None = None) -> None:
-    """Wait until no other process has this open file locked, then lock it; closing the file ends that.
-
-    Args:
-        file: open for writing.
-        waiting: called once where another process has the lock.
-    """
+    """Wait until no other process has this open file locked, then lock it; closing the file ends that. `waiting` is
+    called once if another process has the lock."""
     if os.name == "nt":  # nothing is locked
         return
     import fcntl  # noqa: PLC0415 - not on Windows

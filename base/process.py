@@ -78,7 +78,7 @@ _TRIM_THRESHOLD = (1 << 31) - 1
 def keep_freed_memory() -> bool:
     """Let this process reuse the memory of its last forward pass; return True if that could be set. Every batch
     allocates the same activations again. Measured on two cores, EfficientNet-Lite0 at 96 px, batches of 32,
-    milliseconds an image: 20.4 under Dask's setting (MALLOC_TRIM_THRESHOLD_=65536), 7.8 under glibc's, 4.5 with
+    milliseconds per image: 20.4 under Dask's setting (MALLOC_TRIM_THRESHOLD_=65536), 7.8 under glibc's, 4.5 with
     this."""
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -88,13 +88,9 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def repeated(work: Callable[[], object], seconds: float, name: str) -> Iterator[None]:
-    """Call `work` every `seconds` while the block runs; the last call has returned when the block exits.
-
-    Args:
-        work: the first call comes after the first wait. An exception ends the repetition, not the block.
-        seconds: between the end of a call and the next one.
-        name: of the thread.
-    """
+    """Call `work` every `seconds` while the block runs; the last call has returned when the block exits. The first call
+    comes after the first wait; an exception ends the repetition, not the block. `seconds` run from the end of a call to
+    the next; `name` is the thread's."""
     over = threading.Event()
 
     def repeat() -> None:

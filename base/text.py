@@ -75,13 +75,8 @@ def plain_values(value: Any) -> Any:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> Iterator[str]:
-    """Yield a header and rows of equal length as lines, indented.
-
-    Args:
-        header: names of the columns.
-        rows: as many cells each.
-        words: columns of words, to be lined up on the left; the first column only when not given.
-    """
+    """Yield a header and rows of equal length as lines, indented. `header`: names of the columns.  `words`: columns of
+    words, to be lined up on the left; the first column only when not given."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     left = [name in (words or header[:1]) for name in header]
     for row in (header, *rows):

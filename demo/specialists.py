@@ -1,4 +1,4 @@
-"""Nine small teachers that know something: one specialist a domain, each an ordinary open_clip folder.
+"""Nine small teachers that know something: one specialist per domain, each an ordinary open_clip folder.
 
 Locked-image tuning (Zhai et al., CVPR 2022, arXiv:2111.07991) with both towers locked: EfficientNet-Lite0 as trained
 on ImageNet and all-MiniLM-L6-v2 as published never change. A specialist is two linear maps into a common space and a
@@ -57,7 +57,7 @@ _CHUNK = 16
 
 
 class SpecialistConfig(BaseModel):
-    """Training settings of the heads; 100 steps take about a second a specialist on two cores."""
+    """Training settings of the heads; 100 steps take about a second per specialist on two cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,13 +101,10 @@ class Heads:
 def train_specialists(
     train_csv: Path, out: Path, config: SpecialistConfig | None = None, domains: Sequence[str] | None = None
 ) -> list[Path]:
-    """Train one specialist a domain on the table that `build_corpus` wrote; return the folders `out`/DOMAIN-specialist.
-    Raises UserError if a package with weights is not installed, or the table lacks a domain that was asked for.
-
-    Args:
-        train_csv: columns image (relative to the table), caption, domain, class.
-        domains: which to train; all that the table holds when None.
-    """
+    """Train one specialist per domain on the table that `build_corpus` wrote; return the folders
+    `out`/DOMAIN-specialist. Raises UserError if a package with weights is not installed, or the table lacks a domain
+    that was asked for. `train_csv`: columns image (relative to the table), caption, domain, class. `domains`: which to
+    train; all that the table holds when None."""
     config = config or SpecialistConfig()
     with train_csv.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -235,13 +232,8 @@ def random_heads(features: Features, seed: int, embed_dim: int) -> Heads:
 def contrastive_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
     """InfoNCE in both directions where all pairs of one class are positives of each other. Equations 2 to 4 of UniCL
     (Yang et al., CVPR 2022, arXiv:2204.03610). With two or three classes in a domain plain InfoNCE would push away
-    captions that describe the image just as well.
-
-    Args:
-        images, texts: unit vectors (B, D).
-        labels: int64 (B,).
-        scale: scalar that multiplies the cosines.
-    """
+    captions that describe the image just as well. `images`, `texts`: unit vectors (B, D). `labels`: int64 (B,).
+    `scale`: scalar that multiplies the cosines."""
     logits = scale * images @ texts.T
     same = (labels[:, None] == labels[None, :]).float()
     targets = same / same.sum(1, keepdim=True)

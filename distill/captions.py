@@ -94,13 +94,8 @@ def tokenised(captions: Sequence[str] | pa.Array, tokenise: Tokenise) -> Caption
 
 
 def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise) -> Captions:
-    """Return the captions as tokens, from `out` when they are there.
-
-    Args:
-        out: folder of the run.
-        captions: distinct captions, in order, an Arrow array of strings.
-        tokenise: the student's tokenizer.
-    """
+    """Return the captions as tokens, from `out` when they are there. `out`: folder of the run. `captions`: distinct
+    captions, in order, an Arrow array of strings. `tokenise`: the student's tokenizer."""
     if len(captions) < WORTH_KEEPING:
         return tokenised(captions, tokenise)
     found = _read(out / FILE, _digest(captions))

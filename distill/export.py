@@ -98,12 +98,8 @@ def _make_examples(student: nn.Module) -> torch.Tensor:
 
 
 def describe(state: State, parameters: int) -> dict[str, Any]:
-    """Describe an exported checkpoint as JSON: its record, with what identifies every file, and its scores.
-
-    Args:
-        state: the checkpoint that is exported.
-        parameters: of the student.
-    """
+    """Describe an exported checkpoint as JSON: its record, with what identifies every file, and its scores. `state`:
+    the checkpoint that is exported. `parameters`: of the student."""
     record, progress = state.record, state.progress
     return {
         "run": record.digest,

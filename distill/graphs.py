@@ -1,6 +1,6 @@
 """A student's towers as graphs that run without open_clip, ONNX or TorchScript, each held against the student.
 
-Two files a format: `image` takes pixels float32 (B, 3, H, W), resized and normalized as `preprocess_cfg` in
+Two files per format: `image` takes pixels float32 (B, 3, H, W), resized and normalized as `preprocess_cfg` in
 `open_clip_config.json` says; `text` takes tokens int64 (B, L), padded to the context. Both give features float32 (B,
 D), not normalized, for any B.
 """

@@ -51,7 +51,7 @@ class Terminal:
 
 
 class Lines:
-    """Log without a terminal, as of a batch job: a line a minute, and one for every validation."""
+    """Log without a terminal, as of a batch job: a line per minute, and one for every validation."""
 
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self.now, self.due = total, now, -math.inf
@@ -110,7 +110,7 @@ def _start_wandb(run: Run) -> Any:
     except ModuleNotFoundError as error:
         step = f"{install_command('wandb')}, or drop the key"
         raise UserError(f"logging.wandb needs the package wandb; {step}") from error
-    # One random id a run folder: a resumed run continues its own curve, also after the folder was moved.
+    # One random id per run folder: a resumed run continues its own curve, also after the folder was moved.
     out = run.config.out
     note = out / "wandb-id"
     if not note.is_file():

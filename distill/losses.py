@@ -82,8 +82,8 @@ def contrast(
     available_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of each query against the available keys A, float (..., Q). With P(i) the positive keys of i among
-    A: ``v_i = log sum_{j in A} exp(s q_i . k_j) - 1/|P(i)| sum_{j in P(i)} s q_i . k_j``. With one positive a query it
-    is CLIP's loss in one direction (arXiv 2103.00020, figure 3); with several it is the form of supervised contrast
+    A: ``v_i = log sum_{j in A} exp(s q_i . k_j) - 1/|P(i)| sum_{j in P(i)} s q_i . k_j``. With one positive per query
+    it is CLIP's loss in one direction (arXiv 2103.00020, figure 3); with several it is the form of supervised contrast
     that keeps the mean outside the logarithm (arXiv 2004.11362, equation 2). A query without a positive gives the first
     term alone; the caller weighs it 0. Several teachers may go in at once, in front of the other axes: features (T, n,
     D), scale (T, 1, 1), available (T, K).

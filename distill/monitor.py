@@ -91,11 +91,8 @@ class Monitor:
 
 
 def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return how many wrong answers are at least as near as the nearest right one: int64 (n,), 0 is best.
-
-    Args:
-        queries, gallery: float32 (n, D) of unit norm. groups: int64 (n,); an answer is right when its group is equal.
-    """
+    """Return how many wrong answers are at least as near as the nearest right one: int64 (n,), 0 is best. `queries`,
+    `gallery`: float32 (n, D) of unit norm. groups: int64 (n,); an answer is right when its group is equal."""
     ranks = []
     for chunk, mine in zip(*(torch.split(part, _QUERIES_AT_ONCE) for part in (queries, groups)), strict=True):
         cosine = chunk @ gallery.T

@@ -42,13 +42,8 @@ def matching(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
 
 def find_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None) -> Pairs:
     """Return the sound pairs among the rows that match. Raises ConfigError as `matching`. Raises IncompleteStoreError
-    if rows that match have not been extracted yet.
-
-    Args:
-        store: whose rows.
-        where: a condition on sample columns, in SQL; empty for all rows.
-        wanted: bool (N,), rows that may take part; None for all.
-    """
+    if rows that match have not been extracted yet.  `where`: a condition on sample columns, in SQL; empty for all rows.
+    `wanted`: bool (N,), rows that may take part; None for all."""
     table = matching(store, where, _COLUMNS)
     pending = int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
     if pending:

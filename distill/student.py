@@ -112,12 +112,8 @@ def _folder(model: str) -> Path:
 
 def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Module:
     """Make the network, with its preprocessing. Raises ConfigError (see `model_config`; open_clip cannot build the
-    network, or the weights are not its own).
-
-    Args:
-        config: network and first weights.
-        first_weights: take those that the configuration names; False for random ones, to be replaced by a checkpoint.
-    """
+    network, or the weights are not its own). `config`: network and first weights. `first_weights`: take those that the
+    configuration names; False for random ones, to be replaced by a checkpoint."""
     student = make_network(config.model)
     if first_weights and config.model.startswith(SCHEMES):
         load_released(student, config.model, config.model)
@@ -184,13 +180,8 @@ def student_tokenizer(model: str) -> Tokenise:
 
 def load_released(student: nn.Module, model: str, source: str) -> None:
     """Load weights of both towers, with the preprocessing that belongs to them. Raises ConfigError if there are no such
-    weights, or they belong to another network.
-
-    Args:
-        student: whose weights are replaced.
-        model: its network.
-        source: `local-dir:` or `hf-hub:` folder, a file, or a tag of `model`.
-    """
+    weights, or they belong to another network. `student`: whose weights are replaced. `model`: its network. `source`:
+    `local-dir:` or `hf-hub:` folder, a file, or a tag of `model`."""
     tag = None
     if source.startswith(SCHEMES):
         folder = _folder(source)
@@ -426,12 +417,7 @@ class Towers(nn.Module):
     def check_padding(self, tokens: torch.Tensor, columns: Sequence[int]) -> None:
         """Cut padding from now on if these captions, without it, have the features of padded ones. In float64, so that
         a tower whose features depend on padding ever so little is not taken for one that rounds otherwise: SigLIP's
-        pools the last column, some attend to padding.
-
-        Args:
-            tokens: int64 (n, L).
-            columns: (n,), less than L.
-        """
+        pools the last column, some attend to padding. `tokens`: int64 (n, L). `columns`: (n,), less than L."""
         training = self.training
         self.eval().double()
         padded = self._encode_padded(tokens)
@@ -451,12 +437,8 @@ _GROUP_COST = {"cpu": 64, "cuda": 2048}
 
 
 def length_groups(columns: Sequence[int], cost: int) -> list[tuple[int, list[int]]]:
-    """Return the division of rows by length that encodes the fewest columns: length and rows of each group.
-
-    Args:
-        columns: that each row needs, (B,).
-        cost: of one more group, in columns.
-    """
+    """Return the division of rows by length that encodes the fewest columns: length and rows of each group. `columns`:
+    that each row needs, (B,). `cost`: of one more group, in columns."""
     rows = sorted(range(len(columns)), key=lambda row: columns[row])
     ends = [n for n in range(1, len(rows) + 1) if n == len(rows) or columns[rows[n]] > columns[rows[n - 1]]]
     best: dict[int, tuple[int, int]] = {0: (0, 0)}  # rows so far: least cost, where their last group begins

@@ -73,12 +73,8 @@ class BagFeatures:
     """Every vector scaled to unit length, before means are taken and heads are trained."""
 
     def patches(self, bag: int, positions: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Return features of a bag that are there, float32 (p, D); p may be 0.
-
-        Args:
-            bag: index of the bag.
-            positions: only these of its rows, int64; all by default.
-        """
+        """Return features of a bag that are there, float32 (p, D); p may be 0. `bag`: index of the bag. `positions`:
+        only these of its rows, int64; all by default."""
         member = self.bags.members[bag]
         wanted = member if positions is None else member[positions]
         if self._in_memory is not None:

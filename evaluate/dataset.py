@@ -70,13 +70,8 @@ class Samples:
     def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> NDArray[np.bool_]:
         """Return rows whose columns all have one of the values of `yes`, bool (n,). Every other value must be one of
         `no`. Without `no` a column may have one other value, and no null. Raises UserError for values that are on
-        neither side, with their counts.
-
-        Args:
-            yes: columns with the values that count as true.
-            no: the same columns with the values that count as false; `*` for all others, null excepted.
-            option: name of `no` in the description.
-        """
+        neither side, with their counts. `yes`: columns with the values that count as true. `no`: the same columns with
+        the values that count as false; `*` for all others, null excepted. `option`: name of `no` in the description."""
         found = np.ones(len(self), dtype=bool)
         for name, values in yes.items():
             cells = self.column(name)

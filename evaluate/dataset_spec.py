@@ -98,7 +98,7 @@ class Prompts(Frozen):
     label: str | None = None
     """Column that holds the class (its name) of a prompt; by default the data set's label column."""
     negatives: RowFilter | None = None
-    """Rows that describe the absence of a class, for several labels an image."""
+    """Rows that describe the absence of a class, for several labels per image."""
 
 
 class SeveralLabels(Frozen):

@@ -81,12 +81,8 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def short_names(names: Sequence[str], letters: int = 48) -> list[str]:
-    """Return labels of different names: on one line, without the middle of a long one, and different again.
-
-    Args:
-        names: to be shown.
-        letters: most letters of a label.
-    """
+    """Return labels of different names: on one line, without the middle of a long one, and different again. `names`: to
+    be shown. `letters`: most letters of a label."""
     shown: dict[str, None] = {}
     for name in map(one_line, names):
         label = name if len(name) <= letters else f"{name[: letters * 2 // 3]}…{name[1 - letters // 3 :]}"
@@ -306,10 +302,10 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return Kaplan-Meier curves of both halves by risk with 95 % bands, one panel a data set, with the log-rank test.
-    Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The first
-    draw of the folds is shown. Raises ConfigError if the suite has no survival task, or the model has no predictions or
-    gives all patients one risk."""
+    """Return Kaplan-Meier curves of both halves by risk with 95 % bands, one panel per data set, with the log-rank
+    test. Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The
+    first draw of the folds is shown. Raises ConfigError if the suite has no survival task, or the model has no
+    predictions or gives all patients one risk."""
     if question.task != "survival":
         raise ConfigError(f"Kaplan-Meier curves are of task survival, not {question.task!r}; give --task survival")
     panels = []

@@ -60,13 +60,8 @@ class ImageHashes:
         self, store: FeatureStore, rows: NDArray[np.int64], sha: NDArray[np.object_]
     ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Return hashes of the images of these rows. Result: uint64 (n,), and bool (n,): False where the image is gone,
-        is no longer the same, or is all of one color.
-
-        Args:
-            store: whose corpus is read for images that the file lacks.
-            rows: int64 (n,), grid rows with an image.
-            sha: str (n,), their `image_sha256`.
-        """
+        is no longer the same, or is all of one color. `store`: whose corpus is read for images that the file lacks.
+        `rows`: int64 (n,), grid rows with an image. `sha`: str (n,), their `image_sha256`."""
         asked = pa.array(sha.tolist(), pa.string())
         unknown = pc.index_in(asked, value_set=self._known["image_sha256"]).is_null().to_numpy(zero_copy_only=False)
         if unknown.any():

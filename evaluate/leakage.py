@@ -131,7 +131,7 @@ class LeakageReport:
         return not any(one.found for one in self.overlaps)
 
     def text(self) -> str:
-        """Return a few lines a comparison."""
+        """Return a few lines per comparison."""
         measures = ["exact copies by SHA-256", f"near copies by cosine >= {self.cosine:g} of {self.model}"]
         if self.bits is not None:
             measures.append(f"and by perceptual hashes that differ in {self.bits} of 64 bits or fewer")
@@ -312,13 +312,9 @@ def _compare(names: tuple[str, str, str], one: _Side, other: _Side, limits: Thre
 
 
 def _nearest_rows(sides: tuple[Blocks, Blocks], alone: NDArray[np.bool_], group: NDArray[np.int64] | None) -> _Nearest:
-    """Return the nearest row of the second side to every row of the first.
-
-    Args:
-        sides: what is compared.
-        alone: bool, of the rows of the first side: False for those that need no neighbor.
-        group: int64, of the rows of both sides when they are one: a row of the same group is no neighbor.
-    """
+    """Return the nearest row of the second side to every row of the first. `sides`: what is compared. `alone`: bool, of
+    the rows of the first side: False for those that need no neighbor. `group`: int64, of the rows of both sides when
+    they are one: a row of the same group is no neighbor."""
     own = list(sides[0])
     if not own:
         nothing = np.empty(0, dtype=np.int64)

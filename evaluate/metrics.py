@@ -53,7 +53,7 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
         return np.full(len(weights), np.nan)
     order = np.argsort(score, kind="stable")
     ranked = score[order]
-    # One sample a row, so that sorting moves whole rows and sums run along memory.
+    # One sample per row, so that sorting moves whole rows and sums run along memory.
     rows = np.ascontiguousarray(weights.T)[order]
     at = np.flatnonzero(positive[order])
     own = rows[at]

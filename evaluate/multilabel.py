@@ -1,4 +1,4 @@
-"""Several labels a sample: the truth of every sample and label, and the metrics over labels."""
+"""Several labels per sample: the truth of every sample and label, and the metrics over labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Truth = NDArray[np.int8]
 
 
 def multilabel_needs(task: str, spec: DatasetSpec) -> Iterator[str]:
-    """Needs of tasks with several labels a sample."""
+    """Needs of tasks with several labels per sample."""
     if spec.multilabel is None or not spec.classes:
         yield f"{task} needs `multilabel` and `classes`"
 

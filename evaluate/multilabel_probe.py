@@ -1,4 +1,4 @@
-"""Linear probe with several labels a sample: a logistic regression for every label, one against the rest."""
+"""Linear probe with several labels per sample: a logistic regression for every label, one against the rest."""
 
 from __future__ import annotations
 

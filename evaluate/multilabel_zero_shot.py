@@ -1,4 +1,4 @@
-"""Zero-shot classification with several labels a sample: every label for itself."""
+"""Zero-shot classification with several labels per sample: every label for itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmkd.store import UserError
 
 
 class MultilabelZeroShotSettings(TaskSettings):
-    """Zero-shot classification with several labels a sample: every label for itself."""
+    """Zero-shot classification with several labels per sample: every label for itself."""
 
     temperature: float = Field(default=100.0, gt=0)
     """Factor on the difference of positive and negative cosine before the logistic function, as in `zero_shot`.

@@ -71,13 +71,8 @@ def rank_scores(
 
 
 def recall_at(rank: Floats, k: int, weights: Floats) -> Floats:
-    """R@k as CLIP papers use the word: the share of queries with a positive among the first k.
-
-    Args:
-        rank: float64 (n,), from 0.
-        k: cut-off.
-        weights: float64 (B, n), see `mmkd.evaluate.metrics`.
-    """
+    """R@k as CLIP papers use the word: the share of queries with a positive among the first k. `rank`: float64 (n,),
+    from 0. `k`: cut-off. `weights`: float64 (B, n), see `mmkd.evaluate.metrics`."""
     return weighted_mean((rank < k).astype(np.float64), weights)
 
 

@@ -42,13 +42,8 @@ def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, n
 
 
 def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> Iterator[Floats]:
-    """Yield counts of rows in n resamples of groups.
-
-    Args:
-        member: int64 (rows,), the group of every row, 0 to G - 1.
-        n: resamples.
-        seed: for `numpy.random.default_rng`.
-    """
+    """Yield counts of rows in n resamples of groups. `member`: int64 (rows,), the group of every row, 0 to G - 1. `n`:
+    resamples. `seed`: for `numpy.random.default_rng`."""
     rng = np.random.default_rng(seed)
     groups = int(member.max()) + 1 if len(member) else 0
     step = max(1, BLOCK_ELEMENTS // max(1, len(member)))

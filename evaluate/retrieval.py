@@ -139,12 +139,8 @@ class Pairs:
     caption_of_row: NDArray[np.int64]
 
     def positives(self, forward: bool, available: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-        """For every query its right answers, as positions among the available gallery items.
-
-        Args:
-            forward: images ask for captions; otherwise captions ask for images.
-            available: bool, of every gallery item.
-        """
+        """For every query its right answers, as positions among the available gallery items. `forward`: images ask for
+        captions; otherwise captions ask for images. `available`: bool, of every gallery item."""
         query, answer = (
             (self.image_of_row, self.caption_of_row) if forward else (self.caption_of_row, self.image_of_row)
         )

@@ -21,13 +21,8 @@ HELD_OUT_SHARE = 0.2
 
 
 def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Draw a share of the rows of every class, at least one of each. Returns int64 (m,), ascending positions.
-
-    Args:
-        y: int64 (n,), class of every row.
-        share: within (0, 1]; 1 gives every row.
-        seed: of the draw.
-    """
+    """Draw a share of the rows of every class, at least one of each. Returns int64 (m,), ascending positions. `y`:
+    int64 (n,), class of every row. `share`: within (0, 1]; 1 gives every row. `seed`: of the draw."""
     rng = np.random.default_rng(seed)
     drawn = []
     for label in np.unique(y):
@@ -40,13 +35,8 @@ def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int6
 def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDArray[np.bool_]:
     """Choose whole groups so that about a fifth of every class is held out and every class stays in training. Rarest
     class first, groups in random order. A class that only one group has is not held out; nothing is held out when that
-    is so of all classes. Returns bool (n,), true where held out.
-
-    Args:
-        y: int64 (n,), class of every row.
-        group: str (n,).
-        seed: of the order.
-    """
+    is so of all classes. Returns bool (n,), true where held out. `y`: int64 (n,), class of every row. `group`: str
+    (n,). `seed`: of the order."""
     names, member = np.unique(group.astype(str), return_inverse=True)
     classes = np.unique(y)
     rows = np.zeros((len(names), len(classes)), dtype=np.int64)
@@ -108,7 +98,7 @@ def rounds(
         if len(seen) < 2:
             raise UserError(f"fold {number} leaves {len(seen)} bags with features to train on, expected two or more")
         out = hold_out(even[seen], group[seen], seed)
-        if not out.any():  # one group a class: the head stops by what it trains on
+        if not out.any():  # one group per class: the head stops by what it trains on
             yield Round(number, seen, seen, np.flatnonzero((fold == number) & there))
         else:
             yield Round(number, seen[~out], seen[out], np.flatnonzero((fold == number) & there))

@@ -97,13 +97,8 @@ def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
 def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
     """Return the mean of each class' unit prompt vectors, again of unit length: float32 (classes, D). Radford et al.
     2021 (CLIP), section 3.1.4, ensembling in embedding space. The second normalization matters: without it a class with
-    prompts that agree would outscore one with prompts that differ.
-
-    Args:
-        texts: float32 (m, D), unit length.
-        labels: int64 (m,), class of every prompt; each class occurs.
-        classes: C.
-    """
+    prompts that agree would outscore one with prompts that differ. `texts`: float32 (m, D), unit length. `labels`:
+    int64 (m,), class of every prompt; each class occurs. `classes`: C."""
     sums = np.zeros((classes, texts.shape[1]), dtype=np.float64)
     np.add.at(sums, labels, texts.astype(np.float64))
     return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), dtype=np.float32)
@@ -112,13 +107,8 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
 def class_cosines(data: DatasetRows, model: Features, negative: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
     """Return cosines of test images and the class vectors of one encoder. Result: float64 (n, C), NaN for images
     without features; and which images have them, bool (n,). Raises UserError if a class has no prompt that the encoder
-    has features of.
-
-    Args:
-        data: with prompts.
-        model: one encoder.
-        negative: take the prompts of the classes' absence.
-    """
+    has features of. `data`: with prompts. `model`: one encoder. `negative`: take the prompts of the classes'
+    absence."""
     prompts = data.negatives if negative else data.prompts
     assert prompts is not None, "the suite requires prompts for this task"
     images = model.images(data.split("test").rows)

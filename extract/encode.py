@@ -168,12 +168,8 @@ def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list
 def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
     """Return columns of `tokens` that each caption is encoded with. In order of length, every `PASS_ROWS` captions get
     the smallest of `lengths` that holds the longest of them and one token behind it: never more passes than of padded
-    captions. The captions alone decide, whatever the batch. Returns int64 (n,).
-
-    Args:
-        tokens: int64 (n, L), padded with one and the same id; where that is the end token too, the first one counts.
-        lengths: ascending, the last one L.
-    """
+    captions. The captions alone decide, whatever the batch. Returns int64 (n,). `tokens`: int64 (n, L), padded with one
+    and the same id; where that is the end token too, the first one counts. `lengths`: ascending, the last one L."""
     changes = tokens[:, 1:] != tokens[:, :-1]
     places = torch.arange(2, tokens.shape[1] + 1)
     own = torch.where(changes, places, 1).amax(dim=1).numpy() if len(places) else np.ones(len(tokens), np.int64)

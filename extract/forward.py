@@ -54,13 +54,8 @@ class BatchSizes:
 
 def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSizes) -> NDArray[np.floating[Any]]:
     """Return features (n, D) in the float type that the encoding keeps. Raises TeacherError if the device has too
-    little memory for a single row.
-
-    Args:
-        teacher, tower: whose.
-        inputs: (n, ...) in main memory: uint8 pixels or int64 token ids.
-        sizes: how many rows at once.
-    """
+    little memory for a single row. `teacher`, `tower`: whose. `inputs`: (n, ...) in main memory: uint8 pixels or int64
+    token ids. `sizes`: how many rows at once."""
     features = np.empty((len(inputs), teacher.card.dim), dtype=value_type(teacher.card.encoding))
     call = teacher.encode_images if tower == "image" else teacher.encode_texts
     done = 0

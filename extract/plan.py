@@ -63,13 +63,8 @@ def plan_retries(
     failed: Sequence[int], cards: Sequence[TeacherCard], ledger: Mapping[tuple[int, str], LedgerEntry]
 ) -> list[ShardTask]:
     """List shards with failed images whose rows are to be tried again, by every teacher that has them. Raises UserError
-    if a teacher that has such a shard is not among `cards`: its rows would say that the image is there.
-
-    Args:
-        failed: shards that hold such rows.
-        cards: the teachers of this run.
-        ledger: what is finished.
-    """
+    if a teacher that has such a shard is not among `cards`: its rows would say that the image is there. `failed`:
+    shards that hold such rows. `cards`: the teachers of this run. `ledger`: what is finished."""
     present = {card.slug for card in cards}
     tasks = []
     for shard in failed:

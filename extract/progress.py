@@ -12,11 +12,7 @@ from contextlib import contextmanager
 class Watch:
     """One alarm for the process, however many shards it has in hand. It rings in a thread of C, so that a library that
     hangs with Python's lock held is ended too. A stopped process, or one that waits for a dead disk inside the kernel,
-    is noticed by the scheduler's `worker-ttl` instead.
-
-    Args:
-        seconds: without a beat, until the process ends.
-    """
+    is noticed by the scheduler's `worker-ttl` instead. `seconds`: without a beat, until the process ends."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -32,12 +32,8 @@ def failed_images(table: pa.Table) -> list[int]:
 def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
     """Retry the failed images of a finished shard. Its ledger entries are removed while its files change, so a kill
     costs the shard, never correctness. The bytes equal those of a first extraction of the current images. Raises
-    StoreError if the store cannot be written.
-
-    Args:
-        store, shard, bench: as `extract_shard`.
-        teachers: every teacher that has an entry for the shard.
-    """
+    StoreError if the store cannot be written. `store`, `shard`, `bench`: as `extract_shard`. `teachers`: every teacher
+    that has an entry for the shard."""
     started = time.perf_counter()
     table, _ = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers))

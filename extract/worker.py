@@ -46,7 +46,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         """Load the teachers on this worker's device."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
-            # One thread a process: the split of a matrix product over threads can change its last bit,
+            # One thread per process: the split of a matrix product over threads can change its last bit,
             # and processes scale better than threads here anyway.
             torch.set_num_threads(1)
             keep_freed_memory()

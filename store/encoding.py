@@ -49,7 +49,7 @@ class ArraySpec:
     """Folder below the teacher's group: `image`, `image_scale`, `text`, `text_scale` or `valid`."""
     dtype: str
     width: int | None
-    """Second axis; None for one number a row."""
+    """Second axis; None for one number per row."""
 
     @property
     def fill(self) -> float:

@@ -7,7 +7,7 @@ of an evaluation set: `mmkd extract` writes them and `mmkd evaluate` finds rows 
     classes:
       adenocarcinoma: [adenocarcinoma, glandular carcinoma]         # each text with each template is a prompt
       benign: [benign tissue]
-    negatives:                                                      # for several labels an image: a class' absence
+    negatives:                                                      # for several labels per image: a class' absence
       adenocarcinoma: [no tumour]
 """
 

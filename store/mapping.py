@@ -105,11 +105,7 @@ def map_chunks(
 
 def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
     """Have the kernel fetch consecutive rows of a mapped array together, whatever it does for single pages. Returns
-    `values`, to be read now.
-
-    Args:
-        values: a contiguous slice of a mapped array; any other array is left alone.
-    """
+    `values`, to be read now. `values`: a contiguous slice of a mapped array; any other array is left alone."""
     if sys.platform in ("linux", "darwin") and values.nbytes and values.flags.c_contiguous and not values.flags.owndata:
         start = values.__array_interface__["data"][0]
         first = start - start % mmap.PAGESIZE

@@ -82,11 +82,8 @@ class FeatureStore(Store):
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
         """Return features of one row, or of several in one gather: as a `torch.utils.data.DataLoader` needs. Result:
         `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that may be
-        written to; NaN where missing. Raises IndexError for a row that the store does not have.
-
-        Args:
-            rows: a grid row, negative from the end; or a list or int array (n,) of them.
-        """
+        written to; NaN where missing. Raises IndexError for a row that the store does not have. `rows`: a grid row,
+        negative from the end; or a list or int array (n,) of them."""
         numbers = np.asarray(rows, dtype=np.int64)
         if ((numbers < -len(self)) | (numbers >= len(self))).any():
             raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")

@@ -190,12 +190,8 @@ def _chunk(shard: int) -> str:
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
     """Yield file and fault of every selection that training would refuse or should not trust. Reads every byte of every
     selection. Nothing can be repaired without judging the pairs again, so the next step is always the same: delete the
-    folder, run `mmkd select`.
-
-    Args:
-        store: the store.
-        cards: sound cards by slug; a selection may be of fewer teachers, not of others.
-    """
+    folder, run `mmkd select`. `store`: the store. `cards`: sound cards by slug; a selection may be of fewer teachers,
+    not of others."""
     for name in selection_names(store.root):
         file = f"{FOLDER}/{name}/zarr.json"
         try:

@@ -51,13 +51,9 @@ class ShardFeatures:
 
 def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
     """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. Raises
-    StoreError if `root` holds something else, or cannot be written.
-
-    Args:
-        root: a folder that does not exist, is empty, or holds an interrupted `create_store`.
-        corpus: what the rows come from.
-        index: one row per input with the columns of `sample_schema(corpus.labels)`, in grid order.
-    """
+    StoreError if `root` holds something else, or cannot be written. `root`: a folder that does not exist, is empty, or
+    holds an interrupted `create_store`. `corpus`: what the rows come from. `index`: one row per input with the columns
+    of `sample_schema(corpus.labels)`, in grid order."""
     strangers = sorted(p.name for p in root.iterdir() if p.name not in ("samples", LOCK_FILE)) if root.is_dir() else []
     if strangers or root.is_file():
         found = strangers[0] if strangers else "a file"
@@ -145,13 +141,8 @@ def finish_append(store: Store) -> None:
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
     """Note that a corpus' files lie in another folder now; the rows stay as they are. Raises UserError if the store has
     no such corpus. Raises StoreError if there is no store at `root`, or it cannot be written. Raises BusyStoreError if
-    another process writes to it.
-
-    Args:
-        root: the store.
-        corpus_root: folder that the rows' `uri` is relative to now.
-        number: which corpus; 0 is the one that the store was made from, the appended ones follow.
-    """
+    another process writes to it. `root`: the store. `corpus_root`: folder that the rows' `uri` is relative to now.
+    `number`: which corpus; 0 is the one that the store was made from, the appended ones follow."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
         record = read_record(root)

@@ -117,8 +117,9 @@ def _tag(picture: Any, tag: int, default: Any) -> Any:
 
 
 def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
-    """Return uint16 (H, W, channels) of pictures with 16 bits a channel, of which Pillow keeps the upper eight. Decoded
-    twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the second."""
+    """Return uint16 (H, W, channels) of pictures with 16 bits per channel, of which Pillow keeps the upper eight.
+    Decoded twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the
+    second."""
     if not picture.tile:
         return None
     args = picture.tile[0][3]

@@ -103,12 +103,8 @@ def _reasons() -> Iterator[None]:
 
 def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
     """Parse a file, with or without the preamble of Part 10, without decoding its pixels. Raises ImageError if it is
-    not DICOM or is damaged.
-
-    Args:
-        data: the file, or its beginning when only a header is wanted.
-        header_of: the tags that are wanted of the header; everything when not given.
-    """
+    not DICOM or is damaged. `data`: the file, or its beginning when only a header is wanted. `header_of`: the tags that
+    are wanted of the header; everything when not given."""
     _hush()
     if len(data) > MAX_BYTES:
         raise ImageError(f"larger than {MAX_BYTES >> 20} MB")

@@ -37,12 +37,8 @@ class _Outside:
 
 
 def image_source(root: str, uri: str, offset: int | None = None, length: int | None = None) -> ImageSource:
-    """Return the source that a sample row names.
-
-    Args:
-        root: the corpus' root, a folder or URL prefix.
-        uri, offset, length: the row's columns.
-    """
+    """Return the source that a sample row names. `root`: the corpus' root, a folder or URL prefix. `uri`, `offset`,
+    `length`: the row's columns."""
     inner, keys, values = split_fragment(uri)
     if leaves_root(root, inner):
         return _Outside(inner)

@@ -20,12 +20,8 @@ WIDTH = 160
 
 
 def examine(folder: Path, seconds: float) -> Iterator[Check]:
-    """Yield each check as it is done; changes nothing.
-
-    Args:
-        folder: where stores are to lie.
-        seconds: limit for each check outside this process: torch with its driver, Dask, and the hub.
-    """
+    """Yield each check as it is done; changes nothing. `folder`: location of stores. `seconds`: limit for each check
+    outside this process: torch with its driver, Dask, and the hub."""
     from mmkd.cli.doctor.hub import cache_folder, hub_check, teacher_checks
     from mmkd.cli.doctor.machine import disk_checks, machine_checks
     from mmkd.cli.doctor.packages import package_checks

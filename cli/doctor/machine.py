@@ -62,11 +62,8 @@ print(json.dumps({"version": dask.__version__, "faults": faults, "folders": dask
 
 
 def machine_checks(seconds: float) -> Iterator[Check]:
-    """Yield checks of the machine.
-
-    Args:
-        seconds: how long torch may take to load and to find its devices; a broken driver can block it forever.
-    """
+    """Yield checks of the machine. `seconds`: how long torch may take to load and to find its devices; a broken driver
+    can block it forever."""
     version = platform.python_version()
     if sys.version_info >= OLDEST_PYTHON:
         yield Check("machine", "python", "ok", f"{version} on {platform.platform()}")

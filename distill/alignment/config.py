@@ -27,7 +27,7 @@ class WhiteningSettings(Frozen):
     """Equal variance in every channel."""
 
     kind: Literal["phi_s", "full"] = "phi_s"
-    """`phi_s`: a rotation and one factor a teacher, nothing is distorted; `full`: every direction has variance 1."""
+    """`phi_s`: a rotation and one factor per teacher, nothing is distorted; `full`: every direction has variance 1."""
     center: Center = "tower"
     floor: float = Field(default=1e-4, gt=0, lt=1)
     """`full` only: directions of less than this share of the largest variance are scaled as if they had it."""
@@ -40,7 +40,7 @@ class ProcrustesSettings(Frozen):
     """The teacher whose space is kept (cut to its main directions); by default the one with most pairs."""
     center: Center = "tower"
     scale: bool = True
-    """Fit one factor a teacher beside the rotation."""
+    """Fit one factor per teacher beside the rotation."""
 
 
 class TrainingSettings(Frozen):

@@ -1,4 +1,4 @@
-"""An alignment: one affine map a teacher, applied on the device, and the file that holds it.
+"""An alignment: one affine map per teacher, applied on the device, and the file that holds it.
 
 Shapes: B rows, E teacher width, D common width. The file is safetensors: `<slug>/weight` (D, E), `<slug>/image_bias`
 (D,), `<slug>/text_bias` (D,), all float32; a teacher without them is mapped onto itself. Metadata: `mmkd` is the card
@@ -121,11 +121,7 @@ class Alignment(nn.Module):
     def check(self, cards: Mapping[str, TeacherCard]) -> None:
         """Refuse teachers that this alignment was not fitted for. Raises UserError if it was fitted without one of
         these teachers. Raises TeacherMismatchError if a teacher's features were made with other weights or
-        preprocessing since.
-
-        Args:
-            cards: slug to card of the teachers that will be used.
-        """
+        preprocessing since. `cards`: slug to card of the teachers that will be used."""
         for slug, card in cards.items():
             self._index(slug)
             if self.card.teachers[slug] != card.digest:

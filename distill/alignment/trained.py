@@ -82,7 +82,7 @@ class JointMaps(nn.Module):
     def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """Return InfoNCE over the rows that two teachers share, for a random ring of teachers. The teachers that have
         rows are put in a random circle, and each is contrasted with the next, images and texts with images and texts. A
-        step costs one product a teacher; over the steps every two teachers meet."""
+        step costs one product per teacher; over the steps every two teachers meet."""
         out = {slug: self._project(slug, batch) for slug in self.slugs if len(batch[slug].members) > 1}
         present = [list(out)[i] for i in torch.randperm(len(out), generator=generator).tolist()]
         terms = []
@@ -133,7 +133,7 @@ class MultiTeacherAutoencoder(nn.Module):
     (``Linear, ReLU, Dropout`` twice) and a decoder (``Linear, ReLU, Linear``) of width H between. In training Gaussian
     noise of 0.01 is added to the encoder's input, dropout is 0.2, and the loss is the mean squared error of the
     reconstruction, averaged over (sample, teacher, tower). Its feature is ``in(x)`` alone, so the result is one affine
-    map a teacher. No term compares two teachers: they get a common width, not a common space.
+    map per teacher. No term compares two teachers: they get a common width, not a common space.
     """
 
     def __init__(self, widths: dict[str, int], dim: int, settings: AutoencoderSettings) -> None:

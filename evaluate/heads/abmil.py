@@ -34,12 +34,9 @@ class GatedAttention(nn.Module):
         self.head = nn.Linear(settings.hidden, outputs)
 
     def forward(self, patches: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Return outputs of several bags at once. Result: float32 (len(sizes), K).
-
-        Args:
-            patches: float32 (P, D), the patches of all bags, one bag after the other.
-            sizes: patches of every bag, each above zero; they add up to P.
-        """
+        """Return outputs of several bags at once. Result: float32 (len(sizes), K). `patches`: float32 (P, D), the
+        patches of all bags, one bag after the other. `sizes`: patches of every bag, each above zero; they add up to
+        P."""
         hidden = self.embed(patches * self.scale)
         scores = self.score(self.tanh(hidden) * self.gate(hidden)).squeeze(1)
         pooled = [

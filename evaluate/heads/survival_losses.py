@@ -16,12 +16,7 @@ from mmkd.evaluate.metrics import Floats
 
 def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
     """Return the mean negative log partial likelihood of the events of a batch, ties after Efron; zero without events.
-
-    Args:
-        log_hazard: float (b, 1).
-        time: float (b,).
-        event: bool (b,).
-    """
+    `log_hazard`: float (b, 1). `time`: float (b,). `event`: bool (b,)."""
     if not event.any():
         return log_hazard.sum() * 0.0
     with warnings.catch_warnings():
@@ -46,13 +41,8 @@ def bin_of(time: Floats, edges: Floats) -> NDArray[np.int64]:
 def hazard_nll(logits: torch.Tensor, bins: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
     """Return the mean negative log likelihood of discrete hazards. An event in bin b: the subject lived through the
     bins before and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in
-    cross-entropy-based training of deep survival networks", equation 7, every subject with weight one.
-
-    Args:
-        logits: float (n, K), of the hazard in each bin.
-        bins: int64 (n,).
-        event: bool (n,).
-    """
+    cross-entropy-based training of deep survival networks", equation 7, every subject with weight one. `logits`: float
+    (n, K), of the hazard in each bin. `bins`: int64 (n,). `event`: bool (n,)."""
     survive = functional.logsigmoid(-logits)
     lived = torch.cumsum(survive, dim=1).gather(1, bins[:, None]).squeeze(1)
     here = survive.gather(1, bins[:, None]).squeeze(1)
@@ -67,7 +57,7 @@ def risk_of_hazards(logits: Floats) -> Floats:
 
 
 def cox_task(time: Floats, event: NDArray[np.bool_]) -> MilTask:
-    """Return one log-hazard a bag; the risk set of a step is its batch."""
+    """Return one log-hazard per bag; the risk set of a step is its batch."""
     times, events = torch.from_numpy(time), torch.from_numpy(event)
     return MilTask(1, lambda outputs, chosen: cox_loss(outputs, times[chosen], events[chosen]))
 

@@ -26,12 +26,8 @@ _NOT_THE_READERS = ("splits", "join", "draw")
 
 def described_corpus(place: StorePath, kinds: Mapping[str, Callable[[], Any]]) -> Corpus:
     """Make the reader that a description asks for. Raises ConfigError for an unknown kind, an unknown or wrong field,
-    or a root without a value. Raises CorpusError if what it names does not exist.
-
-    Args:
-        place: the `.yaml`.
-        kinds: kind to a function that loads its class.
-    """
+    or a root without a value. Raises CorpusError if what it names does not exist. `place`: the `.yaml`. `kinds`: kind
+    to a function that loads its class."""
     if isinstance(place, RemotePath):
         raise CorpusError(f"{place} is a description behind a URL; copy it here, its paths may stay URLs")
     path = place

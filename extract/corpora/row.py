@@ -141,13 +141,9 @@ keys `KEY#1`, `KEY#2`, ...; an image that they share is decoded once."""
 
 
 def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[CorpusRow | Ignored]:
-    """Yield the row with each caption that the rule takes; once with an empty caption where there is none.
-
-    Args:
-        row: without its caption.
-        value: a text, a number, or a list of these, as JSON and Parquet hold them; blank ones do not count.
-        rule: which captions of a list count.
-    """
+    """Yield the row with each caption that the rule takes; once with an empty caption where there is none. `row`:
+    without its caption. `value`: a text, a number, or a list of these, as JSON and Parquet hold them; blank ones do not
+    count. `rule`: which captions of a list count."""
     items = value if isinstance(value, list) else [value]
     nested = next((item for item in items if isinstance(item, dict | list | tuple)), None)
     if nested is not None:

@@ -42,7 +42,7 @@ class SlidesCorpus(FileCorpus):
     tile: int = Field(default=224, gt=0, le=4096)
     """Pixels of a tile's side as teachers get it."""
     mpp: float = Field(default=0.5, gt=0)
-    """Micrometres a pixel of such a tile; 0.5 is 20x."""
+    """Micrometers per pixel of such a tile; 0.5 is 20x."""
     min_tissue: float = Field(default=0.25, ge=0, le=1)
     """Share of a tile that must be tissue."""
     slide_mpp: float | None = Field(default=None, gt=0)

@@ -207,7 +207,7 @@ class GoldenCosine:
 
 def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
     """Return the original's own demo samples that have features of this teacher, under any of its spellings. Layout
-    (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, one sample a line with `imgpath`, `txt` and
+    (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, one sample per line with `imgpath`, `txt` and
     `available_clips`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises
     TeacherError if it is not the original's layout."""
     published = find_published(slug, missing_ok=True)

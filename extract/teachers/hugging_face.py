@@ -40,12 +40,8 @@ Source: each repository's config.json; the strict loading of weights would refus
 
 def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
     """Return the text tower's config.json: beside the weights, from the table above, or from the hub. Raises
-    TeacherError if it is in none of these places.
-
-    Args:
-        spec: the teacher.
-        named: hub id that the teacher's own configuration gives.
-    """
+    TeacherError if it is in none of these places. `spec`: the teacher. `named`: hub id that the teacher's own
+    configuration gives."""
     for source in text_sources(spec, named):
         if source.place.startswith("hf-hub:") and source.name and (known := KNOWN_TEXT_TOWERS.get(source.place[7:])):
             return dict(known)

@@ -72,12 +72,8 @@ class LoadedTeacher:
 
     def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
         """Choose how the same forward pass is computed; only last bits may change. Raises TeacherError if there is no
-        C++ compiler for the CPU.
-
-        Args:
-            channels_last: order of the convolutions' weights. On by default: benchmarks/forward.py.
-            compiled: `torch.compile` both towers, each shape at its first pass.
-        """
+        C++ compiler for the CPU. `channels_last`: order of the convolutions' weights. On by default:
+        benchmarks/forward.py. `compiled`: `torch.compile` both towers, each shape at its first pass."""
         order = torch.channels_last if channels_last else torch.contiguous_format
         self._model.to(memory_format=order)
         self._towers = cast(Towers, self._model)

@@ -27,12 +27,8 @@ class Teacher(Protocol):
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode images that have the teacher's geometry already. Returns float32 (B, D), the encoder's own output, not
-        normalized unless the card says so.
-
-        Args:
-            pixels: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's color mode
-                (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are applied by the teacher.
-        """
+        normalized unless the card says so. `pixels`: uint8 (B, C, H, W) on `device`: resized, cropped and in the card's
+        color mode (C is 3 for RGB, 1 for L). Scaling to 0..1, mean and std are applied by the teacher."""
 
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Turn captions into token ids. Returns int64 (B, L) padded to the context length, and for every caption the

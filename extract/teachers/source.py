@@ -19,13 +19,9 @@ VOCABULARY_FILES = (
 
 
 class Source:
-    """One place that holds files by name: `local-dir:/path` or `hf-hub:org/name`.
-
-    Args:
-        slug: the teacher it belongs to, for messages.
-        place: the source as a user types it.
-        revision: commit of a hub repository, empty for the main branch.
-    """
+    """One place that holds files by name: `local-dir:/path` or `hf-hub:org/name`. `slug`: the teacher it belongs to,
+    for messages. `place`: the source as a user types it. `revision`: commit of a hub repository, empty for the main
+    branch."""
 
     def __init__(self, slug: str, place: str, revision: str = "") -> None:
         self.slug, self.place, self.revision = slug, place, revision
@@ -114,12 +110,8 @@ def source_of(spec: TeacherSpec) -> Source:
 
 def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
     """Return places to look for the text tower's configuration and tokenizer, nearest first. The teacher's own folder,
-    a subfolder of it called like the text tower's repository, then that repository.
-
-    Args:
-        spec: the teacher.
-        named: hub id from the teacher's own configuration; `spec.text_source` goes before it.
-    """
+    a subfolder of it called like the text tower's repository, then that repository. `spec`: the teacher. `named`: hub
+    id from the teacher's own configuration; `spec.text_source` goes before it."""
     own = source_of(spec)
     place = spec.text_source or (
         named if named.startswith((LOCAL_DIR, HF_HUB)) else f"{HF_HUB}{named}" if named else ""
@@ -149,13 +141,8 @@ def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
 
 def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = False) -> dict[str, Path]:
     """The files with the weights, under the names they were published as. Raises TeacherError if it is missing; a model
-    with random weights is never a teacher.
-
-    Args:
-        spec: the teacher; its own `weights` go before `names`.
-        names: what the loader looks for: the first that is there (whole or in shards), or all of them.
-        all_of_them: see `names`.
-    """
+    with random weights is never a teacher. `spec`: the teacher; its own `weights` go before `names`. `names`: what the
+    loader looks for: the first that is there (whole or in shards), or all of them. `all_of_them`: see `names`."""
     source = source_of(spec)
     if spec.weights or all_of_them:
         return {name: _original_or_converted(source, name) or source.need(name) for name in spec.weights or names}

@@ -39,11 +39,8 @@ class TransformersOptions(BaseModel):
 
 
 class TransformersTowers(nn.Module):
-    """A dual encoder of transformers behind two methods.
-
-    Args:
-        model: has `get_image_features`, `get_text_features` and `logit_scale`.
-    """
+    """A dual encoder of transformers behind two methods. `model`: has `get_image_features`, `get_text_features` and
+    `logit_scale`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -128,12 +128,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def write_tensors(tensors: Mapping[str, NDArray[np.float32]], name: str) -> bytes:
     """Return the bytes of a `.pt` file that `torch.load(..., weights_only=True)` reads as a dict of 1-D float32
-    tensors.
-
-    Args:
-        tensors: vectors by name.
-        name: first folder inside the zip; PyTorch uses the file's stem.
-    """
+    tensors. `tensors`: vectors by name. `name`: first folder inside the zip; PyTorch uses the file's stem."""
     code = [b"\x80\x02}("]
     for index, (key, values) in enumerate(tensors.items()):
         storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(index)) + _text("cpu")

@@ -31,12 +31,8 @@ class Distribution:
 
 
 def distribution(values: NDArray[np.floating[Any]], span: tuple[float, float] | None = None) -> Distribution:
-    """Summarize finite `values` (n,).
-
-    Args:
-        values: any float type.
-        span: ends of the histogram; smallest and largest value when None. Values outside count in the end bins.
-    """
+    """Summarize finite `values` (n,). `values`: any float type. `span`: ends of the histogram; smallest and largest
+    value when None. Values outside count in the end bins."""
     numbers = values[np.isfinite(values)].astype(np.float64)
     if not len(numbers):
         nan = float("nan")

@@ -19,13 +19,9 @@ BLOCK_ROWS = 4096
 
 def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> NDArray[np.int64]:
     """Return rows without replacement, in order. Result: int64 (min(count, N),), ascending, so that the store is then
-    read from front to back. Raises UserError if `count` is not positive.
-
-    Args:
-        pool: rows to draw from, or their number N for 0 to N - 1.
-        count: how many; all when None or when there are no more.
-        seed: of `numpy.random.default_rng`; the same rows for the same arguments.
-    """
+    read from front to back. Raises UserError if `count` is not positive. `pool`: rows to draw from, or their number N
+    for 0 to N - 1. `count`: how many; all when None or when there are no more. `seed`: of `numpy.random.default_rng`;
+    the same rows for the same arguments."""
     size = pool if isinstance(pool, int) else len(pool)
     if count is not None and count < 1:
         raise UserError(f"a sample of {count} rows says nothing; give 1 or more")

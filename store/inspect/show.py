@@ -26,7 +26,7 @@ RANDOM_ROWS = 999
 """Other rows that the row's own counterpart is ranked among: a pool of 1000 with itself, as in the statistics."""
 
 SEARCHED_ROWS = 1 << 17
-"""Rows searched for neighbors, at most: a tenth of a second a teacher. `mmkd store neighbors` searches all."""
+"""Rows searched for neighbors, at most: a tenth of a second per teacher. `mmkd store neighbors` searches all."""
 
 FAILURES = 20
 

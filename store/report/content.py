@@ -95,13 +95,8 @@ class Options:
 def gather(store: FeatureStore, options: Options, progress: Callable[[str], None] | None = None) -> Content:
     """Gather the content of the page. Raises UserError for a teacher that is not in the store, an empty sample, or UMAP
     is not installed. Raises CorruptStoreError if metadata, a chunk or a sample part cannot be read. Missing pictures
-    are no error.
-
-    Args:
-        store: the store.
-        options: what to read.
-        progress: called with the name of each step before it begins.
-    """
+    are no error. `store`: the store. `options`: what to read. `progress`: called with the name of each step before it
+    begins."""
     say = progress or (lambda _: None)
     say("ledger and samples")
     info = store_info(store)
