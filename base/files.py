@@ -45,7 +45,7 @@ def disk_errors(path: StorePath) -> Iterator[None]:
 
 def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically, creating parent folders. Raises StoreError if the disk is full, read-only, or
-    not writable; nothing is left behind. Raises UnreachableError if a URL cannot be written."""
+    not writable; nothing is left behind; UnreachableError if a URL cannot be written."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return

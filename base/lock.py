@@ -36,7 +36,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 @contextmanager
 def only_writer(root: StorePath, what: str) -> Iterator[None]:
-    """Hold the store at `root` for writing. Raises BusyStoreError if another process writes to it. Raises StoreError,
+    """Hold the store at `root` for writing. Raises BusyStoreError if another process writes to it; StoreError,
     UnreachableError if the lock cannot be written. `root`: the store, or the folder that will be one; a folder is made
     if it is not there. `what`: what is being done, as a second writer reads it: `mmkd store append`."""
     note = {"what": what, "process": os.getpid(), "host": socket.gethostname()}

@@ -118,8 +118,8 @@ def load_last(out: Path, record: RunRecord) -> State | None:
 
 def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
     """Identify the weights that a student begins with. A file or folder that is gone is identified by the run in `out`,
-    when that began with one of the same name. Raises ConfigError if there is no such file. Raises UserError if
-    `start_from` has no checkpoint. Raises CorruptStoreError if a checkpoint is damaged."""
+    when that began with one of the same name. Raises ConfigError if there is no such file; UserError if `start_from`
+    has no checkpoint. Raises CorruptStoreError if a checkpoint is damaged."""
     start, pretrained = student.start_from, student.pretrained
     if start is not None or student.model.startswith(SCHEMES):
         sources = {"": str(start or student.model)}
@@ -155,14 +155,14 @@ def step_of(path: Path) -> int:
 
 def best_or_last(out: Path) -> Path:
     """Find the best checkpoint by the record in the last; the last where none was judged or the best is gone. Raises
-    UserError if there is none. Raises CorruptStoreError if the last one is damaged."""
+    UserError if there is none; CorruptStoreError if the last one is damaged."""
     last = find_checkpoint(out, "last")
     best = read(last, tensors=False).progress.best_step
     return next((path for path in checkpoints(out) if step_of(path) == best), last)
 
 
 def find_checkpoint(out: Path, which: str) -> Path:
-    """Find the checkpoint `best`, `last` or of a step in a run folder. Raises UserError if there is none. Raises
+    """Find the checkpoint `best`, `last` or of a step in a run folder. Raises UserError if there is none;
     CorruptStoreError if it is damaged."""
     paths = checkpoints(out)
     if not paths:

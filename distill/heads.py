@@ -45,8 +45,8 @@ def _head(kind: str, student_dim: int, width: int) -> nn.Module:
 
 def fixed_alignment(config: HeadConfig, teachers: TeacherFeatures) -> Alignment | None:
     """Return the alignment that the configuration names, checked against the store's teachers. Raises UserError if
-    there is no such file, or it was fitted without one of these teachers. Raises TeacherMismatchError if it was fitted
-    on features that were made otherwise. Raises CorruptStoreError if it is damaged."""
+    there is no such file, or it was fitted without one of these teachers; TeacherMismatchError if it was fitted on
+    features that were made otherwise; CorruptStoreError if it is damaged."""
     if config.alignment is None:
         return None
     alignment = load(config.alignment)

@@ -113,8 +113,8 @@ class Run:
 
 def prepare(config: RunConfig, world: World) -> Run:
     """Open the store, build the student, and load the run's last checkpoint where there is one. Raises ConfigError,
-    UserError, IncompleteStoreError if store and configuration do not fit each other. Raises CorruptStoreError if a
-    checkpoint is damaged."""
+    UserError, IncompleteStoreError if store and configuration do not fit each other; CorruptStoreError if a checkpoint
+    is damaged."""
     share, left_over = divmod(config.batch_size, world.size)
     if left_over:
         raise ConfigError(

@@ -125,7 +125,7 @@ class RunRecord(Frozen):
 
 def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeights) -> RunRecord:
     """Make the record of a run; `preprocess` is filled in when the network is built. Raises UserError if a teacher or
-    the selection is not in the store. Raises CorruptStoreError if the selection is damaged."""
+    the selection is not in the store; CorruptStoreError if the selection is damaged."""
     model, alignment = config.student.model, config.heads.alignment
     network, folders = deepcopy(model_config(model)), []
     for name in HF_NAMES:

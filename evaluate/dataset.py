@@ -117,7 +117,7 @@ class DatasetRows:
         return samples
 
     def joined(self, names: tuple[Split, ...]) -> Samples:
-        """Return the rows of several splits as one, with a column `split` that says where each is from."""
+        """Return the rows of several splits as one, with a column `split` of their origin."""
         tables = [
             self.split(name).table.append_column(SPLIT, pa.array([name] * len(self.split(name)))) for name in names
         ]

@@ -60,7 +60,7 @@ RowFilter = dict[str, Texts]
 
 
 def check_sides(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> None:
-    """Raise ValueError where a value stands on both sides of a two-way column, or the sides have other columns."""
+    """Raise ValueError if a value is on both sides of a two-way column, or the sides' columns differ."""
     for column, values in (no or {}).items():
         if column not in yes:
             raise ValueError(f"`{other}` has the column {column!r}, `{one}` has {', '.join(yes)}")

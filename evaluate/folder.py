@@ -37,7 +37,7 @@ class Question:
 
 class ResultFolder:
     """One suite's results in an output folder of `run_suite`. Raises ConfigError if the suite was not run into this
-    folder, or several were and none is named. Raises CorruptStoreError if a line of the results cannot be read."""
+    folder, or several were and none is named; CorruptStoreError if a line of the results cannot be read."""
 
     def __init__(self, out: Path, suite: str | None = None) -> None:
         self.out = out

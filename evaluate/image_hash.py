@@ -43,7 +43,7 @@ class ImageHashes:
 
     def __init__(self, file: Path, say: Callable[[str], None]) -> None:
         """Open or begin a file; `say` is told before many images are read. Raises UserError if the package imagehash is
-        not installed. Raises CorruptStoreError if the file is something else."""
+        not installed; CorruptStoreError if the file is something else."""
         try:
             import imagehash  # noqa: F401, PLC0415 - an extra
         except ImportError:

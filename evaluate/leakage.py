@@ -2,8 +2,8 @@
 
 Exact copies have the same encoded bytes (SHA-256 of the sample table). Near copies are images whose features by one
 encoder have a cosine of at least a stated threshold (a resaved, resized or slightly cropped copy, or a neighboring
-slice), and, when asked for, images whose perceptual hashes differ in few bits. A threshold is a choice, so the report
-shows how near the nearest neighbors are in general.
+slice), and, on request, images whose perceptual hashes differ in few bits. A threshold is a choice, so the report shows
+how near the nearest neighbors are in general.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Near:
 @dataclass(frozen=True)
 class Overlap:
     """Rows of one split that have a copy in another place. images: rows with an image. exact: rows with a copy of the
-    same bytes. features, hash: near copies by either measure; hash is None where hashes were not asked for."""
+    same bytes. features, hash: near copies by either measure; hash is None if hashes were not requested."""
 
     dataset: str
     split: str
@@ -116,7 +116,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """All comparisons of a suite. bits is None where hashes were not asked for."""
+    """All comparisons of a suite. bits is None if hashes were not requested."""
 
     suite: str
     model: str

@@ -103,7 +103,7 @@ class Task(ABC, Generic[Own]):
         return found
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Yield what the description lacks for this task; nothing of the store is looked at."""
+        """Yield what the description lacks for this task, without reading the store."""
         if self.section is not None and getattr(spec, self.name) is None:
             yield f"{self.name} needs `{self.name}`, the columns that it reads"
 

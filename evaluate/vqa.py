@@ -46,7 +46,7 @@ class VqaSettings(FusionSettings, TaskSettings):
 
 
 class VqaColumns(Section):
-    """Columns of the answers. The caption of a row is the question, its image is what is asked about."""
+    """Columns of the answers. The caption of a row is the question, its image is the subject."""
 
     from_source = {"candidates": {"candidates": {KIND: CANDIDATE}, "candidate_of": TEXT_OF}}  # noqa: RUF012
 
@@ -69,7 +69,7 @@ class VqaColumns(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Answer, and the columns that tell closed questions from open ones."""
+        """Answer, and the columns that distinguish closed from open questions."""
         return (self.answer, *self.closed)
 
     @property
@@ -124,7 +124,7 @@ class Vqa(Task[VqaSettings]):
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """There must be train and test questions with answers, and candidates where they are to be ranked."""
+        """Require train and test questions with answers, and candidates where they are ranked."""
         try:
             for name in BOTH:
                 _answers(data, data.split(name))
@@ -270,7 +270,7 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
-    """Return answers as they stand in the table, str (n,). Raises UserError for a question without an answer."""
+    """Return the table's answers unchanged, str (n,). Raises UserError for a question without an answer."""
     column = _columns(data).answer
     values = samples.column(column)
     for value, key in zip(values, samples.ids, strict=True):

@@ -121,7 +121,7 @@ def gpus() -> list[str]:
 
 
 class GpuCluster(LocalCluster):  # type: ignore[misc]  # dask has no type hints
-    """A local cluster whose n-th worker process sees the n-th GPU only. Stands in where dask-cuda is not installed."""
+    """A local cluster whose n-th worker process sees the n-th GPU only. Used if dask-cuda is not installed."""
 
     def __init__(self, devices: list[str], **options: Any) -> None:
         self._devices = devices
@@ -187,7 +187,7 @@ def _opened_local(cluster: ClusterConfig, devices: list[str], options: dict[str,
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first error of a chain, in a line: what distributed wraps around it says less."""
+    """Return the first error of a chain in one line; distributed's wrappers say less."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -266,7 +266,7 @@ def _connect(cluster: ClusterConfig) -> Iterator[Client]:
 
 
 def _flat(name: str, settings: Any) -> dict[str, Any]:
-    """Return nested settings under dotted names, so that what they do not name stays as it is."""
+    """Return nested settings under dotted names, so that other settings are kept."""
     if not isinstance(settings, dict) or not settings:
         return {name: settings} if settings != {} else {}
     return {key: value for step, below in settings.items() for key, value in _flat(f"{name}.{step}", below).items()}

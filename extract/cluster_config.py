@@ -26,7 +26,7 @@ except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError
     ) from None
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
-"""Names of `--scheduler` and the class of dask-jobqueue that stands behind each."""
+"""Names of `--scheduler` and its dask-jobqueue class."""
 
 LOCAL = "local"
 
@@ -39,7 +39,7 @@ class TlsFiles(Frozen):
     tls_key: Path
 
     def security(self) -> Security:
-        """Dask's own object for them; what is not encrypted is refused."""
+        """Return Dask's security object, which refuses unencrypted connections."""
         roles = {
             f"tls_{role}_{part}": str(file)
             for role in ("client", "scheduler", "worker")
@@ -70,7 +70,7 @@ class WorkerConfig(Frozen):
     """Run both towers through `torch.compile`: minutes at the start of each worker, for a gain that depends on the
     device; measure it first."""
     hang_seconds: float = Field(default=600, gt=0)
-    """A worker that makes no progress for so long ends itself, and its shard goes to another."""
+    """Watchdog timeout: a worker without progress for this long exits, and its shard moves to another."""
 
 
 class ClusterConfig(Frozen):

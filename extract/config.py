@@ -73,7 +73,7 @@ class ExtractConfig(Frozen):
     """Rows without this (an image, a caption, or both) are failed; `images` and `texts` allow the other to be missing.
     When not given, a row with one side of a corpus of pairs is `partial`."""
     retry_failed: bool = False
-    """Read images that failed again, beside what is left to do."""
+    """Also retry images that failed before."""
     keep_inputs: int | None = Field(default=None, gt=0)
     """Pixels of the shorter side of JPEGs to keep for training; none are kept when not given."""
     max_failures: FailureLimit | None = None

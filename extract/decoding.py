@@ -133,7 +133,7 @@ def _decode_read(encoded: Future[EncodedImage], geometries: Sequence[Geometry], 
 
 
 def _ahead(windows: Iterator[Window], number: int) -> Iterator[Window]:
-    """Yield the same windows, each begun `number` windows before it is asked for."""
+    """Yield the same windows, each started `number` windows ahead."""
     waiting = deque(islice(windows, number))
     while waiting:
         ready = waiting.popleft()

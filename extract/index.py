@@ -55,8 +55,8 @@ _HASH, _IF_TAKEN, _BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
     """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
-    first one: nothing else is lost. Raises CorpusError if the corpus has no rows, or cannot be read. Raises StoreError
-    if the store cannot be written."""
+    first one: nothing else is lost. Raises CorpusError if the corpus has no rows, or cannot be read; StoreError if the
+    store cannot be written."""
     parts = corpus.parts()
     with _indexed(corpus, parts, _Earlier.none()) as (index, overview):
         created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
@@ -191,7 +191,7 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
 
 
 def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
-    """Return True when the corpus gives what the store's first span holds; missing parts are not compared."""
+    """Return True when the corpus gives the content of the store's first span; missing parts are not compared."""
     span = store.record.spans()[0]
     with _indexed(corpus, parts, _Earlier.none()) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:

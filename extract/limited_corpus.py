@@ -62,7 +62,7 @@ class LimitedCorpus:
         return self.corpus.ignored()
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield the part's inputs, or the first rows of all parts and what is left out."""
+        """Yield the part's inputs, or the first rows of all parts and ignored files."""
         if self.limit is None:
             yield from (row if isinstance(row, Ignored) else self._required(row) for row in self.corpus.rows_of(part))
             return

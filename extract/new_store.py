@@ -19,8 +19,8 @@ from mmkd.store.record import Store
 def make_store(corpus: Corpus, root: StorePath) -> Store:
     """Return index the corpus beside `root`, then move the whole to its place; of several runs the first one wins.
     Behind a URL nothing can be moved: there, one run makes the store before others join. Raises CorpusError if the
-    corpus cannot be read, or the run that was first had another one. Raises StoreError if `root` holds something else,
-    or the disk is full or not writable."""
+    corpus cannot be read, or the run that was first had another one; StoreError if `root` holds something else, or the
+    disk is full or not writable."""
     if not isinstance(root, Path):
         return create_indexed_store(corpus, root)
     strangers = sorted(path.name for path in root.iterdir() if path.name != "samples") if root.is_dir() else []
@@ -50,7 +50,7 @@ def folder_beside(root: StorePath) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder, if it is there."""
+    """Delete a folder if it exists."""
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -37,7 +37,7 @@ class ShardReport:
     changed: int = 0
     """Images changed since another teacher read this shard."""
     batch_rows: dict[str, int] = field(default_factory=dict)
-    """`image SLUG` or `text SLUG`: rows of a batch after the device turned out too small for more."""
+    """`image SLUG` or `text SLUG`: rows of a batch after larger batches did not fit the device."""
     worker: str = ""
     """Worker name."""
 

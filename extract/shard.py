@@ -109,7 +109,7 @@ def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str 
 
 
 def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound: NDArray[np.bool_]) -> pa.Table:
-    """Return the table for `write_inputs`; rows whose image is not sound, or not what it was, have no JPEG."""
+    """Return the table for `write_inputs`; rows whose image is unsound or changed have no JPEG."""
     jpegs = [image.jpeg if image is not None and good else None for image, good in zip(images, sound, strict=True)]
     return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
 

@@ -65,7 +65,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
             self.failure = error
 
     def teardown(self, worker: Worker) -> None:
-        """Let the memory go."""
+        """Release the memory."""
         self.loaded.clear()
 
 

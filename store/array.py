@@ -125,7 +125,7 @@ class ChunkedArray:
 
     def map(self) -> NDArray[Any]:
         """Return the whole array over the files' pages, read-only. Raises CorruptStoreError if a chunk is missing or
-        has another size. Raises UserError if the system allows a process fewer maps than there are chunks."""
+        has another size; UserError if the system allows a process fewer maps than there are chunks."""
         names = [self.root / chunk[0] if chunk else None for chunk in self.chunks]
         paths = [name for name in names if name is None or isinstance(name, Path)]
         try:

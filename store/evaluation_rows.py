@@ -52,7 +52,7 @@ TextsByClass = Annotated[dict[str, tuple[Sentence, ...]], BeforeValidator(_texts
 
 
 class Prompt(NamedTuple):
-    """One text: what it stands for, of which class, and its number within that class."""
+    """One text: its meaning, its class, and its number within that class."""
 
     kind: str
     of: str

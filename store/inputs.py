@@ -154,7 +154,7 @@ def _read_entry(path: StorePath) -> InputsEntry:
 
 
 def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[int]:
-    """Return shards whose inputs are still to be written. Raises UserError if inputs of another size are there. Raises
+    """Return shards whose inputs are still to be written. Raises UserError if inputs of another size are there;
     CorruptStoreError if an entry cannot be read."""
     there = read_inputs_ledger(root)
     for entry in there.values():

@@ -54,7 +54,7 @@ class LedgerEntry(BaseModel):
         return crc or ""
 
     def fits(self, encoding: Encoding) -> bool:
-        """Return True when the members that only int8 has are there for int8, and only then."""
+        """Return True when members of int8 are present exactly for int8."""
         extra = (self.image_scale_crc32c, self.text_scale_crc32c, self.image_error, self.text_error)
         return all(member is not None for member in extra) if encoding == "int8" else extra == (None,) * 4
 

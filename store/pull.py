@@ -233,7 +233,7 @@ class _Transfer:
         return put_inputs(self.out, entry, checked_inputs(self.root, entry))
 
     def selection(self, name: str) -> int:
-        """Return a selection; one of this name that is there already must be the same."""
+        """Return a selection; an existing one of this name must be equal."""
         found, target = read_selection(self.source, name), Store(self.out, self.source.record)
         if name in selection_names(self.out):
             if read_selection(target, name).card != found.card:

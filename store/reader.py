@@ -99,8 +99,8 @@ class FeatureStore(Store):
     @cached_property
     def ledger(self) -> dict[tuple[int, str], LedgerEntry]:
         """Entries by (shard, slug), read on first use; reopen to see later ones. Raises NotAStoreError if the store was
-        moved or deleted since it was opened. Raises CorruptStoreError if an entry cannot be read, or belongs to a
-        teacher without a card."""
+        moved or deleted since it was opened; CorruptStoreError if an entry cannot be read, or belongs to a teacher
+        without a card."""
         entries = read_ledger(self.root)
         for slug in sorted({slug for _, slug in entries} - self.teachers.keys()):
             if read_card(self.root, slug) is None:  # else it was added since
@@ -148,8 +148,8 @@ class FeatureStore(Store):
     def available(self, selection: str | None = None) -> NDArray[np.bool_]:
         """Return where teachers have sound image and text features: bool (N, T), T in the order of `teachers`. With
         `selection`, only pairs that `selections/<selection>` keeps. Raises UserError if there is no selection of this
-        name, or one made when the store had other rows. Raises TeacherMismatchError if it judged other features than
-        the store holds now."""
+        name, or one made when the store had other rows; TeacherMismatchError if it judged other features than the store
+        holds now."""
         if not self.teachers:
             return np.zeros((len(self), 0), dtype=bool)
         sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)

@@ -140,9 +140,8 @@ class Store:
 
 
 def read_record(root: StorePath) -> StoreRecord:
-    """Read the record of a store. Raises NotAStoreError if nothing or another Zarr hierarchy is there. Raises
-    FormatVersionError if it was written by a newer mmkd. Raises CorruptStoreError if the metadata cannot be
-    understood."""
+    """Read the record of a store. Raises NotAStoreError if nothing or another Zarr hierarchy is there;
+    FormatVersionError if it was written by a newer mmkd; CorruptStoreError if the metadata cannot be understood."""
     path = root / "zarr.json"
     if not is_there(path):
         what = "does not exist" if not root.exists() else "holds no zarr.json"

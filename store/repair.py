@@ -29,8 +29,8 @@ TEMPORARY_SECONDS = 3600
 
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
     """Repair a store as far as possible without its corpus and teachers. Returns the files that were dropped or written
-    again, as lines for the user. Raises StoreError if the store cannot be written. Raises BusyStoreError if another
-    process writes to it. `root`: the store that `report` is about. `report`: of `verify`, a moment ago."""
+    again, as lines for the user. Raises StoreError if the store cannot be written; BusyStoreError if another process
+    writes to it. `root`: the store that `report` is about. `report`: of `verify`, a moment ago."""
     with only_writer(root, "mmkd store verify --repair"):
         doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.

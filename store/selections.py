@@ -123,8 +123,8 @@ def selection_names(root: StorePath) -> list[str]:
 
 def read_selection(store: Store, name: str) -> Selection:
     """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it was made when
-    the store had other rows. Raises FormatVersionError if it was written by a newer mmkd. Raises CorruptStoreError if
-    its bytes are not what was written."""
+    the store had other rows; FormatVersionError if it was written by a newer mmkd; CorruptStoreError if its bytes are
+    not what was written."""
     folder = store.root / FOLDER / name
     if not is_slug(name) or not is_there(folder / "zarr.json"):
         known = ", ".join(selection_names(store.root)) or "none"

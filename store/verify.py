@@ -72,7 +72,7 @@ class VerifyReport:
     shards: int
     """Shards whose bytes were looked at."""
     all_shards: int
-    """Shards of the store; more than `shards` when a sample was asked for."""
+    """Shards of the store; more than `shards` if a sample was checked."""
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -140,9 +140,9 @@ def finish_append(store: Store) -> None:
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
     """Note that a corpus' files lie in another folder now; the rows stay as they are. Raises UserError if the store has
-    no such corpus. Raises StoreError if there is no store at `root`, or it cannot be written. Raises BusyStoreError if
-    another process writes to it. `root`: the store. `corpus_root`: folder that the rows' `uri` is relative to now.
-    `number`: which corpus; 0 is the one that the store was made from, the appended ones follow."""
+    no such corpus; StoreError if there is no store at `root`, or it cannot be written. Raises BusyStoreError if another
+    process writes to it. `root`: the store. `corpus_root`: folder that the rows' `uri` is relative to now. `number`:
+    which corpus; 0 is the one that the store was made from, the appended ones follow."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
         record = read_record(root)
@@ -222,7 +222,7 @@ def write_shard(
 def note_encoding_error(store: Store, slug: str) -> None:
     """Write into the card what its encoding cost, once every shard is there. Nothing happens for floats. The digest
     does not change. The numbers come from the ledger, so the same entries give the same card. Raises CorruptStoreError
-    if the card or an entry cannot be read. Raises StoreError if the store cannot be written."""
+    if the card or an entry cannot be read; StoreError if the store cannot be written."""
     card = read_card(store.root, slug)
     if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
         return

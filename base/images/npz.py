@@ -55,7 +55,7 @@ class NpzImage:
 
 def array_header(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]:
     """Return the stream behind an array's header, its shape, and its dtype. Raises KeyError if the archive has no such
-    array. Raises ValueError if it is not an array in C order."""
+    array; ValueError if it is not an array in C order."""
     stream = archive.open(f"{name}.npy")
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]

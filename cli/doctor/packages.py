@@ -70,7 +70,7 @@ def missing_package(module: str, command: str = "") -> str:
 
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
-    """Judge one extra, or the core."""
+    """Check one extra, or the core."""
     missing, old, there = [], [], []
     for one in wanted:
         found = installed(one.name)

@@ -32,7 +32,7 @@ METHODS: dict[str, FitMethod] = {
 
 def align(store: FeatureStore, config: AlignConfig) -> Alignment:
     """Fit, judge, and write `config.out`. Raises UserError, ConfigError if the rows, teachers or settings do not fit
-    the store. Raises StoreError if the file cannot be written."""
+    the store; StoreError if the file cannot be written."""
     if config.out.suffix != ".safetensors":
         raise UserError(f"out is {config.out}, expected a name that ends with .safetensors")
     rows = AlignmentRows(store, config)

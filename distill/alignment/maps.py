@@ -120,8 +120,8 @@ class Alignment(nn.Module):
 
     def check(self, cards: Mapping[str, TeacherCard]) -> None:
         """Refuse teachers that this alignment was not fitted for. Raises UserError if it was fitted without one of
-        these teachers. Raises TeacherMismatchError if a teacher's features were made with other weights or
-        preprocessing since. `cards`: slug to card of the teachers that will be used."""
+        these teachers; TeacherMismatchError if a teacher's features were made with other weights or preprocessing
+        since. `cards`: slug to card of the teachers that will be used."""
         for slug, card in cards.items():
             self._index(slug)
             if self.card.teachers[slug] != card.digest:
@@ -150,9 +150,9 @@ def save(alignment: Alignment, path: Path) -> None:
 
 
 def load(path: Path) -> Alignment:
-    """Read an alignment, without unpickling. Raises UserError if there is no such file, or it is not an alignment.
-    Raises FormatVersionError if it was written by a newer mmkd. Raises CorruptStoreError if its bytes are not what was
-    written, or its shapes do not fit its card."""
+    """Read an alignment, without unpickling. Raises UserError if there is no such file, or it is not an alignment;
+    FormatVersionError if it was written by a newer mmkd; CorruptStoreError if its bytes are not what was written, or
+    its shapes do not fit its card."""
     if not path.is_file():
         raise UserError(f"no alignment at {path}; `mmkd align STORE RUN.yaml` writes one")
     try:

@@ -72,7 +72,7 @@ class EvaluationSet:
 
     @property
     def kind(self) -> str:
-        """The source's, said to be an evaluation set."""
+        """Source's kind, marked as an evaluation set."""
         return f"evaluation set ({self.source.kind})"
 
     @property

@@ -33,7 +33,7 @@ DICOM = (".dcm", ".dicom", ".ima")
 TEXTS = (".txt", ".caption", ".json")
 """Captions beside an image, in the order in which one is chosen."""
 SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide")
-"""Without TIFF, which is a picture unless `kind: slides` says otherwise."""
+"""Without TIFF, which is a picture unless with `kind: slides`."""
 
 # A folder that holds such a file, and beside it one of the others, was written by mmkd. A slash ends a folder's name.
 _WRITTEN_BY_MMKD = {
@@ -198,7 +198,7 @@ def unlistable(place: StorePath, error: OSError | UnreachableError) -> CorpusErr
 
 def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]:
     """Return files below a folder without those that mmkd wrote, and the folders of these with what they are. Raises
-    OSError if it cannot be listed. Raises CorpusError if `place` itself was written by mmkd."""
+    OSError if it cannot be listed; CorpusError if `place` itself was written by mmkd."""
     files = list(list_files(place))
     names = {file.name for file in files}
     outputs: dict[str, str] = {}

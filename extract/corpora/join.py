@@ -30,7 +30,7 @@ class Join(Frozen):
     table: str | None = None
     """In a description, relative to it."""
     key: str
-    """Column of the table that says whose line it is."""
+    """Column of the table that identifies the line's sample."""
     match: str = "key"
     """Sample field to look up: its `key`, the image's file name (`name`; `stem` without suffix) or a label."""
     columns: tuple[str, ...] | None = None

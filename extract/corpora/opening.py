@@ -1,4 +1,4 @@
-"""Find out what a user pointed at, and make its reader. Readers that need an extra are loaded when they are met."""
+"""Detection of a corpus and its reader. Readers that need an extra are loaded on use."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _image_cell(kind: pa.DataType) -> _Cell | None:
 
 
 def _images(value: Any, cell: _Cell, file: str, at: tuple[str, int], inside: bool) -> list[Image]:
-    """Return images of one cell, whose bytes are not read unless it is a list; `inside` says that it holds some."""
+    """Return images of one cell, whose bytes are not read unless it is a list; `inside` is True if it holds some."""
     if not cell.listed:
         path = as_label(value.get("path") if isinstance(value, dict) else value)
         own = file + fragment(CELL, f"{at[0]}{cell.bytes}", at[1]) if inside else None
@@ -217,7 +217,7 @@ def _mask(file: pq.ParquetFile, group: int, column: str) -> list[bool]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Hugging Face's ClassLabel columns hold numbers; the names stand in the schema's metadata."""
+    """Hugging Face's ClassLabel columns hold numbers; return the names in the schema's metadata."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {

@@ -179,7 +179,7 @@ def is_blank(text: str) -> bool:
 
 
 def decode_text(data: bytes) -> str:
-    """Return text of a sidecar, UTF-8 or what its byte order mark says; undecodable bytes become lone surrogates."""
+    """Return text of a sidecar, UTF-8 or by its byte order mark; undecodable bytes become lone surrogates."""
     mark, encoding = next(((mark, name) for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), (b"", "utf-8"))
     return data[len(mark) :].decode(encoding, UNDECODABLE_BYTES)
 

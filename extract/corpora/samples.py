@@ -41,7 +41,7 @@ class SampleCorpus(FileCorpus):
     of an image or a text, or a name given here."""
 
     caption_field: str = "caption"
-    """Field of the JSON sidecar that holds the caption or a list of them; a text sidecar goes before it."""
+    """Field of the JSON sidecar that holds the caption or a list of them; a text sidecar takes precedence."""
     captions: Choice = "first"
     """`first`: a text sidecar is one caption, and of a list the first counts. `each`: every line of a text and every
     element of a list has its row; CLIP_benchmark's retrieval sets are written so."""

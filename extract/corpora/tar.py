@@ -32,7 +32,7 @@ class Damage:
 
 
 class _Bounded:
-    """A file that refuses to be read by the megabyte; tarfile needs read, seek and tell."""
+    """A file that refuses large reads; tarfile needs read, seek and tell."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

@@ -57,8 +57,8 @@ def _parse_entry(entry: str) -> list[TeacherSpec]:
 
 def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
     """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher. Raises
-    ConfigError if the file is missing, is not a YAML mapping, or has a field that is unknown or wrong. Raises
-    TeacherError if `like` names no known teacher."""
+    ConfigError if the file is missing, is not a YAML mapping, or has a field that is unknown or wrong; TeacherError if
+    `like` names no known teacher."""
     content = read_mapping(path)
     like = content.pop("like", None)
     fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}

@@ -51,7 +51,7 @@ class PublishedTeacher(Frozen):
     pixels: str = "RGB, 224 px, shorter side bicubic, center crop, OpenAI mean and std"
     """Preprocessing as published; the loader takes it from the files, and its digest covers it."""
     licence: str
-    """`not stated` where neither the repository nor the model card says one."""
+    """`not stated` if neither the repository nor the model card states one."""
     paper: str
     open_questions: tuple[str, ...] = ()
     inferred: bool = False

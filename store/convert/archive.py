@@ -33,9 +33,9 @@ class ArchiveReport:
 
 def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
     """Write `OUT` as a Zarr v3 hierarchy with the store's arrays, its cards as attributes, and `samples/`. Raises
-    CorruptStoreError if a chunk differs from its ledger entry; nothing unchecked is archived. Raises StoreError if
-    `out` cannot be written. `store`: what is archived; scales of int8 are arrays of their own, as in the store. `out`:
-    a new folder. `codec`: one of `CODECS`."""
+    CorruptStoreError if a chunk differs from its ledger entry; nothing unchecked is archived; StoreError if `out`
+    cannot be written. `store`: what is archived; scales of int8 are arrays of their own, as in the store. `out`: a new
+    folder. `codec`: one of `CODECS`."""
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
 
     record, stored, arrays = store.record, 0, 0

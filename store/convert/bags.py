@@ -60,7 +60,7 @@ class BagFolder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label columns, each once; a table's `patient` goes before that of the slide's name."""
+        """Label columns, each once; a table's `patient` overrides that of the slide's name."""
         own = ("slide", "patient", "x", "y")
         return own if self.table is None else tuple(dict.fromkeys((*own, *self.table.labels, KIND_COLUMN, TEXT_OF)))
 

@@ -77,7 +77,7 @@ def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
 
 
 class _Rebuild:
-    """Stands for `torch._utils._rebuild_tensor_v2`; without attributes, so a pickle cannot change it."""
+    """Replaces `torch._utils._rebuild_tensor_v2`; without attributes, so a pickle cannot change it."""
 
     __slots__ = ()
 

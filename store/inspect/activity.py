@@ -46,7 +46,7 @@ class Activity:
 
 def activity(root: StorePath, complete: bool) -> Activity:
     """Read the logs in `runs/` and the times of ledger entries and temporary files. `root`: the store; behind a URL the
-    times of files are not known, and it counts as not running. `complete`: every shard of every teacher is vouched for;
+    times of files are not known, and it counts as not running. `complete`: every shard of every teacher is recorded;
     then nothing is running, however fresh it is."""
     logs = list_folder(root / "runs", "*.jsonl")
     seconds: Counter[str] = Counter()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore
 
 MIN_ROWS = 20
-"""Fewer rows have no usual value to stand out from."""
+"""Minimum rows for outliers."""
 
 
 @dataclass(frozen=True)

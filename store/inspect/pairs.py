@@ -35,7 +35,7 @@ class ModalityPairs:
     matched: float
     """Median cosine of an image with its own caption."""
     unmatched: float
-    """Median cosine of an image with the captions of some other rows of its pool, whatever their modality."""
+    """Median cosine of an image with the captions of some other rows of its pool, of any modality."""
     recall: dict[str, float]
     """As `PairStatistics.recall`: how often the counterpart of a row of this modality is found among all rows."""
 

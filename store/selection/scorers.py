@@ -1,4 +1,4 @@
-"""Scores of pairs, one scorer per family: what it prepares once, and how it scores a block of rows. Keeps no state."""
+"""Scores of pairs, one scorer per family: preparation, and scoring of a block of rows. Stateless."""
 
 from __future__ import annotations
 
