@@ -146,7 +146,7 @@ def validated(model: type[Model], content: object, where: Path | str) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        # A key that is misspelled before the one that is missing for it.
+        # Report a misspelled key before the missing one.
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = _place(content, first["loc"])
         reason = " ".join(first["msg"].removeprefix("Value error, ").split())

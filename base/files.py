@@ -19,7 +19,7 @@ from typing import IO, overload
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing tells a dead writer there but the age of what it left
+except ImportError:  # Windows: only the age of a file shows that its writer is dead
     fcntl = None  # type: ignore[assignment]
 
 from mmkd.base.errors import StoreError
@@ -27,7 +27,7 @@ from mmkd.base.places.remote import RemotePath, StorePath
 
 TEMPORARY_SUFFIX = ".mmkd-tmp"
 
-# Some file systems keep locks on each machine for itself: there only age tells that a writer elsewhere is dead.
+# Some file systems keep locks per machine: only age shows that a writer elsewhere is dead.
 _AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
 
 
@@ -73,7 +73,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
 
 @contextmanager
 def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
-    # A name of its own for every attempt: two processes may redo the same shard at the same time.
+    # A unique name per attempt: two processes may redo the same shard at once.
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
     with disk_errors(path):
@@ -113,7 +113,7 @@ def _claim(file: IO[bytes]) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except OSError:
-        # Held by another, or a file system without locks.
+        # Locked by another process, or a file system without locks.
         pass
     return False
 

@@ -69,7 +69,7 @@ def _busy(root: StorePath, data: bytes) -> BusyStoreError:
         note = json.loads(data)
         who = f"`{note['what']}` (process {note['process']} on {note['host']}, since {note['since']})"
     except (ValueError, KeyError, TypeError):
-        who = "another process"  # it has the lock and has not written yet who it is
+        who = "another process"  # it has the lock and has not written its name yet
     return BusyStoreError(f"{root} is being written by {who}; wait until it has ended, then run this again")
 
 
@@ -91,7 +91,7 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
                 if made:
-                    root.rmdir()  # nothing came of it; a folder with a store in it stays
+                    root.rmdir()  # nothing was written; a folder with a store stays
     finally:
         if fd in _held:
             _held.remove(fd)
@@ -106,7 +106,7 @@ def _acquired(path: Path) -> int:
         with ExitStack() as stack:
             stack.callback(os.close, fd)
             _flock(path, fd)
-            # The one before deletes its file at its end: a lock on a file that is gone is none.
+            # The previous holder deletes its file: a lock on a deleted file does not count.
             with suppress(FileNotFoundError):
                 if path.stat().st_ino == os.fstat(fd).st_ino:
                     stack.pop_all()
@@ -157,7 +157,7 @@ def _beating(root: RemotePath, note: dict[str, object]) -> Iterator[None]:
     numbers = itertools.count(1)
 
     def beat() -> None:
-        # A beat that fails is tried again with the next; only several in a row look like a death.
+        # A failed beat is retried with the next; only several in a row look like a dead writer.
         with suppress(UnreachableError):
             path.write_bytes(json.dumps(mine | {"beat": next(numbers)}).encode())
 

@@ -105,7 +105,7 @@ class _Output:
 def main() -> None:
     """Console entry point. Exit status 1 for an error the user can fix, 2 for wrong usage. click ends commands silently
     when their output is closed."""
-    if sys.stdout is None:  # `>&-`: nothing else is to get its number
+    if sys.stdout is None:  # `>&-`: nothing else may get its number
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
     if LONG & set(sys.argv[1:2]):
         sys.stdout = cast(TextIO, _Output(sys.stdout))
@@ -119,7 +119,7 @@ def main() -> None:
         name = (error.name or "mmkd").split(".")[0]
         if name == "mmkd":
             raise
-        # Here, as only a failure needs it: it reads what every extra asks for.
+        # Imported here because only a failure needs it.
         from mmkd.cli.doctor.packages import missing_package
 
         command = next((word for word in sys.argv[1:] if word in COMMANDS), "")

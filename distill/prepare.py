@@ -125,7 +125,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     store = FeatureStore.open(config.store)
     record = make_record(config, store, find_first_weights(config.student, config.out))
     state = load_last(config.out, record)
-    # Rows before the network and the tokens, which take long: a wrong column is reported at once.
+    # Rows first, because network and tokens take long: a wrong column is reported at once.
     teachers = None
     if config.loss.teacher_terms:
         if not store.teachers:

@@ -140,7 +140,7 @@ def make_network(model: str) -> nn.Module:
         text["hf_model_pretrained"] = False
     custom = settings.pop("custom_text", False) or "hf_model_name" in text
     kind = open_clip.CoCa if custom and "multimodal_cfg" in settings else open_clip.CustomTextCLIP
-    # What open_clip, timm and transformers raise about a network that they cannot build is of any kind.
+    # open_clip, timm and transformers raise any kind of error for a network that they cannot build.
     try:
         student: nn.Module = kind(**settings) if custom else open_clip.CLIP(**settings)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
@@ -355,7 +355,7 @@ class Towers(nn.Module):
         if self.channels_last:
             student.visual.to(memory_format=torch.channels_last)
         self.cuts_padding = False
-        """Whether rows of like token length go through the text tower together, without the columns none needs."""
+        """True if rows of similar token length share a text batch without unneeded columns."""
         wanted = preprocessing(student)
         for name, values in (("mean", wanted.mean), ("std", wanted.std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)

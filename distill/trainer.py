@@ -48,7 +48,7 @@ class TrainReport:
     """Scores of the last validation."""
     best: Progress
     stopped: str = ""
-    """Why the run ended before its last step: a signal's name, or `patience`; empty when it did not."""
+    """Reason for ending before the last step: a signal's name or `patience`; else empty."""
     stop_signal: int = 0
     """The signal's number, when it was one."""
     first_rank: bool = True
@@ -93,7 +93,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
     losses: dict[str, float] = {}
     scores: dict[str, float] = {}
-    # A run that patience ended takes no more steps.
+    # A run ended by patience takes no more steps.
     stopped, number = _out_of_patience(config, progress), 0
     with closing(run.batches.from_step(first)) as batches:
         while progress.step < total and not stopped:
@@ -167,7 +167,7 @@ class FiniteGuard:
         if step is None or step[1].finite():
             return
         batch, outcome = step
-        # Every rank sees the same sums, so all come here together.
+        # Every rank sees the same sums, so all get here together.
         rows = self.run.world.gather(torch.from_numpy(batch.rows).to(self.run.world.device)).tolist()
         if self.run.world.first:
             note = {"step": batch.step, "epoch": batch.epoch, "rows": rows} | {"losses": repr(outcome.values())}

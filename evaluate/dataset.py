@@ -225,7 +225,7 @@ class _Reader:
     def select(self, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:
         """Return the rows that pass `chosen`, with `columns`."""
         wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
-        # Asking for the columns first gives the message that names those the store has.
+        # Reading the columns first gives the error that lists the store's columns.
         schema = self.store.sample_table(columns=wanted, filter=pc.scalar(False)).schema
         condition: Any = pc.field("status") != "absent"
         unmatched = ""

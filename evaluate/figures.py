@@ -106,7 +106,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     interval of that difference without zero. A cell without a value is empty and says so; one that cannot be compared
     has no color. Raises ConfigError if there is no such task, metric, head, share of labels or model."""
     table = build_table(folder, question)
-    _columns_with_values(table)  # a single one without is shown empty
+    _columns_with_values(table)  # a single one without a value is shown empty
     columns = table.groups
     best = {column: next(iter(table.best(column, besides=model)), None) for column in columns}
     scale = 100 if table.percent else 1
@@ -254,7 +254,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
     axes.set_ylim(0, top := np.nanmax([line.get_ydata() for line in axes.lines]) * 1.04)
     axes.set_xticks(angles, [""] * len(columns))
     for name, n, angle in zip(short_names(columns), counts, angles, strict=True):
-        # Names stand outside the circle, where no line runs over them.
+        # Names are outside the circle, away from lines.
         across, up = np.cos(angle), np.sin(angle)
         axes.text(
             angle, top * 1.05, f"{fill(name, WRAP)}\nn={n}", fontsize=8,
@@ -358,7 +358,7 @@ def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
         for limit in limits:
             if len(limit) > 1 and np.isnan(
                 limit[-1]
-            ):  # where the curve ends at zero, the limit before holds until then
+            ):  # at zero, the previous limit holds
                 limit[-1] = limit[-2]
         axes.fill_between(survival.quantiles, *limits, step="post", color=color, alpha=0.15, linewidth=0)
         censored = np.sort(time[~event])

@@ -200,7 +200,7 @@ def choose_c(
     if val is None:
         out = hold_out(train.y, train.group, seed)
         train, val = train.take(~out), train.take(out)
-    # A class that is not in the training part cannot tell one C from another.
+    # A class outside the training part cannot distinguish values of C.
     val = val.take(np.isin(val.y, train.y))
     if len(val.y) == 0 or len(np.unique(train.y)) < 2:
         return settings.fallback_c, {"c": settings.fallback_c, "c_chosen_on": 0}

@@ -88,7 +88,7 @@ def _averaged(predictions: Predictions, numerator: Floats, denominator: Floats, 
     occurring = np.unique(predictions.labels()).tolist()
     if len(occurring) != 2:
         return np.asarray(np.where(present, ratio, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1))
-    # The released call stops here when anything but classes 0 and 1 occurs or is predicted.
+    # The released call raises here if anything but classes 0 and 1 occurs or is predicted.
     seen = set(occurring) | set(predictions.score.argmax(axis=1).tolist())
     return ratio[:, 1] if seen == {0, 1} else np.full(len(numerator), np.nan)
 

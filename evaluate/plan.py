@@ -55,7 +55,7 @@ class PlannedUnit(Frozen):
     data_digest: str = ""
     config_digest: str = ""
     reason: str = ""
-    """Why it cannot be run; empty where it can."""
+    """Reason it cannot run; empty if it can."""
 
     @property
     def unit(self) -> Unit:
@@ -194,7 +194,7 @@ def _plan_at(path: Path) -> Plan:
 
 
 def _problem(work: Callable[..., object], *names: str) -> str:
-    """Why a data set or encoder cannot be opened; its units fail with that, and no others (see `run_unit`)."""
+    """Reason a data set or encoder cannot be opened; only its units fail with it (see `run_unit`)."""
     try:
         work(*names)
     except Exception as error:  # noqa: BLE001 - the boundary of a unit begins where its data are opened

@@ -95,7 +95,7 @@ def _section(folder: ResultFolder, question: Question, model: str) -> Section:
     if len(folder.plan.models) > 1:
         try:
             comparison = compare(folder, model, question)
-        except CorruptStoreError:  # models on different samples: the table stands, a paired comparison cannot
+        except CorruptStoreError:  # different samples: a table is possible, a paired comparison is not
             comparison = None
     drawn = DRAWN if question.fraction == 1 else ("heat-map", "forest")
     pictures = [picture for name in drawn if (picture := _picture(folder, question, model, name, table)) is not None]

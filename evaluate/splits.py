@@ -140,7 +140,7 @@ def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: i
     with warnings.catch_warnings():
         # A class rarer than k is spread as far as it goes; a fold without it has no value and says so.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        # With every class rarer than k scikit-learn refuses; then there is nothing to spread evenly.
+        # scikit-learn refuses if every class is rarer than k; nothing can be spread evenly then.
         even = y if np.bincount(y).max() >= k else np.zeros_like(y)
         for number, (_, test) in enumerate(splitter.split(np.zeros(len(y)), even, group.astype(str))):
             fold[test] = number

@@ -34,7 +34,7 @@ class Cell:
     seed_sd: float = math.nan
     """Standard deviation over draws of the labels, where several were made."""
     reason: str = ""
-    """Why the value is undefined."""
+    """Reason the value is undefined."""
 
 
 @dataclass(frozen=True)

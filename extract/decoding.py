@@ -95,8 +95,8 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: in
 
 
 def _reason(error: Exception) -> str:
-    """Why an image cannot be used. Any error of one image, out of memory included, fails its row alone. Unexpected
-    errors are reported by type only: a message may quote a patient's name."""
+    """Return the reason an image cannot be used. Any error of one image, out of memory included, fails its row alone.
+    Unexpected errors are reported by type only: a message may quote a patient's name."""
     return f"image: {error}" if isinstance(error, ImageError) else f"image: cannot be used ({type(error).__name__})"
 
 

@@ -250,7 +250,7 @@ def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator
     jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
     cores = usable_cores()
     if len(jobs) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
-        # Fresh processes: a fork of a program with threads (Arrow's, Dask's) may deadlock.
+        # Spawned processes: a fork with threads (Arrow's, Dask's) may deadlock.
         with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as processes:
             yield from processes.map(_list_part, jobs)
         return

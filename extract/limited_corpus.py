@@ -91,5 +91,5 @@ class LimitedCorpus:
         if wrong is not None:
             fault = fault or f"row: no {wrong}, left out by --require {self.require}"
             return dataclasses.replace(row, fault=fault)
-        caption = row.caption or (row.caption if fault else None)  # an empty one is none where none is needed
+        caption = row.caption or (row.caption if fault else None)  # an empty caption counts as absent
         return dataclasses.replace(row, fault=fault, caption=caption, by_design=bool(lacking))

@@ -18,7 +18,7 @@ class Watch:
         self.seconds = seconds
         self._lock = threading.Lock()
         self._in_hand = 0
-        # The traces of all threads have no reader at a terminal.
+        # Traces of all threads are useless at a terminal.
         self._nowhere = os.open(os.devnull, os.O_WRONLY)
 
     @contextmanager

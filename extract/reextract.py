@@ -65,7 +65,7 @@ class TeacherComparison:
     image: TowerCosines
     text: TowerCosines
     not_compared: dict[str, int]
-    """Why inputs could not be run again, with counts."""
+    """Reasons inputs could not be rerun, with counts."""
 
     @property
     def same_teacher(self) -> bool:

@@ -41,7 +41,7 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
     places = failed_images(table)
     report.rows = len(places)
     if any(teacher.card.encoding == "int8" for teacher in teachers.values()):
-        # Codes that are decoded and encoded again may differ: such a shard is done again as a whole.
+        # Codes may change when decoded and encoded again: such a shard is redone as a whole.
         for slug in teachers:
             remove_entry(store.root, shard, slug)
         return extract_shard(store, shard, teachers, bench)

@@ -111,7 +111,7 @@ def encode_rows(
             return [stored], good
         values = features.astype(np.float32)
         scale = np.abs(values).max(axis=1, initial=0) / np.float32(INT8_MAX)
-        # A scale below the normal numbers has few bits left: codes would not be what they stand for.
+        # A subnormal scale has few bits: codes would be inexact.
         good = sound & np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)
         scale[~good] = np.nan
         codes = np.zeros(values.shape, dtype=np.int8)

@@ -109,7 +109,7 @@ def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
     if sys.platform in ("linux", "darwin") and values.nbytes and values.flags.c_contiguous and not values.flags.owndata:
         start = values.__array_interface__["data"][0]
         first = start - start % mmap.PAGESIZE
-        # Advice: what it says of memory that is no map of a file does not matter.
+        # Advice only: errors for memory that is not a file map do not matter.
         _libc().madvise(first, start + values.nbytes - first, _MADV_WILLNEED)
     return values
 

@@ -136,7 +136,7 @@ class FeatureStore(Store):
         if (slug, tower) not in self._features:
             values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
             opened = values.open()
-            # Threads that come first together open it twice, and all go on with one of the two.
+            # Concurrent first threads may open it twice; all use one of the two.
             self._features.setdefault((slug, tower), DecodedRows(opened, scales[0].load()) if scales else opened)
         return self._features[slug, tower]
 

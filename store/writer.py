@@ -94,7 +94,7 @@ def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
     longer = StoreRecord.model_validate(content)
     per_shard = store.record.rows_per_shard
     schema = sample_schema(longer.labels)
-    _refuse_other(store)  # another's new rows may stand where ours would be written
+    _refuse_other(store)  # another writer's new rows may be there
     for shard in longer.spans()[-1].shards:
         part = index.slice(shard * per_shard - first, per_shard)
         write_part(store.root, shard, with_labels(part, schema).cast(schema).combine_chunks())
@@ -166,7 +166,7 @@ def add_teacher(store: Store, card: TeacherCard) -> None:
         # The card last: a teacher without one was not created to the end, and is created again.
         metadata = store.root / teacher_group(card.slug) / "zarr.json"
         create_atomically(metadata, encode_document(group_document(card.model_dump(mode="json"))))
-        # Another process may have been first with another teacher of this name: what lies there now decides.
+        # Another process may have created another teacher of this name: the stored card decides.
         present = read_card(store.root, card.slug)
     if present is None or present.digest != card.digest:
         found = f"digest {present.digest} ({present.source})" if present else "no card"

@@ -253,7 +253,7 @@ def _grey(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, as
     bits = int(_number(dataset, "BitsStored") or 8 * stored.itemsize)
     low = -(1 << bits - 1) if stored.dtype.kind == "i" else 0
     if bits <= 8 and not low and slope == 1:
-        # As everywhere, few unsigned bits are what they are.
+        # Few unsigned bits keep their range, as everywhere.
         return picture_from(_to_eight_bits(stored, bits), white_is_zero=inverted, absent=absent)
     limits = (float(low), float(low + (1 << bits) - 1))
     return picture_from(stored.astype(np.int64), white_is_zero=inverted, absent=absent, limits=limits)

@@ -41,7 +41,7 @@ _CONFIG = "open_clip_config.json"
 _SURPLUS = ("text.transformer.embeddings.position_ids",)
 # Keys of text_cfg in configurations written by open_clip before 2.20.
 _OLD_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
-# Neither changes a feature: one says where weights came from, the other is the loss's business.
+# Neither changes a feature: one is the source of weights, the other is for the loss.
 _IRRELEVANT = {
     "timm_model_pretrained", "hf_model_pretrained", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs",
     "patch_dropout",

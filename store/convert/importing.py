@@ -125,7 +125,7 @@ def import_features(
         progress: called with shards done and shards in all.
     """
     with only_writer(root, "mmkd store import/subset/merge"):
-        # Before anything is written: what has no features leaves no store that the right command is refused for.
+        # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)
         if not (root / "zarr.json").is_file():
             _create(source, root)

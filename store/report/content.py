@@ -56,7 +56,7 @@ class Sample:
     thumbnail: str | None
     """JPEG as base64, or None."""
     no_picture: str
-    """Why there is no thumbnail."""
+    """Reason there is no thumbnail."""
 
 
 @dataclass(frozen=True)
