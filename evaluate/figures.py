@@ -356,9 +356,7 @@ def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
         )  # fmt: skip
         limits = band(groups[-1])
         for limit in limits:
-            if len(limit) > 1 and np.isnan(
-                limit[-1]
-            ):  # at zero, the previous limit holds
+            if len(limit) > 1 and np.isnan(limit[-1]):  # at zero, the previous limit holds
                 limit[-1] = limit[-2]
         axes.fill_between(survival.quantiles, *limits, step="post", color=color, alpha=0.15, linewidth=0)
         censored = np.sort(time[~event])
