@@ -30,8 +30,7 @@ class Batch:
     grid rows. positions: int64 (B,), place of each row in its epoch's order. images: uint8 (B, 3, H, W). tokens: int64
     (B, L), padded to the context. columns: (B,), how many of the L columns each row needs. groups: int64 (B, 2),
     numbers of the row's tokens and of its image: rows that share either are positives of each other. targets: one for
-    each teacher, in the order of the run's teachers; empty when no teacher is asked.
-    """
+    each teacher, in the order of the run's teachers; empty when no teacher is asked."""
 
     step: int
     epoch: int

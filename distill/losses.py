@@ -27,8 +27,7 @@ class PairFeatures:
     image, text: float (n, D). group: int64 (n,) or (n, G); pairs that are equal in any column (one caption, one image)
     are positives of each other. available: bool (n,), or None for all; other rows are never keys, and their values need
     weight 0. The same pairs as T teachers of one width see them: image, text (T, n, D) and available (T, n), see
-    `stacked`.
-    """
+    `stacked`."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -86,8 +85,7 @@ def contrast(
     it is CLIP's loss in one direction (arXiv 2103.00020, figure 3); with several it is the form of supervised contrast
     that keeps the mean outside the logarithm (arXiv 2004.11362, equation 2). A query without a positive gives the first
     term alone; the caller weighs it 0. Several teachers may go in at once, in front of the other axes: features (T, n,
-    D), scale (T, 1, 1), available (T, K).
-    """
+    D), scale (T, 1, 1), available (T, K)."""
     logits_QK = scale * queries_QD @ keys_KD.mT
     if available_K is not None:
         # The lowest number and not -inf: with no key at all the value stays finite, and 0 * inf never happens.
@@ -182,8 +180,7 @@ def relational_loss(student: Similarities, teacher: Similarities) -> torch.Tenso
     ``p_ij = softmax_j(a t_img_i . t_txt_j)``, ``q_ij = softmax_j(b s_img_i . s_txt_j)``, ``v_i = sum_j p_ij log(p_ij /
     q_ij)``, averaged with the same of texts against images: CRD of CLIP-KD (arXiv 2307.12732), affinity mimicking of
     TinyCLIP (arXiv 2309.12314) up to the teacher's entropy, a constant. Keys that the teacher lacks are left out of
-    both softmaxes.
-    """
+    both softmaxes."""
     available_K = teacher.keys.available
     log_p = teacher.log_softmax(available_K)
     log_q = student.log_softmax(available_K)
@@ -197,8 +194,7 @@ class Comparison:
     stacked. teachers, all_teachers: the teachers' rows of this rank and of all ranks, stacked. own, every: the
     student's rows, likewise, in its own space. scale: of logits against the teachers' keys, (T, 1, 1) or a scalar.
     student_scale: of the student's own logits. teacher_scale: (T, 1, 1) of each teacher's own logits. banks: rows of
-    each teacher's bank, when there is one. feature_kind: distance of the feature term.
-    """
+    each teacher's bank, when there is one. feature_kind: distance of the feature term."""
 
     mapped: PairFeatures
     teachers: PairFeatures

@@ -1,8 +1,10 @@
 """Evaluation of stored features: zero-shot classification, linear probes, retrieval. Never sees a model.
 
-from mmkd.evaluate import load_suite, result_table, run_suite
-report = run_suite(load_suite("suite.yaml"), Path("results"))
-print(result_table(report.out, "zero_shot").markdown())
+Example:
+
+    from mmkd.evaluate import load_suite, result_table, run_suite
+    report = run_suite(load_suite("suite.yaml"), Path("results"))
+    print(result_table(report.out, "zero_shot").markdown())
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def _same_images(data: DatasetRows) -> list[str]:
 
 @dataclass(frozen=True)
 class _Missing:
-    """Yield why a data set cannot be scored, and the commands to run, in order."""
+    """Reason a data set cannot be scored, with the commands to run in order."""
 
     problem: str
     steps: tuple[str, ...]

@@ -1,7 +1,9 @@
 """Figures of an output folder, with numbers of samples and intervals where there are any, in color-blind-safe colors.
 
-from mmkd.evaluate.figures import FIGURES, save
-save(FIGURES["forest"](folder, Question("zero_shot"), "student"), Path("forest.svg"))
+Example:
+
+    from mmkd.evaluate.figures import FIGURES, save
+    save(FIGURES["forest"](folder, Question("zero_shot"), "student"), Path("forest.svg"))
 """
 
 from __future__ import annotations

@@ -85,10 +85,9 @@ def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: F
     """Return Harrell's concordance index; NaN where no pair can be compared. Two subjects can be compared when the one
     with the shorter time had the event (or both have the same time and one of them was censored: the other died first).
     A pair is concordant when the one who died first had the higher risk; equal risks count half. Harrell et al. 1996,
-    Statistics in Medicine 15:361, section 5.
-
-    Counts instead of repeated subjects keep a subject from being compared with itself, which would add ties of risk
-    that are not in the data. Only the order of the risks counts, however close they are. Result: float64 (B,).
+    Statistics in Medicine 15:361, section 5. Counts instead of repeated subjects keep a subject from being compared
+    with itself, which would add ties of risk that are not in the data. Only the order of the risks counts, however
+    close they are. Result: float64 (B,).
 
     Args:
         risk: float64 (n,), higher means an earlier event.

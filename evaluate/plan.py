@@ -194,7 +194,7 @@ def _plan_at(path: Path) -> Plan:
 
 
 def _problem(work: Callable[..., object], *names: str) -> str:
-    """Reason a data set or encoder cannot be opened; only its units fail with it (see `run_unit`)."""
+    """Return the reason a data set or encoder cannot be opened; only its units fail with it (see `run_unit`)."""
     try:
         work(*names)
     except Exception as error:  # noqa: BLE001 - the boundary of a unit begins where its data are opened

@@ -35,8 +35,7 @@ class Replicates:
     (B,). n, groups: rows and groups behind it. missing: rows that were not scored, because the model has no features
     for them. limits: least and largest value that can be. trials: groups of a mean over samples, 0 for other metrics.
     reason: why the value is undefined. contrast: groups of the rarer side of what the metric compares (see
-    `rarer_groups`), None where it compares nothing.
-    """
+    `rarer_groups`), None where it compares nothing."""
 
     value: float
     draws: Floats
@@ -59,8 +58,7 @@ class Replicates:
         errors that did not occur cannot be drawn: a mean over samples then has Wilson's interval (1927) of as many
         trials as groups, another metric has none. Nor is there one where the value, or half of the resamples, are
         undefined, or below `FEWEST_GROUPS`, be it of the rarer class: two positives among a hundred negatives give an
-        area whose resamples claim 95 % and hold the truth in 55 to 65 % of simulated studies.
-        """
+        area whose resamples claim 95 % and hold the truth in 55 to 65 % of simulated studies."""
         finite = self.draws[np.isfinite(self.draws)]
         enough = self.informative >= FEWEST_GROUPS and len(finite) >= FINITE_SHARE * max(1, len(self.draws))
         if math.isnan(self.value) or not enough:
@@ -214,8 +212,7 @@ def signed_rank_p(differences: Sequence[float]) -> float:
     rank. Differences below `TOLERANCE` are zero, and sizes closer than that are tied: 24/40 - 23/40 and 2/40 - 1/40 are
     one sample each, whatever their floats. 1 where all differences are zero, NaN without any. Five data sets cannot go
     below 0.0625. Up to 50 differences p is exact, with ties too; SciPy is exact there only below 14, by 2^n passes
-    through its statistic.
-    """
+    through its statistic."""
     found = np.array([one for one in differences if not math.isnan(one)])
     if len(found) == 0:
         return math.nan

@@ -1,18 +1,20 @@
 """Suites: which data sets, which tasks and which models, read from YAML into frozen models.
 
-suite: my-suite
-store: features            # an mmkd store, relative to this file
-ensembles: {all-nine: [biomedclip, pmcclip]}
-settings: {linear_probe: {fractions: [1.0]}}
-datasets:
-  - dataset: lung
-    modality: histopathology
-    label: diagnosis       # a column of the sample table
-    group: patient
-    rows: {train: {split: train}, test: {split: test}}
-    prompts: {rows: {split: prompt}}
-    tasks: [zero_shot, linear_probe, retrieval]
-  - datasets/*.yaml        # or files, one data set each
+A suite file:
+
+    suite: my-suite
+    store: features            # an mmkd store, relative to this file
+    ensembles: {all-nine: [biomedclip, pmcclip]}
+    settings: {linear_probe: {fractions: [1.0]}}
+    datasets:
+      - dataset: lung
+        modality: histopathology
+        label: diagnosis       # a column of the sample table
+        group: patient
+        rows: {train: {split: train}, test: {split: test}}
+        prompts: {rows: {split: prompt}}
+        tasks: [zero_shot, linear_probe, retrieval]
+      - datasets/*.yaml        # or files, one data set each
 """
 
 from __future__ import annotations

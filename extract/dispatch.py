@@ -34,8 +34,7 @@ def gather(
     blames a dead worker for all its tasks, running and waiting. Tasks blamed too often are therefore done again when
     the others have finished, one shard at a time, so that each is blamed for itself alone. Raises UserError if the
     scheduler went away. Raises MmkdError for a fault in a worker that the user can correct: a full disk, a teacher that
-    cannot be loaded.
-    """
+    cannot be loaded."""
     blamed = []
     for task, outcome in _outcomes(client, store, tasks):
         if isinstance(outcome, KilledWorker):

@@ -172,8 +172,7 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
     written again (restored from a copy, brought back after a purge) are listed again and pass when they give the same
     rows. Images are compared by their SHA-256 when a later teacher reads them. Raises CorpusError if a file of the
     corpus has another name, size or hash than when the store was made, was written again with other rows, or is read
-    otherwise; the first difference is named.
-    """
+    otherwise; the first difference is named."""
     root, record = store.root, store.record
     span = corpus_span(corpus, record)
     if span is not None:

@@ -56,7 +56,7 @@ def _belongs(one: Requirement, extra: str) -> bool:
 
 
 def missing_package(module: str, command: str = "") -> str:
-    """Return the extra that provides `module` for `mmkd COMMAND`, preferring the one of its stage."""
+    """Return the package or extra to install for `module` in `mmkd COMMAND`, preferring the one of its stage."""
     package = canonicalize_name(_MODULES.get(module, module))
     wanted = [Requirement(text) for text in requires("mmkd") or ()]
     extras = metadata("mmkd").get_all("Provides-Extra") or ()

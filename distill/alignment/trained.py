@@ -133,8 +133,7 @@ class MultiTeacherAutoencoder(nn.Module):
     (``Linear, ReLU, Dropout`` twice) and a decoder (``Linear, ReLU, Linear``) of width H between. In training Gaussian
     noise of 0.01 is added to the encoder's input, dropout is 0.2, and the loss is the mean squared error of the
     reconstruction, averaged over (sample, teacher, tower). Its feature is ``in(x)`` alone, so the result is one affine
-    map per teacher. No term compares two teachers: they get a common width, not a common space.
-    """
+    map per teacher. No term compares two teachers: they get a common width, not a common space."""
 
     def __init__(self, widths: dict[str, int], dim: int, settings: AutoencoderSettings) -> None:
         super().__init__()

@@ -85,8 +85,7 @@ def linear_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> fl
     Similarity of Neural Network Representations Revisited, ICML 2019. The estimator: Song et al., Feature Selection via
     Dependence Maximization, JMLR 2012, equation 5; the usual one is biased towards 1 when n is not far above the
     widths. In terms of features, with a zero diagonal of the Gram matrices, nothing of size n x n is made. Returns
-    about -0.1 to 1; NaN below four rows or when a side does not vary.
-    """
+    about -0.1 to 1; NaN below four rows or when a side does not vary."""
     return _cka(_hsic_of(x, y), _own_hsic(x), _own_hsic(y)) if len(x) >= 4 else float("nan")
 
 

@@ -48,8 +48,7 @@ def select(
     the rule, plus some blocks of features; it does not grow with the features' width. The result does not depend on the
     number of threads or the order in which blocks are done. Raises UserError if the name is taken; the rule keeps
     nothing; a teacher, column, label or prompt is missing. Raises IncompleteStoreError if a teacher is missing in some
-    shards. Raises TeacherMismatchError if prompts were made with other weights.
-    """
+    shards. Raises TeacherMismatchError if prompts were made with other weights."""
     root = check_name(store.root, name)
     columns = pairs_to_judge(store, rule)
     count(columns, columns.available, by)  # a missing column is reported before the long part
