@@ -28,7 +28,7 @@ class Estimate:
     """Parameters of heads and temperatures, which are not exported."""
     steps: int
     steps_left: int
-    """Step past the last checkpoint."""
+    """Steps after the last checkpoint."""
     ranks: int
     device: str
     memory_bytes: int

@@ -39,7 +39,7 @@ def inputs(count: int, again: int | None = None) -> Iterator[dict[str, Any]]:
 
 def list_inputs(count: int) -> None:
     """List the rows of an import and let go of them."""
-    with importing._spooled(inputs(count), sample_schema(())):
+    with importing._spool(inputs(count), sample_schema(())):
         pass
 
 

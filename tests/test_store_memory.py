@@ -38,7 +38,7 @@ def test_a_key_that_occurs_again_far_below_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr("mmkd.base.duplicates._ROWS_A_PASS", 1000)
     with (
         pytest.raises(CorpusError, match=r"^key 'folder/\w{64}' names rows 7 and 4999; make the keys distinct"),
-        importing._spooled(inputs(5000, again=7), sample_schema(())),
+        importing._spool(inputs(5000, again=7), sample_schema(())),
     ):
         pass
 
