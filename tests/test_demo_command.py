@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from test_demo_corpus import SMALL, pytestmark
+from small_sources import SMALL, pytestmark
 
 from mmkd.cli.main import cli
 from mmkd.demo import corpus, run

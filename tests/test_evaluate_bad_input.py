@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from patient_suite import patients
 from planted_store import CLASSES, LABELS, make_planted, planted_features, planted_rows, store_of
-from test_evaluate_diagnosis import PATCHES, slides
-from test_evaluate_survival import patients
+from slide_suite import PATCHES, slides
 
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, run_suite

@@ -14,10 +14,10 @@ import yaml
 from click.testing import CliRunner
 from lifelines import KaplanMeierFitter
 from matplotlib.figure import Figure
+from patient_suite import patients
 from PIL import Image
 from planted_store import Planted, make_planted
 from scipy.stats import CensoredData, logrank
-from test_evaluate_survival import patients
 
 from mmkd.base.errors import ConfigError
 from mmkd.cli.evaluate import evaluate

@@ -105,6 +105,12 @@ def test_no_drawer_for_odds_and_ends() -> None:
     assert [p for p in sources(*CHECKED) if p.stem in drawers or drawers & set(p.relative_to(ROOT).parts[:-1])] == []
 
 
+def test_no_test_imports_another_test() -> None:
+    tests = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    wrong = [f"{path.name} imports {name}" for path in sources("tests") for name, _ in imports(path) if name in tests]
+    assert wrong == []
+
+
 def test_setup_cfg_lists_every_package() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
