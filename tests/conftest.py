@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gappy_store import gappy  # noqa: F401 - a fixture
 from hypothesis import settings
 from tiny_store import make_card, make_store
 

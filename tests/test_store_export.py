@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from gappy_store import gappy, mmkd  # noqa: F401 - a fixture
+from gappy_store import mmkd
 from safetensors import safe_open
 
 from mmkd.store import FeatureStore

@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from gappy_store import gappy, mmkd
+from gappy_store import mmkd
 from tiny_store import make_card, make_selection, make_store
 
 from mmkd.base.places.remote import as_root
