@@ -17,8 +17,6 @@ from mmkd.store.convert.rows import RowChoice, chosen_rows
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, move_corpus, write_shard
 
-__all__ = ["gappy"]
-
 
 def test_a_subset_by_keys_keeps_their_order_and_all_that_is_known(gappy: FeatureStore, tmp_path: Path) -> None:
     rows = [299, 3, 256, 5, 0]
