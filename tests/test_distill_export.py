@@ -100,7 +100,7 @@ def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder:
     for teacher in facts["source"]["teachers"]:
         assert f"| {teacher['slug']} | {teacher['source']} | {teacher['digest']} | not stated |" in card
     assert "weights averaged with decay 0.5" in card
-    assert "rows used: {'site': 's0'}" in card
+    assert "rows used: site = 's0'" in card
     assert facts["config"] == state.record.config
     assert (facts["config"]["seed"], facts["config"]["optimizer"]["average"]) == (finished.seed, 0.5)
 

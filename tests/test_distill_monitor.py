@@ -176,14 +176,14 @@ def classes_judged(entry: dict[str, Any], root: Path) -> tuple[list[str], dict[s
 
 def test_classes_of_a_zero_shot_set(training_scene: Path) -> None:
     """Of any type of column; all classes are judged, and there are two at least."""
-    entry = {"name": "by", "where": {"site": "s1"}, "label": "height", "prompts": {"site": "s0"}, "limit": 6}
+    entry = {"name": "by", "where": "site = 's1'", "label": "height", "prompts": "site = 's0'", "limit": 6}
     with pytest.raises(UserError, match="prompts name the one class '48', expected two or more"):
         classes_judged(entry, training_scene)
-    labels, scores = classes_judged(entry | {"label": "row", "prompts": {"site": "s1"}, "limit": 100}, training_scene)
+    labels, scores = classes_judged(entry | {"label": "row", "prompts": "site = 's1'", "limit": 100}, training_scene)
     assert labels == [str(row) for row in range(1, 300, 3)]
     assert scores.keys() == {"by/bacc"}
     with pytest.raises(UserError, match="set 'by': limit 99 is less than its 100 classes; raise it"):
-        classes_judged(entry | {"label": "row", "prompts": {"site": "s1"}, "limit": 99}, training_scene)
+        classes_judged(entry | {"label": "row", "prompts": "site = 's1'", "limit": 99}, training_scene)
     with pytest.raises(UserError, match="set 'by': 100 of its rows have no reason; leave them out"):
         classes_judged(entry | {"label": "reason"}, training_scene)
 

@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_a_number_is_one_line(training_scene: Path, tmp_path:
         ({"teachers": ["three"]}, "no teacher 'three'; it has one, two"),
         ({"selection": "none-such"}, "has no selection 'none-such'"),
         ({"heads": {"kind": "none"}}, "the student's 20 numbers with those of one (24), two (32)"),
-        ({"batch_size": 101}, "100 rows match {'site': 's0'} and have a teacher, fewer than one batch of 101"),
+        ({"batch_size": 101}, "100 rows match site = 's0' and have a teacher, fewer than one batch of 101"),
         ({"seeds": 3}, "seeds: unknown key; did you mean 'seed'"),
     ],
 )
