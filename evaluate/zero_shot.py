@@ -60,7 +60,7 @@ class ZeroShot(Task[ZeroShotSettings]):
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Return labels and prompts must name the same classes."""
+        """Labels and prompts must name the same classes."""
         return class_problems(data, ("test",), prompts=True)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
