@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmkd.base.config import filled, user_roots
 from mmkd.base.errors import NotAStoreError, UserError
-from mmkd.base.places.remote import as_root
 from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
+from mmkd.evaluate.fetch import source_place
 from mmkd.evaluate.plan import model_names
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
@@ -30,14 +29,16 @@ from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """Findings about one data set. rows, groups: per split. counts: titles such as `test rows by diagnosis` to values
-    and their counts. missing: for each model, rows without features per split. problems: reasons that keep units from
-    running. warnings: reasons to doubt their scores. steps: commands for a set that is not extracted yet, in order."""
+    """Findings about one data set. layout: as the description has it. rows, groups: per split. counts: titles such as
+    `test rows by diagnosis` to values and their counts. missing: for each model, rows without features per split.
+    problems: reasons that keep units from running. warnings: reasons to doubt their scores. steps: commands for a set
+    that is not extracted yet, in order."""
 
     dataset: str
     role: str
     modality: str = ""
     tasks: tuple[str, ...] = ()
+    layout: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -84,6 +85,8 @@ class CheckReport:
                 lines.append(f"  {title}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
             for model, splits in one.missing.items():
                 lines.append(f"  {model}: no features for " + ", ".join(f"{n} {s} rows" for s, n in splits.items()))
+            if one.layout == "unconfirmed":
+                lines.append("  layout: unconfirmed, no source for its file names and columns; compare them with yours")
             lines += [f"  warning: {text}" for text in one.warnings]
             lines += [f"  problem: {text}" for text in one.problems]
             lines += [f"  next: {text}" for text in one.steps]
@@ -107,7 +110,7 @@ def check_suite(suite: Suite) -> CheckReport:
     models = model_names(suite, list(stores.values()))
     checks = []
     for spec in suite.datasets:
-        found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks)
+        found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks, spec.about.layout)
         if spec.store not in unopened:
             _check_dataset(suite, spec, stores[spec.store], models, found)
         elif spec.source is not None and isinstance(unopened[spec.store], NotAStoreError):
@@ -145,7 +148,7 @@ def _check_dataset(
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
     found.warnings.extend(_same_images(data) + _similar_groups(data))
-    found.warnings.extend(_differs_from_published(spec, found.rows))
+    found.warnings.extend(_differs_from_published(spec, found))
     found.problems.extend(_prompts_differ(data))
     for model in models:
         _check_model(data, model, suite.ensembles.get(model, ()), found)
@@ -227,8 +230,7 @@ def _missing_before(spec: DatasetSpec) -> _Missing:
     bags = spec.source.get("kind") == "bags"
     extraction = f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ..."
     try:
-        path = str(filled(spec.source.get("path", ""), user_roots() | {"dataset": spec.dataset}, spec.described_in))
-        place = as_root(path if "://" in path else str(Path(spec.described_in).parent / path))
+        place = source_place(spec.source, spec.dataset, Path(spec.described_in))
         there = place.exists()
     except (MmkdError, OSError) as error:
         return _Missing(str(error), (extraction,))
@@ -238,15 +240,20 @@ def _missing_before(spec: DatasetSpec) -> _Missing:
     terms = "; ".join(part for part in (about.access, about.licence and f"licence: {about.licence}") if part)
     owners = about.homepage or "its owners"
     get = f"get it from {owners}{f' ({terms})' if terms else ''}, or say where it is in roots.yaml"
+    if about.fetch.files or about.fetch.steps:
+        get += f"; mmkd evaluate fetch {shlex.quote(spec.described_in)} {'does' if about.fetch.files else 'says how'}"
     return _Missing(f"its files are not here: {place!s} does not exist", (get, extraction))
 
 
-def _differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str]:
-    """Return splits with another number of samples than was published."""
+def _differs_from_published(spec: DatasetSpec, found: DatasetCheck) -> list[str]:
+    """Return splits with another number of samples than was published; slides are counted by group."""
+    slides = spec.source is not None and spec.source.get("kind") == "slides"
+    counts, unit = (found.groups, "groups") if slides else (found.rows, "rows")
+    counts = counts | {"all": sum(counts.values())}
     return [
-        f"{split} has {rows[split]} rows, published are {count}"
+        f"{split} has {counts[split]} {unit}, published are {count}"
         for split, count in spec.about.expected.items()
-        if count is not None and split in rows and rows[split] != count
+        if count is not None and split in counts and counts[split] != count
     ]
 
 

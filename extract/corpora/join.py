@@ -25,7 +25,7 @@ _TEST = "test"
 
 
 class Join(Frozen):
-    """Columns of a CSV, TSV or Parquet file for the samples of a corpus."""
+    """Columns of a table (commas, tabs or semicolons, by its header) or Parquet file for the samples of a corpus."""
 
     table: str | None = None
     """In a description, relative to it."""
@@ -157,7 +157,9 @@ def _lines(path: Path) -> list[dict[str, str | None]]:
 
 def _separated(path: Path) -> Iterator[dict[str, str | None]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        first = file.readline()
+        file.seek(0)
+        reader = csv.reader(file, delimiter=max(",\t;", key=first.count))
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise CorpusError(f"{path} names a column twice: {', '.join(header[:20])}")
