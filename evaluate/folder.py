@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit, read_plan, resample_name, rows_used
+from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit, read_plan
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.results import ResultRow, read_results
 from mmkd.evaluate.statistics import Replicates, resampled
@@ -24,13 +24,12 @@ By = Literal["domain", "dataset", "modality"]
 
 @dataclass(frozen=True)
 class Question:
-    """Choice of table contents: one metric of one task, in one head, at one share of labels."""
+    """Choice of table contents: one metric of one task (by default its primary one), in one head (by default its
+    first), at one share of labels."""
 
     task: str
     metric: str | None = None
-    """By default the task's primary metric."""
     head: str | None = None
-    """By default the task's first."""
     fraction: float = 1.0
     by: By = "domain"
 
@@ -105,25 +104,22 @@ class ResultFolder:
 
     def answers(self, question: Question, dataset: str, model: str) -> list[Predictions] | str:
         """Return one set of predictions per draw of the labels, or the reason there are none."""
-        found = [self.predictions(unit) for unit in self.units(question, dataset, model)]
-        for one in found:
+        found = []
+        for unit in self.units(question, dataset, model):
+            one = self.predictions(unit)
             if isinstance(one, str):
                 return one
-        return [one for one in found if not isinstance(one, str)] or "not run"
+            found.append(one)
+        return found or "not run"
 
     def replicates(self, question: Question, spec: DatasetSpec, found: Predictions) -> dict[str, Replicates]:
         """Return the metric of a question on every column that a data set has rows of."""
         scoring, metric = self.scoring(question)
         names = self.column_names(question, spec, found)
         parts = {name: names == name for name in dict.fromkeys(names.tolist())}
-        scored = resampled(
-            found,
-            [metric],
-            scoring,
-            bootstrap=self.plan.suite.bootstrap,
-            name=resample_name(self.plan.suite, spec.dataset),
-            parts=parts,
-        )
+        suite = self.plan.suite
+        name = suite.resample_name(spec.dataset)
+        scored = resampled(found, [metric], scoring, bootstrap=suite.bootstrap, name=name, parts=parts)
         return {part: replicates for (part, _), replicates in scored.items()}
 
     def on_common_choices(self, question: Question, dataset: str, models: tuple[str, str]) -> list[list[Predictions]]:
@@ -134,7 +130,7 @@ class ResultFolder:
         for model, own, other in zip(models, features, features[::-1], strict=True):
             units = self.units(question, dataset, model)
             digests = {(unit.data_digest, unit.features_digest) for unit in units}
-            if digests != {(data.digest, own.digest(rows_used(data)))}:
+            if digests != {(data.digest, own.digest(data.rows_used))}:
                 raise UserError(f"{data.store.root} has changed since; run the suite again")
             limited = Features(own.store, model, own.members, beside=(other,))
             found.append([TASKS[question.task].predict(unit.unit.variant, data, limited) for unit in units])

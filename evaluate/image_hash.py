@@ -8,9 +8,10 @@ a copy keeps when it is saved, scaled or brightened again, and needs no encoder.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from PIL import Image
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import write_atomically
 from mmkd.base.images.decoding import decode, sha256
-from mmkd.base.images.source import ImageError, ImageSource
+from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
 from mmkd.base.install import install_command
 from mmkd.base.process import usable_cores
@@ -35,7 +36,6 @@ SAVE_EVERY = 100_000
 """Images after which the file is written: an hour's work is not lost."""
 
 _SCHEMA = pa.schema([pa.field("image_sha256", pa.string()), pa.field("phash", pa.uint64())])
-_COLUMNS = ["row", "uri", "offset", "length", "image_sha256"]
 
 
 class ImageHashes:
@@ -74,12 +74,14 @@ class ImageHashes:
     def _read(self, store: FeatureStore, rows: NDArray[np.int64]) -> None:
         """Hash the images of these rows and store the hashes."""
         self._say(f"reading {len(rows):,} images of {store.root} for their hashes")
-        table = store.sample_table(columns=_COLUMNS)
+        table = store.sample_table(columns=["row", "uri", "offset", "length", "image_sha256"])
         table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
         unsaved = 0
         with ThreadPoolExecutor(usable_cores()) as pool:
             for batch in table.to_batches(max_chunksize=BATCH):
-                found = [one for one in pool.map(hash_source, _sources(store, batch)) if one is not None]
+                images = [one for one in batch.to_pylist() if one["uri"] is not None]
+                roots = [store.record.image_root(one["row"]) for one in images]
+                found = [one for one in pool.map(_hash_row, roots, images) if one is not None]
                 hashed = pa.table([[one[0] for one in found], [one[1] for one in found]], schema=_SCHEMA)
                 self._known = pa.concat_tables([self._known, hashed])
                 unsaved += len(batch)
@@ -94,19 +96,11 @@ class ImageHashes:
         write_atomically(self._file, buffer.getvalue())
 
 
-def _sources(store: FeatureStore, batch: pa.RecordBatch) -> Iterator[tuple[str, ImageSource]]:
-    for one in batch.to_pylist():
-        if one["uri"] is not None:
-            root = store.record.image_root(one["row"])
-            yield one["image_sha256"], image_source(root, one["uri"], one["offset"], one["length"])
-
-
-def hash_source(named: tuple[str, ImageSource]) -> tuple[str, int | None] | None:
+def _hash_row(root: str, row: dict[str, Any]) -> tuple[str, int | None] | None:
     """Return the digest and the hash of an image, or None where the file is missing or holds another image."""
-    digest, source = named
     try:
-        data = source.read()
-        return (digest, perceptual_hash(decode(data))) if sha256(data) == digest else None
+        data = image_source(root, row["uri"], row["offset"], row["length"]).read()
+        return (row["image_sha256"], perceptual_hash(decode(data))) if sha256(data) == row["image_sha256"] else None
     except ImageError:
         return None
 
@@ -116,11 +110,11 @@ def perceptual_hash(picture: Image.Image) -> int | None:
     of a blank picture would equal that of every other."""
     import imagehash  # noqa: PLC0415 - an extra
 
-    grey = picture.convert("L")
-    low, high = grey.getextrema()
+    gray = picture.convert("L")
+    low, high = gray.getextrema()
     if low == high:
         return None
-    bits = imagehash.phash(grey).hash.reshape(-1)
+    bits = imagehash.phash(gray).hash.reshape(-1)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 

@@ -9,9 +9,9 @@ how near the nearest neighbors are in general.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -107,7 +107,7 @@ class Overlap:
         if self.features.compared < self.images:
             lines.append(f"  {self.images - self.features.compared} images have no features")
         if self.hash is not None and self.hash.compared < self.images:
-            lines.append(f"  {self.images - self.hash.compared} images have no hash: gone, changed, or of one colour")
+            lines.append(f"  {self.images - self.hash.compared} images have no hash: gone, changed, or of one color")
         lines += [f"  {pair}" for pair in self.pairs[:SHOWN]]
         if len(self.pairs) > SHOWN:
             lines.append(f"  ... and {len(self.pairs) - SHOWN} more; --json lists all")
@@ -161,8 +161,11 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class _Side:
-    """Rows with images that are compared: digest, key and group str (n,); hashes uint64 and which are there (n,)."""
+    """Rows with images that are compared. place: their split, or the training corpus. key, sha, group: str (n,).
+    hashes: uint64 (n,), and which are there, bool (n,)."""
 
+    dataset: str
+    place: str
     features: Features
     rows: NDArray[np.int64]
     key: NDArray[np.object_]
@@ -170,19 +173,18 @@ class _Side:
     group: NDArray[np.object_]
     hashes: tuple[NDArray[np.uint64], NDArray[np.bool_]] | None
 
-    def featured(self) -> Blocks:
-        """Unit features."""
-        for start in range(0, len(self.rows), BLOCK):
-            block = self.features.images(self.rows[start : start + BLOCK])
-            yield start + np.flatnonzero(block.available), block.values[block.available]
-
-    def hashed(self) -> Blocks:
-        """Return signs of the hashes."""
-        values, there = self.hashes or (np.empty(0, np.uint64), np.empty(0, bool))
-        positions = np.flatnonzero(there)
-        for start in range(0, len(positions), BLOCK):
-            part = positions[start : start + BLOCK]
-            yield part, as_signs(values[part])
+    def blocks(self, kind: Literal["hash", "features"]) -> Blocks:
+        """Unit features, or signs of the hashes."""
+        if kind == "features":
+            for start in range(0, len(self.rows), BLOCK):
+                block = self.features.images(self.rows[start : start + BLOCK])
+                yield start + np.flatnonzero(block.available), block.values[block.available]
+        elif self.hashes is not None:
+            values, there = self.hashes
+            positions = np.flatnonzero(there)
+            for start in range(0, len(positions), BLOCK):
+                part = positions[start : start + BLOCK]
+                yield part, as_signs(values[part])
 
 
 def find_leakage(
@@ -208,21 +210,33 @@ def find_leakage(
     limits = thresholds or Thresholds()
     stores = {path: FeatureStore.open(path) for path in dict.fromkeys(spec.store for spec in suite.datasets)}
     slug = _common_encoder(suite, [*stores.values(), *([training] if training is not None else [])], model)
-    corpus = None if training is None else _corpus(training, slug, hashes)
+
+    def side(
+        store: FeatureStore, dataset: str, place: str, table: pa.Table, group: NDArray[np.object_] | None = None
+    ) -> _Side:
+        """Rows of a sample table that have an image; without groups every row is its own."""
+        there = table["image_sha256"].is_valid().to_numpy()
+        key, sha = (np.array(table[name].to_pylist(), dtype=object)[there] for name in ("key", "image_sha256"))
+        rows = table["row"].to_numpy().astype(np.int64)[there]
+        held = None if hashes is None else hashes.of_rows(store, rows, sha)
+        return _Side(
+            dataset, place, Features(store, slug), rows, key, sha, key if group is None else group[there], held
+        )
+
+    corpora = []
+    if training is not None:
+        corpora = [side(training, "", TRAINING, training.sample_table(columns=["row", "key", "image_sha256"]))]
     overlaps: list[Overlap] = []
     for spec in suite.datasets:
         data = load_dataset(spec, stores[spec.store])
         sides = {
-            name: _side(data.store, slug, hashes, samples.table, data.groups(samples))
+            name: side(data.store, spec.dataset, name, samples.table, data.groups(samples))
             for name, samples in data.splits.items()
         }
         for split, against in (("test", ("train", "val", "test")), ("val", ("train", "val"))):
-            if split not in sides:
-                continue
-            others = {} if corpus is None else {TRAINING: corpus}
-            others |= {name: sides[name] for name in against if name in sides}
-            names = (spec.dataset, split)
-            overlaps += [_compare((*names, name), sides[split], other, limits) for name, other in others.items()]
+            if split in sides:
+                others = corpora + [sides[name] for name in against if name in sides]
+                overlaps += [_compare(sides[split], other, limits) for other in others]
     corpus_name = None if training is None else str(training.root)
     bits = None if hashes is None else limits.bits
     return LeakageReport(suite.suite, slug, limits.cosine, bits, corpus_name, tuple(overlaps))
@@ -246,91 +260,62 @@ def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None)
     return wanted[0]
 
 
-def _side(
-    store: FeatureStore, slug: str, hashes: ImageHashes | None, table: pa.Table, group: NDArray[np.object_] | None
-) -> _Side:
-    """Return the rows of a sample table that have an image; without groups every row is its own."""
-    there = table["image_sha256"].is_valid().to_numpy()
-    key, sha = (np.array(table[name].to_pylist(), dtype=object)[there] for name in ("key", "image_sha256"))
-    rows = table["row"].to_numpy().astype(np.int64)[there]
-    found = None if hashes is None else hashes.of_rows(store, rows, sha)
-    return _Side(Features(store, slug), rows, key, sha, key if group is None else group[there], found)
-
-
-def _corpus(store: FeatureStore, slug: str, hashes: ImageHashes | None) -> _Side:
-    return _side(store, slug, hashes, store.sample_table(columns=["row", "key", "image_sha256"]), None)
-
-
-@dataclass(frozen=True)
-class _Nearest:
-    """Nearest neighbor of every compared row, best first. row, other: int64 (m,), positions on both sides. product:
-    float32 (m,), inner product of their features or signs. compared: rows that have what is compared, those with an
-    exact copy too."""
-
-    row: NDArray[np.int64]
-    other: NDArray[np.int64]
-    product: NDArray[np.float32]
-    compared: int
-
-    def within(self, least: float) -> Iterator[tuple[int, int, float]]:
-        """Yield pairs with at least this inner product."""
-        for row, other, product in zip(self.row, self.other, self.product, strict=True):
-            if product >= least:
-                yield int(row), int(other), float(product)
-
-    def summary(self, least: float, shown: Callable[[float], float]) -> Near:
-        """Return counts and the scale of the nearest neighbors, inner products as `shown`."""
-        there = len(self.product) > 0
-        return Near(
-            compared=self.compared,
-            found=int((self.product >= least).sum()),
-            typical=shown(float(np.median(self.product))) if there else None,
-            nearest=shown(float(self.product.max())) if there else None,
-        )
-
-
-def _compare(names: tuple[str, str, str], one: _Side, other: _Side, limits: Thresholds) -> Overlap:
+def _compare(one: _Side, other: _Side, limits: Thresholds) -> Overlap:
     """Return copies of the rows of one side among those of the other; the same object twice compares it with itself."""
     itself = one is other
     exact = _exact(one, other, itself)
     alone = np.array([pair is None for pair in exact], dtype=bool)
     group = np.unique(one.group.astype(str), return_inverse=True)[1] if itself else None
     pairs = [pair for pair in exact if pair is not None]
-    copies = len(pairs)
-    by_hash = None
+    by_hash, hash_pairs = None, []
     if one.hashes is not None:
-        least = HASH_BITS - 2 * limits.bits
-        close = _nearest_rows((one.hashed(), other.hashed()), alone, group)
-        for row, position, product in close.within(least):
-            pairs.append(Pair(str(one.key[row]), str(other.key[position]), "hash", bits=round(_differing(product))))
-        by_hash = close.summary(least, _differing)
-    near = _nearest_rows((one.featured(), other.featured()), alone, group)
-    for row, position, product in near.within(limits.cosine):
-        pairs.append(Pair(str(one.key[row]), str(other.key[position]), "features", cosine=round(product, 6)))
-    by_features = near.summary(limits.cosine, lambda product: round(product, 6))
-    return Overlap(*names, len(one.rows), copies, by_features, by_hash, tuple(pairs))
+        by_hash, hash_pairs = _near_copies(one, other, "hash", alone=alone, group=group, limits=limits)
+    by_features, feature_pairs = _near_copies(one, other, "features", alone=alone, group=group, limits=limits)
+    return Overlap(
+        one.dataset, one.place, other.place, len(one.rows), len(pairs), by_features, by_hash,
+        tuple(pairs + hash_pairs + feature_pairs),
+    )  # fmt: skip
 
 
-def _nearest_rows(sides: tuple[Blocks, Blocks], alone: NDArray[np.bool_], group: NDArray[np.int64] | None) -> _Nearest:
-    """Return the nearest row of the second side to every row of the first. `sides`: what is compared. `alone`: bool, of
-    the rows of the first side: False for those that need no neighbor. `group`: int64, of the rows of both sides when
-    they are one: a row of the same group is no neighbor."""
-    own = list(sides[0])
+def _near_copies(
+    one: _Side,
+    other: _Side,
+    kind: Literal["hash", "features"],
+    *,
+    alone: NDArray[np.bool_],
+    group: NDArray[np.int64] | None,
+    limits: Thresholds,
+) -> tuple[Near, list[Pair]]:
+    """Return how near the nearest neighbors are, and the pairs within the threshold, nearest first. `alone`: bool (n,),
+    False for rows of `one` that need no neighbor. `group`: int64, of the rows of both sides when they are one: a row of
+    the same group is no neighbor."""
+    own = list(one.blocks(kind))
     if not own:
-        nothing = np.empty(0, dtype=np.int64)
-        return _Nearest(nothing, nothing, np.empty(0, dtype=np.float32), 0)
-    positions = np.concatenate([block[0] for block in own])
-    asked = alone[positions]
-    queries = np.concatenate([block[1] for block in own])[asked]
-    best, where = nearest(queries, sides[1], None if group is None else group[positions[asked]], group)
-    rows = positions[asked]
+        return Near(0, 0, None, None), []
+    least = limits.cosine if kind == "features" else HASH_BITS - 2 * limits.bits
+
+    def closeness(product: np.float32) -> float:
+        """Cosine, or number of bits in which two hashes differ, from an inner product."""
+        return round(float(product), 6) if kind == "features" else (HASH_BITS - float(product)) / 2
+
+    positions, values = (np.concatenate(parts) for parts in zip(*own, strict=True))
+    asked = positions[alone[positions]]
+    excluded = None if group is None else group[asked]
+    best, where = nearest(values[alone[positions]], other.blocks(kind), excluded, group)
     order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
-    return _Nearest(rows[order], where[order], best[order], len(positions))
-
-
-def _differing(product: float) -> float:
-    """In how many bits two hashes differ whose signs have this inner product."""
-    return (HASH_BITS - product) / 2
+    best = best[order]
+    near = Near(
+        compared=len(positions),
+        found=int((best >= least).sum()),
+        typical=closeness(np.median(best)) if len(best) else None,
+        nearest=closeness(best[0]) if len(best) else None,
+    )
+    pairs = []
+    for product, i in zip(best[: near.found], order, strict=False):
+        size = closeness(product)
+        measured: dict[str, Any] = {"bits": round(size)} if kind == "hash" else {"cosine": size}
+        pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, **measured))
+    return near, pairs
 
 
 def _exact(one: _Side, other: _Side, itself: bool) -> list[Pair | None]:
@@ -341,13 +326,13 @@ def _exact(one: _Side, other: _Side, itself: bool) -> list[Pair | None]:
     found: list[Pair | None] = []
     for sha, key, group in zip(one.sha, one.key, one.group, strict=True):
         copies = [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]
-        found.append(Pair(str(key), str(copies[0]), "exact", None) if copies else None)
+        found.append(Pair(str(key), str(copies[0]), "exact") if copies else None)
     return found
 
 
 def nearest(
     queries: NDArray[np.float32],
-    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    blocks: Blocks,
     excluded: NDArray[np.int64] | None = None,
     group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,20 +44,17 @@ class Section:
 
 
 def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: str | None = None) -> None:
-    """Write the page of a result folder; it needs no network and no other file. Raises ConfigError if nothing was run,
-    or there is no such model. Raises StoreError if the disk is full or read-only.
-
-    Args:
-        out: folder that `run_suite` filled.
-        model: that is compared with all others, usually the student.
-        target: the page.
-        by: what the columns are.
-        suite: name of the suite, where several were run into the folder.
-    """
+    """Write the page `target` of a folder that `run_suite` filled; it needs no network and no other file. `model` is
+    compared with all others; `suite` is needed where several were run into the folder. Raises ConfigError if nothing
+    was run, or there is no such model. Raises StoreError if the disk is full or read-only."""
     folder = ResultFolder(out, suite)
     if model not in folder.plan.models:
         raise ConfigError(f"{out} has no model {model!r}; it has {', '.join(folder.plan.models)}")
-    sections = [_section(folder, question, model) for question in _questions(folder, by)]
+    sections = []
+    for question in folder.questions(None, None, by=by):  # at all labels, then at smaller shares where there are some
+        shares = {unit.fraction for unit in folder.plan.units if unit.task == question.task}
+        asked = [replace(question, fraction=share) for share in sorted(shares, reverse=True)]
+        sections += [_section(folder, one, model) for one in asked]
     environment = Environment(
         loader=PackageLoader("mmkd.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -78,25 +76,15 @@ def failures(folder: ResultFolder) -> list[tuple[str, str]]:
     return [(name, reason) for name, reason in found if isinstance(reason, str)]
 
 
-def _questions(folder: ResultFolder, by: By) -> list[Question]:
-    """Return every task and head at all labels, then at smaller shares where it was run at some."""
-    found = []
-    for question in folder.questions(None, None, by=by):
-        shares = {unit.fraction for unit in folder.plan.units if unit.task == question.task}
-        found += [replace(question, fraction=share) for share in sorted(shares, reverse=True)]
-    return found
-
-
 def _section(folder: ResultFolder, question: Question, model: str) -> Section:
     table = build_table(folder, question)
     scoring, metric = folder.scoring(question)
     further = tuple(build_table(folder, replace(question, metric=one)) for one in scoring.metrics if one != metric)
     comparison = None
     if len(folder.plan.models) > 1:
-        try:
+        # With different samples a table is possible, a paired comparison is not.
+        with contextlib.suppress(CorruptStoreError):
             comparison = compare(folder, model, question)
-        except CorruptStoreError:  # different samples: a table is possible, a paired comparison is not
-            comparison = None
     drawn = DRAWN if question.fraction == 1 else ("heat-map", "forest")
     pictures = [picture for name in drawn if (picture := _picture(folder, question, model, name, table)) is not None]
     share = "" if question.fraction == 1 else f"with {question.fraction:.0%} of the labels"
@@ -106,9 +94,7 @@ def _section(folder: ResultFolder, question: Question, model: str) -> Section:
 
 def _picture(folder: ResultFolder, question: Question, model: str, name: str, table: ResultTable) -> Picture | None:
     """Return a figure, or None if the task cannot have it: one share of labels, one model, no survival times."""
-    if len(table.rows) == 1 and name in ("heat-map", "forest", "box"):
-        return None
-    if len(table.columns) == 1 and name == "box":
+    if (len(table.rows) == 1 and name in ("heat-map", "forest", "box")) or (len(table.columns) == 1 and name == "box"):
         return None
     try:
         figure = FIGURES[name](folder, question, model)

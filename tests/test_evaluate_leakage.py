@@ -208,7 +208,7 @@ def test_copies_that_were_saved_scaled_or_brightened_are_found_by_hash(pictured:
     assert json.loads(CliRunner().invoke(evaluate, [*arguments, "--bits", "31"]).stdout) == json.loads(loose.json())
     text = loose.text()
     assert "by perceptual hashes that differ in 31 of 64 bits or fewer" in text
-    assert "  3 images have no hash: gone, changed, or of one colour" in text
+    assert "  3 images have no hash: gone, changed, or of one color" in text
 
 
 def hashes(file: Path, said: list[str] | None = None) -> ImageHashes:

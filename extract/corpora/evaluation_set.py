@@ -17,6 +17,7 @@ from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.reading import list_files
 from mmkd.base.places.remote import as_root
+from mmkd.base.text import cell_text
 from mmkd.extract.corpora.files import fits
 from mmkd.extract.corpora.join import Join
 from mmkd.extract.corpora.row import Corpus, CorpusRow, Ignored, Part
@@ -46,7 +47,8 @@ class Draw(Frozen):
         return self
 
     def split(self, dataset: str, value: str | None) -> str | None:
-        """Return the split of a value; None for no value."""
+        """Return the split of a value, compared as `cell_text` does; None for no value."""
+        value = cell_text(value)
         if value is None:
             return None
         digest = hashlib.sha256(f"{dataset}/{self.seed}/{value}".encode("utf-8", "surrogatepass")).digest()

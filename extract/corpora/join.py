@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +15,8 @@ from pydantic import model_validator
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
+from mmkd.base.text import cell_text
+from mmkd.extract.corpora.parquet import shortest_floats
 from mmkd.extract.corpora.row import as_label
 from mmkd.store.samples import FIXED_COLUMNS
 
@@ -60,8 +61,7 @@ class Join(Frozen):
 
     def values(self, key: str | None) -> dict[str, str | None]:
         """Return the columns of one sample; nulls where the table does not have it."""
-        known = self._content[1].get(key) if key is not None else None
-        return known or dict.fromkeys(self.labels)
+        return self._content[1].get(cell_text(key) or "") or dict.fromkeys(self.labels)
 
     @functools.cached_property
     def _content(self) -> tuple[tuple[str, ...], dict[str, dict[str, str | None]]]:
@@ -116,13 +116,13 @@ class Join(Frozen):
             lines = _lines(Path(file))
             if not lines or _TEST not in lines[0]:
                 raise CorpusError(f"{file} has no column {_TEST!r}; expected CLAM's columns train, val and test")
-            for key in {line[_TEST] for line in lines if line[_TEST]}:
-                if key is not None and key in tested:
+            for key in {key for line in lines if (key := cell_text(line[_TEST]))}:
+                if key in tested:
                     raise CorpusError(
                         f"{file}: {key!r} is tested here and in fold {tested[key]} too; expected once "
                         "(splits drawn anew for each file are no cross-validation)"
                     )
-                tested[str(key)] = str(number)
+                tested[key] = str(number)
         for values in found.values():
             values[FOLD] = None
         for key, fold in tested.items():
@@ -131,11 +131,12 @@ class Join(Frozen):
     def _add(self, found: dict[str, dict[str, str | None]], key: str | None, values: dict[str, str | None]) -> None:
         """Note a line. Several lines of one key (a patient's slides) must agree in the columns taken. Raises
         CorpusError if they do not."""
-        if not key:
+        key = cell_text(key)
+        if key is None:
             raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")
         before = found.setdefault(key, values)
         for name, value in values.items():
-            if before[name] != value:
+            if cell_text(before[name]) != cell_text(value):
                 raise CorpusError(
                     f"{self.table}: {key!r} has {name} {before[name]!r} on one line and {value!r} on another; "
                     f"take columns that are one per {self.key} (`columns`), or join on another key"
@@ -147,7 +148,8 @@ def _lines(path: Path) -> list[dict[str, str | None]]:
     few cells, or a column is listed twice."""
     try:
         if path.suffix.lower() == ".parquet":
-            return [{name: as_label(value) for name, value in row.items()} for row in pq.read_table(path).to_pylist()]
+            rows = shortest_floats(pq.read_table(path)).to_pylist()
+            return [{name: as_label(value) for name, value in row.items()} for row in rows]
         return list(_separated(path))
     except OSError as error:
         raise CorpusError(f"table {path} cannot be read: {error.strerror or error}; check the path") from error
@@ -165,4 +167,4 @@ def _separated(path: Path) -> Iterator[dict[str, str | None]]:
             if cells and len(cells) != len(header):
                 raise CorpusError(f"{path} line {reader.line_num} has {len(cells)} cells, expected {len(header)}")
             if cells:
-                yield dict[str, Any](zip(header, cells, strict=True))
+                yield dict(zip(header, map(as_label, cells), strict=True))

@@ -104,7 +104,7 @@ class ParquetCorpus(TabularCorpus):
                 wanted.add(f"{image}{cell.path}")
         row = 0
         for batch in file.iter_batches(16 if cell and cell.listed else 4096, columns=sorted(wanted)):
-            for record in batch.to_pylist():
+            for record in shortest_floats(pa.Table.from_batches([batch])).to_pylist():
                 found: list[Image] = []
                 if image and cell is not None:
                     inside = filled is True or (filled and filled(row))
@@ -115,6 +115,15 @@ class ParquetCorpus(TabularCorpus):
                         record[column] = names[number]
                 yield from self.line_rows(record, found, f"{name}:{row}", name)
                 row += 1
+
+
+def shortest_floats(table: pa.Table) -> pa.Table:
+    """Columns of float16 and float32 as the numbers that they print as: 0.1, not 0.10000000149011612."""
+    for position, field in enumerate(table.schema):
+        if field.type in (pa.float16(), pa.float32()):
+            numbers = [float(str(number)) for number in table[position].to_numpy()]
+            table = table.set_column(position, field.name, pa.array(numbers, pa.float64()))
+    return table
 
 
 class _Cell(NamedTuple):

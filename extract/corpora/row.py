@@ -123,16 +123,17 @@ def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
 
 
 def as_label(value: object) -> str | None:
-    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, truth is `true` or
-    `false`, all else is JSON. JSON prints a number in its shortest form, so one value has one text whatever the format
-    it came from."""
+    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded; truth (`true`),
+    numbers in their shortest form and lists are JSON, dates, times and decimals are as Python prints them. So one value
+    has one text whatever the format it came from."""
     if isinstance(value, bytes):
         value = decode_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str):
         return value if value.strip() else None
-    return json.dumps(value, ensure_ascii=False, default=str)
+    is_json = isinstance(value, bool | int | float | list | tuple | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 
 Choice = Literal["first", "each"]
