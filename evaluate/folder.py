@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit, read_plan
+from mmkd.evaluate.plan import Loaded, Plan, read_plan
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.results import ResultRow, read_results
 from mmkd.evaluate.statistics import Replicates, resampled
-from mmkd.evaluate.task import Scoring
+from mmkd.evaluate.task import Scoring, Unit
 from mmkd.evaluate.tasks import TASKS
 
 By = Literal["domain", "dataset", "modality"]
@@ -77,7 +77,7 @@ class ResultFolder:
             raise ConfigError(f"{question.task} has no metric {metric!r}; it has {', '.join(found[0].metrics)}")
         return found[0], metric
 
-    def units(self, question: Question, dataset: str, model: str) -> list[PlannedUnit]:
+    def units(self, question: Question, dataset: str, model: str) -> list[Unit]:
         """Return the units behind one model on one data set: one for each draw of the labels. Raises ConfigError if the
         suite has no such head or share of labels."""
         same = [u for u in self.plan.units if (u.dataset, u.task, u.model) == (dataset, question.task, model)]
@@ -91,7 +91,7 @@ class ResultFolder:
             )
         return [unit for unit in same if unit.head == head and unit.fraction == question.fraction]
 
-    def predictions(self, unit: PlannedUnit) -> Predictions | str:
+    def predictions(self, unit: Unit) -> Predictions | str:
         """Return a unit's predictions, or the reason it has none."""
         rows = self.results.get(unit.key)
         if not rows:
@@ -99,7 +99,7 @@ class ResultFolder:
         if rows[0].status == "failed":
             return rows[0].reason
         if unit.key not in self._read:
-            self._read[unit.key] = read_predictions(self.out / unit.predictions)
+            self._read[unit.key] = read_predictions(self.out / unit.file)
         return self._read[unit.key]
 
     def answers(self, question: Question, dataset: str, model: str) -> list[Predictions] | str:
@@ -133,7 +133,7 @@ class ResultFolder:
             if digests != {(data.digest, own.digest(data.rows_used))}:
                 raise UserError(f"{data.store.root} has changed since; run the suite again")
             limited = Features(own.store, model, own.members, beside=(other,))
-            found.append([TASKS[question.task].predict(unit.unit.variant, data, limited) for unit in units])
+            found.append([TASKS[question.task].predict(unit.variant, data, limited) for unit in units])
         return found
 
     @staticmethod

@@ -20,7 +20,7 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.results import failure
 from mmkd.evaluate.suite import Suite
-from mmkd.evaluate.task import Unit, Variant
+from mmkd.evaluate.task import Unit
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
 
@@ -35,41 +35,13 @@ NOT_IN_THE_NUMBERS = (
 """Keys of a data set that no score depends on; settings and sections enter by their own task's alone."""
 
 
-class PlannedUnit(Frozen):
-    """A unit as the plan file lists it."""
-
-    key: str
-    dataset: str
-    task: str
-    model: str
-    head: str
-    fraction: float
-    seed: int
-    features_digest: str = ""
-    data_digest: str = ""
-    config_digest: str = ""
-    reason: str = ""
-    """Reason it cannot run; empty if it can."""
-
-    @property
-    def unit(self) -> Unit:
-        """Unit to run."""
-        return Unit(self.dataset, self.task, self.model, Variant(self.head, self.fraction, self.seed))
-
-    @property
-    def predictions(self) -> str:
-        """Path of the per-sample file below the output folder. The key in it keeps old files from being overwritten."""
-        variant = "".join(f"-{part}" for part in (self.head, f"{self.fraction:g}-{self.seed}") if part)
-        return f"predictions/{self.dataset}/{self.task}/{self.model}{variant}.{self.key}.parquet"
-
-
 class Plan(Frozen):
     """The units of the last run of a suite: tables show these and no others."""
 
     suite: Suite
     models: tuple[str, ...]
     """Rows of the tables, ensembles last."""
-    units: tuple[PlannedUnit, ...]
+    units: tuple[Unit, ...]
     absent: tuple[str, ...] = ()
     """Data sets without a store: nothing of them was extracted yet, so that they have no units and no scores."""
 
@@ -116,7 +88,7 @@ def make_plan(suite: Suite) -> Loaded:
     present = [spec for spec in suite.datasets if spec.store in stores]
     absent = tuple(spec.dataset for spec in suite.datasets if spec not in present)
     loaded = Loaded(Plan(suite=suite, models=models, units=(), absent=absent), stores)
-    units: list[PlannedUnit] = []
+    units: list[Unit] = []
     for spec in present:
         problem = _problem(loaded.rows_of, spec.dataset)
         for model in models:
@@ -185,7 +157,7 @@ def _problem(work: Callable[..., object], *names: str) -> str:
     return ""
 
 
-def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason: str) -> list[PlannedUnit]:
+def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason: str) -> list[Unit]:
     """Return the units of one task and model on one data set."""
     suite, task = loaded.plan.suite, TASKS[name]
     task.scoring(spec)  # a primary metric that does not exist is an error of the suite, not of a unit
@@ -210,7 +182,7 @@ def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason
             "head": variant.head, "fraction": variant.fraction, "seed": variant.seed,
         }  # fmt: skip
         key = _digest(identity | digests | {"config": config})
-        units.append(PlannedUnit(key=key, reason=reason, config_digest=config, **identity, **digests))
+        units.append(Unit(key=key, reason=reason, config_digest=config, **identity, **digests))
     return units
 
 

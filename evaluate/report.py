@@ -72,7 +72,7 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: 
 
 def failures(folder: ResultFolder) -> list[tuple[str, str]]:
     """Return units without a result and why, in the order of the plan."""
-    found = [(str(unit.unit), folder.predictions(unit)) for unit in folder.plan.units]
+    found = [(str(unit), folder.predictions(unit)) for unit in folder.plan.units]
     return [(name, reason) for name, reason in found if isinstance(reason, str)]
 
 

@@ -13,31 +13,23 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, MmkdError
 from mmkd.base.files import disk_errors
 from mmkd.base.lock import lock_until_closed
+from mmkd.evaluate.task import Unit
 
 RESULTS = "results.jsonl"
 
 
-class ResultRow(Frozen):
+class ResultRow(Unit):
     """One metric of one unit."""
 
-    key: str
-    """Identity of the unit: task, features and settings."""
     suite: str
     suite_version: int
-    dataset: str
     dataset_version: int
     modality: str
     role: str
-    task: str
-    head: str
     protocol: str
-    model: str
-    fraction: float
-    seed: int
     metric: str = ""
     value: float | None = None
     ci_low: float | None = None
@@ -52,10 +44,6 @@ class ResultRow(Frozen):
     status: Literal["ok", "undefined", "failed"]
     """`ok`: a value. `undefined`: predictions are there, but the metric has no value on them. `failed`: the unit could
     not be run; `reason` says why. Neither of the last two is ever counted as zero."""
-    reason: str
-    features_digest: str
-    data_digest: str
-    config_digest: str
     code_version: str
     code_digest: str
     """Digest of the scoring sources; `code_version` does not change with edits."""

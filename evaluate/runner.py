@@ -26,7 +26,7 @@ from mmkd.base.errors import ConfigError
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.lock import lock_until_closed
 from mmkd.base.text import counted, one_line
-from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit, make_plan, plan_path
+from mmkd.evaluate.plan import Loaded, Plan, make_plan, plan_path
 from mmkd.evaluate.predictions import Predictions, encode_predictions
 from mmkd.evaluate.results import ResultRow, append_results, code_digest, failure, number, read_results
 from mmkd.evaluate.statistics import resampled
@@ -141,19 +141,19 @@ def run_suite(
         }
         for planned in units:
             if planned.key in finished:
-                note(planned.key, Outcome(planned.unit, "done", other_code=finished[planned.key] != code_digest()))
+                note(planned.key, Outcome(planned, "done", other_code=finished[planned.key] != code_digest()))
         for planned, rows in run_units(loaded, [one for one in units if one.key not in finished], out, jobs):
             append_results(out, rows)
             failed = rows[0].status == "failed"
             status, reason = ("failed", rows[0].reason) if failed else ("ran", "")
-            note(planned.key, Outcome(planned.unit, status, reason, rows[0].warnings))
+            note(planned.key, Outcome(planned, status, reason, rows[0].warnings))
     return RunReport(out, tuple(outcomes[planned.key] for planned in units), loaded.plan.absent)
 
 
-Finished = Iterator[tuple[PlannedUnit, list[ResultRow]]]
+Finished = Iterator[tuple[Unit, list[ResultRow]]]
 
 
-def run_units(loaded: Loaded, units: Sequence[PlannedUnit], out: Path, jobs: int) -> Finished:
+def run_units(loaded: Loaded, units: Sequence[Unit], out: Path, jobs: int) -> Finished:
     """Run units, `jobs` at once, and yield the result lines of each as it ends. A process that dies (no memory left)
     fails only its current unit. Raises StoreError if predictions cannot be written below `out`."""
     waiting = deque(units)
@@ -162,7 +162,7 @@ def run_units(loaded: Loaded, units: Sequence[PlannedUnit], out: Path, jobs: int
         planned = waiting.popleft()
         yield planned, run_unit(loaded, planned, out)
     while waiting:
-        lost: list[PlannedUnit] = []
+        lost: list[Unit] = []
         yield from _in_processes(loaded.plan, waiting, lost, out=out, jobs=jobs)
         for planned in lost:  # one by one, to find the one that killed the process
             with _pool(loaded.plan, 1) as pool:
@@ -173,12 +173,10 @@ def run_units(loaded: Loaded, units: Sequence[PlannedUnit], out: Path, jobs: int
             yield planned, rows
 
 
-def _in_processes(
-    plan: Plan, waiting: deque[PlannedUnit], lost: list[PlannedUnit], *, out: Path, jobs: int
-) -> Finished:
+def _in_processes(plan: Plan, waiting: deque[Unit], lost: list[Unit], *, out: Path, jobs: int) -> Finished:
     """Run waiting units until all are done or a process dies; the units that were running are then in `lost`."""
     with _pool(plan, min(jobs, len(waiting))) as pool:
-        running: dict[Future[list[ResultRow]], PlannedUnit] = {}
+        running: dict[Future[list[ResultRow]], Unit] = {}
         while (waiting or running) and not lost:
             while waiting and len(running) < jobs and not lost:
                 planned = waiting.popleft()
@@ -221,12 +219,12 @@ def _begin(plan: Plan) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _run(planned: PlannedUnit, out: Path) -> list[ResultRow]:
+def _run(planned: Unit, out: Path) -> list[ResultRow]:
     assert _loaded is not None, "the pool's initializer has run"
     return run_unit(_loaded, planned, out)
 
 
-def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]:
+def run_unit(loaded: Loaded, planned: Unit, out: Path) -> list[ResultRow]:
     """Run a unit and write its predictions below `out`; the lines are the caller's to append. The boundary of a unit:
     any error makes one line with status `failed` and the reason, so that it fails no other unit. Raises StoreError if
     predictions cannot be written."""
@@ -240,7 +238,7 @@ def run_unit(loaded: Loaded, planned: PlannedUnit, out: Path) -> list[ResultRow]
         data = encode_predictions(predictions)
     except Exception as error:  # noqa: BLE001 - see above
         return [_failed(loaded, planned, failure(error))]
-    write_atomically(out / planned.predictions, data)
+    write_atomically(out / planned.file, data)
     return rows
 
 
@@ -253,16 +251,16 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _predict(loaded: Loaded, planned: PlannedUnit) -> Predictions:
+def _predict(loaded: Loaded, planned: Unit) -> Predictions:
     data = loaded.rows_of(planned.dataset)
     features = loaded.features_of(planned.dataset, planned.model)
-    predictions = TASKS[planned.task].predict(planned.unit.variant, data, features)
+    predictions = TASKS[planned.task].predict(planned.variant, data, features)
     if not predictions.available.any():
         raise MmkdError(f"{planned.model} has features for none of the {len(predictions)} test samples")
     return predictions
 
 
-def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, seconds: float) -> list[ResultRow]:
+def _score(loaded: Loaded, planned: Unit, predictions: Predictions, seconds: float) -> list[ResultRow]:
     suite = loaded.plan.suite
     scoring = TASKS[planned.task].scoring(suite.dataset(planned.dataset))
     name = suite.resample_name(planned.dataset)
@@ -285,7 +283,7 @@ def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, secon
                 n_boot=len(replicates.draws),
                 status="undefined" if replicates.reason else "ok",
                 reason=replicates.reason,
-                predictions=planned.predictions,
+                predictions=planned.file,
                 seconds=round(seconds, 4),
                 warnings=predictions.info.get("warnings", ()),
             )
@@ -293,11 +291,11 @@ def _score(loaded: Loaded, planned: PlannedUnit, predictions: Predictions, secon
     return rows
 
 
-def _failed(loaded: Loaded, planned: PlannedUnit, reason: str) -> ResultRow:
+def _failed(loaded: Loaded, planned: Unit, reason: str) -> ResultRow:
     return _row(loaded, planned, status="failed", reason=reason)
 
 
-def _row(loaded: Loaded, planned: PlannedUnit, **result: object) -> ResultRow:
+def _row(loaded: Loaded, planned: Unit, **result: object) -> ResultRow:
     """Return a result line: the unit's identity and its result."""
     suite = loaded.plan.suite
     spec = suite.dataset(planned.dataset)

@@ -38,22 +38,40 @@ class Variant:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One thing to run: a model on a task of a data set, in one variant."""
+class Unit(Frozen):
+    """One thing to run: a model on a task of a data set, in one variant, with the identity of its result."""
 
+    key: str
     dataset: str
     task: str
     model: str
-    variant: Variant = Variant()
+    head: str
+    fraction: float
+    seed: int
+    features_digest: str = ""
+    data_digest: str = ""
+    config_digest: str = ""
+    reason: str = ""
+    """Why it cannot run, or its metric has no value; else empty."""
 
     def __str__(self) -> str:
-        parts = [self.dataset, self.task, self.model, self.variant.head]
-        if self.variant.fraction < 1:
-            parts.append(f"{self.variant.fraction:g} of labels")
-        if self.variant.fraction < 1 or self.variant.seed:
-            parts.append(f"draw {self.variant.seed}")
+        parts = [self.dataset, self.task, self.model, self.head]
+        if self.fraction < 1:
+            parts.append(f"{self.fraction:g} of labels")
+        if self.fraction < 1 or self.seed:
+            parts.append(f"draw {self.seed}")
         return " / ".join(part for part in parts if part)
+
+    @property
+    def variant(self) -> Variant:
+        """Variant of the task."""
+        return Variant(self.head, self.fraction, self.seed)
+
+    @property
+    def file(self) -> str:
+        """Path of the per-sample file below the output folder. The key in it keeps old files from being overwritten."""
+        variant = "".join(f"-{part}" for part in (self.head, f"{self.fraction:g}-{self.seed}") if part)
+        return f"predictions/{self.dataset}/{self.task}/{self.model}{variant}.{self.key}.parquet"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from mmkd.evaluate import load_suite, run_suite
 from mmkd.evaluate import runner as run_unit
-from mmkd.evaluate.plan import Loaded, PlannedUnit
+from mmkd.evaluate.plan import Loaded
 from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.task import Unit
 
 # Python runs this when a process starts: children of the test have it, the test itself began before.
 IN_CHILDREN = """
@@ -120,7 +121,7 @@ def test_a_unit_computes_with_one_thread(planted: Planted, tmp_path: Path, monke
     """However many the libraries were told to use: the last digit would depend on it."""
     seen: set[int] = set()
 
-    def looked_at(loaded: Loaded, planned: PlannedUnit) -> Predictions:
+    def looked_at(loaded: Loaded, planned: Unit) -> Predictions:
         seen.update(library["num_threads"] for library in threadpool_info())
         return predict(loaded, planned)
 
