@@ -207,8 +207,7 @@ def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_jso
     mmkd evaluate leakage suite.yaml --training features
     mmkd evaluate leakage suite.yaml --training features --hashes hashes.parquet
     """
-    from mmkd.evaluate.image_hash import ImageHashes
-    from mmkd.evaluate.leakage import Thresholds, find_leakage
+    from mmkd.evaluate.leakage import ImageHashes, Thresholds, find_leakage
     from mmkd.evaluate.suite import load_suite
     from mmkd.store import FeatureStore
 

@@ -4,24 +4,39 @@ Exact copies have the same encoded bytes (SHA-256 of the sample table). Near cop
 encoder have a cosine of at least a stated threshold (a resaved, resized or slightly cropped copy, or a neighboring
 slice), and, on request, images whose perceptual hashes differ in few bits. A threshold is a choice, so the report shows
 how near the nearest neighbors are in general.
+
+The hash is `imagehash.phash`: the signs of the 64 lowest frequencies of the 32 x 32 gray picture, taken against their
+median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", section 3.2.1). It sees what
+a copy keeps when it is saved, scaled or brightened again, and needs no encoder.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
-from mmkd.base.errors import TeacherMismatchError
+from mmkd.base.errors import CorruptStoreError, TeacherMismatchError
+from mmkd.base.files import write_atomically
+from mmkd.base.images.decoding import decode, sha256
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
+from mmkd.base.install import install_command
+from mmkd.base.process import usable_cores
 from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.image_hash import HASH_BITS, ImageHashes, as_signs
 from mmkd.evaluate.suite import Suite
 from mmkd.store import FeatureStore, UserError
 
@@ -39,6 +54,13 @@ QUERIES = 4096
 """Queries multiplied at a time; against a block of 8192 rows the scores take 128 MiB of float32."""
 BLOCK = 8192
 """Rows that a caller should hand over at a time."""
+HASH_BITS = 64
+BATCH = 4096
+"""Images whose sources wait at a time."""
+SAVE_EVERY = 100_000
+"""Images after which the file is written: an hour's work is not lost."""
+
+_SCHEMA = pa.schema([pa.field("image_sha256", pa.string()), pa.field("phash", pa.uint64())])
 SHOWN = 3
 """Pairs that the text shows of each comparison; JSON has all."""
 
@@ -223,9 +245,9 @@ def find_leakage(
             dataset, place, Features(store, slug), rows, key, sha, key if group is None else group[there], held
         )
 
-    corpora = []
+    corpora, columns = [], ["row", "key", "image_sha256"]
     if training is not None:
-        corpora = [side(training, "", TRAINING, training.sample_table(columns=["row", "key", "image_sha256"]))]
+        corpora.append(side(training, "", TRAINING, training.sample_table(columns=columns)))
     overlaps: list[Overlap] = []
     for spec in suite.datasets:
         data = load_dataset(spec, stores[spec.store])
@@ -261,20 +283,26 @@ def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None)
 
 
 def _compare(one: _Side, other: _Side, limits: Thresholds) -> Overlap:
-    """Return copies of the rows of one side among those of the other; the same object twice compares it with itself."""
+    """Return copies of the rows of one side among those of the other; the same object twice compares it with itself,
+    and then only rows of other groups count."""
     itself = one is other
-    exact = _exact(one, other, itself)
-    alone = np.array([pair is None for pair in exact], dtype=bool)
-    group = np.unique(one.group.astype(str), return_inverse=True)[1] if itself else None
-    pairs = [pair for pair in exact if pair is not None]
-    by_hash, hash_pairs = None, []
+    holders: dict[str, dict[str, str]] = {}
+    for sha, key, group in zip(other.sha, other.key, other.group, strict=True):
+        holders.setdefault(sha, {}).setdefault(group, key)
+    alone = np.ones(len(one.rows), dtype=bool)
+    pairs = []
+    for i, (sha, key, group) in enumerate(zip(one.sha, one.key, one.group, strict=True)):
+        copies = [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]
+        if copies:
+            pairs.append(Pair(str(key), str(copies[0]), "exact"))
+            alone[i] = False
+    exact, by_hash = len(pairs), None
+    groups = np.unique(one.group.astype(str), return_inverse=True)[1] if itself else None
     if one.hashes is not None:
-        by_hash, hash_pairs = _near_copies(one, other, "hash", alone=alone, group=group, limits=limits)
-    by_features, feature_pairs = _near_copies(one, other, "features", alone=alone, group=group, limits=limits)
-    return Overlap(
-        one.dataset, one.place, other.place, len(one.rows), len(pairs), by_features, by_hash,
-        tuple(pairs + hash_pairs + feature_pairs),
-    )  # fmt: skip
+        by_hash, near = _near_copies(one, other, "hash", alone=alone, group=groups, limits=limits)
+        pairs += near
+    by_features, near = _near_copies(one, other, "features", alone=alone, group=groups, limits=limits)
+    return Overlap(one.dataset, one.place, other.place, len(one.rows), exact, by_features, by_hash, (*pairs, *near))
 
 
 def _near_copies(
@@ -304,30 +332,14 @@ def _near_copies(
     best, where = nearest(values[alone[positions]], other.blocks(kind), excluded, group)
     order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
     best = best[order]
-    near = Near(
-        compared=len(positions),
-        found=int((best >= least).sum()),
-        typical=closeness(np.median(best)) if len(best) else None,
-        nearest=closeness(best[0]) if len(best) else None,
-    )
+    typical, closest = (closeness(np.median(best)), closeness(best[0])) if len(best) else (None, None)
+    near = Near(len(positions), int((best >= least).sum()), typical, closest)
     pairs = []
-    for product, i in zip(best[: near.found], order, strict=False):
+    for product, i in zip(best[: near.found], order[: near.found], strict=True):
         size = closeness(product)
         measured: dict[str, Any] = {"bits": round(size)} if kind == "hash" else {"cosine": size}
         pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, **measured))
     return near, pairs
-
-
-def _exact(one: _Side, other: _Side, itself: bool) -> list[Pair | None]:
-    """For every row of `one` a row of `other` with the same bytes, in another group when a side meets itself."""
-    holders: dict[str, dict[str, str]] = {}
-    for sha, key, group in zip(other.sha, other.key, other.group, strict=True):
-        holders.setdefault(sha, {}).setdefault(group, key)
-    found: list[Pair | None] = []
-    for sha, key, group in zip(one.sha, one.key, one.group, strict=True):
-        copies = [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]
-        found.append(Pair(str(key), str(copies[0]), "exact") if copies else None)
-    return found
 
 
 def nearest(
@@ -348,9 +360,7 @@ def nearest(
     best = np.full(len(queries), -np.inf, dtype=np.float32)
     where = np.full(len(queries), -1, dtype=np.int64)
     for numbers, values in blocks:
-        if len(numbers) == 0:
-            continue
-        for start in range(0, len(queries), QUERIES):
+        for start in range(0, len(queries) if len(numbers) else 0, QUERIES):
             part = slice(start, start + QUERIES)
             scores = queries[part] @ values.T
             if excluded is not None and group is not None:
@@ -361,3 +371,90 @@ def nearest(
             best[part][better] = found[better]
             where[part][better] = numbers[column[better]]
     return best, where
+
+
+class ImageHashes:
+    """A Parquet file `image_sha256, phash` (uint64; null where the picture has none) and the hashes added to it."""
+
+    def __init__(self, file: Path, say: Callable[[str], None]) -> None:
+        """Open or begin a file; `say` is told before many images are read. Raises UserError if the package imagehash is
+        not installed; CorruptStoreError if the file is something else."""
+        try:
+            import imagehash  # noqa: F401, PLC0415 - an extra
+        except ImportError:
+            raise UserError(f"perceptual hashes need imagehash; run: {install_command('leakage')}") from None
+        self._file, self._say = file, say
+        self._known = _SCHEMA.empty_table()
+        if file.exists():
+            try:
+                self._known = pq.read_table(file).select(_SCHEMA.names).cast(_SCHEMA)
+            except (OSError, KeyError, pa.ArrowInvalid) as error:
+                raise CorruptStoreError(f"{file} is no file of image hashes; name another, or delete it") from error
+
+    def of_rows(
+        self, store: FeatureStore, rows: NDArray[np.int64], sha: NDArray[np.object_]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Return hashes of the images of these rows. Result: uint64 (n,), and bool (n,): False where the image is gone,
+        is no longer the same, or is all of one color. `store`: whose corpus is read for images that the file lacks.
+        `rows`: int64 (n,), grid rows with an image. `sha`: str (n,), their `image_sha256`."""
+        asked = pa.array(sha.tolist(), pa.string())
+        unknown = pc.index_in(asked, value_set=self._known["image_sha256"]).is_null().to_numpy(zero_copy_only=False)
+        if unknown.any():
+            _, first = np.unique(sha[unknown].astype(str), return_index=True)
+            self._read(store, np.sort(rows[unknown][first]))
+        place = pc.index_in(asked, value_set=self._known["image_sha256"])
+        hashes = self._known["phash"].combine_chunks().take(place)
+        return hashes.fill_null(0).to_numpy(), hashes.is_valid().to_numpy(zero_copy_only=False)
+
+    def _read(self, store: FeatureStore, rows: NDArray[np.int64]) -> None:
+        """Hash the images of these rows and store the hashes."""
+        self._say(f"reading {len(rows):,} images of {store.root} for their hashes")
+        table = store.sample_table(columns=["row", "uri", "offset", "length", "image_sha256"])
+        table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
+        unsaved = 0
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for batch in table.to_batches(max_chunksize=BATCH):
+                images = [one for one in batch.to_pylist() if one["uri"] is not None]
+                roots = [store.record.image_root(one["row"]) for one in images]
+                found = [one for one in pool.map(_hash_row, roots, images) if one is not None]
+                hashed = pa.table([[one[0] for one in found], [one[1] for one in found]], schema=_SCHEMA)
+                self._known = pa.concat_tables([self._known, hashed])
+                unsaved += len(batch)
+                if unsaved >= SAVE_EVERY:
+                    self._save()
+                    unsaved = 0
+        self._save()
+
+    def _save(self) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(self._known, buffer, compression="zstd")
+        write_atomically(self._file, buffer.getvalue())
+
+
+def _hash_row(root: str, row: dict[str, Any]) -> tuple[str, int | None] | None:
+    """Return the digest and the hash of an image, or None where the file is missing or holds another image."""
+    try:
+        data = image_source(root, row["uri"], row["offset"], row["length"]).read()
+        return (row["image_sha256"], perceptual_hash(decode(data))) if sha256(data) == row["image_sha256"] else None
+    except ImageError:
+        return None
+
+
+def perceptual_hash(picture: Image.Image) -> int | None:
+    """Return the 64 bits of a picture as a number, the lowest frequency first; None for one of a single color. A hash
+    of a blank picture would equal that of every other."""
+    import imagehash  # noqa: PLC0415 - an extra
+
+    gray = picture.convert("L")
+    low, high = gray.getextrema()
+    if low == high:
+        return None
+    bits = imagehash.phash(gray).hash.reshape(-1)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def as_signs(hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Return hashes as rows of -1 and 1, float32 (n, 64): their inner product is 64 minus twice the bits that
+    differ."""
+    octets = hashes.astype(">u8").view(np.uint8).reshape(-1, HASH_BITS // 8)
+    return np.unpackbits(octets, axis=1).astype(np.float32) * 2 - 1

@@ -21,8 +21,7 @@ from planted_store import store_of
 from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
-from mmkd.evaluate.image_hash import ImageHashes, as_signs, perceptual_hash
-from mmkd.evaluate.leakage import Overlap, Thresholds, find_leakage, nearest
+from mmkd.evaluate.leakage import ImageHashes, Overlap, Thresholds, as_signs, find_leakage, nearest, perceptual_hash
 from mmkd.store import FeatureStore
 from mmkd.store.writer import ShardFeatures
 
