@@ -50,7 +50,7 @@ class QuestionsCorpus(FileCorpus):
             raise ValueError(f"YAML reads {wrong[0]} in candidates as true or false; put the words in quotes")
         return value
 
-    @property
+    @functools.cached_property
     def root(self) -> str:
         """The image folder, absolute."""
         return str(self.base if self.images is None else as_root(self.images).resolve())
@@ -60,13 +60,8 @@ class QuestionsCorpus(FileCorpus):
         """Fields of any question that are not the question or its image, then `split` and what tells candidates."""
         records = (record for part in self.parts() for record in self._records(part) if self._is_wanted(record))
         names = tuple(dict.fromkeys(name for record in records for name in record))
-        told = ("question", "modality", "split", KIND, TEXT_OF, *(name for name in _ID if name in names))
-        return (
-            *label_names(self.label_columns, {name: name for name in told}, names, self.path),
-            "split",
-            KIND,
-            TEXT_OF,
-        )
+        others = {name: name for name in ("question", "modality", "split", KIND, TEXT_OF, *_ID)}
+        return (*label_names(self.label_columns, others, names, self.path), "split", KIND, TEXT_OF)
 
     def parts(self) -> Sequence[Part]:
         """Return one for each file; its stamp identifies its bytes, so that a copy is the same corpus."""
