@@ -41,9 +41,7 @@ class FailureLimit:
                 return limit
         except ValueError:
             pass
-        raise ConfigError(
-            f"--failures is {text!r}, expected a share such as 1%, a number of rows such as 200, or retry"
-        )
+        raise ConfigError(f"--failures is {text!r}, expected a share such as 1%, a number of rows, or retry")
 
     def passed(self, failed: int, seen: int, total: int) -> bool:
         """Return True when `failed` of `seen` rows, of a run of `total`, are too many."""
