@@ -234,9 +234,7 @@ def test_the_values_of_failures() -> None:
     assert parse_failures(("retry", "1%")) == (FailureLimit(share=0.01), True)
     with pytest.raises(ConfigError, match="has the limits 1% and 20 rows; name one"):
         parse_failures(("1%", "20"))
-    with pytest.raises(
-        ConfigError, match="'again', expected a share such as 1%, a number of rows, or retry"
-    ):
+    with pytest.raises(ConfigError, match="'again', expected a share such as 1%, a number of rows, or retry"):
         parse_failures(("again",))
 
 

@@ -74,7 +74,6 @@ class DicomCorpus(SampleCorpus):
                 yield from (Ignored("file: no DICOM file has its name", member.name) for member in sample.values())
 
     def parts(self) -> Sequence[Part]:
-        """Return every few thousand objects, in order."""
         files = {file.name: file for file in self.listed()}
         return folder_parts(
             {
@@ -84,7 +83,6 @@ class DicomCorpus(SampleCorpus):
         )
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per object, or per frame."""
         group = next(group for group in self._groups if group[0][_OBJECT].name == part.name)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmkd-dicom") as pool:
             for rows in pool.map(self._rows, group):

@@ -88,7 +88,6 @@ class Join(Frozen):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the columns that samples get."""
         return self._content[0]
 
     @functools.cached_property
@@ -102,24 +101,57 @@ class Join(Frozen):
 
     @functools.cached_property
     def _content(self) -> tuple[tuple[str, ...], dict[str, dict[str, str | None]]]:
-        columns: tuple[str, ...] = ()
+        """Names of the joined columns, and their values by key."""
         found: dict[str, dict[str, str | None]] = {}
-        if self.table is not None:
-            lines = _lines(Path(self.table))
-            header = tuple(lines[0]) if lines else ()
-            folds = [name for name in header if self.fold_columns and name.startswith(self.fold_columns)]
-            columns = self._wanted(header, folds)
-            for line in lines:
-                self._add(found, line[self.key], {name: line[name] for name in columns} | self._fold_of(line, folds))
-            columns += (FOLD,) if folds else ()
-        if self.fold_files:
-            self._add_fold_files(found, columns)
-            columns += (FOLD,)
-        return columns, found
+        columns = self._add_table(found, _lines(Path(self.table))) if self.table is not None else ()
+        if not self.fold_files:
+            return columns, found
+        tested: dict[str, str] = {}
+        for number, file in enumerate(self.fold_files):
+            lines = _lines(Path(file))
+            if not lines or _TEST not in lines[0]:
+                raise CorpusError(f"{file} has no column {_TEST!r}; expected CLAM's columns train, val and test")
+            for key in filter(None, dict.fromkeys(line[_TEST] or "" for line in lines)):
+                if key in tested:
+                    raise CorpusError(
+                        f"{file}: {key!r} is tested here and in fold {tested[key]} too; expected once "
+                        "(splits drawn anew for each file are no cross-validation)"
+                    )
+                tested[key] = str(number)
+        for key in {**found, **tested}:
+            found.setdefault(key, dict.fromkeys(columns))[FOLD] = tested.get(key)
+        return (*columns, FOLD), found
+
+    def _add_table(
+        self, found: dict[str, dict[str, str | None]], lines: list[dict[str, str | None]]
+    ) -> tuple[str, ...]:
+        """Add the table's lines, and return its columns. Lines of one key (a patient's slides) must agree in these."""
+        header = tuple(lines[0]) if lines else ()
+        folds = [name for name in header if self.fold_columns and name.startswith(self.fold_columns)]
+        columns = self._wanted(header, folds)
+        for line in lines:
+            key, values = line[self.key], {name: line[name] for name in columns}
+            if not key:
+                raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")
+            if folds:
+                tested = [name for name in folds if (line[name] or "").strip().lower() == _TEST]
+                if len(tested) != 1:
+                    raise CorpusError(
+                        f"{self.table}: {key!r} is {_TEST!r} in {len(tested)} of the columns {', '.join(folds)}; "
+                        "expected one: a sample is tested once"
+                    )
+                values[FOLD] = tested[0].removeprefix(self.fold_columns or "")
+            before = found.setdefault(key, values)
+            for name, value in values.items():
+                if before[name] != value:
+                    raise CorpusError(
+                        f"{self.table}: {key!r} has {name} {before[name]!r} on one line and {value!r} on another; "
+                        f"take columns that are one per {self.key} (`columns`), or join on another key"
+                    )
+        return (*columns, FOLD) if folds else columns
 
     def _wanted(self, header: tuple[str, ...], folds: list[str]) -> tuple[str, ...]:
-        """Return columns to take. Raises CorpusError if a column is not there, or has the name of one of the sample
-        table's."""
+        """Return columns to take. Raises CorpusError if one is not there, or has the name of a fixed column."""
         for name in (self.key, *(self.columns or ())):
             if name not in header:
                 raise CorpusError(f"{self.table} has no column {name!r}; it has {', '.join(header[:20]) or 'no rows'}")
@@ -133,49 +165,6 @@ class Join(Frozen):
                 "list the others as `columns` of the join, or rename it"
             )
         return wanted
-
-    def _fold_of(self, line: dict[str, str | None], folds: list[str]) -> dict[str, str | None]:
-        """In which fold a line is tested. Raises CorpusError if it is in none or several."""
-        if not folds:
-            return {}
-        tested = [name for name in folds if (line[name] or "").strip().lower() == _TEST]
-        if len(tested) != 1:
-            raise CorpusError(
-                f"{self.table}: {line[self.key]!r} is {_TEST!r} in {len(tested)} of the columns {', '.join(folds)}; "
-                "expected one: a sample is tested once"
-            )
-        return {FOLD: tested[0].removeprefix(self.fold_columns or "")}
-
-    def _add_fold_files(self, found: dict[str, dict[str, str | None]], columns: tuple[str, ...]) -> None:
-        tested: dict[str, str] = {}
-        for number, file in enumerate(self.fold_files):
-            lines = _lines(Path(file))
-            if not lines or _TEST not in lines[0]:
-                raise CorpusError(f"{file} has no column {_TEST!r}; expected CLAM's columns train, val and test")
-            for key in {line[_TEST] or "" for line in lines} - {""}:
-                if key in tested:
-                    raise CorpusError(
-                        f"{file}: {key!r} is tested here and in fold {tested[key]} too; expected once "
-                        "(splits drawn anew for each file are no cross-validation)"
-                    )
-                tested[key] = str(number)
-        for values in found.values():
-            values[FOLD] = None
-        for key, fold in tested.items():
-            found.setdefault(key, dict.fromkeys(columns))[FOLD] = fold
-
-    def _add(self, found: dict[str, dict[str, str | None]], key: str | None, values: dict[str, str | None]) -> None:
-        """Note a line. Several lines of one key (a patient's slides) must agree in the columns taken. Raises
-        CorpusError if they do not."""
-        if not key:
-            raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")
-        before = found.setdefault(key, values)
-        for name, value in values.items():
-            if before[name] != value:
-                raise CorpusError(
-                    f"{self.table}: {key!r} has {name} {before[name]!r} on one line and {value!r} on another; "
-                    f"take columns that are one per {self.key} (`columns`), or join on another key"
-                )
 
 
 def _lines(path: Path) -> list[dict[str, str | None]]:
@@ -221,33 +210,26 @@ class EvaluationSet(DerivedCorpus):
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Label columns, each once. Raises CorpusError if the joined table has a column that the source has too."""
-        own = self.corpus.labels
-        joined = () if self.join is None else self.join.labels
-        both = sorted(set(own) & set(joined))
-        if both and self.join is not None:
+        own, joined = self.corpus.labels, self.join.labels if self.join else ()
+        fields = (*_OF_A_SAMPLE, *own)
+        if self.join and (both := sorted(set(own) & set(joined))):
             raise CorpusError(
                 f"{self.name}: column {both[0]!r} of {self.join.table} is a label of {self.corpus.location} already; "
                 "list the others as `columns` of the join"
             )
-        if self.join is not None and self.join.match not in (*_OF_A_SAMPLE, *own):
-            raise CorpusError(
-                f"{self.name}: join matches {self.join.match!r}, expected {', '.join((*_OF_A_SAMPLE, *own))}"
-            )
+        if self.join and self.join.match not in fields:
+            raise CorpusError(f"{self.name}: join matches {self.join.match!r}, expected {', '.join(fields)}")
+        if self.draw and self.draw.by not in (*fields, *joined):
+            raise CorpusError(f"{self.name}: draw is by {self.draw.by!r}, expected {', '.join((*fields, *joined))}")
         split = (SPLIT,) if self.splits or self.draw else ()
-        if self.draw is not None and self.draw.by not in (*_OF_A_SAMPLE, *own, *joined):
-            raise CorpusError(
-                f"{self.name}: draw is by {self.draw.by!r}, expected {', '.join((*_OF_A_SAMPLE, *own, *joined))}"
-            )
         return tuple(dict.fromkeys((*own, *joined, *split, KIND, TEXT_OF)))
 
     def settings(self) -> str:
-        """Reading and splitting settings, with hashes of joined files."""
         joined = self.join and [self.join.model_dump_json(exclude={"table", "fold_files"}), self.join.digest]
         drawn = self.draw and self.draw.model_dump()
         return json.dumps([self.corpus.settings(), self.splits, joined, drawn, self.modality])
 
     def parts(self) -> Sequence[Part]:
-        """Return those of the source that belong to a split, then one for all prompts."""
         parts = [part for part in self.corpus.parts() if not self.splits or self._split(part.name)]
         if self.splits:
             self._check_splits([part.name for part in parts])
@@ -257,13 +239,11 @@ class EvaluationSet(DerivedCorpus):
         return [*parts, Part(_PROMPTS, len(texts), hashlib.sha256(texts.encode()).hexdigest())]
 
     def ignored(self) -> Iterator[Ignored]:
-        """Yield those of the source, and its parts in no split."""
         yield from self.corpus.ignored()
         parts = self.corpus.parts() if self.splits else ()
         yield from (Ignored("file: in none of the `splits`", part.name) for part in parts if not self._split(part.name))
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield samples of one part, or the prompts."""
         if part.name == _PROMPTS and self.prompts is not None:
             for prompt in self.prompts.prompts():
                 labels: dict[str, str | None] = {KIND: prompt.kind, TEXT_OF: prompt.of}

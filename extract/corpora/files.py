@@ -9,6 +9,7 @@ import posixpath
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, ClassVar
@@ -57,6 +58,8 @@ class FileCorpus(Frozen):
     """Suffixes of part files, in lower case."""
     named_by_rows: ClassVar[tuple[str, ...]] = ()
     """Suffixes of other files, which rows may name; those that no row names are counted."""
+    by_content: ClassVar[bool] = False
+    """True where the stamp of a part is the SHA-256 of its bytes, so that a copy is the same corpus."""
 
     _found_in: StorePath | None = PrivateAttr(None)
     """Folder that the user named where one file of it is the corpus: what else it holds is counted."""
@@ -161,14 +164,12 @@ class FileCorpus(Frozen):
 
     def parts(self) -> Sequence[Part]:
         """Return one for each file."""
-        return [Part(file.name, file.size, file.stamp) for file in self.listed()]
+        parts = [Part(file.name, file.size, file.stamp) for file in self.listed()]
+        return [replace(part, stamp=self._sha256(part)) for part in parts] if self.by_content else parts
 
-    def hashed_part(self, file: Listed) -> Part:
-        """Return the part of one file by its content: its stamp is the SHA-256 of the bytes, so that a copy is the
-        same."""
-        with self.opened(Part(file.name, file.size, file.stamp)) as handle:
-            content = hashlib.file_digest(handle, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto
-        return Part(file.name, file.size, content.hexdigest())
+    def _sha256(self, part: Part) -> str:
+        with self.opened(part) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed wants readinto
 
     def opened(self, part: Part) -> IO[bytes]:
         """Return a part's file. Raises CorpusError if it cannot be read."""

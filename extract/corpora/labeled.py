@@ -32,11 +32,9 @@ class ImageFolderCorpus(LabeledCorpus):
     suffixes = (*PICTURES, *DICOM)
 
     def parts(self) -> Sequence[Part]:
-        """Return one for each top folder."""
         return folder_parts(self._folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """Yield one row per image of this top folder."""
         split = self.split_folders
         if split is None:
             split = all(name.lower() in _SPLITS for name in self._folders if name)
@@ -59,10 +57,7 @@ class ListFileCorpus(LabeledCorpus):
 
     suffixes = (".txt",)
     named_by_rows = (*PICTURES, *DICOM)
-
-    def parts(self) -> Sequence[Part]:
-        """Return one for each list; its stamp identifies its bytes, so that a copy is the same corpus."""
-        return [self.hashed_part(file) for file in self.listed()]
+    by_content = True
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
         """Yield one row per line that is not blank; a failed one for a line of a single word."""

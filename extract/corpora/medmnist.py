@@ -27,7 +27,6 @@ class MedMnistCorpus(FileCorpus):
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
-        """The label columns, then `split`."""
         widths = {split: values.shape[1] for split, values in self._labels.items()}
         if len(set(widths.values())) > 1:
             raise CorpusError(f"{self.path}: the splits have labels of different widths {widths}; expected one width")
@@ -39,7 +38,6 @@ class MedMnistCorpus(FileCorpus):
         return [Part(split, self._file.size, self._file.stamp) for split in self._labels]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        """Yield one row for every picture of a split."""
         names = self._content[1].get("classes", ())
         for row, numbers in enumerate(self._labels[part.name].tolist()):
             texts = [str(names[value]) if 0 <= value < len(names) else str(value) for value in numbers]
@@ -51,7 +49,6 @@ class MedMnistCorpus(FileCorpus):
             )
 
     def ignored(self) -> Iterator[Ignored]:
-        """Yield files that are no archive, and arrays that are neither pictures nor labels of a split."""
         yield from super().ignored()
         members, arrays = self._content
         read = {*arrays, *(f"{split}_images" for split in self._labels)}

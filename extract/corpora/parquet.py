@@ -39,7 +39,6 @@ class ParquetCorpus(TabularCorpus):
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
-        """Columns of the first file that is Parquet."""
         return tuple(self._schema.names)
 
     @functools.cached_property

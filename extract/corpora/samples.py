@@ -259,11 +259,9 @@ class PairsCorpus(SampleCorpus):
         return bool(self._parsed(name)[1])
 
     def parts(self) -> Sequence[Part]:
-        """Return one for each top folder."""
         return folder_parts(self._folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per image or text, or pair of them."""
         for sample in self.samples(Member(file.name, 0, file.size) for file in self._folders[part.name]):
             if isinstance(sample, Ignored):
                 yield sample

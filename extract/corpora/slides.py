@@ -62,7 +62,6 @@ class SlidesCorpus(FileCorpus):
         return ("slide", "patient", "x", "y", "side", *region, *self._table[0])
 
     def settings(self) -> str:
-        """Return all fields but the paths, and the table's content."""
         return self.model_dump_json(exclude={"path", "slide_table"}) + repr(self._table)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:

@@ -52,6 +52,7 @@ class TableCorpus(TabularCorpus):
     """False where a quotation mark is an ordinary character."""
 
     suffixes = TABLES
+    by_content = True
 
     @field_validator("encoding")
     @classmethod
@@ -93,13 +94,8 @@ class TableCorpus(TabularCorpus):
 
     @functools.cached_property
     def made(self) -> Mapping[str, Sequence[str]]:
-        """Roles that a template fills, and the columns that it takes."""
         templates = {"image": self.image_template, "caption": self.caption_template}
         return {role: template_columns(template) for role, template in templates.items() if template}
-
-    def parts(self) -> Sequence[Part]:
-        """Return the tables; a stamp is the SHA-256 of the bytes, so that a copy is the same corpus."""
-        return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """Yield one row per line of the table. Raises CorpusError if a named column is not there, or the file is not

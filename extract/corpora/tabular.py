@@ -61,7 +61,6 @@ class TabularCorpus(FileCorpus):
 
     @functools.cached_property
     def root(self) -> str:
-        """The image folder, absolute."""
         return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
@@ -106,7 +105,6 @@ class TabularCorpus(FileCorpus):
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
-        """Label columns, in the table's order."""
         return label_names(self.label_columns, self.roles, self.header, self.path)
 
     def ignored(self) -> Iterator[Ignored]:
