@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -161,24 +160,20 @@ class ShardReport:
         return sum(count for reason, count in self.reasons.items() if not reason.startswith(harmless))
 
 
+@dataclass
 class Clock:
     """`with clock("read"): ...` adds the seconds spent to a table."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self._lock = threading.Lock()
+    seconds: dict[str, float]
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of a block under `name`."""
         started = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
-        """Add to `name`."""
-        with self._lock:
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 @dataclass

@@ -98,7 +98,7 @@ class DicomCorpus(SampleCorpus):
         objects = [sample for sample in self._samples if _OBJECT in sample]
         return [objects[start : start + _OBJECTS_PER_PART] for start in range(0, len(objects), _OBJECTS_PER_PART)]
 
-    @property
+    @functools.cached_property
     def _images(self) -> tuple[str, ...]:
         return (_OBJECT,)
 

@@ -44,8 +44,7 @@ def _tables(names: Sequence[str]) -> list[str]:
 
 
 def _has_pairs(names: Sequence[str]) -> bool:
-    """Return True when an image and a text have one name up to its first dot: `x.jpg`, `x.txt`; `s.in.png`,
-    `s.out.txt`."""
+    """Return True when an image and a text have one name up to its first dot: `s.in.png`, `s.out.txt`."""
 
     def stems(suffixes: tuple[str, ...]) -> set[str]:
         found = (posixpath.split(name) for name in names if name.lower().endswith(suffixes))
@@ -84,16 +83,11 @@ _EXPECTED = (
 
 
 def open_corpus(location: str) -> Corpus:
-    """Detect the kind of `location` and return its reader. Raises CorpusError if it does not exist or has no known
-    kind. Raises ConfigError if the YAML has an unknown or wrong field. Raises UserError if the URL's kind is unknown,
-    or a package is missing.
-
-    Args:
-        location: path or URL of a CSV, TSV, JSONL or Parquet file, a `.tar`, a DICOM file or a slide; of a folder that
-            holds tars, Parquet files, one table, DICOM files, slides, images with texts, or folders of images; or of a
-            `.yaml` that describes a corpus (its `kind` and that reader's fields) or an evaluation set (`dataset`,
-            `source`).
-    """
+    """Return the reader of a corpus by its path or URL: of a CSV, TSV, JSONL or Parquet file, a `.tar`, an `.npz`, a
+    DICOM file or a slide; of a folder of tars, Parquet files, one table, DICOM files, slides, images with texts, or
+    folders of images; or of a `.yaml` that describes a corpus (its `kind` and that reader's fields) or an evaluation
+    set (`dataset`, `source`). Raises CorpusError if it does not exist or has no known kind; ConfigError for a wrong
+    field; UserError if the URL's scheme is unknown, or a package is missing."""
     place = as_root(location)
     suffix = place.suffix.lower()
     try:
@@ -163,8 +157,7 @@ def _described_corpus(path: StorePath) -> Corpus:
 
 def described_bags(path: Path) -> tuple[Path, Join | None]:
     """Return folder and table of an evaluation set of `kind: bags`, whose features others made. Raises ConfigError for
-    another kind, or an unknown or wrong field. Raises CorpusError for a table that is not there, or that matches
-    something other than slides or patients."""
+    another kind, a wrong field, or a table that matches neither slides nor patients."""
     content = read_mapping(path)
     source = content.get("source")
     if not isinstance(source, dict) or source.get("kind") != BAGS:

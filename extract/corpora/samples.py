@@ -176,11 +176,11 @@ class SampleCorpus(FileCorpus):
                 reason = f"a further {kind} of its sample" if kind else "not among `image_members`, `caption_members`"
                 yield Ignored(f"member: {reason}", member.name)
 
-    @property
+    @functools.cached_property
     def _images(self) -> tuple[str, ...]:
         return self.image_members or tuple(suffix[1:] for suffix in (*PICTURES, *DICOM))
 
-    @property
+    @functools.cached_property
     def _texts(self) -> tuple[str, ...]:
         return self.caption_members or tuple(suffix[1:] for suffix in TEXTS)
 

@@ -7,6 +7,7 @@ import csv
 import functools
 import io
 import json
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from string import Formatter
@@ -107,18 +108,16 @@ class TableCorpus(TabularCorpus):
             if number == 1 and many and not _is_jsonl(part.name):
                 yield from self.check_columns(record.header, part.name)
             values = record.values
-            caption, images = None, _paths(values.get(roles["image"])) if "image" in roles else []
+            caption, paths = None, _paths(values.get(roles["image"])) if "image" in roles else []
             if self.image_template is not None:
                 cells = {name: as_label(values.get(name)) for name in self.made["image"]}
-                images = [self.image_template.format_map(cells)] if all(cells.values()) else []
+                paths = [self.image_template.format_map(cells)] if all(cells.values()) else []
             if self.caption_template is not None:
                 cells = {name: as_label(values.get(name)) or "unknown" for name in self.made["caption"]}
                 caption = self.caption_template.format_map(cells)
-            places: list[Image] = [
-                (None, f"{folder}/{path}" if folder and not path.startswith("/") else path) for path in images
-            ]
+            images: list[Image] = [(None, posixpath.join(folder, path)) for path in paths]
             line = f"{part.name}:{number}" if many else f"line-{number}"
-            yield from self.line_rows(values, places, line, part.name, caption=caption, fault=record.fault)
+            yield from self.line_rows(values, images, line, part.name, caption=caption, fault=record.fault)
         if not number:
             yield Ignored("file: has no rows", part.name)
 
