@@ -107,7 +107,7 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
     """Return uint16 (H, W, channels) of pictures with 16 bits per channel, of which Pillow keeps the upper eight.
     Decoded twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the
     second."""
-    args = picture.tile[0][3] if picture.tile else None
+    args: Any = picture.tile[0][3] if picture.tile else None
     raw = args[0] if isinstance(args, tuple) and args else args
     if not isinstance(raw, str):
         return None

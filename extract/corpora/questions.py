@@ -86,7 +86,7 @@ class QuestionsCorpus(FileCorpus):
             is_closed = labels.get("answer_type") == "CLOSED" and labels["split"] not in ("train", "val")
             if is_closed and answer in {candidate.lower() for candidate in self.candidates}:
                 for candidate in self.candidates:
-                    told = {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key}
+                    told: dict[str, str | None] = {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key}
                     text = f"{caption} {candidate}"
                     yield CorpusRow(f"{row.key}#{candidate}", text, None, labels=labels | told, by_design=True)
 
