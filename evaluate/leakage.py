@@ -12,6 +12,7 @@ a copy keeps when it is saved, scaled or brightened again, and needs no encoder.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -29,7 +30,7 @@ from PIL import Image
 
 from mmkd.base.errors import CorruptStoreError, TeacherMismatchError
 from mmkd.base.files import write_atomically
-from mmkd.base.images.decoding import decode, sha256
+from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
 from mmkd.base.install import install_command
@@ -435,7 +436,8 @@ def _hash_row(root: str, row: dict[str, Any]) -> tuple[str, int | None] | None:
     """Return the digest and the hash of an image, or None where the file is missing or holds another image."""
     try:
         data = image_source(root, row["uri"], row["offset"], row["length"]).read()
-        return (row["image_sha256"], perceptual_hash(decode(data))) if sha256(data) == row["image_sha256"] else None
+        digest = hashlib.sha256(data).hexdigest()
+        return (digest, perceptual_hash(decode(data))) if digest == row["image_sha256"] else None
     except ImageError:
         return None
 
