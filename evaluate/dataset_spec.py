@@ -125,11 +125,10 @@ class SeveralLabels(Frozen):
     nothing: Texts = ()
     """Values in `column` that mean no label, such as `No Finding`."""
     positive: Texts = ("1", "true", "True")
-    """Values of a class' own column that mean presence."""
     negative: Texts = ("0", "false", "False")
-    """Values that mean absence."""
     unknown: Texts = ("-1", "")
-    """Values that mean unknown: the sample does not count for that class. A value in none of the lists is an error."""
+    """Values of a class' own column that mean presence, absence, or that the sample does not count for the class. A
+    value in none of the lists is an error."""
 
     @property
     def meanings(self) -> dict[str | None, int]:

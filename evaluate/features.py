@@ -32,14 +32,8 @@ class Block:
 class Features:
     """Features of one model, or an ensemble, in one store. An ensemble's feature is the concatenation of its members'
     unit features, scaled to unit length: its cosine is the mean of the members' cosines. Without normalization it is
-    the bare concatenation.
-
-    Args:
-        store: the store.
-        model: name of the model or ensemble.
-        members: encoders of an ensemble; a model is its own only member.
-        beside: models without whose features a row counts as not available here either.
-    """
+    the bare concatenation. `members`: encoders of an ensemble; a model is its own only member. `beside`: models without
+    whose features a row counts as not available here either."""
 
     def __init__(
         self, store: FeatureStore, model: str, members: tuple[str, ...] = (), beside: tuple[Features, ...] = ()

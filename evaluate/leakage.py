@@ -50,7 +50,7 @@ nearest neighbors in sets whose images all look alike (measured on BreastMNIST a
 TRAINING = "training corpus"
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""Positions (m,) and unit features or signs (m, D) of the rows that have some, a block at a time."""
+"""Numbers, int64 (m,), and unit features or signs, float32 (m, D), of the rows that have some, a block at a time."""
 QUERIES = 4096
 """Queries multiplied at a time; against a block of 8192 rows the scores take 128 MiB of float32."""
 BLOCK = 8192
@@ -78,7 +78,6 @@ class Pair:
     bits: int | None = None
 
     def __str__(self) -> str:
-        """Return one line."""
         closeness = {"exact": "", "hash": f" {self.bits} bits", "features": f" {self.cosine}"}[self.kind]
         return f"{self.kind}{closeness}: {self.key} = {self.other}"
 
@@ -224,10 +223,8 @@ def find_leakage(
     other weights in one of the stores.
 
     Args:
-        suite: the evaluation sets.
-        training: the store of the corpus that a student was trained on.
-        model: the encoder whose features are compared; by default the first that all stores hold.
-        thresholds: of near copies.
+        training: store of the corpus that a student was trained on.
+        model: encoder whose features are compared; by default the first that all stores hold.
         hashes: compare perceptual hashes too, kept there; images without one are read from their corpora.
     """
     limits = thresholds or Thresholds()
@@ -349,15 +346,10 @@ def nearest(
     excluded: NDArray[np.int64] | None = None,
     group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Find the row with the highest inner product for every query; the first of equal ones. Returns inner products,
-    float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was found.
-
-    Args:
-        queries: float32 (n, D), finite.
-        blocks: pairs of numbers, int64 (m,), ascending over all blocks, and values, float32 (m, D), finite.
-        excluded: int64 (n,), for every query the group whose rows may not be its answer.
-        group: int64, the group of every number; goes with `excluded`.
-    """
+    """Find the row with the highest inner product for every query, float32 (n, D); the first of equal ones. Returns
+    inner products, float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was found. `blocks`: numbers ascend
+    over all of them. `excluded`: int64 (n,), for every query the group whose rows may not be its answer. `group`:
+    int64, the group of every number."""
     best = np.full(len(queries), -np.inf, dtype=np.float32)
     where = np.full(len(queries), -1, dtype=np.int64)
     for numbers, values in blocks:

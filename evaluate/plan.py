@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -177,10 +177,7 @@ def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason
     config = _digest(described)
     units = []
     for variant in task.variants(spec):
-        identity = {
-            "dataset": spec.dataset, "task": name, "model": model,
-            "head": variant.head, "fraction": variant.fraction, "seed": variant.seed,
-        }  # fmt: skip
+        identity = {"dataset": spec.dataset, "task": name, "model": model} | asdict(variant)
         key = _digest(identity | digests | {"config": config})
         units.append(Unit(key=key, reason=reason, config_digest=config, **identity, **digests))
     return units

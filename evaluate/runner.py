@@ -100,13 +100,10 @@ def run_suite(
     cannot be written.
 
     Args:
-        suite: what to run.
-        out: folder of the results.
         selection: the scores will be used to choose a model: suites with `role: report` sets are refused.
         force: run finished units again; their new rows count.
-        jobs: units in hand at once, each in a process of its own with one thread. The numbers do not depend on it;
-            the order of the lines in `results.jsonl` does. Processes are spawned, so a script that asks for more
-            than one needs the usual `if __name__ == "__main__":`.
+        jobs: units at once, each in a spawned process with one thread; more than one needs the usual
+            `if __name__ == "__main__":` of a script. The numbers do not depend on it, the order of the lines does.
         progress: called after every unit with its outcome and the number of all units.
         say: called with a line where another run has to end first.
     """

@@ -61,20 +61,17 @@ def shared_groups(one: NDArray[np.object_], other: NDArray[np.object_]) -> list[
     return sorted(set(one.tolist()) & set(other.tolist()))
 
 
-Part = NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class Round:
     """One training: indices of bags to train on, to stop or choose by, and to answer for. All have features."""
 
     number: int
-    train: Part
-    val: Part
-    test: Part
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
 
     @property
-    def seen(self) -> Part:
+    def seen(self) -> NDArray[np.int64]:
         """Training and validation bags, for heads that choose by cross-validation of their own."""
         return np.sort(np.concatenate([self.train, self.val]))
 
@@ -83,15 +80,9 @@ def rounds(
     fold: NDArray[np.int64], there: NDArray[np.bool_], even: NDArray[np.int64], group: NDArray[np.object_], seed: int
 ) -> Iterator[Round]:
     """Yield a round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. Raises
-    UserError for a round without anything to train on.
-
-    Args:
-        fold: int64 (n,), the round that tests a bag; -1 for bags that are only ever trained on.
-        there: bool (n,), bags that have features.
-        even: int64 (n,), what the held-out part has about evenly: classes or events.
-        group: str (n,), patients.
-        seed: of the held-out part.
-    """
+    UserError for a round without anything to train on. `fold`: int64 (n,), the round that tests a bag; -1 for bags that
+    are only ever trained on. `there`: bool (n,), bags with features. `even`: int64 (n,), classes or events, which the
+    held-out part has about evenly. `group`: str (n,), patients. `seed`: of the held-out part."""
     for number in np.unique(fold[fold >= 0]).tolist():
         seen, test = np.flatnonzero((fold != number) & there), np.flatnonzero((fold == number) & there)
         if len(seen) < 2:

@@ -90,11 +90,8 @@ class Suite(Frozen):
 
 def load_suite(path: str | Path) -> Suite:
     """Read a suite file; paths in it are relative to the file, and `${name}` stands for a root of the user's. Raises
-    ConfigError if it is missing, not YAML, not a suite, or a root without a value; the message names the key.
-
-    Args:
-        path: of the file, or the bare name of a suite that comes with mmkd (`quick`, `biomed`).
-    """
+    ConfigError if it is missing, not YAML, not a suite, or a root without a value; the message names the key. `path`:
+    of the file, or the bare name of a suite that comes with mmkd (`quick`, `biomed`)."""
     source = Path(path)
     if not (source.exists() or source.suffix or len(source.parts) > 1):
         if source.name not in shipped_suites():
