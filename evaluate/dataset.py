@@ -232,7 +232,7 @@ def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
         if spec.prompts.negatives is not None:
             negatives = reader.select("negative prompt", spec.prompts.negatives, (of,))
     if spec.classes is None:
-        classes = tuple(sorted({value for value in labelled if value is not None}))
+        classes = tuple(sorted({str(value) for value in labelled if value is not None}))
     texts = {
         name: reader.select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()
     }

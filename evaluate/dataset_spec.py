@@ -222,7 +222,7 @@ class DatasetSpec(Frozen):
         """Fill in what follows from `source`: samples, prompts and other texts are distinguished by `row_kind`."""
         if not isinstance(raw, dict):
             return raw
-        filled, prompts = dict(raw), raw.get("prompts")
+        filled, prompts = dict(raw), raw.get("prompts") or {}
         has_file = isinstance(prompts, dict) and prompts.get("file") is not None
         if not isinstance(raw.get("source"), dict):
             if has_file:
@@ -234,7 +234,7 @@ class DatasetSpec(Frozen):
                 for split, chosen in raw["rows"].items()
             }
         if has_file:
-            filled["prompts"] = {"rows": {KIND: PROMPT}, "label": TEXT_OF, "negatives": {KIND: NEGATIVE}} | prompts
+            filled["prompts"] = {"rows": {KIND: PROMPT}, "label": TEXT_OF, "negatives": {KIND: NEGATIVE}, **prompts}
         for name, section in cls.sections.items():
             for key, values in section.from_source.items():
                 if isinstance(raw.get(name), dict) and raw["source"].get(key):

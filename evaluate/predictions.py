@@ -67,8 +67,9 @@ class Predictions:
 
     def take(self, mask: NDArray[np.bool_]) -> Predictions:
         """Return the rows where `mask` (n,) is true."""
-        per_row = ("ids", "group", "domain", "y", "score", "available", "fold")
-        return replace(self, **{name: None if (v := getattr(self, name)) is None else v[mask] for name in per_row})
+        names = ("ids", "group", "domain", "y", "score", "available", "fold")
+        rows: dict[str, Any] = {name: None if (v := getattr(self, name)) is None else v[mask] for name in names}
+        return replace(self, **rows)
 
 
 def choices_digest(names: Iterable[object]) -> str:

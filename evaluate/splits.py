@@ -154,7 +154,8 @@ def mean_over_folds(metric: Metric) -> Metric:
         values = np.stack([metric(predictions.take(mask), weights[:, mask]) for mask in masks])
         there = ~np.isnan(values)
         result = np.full(len(weights), np.nan)
-        return np.divide(np.nansum(values, axis=0), there.sum(axis=0), out=result, where=there.any(axis=0))
+        np.divide(np.nansum(values, axis=0), there.sum(axis=0), out=result, where=there.any(axis=0))
+        return result
 
     return of_predictions
 
