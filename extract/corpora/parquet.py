@@ -89,22 +89,17 @@ class ParquetCorpus(TabularCorpus):
             yield CorpusRow(key=part.name, caption=None, uri=None, fault=_DAMAGED)
 
     def _rows(self, name: str, file: pq.ParquetFile, roles: dict[str, str]) -> Iterator[CorpusRow | Ignored]:
-        classes, image = _class_names(file.schema_arrow), roles.get("image")
-        cell = _image_cell(file.schema_arrow.field(image).type) if image else None
+        classes, image = _class_names(file.schema_arrow), roles.get("image", "")
+        cell = (_image_cell(file.schema_arrow.field(image).type) if image else None) or _Cell(None, None)
         wanted = {roles[role] for role in ("caption", "key", "modality") if role in roles} | set(self.labels)
-        if image and cell is not None and (cell.listed or cell.path is not None):
+        if cell.listed or cell.path is not None:
             wanted.add(image if cell.listed else f"{image}{cell.path}")
-        row = 0
+        own_bytes, row = cell.bytes is not None and not cell.listed, 0
         for group in range(file.metadata.num_row_groups):
-            filled: Iterator[bool] = repeat(False)
-            if image and cell is not None and cell.bytes is not None and not cell.listed:
-                filled = _filled(file, group, f"{image}{cell.bytes}")
-            rows = 16 if cell and cell.listed else 4096
-            for batch in file.iter_batches(rows, row_groups=[group], columns=sorted(wanted)):
+            filled = _filled(file, group, f"{image}{cell.bytes}") if own_bytes else repeat(False)
+            for batch in file.iter_batches(16 if cell.listed else 4096, row_groups=[group], columns=sorted(wanted)):
                 for record in batch.to_pylist():
-                    found: list[Image] = []
-                    if image and cell is not None:
-                        found = _images(record.get(image), cell, name, (image, row), next(filled))
+                    found = _images(record.get(image), cell, name, (image, row), next(filled)) if image else []
                     for column, names in classes.items():
                         number = record.get(column)
                         if isinstance(number, int) and 0 <= number < len(names):
