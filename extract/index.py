@@ -273,13 +273,13 @@ def _cells(row: CorpusRow, labels: tuple[str, ...]) -> dict[str, Any]:
     """Return a row's cells by column, with its reason, if any; keys, captions and labels cut to their limits."""
     return {
         _HASH: key_hash(row.key),
-        _IF_TAKEN: row.if_taken,
+        _IF_TAKEN: _cut(row.if_taken),
         _BY_DESIGN: row.by_design,
         "key": decodable(row.key[:MAX_KEY]),
         # A caption that is too long would slow every reader of the table: it fails, and is not stored.
         "caption": "" if len(row.caption or "") > MAX_CAPTION else _cut(row.caption, MAX_CAPTION),
         "modality": _cut(row.modality),
-        "uri": None if row.uri is None else row.uri[: 2 * MAX_KEY],
+        "uri": _cut(row.uri, 2 * MAX_KEY),
         "offset": row.offset,
         "length": row.length,
         "reason": _fault(row),

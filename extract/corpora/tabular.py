@@ -17,7 +17,16 @@ from mmkd.base.errors import CorpusError, UnreachableError
 from mmkd.base.places.reading import open_file
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
-from mmkd.extract.corpora.row import NO_IMAGE, Choice, CorpusRow, Ignored, as_label, caption_rows, first_text
+from mmkd.extract.corpora.row import (
+    NO_IMAGE,
+    Choice,
+    CorpusRow,
+    Ignored,
+    as_label,
+    caption_rows,
+    decodable,
+    first_text,
+)
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, NEGATIVE, PROMPT
 from mmkd.store.samples import FIXED_COLUMNS
 
@@ -218,6 +227,9 @@ def check_names(header: Sequence[str], where: object) -> None:
     """Refuse a header that cannot be one. Raises CorpusError if it names a column twice, or was decoded wrongly."""
     if any("\0" in name for name in header):
         raise CorpusError(f"{where} has NUL characters in its header; if it is UTF-16, say `encoding: utf-16-le`")
+    wrong = next((decodable(name) for name in header if decodable(name) != name), None)
+    if wrong is not None:
+        raise CorpusError(f"{where} has a column {wrong[:60]!r}, which is not UTF-8; set `encoding`, or rename it")
     seen: set[str] = set()
     twice = next((name for name in header if name and (name in seen or seen.add(name))), None)  # type: ignore[func-returns-value]
     if twice is not None:
