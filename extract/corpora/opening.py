@@ -95,7 +95,7 @@ def open_corpus(location: str) -> Corpus:
         if not place.exists():
             raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
         if suffix in (".yaml", ".yml"):
-            return _described_corpus(place)
+            return _read_description(place)
         if place.is_dir():
             return _folder(place, location)
     except (OSError, UnreachableError) as error:
@@ -140,18 +140,18 @@ def _folder(place: StorePath, location: str) -> Corpus:
     return reader
 
 
-def _described_corpus(path: StorePath) -> Corpus:
+def _read_description(path: StorePath) -> Corpus:
     if isinstance(path, RemotePath):
         raise CorpusError(f"{path} is a description behind a URL; copy it here, its paths may stay URLs")
     content, roots = read_mapping(path), user_roots()
     if "suite" in content:
         raise ConfigError(f"{path} is a suite; extract its data sets one by one: `mmkd evaluate check {path}` says how")
     if "dataset" not in content:
-        return _described_reader(filled(content, roots, path), path)
+        return _make_reader(filled(content, roots, path), path)
     return _evaluation_set(content, path, roots)
 
 
-def described_bags(path: Path) -> tuple[Path, Join | None]:
+def read_bags(path: Path) -> tuple[Path, Join | None]:
     """Return folder and table of an evaluation set of `kind: bags`, whose features others made. Raises ConfigError for
     another kind, a wrong field, or a table that matches neither slides nor patients."""
     content = read_mapping(path)
@@ -168,7 +168,7 @@ def described_bags(path: Path) -> tuple[Path, Join | None]:
     return (path.parent / Path(source["path"]).expanduser()).resolve(), join
 
 
-def _described_reader(content: dict[str, Any], path: Path) -> Corpus:
+def _make_reader(content: dict[str, Any], path: Path) -> Corpus:
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{path}: kind is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
@@ -212,7 +212,7 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
     modality = content.get("modality")
     return EvaluationSet(
         name=name,
-        corpus=_described_reader(reader, path),
+        corpus=_make_reader(reader, path),
         modality=modality if isinstance(modality, str) else None,
         splits=splits,
         draw=None if source.get("draw") is None else validated(Draw, source["draw"], f"{path}: source.draw"),

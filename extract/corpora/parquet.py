@@ -31,7 +31,7 @@ class ParquetCorpus(TabularCorpus):
     def _schema(self) -> pa.Schema:
         for part in self.parts():
             try:
-                with self.opened(part) as file:
+                with self.open_part(part) as file:
                     return pq.read_schema(file)
             except (pa.ArrowException, OSError):
                 continue
@@ -79,7 +79,7 @@ class ParquetCorpus(TabularCorpus):
         column that the first one has."""
         roles = self.roles  # what is no corpus at all is refused before the first row
         try:
-            with self.opened(part) as handle:
+            with self.open_part(part) as handle:
                 file = pq.ParquetFile(handle, pre_buffer=False)
                 yield from self.check_columns(file.schema_arrow.names, part.name)
                 yield from self._rows(part.name, file, roles)
@@ -96,7 +96,7 @@ class ParquetCorpus(TabularCorpus):
             wanted.add(image if cell.listed else f"{image}{cell.path}")
         own_bytes, row = cell.bytes is not None and not cell.listed, 0
         for group in range(file.metadata.num_row_groups):
-            filled = _filled(file, group, f"{image}{cell.bytes}") if own_bytes else repeat(False)
+            filled = _has_bytes(file, group, f"{image}{cell.bytes}") if own_bytes else repeat(False)
             for batch in file.iter_batches(16 if cell.listed else 4096, row_groups=[group], columns=sorted(wanted)):
                 for record in batch.to_pylist():
                     found = _images(record.get(image), cell, name, (image, row), next(filled)) if image else []
@@ -170,7 +170,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return nested or _binary(kind)
 
 
-def _filled(file: pq.ParquetFile, group: int, column: str) -> Iterator[bool]:
+def _has_bytes(file: pq.ParquetFile, group: int, column: str) -> Iterator[bool]:
     """Yield for each row of a group whether its cell is not null: by the file's own statistics where these suffice, as
     asking the cells reads every image while the corpus is listed."""
     info = file.metadata.row_group(group)

@@ -95,7 +95,7 @@ class QuestionsCorpus(FileCorpus):
         """Return the questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""
         if part.size > _MAX_BYTES:
             raise CorpusError(f"{self.path}: {part.name} has more than {_MAX_BYTES >> 20} MB; is it a question file?")
-        with self.opened(part) as file:
+        with self.open_part(part) as file:
             try:
                 content = json.load(file)
             except (ValueError, RecursionError) as error:

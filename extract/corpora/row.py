@@ -188,7 +188,7 @@ def first_text(value: object) -> str | None:
     return next((item for item in items if isinstance(item, str) and item), None)
 
 
-def decodable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Return text that is UTF-8: lone surrogates (undecodable bytes, or half a character escaped in JSON) become
     U+FFFD."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
@@ -206,7 +206,7 @@ def decode_text(data: bytes) -> str:
 
 
 UNDECODABLE_BYTES = "mmkd-surrogates"
-"""Error handler of any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
+"""Error handler of any codec: a lone surrogate where bytes cannot be decoded, which `replace_surrogates` marks."""
 codecs.register_error(UNDECODABLE_BYTES, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 # UTF-32's little-endian mark begins with that of UTF-16.
 BYTE_ORDER_MARKS = (

@@ -24,8 +24,8 @@ from mmkd.extract.corpora.row import (
     Ignored,
     as_label,
     caption_rows,
-    decodable,
     first_text,
+    replace_surrogates,
 )
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, NEGATIVE, PROMPT
 from mmkd.store.samples import FIXED_COLUMNS
@@ -227,7 +227,7 @@ def check_names(header: Sequence[str], where: object) -> None:
     """Refuse a header that cannot be one. Raises CorpusError if it names a column twice, or was decoded wrongly."""
     if any("\0" in name for name in header):
         raise CorpusError(f"{where} has NUL characters in its header; if it is UTF-16, say `encoding: utf-16-le`")
-    wrong = next((decodable(name) for name in header if decodable(name) != name), None)
+    wrong = next((replace_surrogates(name) for name in header if replace_surrogates(name) != name), None)
     if wrong is not None:
         raise CorpusError(f"{where} has a column {wrong[:60]!r}, which is not UTF-8; set `encoding`, or rename it")
     seen: set[str] = set()
