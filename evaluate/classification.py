@@ -11,7 +11,7 @@ from mmkd.evaluate import metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Contrast, Metric
+from mmkd.evaluate.task import Contrast, Metric, Scoring
 
 
 def labelled(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
@@ -39,6 +39,11 @@ def class_contrasts(found: Predictions) -> list[Contrast]:
     labels = found.labels()
     masks = [labels == label for label in np.unique(labels)]
     return [(mask, ~mask) for mask in masks[: 1 if len(masks) == 2 else None]]
+
+
+STANDARD = Scoring(
+    "standard", standard_metrics(), "auroc_macro", proportions=frozenset({"acc"}), contrasts=class_contrasts
+)
 
 
 def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:

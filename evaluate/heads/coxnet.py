@@ -42,9 +42,8 @@ class PartialLikelihood:
     def __call__(self, log_hazard: Floats) -> tuple[float, Floats]:
         """Return value and gradient at log-hazards float64 (n,); the gradient is float64 (n,)."""
         value, hazard, denominator = self._sums(log_hazard)
-        own = self._own
-        inverse = np.bincount(own, weights=1 / denominator, minlength=len(self._first))
-        partial = np.bincount(own, weights=self._share / denominator, minlength=len(self._first))
+        inverse = np.bincount(self._own, weights=1 / denominator, minlength=len(self._first))
+        partial = np.bincount(self._own, weights=self._share / denominator, minlength=len(self._first))
         slope = hazard * (np.cumsum(inverse)[self._group] - self._event * partial[self._group]) - self._event
         gradient = np.empty_like(slope)
         gradient[self._order] = slope
@@ -142,14 +141,8 @@ def fit_path(
     """Return coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x
     b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle
     2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section
-    3.2: under half the steps here). Result: float64 (steps, D), and bool (steps,).
-
-    Args:
-        x: float64 (n, D), standardized.
-        likelihood: of the same n subjects.
-        alphas: float64 (steps,), descending.
-        l1_ratio: share of the l1 penalty.
-    """
+    3.2: under half the steps here). Result: float64 (steps, D), and bool (steps,). `x`: float64 (n, D), standardized.
+    `alphas`: float64 (steps,), descending."""
     n, beta, curvature = len(x), np.zeros(x.shape[1]), 1.0
     path, hazard, converged = np.empty((len(alphas), x.shape[1])), np.zeros(n), np.zeros(len(alphas), dtype=bool)
     for i, alpha in enumerate(alphas.tolist()):
@@ -160,7 +153,8 @@ def fit_path(
             value, slope = loss / n + ridge / 2 * (ahead @ ahead), x.T @ gradient / n + ridge * ahead
             curvature *= 0.9
             while True:
-                moved = _shrunk(ahead - slope / curvature, l1 / curvature)
+                to = ahead - slope / curvature
+                moved = np.sign(to) * np.maximum(np.abs(to) - l1 / curvature, 0.0)
                 moved_hazard, step = x @ moved, moved - ahead
                 bound = value + slope @ step + curvature / 2 * step @ step
                 if likelihood.value(moved_hazard) / n + ridge / 2 * (moved @ moved) <= bound + 1e-12 * abs(bound):
@@ -178,10 +172,6 @@ def fit_path(
                 break
         path[i] = beta
     return path, converged
-
-
-def _shrunk(values: Floats, by: float) -> Floats:
-    return np.asarray(np.sign(values) * np.maximum(np.abs(values) - by, 0.0))
 
 
 def _standardized(x: Floats) -> tuple[Floats, Floats, Floats]:
