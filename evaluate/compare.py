@@ -109,15 +109,9 @@ class Comparison:
 
 
 def compare(folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = ()) -> Comparison:
-    """Compare a model with its rivals from stored predictions. Raises ConfigError if there is no such model, task,
-    metric, head or share. Raises CorruptStoreError if two models' predictions are not of the same samples.
-
-    Args:
-        folder: that `run_suite` filled.
-        model: usually the student.
-        question: task, metric, head, share of labels, and what the columns are.
-        against: rivals; by default all other models.
-    """
+    """Compare a model, usually the student, with its rivals (by default all other models) from stored predictions.
+    Raises ConfigError if there is no such model, task, metric, head or share. Raises CorruptStoreError if two models'
+    predictions are not of the same samples."""
     known = folder.plan.models
     rivals = against or tuple(name for name in known if name != model)
     for name in (model, *rivals):
@@ -187,20 +181,15 @@ def _columns(
     for name, draws in zip(answers, found, strict=True):
         warned = dict.fromkeys(text for one in draws for text in one.info.get("warnings", ()))
         remarks.extend(f"{spec.dataset}: {name}: {text}" for text in warned)
-    scored: list[list[dict[str, Replicates]]] = []
+    scored = []
     for one, other in zip(*found, strict=True):
         if one.ids.tolist() != other.ids.tolist() or (one.y is not None and not np.array_equal(one.y, other.labels())):
             raise CorruptStoreError(f"{folder.out}: two models' predictions are of other samples; run the suite again")
         both = one.available & other.available
         scored.append([folder.replicates(question, spec, replace(half, available=both)) for half in (one, other)])
-    ours, theirs = zip(*scored, strict=True)
-    return {
-        column: (
-            averaged([draw[column] for draw in ours], same_rows=True),
-            averaged([draw[column] for draw in theirs], same_rows=True),
-        )
-        for column in columns
-    }
+    halves = list(zip(*scored, strict=True))
+    ours, theirs = ({c: averaged([draw[c] for draw in half], same_rows=True) for c in columns} for half in halves)
+    return {column: (ours[column], theirs[column]) for column in columns}
 
 
 def _mean(found: Sequence[Pair | str]) -> Pair | str:

@@ -186,7 +186,7 @@ def paired_difference(one: Replicates, other: Replicates, level: float) -> Diffe
         return Difference(value, low, high, math.nan, n)
     finite = delta.draws[np.isfinite(delta.draws)]
     tail = min(np.count_nonzero(finite <= 0), np.count_nonzero(finite >= 0))
-    p = min(1.0, 2 * (tail + 1) / (len(finite) + 1))
+    p = float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
     return Difference(value, low, high, max(p, 2.0 ** (1 - delta.informative)), n)
 
 

@@ -89,13 +89,7 @@ class Survival(Task[SurvivalSettings]):
         can be compared has at least one patient with an event: these are contrasted with all."""
         return Scoring(
             "standard",
-            {
-                "c_index": mean_over_folds(
-                    lambda found, weights: concordance(
-                        found.column("risk"), found.column("time"), found.column("event") > 0, weights
-                    )
-                )
-            },
+            {"c_index": mean_over_folds(_c_index)},
             "c_index",
             resamples=folded_resamples,
             contrasts=lambda found: [(found.column("event") > 0, np.ones(len(found), dtype=bool))],
@@ -184,6 +178,10 @@ def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
             f"all {len(event)} patients are censored: no row has {columns.event}; check the column and what it counts"
         )
     return time, event
+
+
+def _c_index(found: Predictions, weights: Floats) -> Floats:
+    return concordance(found.column("risk"), found.column("time"), found.column("event") > 0, weights)
 
 
 def _columns(data: DatasetRows) -> SurvivalColumns:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from sklearn.preprocessing import StandardScaler
 
 from mmkd.base.config import Frozen
 from mmkd.evaluate.metrics import Floats
@@ -89,17 +90,16 @@ class Cohort:
 
 @dataclass(frozen=True)
 class CoxModel:
-    """A fitted model: risk is `((x - mean) / scale) @ coefficients`."""
+    """A fitted model: coefficients of standardized columns."""
 
-    mean: Floats
-    scale: Floats
+    scaler: StandardScaler
     coefficients: Floats
     alpha: float
     converged: bool
 
     def risk(self, x: Floats) -> Floats:
         """Return log-hazard of x (n, D) against the average subject, float64 (n,)."""
-        return np.asarray((x - self.mean) / self.scale @ self.coefficients, dtype=np.float64)
+        return np.asarray(self.scaler.transform(x) @ self.coefficients, dtype=np.float64)
 
 
 def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
@@ -107,7 +107,8 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
     or too few subjects to choose the penalty on."""
     if not cohort.event.any():
         raise UserError(f"all {len(cohort.time)} training subjects are censored; a Cox model needs events")
-    x, mean, scale = _standardized(cohort.x)
+    scaler = StandardScaler()
+    x = scaler.fit_transform(cohort.x)
     alphas = penalties(x, cohort, settings)
     fold = draw_folds(cohort.event.astype(np.int64), cohort.group, settings.inner_folds, seed)
     whole = PartialLikelihood(cohort.time, cohort.event)
@@ -116,15 +117,15 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
         rest = cohort.take(fold != number)
         if not rest.event.any():
             continue
-        inner, own_mean, own_scale = _standardized(rest.x)
-        part = PartialLikelihood(rest.time, rest.event)
+        everyone = StandardScaler().fit(rest.x).transform(cohort.x)
+        inner, part = everyone[fold != number], PartialLikelihood(rest.time, rest.event)
         for i, (beta, converged) in enumerate(zip(*fit_path(inner, part, alphas, settings.l1_ratio), strict=True)):
             # Verweij and van Houwelingen 1993: what the held-out subjects add to the partial likelihood.
-            added = whole.value((cohort.x - own_mean) / own_scale @ beta) - part.value(inner @ beta)
+            added = whole.value(everyone @ beta) - part.value(inner @ beta)
             lost[i] += added if converged else np.inf
     best = int(np.argmin(lost))
     path, converged = fit_path(x, whole, alphas[: best + 1], settings.l1_ratio)
-    return CoxModel(mean, scale, path[best], float(alphas[best]), bool(converged[best]))
+    return CoxModel(scaler, path[best], float(alphas[best]), bool(converged[best]))
 
 
 def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
@@ -172,10 +173,3 @@ def fit_path(
                 break
         path[i] = beta
     return path, converged
-
-
-def _standardized(x: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return columns of mean 0 and variance 1, with the means and scales; a constant column stays 0."""
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    return (x - mean) / scale, mean, scale
