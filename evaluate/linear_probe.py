@@ -15,14 +15,22 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mmkd.evaluate.classification import STANDARD, class_problems
 from mmkd.evaluate.dataset import DatasetRows, Samples, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
+from mmkd.evaluate.task import (
+    STANDARD,
+    Scoring,
+    Task,
+    TaskSettings,
+    Variant,
+    answers_of_test,
+    class_problems,
+    without_features,
+)
 from mmkd.store import UserError
 
 

@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mmkd.evaluate import metrics
-from mmkd.evaluate.classification import labelled
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.task import Metric, Scoring
+from mmkd.evaluate.task import STANDARD, Metric, Scoring
 
 TEMPERATURE = 1.0
 SEED = 42
@@ -86,7 +85,7 @@ recall = _over_classes(lambda hits, predicted, actual: (hits, actual))
 SCORING = Scoring(
     protocol="mmkd_official",
     metrics={
-        "acc": labelled(metrics.accuracy),
+        "acc": STANDARD.metrics["acc"],
         "auroc_official": auroc,
         "f1_official": f1,
         "precision_official": precision,

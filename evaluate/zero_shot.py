@@ -11,13 +11,21 @@ from pydantic import Field
 from scipy.special import softmax
 
 from mmkd.evaluate import official
-from mmkd.evaluate.classification import STANDARD, class_problems
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, choices_digest
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
+from mmkd.evaluate.task import (
+    STANDARD,
+    Scoring,
+    Task,
+    TaskSettings,
+    Variant,
+    answers_of_test,
+    class_problems,
+    without_features,
+)
 from mmkd.store import UserError
 
 
