@@ -176,7 +176,7 @@ def truth(data: DatasetRows, samples: Samples) -> NDArray[np.int8]:
                 f"{data.spec.dataset}: {name} has {value_counts(alien)} among the {samples.name} rows; name these "
                 "values under `multilabel: positive`, `negative` or `unknown`"
             )
-        meaning = np.array([meanings[cell] for cell in cells.flat], dtype=np.int8).reshape(cells.shape)
+        meaning = np.array([meanings[cell] for cell in cells.ravel().tolist()], dtype=np.int8).reshape(cells.shape)
         found[(meaning == 0).all(axis=0), label] = 0
         found[(meaning == 1).any(axis=0), label] = 1
     return found

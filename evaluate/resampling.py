@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,4 +52,4 @@ def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> It
 
 def name_words(name: str) -> list[int]:
     """Return the name as seed words: the same on every machine, unlike `hash`."""
-    return np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4").tolist()
+    return list(struct.unpack("<8I", hashlib.sha256(name.encode()).digest()))
