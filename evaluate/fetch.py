@@ -71,9 +71,12 @@ def _download(file: Download, target: Path) -> None:
             part = Path(folder) / "download"
             _receive(file, part)
             if file.member is not None:
-                kind, options = ("zip", {}) if zipfile.is_zipfile(part) else ("tar", {"filter": "data"})
-                shutil.unpack_archive(part, Path(folder) / "unpacked", kind, **options)
-                part = Path(folder) / "unpacked" / file.member
+                unpacked = Path(folder) / "unpacked"
+                if zipfile.is_zipfile(part):
+                    shutil.unpack_archive(part, unpacked, "zip")
+                else:
+                    shutil.unpack_archive(part, unpacked, "tar", filter="data")
+                part = unpacked / file.member
                 if not part.exists():
                     raise UserError(f"{file.url} has no {file.member}; nothing was placed")
             target.parent.mkdir(parents=True, exist_ok=True)
