@@ -53,9 +53,9 @@ from mmkd.demo.specialists import (
 )
 from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.batches import BatchPlan, Schedule
-from mmkd.distill.build_objective import make_objective
 from mmkd.distill.config import RunConfig
 from mmkd.distill.losses import unit
+from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import lr_factor
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Standard, agreement, familiarity

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mmkd.distill.alignment.judge import AlignmentScores
+    from mmkd.distill.alignment.fit import AlignmentScores
 
 
 @click.command()
@@ -31,8 +31,8 @@ def align(store: str, run: Path, as_json: bool) -> None:
 
     config = load_align(run)
     # After the configuration: a misspelled key is answered at once, not after seconds of importing torch.
+    from mmkd.distill.alignment.fit import AlignmentScores
     from mmkd.distill.alignment.fit import align as fit
-    from mmkd.distill.alignment.judge import AlignmentScores
 
     alignment = fit(opened, config)
     if as_json:

@@ -99,7 +99,7 @@ class Batches:
         wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
-        pixels = self.pictures.batches(wanted, self.plan.seed, self.workers)
+        pixels = self.pictures(wanted, self.plan.seed, self.workers)
         made = self._assemble(first, pixels)
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
         return one_ahead(made, world.device) if self.workers else made

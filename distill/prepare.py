@@ -15,8 +15,7 @@ from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
 from mmkd.distill.batch_norm import prepare_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
-from mmkd.distill.build_objective import make_objective
-from mmkd.distill.captions import keep_tokens, kept_tokens
+from mmkd.distill.captions import load_tokens, save_tokens
 from mmkd.distill.checkpoint import (
     CONFIG,
     Checkpointer,
@@ -30,13 +29,14 @@ from mmkd.distill.checkpoint import (
     student_weights,
 )
 from mmkd.distill.config import RunConfig, StudentConfig
-from mmkd.distill.image_source import train_pictures
-from mmkd.distill.monitor import Monitor
+from mmkd.distill.images import train_pictures
+from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
+from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.pairs import training_pairs
 from mmkd.distill.provenance import TEXT, make_record
 from mmkd.distill.student import (
-    Tokenise,
+    Tokenize,
     Towers,
     build_student,
     check_text,
@@ -48,7 +48,6 @@ from mmkd.distill.student import (
 )
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
-from mmkd.distill.validation_sets import find_held_out, read_held_out
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -65,7 +64,7 @@ class Run:
     monitor: Monitor
     checkpointer: Checkpointer
     progress: Progress
-    tokenizer: Tokenise
+    tokenizer: Tokenize
     judge_before: str = ""
     """Judge of the run so far, when another metric or other rows choose the best from here on."""
 
@@ -103,7 +102,7 @@ class Run:
                 leftover.unlink(missing_ok=True)
             write_atomically(self.config.out / CONFIG, self.config.model_dump_json(indent=1).encode())
             save_text(self.update.model.towers.student, self.tokenizer, self.config.out / TEXT)
-            keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
+            save_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
@@ -145,7 +144,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     wish = config.data.features
     if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
-    captions = kept_tokens(config.out, pairs.captions, tokenizer)
+    captions = load_tokens(config.out, pairs.captions, tokenizer)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
     plan = BatchPlan(pairs, schedule, config.seed)

@@ -16,11 +16,10 @@ from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
 from mmkd.distill.bank import Bank, BankSource
 from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.config import LossConfig, PolicyConfig
-from mmkd.distill.heads import Heads
+from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.policies import Policy
 from mmkd.distill.presets import composed
-from mmkd.distill.targets import Preparation
 from mmkd.distill.world import World, started_world
 
 ROWS, WIDTH, SEED, STEP = 8, 4, 11, 3

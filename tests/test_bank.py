@@ -8,8 +8,8 @@ import torch
 
 from mmkd.distill.bank import Bank, BankSource
 from mmkd.distill.batch import TeacherTargets
+from mmkd.distill.heads import Preparation
 from mmkd.distill.losses import PairFeatures
-from mmkd.distill.targets import Preparation
 
 ROWS = np.arange(10, 60, 2)  # 25 grid rows
 CPU = torch.device("cpu")

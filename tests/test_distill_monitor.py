@@ -29,10 +29,9 @@ from mmkd.cli.distill import distill
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.logs import Lines, Terminal
-from mmkd.distill.monitor import positive_ranks
+from mmkd.distill.monitor import draw_evenly, positive_ranks
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.prepare import prepare
-from mmkd.distill.validation_sets import draw_evenly
 from mmkd.distill.world import World
 
 HELD_OUT = {"name": "held-out", "where": "site = 's1'", "limit": 40}

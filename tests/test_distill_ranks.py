@@ -28,7 +28,7 @@ from tiny_teachers import TINY
 from mmkd.base.errors import ConfigError
 from mmkd.distill.batch import Batch
 from mmkd.distill.batches import share
-from mmkd.distill.captions import tokenised
+from mmkd.distill.captions import tokenize_captions
 from mmkd.distill.checkpoint import best_or_last, checkpoints, read
 from mmkd.distill.config import OptimizerConfig, RunConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, make_optimizer
@@ -56,7 +56,7 @@ def test_shares_of_all_ranks_are_the_batch(part: int, power: int) -> None:
 @given(st.lists(st.text("abcdefg hijk", max_size=80), min_size=1, max_size=8, unique=True))
 def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None:
     tokenise = tokenizer()
-    captions = tokenised(texts, tokenise)
+    captions = tokenize_captions(texts, tokenise)
     numbers = np.arange(len(texts))[::-1].copy()
     assert torch.equal(captions.tokens(numbers), tokenise(texts[::-1]))
     for row, columns in zip(captions.tokens(numbers), captions.columns(numbers), strict=True):

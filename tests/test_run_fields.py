@@ -14,7 +14,7 @@ import torch.distributed as dist
 from tiny_run import write_run
 
 from mmkd.base.errors import UserError
-from mmkd.distill import image_source, trainer
+from mmkd.distill import images, trainer
 from mmkd.distill.config import DataConfig, OptimizerConfig, load_run
 from mmkd.distill.images import StoredImages
 from mmkd.distill.optimizer import make_optimizer
@@ -61,9 +61,9 @@ def test_teachers_and_captions_are_taken_as_the_loss_says(training_scene: Path, 
 def test_crops_cover_the_share_of_the_image_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     student = SimpleNamespace(visual=SimpleNamespace(preprocess_cfg={"size": (32, 32)}))
     device = torch.device("cpu")
-    monkeypatch.setattr(image_source, "row_images", lambda *_: StoredImages.__new__(StoredImages))
+    monkeypatch.setattr(images, "row_images", lambda *_: StoredImages.__new__(StoredImages))
     for decode in ("workers", "device"):
         data = DataConfig(crop_scale=(0.2, 0.3), decode=decode)
-        pictures = image_source.train_pictures(None, None, data, student, device)
-        crop = pictures.pixels.transforms[0] if decode == "workers" else pictures.crop
+        pictures = images.train_pictures(None, None, data, student, device)
+        crop = pictures.args[1].transforms[0] if decode == "workers" else pictures.args[1]
         assert tuple(crop.scale) == (0.2, 0.3)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from mmkd.base.errors import ConfigError, UserError
+from mmkd.distill.alignment import TeacherMap
 from mmkd.distill.alignment.config import Center, PCASettings, ProcrustesSettings, WhiteningSettings
-from mmkd.distill.alignment.maps import TeacherMap
 from mmkd.distill.alignment.rows import BLOCK, AlignmentRows
 from mmkd.store.layout import TOWERS, Tower
 

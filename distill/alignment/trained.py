@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from mmkd.base.errors import UserError
+from mmkd.distill.alignment import TeacherMap
 from mmkd.distill.alignment.closed_form import Moments, fit_procrustes, moments
 from mmkd.distill.alignment.config import AutoencoderSettings, JointSettings, ProcrustesSettings, TrainingSettings
-from mmkd.distill.alignment.maps import TeacherMap
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
 from mmkd.distill.batches import epoch_order
 from mmkd.store.layout import TOWERS, Tower
