@@ -14,19 +14,17 @@ from mmkd.distill.losses import PairFeatures
 
 # Keeps the bank's order apart from that of the epochs, which are numbered from 0.
 _ORDER = 2**64 - 1
-Gather = Callable[[NDArray[np.int64]], Sequence[TeacherTargets]]
-Prepare = Callable[[Sequence[TeacherTargets], torch.Tensor], list[PairFeatures]]
 
 
 @dataclass(frozen=True)
 class BankSource:
-    """Source of the bank's rows. rows: int64 (n,) grid rows of the run. group: int64 (n,), their captions' numbers.
-    gather: reads the store. prepare: aligns and normalizes."""
+    """Source of the bank's rows. rows: int64 (n,) grid rows of the run. group: int64 (n,) or (n, 2), see
+    `Batch.groups`. gather: reads the store. prepare: aligns and normalizes."""
 
     rows: NDArray[np.int64]
     group: NDArray[np.int64]
-    gather: Gather
-    prepare: Prepare
+    gather: Callable[[NDArray[np.int64]], Sequence[TeacherTargets]]
+    prepare: Callable[[Sequence[TeacherTargets], torch.Tensor], list[PairFeatures]]
 
 
 class Bank:
@@ -59,11 +57,7 @@ class Bank:
         """Read the rows at these places of the endless order, into the slots that are theirs."""
         chosen = self._order[places % len(self._order)]
         rows, group = self.source.rows[chosen], torch.from_numpy(self.source.group[chosen]).to(self.device)
-        targets = [
-            TeacherTargets(*(part.to(self.device) for part in (target.image, target.text, target.present)))
-            for target in self.source.gather(rows)
-        ]
-        prepared = self.source.prepare(targets, group)
+        prepared = self.source.prepare([target.to(self.device) for target in self.source.gather(rows)], group)
         slots = torch.from_numpy(places % self.size).to(self.device)
         self._rows[slots] = torch.from_numpy(rows).to(self.device)
         if not self._teachers:

@@ -23,6 +23,10 @@ class TeacherTargets:
     text: torch.Tensor
     present: torch.Tensor
 
+    def to(self, device: torch.device) -> TeacherTargets:
+        """Return the same rows on `device`; from pinned memory without waiting."""
+        return TeacherTargets(*(part.to(device, non_blocking=True) for part in (self.image, self.text, self.present)))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -46,24 +50,16 @@ class Batch:
         return len(self.rows)
 
     def pieces(self, size: int) -> Iterator[Piece]:
-        """Yield images, tokens and columns of `size` rows after another, for towers that cannot hold the whole
-        share."""
+        """Yield images, tokens and columns of `size` rows at a time, for towers that cannot hold the whole share."""
         for first in range(0, len(self), size):
             span = slice(first, first + size)
             yield self.images[span], self.tokens[span], self.columns[span]
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on `device`; from pinned memory without waiting."""
-        if device.type == "cpu":
-            return self
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("positions", "images", "tokens")}
-        targets = tuple(
-            TeacherTargets(
-                *(tensor.to(device, non_blocking=True) for tensor in (target.image, target.text, target.present))
-            )
-            for target in self.targets
-        )
-        return replace(self, groups=self.groups.to(device, non_blocking=True), targets=targets, **moved)
+        names = ("positions", "images", "tokens", "groups")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, targets=tuple(target.to(device) for target in self.targets), **moved)
 
 
 @dataclass(frozen=True)

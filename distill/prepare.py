@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.errors import ConfigError, UserError, cause
 from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
 from mmkd.distill.batch_norm import prepare_batch_norms
@@ -21,7 +20,7 @@ from mmkd.distill.checkpoint import (
     Checkpointer,
     Progress,
     State,
-    best_or_last,
+    find_checkpoint,
     find_first_weights,
     load_last,
     read,
@@ -81,28 +80,44 @@ class Run:
     @property
     def headline(self) -> str:
         """One line: pairs, teachers, student, steps and devices."""
-        teachers, pairs = self.batches.teachers, self.batches.plan.pairs
+        teachers, pairs, judge = self.batches.teachers, self.batches.plan.pairs, self.judge_before
         return (
             f"{counted(len(pairs.rows), 'pair')}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
-            + (
-                f"; the best checkpoint is chosen from here on, it was judged by {self.judge_before}"
-                if self.judge_before
-                else ""
-            )
+            + (f"; the best checkpoint is chosen from here on, it was judged by {judge}" if judge else "")
         )
+
+    def notes(self) -> list[str]:
+        """List warnings: truncated captions, teachers without pairs, parts of the student that are not trained."""
+        found = []
+        captions, pairs, teachers = self.batches.captions, self.batches.plan.pairs, self.batches.teachers
+        share = float((captions.lengths[pairs.caption] >= captions.context).mean())
+        if share:
+            found.append(
+                f"{share:.1%} of the captions fill the context of {captions.context} tokens and may be cut there"
+            )
+        counts = teachers.count_pairs(pairs.rows) if teachers else {}
+        if silent := [slug for slug, count in counts.items() if not count]:
+            found.append(f"no pair of this run has features of {', '.join(silent)}")
+        student = self.update.model.towers.student
+        if getattr(student, "logit_bias", None) is not None:
+            found.append("the student's logit_bias is not trained: no loss here uses it")
+        if hasattr(student, "text_decoder"):
+            found.append("the student's text decoder is not trained: no loss here uses it")
+        return found
 
     def begin(self) -> None:
         """Write the configuration, in the first rank, and delete files that killed runs left half written. Raises
         StoreError if the disk is full or read-only."""
         if self.world.first:
-            for leftover in temporary_files(self.config.out):
+            out = self.config.out
+            for leftover in temporary_files(out):
                 leftover.unlink(missing_ok=True)
-            write_atomically(self.config.out / CONFIG, self.config.model_dump_json(indent=1).encode())
-            save_text(self.update.model.towers.student, self.tokenizer, self.config.out / TEXT)
-            save_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
+            write_atomically(out / CONFIG, self.config.model_dump_json(indent=1).encode())
+            save_text(self.update.model.towers.student, self.tokenizer, out / TEXT)
+            save_tokens(out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
@@ -134,9 +149,9 @@ def prepare(config: RunConfig, world: World) -> Run:
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
-    judged = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
+    held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
-    student, preprocess = _build_student(config.student, state)
+    student = _build_student(config.student, state)
     piece = min(config.compute.micro_batch or share, share)
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
@@ -147,15 +162,21 @@ def prepare(config: RunConfig, world: World) -> Run:
     captions = load_tokens(config.out, pairs.captions, tokenizer)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
-    plan = BatchPlan(pairs, schedule, config.seed)
-    pictures = train_pictures(store, pairs, config.data, student, world.device)
     groups = np.stack([captions.distinct[pairs.caption], pairs.image], axis=1)
-    batches = Batches(plan, captions, pictures, groups, teachers, config.data.workers, world)
+    batches = Batches(
+        plan=BatchPlan(pairs, schedule, config.seed),
+        captions=captions,
+        pictures=train_pictures(store, pairs, config.data, student, world.device),
+        groups=groups,
+        teachers=teachers,
+        workers=config.data.workers,
+        world=world,
+    )
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
     model = Model(towers, objective.to(world.device))
     average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
-    update = _updater(config, model, world)
+    update = _make_updater(config, model, world)
     if state is not None:
         model.load_state_dict(state.part("model"))
         restore_optimizer(model, update.optimizer, state)
@@ -163,16 +184,15 @@ def prepare(config: RunConfig, world: World) -> Run:
             average.load(state.part("average"))
     monitor = Monitor(
         config=config.monitor,
-        sets=[read_held_out(rows, config.data, image_side(student), tokenizer) for rows in judged],
+        sets=[read_held_out(rows, config.data, image_side(student), tokenizer) for rows in held_out],
         towers=towers,
         average=average,
         batch_rows=piece,
         workers=config.data.workers,
         world=world,
     )
-    checkpointer = Checkpointer(
-        config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
-    )
+    record = record.model_copy(update={"preprocess": asdict(preprocessing(student))})
+    checkpointer = Checkpointer(config.out, record, config.checkpoints.keep_last)
     progress, judge_before = state.progress if state else Progress(0, monitor.judge), ""
     if progress.judge != monitor.judge:
         # Scores of other rows, or by another metric, are not compared.
@@ -180,29 +200,27 @@ def prepare(config: RunConfig, world: World) -> Run:
     return Run(config, world, batches, update, average, monitor, checkpointer, progress, tokenizer, judge_before)
 
 
-def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network with its first weights, and the preprocessing that belongs to them. A run that goes on has its
+def _build_student(config: StudentConfig, state: State | None) -> nn.Module:
+    """Build the network with its first weights and the preprocessing that belongs to them. A run that goes on has its
     weights in `state`, and its first weights are not read. Raises UserError if `start_from` has no checkpoint, or one
     of another network."""
     student = build_student(config, first_weights=state is None)
     if state is not None:
         set_preprocessing(student, state.record.preprocess)
     elif config.start_from is not None:
-        path = best_or_last(config.start_from)
+        path = find_checkpoint(config.start_from)
         first = read(path)
-        wanted = config.preprocess.model_dump(exclude_none=True)
-        set_preprocessing(student, first.record.preprocess | wanted)
+        set_preprocessing(student, first.record.preprocess | config.preprocess.model_dump(exclude_none=True))
         try:
             student.load_state_dict(student_weights(first))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"student.start_from: {path} holds another network than this student ({reason}); name its `model`"
+                f"student.start_from: {path} holds another network than this student ({cause(error)}); name its `model`"
             ) from error
-    return student, asdict(preprocessing(student))
+    return student
 
 
-def _updater(config: RunConfig, model: Model, world: World) -> Updater:
+def _make_updater(config: RunConfig, model: Model, world: World) -> Updater:
     compute = config.compute
     if compute.gradient_checkpointing:
         model.towers.student.set_grad_checkpointing()  # type: ignore[operator]

@@ -17,7 +17,7 @@ from tiny_run import quiet, write_run, write_scene
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import M2M100Config, MT5Config, PreTrainedTokenizerFast, RobertaConfig, XLMRobertaConfig
 
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.export import export
 from mmkd.distill.student import Towers, build_student, model_config, plain_pixels, student_tokenizer
@@ -132,7 +132,7 @@ def check(tiny: Path, out: Path, model: str, monkeypatch: pytest.MonkeyPatch) ->
     whole = student_weights(read(second))
     second.unlink()
     quiet(config)
-    resumed = student_weights(read(best_or_last(config.out)))
+    resumed = student_weights(read(find_checkpoint(config.out)))
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
     exported = export(config.out, out / "exported")
     for file in exported.glob("*.json"):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.cli.distill import distill
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.logs import Lines, Terminal
 from mmkd.distill.monitor import draw_evenly, positive_ranks
@@ -95,8 +95,8 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(training_scene: P
     done = CliRunner().invoke(distill, [str(training_scene / "patient.yaml")], catch_exceptions=False)
     assert "stopped by patience: nothing better since step 2" in done.stdout
     assert [step_of(path) for path in checkpoints(config.out)] == [2, 6]
-    assert step_of(best_or_last(config.out)) == 2
-    assert read(best_or_last(config.out)).progress.best_step == 2
+    assert step_of(find_checkpoint(config.out)) == 2
+    assert read(find_checkpoint(config.out)).progress.best_step == 2
 
 
 def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene: Path) -> None:
@@ -220,7 +220,7 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
     assert torch.allclose(average.values["weight"], expected)
     config = load_run(write_run(training_scene, "averaged", epochs=1, optimizer={"average": 0.9}))
     quiet(config)
-    state = read(best_or_last(config.out))
+    state = read(find_checkpoint(config.out))
     own, averaged = state.part("model.towers.student"), student_weights(state)
     assert own.keys() == averaged.keys()
     assert not torch.equal(own["visual.proj"], averaged["visual.proj"])

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from mmkd.base.conditions import parse_condition
 from mmkd.base.errors import UserError
 from mmkd.distill.alignment.config import AlignConfig
+from mmkd.distill.pairs import matching
 from mmkd.distill.teacher_features import as_tensor
 from mmkd.store import FeatureStore
 from mmkd.store.layout import TOWERS, Tower
@@ -41,22 +40,22 @@ class AlignmentRows:
     """Rows of an alignment and the teachers' features of them, of norm 1 with `unit_input`."""
 
     def __init__(self, store: FeatureStore, config: AlignConfig) -> None:
-        """Choose the rows. Raises UserError for a teacher, selection or column that is not there, or too few rows to
-        fit or judge."""
+        """Choose the rows. Raises UserError for a teacher, selection or column that does not exist, or too few rows."""
         self.slugs = check_teachers(store, config.teachers)
         self.widths = {slug: store.card(slug).dim for slug in self.slugs}
         order = list(store.teachers)
         self.sound: NDArray[np.bool_] = store.available(config.selection)[:, [order.index(slug) for slug in self.slugs]]
         self.unit_input = config.unit_input
-        mapped = {(slug, tower): store.features(slug, tower) for slug in self.slugs for tower in TOWERS}
-        self._features: dict[tuple[str, Tower], Any] = {
-            key: as_tensor(values) if isinstance(values, np.ndarray) else values for key, values in mapped.items()
+        self._features = {
+            (slug, tower): as_tensor(store.features(slug, tower)) for slug in self.slugs for tower in TOWERS
         }
-        condition = parse_condition(config.where, store.samples.schema) if config.where else None
-        table = store.sample_table(["row", "caption"], filter=condition)
+        table = matching(store, config.where or "", ["row", "caption"])
         encoded = table["caption"].combine_chunks().dictionary_encode()
         captions = encoded.dictionary.to_pylist()
-        held = np.array([*(_is_held(caption, config) for caption in captions), False])
+        # A function of the seed and the caption alone; rows without one are not held out.
+        digests = (hashlib.blake2b(f"{config.seed}:{caption}".encode(), digest_size=8).digest() for caption in captions)
+        numbers = [int.from_bytes(digest, "little") for digest in digests]
+        held = np.array([*(number < config.held_out * 2**64 for number in numbers), False])
         caption_of = encoded.indices.fill_null(len(captions)).to_numpy()
         rows = table["row"].to_numpy()
         live = self.sound[rows].any(axis=1)
@@ -103,9 +102,3 @@ class AlignmentRows:
             values = torch.from_numpy(np.asarray(source[rows.numpy()]))
         values = values.to(device).float() if device else values.float()
         return F.normalize(values, dim=-1) if self.unit_input else values
-
-
-def _is_held(caption: str, config: AlignConfig) -> bool:
-    """Return True if a caption is held out, a function of the seed and the caption alone."""
-    content = hashlib.blake2b(f"{config.seed}:{caption}".encode(), digest_size=8)
-    return int.from_bytes(content.digest(), "little") < config.held_out * 2**64
