@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from mmkd.base.errors import CorruptStoreError, UserError, cause
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
@@ -27,6 +28,7 @@ from mmkd.distill.config import StudentConfig
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.presets import SCHEMES
 from mmkd.distill.provenance import FirstWeights, RunRecord, content_digest
+from mmkd.distill.student import build_student, set_preprocessing
 
 FOLDER = "checkpoints"
 CONFIG = "run.json"
@@ -69,37 +71,31 @@ class State:
         return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(prefix + ".")}
 
 
-@dataclass
-class Checkpointer:
-    """Writer of one run's checkpoints."""
-
-    out: Path
-    record: RunRecord
-    keep_last: int
-
-    def save(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None,
-        progress: Progress,
-    ) -> Path:
-        """Write the state, then delete all but the last few checkpoints and the best. Raises StoreError if the disk is
-        full or read-only; earlier checkpoints stay."""
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
-        for parameter, moments in optimizer.state.items():
-            tensors |= {f"optimizer.{names[parameter]}.{moment}": value for moment, value in moments.items()}
-        header = {"mmkd": json.dumps({"record": self.record.model_dump(mode="json"), "progress": vars(progress)})}
-        path = self.out / FOLDER / f"step-{progress.step:08d}.safetensors"
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, tensors, header)
-            for older in checkpoints(self.out)[: -self.keep_last]:
-                if step_of(older) != progress.best_step:
-                    older.unlink(missing_ok=True)
-        return path
+def save_checkpoint(
+    out: Path,
+    keep_last: int,
+    record: RunRecord,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> Path:
+    """Write the state of the run in `out`, then delete all but the last few checkpoints and the best. Raises StoreError
+    if the disk is full or read-only; earlier checkpoints stay."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
+    for parameter, moments in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{moment}": value for moment, value in moments.items()}
+    header = {"mmkd": json.dumps({"record": record.model_dump(mode="json"), "progress": vars(progress)})}
+    path = out / FOLDER / f"step-{progress.step:08d}.safetensors"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, tensors, header)
+        for older in checkpoints(out)[:-keep_last]:
+            if step_of(older) != progress.best_step:
+                older.unlink(missing_ok=True)
+    return path
 
 
 def _write_atomically(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
@@ -206,12 +202,32 @@ def read(path: Path, *, tensors: bool = True) -> State:
         ) from error
 
 
+def load_student(config: StudentConfig, state: State | None) -> nn.Module:
+    """Build the network with its first weights and the preprocessing that belongs to them; a run that goes on has its
+    weights in `state`, and first weights are not read. Raises UserError if `start_from` has no checkpoint, or one of
+    another network; otherwise as `build_student`."""
+    student = build_student(config, first_weights=state is None)
+    if state is not None:
+        set_preprocessing(student, state.record.preprocess)
+    elif config.start_from is not None:
+        path = find_checkpoint(config.start_from)
+        first = read(path)
+        set_preprocessing(student, first.record.preprocess | config.preprocess.model_dump(exclude_none=True))
+        try:
+            student.load_state_dict(student_weights(first))
+        except RuntimeError as error:
+            raise UserError(
+                f"student.start_from: {path} holds another network than this student ({cause(error)}); name its `model`"
+            ) from error
+    return student
+
+
 def student_weights(state: State) -> dict[str, torch.Tensor]:
     """Return the student's weights, the averaged ones when the run averaged."""
     return state.part("average.student") or state.part("model.towers.student")
 
 
-def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Restore the moments of every parameter."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     moments: dict[str, dict[str, torch.Tensor]] = {}

@@ -26,7 +26,7 @@ from mmkd.base.images.uri import image_source
 from mmkd.base.text import counted
 from mmkd.distill.config import DataConfig
 from mmkd.distill.pairs import Pairs
-from mmkd.distill.student import Pixels, image_side, train_pixels
+from mmkd.distill.student import image_side, student_pixels
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, inputs_file
 
@@ -34,6 +34,8 @@ Wanted = Iterable[tuple[int, NDArray[np.int64]]]
 """Epoch and rows int64 (B,) of each batch."""
 Pictures = Callable[[Wanted, int, int], Iterator[torch.Tensor]]
 """Wanted batches, seed and number of worker processes, which start at the call, to uint8 (B, 3, H, W) of each batch."""
+Pixels = Callable[[Image.Image], torch.Tensor]
+"""A picture to uint8 (3, H, W)."""
 Crop = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
@@ -112,13 +114,13 @@ def train_pictures(
     without inputs in the store; IncompleteStoreError, UserError as `row_images`."""
     images = row_images(store, pairs, data.images, image_side(student))
     if data.decode == "workers":
-        return partial(image_batches, images, train_pixels(student, data.crop_scale))
+        return partial(image_batches, images, student_pixels(student, data.crop_scale))
     if not isinstance(images, StoredImages):
         raise ConfigError(
             "data.decode: device decodes the JPEGs that the store keeps, and these rows are read from the corpus; run "
             f"`mmkd extract` with --keep-inputs {image_side(student)}, or set data.decode to `workers`"
         )
-    crop: RandomResizedCrop = train_pixels(student, data.crop_scale).transforms[0]
+    crop: RandomResizedCrop = student_pixels(student, data.crop_scale).transforms[0]
     return partial(_device_batches, images, crop, device)
 
 

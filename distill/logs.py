@@ -118,7 +118,7 @@ def _start_wandb(run: Run) -> Any:
     try:
         return wandb.init(
             project=run.config.logging.wandb, name=out.name, id=note.read_text(), resume="allow", dir=out,
-            config=run.checkpointer.record.model_dump(mode="json"),
+            config=run.record.model_dump(mode="json"),
         )  # fmt: skip
     except wandb.Error as error:
         raise UserError(

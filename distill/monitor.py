@@ -22,7 +22,7 @@ from mmkd.distill.images import RowImages, image_batches, row_images
 from mmkd.distill.losses import unit
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.pairs import Pairs, find_pairs, matching
-from mmkd.distill.student import Tokenize, Towers, plain_pixels
+from mmkd.distill.student import Tokenize, Towers, student_pixels
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -203,13 +203,12 @@ class Monitor:
         padded = np.resize(rows, -(-len(rows) // self.world.size) * self.world.size)
         mine = padded.reshape(self.world.size, -1)[self.world.rank]
         parts = np.split(mine, range(self.batch_rows, len(mine), self.batch_rows))
-        plain = plain_pixels(self.towers.student)
+        plain = student_pixels(self.towers.student)
         pixels = image_batches(held.images, plain, ((0, part) for part in parts), 0, self.workers)
         found = [unit(self.towers.encode_images(images.to(self.world.device))) for images in pixels]
         return self.world.gather(torch.cat(found)).cpu()[: len(rows)]
 
     def _encode_texts(self, captions: Captions) -> torch.Tensor:
-        """Return float32 (u, D) of unit norm, on the CPU."""
         numbers = np.arange(len(captions.lengths))
         parts = np.split(numbers, range(self.batch_rows, len(numbers), self.batch_rows))
         tokens = (captions.tokens(part) for part in parts)
@@ -230,7 +229,6 @@ def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.T
 
 @contextmanager
 def _use_average(towers: Towers, average: WeightAverage | None) -> Iterator[None]:
-    """Give the towers their averaged weights inside the block."""
     if average is None:
         yield
         return

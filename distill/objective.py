@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmkd.base.errors import ConfigError
-from mmkd.distill.bank import Bank, BankSource
+from mmkd.distill.bank import Bank
 from mmkd.distill.batch import Batch, StudentFeatures
 from mmkd.distill.config import LossConfig, RunConfig
 from mmkd.distill.heads import Heads, Preparation, fixed_alignment, mix_teachers
@@ -222,8 +222,8 @@ def make_objective(
     prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
     bank = None
     if "bank" in loss.teacher_terms:
-        source = BankSource(rows, groups if loss.equal_captions else rows, teachers.gather, prepare)
-        bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, config.seed, device)
+        same = groups if loss.equal_captions else rows
+        bank = Bank(rows, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
     scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
     policy = make_policy(config.policy, config.seed, teachers, rows, groups, device)
     return Objective(loss, TeacherSide(heads, prepare, policy, scales, bank)).to(device)

@@ -191,5 +191,4 @@ def make_policy(
 
 
 def _spread(count: int, wanted: int) -> NDArray[np.int64]:
-    """Return `wanted` places of `count`, or all, at even distances."""
     return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmkd.base.errors import ConfigError, UserError, cause
+from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
 from mmkd.distill.batch_norm import prepare_batch_norms
@@ -17,34 +17,21 @@ from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.captions import load_tokens, save_tokens
 from mmkd.distill.checkpoint import (
     CONFIG,
-    Checkpointer,
     Progress,
-    State,
-    find_checkpoint,
     find_first_weights,
     load_last,
-    read,
+    load_student,
     restore_optimizer,
-    student_weights,
+    save_checkpoint,
 )
-from mmkd.distill.config import RunConfig, StudentConfig
+from mmkd.distill.config import RunConfig
 from mmkd.distill.images import train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
 from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.pairs import training_pairs
-from mmkd.distill.provenance import TEXT, make_record
-from mmkd.distill.student import (
-    Tokenize,
-    Towers,
-    build_student,
-    check_text,
-    image_side,
-    model_config,
-    preprocessing,
-    save_text,
-    set_preprocessing,
-)
+from mmkd.distill.provenance import TEXT, RunRecord, make_record
+from mmkd.distill.student import Tokenize, Towers, check_text, image_side, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
 from mmkd.distill.world import World
@@ -61,7 +48,7 @@ class Run:
     update: Updater
     average: WeightAverage | None
     monitor: Monitor
-    checkpointer: Checkpointer
+    record: RunRecord
     progress: Progress
     tokenizer: Tokenize
     judge_before: str = ""
@@ -122,7 +109,8 @@ class Run:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
         if self.world.first:
-            self.checkpointer.save(self.update.model, self.update.optimizer, self.average, progress)
+            out, keep, update = self.config.out, self.config.checkpoints.keep_last, self.update
+            save_checkpoint(out, keep, self.record, progress, update.model, update.optimizer, self.average)
 
 
 def prepare(config: RunConfig, world: World) -> Run:
@@ -151,7 +139,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
-    student = _build_student(config.student, state)
+    student = load_student(config.student, state)
     piece = min(config.compute.micro_batch or share, share)
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
@@ -192,32 +180,11 @@ def prepare(config: RunConfig, world: World) -> Run:
         world=world,
     )
     record = record.model_copy(update={"preprocess": asdict(preprocessing(student))})
-    checkpointer = Checkpointer(config.out, record, config.checkpoints.keep_last)
     progress, judge_before = state.progress if state else Progress(0, monitor.judge), ""
     if progress.judge != monitor.judge:
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
-    return Run(config, world, batches, update, average, monitor, checkpointer, progress, tokenizer, judge_before)
-
-
-def _build_student(config: StudentConfig, state: State | None) -> nn.Module:
-    """Build the network with its first weights and the preprocessing that belongs to them. A run that goes on has its
-    weights in `state`, and its first weights are not read. Raises UserError if `start_from` has no checkpoint, or one
-    of another network."""
-    student = build_student(config, first_weights=state is None)
-    if state is not None:
-        set_preprocessing(student, state.record.preprocess)
-    elif config.start_from is not None:
-        path = find_checkpoint(config.start_from)
-        first = read(path)
-        set_preprocessing(student, first.record.preprocess | config.preprocess.model_dump(exclude_none=True))
-        try:
-            student.load_state_dict(student_weights(first))
-        except RuntimeError as error:
-            raise UserError(
-                f"student.start_from: {path} holds another network than this student ({cause(error)}); name its `model`"
-            ) from error
-    return student
+    return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, judge_before)
 
 
 def _make_updater(config: RunConfig, model: Model, world: World) -> Updater:

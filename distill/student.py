@@ -18,7 +18,6 @@ from open_clip.model import set_model_preprocess_cfg, text_global_pool
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
-from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
@@ -34,8 +33,6 @@ _TAG_KEYS = ("mean", "std", "interpolation", "resize_mode")
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError)
 """Errors of files that are no weights, or the weights of another network."""
 
-Pixels = Callable[[Image.Image], torch.Tensor]
-"""A picture to uint8 (3, H, W)."""
 Tokenize = Callable[[list[str]], torch.Tensor]
 """Captions to int64 (n, L)."""
 
@@ -289,17 +286,11 @@ def image_side(student: nn.Module) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-def train_pixels(student: nn.Module, crop_scale: tuple[float, float]) -> Compose:
-    """Random resized crop as open_clip trains, its first transform, up to uint8; `Towers` normalizes on the device."""
-    return _without_arithmetic(image_transform_v2(preprocessing(student), is_train=True, aug_cfg={"scale": crop_scale}))
-
-
-def plain_pixels(student: nn.Module) -> Compose:
-    """Resize and center crop as open_clip evaluates, up to uint8."""
-    return _without_arithmetic(image_transform_v2(preprocessing(student), is_train=False))
-
-
-def _without_arithmetic(transform: Compose) -> Compose:
+def student_pixels(student: nn.Module, crop_scale: tuple[float, float] | None = None) -> Compose:
+    """Return the transform of a picture to uint8 (3, H, W): open_clip's of evaluation, or with a `crop_scale` that of
+    training, which begins with a random resized crop. `Towers` normalizes on the device."""
+    scale = {} if crop_scale is None else {"scale": crop_scale}
+    transform = image_transform_v2(preprocessing(student), is_train=bool(scale), aug_cfg=scale)
     # Bytes are a quarter of the floats that ToTensor and Normalize would make of them, and are moved twice.
     *moves, to_tensor, normalize = transform.transforms
     assert isinstance(to_tensor, ToTensor)

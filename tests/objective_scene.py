@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
-from mmkd.distill.bank import Bank, BankSource
+from mmkd.distill.bank import Bank
 from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.config import LossConfig, PolicyConfig
 from mmkd.distill.heads import Heads, Preparation
@@ -90,8 +90,8 @@ def objective(recipe: str) -> Objective:
     weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in SLUGS]) if policy.weights else None
     bank = None
     if loss.bank:
-        source = BankSource(np.arange(BANK_ROWS), np.arange(BANK_ROWS) % 9, targets_of, prepare)
-        bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, SEED, torch.device("cpu"))
+        rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
+        bank = Bank(rows, rows % 9, targets_of, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
     return Objective(loss, TeacherSide(heads, prepare, Policy(policy, SEED, weights), [9.0, 14.0, 20.0], bank))
 
 

@@ -24,7 +24,7 @@ from mmkd.distill.config import RunConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.graphs import write_graphs
 from mmkd.distill.provenance import store_digest
-from mmkd.distill.student import Towers, build_student, plain_pixels
+from mmkd.distill.student import Towers, build_student, student_pixels
 from mmkd.store import FeatureStore
 from mmkd.store.selection import SelectionRule, read_selection, select
 
@@ -57,7 +57,7 @@ def test_open_clip_gives_the_features_of_the_trainer(finished: RunConfig, folder
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["finding 3 seen in plane 2", "nothing"])
     with torch.no_grad():
         image = exported.encode_image(torch.stack([preprocess(picture) for picture in pictures]))
-        ours = towers.encode_images(torch.stack([plain_pixels(student)(picture) for picture in pictures]))
+        ours = towers.encode_images(torch.stack([student_pixels(student)(picture) for picture in pictures]))
         assert torch.allclose(image, ours, atol=1e-5)
         assert (image[0] - image[1]).abs().max() > 1e-3
         assert torch.allclose(exported.encode_text(tokens), towers.encode_tokens(tokens), atol=1e-5)

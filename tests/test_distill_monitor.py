@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
 from in_process import load, run
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_corpus import png
+from tiny_corpus import png, write_table_corpus
 from tiny_run import quiet, write_run
 from tiny_teachers import write_tiny_teacher
 from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.cli.distill import distill
+from mmkd.cli.main import cli
 from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.logs import Lines, Terminal
@@ -33,6 +36,7 @@ from mmkd.distill.monitor import draw_evenly, positive_ranks
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.prepare import prepare
 from mmkd.distill.world import World
+from mmkd.store import FeatureStore
 
 HELD_OUT = {"name": "held-out", "where": "site = 's1'", "limit": 40}
 
@@ -165,6 +169,37 @@ def test_a_copy_of_the_store_is_known_by_its_content(training_scene: Path, tmp_p
             World(torch.device("cpu")),
         )
     prepare(load_run(write_run(training_scene, "copy2", monitor={"sets": [entry]})), World(torch.device("cpu")))
+
+
+@pytest.mark.parametrize("change", ["pictures encoded again", "another precision", "imported features"])
+def test_training_rows_in_other_bytes_are_known(
+    training_scene: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their keys and captions, where the images have other bytes or none."""
+    other = tmp_path / "other"
+    if change == "pictures encoded again":
+        table = write_table_corpus(tmp_path / "corpus", 30)
+        for path in (tmp_path / "corpus/images").iterdir():
+            Image.open(path).save(path, compress_level=0)
+        run(table, other, load({"one": training_scene / "one"}, "one"))
+    else:
+        encoding = "int8" if change == "another precision" else "float32"
+        arguments = ["store", "subset", str(training_scene / "features"), str(other), "--encoding", encoding]
+        assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    sample_table = FeatureStore.sample_table
+
+    def without_images(store: FeatureStore, *args: Any, **options: Any) -> pa.Table:
+        found = sample_table(store, *args, **options)
+        place = found.schema.get_field_index("image_sha256") if store.root == other else -1
+        return found if place < 0 else found.set_column(place, "image_sha256", pa.nulls(len(found), pa.string()))
+
+    if change == "imported features":
+        monkeypatch.setattr(FeatureStore, "sample_table", without_images)
+    entry = HELD_OUT | {"store": str(other), "where": "site = 's0'"}
+    path = write_run(training_scene, "other-bytes", monitor={"sets": [entry]})
+    count = 9 if change == "pictures encoded again" else 39
+    with pytest.raises(ConfigError, match=rf"row \d+ and {count} more are trained on too .*or key, of a training row"):
+        prepare(load_run(path), World(torch.device("cpu")))
 
 
 def classes_judged(entry: dict[str, Any], root: Path) -> tuple[list[str], dict[str, float]]:
@@ -340,7 +375,7 @@ def test_a_log_is_written_where_stderr_is_no_terminal(training_scene: Path, capf
 
 
 def test_rows_are_looked_at_before_a_network_is_built(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkd.distill.prepare.build_student", lambda _: pytest.fail("a network was built"))
+    monkeypatch.setattr("mmkd.distill.checkpoint.build_student", lambda _: pytest.fail("a network was built"))
     cases = {
         "0 rows of .* match site = 's9'": {"monitor": {"sets": [HELD_OUT | {"where": "site = 's9'"}]}},
         "no sample column 'sight'": {"monitor": {"sets": [HELD_OUT | {"where": "sight = 's1'"}]}},

@@ -55,7 +55,7 @@ def test_teachers_and_captions_are_taken_as_the_loss_says(training_scene: Path, 
     side = prepare(load_run(write_run(training_scene, f"said-{said}", loss=loss)), CPU).update.model.objective.side
     assert side.prepare.to_unit is said
     # With a group of its own a row is the positive of no other; else it is its caption's.
-    assert np.array_equal(side.bank.source.group, side.bank.source.rows) is not said
+    assert np.array_equal(side.bank.group, side.bank.rows) is not said
 
 
 def test_crops_cover_the_share_of_the_image_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
