@@ -51,7 +51,7 @@ class Progress:
     worse: int = 0
     """Validations since the best one."""
 
-    def judged(self, scores: dict[str, float], metric: str) -> Progress:
+    def after_validation(self, scores: dict[str, float], metric: str) -> Progress:
         """Return the progress after a validation that `metric` judges."""
         if self.best_score is None or scores[metric] > self.best_score:
             return replace(self, best_score=scores[metric], best_step=self.step, best_scores=scores, worse=0)

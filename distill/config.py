@@ -21,7 +21,7 @@ from pydantic import (
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
 from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
-from mmkd.distill.presets import SCHEMES, composed
+from mmkd.distill.presets import SCHEMES, compose
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Names = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
@@ -353,4 +353,4 @@ class RunConfig(Frozen):
 def load_run(path: Path) -> RunConfig:
     """Read a run's YAML over its presets; paths are relative to the file that names them. Raises ConfigError if it is
     unreadable, or for an unknown preset or an unknown or unfit key."""
-    return validated(RunConfig, composed(read_mapping(path), path), path)
+    return validated(RunConfig, compose(read_mapping(path), path), path)

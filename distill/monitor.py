@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,7 @@ from mmkd.distill.config import DataConfig, MonitorConfig, MonitorSet
 from mmkd.distill.images import RowImages, image_batches, row_images
 from mmkd.distill.losses import unit
 from mmkd.distill.optimizer import WeightAverage
-from mmkd.distill.pairs import Pairs, find_pairs, matching
+from mmkd.distill.pairs import Pairs, find_pairs, rows_where
 from mmkd.distill.student import Tokenize, Towers, student_pixels
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
@@ -100,7 +98,7 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
         )
     prompts = None
     if entry.label is not None:
-        found = matching(store, entry.prompts, list(dict.fromkeys(["caption", entry.label])))
+        found = rows_where(store, entry.prompts, list(dict.fromkeys(["caption", entry.label])))
         prompts = pa.table({"caption": found["caption"], "class": found[entry.label].cast(pa.string())}).drop_null()
         named = sorted(set(prompts["class"].to_pylist()))
         if unknown := sorted(set(labels) - set(named)):
@@ -173,13 +171,19 @@ class Monitor:
     def scores(self) -> dict[str, float]:
         """Return every metric of every set by `SET/METRIC`, in [0, 1], higher is better; the same on every rank."""
         found: dict[str, float] = {}
-        training = self.towers.training
-        with _use_average(self.towers, self.average):
-            self.world.share_buffers(self.towers)
-            self.towers.eval()
+        towers, average, training = self.towers, self.average, self.towers.training
+        own = {name: value.detach().clone() for name, value in towers.state_dict().items()} if average else {}
+        try:
+            if average:
+                towers.load_state_dict(average.values)
+            self.world.share_buffers(towers)
+            towers.eval()
             for held in self.sets:
                 found |= self._judge(held)
-        self.towers.train(training)
+        finally:
+            if average:
+                towers.load_state_dict(own)
+            towers.train(training)
         return found
 
     def _judge(self, held: HeldOut) -> dict[str, float]:
@@ -225,16 +229,3 @@ def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.T
         nearest = cosine.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(((cosine >= nearest) & ~right).sum(dim=1))
     return torch.cat(ranks)
-
-
-@contextmanager
-def _use_average(towers: Towers, average: WeightAverage | None) -> Iterator[None]:
-    if average is None:
-        yield
-        return
-    own = {name: value.detach().clone() for name, value in towers.state_dict().items()}
-    towers.load_state_dict(average.values)
-    try:
-        yield
-    finally:
-        towers.load_state_dict(own)

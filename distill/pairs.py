@@ -33,7 +33,7 @@ class Pairs:
         return np.searchsorted(self.rows, rows)
 
 
-def matching(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
+def rows_where(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
     """Return sample rows that match a condition as after SQL's WHERE; all rows when it is empty. Raises ConfigError if
     it cannot be read, or names a column that the store does not have."""
     condition = parse_condition(where, store.samples.schema) if where else None
@@ -41,9 +41,9 @@ def matching(store: FeatureStore, where: str, columns: list[str]) -> pa.Table:
 
 
 def find_pairs(store: FeatureStore, where: str, wanted: NDArray[np.bool_] | None = None) -> Pairs:
-    """Return the sound pairs among the rows that match `where` (see `matching`) and are `wanted`, bool (N,), None for
+    """Return the sound pairs among the rows that match `where` (see `rows_where`) and are `wanted`, bool (N,), None for
     all. Raises IncompleteStoreError if rows that match have not been extracted yet."""
-    table = matching(store, where, _COLUMNS)
+    table = rows_where(store, where, _COLUMNS)
     pending = int(pc.sum(pc.equal(table["status"], "pending")).as_py() or 0)
     if pending:
         raise IncompleteStoreError(

@@ -11,7 +11,7 @@ from itertools import islice
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import memory_bytes
 from mmkd.distill.prepare import Run, prepare
-from mmkd.distill.world import started_world
+from mmkd.distill.world import join_ranks
 
 _STEPS = 5
 _SECONDS = 20.0
@@ -71,7 +71,7 @@ def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate 
     """Take a few steps of the run and discard them; None in every rank but the first. What is known beforehand is
     printed before the first step, which may run out of memory. Raises MmkdError for anything that keeps the run from
     starting."""
-    with started_world(config.compute.timeout_minutes) as world:
+    with join_ranks(config.compute.timeout_minutes) as world:
         run = prepare(config, world)
         if world.first:
             say(f"{run.headline}; taking the first {_STEPS + 1} at most ...")

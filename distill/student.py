@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,11 +31,22 @@ from mmkd.distill.presets import SCHEMES
 HF_NAMES = ("hf_model_name", "hf_tokenizer_name")
 """Keys of `text_cfg` that name a folder or a repository of transformers."""
 _TAG_KEYS = ("mean", "std", "interpolation", "resize_mode")
-_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError)
-"""Errors of files that are no weights, or the weights of another network."""
+# What open_clip, timm, transformers and the readers of weights raise for a network or file that they cannot use.
+_ERRORS: tuple[type[Exception], ...]
+_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError)
+_ERRORS += (UnpicklingError, SafetensorError)
 
 Tokenize = Callable[[list[str]], torch.Tensor]
 """Captions to int64 (n, L)."""
+
+
+@contextmanager
+def _one_line(fault: str, advice: str = "") -> Iterator[None]:
+    """Turn an error of these libraries into a ConfigError of one line."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise ConfigError(f"{fault} ({cause(error)}){advice}") from error
 
 
 def model_config(model: str) -> dict[str, Any]:
@@ -49,10 +61,8 @@ def model_config(model: str) -> dict[str, Any]:
             )
         return dict(config)
     path = (_folder(model) / "open_clip_config.json" if model.startswith(SCHEMES) else Path(model)).absolute()
-    try:
+    with _one_line(f"student model config {path} cannot be read"):
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"student model config {path} cannot be read: {error}") from error
     content = content.get("model_cfg", content)
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(content):
         raise ConfigError(f"{path} is not an open_clip model config: expected embed_dim, vision_cfg and text_cfg")
@@ -76,33 +86,25 @@ def check_text(model: str) -> Tokenize:
                 f"student model {model}: open_clip's max_pooler fails on every caption; set hf_pooler_type to "
                 "mean_pooler or cls_pooler"
             )
-        try:
+        with _one_line(f"student model {model}: its text tower {name} cannot be read"):
             AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"student model {model}: its text tower {name} cannot be read ({cause(error)})"
-            ) from error
     return student_tokenizer(model)
 
 
 def student_tokenizer(model: str) -> Tokenize:
     """Return the student's tokenizer, which follows from the network, never from the name of a file. Raises ConfigError
     if its files are missing."""
-    try:
-        if model.startswith(SCHEMES):
-            tokenizer: Tokenize = open_clip.get_tokenizer(f"local-dir:{_folder(model)}")
-        elif model.endswith(".json"):
-            text = model_config(model)["text_cfg"]
-            context, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
-            if name := text.get("hf_tokenizer_name"):
-                mode = text.get("tokenizer_mode")
-                tokenizer = HFTokenizer(name, context_length=context, tokenizer_mode=mode, **options)
-            else:
-                tokenizer = SimpleTokenizer(context_length=context, **options)
+    with _one_line(f"the tokenizer of student model {model} cannot be read"):
+        if not model.endswith(".json"):
+            name = f"local-dir:{_folder(model)}" if model.startswith(SCHEMES) else model
+            tokenizer: Tokenize = open_clip.get_tokenizer(name)
+            return tokenizer
+        text = model_config(model)["text_cfg"]
+        options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+        if name := text.get("hf_tokenizer_name"):
+            tokenizer = HFTokenizer(name, tokenizer_mode=text.get("tokenizer_mode"), **options)
         else:
-            tokenizer = open_clip.get_tokenizer(model)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"the tokenizer of student model {model} cannot be read ({cause(error)})") from error
+            tokenizer = SimpleTokenizer(**options)
     return tokenizer
 
 
@@ -123,10 +125,8 @@ def _folder(model: str) -> Path:
     scheme, _, place = model.partition(":")
     if scheme == "local-dir":
         return Path(place)
-    try:
+    with _one_line(f"{model} cannot be downloaded", "; check the name and the network"):
         return Path(snapshot_download(place, allow_patterns=["open_clip_*", "*.json", "*.txt", "*.model"]))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{model} cannot be downloaded ({cause(error)}); check the name and the network") from error
 
 
 def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Module:
@@ -156,11 +156,8 @@ def make_network(model: str) -> nn.Module:
         text["hf_model_pretrained"] = False
     custom = settings.pop("custom_text", False) or "hf_model_name" in text
     kind = open_clip.CoCa if custom and "multimodal_cfg" in settings else open_clip.CustomTextCLIP
-    # open_clip, timm and transformers raise any kind of error for a network that they cannot build.
-    try:
+    with _one_line(f"student model {model} cannot be built", "; choose another model"):
         student: nn.Module = kind(**settings) if custom else open_clip.CLIP(**settings)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"student model {model} cannot be built ({cause(error)}); choose another model") from error
     set_preprocessing(student, vars(PreprocessCfg(size=student.visual.image_size)))  # type: ignore[union-attr]
     return student
 
@@ -179,12 +176,8 @@ def _load_released(student: nn.Module, model: str, source: str) -> None:
     elif not path.is_file():
         tag = open_clip.get_pretrained_cfg(model, source)
     if tag:
-        try:
+        with _one_line(f"student.pretrained: {source} of {model} cannot be downloaded"):
             path = Path(open_clip.download_pretrained(tag))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"student.pretrained: {source} of {model} cannot be downloaded ({cause(error)})"
-            ) from error
         set_preprocessing(student, {name: tag[name] for name in _TAG_KEYS if tag.get(name) is not None})
     elif not path.is_file():
         tags = open_clip.list_pretrained_tags_by_model(model)
@@ -192,10 +185,8 @@ def _load_released(student: nn.Module, model: str, source: str) -> None:
             f"student.pretrained: {source!r} is neither a file nor a tag of {model}; "
             "expected a file, an open_clip folder" + (f" or one of {', '.join(tags)}" if tags else "")
         )
-    try:
+    with _one_line(f"student.pretrained: {path} does not fit {model}"):
         open_clip.load_checkpoint(student, str(path), strict=True)
-    except (RuntimeError, KeyError, ValueError, UnpicklingError, SafetensorError) as error:
-        raise ConfigError(f"student.pretrained: {path} does not fit {model} ({cause(error, 300)})") from error
 
 
 def _load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
@@ -247,18 +238,15 @@ def _load_tower(student: nn.Module, model: str, tower: str, source: str) -> None
 
 def _read_weights(place: Path, where: str) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
     """Read a file, or a timm or transformers folder: tensors, and the preprocessing that the folder's config has."""
-    try:
+    with _one_line(f"{where} cannot be read"):
         if not place.is_dir():
             return dict(load_state_dict(str(place), weights_only=True)), {}
-        path = place / "config.json"
-        settings = json.loads(path.read_text())
+        settings = json.loads((place / "config.json").read_text())
         if "model_type" in settings:
             return AutoModel.from_pretrained(place, local_files_only=True).state_dict(), {}
         file = place / "model.safetensors"
         file = file if file.is_file() else place / "pytorch_model.bin"
         return dict(load_state_dict(str(file), weights_only=True)), settings.get("pretrained_cfg", settings)
-    except _UNREADABLE as error:
-        raise ConfigError(f"{where} cannot be read ({cause(error)})") from error
 
 
 def _rename(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from mmkd.distill.logs import Board, Clock, open_boards
 from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
 from mmkd.distill.prepare import Run, prepare
 from mmkd.distill.train_step import Outcome
-from mmkd.distill.world import World, started_world
+from mmkd.distill.world import World, join_ranks
 
 BAD_BATCH = "bad-batch.json"
 
@@ -57,7 +57,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
     process writes to `out`; ConfigError, UserError, IncompleteStoreError if store and configuration do not fit each
     other; UserError at a loss that is not finite, with its rows in `bad-batch.json`."""
     with (
-        started_world(config.compute.timeout_minutes) as world,
+        join_ranks(config.compute.timeout_minutes) as world,
         stop_on(config.checkpoints.stop_signals) as request,
         _only_run(config, world),
     ):
@@ -112,7 +112,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
                 guard.check_before(None)
                 scores = run.monitor.scores()
                 log(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
-                progress = progress.judged(scores, config.monitor.chosen_metric)
+                progress = progress.after_validation(scores, config.monitor.chosen_metric)
             stopped = _out_of_patience(config, progress)
             number = run.world.highest(int(request.signal or 0))
             if number:

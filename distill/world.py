@@ -74,7 +74,7 @@ class World:
 
 
 @contextmanager
-def started_world(timeout_minutes: float) -> Iterator[World]:
+def join_ranks(timeout_minutes: float) -> Iterator[World]:
     """Join the other ranks when the environment names some; leave them at the end. Raises UserError if another rank is
     gone, or does not answer in time."""
     cuda = torch.cuda.is_available()

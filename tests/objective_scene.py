@@ -19,8 +19,8 @@ from mmkd.distill.config import LossConfig, PolicyConfig
 from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.policies import Policy
-from mmkd.distill.presets import composed
-from mmkd.distill.world import World, started_world
+from mmkd.distill.presets import compose
+from mmkd.distill.world import World, join_ranks
 
 ROWS, WIDTH, SEED, STEP = 8, 4, 11, 3
 # The first and the last are judged together, the one between them apart.
@@ -29,7 +29,7 @@ SLUGS, WIDTHS = ("a", "b", "c"), (3, 5, 3)
 PRESENT = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=bool)
 GROUPS = [4, 5, 6, 4, 7, 8, 9, 5]
 BANK_ROWS = 20
-CLIP = composed({"preset": "mmkd_clip"}, Path("run.yaml"))
+CLIP = compose({"preset": "mmkd_clip"}, Path("run.yaml"))
 RECIPES: dict[str, dict[str, Any]] = {
     "mmkd_clip": {"loss": CLIP["loss"], "policy": CLIP["policy"]},
     "ours": {"loss": {}},
@@ -125,7 +125,7 @@ def terms_and_gradients(recipe: str, world: World) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    with started_world(1.0) as this:
+    with join_ranks(1.0) as this:
         results = {recipe: terms_and_gradients(recipe, this) for recipe in RECIPES}
         if this.first:
             torch.save(results, Path(sys.argv[1]) / f"{this.size}.pt")

@@ -19,7 +19,7 @@ from mmkd.distill.config import DataConfig, OptimizerConfig, load_run
 from mmkd.distill.images import StoredImages
 from mmkd.distill.optimizer import make_optimizer
 from mmkd.distill.prepare import prepare
-from mmkd.distill.world import World, started_world
+from mmkd.distill.world import World, join_ranks
 
 CPU = World(torch.device("cpu"))
 
@@ -40,10 +40,10 @@ def test_other_ranks_are_waited_for_as_long_as_is_set(monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(dist, "init_process_group", join)
-    with pytest.raises(UserError), started_world(0.25):
+    with pytest.raises(UserError), join_ranks(0.25):
         pass
     assert waits == [timedelta(seconds=15)]
-    monkeypatch.setattr(trainer, "started_world", lambda minutes: waits.append(minutes) or started_world(minutes))
+    monkeypatch.setattr(trainer, "join_ranks", lambda minutes: waits.append(minutes) or join_ranks(minutes))
     with pytest.raises(UserError):
         trainer.train(load_run(write_run(tmp_path, "r", compute={"timeout_minutes": 7.5})))
     assert waits[1:] == [7.5, timedelta(minutes=7.5)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
 from mmkd.distill.alignment.config import AlignConfig
-from mmkd.distill.pairs import matching
+from mmkd.distill.pairs import rows_where
 from mmkd.distill.teacher_features import as_tensor
 from mmkd.store import FeatureStore
 from mmkd.store.layout import TOWERS, Tower
@@ -49,7 +49,7 @@ class AlignmentRows:
         self._features = {
             (slug, tower): as_tensor(store.features(slug, tower)) for slug in self.slugs for tower in TOWERS
         }
-        table = matching(store, config.where or "", ["row", "caption"])
+        table = rows_where(store, config.where or "", ["row", "caption"])
         encoded = table["caption"].combine_chunks().dictionary_encode()
         captions = encoded.dictionary.to_pylist()
         # A function of the seed and the caption alone; rows without one are not held out.
