@@ -230,16 +230,13 @@ def student_weights(state: State) -> dict[str, torch.Tensor]:
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Restore the moments of every parameter."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.part("optimizer").items():
-        parameter, _, moment = name.rpartition(".")
-        moments.setdefault(parameter, {})[moment] = tensor
-    # The fused optimizer needs moments in the memory layout of their parameter (channels last).
-    for owner, name in names.items():
-        for moment, tensor in moments.get(name, {}).items():
-            if tensor.shape == owner.shape:
-                moments[name][moment] = torch.empty_like(owner).copy_(tensor)
-    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     saved: dict[str, Any] = optimizer.state_dict()
-    saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, owner in enumerate(members):
+        if moments := state.part(f"optimizer.{names[owner]}"):
+            # The fused optimizer needs moments in the memory layout of their parameter (channels last).
+            saved["state"][place] = {
+                name: torch.empty_like(owner).copy_(moment) if moment.shape == owner.shape else moment
+                for name, moment in moments.items()
+            }
     optimizer.load_state_dict(saved)

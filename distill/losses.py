@@ -214,11 +214,6 @@ def _bank_term(c: Comparison) -> torch.Tensor:
     return torch.stack(values)
 
 
-def _relational_term(c: Comparison) -> torch.Tensor:
-    student = Similarities(c.own, c.every, c.student_scale)
-    return relational_loss(student, Similarities(c.teachers, c.all_teachers, c.teacher_scale))
-
-
 Term = Callable[[Comparison], torch.Tensor]
 """Value of each row for each teacher, float (T, Q); rows that a teacher lacks may hold anything finite."""
 
@@ -226,7 +221,9 @@ TERMS: dict[str, Term] = {
     "feature": lambda c: feature_loss(c.mapped, c.teachers, c.feature_kind),
     "cross": lambda c: cross_loss(c.mapped, c.all_teachers, c.scale),
     "bank": _bank_term,
-    "relational": _relational_term,
+    "relational": lambda c: relational_loss(
+        Similarities(c.own, c.every, c.student_scale), Similarities(c.teachers, c.all_teachers, c.teacher_scale)
+    ),
 }
 """Terms that ask teachers. Each is a weight of its name in `loss:` of a run's YAML, 0 unless `DEFAULT_WEIGHTS` says
 otherwise."""

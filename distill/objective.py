@@ -196,17 +196,9 @@ def make_objective(
     groups: NDArray[np.int64],
     device: torch.device,
 ) -> Objective:
-    """Build the objective of a run, heads and bank on `device`. Raises ConfigError, UserError if widths, teachers'
-    names or the alignment do not fit the store.
-
-    Args:
-        config: of the run.
-        student_dim: width of the student's features.
-        teachers: None when no term asks them.
-        rows: int64 (n,) grid rows of the run.
-        groups: int64 (n, 2), see `Batch.groups`.
-        device: of heads and bank.
-    """
+    """Build the objective of a run with these grid rows, int64 (n,), and `Batch.groups` of all of them, (n, 2);
+    teachers are None when no term asks them. Heads and bank are on `device`. Raises ConfigError, UserError if widths,
+    teachers' names or the alignment do not fit the store."""
     if teachers is None:
         return Objective(config.loss, None)
     loss = config.loss

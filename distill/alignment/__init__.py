@@ -35,7 +35,7 @@ _PARTS = ("weight", "image_bias", "text_bias")
 class AlignmentCard(Frozen):
     """Method, settings and training data of an alignment."""
 
-    format: int = 1
+    format: int = FORMAT
     method: str
     """Name of the method that fitted it; `none` maps every teacher onto itself."""
     settings: dict[str, Any]
@@ -79,12 +79,11 @@ class Alignment(nn.Module):
         super().__init__()
         self.card = card
         self.slugs = tuple(card.teachers)
-        self._place = {slug: index for index, slug in enumerate(self.slugs)}
+        self.mapped = frozenset(maps)
         for slug, fitted in maps.items():
             # By number: a slug may hold a dot, which the name of a buffer must not.
             for name in _PARTS:
-                self.register_buffer(f"{name}_{self._place[slug]}", getattr(fitted, name).detach().float())
-        self.mapped = frozenset(maps)
+                self.register_buffer(f"{name}_{self._index(slug)}", getattr(fitted, name).detach().float())
 
     def width(self, slug: str) -> int:
         """Width of a teacher's features after the map. Raises UserError if it was not fitted for this teacher."""
@@ -119,9 +118,8 @@ class Alignment(nn.Module):
             return F.linear(values, getattr(self, f"weight_{index}"), getattr(self, f"{tower}_bias_{index}"))
 
     def check(self, cards: Mapping[str, TeacherCard]) -> None:
-        """Refuse teachers that this alignment was not fitted for. Raises UserError if it was fitted without one of
-        these teachers; TeacherMismatchError if a teacher's features were made with other weights or preprocessing
-        since. `cards`: slug to card of the teachers that will be used."""
+        """Raise UserError if the alignment was fitted without one of these teachers (slug to card),
+        TeacherMismatchError if a teacher's features were made with other weights or preprocessing since."""
         for slug, card in cards.items():
             self._index(slug)
             if self.card.teachers[slug] != card.digest:
@@ -131,18 +129,16 @@ class Alignment(nn.Module):
                 )
 
     def _index(self, slug: str) -> int:
-        if slug not in self._place:
+        if slug not in self.slugs:
             raise UserError(f"the alignment has no teacher {slug!r}; it was fitted for {', '.join(self.slugs)}")
-        return self._place[slug]
+        return self.slugs.index(slug)
 
 
 def save(alignment: Alignment, path: Path) -> None:
     """Write `path` (`.safetensors`) in one step, and its card beside it as `.json`. Raises StoreError if the disk is
     full or read-only; a file that was there stays."""
-    tensors: dict[str, torch.Tensor] = {}
-    for slug in sorted(alignment.mapped):
-        fitted = alignment.teacher_map(slug)
-        tensors |= {f"{slug}/{part}": getattr(fitted, part).cpu().contiguous() for part in _PARTS}
+    maps = {slug: alignment.teacher_map(slug) for slug in sorted(alignment.mapped)}
+    tensors = {f"{slug}/{part}": getattr(maps[slug], part).cpu().contiguous() for slug in maps for part in _PARTS}
     card = alignment.card.model_dump_json()
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     write_atomically(path, encode(arrays, {"mmkd": card, "sha256": _checksum(card, tensors)}))
@@ -201,11 +197,9 @@ def _read_card(path: Path, text: str) -> AlignmentCard:
 
 
 def _checksum(card: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 in hex over the card, then name, shape and little-endian bytes of each tensor in order of
-    name."""
+    """Return the SHA-256 in hex over the card, then name, shape and little-endian bytes of each tensor by name."""
     content = hashlib.sha256(card.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in sorted(tensors.items()):
         content.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         content.update(tensor.contiguous().numpy().astype(tensor.numpy().dtype.newbyteorder("<"), copy=False).tobytes())
     return content.hexdigest()
