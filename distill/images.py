@@ -188,10 +188,8 @@ def _device_batches(
     images: StoredImages, crop: RandomResizedCrop, device: torch.device, wanted: Wanted, seed: int, workers: int
 ) -> Iterator[torch.Tensor]:
     """As `image_batches`, decoded and cropped on `device`. Also raises UserError if a JPEG cannot be decoded there."""
-    return map(
-        partial(_decode_on, device, crop),
-        _load(_Rows(images, partial(_draw_crop, crop), seed), list, wanted, workers, False),
-    )
+    files = _load(_Rows(images, partial(_draw_crop, crop), seed), list, wanted, workers, pin=False)
+    return map(partial(_decode_on, device, crop), files)
 
 
 def _draw_crop(crop: RandomResizedCrop, row: int, data: bytes) -> tuple[int, torch.Tensor, Crop]:
