@@ -82,7 +82,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the state of the run in `out`, then delete all but the last few checkpoints and the best. Raises StoreError
     if the disk is full or read-only; earlier checkpoints stay."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
     for parameter, moments in optimizer.state.items():

@@ -90,9 +90,10 @@ class Objective(nn.Module):
             # Each loss is computed once for all teachers of a width.
             numbers = [number for number, pairs in enumerate(prepared) if pairs.image.shape[1] == width]
             mapped = unit(torch.stack([self.heads(number, both) for number in numbers]))
+            image, text = torch.split(mapped, len(student.image), dim=1)
             theirs = stack_teachers([prepared[number] for number in numbers])
             compared = Comparison(
-                mapped=PairFeatures(*torch.split(mapped, len(student.image), dim=1), group),
+                mapped=PairFeatures(image, text, group),
                 teachers=theirs,
                 all_teachers=_of_all_ranks(theirs, world),
                 own=own,

@@ -56,8 +56,9 @@ class TeacherFeatures:
         """Copy everything to the device, once, int8 features decoded; on the CPU, into memory of its own."""
 
         def copy(part: torch.Tensor | FeatureArray) -> torch.Tensor:
-            mapped = isinstance(part, torch.Tensor)
-            return part.to(device, copy=True) if mapped else torch.from_numpy(np.array(part[:])).to(device)
+            if isinstance(part, torch.Tensor):
+                return part.to(device, copy=True)
+            return torch.from_numpy(np.array(part[:])).to(device)
 
         self._image, self._text = [*map(copy, self._image)], [*map(copy, self._text)]
         self._sound = [tensor.to(device) for tensor in self._sound]
