@@ -1,5 +1,4 @@
-"""One step's data on one rank: the interface between data, loop and objective. Shapes: B rows of this rank, L tokens, E
-teacher width."""
+"""One step's data on one rank, for loop and objective. Shapes: B rows of this rank, L tokens, E teacher width."""
 
 from __future__ import annotations
 
@@ -64,8 +63,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StudentFeatures:
-    """Student output for a batch: image, text (B, D) float32 as the towers give them, and its temperature as the
-    logarithm that is learned."""
+    """A student's output: image, text float32 (B, D) as the towers give them; the logarithm of its temperature."""
 
     image: torch.Tensor
     text: torch.Tensor

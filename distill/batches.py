@@ -91,8 +91,8 @@ class Batches:
     world: World
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
-        """Yield this rank's batches from `first` to the end; with workers, one is made while another is used. Raises
-        UserError if an image is gone."""
+        """Yield this rank's batches from step `first` on, with workers one ahead. Raises UserError if an image is
+        gone."""
         world = self.world
         wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
@@ -122,7 +122,7 @@ class Batches:
 
 
 def one_ahead(items: Generator[Item, None, None], device: torch.device | None = None) -> Generator[Item, None, None]:
-    """Yield the same items, each made in a thread while the one before is used. What making one raises is raised
+    """Yield the same items, each made in a thread while the one before is used; errors of making one are raised
     here."""
     # Which device is the current one is known to each thread alone; without this every rank would pin for the first.
     start = partial(torch.cuda.set_device, device) if device is not None and device.type == "cuda" else None

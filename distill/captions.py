@@ -93,8 +93,7 @@ def tokenize_captions(captions: Sequence[str] | pa.Array, tokenizer: Tokenize) -
 
 
 def load_tokens(out: Path, captions: pa.Array, tokenizer: Tokenize) -> Captions:
-    """Return distinct captions (n,), an Arrow array of strings, as tokens: those in the run folder `out`, if they are
-    of these captions and this tokenizer."""
+    """Return distinct captions, an Arrow array of strings, as tokens: those saved in `out` if they are still right."""
     if len(captions) >= WORTH_KEEPING:
         if (found := _read(out / FILE, _digest(captions))) is not None:
             probed = np.unique(np.linspace(0, len(captions) - 1, PROBED).astype(np.int64))
@@ -107,8 +106,7 @@ def load_tokens(out: Path, captions: pa.Array, tokenizer: Tokenize) -> Captions:
 
 
 def save_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
-    """Save the tokens of a new run, unless they are saved already or quickly recomputed. Raises StoreError if the disk
-    is full or read-only."""
+    """Save the tokens of a new run if they take long to make. Raises StoreError if the disk is full or read-only."""
     path, digest = out / FILE, _digest(captions)
     if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
         buffer = io.BytesIO()

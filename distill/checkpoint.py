@@ -172,9 +172,8 @@ def step_of(path: Path) -> int:
 
 
 def find_checkpoint(out: Path, which: str = "best") -> Path:
-    """Find the checkpoint `best`, `last` or of a step in a run folder. The best is named by the last; where none was
-    judged, or the best is gone, it is the last. Raises UserError if there is none; CorruptStoreError if the last one is
-    damaged."""
+    """Find the checkpoint `best`, `last` or of a step. The last names the best, and is it where none was judged or the
+    best is gone. Raises UserError if there is none; CorruptStoreError if the last one is damaged."""
     paths = {str(step_of(path)): path for path in checkpoints(out)}
     if not paths:
         reason = "has no checkpoint yet" if (out / CONFIG).is_file() else "is not a run folder"
@@ -189,8 +188,7 @@ def find_checkpoint(out: Path, which: str = "best") -> Path:
 
 
 def read(path: Path, *, tensors: bool = True) -> State:
-    """Read a checkpoint, or with `tensors=False` its record and progress alone. Raises CorruptStoreError if the file is
-    not a whole checkpoint."""
+    """Read a checkpoint, or its record and progress alone. Raises CorruptStoreError if the file is not whole."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["mmkd"])

@@ -142,8 +142,7 @@ class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # t
     cross_scale: PositiveFloat | None = None
     """Scale of cross and bank logits; learned for each teacher when not given. The release: constant 2.659."""
     equal_captions: bool = True
-    """Rows whose captions have equal tokens, and rows of one image, are positives of each other. The release counts
-    them as negatives: false."""
+    """Rows of equal caption tokens, or of one image, are positives of each other. The release: negatives (false)."""
     mixed_teachers: bool = False
     """One set of keys in which each row is of the teacher drawn for it, as in the release."""
 
@@ -167,8 +166,7 @@ class PolicyConfig(Frozen):
     """Selection and weighting of a sample's available teachers in a step."""
 
     kind: Literal["all", "one", "weighted", "best"] = "all"
-    """`one`: a teacher drawn for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those that know
-    the sample best, see `by`."""
+    """`one`: drawn for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those highest in `by`."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Teacher to weight, for `weighted`; teachers that are not named have weight 1."""
     best: PositiveInt = 1

@@ -92,8 +92,7 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
 
 
 def describe(state: State, parameters: int) -> dict[str, Any]:
-    """Describe an exported checkpoint of a student of so many parameters as JSON: its record, with what identifies
-    every file, and its scores."""
+    """Describe an exported checkpoint of a student of so many parameters, as JSON: record, identities, scores."""
     record, progress = state.record, state.progress
     return {
         "run": record.digest,

@@ -19,8 +19,7 @@ from mmkd.store.layout import Tower
 
 
 class Heads(nn.Module):
-    """A head for each teacher, used for image and text alike: whatever aligns the two in the student then aligns them
-    in every teacher's space."""
+    """A head for each teacher, shared by image and text: what aligns the two in the student does so for the teacher."""
 
     def __init__(self, kind: str, student_dim: int, slugs: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__()
@@ -48,8 +47,7 @@ def _head(kind: str, student_dim: int, width: int) -> nn.Module:
 
 
 def fixed_alignment(config: HeadConfig, teachers: TeacherFeatures) -> Alignment | None:
-    """Return the alignment that the configuration names, checked against the store's teachers. Raises as
-    `Alignment.check` and `alignment.load`."""
+    """Return the configured alignment, checked against the store's teachers. Raises as `load` and `Alignment.check`."""
     if config.alignment is None:
         return None
     alignment = load(config.alignment)
@@ -82,8 +80,7 @@ class Preparation:
 
 
 def mix_teachers(prepared: Sequence[PairFeatures], shares_BT: torch.Tensor) -> PairFeatures:
-    """Return one set of rows, each of the teacher that has all of its share; rows without a teacher are not
-    available."""
+    """Return one set of rows, each of the teacher that has its whole share; rows without one are not available."""
     image, text = (torch.stack([getattr(pairs, tower) for pairs in prepared], dim=1) for tower in ("image", "text"))
     chosen = shares_BT.argmax(dim=1)[:, None, None].expand(-1, 1, image.shape[2])
     return PairFeatures(

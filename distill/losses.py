@@ -225,6 +225,6 @@ TERMS: dict[str, Term] = {
         Similarities(c.own, c.every, c.student_scale), Similarities(c.teachers, c.all_teachers, c.teacher_scale)
     ),
 }
-"""Terms that ask teachers. Each is a weight of its name in `loss:` of a run's YAML, 0 unless `DEFAULT_WEIGHTS` says
-otherwise."""
+"""Terms that ask teachers; each is a weight of its name in a run's `loss:`, by default that of `DEFAULT_WEIGHTS` or
+0."""
 DEFAULT_WEIGHTS: Mapping[str, float] = {"feature": 1.0, "cross": 1.0}

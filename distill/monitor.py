@@ -1,5 +1,4 @@
-"""Validation during training: retrieval and zero-shot classification on held-out rows, which are compared with the rows
-that are trained on; never on report sets."""
+"""Validation during training: retrieval and zero-shot on held-out rows that are not trained on, never report sets."""
 
 from __future__ import annotations
 
@@ -45,9 +44,8 @@ class HeldOutRows:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One monitor set with its tokens and images. captions: of the pairs. labels: int64 (n,), class of each pair, empty
-    for retrieval. prompts: captions of the classes, None for retrieval. prompt_labels: int64 (p,), class of each
-    prompt."""
+    """One monitor set with its tokens and images. labels: int64 (n,), class of each pair; empty for retrieval. prompts:
+    captions of the classes, None for retrieval. prompt_labels: int64 (p,), class of each prompt."""
 
     rows: HeldOutRows
     images: RowImages
@@ -72,10 +70,9 @@ def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenizer: Tok
 
 
 def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
-    """Draw `limit` of the rows that match a monitor set, as evenly over the classes as they allow. Raises ConfigError
-    if one of them is among the `training` rows of `run_store` too, in whichever store it is; UserError if fewer than
-    two rows match, a row has no class, or prompts and limit do not cover the classes; IncompleteStoreError if rows that
-    match have not been extracted yet."""
+    """Draw `limit` of the rows that match a monitor set, as evenly over its classes as they allow. Raises ConfigError
+    if one of them is also among the `training` rows of `run_store`; UserError if fewer than two match, or classes,
+    prompts and limit do not fit; IncompleteStoreError if rows that match have not been extracted yet."""
     store = run_store if entry.store is None else FeatureStore.open(entry.store)
     pairs = find_pairs(store, entry.where)
     where = f"monitor set {entry.name!r}"
@@ -113,8 +110,8 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
 
 
 def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
-    """Return ascending places of at most `limit` rows: random ones, equally many of each class that has enough. The
-    same classes give the same draw."""
+    """Draw at most `limit` places, ascending: equally many of each class that has enough; a function of its
+    arguments."""
     order = np.random.default_rng(0).permutation(len(classes))
     seen: dict[str | None, int] = {}
     turn = np.empty(len(classes), dtype=np.int64)
@@ -131,9 +128,8 @@ def _take_pairs(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
 
 
 def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
-    """List the held-out rows that are trained on: with the caption, and the image (by its bytes) or the key, of a
-    training row. An image that was encoded again has other bytes, and imported features have no image; both keep their
-    keys."""
+    """List the held-out rows that have the caption, and the image bytes or the key, of a row that is trained on: images
+    that were encoded again, and imported features, keep their keys."""
     both = np.zeros(len(table), dtype=bool)
     for name in ("image_sha256", "key"):
         alike = pads.field(name).isin(table[name].combine_chunks().drop_null().unique())

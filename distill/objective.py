@@ -41,7 +41,7 @@ _USUAL_SCALE = 1 / 0.07
 
 @dataclass
 class TeacherSide:
-    """Parts of a run with teachers besides the student. relation_scales: of the softmax over each teacher's own
+    """What a run with teachers needs beside the student. relation_scales: temperature of each teacher's
     similarities."""
 
     heads: Heads
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         self.reduction = Reduction(config.balance, config.teacher_terms, spaces)
 
     def forward(self, student: StudentFeatures, batch: Batch, world: World) -> dict[str, torch.Tensor]:
-        """Return this rank's part of every term before weighting, float32 scalars; the parts of all ranks sum to the
+        """Return this rank's part of every term before weighting, float32 scalars; the ranks' parts sum to the
         terms."""
         rows = torch.from_numpy(batch.rows).to(batch.groups.device)
         group = batch.groups if self.config.equal_captions else rows

@@ -93,8 +93,7 @@ def learning_rate_shares(model: nn.Module, config: OptimizerConfig) -> dict[str,
 
 
 def lock_layers(towers: Towers, lock: LockConfig) -> None:
-    """Freeze the lower layers of the towers, or all of them. Raises ConfigError for more layers than the tower has, or
-    if nothing is left to learn."""
+    """Freeze layers of the towers. Raises ConfigError for more than a tower has, or if nothing is left to learn."""
     places = tower_layers(towers)
     parameters = dict(towers.named_parameters())
     for tower, wanted in (("image", lock.image), ("text", lock.text)):
@@ -116,8 +115,7 @@ def lock_layers(towers: Towers, lock: LockConfig) -> None:
 
 
 def warmup_steps(config: OptimizerConfig, total: int) -> int:
-    """Return the steps over which the learning rate rises. Raises ConfigError if the run of `total` would end
-    before."""
+    """Return the steps of rising learning rate. Raises ConfigError if the run of `total` would end before."""
     if config.warmup_steps is None:
         return round(config.warmup * total)
     if config.warmup_steps and config.warmup_steps >= total:
@@ -142,9 +140,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters and float buffers: ``a <- d * a + (1 - d) * w``. The decay is
-    `min(decay, (1 + step) / (10 + step))`, so that random first weights are soon forgotten (as in TensorFlow's
-    ExponentialMovingAverage)."""
+    """Exponential moving average of parameters and float buffers: ``a <- d * a + (1 - d) * w``. The decay d is
+    `min(decay, (1 + step) / (10 + step))`, as TensorFlow's: random first weights are soon forgotten."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay

@@ -1,6 +1,5 @@
-"""Each sample's shares of its teachers, as pure functions of (seed, epoch, position). Shapes: B rows of this rank, T
-teachers. A row of shares sums to 1, or to 0 when the sample has no teacher. Draws do not depend on batch size, number
-of ranks or how often a run was resumed."""
+"""Each sample's shares of its teachers, pure functions of (seed, epoch, position), whatever batch size, ranks or
+resumptions. Shapes: B rows of this rank, T teachers. A row sums to 1, or to 0 for a sample without teacher."""
 
 from __future__ import annotations
 
@@ -101,9 +100,8 @@ def familiarity(target: TeacherTargets, captions_UE: torch.Tensor) -> torch.Tens
 
 @dataclass(frozen=True)
 class Standard:
-    """Usual score of each teacher: teachers' cosines have different ranges and are compared only in deviations from
-    their means. captions: float32 (U, E) of each teacher, unit rows, for `familiarity`; empty for `agreement`. mean,
-    deviation: float32 (T,), over the run's rows."""
+    """Usual score of each teacher: cosines of teachers are compared in deviations from their means. captions: float32
+    (U, E) of each teacher, unit rows, for `familiarity`; empty for `agreement`. mean, deviation: float32 (T,)."""
 
     captions: Sequence[torch.Tensor]
     mean: torch.Tensor

@@ -96,8 +96,7 @@ class Run:
         return found
 
     def begin(self) -> None:
-        """Write the configuration, in the first rank, and delete files that killed runs left half written. Raises
-        StoreError if the disk is full or read-only."""
+        """Write the configuration, in the first rank, and delete what killed runs left. Raises StoreError as `save`."""
         if self.world.first:
             out = self.config.out
             for leftover in temporary_files(out):
@@ -114,9 +113,8 @@ class Run:
 
 
 def prepare(config: RunConfig, world: World) -> Run:
-    """Open the store, build the student, and load the run's last checkpoint where there is one. Raises ConfigError,
-    UserError, IncompleteStoreError if store and configuration do not fit each other; CorruptStoreError if a checkpoint
-    is damaged."""
+    """Open the store, build the student, and load the run's last checkpoint. Raises ConfigError, UserError,
+    IncompleteStoreError if store and configuration do not fit; CorruptStoreError if a checkpoint is damaged."""
     share, left_over = divmod(config.batch_size, world.size)
     if left_over:
         raise ConfigError(

@@ -68,9 +68,8 @@ class Estimate:
 
 
 def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate | None:
-    """Take a few steps of the run and discard them; None in every rank but the first. What is known beforehand is
-    printed before the first step, which may run out of memory. Raises MmkdError for anything that keeps the run from
-    starting."""
+    """Take a few steps of the run and discard them; None in every rank but the first. What is known beforehand is said
+    before the first step, which may run out of memory. Raises MmkdError if the run cannot start."""
     with join_ranks(config.compute.timeout_minutes) as world:
         run = prepare(config, world)
         if world.first:
@@ -102,8 +101,7 @@ def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate 
 
 
 def _probe(run: Run) -> tuple[float, dict[str, float]]:
-    """Return seconds of a step, and the weighted terms of the first one, which is not timed: it warms caches, compiles
-    and fills the pipeline."""
+    """Return seconds of a step, and the weighted terms of the first, which is not timed: it warms up and compiles."""
     # From the beginning: a finished run has no step left to measure.
     times = [time.perf_counter()]
     with closing(run.batches.from_step(0)) as batches:

@@ -192,8 +192,8 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
-    """Return the SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`. Raises
-    ConfigError if it cannot be read."""
+    """Return the SHA-256 in hex of a file, or of a folder's files of these suffixes. Raises ConfigError if
+    unreadable."""
     try:
         if path.is_dir():
             files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]

@@ -76,9 +76,8 @@ def model_config(model: str) -> dict[str, Any]:
 
 
 def check_text(model: str) -> Tokenize:
-    """Return the tokenizer of a network, after a look at its text tower; takes a moment, unlike the network itself.
-    Raises ConfigError as `model_config`, or if open_clip cannot run the tower, or files of tower or tokenizer are
-    missing."""
+    """Return the tokenizer of a network after a quick look at its text tower. Raises ConfigError as `model_config`, or
+    if open_clip cannot run the tower, or files of tower or tokenizer are missing."""
     text = model_config(model)["text_cfg"]
     if name := text.get("hf_model_name"):
         if text.get("hf_pooler_type") == "max_pooler":
@@ -92,8 +91,7 @@ def check_text(model: str) -> Tokenize:
 
 
 def student_tokenizer(model: str) -> Tokenize:
-    """Return the student's tokenizer, which follows from the network, never from the name of a file. Raises ConfigError
-    if its files are missing."""
+    """Return the tokenizer; no name of a file decides which. Raises ConfigError if its files are missing."""
     with _one_line(f"the tokenizer of student model {model} cannot be read"):
         if not model.endswith(".json"):
             name = f"local-dir:{_folder(model)}" if model.startswith(SCHEMES) else model
@@ -130,9 +128,8 @@ def _folder(model: str) -> Path:
 
 
 def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Module:
-    """Build the network with its preprocessing, and the weights that the configuration names; with
-    `first_weights=False` random ones, to be replaced by a checkpoint. Raises ConfigError if open_clip cannot build the
-    network, or the weights are not its own."""
+    """Build the network with its preprocessing and the weights that the configuration names, or random ones. Raises
+    ConfigError if open_clip cannot build it, or the weights are not its own."""
     student = make_network(config.model)
     source = config.model if config.model.startswith(SCHEMES) else config.pretrained
     if first_weights and isinstance(source, TowerWeights):
@@ -146,8 +143,7 @@ def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Modul
 
 
 def make_network(model: str) -> nn.Module:
-    """Build an open_clip network with random weights; no tower takes weights from anywhere. Raises ConfigError if
-    open_clip cannot build it."""
+    """Build an open_clip network with random weights alone. Raises ConfigError if open_clip cannot build it."""
     settings = deepcopy(model_config(model))
     text, vision = settings["text_cfg"], settings["vision_cfg"]
     if "timm_model_name" in vision:
@@ -163,9 +159,8 @@ def make_network(model: str) -> nn.Module:
 
 
 def _load_released(student: nn.Module, model: str, source: str) -> None:
-    """Load weights of both towers, with the preprocessing that belongs to them. `source`: a `local-dir:` or `hf-hub:`
-    folder, a file, or a tag of `model`. Raises ConfigError if there are no such weights, or they belong to another
-    network."""
+    """Load weights of both towers and their preprocessing from a `local-dir:` or `hf-hub:` folder, a file, or a tag of
+    `model`. Raises ConfigError if there are none, or they belong to another network."""
     path, tag = Path(source), None
     if source.startswith(SCHEMES):
         folder = _folder(source)
@@ -314,8 +309,7 @@ class Towers(nn.Module):
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, columns: Sequence[int] = ()
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode images uint8 (B, 3, H, W) and tokens int64 (B, L), see `encode_tokens`: (B, D), (B, D), log scale
-        ()."""
+        """Encode images uint8 (B, 3, H, W) and tokens int64 (B, L): features (B, D) of both, and the log scale ()."""
         return self.encode_images(images), self.encode_tokens(tokens, columns), self.log_scale * 1.0
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:

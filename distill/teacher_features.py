@@ -65,7 +65,7 @@ class TeacherFeatures:
         self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
-        """Return every teacher's features of these rows, in the order of `slugs`: on the device when resident, else
+        """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
         pinned."""
         picked = torch.from_numpy(rows).to(self._device)
         return tuple(

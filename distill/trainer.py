@@ -169,8 +169,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on(names: Sequence[str]) -> Iterator[StopRequest]:
-    """Record these signals instead of ending by them; a second one of the same kind has its usual effect. Outside the
-    main thread no signal can be caught."""
+    """Record these signals instead of ending by them; a second one acts as usual. Threads cannot catch signals."""
     request = StopRequest()
     numbers = [signal.Signals[name] for name in names if threading.current_thread() is threading.main_thread()]
     before = {number: signal.getsignal(number) for number in numbers}

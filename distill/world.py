@@ -75,8 +75,7 @@ class World:
 
 @contextmanager
 def join_ranks(timeout_minutes: float) -> Iterator[World]:
-    """Join the other ranks when the environment names some; leave them at the end. Raises UserError if another rank is
-    gone, or does not answer in time."""
+    """Join the ranks that the environment names. Raises UserError if one is gone, or does not answer in time."""
     cuda = torch.cuda.is_available()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

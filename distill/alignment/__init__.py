@@ -146,9 +146,8 @@ def save(alignment: Alignment, path: Path) -> None:
 
 
 def load(path: Path) -> Alignment:
-    """Read an alignment, without unpickling. Raises UserError if there is no such file, or it is not an alignment;
-    FormatVersionError if it was written by a newer mmkd; CorruptStoreError if its bytes are not what was written, or
-    its shapes do not fit its card."""
+    """Read an alignment without unpickling. Raises UserError if there is none; FormatVersionError if a newer mmkd wrote
+    it; CorruptStoreError if its bytes are not what was written, or its shapes do not fit its card."""
     if not path.is_file():
         raise UserError(f"no alignment at {path}; `mmkd align STORE RUN.yaml` writes one")
     try:

@@ -1,5 +1,4 @@
-"""Fit an alignment from a store and a configuration, and judge it on rows that it was not fitted on: shares, 1 is best,
-and an effective rank."""
+"""Fit an alignment, and judge it on rows that it was not fitted on: shares, 1 is best, and an effective rank."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from mmkd.store.layout import TOWERS, Tower
 NEIGHBORS = 10
 
 FitMethod = Callable[[AlignmentRows, Any, int, int], dict[str, TeacherMap]]
-"""Rows, settings, width and seed to one affine map for each teacher. It sees the rows to fit on only, and gives equal
-maps for equal seeds."""
+"""Rows, settings, width and seed to a map of each teacher; equal seeds give equal maps. Only rows to fit on are
+seen."""
 
 METHODS: dict[str, FitMethod] = {
     "none": lambda rows, settings, dim, seed: {},

@@ -30,10 +30,9 @@ def preset_names() -> list[str]:
 
 
 def compose(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Lay a run's content over its presets: later presets over earlier ones, the run's own keys over all. `preset` is a
-    name, the path of a YAML file beside the run, or a list of such. Mappings are merged key by key, everything else is
-    replaced. Paths become absolute; each is relative to the file that names it. Raises ConfigError for a preset that
-    does not exist, or is not a list of names."""
+    """Lay a run's content over its presets, later ones over earlier ones. `preset` is a name, the path of a YAML file
+    beside the run, or a list of such. Mappings are merged key by key. Paths become absolute; each is relative to the
+    file that names it. Raises ConfigError for a preset that does not exist, or is not a list of names."""
     named, known = content.get("preset", []), ", ".join(preset_names())
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
