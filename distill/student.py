@@ -207,12 +207,8 @@ def _load_tower(student: nn.Module, model: str, tower: str, source: str) -> None
     root, found = max(((part, _rename(part, weights)) for part in parts), key=lambda pair: len(pair[1]))
     wanted = root.state_dict()
     heads = getattr(root, "pretrained_cfg", {}).get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    expected = {
-        name
-        for name, _ in root.named_parameters()
-        if not (root is student and name.startswith(("visual.", "logit_"))) and not name.startswith(heads or ("\0",))
-    }
+    others = ("visual.", "logit_") if root is student else (heads,) if isinstance(heads, str) else tuple(heads)
+    expected = {name for name, _ in root.named_parameters() if not name.startswith(others)}
     settings = model_config(model)["vision_cfg" if tower == "image" else "text_cfg"]
     fits = settings.get("timm_model_name") or settings.get("hf_model_name") or f"the {tower} tower of {model}"
     other_shape = sorted(name for name in expected & set(found) if found[name].shape != wanted[name].shape)
