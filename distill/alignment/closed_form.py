@@ -122,7 +122,7 @@ def fit_whitening(rows: AlignmentRows, settings: WhiteningSettings, dim: int, se
 def fit_procrustes(rows: AlignmentRows, settings: ProcrustesSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
     """Return the reference in its `dim` main directions, the others rotated (and scaled) onto it over the rows they
     share. Raises ConfigError if it is not one of the teachers; UserError if one shares no row with it."""
-    reference = settings.reference or max(rows.slugs, key=rows.pairs)
+    reference = settings.reference or max(rows.slugs, key=rows.pairs.__getitem__)
     if reference not in rows.slugs:
         raise ConfigError(f"procrustes.reference is {reference!r}, the teachers are {', '.join(rows.slugs)}")
     found = moments(rows, settings.center)
