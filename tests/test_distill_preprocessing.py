@@ -136,5 +136,5 @@ def test_a_network_that_names_a_place_of_the_machine_is_refused(of_transformers:
     vision = TINY["vision_cfg"] | {"timm_model_name": "local-dir:/home/someone/trunk"}
     (of_transformers / "local.json").write_text(json.dumps(TINY | {"vision_cfg": vision}))
     path = write_run(of_transformers, "local", student={"model": "local.json"})
-    with pytest.raises(ConfigError, match=r"vision_cfg\.timm_model_name is .*, a path of this machine; name timm's"):
+    with pytest.raises(ConfigError, match=r"vision_cfg\.timm_model_name is .*, a path of this machine; name what timm"):
         prepare(load_run(path), World(torch.device("cpu")))
