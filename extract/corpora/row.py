@@ -39,9 +39,9 @@ class CorpusRow:
 
     key: str
     caption: str | None
-    """None when the corpus has no caption for it by design (a prompt-less picture); '' when one should be there."""
+    """None when the corpus has no caption for it by design; '' when one should be there."""
     uri: str | None
-    """Image path relative to the corpus root; None for a text without an image. See `store.sources`."""
+    """Image path relative to the corpus root; None for a text without an image. See `base.images.uri`."""
     offset: int | None = None
     length: int | None = None
     """Bytes of the image inside the file; None when it is the whole file."""
@@ -109,6 +109,32 @@ class Corpus(Protocol):
         """Yield files, folders and columns that no part uses."""
 
 
+@dataclass(frozen=True)
+class DerivedCorpus:
+    """A corpus made of another one; what a subclass does not define is the other's."""
+
+    corpus: Corpus
+
+    @property
+    def kind(self) -> str:
+        return self.corpus.kind
+
+    @property
+    def location(self) -> str:
+        return self.corpus.location
+
+    @property
+    def root(self) -> str:
+        return self.corpus.root
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.corpus.labels
+
+    def ignored(self) -> Iterator[Ignored]:
+        return self.corpus.ignored()
+
+
 def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
     """Yield all rows in order."""
     for part in corpus.parts():
@@ -116,23 +142,22 @@ def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
 
 
 def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
-    """Return the SHA-256 over the parts' names, sizes and stamps and how they are read: changes when the corpus
-    does."""
+    """Return the SHA-256 over the parts' names, sizes and stamps and how they are read."""
     facts = [(part.name, part.size, part.stamp) for part in parts]
     return hashlib.sha256(json.dumps([corpus.kind, corpus.settings(), facts]).encode()).hexdigest()
 
 
 def as_label(value: object) -> str | None:
-    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, truth is `true` or
-    `false`, all else is JSON. JSON prints a number in its shortest form, so one value has one text whatever the format
-    it came from."""
+    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded; truth, numbers in
+    their shortest form and lists are JSON, all else is as Python prints it: one value has one text in every format."""
     if isinstance(value, bytes):
         value = decode_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str):
         return value if value.strip() else None
-    return json.dumps(value, ensure_ascii=False, default=str)
+    is_json = isinstance(value, bool | int | float | list | tuple | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 
 Choice = Literal["first", "each"]
@@ -141,15 +166,13 @@ keys `KEY#1`, `KEY#2`, ...; an image that they share is decoded once."""
 
 
 def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[CorpusRow | Ignored]:
-    """Yield the row with each caption that the rule takes; once with an empty caption where there is none. `row`:
-    without its caption. `value`: a text, a number, or a list of these, as JSON and Parquet hold them; blank ones do not
-    count. `rule`: which captions of a list count."""
+    """Yield the row with each caption that the rule takes of `value`, a text, a number, or a list of these as JSON and
+    Parquet hold them; blank ones do not count. Without any, the row has an empty caption."""
     items = value if isinstance(value, list) else [value]
     nested = next((item for item in items if isinstance(item, dict | list | tuple)), None)
     if nested is not None:
-        found = "a mapping" if isinstance(nested, dict) else "a list in a list"
-        fault = None if row.fault in ONE_SIDED else row.fault
-        yield replace(row, caption="", fault=fault or f"{CAPTION_FAULT}{found}, expected text")
+        found = f"{CAPTION_FAULT}{'a mapping' if isinstance(nested, dict) else 'a list in a list'}, expected text"
+        yield replace(row, caption="", fault=found if row.fault in (None, *ONE_SIDED) else row.fault)
         return
     texts = ((as_label(item) or "").strip().strip("\ufeff") for item in items)
     captions = [text for text in texts if not is_blank(text)] or [""]
@@ -162,12 +185,11 @@ def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[Corpus
 
 def first_text(value: object) -> str | None:
     """Return a text, or the first of a list of texts: released corpora give modalities either way."""
-    if isinstance(value, list):
-        value = next((item for item in value if isinstance(item, str) and item), None)
-    return value if isinstance(value, str) and value else None
+    items = value if isinstance(value, list) else [value]
+    return next((item for item in items if isinstance(item, str) and item), None)
 
 
-def decodable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Return text that is UTF-8: lone surrogates (undecodable bytes, or half a character escaped in JSON) become
     U+FFFD."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
@@ -184,14 +206,9 @@ def decode_text(data: bytes) -> str:
     return data[len(mark) :].decode(encoding, UNDECODABLE_BYTES)
 
 
-def _lone_surrogates(error: UnicodeError) -> tuple[str, int]:
-    """Return error handler for any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
-    assert isinstance(error, UnicodeDecodeError), "only decoding uses it"
-    return "\udcff", error.end
-
-
 UNDECODABLE_BYTES = "mmkd-surrogates"
-codecs.register_error(UNDECODABLE_BYTES, _lone_surrogates)
+"""Error handler of any codec: a lone surrogate where bytes cannot be decoded, which `replace_surrogates` marks."""
+codecs.register_error(UNDECODABLE_BYTES, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 # UTF-32's little-endian mark begins with that of UTF-16.
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
