@@ -11,7 +11,6 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -83,28 +82,23 @@ class RunSeconds:
 
 def run_seconds(root: StorePath) -> RunSeconds:
     """Add up `runs/*.jsonl`. A line that no run wrote to its end (a kill, a full disk) is passed over."""
-    total = RunSeconds()
-    for path in list_folder(root / "runs", "*.jsonl"):
-        total.runs += 1
-        for line in _lines(path):
-            seconds = Counter({name: float(value) for name, value in line.get("seconds", {}).items()})
-            total.shards += 1
-            total.rows += int(line.get("rows", 0))
-            total.wall += float(line.get("wall_seconds", 0.0))
-            for name in ("read", "decode", "samples"):
-                setattr(total, name, getattr(total, name) + seconds[name])
-            for slug in line.get("teachers", ()):
-                teacher = total.teachers.setdefault(slug, TeacherSeconds())
-                for step in ("image", "text", "write"):
-                    setattr(teacher, step, getattr(teacher, step) + seconds[f"{step} {slug}"])
-    return total
-
-
-def _lines(path: StorePath) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines():
+    logs = list_folder(root / "runs", "*.jsonl")
+    total = RunSeconds(runs=len(logs))
+    for text in (text for path in logs for text in path.read_bytes().splitlines()):
         try:
-            content = json.loads(line)
+            line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(content, dict) and isinstance(content.get("seconds"), dict):
-            yield content
+        if not isinstance(line, dict) or not isinstance(line.get("seconds"), dict):
+            continue
+        seconds = Counter({name: float(value) for name, value in line["seconds"].items()})
+        total.shards += 1
+        total.rows += int(line.get("rows", 0))
+        total.wall += float(line.get("wall_seconds", 0.0))
+        for name in ("read", "decode", "samples"):
+            setattr(total, name, getattr(total, name) + seconds[name])
+        for slug in line.get("teachers", ()):
+            teacher = total.teachers.setdefault(slug, TeacherSeconds())
+            for step in ("image", "text", "write"):
+                setattr(teacher, step, getattr(teacher, step) + seconds[f"{step} {slug}"])
+    return total

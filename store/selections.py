@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.base.places.remote import StorePath
@@ -25,12 +23,15 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import checked_body, encode_chunk, pad_rows
 from mmkd.store.hierarchy import (
     SEAL,
+    Document,
     array_document,
     document_fault,
     encode_document,
     group_document,
     is_there,
     list_part,
+    own_attributes,
+    parse_document,
     read_file,
     read_json,
     seal_of,
@@ -43,7 +44,7 @@ FORMAT = 1
 FOLDER = "selections"
 
 
-class SelectionCard(Frozen):
+class SelectionCard(Document):
     """`attributes.mmkd` of a selection's array."""
 
     format: int = FORMAT
@@ -138,9 +139,8 @@ def read_selection(store: Store, name: str) -> Selection:
     per_shard, teachers = store.record.rows_per_shard, len(card.teachers)
     kept = np.zeros((shard_count(store.record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
     for shard in range(len(kept)):
-        path = folder / _chunk(shard)
-        data = read_file(path)
-        body, _ = checked_body(data, per_shard * teachers, f"{FOLDER}/{name}/{_chunk(shard)}")
+        chunk = f"{FOLDER}/{name}/{_chunk(shard)}"
+        body, _ = checked_body(read_file(store.root / chunk), per_shard * teachers, chunk)
         kept[shard] = np.frombuffer(body, dtype=np.uint8).reshape(per_shard, teachers)
     values = kept.reshape(-1, teachers)[: store.record.rows].astype(bool)
     if digest_of(values) != card.digest:
@@ -169,18 +169,12 @@ def apply_selection(
 
 
 def _read_card(folder: StorePath) -> SelectionCard:
-    document = read_json(folder / "zarr.json")
-    attributes = document.get("attributes")
-    content = attributes.get("mmkd") if isinstance(attributes, dict) else None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise FormatVersionError(f"{folder} is of selection format {found!r}, this mmkd reads {FORMAT}")
+    content = own_attributes(read_json(folder / "zarr.json")) or {}
+    if content.get("format") != FORMAT:
+        raise FormatVersionError(f"{folder} is of selection format {content.get('format')!r}, this mmkd reads {FORMAT}")
     if content.get(SEAL) != seal_of(content):
         raise CorruptStoreError(f"{folder}/zarr.json was changed after it was written; run `mmkd select` again")
-    try:
-        return SelectionCard.model_validate({key: value for key, value in content.items() if key != SEAL})
-    except ValidationError as error:
-        raise CorruptStoreError(f"{folder}/zarr.json: {error.errors()[0]['msg']}; run `mmkd select` again") from error
+    return parse_document(SelectionCard, {k: v for k, v in content.items() if k != SEAL}, folder / "zarr.json")
 
 
 def _chunk(shard: int) -> str:
@@ -188,9 +182,8 @@ def _chunk(shard: int) -> str:
 
 
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
-    """Yield file and fault of every selection that training would refuse or should not trust. Reads every byte of every
-    selection. Nothing can be repaired without judging the pairs again, so the next step is always the same: delete the
-    folder, run `mmkd select`. `store`: the store. `cards`: sound cards by slug; a selection may be of fewer teachers,
+    """Yield file and fault of every selection that training would refuse or should not trust; reads every byte. Nothing
+    can be repaired without judging the pairs again. `cards`: sound cards by slug; a selection may be of fewer teachers,
     not of others."""
     for name in selection_names(store.root):
         file = f"{FOLDER}/{name}/zarr.json"

@@ -22,10 +22,10 @@ from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
 from mmkd.store.hierarchy import SEAL, seal_of
-from mmkd.store.repair import repair
 from mmkd.store.selection import SelectionRule, select
 from mmkd.store.selection.counts import examples
 from mmkd.store.selection.verdict import Line
+from mmkd.store.verify import repair
 
 MODELS = {"far": 2.0, "near": 0.3}
 HOLES = {"near": [3, 7, 200]}
