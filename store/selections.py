@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.base.places.remote import StorePath
@@ -23,7 +24,6 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import checked_body, encode_chunk, pad_rows
 from mmkd.store.hierarchy import (
     SEAL,
-    Document,
     array_document,
     document_fault,
     encode_document,
@@ -44,7 +44,7 @@ FORMAT = 1
 FOLDER = "selections"
 
 
-class SelectionCard(Document):
+class SelectionCard(Frozen):
     """`attributes.mmkd` of a selection's array."""
 
     format: int = FORMAT
@@ -74,7 +74,8 @@ class Selection:
 
 
 def check_name(root: StorePath, name: str) -> Path:
-    """Refuse a name before anything is computed. Raises UserError if it cannot be a folder, or is taken."""
+    """Return `root`, on this machine, if a selection `name` can be written. Raises UserError if it cannot be a folder,
+    or is taken."""
     if not isinstance(root, Path):
         raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
     if not is_slug(name):
@@ -92,8 +93,8 @@ def digest_of(kept: NDArray[np.bool_]) -> str:
 
 
 def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
-    """Write a selection, bool (N, T'), atomically. Raises UserError if the name is taken (even by a concurrent
-    process). Raises StoreError if the disk is full or read-only; nothing is left behind."""
+    """Write a selection, bool (N, T'), atomically. Raises UserError if the name is taken, even by a concurrent process;
+    StoreError if the disk is full or read-only; nothing is left behind."""
     root = check_name(store.root, name)
     per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
     document = array_document(kept.shape, (per_shard, teachers), "uint8")
@@ -202,19 +203,13 @@ def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator
 
 
 def _faults(selection: Selection, cards: Mapping[str, TeacherCard]) -> Iterator[str]:
-    card = selection.card
-    for column, (slug, digest) in enumerate(card.teachers.items()):
+    for column, (slug, digest) in enumerate(selection.card.teachers.items()):
         if slug not in cards:
             yield f"judged teacher {slug}, which has no sound card in this store"
         elif cards[slug].digest != digest:
             yield f"judged teacher {slug} of digest {digest}, the store's has {cards[slug].digest}"
-        kept, counted = int(selection.kept[:, column].sum()), _count_of(card.counts, slug)
-        if kept != counted:
-            yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {counted}"
-
-
-def _count_of(counts: object, slug: str) -> object:
-    """Return pairs kept of a teacher as the card has it; whoever can seal a card can put anything there."""
-    for name in ("teachers", slug, "kept"):
-        counts = counts.get(name) if isinstance(counts, dict) else None
-    return counts
+        stated: Any = selection.card.counts
+        for name in ("teachers", slug, "kept"):  # whoever can seal a card can put anything there
+            stated = stated.get(name) if isinstance(stated, dict) else None
+        if (kept := int(selection.kept[:, column].sum())) != stated:
+            yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {stated}"

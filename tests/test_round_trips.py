@@ -18,9 +18,9 @@ from tiny_store import make_card, make_store
 from mmkd.base.errors import UserError
 from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
+from mmkd.store.convert.exports import export_parquet
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.original import FILES, ImageMode, OriginalRelease, OriginalReport, export_original
-from mmkd.store.convert.parquet import export_parquet
 from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
 from mmkd.store.convert.torch_file import write_tensors
 from mmkd.store.samples import read_part, with_columns, write_part

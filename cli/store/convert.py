@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
 CODECS = ("zstd", "blosc", "gzip")
-"""Equal to those of `mmkd.store.convert.archive`, which is slow to import; a test compares the two."""
+"""Equal to those of `mmkd.store.convert.exports`, which is slow to import; a test compares the two."""
 
 
 @store.command("import")
@@ -134,15 +134,15 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
 
         what = counted(export_npy(source, out), "part")
     elif layout == "parquet":
-        from mmkd.store.convert.parquet import export_parquet
+        from mmkd.store.convert.exports import export_parquet
 
         what = counted(export_parquet(source, out), "file")
     elif layout == "safetensors":
-        from mmkd.store.convert.safetensors_file import export_safetensors
+        from mmkd.store.convert.exports import export_safetensors
 
         what = counted(export_safetensors(source, out), "file")
     elif codec is not None:
-        from mmkd.store.convert.archive import export_archive
+        from mmkd.store.convert.exports import export_archive
 
         report = export_archive(source, out, codec)
         share = report.archived / max(report.stored, 1)

@@ -27,22 +27,19 @@ KIND = "h5-bags"
 
 
 class SlideTable(Protocol):
-    """A table of slides or patients: diagnoses, follow-up, folds."""
+    """A table of slides or patients: diagnoses, follow-up, folds. `match` is the label that is looked up, `slide` or
+    `patient`; `labels` are its columns, `values` those of one slide or patient: nulls where the table lacks it."""
 
     @property
-    def match(self) -> str:
-        """The label that is looked up: `slide` or `patient`."""
+    def match(self) -> str: ...
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of its columns."""
+    def labels(self) -> tuple[str, ...]: ...
 
     @property
-    def digest(self) -> str:
-        """Changes when the table does."""
+    def digest(self) -> str: ...
 
-    def values(self, key: str | None) -> dict[str, str | None]:
-        """Return the columns of one slide or patient; nulls where the table does not have it."""
+    def values(self, key: str | None) -> dict[str, str | None]: ...
 
 
 class BagFolder:
@@ -92,43 +89,34 @@ class BagFolder:
         """Yield one row per patch, slide after slide. Raises CorpusError if the table has a line for none of the
         slides."""
         slides = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
-        if self.table is not None and not any(
-            value for labels in slides.values() for value in self._table_values(labels)
-        ):
+        columns = [name for name in (self.table.labels if self.table else ()) if name not in ("slide", "patient")]
+        if self.table is not None and not any(labels[name] for labels in slides.values() for name in columns):
+            example = _table_key(self.table, next(iter(slides)))
             raise CorpusError(
                 f"{self.root}: the table has no line for any of {len(slides)} slides, matched by {self.table.match} "
-                f"(for example {self._table_key(next(iter(slides)))!r}); compare its keys with the names of the files"
+                f"(for example {example!r}); compare its keys with the names of the files"
             )
         for path, patches, _ in self._bags:
+            slide = {"key": path.stem, "caption": None, "uri": None, "modality": "pathology"} | slides[path.stem]
             if not patches:
-                nothing = {"key": path.stem, "caption": None, "uri": None, "modality": "pathology"}
-                yield nothing | slides[path.stem]
+                yield slide
                 continue
             with _open_bag(path) as file:
                 corners = np.asarray(file["coords"]).astype(np.int64).tolist()
             for x, y in corners:
-                row = {"key": f"{path.stem}#{x},{y}", "caption": None, "uri": None, "modality": "pathology"}
-                yield row | slides[path.stem] | {"x": str(x), "y": str(y)}
+                yield slide | {"key": f"{path.stem}#{x},{y}", "x": str(x), "y": str(y)}
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
         """Return labels that all patches of a slide share."""
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
         if self.table is None:
             return labels
-        found = self.table.values(self._table_key(slide))
+        found = self.table.values(_table_key(self.table, slide))
         labels |= {name: value for name, value in found.items() if value or name not in labels}
         return labels | {KIND_COLUMN: SAMPLE, TEXT_OF: None}
 
-    def _table_key(self, slide: str) -> str | None:
-        assert self.table is not None, "there is a table to look into"
-        return tcga_patient(slide) if self.table.match == "patient" else slide
-
-    def _table_values(self, labels: dict[str, str | None]) -> list[str | None]:
-        assert self.table is not None, "there is a table to look into"
-        return [labels[name] for name in self.table.labels if name not in ("slide", "patient")]
-
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """Return the one teacher; which encoder made the features is known by the name given."""
+        """Return the one teacher, known by the name given."""
         return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
 
     def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
@@ -151,6 +139,10 @@ class BagFolder:
                 found[:] = stored[0, part] if stored.ndim == 3 else stored[part]
             reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
         return out, reasons
+
+
+def _table_key(table: SlideTable, slide: str) -> str | None:
+    return tcga_patient(slide) if table.match == "patient" else slide
 
 
 def _open_bag(path: Path) -> h5py.File:

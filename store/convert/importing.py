@@ -80,11 +80,8 @@ class ImportReport:
 
 
 def part_slices(rows: pa.Table, sizes: Iterable[int]) -> Iterator[tuple[int, slice, slice]]:
-    """Find consecutive `rows` in parts of these sizes that lie one after another.
-
-    Yields:
-        Number of a part that holds some of them, the slice of the part, and its place in `rows`.
-    """
+    """Find consecutive `rows` in parts of these sizes that lie one after another. Yields the number of each part that
+    holds some of them, the slice of the part, and its place in `rows`."""
     start, first = 0, rows["row"][0].as_py()
     end = first + len(rows)
     for number, size in enumerate(sizes):
@@ -113,17 +110,10 @@ def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
     """Bring `source` into a store at `root`; running it again finishes what is left. A value that does not fit the
-    encoding (beyond 65504 in float16) makes its row missing, never infinite. Raises CorpusError if the source is empty,
-    damaged, or not the one that the store was begun with. Raises StoreError if the store cannot be written, or holds
-    other features. Raises BusyStoreError if another process writes to it.
-
-    Args:
-        source: the features.
-        root: a new folder, or one that this function was interrupted in.
-        encoding: `float32` keeps float32 sources exactly; `float16` rounds to nearest even; `int8` keeps codes
-            and a scale for each row. None: as in the source, float16 if it has none.
-        progress: called with shards done and shards in all.
-    """
+    encoding (beyond 65504 in float16) makes its row missing, never infinite. `encoding` None: as in the source, float16
+    if it has none. `progress` is called with shards done and shards in all. Raises CorpusError if the source is empty,
+    damaged, or not the one that the store was begun with; StoreError if the store cannot be written, or holds other
+    features; BusyStoreError if another process writes to it."""
     with only_writer(root, "mmkd store import/subset/merge"):
         # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)
@@ -161,9 +151,9 @@ def _import_shard(
             for tower in TOWERS:
                 sound |= encode_rows(features[card.slug, tower], every, card.encoding)[1]
         reasons = [reason or (None if good else NO_FEATURE) for reason, good in zip(reasons, sound, strict=True)]
-    if not source.has_status and "pending" in table["status"].to_pylist():
-        status = ["ok" if reason is None else "failed" for reason in reasons]
-        sha = write_part(root, shard, with_columns(table, {"status": status, "reason": reasons}))
+        if "pending" in table["status"].to_pylist():
+            status = ["ok" if reason is None else "failed" for reason in reasons]
+            sha = write_part(root, shard, with_columns(table, {"status": status, "reason": reasons}))
     for card in cards:
         # Every row is offered; the writer keeps those that are finite and not zero in this encoding.
         offered = np.full(len(table), PAIR_SOUND, dtype=np.uint8)
@@ -201,9 +191,7 @@ def _spool(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.
             pa.OSFile(str(spool), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
-            numbered: Iterator[dict[str, Any]] = (
-                {"status": "pending"} | dict(row) | {"row": number} for number, row in enumerate(rows)
-            )
+            numbered = ({"status": "pending"} | dict(row) | {"row": number} for number, row in enumerate(rows))
             while batch := list(islice(numbered, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
                 # A failed row may repeat a key: it is how a store keeps the second of two equal ones.
@@ -223,8 +211,7 @@ def _refuse_equal_keys(index: pa.Table, hashes: Path) -> None:
             while data := file.read(16 * _BATCH):
                 yield np.frombuffer(data, dtype=np.uint64).reshape(-1, 2)
 
-    duplicates = find_duplicates(batches, len(index))
-    if duplicates:
+    if duplicates := find_duplicates(batches, len(index)):
         row = min(duplicates)
         key = index["key"][row].as_py()
         raise CorpusError(

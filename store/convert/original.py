@@ -73,16 +73,12 @@ class OriginalRelease:
         """Return one card for each name in any `available_clips`; the width is that of the first file that has it.
         Raises CorpusError if none of the first hundred files that should hold a teacher does."""
         dims: dict[str, int] = {}
-        tries: dict[str, int] = {}
+        tries = Counter[str]()
         for row in self._lines():
-            unknown = [name for name in row["available_clips"] if name not in dims and tries.get(name, 0) < _TRIES]
-            if not unknown:
-                continue
-            tensors, _ = self._tensors(f"{row['folderid']}/{row['id']}")
-            for name in unknown:
-                tries[name] = tries.get(name, 0) + 1
-                if f"{name}_img" in tensors:
-                    dims[name] = tensors[f"{name}_img"].size
+            unknown = [name for name in row["available_clips"] if name not in dims and tries[name] < _TRIES]
+            tries.update(unknown)
+            tensors = self._tensors(f"{row['folderid']}/{row['id']}")[0] if unknown else {}
+            dims |= {name: tensors[f"{name}_img"].size for name in unknown if f"{name}_img" in tensors}
         if lost := sorted(set(tries) - set(dims)):
             raise CorpusError(
                 f"no {self.file}.pt below {self.root} holds {', '.join(lost)}; bring the files and try again"
@@ -165,20 +161,16 @@ class OriginalReport:
 def export_original(
     store: FeatureStore, out: Path, files: Sequence[str] | None = None, images: ImageMode = "none"
 ) -> OriginalReport:
-    """Write a store in the release's layout. Features become float32. The release's loader reads
-    `clips_project_output.pt`, the teachers in the order of `available_clips`, and the image `imgpath` below the same
-    root. Raises CorpusError for a key that cannot name a folder, or two that would name the same. Raises StoreError if
-    `out` cannot be written.
-
-    Args:
-        store: its own `available_clips`, if it was imported, decides the order of the teachers.
-        out: a new folder.
-        files: names among `FILES` under which each sample's features are written; by default the file that the store
-            was imported from, else `clips_output`.
-        images: `link` makes symbolic links to image files and copies members of archives, `copy` copies all, `none`
-            leaves them out.
-    """
-    names = {slug: _release_name(card) for slug, card in store.teachers.items()}
+    """Write a store in the release's layout into the new folder `out`. Features become float32. The release's loader
+    reads `clips_project_output.pt`, the teachers in the order of `available_clips` (as imported, else that of the
+    store), and the image `imgpath` below the same root. `files`: names among `FILES` for each sample's features; by
+    default `imported_files`. `images`: `link` makes symbolic links to image files and copies members of archives,
+    `copy` copies all, `none` leaves them out. Raises CorpusError for a key that cannot name a folder, or two that would
+    name the same; StoreError if `out` cannot be written."""
+    names = {
+        slug: card.source.rpartition(":")[2] if card.source.startswith(f"{KIND}:") else slug
+        for slug, card in store.teachers.items()
+    }
     valid = {slug: store.valid(slug) for slug in names}
     files = files or imported_files(store)
     out.mkdir(parents=True, exist_ok=True)
@@ -255,10 +247,6 @@ def _row_tensors(
         if bits == PAIR_SOUND:
             complete.append(name)
     return tensors, complete
-
-
-def _release_name(card: TeacherCard) -> str:
-    return card.source.rpartition(":")[2] if card.source.startswith(f"{KIND}:") else card.slug
 
 
 def _folder_name(part: str) -> str:

@@ -28,16 +28,10 @@ from mmkd.store.selections import read_selection
 
 
 class StoreRows:
-    """Rows of stores in the order given, with the teachers that all of them have. A `FeatureSource`. Raises UserError
-    for a teacher that a store lacks, or rows that a teacher has not extracted. Raises TeacherMismatchError for one
-    name, two digests.
-
-    Args:
-        parts: stores, each with the rows to take, int64 (n,).
-        teachers: slugs to keep; when None all, which every store must have.
-        incomplete: also take rows that a teacher has not extracted: they keep their status, and their features stay
-            missing.
-    """
+    """A `FeatureSource` of stores, each with the rows to take, int64 (n,), in the order given. `teachers`: slugs to
+    keep; when None all, which every store must have. `incomplete`: also take rows that a teacher has not extracted:
+    they keep their status, and their features stay missing. Raises UserError for a teacher that a store lacks, or rows
+    that a teacher has not extracted; TeacherMismatchError for one name with two digests."""
 
     kind = "rows"
 
@@ -71,8 +65,8 @@ class StoreRows:
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
-        """Return digest of the sources' corpora, the chosen rows and teachers, and the ledger entries of their shards.
-        With the entries, a store that was begun before its source was extracted further is not continued."""
+        """Return the digest of the sources' corpora, the chosen rows and teachers, and the ledger entries of their
+        shards: a store that was begun before its source was extracted further is not continued."""
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
             corpora = "".join(span.corpus.digest for span in store.record.spans())
@@ -109,16 +103,14 @@ class StoreRows:
 
 
 def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterable[str]) -> None:
-    shards, counts = np.unique(rows // store.record.rows_per_shard, return_counts=True)
+    shards = rows // store.record.rows_per_shard
     for slug in slugs:
-        lacking = [(shard, count) for shard, count in zip(shards.tolist(), counts.tolist(), strict=True)
-                   if (shard, slug) not in store.ledger]  # fmt: skip
+        lacking = [shard for shard in np.unique(shards).tolist() if (shard, slug) not in store.ledger]
         if lacking:
-            missing = sum(count for _, count in lacking)
             raise UserError(
-                f"{missing:,} of {len(rows):,} rows of {store.root} are not extracted by {slug} (shard {lacking[0][0]} "
-                "is the first): finish `mmkd extract`, choose other rows or teachers, or take them as missing with "
-                "--incomplete"
+                f"{np.isin(shards, lacking).sum():,} of {len(rows):,} rows of {store.root} are not extracted by {slug} "
+                f"(shard {lacking[0]} is the first): finish `mmkd extract`, choose other rows or teachers, or take "
+                "them as missing with --incomplete"
             )
 
 
@@ -145,7 +137,7 @@ def check_target(stores: Iterable[FeatureStore], out: StorePath) -> None:
 
 
 def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Sample rows in the order of `rows`; ascending ones shard by shard, so that memory does not grow with them."""
+    """Yield sample rows in the order of `rows`; ascending ones shard by shard, so that memory stays flat."""
     if (np.diff(rows) < 0).any():
         table = store.sample_table(filter=pads.field("row").isin(pa.array(rows)))
         yield table.take(pa.array(np.searchsorted(table["row"].to_numpy(), rows)))
@@ -186,16 +178,15 @@ def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
         table = table.filter(pa.array(chosen[table["row"].to_numpy()]))
     rows = table["row"].to_numpy()
     if choice.keys is not None:
-        keys = choice.keys
         # Of equal keys one row at most is not failed: it goes before the others, which go in grid order.
         live = pc.not_equal(table["status"], "failed").to_pylist()
         named = sorted(zip(live, [-row for row in rows.tolist()], table["key"].to_pylist(), strict=True))
         place = {key: -row for _, row, key in named}
-        lost = [key for key in keys if key not in place]
+        lost = [key for key in choice.keys if key not in place]
         if lost and choice.where is None and choice.selection is None:
-            raise UserError(f"{store.root} has no key {lost[0]!r} ({len(lost)} of {len(keys)} keys are not in it)")
-        rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
+            counts = f"{len(lost)} of {len(choice.keys)} keys are not in it"
+            raise UserError(f"{store.root} has no key {lost[0]!r} ({counts})")
+        rows = np.array([place[key] for key in dict.fromkeys(choice.keys) if key in place], dtype=np.int64)
     if not len(rows):
         raise UserError(f"no row of {store.root} fits; `mmkd store info {store.root}` shows what it holds")
-    taken: NDArray[np.int64] = rows.astype(np.int64)
-    return taken
+    return np.asarray(rows, dtype=np.int64)
