@@ -54,11 +54,11 @@ class SelectionCard(Frozen):
     """Slug to the digest of its card, in the order of the columns."""
     rows: int
     counts: dict[str, Any]
-    """See `mmkd.store.selection.counts`."""
+    """See `mmkd.store.selection.compute`."""
     thresholds: dict[str, dict[str, float | None]]
     """Each line that the rule drew: teacher to the score that divides its pairs; None where none does."""
     examples: dict[str, list[dict[str, Any]]]
-    """Each line: pairs just above and just below it, best first; see `mmkd.store.selection.counts.Example`."""
+    """Each line: pairs just above and just below it, best first; see `mmkd.store.selection.compute.Example`."""
     digest: str
     """SHA-256 in hex over the array's values (row-major, uint8): recorded by training runs."""
 

@@ -16,11 +16,10 @@ from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
 from mmkd.store.selection import SelectionRule, load_rule, select
-from mmkd.store.selection.block import BLOCK_ROWS, draw_rows
-from mmkd.store.selection.compute import compute_scores, judge, pairs_to_judge
-from mmkd.store.selection.counts import examples
+from mmkd.store.selection.compute import compute_scores, examples, judge, pairs_to_judge
 from mmkd.store.selection.rule import AgreementScore, CosineScore, RankScore
 from mmkd.store.selection.rules import find_rule, shipped_rules
+from mmkd.store.selection.scores import BLOCK_ROWS, draw_rows
 from mmkd.store.selection.verdict import Line
 
 MODELS = {"far": 2.0, "near": 0.3, "noisy": 1.0}

@@ -23,7 +23,7 @@ from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
 from mmkd.store.hierarchy import SEAL, seal_of
 from mmkd.store.selection import SelectionRule, select
-from mmkd.store.selection.counts import examples
+from mmkd.store.selection.compute import examples
 from mmkd.store.selection.verdict import Line
 from mmkd.store.verify import repair
 

@@ -18,7 +18,7 @@ from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.teacher_features import as_tensor
 from mmkd.store import FeatureStore
 from mmkd.store.layout import TOWERS, Tower
-from mmkd.store.selection.block import check_teachers, draw_rows
+from mmkd.store.selection.scores import check_teachers, draw_rows
 
 BLOCK = 8192
 _FEWEST = 20

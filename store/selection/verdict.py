@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from mmkd.base.conditions import parse_condition
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.store.selection.block import Bools, Columns, Floats
 from mmkd.store.selection.rule import (
     OTHERS,
     CosineRule,
@@ -26,6 +25,7 @@ from mmkd.store.selection.rule import (
     TeachersRule,
     by_teacher,
 )
+from mmkd.store.selection.scores import Bools, Columns, Floats
 
 _MARGIN = 0.8
 """Similarity (difflib's ratio) above which an unknown teacher name counts as a typo."""
@@ -104,8 +104,9 @@ class Judge:
         return line.passed()
 
     def _cosine_threshold(self, rule: CosineRule, score: Floats) -> list[float]:
-        if rule.quantile is not None:
-            return [_lowest_kept(score[there, t], rule.quantile) for t, there in enumerate(self.columns.available.T)]
+        if rule.quantile is not None:  # the lowest score left after dropping a share; ties with it stay
+            ordered = [np.sort(score[there, t]) for t, there in enumerate(self.columns.available.T)]
+            return [float(scores[int(rule.quantile * len(scores))]) if len(scores) else 0.0 for scores in ordered]
         assert rule.at_least is not None
         if isinstance(rule.at_least, dict):
             _check_names([name for name in rule.at_least if name != OTHERS], self.columns.slugs, "cosine.at_least")
@@ -176,13 +177,6 @@ class Judge:
         what = f"pairs: {target:,} by {rule.by.kind} ({rule.scale}), worst kept {worst:.6g}"
         self.lines.append(Line(what, np.where(candidates, good, np.nan), np.full(len(self.columns.slugs), worst), True))
         return kept.reshape(candidates.shape)
-
-
-def _lowest_kept(scores: Floats, share: float) -> float:
-    """Return the lowest score left after dropping the lowest `share`; ties with it stay."""
-    if not len(scores):
-        return 0.0
-    return float(np.sort(scores)[int(share * len(scores))])
 
 
 def _check_names(named: list[str], slugs: tuple[str, ...], where: str) -> None:

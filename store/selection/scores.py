@@ -1,18 +1,101 @@
-"""Scores of pairs, one scorer per family: preparation, and scoring of a block of rows. Stateless."""
+"""Scores of pairs: blocks of rows of all teachers as unit vectors, and one scorer per family, which prepares once and
+then scores any block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, TeacherMismatchError, UserError
+from mmkd.store.array import consecutive
 from mmkd.store.layout import TEXT_SOUND, TOWERS, Tower
 from mmkd.store.reader import FeatureStore
-from mmkd.store.selection.block import TIE, Block, Columns, Floats, Rows, draw_rows, unit_rows
 from mmkd.store.selection.rule import AgreementScore, CosineScore, PairScore, RankScore, ZeroShotScore
+
+BLOCK_ROWS = 2048
+"""Rows per block: with a pool of 256, a block's features and products stay in a core's cache."""
+
+TIE = 1e-5
+"""Cosines closer than this are equal: a caption does not lose to its own copy by rounding."""
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Rows = NDArray[np.int64]
+
+
+def unit_rows(store: FeatureStore, slug: str, tower: Tower, rows: slice | Rows, sound: Bools) -> Floats:
+    """Return unit features of some rows, float32 (n, D); zero where `sound`, bool (n,), is false."""
+    features = store.features(slug, tower)
+    picked = consecutive(features, rows) if isinstance(rows, slice) else features[rows]
+    values: Floats = np.asarray(picked, dtype=np.float32)
+    if not sound.all():
+        values = np.where(sound[:, None], values, np.float32(0))
+    norms = np.sqrt(np.einsum("nd,nd->n", values, values))
+    return np.divide(values, np.where(norms > 0, norms, 1)[:, None], out=values if values.flags.writeable else None)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The pairs to judge: a store, teachers, and where both features exist, bool (N, T)."""
+
+    store: FeatureStore
+    slugs: tuple[str, ...]
+    available: Bools
+
+
+@dataclass
+class Block:
+    """Rows `rows` of all teachers; features are read once, when a scorer needs them."""
+
+    columns: Columns
+    rows: slice
+    _unit: dict[tuple[int, Tower], Floats] = field(default_factory=dict)
+
+    @cached_property
+    def sound(self) -> Bools:
+        """bool (n, T)."""
+        return self.columns.available[self.rows]
+
+    def unit(self, teacher: int, tower: Tower) -> Floats:
+        """Return unit features of one teacher, float32 (n, D); zero where it has no pair."""
+        if (teacher, tower) not in self._unit:
+            slug, sound = self.columns.slugs[teacher], self.sound[:, teacher]
+            self._unit[teacher, tower] = unit_rows(self.columns.store, slug, tower, self.rows, sound)
+        return self._unit[teacher, tower]
+
+
+def draw_rows(eligible: Rows, count: int, seed: int, what: str) -> Rows:
+    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending. Every row's random number is a function
+    of (seed, row), and the smallest win: the draw does not depend on shards, the order of work, or rows appended later.
+    Raises UserError if fewer rows are eligible; `what` names the purpose in the message."""
+    if len(eligible) < count:
+        raise UserError(f"{what} needs {count} rows with all features, there are {len(eligible)}; lower `among`")
+    numbers = _mix(eligible.astype(np.uint64) ^ _mix(np.array([seed], dtype=np.uint64)))
+    return np.sort(eligible[np.argsort(numbers, kind="stable")[:count]])
+
+
+def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Apply SplitMix64's output function (Steele, Lea, Flood 2014): a bijection that looks random."""
+    numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def check_teachers(store: FeatureStore, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return the teachers to judge, in the store's order. Raises UserError for an unknown name, or if there is none."""
+    for slug in wanted:
+        store.card(slug)
+    slugs = tuple(slug for slug in store.teachers if not wanted or slug in wanted)
+    if not slugs:
+        raise UserError(f"{store.root} has no teachers; `mmkd extract` adds some")
+    return slugs
 
 
 class Scorer(Protocol):
@@ -23,36 +106,31 @@ class Scorer(Protocol):
 
 
 class CosineScorer:
-    """Cosine of image and caption."""
+    """Cosine of image and caption, -1 to 1."""
 
     def __init__(self, spec: CosineScore, columns: Columns, seed: int) -> None:
         self.teachers = len(columns.slugs)
 
     def score(self, block: Block) -> Floats:
-        """Return cosines in [-1, 1]."""
         towers = ((block.unit(t, "image"), block.unit(t, "text")) for t in range(self.teachers))
         return np.stack([np.einsum("nd,nd->n", image, text) for image, text in towers], axis=1)
 
 
 class RankScorer:
-    """Rank of the true caption and image among random ones."""
+    """Rank of the true caption and image among random ones: 1 when nothing in the pool fits better, at most the pool's
+    size plus one."""
 
     def __init__(self, spec: RankScore, columns: Columns, seed: int) -> None:
-        self.queries: list[tuple[Tower, Tower]] = []
-        if spec.direction in ("both", "image_to_text"):
-            self.queries.append(("image", "text"))
-        if spec.direction in ("both", "text_to_image"):
-            self.queries.append(("text", "image"))
+        queries: tuple[tuple[Tower, Tower], ...] = (("image", "text"), ("text", "image"))
+        self.queries = [pair for pair in queries if spec.direction in ("both", "_to_".join(pair))]
         self.pools: list[dict[Tower, Floats]] = []
         for t, slug in enumerate(columns.slugs):
-            rows = draw_rows(
-                np.flatnonzero(columns.available[:, t]), spec.among, seed, f"rank among {spec.among} of teacher {slug}"
-            )
+            what = f"rank among {spec.among} of teacher {slug}"
+            rows = draw_rows(np.flatnonzero(columns.available[:, t]), spec.among, seed, what)
             sound = np.ones(len(rows), dtype=bool)
             self.pools.append({tower: unit_rows(columns.store, slug, tower, rows, sound) for tower in TOWERS})
 
     def score(self, block: Block) -> Floats:
-        """1 when nothing in the pool fits better, at most the pool's size plus one."""
         ranks = np.ones((len(block.sound), len(self.pools)), dtype=np.float32)
         for t, pool in enumerate(self.pools):
             true = np.einsum("nd,nd->n", block.unit(t, "image"), block.unit(t, "text"))
@@ -63,7 +141,7 @@ class RankScorer:
 
 
 class AgreementScorer:
-    """Share of nearest neighbors in common with the other teachers."""
+    """Mean share of nearest neighbors in common with each other teacher, 0 to 1; 0 where no other has the row."""
 
     def __init__(self, spec: AgreementScore, columns: Columns, seed: int) -> None:
         if len(columns.slugs) < 2:
@@ -75,7 +153,6 @@ class AgreementScorer:
         self.pools = [unit_rows(columns.store, slug, spec.tower, self.rows, sound) for slug in columns.slugs]
 
     def score(self, block: Block) -> Floats:
-        """Return mean share of common neighbors, 0 to 1; 0 where no other teacher has the row."""
         sound = block.sound
         votes = np.zeros((len(sound), len(self.rows)), dtype=np.uint8)
         near = []
@@ -97,7 +174,8 @@ class AgreementScorer:
 
 
 class ZeroShotScorer:
-    """Rank of the row's label among all labels; prompt features come from another store, no model is loaded."""
+    """Rank of the row's label among all labels, 1 when it is nearest, infinite without prompts for it. Prompt features
+    come from another store; no model is loaded."""
 
     def __init__(self, spec: ZeroShotScore, columns: Columns, seed: int) -> None:
         prompts = FeatureStore.open(spec.prompts)
@@ -113,7 +191,7 @@ class ZeroShotScorer:
         self.vectors = [self._vectors(columns, prompts, slug, prompt_labels) for slug in columns.slugs]
 
     def _vectors(self, columns: Columns, prompts: FeatureStore, slug: str, labels: Rows) -> Floats:
-        """Return normalized mean of each label's unit prompts, float32 (C, D). Radford et al. 2021, section 3.1.4."""
+        """Return the normalized mean of each label's unit prompts, float32 (C, D): Radford et al. 2021, section 3.1.4."""
         if prompts.card(slug).digest != columns.store.card(slug).digest:
             raise TeacherMismatchError(
                 f"teacher {slug} has digest {prompts.card(slug).digest} in {prompts.root}, "
@@ -130,7 +208,6 @@ class ZeroShotScorer:
         return np.asarray(sums / norms, dtype=np.float32)
 
     def score(self, block: Block) -> Floats:
-        """1 when the right label is nearest; infinite for rows whose label has no prompts."""
         truth = self.truth[block.rows]
         ranks = np.full((len(truth), len(self.vectors)), np.inf, dtype=np.float32)
         known = np.flatnonzero(truth >= 0)
