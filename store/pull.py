@@ -8,7 +8,7 @@ All sample rows are copied, the training inputs of the chosen shards, and every 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES, read_body
 from mmkd.store.encoding import ArraySpec, teacher_arrays
-from mmkd.store.hierarchy import encode_document, group_document, read_file
+from mmkd.store.hierarchy import group_document, read_file, write_document
 from mmkd.store.inputs import InputsEntry, checked_inputs, put_inputs, read_inputs_ledger
 from mmkd.store.layout import sample_part
 from mmkd.store.ledger import LedgerEntry, read_ledger, remove_entry, write_entry
@@ -33,21 +33,6 @@ from mmkd.store.record import Store, read_record
 from mmkd.store.samples import decode_part
 from mmkd.store.selections import read_selection, selection_names, write_selection
 from mmkd.store.writer import add_teacher, refuse_strangers
-
-Progress = Callable[[int, int], None]
-"""Called with units done and units in all: a sample part, one shard of a teacher or of inputs, or a selection."""
-
-
-@dataclass(frozen=True)
-class PullChoice:
-    """Parts of a store to copy."""
-
-    teachers: Sequence[str] | None = None
-    """Slugs; all of the source when None."""
-    shards: range | None = None
-    """Shards whose features and inputs are wanted; all when None."""
-    inputs: bool = True
-    """Training inputs too, where the source keeps them."""
 
 
 @dataclass(frozen=True)
@@ -84,37 +69,46 @@ def shard_range(text: str, shards: int) -> range:
     return chosen
 
 
-def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say: Progress) -> PullReport:
-    """Copy `source` to the folder `out`, `workers` files at a time; running it again copies the rest, also with another
-    choice. Raises UserError for a teacher that the source does not have; StoreError if `out` holds something else, or
-    cannot be written; BusyStoreError if another process writes to `out`; UnreachableError if the source cannot be read
-    (files copied so far stay); CorruptStoreError if files of the source differ from its ledger, after everything else
-    was copied."""
-    cards = [source.card(slug) for slug in (source.teachers if choice.teachers is None else choice.teachers)]
+def pull(
+    source: FeatureStore,
+    out: Path,
+    *,
+    teachers: Iterable[str] | None = None,
+    shards: range | None = None,
+    inputs: bool = True,
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> PullReport:
+    """Copy `source`, or some of its teachers and shards, to the folder `out`, `workers` files at a time; running it
+    again copies the rest, also with another choice. `progress` is called with units done and units in all: a sample
+    part, one shard of a teacher or of inputs, or a selection. Raises UserError for a teacher that the source does not
+    have; StoreError if `out` holds something else, or cannot be written; BusyStoreError if another process writes to
+    it; UnreachableError if the source cannot be read (files copied so far stay); CorruptStoreError if files of the
+    source differ from its ledger, after everything else was copied."""
+    cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
     _check_target(source, out)
     with only_writer(out, "mmkd store pull"):
-        shards = range(source.shards) if choice.shards is None else choice.shards
+        shards = range(source.shards) if shards is None else shards
         places = ((shard, card.slug) for shard in shards for card in cards)
         wanted = [source.ledger[place] for place in places if place in source.ledger]
-        inputs = read_inputs_ledger(source.root) if choice.inputs else {}
+        entries = read_inputs_ledger(source.root) if inputs else {}
         selections = _selections(source, {card.slug for card in cards})
         transfer = _Transfer(source, out)
-        further = [partial(transfer.inputs, inputs[shard]) for shard in shards if shard in inputs]
+        further = [partial(transfer.inputs, entries[shard]) for shard in shards if shard in entries]
         further += [partial(transfer.selection, name) for name in selections]
         every = source.shards + len(wanted) + len(further)
         with ThreadPoolExecutor(workers, thread_name_prefix="mmkd-pull") as pool:
             samples = [partial(transfer.part, shard) for shard in range(source.shards)]
-            parts = _run(pool, samples, lambda done: say(done, every))
-            document = encode_document(group_document(source.record.model_dump(mode="json")))
+            parts = _run(pool, samples, lambda done: progress(done, every))
             if not (out / "zarr.json").is_file():
-                write_atomically(out / "zarr.json", document)
+                write_document(out / "zarr.json", group_document(source.record.model_dump(mode="json")))
             for card in cards:
                 add_teacher(Store(out, source.record), card)
             there = read_ledger(out)
             lacking = [entry for entry in wanted if there.get((entry.shard, entry.teacher)) != entry]
             before = every - len(lacking) - len(further)
             work = [partial(transfer.shard, source.card(entry.teacher), entry) for entry in lacking]
-            sizes = _run(pool, [*work, *further], lambda done: say(before + done, every))
+            sizes = _run(pool, [*work, *further], lambda done: progress(before + done, every))
         chosen = len(sizes) - len(selections)
         return PullReport(
             rows=len(source),

@@ -21,7 +21,7 @@ from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
 from mmkd.store.convert.exports import export_parquet
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.original import FILES, ImageMode, OriginalRelease, OriginalReport, export_original
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.convert.torch_file import write_tensors
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import move_corpus
@@ -103,7 +103,7 @@ def test_a_failed_row_may_repeat_a_key(tmp_path: Path) -> None:
     }
     write_part(root, 0, with_columns(table, twice))
     store = FeatureStore.open(root)
-    import_features(StoreRows([(store, chosen_rows(store, RowChoice()))]), tmp_path / "out", None, silent)
+    import_features(StoreRows([(store, chosen_rows(store))]), tmp_path / "out", None, silent)
     assert FeatureStore.open(tmp_path / "out").sample_table(["key", "status"]).to_pydict() == {
         "key": twice["key"],
         "status": twice["status"],

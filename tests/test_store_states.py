@@ -18,7 +18,7 @@ from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
 from mmkd.store.convert.importing import NO_FEATURE, import_features
 from mmkd.store.convert.original import export_original
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.encoding import decode_rows, encode_rows
 from mmkd.store.inputs import Inputs
 from mmkd.store.samples import read_part, with_columns, write_part
@@ -78,7 +78,7 @@ def test_a_key_names_the_row_that_did_not_fail(tmp_path: Path) -> None:
     make_store(tmp_path / "st", 4, [])
     states = {"key": ["a", "a", "b", "b"], "status": ["failed", "ok", "failed", "failed"]}
     write_part(tmp_path / "st", 0, with_columns(read_part(tmp_path / "st", 0)[0], states))
-    assert chosen_rows(FeatureStore.open(tmp_path / "st"), RowChoice(["b", "a"])).tolist() == [2, 1]
+    assert chosen_rows(FeatureStore.open(tmp_path / "st"), ["b", "a"]).tolist() == [2, 1]
 
 
 def clip_folder(folder: Path, table: pa.Table, values: np.ndarray) -> ClipRetrievalFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,8 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.files import list_folder
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card, part_slices
-from mmkd.store.encoding import Encoding, value_type
+from mmkd.store.convert.importing import Features, imported_card, missing_features, part_slices
+from mmkd.store.encoding import Encoding
 from mmkd.store.evaluation_rows import KIND as KIND_COLUMN
 from mmkd.store.evaluation_rows import SAMPLE, TEXT_OF
 from mmkd.store.layout import check_slug
@@ -119,13 +119,9 @@ class BagFolder:
         """Return the one teacher, known by the name given."""
         return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather a range of rows, which may span several slides; there is no text."""
-        (card,) = cards
-        out: Features = {
-            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
-            for tower in ("image", "text")
-        }
+        out = missing_features(len(rows), cards)
         reasons: list[str | None] = []
         # An empty bag is a row of its own.
         for number, part, place in part_slices(rows, (max(patches, 1) for _, patches, _ in self._bags)):

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -23,9 +23,9 @@ from mmkd.base.files import write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.array import consecutive
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card, part_slices
+from mmkd.store.convert.importing import Features, imported_card, missing_features, part_slices
 from mmkd.store.convert.rows import StoreRows
-from mmkd.store.encoding import Encoding, value_type
+from mmkd.store.encoding import Encoding
 from mmkd.store.layout import Tower, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import FIXED_NAMES
@@ -121,8 +121,9 @@ class ClipRetrievalFolder:
             table = pq.ParquetFile(file).read(use_threads=False)
             for index, name in enumerate(table.column_names):
                 if name in ("key", "caption", "modality", "uri", "image_path"):
-                    table = table.set_column(index, name, pa.array(_as_text(table[name]), pa.string()))
-            texts = {label: _as_text(table[name]) for name in table.column_names if (label := self._label(name))}
+                    table = table.set_column(index, name, _as_text(table[name]))
+            names = {self._label(name): name for name in table.column_names}
+            texts = {label: _as_text(table[name]).to_pylist() for label, name in names.items() if label}
             for position, row in enumerate(table.to_pylist()):
                 key = row.get("key")
                 content: dict[str, Any] = {"key": str(key) if key is not None else f"{number}/{position}"}
@@ -143,13 +144,10 @@ class ClipRetrievalFolder:
             return [card.with_encoding(encoding or card.encoding)]
         return [imported_card(self.slug, f"{KIND}:{self.slug}", dims.pop(), encoding)]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather a range of rows, which may span several files."""
         (card,) = cards
-        out: Features = {
-            (card.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
-            for tower in PREFIXES
-        }
+        out = missing_features(len(rows), cards)
         for index, part, place in part_slices(rows, (metadata.num_rows for _, _, metadata in self._parts)):
             number, path, metadata = self._parts[index]
             for tower, prefix in PREFIXES.items():
@@ -178,13 +176,13 @@ class ClipRetrievalFolder:
         return None
 
 
-def _as_text(column: pa.ChunkedArray) -> list[str | None]:
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON."""
     try:
-        texts: list[str | None] = column.cast(pa.string()).to_pylist()
+        return column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        return [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
-    return texts
+        texts = [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
+        return pa.chunked_array([texts], pa.string())
 
 
 def export_npy(store: FeatureStore, out: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import Preprocessing, TeacherCard
-from mmkd.store.encoding import Encoding, encode_rows
+from mmkd.store.encoding import Encoding, encode_rows, value_type
 from mmkd.store.layout import PAIR_SOUND, TOWERS
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
@@ -37,34 +37,31 @@ Features = dict[tuple[str, str], NDArray[np.floating[Any]]]
 
 
 class FeatureSource(Protocol):
-    """Features in another layout."""
+    """Features in another layout, whose name is `kind`. Every row's `uri` is relative to the folder or URL `root`;
+    `labels` are the columns beside the fixed ones; `digest` changes when the index of the source does. With
+    `has_status`, `rows` gives `status` and `reason`, which are kept; else they follow from `features`."""
 
     @property
-    def kind(self) -> str:
-        """Name of the layout."""
+    def kind(self) -> str: ...
 
     @property
-    def root(self) -> Path | StorePath:
-        """Folder or URL that every row's `uri` is relative to."""
+    def root(self) -> Path | StorePath: ...
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Columns beside the fixed ones."""
-
-    def digest(self) -> str:
-        """Changes when the index of the source does."""
+    def labels(self) -> tuple[str, ...]: ...
 
     @property
-    def has_status(self) -> bool:
-        """True when `rows` gives `status` and `reason`, which are kept; else they follow from `features`."""
+    def has_status(self) -> bool: ...
+
+    def digest(self) -> str: ...
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS` if known."""
+        """Yield sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS`."""
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """Return every teacher in it; None: in the source's own encoding, or the usual one."""
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Return features of these rows, and for each row why it has none, or None."""
 
 
@@ -89,6 +86,12 @@ def part_slices(rows: pa.Table, sizes: Iterable[int]) -> Iterator[tuple[int, sli
         if low < high:
             yield number, slice(low - start, high - start), slice(low - first, high - first)
         start += size
+
+
+def missing_features(rows: int, cards: Iterable[TeacherCard]) -> Features:
+    """Return NaN for all features, for a source to fill in."""
+    shapes = {(card.slug, tower): ((rows, card.dim), value_type(card.encoding)) for card in cards for tower in TOWERS}
+    return {place: np.full(shape, np.nan, dtype) for place, (shape, dtype) in shapes.items()}
 
 
 def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -> TeacherCard:
@@ -132,7 +135,7 @@ def import_features(
         for shard in shards:
             lacking = [card for card in cards if (shard, card.slug) not in store.ledger]
             if lacking:
-                failed += _import_shard(source, root, store, shard, lacking)
+                failed += _import_shard(source, store, shard, lacking)
                 written += 1
             progress(shard + 1, len(shards))
         for card in cards:
@@ -140,10 +143,8 @@ def import_features(
         return ImportReport(record.rows, written, failed)
 
 
-def _import_shard(
-    source: FeatureSource, root: StorePath, store: FeatureStore, shard: int, cards: list[TeacherCard]
-) -> int:
-    table, sha = read_part(root, shard)
+def _import_shard(source: FeatureSource, store: FeatureStore, shard: int, cards: list[TeacherCard]) -> int:
+    table, sha = read_part(store.root, shard)
     features, reasons = source.features(table, cards)
     if not source.has_status:
         every, sound = np.ones(len(table), dtype=bool), np.zeros(len(table), dtype=bool)
@@ -153,14 +154,13 @@ def _import_shard(
         reasons = [reason or (None if good else NO_FEATURE) for reason, good in zip(reasons, sound, strict=True)]
         if "pending" in table["status"].to_pylist():
             status = ["ok" if reason is None else "failed" for reason in reasons]
-            sha = write_part(root, shard, with_columns(table, {"status": status, "reason": reasons}))
+            sha = write_part(store.root, shard, with_columns(table, {"status": status, "reason": reasons}))
     for card in cards:
         # Every row is offered; the writer keeps those that are finite and not zero in this encoding.
         offered = np.full(len(table), PAIR_SOUND, dtype=np.uint8)
-        # A card that comes with the cost of its encoding: the features are decoded from it, and cost nothing more.
         image, text = features[card.slug, "image"], features[card.slug, "text"]
-        values = ShardFeatures(image, text, offered, card.encoding_error)
-        write_shard(store, card, shard, values, sha)
+        # A card that comes with the cost of its encoding: the features are decoded from it, and cost nothing more.
+        write_shard(store, card, shard, ShardFeatures(image, text, offered, card.encoding_error), sha)
     return sum(reason is not None for reason in reasons)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source, leaves_root
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.convert.importing import Features, imported_card, missing_features
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
 from mmkd.store.encoding import Encoding
 from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, check_slug
@@ -89,14 +89,9 @@ class OriginalRelease:
         source = f"{KIND}:{self.file}.pt:"
         return [imported_card(slug, source + name, dims[name], encoding) for slug, name in self._names.items()]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Read each row's file once for all teachers; what a file lacks stays NaN."""
-        cards = list(cards)
-        out: Features = {
-            (card.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=np.float32)
-            for card in cards
-            for tower in SUFFIXES
-        }
+        out = missing_features(len(rows), cards)
         reasons: list[str | None] = []
         for index, key in enumerate(rows["key"].to_pylist()):
             tensors, reason = self._tensors(key)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ class StoreRows:
         cards = [self.parts[0][0].card(slug) for slug in self._slugs]
         return [card.with_encoding(encoding or card.encoding) for card in cards]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather the features of a range of the new rows."""
         slices = list(part_slices(rows, (len(taken) for _, taken in self.parts)))
         out: Features = {}
@@ -148,45 +147,36 @@ def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Ta
         yield store.sample_table(filter=in_rows(span)).take(pa.array(rows[shards == shard] - span.start))
 
 
-@dataclass(frozen=True)
-class RowChoice:
-    """Row filter; all given conditions must hold. Absent rows are never chosen."""
-
-    keys: Sequence[str] | None = None
-    """Only these, in this order."""
-    where: str | None = None
-    """A condition as in SQL's WHERE, see `mmkd.base.conditions`."""
-    selection: str | None = None
-    """Name of a selection: rows for which it chooses any teacher."""
-
-
-def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
-    """Return the rows of a choice, int64 (n,): in the order of its keys, else in grid order. Raises UserError for a
-    key, column or selection that the store lacks, or if no row is left. Raises ConfigError for a condition that cannot
-    be read."""
+def chosen_rows(
+    store: FeatureStore, keys: Sequence[str] | None = None, where: str | None = None, selection: str | None = None
+) -> NDArray[np.int64]:
+    """Return the rows that satisfy all conditions, int64 (n,): in the order of `keys`, else in grid order; absent rows
+    never. `where` is a condition as in SQL's WHERE (`mmkd.base.conditions`), `selection` one that chooses any teacher
+    for the row. Raises UserError for a key, column or selection that the store lacks, or if no row is left; ConfigError
+    for a condition that cannot be read."""
     keep: pads.Expression = pads.field("status") != "absent"
-    if choice.where is not None:
-        keep &= parse_condition(choice.where, store.samples.schema)
+    if where is not None:
+        keep &= parse_condition(where, store.samples.schema)
     columns = ["row"]
-    if choice.keys is not None:
+    if keys is not None:
         # In the scan, part by part: memory follows the keys that are wanted, not those that the store has.
-        keep &= pads.field("key").isin(pa.array(dict.fromkeys(choice.keys), pa.string()))
+        keep &= pads.field("key").isin(pa.array(dict.fromkeys(keys), pa.string()))
         columns += ["key", "status"]
     table = store.sample_table(columns, keep)
-    if choice.selection is not None:
-        chosen = np.asarray(read_selection(store, choice.selection).kept.any(axis=1))
+    if selection is not None:
+        chosen = np.asarray(read_selection(store, selection).kept.any(axis=1))
         table = table.filter(pa.array(chosen[table["row"].to_numpy()]))
     rows = table["row"].to_numpy()
-    if choice.keys is not None:
+    if keys is not None:
         # Of equal keys one row at most is not failed: it goes before the others, which go in grid order.
         live = pc.not_equal(table["status"], "failed").to_pylist()
         named = sorted(zip(live, [-row for row in rows.tolist()], table["key"].to_pylist(), strict=True))
         place = {key: -row for _, row, key in named}
-        lost = [key for key in choice.keys if key not in place]
-        if lost and choice.where is None and choice.selection is None:
-            counts = f"{len(lost)} of {len(choice.keys)} keys are not in it"
+        lost = [key for key in keys if key not in place]
+        if lost and where is None and selection is None:
+            counts = f"{len(lost)} of {len(keys)} keys are not in it"
             raise UserError(f"{store.root} has no key {lost[0]!r} ({counts})")
-        rows = np.array([place[key] for key in dict.fromkeys(choice.keys) if key in place], dtype=np.int64)
+        rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
     if not len(rows):
         raise UserError(f"no row of {store.root} fits; `mmkd store info {store.root}` shows what it holds")
     return np.asarray(rows, dtype=np.int64)

@@ -191,7 +191,7 @@ class ZeroShotScorer:
         self.vectors = [self._vectors(columns, prompts, slug, prompt_labels) for slug in columns.slugs]
 
     def _vectors(self, columns: Columns, prompts: FeatureStore, slug: str, labels: Rows) -> Floats:
-        """Return the normalized mean of each label's unit prompts, float32 (C, D): Radford et al. 2021, section 3.1.4."""
+        """Return the normalized mean of each label's unit prompts (C, D): Radford et al. 2021, section 3.1.4."""
         if prompts.card(slug).digest != columns.store.card(slug).digest:
             raise TeacherMismatchError(
                 f"teacher {slug} has digest {prompts.card(slug).digest} in {prompts.root}, "
