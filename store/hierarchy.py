@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmkd.base.errors import CorruptStoreError, NotAStoreError
+from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError
 from mmkd.base.files import list_folder, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
 
@@ -88,8 +88,16 @@ def write_document(path: StorePath, document: dict[str, Any]) -> None:
 
 def is_there(path: StorePath) -> bool:
     """Return False only if nothing is at `path`. A folder, a dangling link or an unreadable file counts as present,
-    unlike with `Path.is_file`."""
-    return path.is_file() if isinstance(path, RemotePath) else path.exists() or path.is_symlink()
+    unlike with `Path.is_file`. Raises StoreError if a folder above it may not be searched."""
+    if isinstance(path, RemotePath):
+        return path.is_file()
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(f"cannot look for {path}: {error.strerror}; get permission, then run it again") from error
+    return True
 
 
 def read_file(path: StorePath, most: int | None = None) -> bytes:

@@ -48,6 +48,10 @@ class LedgerEntry(Document):
         """Return the checksum of this shard's chunk of one array; empty when the entry has none."""
         return getattr(self, f"{spec.name}_crc32c") or ""
 
+    def same_features(self, other: LedgerEntry) -> bool:
+        """Return True if both vouch for the same arrays; sample rows may have got columns since."""
+        return self == other.model_copy(update={"samples_sha256": self.samples_sha256})
+
     def fits(self, encoding: Encoding) -> bool:
         """Return True when members of int8 are present exactly for int8."""
         extra = (self.image_scale_crc32c, self.text_scale_crc32c, self.image_error, self.text_error)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError, UserError
 from mmkd.base.places.remote import RemotePath, StorePath, as_root, in_parallel
 from mmkd.base.process import free_memory
 from mmkd.base.text import counted
@@ -82,6 +82,7 @@ class FeatureStore(Store):
         self.teachers = teachers
         """Slug to card, in alphabetical order: the T axis of `available`."""
         self._features: dict[tuple[str, Tower], FeatureArray] = {}
+        self._stamp = _stamp(root)
 
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
@@ -125,9 +126,9 @@ class FeatureStore(Store):
         picked = {f"{slug}/{tower}": np.array(self.features(slug, tower)[numbers]) for slug, tower in towers}
         return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
 
-    def __reduce__(self) -> tuple[Callable[[str], FeatureStore], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str, StoreRecord], FeatureStore], tuple[str, StoreRecord]]:
         """Send a store to another process by its path; it is opened again there, and no feature is copied."""
-        return FeatureStore.open, (str(self.root),)
+        return _reopen, (str(self.root), self.record)
 
     @cached_property
     def ledger(self) -> dict[tuple[int, str], LedgerEntry]:
@@ -141,7 +142,26 @@ class FeatureStore(Store):
                     f"{self.root} has ledger entries of teacher {slug}, but no card: copy teachers/{slug} again, or "
                     "drop the entries with `mmkd store verify --repair`"
                 )
+        self._refuse_replaced(entries)
         return entries
+
+    def _refuse_replaced(self, entries: dict[tuple[int, str], LedgerEntry]) -> None:
+        """Raise StoreError if another store is at `root` than the one that was opened, of whose ledger `entries` are
+        known. An append or a relocation leaves it the same."""
+        try:
+            stamp = _stamp(self.root)
+        except FileNotFoundError:
+            raise NotAStoreError(f"{self.root} is not there any more; was it moved or deleted?") from None
+        if stamp == self._stamp:
+            return
+        now = read_ledger(self.root)
+        same = stamp[0] == self._stamp[0] and self.record.is_start_of(read_record(self.root))
+        cards = {slug: read_card(self.root, slug) for slug in self.teachers}
+        same &= all(card is not None and card.digest == self.teachers[slug].digest for slug, card in cards.items())
+        same &= all(place in now and now[place].same_features(entry) for place, entry in entries.items())
+        if not same:
+            raise StoreError(f"{self.root} was replaced by another store since it was opened; open it again")
+        self._stamp = stamp
 
     def card(self, slug: str) -> TeacherCard:
         """Return the card of one teacher. Raises UserError, which lists the store's teachers, if it has none."""
@@ -186,7 +206,9 @@ class FeatureStore(Store):
 
     @property
     def samples(self) -> pads.Dataset:
-        """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts."""
+        """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts. Raises
+        StoreError if another store is at `root` by now."""
+        self._refuse_replaced(self.__dict__.get("ledger", {}))
         return sample_dataset(self)
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
@@ -234,6 +256,7 @@ class FeatureStore(Store):
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
         """Return one array of `mmkd.store.encoding.teacher_arrays` as stored in files, chunk by chunk."""
+        self._refuse_replaced(self.ledger)
         entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
         chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)
         return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks, self._fits_in_memory)
@@ -243,6 +266,21 @@ class FeatureStore(Store):
         """Return True if all features fit in half of the page cache."""
         specs = [spec for card in self.teachers.values() for spec in teacher_arrays(card.encoding, card.dim)]
         return 2 * sum(spec.chunk_bytes(self.record.rows_per_shard) for spec in specs) * self.shards <= free_memory()
+
+
+def _stamp(root: StorePath) -> tuple[object, ...]:
+    """Return what changes when another folder, or another record, is put at `root`."""
+    if isinstance(root, RemotePath):
+        return "", (root / "zarr.json").stat().stamp
+    folder, record = root.stat(), (root / "zarr.json").stat()
+    return (folder.st_dev, folder.st_ino), record.st_ino, record.st_mtime_ns, record.st_size
+
+
+def _reopen(path: str, record: StoreRecord) -> FeatureStore:
+    store = FeatureStore.open(path)
+    if not record.is_start_of(store.record):
+        raise StoreError(f"{path} was replaced by another store since it was opened; open it again")
+    return store
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

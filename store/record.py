@@ -104,6 +104,12 @@ class StoreRecord(Document):
         """Return the folder or URL that a row's `uri` is relative to."""
         return self.span_of(row).corpus.root
 
+    def is_start_of(self, other: StoreRecord) -> bool:
+        """Return True if `other` is this store, perhaps with corpora appended or moved since."""
+        ours, theirs = ([span.rows for span in record.spans()] for record in (self, other))
+        facts = (self.created, self.rows_per_shard) == (other.created, other.rows_per_shard)
+        return facts and theirs[: len(ours)] == ours
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Label columns of all corpora, each once."""

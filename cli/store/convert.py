@@ -18,7 +18,7 @@ from mmkd.cli.store.group import store
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store.convert.importing import FeatureSource
-    from mmkd.store.convert.original import ImageMode
+    from mmkd.store.convert.original import ImageMode, OriginalReport
     from mmkd.store.encoding import Encoding
 
 LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
@@ -151,15 +151,21 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         from mmkd.store.convert.original import FILES, export_original, imported_files
 
         files = {None: None, "output": FILES[:1], "project": FILES[1:], "both": FILES}[file]
-        done = export_original(source, out, files, images)
-        what = counted(done.samples, "sample")
-        if done.left_out:
-            what += f" ({counted(done.left_out, 'row')} without any feature left out)"
-        if done.incomplete:
-            what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
-        if images != "none":
-            what += f", {counted(done.images, 'image')}"
-            what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
+        what = _original_counts(export_original(source, out, files, images), images)
         if "clips_project_output" not in (files or imported_files(source)):
             what += " (the release's loader reads clips_project_output.pt alone: --file project or both)"
     click.echo(f"{what} written to {out}")
+
+
+def _original_counts(done: OriginalReport, images: ImageMode) -> str:
+    what = counted(done.samples, "sample")
+    if done.left_out:
+        what += f" ({counted(done.left_out, 'row')} without any feature left out)"
+    if done.incomplete:
+        what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
+    if done.dropped:
+        what += f" (without the columns {', '.join(done.dropped)}, for which the layout has no place)"
+    if images != "none":
+        what += f", {counted(done.images, 'image')}"
+        what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
+    return what

@@ -21,7 +21,7 @@ from mmkd.store.convert.importing import Features, imported_card, missing_featur
 from mmkd.store.encoding import Encoding
 from mmkd.store.evaluation_rows import KIND as KIND_COLUMN
 from mmkd.store.evaluation_rows import SAMPLE, TEXT_OF
-from mmkd.store.layout import check_slug
+from mmkd.store.layout import Tower, check_slug
 
 KIND = "h5-bags"
 
@@ -49,6 +49,7 @@ class BagFolder:
 
     kind = KIND
     has_status = False
+    towers: tuple[Tower, ...] = ("image",)
 
     def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
         self.root = root

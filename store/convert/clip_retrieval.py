@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.files import write_atomically
+from mmkd.base.files import list_folder, write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.array import consecutive
 from mmkd.store.card import TeacherCard
@@ -55,16 +55,36 @@ class ClipRetrievalFolder:
     @cached_property
     def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:
         parts = []
-        for path in (self.folder / "metadata").glob("metadata_*.parquet"):
-            number = re.fullmatch(r"metadata_(\d+)", path.stem)
-            if number is not None:
-                try:
-                    parts.append((int(number[1]), path, pq.read_metadata(path)))
-                except (OSError, pa.ArrowException) as error:
-                    raise CorpusError(f"{path} cannot be read: {error}") from error
+        for number, path in self._numbered("metadata", "metadata", ".parquet").items():
+            try:
+                parts.append((number, path, pq.read_metadata(path)))
+            except (OSError, pa.ArrowException) as error:
+                raise CorpusError(f"{path} cannot be read: {error}") from error
         if not parts:
             raise CorpusError(f"{self.folder} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
-        return sorted(parts, key=lambda part: part[0])
+        return parts
+
+    def _numbered(self, folder: str, prefix: str, suffix: str) -> dict[int, Path]:
+        found: dict[int, Path] = {}
+        for path in list_folder(self.folder / folder, f"{prefix}_*{suffix}"):
+            number = re.fullmatch(rf"{prefix}_(\d+){re.escape(suffix)}", path.name)
+            if number and (other := found.setdefault(int(number[1]), path)) is not path:
+                raise CorpusError(f"{other} and {path.name} have the same number; rename one of them")
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def _files(self) -> dict[Tower, dict[int, Path]]:
+        """Features by tower and number. Raises CorpusError for a file without a metadata part."""
+        numbers = {number for number, _, _ in self._parts}
+        files = {tower: self._numbered(prefix, prefix, ".npy") for tower, prefix in PREFIXES.items()}
+        for path in (path for found in files.values() for number, path in found.items() if number not in numbers):
+            raise CorpusError(f"{path} has no metadata part of its number; bring the part, or take the file away")
+        return files
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """Towers of which there is any file."""
+        return tuple(tower for tower, files in self._files.items() if files)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -102,7 +122,7 @@ class ClipRetrievalFolder:
         else."""
         if self._export is not None:
             return name if name in self._export["labels"] else None
-        if name in ("key", "caption", "modality", "uri", "image_path", "offset", "length", "row"):
+        if name in ("key", "caption", "modality", "uri", "image_path"):
             return None
         if name in FIXED_NAMES:
             return f"metadata_{name}"
@@ -127,16 +147,16 @@ class ClipRetrievalFolder:
             for position, row in enumerate(table.to_pylist()):
                 key = row.get("key")
                 content: dict[str, Any] = {"key": str(key) if key is not None else f"{number}/{position}"}
-                path = None if self.has_status else row.get("image_path")
-                content |= {"caption": row.get("caption"), "uri": row.get("uri") or path}
-                content |= {name: row.get(name) for name in ("modality", "offset", "length")}
+                content |= {name: row.get(name) for name in ("caption", "modality", "uri")}
                 if self.has_status:
-                    content |= {name: row.get(name) for name in ("status", "reason", "width", "height", "image_sha256")}
+                    content |= {name: row.get(name) for name in FIXED_NAMES - {"row", "key"}}
+                else:
+                    content["uri"] = row.get("uri") or row.get("image_path")
                 yield content | {label: values[position] for label, values in texts.items()}
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """Return the one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
-        dims = {array.shape[1] for tower in PREFIXES if (array := self._array(self._parts[0][0], tower)) is not None}
+        dims = {self._array(next(iter(files.values()))).shape[1] for files in self._files.values() if files}
         if len(dims) != 1:
             raise CorpusError(f"{self.root}: image and text features are {sorted(dims)} wide, expected one width")
         if self._export is not None:
@@ -148,32 +168,30 @@ class ClipRetrievalFolder:
         """Gather a range of rows, which may span several files."""
         (card,) = cards
         out = missing_features(len(rows), cards)
+        reasons: list[str | None] = [None] * len(rows)
         for index, part, place in part_slices(rows, (metadata.num_rows for _, _, metadata in self._parts)):
-            number, path, metadata = self._parts[index]
-            for tower, prefix in PREFIXES.items():
-                array = self._array(number, tower)
-                if array is not None:
-                    if array.shape != (metadata.num_rows, card.dim):
-                        raise CorpusError(
-                            f"{prefix}_{path.stem[9:]}.npy is {array.shape}, expected {(metadata.num_rows, card.dim)}"
-                        )
-                    with np.errstate(over="ignore"):
-                        out[card.slug, tower][place] = array[part]
-        return out, [None] * len(rows)
+            number, _, metadata = self._parts[index]
+            for tower in self.towers:
+                file = self._files[tower].get(number)
+                if file is None:
+                    lost = f"{tower}: {PREFIXES[tower]}_{number}.npy is missing"
+                    reasons[place] = [f"{reason}; {lost}" if reason else lost for reason in reasons[place]]
+                    continue
+                array = self._array(file)
+                if array.shape != (metadata.num_rows, card.dim):
+                    raise CorpusError(f"{file.name} is {array.shape}, expected {(metadata.num_rows, card.dim)}")
+                with np.errstate(over="ignore"):
+                    out[card.slug, tower][place] = array[part]
+        return out, reasons
 
-    def _array(self, number: int, tower: Tower) -> NDArray[np.floating[Any]] | None:
-        prefix = PREFIXES[tower]
-        for path in (self.folder / prefix).glob(f"{prefix}_*.npy"):
-            if re.fullmatch(rf"{prefix}_0*{number}", path.stem):
-                try:
-                    array = np.load(path, mmap_mode="r", allow_pickle=False)
-                except (OSError, ValueError, EOFError) as error:
-                    raise CorpusError(f"{path} cannot be read: {error}") from error
-                if array.ndim != 2 or array.dtype.kind != "f":
-                    raise CorpusError(f"{path} holds {array.dtype} {array.shape}, expected float rows")
-                floats: NDArray[np.floating[Any]] = array
-                return floats
-        return None
+    def _array(self, path: Path) -> NDArray[np.floating[Any]]:
+        try:
+            array: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CorpusError(f"{path} cannot be read: {error}") from error
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise CorpusError(f"{path} holds {array.dtype} {array.shape}, expected float rows")
+        return array
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

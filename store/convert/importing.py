@@ -21,7 +21,7 @@ from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import Preprocessing, TeacherCard
 from mmkd.store.encoding import Encoding, encode_rows, value_type
-from mmkd.store.layout import PAIR_SOUND, TOWERS
+from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
@@ -30,7 +30,8 @@ from mmkd.store.writer import ShardFeatures, add_teacher, create_store, note_enc
 _BATCH = 65536
 
 NO_FEATURE = "features: missing, not finite, zero, or too large for the encoding"
-"""Reason of a row for which a source without `status` has no feature that can be stored."""
+"""Reason of a row for which a source without `status` has no feature that can be stored; after `image ` or `text ` of
+one that lacks the feature of a tower."""
 
 Features = dict[tuple[str, str], NDArray[np.floating[Any]]]
 """(slug, tower) to float (rows, D), NaN where missing."""
@@ -39,7 +40,8 @@ Features = dict[tuple[str, str], NDArray[np.floating[Any]]]
 class FeatureSource(Protocol):
     """Features in another layout, whose name is `kind`. Every row's `uri` is relative to the folder or URL `root`;
     `labels` are the columns beside the fixed ones; `digest` changes when the index of the source does. With
-    `has_status`, `rows` gives `status` and `reason`, which are kept; else they follow from `features`."""
+    `has_status`, `rows` gives `status` and `reason`, which are kept; else they follow from `features`: a row that lacks
+    one of `towers` (the text only if it has a caption) is partial, or failed without any feature."""
 
     @property
     def kind(self) -> str: ...
@@ -53,6 +55,9 @@ class FeatureSource(Protocol):
     @property
     def has_status(self) -> bool: ...
 
+    @property
+    def towers(self) -> tuple[Tower, ...]: ...
+
     def digest(self) -> str: ...
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -62,7 +67,7 @@ class FeatureSource(Protocol):
         """Return every teacher in it; None: in the source's own encoding, or the usual one."""
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Return features of these rows, and for each row why it has none, or None."""
+        """Return features of these rows, and for each row why it lacks some, or None."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +151,10 @@ def import_features(
 def _import_shard(source: FeatureSource, store: FeatureStore, shard: int, cards: list[TeacherCard]) -> int:
     table, sha = read_part(store.root, shard)
     features, reasons = source.features(table, cards)
+    status = table["status"].to_pylist()
     if not source.has_status:
-        every, sound = np.ones(len(table), dtype=bool), np.zeros(len(table), dtype=bool)
-        for card in cards:
-            for tower in TOWERS:
-                sound |= encode_rows(features[card.slug, tower], every, card.encoding)[1]
-        reasons = [reason or (None if good else NO_FEATURE) for reason, good in zip(reasons, sound, strict=True)]
+        status, reasons = _judge_rows(source, table, features, cards, reasons)
         if "pending" in table["status"].to_pylist():
-            status = ["ok" if reason is None else "failed" for reason in reasons]
             sha = write_part(store.root, shard, with_columns(table, {"status": status, "reason": reasons}))
     for card in cards:
         # Every row is offered; the writer keeps those that are finite and not zero in this encoding.
@@ -161,7 +162,30 @@ def _import_shard(source: FeatureSource, store: FeatureStore, shard: int, cards:
         image, text = features[card.slug, "image"], features[card.slug, "text"]
         # A card that comes with the cost of its encoding: the features are decoded from it, and cost nothing more.
         write_shard(store, card, shard, ShardFeatures(image, text, offered, card.encoding_error), sha)
-    return sum(reason is not None for reason in reasons)
+    return 0 if source.has_status else status.count("failed")
+
+
+def _judge_rows(
+    source: FeatureSource, table: pa.Table, features: Features, cards: list[TeacherCard], reasons: list[str | None]
+) -> tuple[list[str], list[str | None]]:
+    """Return status and reason of each row by the features that can be stored; a reason of the source goes first."""
+    every = np.ones(len(table), dtype=bool)
+    sound = {
+        tower: np.any([encode_rows(features[card.slug, tower], every, card.encoding)[1] for card in cards], axis=0)
+        for tower in TOWERS
+    }
+    expected = {"image": every, "text": table["caption"].is_valid().to_numpy()}
+    status, whys = [], []
+    for row, reason in enumerate(reasons):
+        lacking = [tower for tower in source.towers if expected[tower][row] and not sound[tower][row]]
+        if not sound["image"][row] and not sound["text"][row]:
+            status.append("failed")
+            whys.append(reason or NO_FEATURE)
+        else:
+            why = reason or (f"{lacking[0]} {NO_FEATURE}" if lacking else None)
+            status.append("partial" if why else "ok")
+            whys.append(why)
+    return status, whys
 
 
 def _create(source: FeatureSource, root: StorePath) -> None:

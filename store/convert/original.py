@@ -24,7 +24,7 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card, missing_features
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
 from mmkd.store.encoding import Encoding
-from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, check_slug
+from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, TOWERS, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
 from mmkd.store.writer import iter_shards
@@ -34,6 +34,8 @@ FILES = ("clips_output", "clips_project_output")
 ImageMode = Literal["link", "copy", "none"]
 SUFFIXES = {"image": "img", "text": "txt"}
 _LABELS = ("folderid", "metapath", "available_clips")
+_CARRIED = frozenset(("row", "key", "caption", "uri", "metapath", "available_clips", "folderid"))
+"""Columns with a place in `meta.jsonl`; `folderid` comes from the key."""
 _TRIES = 100
 """Samples looked at for a teacher's width before it is given up: files may be missing."""
 
@@ -43,6 +45,7 @@ class OriginalRelease:
 
     kind = KIND
     has_status = False
+    towers = TOWERS
     labels = _LABELS
 
     def __init__(self, root: Path, file: str = FILES[0]) -> None:
@@ -99,7 +102,8 @@ class OriginalRelease:
                 for tower, suffix in SUFFIXES.items():
                     values = tensors.get(f"{self._names[card.slug]}_{suffix}")
                     if values is not None and values.size == card.dim:
-                        out[card.slug, tower][index] = values.reshape(-1)
+                        with np.errstate(over="ignore"):
+                            out[card.slug, tower][index] = values.reshape(-1).astype(np.float32)
                     elif values is not None:
                         reason = f"features: {card.slug} has {values.size} values, expected {card.dim}"
             reasons.append(reason)
@@ -151,6 +155,8 @@ class OriginalReport:
     """Samples whose image could not be copied; their `imgpath` names a file that is not there."""
     incomplete: int = 0
     """Samples of which no teacher has both features: their `available_clips` is empty, the release's loader fails."""
+    dropped: tuple[str, ...] = ()
+    """Columns of the written samples with values that the layout has no place for."""
 
 
 def export_original(
@@ -169,6 +175,8 @@ def export_original(
     valid = {slug: store.valid(slug) for slug in names}
     files = files or imported_files(store)
     out.mkdir(parents=True, exist_ok=True)
+    lost = {name for name in store.samples.schema.names if name not in _CARRIED}
+    dropped: set[str] = set()
     unfinished, counts = out / f".meta.jsonl{TEMPORARY_SUFFIX}", Counter[str]()
     with disk_errors(out), unfinished.open("w", encoding="utf-8") as lines:
         for span in iter_shards(store.record):
@@ -192,11 +200,17 @@ def export_original(
                 line = {"folderid": folder, "id": name, "imgpath": image, "metapath": row.get("metapath")}
                 line |= {"txt": row["caption"], "available_clips": complete}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                dropped |= {name for name in lost if row[name] is not None}
                 counts["samples"] += 1
                 counts["incomplete"] += not complete
     unfinished.replace(out / "meta.jsonl")
     return OriginalReport(
-        counts["samples"], counts["left out"], counts["images"], counts["missing"], counts["incomplete"]
+        samples=counts["samples"],
+        left_out=counts["left out"],
+        images=counts["images"],
+        images_missing=counts["missing"],
+        incomplete=counts["incomplete"],
+        dropped=tuple(name for name in store.samples.schema.names if name in dropped),
     )
 
 

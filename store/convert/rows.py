@@ -33,6 +33,8 @@ class StoreRows:
     that a teacher has not extracted; TeacherMismatchError for one name with two digests."""
 
     kind = "rows"
+    has_status = True
+    towers = TOWERS
 
     def __init__(
         self,
@@ -42,7 +44,6 @@ class StoreRows:
         incomplete: bool = False,
     ) -> None:
         self.parts = parts
-        self.has_status = True
         first = parts[0][0]
         self._slugs = tuple(first.teachers) if teachers is None else tuple(teachers)
         for store, _ in parts:
