@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +20,6 @@ from mmkd.store.encoding import ArraySpec, decode_rows
 
 CACHE_BYTES = 64 << 20
 """Chunks of one remote array that are kept, so that reading rows in order fetches each chunk once."""
-
-
-class FeatureArray(Protocol):
-    """Features of one tower, as `FeatureStore.image` returns them: (N, D) values, NaN where missing, read when they are
-    indexed. For float encodings on disk it is a mapped `numpy.ndarray`. For int8 (decoded to float32), and behind a
-    URL, it is a `LazyRows`: indexing with an integer, a slice, integers or booleans along the first axis gives a
-    `numpy.ndarray`, and `numpy.asarray` gives all of it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Any) -> Any: ...
 
 
 class LazyRows(ABC):
@@ -57,7 +40,6 @@ class LazyRows(ABC):
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
         return len(self.shape)
 
     def __len__(self) -> int:
@@ -69,6 +51,13 @@ class LazyRows(ABC):
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.shape))
         return f"<{type(self).__name__} ({shape}) {self.dtype}; index it with rows>"
+
+
+FeatureArray: TypeAlias = NDArray[Any] | LazyRows
+"""Features of one tower, as `FeatureStore.image` returns them: (N, D) values, NaN where missing, read when they are
+indexed. For float encodings on disk it is a mapped `numpy.ndarray`. For int8 (decoded to float32), and behind a URL, it
+is a `LazyRows`: indexing with an integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`,
+and `numpy.asarray` gives all of it."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +82,12 @@ class ChunkedArray:
         """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
         chunk = self.chunks[shard]
         if chunk is None:
-            return self._missing()
+            return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
         data = read_body(self.root, chunk[0], self.spec.chunk_bytes(self.per_shard), chunk[1])
         return np.frombuffer(data, dtype=self.stored).reshape(self.spec.shape(self.per_shard))
 
-    def _missing(self) -> NDArray[Any]:
-        """Return values of a chunk without a ledger entry."""
-        return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
-
     def load(self) -> NDArray[Any]:
-        """Return the whole array in memory, read-only. Raises CorruptStoreError if a chunk is missing or differs from
-        its ledger entry."""
+        """Return the whole array in memory, read-only. Raises CorruptStoreError as `read_body`."""
         array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
         for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
             array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
@@ -116,7 +100,7 @@ class ChunkedArray:
         paths = [Path(str(self.root)) / chunk[0] if chunk else None for chunk in self.chunks]
         try:
             size = self.spec.chunk_bytes(self.per_shard)
-            flat = map_chunks(paths, size, lambda: self._missing().tobytes(), self.read_around)
+            flat = map_chunks(paths, size, lambda: self.body(paths.index(None)).tobytes(), self.read_around)
             return flat.view(self.stored).reshape(self.spec.shape(len(paths) * self.per_shard))[: self.rows]
         except FileNotFoundError as error:
             raise CorruptStoreError(

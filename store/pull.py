@@ -37,21 +37,16 @@ from mmkd.store.writer import add_teacher, refuse_strangers
 
 @dataclass(frozen=True)
 class PullReport:
-    """Counts of one pull."""
+    """Counts of one pull: rows of the store; copied sample parts, shards of teachers, shards of training inputs,
+    selections and bytes; and shards of teachers that were present before."""
 
     rows: int
     parts: int
-    """Sample parts copied; those present before are not counted."""
     shards: int
-    """Shards of teachers copied."""
     present: int
-    """Shards of teachers present before."""
     inputs: int
-    """Shards of training inputs copied."""
     selections: int
-    """Selections copied."""
     bytes: int
-    """Size of all files copied."""
 
 
 def shard_range(text: str, shards: int) -> range:

@@ -35,21 +35,19 @@ _HTML_COLUMNS = ("teacher", "width", "encoding", "shards", "images", "captions",
 
 @dataclass(frozen=True)
 class TeacherSummary:
-    """One teacher's share of a store."""
+    """One teacher's share of a store: shards with a ledger entry, rows with a sound feature, bytes of chunks."""
 
     shards_done: int
     image_rows: int
-    """Rows with a sound image feature."""
     text_rows: int
-    """Rows with a sound text feature."""
     bytes: int
-    """Bytes of chunks with a ledger entry."""
     digest: str
 
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """Counts that `mmkd store info` prints."""
+    """Counts that `mmkd store info` prints: rows by status, failed and partial rows by reason (most frequent first),
+    and bytes of sample parts on disk."""
 
     root: str
     rows: int
@@ -58,12 +56,9 @@ class StoreSummary:
     corpus: str
     created: str
     status: dict[str, int]
-    """Rows by status."""
     reasons: dict[str, int]
-    """Failed and partial rows by reason, most frequent first."""
     teachers: dict[str, TeacherSummary]
     sample_bytes: int
-    """Bytes of sample parts on disk."""
 
     @property
     def complete(self) -> bool:

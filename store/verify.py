@@ -61,22 +61,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Result of `verify`."""
+    """Result of `verify`: ledger entries that were checked, what is wrong, left-overs of interrupted writes (harmless),
+    files without an entry (interrupted shards and foreign files, which readers ignore), whether values were looked at
+    too, and of how many shards the bytes were looked at, of how many."""
 
     entries: int
-    """Ledger entries that were checked."""
     findings: tuple[Problem, ...]
-    """Empty for a sound store."""
     temporary: tuple[str, ...]
-    """Left-overs of interrupted writes: harmless."""
     orphans: tuple[str, ...]
-    """Files without an entry: interrupted shards and foreign files. Readers ignore them."""
     deep: bool
-    """Values were looked at too, not only checksums."""
     shards: int
-    """Shards whose bytes were looked at."""
     all_shards: int
-    """Shards of the store; more than `shards` if a sample was checked."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -136,7 +131,10 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     for entry in looked_at:
         card = cards.get(entry.teacher)
         if card is not None:
-            findings += _check_entry(store, card, entry, checksums, deep)
+            for file, what in _entry_faults(store, card, entry, checksums, deep):
+                name = file or ledger_entry(entry.shard, entry.teacher)
+                said = what if what.startswith(name) else f"{name}: {what}"
+                findings.append(Problem(name, said, entry.shard, entry.teacher))
         elif entry.teacher not in bad_teachers:
             name = ledger_entry(entry.shard, entry.teacher)
             what = f"{name}: teacher {entry.teacher} has no card in this store"
@@ -208,19 +206,10 @@ def _check_parts(store: Store, shards: Collection[int], checksums: dict[int, str
         yield Problem("samples", what)
 
 
-def _check_entry(
-    store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
-) -> Iterator[Problem]:
-    """Judge one shard of one teacher."""
-    for file, what in _entry_faults(store, card, entry, checksums, deep):
-        name = file or ledger_entry(entry.shard, entry.teacher)
-        yield Problem(name, what if what.startswith(name) else f"{name}: {what}", entry.shard, entry.teacher)
-
-
 def _entry_faults(
     store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
 ) -> Iterator[tuple[str, str]]:
-    """Yield file ('' for the entry itself) and fault."""
+    """Judge one shard of one teacher: yield file ('' for the entry itself) and fault."""
     if not 0 <= entry.shard < store.shards:
         yield "", f"vouches for shard {entry.shard}, the store has {store.shards}"
         return

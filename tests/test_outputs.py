@@ -18,7 +18,6 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from tiny_corpus import write_table_corpus
 from tiny_run import write_run, write_scene
 from tiny_store import make_card, make_store
 
@@ -158,7 +157,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset |= {"prompts": {"rows": {"key": ["k597", "k598", "k599"]}}, "tasks": ["zero_shot"]}
     suite = {"suite": "small", "store": "store", "bootstrap": {"n": 20}, "datasets": [dataset]}
     (root / "suite.yaml").write_text(yaml.safe_dump(suite))
-    write_table_corpus(root / "corpus", 60)
     first = write_run(root, "first", epochs=1, batch_size=8)
     for command in (["evaluate", "run", root / "suite.yaml", "--jobs", 1], ["distill", first]):
         assert outcome(command)[0] == 0, command

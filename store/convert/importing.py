@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -189,24 +188,8 @@ def _judge_rows(
 
 
 def _create(source: FeatureSource, root: StorePath) -> None:
+    """Create a store of pending rows, through a mapped temporary file: memory stays flat."""
     schema = sample_schema(source.labels)
-    with _spool(source.rows(), schema) as index:
-        if not len(index):
-            raise CorpusError(f"{source.root} holds no rows")
-        corpus = CorpusRecord(
-            kind=source.kind,
-            location=str(source.root),
-            root=str(as_root(str(source.root)).resolve()),
-            rows=len(index),
-            labels=source.labels,
-            digest=source.digest(),
-        )
-        create_store(root, corpus, index)
-
-
-@contextmanager
-def _spool(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Rows as a table mapped from a temporary file, numbered and pending; memory stays flat."""
     with TemporaryDirectory(prefix="mmkd-import-") as folder:
         spool, hashes = Path(folder) / "index.arrow", Path(folder) / "keys"
         with (
@@ -215,18 +198,26 @@ def _spool(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.
             pa.OSFile(str(spool), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
-            numbered = ({"status": "pending"} | dict(row) | {"row": number} for number, row in enumerate(rows))
+            numbered = ({"status": "pending"} | row | {"row": number} for number, row in enumerate(source.rows()))
             while batch := list(islice(numbered, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
                 # A failed row may repeat a key: it is how a store keeps the second of two equal ones.
-                keys.writelines(
-                    key_hash(row["key"]) if row["status"] != "failed" else key_hash(f"\0failed {row['row']}")
-                    for row in batch
-                )
+                failed = (f"\0failed {row['row']}" if row["status"] == "failed" else row["key"] for row in batch)
+                keys.writelines(map(key_hash, failed))
         with pa.memory_map(str(spool)) as mapped:
             index = pa.ipc.open_stream(mapped).read_all()
+            if not len(index):
+                raise CorpusError(f"{source.root} holds no rows")
             _refuse_equal_keys(index, hashes)
-            yield index
+            corpus = CorpusRecord(
+                kind=source.kind,
+                location=str(source.root),
+                root=str(as_root(str(source.root)).resolve()),
+                rows=len(index),
+                labels=source.labels,
+                digest=source.digest(),
+            )
+            create_store(root, corpus, index)
 
 
 def _refuse_equal_keys(index: pa.Table, hashes: Path) -> None:

@@ -105,7 +105,9 @@ def select(
     warnings = []
     if counts.pairs.kept == counts.pairs.available:
         warnings.append("the rule keeps every available pair: training with it is training without a selection")
-    thresholds = {line.rule: dict(zip(columns.slugs, line.finite_thresholds(), strict=True)) for line in lines}
+    # None where no score divides the pairs: JSON has no infinity.
+    limits = {line.rule: [value if math.isfinite(value) else None for value in line.threshold] for line in lines}
+    thresholds = {name: dict(zip(columns.slugs, values, strict=True)) for name, values in limits.items()}
     near = {line.rule: examples(store, columns.slugs, line, EXAMPLES) for line in lines}
     card = SelectionCard(
         rule=rule.model_dump(mode="json", by_alias=True, exclude_none=True),

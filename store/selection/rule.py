@@ -18,7 +18,6 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmkd.base.config import Frozen, OneOf, read_mapping, validated
-from mmkd.base.errors import ConfigError
 from mmkd.store.layout import Tower
 
 OTHERS = "others"
@@ -221,14 +220,3 @@ def _place_prompts(content: object, here: Path) -> None:
                 content[name] = str(here / value)
             else:
                 _place_prompts(value, here)
-
-
-def by_teacher(values: float | dict[str, float], slugs: tuple[str, ...]) -> list[float]:
-    """Expand one value for all teachers, or a mapping, to one value per teacher. Raises ConfigError if a teacher has no
-    value and there is no `others`."""
-    if not isinstance(values, dict):
-        return [float(values)] * len(slugs)
-    lost = [slug for slug in slugs if slug not in values and OTHERS not in values]
-    if lost:
-        raise ConfigError(f"cosine.at_least has no value for {', '.join(lost)}; add them, or `{OTHERS}` for the rest")
-    return [float(values.get(slug, values.get(OTHERS, 0.0))) for slug in slugs]

@@ -23,7 +23,6 @@ from mmkd.store.selection.rule import (
     PairsRule,
     Rule,
     TeachersRule,
-    by_teacher,
 )
 from mmkd.store.selection.scores import Bools, Columns, Floats
 
@@ -46,10 +45,6 @@ class Line:
     def passed(self) -> Bools:
         """Return bool (N, T); false where there is no score."""
         return self.score >= self.threshold if self.higher else self.score <= self.threshold
-
-    def finite_thresholds(self) -> list[float | None]:
-        """For JSON, which has no infinity: None where no score divides the pairs."""
-        return [value if np.isfinite(value) else None for value in self.threshold.tolist()]
 
 
 def scores_of(rule: Rule) -> Iterator[PairScore]:
@@ -107,10 +102,16 @@ class Judge:
         if rule.quantile is not None:  # the lowest score left after dropping a share; ties with it stay
             ordered = [np.sort(score[there, t]) for t, there in enumerate(self.columns.available.T)]
             return [float(scores[int(rule.quantile * len(scores))]) if len(scores) else 0.0 for scores in ordered]
-        assert rule.at_least is not None
-        if isinstance(rule.at_least, dict):
-            _check_names([name for name in rule.at_least if name != OTHERS], self.columns.slugs, "cosine.at_least")
-        return by_teacher(rule.at_least, self.columns.slugs)
+        values, slugs = rule.at_least, self.columns.slugs
+        assert values is not None
+        if isinstance(values, float):
+            return [values] * len(slugs)
+        _check_names([name for name in values if name != OTHERS], slugs, "cosine.at_least")
+        if lost := [slug for slug in slugs if slug not in values and OTHERS not in values]:
+            raise ConfigError(
+                f"cosine.at_least has no value for {', '.join(lost)}; add them, or `{OTHERS}` for the rest"
+            )
+        return [values.get(slug, values.get(OTHERS, 0.0)) for slug in slugs]
 
     def _where(self, text: str) -> Bools:
         store = self.columns.store
