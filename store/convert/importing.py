@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -188,8 +189,23 @@ def _judge_rows(
 
 
 def _create(source: FeatureSource, root: StorePath) -> None:
-    """Create a store of pending rows, through a mapped temporary file: memory stays flat."""
-    schema = sample_schema(source.labels)
+    with _spool(source.rows(), sample_schema(source.labels)) as index:
+        if not len(index):
+            raise CorpusError(f"{source.root} holds no rows")
+        corpus = CorpusRecord(
+            kind=source.kind,
+            location=str(source.root),
+            root=str(as_root(str(source.root)).resolve()),
+            rows=len(index),
+            labels=source.labels,
+            digest=source.digest(),
+        )
+        create_store(root, corpus, index)
+
+
+@contextmanager
+def _spool(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Give rows as a table mapped from a temporary file, numbered and pending; memory stays flat."""
     with TemporaryDirectory(prefix="mmkd-import-") as folder:
         spool, hashes = Path(folder) / "index.arrow", Path(folder) / "keys"
         with (
@@ -198,26 +214,16 @@ def _create(source: FeatureSource, root: StorePath) -> None:
             pa.OSFile(str(spool), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
-            numbered = ({"status": "pending"} | row | {"row": number} for number, row in enumerate(source.rows()))
+            numbered = ({"status": "pending"} | row | {"row": number} for number, row in enumerate(rows))
             while batch := list(islice(numbered, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
                 # A failed row may repeat a key: it is how a store keeps the second of two equal ones.
-                failed = (f"\0failed {row['row']}" if row["status"] == "failed" else row["key"] for row in batch)
-                keys.writelines(map(key_hash, failed))
+                names = (f"\0failed {row['row']}" if row["status"] == "failed" else row["key"] for row in batch)
+                keys.writelines(map(key_hash, names))
         with pa.memory_map(str(spool)) as mapped:
             index = pa.ipc.open_stream(mapped).read_all()
-            if not len(index):
-                raise CorpusError(f"{source.root} holds no rows")
             _refuse_equal_keys(index, hashes)
-            corpus = CorpusRecord(
-                kind=source.kind,
-                location=str(source.root),
-                root=str(as_root(str(source.root)).resolve()),
-                rows=len(index),
-                labels=source.labels,
-                digest=source.digest(),
-            )
-            create_store(root, corpus, index)
+            yield index
 
 
 def _refuse_equal_keys(index: pa.Table, hashes: Path) -> None:

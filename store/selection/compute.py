@@ -158,7 +158,7 @@ def compute_scores(
     def work(start: int) -> None:
         block = Block(columns, slice(start, min(start + BLOCK_ROWS, rows)))
         for spec, scorer in scorers.items():
-            out[spec][block.rows] = np.where(block.sound, scorer.score(block), np.nan)
+            out[spec][block.rows] = np.where(block.sound, scorer(block), np.nan)
 
     # Threads, not processes: NumPy releases the interpreter lock in products, sorts and casts, and the map is shared.
     with ThreadPoolExecutor(threads or usable_cores()) as pool:

@@ -71,19 +71,13 @@ class ZeroShotScore(PairScore):
     """Sample column that holds the truth, in both stores."""
 
 
-class CosineRule(Frozen):
+class CosineRule(OneOf):
     """Keep pairs whose cosine is high enough: by value, or relative to the teacher's other pairs."""
 
     at_least: float | dict[str, float] | None = None
     """Lowest cosine kept; a mapping gives one per teacher, `others` for those not named."""
     quantile: float | None = Field(default=None, gt=0, lt=1)
     """Drop this share of each teacher's pairs, the lowest."""
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> CosineRule:
-        if (self.at_least is None) == (self.quantile is None):
-            raise ValueError("give either at_least (a cosine) or quantile (a share to drop)")
-        return self
 
 
 class RankRule(RankScore):

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.base.errors import ConfigError, TeacherMismatchError, UserError
@@ -98,70 +97,63 @@ def check_teachers(store: FeatureStore, wanted: Sequence[str]) -> tuple[str, ...
     return slugs
 
 
-class Scorer(Protocol):
-    """Scores of a block's pairs."""
-
-    def score(self, block: Block) -> Floats:
-        """Return float32 (n, T); entries where a teacher has no pair are ignored."""
+Scorer = Callable[[Block], Floats]
+"""Scores a block's pairs, float32 (n, T); entries where a teacher has no pair are ignored."""
 
 
-class CosineScorer:
-    """Cosine of image and caption, -1 to 1."""
+def cosine_scorer(spec: CosineScore, columns: Columns, seed: int) -> Scorer:
+    """Score by the cosine of image and caption, -1 to 1."""
 
-    def __init__(self, spec: CosineScore, columns: Columns, seed: int) -> None:
-        self.teachers = len(columns.slugs)
-
-    def score(self, block: Block) -> Floats:
-        towers = ((block.unit(t, "image"), block.unit(t, "text")) for t in range(self.teachers))
+    def score(block: Block) -> Floats:
+        towers = ((block.unit(t, "image"), block.unit(t, "text")) for t in range(len(columns.slugs)))
         return np.stack([np.einsum("nd,nd->n", image, text) for image, text in towers], axis=1)
 
+    return score
 
-class RankScorer:
-    """Rank of the true caption and image among random ones: 1 when nothing in the pool fits better, at most the pool's
-    size plus one."""
 
-    def __init__(self, spec: RankScore, columns: Columns, seed: int) -> None:
-        queries: tuple[tuple[Tower, Tower], ...] = (("image", "text"), ("text", "image"))
-        self.queries = [pair for pair in queries if spec.direction in ("both", "_to_".join(pair))]
-        self.pools: list[dict[Tower, Floats]] = []
-        for t, slug in enumerate(columns.slugs):
-            what = f"rank among {spec.among} of teacher {slug}"
-            rows = draw_rows(np.flatnonzero(columns.available[:, t]), spec.among, seed, what)
-            sound = np.ones(len(rows), dtype=bool)
-            self.pools.append({tower: unit_rows(columns.store, slug, tower, rows, sound) for tower in TOWERS})
+def rank_scorer(spec: RankScore, columns: Columns, seed: int) -> Scorer:
+    """Score by the rank of the true caption and image among random ones: 1 when nothing in the pool fits better, at
+    most the pool's size plus one."""
+    both: tuple[tuple[Tower, Tower], ...] = (("image", "text"), ("text", "image"))
+    queries = [pair for pair in both if spec.direction in ("both", "_to_".join(pair))]
+    pools: list[dict[Tower, Floats]] = []
+    for t, slug in enumerate(columns.slugs):
+        what = f"rank among {spec.among} of teacher {slug}"
+        rows = draw_rows(np.flatnonzero(columns.available[:, t]), spec.among, seed, what)
+        sound = np.ones(len(rows), dtype=bool)
+        pools.append({tower: unit_rows(columns.store, slug, tower, rows, sound) for tower in TOWERS})
 
-    def score(self, block: Block) -> Floats:
-        ranks = np.ones((len(block.sound), len(self.pools)), dtype=np.float32)
-        for t, pool in enumerate(self.pools):
+    def score(block: Block) -> Floats:
+        ranks = np.ones((len(block.sound), len(pools)), dtype=np.float32)
+        for t, pool in enumerate(pools):
             true = np.einsum("nd,nd->n", block.unit(t, "image"), block.unit(t, "text"))
-            for query, key in self.queries:
+            for query, key in queries:
                 better = block.unit(t, query) @ pool[key].T > (true + np.float32(TIE))[:, None]
                 ranks[:, t] = np.maximum(ranks[:, t], 1 + np.count_nonzero(better, axis=1))
         return ranks
 
+    return score
 
-class AgreementScorer:
-    """Mean share of nearest neighbors in common with each other teacher, 0 to 1; 0 where no other has the row."""
 
-    def __init__(self, spec: AgreementScore, columns: Columns, seed: int) -> None:
-        if len(columns.slugs) < 2:
-            raise UserError(f"agreement needs two teachers or more, there is {columns.slugs[0]}")
-        self.k, self.tower = spec.k, spec.tower
-        what = f"agreement among {spec.among}"
-        self.rows: Rows = draw_rows(np.flatnonzero(columns.available.all(axis=1)), spec.among, seed, what)
-        sound = np.ones(len(self.rows), dtype=bool)
-        self.pools = [unit_rows(columns.store, slug, spec.tower, self.rows, sound) for slug in columns.slugs]
+def agreement_scorer(spec: AgreementScore, columns: Columns, seed: int) -> Scorer:
+    """Score by the mean share of nearest neighbors in common with each other teacher, 0 to 1; 0 where no other has the
+    row."""
+    if len(columns.slugs) < 2:
+        raise UserError(f"agreement needs two teachers or more, there is {columns.slugs[0]}")
+    what = f"agreement among {spec.among}"
+    rows = draw_rows(np.flatnonzero(columns.available.all(axis=1)), spec.among, seed, what)
+    pools = [unit_rows(columns.store, slug, spec.tower, rows, np.ones(len(rows), bool)) for slug in columns.slugs]
 
-    def score(self, block: Block) -> Floats:
+    def score(block: Block) -> Floats:
         sound = block.sound
-        votes = np.zeros((len(sound), len(self.rows)), dtype=np.uint8)
+        votes = np.zeros((len(sound), len(rows)), dtype=np.uint8)
         near = []
-        here = np.flatnonzero((self.rows >= block.rows.start) & (self.rows < block.rows.stop))
-        for t, pool in enumerate(self.pools):
-            cosines = block.unit(t, self.tower) @ pool.T
-            cosines[self.rows[here] - block.rows.start, here] = -np.inf  # a row is not its own neighbor
+        here = np.flatnonzero((rows >= block.rows.start) & (rows < block.rows.stop))
+        for t, pool in enumerate(pools):
+            cosines = block.unit(t, spec.tower) @ pool.T
+            cosines[rows[here] - block.rows.start, here] = -np.inf  # a row is not its own neighbor
             # All that reach the k-th value: rows that tie with it are neighbors too, so the sort order does not matter.
-            least = np.partition(cosines, -self.k, axis=1)[:, -self.k]
+            least = np.partition(cosines, -spec.k, axis=1)[:, -spec.k]
             near.append((cosines >= least[:, None]) & sound[:, t, None])
             votes += near[-1]
         others = np.maximum(sound.sum(axis=1) - 1, 1)
@@ -169,70 +161,69 @@ class AgreementScorer:
         for t, mine in enumerate(near):
             # Do not count a teacher's own vote; without others nothing is shared.
             shared = (votes * mine).sum(axis=1, dtype=np.int64) - mine.sum(axis=1)
-            scores[:, t] = np.minimum(shared / (self.k * others), 1)
+            scores[:, t] = np.minimum(shared / (spec.k * others), 1)
         return scores
 
-
-class ZeroShotScorer:
-    """Rank of the row's label among all labels, 1 when it is nearest, infinite without prompts for it. Prompt features
-    come from another store; no model is loaded."""
-
-    def __init__(self, spec: ZeroShotScore, columns: Columns, seed: int) -> None:
-        prompts = FeatureStore.open(spec.prompts)
-        table = prompts.sample_table([spec.label])
-        self.classes: list[str] = sorted(set(table[spec.label].drop_null().to_pylist()))
-        labels = columns.store.sample_table([spec.label])[spec.label]
-        _check_classes(self.classes, labels, spec)
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        encoded = labels.combine_chunks().dictionary_encode()
-        table_of = np.array([numbers.get(name, -1) for name in encoded.dictionary.to_pylist()] + [-1], dtype=np.int64)
-        self.truth: Rows = table_of[encoded.indices.fill_null(len(table_of) - 1).to_numpy()]
-        prompt_labels = np.array([numbers.get(name, -1) for name in table[spec.label].to_pylist()], dtype=np.int64)
-        self.vectors = [self._vectors(columns, prompts, slug, prompt_labels) for slug in columns.slugs]
-
-    def _vectors(self, columns: Columns, prompts: FeatureStore, slug: str, labels: Rows) -> Floats:
-        """Return the normalized mean of each label's unit prompts (C, D): Radford et al. 2021, section 3.1.4."""
-        if prompts.card(slug).digest != columns.store.card(slug).digest:
-            raise TeacherMismatchError(
-                f"teacher {slug} has digest {prompts.card(slug).digest} in {prompts.root}, "
-                f"{columns.store.card(slug).digest} in {columns.store.root}; extract the prompts with the same weights"
-            )
-        sound = (prompts.valid(slug) & TEXT_SOUND > 0) & (labels >= 0)
-        texts = unit_rows(prompts, slug, "text", slice(None), sound)
-        sums = np.zeros((len(self.classes), texts.shape[1]), dtype=np.float32)
-        np.add.at(sums, labels[sound], texts[sound])
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        if not norms.all():
-            lost = ", ".join(name for name, norm in zip(self.classes, norms[:, 0], strict=True) if not norm)
-            raise UserError(f"teacher {slug} has no prompt for {lost} in {prompts.root}; finish `mmkd extract` there")
-        return np.asarray(sums / norms, dtype=np.float32)
-
-    def score(self, block: Block) -> Floats:
-        truth = self.truth[block.rows]
-        ranks = np.full((len(truth), len(self.vectors)), np.inf, dtype=np.float32)
-        known = np.flatnonzero(truth >= 0)
-        for t, vectors in enumerate(self.vectors):
-            cosines = block.unit(t, "image")[known] @ vectors.T
-            right = cosines[np.arange(len(known)), truth[known]]
-            ranks[known, t] = 1 + np.count_nonzero(cosines > (right + np.float32(TIE))[:, None], axis=1)
-        return ranks
+    return score
 
 
-def _check_classes(classes: list[str], labels: pa.ChunkedArray, spec: ZeroShotScore) -> None:
-    known = set(labels.unique().to_pylist()) - {None}
-    strangers = [name for name in classes if name not in known]
+def zero_shot_scorer(spec: ZeroShotScore, columns: Columns, seed: int) -> Scorer:
+    """Score by the rank of the row's label among all labels, 1 when it is nearest, infinite without prompts for it.
+    Prompt features come from another store; no model is loaded."""
+    prompts = FeatureStore.open(spec.prompts)
+    stated = prompts.sample_table([spec.label])[spec.label].to_pylist()
+    classes = sorted(set(stated) - {None})
+    labels = columns.store.sample_table([spec.label])[spec.label]
+    known_labels = set(labels.unique().to_pylist()) - {None}
+    strangers = [name for name in classes if name not in known_labels]
     if strangers or len(classes) < 2:
         what = f"prompts for {', '.join(strangers)}" if strangers else f"prompts for {len(classes)} labels"
         raise ConfigError(
             f"{spec.prompts} has {what}; two labels or more must have prompts, and all be in column {spec.label!r} "
-            f"of the store, which holds {', '.join(sorted(known)) or 'nothing'}"
+            f"of the store, which holds {', '.join(sorted(known_labels)) or 'nothing'}"
         )
+    encoded = labels.combine_chunks().dictionary_encode()
+    number_of = {name: number for number, name in enumerate(classes)}
+    numbers = np.array([number_of.get(name, -1) for name in encoded.dictionary.to_pylist()] + [-1], dtype=np.int64)
+    truth: Rows = numbers[encoded.indices.fill_null(len(numbers) - 1).to_numpy()]
+    prompt_labels = np.array([number_of.get(name, -1) for name in stated], dtype=np.int64)
+    every = [_class_vectors(columns.store, prompts, slug, classes, prompt_labels) for slug in columns.slugs]
+
+    def score(block: Block) -> Floats:
+        right_class = truth[block.rows]
+        ranks = np.full((len(right_class), len(every)), np.inf, dtype=np.float32)
+        known = np.flatnonzero(right_class >= 0)
+        for t, vectors in enumerate(every):
+            cosines = block.unit(t, "image")[known] @ vectors.T
+            right = cosines[np.arange(len(known)), right_class[known]]
+            ranks[known, t] = 1 + np.count_nonzero(cosines > (right + np.float32(TIE))[:, None], axis=1)
+        return ranks
+
+    return score
+
+
+def _class_vectors(store: FeatureStore, prompts: FeatureStore, slug: str, classes: list[str], labels: Rows) -> Floats:
+    """Return the normalized mean of each label's unit prompts (C, D): Radford et al. 2021, section 3.1.4."""
+    if prompts.card(slug).digest != store.card(slug).digest:
+        raise TeacherMismatchError(
+            f"teacher {slug} has digest {prompts.card(slug).digest} in {prompts.root}, "
+            f"{store.card(slug).digest} in {store.root}; extract the prompts with the same weights"
+        )
+    sound = (prompts.valid(slug) & TEXT_SOUND > 0) & (labels >= 0)
+    texts = unit_rows(prompts, slug, "text", slice(None), sound)
+    sums = np.zeros((len(classes), texts.shape[1]), dtype=np.float32)
+    np.add.at(sums, labels[sound], texts[sound])
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    if not norms.all():
+        lost = ", ".join(name for name, norm in zip(classes, norms[:, 0], strict=True) if not norm)
+        raise UserError(f"teacher {slug} has no prompt for {lost} in {prompts.root}; finish `mmkd extract` there")
+    return np.asarray(sums / norms, dtype=np.float32)
 
 
 SCORERS: dict[type[PairScore], Callable[[Any, Columns, int], Scorer]] = {
-    CosineScore: CosineScorer,
-    RankScore: RankScorer,
-    AgreementScore: AgreementScorer,
-    ZeroShotScore: ZeroShotScorer,
+    CosineScore: cosine_scorer,
+    RankScore: rank_scorer,
+    AgreementScore: agreement_scorer,
+    ZeroShotScore: zero_shot_scorer,
 }
-"""Settings of a score to the scorer that is made from them, the pairs and the rule's seed."""
+"""Settings of a score to the function that prepares its scorer from them, the pairs and the rule's seed."""
