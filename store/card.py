@@ -114,3 +114,9 @@ def teacher_folders(root: StorePath) -> list[str]:
     """Return names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
     folders = list_folder(root / "teachers")
     return [path.name for path in folders if is_slug(path.name) and is_there(path / "zarr.json")]
+
+
+def read_cards(root: StorePath) -> dict[str, TeacherCard]:
+    """Read every teacher's card, by slug in order. Raises CorruptStoreError as `read_card`."""
+    cards = {slug: read_card(root, slug) for slug in teacher_folders(root)}
+    return {slug: card for slug, card in cards.items() if card is not None}

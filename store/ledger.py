@@ -5,7 +5,6 @@ corpus (times go to `runs/`), so equal work gives equal bytes."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import disk_errors, write_atomically
@@ -73,11 +72,6 @@ def read_entry(path: StorePath) -> LedgerEntry:
     return entry
 
 
-def entry_paths(root: StorePath) -> Sequence[StorePath]:
-    """Return paths of all entries, in order of shard, then teacher. Raises as `list_part`."""
-    return list_part(root, "ledger", "*.json")
-
-
 def remove_entry(root: StorePath, shard: int, slug: str) -> None:
     """Delete a shard's entry, before any of its files changes. Raises StoreError if the store cannot be written."""
     path = root / ledger_entry(shard, slug)
@@ -92,6 +86,6 @@ def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
 
 
 def read_ledger(root: StorePath) -> dict[tuple[int, str], LedgerEntry]:
-    """Read all entries, keyed by (shard, teacher). Raises CorruptStoreError as `read_entry`."""
-    entries = in_parallel(read_entry, entry_paths(root), root)
+    """Read all entries, keyed by (shard, teacher). Raises as `list_part` and `read_entry`."""
+    entries = in_parallel(read_entry, list_part(root, "ledger", "*.json"), root)
     return {(entry.shard, entry.teacher): entry for entry in entries}

@@ -20,7 +20,7 @@ from mmkd.base.places.remote import RemotePath, StorePath, as_root, in_parallel
 from mmkd.base.process import free_memory
 from mmkd.base.text import counted
 from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
-from mmkd.store.card import TeacherCard, read_card, teacher_folders
+from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
 from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, sample_part
@@ -82,12 +82,10 @@ class FeatureStore(Store):
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
         """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
-        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError (see `mmkd.base.errors`). Raises
-        UserError for an unknown URL scheme, or if the package for URLs is not installed."""
+        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError (see `mmkd.base.errors`); UserError for
+        an unknown URL scheme, or if the package for URLs is not installed."""
         root = as_root(path)
-        record = read_record(root)
-        cards = {slug: read_card(root, slug) for slug in teacher_folders(root)}
-        return cls(root, record, {slug: card for slug, card in cards.items() if card is not None})
+        return cls(root, read_record(root), read_cards(root))
 
     def __len__(self) -> int:
         return self.record.rows

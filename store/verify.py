@@ -30,7 +30,7 @@ from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_ar
 from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, ledger_entry, sample_part, teacher_group
-from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
+from mmkd.store.ledger import LedgerEntry, read_entry
 from mmkd.store.record import Store, read_record
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.selections import FOLDER as SELECTIONS
@@ -108,7 +108,7 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     checksums: dict[int, str] = {}
     findings += _check_parts(store, shards, checksums)
     entries: list[LedgerEntry] = []
-    paths = entry_paths(root)
+    paths = list_part(root, "ledger", "*.json")
     for path in paths:
         try:
             entries.append(read_entry(path))
@@ -305,7 +305,7 @@ def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
 
 
 def _files_to_drop(root: StorePath, finding: Problem) -> Iterator[str]:
-    entries = [path.name for path in entry_paths(root)]
+    entries = [path.name for path in list_part(root, "ledger", "*.json")]
     if finding.shard is not None and finding.teacher is not None:
         yield ledger_entry(finding.shard, finding.teacher)
     elif finding.shard is not None:

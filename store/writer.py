@@ -18,20 +18,11 @@ from mmkd.base.errors import StoreError, TeacherMismatchError, UserError
 from mmkd.base.files import create_atomically, disk_errors, write_atomically
 from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places.remote import StorePath
-from mmkd.store.card import TeacherCard, read_card, teacher_folders
+from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.encoding import CosineError, cosine_error, decode_rows, encode_rows, teacher_arrays, tower_arrays
 from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
-from mmkd.store.layout import (
-    FORMAT_VERSION,
-    SOUND_BIT,
-    TOWERS,
-    Tower,
-    rows_per_shard,
-    sample_part,
-    shard_count,
-    teacher_group,
-)
+from mmkd.store.layout import FORMAT_VERSION, SOUND_BIT, Tower, rows_per_shard, sample_part, shard_count, teacher_group
 from mmkd.store.ledger import LedgerEntry, entries_of_shard, read_ledger, write_entry
 from mmkd.store.record import CorpusRecord, Store, StoreRecord, read_record
 from mmkd.store.samples import encode_part, read_part, sample_schema, with_labels, write_part
@@ -128,9 +119,8 @@ def finish_append(store: Store) -> None:
         for entry in entries_of_shard(store.root, shard).values():
             write_entry(store.root, entry.model_copy(update={"samples_sha256": sha256}))
         write_atomically(store.root / sample_part(shard), data)
-    for slug in teacher_folders(store.root):
-        card = read_card(store.root, slug)
-        for name, document in array_documents(store.record, card) if card is not None else ():
+    for card in read_cards(store.root).values():
+        for name, document in array_documents(store.record, card):
             path = store.root / name
             if not path.is_file() or path.read_bytes() != encode_document(document):
                 write_document(path, document)
@@ -220,7 +210,7 @@ def note_encoding_error(store: Store, slug: str) -> None:
     if len(entries) < store.shards:
         return
     measured = {}
-    for tower in TOWERS:
+    for tower in SOUND_BIT:
         errors = [(getattr(entry, f"{tower}_error"), getattr(entry, f"{tower}_rows")) for entry in entries]
         rows = sum(count for _, count in errors)
         mean = sum(error.mean * count for error, count in errors) / max(rows, 1)

@@ -143,7 +143,7 @@ class ClipRetrievalFolder:
                 if name in ("key", "caption", "modality", "uri", "image_path"):
                     table = table.set_column(index, name, _as_text(table[name]))
             names = {self._label(name): name for name in table.column_names}
-            texts = {label: _as_text(table[name]).to_pylist() for label, name in names.items() if label}
+            texts = {label: _as_text(table[name]).to_pylist() for label, name in names.items() if label is not None}
             for position, row in enumerate(table.to_pylist()):
                 key = row.get("key")
                 content: dict[str, Any] = {"key": str(key) if key is not None else f"{number}/{position}"}
@@ -195,12 +195,20 @@ class ClipRetrievalFolder:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON."""
+    """Return values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON, bytes
+    that are not text in hex."""
     try:
         return column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        texts = [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
+        texts = [
+            value.hex() if isinstance(value, bytes) else None if value is None else json.dumps(value, default=_plain)
+            for value in column.to_pylist()
+        ]
         return pa.chunked_array([texts], pa.string())
+
+
+def _plain(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def export_npy(store: FeatureStore, out: Path) -> int:

@@ -35,7 +35,7 @@ ImageMode = Literal["link", "copy", "none"]
 SUFFIXES = {"image": "img", "text": "txt"}
 _LABELS = ("folderid", "metapath", "available_clips")
 _CARRIED = frozenset(("row", "key", "caption", "uri", "metapath", "available_clips", "folderid"))
-"""Columns with a place in `meta.jsonl`; `folderid` comes from the key."""
+"""Columns with a place in `meta.jsonl`; its `folderid` comes from the key."""
 _TRIES = 100
 """Samples looked at for a teacher's width before it is given up: files may be missing."""
 
@@ -200,7 +200,8 @@ def export_original(
                 line = {"folderid": folder, "id": name, "imgpath": image, "metapath": row.get("metapath")}
                 line |= {"txt": row["caption"], "available_clips": complete}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-                dropped |= {name for name in lost if row[name] is not None}
+                dropped |= {name for name in lost if row[name] not in (None, "ok" if name == "status" else None)}
+                dropped |= {"folderid"} if row.get("folderid") not in (None, folder) else set()
                 counts["samples"] += 1
                 counts["incomplete"] += not complete
     unfinished.replace(out / "meta.jsonl")
@@ -260,6 +261,6 @@ def _row_tensors(
 
 def _folder_name(part: str) -> str:
     name = part.replace("/", "_")
-    if not name.strip("."):
+    if not name.strip(".") or "\0" in name:
         raise CorpusError(f"key {part!r} cannot name a folder of the release's layout; give the samples other keys")
     return name
