@@ -136,7 +136,6 @@ class RemoteRows(LazyRows):
         self._chunk = lru_cache(maxsize=self._cached)(array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
-        """Each chunk that holds some of the rows is fetched once."""
         picked = np.arange(len(self))[rows]
         flat = picked.reshape(-1)
         shards = flat // self._array.per_shard

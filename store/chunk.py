@@ -166,7 +166,6 @@ def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _anonymous_file(data: bytes) -> int:
-    """Return a descriptor of a nameless file that holds `data`."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("mmkd-missing-chunk", os.MFD_CLOEXEC)
     else:

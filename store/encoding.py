@@ -51,11 +51,9 @@ class ArraySpec:
 
     @property
     def fill(self) -> float:
-        """Value in missing rows."""
         return float("nan") if self.dtype.startswith("float") else 0
 
     def document(self, slug: str) -> str:
-        """Return the path of its metadata inside the store."""
         return f"{teacher_group(slug)}/{self.name}/zarr.json"
 
     def chunk(self, slug: str, shard: int) -> str:
@@ -63,11 +61,9 @@ class ArraySpec:
         return f"{teacher_group(slug)}/{self.name}/c/{shard}{'' if self.width is None else '/0'}"
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Return the shape of `rows` rows."""
         return (rows,) if self.width is None else (rows, self.width)
 
     def chunk_bytes(self, per_shard: int) -> int:
-        """Return the size of a chunk's body."""
         return per_shard * (self.width or 1) * np.dtype(self.dtype).itemsize
 
 

@@ -60,7 +60,6 @@ class Prompt(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Key of its row."""
         return f"{self.kind}:{self.of}:{self.number}"
 
 

@@ -82,7 +82,6 @@ def encode_document(document: dict[str, Any]) -> bytes:
 
 
 def write_document(path: StorePath, document: dict[str, Any]) -> None:
-    """Put a document in place in one step."""
     write_atomically(path, encode_document(document))
 
 

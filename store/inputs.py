@@ -54,12 +54,10 @@ class InputsEntry(Document):
 
 
 def inputs_file(shard: int) -> str:
-    """Return the path of a shard's inputs inside the store."""
     return f"inputs/{shard:05d}.arrow"
 
 
 def inputs_entry(shard: int) -> str:
-    """Return the path of their entry."""
     return f"inputs/{shard:05d}.json"
 
 

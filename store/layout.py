@@ -47,7 +47,6 @@ def shard_count(rows: int, per_shard: int) -> int:
 
 
 def is_slug(name: str) -> bool:
-    """Return True when `name` may be a teacher's folder."""
     return bool(_SLUG.fullmatch(name)) and ".." not in name
 
 
@@ -63,15 +62,12 @@ def check_slug(slug: str) -> str:
 
 
 def sample_part(shard: int) -> str:
-    """Return the path of a shard's sample rows inside the store."""
     return f"samples/{shard:05d}.parquet"
 
 
 def teacher_group(slug: str) -> str:
-    """Return the path of a teacher's Zarr group inside the store."""
     return f"teachers/{slug}"
 
 
 def ledger_entry(shard: int, slug: str) -> str:
-    """Return the path of the ledger entry for one shard of one teacher."""
     return f"ledger/{shard:05d}.{slug}.json"

@@ -187,7 +187,6 @@ class _Transfer:
         return size
 
     def inputs(self, entry: InputsEntry) -> int:
-        """Copy the training inputs of a shard, then their entry."""
         if read_inputs_ledger(self.out).get(entry.shard) == entry:
             with suppress(CorruptStoreError):
                 checked_inputs(self.out, entry)

@@ -167,11 +167,9 @@ class FeatureStore(Store):
         return self.features(slug, "image")
 
     def text(self, slug: str) -> FeatureArray:
-        """Return the caption features of one teacher; as `image`."""
         return self.features(slug, "text")
 
     def features(self, slug: str, tower: Tower) -> FeatureArray:
-        """Return `image` or `text` of one teacher, by the tower's name."""
         card = self.card(slug)
         if (slug, tower) not in self._features:
             values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
@@ -256,7 +254,6 @@ class FeatureStore(Store):
 
     @cached_property
     def _fits_in_memory(self) -> bool:
-        """Return True if all features fit in half of the page cache."""
         specs = [spec for card in self.teachers.values() for spec in teacher_arrays(card.encoding, card.dim)]
         return 2 * sum(spec.chunk_bytes(self.record.rows_per_shard) for spec in specs) * self.shards <= free_memory()
 

@@ -81,7 +81,6 @@ class StoreRecord(Document):
         return self
 
     def spans(self) -> tuple[CorpusSpan, ...]:
-        """Return every corpus and its span, in grid order."""
         found: list[CorpusSpan] = []
         for corpus in (self.corpus, *self.appended):
             first = found[-1].shards.stop if found else 0
@@ -101,7 +100,6 @@ class StoreRecord(Document):
         return range(start, min(start + self.rows_per_shard, self.span_of(start).rows.stop))
 
     def image_root(self, row: int) -> str:
-        """Return the folder or URL that a row's `uri` is relative to."""
         return self.span_of(row).corpus.root
 
     def is_start_of(self, other: StoreRecord) -> bool:
@@ -112,7 +110,6 @@ class StoreRecord(Document):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label columns of all corpora, each once."""
         return tuple(dict.fromkeys(label for corpus in (self.corpus, *self.appended) for label in corpus.labels))
 
 
@@ -132,7 +129,6 @@ class Store:
 
     @property
     def shards(self) -> int:
-        """Shards of the grid."""
         return shard_count(self.record.rows, self.record.rows_per_shard)
 
 

@@ -46,7 +46,6 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
 
 
 def encode_part(table: pa.Table) -> tuple[bytes, str]:
-    """Return the bytes of a sample part, and their SHA-256 in hex."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue().to_pybytes()

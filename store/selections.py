@@ -118,7 +118,6 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
 
 
 def selection_names(root: StorePath) -> list[str]:
-    """Return names of the selections of a store, in order."""
     folders = [path for path in list_part(root, FOLDER) if is_slug(path.name)]
     return [path.name for path in folders if is_there(path / "zarr.json")]
 

@@ -75,12 +75,10 @@ class VerifyReport:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line each: place, file, fault."""
         return tuple(map(str, self.findings))
 
     @property
     def sound(self) -> bool:
-        """True when there is no problem."""
         return not self.findings
 
 
@@ -249,7 +247,6 @@ def _entry_faults(
 
 
 def _read_chunk(store: Store, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
-    """Return values of one chunk, checked against its entry."""
     per_shard = store.record.rows_per_shard
     name = spec.chunk(entry.teacher, entry.shard)
     body = read_body(store.root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))

@@ -64,7 +64,6 @@ class BagFolder:
 
     @cached_property
     def _bags(self) -> list[tuple[Path, int, int]]:
-        """File, patches and width, in the order of names."""
         bags: list[tuple[Path, int, int]] = []
         for path in list_folder(self.root, "*.h5"):
             with _open_bag(path) as file:
@@ -80,7 +79,6 @@ class BagFolder:
         return bags
 
     def digest(self) -> str:
-        """Return the SHA-256 over the bags' names, sizes and change times, and the table."""
         facts: list[Any] = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
         if self.table is not None:
             facts.append(self.table.digest)
@@ -108,7 +106,6 @@ class BagFolder:
                 yield slide | {"key": f"{path.stem}#{x},{y}", "x": str(x), "y": str(y)}
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
-        """Return labels that all patches of a slide share."""
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
         if self.table is None:
             return labels
@@ -117,7 +114,6 @@ class BagFolder:
         return labels | {KIND_COLUMN: SAMPLE, TEXT_OF: None}
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """Return the one teacher, known by the name given."""
         return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:

@@ -83,7 +83,6 @@ class ClipRetrievalFolder:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """Towers of which there is any file."""
         return tuple(tower for tower, files in self._files.items() if files)
 
     @property
@@ -129,7 +128,6 @@ class ClipRetrievalFolder:
         return name
 
     def digest(self) -> str:
-        """Return the SHA-256 over names and bytes of the metadata parts."""
         content = hashlib.sha256()
         for _, path, _ in self._parts:
             content.update(path.name.encode() + path.read_bytes())
@@ -165,7 +163,6 @@ class ClipRetrievalFolder:
         return [imported_card(self.slug, f"{KIND}:{self.slug}", dims.pop(), encoding)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Gather a range of rows, which may span several files."""
         (card,) = cards
         out = missing_features(len(rows), cards)
         reasons: list[str | None] = [None] * len(rows)

@@ -54,7 +54,6 @@ class OriginalRelease:
         self._names: dict[str, str] = {}
 
     def digest(self) -> str:
-        """Return the SHA-256 of `meta.jsonl` and the name of the feature file."""
         with (self.root / "meta.jsonl").open("rb") as lines:
             content = hashlib.file_digest(lines, "sha256")
         content.update(self.file.encode())

@@ -77,7 +77,6 @@ class StoreRows:
         return content.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the sample rows with all their columns but `row`."""
         for store, rows in self.parts:
             for table in _sample_rows(store, rows):
                 for row in table.to_pylist():
@@ -92,7 +91,6 @@ class StoreRows:
         return [card.with_encoding(encoding or card.encoding) for card in cards]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Gather the features of a range of the new rows."""
         slices = list(part_slices(rows, (len(taken) for _, taken in self.parts)))
         out: Features = {}
         for card in cards:

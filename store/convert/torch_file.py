@@ -97,7 +97,6 @@ class _TensorUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which is not a tensor")
 
     def persistent_load(self, pid: Any) -> Any:
-        """Give a storage: ("storage", type, key, device, values)."""
         kind, dtype, key, _, values = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise pickle.UnpicklingError(f"refers to {kind!r}, expected a storage")

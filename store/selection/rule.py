@@ -176,7 +176,6 @@ class Rule(OneOf):
     pairs: PairsRule | None = None
 
     def children(self) -> tuple[Rule, ...]:
-        """Return rules directly below this one."""
         if self.kind in ("all", "any"):
             return tuple(self.chosen)
         if self.kind == "none":

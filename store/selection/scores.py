@@ -58,7 +58,6 @@ class Block:
 
     @cached_property
     def sound(self) -> Bools:
-        """bool (n, T)."""
         return self.columns.available[self.rows]
 
     def unit(self, teacher: int, tower: Tower) -> Floats:
