@@ -73,6 +73,7 @@ class RunSeconds:
 
 
 def run_seconds(root: StorePath) -> RunSeconds:
+    """Add up the seconds of `runs/*.jsonl`."""
     logs = list_folder(root / "runs", "*.jsonl")
     total = RunSeconds(runs=len(logs))
     for text in (text for log in logs for text in log.read_bytes().splitlines()):
