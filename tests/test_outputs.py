@@ -10,6 +10,8 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,13 +165,15 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def stuck(*_: object) -> None:
+    raise TimeoutError(f"more than {SECONDS} seconds")
+
+
 def outcome(command: list[object]) -> tuple[int, list[str]]:
     """Exit status of a command, and what it wrote to standard error."""
-    from contextlib import redirect_stderr, redirect_stdout
-    from io import StringIO
-
     arguments, sys.argv = sys.argv, ["mmkd", *map(str, command)]
     errors = StringIO()
+    signal.signal(signal.SIGALRM, stuck)
     signal.alarm(SECONDS)
     try:
         with redirect_stdout(StringIO()), redirect_stderr(errors):

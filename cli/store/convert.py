@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
+from mmkd.base.files import list_folder
 from mmkd.base.text import counted
 from mmkd.cli.params import ENCODINGS, STORE
 from mmkd.cli.store.group import store
@@ -86,7 +87,7 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
         from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
 
         return ClipRetrievalFolder(original, name)
-    if any(original.glob("*.h5")):
+    if list_folder(original, "*.h5"):
         from mmkd.store.convert.bags import BagFolder
 
         return BagFolder(original, name)
