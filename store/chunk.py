@@ -113,16 +113,11 @@ def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: i
 def map_chunks(
     paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
 ) -> NDArray[np.uint8]:
-    """Map the bodies of chunk files side by side: uint8 (len(paths) * chunk_bytes,), read-only, mapped as long as the
-    array or a view of it lives. Raises CorruptStoreError if a file has another size (touching what is not there would
-    kill the process). Raises OSError if the system refuses (address space, too many maps).
-
-    Args:
-        paths: one chunk file each; None where there is none.
-        chunk_bytes: size of a body; `can_map(chunk_bytes)` holds.
-        filler: gives the bytes that all missing chunks share; called only if one is missing.
-        read_around: let the kernel read what lies around a page that is touched; without, single pages only.
-    """
+    """Map the bodies of chunk files, of `chunk_bytes` each, side by side: uint8 (len(paths) * chunk_bytes,), read-only,
+    mapped as long as the array or a view of it lives. `filler` gives the bytes that all missing chunks (None) share.
+    `read_around`: let the kernel read what lies around a page that is touched; without, single pages only. Raises
+    CorruptStoreError if a file has another size (touching what is not there would kill the process); OSError if the
+    system refuses (address space, too many maps). `can_map(chunk_bytes)` must hold."""
     total = len(paths) * chunk_bytes
     if not total:
         return np.empty(0, dtype=np.uint8)

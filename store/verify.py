@@ -83,17 +83,11 @@ class VerifyReport:
 
 
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
-    """Check a store: metadata, sample parts, selections, every ledger entry against its files. Raises NotAStoreError,
-    FormatVersionError, CorruptStoreError if the root's own metadata cannot be trusted, so nothing below it can be
-    judged.
-
-    Args:
-        root: the store.
-        deep: also decode every feature and check that rows marked sound are finite and not zero, and others NaN.
-        sample: compare the bytes of this many shards only: all teachers' chunks, sample rows and inputs of each.
-            Metadata, ledger entries, selections and file names are always checked in full. None for every shard.
-        seed: decides which shards; the same store and seed draw the same.
-    """
+    """Check a store: metadata, sample parts, selections, every ledger entry against its files. `deep`: also decode every
+    feature and check that rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes of so
+    many shards only, drawn by `seed` (all teachers' chunks, sample rows and inputs of each); metadata, entries,
+    selections and file names are always checked in full. Raises as `read_record` if the root's own metadata cannot be
+    trusted, so that nothing below it can be judged."""
     store = Store.open(root)
     every = range(store.shards)
     shards = every if sample is None else drawn_shards(len(every), sample, seed)

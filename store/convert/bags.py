@@ -45,7 +45,7 @@ class SlideTable(Protocol):
 class BagFolder:
     """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2), one model's. Every patch is a
     row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels). With a table also its
-    columns, and what marks the rows of an evaluation set (`sample_kinds`)."""
+    columns, and those of `mmkd.store.evaluation_rows`."""
 
     kind = KIND
     has_status = False
