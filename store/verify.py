@@ -84,8 +84,8 @@ class VerifyReport:
 
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
     """Check a store: metadata, sample parts, selections, every ledger entry against its files. `deep`: decode every
-    feature too and check that rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes of so
-    many shards only, drawn by `seed` (all teachers' chunks, sample rows and inputs of each); metadata, entries,
+    feature too, and check that rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes
+    of so many shards only, drawn by `seed` (all teachers' chunks, sample rows and inputs of each); metadata, entries,
     selections and file names are always checked in full. Raises as `read_record` if the root's own metadata cannot be
     trusted, so that nothing below it can be judged."""
     store = Store.open(root)
