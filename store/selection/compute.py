@@ -106,9 +106,7 @@ def select(
     if counts.pairs.kept == counts.pairs.available:
         warnings.append("the rule keeps every available pair: training with it is training without a selection")
     # None where no score divides the pairs: JSON has no infinity.
-    limits = {
-        line.rule: [value if math.isfinite(value) else None for value in line.threshold.tolist()] for line in lines
-    }
+    limits = {line.rule: [x if math.isfinite(x) else None for x in line.threshold.tolist()] for line in lines}
     thresholds = {name: dict(zip(columns.slugs, values, strict=True)) for name, values in limits.items()}
     near = {line.rule: examples(store, columns.slugs, line, EXAMPLES) for line in lines}
     card = SelectionCard(
