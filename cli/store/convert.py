@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,7 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
     if (file is not None or images != "none") and layout != "original":
         raise ConfigError("--file and --images belong to --layout original")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
     if layout == "npy":
