@@ -157,11 +157,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["coords"] = np.arange(6).reshape(3, 2)
     dataset = {"dataset": "sites", "label": "site", "rows": {"test": {"key": [f"k{i}" for i in range(100)]}}}
     dataset |= {"prompts": {"rows": {"key": ["k597", "k598", "k599"]}}, "tasks": ["zero_shot"]}
-    suite = {"suite": "small", "store": "store", "bootstrap": {"n": 20}, "datasets": [dataset]}
+    suite = {"suite": "small", "store": "store", "bootstrap": {"n": 100}, "datasets": [dataset]}
     (root / "suite.yaml").write_text(yaml.safe_dump(suite))
     first = write_run(root, "first", epochs=1, batch_size=8)
     for command in (["evaluate", "run", root / "suite.yaml", "--jobs", 1], ["distill", first]):
-        assert outcome(command)[0] == 0, command
+        status, lines = outcome(command)
+        assert status == 0, lines
     return root
 
 
