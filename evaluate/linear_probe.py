@@ -15,14 +15,23 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mmkd.evaluate.classification import class_contrasts, class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
+from mmkd.evaluate.task import (
+    Scoring,
+    Task,
+    TaskSettings,
+    Variant,
+    answers_of_test,
+    class_contrasts,
+    class_problems,
+    standard_metrics,
+    without_features,
+)
 from mmkd.store import UserError
 
 

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from mmkd.base.errors import UserError
-from mmkd.evaluate.bags import BagFeatures, Bags, make_bags
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
-from mmkd.evaluate.features import Features
+from mmkd.evaluate.features import BagFeatures, Bags, Features, make_bags
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.metrics import Floats, concordance

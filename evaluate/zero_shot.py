@@ -11,13 +11,22 @@ from pydantic import Field
 from scipy.special import softmax
 
 from mmkd.evaluate import official
-from mmkd.evaluate.classification import class_contrasts, class_problems, standard_metrics
 from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, choices_digest
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
+from mmkd.evaluate.task import (
+    Scoring,
+    Task,
+    TaskSettings,
+    Variant,
+    answers_of_test,
+    class_contrasts,
+    class_problems,
+    standard_metrics,
+    without_features,
+)
 from mmkd.store import UserError
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mmkd.evaluate.bags import BagFeatures
+from mmkd.evaluate.features import BagFeatures
 from mmkd.evaluate.heads.settings import MilSettings, Trained
 from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
 from mmkd.evaluate.metrics import Floats

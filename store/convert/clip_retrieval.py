@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -192,8 +193,10 @@ class ClipRetrievalFolder:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON, bytes
-    that are not text in hex."""
+    """Return values of any type as a label has them: NaN is null, numbers as Arrow prints them, lists and structures as
+    JSON, bytes that are not text in hex."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
     try:
         return column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
