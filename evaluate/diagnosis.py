@@ -166,6 +166,3 @@ def _attention(
 
     logits, trained = fit_predict(known, classify_task(cohort.y, classes), one, settings=settings, seed=seed)
     return np.asarray(softmax(logits, axis=1), dtype=np.float64), trained._asdict()
-
-
-TASK = Diagnosis()

@@ -211,6 +211,11 @@ def class_contrasts(found: Predictions) -> list[Contrast]:
     return [(mask, ~mask) for mask in masks[: 1 if len(masks) == 2 else None]]
 
 
+STANDARD = Scoring(
+    "standard", standard_metrics(), "auroc_macro", proportions=frozenset({"acc"}), contrasts=class_contrasts
+)
+
+
 def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
     """Report splits without rows, labels that are not classes, classes without prompts or without samples."""
     found = []
