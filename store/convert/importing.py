@@ -175,7 +175,8 @@ def _judge_rows(
         for tower in TOWERS
     }
     expected = {"image": every, "text": table["caption"].is_valid().to_numpy()}
-    status, whys = [], []
+    status: list[str] = []
+    whys: list[str | None] = []
     for row, reason in enumerate(reasons):
         lacking = [tower for tower in source.towers if expected[tower][row] and not sound[tower][row]]
         if not sound["image"][row] and not sound["text"][row]:
