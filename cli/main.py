@@ -17,7 +17,7 @@ from mmkd.base.errors import MmkdError
 # Name to module and attribute. A table and not an import: `mmkd --help` must not load torch, dask or zarr.
 COMMANDS = {
     "demo": ("mmkd.cli.demo", "demo"),
-    "doctor": ("mmkd.cli.doctor.command", "doctor"),
+    "doctor": ("mmkd.cli.doctor", "doctor"),
     "teachers": ("mmkd.cli.teachers", "teachers"),
     "extract": ("mmkd.cli.extract", "extract"),
     "store": ("mmkd.cli.store", "store"),

@@ -96,15 +96,10 @@ def _in_passes(
     if device.type != "cpu":
         # Pinned memory, so that the copy need not wait for the passes before it.
         moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-        return _on_host(call(moved))
+        return call(moved).float().cpu().numpy()
     parts = []
     for start in range(0, len(batch), PASS_ROWS):
         part = batch[start : start + PASS_ROWS]
         surplus = part[-1:].expand(PASS_ROWS - len(part), *part.shape[1:])
-        parts.append(_on_host(call(torch.cat([part, surplus])))[: len(part)])
+        parts.append(call(torch.cat([part, surplus])).float().cpu().numpy()[: len(part)])
     return np.concatenate(parts)
-
-
-def _on_host(features: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = features.float().cpu().numpy()
-    return values

@@ -18,7 +18,7 @@ from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
 from mmkd.cli.doctor.machine import _dask
 from mmkd.extract import cluster
-from mmkd.extract.cluster import _cause, dask_client
+from mmkd.extract.cluster import dask_client, first_cause
 from mmkd.extract.cluster_config import load_cluster
 
 FILES = {
@@ -67,7 +67,7 @@ def test_the_first_cause_is_named() -> None:
     inner = ModuleNotFoundError("No module named 'my_site'")
     outer = RuntimeError("Nanny failed to start.")
     outer.__cause__ = inner
-    assert _cause(outer) == "ModuleNotFoundError: No module named 'my_site'"
+    assert first_cause(outer) == "ModuleNotFoundError: No module named 'my_site'"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmkd.base.install import install_command
 from mmkd.base.process import usable_cores
@@ -34,30 +35,28 @@ print(json.dumps({"torch": torch.__version__, "built": torch.version.cuda, "bf16
 
 
 _ASK_DASK = """
-import importlib.util, json, sys
+import json, logging, os
 try:
     import dask, distributed
 except ImportError:
     raise
 except Exception as error:
-    print(json.dumps({"broken": f"{type(error).__name__}: {error}"}))
-    sys.exit()
-from distributed.utils import format_dashboard_link
-faults = []
+    print(json.dumps({"broken": f"{type(error).__name__}: {error}"}), flush=True)
+    os._exit(0)
+logging.disable()
+own, fault = dask.config.collect().get("distributed"), ""
 try:
-    format_dashboard_link("localhost", 8787)
-except KeyError as error:
-    faults.append(f"distributed.dashboard.link names the variable {error}, which is not set")
-for role in ("scheduler", "worker", "nanny"):
-    preloads = dask.config.get(f"distributed.{role}.preload", None) or []
-    for name in [preloads] if isinstance(preloads, str) else preloads:
-        top, *_ = parts = name.split(".")
-        if all(part.isidentifier() for part in parts) and importlib.util.find_spec(top) is None:
-            faults.append(f"distributed.{role}.preload names the module {name!r}, which is not installed")
-tls = dask.config.get("distributed.comm.tls.ca-file", None)
-if dask.config.get("distributed.comm.require-encryption", None) and not tls:
-    faults.append("distributed.comm.require-encryption is set without files under distributed.comm.tls")
-print(json.dumps({"version": dask.__version__, "faults": faults, "folders": dask.config.paths}))
+    if own:
+        options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
+        with distributed.LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster:
+            cluster.dashboard_link
+except Exception as error:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    fault = f"no worker starts with {json.dumps(own, default=str)}: {type(error).__name__}: {error}"
+answer = {"version": dask.__version__, "fault": fault, "folders": dask.config.paths}
+print(json.dumps(answer), flush=True)
+os._exit(0)
 """
 
 
@@ -72,12 +71,6 @@ def machine_checks(seconds: float) -> Iterator[Check]:
     yield Check("machine", "processor", "ok", f"{usable_cores()} of {os.cpu_count()} cores may be used")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Check("machine", "memory", "ok", bytes_text(total))
-    yield from _limits()
-    yield _torch(seconds)
-    yield _dask(seconds)
-
-
-def _limits() -> Iterator[Check]:
     maps = Path("/proc/sys/vm/max_map_count")
     if maps.is_file():
         count = int(maps.read_text())
@@ -89,61 +82,57 @@ def _limits() -> Iterator[Check]:
     step = f"raise it: ulimit -n {OPEN_FILES}" if low else ""
     allowed = "any number" if hard < 0 else f"{hard:,}"
     yield Check("machine", "open files", "warning" if low else "ok", f"{soft:,} a process (up to {allowed})", step)
+    yield _torch(seconds)
+    yield _dask(seconds)
+
+
+def _ask(name: str, program: str, seconds: float, *, hung: str, broken: str) -> dict[str, Any] | Check:
+    """Return what a Python program prints as JSON, or why it does not. In a process of its own: a driver that hangs, or
+    libraries that do not fit each other, must not end the look."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and a constant
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check("machine", name, "warning", f"did not answer within {seconds:g} s", hung)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        return Check("machine", name, "fault", last[:300], broken)
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
 
 
 def _dask(seconds: float) -> Check:
-    """In a process of its own: importing Dask reads the user's configuration, and a broken one is an exception."""
-    try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and a constant
-            [sys.executable, "-c", _ASK_DASK], capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Check("machine", "dask", "warning", f"no answer within {seconds:g} s", "try a longer --timeout")
-    if done.returncode:
-        if "No module named 'dask" in done.stderr or "No module named 'distributed" in done.stderr:
+    hung, broken = "try a longer --timeout", "install dask and distributed again"
+    dask = _ask("dask", _ASK_DASK, seconds, hung=hung, broken=broken)
+    if isinstance(dask, Check):
+        if "No module named 'dask" in dask.found or "No module named 'distributed" in dask.found:
             return Check("machine", "dask", "note", "not installed", install_command("extract"))
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        return Check("machine", "dask", "fault", last[:300], "install dask and distributed again")
-    dask = json.loads(done.stdout.strip().splitlines()[-1])
+        return dask
     if "broken" in dask:
         step = "correct the YAML files in ~/.config/dask, or name another folder in DASK_CONFIG"
         return Check("machine", "dask", "fault", " ".join(dask["broken"].split())[-300:], step)
-    if dask["faults"]:
+    if dask["fault"]:
         step = f"correct Dask's configuration (YAML files in {', '.join(dask['folders'])}, variables DASK_...)"
-        return Check("machine", "dask", "warning", "; ".join(dask["faults"]), step)
+        return Check("machine", "dask", "warning", " ".join(dask["fault"].split())[:500], step)
     return Check("machine", "dask", "ok", f"{dask['version']}, configuration sound")
 
 
 def _torch(seconds: float) -> Check:
-    """In a process of its own: a driver that hangs, or a torch that does not fit torchvision, must not end the look."""
-    try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and a constant
-            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        step = "a GPU driver that hangs? try `nvidia-smi`, or a longer --timeout"
-        return Check("machine", "torch", "warning", f"did not answer within {seconds:g} s", step)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        if "No module named 'torch" in last:
-            return Check(
-                "machine",
-                "torch",
-                "note",
-                "not installed: stores can be read, not made",
-                install_command("extract", "distill"),
-            )
-        step = "torch and torchvision must be of one build: install both together in a fresh environment"
-        return Check("machine", "torch", "fault", last[:200], step)
-    torch = json.loads(done.stdout.strip().splitlines()[-1])
+    hung = "a GPU driver that hangs? try `nvidia-smi`, or a longer --timeout"
+    broken = "torch and torchvision must be of one build: install both together in a fresh environment"
+    torch = _ask("torch", _ASK_TORCH, seconds, hung=hung, broken=broken)
+    if isinstance(torch, Check):
+        if "No module named 'torch" in torch.found:
+            step = install_command("extract", "distill")
+            return Check("machine", "torch", "note", "not installed: stores can be read, not made", step)
+        return torch
     built = f"built for CUDA {torch['built']}" if torch["built"] else "built for CPUs"
+    found = f"{torch['torch']} {built}; "
+    if not torch["devices"]:
+        return Check("machine", "torch", "note", f"{found}no GPU: teachers and training run on the CPU")
     devices = ", ".join(f"{name} ({bytes_text(size)})" for name, size in torch["devices"])
-    found = f"{torch['torch']} {built}; " + (
-        f"{devices}, bf16 {'yes' if torch['bf16'] else 'no'}"
-        if devices
-        else "no GPU: teachers and training run on the CPU"
-    )
-    return Check("machine", "torch", "ok" if devices else "note", found)
+    return Check("machine", "torch", "ok", f"{found}{devices}, bf16 {'yes' if torch['bf16'] else 'no'}")
 
 
 LITTLE = 10 * 1024**3
@@ -153,18 +142,13 @@ LITTLE = 10 * 1024**3
 def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
     """Free room in the folder for stores, the hub's cache and the folder for temporary files."""
     for name, place in (("stores", folder), ("weights", cache), ("temporary", Path(tempfile.gettempdir()))):
-        yield _room(name, place)
-
-
-def _room(name: str, place: Path) -> Check:
-    there = place.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if not os.access(there, os.W_OK):
-        return Check(
-            "disk", name, "warning", f"{place} cannot be written", "choose another folder, or change its rights"
-        )
-    if free < LITTLE:
-        return Check("disk", name, "warning", f"{bytes_text(free)} free in {place}", "make room, or use another disk")
-    return Check("disk", name, "ok", f"{bytes_text(free)} free in {place}")
+        there = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        found = f"{bytes_text(free)} free in {place}"
+        if not os.access(there, os.W_OK):
+            step = "choose another folder, or change its rights"
+            yield Check("disk", name, "warning", f"{place} cannot be written", step)
+        elif free < LITTLE:
+            yield Check("disk", name, "warning", found, "make room, or use another disk")
+        else:
+            yield Check("disk", name, "ok", found)

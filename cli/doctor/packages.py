@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
@@ -34,11 +33,15 @@ _STAGE = {
 
 def package_checks() -> Iterator[Check]:
     """Yield one line for the core, one for each extra, from what the installed mmkd says it needs."""
-    wanted = [Requirement(text) for text in requires("mmkd") or ()]
-    extras = sorted(metadata("mmkd").get_all("Provides-Extra") or ())
-    yield extra_check(CORE, needed(wanted, CORE))
-    for extra in extras:
+    wanted, extras = _declared()
+    for extra in (CORE, *extras):
         yield extra_check(extra, needed(wanted, extra))
+
+
+def _declared() -> tuple[list[Requirement], list[str]]:
+    """Return what the installed mmkd needs, and its extras by name."""
+    extras = metadata("mmkd").get_all("Provides-Extra") or ()
+    return [Requirement(text) for text in requires("mmkd") or ()], sorted(extras)
 
 
 def needed(wanted: Iterable[Requirement], extra: str) -> list[Requirement]:
@@ -58,12 +61,12 @@ def _belongs(one: Requirement, extra: str) -> bool:
 def missing_package(module: str, command: str = "") -> str:
     """Return the package or extra to install for `module` in `mmkd COMMAND`, preferring the one of its stage."""
     package = canonicalize_name(_MODULES.get(module, module))
-    wanted = [Requirement(text) for text in requires("mmkd") or ()]
-    extras = metadata("mmkd").get_all("Provides-Extra") or ()
+    wanted, extras = _declared()
     having = [
         extra
-        for extra in sorted(set(extras) - _NOT_USERS)
-        if any(canonicalize_name(one.name) == package and _belongs(one, extra) for one in wanted)
+        for extra in extras
+        if extra not in _NOT_USERS
+        and any(canonicalize_name(one.name) == package and _belongs(one, extra) for one in wanted)
     ]
     of_stage = [extra for extra in _STAGE.get(command, ()) if extra in having] or (having if len(having) == 1 else [])
     return install_command(of_stage[0] if of_stage else WHOLE)
@@ -73,10 +76,12 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
     """Check one extra, or the core."""
     missing, old, there = [], [], []
     for one in wanted:
-        found = installed(one.name)
-        if found is None:
-            missing.append(str(one.name))
-        elif not one.specifier.contains(found, prereleases=True):
+        try:
+            found = version(canonicalize_name(one.name))
+        except PackageNotFoundError:
+            missing.append(one.name)
+            continue
+        if not one.specifier.contains(found, prereleases=True):
             old.append(f"{one.name} {found} (needs {one.specifier})")
         else:
             there.append(f"{one.name} {found}")
@@ -87,11 +92,3 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
     if missing:
         return Check("packages", name, "note" if extra else "fault", "not installed: " + ", ".join(missing), step)
     return Check("packages", name, "ok", ", ".join(dict.fromkeys(there)))
-
-
-def installed(name: str) -> str | None:
-    """Return version of an installed distribution; None when it is not there."""
-    try:
-        return version(re.sub(r"[-_.]+", "-", name))
-    except PackageNotFoundError:
-        return None
