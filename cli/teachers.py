@@ -55,10 +55,10 @@ def show(slug: str, as_json: bool) -> None:
     """What is known of one teacher, and the recipe that loads it (a YAML card has the same fields)."""
     import yaml
 
-    from mmkd.extract.teachers.published import find_published, parse_teacher
+    from mmkd.extract.teachers.published import known_teacher, parse_teacher
 
     spec = parse_teacher(slug)
-    published = find_published(spec.slug, missing_ok=True)
+    published = known_teacher(spec.slug)
     facts = published.model_dump(mode="json") if published else {}
     recipe = spec.model_dump(mode="json", exclude_defaults=True)
     if as_json:

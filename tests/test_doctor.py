@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor import Check, machine
+from mmkd.cli.doctor import machine
 from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
-from mmkd.cli.doctor.machine import disk_checks, machine_checks
+from mmkd.cli.doctor.machine import Check, disk_checks, machine_checks
 from mmkd.cli.doctor.packages import extra_check, missing_package, needed
 from mmkd.cli.main import cli, main
 from mmkd.extract.teachers.published import the_nine

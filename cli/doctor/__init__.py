@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import click
 
-Status = Literal["ok", "note", "warning", "fault"]
-"""`note`: something optional is missing. `warning`: some work will fail. `fault`: correct it first."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of `mmkd doctor`."""
-
-    part: Literal["machine", "packages", "hub", "teachers", "disk"]
-    name: str
-    status: Status
-    found: str
-    next_step: str = ""
-    """Next step; empty where none is needed."""
-
+if TYPE_CHECKING:
+    from mmkd.cli.doctor.machine import Check
 
 WIDTH = 160
 """Characters of a line's text on the screen; `--json` has all."""

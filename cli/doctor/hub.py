@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmkd.base.text import bytes_text
-from mmkd.cli.doctor import Check
+from mmkd.cli.doctor.machine import Check
 from mmkd.extract.teachers.published import PublishedTeacher, the_nine
 
 HUB = "https://huggingface.co"

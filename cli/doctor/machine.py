@@ -1,4 +1,4 @@
-"""Processor, memory, limits of the kernel, disks, and what torch and Dask see."""
+"""What a check says; and the machine: processor, memory, limits of the kernel, disks, what torch and Dask see."""
 
 from __future__ import annotations
 
@@ -11,13 +11,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmkd.base.install import install_command
 from mmkd.base.process import usable_cores
 from mmkd.base.text import bytes_text
-from mmkd.cli.doctor import Check
+
+Status = Literal["ok", "note", "warning", "fault"]
+"""`note`: something optional is missing. `warning`: some work will fail. `fault`: correct it first."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `mmkd doctor`."""
+
+    part: Literal["machine", "packages", "hub", "teachers", "disk"]
+    name: str
+    status: Status
+    found: str
+    next_step: str = ""
+    """Next step; empty where none is needed."""
+
 
 OLDEST_PYTHON = (3, 11)
 MAPPED_FILES = 65_530

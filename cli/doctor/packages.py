@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor import Check
+from mmkd.cli.doctor.machine import Check
 
 CORE = ""
 

@@ -20,7 +20,7 @@ from mmkd.extract.teachers.geometry import geometry_of, pixel_transform
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.loaders import find_loader
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.teachers.published import find_published
+from mmkd.extract.teachers.published import known_teacher
 from mmkd.extract.teachers.spec import Precision, TeacherSpec
 
 _FLOAT16_MAX = 65504.0
@@ -104,7 +104,7 @@ def check_teacher(
     pictures = drawn_pictures() if images is None else pictures_in(images)
     pixels = torch.from_numpy(np.stack([transform(picture) for picture in pictures])).to(device)
     tokens, lengths = teacher.tokenize(list(CAPTIONS))
-    published = find_published(spec.slug, missing_ok=True)
+    published = known_teacher(spec.slug)
     return CheckReport(
         slug=spec.slug,
         source=card.source,
@@ -169,7 +169,7 @@ def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
     (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, one sample per line with `imgpath`, `txt` and
     `available_clips`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises
     TeacherError if it is not the original's layout."""
-    published = find_published(slug, missing_ok=True)
+    published = known_teacher(slug)
     spellings = {slug, *((published.name, *published.also_called) if published else ())}
     meta = folder / "meta.jsonl"
     try:

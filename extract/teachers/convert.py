@@ -9,9 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.fingerprint import file_sha256
 from mmkd.extract.teachers.loaders import FileLoader, find_loader
-from mmkd.extract.teachers.source import TOKENIZER_FILES, converted_name
+from mmkd.extract.teachers.source import TOKENIZER_FILES, converted_name, file_sha256
 from mmkd.extract.teachers.spec import LOCAL_DIR, TeacherSpec
 from mmkd.extract.teachers.weights import (
     PAYLOAD_SHA256,

@@ -16,10 +16,9 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.fingerprint import settings_sha256
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.protocol import Teacher
-from mmkd.extract.teachers.source import Source, read_json, source_of
+from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
 from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import read_temperature, weights_identity

@@ -17,7 +17,7 @@ from mmkd.extract.teachers.hugging_face import bert_tower, build_strictly, forwa
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.weights import StateDict, key_problems, load_strictly, read_weights
+from mmkd.extract.teachers.weights import StateDict, load_strictly, misfits, read_weights
 from mmkd.store import Preprocessing
 
 TEXT_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
@@ -119,13 +119,7 @@ def _build(plan: Plan) -> nn.Module:
     if vision_projection is not None:
         heads["vision_model.projection_head.weight"] = vision_projection.weight
     given = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
-    shapes = [
-        f"{name} {tuple(given[name].shape)} for {tuple(own.shape)}"
-        for name, own in heads.items()
-        if name in given and given[name].shape != own.shape
-    ]
-    problems = key_problems(set(heads) - set(given), set(given) - set(heads), shapes)
-    if problems:
+    if problems := misfits(heads, given):
         raise TeacherError(f"{path} is not a MedCLIP checkpoint of this image tower: {problems}")
     with torch.no_grad():
         for name, own in heads.items():

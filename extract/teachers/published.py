@@ -7,7 +7,6 @@ from __future__ import annotations
 import difflib
 import functools
 from pathlib import Path
-from typing import Literal, overload
 
 from pydantic import Field, JsonValue
 
@@ -87,25 +86,28 @@ def variants() -> tuple[PublishedTeacher, ...]:
     return tuple(card for slug, card in _read_cards().items() if slug not in _NINE)
 
 
-@overload
-def find_published(name: str) -> PublishedTeacher: ...
-@overload
-def find_published(name: str, *, missing_ok: Literal[True]) -> PublishedTeacher | None: ...
-def find_published(name: str, *, missing_ok: bool = False) -> PublishedTeacher | None:
-    """Return the published teacher of this slug or of another known spelling, case-insensitively. Raises TeacherError
-    if there is none, and `missing_ok` is false; the nearest name is suggested."""
-    names = {
+def known_teacher(name: str) -> PublishedTeacher | None:
+    """Return the published teacher of this slug or of another known spelling, case-insensitively; None if there is
+    none."""
+    return _names().get(name.lower())
+
+
+def find_published(name: str) -> PublishedTeacher:
+    """Return the teacher as `known_teacher`. Raises TeacherError with the nearest name if there is none."""
+    teacher = known_teacher(name)
+    if teacher is None:
+        near = difflib.get_close_matches(name.lower(), _names(), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see `mmkd teachers list`;"
+        raise TeacherError(f"no teacher is called {name!r}: {hint} For one of your own write {name}=local-dir:/path")
+    return teacher
+
+
+def _names() -> dict[str, PublishedTeacher]:
+    return {
         called.lower(): teacher
         for teacher in _read_cards().values()
         for called in (teacher.slug, teacher.name, *teacher.also_called)
     }
-    if name.lower() in names:
-        return names[name.lower()]
-    if missing_ok:
-        return None
-    near = difflib.get_close_matches(name.lower(), names, 1)
-    hint = f"did you mean {near[0]!r}?" if near else "see `mmkd teachers list`;"
-    raise TeacherError(f"no teacher is called {name!r}: {hint} For one of your own write {name}=local-dir:/path")
 
 
 def parse_teachers(text: str) -> list[TeacherSpec]:
@@ -155,7 +157,7 @@ def _parse_entry(entry: str) -> list[TeacherSpec]:
             f"{entry!r} does not say where the teacher lies: write {slug}=local-dir:{path}, {slug}=hf-hub:org/name "
             f"or {slug}=card.yaml"
         )
-    published = find_published(slug, missing_ok=True)
+    published = known_teacher(slug)
     if published is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
         return [published.spec.model_copy(update={"source": place, "revision": ""})]
     return [validated(TeacherSpec, {"slug": slug, "source": place}, entry)]

@@ -10,8 +10,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe, get_clean_fn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.fingerprint import file_sha256, settings_sha256
-from mmkd.extract.teachers.source import TOKENIZER_FILES
+from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256, settings_sha256
 
 # Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.fingerprint import file_sha256, settings_sha256
+from mmkd.extract.teachers.source import file_sha256, settings_sha256
 
 log = logging.getLogger(__name__)
 
@@ -176,19 +176,19 @@ def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
 def load_strictly(model: nn.Module, weights: StateDict, where: str) -> None:
     """Put `weights` into `model`: every parameter is set, every tensor is used, every shape fits. Raises TeacherError
     naming every missing, unexpected and ill-shaped key."""
-    own = model.state_dict()
-    problems = key_problems(
-        missing=[name for name in own if name not in weights],
-        unexpected=[name for name in weights if name not in own],
-        shapes=[
-            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        ],
-    )
-    if problems:
+    if problems := misfits(model.state_dict(), weights):
         raise TeacherError(f"{where} does not fit this architecture: {problems}")
     model.load_state_dict(weights, strict=True)
+
+
+def misfits(own: Mapping[str, torch.Tensor], weights: StateDict) -> str:
+    """Return one line that names every key of `weights` that does not fit a model's `own`; empty when all do."""
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    return key_problems(missing=set(own) - set(weights), unexpected=set(weights) - set(own), shapes=shapes)
 
 
 def key_problems(missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> str:
