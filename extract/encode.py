@@ -48,14 +48,8 @@ class Workbench:
         """Yield the images in order, `window` of them at a time."""
         if self.isolated:
             # Half the watchdog's time: the image fails, not the worker.
-            return isolated_windows(
-                sources,
-                geometries,
-                window,
-                seconds=self.watch.seconds / 2,
-                keep=self.keep_inputs,
-                beat=self.watch.beat,
-            )
+            seconds, beat = self.watch.seconds / 2, self.watch.beat
+            return isolated_windows(sources, geometries, window, seconds=seconds, keep=self.keep_inputs, beat=beat)
         return decode_windows(sources, geometries, window, self.read_threads, self.decode_threads, self.keep_inputs)
 
 
@@ -75,15 +69,11 @@ def encode_images(
     window_rows = max((bench.sizes.window(teacher.device) for teacher in teachers.values()), default=1)
     for window in bench.windows(distinct, used, window_rows):
         there = [index for index, image in enumerate(window) if image.pixels]
-        pixels = {
-            geometry: torch.from_numpy(np.stack([window[index].pixels[geometry] for index in there]))  # (n, C, H, W)
-            for geometry in used
-            if there
-        }
+        places = np.array(there, dtype=np.int64) + len(facts)
+        pixels = {g: torch.from_numpy(np.stack([window[i].pixels[g] for i in there])) for g in used if there}
         for slug, teacher in teachers.items() if there else ():
             with clock(f"image {slug}"):
-                features_here = encode(teacher, "image", pixels[geometries[slug]], bench.sizes)
-                encoded[slug][np.array(there, dtype=np.int64) + len(facts)] = features_here
+                encoded[slug][places] = encode(teacher, "image", pixels[geometries[slug]], bench.sizes)
             bench.watch.beat()
         for image in window:
             clock.add("read", image.read_seconds)

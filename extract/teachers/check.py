@@ -165,10 +165,10 @@ class GoldenSample:
 
 
 def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
-    """Return the original's own demo samples that have features of this teacher, under any of its spellings. Layout
-    (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, one sample per line with `imgpath`, `txt` and
-    `available_clips`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises
-    TeacherError if it is not the original's layout."""
+    """Return the original's demo samples that have features of this teacher, under any of its spellings. Layout
+    (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, a line per sample with `id`, `imgpath`, `txt`;
+    beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises TeacherError if it
+    is another layout."""
     published = known_teacher(slug)
     spellings = {slug, *((published.name, *published.also_called) if published else ())}
     meta = folder / "meta.jsonl"

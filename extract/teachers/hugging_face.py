@@ -110,26 +110,19 @@ def make_config(content: dict[str, Any], where: str) -> Any:
         raise TeacherError(f"{where}: config.json of type {kind!r} cannot be used ({reason})") from error
 
 
-def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str, **arguments: Any) -> nn.Module:
+def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str) -> nn.Module:
     """Return `model_class` with `weights`: all of them, nothing more, every shape right. Uses `from_pretrained`,
     which knows the names that older releases gave to the same tensors (Swin's `attention.self.query`), and the buffers
     they saved (`position_ids`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
     try:
         with quiet():
             model, info = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=weights,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **arguments,
+                None, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TeacherError(f"{where} does not fit a {model_class.__name__} ({reason})") from error
-    shapes = [
-        str(key) if isinstance(key, str) else " ".join(str(part) for part in key) for key in info["mismatched_keys"]
-    ]
+    shapes = [key if isinstance(key, str) else " ".join(map(str, key)) for key in info["mismatched_keys"]]
     problems = key_problems(missing=info["missing_keys"], unexpected=info["unexpected_keys"], shapes=shapes)
     if problems:
         raise TeacherError(f"{where} does not fit a {model_class.__name__} of this config.json: {problems}")

@@ -126,7 +126,7 @@ class FileLoader:
 
     plan: Callable[[TeacherSpec], Plan]
     build: Callable[[Plan], nn.Module]
-    """Returns a model with `encode_image`, `encode_text` and, if it has one, `logit_scale`; strictly loaded."""
+    """Returns a model with `encode_image` and `encode_text`; strictly loaded."""
     recognizes: Callable[[TeacherSpec, Source], bool] = lambda spec, source: False
     """Return True if `loader: auto` chooses this loader; reads small files only."""
     reads: str = ""

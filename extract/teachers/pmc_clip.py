@@ -43,22 +43,13 @@ class PmcClipOptions(BaseModel, frozen=True, extra="forbid"):
 
 class PmcClipTowers(nn.Module):
     """Both towers; features as before the authors' normalization. `visual`: open_clip's ModifiedResNet. `bert`:
-    transformers' BertModel. `projection`: (hidden width, D) matrix, applied from the right. `logit_scale`: logarithm of
-    the temperature; None where the files lack it."""
+    transformers' BertModel. `projection`: (hidden width, D) matrix, applied from the right."""
 
-    def __init__(
-        self,
-        visual: nn.Module,
-        bert: nn.Module,
-        projection: torch.Tensor,
-        logit_scale: torch.Tensor | None,
-        options: PmcClipOptions,
-    ) -> None:
+    def __init__(self, visual: nn.Module, bert: nn.Module, projection: torch.Tensor, options: PmcClipOptions) -> None:
         super().__init__()
         self.visual = visual
         self.bert: Any = bert
         self.text_projection = nn.Parameter(projection)
-        self.logit_scale = None if logit_scale is None else nn.Parameter(logit_scale)
         self._options = options
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
@@ -99,39 +90,34 @@ def _plan(spec: TeacherSpec) -> Plan:
 
 def _build(plan: Plan) -> nn.Module:
     options: PmcClipOptions = plan.material["options"]
-    where = plan.where
-    parts = _parts(plan)
-    visual = _resnet(parts["visual"], options, where)
-    load_strictly(visual, parts["visual"], f"{where} (image tower)")
+    image_weights, text_weights, projection = _parts(plan)
+    visual = _resnet(image_weights, options, plan.where)
+    load_strictly(visual, image_weights, f"{plan.where} (image tower)")
     config = make_config(plan.text_config, f"teacher {plan.spec.slug!r}")
-    bert = build_strictly(transformers.BertModel, config, parts["bert"], f"{where} (text tower)")
-    projection = parts["projection"][BARE_TENSOR]
+    bert = build_strictly(transformers.BertModel, config, text_weights, f"{plan.where} (text tower)")
     if projection.shape != (config.hidden_size, options.dim):
         raise TeacherError(
-            f"{where}: text projection is {tuple(projection.shape)}, expected {(config.hidden_size, options.dim)}; "
-            "these are another model's files, or options.dim is wrong"
+            f"{plan.where}: text projection is {tuple(projection.shape)}, expected "
+            f"{(config.hidden_size, options.dim)}; these are another model's files, or options.dim is wrong"
         )
-    return PmcClipTowers(visual, bert, projection, parts["rest"].get("logit_scale"), options)
+    return PmcClipTowers(visual, bert, projection, options)
 
 
-def _parts(plan: Plan) -> dict[str, StateDict]:
-    """Return the towers' weights, from the three split files or from one training checkpoint."""
+def _parts(plan: Plan) -> tuple[StateDict, StateDict, torch.Tensor]:
+    """Return the weights of both towers and of the text projection, from the three split files or from one training
+    checkpoint."""
     files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
     if len(files) == len(SPLIT_FILES):
-        visual, bert, projection = files
-        return {"visual": visual, "bert": bert, "projection": projection, "rest": {}}
-    prefixes = {"visual": "visual.", "bert": "text_encoder."}
+        return files[0], files[1], files[2][BARE_TENSOR]
     whole = {name: tensor for name, tensor in files[0].items() if not _TRAINING_ONLY.fullmatch(name)}
-    parts = {
-        part: {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
-        for part, prefix in prefixes.items()
-    }
-    rest = {name: tensor for name, tensor in whole.items() if not name.startswith(tuple(prefixes.values()))}
+    visual, bert = (
+        {name.removeprefix(prefix): whole.pop(name) for name in list(whole) if name.startswith(prefix)}
+        for prefix in ("visual.", "text_encoder.")
+    )
     heads = {"text_projection", "logit_scale"}
-    problems = key_problems(heads - set(rest), set(rest) - heads, ())
-    if problems:
+    if problems := key_problems(heads - set(whole), set(whole) - heads, ()):
         raise TeacherError(f"{plan.where} is not a PMC-CLIP checkpoint: {problems}")
-    return parts | {"projection": {BARE_TENSOR: rest["text_projection"]}, "rest": {"logit_scale": rest["logit_scale"]}}
+    return visual, bert, whole["text_projection"]
 
 
 def _resnet(weights: StateDict, options: PmcClipOptions, where: str) -> ModifiedResNet:

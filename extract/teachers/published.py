@@ -111,14 +111,11 @@ def _names() -> dict[str, PublishedTeacher]:
 
 
 def parse_teachers(text: str) -> list[TeacherSpec]:
-    """Read the value of `--teachers`. Raises TeacherError for an unknown name (suggesting the nearest), an unreadable
-    place, or two teachers of one name. Raises ConfigError for a YAML card that does not fit.
-
-    Args:
-        text: `all` for the nine, or a comma-separated list of: a name (`biomedclip`, also a paper's
-            spelling such as `PUBMEDCLIP`), `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name
-            keeps its recipe and only changes place), `card.yaml`, `NAME=card.yaml`, `NAME=ENTRYPOINT:...`.
-    """
+    """Read the value of `--teachers`: `all` for the nine, or a comma-separated list of names (`biomedclip`, also a
+    paper's spelling such as `PUBMEDCLIP`), `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name keeps its
+    recipe and only changes place), `card.yaml`, `NAME=card.yaml`, `NAME=ENTRYPOINT:...`. Raises TeacherError for an
+    unknown name (suggesting the nearest), an unreadable place, or two teachers of one name; ConfigError for a YAML card
+    that does not fit."""
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     if not entries:
         raise TeacherError("no teacher named: give 'all', names from `mmkd teachers list`, or NAME=local-dir:/path")

@@ -37,18 +37,11 @@ class TransformersOptions(BaseModel, extra="forbid"):
 
 
 class TransformersTowers(nn.Module):
-    """A dual encoder of transformers behind two methods. `model`: has `get_image_features`, `get_text_features` and
-    `logit_scale`."""
+    """A dual encoder of transformers behind two methods. `model`: has `get_image_features` and `get_text_features`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
-
-    @property
-    def logit_scale(self) -> torch.Tensor:
-        """Logarithm of the temperature."""
-        scale: torch.Tensor = self.model.logit_scale
-        return scale
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Encode float32 (B, 3, H, W); returns (B, D), projected, not normalized."""
@@ -203,6 +196,4 @@ def _recognizes(spec: TeacherSpec, source: Source) -> bool:
     return config is not None and read_json(config).get("model_type") in (*_CLASSES, _NAFLEX)
 
 
-LOADER = FileLoader(
-    plan=_plan, build=_build, recognizes=_recognizes, reads=f"a transformers {' or '.join(_CLASSES)} model"
-)
+LOADER = FileLoader(_plan, _build, _recognizes, reads=f"a transformers {' or '.join(_CLASSES)} model")
