@@ -74,8 +74,7 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
 
 def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
     """Do one task with this worker's teachers. An error that the user can correct (a full disk) is a result: Dask would
-    log it with a traceback on every worker, and the client says it in one line. Anything else is a bug and is
-    raised."""
+    log it with a traceback on every worker. Anything else is a bug and is raised."""
     worker = get_worker()
     plugin: TeachersPlugin = worker.plugins[PLUGIN_NAME]
     if plugin.failure is not None:
@@ -126,11 +125,10 @@ class LostShard:
 def gather(
     client: Client, store: Store, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
-    """Do the tasks and yield the outcome of each as it finishes. The scheduler keeps one small report per task. Dask
-    blames a dead worker for all its tasks, running and waiting. Tasks blamed too often are therefore done again when
-    the others have finished, one shard at a time, so that each is blamed for itself alone. Raises UserError if the
-    scheduler went away. Raises MmkdError for a fault in a worker that the user can correct: a full disk, a teacher that
-    cannot be loaded."""
+    """Do the tasks and yield the outcome of each as it finishes. Dask blames a dead worker for all its tasks, running
+    and waiting: tasks blamed too often are done again when the others have finished, one shard at a time, so that each
+    is blamed for itself alone. Raises UserError if the scheduler went away, MmkdError for a fault in a worker that the
+    user can correct: a full disk, a teacher that cannot be loaded."""
     blamed = []
     for task, outcome in _outcomes(client, store, tasks):
         if isinstance(outcome, KilledWorker):

@@ -52,9 +52,8 @@ class Estimate:
 
 
 def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estimate:
-    """Plan the run and measure a few rows on one worker of its cluster. Raises CorpusError, TeacherError, StoreError,
-    UserError as `run.extract` would. `config`: the run. `say`: receives the lines of the corpus' overview, before a
-    teacher is loaded."""
+    """Plan the run and measure a few rows on one worker of its cluster. Raises what `run.extract` would. `say`:
+    receives the lines of the corpus' overview, before a teacher is loaded."""
     corpus = config.opened
     described = config.described()
     cards = [card for _, card in described]

@@ -81,18 +81,11 @@ class TeacherComparison:
 def compare_with_teacher(
     store: FeatureStore, teacher: str, rows: int, *, corpus: str | None, tolerance: float, seed: int
 ) -> TeacherComparison:
-    """Rerun a teacher on up to `rows` random rows of `store`. Raises UserError if the store lacks the teacher, or has
-    no sound row of it. Raises TeacherError if the teacher cannot be loaded, or gives features of another width. Raises
-    CorpusError if no input of the drawn rows can be read.
-
-    Args:
-        store: read only.
-        teacher: a slug of the store, or `NAME=PLACE` and cards as `mmkd extract --teachers` takes them.
-        rows: how many rows to draw, among those with a sound feature.
-        corpus: the corpus, or the folder of its images, where they lie now; as recorded when None.
-        tolerance: rows count as different when 1 - cosine is larger.
-        seed: decides the rows.
-    """
+    """Rerun a teacher on up to `rows` random rows of `store` with a sound feature. `teacher`: a slug of the store, or
+    `NAME=PLACE` and cards as `mmkd extract --teachers` takes them. `corpus`: the corpus, or the folder of its images,
+    where they lie now; as recorded when None. `tolerance`: a row differs when 1 - cosine is larger. Raises UserError if
+    the store has no sound row of the teacher; TeacherError if it cannot be loaded, or gives features of another width;
+    CorpusError if no input of the drawn rows can be read."""
     spec = _spec(store, teacher)
     stored = store.card(spec.slug)
     card = describe_teacher(spec)

@@ -38,9 +38,9 @@ Say = Callable[[str], None]
 
 
 def extract(config: ExtractConfig, say: Say = print) -> RunReport:
-    """Extract every shard of the store for every requested teacher. Running it again finishes what is left. Raises
-    CorpusError, TeacherError, StoreError, UserError (see `mmkd.base.errors`). Raises BusyStoreError if another process
-    writes to the store. `config`: what to do. `say`: receives one line at a time for the user."""
+    """Extract every shard of the store for every requested teacher; running it again finishes what is left. Raises
+    CorpusError, TeacherError, StoreError, UserError, and BusyStoreError if another process writes to the store. `say`:
+    receives one line at a time for the user."""
     corpus = config.opened
     described = config.described()
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
