@@ -120,7 +120,7 @@ def main() -> None:
         if name == "mmkd":
             raise
         # Imported here because only a failure needs it.
-        from mmkd.cli.doctor.packages import missing_package
+        from mmkd.cli.doctor import missing_package
 
         command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
         click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name, command)}", err=True)

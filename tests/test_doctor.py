@@ -16,10 +16,19 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor import machine
-from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
-from mmkd.cli.doctor.machine import Check, disk_checks, machine_checks
-from mmkd.cli.doctor.packages import extra_check, missing_package, needed
+from mmkd.cli import doctor as machine
+from mmkd.cli.doctor import (
+    Check,
+    cache_folder,
+    cached_bytes,
+    disk_checks,
+    extra_check,
+    hub_check,
+    machine_checks,
+    missing_package,
+    needed,
+    teacher_checks,
+)
 from mmkd.cli.main import cli, main
 from mmkd.extract.teachers.published import the_nine
 
@@ -153,8 +162,6 @@ def test_weights_in_the_cache_are_seen_and_measured(offline: Path) -> None:
 
 def test_the_cache_is_where_huggingface_hub_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
-
-    from mmkd.cli.doctor.hub import cache_folder
 
     assert cache_folder() == Path(HF_HUB_CACHE)
     monkeypatch.setenv("HF_HOME", "/somewhere")

@@ -17,7 +17,7 @@ from distributed.comm import CommClosedError
 from mmkd.base import install
 from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
-from mmkd.cli.doctor.machine import _dask
+from mmkd.cli.doctor import _dask
 from mmkd.extract import cluster
 from mmkd.extract.cluster import dask_client, first_cause
 from mmkd.extract.cluster_config import load_cluster
