@@ -27,7 +27,7 @@ from packaging.utils import canonicalize_name
 from mmkd.base.install import install_command
 from mmkd.base.process import usable_cores
 from mmkd.base.text import bytes_text
-from mmkd.extract.teachers.published import PublishedTeacher, the_nine
+from mmkd.extract.teachers.published import the_nine
 
 Status = Literal["ok", "note", "warning", "fault"]
 """`note`: something optional is missing. `warning`: some work will fail. `fault`: correct it first."""
@@ -230,13 +230,10 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
             found = version(canonicalize_name(one.name))
         except PackageNotFoundError:
             missing.append(one.name)
-            continue
-        if not one.specifier.contains(found, prereleases=True):
-            old.append(f"{one.name} {found} (needs {one.specifier})")
         else:
-            there.append(f"{one.name} {found}")
-    name = extra or "core"
-    step = install_command(extra) if extra else install_command()
+            fits = one.specifier.contains(found, prereleases=True)
+            (there if fits else old).append(f"{one.name} {found}" + ("" if fits else f" (needs {one.specifier})"))
+    name, step = extra or "core", install_command(*filter(None, [extra]))
     if old:
         return Check("packages", name, "warning" if extra else "fault", "wrong version: " + ", ".join(old), step)
     if missing:
@@ -285,30 +282,26 @@ def cache_folder() -> Path:
 
 def teacher_checks() -> Iterator[Check]:
     """Yield one line for each of the nine: local files and license. Asks no network."""
-    yield from map(_teacher, the_nine())
-
-
-def _teacher(teacher: PublishedTeacher) -> Check:
-    terms = f"licence {teacher.licence}"
-    repository = teacher.spec.repository
-    if repository is None:
-        step = f"fetch and unpack {teacher.source}, then --teachers {teacher.slug}=local-dir:/folder"
-        return Check("teachers", teacher.slug, "note", f"not on the hub; {terms}", step)
-    held = cached_bytes(repository)
-    if held:
-        step = f"mmkd teachers check {teacher.slug}"
-        return Check("teachers", teacher.slug, "ok", f"{bytes_text(held)} in the cache; {terms}", step)
-    kind = "--repo-type dataset " if repository.startswith("datasets/") else ""
-    step = f"fetched when it is first used, or: hf download {kind}{repository.removeprefix('datasets/')}"
-    return Check("teachers", teacher.slug, "note", f"not in the cache; {terms}", step)
+    for teacher in the_nine():
+        repository = teacher.spec.repository
+        held = cached_bytes(repository) if repository else 0
+        if repository is None:
+            found = "not on the hub"
+            step = f"fetch and unpack {teacher.source}, then --teachers {teacher.slug}=local-dir:/folder"
+        elif held:
+            found, step = f"{bytes_text(held)} in the cache", f"mmkd teachers check {teacher.slug}"
+        else:
+            kind = "--repo-type dataset " if repository.startswith("datasets/") else ""
+            found = "not in the cache"
+            step = f"fetched when it is first used, or: hf download {kind}{repository.removeprefix('datasets/')}"
+        status: Status = "ok" if held else "note"
+        yield Check("teachers", teacher.slug, status, f"{found}; licence {teacher.licence}", step)
 
 
 def cached_bytes(repository: str) -> int:
     """Return bytes that the cache holds of a repository (`org/name`, `datasets/org/name`); 0 when it is not there."""
-    kind, name = ("datasets", repository.removeprefix("datasets/")) if repository.startswith("datasets/") else (
-        "models", repository
-    )  # fmt: skip
-    folder = cache_folder() / f"{kind}--{name.replace('/', '--')}" / "snapshots"
+    place = repository if repository.startswith("datasets/") else f"models/{repository}"
+    folder = cache_folder() / place.replace("/", "--") / "snapshots"
     # A snapshot's files are links to blobs; one that was cut off has no link yet.
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 

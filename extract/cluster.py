@@ -187,7 +187,10 @@ def first_cause(error: BaseException) -> str:
 
 def settings_advice() -> str:
     """Return the next step after a fault that the user's own Dask settings may cause: what they are, where they lie."""
-    own = [f"{'.'.join(path)}: {value!r}" for path, value in leaves(dask.config.collect()) if value not in (None, {})]
+    # No others: they can hold passwords.
+    shown_sections = ("distributed", "temporary-directory", "temporary_directory")
+    settings = [item for item in leaves(dask.config.collect()) if item[0][0] in shown_sections]
+    own = [f"{'.'.join(path)}: {value!r}" for path, value in settings if value not in (None, {})]
     if not own:
         return "see `mmkd doctor`"
     shown = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
