@@ -17,7 +17,7 @@ from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.select import make_store
 from mmkd.store import FeatureStore
 from mmkd.store.inspect import neighbors
-from mmkd.store.inspect.faiss_choice import faiss_module
+from mmkd.store.inspect.neighbors import faiss_module
 
 DIM, K, ROUNDS, QUERY = 512, 10, 7, 7
 

@@ -10,7 +10,7 @@ from planted_faults import make_faults
 from terminal import in_terminal
 
 from mmkd.base.images.source import ImageError
-from mmkd.cli.store.preview import draw
+from mmkd.cli.store.show import draw
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.rows import sample_rows

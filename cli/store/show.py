@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,33 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmkd.base.errors import ConfigError, TeacherError
+from mmkd.base.errors import ConfigError, TeacherError, UserError
+from mmkd.base.install import install_command
 from mmkd.base.text import counted, number, printable, table_lines
-from mmkd.cli.params import STORE
-from mmkd.cli.store.group import store
+from mmkd.cli.params import JSON, STORE_PATH, TEACHERS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
     from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.show import RowView, ShardView
 
 CAPTION_CHARACTERS = 100
+HEIGHT_LINES = 24
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("what", metavar="KEY|ROW|shard:N")
-@click.option("--image", "with_image", is_flag=True, help="Draw the picture into the terminal.")
-@click.option("--teachers", help="Names, with commas between; all when not given.")
-@click.option("--seed", default=0, show_default=True, help="Of the random rows that ranks are among.")
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def show(path: StorePath, what: str, with_image: bool, teachers: str | None, seed: int, as_json: bool) -> None:
-    """One row (its sample, norms, cosine, rank among random rows, neighbours) or one shard.
+@click.option("--image", is_flag=True, help="Draw the picture in the terminal.")
+@TEACHERS
+@click.option("--seed", default=0, show_default=True, help="Random seed of the rows that ranks are among.")
+@JSON
+def show(path: StorePath, what: str, image: bool, teachers: tuple[str, ...] | None, seed: int, as_json: bool) -> None:
+    """One row (sample, norms, cosine, rank among random rows, neighbors) or one shard.
 
-    A key goes before a row number; `row:12` is always a number.
+    A key takes precedence over a row number; `row:12` is always a number.
     """
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.rows import find_row, find_shard
@@ -49,23 +52,29 @@ def show(path: StorePath, what: str, with_image: bool, teachers: str | None, see
         content = asdict(seen) | {"entries": {slug: e and e.model_dump() for slug, e in seen.entries.items()}}
         click.echo(json.dumps(content, indent=1) if as_json else "\n".join(_shard_lines(source, seen)))
         return
-    view = view_row(source, find_row(source, what), teachers.split(",") if teachers else None, seed=seed)
+    view = view_row(source, find_row(source, what), teachers, seed=seed)
     click.echo(json.dumps(asdict(view), indent=1) if as_json else "\n".join(_row_lines(view)))
-    if with_image:
-        _draw_picture(view)
+    if image:
+        from mmkd.base.images.source import ImageError
+        from mmkd.store.inspect.pictures import picture
+
+        try:
+            draw(picture(view.corpus_root, view.sample))
+        except ImageError as error:
+            click.echo(f"no picture: {error}")
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("key", metavar="[KEY|ROW]", required=False)
-@click.option("--text", help="Words to look for, encoded by the teacher.")
-@click.option("--image", "image", type=click.Path(path_type=Path), help="Picture to look for, encoded by the teacher.")
-@click.option("--teacher", required=True, help="Name in the store; NAME=local-dir:/path says where its weights are.")
+@click.option("--text", help="Words to search for, encoded by the teacher.")
+@click.option("--image", type=click.Path(path_type=Path), help="Picture to search for, encoded by the teacher.")
+@click.option("--teacher", required=True, help="Name in the store; NAME=local-dir:/path if its weights are elsewhere.")
 @click.option(
     "--among", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Features to search."
 )
-@click.option("--top", default=10, show_default=True, help="How many.")
-@click.option("--json", "as_json", is_flag=True, help="The table, for programs.")
+@click.option("--top", default=10, show_default=True, help="Number of rows to list.")
+@JSON
 def neighbors(
     path: StorePath,
     key: str | None,
@@ -90,7 +99,8 @@ def neighbors(
     if as_json:
         click.echo(json.dumps(table.to_pylist(), indent=1))
         return
-    click.echo(f"nearest {among}s of {slug} among {counted(len(source), 'row')}, by cosine")
+    searched = sum(len(span.rows) for span in source.record.spans())
+    click.echo(f"nearest {among}s of {slug} among {counted(searched, 'row')}, by cosine")
     rows = [
         (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), printable(row["key"]), _short(row["caption"]))
         for row in table.to_pylist()
@@ -198,15 +208,23 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
     )
 
 
-def _draw_picture(view: RowView) -> None:
-    from mmkd.base.images.source import ImageError
-    from mmkd.cli.store.preview import draw
-    from mmkd.store.inspect.pictures import picture
-
+def draw(image: Image.Image) -> None:
+    """Draw a picture into the terminal, at most `HEIGHT_LINES` high and as wide as the terminal: Sixel or Kitty's
+    graphics if the terminal supports them (it is asked: 0.1 s without an answer), else half blocks. Raises UserError if
+    standard output is not a terminal, or the package that draws is not installed."""
+    if not sys.stdout.isatty():
+        raise UserError("--image draws into a terminal, and standard output is not one; leave --image out")
     try:
-        draw(picture(view.corpus_root, view.sample))
-    except ImageError as error:
-        click.echo(f"no picture: {error}")
+        from rich.console import Console
+        from textual_image.renderable import Image as Drawing
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--image needs the package {error.name!r}: {install_command('terminal')}, or leave --image out"
+        ) from error
+    # An `auto` side follows from the other and the picture's shape: a wide picture is bound by the terminal's width.
+    console = Console()
+    columns = min(console.width, round(2 * HEIGHT_LINES * image.width / image.height))
+    console.print(Drawing(image.convert("RGB"), width=max(columns, 1), height="auto"))
 
 
 def _short(caption: str | None) -> str:
