@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.base.errors import ConfigError
+from mmkd.base.text import printable
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
@@ -46,7 +47,14 @@ SAMPLE = partial(
     click.option, "--sample", type=_sample_size, metavar="ROWS|all", show_default=True, help="Rows to draw."
 )
 """The option `--sample`, with its `default`."""
-SEED = click.option("--seed", default=0, show_default=True, help="Random seed of the sample.")
+SEED = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling."
+)
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Print lines without control characters: text from a store cannot move the cursor, change colors or add lines."""
+    click.echo("\n".join(map(printable, lines)))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.base.text import bytes_text, counted, seconds_text
-from mmkd.cli.params import JSON, STORE_PATH
+from mmkd.cli.params import JSON, SEED, STORE_PATH, echo_lines
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
@@ -44,7 +44,7 @@ def info(path: StorePath, as_json: bool) -> None:
         ascii_only = False
     except UnicodeEncodeError:
         ascii_only = True
-    click.echo("\n".join(info_lines(found, ascii_only)))
+    echo_lines(info_lines(found, ascii_only))
 
 
 @click.command()
@@ -52,7 +52,7 @@ def info(path: StorePath, as_json: bool) -> None:
 @click.option("--deep", is_flag=True, help="Also decode every feature: finite, not zero, NaN where missing.")
 @click.option("--repair", "mend", is_flag=True, help="Drop what is damaged, so that the next extract redoes it.")
 @click.option("-n", "--sample", type=click.IntRange(min=1), help="Shards to check, drawn at random.  [default: all]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of the sample.")
+@SEED
 @JSON
 def verify(path: StorePath, deep: bool, mend: bool, sample: int | None, seed: int, as_json: bool) -> None:
     """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired.
@@ -70,9 +70,7 @@ def verify(path: StorePath, deep: bool, mend: bool, sample: int | None, seed: in
         content = asdict(report) | {"problems": report.problems, "repaired": done, "sound": after.sound}
         click.echo(json.dumps(content, indent=1))
     else:
-        for line in (*report.problems, *done):
-            click.echo(line)
-        click.echo(_verdict(after))
+        echo_lines((*report.problems, *done, _verdict(after)))
     if not after.sound:
         sys.exit(1)
 

@@ -17,7 +17,7 @@ import click
 from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
 from mmkd.base.text import counted
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo_lines
 from mmkd.cli.store.info import finding_lines
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def report(
         click.echo(json.dumps({"page": str(out), "bytes": size, "findings": findings, "odd_rows": odd}, indent=1))
         return
     click.echo(f"{out}: {size / 1e6:.1f} MB, opens in any browser, needs no network")
-    for line in finding_lines(content.findings):
-        click.echo(line)
+    echo_lines(finding_lines(content.findings))
 
 
 @click.command()

@@ -13,8 +13,8 @@ import click
 
 from mmkd.base.errors import ConfigError, TeacherError, UserError
 from mmkd.base.install import install_command
-from mmkd.base.text import counted, number, printable, table_lines
-from mmkd.cli.params import JSON, STORE_PATH, TEACHERS
+from mmkd.base.text import counted, number, table_lines
+from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, echo_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ HEIGHT_LINES = 24
 @click.argument("what", metavar="KEY|ROW|shard:N")
 @click.option("--image", is_flag=True, help="Draw the picture in the terminal.")
 @TEACHERS
-@click.option("--seed", default=0, show_default=True, help="Random seed of the rows that ranks are among.")
+@SEED
 @JSON
 def show(path: StorePath, what: str, image: bool, teachers: tuple[str, ...] | None, seed: int, as_json: bool) -> None:
     """One row (sample, norms, cosine, rank among random rows, neighbors) or one shard.
@@ -50,10 +50,16 @@ def show(path: StorePath, what: str, image: bool, teachers: tuple[str, ...] | No
     if shard is not None:
         seen = view_shard(source, shard)
         content = asdict(seen) | {"entries": {slug: e and e.model_dump() for slug, e in seen.entries.items()}}
-        click.echo(json.dumps(content, indent=1) if as_json else "\n".join(_shard_lines(source, seen)))
+        if as_json:
+            click.echo(json.dumps(content, indent=1))
+        else:
+            echo_lines(_shard_lines(source, seen))
         return
     view = view_row(source, find_row(source, what), teachers, seed=seed)
-    click.echo(json.dumps(asdict(view), indent=1) if as_json else "\n".join(_row_lines(view)))
+    if as_json:
+        click.echo(json.dumps(asdict(view), indent=1))
+    else:
+        echo_lines(_row_lines(view))
     if image:
         from mmkd.base.images.source import ImageError
         from mmkd.store.inspect.pictures import picture
@@ -102,12 +108,10 @@ def neighbors(
     searched = sum(len(span.rows) for span in source.record.spans())
     click.echo(f"nearest {among}s of {slug} among {counted(searched, 'row')}, by cosine")
     rows = [
-        (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), printable(row["key"]), _short(row["caption"]))
+        (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), row["key"], _short(row["caption"]))
         for row in table.to_pylist()
     ]
-    click.echo(
-        "\n".join(table_lines(("rank", "row", "cosine", "key", "caption"), rows, words=("rank", "key", "caption")))
-    )
+    echo_lines(table_lines(("rank", "row", "cosine", "key", "caption"), rows, words=("rank", "key", "caption")))
 
 
 def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.floating[Any]]:
@@ -163,10 +167,10 @@ def _encoded_query(
 
 
 def _row_lines(view: RowView) -> Iterator[str]:
-    yield f"row {view.row}, key {printable(view.sample['key'])}, shard {view.shard}"
+    yield f"row {view.row}, key {view.sample['key']}, shard {view.shard}"
     for name, value in view.sample.items():
         if name not in ("row", "key") and value is not None:
-            yield f"  {name:12}  {printable(str(value))}"
+            yield f"  {name:12}  {value}"
     yield f"  {'corpus':12}  {view.corpus_root}"
     if not view.teachers:
         return
@@ -186,7 +190,7 @@ def _row_lines(view: RowView) -> Iterator[str]:
     for teacher in view.teachers:
         for near in teacher.neighbors:
             yield (
-                f"  {teacher.slug} {teacher.neighbors_by}  {near.cosine:.3f}  row {near.row}  {printable(near.key)}  "
+                f"  {teacher.slug} {teacher.neighbors_by}  {near.cosine:.3f}  row {near.row}  {near.key}  "
                 f"{_short(near.caption)}"
             )
 
@@ -203,9 +207,7 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
                 f"  {slug}: {counted(entry.image_rows, 'image')}, {counted(entry.text_rows, 'text')}, "
                 f"crc32c {entry.image_crc32c} and {entry.text_crc32c}"
             )
-    yield from (
-        f"  row {row['row']}  {printable(row['key'])}  {row['status']}: {row['reason']}" for row in view.failures
-    )
+    yield from (f"  row {row['row']}  {row['key']}  {row['status']}: {row['reason']}" for row in view.failures)
 
 
 def draw(image: Image.Image) -> None:
@@ -228,5 +230,5 @@ def draw(image: Image.Image) -> None:
 
 
 def _short(caption: str | None) -> str:
-    words = printable(" ".join((caption or "").split()))
+    words = " ".join((caption or "").split())
     return words if len(words) <= CAPTION_CHARACTERS else words[: CAPTION_CHARACTERS - 1] + "…"

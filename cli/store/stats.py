@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.base.text import number, percent, printable, table_lines
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, progress_bar
+from mmkd.base.text import number, percent, table_lines
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo_lines, progress_bar
 from mmkd.cli.store.info import finding_lines
 from mmkd.store.layout import TOWER_INPUTS
 
@@ -43,7 +43,7 @@ def stats(path: StorePath, teachers: tuple[str, ...] | None, sample: int | None,
     if as_json:
         click.echo(json.dumps(found.as_json() | {"findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
-        click.echo("\n".join(_lines(found, findings)))
+        echo_lines(_lines(found, findings))
 
 
 def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _modality_lines(found: StoreStatistics) -> Iterator[str]:
     }
     for title, cell in titles.items():
         yield f"by modality: {title}"
-        rows = [(printable(name), *(cell(one[name]) if name in one else "-" for one in known)) for name in names]
+        rows = [(name, *(cell(one[name]) if name in one else "-" for one in known)) for name in names]
         yield from table_lines(header, rows)
 
 

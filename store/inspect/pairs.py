@@ -40,13 +40,14 @@ class Modalities:
 
 
 def modalities(column: pa.ChunkedArray) -> Modalities:
-    """Group rows by their entry in the column `modality` (strings, null where none is stated)."""
-    encoded = pc.fill_null(column, NOT_STATED).combine_chunks().dictionary_encode()
+    """Group rows by their entry in the column `modality` (strings; null or blank where none is stated)."""
+    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+    encoded = pc.if_else(blank, NOT_STATED, column).combine_chunks().dictionary_encode()
     every = encoded.dictionary.to_pylist()
     indices = encoded.indices.to_numpy(zero_copy_only=False)
     counts = np.bincount(indices, minlength=len(every))
     order = sorted(range(len(every)), key=lambda i: (-counts[i], every[i]))
-    kept = order[:MOST]
+    kept = [i for i in order if every[i] != OTHERS][:MOST]
     place = np.full(max(len(every), 1), len(kept), dtype=np.uint8)
     place[kept] = np.arange(len(kept), dtype=np.uint8)
     names = [every[i] for i in kept] + ([OTHERS] if len(order) > len(kept) else [])

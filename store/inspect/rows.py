@@ -27,7 +27,8 @@ def find_row(store: FeatureStore, what: str) -> int:
     if there is no such key or row, naming similar keys."""
     number = what.removeprefix("row:")
     if not what.startswith("row:"):
-        found = store.sample_table(["row"], pads.field("key") == what)["row"].to_pylist()
+        same_key = (pads.field("key") == what) & (pads.field("status") != "absent")  # absent rows have the key ''
+        found = store.sample_table(["row"], same_key)["row"].to_pylist()
         if found:
             return int(found[0])
     if re.fullmatch(r"\d{1,18}", number):

@@ -31,8 +31,10 @@ MAP_ROWS = 600
 FAILURE_ROWS = 30
 SHOWN_ROWS = 6
 """Rows of the map that are shown with picture, caption and cosines, so that a printed page has some too."""
+COLORINGS = ("modality", "status", "teachers", "best teacher")
+"""Colorings of every map; a label of the same name is told apart."""
 NAMED = 2
-"""Teachers that are named where at most so many lack a row."""
+"""Teachers that are named where at most this many lack a row."""
 CAPTION_CHARACTERS = 300
 THUMBNAIL_SIDE = 80
 THUMBNAIL_BYTES = 2_000_000
@@ -158,7 +160,7 @@ def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict
             row=number,
             key=row["key"],
             caption=caption if len(caption) <= CAPTION_CHARACTERS else caption[: CAPTION_CHARACTERS - 1] + "…",
-            modality=row["modality"] or NOT_STATED,
+            modality=_stated(row["modality"]),
             status=row["status"],
             reason=row["reason"] or "",
             thumbnail=base64.b64encode(data).decode() or None,
@@ -167,13 +169,18 @@ def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict
     return samples
 
 
+def _stated(value: str | None) -> str:
+    return value if value and value.strip() else NOT_STATED
+
+
 def _label_colors(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
     numbers = table["row"].to_pylist()
     found = {}
     for name in labels:
         if 2 <= pc.count_distinct(table[name]).as_py() <= 12:
-            values = (value or NOT_STATED for value in table[name].to_pylist())
-            found[name] = dict(zip(numbers, values, strict=True))
+            values = map(_stated, table[name].to_pylist())
+            title = f"label {name}" if name in COLORINGS else name
+            found[title] = dict(zip(numbers, values, strict=True))
     return found
 
 

@@ -70,8 +70,9 @@
     for (const row of found.rows) counts.set(values[row], (counts.get(values[row]) || 0) + 1);
     const names = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1));
     const kept = names.length > 12 ? names.slice(0, 11) : names;
-    const groups = new Map([...kept, ...(names.length > 12 ? ["other"] : [])].map((name) => [name, []]));
-    found.rows.forEach((row, i) => groups.get(kept.includes(values[row]) ? values[row] : "other").push(i));
+    const rest = (names.length - kept.length) + " other values";
+    const groups = new Map([...kept, ...(names.length > 12 ? [rest] : [])].map((name) => [name, []]));
+    found.rows.forEach((row, i) => groups.get(kept.includes(values[row]) ? values[row] : rest).push(i));
     order = [];
     const traces = [...groups].map(([name, members], t) => {
       members.forEach((i, p) => order.push([t, p, found.rows[i]]));
