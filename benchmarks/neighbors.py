@@ -1,5 +1,5 @@
-"""The ten nearest rows of one query, exactly, over mapped float16 rows (warm page cache): NumPy alone,
-and with faiss making a first choice of rows (extra `faiss`). Both give the same rows.
+"""The ten nearest rows of one query, exactly, over mapped float16 rows (warm page cache): NumPy alone, and with faiss
+preselecting rows (extra `faiss`). Both give the same rows.
 """
 
 from __future__ import annotations
