@@ -20,7 +20,7 @@ def demo(directory: Path, corpus_only: bool) -> None:
     One student learns from the teachers, the other from the pairs alone.
 
     Everything lies in DIR afterwards (mmkd-demo when not given). Running it again goes on where it stopped.
-    Needs `pip install 'mmkd[demo]'`.
+    Needs the extra `demo`.
     """
     if corpus_only:
         from mmkd.demo.corpus import build_corpus

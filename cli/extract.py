@@ -31,8 +31,12 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
     help="Leave out rows without both, or without this side.",
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing; print the rows, bytes and hours of a run.")
-@click.option("--retry-failed", is_flag=True, help="Read failed images again, too.")
-@click.option("--max-failures", metavar="N|N%", help="Stop when more rows than this fail, such as 1%.")
+@click.option(
+    "--failures",
+    multiple=True,
+    metavar="N|N%|retry",
+    help="Stop when more rows than this fail, such as 1%; with retry, also read again the images that failed.",
+)
 @click.option(
     "--keep-inputs", type=click.IntRange(min=1), metavar="PIXELS", help="Keep JPEGs of this shorter side for training."
 )
@@ -47,13 +51,14 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     \b
     mmkd extract pairs.csv features/ --teachers biomedclip,plip
     mmkd extract shards/ features/ --teachers mine=local-dir:models/mine --dry-run
-    mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --max-failures 1%
+    mmkd extract shards/ features/ --scheduler cluster.yaml --workers 16 --failures 1%
     mmkd extract pairs.csv s3://bucket/features
     """
     from mmkd.extract.cluster_config import load_cluster
-    from mmkd.extract.config import ExtractConfig, FailureLimit
+    from mmkd.extract.config import ExtractConfig, parse_failures
     from mmkd.extract.teachers import parse_teachers
 
+    max_failures, retry_failed = parse_failures(options["failures"])
     config = ExtractConfig(
         corpus=corpus,
         store=store,
@@ -62,8 +67,8 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
         limit=options["limit"],
         require=options["require"],
         keep_inputs=options["keep_inputs"],
-        retry_failed=options["retry_failed"],
-        max_failures=FailureLimit.parse(options["max_failures"]) if options["max_failures"] else None,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
     )
     # torch is imported after options and corpus are checked: a misspelled name or path fails at once.
     _ = config.opened

@@ -6,9 +6,10 @@
     DIR/eval/captions.csv      one row a test crop, then the class prompts                    split = test, prompt
     DIR/*/images/*.png         the crops, 96 x 96, gray or RGB
 
-Columns: key, image (relative to its table; empty for a prompt), caption, modality, domain, class, split, fits: whether
-the caption is right, vague (it names nothing that is seen) or wrong (that of a crop of another class). No step of the
-demo reads `fits`; it is there for those who look for wrong captions. The same seed gives the same bytes.
+Columns: key, image (relative to its table; empty for a prompt), caption, modality, domain, class, split, row_kind
+(sample, or prompt: a text that lacks no image), fits: whether the caption is right, vague (it names nothing that is
+seen) or wrong (that of a crop of another class). No step of the demo reads `fits`; it is there for those who look for
+wrong captions. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ import numpy.typing as npt
 
 from mmkd.base.errors import UserError
 from mmkd.demo.sources import SOURCES, Box, File, Source, missing_package
+from mmkd.store.evaluation_rows import PROMPT, SAMPLE
 
 CROP_SIZE = 96
 """Side of every crop in pixels."""
-COLUMNS = ("key", "image", "caption", "modality", "domain", "class", "split", "fits")
+COLUMNS = ("key", "image", "caption", "modality", "domain", "class", "split", "row_kind", "fits")
 VAGUE_SHARE, WRONG_SHARE = 0.3, 0.4
 """Shares of the training captions."""
 VAGUE = ("medical image", "figure from a case report", "image of the patient", "representative example", "see text",
@@ -276,7 +278,8 @@ def _place(crop: Crop) -> str:
 
 
 def _row(source: Source, key: str, image: str, caption: str, split: str) -> Row:
-    values = (key, image, caption, source.modality, source.domain, source.slug, split, "right")
+    kind = PROMPT if split == "prompt" else SAMPLE
+    values = (key, image, caption, source.modality, source.domain, source.slug, split, kind, "right")
     return dict(zip(COLUMNS, values, strict=True))
 
 

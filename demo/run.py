@@ -66,7 +66,7 @@ SUITE = {
 
 def run_demo(folder: Path, say: Say = print) -> ResultTable:
     """Finish the demo in `folder`, print the tables of scores, and return that of the balanced accuracy. Raises
-    UserError if a package of `mmkd[demo]` is missing. Raises MmkdError as the single steps do."""
+    UserError if a package of the extra `demo` is missing. Raises MmkdError as the single steps do."""
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     slugs = _corpus_and_teachers(folder, say)

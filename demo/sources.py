@@ -1,6 +1,6 @@
 """The real biomedical pictures that the demo is made of: where they lie, what they show, where they are cut.
 
-Every file comes inside a package of `pip install 'mmkd[demo]'`. Every caption was written with the picture on the
+Every file comes inside a package of the extra `demo`. Every caption was written with the picture on the
 screen; body part, view and sequence are those of the file's own header or of the package's documentation. A caption
 names what the whole picture shows; one crop need not hold all of it.
 

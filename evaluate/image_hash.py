@@ -7,6 +7,7 @@ a copy keeps when it is saved, scaled or brightened again, and needs no encoder.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from PIL import Image
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import write_atomically
-from mmkd.base.images.decoding import decode, sha256
+from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.base.images.uri import image_source
 from mmkd.base.install import install_command
@@ -106,7 +107,7 @@ def hash_source(named: tuple[str, ImageSource]) -> tuple[str, int | None] | None
     digest, source = named
     try:
         data = source.read()
-        return (digest, perceptual_hash(decode(data))) if sha256(data) == digest else None
+        return (digest, perceptual_hash(decode(data))) if hashlib.sha256(data).hexdigest() == digest else None
     except ImageError:
         return None
 

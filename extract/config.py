@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -35,15 +36,12 @@ class FailureLimit:
         number of rows."""
         number = text.strip()
         try:
-            if number.endswith("%"):
-                share = float(number[:-1]) / 100
-                if 0 <= share <= 1:
-                    return cls(share=share)
-            elif int(number) >= 0:
-                return cls(rows=int(number))
+            limit = cls(share=float(number[:-1]) / 100) if number.endswith("%") else cls(rows=int(number))
+            if 0 <= (limit.share or 0) <= 1 and (limit.rows or 0) >= 0:
+                return limit
         except ValueError:
             pass
-        raise ConfigError(f"--max-failures is {text!r}, expected a share such as 1% or a number of rows such as 200")
+        raise ConfigError(f"--failures is {text!r}, expected a share such as 1%, a number of rows, or retry")
 
     def passed(self, failed: int, seen: int, total: int) -> bool:
         """Return True when `failed` of `seen` rows, of a run of `total`, are too many."""
@@ -54,6 +52,15 @@ class FailureLimit:
 
     def __str__(self) -> str:
         return f"{100 * self.share:g}%" if self.share is not None else f"{self.rows} rows"
+
+
+def parse_failures(texts: Sequence[str]) -> tuple[FailureLimit | None, bool]:
+    """Read the values of `--failures`: a limit, and whether failed images are read again. Raises ConfigError for a
+    value that is neither, or two limits."""
+    limits = [FailureLimit.parse(text) for text in texts if text != "retry"]
+    if len(limits) > 1:
+        raise ConfigError(f"--failures has the limits {limits[0]} and {limits[1]}; name one")
+    return next(iter(limits), None), "retry" in texts
 
 
 class ExtractConfig(Frozen):

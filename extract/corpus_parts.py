@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
+
+from pydantic import TypeAdapter
 
 from mmkd.base.files import write_atomically
 from mmkd.base.places.remote import StorePath
 from mmkd.extract.corpora import Part
-from mmkd.extract.overview import Overview
+from mmkd.extract.report import Overview
 
 _FILE = "runs/corpus.json"
 
@@ -19,7 +22,7 @@ def write_parts(root: StorePath, settings: str, parts: Sequence[Part], overview:
     content = {
         "settings": settings,
         "parts": [[part.name, part.size, part.stamp] for part in parts],
-        "overview": overview.as_json(),
+        "overview": asdict(overview),
     }
     write_atomically(root / _FILE, json.dumps(content).encode())
 
@@ -27,8 +30,8 @@ def write_parts(root: StorePath, settings: str, parts: Sequence[Part], overview:
 def read_overview(root: StorePath) -> Overview | None:
     """Return the overview of the store's first corpus; None where the log is gone."""
     try:
-        return Overview.from_json(json.loads((root / _FILE).read_bytes())["overview"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return TypeAdapter(Overview).validate_python(json.loads((root / _FILE).read_bytes())["overview"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -38,15 +41,12 @@ def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) ->
     noted = _noted(root)
     if noted is None or noted[0] != settings or len(noted[1]) != len(parts):
         return False
+    # Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.base.places.reading.Listed`).
     return all(
-        (name, size) == (part.name, part.size) and (stamp == part.stamp or _is_change_time(stamp, part.stamp))
+        (name, size) == (part.name, part.size)
+        and (stamp == part.stamp or (stamp.isdecimal() and part.stamp.isdecimal()))
         for (name, (size, stamp)), part in zip(noted[1].items(), parts, strict=True)
     )
-
-
-def _is_change_time(*stamps: str) -> bool:
-    """Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.base.places.reading.Listed`)."""
-    return all(stamp.isdecimal() for stamp in stamps)
 
 
 def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str | None:

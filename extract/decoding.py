@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.base.images.decoding import decode, sha256
+from mmkd.base.images.decoding import decode
 from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
@@ -73,7 +74,7 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: in
     if encoded.data is None:
         return DecodedImage(reason=encoded.reason, read_seconds=encoded.seconds)
     started = time.perf_counter()
-    digest = sha256(encoded.data)
+    digest = hashlib.sha256(encoded.data).hexdigest()
     transforms = {geometry: pixel_transform(geometry) for geometry in geometries}
     try:
         picture = decode(encoded.data)
@@ -116,20 +117,14 @@ def decode_windows(
         ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,
     ):
 
-        def read(wanted: Sequence[ImageSource]) -> list[Future[EncodedImage]]:
-            return [readers.submit(read_image, source) for source in wanted]
-
-        def decode_when_read(encoded: list[Future[EncodedImage]]) -> list[Future[DecodedImage]]:
-            return [decoders.submit(_decode_read, one, geometries, keep) for one in encoded]
+        def decode_read(encoded: Future[EncodedImage]) -> DecodedImage:
+            return decode_image(encoded.result(), geometries, keep)
 
         windows = (sources[start : start + window] for start in range(0, len(sources), window))
-        bytes_ahead = _ahead((read(wanted) for wanted in windows), _WINDOWS_READ)
-        for ready in _ahead((decode_when_read(encoded) for encoded in bytes_ahead), _WINDOWS_DECODED):
+        read = _ahead(([readers.submit(read_image, source) for source in wanted] for wanted in windows), _WINDOWS_READ)
+        decoded = ([decoders.submit(decode_read, one) for one in encoded] for encoded in read)
+        for ready in _ahead(decoded, _WINDOWS_DECODED):
             yield [future.result() for future in ready]
-
-
-def _decode_read(encoded: Future[EncodedImage], geometries: Sequence[Geometry], keep: int | None) -> DecodedImage:
-    return decode_image(encoded.result(), geometries, keep)
 
 
 def _ahead(windows: Iterator[Window], number: int) -> Iterator[Window]:

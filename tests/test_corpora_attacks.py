@@ -21,7 +21,7 @@ from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import corpus_rows, open_corpus
-from mmkd.extract.corpora.tar import Damage, tar_members
+from mmkd.extract.corpora.samples import Damage, tar_members
 from mmkd.extract.index import create_indexed_store
 from mmkd.store import FeatureStore
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mmkd.extract.corpora import Corpus, open_corpus
 from mmkd.extract.corpora.samples import PairsCorpus
 from mmkd.extract.index import list_corpus
-from mmkd.extract.overview import Overview
+from mmkd.extract.report import Overview
 
 EXAMPLES = int(os.environ.get("MMKD_CORPORA_EXAMPLES", "15"))
 STEMS = st.sampled_from(["0", "1", "a.b", "a", "fig.1.2", "d/0", "d/e.f", ".hidden", "ü", "a b"])

@@ -10,10 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from tiny_corpus import png
 
+from mmkd.base.errors import CorpusError
+from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import CorpusRow, corpus_rows, open_corpus
+from mmkd.extract.index import list_corpus
 
 
 def rows_of(folder: Path, **content: Any) -> tuple[tuple[str, ...], list[CorpusRow]]:
@@ -65,3 +69,23 @@ def test_top_folders_are_splits_when_it_is_said_so(tmp_path: Path) -> None:
         (tmp_path / "images" / name).rename(tmp_path / "images" / {"site-a": "train", "site-b": "test"}[name])
     _, rows = rows_of(tmp_path, kind="imagefolder", path="images", split_folders=False)
     assert [(row.labels["label"], row.labels["split"]) for row in rows] == [("test", None), ("train", None)]
+
+
+def test_rows_that_are_texts_on_purpose_lack_nothing(tmp_path: Path) -> None:
+    lines = "image,caption,row_kind,split\na.png,one,sample,test\n,two,prompt,prompt\n,three,sample,test\n"
+    (tmp_path / "t.csv").write_text(lines)
+    (tmp_path / "a.png").write_bytes(png(1))
+    overview = list_corpus(open_corpus(str(tmp_path / "t.csv")))
+    assert overview.reasons == {"pair: no image": (1, "line-3")}
+    first, *_ = overview.lines()
+    assert first == "corpus: 1 image, 2 captions, 1 pair, 1 text without an image on purpose, 1 row with one side"
+    _, rows = rows_of(tmp_path, kind="table", path="t.csv", texts={"split": ["test"]})
+    assert [(row.by_design, row.fault) for row in rows] == [(False, None), (False, "pair: no image"), (True, None)]
+    with pytest.raises(CorpusError, match=r"has no column 'sort' \(for the texts\)"):
+        rows_of(tmp_path, kind="table", path="t.csv", texts={"sort": ["prompt"]})
+
+
+def test_a_flat_column_of_image_bytes_is_found(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image.bytes": [png(1)], "caption": ["one"]}), tmp_path / "t.parquet")
+    _, (row,) = rows_of(tmp_path, kind="parquet", path="t.parquet")
+    assert image_source(str(tmp_path), row.uri or "").read() == png(1)

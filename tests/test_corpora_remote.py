@@ -26,7 +26,7 @@ from mmkd.extract.decoding import decode_image, read_image
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.store import FeatureStore
 
-pytest.importorskip("obstore", reason="mmkd[remote] is not installed")
+pytest.importorskip("obstore", reason="the extra remote is not installed")
 moto_server = pytest.importorskip("moto.server", reason="moto's S3 server is not installed")
 
 

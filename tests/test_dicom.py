@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from mmkd.base.errors import ConfigError
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.dicom import decode_dicom, windowed
 from mmkd.base.images.pixels import ASSUMED
@@ -22,7 +23,7 @@ from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.decoding import decode_image, read_image
-from mmkd.extract.index import create_indexed_store
+from mmkd.extract.index import create_indexed_store, list_corpus
 from mmkd.extract.shard import final_rows
 from mmkd.store import FeatureStore
 from mmkd.store.samples import read_part
@@ -321,6 +322,49 @@ def test_patients_are_told_apart_by_your_secret_only(tmp_path: Path) -> None:
         found.append([row.labels["patient"] for row in corpus_rows(open_corpus(str(tmp_path / "c.yaml")))])
     assert found[0][0] == found[0][2] != found[0][1]
     assert not set(found[0]) & set(found[1])
+
+
+def test_a_text_beside_a_dicom_file_is_its_caption(tmp_path: Path) -> None:
+    (tmp_path / "d" / "p").mkdir(parents=True)
+    files = {
+        "loop.dcm": encoded(make(np.stack([RAMP, RAMP]))),
+        "loop.txt": b"a loop",
+        "loop.json": b'{"caption": "another"}',
+        "p/a.dcm": encoded(make(RAMP)),
+        "p/a.json": b'{"caption": "a chest", "site": "s1"}',
+        "p/b.dcm": encoded(make(RAMP)),
+        "p/c.dcm": b"none",
+        "p/c.txt": b"lost",
+        "report.txt": b"of nothing",
+        "LICENSE": b"text " * 40,
+        "LICENSE.txt": b"of a file that is not DICOM",
+    }
+    for name, data in files.items():
+        (tmp_path / "d" / name).write_bytes(data)
+    (tmp_path / "c.yaml").write_text("kind: dicom\npath: d\nframes: all\nlabel_fields: [site]\n")
+    corpus = open_corpus(str(tmp_path / "c.yaml"))
+    overview = list_corpus(corpus)
+    assert [(row.key, row.caption, row.modality, row.labels, row.fault) for row in corpus_rows(corpus)] == [
+        ("loop.dcm#0", "a loop", "CT", {"body_part": "CHEST", "site": None}, None),
+        ("loop.dcm#1", "a loop", "CT", {"body_part": "CHEST", "site": None}, None),
+        ("p/a.dcm", "a chest", "CT", {"body_part": "CHEST", "site": "s1"}, None),
+        ("p/b.dcm", None, "CT", {"body_part": "CHEST", "site": None}, None),
+        ("p/c.dcm", "lost", None, {"site": None}, "row: not DICOM"),
+    ]
+    assert (overview.images, overview.captions, overview.pairs) == (5, 4, 4)
+    assert {reason: count for reason, (count, _) in overview.reasons.items()} == {
+        "pair: no caption": 1,
+        "row: not DICOM": 1,
+    }
+    assert overview.ignored == {
+        "file: no DICOM file has its name": (2, "report.txt"),
+        "file: without suffix and not DICOM": (1, "LICENSE"),
+        "field: of a JSON sidecar, not among `label_fields`": (1, "caption"),
+    }
+    assert open_corpus(str(tmp_path / "d")).kind == "dicom"
+    (tmp_path / "c.yaml").write_text("kind: dicom\npath: d\nimage_members: [a.png]\n")
+    with pytest.raises(ConfigError, match="the images of a DICOM corpus are its DICOM files"):
+        open_corpus(str(tmp_path / "c.yaml"))
 
 
 def test_files_that_mean_harm(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,17 @@ def test_published_folds_of_clam_and_patho_bench(tmp_path: Path) -> None:
     (tmp_path / "k.tsv").write_text("slide_id\tlabel\tfold_0\tfold_1\ns1\ta\ttrain\ttest\ns2\tb\ttest\ttrain\n")
     rows = rows_of(write_join(tmp_path, table="k.tsv", fold_columns="fold_"))
     assert [(row.labels["label"], row.labels["fold"]) for row in rows] == [("a", "1"), ("b", "0"), (None, None)]
+
+
+def test_fold_files_have_one_digest_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "splits_0.csv").write_text("train,val,test\na,b,c\na,b,d\na,b,e\n")
+    script = (
+        "import sys; from mmkd.extract.corpora.evaluation_set import Join\n"
+        "print(Join(key='x', fold_files=(sys.argv[1],)).digest)"
+    )
+    command = [sys.executable, "-P", "-c", script, str(tmp_path / "splits_0.csv")]
+    seeds = [os.environ | {"PYTHONHASHSEED": str(seed)} for seed in range(3)]
+    assert len({subprocess.run(command, env=env, capture_output=True, check=True).stdout for env in seeds}) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from set_scene import described, pixels, rows_of, write_images
 
 from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.extract.index import list_corpus
 
 # MedMNIST.
 
@@ -47,8 +48,8 @@ def test_medmnist_rows_and_pixels(tmp_path: Path) -> None:
 
 
 def test_a_row_that_was_passed_and_forgotten_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkd.base.images.npz._KEPT_BYTES", 0)
-    monkeypatch.setattr("mmkd.base.images.npz._KEPT_ROWS", 2)
+    monkeypatch.setattr("mmkd.base.images.cells._BYTES_KEPT", 0)
+    monkeypatch.setattr("mmkd.base.images.cells._ROWS_KEPT", 2)
     path = write_npz(tmp_path / "a.npz")
     corpus = open_corpus(str(path))
     rows = list(corpus_rows(corpus))
@@ -90,6 +91,14 @@ def test_medmnist_archives_that_do_not_fit(tmp_path: Path, changes: dict[str, An
     path = write_npz(tmp_path / "a.npz", **changes)
     with pytest.raises(CorpusError, match=message):
         list(corpus_rows(open_corpus(str(path))))
+
+
+def test_arrays_that_nothing_reads_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    write_npz(tmp_path / "d" / "a.npz", test_images=None, masks=np.zeros(3))
+    overview = list_corpus(open_corpus(str(tmp_path / "d")))
+    reason = "array: neither the images nor the labels of a split"
+    assert overview.ignored == {reason: (2, "test_labels.npy")}
 
 
 def test_damaged_npz_costs_a_line_or_a_row(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tiny_corpus import png, write_table_corpus
 from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
-from mmkd.extract.config import FailureLimit
+from mmkd.extract.config import FailureLimit, parse_failures
 from mmkd.extract.corpora import corpus_rows, open_corpus
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
@@ -226,6 +226,16 @@ def test_too_many_failures(text: str, failed: int, seen: int, total: int, passed
 def test_a_limit_that_is_none(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a share such as 1%"):
         FailureLimit.parse(text)
+
+
+def test_the_values_of_failures() -> None:
+    assert parse_failures(()) == (None, False)
+    assert parse_failures(("retry",)) == (None, True)
+    assert parse_failures(("retry", "1%")) == (FailureLimit(share=0.01), True)
+    with pytest.raises(ConfigError, match="has the limits 1% and 20 rows; name one"):
+        parse_failures(("1%", "20"))
+    with pytest.raises(ConfigError, match="'again', expected a share such as 1%, a number of rows, or retry"):
+        parse_failures(("again",))
 
 
 def test_seconds_are_added_up_over_runs(tmp_path: Path) -> None:

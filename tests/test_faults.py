@@ -169,7 +169,7 @@ def test_an_image_that_takes_its_process_down(scene: Scene, tmp_path: Path, pois
     assert FeatureStore.open(store).verify(deep=True).sound
     assert "Traceback" not in done.stderr
     # Once the decoder is mended, only this row is read again, and nothing tells that it ever failed.
-    mended = ended([*command, "--retry-failed"])
+    mended = ended([*command, "--failures", "retry"])
     assert mended.returncode == 0, mended.stderr
     fresh = tmp_path / "fresh"
     assert ended(Scene(table, scene.teacher, scene.store).command(fresh, "--workers", 1)).returncode == 0
@@ -223,10 +223,10 @@ def test_a_run_with_too_many_failures_stops(scene: Scene, tmp_path: Path) -> Non
     for number in range(20):
         image = table.parent / "images" / f"{number}.png"
         image.unlink()
-    command = Scene(table, scene.teacher, scene.store).command(tmp_path / "store", "--workers", 1, "--max-failures")
+    command = Scene(table, scene.teacher, scene.store).command(tmp_path / "store", "--workers", 1, "--failures")
     done = ended([*command, "2%"])
     assert done.returncode == 1
-    assert "20 of 256 rows failed, more than --max-failures 2% (20 x image: file not found)" in done.stderr
+    assert "20 of 256 rows failed, more than --failures 2% (20 x image: file not found)" in done.stderr
     assert done.stderr.count("Error: ") == 1
     assert "extracted" not in done.stdout
     assert 1 <= entries(tmp_path / "store") <= 2  # what was in hand may end

@@ -61,7 +61,7 @@ def test_a_preview_needs_a_terminal_and_its_package(faults: FeatureStore, monkey
 def test_a_picture_is_drawn_as_the_terminal_says_it_can(
     faults: FeatureStore, answers: dict[bytes, bytes], drawn: bytes
 ) -> None:
-    pytest.importorskip("textual_image", reason="textual-image is not installed: pip install 'mmkd[terminal]'")
+    pytest.importorskip("textual_image", reason="the extra terminal is not installed")
     status, said = in_terminal(["store", "show", str(faults.root), "row:3", "--image"], answers)
     assert status == 0, said
     assert re.search(drawn, said, re.DOTALL), said[-2000:]

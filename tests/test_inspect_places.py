@@ -53,7 +53,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(faults: Path, s3_server: str) -> str:
-    pytest.importorskip("obstore", reason="obstore is not installed: pip install 'mmkd[remote]'")
+    pytest.importorskip("obstore", reason="the extra remote is not installed")
     root = as_root("s3://shared/inspected/store")
     for path in faults.rglob("*"):
         if path.is_file():
@@ -78,7 +78,7 @@ def test_a_store_behind_a_url_is_told_as_on_disk(name: str, faults: Path, url: s
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("what", ["an empty folder", "nothing", "a file"])
 def test_what_is_no_store_is_one_line(name: str, what: str, tmp_path: Path) -> None:
-    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
+    pytest.importorskip("plotly", reason="the extra inspect is not installed")
     place = tmp_path / "place"
     if what == "an empty folder":
         place.mkdir()
@@ -108,7 +108,7 @@ def test_what_is_no_store_is_one_line(name: str, what: str, tmp_path: Path) -> N
 def test_a_mistake_is_one_line_and_status_one(
     words: list[str], told: str, faults: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
+    pytest.importorskip("plotly", reason="the extra inspect is not installed")
     places = {"STORE": str(faults), "NOWHERE": str(faults / "samples")}
     monkeypatch.setattr(sys, "argv", ["mmkd", "store", *(places.get(word, word) for word in words)])
     with pytest.raises(SystemExit) as left:
@@ -122,7 +122,7 @@ def test_a_mistake_is_one_line_and_status_one(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_store_that_is_being_written_is_told_as_far_as_it_is(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
+    pytest.importorskip("plotly", reason="the extra inspect is not installed")
     root = tmp_path / "store"
     make_store(root, 600, [make_card("base", 8), make_card("other", 16)])
     # The writer is in shard 2 of `base`: features are there and no entry, a temporary file lies about.

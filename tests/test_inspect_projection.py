@@ -52,7 +52,7 @@ def test_umap_needs_its_package(faults: FeatureStore, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_umap_keeps_neighbourhoods(faults: FeatureStore) -> None:
-    pytest.importorskip("umap", reason="umap-learn is not installed: pip install 'mmkd[umap]'")
+    pytest.importorskip("umap", reason="the extra umap is not installed")
     found = project(faults, "base", "image", np.arange(200), "umap")
     assert (found.points.shape, found.explained) == ((200, 2), None)
     apart = -np.linalg.norm(found.points[:, None] - found.points[None], axis=2)

@@ -47,7 +47,7 @@ def test_neighbors_are_exact(faults: FeatureStore) -> None:
 
 
 def test_faiss_chooses_and_changes_nothing(faults: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'mmkd[faiss]'")
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
     questions = [(slug, row, k) for slug in PLANTED for row in (7, TWINS[1], 500) for k in (1, 10, 300)]
     plain = [nearest_rows(faults, slug, "image", faults.image(slug)[row], k) for slug, row, k in questions]
     asked = []
@@ -61,7 +61,7 @@ def test_faiss_chooses_and_changes_nothing(faults: FeatureStore, monkeypatch: py
 
 
 def test_a_choice_of_faiss_comes_with_a_true_bound() -> None:
-    pytest.importorskip("faiss", reason="faiss is not installed: pip install 'mmkd[faiss]'")
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
     rng = np.random.default_rng(5)
     values = rng.normal(size=(2000, 24))
     values /= np.linalg.norm(values, axis=1, keepdims=True)

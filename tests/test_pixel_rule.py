@@ -15,8 +15,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, PngImagePlugin
 
+from mmkd.base.images.cells import NpzImage
 from mmkd.base.images.decoding import decode
-from mmkd.base.images.npz import NpzImage
 from mmkd.base.images.pixels import ASSUMED, ppm
 from mmkd.base.images.source import ImageError
 from mmkd.base.places.remote import as_root

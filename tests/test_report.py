@@ -18,8 +18,8 @@ from mmkd.store import FeatureStore, UserError
 from mmkd.store.record import CorpusRecord
 from mmkd.store.writer import create_store
 
-pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
-pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'mmkd[inspect]'")
+pytest.importorskip("plotly", reason="the extra inspect is not installed")
+pytest.importorskip("jinja2", reason="the extra inspect is not installed")
 
 from mmkd.cli.main import cli
 from mmkd.cli.store.report import report

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from planted_faults import HOLE, ROWS, make_faults
 
-pytest.importorskip("plotly", reason="plotly is not installed: pip install 'mmkd[inspect]'")
-pytest.importorskip("jinja2", reason="jinja2 is not installed: pip install 'mmkd[inspect]'")
+pytest.importorskip("plotly", reason="the extra inspect is not installed")
+pytest.importorskip("jinja2", reason="the extra inspect is not installed")
 
 from mmkd.base.install import install_command
 from mmkd.cli.main import cli

@@ -174,7 +174,7 @@ def test_an_alignment_of_int8_is_that_of_float16_nearly(
 def test_an_alignment_behind_a_url_is_bit_for_bit_that_of_the_disk(
     store: FeatureStore, copied: FeatureStore, tmp_path: Path
 ) -> None:
-    pytest.importorskip("obstore", reason="obstore is not installed: pip install 'mmkd[remote]'")
+    pytest.importorskip("obstore", reason="the extra remote is not installed")
     for name, one in (("disk", store), ("url", copied)):
         align(one, AlignConfig.model_validate({
             "out": tmp_path / f"{name}.safetensors", "method": {"whitening": {}}, "dim": 8, "selection": "ranked",

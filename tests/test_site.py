@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("mkdocs", reason="pip install 'mmkd[docs]'")
-pytest.importorskip("mkdocstrings", reason="pip install 'mmkd[docs]'")
+pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
 
 
 @pytest.fixture

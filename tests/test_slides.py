@@ -99,7 +99,7 @@ def test_damaged_slides_and_slides_without_scale(tmp_path: Path) -> None:
     write_slide(tmp_path / "c.tiff")
     _, rows = rows_of(tmp_path, "path: .\ntile: 128\nmin_tissue: 1")
     assert [row.fault for row in rows[:2]] == [
-        "row: slide: does not say its micrometres a pixel (set slide_mpp)",
+        "row: slide: does not say its micrometers per pixel (set slide_mpp)",
         "row: slide: damaged or not a slide",
     ]
     assert all(row.fault is None for row in rows[2:])
@@ -130,9 +130,9 @@ def test_the_two_real_slides(tmp_path: Path) -> None:
         "cmu-1-small-region": 56,  # of 117 places of its grid: the rest is glass
         "tcga-cr-7395-01a-01-ts1": 1,
     }
-    # The tissue array says neither its micrometres nor its objective, and nobody guesses.
+    # The tissue array says neither its micrometers nor its objective, and nobody guesses.
     assert by_slide["tcga-cr-7395-01a-01-ts1"][0]["reason"] == (
-        "row: slide: does not say its micrometres a pixel (set slide_mpp)"
+        "row: slide: does not say its micrometers per pixel (set slide_mpp)"
     )
     (tmp_path / "c.yaml").write_text(f"kind: slides\npath: {SHARED}/tcga-cr-7395-01a-01-ts1.svs\nslide_mpp: 0.25\n")
     assert len(list(corpus_rows(open_corpus(str(tmp_path / "c.yaml"))))) > 10

@@ -111,12 +111,12 @@ def test_a_teacher_that_fails_on_one_batch(
 
 def test_rows_of_a_lost_shard_count_as_failed(scene: Scene, tmp_path: Path) -> None:
     command, environment = failing(scene, tmp_path, "raise", 3)
-    done = ended([*command, "--max-failures", "255"], env=environment)
+    done = ended([*command, "--failures", "255"], env=environment)
     assert done.returncode == 1
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("Error: "))
     reason = "256 x shard lost: RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"
-    assert f"rows failed, more than --max-failures 255 rows ({reason})" in line
-    assert ended([*command, "--max-failures", "255"], env=environment).returncode == 0
+    assert f"rows failed, more than --failures 255 rows ({reason})" in line
+    assert ended([*command, "--failures", "255"], env=environment).returncode == 0
     assert scene.same(tmp_path / "store")
 
 
@@ -147,13 +147,13 @@ def test_a_tar_cut_off_in_the_middle_of_a_member_after_it_was_indexed(scene: Sce
     assert "rows      2,048 (1,948 ok, 100 partial) in 8 shards of 256" in told
     assert "100 x image: archive ends inside this member" in told
     assert "  tiny: image " in told
-    refused = ended(there.command(store, "--workers", 1, "--retry-failed"))
+    refused = ended(there.command(store, "--workers", 1, "--failures", "retry"))
     assert refused.returncode == 1
     assert f"00007.tar has {cut:,} bytes, had {len(data):,}" in refused.stderr
     # Brought back, with another change time: the same command mends the rows, and only those are read.
     last.write_bytes(data)
     read = rows_done(store)
-    mended = ended(there.command(store, "--workers", 1, "--retry-failed"))
+    mended = ended(there.command(store, "--workers", 1, "--failures", "retry"))
     assert mended.returncode == 0, mended.stderr
     assert rows_done(store) - read == 100
     assert tree_digest(store) == tree_digest(whole)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import io
 import re
 import struct
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mmkd.base.images.pixels import ASSUMED, divided, from_cmyk, from_lab, is_dicom, over_white, picture_from
-from mmkd.base.images.source import MAX_PIXELS, ImageError
+from mmkd.base.images.source import MAX_PIXELS, ImageError, check_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 """The only decoders that untrusted bytes meet: Pillow knows forty more, one of which (EPS) runs Ghostscript."""
@@ -49,45 +47,39 @@ _PREMULTIPLIED = 1
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image fully to 8-bit `L` or `RGB`, by the rule of `pixels`. Of several frames (GIF, TIFF) the first is
-    taken; of a multi-frame DICOM the middle one. `info["assumed"]` says what was assumed where a header was odd. Raises
-    ImageError if it is not an image, is damaged, or has more than `MAX_PIXELS`."""
+    """Decode an image fully to 8-bit `L` or `RGB`, by the rule of `pixels`: of several frames the first, of a DICOM the
+    middle one. `info["assumed"]` says what was assumed where a header was odd. Raises ImageError if it is not an image,
+    is damaged, or has more than `MAX_PIXELS`."""
     if is_dicom(data):
         try:
             from mmkd.base.images.dicom import decode_dicom  # noqa: PLC0415 - an extra
         except ImportError:
-            raise ImageError("DICOM needs mmkd[dicom]") from None
+            raise ImageError("DICOM needs the extra dicom") from None
         return decode_dicom(data)
     try:
         picture = _open(data)
         if picture is None:
             return _decode_with_tifffile(data)
-        _check_size(picture.width, picture.height)
+        check_pixels(picture.width * picture.height)
         deep = _deep_samples(data, picture)
         picture.load()
     except _DECODER_ERRORS as error:
         raise ImageError("truncated" if "truncated" in str(error) else "damaged") from None
-    shown = _turned(_shown(picture, deep), _orientation(picture))
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except _DECODER_ERRORS:
+        orientation = None
+    shown = _oriented(_shown(picture, deep), orientation)
     if data[:2] in (b"P5", b"P6") and (said := re.match(rb"P[56]\n# assumed: ([^\n]+)\n", data)):
         shown.info[ASSUMED] = said[1].decode()
     return shown
 
 
-def sha256(data: bytes) -> str:
-    """Return the SHA-256 of encoded bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
 def _open(data: bytes) -> Image.Image | None:
     """Return the picture before its pixels are read; None for a TIFF that Pillow cannot read, or would read wrongly."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=_formats())
+        Image.init()
+        picture = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
@@ -106,11 +98,6 @@ def _open(data: bytes) -> Image.Image | None:
     return picture
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels")
-
-
 def _tag(picture: Any, tag: int, default: Any) -> Any:
     value = picture.tag_v2.get(tag, default)
     return (value,) if isinstance(default, tuple) and not isinstance(value, tuple) else value
@@ -120,9 +107,7 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
     """Return uint16 (H, W, channels) of pictures with 16 bits per channel, of which Pillow keeps the upper eight.
     Decoded twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the
     second."""
-    if not picture.tile:
-        return None
-    args = picture.tile[0][3]
+    args: Any = picture.tile[0][3] if picture.tile else None
     raw = args[0] if isinstance(args, tuple) and args else args
     if not isinstance(raw, str):
         return None
@@ -167,7 +152,7 @@ def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
 
 
 def _shown(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
-    """Return the rule of `pixels` for a loaded picture; `deep` has its samples (H, W, channels) where Pillow dropped
+    """Apply the rule of `pixels` to a loaded picture; `deep` has its samples (H, W, channels) where Pillow dropped
     bits."""
     tiff, mode, clear = picture.format == "TIFF", picture.mode, picture.info.get("transparency")
     if deep is not None and mode == "CMYK":
@@ -191,13 +176,13 @@ def _shown(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
         return picture_from(values, white_is_zero=white_is_zero, absent=absent, alpha=alpha)
     if mode == "LAB":
         return from_lab(picture)
-    grey = mode in ("1", "L", "LA", "La")
+    gray = mode in ("1", "L", "LA", "La")
     if mode in ("LA", "La", "PA", "RGBA", "RGBa") or clear is not None:
         # Pillow has no way from La but through LA, and none from L with a transparent value to LA.
         flat = over_white(picture.convert("LA" if mode in ("LA", "La") else "RGBA"))
     else:
-        flat = picture if mode == "RGB" else picture.convert("L" if grey else "RGB")
-    flat = flat.convert("L") if grey else flat
+        flat = picture if mode == "RGB" else picture.convert("L" if gray else "RGB")
+    flat = flat.convert("L") if gray else flat
     if tiff and mode in ("L", "RGB", "RGBA") and _NO_DATA in picture.tag_v2:
         values = np.asarray(picture)[..., :3] if mode == "RGBA" else np.asarray(picture)
         inverted = mode == "L" and _tag(picture, _PHOTOMETRIC, 1) == 0
@@ -216,17 +201,10 @@ def _no_data(values: NDArray[Any], said: object) -> NDArray[np.bool_] | None:
     return np.asarray(equal.reshape(*values.shape[:2], -1).all(axis=2))
 
 
-def _turned(shown: Image.Image, orientation: object) -> Image.Image:
+def _oriented(shown: Image.Image, orientation: object) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF block again, which fails on damaged ones.
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return shown if turn is None else shown.transpose(turn)
-
-
-def _orientation(picture: Image.Image) -> object:
-    """Return the EXIF orientation; an unreadable EXIF has none."""
-    try:
-        return picture.getexif().get(_ORIENTATION)
-    except _DECODER_ERRORS:
-        return None
 
 
 def _decode_with_tifffile(data: bytes) -> Image.Image:
@@ -239,7 +217,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
         page = file.pages[0]
         if not isinstance(page, tifffile.TiffPage) or page.imagedepth != 1:
             raise ImageError("TIFF: its first page is no picture")
-        _check_size(page.imagewidth, page.imagelength * max(1, page.samplesperpixel // 4))
+        check_pixels(page.imagewidth * page.imagelength * max(1, page.samplesperpixel // 4))
         try:
             values = page.asarray()
         except ValueError as error:
@@ -247,9 +225,10 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
                 raise ImageError(f"TIFF: {page.dtype} in compression {page.compression.name} is not read") from None
             raise
         kind = int(page.photometric)
-        if page.planarconfig == 2 and values.ndim == 3:
+        if values.ndim == 2:
+            values = values[..., None]
+        elif page.planarconfig == 2 and values.ndim == 3:
             values = np.moveaxis(values, 0, 2)
-        values = values[..., None] if values.ndim == 2 else values
         colors, types = _TIFF_COLORS.get(kind, (0, ""))
         if colors == 0 or values.ndim != 3 or values.shape[2] < colors or values.dtype.kind not in types:
             raise ImageError(f"TIFF: {page.dtype} as {page.photometric.name} is not read")
@@ -267,7 +246,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
             values = np.asarray(from_lab(_lab_picture(values, icc=kind == _ICC_LAB)))
         shown = picture_from(values, white_is_zero=kind == 0, absent=absent, alpha=alpha)
         orientation = page.tags.get(_ORIENTATION)
-        return _turned(shown, int(orientation.value) if orientation is not None else None)
+        return _oriented(shown, None if orientation is None else int(orientation.value))
 
 
 def _lab_picture(values: NDArray[Any], icc: bool) -> Image.Image:

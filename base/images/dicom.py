@@ -26,46 +26,32 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from mmkd.base.errors import UnreachableError
 from mmkd.base.images.pixels import ASSUMED, is_dicom, picture_from, ppm
-from mmkd.base.images.source import MAX_BYTES, MAX_PIXELS, FileImage, ImageError, unreadable
+from mmkd.base.images.source import FileImage, ImageError, ImageSource, check_bytes, check_pixels
 from mmkd.base.places.reading import stat_file
 from mmkd.base.places.remote import StorePath
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_OF_ONE_SAMPLE = frozenset({"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"})
-_OF_THREE_SAMPLES = frozenset(
-    {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"}
-)
-_OTHER_COLORS = frozenset({"ARGB", "CMYK", "HSV"})
-"""Retired color spaces that no decoder reads; as RGB they would be wrong."""
+_ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_THREE_SAMPLES = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT")
+# Retired color spaces that no decoder reads; as RGB they would be wrong.
+_OTHER_COLORS = ("ARGB", "CMYK", "HSV")
 # What pydicom and the decoders below it raise on damaged or hostile files.
-FAULTS = (
+_FAULTS = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, OSError, RuntimeError),
     *(TypeError, ValueError, struct.error, Warning, Image.DecompressionBombError, pydicom.errors.InvalidDicomError),
 )
 
 
 @dataclass(frozen=True)
-class DicomFrame:
-    """One frame of a multi-frame object."""
+class DicomFrame(ImageSource):
+    """One frame of a multi-frame object, rendered as PPM: its checksum is the frame's, not that of the whole object."""
 
-    place: StorePath
     frame: int
     """Zero-based."""
 
-    @property
-    def path(self) -> str:
-        """The file."""
-        return str(self.place)
-
-    def read(self) -> bytes:
-        """Return the rendered frame as PPM: its checksum is the frame's, not that of the whole object. Raises
-        ImageError if it is missing, not DICOM, or without this frame."""
-        try:
-            dataset, assumed = _dataset(self.place, stat_file(self.place).stamp)
-        except (OSError, UnreachableError) as error:
-            raise unreadable(error) from error
+    def _encoded(self) -> bytes:
+        dataset, assumed = _dataset(self.place, stat_file(self.place).stamp)
         return ppm(_render(dataset, self.frame, list(assumed)))
 
 
@@ -95,40 +81,34 @@ def _reasons() -> Iterator[None]:
     _hush()
     try:
         yield
-    except FAULTS as error:
+    except _FAULTS as error:
         if "missing dependencies" in str(error) or "no pixel data decoders" in str(error).lower():
             raise ImageError("DICOM: no decoder installed for its transfer syntax") from None
         raise ImageError("DICOM: damaged pixels") from None
 
 
 def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
-    """Parse a file, with or without the preamble of Part 10, without decoding its pixels. Raises ImageError if it is
-    not DICOM or is damaged. `data`: the file, or its beginning when only a header is wanted. `header_of`: the tags that
-    are wanted of the header; everything when not given."""
+    """Parse a file, with or without the preamble of Part 10, without decoding its pixels. With `header_of`, only these
+    tags of the header, for which the beginning of the file is enough. Raises ImageError if it is not DICOM or is
+    damaged."""
     _hush()
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
+    check_bytes(len(data))
     if not is_dicom(data):
         raise ImageError("not DICOM")
     # Inflating is not bounded inside pydicom, and a few kB can become all of the memory.
     if _DEFLATED in data:
         raise ImageError("DICOM: deflated transfer syntax is not read")
-    tags = None if header_of is None else list(header_of)
+    only = header_of is not None
     try:
-        return pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=tags is not None, specific_tags=tags)
-    except (*FAULTS, RecursionError):
+        return pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=only, specific_tags=header_of)
+    except (*_FAULTS, RecursionError):
         raise ImageError("DICOM: damaged header") from None
-
-
-def middle_frame(frames: int) -> int:
-    """Return the middle frame of a loop or stack; the later of two."""
-    return frames // 2
 
 
 def _render(dataset: Dataset, frame: int | None, assumed: list[str]) -> Image.Image:
     with _reasons():
         frames = int(_number(dataset, "NumberOfFrames") or 1)
-        wanted = middle_frame(frames) if frame is None else frame
+        wanted = frames // 2 if frame is None else frame
         if wanted >= frames:
             raise ImageError("DICOM: no such frame")
         pixels = _stored_values(dataset, wanted, assumed)
@@ -139,7 +119,7 @@ def _render(dataset: Dataset, frame: int | None, assumed: list[str]) -> Image.Im
         elif pixels.ndim == 3:
             shown = picture_from(pixels)
         else:
-            shown = _grey(dataset, wanted, pixels, kind == "MONOCHROME1", assumed)
+            shown = _gray(dataset, wanted, pixels, kind == "MONOCHROME1", assumed)
     if assumed:
         shown.info[ASSUMED] = "DICOM: " + ", ".join(dict.fromkeys(assumed))
     return shown
@@ -150,8 +130,7 @@ def _complete(dataset: Dataset) -> list[str]:
     """Fill in elements that decoding needs and the object lacks or misstates; return the assumptions."""
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ImageError("DICOM: no pixels")
-    if int(dataset.Rows) * int(dataset.Columns) > MAX_PIXELS:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels")
+    check_pixels(int(dataset.Rows) * int(dataset.Columns))
     assumed: list[str] = []
     if not isinstance(getattr(dataset, "file_meta", None), FileMetaDataset):
         dataset.file_meta = FileMetaDataset()
@@ -178,13 +157,13 @@ def _assume(dataset: Dataset, assumed: list[str], name: str, value: object, why:
 def _complete_color(dataset: Dataset, assumed: list[str]) -> None:
     kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
     if _number(dataset, "SamplesPerPixel") is None:
-        _assume(dataset, assumed, "SamplesPerPixel", 3 if kind in _OF_THREE_SAMPLES else 1)
+        _assume(dataset, assumed, "SamplesPerPixel", 3 if kind in _THREE_SAMPLES else 1)
     colored = int(dataset.SamplesPerPixel) > 1
     if colored and dataset.get("PlanarConfiguration") is None:
         _assume(dataset, assumed, "PlanarConfiguration", 0)
     if kind in _OTHER_COLORS:
         raise ImageError(f"DICOM: color space {kind} is not read")
-    fits = kind in (_OF_THREE_SAMPLES if colored else _OF_ONE_SAMPLE)
+    fits = kind in (_THREE_SAMPLES if colored else _ONE_SAMPLE)
     if fits and (kind != "PALETTE COLOR" or "RedPaletteColorLookupTableDescriptor" in dataset):
         dataset.PhotometricInterpretation = kind
     else:
@@ -209,8 +188,7 @@ def _complete_bits(dataset: Dataset, assumed: list[str]) -> None:
 
 
 def _stored_values(dataset: Dataset, frame: int, assumed: list[str]) -> NDArray[Any]:
-    """Return samples of a frame: the bits below HighBit where it lies above BitsStored and is used, else the low
-    ones."""
+    """Return a frame's samples: the bits below HighBit if it is above BitsStored and used, else the low ones."""
     bits, named = int(_number(dataset, "BitsStored") or 0), _number(dataset, "HighBit")
     high = -1 if named is None else int(named)
     low: NDArray[Any] = pixel_array(dataset, index=frame)
@@ -230,13 +208,11 @@ def _stored_values(dataset: Dataset, frame: int, assumed: list[str]) -> NDArray[
 
 
 def _to_eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    if bits == 8:
-        return pixels.clip(0, 255).astype(np.uint8)
     scaled = pixels.astype(np.float64) * (255.0 / ((1 << bits) - 1))
     return np.rint(scaled).clip(0, 255).astype(np.uint8)
 
 
-def _grey(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, assumed: list[str]) -> Image.Image:
+def _gray(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, assumed: list[str]) -> Image.Image:
     absent = _padding(dataset, stored)
     transform = _group(dataset, frame, "PixelValueTransformationSequence")
     values, slope = _rescaled(transform, stored, assumed)
@@ -324,8 +300,7 @@ def windowed(values: NDArray[np.float64], center: float, width: float, function:
 
 
 def _looked_up(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
-    """Return values through the first VOI LUT (DICOM PS3.3 C.11.2.1.1), entries over their own bits; None without
-    one."""
+    """Return values through the first VOI LUT (PS3.3 C.11.2.1.1), entries over their own bits; None without one."""
     items = group.get("VOILUTSequence")
     if not items:
         return None
@@ -346,8 +321,7 @@ def _looked_up(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDAr
 
 
 def _table(items: Iterable[Dataset]) -> tuple[NDArray[Any], int, int, int] | None:
-    """Return entries, their stated number, the value of the first, and bits of the first LUT with content; None
-    without."""
+    """Return the first LUT with content: entries, their stated number, the first one's value, and bits."""
     for item in items:
         descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
         if descriptor is None or isinstance(descriptor, int) or len(descriptor) != 3 or data is None:
@@ -362,8 +336,7 @@ def _table(items: Iterable[Dataset]) -> tuple[NDArray[Any], int, int, int] | Non
 
 
 def _group(dataset: Dataset, frame: int, name: str) -> Dataset:
-    """Return the item of an enhanced object that has these attributes: its frame's group, the shared one, or the object
-    itself."""
+    """Return the data set with these attributes: the frame's group, the shared one, or the object itself."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     for item in (*per_frame[frame : frame + 1], *shared[:1]):
@@ -379,10 +352,10 @@ def _numbers(dataset: Dataset, name: str) -> list[float | None]:
         value = dataset.get(name)
     except (ValueError, TypeError, OverflowError):
         return [None]
-    if value is None or isinstance(value, str | int | float):
-        value = [] if value is None or value == "" else [value]
+    if value is None or value == "":
+        return []
     found: list[float | None] = []
-    for one in value if isinstance(value, Iterable) else [value]:
+    for one in value if isinstance(value, Iterable) and not isinstance(value, str) else [value]:
         try:
             number = float(one)
         except (ValueError, TypeError):

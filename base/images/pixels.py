@@ -63,7 +63,8 @@ def picture_from(
         unmeasured = np.isnan(wide) | (np.isfinite(wide) & (np.abs(wide) > NO_DATA))
         gaps = gaps | unmeasured.reshape(*values.shape[:2], -1).any(axis=2)
         inside = ~gaps if alpha is None else ~gaps & (alpha > 0)
-        shown = _stretched(wide, inside, limits or _limits(values.dtype))
+        whole = np.iinfo(values.dtype) if values.dtype.kind in "ui" else None
+        shown = _stretched(wide, inside, limits or ((whole.min, whole.max) if whole else (0.0, 1.0)))
     shown = 255 - shown if white_is_zero else shown
     if gaps.any():
         shown = np.where(gaps.reshape(*gaps.shape, *(1,) * (shown.ndim - 2)), 0, shown).astype(np.uint8)
@@ -139,7 +140,3 @@ def _stretched(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tup
         share = ((wide / 2 - low / 2) / (high / 2 - low / 2)).clip(0, 1)
     levels: NDArray[np.uint8] = np.rint(np.nan_to_num(share) * 255.0).astype(np.uint8)
     return levels
-
-
-def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
-    return (0.0, 1.0) if dtype.kind == "f" else (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))

@@ -9,29 +9,21 @@ import openslide
 from PIL import Image
 
 from mmkd.base.images.pixels import over_white, ppm
-from mmkd.base.images.source import MAX_PIXELS, ImageError
+from mmkd.base.images.source import MAX_PIXELS, ImageError, ImageSource, check_pixels
 from mmkd.base.places.reading import stat_file
-from mmkd.base.places.remote import StorePath
 
 
 @dataclass(frozen=True)
-class SlideTile:
-    """A square at level-0 pixel `corner`, `side` pixels wide, brought to `out` pixels."""
+class SlideTile(ImageSource):
+    """A square at level-0 pixel `corner`, `side` pixels wide, brought to `out` pixels as PPM. It is read from the
+    coarsest level that is still finer than `out`. Transparent pixels (outside the scanned area) become white, as the
+    empty glass around them."""
 
-    place: StorePath
     corner: tuple[int, int]
     side: int
     out: int
 
-    @property
-    def path(self) -> str:
-        """The slide."""
-        return str(self.place)
-
-    def read(self) -> bytes:
-        """Return the tile as PPM, read from the coarsest level that is still finer than `out`. Transparent pixels
-        (outside the scanned area) become white, as the empty glass around them. Raises ImageError if the slide is
-        missing or damaged."""
+    def _encoded(self) -> bytes:
         if not self.place.is_file():
             raise ImageError("file not found")
         if not 0 < self.out <= self.side or self.out**2 > MAX_PIXELS:
@@ -40,8 +32,7 @@ class SlideTile:
             slide = open_slide(str(self.place), stat_file(self.place).stamp)
             level = slide.get_best_level_for_downsample(self.side / self.out)
             edge = max(1, round(self.side / slide.level_downsamples[level]))
-            if edge**2 > MAX_PIXELS:
-                raise ImageError(f"more than {MAX_PIXELS:,} pixels")
+            check_pixels(edge**2)
             region = slide.read_region(self.corner, level, (edge, edge))
         except (openslide.OpenSlideError, OSError, ValueError):
             # After one failed read openslide refuses all others of that handle.
@@ -49,18 +40,13 @@ class SlideTile:
             raise ImageError("slide: damaged or not a slide") from None
         flat = over_white(region)
         if edge != self.out:
-            flat = flat.resize(
-                (self.out, self.out), Image.Resampling.BOX if edge > self.out else Image.Resampling.BICUBIC
-            )
+            resampling = Image.Resampling.BOX if edge > self.out else Image.Resampling.BICUBIC
+            flat = flat.resize((self.out, self.out), resampling)
         return ppm(flat)
 
 
 # A handle keeps a cache of tiles; openslide reads from several threads at once.
 @functools.lru_cache(maxsize=4)
 def open_slide(path: str, stamp: str) -> openslide.OpenSlide:
-    """Return an open slide; `stamp` distinguishes a file from its replacement.
-
-    Raises:
-        openslide.OpenSlideError: openslide cannot read it.
-    """
+    """Return an open slide; `stamp` distinguishes a file from its replacement. Raises OpenSlideError."""
     return openslide.OpenSlide(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from mmkd.base.errors import UnreachableError
 from mmkd.base.places.reading import read_range
@@ -20,46 +19,16 @@ class ImageError(Exception):
     """An image cannot be used; the message is the row's reason, without the word `image`."""
 
 
-class ImageSource(Protocol):
-    """Source of one image's encoded bytes. Equal sources give equal bytes; all are hashable."""
-
-    @property
-    def path(self) -> str:
-        """The file, for messages to the corpus' owner."""
-
-    def read(self) -> bytes:
-        """Return what `images.decode` understands. Raises ImageError if it is missing, empty, cut off, or too large."""
+def check_pixels(count: int) -> None:
+    """Raise ImageError for more than `MAX_PIXELS`."""
+    if count > MAX_PIXELS:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels")
 
 
-@dataclass(frozen=True)
-class FileImage:
-    """A file, or a slice of one."""
-
-    place: StorePath
-    offset: int | None = None
-    length: int | None = None
-
-    @property
-    def path(self) -> str:
-        """The file."""
-        return str(self.place)
-
-    def read(self) -> bytes:
-        """Return the encoded bytes. Raises ImageError if it is missing, empty, cut off, or too large."""
-        if self.length is not None and self.length > MAX_BYTES:
-            raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
-        try:
-            data = read_range(self.place, self.offset or 0, self.length if self.length is not None else MAX_BYTES + 1)
-        except (OSError, UnreachableError, ValueError) as error:
-            raise unreadable(error) from error
-        if not data:
-            # A member that should be there and is not was cut off with its archive.
-            raise ImageError("archive ends inside this member" if self.length else "empty file")
-        if self.length is not None and len(data) < self.length:
-            raise ImageError("archive ends inside this member")
-        if len(data) > MAX_BYTES:
-            raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
-        return data
+def check_bytes(count: int) -> None:
+    """Raise ImageError for more than `MAX_BYTES`."""
+    if count > MAX_BYTES:
+        raise ImageError(f"larger than {MAX_BYTES >> 20} MB")
 
 
 def unreadable(error: Exception) -> ImageError:
@@ -71,3 +40,46 @@ def unreadable(error: Exception) -> ImageError:
     if isinstance(error, OSError) and error.strerror:
         return ImageError(str(error.strerror))
     return ImageError("cannot be read")
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Source of one image's encoded bytes. Equal sources give equal bytes; all are hashable."""
+
+    place: StorePath
+    """The file that holds it."""
+
+    @property
+    def path(self) -> str:
+        """The file, for messages to the corpus' owner."""
+        return str(self.place)
+
+    def read(self) -> bytes:
+        """Return bytes that `decode` understands. Raises ImageError if the image is missing, empty, damaged, cut off,
+        or too large."""
+        try:
+            return self._encoded()
+        except (OSError, UnreachableError, ValueError) as error:
+            raise unreadable(error) from error
+
+    def _encoded(self) -> bytes:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FileImage(ImageSource):
+    """A file, or a slice of one."""
+
+    offset: int | None = None
+    length: int | None = None
+
+    def _encoded(self) -> bytes:
+        check_bytes(self.length or 0)
+        data = read_range(self.place, self.offset or 0, self.length if self.length is not None else MAX_BYTES + 1)
+        # A member that should be there and is not was cut off with its archive.
+        if len(data) < (self.length or 0):
+            raise ImageError("archive ends inside this member")
+        if not data:
+            raise ImageError("empty file")
+        check_bytes(len(data))
+        return data

@@ -12,9 +12,10 @@ A `uri` may end in a fragment that says which image inside the file is meant:
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+from mmkd.base.images.cells import NpzImage, ParquetImage
 from mmkd.base.images.source import FileImage, ImageError, ImageSource
 from mmkd.base.places.remote import as_root
 
@@ -25,31 +26,23 @@ FRAME = ("frame",)
 TILE = ("x", "y", "side", "out")
 
 
-@dataclass(frozen=True)
-class _Outside:
+class _Outside(ImageSource):
     """A uri that leaves the corpus' folder: named in the row, never opened."""
 
-    path: str
-
-    def read(self) -> bytes:
-        """Refuse. Raises ImageError always."""
+    def _encoded(self) -> bytes:
         raise ImageError("path leaves the corpus folder")
 
 
 def image_source(root: str, uri: str, offset: int | None = None, length: int | None = None) -> ImageSource:
-    """Return the source that a sample row names. `root`: the corpus' root, a folder or URL prefix. `uri`, `offset`,
-    `length`: the row's columns."""
+    """Return the source that a sample row names in its columns `uri`, `offset` and `length`, below the corpus' `root`
+    (a folder or URL prefix)."""
     inner, keys, values = split_fragment(uri)
     if leaves_root(root, inner):
-        return _Outside(inner)
+        return _Outside(Path(inner))
     place = as_root(f"{root.rstrip('/')}/{inner}") if "://" in root else as_root(posixpath.join(root, inner))
     if keys in (CELL, ITEM):
-        from mmkd.base.images.parquet import ParquetImage  # noqa: PLC0415 - only where it is needed
-
         return ParquetImage(place, values[0], *map(int, values[1:]))
     if keys == ARRAY:
-        from mmkd.base.images.npz import NpzImage  # noqa: PLC0415 - only where it is needed
-
         return NpzImage(place, values[0], int(values[1]))
     if keys == FRAME:
         from mmkd.base.images.dicom import DicomFrame  # noqa: PLC0415 - an extra
@@ -74,10 +67,9 @@ def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     inner, mark, tail = uri.rpartition("#")
     if mark:
         pairs = parse_qsl(tail)
-        keys = tuple(key for key, _ in pairs)
-        values = tuple(value for _, value in pairs)
-        numbers = values[1:] if keys in (CELL, ITEM, ARRAY) else values
-        if keys in (CELL, ITEM, ARRAY, FRAME, TILE) and all(value.isascii() and value.isdigit() for value in numbers):
+        keys, values = tuple(key for key, _ in pairs), tuple(value for _, value in pairs)
+        named = keys in (CELL, ITEM, ARRAY)
+        if (named or keys in (FRAME, TILE)) and all(value.isascii() and value.isdigit() for value in values[named:]):
             return inner, keys, values
     return uri, (), ()
 

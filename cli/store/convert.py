@@ -66,7 +66,7 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
 
 def _source(original: Path, features: str, name: str) -> FeatureSource:
     if original.suffix in (".yaml", ".yml"):
-        from mmkd.extract.corpora.description import described_bags
+        from mmkd.extract.corpora.opening import described_bags
         from mmkd.store.convert.bags import BagFolder
 
         folder, table = described_bags(original)

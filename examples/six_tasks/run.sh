@@ -6,7 +6,7 @@
 #
 # DATA holds brain_mri/ (a folder for each class), breastmnist.npz, medical_mnist_small.npz, pmc_pairs/, vqa_rad/,
 # survival/ (PORPOISE's table of TCGA KIRC, zipped) and wsi/ (two slides); sets/*.yaml say where each is from.
-# Running it again does only what is missing. It needs `pip install 'mmkd[demo,leakage,wsi]'`.
+# Running it again does only what is missing. It needs the extras demo, leakage and wsi (docs/install.md).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 data=$(cd "$1" && pwd) demo=$(cd "$2" && pwd)

@@ -1,4 +1,5 @@
-"""A folder of DICOM files: modality from the header, one row per object or per frame, nothing that names a patient."""
+"""A folder of DICOM files: modality from the header, captions from texts beside them, one row per object or per frame,
+nothing that names a patient."""
 
 from __future__ import annotations
 
@@ -10,30 +11,35 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+from pydantic import field_validator
 from pydicom.dataset import Dataset
 
 from mmkd.base.errors import UnreachableError
-from mmkd.base.images.dicom import middle_frame, parse
+from mmkd.base.images.dicom import parse
 from mmkd.base.images.source import ImageError, unreadable
 from mmkd.base.images.uri import FRAME, fragment
-from mmkd.base.places.reading import Listed, join, read_range
-from mmkd.extract.corpora.files import DICOM, FileCorpus
+from mmkd.base.places.reading import join, read_range
+from mmkd.extract.corpora.files import DICOM, folder_parts
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
+from mmkd.extract.corpora.samples import Member, Sample, SampleCorpus
 
 _TAGS = ["Modality", "BodyPartExamined", "NumberOfFrames", "PatientID", "Rows"]
 _THREADS = 8
-_FILES_A_PART = 4096
+_OBJECTS_PER_PART = 4096
 # A header that is longer than this without its pixels is not one.
 _HEADER_BYTES = 1 << 20
 # A loop has hundreds; what claims more would fill the index from one small file.
 _MAX_FRAMES = 1 << 16
 # What the standard allows in a code string (PS3.5 6.2): free text that strayed into one does not pass.
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+# Name of the image among a sample's members, whatever its suffix.
+_OBJECT = "dcm"
 
 
-class DicomCorpus(FileCorpus):
+class DicomCorpus(SampleCorpus):
     """Every `.dcm` file, and every file without suffix that begins as DICOM does, below a folder. The modality tag
-    becomes the row's modality, the body part its label. No other text of the file leaves it."""
+    becomes the row's modality, the body part its label; no other text of the file leaves it. A text of the same name
+    beside it is its caption."""
 
     kind: Literal["dicom"] = "dicom"
     frames: Literal["middle", "first", "all"] = "middle"
@@ -44,58 +50,101 @@ class DicomCorpus(FileCorpus):
 
     suffixes = DICOM
 
+    @field_validator("image_members")
+    @classmethod
+    def _images_are_dicom(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names:
+            raise ValueError("the images of a DICOM corpus are its DICOM files; leave it out")
+        return names
+
     @property
     def labels(self) -> tuple[str, ...]:
-        """`body_part`, and `patient` with a salt."""
-        return ("body_part", "patient") if self.patient_salt else ("body_part",)
+        return ("body_part", *(["patient"] if self.patient_salt else []), *super().labels)
 
     def settings(self) -> str:
         """Return all fields but the path; of the salt a hash."""
         salt = None if self.patient_salt is None else hashlib.sha256(self.patient_salt.encode()).hexdigest()
         return self.model_copy(update={"patient_salt": salt}).model_dump_json(exclude={"path"})
 
-    def _takes(self, name: str) -> bool:
-        return super()._takes(name) or "." not in name.rpartition("/")[2]
-
-    @functools.cached_property
-    def _files(self) -> list[Listed]:
-        return self.listed()
+    def ignored(self) -> Iterator[Ignored]:
+        """Yield other files below a folder, and texts without a DICOM file."""
+        yield from super().ignored()
+        for sample in self._samples if self._is_folder else ():
+            if _OBJECT not in sample:
+                yield from (Ignored("file: no DICOM file has its name", member.name) for member in sample.values())
 
     def parts(self) -> Sequence[Part]:
-        """Return every few thousand files, in order."""
-        files = self._files
-        groups = [files[start : start + _FILES_A_PART] for start in range(0, len(files), _FILES_A_PART)]
-        return [
-            Part(group[0].name, sum(file.size for file in group), hashlib.sha256(repr(group).encode()).hexdigest())
-            for group in groups
-        ]
+        files = {file.name: file for file in self.listed()}
+        return folder_parts(
+            {
+                group[0][_OBJECT].name: [files[member.name] for sample in group for member in sample.values()]
+                for group in self._groups
+            }
+        )
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per object, or per frame."""
-        names = [file.name for file in self._files]
-        start = names.index(part.name)
+        group = next(group for group in self._groups if group[0][_OBJECT].name == part.name)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmkd-dicom") as pool:
-            for rows in pool.map(self._rows, names[start : start + _FILES_A_PART]):
+            for rows in pool.map(self._rows, group):
                 yield from rows
 
-    def _rows(self, name: str) -> Sequence[CorpusRow | Ignored]:
-        suffixed = name.lower().endswith(self.suffixes)
+    @functools.cached_property
+    def _samples(self) -> list[Sample]:
+        members = (Member(file.name, 0, file.size) for file in self.listed())
+        return [found[1] for found in self.samples(members) if not isinstance(found, Ignored)]
+
+    @functools.cached_property
+    def _groups(self) -> list[list[Sample]]:
+        objects = [sample for sample in self._samples if _OBJECT in sample]
+        return [objects[start : start + _OBJECTS_PER_PART] for start in range(0, len(objects), _OBJECTS_PER_PART)]
+
+    @functools.cached_property
+    def _images(self) -> tuple[str, ...]:
+        return (_OBJECT,)
+
+    def _takes(self, name: str) -> bool:
+        return bool(self._parsed(name)[1])
+
+    def _parsed(self, path: str) -> tuple[str, str]:
+        if "." not in path.rpartition("/")[2] or not self._is_folder:
+            return path, _OBJECT
+        stem, member = super()._parsed(path)
+        if f".{member}" in DICOM:
+            return stem, _OBJECT
+        return (stem, member) if member in (*self._texts, *self.label_members, "json") else ("", "")
+
+    def _rows(self, sample: Sample) -> Sequence[CorpusRow | Ignored]:
+        name = sample[_OBJECT].name
         try:
-            header = self._header(name)
+            rows = self._object_rows(name, self._header(name))
         except ImageError as error:
-            # A file without suffix is only taken for DICOM if it says so.
-            return [CorpusRow(name, None, name, fault=f"row: {error}")] if suffixed else [
-                Ignored("file: without suffix and not DICOM", name)]  # fmt: skip
-        frames = _number(header, "NumberOfFrames")
-        if "Rows" not in header or frames <= 1:
-            wanted: Sequence[int | None] = [None]
-        elif self.frames == "all":
-            wanted = range(min(frames, _MAX_FRAMES))
-        else:
-            wanted = [0 if self.frames == "first" else middle_frame(frames)]
+            if "." not in name.rpartition("/")[2]:
+                # A file without suffix is only taken for DICOM if it says so.
+                others = [member.name for member in sample.values() if member.name != name]
+                reason = "file: no DICOM file has its name"
+                return [Ignored("file: without suffix and not DICOM", name), *(Ignored(reason, one) for one in others)]
+            rows = [CorpusRow(name, None, name, fault=f"row: {error}")]
+        found: list[CorpusRow | Ignored] = []
+        for number, row in enumerate(rows):
+            made = [row] if isinstance(row, Ignored) else self.sample_rows(row, sample, self.read_file)
+            # The frames of an object share its caption, and what is ignored beside it.
+            found += [one for one in made if number == 0 or isinstance(one, CorpusRow) or one is row]
+        return found
+
+    def _object_rows(self, name: str, header: Dataset) -> list[CorpusRow | Ignored]:
+        try:
+            frames = int(header.get("NumberOfFrames") or 1)
+        except (TypeError, ValueError):
+            frames = 1
+        wanted: Sequence[int | None] = [None]
+        if "Rows" in header and frames > 1:
+            chosen = [0 if self.frames == "first" else frames // 2]
+            wanted = range(min(frames, _MAX_FRAMES)) if self.frames == "all" else chosen
         labels = {"body_part": _code(header, "BodyPartExamined")}
         if self.patient_salt:
-            labels["patient"] = self._pseudonym(header)
+            patient = str(header.get("PatientID") or "").encode()
+            digest = hmac.new(self.patient_salt.encode(), patient, hashlib.sha256).hexdigest()
+            labels["patient"] = digest[:16] if patient else None
         rows: list[CorpusRow | Ignored] = [
             CorpusRow(
                 key=name if frame is None or self.frames != "all" else f"{name}#{frame}",
@@ -118,20 +167,7 @@ class DicomCorpus(FileCorpus):
             raise unreadable(error) from error
         return parse(data, header_of=_TAGS)
 
-    def _pseudonym(self, header: Dataset) -> str | None:
-        patient = str(header.get("PatientID") or "")
-        if not patient or not self.patient_salt:
-            return None
-        return hmac.new(self.patient_salt.encode(), patient.encode(), hashlib.sha256).hexdigest()[:16]
-
 
 def _code(header: Dataset, name: str) -> str | None:
     value = str(header.get(name) or "").strip()
     return value if _CODE.fullmatch(value) else None
-
-
-def _number(header: Dataset, name: str) -> int:
-    try:
-        return int(header.get(name) or 1)
-    except (TypeError, ValueError):
-        return 1

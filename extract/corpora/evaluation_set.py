@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from mmkd.base.config import Frozen
@@ -18,13 +22,15 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.places.reading import list_files
 from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import fits
-from mmkd.extract.corpora.join import Join
-from mmkd.extract.corpora.row import Corpus, CorpusRow, Ignored, Part
+from mmkd.extract.corpora.row import CorpusRow, DerivedCorpus, Ignored, Part, as_label
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF, PromptFile
+from mmkd.store.samples import FIXED_COLUMNS
 
-SPLIT = "split"
+SPLIT, FOLD = "split", "fold"
 _PROMPTS = "prompts"
 _OF_A_SAMPLE = ("key", "name", "stem")
+# Cells of Patho-Bench's fold columns and of CLAM's split files.
+_TEST = "test"
 
 
 class Draw(Frozen):
@@ -56,12 +62,139 @@ class Draw(Frozen):
         return "val" if place < self.test + self.val else "train"
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Samples of `source`, then the prompts; labels are the source's, the table's, `split`, `row_kind`, `text_of`."""
+class Join(Frozen):
+    """Columns of a CSV, TSV or Parquet file for the samples of a corpus."""
+
+    table: str | None = None
+    """In a description, relative to it."""
+    key: str
+    """Column of the table that identifies the line's sample."""
+    match: str = "key"
+    """Sample field to look up: its `key`, the image's file name (`name`; `stem` without suffix) or a label."""
+    columns: tuple[str, ...] | None = None
+    """Columns to take; all others when not given."""
+    fold_columns: str | None = None
+    """Prefix of columns that hold `train` and `test` of one fold each (`fold_` in Patho-Bench); they become `fold`."""
+    fold_files: tuple[str, ...] = ()
+    """CSV files, one for each fold, whose column `test` lists keys, as CLAM writes them; they become `fold`."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Join:
+        if self.table is None and not self.fold_files:
+            raise ValueError("join needs `table` or `fold_files`")
+        if self.fold_columns is not None and (self.table is None or self.fold_files):
+            raise ValueError("join takes folds from `fold_columns` of its `table` or from `fold_files`, not from both")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._content[0]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash over everything that is joined."""
+        return hashlib.sha256(json.dumps(self._content).encode()).hexdigest()
+
+    def values(self, key: str | None) -> dict[str, str | None]:
+        """Return the columns of one sample; nulls where the table does not have it."""
+        return self._content[1].get(key or "") or dict.fromkeys(self.labels)
+
+    @functools.cached_property
+    def _content(self) -> tuple[tuple[str, ...], dict[str, dict[str, str | None]]]:
+        """Names of the joined columns, and their values by key."""
+        found: dict[str, dict[str, str | None]] = {}
+        columns = self._add_table(found, _lines(Path(self.table))) if self.table is not None else ()
+        if not self.fold_files:
+            return columns, found
+        tested: dict[str, str] = {}
+        for number, file in enumerate(self.fold_files):
+            lines = _lines(Path(file))
+            if not lines or _TEST not in lines[0]:
+                raise CorpusError(f"{file} has no column {_TEST!r}; expected CLAM's columns train, val and test")
+            for key in filter(None, dict.fromkeys(line[_TEST] or "" for line in lines)):
+                if key in tested:
+                    raise CorpusError(
+                        f"{file}: {key!r} is tested here and in fold {tested[key]} too; expected once "
+                        "(splits drawn anew for each file are no cross-validation)"
+                    )
+                tested[key] = str(number)
+        for key in {**found, **tested}:
+            found.setdefault(key, dict.fromkeys(columns))[FOLD] = tested.get(key)
+        return (*columns, FOLD), found
+
+    def _add_table(
+        self, found: dict[str, dict[str, str | None]], lines: list[dict[str, str | None]]
+    ) -> tuple[str, ...]:
+        """Add the table's lines, and return its columns. Lines of one key (a patient's slides) must agree in these."""
+        header = tuple(lines[0]) if lines else ()
+        folds = [name for name in header if self.fold_columns and name.startswith(self.fold_columns)]
+        columns = self._wanted(header, folds)
+        for line in lines:
+            key, values = line[self.key], {name: line[name] for name in columns}
+            if not key:
+                raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")
+            if folds:
+                tested = [name for name in folds if (line[name] or "").strip().lower() == _TEST]
+                if len(tested) != 1:
+                    raise CorpusError(
+                        f"{self.table}: {key!r} is {_TEST!r} in {len(tested)} of the columns {', '.join(folds)}; "
+                        "expected one: a sample is tested once"
+                    )
+                values[FOLD] = tested[0].removeprefix(self.fold_columns or "")
+            before = found.setdefault(key, values)
+            for name, value in values.items():
+                if before[name] != value:
+                    raise CorpusError(
+                        f"{self.table}: {key!r} has {name} {before[name]!r} on one line and {value!r} on another; "
+                        f"take columns that are one per {self.key} (`columns`), or join on another key"
+                    )
+        return (*columns, FOLD) if folds else columns
+
+    def _wanted(self, header: tuple[str, ...], folds: list[str]) -> tuple[str, ...]:
+        """Return columns to take. Raises CorpusError if one is not there, or has the name of a fixed column."""
+        for name in (self.key, *(self.columns or ())):
+            if name not in header:
+                raise CorpusError(f"{self.table} has no column {name!r}; it has {', '.join(header[:20]) or 'no rows'}")
+        if self.fold_columns and not folds:
+            raise CorpusError(f"{self.table} has no column that begins with {self.fold_columns!r} (fold_columns)")
+        wanted = self.columns or tuple(name for name in header if name != self.key and name not in folds)
+        taken = [name for name in wanted if name in FIXED_COLUMNS.names]
+        if taken:
+            raise CorpusError(
+                f"{self.table}: column {taken[0]!r} has the name of a column of the sample table; "
+                "list the others as `columns` of the join, or rename it"
+            )
+        return wanted
+
+
+def _lines(path: Path) -> list[dict[str, str | None]]:
+    """Return lines of a table as labels by column. Raises CorpusError if it cannot be read, a line has too many or too
+    few cells, or a column is listed twice."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return [{name: as_label(value) for name, value in row.items()} for row in pq.read_table(path).to_pylist()]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise CorpusError(f"{path} names a column twice: {', '.join(header[:20])}")
+            lines: list[dict[str, str | None]] = []
+            for cells in filter(None, reader):
+                if len(cells) != len(header):
+                    raise CorpusError(f"{path} line {reader.line_num} has {len(cells)} cells, expected {len(header)}")
+                lines.append(dict(zip(header, cells, strict=True)))
+            return lines
+    except OSError as error:
+        raise CorpusError(f"table {path} cannot be read: {error.strerror or error}; check the path") from error
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"table {path} is neither CSV, TSV nor Parquet: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet(DerivedCorpus):
+    """Samples of the source, then the prompts; labels are the source's, the table's, `split`, `row_kind`, `text_of`."""
 
     name: str
-    source: Corpus
     modality: str | None = None
     """Modality of samples whose source has none."""
     splits: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -72,54 +205,32 @@ class EvaluationSet:
 
     @property
     def kind(self) -> str:
-        """Source's kind, marked as an evaluation set."""
-        return f"evaluation set ({self.source.kind})"
+        return f"evaluation set ({self.corpus.kind})"
 
-    @property
-    def location(self) -> str:
-        """The source's."""
-        return self.source.location
-
-    @property
-    def root(self) -> str:
-        """The source's."""
-        return self.source.root
-
-    @cached_property
+    @functools.cached_property
     def labels(self) -> tuple[str, ...]:
         """Label columns, each once. Raises CorpusError if the joined table has a column that the source has too."""
-        own = self.source.labels
-        joined = () if self.join is None else self.join.labels
-        both = sorted(set(own) & set(joined))
-        if both and self.join is not None:
+        own, joined = self.corpus.labels, self.join.labels if self.join else ()
+        fields = (*_OF_A_SAMPLE, *own)
+        if self.join and (both := sorted(set(own) & set(joined))):
             raise CorpusError(
-                f"{self.name}: column {both[0]!r} of {self.join.table} is a label of {self.source.location} already; "
+                f"{self.name}: column {both[0]!r} of {self.join.table} is a label of {self.corpus.location} already; "
                 "list the others as `columns` of the join"
             )
-        if self.join is not None and self.join.match not in (*_OF_A_SAMPLE, *own):
-            raise CorpusError(
-                f"{self.name}: join matches {self.join.match!r}, expected {', '.join((*_OF_A_SAMPLE, *own))}"
-            )
+        if self.join and self.join.match not in fields:
+            raise CorpusError(f"{self.name}: join matches {self.join.match!r}, expected {', '.join(fields)}")
+        if self.draw and self.draw.by not in (*fields, *joined):
+            raise CorpusError(f"{self.name}: draw is by {self.draw.by!r}, expected {', '.join((*fields, *joined))}")
         split = (SPLIT,) if self.splits or self.draw else ()
-        if self.draw is not None and self.draw.by not in (*_OF_A_SAMPLE, *own, *joined):
-            raise CorpusError(
-                f"{self.name}: draw is by {self.draw.by!r}, expected {', '.join((*_OF_A_SAMPLE, *own, *joined))}"
-            )
         return tuple(dict.fromkeys((*own, *joined, *split, KIND, TEXT_OF)))
 
     def settings(self) -> str:
-        """Reading and splitting settings, with hashes of joined files."""
-        joined = (
-            None
-            if self.join is None
-            else [self.join.model_dump_json(exclude={"table", "fold_files"}), self.join.digest]
-        )
-        drawn = None if self.draw is None else self.draw.model_dump()
-        return json.dumps([self.source.settings(), self.splits, joined, drawn, self.modality])
+        joined = self.join and [self.join.model_dump_json(exclude={"table", "fold_files"}), self.join.digest]
+        drawn = self.draw and self.draw.model_dump()
+        return json.dumps([self.corpus.settings(), self.splits, joined, drawn, self.modality])
 
     def parts(self) -> Sequence[Part]:
-        """Return those of the source that belong to a split, then one for all prompts."""
-        parts = [part for part in self.source.parts() if not self.splits or self._split(part.name)]
+        parts = [part for part in self.corpus.parts() if not self.splits or self._split(part.name)]
         if self.splits:
             self._check_splits([part.name for part in parts])
         if self.prompts is None:
@@ -128,41 +239,31 @@ class EvaluationSet:
         return [*parts, Part(_PROMPTS, len(texts), hashlib.sha256(texts.encode()).hexdigest())]
 
     def ignored(self) -> Iterator[Ignored]:
-        """Yield those of the source, and its parts in no split."""
-        yield from self.source.ignored()
-        parts = self.source.parts() if self.splits else ()
+        yield from self.corpus.ignored()
+        parts = self.corpus.parts() if self.splits else ()
         yield from (Ignored("file: in none of the `splits`", part.name) for part in parts if not self._split(part.name))
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield samples of one part, or the prompts."""
-        if part.name == _PROMPTS:
-            yield from self._prompt_rows()
+        if part.name == _PROMPTS and self.prompts is not None:
+            for prompt in self.prompts.prompts():
+                labels: dict[str, str | None] = {KIND: prompt.kind, TEXT_OF: prompt.of}
+                yield CorpusRow(prompt.key, prompt.text, None, labels=labels, by_design=True)
             return
         split = self._split(part.name)
-        for row in self.source.rows_of(part):
+        for row in self.corpus.rows_of(part):
             if isinstance(row, Ignored):
                 yield row
                 continue
-            labels = {KIND: SAMPLE, TEXT_OF: None} | row.labels | self._joined(row)
-            key = row.key
+            joined = {} if self.join is None else self.join.values(_sample_field(row, self.join.match))
+            labels, key = {KIND: SAMPLE, TEXT_OF: None} | row.labels | joined, row.key
             if self.draw is not None:
-                labels[SPLIT] = self.draw.split(self.name, labels.get(self.draw.by) or _looked_up(row, self.draw.by))
+                labels[SPLIT] = self.draw.split(self.name, labels.get(self.draw.by) or _sample_field(row, self.draw.by))
             if split is not None:
                 # Archives of two splits number their samples alike.
                 labels[SPLIT], key = split, f"{split}/{row.key}"
                 if labels[KIND] == CANDIDATE:
                     labels[TEXT_OF] = f"{split}/{labels[TEXT_OF]}"
             yield dataclasses.replace(row, key=key, labels=labels, modality=row.modality or self.modality)
-
-    def _joined(self, row: CorpusRow) -> dict[str, str | None]:
-        return {} if self.join is None else self.join.values(_looked_up(row, self.join.match))
-
-    def _prompt_rows(self) -> Iterator[CorpusRow]:
-        assert self.prompts is not None, "only a set with prompts has this part"
-        for prompt in self.prompts.prompts():
-            yield CorpusRow(
-                prompt.key, prompt.text, None, labels={KIND: prompt.kind, TEXT_OF: prompt.of}, by_design=True
-            )
 
     def _split(self, name: str) -> str | None:
         return next((split for split, patterns in self.splits.items() if fits(name, patterns)), None)
@@ -172,11 +273,10 @@ class EvaluationSet:
         for split, patterns in self.splits.items():
             mine = [name for name in names if fits(name, patterns)]
             if not mine:
-                first = islice(list_files(as_root(self.source.location)), 10)
-                there = ", ".join(file.name for file in first) or "nothing"
+                there = ", ".join(file.name for file in islice(list_files(as_root(self.corpus.location)), 10))
                 raise CorpusError(
-                    f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there} "
-                    f"in {self.source.location}"
+                    f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there or 'nothing'} "
+                    f"in {self.corpus.location}"
                 )
             strays = [name for name in mine if self._split(name) != split]
             if strays:
@@ -185,7 +285,7 @@ class EvaluationSet:
                 )
 
 
-def _looked_up(row: CorpusRow, what: str) -> str | None:
+def _sample_field(row: CorpusRow, what: str) -> str | None:
     """Return the key of a sample, its file's name, that without suffix, or one of its labels."""
     if what == "key":
         return row.key

@@ -7,9 +7,10 @@ import hashlib
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import repeat
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -45,7 +46,7 @@ _WRITTEN_BY_MMKD = {
 
 
 class FileCorpus(Frozen):
-    """A file, or every file with one of `suffixes` below a folder. As YAML, the fields of `corpus.yaml`."""
+    """A file, or every file with one of `suffixes` below a folder; the fields are those of a `corpus.yaml`."""
 
     kind: str
     path: str
@@ -57,6 +58,8 @@ class FileCorpus(Frozen):
     """Suffixes of part files, in lower case."""
     named_by_rows: ClassVar[tuple[str, ...]] = ()
     """Suffixes of other files, which rows may name; those that no row names are counted."""
+    by_content: ClassVar[bool] = False
+    """True where the stamp of a part is the SHA-256 of its bytes, so that a copy is the same corpus."""
 
     _found_in: StorePath | None = PrivateAttr(None)
     """Folder that the user named where one file of it is the corpus: what else it holds is counted."""
@@ -65,7 +68,6 @@ class FileCorpus(Frozen):
 
     @functools.cached_property
     def place(self) -> StorePath:
-        """Location."""
         return as_root(self.path)
 
     @functools.cached_property
@@ -74,7 +76,6 @@ class FileCorpus(Frozen):
 
     @property
     def location(self) -> str:
-        """The file or folder."""
         return self.path
 
     @property
@@ -84,12 +85,10 @@ class FileCorpus(Frozen):
 
     @property
     def root(self) -> str:
-        """The same as text."""
         return str(self.base)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the label columns; none unless the kind has some."""
         return ()
 
     @property
@@ -102,11 +101,12 @@ class FileCorpus(Frozen):
         return self.model_dump_json(exclude={"path", "images"})
 
     def listed(self) -> list[Listed]:
-        """Return the files, sorted by name. Raises CorpusError if it cannot be listed."""
+        """Return the files, sorted by name. Raises CorpusError if they cannot be listed."""
         try:
             if not self._is_folder:
                 return [stat_file(self.place)]
-            return [file for file in corpus_files(self.place)[0] if self._takes(file.name) and self._chosen(file.name)]
+            files = [file for file in corpus_files(self.place)[0] if self._takes(file.name)]
+            return [file for file in files if not self.only or fits(file.name, self.only)]
         except (OSError, UnreachableError) as error:
             raise unlistable(self.place, error) from error
 
@@ -124,7 +124,7 @@ class FileCorpus(Frozen):
                 pictures[posixpath.normpath(posixpath.join(base, file.name))] = file.name
             elif not used and posixpath.join(base, file.name) != self._described_by:
                 yield Ignored(f"file: {suffix_of(file.name)} is not read in a corpus of kind {self.kind}", file.name)
-            elif used and not self._chosen(file.name):
+            elif used and self.only and not fits(file.name, self.only):
                 yield Ignored("file: not among `only`", file.name)
         root, named = self.root, self.parts() if pictures and self.names_files else ()
         for row in (row for part in named for row in self.rows_of(part)):
@@ -139,9 +139,6 @@ class FileCorpus(Frozen):
     def _takes(self, name: str) -> bool:
         return name.lower().endswith(self.suffixes)
 
-    def _chosen(self, name: str) -> bool:
-        return not self.only or fits(name, self.only)
-
     def image_uri(self, image: str, root: str) -> str:
         """Return an image path of a row as a path below `root`, which is absolute. `file://` and `~` are resolved. A
         path that leaves `root` and comes back, perhaps through a link, becomes relative. Of a path that names no file,
@@ -155,7 +152,7 @@ class FileCorpus(Frozen):
         if leaves_root(root, image):
             whole = posixpath.join(root, image)
             folder, name = posixpath.split(whole)
-            for real in (f"{_real_folder(folder)}/{name}", os.path.realpath(whole)):
+            for real in (f"{_real_path(folder)}/{name}", os.path.realpath(whole)):
                 if real.startswith(f"{root}/"):
                     return real.removeprefix(f"{root}/")
             return image
@@ -167,14 +164,12 @@ class FileCorpus(Frozen):
 
     def parts(self) -> Sequence[Part]:
         """Return one for each file."""
-        return [Part(file.name, file.size, file.stamp) for file in self.listed()]
+        parts = [Part(file.name, file.size, file.stamp) for file in self.listed()]
+        return [replace(part, stamp=self._sha256(part)) for part in parts] if self.by_content else parts
 
-    def hashed_part(self, file: Listed) -> Part:
-        """Return the part of one file by its content: its stamp is the SHA-256 of the bytes, so that a copy is the
-        same."""
-        with self.opened(Part(file.name, file.size, file.stamp)) as handle:
-            content = hashlib.file_digest(handle, "sha256")  # type: ignore[arg-type]  # typeshed wants readinto
-        return Part(file.name, file.size, content.hexdigest())
+    def _sha256(self, part: Part) -> str:
+        with self.opened(part) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed wants readinto
 
     def opened(self, part: Part) -> IO[bytes]:
         """Return a part's file. Raises CorpusError if it cannot be read."""
@@ -204,15 +199,30 @@ def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]
     outputs: dict[str, str] = {}
     for name in names:
         what, others = _WRITTEN_BY_MMKD.get(name.rpartition("/")[2], ("", ()))
-        inside = [name[: name.rfind("/") + 1] + other for other in others]
-        if any(one in names or (one[-1] == "/" and any(map(str.startswith, names, repeat(one)))) for one in inside):
-            outputs[name[: name.rfind("/") + 1]] = what
+        folder = name[: name.rfind("/") + 1]
+        for inside in (folder + other for other in others):
+            if inside in names or (inside[-1] == "/" and any(one.startswith(inside) for one in names)):
+                outputs[folder] = what
     if "" in outputs:
         raise CorpusError(f"{place} is {outputs['']} of mmkd, not a corpus; name the folder with the images")
-    if outputs:
-        prefixes = tuple(outputs)
-        files = [file for file in files if not file.name.startswith(prefixes)]
+    files = [file for file in files if not file.name.startswith(tuple(outputs))]
     return files, sorted((folder.rstrip("/"), what) for folder, what in outputs.items())
+
+
+def by_top_folder(files: Iterable[Listed]) -> dict[str, list[Listed]]:
+    """Return files by top folder, '' for those beside the folders; both in order."""
+    found = defaultdict(list)
+    for file in files:
+        found[file.name.rpartition("/")[0].split("/")[0]].append(file)
+    return dict(sorted(found.items()))
+
+
+def folder_parts(folders: Mapping[str, Sequence[Listed]]) -> list[Part]:
+    """Return a part for each group of files; its stamp is a hash over their names, sizes and stamps."""
+    return [
+        Part(name, sum(file.size for file in files), hashlib.sha256(repr(files).encode()).hexdigest())
+        for name, files in folders.items()
+    ]
 
 
 def suffix_of(name: str) -> str:
@@ -220,6 +230,4 @@ def suffix_of(name: str) -> str:
     return posixpath.splitext(name)[1].lower()[:20] or "a name without suffix"
 
 
-@functools.lru_cache(maxsize=1024)
-def _real_folder(folder: str) -> str:
-    return os.path.realpath(folder)
+_real_path = functools.lru_cache(maxsize=1024)(os.path.realpath)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.images.parquet import leaf
+from mmkd.base.images.cells import leaf
 from mmkd.base.images.uri import CELL, ITEM, fragment
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label
 from mmkd.extract.corpora.tabular import Image, TabularCorpus, label_names
@@ -38,7 +39,6 @@ class ParquetCorpus(TabularCorpus):
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
-        """Columns of the first file that is Parquet."""
         return tuple(self._schema.names)
 
     @functools.cached_property
@@ -64,7 +64,8 @@ class ParquetCorpus(TabularCorpus):
     def labels(self) -> tuple[str, ...]:
         """Label columns, in the table's order; binary ones cannot be labels."""
         roles = self.roles
-        header = [name for name in self.header if name in roles.values() or not self._holds_bytes(name)]
+        binary = {field.name for field in self._schema if field.name and _holds_bytes(field.type)}
+        header = [name for name in self.header if name in roles.values() or name not in binary]
         return label_names(self.label_columns, roles, header, self.path)
 
     @property
@@ -72,9 +73,6 @@ class ParquetCorpus(TabularCorpus):
         """True unless the images are all in cells: reading these again for nothing may take hours."""
         cell = _image_cell(self._schema.field(self.roles["image"]).type) if "image" in self.roles else None
         return cell is not None and cell.path is not None
-
-    def _holds_bytes(self, name: str) -> bool:
-        return bool(name) and _holds_bytes(self._schema.field(name).type)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """Yield one row per table row; a failed one where the file is damaged. Raises CorpusError if the file lacks a
@@ -94,27 +92,25 @@ class ParquetCorpus(TabularCorpus):
         classes, image = _class_names(file.schema_arrow), roles.get("image")
         cell = _image_cell(file.schema_arrow.field(image).type) if image else None
         wanted = {roles[role] for role in ("caption", "key", "modality") if role in roles} | set(self.labels)
-        filled: Any = False
-        if image and cell is not None and cell.listed:
-            wanted.add(image)
-        elif image and cell is not None:
-            if cell.bytes is not None:
-                filled = _filled(file, f"{image}{cell.bytes}")
-            if cell.path is not None:
-                wanted.add(f"{image}{cell.path}")
+        if image and cell is not None and (cell.listed or cell.path is not None):
+            wanted.add(image if cell.listed else f"{image}{cell.path}")
         row = 0
-        for batch in file.iter_batches(16 if cell and cell.listed else 4096, columns=sorted(wanted)):
-            for record in batch.to_pylist():
-                found: list[Image] = []
-                if image and cell is not None:
-                    inside = filled is True or (filled and filled(row))
-                    found = _images(record.get(image), cell, name, (image, row), inside)
-                for column, names in classes.items():
-                    number = record.get(column)
-                    if isinstance(number, int) and 0 <= number < len(names):
-                        record[column] = names[number]
-                yield from self.line_rows(record, found, f"{name}:{row}", name)
-                row += 1
+        for group in range(file.metadata.num_row_groups):
+            filled: Iterator[bool] = repeat(False)
+            if image and cell is not None and cell.bytes is not None and not cell.listed:
+                filled = _filled(file, group, f"{image}{cell.bytes}")
+            rows = 16 if cell and cell.listed else 4096
+            for batch in file.iter_batches(rows, row_groups=[group], columns=sorted(wanted)):
+                for record in batch.to_pylist():
+                    found: list[Image] = []
+                    if image and cell is not None:
+                        found = _images(record.get(image), cell, name, (image, row), next(filled))
+                    for column, names in classes.items():
+                        number = record.get(column)
+                        if isinstance(number, int) and 0 <= number < len(names):
+                            record[column] = names[number]
+                    yield from self.line_rows(record, found, f"{name}:{row}", name)
+                    row += 1
 
 
 class _Cell(NamedTuple):
@@ -179,41 +175,18 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return nested or _binary(kind)
 
 
-def _filled(file: pq.ParquetFile, column: str) -> Any:
-    """Return True when no cell of the column is null by the file's own statistics; else a function that says it of a
-    row. Asking the cells themselves would read every image while the corpus is listed."""
-    metadata = file.metadata
-    nulls: list[int | None] = []
-    for group in range(metadata.num_row_groups):
-        info = metadata.row_group(group)
-        chunks = (info.column(index) for index in range(info.num_columns))
-        chunk = next((chunk for chunk in chunks if chunk.path_in_schema == column), None)
-        statistics = chunk.statistics if chunk is not None else None
-        nulls.append(statistics.null_count if statistics is not None and statistics.has_null_count else None)
-    if all(count == 0 for count in nulls):
-        return True
-    ends: list[int] = []
-    masks: list[Any] = []
-    for group, count in enumerate(nulls):
-        rows = metadata.row_group(group).num_rows
-        ends.append((ends[-1] if ends else 0) + rows)
-        masks.append(count == 0 if count in (0, rows) else _mask(file, group, column))
-
-    def is_filled(row: int) -> bool:
-        group = next(index for index, end in enumerate(ends) if row < end)
-        mask = masks[group]
-        return bool(mask if isinstance(mask, bool) else mask[row - (ends[group - 1] if group else 0)])
-
-    return is_filled
-
-
-def _mask(file: pq.ParquetFile, group: int, column: str) -> list[bool]:
-    """Return the mask of non-null cells in a row group, reading a few images at a time."""
-
-    mask: list[bool] = []
+def _filled(file: pq.ParquetFile, group: int, column: str) -> Iterator[bool]:
+    """Yield for each row of a group whether its cell is not null: by the file's own statistics where these suffice, as
+    asking the cells reads every image while the corpus is listed."""
+    info = file.metadata.row_group(group)
+    chunks = (info.column(index) for index in range(info.num_columns))
+    statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+    nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
+    if nulls in (0, info.num_rows):
+        yield from repeat(nulls == 0, info.num_rows)
+        return
     for batch in file.iter_batches(16, row_groups=[group], columns=[column]):
-        mask += leaf(batch, column).is_valid().to_pylist()
-    return mask
+        yield from leaf(batch, column).is_valid().to_pylist()
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -41,6 +41,7 @@ class QuestionsCorpus(FileCorpus):
 
     suffixes = (".json",)
     named_by_rows = (*PICTURES, *DICOM)
+    by_content = True
 
     @field_validator("candidates", mode="before")
     @classmethod
@@ -50,9 +51,8 @@ class QuestionsCorpus(FileCorpus):
             raise ValueError(f"YAML reads {wrong[0]} in candidates as true or false; put the words in quotes")
         return value
 
-    @property
+    @functools.cached_property
     def root(self) -> str:
-        """The image folder, absolute."""
         return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
@@ -60,27 +60,10 @@ class QuestionsCorpus(FileCorpus):
         """Fields of any question that are not the question or its image, then `split` and what tells candidates."""
         records = (record for part in self.parts() for record in self._records(part) if self._is_wanted(record))
         names = tuple(dict.fromkeys(name for record in records for name in record))
-        told = ("question", "modality", "split", KIND, TEXT_OF, *(name for name in _ID if name in names))
-        return (
-            *label_names(self.label_columns, {name: name for name in told}, names, self.path),
-            "split",
-            KIND,
-            TEXT_OF,
-        )
-
-    def parts(self) -> Sequence[Part]:
-        """Return one for each file; its stamp identifies its bytes, so that a copy is the same corpus."""
-        found = []
-        for file in self.listed():
-            if file.size > _MAX_BYTES:
-                raise CorpusError(
-                    f"{self.path}: {file.name} has more than {_MAX_BYTES >> 20} MB; is it a question file?"
-                )
-            found.append(self.hashed_part(file))
-        return found
+        others = {name: name for name in ("question", "modality", "split", KIND, TEXT_OF, *_ID)}
+        return (*label_names(self.label_columns, others, names, self.path), "split", KIND, TEXT_OF)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per question in the language, followed by its candidates."""
         stem = part.name.rpartition(".")[0]
         name = stem.rpartition("/")[2].lower()
         split = next((split for split in _SPLITS if name.startswith(split)), None)
@@ -96,36 +79,24 @@ class QuestionsCorpus(FileCorpus):
             labels |= {"split": as_label(record.get("split")) or split, KIND: SAMPLE, TEXT_OF: None}
             if "answer_type" in labels:
                 labels["answer_type"] = (labels["answer_type"] or "").strip().upper() or None
-            row = CorpusRow(
-                key=f"{stem}/{key}",
-                caption=question.strip() if isinstance(question, str) else "",
-                uri=image,
-                modality=first_text(record.get("modality")),
-                labels=labels,
-            )
+            caption = question.strip() if isinstance(question, str) else ""
+            row = CorpusRow(f"{stem}/{key}", caption, image, modality=first_text(record.get("modality")), labels=labels)
             yield row
-            yield from self._candidate_rows(row)
-
-    def _candidate_rows(self, row: CorpusRow) -> Iterator[CorpusRow]:
-        if row.labels["split"] in ("train", "val"):
-            return
-        answer = (row.labels.get("answer") or "").strip().lower()
-        if row.labels.get("answer_type") != "CLOSED" or answer not in {one.lower() for one in self.candidates}:
-            return
-        for candidate in self.candidates:
-            yield CorpusRow(
-                key=f"{row.key}#{candidate}",
-                caption=f"{row.caption} {candidate}",
-                uri=None,
-                labels=row.labels | {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key},
-                by_design=True,
-            )
+            answer = (labels.get("answer") or "").strip().lower()
+            is_closed = labels.get("answer_type") == "CLOSED" and labels["split"] not in ("train", "val")
+            if is_closed and answer in {candidate.lower() for candidate in self.candidates}:
+                for candidate in self.candidates:
+                    told: dict[str, str | None] = {"answer": candidate, KIND: CANDIDATE, TEXT_OF: row.key}
+                    text = f"{caption} {candidate}"
+                    yield CorpusRow(f"{row.key}#{candidate}", text, None, labels=labels | told, by_design=True)
 
     def _records(self, part: Part) -> list[dict[str, Any]]:
         """Return the questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""
+        if part.size > _MAX_BYTES:
+            raise CorpusError(f"{self.path}: {part.name} has more than {_MAX_BYTES >> 20} MB; is it a question file?")
         with self.opened(part) as file:
             try:
-                content = json.loads(file.read(_MAX_BYTES + 1))
+                content = json.load(file)
             except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{self.path}: {part.name} is not JSON: {error}; download it again") from error
         if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):

@@ -109,6 +109,32 @@ class Corpus(Protocol):
         """Yield files, folders and columns that no part uses."""
 
 
+@dataclass(frozen=True)
+class DerivedCorpus:
+    """A corpus made of another one; what a subclass does not define is the other's."""
+
+    corpus: Corpus
+
+    @property
+    def kind(self) -> str:
+        return self.corpus.kind
+
+    @property
+    def location(self) -> str:
+        return self.corpus.location
+
+    @property
+    def root(self) -> str:
+        return self.corpus.root
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.corpus.labels
+
+    def ignored(self) -> Iterator[Ignored]:
+        return self.corpus.ignored()
+
+
 def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
     """Yield all rows in order."""
     for part in corpus.parts():
@@ -123,9 +149,8 @@ def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
 
 
 def as_label(value: object) -> str | None:
-    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, truth is `true` or
-    `false`, all else is JSON. JSON prints a number in its shortest form, so one value has one text whatever the format
-    it came from."""
+    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, all else is JSON:
+    it prints a number in its shortest form, so one value has one text whatever the format it came from."""
     if isinstance(value, bytes):
         value = decode_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -141,15 +166,13 @@ keys `KEY#1`, `KEY#2`, ...; an image that they share is decoded once."""
 
 
 def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[CorpusRow | Ignored]:
-    """Yield the row with each caption that the rule takes; once with an empty caption where there is none. `row`:
-    without its caption. `value`: a text, a number, or a list of these, as JSON and Parquet hold them; blank ones do not
-    count. `rule`: which captions of a list count."""
+    """Yield the row with each caption that the rule takes of `value`, a text, a number, or a list of these as JSON and
+    Parquet hold them; blank ones do not count. Without any, the row has an empty caption."""
     items = value if isinstance(value, list) else [value]
     nested = next((item for item in items if isinstance(item, dict | list | tuple)), None)
     if nested is not None:
-        found = "a mapping" if isinstance(nested, dict) else "a list in a list"
-        fault = None if row.fault in ONE_SIDED else row.fault
-        yield replace(row, caption="", fault=fault or f"{CAPTION_FAULT}{found}, expected text")
+        found = f"{CAPTION_FAULT}{'a mapping' if isinstance(nested, dict) else 'a list in a list'}, expected text"
+        yield replace(row, caption="", fault=found if row.fault in (None, *ONE_SIDED) else row.fault)
         return
     texts = ((as_label(item) or "").strip().strip("\ufeff") for item in items)
     captions = [text for text in texts if not is_blank(text)] or [""]
@@ -162,9 +185,8 @@ def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[Corpus
 
 def first_text(value: object) -> str | None:
     """Return a text, or the first of a list of texts: released corpora give modalities either way."""
-    if isinstance(value, list):
-        value = next((item for item in value if isinstance(item, str) and item), None)
-    return value if isinstance(value, str) and value else None
+    items = value if isinstance(value, list) else [value]
+    return next((item for item in items if isinstance(item, str) and item), None)
 
 
 def decodable(text: str) -> str:
@@ -184,14 +206,9 @@ def decode_text(data: bytes) -> str:
     return data[len(mark) :].decode(encoding, UNDECODABLE_BYTES)
 
 
-def _lone_surrogates(error: UnicodeError) -> tuple[str, int]:
-    """Return error handler for any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
-    assert isinstance(error, UnicodeDecodeError), "only decoding uses it"
-    return "\udcff", error.end
-
-
 UNDECODABLE_BYTES = "mmkd-surrogates"
-codecs.register_error(UNDECODABLE_BYTES, _lone_surrogates)
+"""Error handler of any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
+codecs.register_error(UNDECODABLE_BYTES, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 # UTF-32's little-endian mark begins with that of UTF-16.
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -1,4 +1,5 @@
-"""Samples made of members that share a key, in a tar (WebDataset) or a folder: `KEY.jpg`, `KEY.txt`, `KEY.json`."""
+"""Samples made of members that share a key, in a tar (WebDataset, never unpacked) or a folder: `KEY.jpg`, `KEY.txt`,
+`KEY.json`."""
 
 from __future__ import annotations
 
@@ -6,13 +7,13 @@ import dataclasses
 import functools
 import json
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, Literal, NamedTuple
 
-from mmkd.base.errors import UnreachableError
+from mmkd.base.errors import CorpusError, UnreachableError
 from mmkd.base.places.reading import Listed, join, read_range
-from mmkd.extract.corpora.files import DICOM, PICTURES, TEXTS, FileCorpus, suffix_of
-from mmkd.extract.corpora.image_folder import by_top_folder, folder_parts
+from mmkd.extract.corpora.files import DICOM, PICTURES, TEXTS, FileCorpus, by_top_folder, folder_parts, suffix_of
 from mmkd.extract.corpora.row import (
     CAPTION_FAULT,
     Choice,
@@ -24,16 +25,37 @@ from mmkd.extract.corpora.row import (
     decode_text,
     first_text,
 )
-from mmkd.extract.corpora.tar import Damage, Member, tar_members
 
 # A sidecar is a caption or a page of metadata; longer ones are not read.
 _MAX_SIDECAR_BYTES = 1 << 20
 # Sidecars are kept while their tar is listed, so that it is read once and forwards; further ones are read again.
 _KEPT_BYTES = 1 << 28
+# Headers are 512 bytes, and extended ones carry long names. Without a bound, one that claims to be as long as its
+# archive is read into memory whole.
+_MAX_HEADER = 1 << 20
+
+
+class Member(NamedTuple):
+    """A file of a folder, or an ordinary file inside a tar, whose name is text: nothing is ever opened by it."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Damage(NamedTuple):
+    """Damaged place in an archive."""
+
+    offset: int
+
 
 Sample = dict[str, Member]
-Read = Callable[[Member], bytes | str]
-"""Bytes of a sidecar, or why they cannot be read."""
+Read = Callable[[Member], bytes]
+"""Reads a sidecar; raises `_SidecarError`."""
+
+
+class _SidecarError(Exception):
+    """Why a sidecar cannot be used."""
 
 
 class SampleCorpus(FileCorpus):
@@ -58,7 +80,6 @@ class SampleCorpus(FileCorpus):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label fields, then the label members."""
         return (*self.label_fields, *self.label_members)
 
     def samples(self, members: Iterable[Member]) -> Iterator[tuple[str, Sample] | Ignored]:
@@ -82,34 +103,29 @@ class SampleCorpus(FileCorpus):
             sample[name] = member
         yield from order
 
-    def sample_rows(
-        self, row: CorpusRow, sample: Sample, read: Read, located: Callable[[Member], Mapping[str, object]]
-    ) -> Iterator[CorpusRow | Ignored]:
-        """Yield rows of one sample, and its members that are not used.
+    def image_of(self, sample: Sample) -> Member | None:
+        """Return the member that is the image."""
+        return next((sample[name] for name in self._images if name in sample), None)
 
-        Args:
-            row: with the key.
-            sample: its members.
-            read: reads a sidecar.
-            located: `uri`, `offset` and `length` of an image.
-        """
-        image = next((name for name in self._images if name in sample), None)
+    def sample_rows(self, row: CorpusRow, sample: Sample, read: Read) -> Iterator[CorpusRow | Ignored]:
+        """Yield rows of one sample, and its members that are not used. `row` has the key and the place of the image."""
+        image = self.image_of(sample)
         texts = [name for name in self._texts if name in sample]
-        used = {image, *texts[:1], "json", *self.label_members}
-        for name in (name for name in sample if name not in used):
-            kind = "image" if name in self._images else "caption" if name in self._texts else None
-            reason = f"a further {kind} of its sample" if kind else "not among `image_members`, `caption_members`"
-            yield Ignored(f"member: {reason}", sample[name].name)
+        yield from self._unused(sample, image, texts)
         if image is None and not texts:
-            reason = "member: of a sample without image and caption"
-            yield from (Ignored(reason, sample[name].name) for name in sample if name in used)
             return
         sidecars = [name for name in dict.fromkeys([*texts[:1], "json"]) if name.endswith("json") and name in sample]
         yield from (Ignored("member: a further sidecar of its sample", sample[name].name) for name in sidecars[1:])
-        content, fault = _sidecar(sample[sidecars[0]], read) if sidecars else ({}, None)
         has_caption = bool(texts) and texts[0] in sidecars
-        if fault is not None and not has_caption:
-            yield Ignored(fault.replace(CAPTION_FAULT, "member: "), sample[sidecars[0]].name)
+        content: dict[str, object] = {}
+        fault = None
+        if sidecars:
+            try:
+                content = _json_object(sample[sidecars[0]], read)
+            except _SidecarError as error:
+                fault = f"{CAPTION_FAULT}{error}"
+                if not has_caption:
+                    yield Ignored(f"member: {error}", sample[sidecars[0]].name)
         fields = [self.modality_field] if self.modality_field else ["modality", "image_secondary_label"]
         read_fields = {*self.label_fields, *fields, *([self.caption_field] if has_caption else [])}
         further = [name for name in content if name not in read_fields]
@@ -117,32 +133,54 @@ class SampleCorpus(FileCorpus):
             yield Ignored("field: of a JSON sidecar, not among `label_fields`", further[0][:60], len(further))
         labels = {name: as_label(content.get(name)) for name in self.label_fields}
         for name in self.label_members:
-            data, problem = _bytes(sample[name], read) if name in sample else (b"", None)
-            labels[name] = decode_text(data).strip() if name in sample and problem is None else None
-            if problem is not None:
-                yield Ignored(problem.replace(CAPTION_FAULT, "member: "), sample[name].name)
-        place = {} if image is None else located(sample[image])
-        modality = next((found for name in fields if (found := first_text(content.get(name)))), None)
-        row = dataclasses.replace(row, modality=modality, labels=labels, **place)  # type: ignore[arg-type]
+            labels[name] = None
+            if name in sample:
+                try:
+                    labels[name] = _text(sample[name], read).strip()
+                except _SidecarError as error:
+                    yield Ignored(f"member: {error}", sample[name].name)
+        modality = next((found for name in fields if (found := first_text(content.get(name)))), row.modality)
+        row = dataclasses.replace(row, modality=modality, labels=row.labels | labels)
         if not texts:
             yield row
             return
-        caption: object
-        if has_caption:
-            caption = content.get(self.caption_field)
-            if fault is None and self.caption_field not in content:
-                fault = f"{CAPTION_FAULT}sidecar has no field {self.caption_field!r}"
-        else:
-            data, fault = _bytes(sample[texts[0]], read)
-            caption = decode_text(data)
-            caption = caption.splitlines() if self.captions == "each" else caption
-        yield from caption_rows(dataclasses.replace(row, fault=fault), None if fault else caption, self.captions)
+        caption: object = content.get(self.caption_field)
+        if not has_caption:
+            fault = None
+            try:
+                caption = _text(sample[texts[0]], read)
+                caption = caption.splitlines() if self.captions == "each" else caption
+            except _SidecarError as error:
+                fault = f"{CAPTION_FAULT}{error}"
+        elif fault is None and self.caption_field not in content:
+            fault = f"{CAPTION_FAULT}sidecar has no field {self.caption_field!r}"
+        row = dataclasses.replace(row, fault=row.fault or fault)
+        yield from caption_rows(row, None if fault else caption, self.captions)
 
-    @property
+    def read_file(self, member: Member) -> bytes:
+        """Read a sidecar of a folder, for `sample_rows`."""
+        try:
+            return read_range(join(self.base, member.name), 0, member.size)
+        except UnreachableError:
+            raise _SidecarError("cannot be read (the service did not answer)") from None
+        except OSError as error:
+            raise _SidecarError(f"cannot be read ({error.strerror or error})") from error
+
+    def _unused(self, sample: Sample, image: Member | None, texts: Sequence[str]) -> Iterator[Ignored]:
+        for name, member in sample.items():
+            used = name in {*texts[:1], "json", *self.label_members}
+            if used and image is None and not texts:
+                yield Ignored("member: of a sample without image and caption", member.name)
+            elif not used and member is not image:
+                kind = "image" if name in self._images else "caption" if name in self._texts else None
+                reason = f"a further {kind} of its sample" if kind else "not among `image_members`, `caption_members`"
+                yield Ignored(f"member: {reason}", member.name)
+
+    @functools.cached_property
     def _images(self) -> tuple[str, ...]:
         return self.image_members or tuple(suffix[1:] for suffix in (*PICTURES, *DICOM))
 
-    @property
+    @functools.cached_property
     def _texts(self) -> tuple[str, ...]:
         return self.caption_members or tuple(suffix[1:] for suffix in TEXTS)
 
@@ -183,19 +221,20 @@ class WebDatasetCorpus(SampleCorpus):
                     damage = member
                 else:
                     members.append(member)
-                    if self._parsed(member.name)[1] not in ("", *self._images) and member.size <= min(
-                        _MAX_SIDECAR_BYTES, room
-                    ):
+                    sidecar = self._parsed(member.name)[1] not in ("", *self._images)
+                    if sidecar and member.size <= min(_MAX_SIDECAR_BYTES, room):
                         file.seek(member.offset)  # the listing finds its own place again
                         texts[member.offset] = file.read(member.size)
                         room -= member.size
 
-            def read(member: Member) -> bytes | str:
+            def read(member: Member) -> bytes:
                 data = texts.get(member.offset)
                 if data is None:
                     file.seek(member.offset)
                     data = file.read(member.size)
-                return data if len(data) == member.size else "archive ends inside this member"
+                if len(data) < member.size:
+                    raise _SidecarError("archive ends inside this member")
+                return data
 
             before = f"{part.name.removesuffix('.tar')}/" if self.shard_keys else ""
             for sample in self.samples(members):
@@ -203,9 +242,9 @@ class WebDatasetCorpus(SampleCorpus):
                     yield sample
                     continue
                 row = CorpusRow(before + sample[0], None, None)
-                yield from self.sample_rows(
-                    row, sample[1], read, lambda image: {"uri": part.name, "offset": image.offset, "length": image.size}
-                )
+                if (image := self.image_of(sample[1])) is not None:
+                    row = dataclasses.replace(row, uri=part.name, offset=image.offset, length=image.size)
+                yield from self.sample_rows(row, sample[1], read)
             if damage is not None:
                 fault = "archive: ends early or is damaged, what follows is lost"
                 yield CorpusRow(f"{part.name}#{damage.offset}", None, None, fault=fault)
@@ -220,45 +259,76 @@ class PairsCorpus(SampleCorpus):
         return bool(self._parsed(name)[1])
 
     def parts(self) -> Sequence[Part]:
-        """Return one for each top folder."""
         return folder_parts(self._folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per image or text, or pair of them."""
         for sample in self.samples(Member(file.name, 0, file.size) for file in self._folders[part.name]):
             if isinstance(sample, Ignored):
                 yield sample
             else:
-                yield from self.sample_rows(
-                    CorpusRow(sample[0], None, None), sample[1], self._read, lambda image: {"uri": image.name}
-                )
-
-    def _read(self, member: Member) -> bytes | str:
-        try:
-            return read_range(join(self.base, member.name), 0, member.size)
-        except UnreachableError:
-            return "cannot be read (the service did not answer)"
-        except OSError as error:
-            return f"cannot be read ({error.strerror or error})"
+                image = self.image_of(sample[1])
+                row = CorpusRow(sample[0], None, None if image is None else image.name)
+                yield from self.sample_rows(row, sample[1], self.read_file)
 
     @functools.cached_property
     def _folders(self) -> dict[str, list[Listed]]:
         return by_top_folder(self.listed())
 
 
-def _bytes(member: Member, read: Read) -> tuple[bytes, str | None]:
+def _text(member: Member, read: Read) -> str:
     if member.size > _MAX_SIDECAR_BYTES:
-        return b"", f"{CAPTION_FAULT}sidecar larger than {_MAX_SIDECAR_BYTES >> 20} MB"
-    data = read(member)
-    return (b"", f"{CAPTION_FAULT}{data}") if isinstance(data, str) else (data, None)
+        raise _SidecarError(f"sidecar larger than {_MAX_SIDECAR_BYTES >> 20} MB")
+    return decode_text(read(member))
 
 
-def _sidecar(member: Member, read: Read) -> tuple[dict[str, object], str | None]:
-    data, fault = _bytes(member, read)
-    if fault is not None:
-        return {}, fault
+def _json_object(member: Member, read: Read) -> dict[str, Any]:
     try:
-        content = json.loads(decode_text(data))
+        content = json.loads(_text(member, read))
     except (ValueError, RecursionError):
-        return {}, f"{CAPTION_FAULT}sidecar is not JSON"
-    return (content, None) if isinstance(content, dict) else ({}, f"{CAPTION_FAULT}sidecar is not a JSON object")
+        raise _SidecarError("sidecar is not JSON") from None
+    if not isinstance(content, dict):
+        raise _SidecarError("sidecar is not a JSON object")
+    return content
+
+
+class _Bounded:
+    """A file that refuses large reads; tarfile needs read, seek and tell."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's. Raises tarfile.ReadError if more than a header was asked for."""
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError("header too large")
+        return self.file.read(size)
+
+
+def tar_members(file: IO[bytes], name: str) -> Iterator[Member | Ignored | Damage]:
+    """Yield members in the order of the archive; a `Damage` last when it does not end as a tar should. Folders are left
+    out; links, devices and sparse files are ignored. Raises CorpusError if it is not an uncompressed tar."""
+    try:
+        archive = tarfile.open(fileobj=_Bounded(file), mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
+    except (tarfile.ReadError, EOFError) as error:
+        raise CorpusError(
+            f"{name} is not an uncompressed tar ({error}); mmkd reads images in place: gunzip compressed tars first"
+        ) from error
+    while True:
+        try:
+            member = archive.next()
+        except (tarfile.TarError, ValueError, OverflowError):
+            yield Damage(archive.offset)
+            return
+        if member is None:
+            break
+        archive.members.clear()  # else every header stays in memory
+        if member.isreg() and not member.issparse():
+            yield Member(member.name, member.offset_data, member.size)
+        elif not member.isdir():
+            yield Ignored("member: a link, a device or a sparse file", member.name)
+    # tarfile takes a header that is cut off or overwritten for the end. A sound archive ends in a block of zeros.
+    file.seek(archive.offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        yield Damage(archive.offset)

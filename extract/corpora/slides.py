@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from mmkd.base.errors import CorpusError, UnreachableError
+from mmkd.base.images.pixels import over_white
 from mmkd.base.images.slides import open_slide
 from mmkd.base.images.source import MAX_PIXELS
 from mmkd.base.images.uri import TILE, fragment
@@ -54,14 +55,13 @@ class SlidesCorpus(FileCorpus):
 
     suffixes = (*SLIDES, ".tif", ".tiff")
 
-    @functools.cached_property
+    @property
     def labels(self) -> tuple[str, ...]:
         """`slide`, `patient`, the tile's level-0 corner `x` and `y`, its level-0 `side`, then the table's own."""
         region = () if self.region is None else ("region",)
         return ("slide", "patient", "x", "y", "side", *region, *self._table[0])
 
     def settings(self) -> str:
-        """Return all fields but the paths, and the table's content."""
         return self.model_dump_json(exclude={"path", "slide_table"}) + repr(self._table)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
@@ -70,20 +70,19 @@ class SlidesCorpus(FileCorpus):
         known = self._table[1].get(slide_id, {})
         labels: dict[str, str | None] = {"slide": slide_id, "patient": tcga_patient(slide_id)}
         labels |= {name: value for name, value in known.items() if value}
-        place = join(self.base, part.name)
         try:
-            slide = open_slide(str(place), part.stamp)
-            sides, fault = self._side(slide)
+            slide = open_slide(str(join(self.base, part.name)), part.stamp)
+            side, fault = self._side(slide)
             if fault is None:
-                for x, y in tissue_tiles(slide, sides, self.min_tissue):
+                for x, y in tissue_tiles(slide, side, self.min_tissue):
                     if self.region is not None:
-                        labels["region"] = f"{slide_id}@{x // sides // self.region},{y // sides // self.region}"
+                        labels["region"] = f"{slide_id}@{x // side // self.region},{y // side // self.region}"
                     yield CorpusRow(
                         key=f"{part.name}#{x},{y}",
                         caption=None,
-                        uri=part.name + fragment(TILE, x, y, sides, self.tile),
+                        uri=part.name + fragment(TILE, x, y, side, self.tile),
                         modality="pathology",
-                        labels=labels | {"x": str(x), "y": str(y), "side": str(sides)},
+                        labels=labels | {"x": str(x), "y": str(y), "side": str(side)},
                     )
         except (openslide.OpenSlideError, OSError, ValueError):
             open_slide.cache_clear()
@@ -94,11 +93,11 @@ class SlidesCorpus(FileCorpus):
     def _side(self, slide: openslide.OpenSlide) -> tuple[int, str | None]:
         """A tile's side in level-0 pixels, or why there is none."""
         try:
-            mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, self.slide_mpp or "nothing"))
+            mpp = float(slide.properties.get(openslide.PROPERTY_NAME_MPP_X, self.slide_mpp or "nan"))
         except ValueError:
-            return 0, "slide: does not say its micrometres a pixel (set slide_mpp)"
-        if not math.isfinite(mpp) or not mpp > 0:
-            return 0, "slide: does not say its micrometres a pixel (set slide_mpp)"
+            mpp = math.nan
+        if not 0 < mpp < math.inf:
+            return 0, "slide: does not say its micrometers per pixel (set slide_mpp)"
         side = round(self.tile * self.mpp / mpp)
         if side < self.tile * (1 - _MPP_TOLERANCE):
             return 0, "slide: scanned coarser than the mpp asked for"
@@ -126,9 +125,7 @@ class SlidesCorpus(FileCorpus):
         taken = (FIXED_NAMES | {"x", "y", "side", "region"}) & set(further)
         if taken:
             raise CorpusError(f"{place}: column {min(taken)!r} has the name of a column of the sample table; rename it")
-        return further, {
-            row["slide"]: {name: row[name] for name in ("patient", *further) if name in names} for row in reader
-        }
+        return further, {row["slide"]: {name: row[name] for name in names if name != "slide"} for row in reader}
 
 
 def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> Iterator[tuple[int, int]]:
@@ -143,9 +140,7 @@ def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> It
         raise ValueError("no coarse level")
     for y in range(0, height - side + 1, side):
         strip = slide.read_region((0, y), level, size)
-        white = Image.new("RGB", strip.size, "white")
-        white.paste(strip, mask=strip.getchannel("A"))
-        cells = np.asarray(white.resize((across * _CELLS, _CELLS), Image.Resampling.BOX))
+        cells = np.asarray(over_white(strip).resize((across * _CELLS, _CELLS), Image.Resampling.BOX))
         share = tissue(cells).reshape(_CELLS, across, _CELLS).mean(axis=(0, 2))
         yield from ((int(column) * side, y) for column in np.flatnonzero(share >= min_tissue))
 

@@ -7,6 +7,7 @@ import csv
 import functools
 import io
 import json
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from string import Formatter
@@ -15,10 +16,9 @@ from typing import IO, Any, Literal, NamedTuple
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.places.reading import Listed
 from mmkd.extract.corpora.files import TABLES, unlistable
 from mmkd.extract.corpora.row import BYTE_ORDER_MARKS, UNDECODABLE_BYTES, CorpusRow, Ignored, Part, as_label
-from mmkd.extract.corpora.tabular import TabularCorpus
+from mmkd.extract.corpora.tabular import Image, TabularCorpus
 
 # Longer fields and lines are parsing accidents; csv's own default stops at 131072, which some captions pass.
 _MAX_LINE = 1 << 26
@@ -27,7 +27,7 @@ _MAX_LINES_A_FIELD = 1000
 
 
 class Record(NamedTuple):
-    """One line: values by column, its fault, and the names of its table's columns."""
+    """One line: its values by column, its fault, and the names of its table's columns."""
 
     values: Mapping[str, Any]
     fault: str | None
@@ -53,6 +53,7 @@ class TableCorpus(TabularCorpus):
     """False where a quotation mark is an ordinary character."""
 
     suffixes = TABLES
+    by_content = True
 
     @field_validator("encoding")
     @classmethod
@@ -79,27 +80,23 @@ class TableCorpus(TabularCorpus):
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
-        """Return column names of the first table; for JSONL, every name that any line has. Raises CorpusError if there
-        is no table, or it has no rows."""
+        """Columns of the first table; of JSONL, every name that any line has. Raises CorpusError if there is no table,
+        or it has no rows."""
         files = self.listed()
         if not files:
             raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
         first = next(self._records(files[0].name), None)
         if first is None:
             raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
-        lines = (record for file in files if _is_jsonl(file) for record in self._records(file.name))
-        further = (name for record in lines for name in record.header)
-        return tuple(dict.fromkeys(chain(first.header, further))) if _is_jsonl(files[0]) else tuple(first.header)
+        if not _is_jsonl(files[0].name):
+            return tuple(first.header)
+        lines = (record for file in files if _is_jsonl(file.name) for record in self._records(file.name))
+        return tuple(dict.fromkeys(name for record in lines for name in record.header))
 
     @functools.cached_property
     def made(self) -> Mapping[str, Sequence[str]]:
-        """Roles that a template fills, and the columns that it takes."""
         templates = {"image": self.image_template, "caption": self.caption_template}
         return {role: template_columns(template) for role, template in templates.items() if template}
-
-    def parts(self) -> Sequence[Part]:
-        """Return the tables; a stamp is the SHA-256 of the bytes, so that a copy is the same corpus."""
-        return [self.hashed_part(file) for file in self.listed()]
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """Yield one row per line of the table. Raises CorpusError if a named column is not there, or the file is not
@@ -108,21 +105,19 @@ class TableCorpus(TabularCorpus):
         many = len(self.listed()) > 1
         folder = part.name.rpartition("/")[0] if self.images is None else ""
         for number, record in enumerate(self._records(part.name), 1):
-            if number == 1 and many and not part.name.lower().endswith(".jsonl"):
+            if number == 1 and many and not _is_jsonl(part.name):
                 yield from self.check_columns(record.header, part.name)
             values = record.values
-            caption, images = None, _paths(values.get(roles["image"])) if "image" in roles else []
+            caption, paths = None, _paths(values.get(roles["image"])) if "image" in roles else []
             if self.image_template is not None:
                 cells = {name: as_label(values.get(name)) for name in self.made["image"]}
-                images = [self.image_template.format_map(cells)] if all(cells.values()) else []
+                paths = [self.image_template.format_map(cells)] if all(cells.values()) else []
             if self.caption_template is not None:
                 cells = {name: as_label(values.get(name)) or "unknown" for name in self.made["caption"]}
                 caption = self.caption_template.format_map(cells)
-            below = [f"{folder}/{path}" if folder and not path.startswith("/") else path for path in images]
+            images: list[Image] = [(None, posixpath.join(folder, path)) for path in paths]
             line = f"{part.name}:{number}" if many else f"line-{number}"
-            yield from self.line_rows(
-                values, [(None, path) for path in below], line, part.name, caption=caption, fault=record.fault
-            )
+            yield from self.line_rows(values, images, line, part.name, caption=caption, fault=record.fault)
         if not number:
             yield Ignored("file: has no rows", part.name)
 
@@ -130,9 +125,7 @@ class TableCorpus(TabularCorpus):
         with self.opened(Part(name, 0, "")) as file:
             try:
                 lines = _lines(file, self.path, self.encoding)
-                yield from (
-                    _json_records(lines, self.path) if name.lower().endswith(".jsonl") else self._cells(name, lines)
-                )
+                yield from _json_records(lines, self.path) if _is_jsonl(name) else self._cells(name, lines)
             except OSError as error:
                 raise unlistable(self.place, error) from error
 
@@ -209,21 +202,22 @@ def _json_records(lines: Iterator[str], where: str) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        record, problem = None, ""
         try:
             record = json.loads(line, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            problem = f"line {number} is not JSON: {error}"
-            if first and line.lstrip().startswith("["):
-                problem = "is a JSON array, expected an object per line; convert it: jq -c '.[]' OLD > NEW.jsonl"
-        if not problem and not isinstance(record, dict):
             found = "null" if record is None else type(record).__name__
             problem = f"line {number} holds {found}, expected an object per line (`jq -c '.[]'` makes them)"
-        if problem and first:
+        except (ValueError, RecursionError) as error:
+            record, problem = None, f"line {number} is not JSON: {error}"
+            if first and line.lstrip().startswith("["):
+                problem = "is a JSON array, expected an object per line; convert it: jq -c '.[]' OLD > NEW.jsonl"
+        if isinstance(record, dict):
+            yield Record(record, None, tuple(record))
+        elif first:
             raise CorpusError(f"{where} {problem}")
+        else:
+            fault = "row: a field stands twice" if problem.endswith(_TWICE) else "row: not a JSON object"
+            yield Record({}, fault, ())
         first = False
-        fault = "row: a field stands twice" if problem.endswith(_TWICE) else "row: not a JSON object"
-        yield Record({}, fault, ()) if problem else Record(record or {}, None, tuple(record or ()))
 
 
 _TWICE = "a field stands twice"
@@ -253,5 +247,5 @@ def _paths(value: object) -> list[str]:
     return [path.strip() for path in found if path]
 
 
-def _is_jsonl(file: Listed) -> bool:
-    return file.name.lower().endswith(".jsonl")
+def _is_jsonl(name: str) -> bool:
+    return name.lower().endswith(".jsonl")

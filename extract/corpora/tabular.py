@@ -12,13 +12,14 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import NO_IMAGE, Choice, CorpusRow, Ignored, as_label, caption_rows, first_text
+from mmkd.store.evaluation_rows import CANDIDATE, KIND, NEGATIVE, PROMPT
 from mmkd.store.samples import FIXED_COLUMNS
 
 # Names that released biomedical corpora use, in the order in which they are tried.
 _USUAL = {
     "image": (
         *("image", "filepath", "image_path", "imgpath", "path", "file", "filename", "file_name", "img", "jpg", "png"),
-        *("images", "image_bytes"),
+        *("images", "image_bytes", "image.bytes"),
     ),
     "caption": ("caption", "text", "txt", "title", "captions"),
     "key": ("key", "id", "uid", "sample_id"),
@@ -53,16 +54,13 @@ class TabularCorpus(FileCorpus):
     """Use the first image of a list, or one row for each."""
     shard_keys: bool = False
     """Keys are `FILE/KEY`, for files that number their rows alike."""
+    texts: dict[str, tuple[str, ...]] = {KIND: (PROMPT, NEGATIVE, CANDIDATE)}  # noqa: RUF012 - pydantic copies it
+    """Rows that are texts on purpose, such as prompts, by the values of a column: such a row lacks no image."""
 
     named_by_rows = (*PICTURES, *DICOM)
 
-    @property
-    def root(self) -> str:
-        """The image folder, absolute."""
-        return self._root
-
     @functools.cached_property
-    def _root(self) -> str:
+    def root(self) -> str:
         return str(self.base if self.images is None else as_root(self.images).resolve())
 
     @functools.cached_property
@@ -91,12 +89,13 @@ class TabularCorpus(FileCorpus):
             name = named or next((name for name in candidates if name is not None and name not in found.values()), None)
             if name is not None:
                 found[role] = name
-        for role, names in self.made.items():
+        needed = {f"{role}_template": names for role, names in self.made.items()}
+        if "texts" in self.model_fields_set:
+            needed["texts"] = tuple(self.texts)
+        for field, names in needed.items():
             missing = next((name for name in names if name not in header), None)
             if missing is not None:
-                raise CorpusError(
-                    f"{self.path} has no column {missing!r} (for the {role}_template); it has {_some(header)}"
-                )
+                raise CorpusError(f"{self.path} has no column {missing!r} (for the {field}); it has {_some(header)}")
         if not {"image", "caption"} & {*found, *self.made}:
             raise CorpusError(
                 f"{self.path} has no column for the image or the caption; it has {_some(header)}; "
@@ -106,7 +105,6 @@ class TabularCorpus(FileCorpus):
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
-        """Label columns, in the table's order."""
         return label_names(self.label_columns, self.roles, self.header, self.path)
 
     def ignored(self) -> Iterator[Ignored]:
@@ -137,36 +135,30 @@ class TabularCorpus(FileCorpus):
         caption: str | None = None,
         fault: str | None = None,
     ) -> Iterator[CorpusRow | Ignored]:
-        """Yield rows of one line.
-
-        Args:
-            values: the cells by column.
-            images: of the line.
-            line: key of a line that has no other.
-            file: of the line, relative to `base`.
-            caption: made by a template.
-            fault: of the whole line.
-        """
+        """Yield rows of one line of `file`, which is relative to `base`. `values`: its cells by column. `line`: its key
+        if it has no other. `caption`: made by a template. `fault`: of the whole line."""
         roles, before = self.roles, f"{file.rpartition('.')[0]}/" if self.shard_keys else ""
         if len(images) > 1 and self.pictures == "first":
             yield Ignored("image: a further one of its line", line, len(images) - 1)
             del images[1:]
         given = as_label(values.get(roles["key"])) if "key" in roles else None
+        is_text = any(as_label(values.get(column)) in wanted for column, wanted in self.texts.items())
         for number, (inside, path) in enumerate(images or [(None, None)]):
             key = given or (path if inside is None else None) or line
             row = CorpusRow(
                 key=before + (f"{key}@{number}" if number and key in (given, line) else key),
                 caption=caption,
-                uri=inside or (self.image_uri(path, self._root) if path else None),
+                uri=inside or (self.image_uri(path, self.root) if path else None),
                 modality=first_text(values.get(roles["modality"])) if "modality" in roles else None,
                 labels={label: as_label(values.get(label)) for label in self.labels},
                 fault=fault,
                 if_taken=line if key == path else None,
+                by_design=is_text and not (inside or path),
             )
             if caption is not None or "caption" not in roles:
                 yield row
                 continue
-            if row.uri is None and "image" in {*roles, *self.made}:
+            if row.uri is None and not row.by_design and "image" in {*roles, *self.made}:
                 row = dataclasses.replace(row, fault=fault or NO_IMAGE)
             yield from caption_rows(row, values.get(roles["caption"]), self.captions)
 
@@ -176,13 +168,10 @@ def label_names(
 ) -> tuple[str, ...]:
     """Return columns that pass into the sample table: those wanted, else all that have a name and no role. Raises
     CorpusError if one is missing, has the name of a column of the sample table, or there are too many."""
-    if wanted is None:
-        wanted = tuple(name for name in header if name and name not in found.values())
-        if len(wanted) > _MAX_LABELS:
-            raise CorpusError(
-                f"{where} has {len(wanted)} columns; name some of them as `label_columns` in a corpus.yaml"
-            )
-    for label in wanted:
+    names = tuple(name for name in header if name and name not in found.values()) if wanted is None else wanted
+    if wanted is None and len(names) > _MAX_LABELS:
+        raise CorpusError(f"{where} has {len(names)} columns; name some of them as `label_columns` in a corpus.yaml")
+    for label in names:
         if label not in header:
             raise CorpusError(f"{where} has no label column {label!r}; it has {_some(header)}")
         if label in FIXED_COLUMNS.names:
@@ -190,7 +179,7 @@ def label_names(
                 f"{where}: label column {label!r} has the name of a column of the sample table; "
                 f"rename it, or list the others as `label_columns` (taken: {', '.join(FIXED_COLUMNS.names)})"
             )
-    return wanted
+    return names
 
 
 def check_names(header: Sequence[str], where: object) -> None:
