@@ -12,7 +12,7 @@ class MmkdError(Exception):
 
 
 class UserError(MmkdError):
-    """A request of the caller cannot be fulfilled."""
+    """Something the caller asked for cannot be done as asked."""
 
 
 class ConfigError(UserError):
@@ -28,7 +28,7 @@ class TeacherError(UserError):
 
 
 class StoreError(MmkdError):
-    """The store on disk is not as expected."""
+    """The store on disk is not what was expected."""
 
 
 class NotAStoreError(StoreError):
@@ -40,7 +40,7 @@ class FormatVersionError(StoreError):
 
 
 class TeacherMismatchError(StoreError):
-    """Features of other weights, preprocessing or tokenizer lie where new ones should go."""
+    """The store has features of other weights, preprocessing or tokenizer under this name."""
 
 
 class IncompleteStoreError(StoreError):

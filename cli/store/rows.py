@@ -53,10 +53,6 @@ def _name_what_stays(stores: Sequence[FeatureStore]) -> None:
             click.echo(f"not taken along from {source.root}: {' and '.join(parts)}", err=True)
 
 
-def _silent(done: int, every: int) -> None:
-    """No progress bar."""
-
-
 @click.command()
 @click.argument("url", metavar="URL", type=STORE)
 @click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
@@ -132,7 +128,9 @@ def subset(
     source = FeatureStore.open(path)
     check_target([source], out)
     rows = chosen_rows(source, RowChoice(read_keys(keys) if keys else None, where, selection))
-    report = import_features(StoreRows([(source, rows)], teachers, incomplete=incomplete), out, encoding, _silent)
+    chosen = StoreRows([(source, rows)], teachers, incomplete=incomplete)
+    with progress_bar("shard", hidden=False) as progress:
+        report = import_features(chosen, out, encoding, progress)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
     _name_what_stays([source])
 
@@ -188,6 +186,7 @@ def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...
     check_target(stores, out)
     parts = [(part, chosen_rows(part, RowChoice())) for part in stores]
     source = StoreRows(parts, teachers, incomplete=incomplete)
-    report = import_features(source, out, None, _silent)
+    with progress_bar("shard", hidden=False) as progress:
+        report = import_features(source, out, None, progress)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
     _name_what_stays(stores)

@@ -154,8 +154,7 @@ def _encoded_query(
     query: NDArray[np.floating[Any]]
     with torch.inference_mode():
         if text is not None:
-            tokens, _ = loaded.tokenize([text])
-            query = loaded.encode_texts(tokens)[0].float().numpy()
+            query = loaded.encode_texts(loaded.tokenize([text])[0])[0].float().numpy()
             return query
         assert image is not None
         geometry = geometry_of(card.preprocessing)

@@ -114,19 +114,20 @@ def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) ->
 def modality_chart(pairs: Sequence[PairStatistics]) -> Chart:
     """Return modalities by teachers: recall of the caption among the first ten, written into the cells."""
     names = modality_names(pairs)
+    labels = [html.escape(name, quote=False) for name in names]  # Plotly reads a few tags in names
     recall, hover = np.full((len(names), len(pairs)), np.nan), np.full((len(names), len(pairs)), "", dtype=object)
     for j, pair in enumerate(pairs):
         known = {each.modality: each for each in pair.modalities}
-        for i, name in enumerate(names):
-            hover[i, j] = f"{pair.slug}, {_text(name)}<br>no pairs"
+        for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+            hover[i, j] = f"{pair.slug}, {label}<br>no pairs"
             if name in known:
                 each = known[name]
                 recall[i, j] = each.recall["i2t@10"]
                 hover[i, j] = (
-                    f"{pair.slug}, {_text(name)}<br>R@10 {recall[i, j]:.1%}, {each.pairs:,} pairs<br>"
+                    f"{pair.slug}, {label}<br>R@10 {recall[i, j]:.1%}, {each.pairs:,} pairs<br>"
                     f"median cosine {each.matched:.3f}, with other captions {each.unmatched:.3f}"
                 )
-    return _cells(recall, [pair.slug for pair in pairs], [_text(name) for name in names], hover.tolist(), "{:.0%}")
+    return _cells(recall, [pair.slug for pair in pairs], labels, hover.tolist(), "{:.0%}")
 
 
 def _cells(
@@ -143,11 +144,6 @@ def _cells(
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(tickangle=-45, type="category")
     return _plain(figure, 130 + 34 * len(rows), top=8)
-
-
-def _text(name: str) -> str:
-    """Return a label from the store as text: Plotly reads a few tags in names."""
-    return html.escape(name, quote=False)
 
 
 def map_points(found: Projection) -> dict[str, Any]:

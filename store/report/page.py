@@ -77,13 +77,14 @@ def render(content: Content, options: Options) -> str:
         "samples": {row: asdict(sample) for row, sample in content.samples.items()},
         "colors": content.colors,
     }
+    data = json.dumps({"charts": charts, "map": points}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return environment.get_template("page.html.j2").render(
         content=content,
         info=content.info,
         summary=content.info.summary,
         statistics=content.statistics,
         commands=_commands(content, options),
-        data=Markup(_json({"charts": charts, "map": points})),  # noqa: S704 - `_json` leaves no markup
+        data=Markup(data.translate(_JSON_ESCAPES)),  # noqa: S704 - no markup is left
         charts=charts,
         called=TOWER_INPUTS,
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - ours and Plotly's, hashed in the policy
@@ -138,10 +139,6 @@ def _commands(content: Content, options: Options) -> dict[str, tuple[str, str]]:
         "report": ("Odd rows, and this page again", again),
         "verify": ("Every byte against the ledger", f"mmkd store verify {root}"),
     }
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_JSON_ESCAPES)
 
 
 def _policy(scripts: list[str]) -> str:
