@@ -114,5 +114,7 @@ def main() -> None:
         if error.errno not in DISK_ERRORS:
             raise
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    click.echo(f"Error: {message}", err=True)
+    from mmkd.base.text import printable
+
+    click.echo(f"Error: {printable(message)}", err=True)
     sys.exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import unicodedata
 from collections import Counter
 from html.parser import HTMLParser
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from tiny_store import make_card
 
-from mmkd.cli.main import cli
+from mmkd.cli.main import cli, main
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.pairs import OTHERS, modalities
@@ -171,3 +172,13 @@ def test_an_absent_row_has_no_key_and_a_seed_is_not_negative(store: FeatureStore
     for command in (["stats"], ["show", "row:0"], ["verify"], ["atlas", "--teacher", "t0"], ["report", "p.html"]):
         result = CliRunner().invoke(cli, ["store", command[0], str(store.root), *command[1:], "--seed", "-1"])
         assert (result.exit_code, "-1 is not in the range x>=0" in result.output) == (2, True)
+
+
+def test_an_error_is_one_line_whatever_it_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mmkd", "store", "info", "/no\nsuch\u2028\rstore"])
+    with pytest.raises(SystemExit):
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: /no\ufffdsuch\ufffd\ufffdstore")
