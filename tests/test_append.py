@@ -21,8 +21,7 @@ from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import CorpusError
 from mmkd.cli.store import store as store_command
-from mmkd.distill.image_source import row_images
-from mmkd.distill.images import image_batches
+from mmkd.distill.images import image_batches, row_images
 from mmkd.distill.pairs import training_pairs
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig

@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from mmkd.base.errors import ConfigError
 from mmkd.base.images.decoding import decode
-from mmkd.base.images.dicom import decode_dicom, windowed
+from mmkd.base.images.dicom import decode_dicom, window_values
 from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
@@ -98,7 +98,7 @@ def test_rescale_and_window_are_the_standards(function: str) -> None:
 def test_windows_agree_with_pydicom(function: str) -> None:
     dataset = make(RAMP, WindowCenter=100, WindowWidth=700, VOILUTFunction=function)
     theirs = pydicom.pixels.apply_windowing(RAMP, dataset)  # onto the range of the stored values
-    ours = windowed(RAMP.astype(float), 100, 700, function) * 65535 - 32768
+    ours = window_values(RAMP.astype(float), 100, 700, function) * 65535 - 32768
     assert np.allclose(theirs, ours, atol=1e-6)
 
 

@@ -215,11 +215,11 @@ def _to_eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def _gray(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, assumed: list[str]) -> Image.Image:
     absent = _padding(dataset, stored)
     transform = _group(dataset, frame, "PixelValueTransformationSequence")
-    values, slope = _rescaled(transform, stored, assumed)
+    values, slope = _rescale(transform, stored, assumed)
     group = _group(dataset, frame, "FrameVOILUTSequence")
-    shown = _looked_up(group, values, assumed)
+    shown = _apply_lut(group, values, assumed)
     if shown is None:
-        shown = _windowed(group, values, assumed)
+        shown = _apply_window(group, values, assumed)
     if shown is not None or slope is None:
         return picture_from(values if shown is None else shown, white_is_zero=inverted, absent=absent)
     # A line through the stored values changes nothing when they are stretched; a picture of one value keeps its place.
@@ -248,7 +248,7 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
     return np.asarray((stored >= min(ends)) & (stored <= max(ends)))
 
 
-def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple[NDArray[Any], float | None]:
+def _rescale(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple[NDArray[Any], float | None]:
     """Return values after the modality transform, and its slope; None where it is a table."""
     if group.get("ModalityLUTSequence"):
         if _table(group.ModalityLUTSequence[:1]) is not None:
@@ -265,7 +265,7 @@ def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple
     return (stored if (slope, intercept) == (1.0, 0.0) else stored.astype(np.float64) * slope + intercept), slope
 
 
-def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
+def _apply_window(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
     """Return values through the first window that can be used; None where there is none."""
     centers, widths = _numbers(group, "WindowCenter"), _numbers(group, "WindowWidth")
     named = group.get("VOILUTFunction") or "LINEAR"
@@ -281,14 +281,14 @@ def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArr
         if width < 1 and function == "LINEAR":
             assumed.append("WindowWidth below 1, taken for LINEAR_EXACT")
             function = "LINEAR_EXACT"
-        share = windowed(np.asarray(values, dtype=np.float64), center, width, function)
+        share = window_values(np.asarray(values, dtype=np.float64), center, width, function)
         return np.rint(np.nan_to_num(255.0 * share)).astype(np.uint8)
     if any(name in group for name in ("WindowCenter", "WindowWidth")):
         assumed.append("no usable window, own range")
     return None
 
 
-def windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
+def window_values(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
     """Return values 0 to 1 after a window (DICOM PS3.3 C.11.2.1.2.1, C.11.2.1.3); of LINEAR the width is at least 1."""
     if function == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp((-4.0 * (values - center) / width).clip(-700, 700))))
@@ -299,7 +299,7 @@ def windowed(values: NDArray[np.float64], center: float, width: float, function:
     return ((values - (center - 0.5)) / (width - 1.0) + 0.5).clip(0, 1)
 
 
-def _looked_up(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
+def _apply_lut(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
     """Return values through the first VOI LUT (PS3.3 C.11.2.1.1), entries over their own bits; None without one."""
     items = group.get("VOILUTSequence")
     if not items:

@@ -66,10 +66,10 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
 
 def _source(original: Path, features: str, name: str) -> FeatureSource:
     if original.suffix in (".yaml", ".yml"):
-        from mmkd.extract.corpora.opening import described_bags
+        from mmkd.extract.corpora.opening import read_bags
         from mmkd.store.convert.bags import BagFolder
 
-        folder, table = described_bags(original)
+        folder, table = read_bags(original)
         return BagFolder(folder, name, table)
     if (original / "meta.jsonl").is_file():
         from mmkd.store.convert.original import OriginalRelease

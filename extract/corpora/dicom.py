@@ -74,7 +74,7 @@ class DicomCorpus(SampleCorpus):
                 yield from (Ignored("file: no DICOM file has its name", member.name) for member in sample.values())
 
     def parts(self) -> Sequence[Part]:
-        files = {file.name: file for file in self.listed()}
+        files = {file.name: file for file in self.files()}
         return folder_parts(
             {
                 group[0][_OBJECT].name: [files[member.name] for sample in group for member in sample.values()]
@@ -90,7 +90,7 @@ class DicomCorpus(SampleCorpus):
 
     @functools.cached_property
     def _samples(self) -> list[Sample]:
-        members = (Member(file.name, 0, file.size) for file in self.listed())
+        members = (Member(file.name, 0, file.size) for file in self.files())
         return [found[1] for found in self.samples(members) if not isinstance(found, Ignored)]
 
     @functools.cached_property

@@ -100,7 +100,7 @@ class FileCorpus(Frozen):
         """Return all fields but the paths."""
         return self.model_dump_json(exclude={"path", "images"})
 
-    def listed(self) -> list[Listed]:
+    def files(self) -> list[Listed]:
         """Return the files, sorted by name. Raises CorpusError if they cannot be listed."""
         try:
             if not self._is_folder:
@@ -164,14 +164,14 @@ class FileCorpus(Frozen):
 
     def parts(self) -> Sequence[Part]:
         """Return one for each file."""
-        parts = [Part(file.name, file.size, file.stamp) for file in self.listed()]
+        parts = [Part(file.name, file.size, file.stamp) for file in self.files()]
         return [replace(part, stamp=self._sha256(part)) for part in parts] if self.by_content else parts
 
     def _sha256(self, part: Part) -> str:
-        with self.opened(part) as file:
+        with self.open_part(part) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed wants readinto
 
-    def opened(self, part: Part) -> IO[bytes]:
+    def open_part(self, part: Part) -> IO[bytes]:
         """Return a part's file. Raises CorpusError if it cannot be read."""
         try:
             return open_file(join(self.base, part.name))

@@ -82,7 +82,7 @@ class TableCorpus(TabularCorpus):
     def header(self) -> tuple[str, ...]:
         """Columns of the first table; of JSONL, every name that any line has. Raises CorpusError if there is no table,
         or it has no rows."""
-        files = self.listed()
+        files = self.files()
         if not files:
             raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
         first = next(self._records(files[0].name), None)
@@ -102,7 +102,7 @@ class TableCorpus(TabularCorpus):
         """Yield one row per line of the table. Raises CorpusError if a named column is not there, or the file is not
         such a table."""
         roles, number = self.roles, 0  # an empty table is refused before the first row
-        many = len(self.listed()) > 1
+        many = len(self.files()) > 1
         folder = part.name.rpartition("/")[0] if self.images is None else ""
         for number, record in enumerate(self._records(part.name), 1):
             if number == 1 and many and not _is_jsonl(part.name):
@@ -122,7 +122,7 @@ class TableCorpus(TabularCorpus):
             yield Ignored("file: has no rows", part.name)
 
     def _records(self, name: str) -> Iterator[Record]:
-        with self.opened(Part(name, 0, "")) as file:
+        with self.open_part(Part(name, 0, "")) as file:
             try:
                 lines = _lines(file, self.path, self.encoding)
                 yield from _json_records(lines, self.path) if _is_jsonl(name) else self._cells(name, lines)

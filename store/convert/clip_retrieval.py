@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -179,7 +180,10 @@ class ClipRetrievalFolder:
 
 
 def _as_text(column: pa.ChunkedArray) -> list[str | None]:
-    """Return values of any type as a label has them: numbers as Arrow prints them, lists and structures as JSON."""
+    """Return values of any type as a label has them: NaN is null, numbers as Arrow prints them, lists and structures as
+    JSON."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
     try:
         texts: list[str | None] = column.cast(pa.string()).to_pylist()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
