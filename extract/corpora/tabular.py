@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -179,7 +180,8 @@ class TabularCorpus(FileCorpus):
 
 
 def read_lines(place: StorePath) -> list[dict[str, str | None]]:
-    """Return the lines of a CSV, TSV or Parquet file as labels by column. Raises CorpusError if it cannot be read, a
+    """Return the lines of a table (its header decides for commas, tabs or semicolons) or Parquet file as labels by
+    column. Raises CorpusError if it cannot be read, a
     line has too many or too few cells, or a column is listed twice."""
     suffix = place.suffix.lower()
     try:
@@ -188,7 +190,8 @@ def read_lines(place: StorePath) -> list[dict[str, str | None]]:
                 rows = shortest_floats(pq.read_table(file)).to_pylist()
                 return [{name: as_label(cell) for name, cell in row.items()} for row in rows]
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",")
+            first = text.readline()
+            reader = csv.reader(chain([first], text), delimiter=max(",\t;", key=first.count))
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise CorpusError(f"{place} names a column twice: {', '.join(header[:20])}")
