@@ -139,8 +139,7 @@ class ShardReport:
     reasons: dict[str, int] = field(default_factory=dict)
     """Failed and partial rows by reason."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """`read` and `decode` (summed over threads), `samples`, and for each teacher `image SLUG`, `text SLUG` (the
-    forward passes) and `write SLUG`."""
+    """`read`, `decode` (summed over threads), `samples`; by teacher `image SLUG`, `text SLUG`, `write SLUG`."""
     wall_seconds: float = 0.0
     truncated: dict[str, int] = field(default_factory=dict)
     """Captions longer than the teacher's context, by slug."""
