@@ -116,14 +116,11 @@ class Overview:
         yield f"corpus: {', '.join(counted(count, noun) for noun, count in counts.items())}{texts}{sides}"
         for what, found in (("", self.reasons), ("ignored: ", self.ignored)):
             for reason, (count, example) in sorted(found.items(), key=lambda item: -item[1][0])[:10]:
-                yield f"  {what}{count:,} x {reason}, such as {_short(example)}{_advice(reason)}"
+                short = example if len(example) <= 80 else f"{example[:40]}...{example[-37:]}"
+                shown = short if short.isprintable() else repr(short)
+                yield f"  {what}{count:,} x {reason}, such as {shown}{_advice(reason)}"
             if len(found) > 10:
                 yield f"  {what}{len(found) - 10} further reasons"
-
-
-def _short(text: str) -> str:
-    shown = text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"
-    return shown if shown.isprintable() else repr(shown)
 
 
 @dataclass

@@ -116,14 +116,16 @@ class DicomCorpus(SampleCorpus):
     def _rows(self, sample: Sample) -> Sequence[CorpusRow | Ignored]:
         name = sample[_OBJECT].name
         try:
-            rows = self._object_rows(name, self._header(name))
-        except ImageError as error:
+            data = read_range(join(self.base, name), 0, _HEADER_BYTES)
+            rows = self._object_rows(name, parse(data, header_of=_TAGS))
+        except (ImageError, OSError, UnreachableError) as error:
             if "." not in name.rpartition("/")[2]:
                 # A file without suffix is only taken for DICOM if it says so.
-                others = [member.name for member in sample.values() if member.name != name]
-                reason = "file: no DICOM file has its name"
-                return [Ignored("file: without suffix and not DICOM", name), *(Ignored(reason, one) for one in others)]
-            rows = [CorpusRow(name, None, name, fault=f"row: {error}")]
+                beside = [member.name for member in sample.values() if member.name != name]
+                ignored = [Ignored("file: no DICOM file has its name", other) for other in beside]
+                return [Ignored("file: without suffix and not DICOM", name), *ignored]
+            reason = error if isinstance(error, ImageError) else unreadable(error)
+            rows = [CorpusRow(name, None, name, fault=f"row: {reason}")]
         found: list[CorpusRow | Ignored] = []
         for number, row in enumerate(rows):
             made = [row] if isinstance(row, Ignored) else self.sample_rows(row, sample, self.read_file)
@@ -159,13 +161,6 @@ class DicomCorpus(SampleCorpus):
         if self.frames == "all" and frames > _MAX_FRAMES:
             rows.append(Ignored(f"frame: after the first {_MAX_FRAMES:,} of its file", name, frames - _MAX_FRAMES))
         return rows
-
-    def _header(self, name: str) -> Dataset:
-        try:
-            data = read_range(join(self.base, name), 0, _HEADER_BYTES)
-        except (OSError, UnreachableError) as error:
-            raise unreadable(error) from error
-        return parse(data, header_of=_TAGS)
 
 
 def _code(header: Dataset, name: str) -> str | None:
