@@ -51,6 +51,7 @@ _ADVICE = {
     "file: no DICOM file": "name it like its DICOM file",
     "array: ": "name arrays as MedMNIST does if they are meant",
     "image: not an image": "convert the file, or drop the line",
+    "image: DICOM needs": "`mmkd doctor` prints the command",
     "file: ": "name its kind in a corpus.yaml, or convert it",
     "member: .": "rename it, or name it in `image_members`, `caption_members` or `label_members`",
     "member: not among": "add it there if it is meant",
