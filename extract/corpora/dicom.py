@@ -19,7 +19,7 @@ from mmkd.base.images.dicom import parse
 from mmkd.base.images.source import ImageError, unreadable
 from mmkd.base.images.uri import FRAME, fragment
 from mmkd.base.places.reading import join, read_range
-from mmkd.extract.corpora.files import DICOM, folder_parts
+from mmkd.extract.corpora.files import DICOM, FileCorpus, folder_parts
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 from mmkd.extract.corpora.samples import Member, Sample, SampleCorpus
 
@@ -62,9 +62,11 @@ class DicomCorpus(SampleCorpus):
         return ("body_part", *(["patient"] if self.patient_salt else []), *super().labels)
 
     def settings(self) -> str:
-        """Return all fields but the path; of the salt a hash."""
+        """Return all fields but the path; of the salt a hash; those of captions only where they are set, as stores of
+        earlier versions do not know them."""
         salt = None if self.patient_salt is None else hashlib.sha256(self.patient_salt.encode()).hexdigest()
-        return self.model_copy(update={"patient_salt": salt}).model_dump_json(exclude={"path"})
+        later = SampleCorpus.model_fields.keys() - FileCorpus.model_fields.keys() - self.model_fields_set
+        return self.model_copy(update={"patient_salt": salt}).model_dump_json(exclude={"path", *later})
 
     def ignored(self) -> Iterator[Ignored]:
         """Yield other files below a folder, and texts without a DICOM file."""

@@ -78,6 +78,11 @@ class TabularCorpus(FileCorpus):
     def root(self) -> str:
         return str(self.base if self.images is None else as_root(self.images).resolve())
 
+    def settings(self) -> str:
+        # Fields that stores of earlier versions do not know count only where they are set.
+        later = {"texts"} - self.model_fields_set
+        return self.model_dump_json(exclude={"path", "images"} | later)
+
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
         """Names of all columns, in order; '' for those without a name."""
