@@ -93,13 +93,6 @@ def test_a_flat_column_of_image_bytes_is_found(tmp_path: Path) -> None:
 
 def test_stores_of_earlier_versions_know_the_fields_that_are_not_set(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption,split\na.png,one,test\n")
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "a.dcm").write_bytes(b"")
     assert "texts" not in json.loads(open_corpus(str(tmp_path / "t.csv")).settings())
-    dicom = open_corpus(str(tmp_path / "d")).settings()
-    assert json.loads(dicom) == {"kind": "dicom", "only": [], "frames": "middle", "patient_salt": None}
-    described = tmp_path / "c.yaml"
-    described.write_text("kind: table\npath: t.csv\ntexts: {split: [prompt]}\n")
-    assert json.loads(open_corpus(str(described)).settings())["texts"] == {"split": ["prompt"]}
-    described.write_text("kind: dicom\npath: d\ncaptions: each\n")
-    assert json.loads(open_corpus(str(described)).settings())["captions"] == "each"
+    (tmp_path / "c.yaml").write_text("kind: table\npath: t.csv\ntexts: {split: [prompt]}\n")
+    assert json.loads(open_corpus(str(tmp_path / "c.yaml")).settings())["texts"] == {"split": ["prompt"]}
