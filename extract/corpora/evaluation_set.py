@@ -17,6 +17,7 @@ from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.reading import list_files
 from mmkd.base.places.remote import as_root
+from mmkd.base.text import cell_text
 from mmkd.extract.corpora.files import fits
 from mmkd.extract.corpora.row import CorpusRow, DerivedCorpus, Ignored, Part
 from mmkd.extract.corpora.tabular import read_lines
@@ -49,7 +50,8 @@ class Draw(Frozen):
         return self
 
     def split(self, dataset: str, value: str | None) -> str | None:
-        """Return the split of a value; None for no value."""
+        """Return the split of a value, which is compared as all text is; None for no value."""
+        value = cell_text(value)
         if value is None:
             return None
         digest = hashlib.sha256(f"{dataset}/{self.seed}/{value}".encode("utf-8", "surrogatepass")).digest()
@@ -60,7 +62,7 @@ class Draw(Frozen):
 
 
 class Join(Frozen):
-    """Columns of a CSV, TSV or Parquet file for the samples of a corpus."""
+    """Columns of a table (commas, tabs or semicolons, by its header) or Parquet file for the samples of a corpus."""
 
     table: str | None = None
     """In a description, relative to it."""
@@ -94,7 +96,7 @@ class Join(Frozen):
 
     def values(self, key: str | None) -> dict[str, str | None]:
         """Return the columns of one sample; nulls where the table does not have it."""
-        return self._content[1].get(key or "") or dict.fromkeys(self.labels)
+        return self._content[1].get(cell_text(key) or "") or dict.fromkeys(self.labels)
 
     @functools.cached_property
     def _content(self) -> tuple[tuple[str, ...], dict[str, dict[str, str | None]]]:
@@ -108,7 +110,7 @@ class Join(Frozen):
             lines = read_lines(as_root(file))
             if not lines or _TEST not in lines[0]:
                 raise CorpusError(f"{file} has no column {_TEST!r}; expected CLAM's columns train, val and test")
-            for key in filter(None, dict.fromkeys(line[_TEST] or "" for line in lines)):
+            for key in filter(None, dict.fromkeys(cell_text(line[_TEST]) for line in lines)):
                 if key in tested:
                     raise CorpusError(
                         f"{file}: {key!r} is tested here and in fold {tested[key]} too; expected once "
@@ -127,7 +129,7 @@ class Join(Frozen):
         folds = [name for name in header if self.fold_columns and name.startswith(self.fold_columns)]
         columns = self._wanted(header, folds)
         for line in lines:
-            key, values = line[self.key], {name: line[name] for name in columns}
+            key, values = cell_text(line[self.key]), {name: line[name] for name in columns}
             if not key:
                 raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")
             if folds:
@@ -140,7 +142,7 @@ class Join(Frozen):
                 values[FOLD] = tested[0].removeprefix(self.fold_columns or "")
             before = found.setdefault(key, values)
             for name, value in values.items():
-                if before[name] != value:
+                if cell_text(before[name]) != cell_text(value):
                     raise CorpusError(
                         f"{self.table}: {key!r} has {name} {before[name]!r} on one line and {value!r} on another; "
                         f"take columns that are one per {self.key} (`columns`), or join on another key"

@@ -15,7 +15,7 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.images.cells import leaf
 from mmkd.base.images.uri import CELL, ITEM, fragment
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label
-from mmkd.extract.corpora.tabular import Image, TabularCorpus, label_names
+from mmkd.extract.corpora.tabular import Image, TabularCorpus, label_names, shortest_floats
 
 _DAMAGED = "archive: not Parquet, or damaged; what follows is lost"
 
@@ -97,7 +97,7 @@ class ParquetCorpus(TabularCorpus):
         for group in range(file.metadata.num_row_groups):
             filled = _has_bytes(file, group, f"{image}{cell.bytes}") if own_bytes else repeat(False)
             for batch in file.iter_batches(16 if cell.listed else 4096, row_groups=[group], columns=sorted(wanted)):
-                for record in batch.to_pylist():
+                for record in shortest_floats(pa.Table.from_batches([batch])).to_pylist():
                     found = _images(record.get(image), cell, name, (image, row), next(filled)) if image else []
                     for column, names in classes.items():
                         number = record.get(column)

@@ -148,15 +148,16 @@ def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
 
 
 def as_label(value: object) -> str | None:
-    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, all else is JSON:
-    it prints a number in its shortest form, so one value has one text whatever the format it came from."""
+    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded; truth, numbers in
+    their shortest form and lists are JSON, all else is as Python prints it: one value has one text in every format."""
     if isinstance(value, bytes):
         value = decode_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str):
         return value if value.strip() else None
-    return json.dumps(value, ensure_ascii=False, default=str)
+    is_json = isinstance(value, bool | int | float | list | tuple | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 
 Choice = Literal["first", "each"]

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -183,15 +184,18 @@ class TabularCorpus(FileCorpus):
 
 
 def read_lines(place: StorePath) -> list[dict[str, str | None]]:
-    """Return the lines of a CSV, TSV or Parquet file as labels by column. Raises CorpusError if it cannot be read, a
+    """Return the lines of a table (its header decides for commas, tabs or semicolons) or Parquet file as labels by
+    column. Raises CorpusError if it cannot be read, a
     line has too many or too few cells, or a column is listed twice."""
     suffix = place.suffix.lower()
     try:
         with open_file(place) as file:
             if suffix == ".parquet":
-                return [{name: as_label(cell) for name, cell in row.items()} for row in pq.read_table(file).to_pylist()]
+                rows = shortest_floats(pq.read_table(file)).to_pylist()
+                return [{name: as_label(cell) for name, cell in row.items()} for row in rows]
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",")
+            first = text.readline()
+            reader = csv.reader(chain([first], text), delimiter=max(",\t;", key=first.count))
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise CorpusError(f"{place} names a column twice: {', '.join(header[:20])}")
@@ -199,13 +203,22 @@ def read_lines(place: StorePath) -> list[dict[str, str | None]]:
             for cells in filter(None, reader):
                 if len(cells) != len(header):
                     raise CorpusError(f"{place} line {reader.line_num} has {len(cells)} cells, expected {len(header)}")
-                lines.append(dict(zip(header, cells, strict=True)))
+                lines.append(dict(zip(header, map(as_label, cells), strict=True)))
             return lines
     except (OSError, UnreachableError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise CorpusError(f"table {place} cannot be read: {reason}; check the path") from error
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"table {place} is neither CSV, TSV nor Parquet: {error}") from error
+
+
+def shortest_floats(table: pa.Table) -> pa.Table:
+    """Columns of float16 and float32 as the numbers that they print as: 0.1, not 0.10000000149011612."""
+    for position, field in enumerate(table.schema):
+        if field.type in (pa.float16(), pa.float32()):
+            numbers = [float(str(number)) for number in table[position].to_numpy()]
+            table = table.set_column(position, field.name, pa.array(numbers, pa.float64()))
+    return table
 
 
 def label_names(
