@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows: nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-from mmkd.base.errors import BusyStoreError, UnreachableError
+from mmkd.base.errors import BusyStoreError, StoreError, UnreachableError
 from mmkd.base.files import disk_errors
 from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.base.process import repeated
@@ -113,6 +113,9 @@ def _open_locked(path: Path) -> int:
         with disk_errors(path), suppress(FileNotFoundError):
             with suppress(FileExistsError):
                 path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent.is_symlink() and not path.parent.exists():
+                target = path.parent.resolve()
+                raise StoreError(f"{path.parent} is a link to {target}, which does not exist; name a folder")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with ExitStack() as stack:
                 stack.callback(os.close, fd)

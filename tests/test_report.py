@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(page: tuple[Path, Content], tmp_path: Path) -> No
         error = CliRunner().invoke(report, arguments).exception
         assert message in str(error)
         assert "\n" not in str(error)
-    with pytest.raises(UserError, match="no name for a page"):
+    with pytest.raises(UserError, match="is not an HTML file"):
         write_report(FeatureStore.open(root), tmp_path, Options())
 
 

@@ -60,7 +60,7 @@ def verify(path: StorePath, deep: bool, mend: bool, sample: int | None, seed: in
     With -n, only the bytes of some shards are compared; metadata, entries and selections are still checked in full.
     `mmkd teachers compare` says whether features are still what their teacher gives.
     """
-    from mmkd.store.repair import repair
+    from mmkd.store.verify import repair
     from mmkd.store.verify import verify as check
 
     report = check(path, deep, sample, seed)

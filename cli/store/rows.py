@@ -79,13 +79,20 @@ def pull(
     mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
     """
     from mmkd.store import FeatureStore
-    from mmkd.store.pull import PullChoice, shard_range
     from mmkd.store.pull import pull as bring
+    from mmkd.store.pull import shard_range
 
     source = FeatureStore.open(url)
-    chosen = PullChoice(teachers, shard_range(shards, source.shards) if shards else None, inputs)
     with progress_bar("file", hidden=as_json) as progress:
-        report = bring(source, out, chosen, workers, progress)
+        report = bring(
+            source,
+            out,
+            teachers=teachers,
+            shards=shard_range(shards, source.shards) if shards else None,
+            inputs=inputs,
+            workers=workers,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
     else:
@@ -123,11 +130,11 @@ def subset(
     """
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
 
     source = FeatureStore.open(path)
     check_target([source], out)
-    rows = chosen_rows(source, RowChoice(read_keys(keys) if keys else None, where, selection))
+    rows = chosen_rows(source, read_keys(keys) if keys else None, where, selection)
     chosen = StoreRows([(source, rows)], teachers, incomplete=incomplete)
     with progress_bar("shard", hidden=False) as progress:
         report = import_features(chosen, out, encoding, progress)
@@ -180,12 +187,11 @@ def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
-    parts = [(part, chosen_rows(part, RowChoice())) for part in stores]
-    source = StoreRows(parts, teachers, incomplete=incomplete)
+    source = StoreRows([(part, chosen_rows(part)) for part in stores], teachers, incomplete=incomplete)
     with progress_bar("shard", hidden=False) as progress:
         report = import_features(source, out, None, progress)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from mmkd.base.files import list_folder, temporary_files
 from mmkd.base.places.remote import StorePath
+from mmkd.store.run_log import run_seconds
 
 FRESH_SECONDS = 300.0
 """A store that was written to within this time may still be written: shards usually take less than five minutes."""
@@ -47,34 +46,19 @@ def activity(root: StorePath, complete: bool) -> Activity:
     """Read the logs in `runs/` and the times of ledger entries and temporary files. Behind a URL the times of files are
     not known, and the store counts as not running; so it does when `complete`, every shard of every teacher being
     recorded."""
-    logs = list_folder(root / "runs", "*.jsonl")
-    seconds: Counter[str] = Counter()
-    bad = 0
-    for log in logs:
-        for line in filter(None, log.read_bytes().decode("utf-8", errors="replace").split("\n")):
-            phases = _phases(line)
-            seconds.update(phases or {})
-            bad += phases is None
+    logs = run_seconds(root)
     newest = None
-    for path in (*logs, *list_folder(root / "ledger", "*.json"), *temporary_files(root)):
+    listed = (*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json"))
+    for path in (*listed, *temporary_files(root)):
         if isinstance(path, Path):
             with suppress(FileNotFoundError):  # a temporary file that was renamed in between
                 newest = max(newest or 0.0, path.stat().st_mtime)
     age = None if newest is None else max(0.0, time.time() - newest)
     return Activity(
-        runs=len(logs),
-        seconds={name: round(seconds[name], 3) for name in sorted(seconds)},
+        runs=logs.runs,
+        seconds={name: round(seconds, 3) for name, seconds in sorted(logs.seconds.items())},
         last_write=None if newest is None else datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
         seconds_ago=None if age is None else round(age, 1),
         running=age is not None and age < FRESH_SECONDS and not complete,
-        unreadable_lines=bad,
+        unreadable_lines=logs.unreadable_lines,
     )
-
-
-def _phases(line: str) -> dict[str, float] | None:
-    """Return the `seconds` of a log line; None if it has none."""
-    try:
-        seconds = json.loads(line)["seconds"]
-        return seconds if all(isinstance(value, int | float) for value in seconds.values()) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None

@@ -11,8 +11,7 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.hierarchy import read_json
 from mmkd.store.inspect.activity import Activity, activity
 from mmkd.store.inspect.coverage import Coverage, coverage
-from mmkd.store.reader import FeatureStore
-from mmkd.store.summary import StoreSummary
+from mmkd.store.reader import FeatureStore, StoreSummary
 
 
 @dataclass(frozen=True)

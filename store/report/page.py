@@ -49,7 +49,7 @@ def write_report(
     `out` is a folder, or does not end in .html; otherwise as `gather`. Raises StoreError if the file cannot be
     written."""
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-        raise UserError(f"a page must be a file that ends in .html, got {out}")
+        raise UserError(f"{out} is not an HTML file; give one that ends in .html")
     content = gather(store, options, progress)
     write_atomically(out, render(content, options).encode())
     return content
