@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,17 +26,14 @@ def free_memory() -> int:
 
 
 def _spare(meminfo: Path) -> int:
-    """MemAvailable of proc(5); elsewhere all memory that there is."""
-    try:
+    """Return MemAvailable of proc(5); elsewhere all memory that there is."""
+    with suppress(OSError):
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    try:
+    with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
+    return 0
 
 
 def _limits(own: Path, cgroups: Path) -> list[int]:
@@ -48,25 +45,16 @@ def _limits(own: Path, cgroups: Path) -> list[int]:
     limits = [1 << 63]
     for number, controllers, path in lines:
         if number == "0":
-            files = [folder / "memory.max" for folder in _upwards(cgroups, path)]
+            top, name = cgroups, "memory.max"
         elif "memory" in controllers.split(","):
-            files = [folder / "memory.limit_in_bytes" for folder in _upwards(cgroups / "memory", path)]
+            top, name = cgroups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        for file in files:
-            try:
-                text = file.read_text().strip()
-            except OSError:
-                continue
-            if text.isdigit():
-                limits.append(int(text))
+        group = top / path.lstrip("/")
+        for folder in (group, *(above for above in group.parents if above.is_relative_to(top))):  # each of them limits
+            with suppress(OSError, ValueError):  # `max` is no limit
+                limits.append(int((folder / name).read_text()))
     return limits
-
-
-def _upwards(top: Path, path: str) -> list[Path]:
-    """Return a group's folder and those above it: every one of them limits."""
-    folder = top / path.lstrip("/")
-    return [folder, *(above for above in folder.parents if above.is_relative_to(top))]
 
 
 # From glibc's malloc.h. The largest threshold that mallopt accepts is half a heap: 32 MiB on 64 bits.

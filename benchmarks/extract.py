@@ -1,6 +1,6 @@
-"""Extraction by nine ViT-B/32 (random weights) of JPEGs of 500 pixels with captions that fill the context: against the
-bare forward passes of the same models, a run for each teacher, and clip-retrieval; one worker against more; peak memory
-at 1x and 10x rows. Models are loaded before a clock starts.
+"""Extraction by nine ViT-B/32 (random weights) from JPEGs of 500 pixels, with captions that fill the context: compared
+with the bare forward passes of the same models, with one run per teacher, and with clip-retrieval; one worker
+against several; peak memory at 1x and 10x rows. Models are loaded before timing starts.
 
 clip-retrieval wants older packages than ours, so it lives apart, in an environment that `make bench` builds; where
 that is missing its row is left out.

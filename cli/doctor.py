@@ -346,11 +346,11 @@ def examine(folder: Path, seconds: float) -> Iterator[Check]:
     type=click.FloatRange(min=1),
     default=60.0,
     show_default=True,
-    help="Seconds for torch; 10 for the hub.",
+    help="Seconds to wait for torch; for the hub, at most 10.",
 )
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(folder: Path, timeout: float, as_json: bool) -> None:
-    """Look at machine, packages, hub, teachers' weights and licences, and the room in FOLDER for stores.
+    """Check the machine, packages, hub, teachers' weights and licenses, and the free space in FOLDER for stores.
 
     Changes nothing, needs no network. Exit status 1 when something must be corrected before mmkd can work.
     """

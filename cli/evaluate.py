@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,31 +17,45 @@ if TYPE_CHECKING:
     from mmkd.evaluate.folder import By, ResultFolder
     from mmkd.evaluate.runner import Outcome
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 SUITE = click.argument("suite", type=click.Path(dir_okay=False, path_type=Path))
+FILE = click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+MODEL = click.option("--model", required=True, help="Model to compare with the others.")
 OUT = click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the results.  [default: SUITE-results]"
 )
-TASK = click.option("--task", help="Task to show.  [default: all tasks of the suite]")
-METRIC = click.option("--metric", help="Metric to show.  [default: the task's primary one]")
-HEAD = click.option("--head", help="Direction, as i2t or t2i.  [default: every one that the task has]")
-FRACTION = click.option("--fraction", type=float, default=1.0, show_default=True, help="Share of the labels used.")
 BY = click.option(
     "--by", type=click.Choice(["domain", "dataset", "modality"]), default="domain", show_default=True,
-    help="What the columns are.",
+    help="Grouping of the columns.",
 )  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def question(command: Command) -> Command:
+    """Options that choose what a table, comparison or figure shows."""
+    for option in (
+        click.option("--fraction", type=float, default=1.0, show_default=True, help="Share of the labels used."),
+        click.option("--head", help="Head to show, such as i2t or t2i.  [default: all heads of the task]"),
+        BY,
+        click.option("--metric", help="Metric to show.  [default: the task's primary one]"),
+        click.option("--task", help="Task to show.  [default: all tasks of the suite]"),
+        OUT,
+    ):
+        command = option(command)
+    return command
+
+
 @click.group()
 def evaluate() -> None:
-    """Score teachers and students on the suites you describe in YAML."""
+    """Score teachers and students on suites described in YAML."""
 
 
 @evaluate.command()
 @SUITE
 @JSON
 def check(suite: Path, as_json: bool) -> None:
-    """Say what is missing from SUITE without running it.
+    """Report what SUITE still needs, without running it.
 
     \b
     mmkd evaluate check suite.yaml
@@ -54,13 +70,33 @@ def check(suite: Path, as_json: bool) -> None:
 
 
 @evaluate.command()
+@click.argument("dataset", metavar="SET")
+@click.option("--dry-run", is_flag=True, help="Say what would be downloaded.")
+def fetch(dataset: str, dry_run: bool) -> None:
+    """Download SET, a set that comes with mmkd or a description, where its license allows; else say how to get it.
+
+    \b
+    mmkd evaluate fetch breastmnist
+    """
+    from mmkd.base.text import one_line
+    from mmkd.evaluate.fetch import fetch_dataset
+
+    if not fetch_dataset(dataset, lambda line: click.echo(one_line(line)), dry_run=dry_run):
+        sys.exit(1)
+
+
+@evaluate.command()
 @SUITE
 @OUT
-@click.option("--force", is_flag=True, help="Run again what is done.")
-@click.option("--for-selection", is_flag=True, help="Scores will choose a model: refuse sets with `role: report`.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Units at once, a process each.  [default: one per core]")
+@click.option("--force", is_flag=True, help="Rerun finished units.")
+@click.option(
+    "--for-selection", is_flag=True, help="Scores will be used to select a model: refuse sets with `role: report`."
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Units to run at once, one process each.  [default: one per core]"
+)
 def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: int | None) -> None:
-    """Run what is missing of SUITE; a unit that fails is recorded and does not stop the others.
+    """Run the units of SUITE that have no result yet; a unit that fails is recorded and does not stop the others.
 
     \b
     mmkd evaluate run suite.yaml --out results
@@ -75,25 +111,16 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
 
     loaded, folder = load_suite(suite), _out(suite, out)
     with tqdm(unit="unit", disable=not sys.stderr.isatty()) as bar:
+        say = functools.partial(bar.write, file=sys.stderr)
 
         def show(outcome: Outcome, total: int) -> None:
             bar.total = total
             bar.update()
             if outcome.status == "failed":
-                bar.write(one_line(f"failed: {outcome.unit}: {outcome.reason}"), file=sys.stderr)
+                say(one_line(f"failed: {outcome.unit}: {outcome.reason}"))
 
-        def wait() -> None:
-            bar.write(f"waiting for another run of {one_line(loaded.suite)} into {folder} to end", file=sys.stderr)
-
-        report = run_suite(
-            loaded,
-            folder,
-            selection=for_selection,
-            force=force,
-            jobs=jobs or usable_cores(),
-            progress=show,
-            waiting=wait,
-        )
+        workers = jobs or usable_cores()
+        report = run_suite(loaded, folder, selection=for_selection, force=force, jobs=workers, progress=show, say=say)
     click.echo(str(report))
     if report.failed:
         sys.exit(1)
@@ -101,15 +128,10 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
 
 @evaluate.command()
 @SUITE
-@OUT
-@TASK
-@METRIC
-@BY
-@HEAD
-@FRACTION
+@question
 @click.option(
     "--format", "style", type=click.Choice(["markdown", "csv", "latex", "json"]), default="markdown", show_default=True,
-    help="How to print.",
+    help="Output format.",
 )  # fmt: skip
 @JSON
 def table(as_json: bool, **options: Any) -> None:
@@ -121,22 +143,16 @@ def table(as_json: bool, **options: Any) -> None:
     """
     from mmkd.evaluate.table import build_table
 
-    folder = _results(options.pop("suite"), options.pop("out"))
-    style = options.pop("style")
-    tables = [build_table(folder, question) for question in folder.questions(**options)]
+    folder, style = _results(options.pop("suite"), options.pop("out")), options.pop("style")
+    tables = [build_table(folder, asked) for asked in folder.questions(**options)]
     click.echo("\n".join(getattr(one, "json" if as_json else style)() for one in tables), nl=False)
 
 
 @evaluate.command()
 @SUITE
 @click.argument("model")
-@OUT
-@TASK
-@METRIC
-@BY
-@HEAD
-@FRACTION
-@click.option("--against", multiple=True, help="A model to compare with, repeatable.  [default: all others]")
+@question
+@click.option("--against", multiple=True, help="Model to compare with; repeatable.  [default: all others]")
 @JSON
 def compare(model: str, against: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Compare MODEL with each other model of SUITE, paired on the same samples.
@@ -147,21 +163,16 @@ def compare(model: str, against: tuple[str, ...], as_json: bool, **options: Any)
     from mmkd.evaluate.compare import compare as compare_models
 
     folder = _results(options.pop("suite"), options.pop("out"))
-    found = [compare_models(folder, model, question, against) for question in folder.questions(**options)]
+    found = [compare_models(folder, model, asked, against) for asked in folder.questions(**options)]
     click.echo("\n".join(one.json() if as_json else one.markdown() for one in found), nl=False)
 
 
 @evaluate.command()
 @SUITE
 @click.argument("kind", type=click.Choice(["heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier"]))
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--model", required=True, help="The model that is compared with the others.")
-@OUT
-@TASK
-@METRIC
-@BY
-@HEAD
-@FRACTION
+@FILE
+@MODEL
+@question
 def figure(kind: str, file: Path, model: str, **options: Any) -> None:
     """Draw a figure of the last run of SUITE into FILE (.svg, .png or .pdf).
 
@@ -171,18 +182,18 @@ def figure(kind: str, file: Path, model: str, **options: Any) -> None:
     from mmkd.evaluate.figures import FIGURES, save
 
     folder = _results(options.pop("suite"), options.pop("out"))
-    question, *others = folder.questions(**options)
+    first, *others = folder.questions(**options)
     if others:
-        asked = ", ".join(f"{one.task} {one.head}".strip() for one in (question, *others))
-        raise click.UsageError(f"a figure shows one task and head; choose of {asked} with --task and --head")
-    save(FIGURES[kind](folder, question, model), file)
+        asked = ", ".join(f"{one.task} {one.head}".strip() for one in (first, *others))
+        raise click.UsageError(f"a figure shows one task and head; choose from {asked} with --task and --head")
+    save(FIGURES[kind](folder, first, model), file)
     click.echo(f"wrote {file}")
 
 
 @evaluate.command()
 @SUITE
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--model", required=True, help="The model that is compared with the others.")
+@FILE
+@MODEL
 @OUT
 @BY
 def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> None:
@@ -200,39 +211,35 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 
 @evaluate.command()
 @SUITE
-@click.option("--training", type=STORE, metavar="STORE", help="Store of the corpus that students learn from.")
-@click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores hold]")
-@click.option("--cosine", type=float, default=0.98, show_default=True, help="From where images are near copies.")
+@click.option("--training", type=STORE, metavar="STORE", help="Store of the students' training corpus.")
+@click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores have]")
+@click.option("--cosine", type=float, default=0.98, show_default=True, help="Least cosine of near copies.")
 @click.option(
     "--hashes", type=click.Path(dir_okay=False, path_type=Path),
-    help="Compare perceptual hashes too: reads all images once and keeps their hashes in this Parquet file.",
+    help="Also compare perceptual hashes; all images are read once, and their hashes are stored in this Parquet file.",
 )  # fmt: skip
-@click.option("--bits", type=int, default=4, show_default=True, help="Up to where hashes of 64 bits are near.")
+@click.option("--bits", type=int, default=4, show_default=True, help="Most differing hash bits of near copies.")
 @JSON
 def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_json: bool, **options: Any) -> None:
-    """Find copies of SUITE's test images in a training corpus, in other splits and inside a split.
+    """Find copies of SUITE's test images in a training corpus, in other splits and within a split.
 
     \b
     mmkd evaluate leakage suite.yaml --training features
     mmkd evaluate leakage suite.yaml --training features --hashes hashes.parquet
     """
-    from mmkd.evaluate.image_hash import ImageHashes
-    from mmkd.evaluate.leakage import Thresholds, find_leakage
+    from mmkd.evaluate.leakage import ImageHashes, Thresholds, find_leakage
     from mmkd.evaluate.suite import load_suite
     from mmkd.store import FeatureStore
 
-    def say(line: str) -> None:
-        click.echo(line, err=True)
-
     limits = Thresholds(options["cosine"], options["bits"])
-    kept = None if hashes is None else ImageHashes(hashes, say)
+    kept = None if hashes is None else ImageHashes(hashes, functools.partial(click.echo, err=True))
     corpus = None if training is None else FeatureStore.open(training)
     report = find_leakage(load_suite(suite), corpus, options["model"], limits, kept)
     click.echo(report.json() if as_json else report.text())
 
 
 def _out(suite: Path, out: Path | None) -> Path:
-    """Return the named folder, or the suite's default beside it."""
+    """Return the named folder, or the default one beside the suite."""
     return out or suite.with_name(f"{suite.stem}-results")
 
 

@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from mmkd.extract.teachers.check import CheckReport, TowerReport
     from mmkd.extract.teachers.published import PublishedTeacher
 
-_AS_JSON = click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 _TRUST = click.option(
-    "--trust-pickle", is_flag=True, help="Unpickle files that need it; they can run any code. Their sha256 is printed."
+    "--trust-pickle",
+    is_flag=True,
+    help="Unpickle files that need it, which can run any code; their SHA-256 is printed.",
 )
 
 
 @click.group()
 def teachers() -> None:
-    """The teachers: who they are, whether they load."""
+    """List teachers, check that they load, compare them."""
 
 
 @teachers.command("list")
 @_AS_JSON
 def list_teachers(as_json: bool) -> None:
-    """The nine of the original, then their variants."""
+    """List the nine teachers of the original, then their variants."""
     from mmkd.extract.teachers.published import the_nine, variants
 
     if as_json:
@@ -52,7 +54,7 @@ def list_teachers(as_json: bool) -> None:
 @click.argument("slug")
 @_AS_JSON
 def show(slug: str, as_json: bool) -> None:
-    """What is known of one teacher, and the recipe that loads it (a YAML card has the same fields)."""
+    """Show the facts about one teacher and the recipe that loads it (a YAML card has the same fields)."""
     import yaml
 
     from mmkd.extract.teachers.published import known_teacher, parse_teacher
@@ -73,13 +75,13 @@ def show(slug: str, as_json: bool) -> None:
 
 @teachers.command()
 @click.argument("slug")
-@click.option("--images", type=click.Path(path_type=Path), help="Run these pictures instead of the drawn ones.")
+@click.option("--images", type=click.Path(path_type=Path), help="Pictures to run.  [default: synthetic ones]")
 @click.option("--golden", type=click.Path(path_type=Path), help="Folder of the original's samples to compare with.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @_TRUST
 @_AS_JSON
 def check(slug: str, images: Path | None, golden: Path | None, device: str, trust_pickle: bool, as_json: bool) -> None:
-    """Find or download the weights, load them strictly, run them. Exit status 1 when something is wrong.
+    """Find or download the weights, load them strictly and run them. Exit status 1 if something is wrong.
 
     SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
     """
@@ -102,7 +104,7 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 @click.argument("folder", type=click.Path(path_type=Path))
 @_TRUST
 def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
-    """Write a teacher's files into FOLDER with its weights as safetensors; its digest stays the same."""
+    """Copy a teacher's files to FOLDER with its weights as safetensors; its digest stays the same."""
     from mmkd.extract.teachers.convert import convert_teacher
     from mmkd.extract.teachers.published import parse_teacher
 
@@ -115,14 +117,16 @@ def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
 @click.argument("store", metavar="STORE")
 @click.argument("slug")
 @click.option("-n", "--rows", type=click.IntRange(min=1), help="Random rows to run again.  [default: 200]")
-@click.option("--corpus", help="The corpus, or the folder of its images, where it lies now.  [default: as recorded]")
-@click.option("--tolerance", type=click.FloatRange(0, 2), help="Largest 1 - cosine of a row.  [default: 0.001]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for the rows.")
+@click.option("--corpus", help="Current location of the corpus or of its images.  [default: as recorded]")
+@click.option(
+    "--tolerance", type=click.FloatRange(0, 2), help="Largest accepted 1 - cosine of a row.  [default: 0.001]"
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling.")
 @_AS_JSON
 def compare(
     store: str, slug: str, rows: int | None, corpus: str | None, tolerance: float | None, seed: int, as_json: bool
 ) -> None:
-    """Run a teacher again on random rows of STORE; exit status 1 when a feature differs or the teacher is another.
+    """Run a teacher again on random rows of STORE; exit status 1 if a feature or the teacher's digest differs.
 
     SLUG is a teacher of the store, or NAME=local-dir:FOLDER where its files lie now.
     """

@@ -13,31 +13,35 @@ from pathlib import Path
 
 import numpy as np
 
-from mmkd.base.config import filled, user_roots
 from mmkd.base.errors import NotAStoreError, UserError
-from mmkd.base.places.remote import as_root
-from mmkd.base.text import one_line
-from mmkd.evaluate.dataset import DatasetRows, Samples, load_dataset
+from mmkd.base.text import cell_text, one_line
+from mmkd.evaluate.dataset import SPLITS, DatasetRows, load_dataset, value_counts, value_name
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.plan import model_names
+from mmkd.evaluate.fetch import source_place
+from mmkd.evaluate.plan import model_names, open_stores
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import FeatureStore, MmkdError
 from mmkd.store.evaluation_rows import read_prompts
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
+WRITTEN_NULLS = ("nan", "nat", "na", "<na>", "n/a", "none", "null", "missing", "unknown", "not available", "-", "?")
+"""What tables write for no value, in lower case. It is text to us, so that all these rows would be one group."""
+
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """Findings about one data set. rows, groups: per split. counts: titles such as `test rows by diagnosis` to values
-    and their counts. missing: for each model, rows without features per split. problems: reasons that keep units from
-    running. warnings: reasons to doubt their scores. steps: commands for a set that is not extracted yet, in order."""
+    """Findings about one data set. layout: as the description has it. rows, groups: per split. counts: titles such as
+    `test rows by diagnosis` to values and their counts. missing: for each model, rows without features per split.
+    problems: reasons that keep units from running. warnings: reasons to doubt their scores. steps: commands for a set
+    that is not extracted yet, in order."""
 
     dataset: str
     role: str
     modality: str = ""
     tasks: tuple[str, ...] = ()
+    layout: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -46,16 +50,22 @@ class DatasetCheck:
     warnings: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
 
-    @property
-    def readable(self) -> bool:
-        """True if its store has the columns that the suite names."""
-        return bool(self.rows)
-
-    @property
-    def counted(self) -> str:
-        """Count rows and groups of each split; a reason where there are none."""
+    def lines(self) -> list[str]:
+        """A paragraph about the data set."""
         counts = ", ".join(f"{split} {n} ({self.groups[split]} groups)" for split, n in self.rows.items())
-        return counts or ("not extracted" if self.steps else "not readable")
+        counts = counts or ("not extracted" if self.steps else "not readable")
+        return [
+            f"{self.dataset} [{self.role}, {self.modality}: {', '.join(self.tasks)}]: {counts}",
+            *(f"  {title}: " + ", ".join(f"{v} {n}" for v, n in found.items()) for title, found in self.counts.items()),
+            *(
+                f"  {model}: no features for " + ", ".join(f"{n} {split} rows" for split, n in splits.items())
+                for model, splits in self.missing.items()
+            ),
+            *(["  layout: unconfirmed; compare file names and columns"] if self.layout == "unconfirmed" else []),
+            *(f"  warning: {text}" for text in self.warnings),
+            *(f"  problem: {text}" for text in self.problems),
+            *(f"  next: {text}" for text in self.steps),
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,48 +82,29 @@ class CheckReport:
         return not any(one.problems for one in self.datasets)
 
     def text(self) -> str:
-        """Return one paragraph per data set."""
-        ready = sum(one.readable and not one.problems for one in self.datasets)
-        lines = [
-            f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, "
-            f"models {', '.join(self.models) or 'none'}"
-        ]
-        for one in self.datasets:
-            lines.append(f"{one.dataset} [{one.role}, {one.modality}: {', '.join(one.tasks)}]: {one.counted}")
-            for title, counts in one.counts.items():
-                lines.append(f"  {title}: " + ", ".join(f"{name} {n}" for name, n in counts.items()))
-            for model, splits in one.missing.items():
-                lines.append(f"  {model}: no features for " + ", ".join(f"{n} {s} rows" for s, n in splits.items()))
-            lines += [f"  warning: {text}" for text in one.warnings]
-            lines += [f"  problem: {text}" for text in one.problems]
-            lines += [f"  next: {text}" for text in one.steps]
+        """One paragraph per data set."""
+        ready = sum(bool(one.rows) and not one.problems for one in self.datasets)
+        head = f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, models "
+        lines = [head + (", ".join(self.models) or "none"), *(line for one in self.datasets for line in one.lines())]
         return "\n".join(map(one_line, lines))
 
     def json(self) -> str:
-        """Return the same as JSON."""
+        """The same as JSON."""
         return json.dumps(asdict(self) | {"ok": self.ok}, indent=1)
 
 
 def check_suite(suite: Suite) -> CheckReport:
     """Check rows, classes, prompts, splits and features of every data set and model. Raises ConfigError if the suite
     names a metric that does not exist, or an ensemble like an encoder."""
-    stores: dict[str, FeatureStore] = {}
-    unopened: dict[str, MmkdError] = {}
-    for path in dict.fromkeys(spec.store for spec in suite.datasets):
-        try:
-            stores[path] = FeatureStore.open(path)
-        except MmkdError as error:
-            unopened[path] = error
+    stores, unopened = open_stores(suite)
     models = model_names(suite, list(stores.values()))
     checks = []
     for spec in suite.datasets:
-        found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks)
-        if spec.store not in unopened:
+        found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks, spec.about.layout)
+        if spec.store in stores:
             _check_dataset(suite, spec, stores[spec.store], models, found)
         elif spec.source is not None and isinstance(unopened[spec.store], NotAStoreError):
-            missing = _missing_before(spec)
-            found.problems.append(missing.problem)
-            found.steps.extend(missing.steps)
+            _check_source(spec, spec.source, found)
         else:
             found.problems.append(str(unopened[spec.store]))
         checks.append(found)
@@ -133,49 +124,86 @@ def _check_dataset(
         found.rows[name] = len(samples)
         found.groups[name] = len(set(data.groups(samples).tolist()))
         if spec.label is not None:
-            found.counts[f"{name} rows by class"] = _class_counts(data, spec.label, samples)
-        if spec.group is not None and (single := sum(value is None for value in samples.column(spec.group))):
-            found.warnings.append(f"{single} {name} rows have no {spec.group}; each is a group of its own")
-        if samples.unmatched:
-            found.problems.append(f"{spec.dataset}: {samples.unmatched}")
+            index = data.class_of
+            labels = Counter(
+                data.classes[index[value]] if value in index else f"{value_name(value)} (no class)"
+                for value in samples.column(spec.label).tolist()
+            )
+            found.counts[f"{name} rows by class"] = dict.fromkeys(data.classes, 0) | dict(labels)
     for name in spec.tasks:
         task = TASKS[name]
         task.scoring(spec)
         found.problems.extend(text for text in task.problems(data) if text not in found.problems)
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
-    found.warnings.extend(_same_images(data) + _similar_groups(data))
-    found.warnings.extend(_differs_from_published(spec, found.rows))
+    found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))
+    slides = (spec.source or {}).get("kind") == "slides"
+    sizes, unit = (found.groups, "groups") if slides else (found.rows, "rows")
+    sizes = sizes | {"all": sum(sizes.values())}
+    found.warnings.extend(
+        f"{split} has {sizes[split]} {unit}, published are {count}"
+        for split, count in spec.about.expected.items()
+        if count is not None and sizes.get(split, count) != count
+    )
     found.problems.extend(_prompts_differ(data))
     for model in models:
         _check_model(data, model, suite.ensembles.get(model, ()), found)
 
 
-def _class_counts(data: DatasetRows, label: str, samples: Samples) -> dict[str, int]:
-    """Count rows of every class and of every value that is not a class."""
-    values = data.spec.classes or {name: (name,) for name in data.classes}
-    name_of = {value: name for name in data.classes for value in values[name]}
-    counts = Counter(
-        name_of.get(value, f"{'blank' if value is None else repr(value)} (no class)")
-        for value in samples.column(label).tolist()
-    )
-    return {name: counts[name] for name in data.classes} | dict(counts)
+def _blank_cells(data: DatasetRows) -> list[str]:
+    """Count rows without a group, bag or domain, and those whose cell is a word for no value."""
+    spec, found = data.spec, []
+    meanings = {spec.domain: f"they count under {spec.dataset!r}", spec.bag: "each is a bag of its own"}
+    meanings[spec.group] = "each is a group of its own"
+    for split, samples in data.splits.items():
+        for column, meaning in meanings.items():
+            cells = [] if column is None else samples.column(column).tolist()
+            if blank := cells.count(None):
+                found.append(f"{blank} {split} rows have no {column}; {meaning}")
+            if words := [cell for cell in cells if cell is not None and cell.casefold() in WRITTEN_NULLS]:
+                found.append(
+                    f"{split} rows have the {column} {value_counts(words)}, a name like any other; leave cells blank "
+                    "that have no value"
+                )
+    return found
+
+
+def _folded(text: str) -> str:
+    """`text` without what people write in several ways: case, encoding of accents, invisible characters, separators,
+    zeros at the beginning of a number."""
+    letters = unicodedata.normalize("NFKC", text).casefold()
+    visible = "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
+    return cell_text(re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"[\s_-]+", " ", visible).strip())) or ""
 
 
 def _similar_groups(data: DatasetRows) -> list[str]:
-    """Return groups of two splits whose names differ in case or in zeros at the beginning only."""
+    """Report groups of two splits whose names differ in spelling only."""
     if data.spec.group is None:
         return []
     spellings: dict[str, dict[str, str]] = {}
     for split, samples in data.splits.items():
         for group in dict.fromkeys(data.groups(samples).tolist()):
-            folded = re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFKC", group).casefold())
-            spellings.setdefault(re.sub(r"\s+", " ", folded), {}).setdefault(group, split)
+            spellings.setdefault(_folded(group), {}).setdefault(group, split)
     pairs = [names for names in spellings.values() if len(set(names.values())) > 1]
     if not pairs:
         return []
     shown = " and ".join(f"{group!r} in {split}" for group, split in list(pairs[0].items())[:2])
     return [f"{len(pairs)} values of {data.spec.group} may be one group in two splits: {shown}; write them alike"]
+
+
+def _similar_filters(data: DatasetRows) -> list[str]:
+    """Report values that no split's filter names, and that differ from one that does in spelling only."""
+    found = []
+    filters = [chosen for split in SPLITS if (chosen := getattr(data.spec.rows, split)) is not None]
+    for column, counts in data.values.items():
+        named = {value for chosen in filters for value in chosen.get(column, ())}
+        similar = {_folded(value): value for value in named if value}
+        texts = {raw: cell_text(raw) or "" for raw in counts}
+        other = {raw: counts[raw] for raw, text in texts.items() if text not in named and _folded(text) in similar}
+        if other:
+            like = ", ".join(sorted({repr(similar[_folded(texts[raw])]) for raw in other}))
+            found.append(f"rows with {column} {value_counts(Counter(other))} are in no split; `rows` names {like}")
+    return found
 
 
 def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found: DatasetCheck) -> None:
@@ -202,52 +230,32 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
 
 def _same_images(data: DatasetRows) -> list[str]:
     """Report exact copies of test images among training images, which inflate a probe's score."""
-    test = {digest for digest in data.splits["test"].column("image_sha256") if digest is not None}
-    found = []
-    for name in ("train", "val"):
-        if name in data.splits:
-            shared = test & set(data.splits[name].column("image_sha256").tolist())
-            if shared:
-                found.append(f"{len(shared)} test images are byte for byte also {name} images")
-    return found
+    images = {name: set(samples.column("image_sha256")) - {None} for name, samples in data.splits.items()}
+    shared = {name: len(images["test"] & images.get(name, set())) for name in ("train", "val")}
+    return [f"{count} test images are byte for byte also {name} images" for name, count in shared.items() if count]
 
 
-@dataclass(frozen=True)
-class _Missing:
-    """Reason a data set cannot be scored, with the commands to run in order."""
-
-    problem: str
-    steps: tuple[str, ...]
-
-
-def _missing_before(spec: DatasetSpec) -> _Missing:
-    """Return the part that a data set without a store lacks: its files, or only their extraction."""
-    assert spec.source is not None, "asked of sets that are described"
+def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCheck) -> None:
+    """Say what a data set without a store lacks: its files, or only their extraction."""
     places = f"{shlex.quote(spec.described_in)} {shlex.quote(spec.store)}"
-    bags = spec.source.get("kind") == "bags"
-    extraction = f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ..."
+    bags = source.get("kind") == "bags"
+    found.steps.append(f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ...")
     try:
-        path = str(filled(spec.source.get("path", ""), user_roots() | {"dataset": spec.dataset}, spec.described_in))
-        place = as_root(path if "://" in path else str(Path(spec.described_in).parent / path))
+        place = source_place(source, spec.dataset, Path(spec.described_in))
         there = place.exists()
     except (MmkdError, OSError) as error:
-        return _Missing(str(error), (extraction,))
+        found.problems.append(str(error))
+        return
     if there:
-        return _Missing(f"not extracted: {spec.store} does not exist", (extraction,))
+        found.problems.append(f"not extracted: {spec.store} does not exist")
+        return
     about = spec.about
     terms = "; ".join(part for part in (about.access, about.licence and f"licence: {about.licence}") if part)
-    owners = about.homepage or "its owners"
-    get = f"get it from {owners}{f' ({terms})' if terms else ''}, or say where it is in roots.yaml"
-    return _Missing(f"its files are not here: {place!s} does not exist", (get, extraction))
-
-
-def _differs_from_published(spec: DatasetSpec, rows: dict[str, int]) -> list[str]:
-    """Return splits with another number of samples than was published."""
-    return [
-        f"{split} has {rows[split]} rows, published are {count}"
-        for split, count in spec.about.expected.items()
-        if count is not None and split in rows and rows[split] != count
-    ]
+    owners = f"{about.homepage or 'its owners'}{f' ({terms})' if terms else ''}"
+    found.problems.append(f"its files are not here: {place!s} does not exist")
+    command = f"; mmkd evaluate fetch {shlex.quote(spec.described_in)} {'does' if about.fetch.files else 'says how'}"
+    helps = command if about.fetch.files or about.fetch.steps else ""
+    found.steps.insert(0, f"get it from {owners}, or say where it is in roots.yaml{helps}")
 
 
 def _prompts_differ(data: DatasetRows) -> list[str]:

@@ -25,11 +25,16 @@ SPLIT = "split of the suite"
 FIXED = ("row", "key", "caption", "uri", "image_sha256", "status")
 
 
+def value_name(value: object) -> str:
+    """`blank` for None, else the value in quotes."""
+    return "blank" if value is None else repr(value)
+
+
 def value_counts(values: Iterable[object], most: int = 8) -> str:
     """Return values (or a counter of them) with their counts, the most frequent first: `'dead' 8, blank 3, and 2
     more`."""
     counts = Counter(values).most_common()
-    shown = [f"{'blank' if value is None else repr(value)} {count}" for value, count in counts[:most]]
+    shown = [f"{value_name(value)} {count}" for value, count in counts[:most]]
     return ", ".join(shown + ([f"and {len(counts) - most} more"] if len(counts) > most else []))
 
 
@@ -39,8 +44,6 @@ class Samples:
 
     name: str
     table: pa.Table
-    unmatched: str = ""
-    """Error text on filter values that no row has; empty if there are none."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -67,17 +70,23 @@ class Samples:
         values = self.column(name)
         return np.where(values == None, other, values)  # noqa: E711 - element by element
 
+    def units(self, name: str | None) -> NDArray[np.object_]:
+        """Return what rows with the same value of a column belong to, str (n,): the value. A row without one is a unit
+        of its own: its key after a blank, which no value begins with. Without a column the keys."""
+        return self.ids if name is None else self.filled(name, " " + self.ids)
+
     def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> NDArray[np.bool_]:
         """Return rows whose columns all have one of the values of `yes`, bool (n,). Every other value must be one of
         `no`. Without `no` a column may have one other value, and no null. Raises UserError for values that are on
         neither side, with their counts. `yes`: columns with the values that count as true. `no`: the same columns with
         the values that count as false; `*` for all others, null excepted. `option`: name of `no` in the description."""
-        found = np.ones(len(self), dtype=bool)
+        found, sides = np.ones(len(self), dtype=bool), no or {}
         for name, values in yes.items():
-            cells = self.column(name)
-            listed, other = (no or {}).get(name, ()), [cell for cell in cells if (cell or "") not in values]
-            found &= np.array([(cell or "") in values for cell in cells], dtype=bool)
-            if name not in (no or {}) and len(set(other)) == 1 and other[0] is not None:
+            cells, listed = self.column(name), sides.get(name, ())
+            matches = np.array([(cell or "") in values for cell in cells], dtype=bool)
+            found &= matches
+            other = cells[~matches].tolist()
+            if name not in sides and len(set(other)) == 1 and other[0] is not None:
                 continue
             alien = [cell for cell in other if (cell or "") not in listed and (cell is None or OTHERS not in listed)]
             if alien:
@@ -91,29 +100,29 @@ class Samples:
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """A data set with its splits found in the store."""
+    """A data set with its splits found in the store.
+
+    negatives: text rows that describe the absence of classes. texts: rows that sections of the description ask for, by
+    the name that these give. classes: names; the position is the class index; empty without a label column. values: of
+    every column that a filter reads, all values in the store with their counts.
+    """
 
     spec: DatasetSpec
     store: FeatureStore
     splits: dict[str, Samples]
     prompts: Samples | None
     negatives: Samples | None
-    """Text rows that describe the absence of classes."""
     texts: Mapping[str, Samples]
-    """Text rows that sections of the description ask for, by the name that these give."""
     classes: tuple[str, ...]
-    """Class names; the position is the class index. Empty when the data set has no label column."""
+    values: Mapping[str, Counter[object]]
 
     def split(self, name: Split) -> Samples:
-        """Return the rows of one split. Raises UserError if the suite does not define it, it has no rows, or no row has
-        one of the values asked for."""
+        """Return the rows of one split. Raises UserError if the suite does not define it, or it has no rows."""
         samples = self.splits.get(name)
         if samples is None or len(samples) == 0:
             filters = getattr(self.spec.rows, name) or {}
             asked = ", ".join(f"{column}: {' or '.join(map(str, values))}" for column, values in filters.items())
             raise UserError(f"{self.spec.dataset} has no {name} rows: {{{asked}}} matches nothing in {self.store.root}")
-        if samples.unmatched:
-            raise UserError(f"{self.spec.dataset}: {samples.unmatched}")
         return samples
 
     def joined(self, names: tuple[Split, ...]) -> Samples:
@@ -123,12 +132,16 @@ class DatasetRows:
         ]
         return Samples("+".join(names), pa.concat_tables(tables))
 
+    @property
+    def class_of(self) -> dict[str | None, int]:
+        """Value of the label column, None for a blank one, to class index."""
+        values = self.spec.classes or {name: (name,) for name in self.classes}
+        return {value or None: i for i, name in enumerate(self.classes) for value in values[name]}
+
     def labels(self, samples: Samples) -> NDArray[np.int64]:
         """Return the class index of every row, int64 (n,). Raises UserError for a row without a label, or with one that
         is not among the classes."""
-        values = self.spec.classes or {name: (name,) for name in self.classes}
-        index = {value: i for i, name in enumerate(self.classes) for value in values[name]}
-        return self._class_index(samples, self.label_column, index)
+        return self._class_index(samples, self.label_column, self.class_of)
 
     def prompt_labels(self, negative: bool = False) -> NDArray[np.int64]:
         """Return the class index of every prompt, or of every negative one, int64 (m,). Raises UserError if a class has
@@ -155,7 +168,7 @@ class DatasetRows:
     def groups(self, samples: Samples) -> NDArray[np.object_]:
         """Return groups of rows that depend on each other, str (n,): the group column, or every row for itself. A row
         without a value in the group column is a group of its own."""
-        return samples.ids if self.spec.group is None else samples.filled(self.spec.group, samples.ids)
+        return samples.units(self.spec.group)
 
     def domains(self, samples: Samples) -> NDArray[np.object_]:
         """Return the value of the domain column, str (n,), or the data set's name."""
@@ -169,6 +182,11 @@ class DatasetRows:
         prompts = {"prompt": self.prompts, "negative prompt": self.negatives}
         return {**self.splits, **{name: found for name, found in prompts.items() if found is not None}, **self.texts}
 
+    @property
+    def rows_used(self) -> NDArray[np.int64]:
+        """Grid rows of all splits, prompts and texts, int64, ascending: a unit depends on their features."""
+        return np.unique(np.concatenate([samples.rows for samples in self.parts.values()]))
+
     @cached_property
     def digest(self) -> str:
         """16 hex digits over every row that is used and all columns that the tasks read, features aside."""
@@ -179,69 +197,78 @@ class DatasetRows:
                 sha.update(repr(values).encode())
         return sha.hexdigest()[:16]
 
-    def _class_index(self, samples: Samples, column: str, index: dict[str, int]) -> NDArray[np.int64]:
+    def _class_index(self, samples: Samples, column: str, index: Mapping[Any, int]) -> NDArray[np.int64]:
         values = samples.column(column)
         alien = [value for value in values if value not in index]
         if alien:
             first = samples.ids[list(values).index(alien[0])]
             raise UserError(
                 f"{self.spec.dataset}: {column} of {len(alien)} {samples.name} rows is not one of the classes "
-                f"{', '.join(index)}: {value_counts(alien)} (first in row {first!r}); name these values under "
-                "`classes`, or leave the rows out with `rows`"
+                f"{', '.join(value or 'blank' for value in index)}: {value_counts(alien)} (first in row {first!r}); "
+                "name these values under `classes`, or leave the rows out with `rows`"
             )
         return np.array([index[value] for value in values], dtype=np.int64)
 
 
 def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
-    """Find the rows of a data set. Raises UserError for a column that the store lacks, a key that occurs twice in a
-    split, or rows without a class."""
-    reader = _Reader(store)
+    """Find the rows of a data set. Raises UserError for a column that the store lacks, a value that a filter names and
+    no row has, or a key that occurs twice in a split."""
+    reader = _Reader(spec.dataset, store)
     splits: dict[str, Samples] = {}
     for name in SPLITS:
         chosen: RowFilter | None = getattr(spec.rows, name)
         if chosen is not None:
             splits[name] = reader.select(name, chosen, spec.columns)
-            _refuse_duplicates(spec, splits[name])
+            keys, counts = np.unique(splits[name].ids, return_counts=True)
+            if (counts > 1).any():
+                raise UserError(f"{spec.dataset}: key {str(keys[counts > 1][0])!r} stands twice among the {name} rows")
     prompts = negatives = None
+    classes = tuple(spec.classes or ())
+    labelled = splits["test"].column(spec.label) if spec.label is not None else np.empty(0, dtype=object)
     if spec.prompts is not None:
         of = spec.prompts.label or spec.label or "key"
         prompts = reader.select("prompt", spec.prompts.rows, (of,))
+        labelled = labelled if spec.label is None else prompts.column(of)
         if spec.prompts.negatives is not None:
             negatives = reader.select("negative prompt", spec.prompts.negatives, (of,))
+    if spec.classes is None:
+        classes = tuple(sorted({str(value) for value in labelled if value is not None}))
     texts = {
         name: reader.select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()
     }
-    found = negatives if negatives is not None and len(negatives) else None
-    return DatasetRows(spec, store, splits, prompts, found, texts, _classes(spec, splits["test"], prompts))
+    return DatasetRows(spec, store, splits, prompts, negatives or None, texts, classes, reader.values)
 
 
 @dataclass(frozen=True)
 class _Reader:
     """Rows of a store by conditions on their cells; the values of a column are counted once."""
 
+    dataset: str
     store: FeatureStore
-    _held: dict[str, Counter[object]] = field(default_factory=dict)
+    values: dict[str, Counter[object]] = field(default_factory=dict)
 
     def select(self, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:
         """Return the rows that pass `chosen`, with `columns`."""
         wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
         # Reading the columns first gives the error that lists the store's columns.
         schema = self.store.sample_table(columns=wanted, filter=pc.scalar(False)).schema
-        condition: Any = pc.field("status") != "absent"
-        unmatched = ""
+        present: Any = pc.field("status") != "absent"
+        condition = present
         for column, values in chosen.items():
-            held = self._counts(column)
-            cells = {raw: cell_text(raw) or "" for raw in held}
+            if column not in self.values:
+                read = self.store.sample_table(columns=list(dict.fromkeys(["row", column])), filter=present)
+                counted = pc.value_counts(read[column]).to_pylist()
+                self.values[column] = Counter({one["values"]: one["counts"] for one in counted})
+            cells = {raw: cell_text(raw) or "" for raw in self.values[column]}
             accepted = [raw for raw, text in cells.items() if text in values]
-            one_of = pc.field(column).isin(
-                pa.array([raw for raw in accepted if raw is not None], schema.field(column).type)
-            )
+            named = [raw for raw in accepted if raw is not None]
+            one_of = pc.field(column).isin(pa.array(named, schema.field(column).type))
             condition &= (one_of | pc.field(column).is_null()) if None in accepted else one_of
             absent = [value for value in values if value not in cells.values()]
-            if absent and accepted and not unmatched:
-                unmatched = (
-                    f"{name} rows ask for {column} {' and '.join(map(repr, absent))}, which no row has; it has "
-                    f"{value_counts(held)}"
+            if absent and accepted:
+                raise UserError(
+                    f"{self.dataset}: {name} rows ask for {column} {' and '.join(map(repr, absent))}, which no row "
+                    f"has; it has {value_counts(self.values[column])}"
                 )
         table = self.store.sample_table(columns=wanted, filter=condition)
         for position, column in enumerate(wanted):
@@ -249,29 +276,4 @@ class _Reader:
                 encoded = pc.dictionary_encode(table[column]).combine_chunks()
                 texts = pa.array([cell_text(value) for value in encoded.dictionary.to_pylist()], pa.string())
                 table = table.set_column(position, column, texts.take(encoded.indices))
-        return Samples(name, table, unmatched)
-
-    def _counts(self, column: str) -> Counter[object]:
-        if column not in self._held:
-            present = pc.field("status") != "absent"
-            counted = pc.value_counts(
-                self.store.sample_table(columns=list(dict.fromkeys(["row", column])), filter=present)[column]
-            )
-            self._held[column] = Counter({one["values"]: one["counts"] for one in counted.to_pylist()})
-        return self._held[column]
-
-
-def _refuse_duplicates(spec: DatasetSpec, samples: Samples) -> None:
-    keys, counts = np.unique(samples.ids, return_counts=True)
-    if (counts > 1).any():
-        raise UserError(f"{spec.dataset}: key {str(keys[counts > 1][0])!r} stands twice among the {samples.name} rows")
-
-
-def _classes(spec: DatasetSpec, test: Samples, prompts: Samples | None) -> tuple[str, ...]:
-    if spec.classes is not None or spec.label is None:
-        return tuple(spec.classes or ())
-    if prompts is not None and spec.prompts is not None:
-        values = prompts.column(spec.prompts.label or spec.label)
-    else:
-        values = test.column(spec.label)
-    return tuple(sorted({value for value in values if value is not None}))
+        return Samples(name, table)

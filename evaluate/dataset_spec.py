@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from mmkd.base.config import Frozen
+from mmkd.base.config import Frozen, without_repeats
 from mmkd.base.errors import UserError
 from mmkd.base.text import cell_text
 from mmkd.store.evaluation_rows import KIND, NEGATIVE, PROMPT, SAMPLE, TEXT_OF
@@ -25,12 +25,35 @@ OTHERS = "*"
 """Wildcard for every value that is not listed on the other side of a two-way column, null excepted."""
 
 
-def _texts(value: object) -> object:
-    """Return one value or several as text, in the form in which cells are compared."""
+def _texts(value: object) -> tuple[str, ...]:
+    """One value or several as text, in the form in which cells are compared."""
     values = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(one, bool) for one in values):
         raise ValueError(f"YAML reads {values!r} as true or false; put the value in quotes")
-    return tuple((cell_text(one) or "") if isinstance(one, int | float | str) or one is None else one for one in values)
+    for one in values:
+        if one is not None and not isinstance(one, int | float | str):
+            raise ValueError(f"YAML reads {one!s} as a {type(one).__name__}, expected text; put the value in quotes")
+    return tuple(cell_text(one) or "" for one in values)
+
+
+def _columns(value: object) -> object:
+    """Column names of a mapping."""
+    if isinstance(value, dict) and any(isinstance(name, bool) for name in value):
+        raise ValueError("YAML reads the name of a column (`on`, `yes`, `no`) as true or false; put it in quotes")
+    return value
+
+
+def _classes(value: object) -> object:
+    """Class names with the values that stand for them; in a list a name is its own value."""
+    if isinstance(value, dict):
+        wrong = [name for name in value if isinstance(name, bool)]
+        if wrong:
+            raise ValueError(f"YAML reads a class name as {wrong[0]}; put it in quotes")
+        names = without_repeats(_texts(list(value)))
+        if "" in names:
+            raise ValueError("YAML reads a class name as null or blank; put a name in quotes")
+        return dict(zip(names, value.values(), strict=True))
+    return {name: (name,) for name in without_repeats(_texts(value))} if isinstance(value, list | tuple) else value
 
 
 def folder_name(name: str) -> str:
@@ -41,31 +64,40 @@ def folder_name(name: str) -> str:
         raise ValueError(f"{name!r} must be up to 64 lower-case letters, digits, '-', '_' or '.'") from None
 
 
-def _classes(value: object) -> object:
-    """Return class names with the values that stand for them; in a list a name is its own value."""
-    if isinstance(value, list | tuple):
-        return {name: (name,) for name in _texts(value)}  # type: ignore[attr-defined]
-    if isinstance(value, dict):
-        wrong = [name for name in value if isinstance(name, bool)]
-        if wrong:
-            raise ValueError(f"YAML reads a class name as {wrong[0]}; put it in quotes")
-        return {str(name): values for name, values in value.items()}
-    return value
-
-
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 Classes = Annotated[dict[str, Texts], BeforeValidator(_classes)]
-RowFilter = dict[str, Texts]
+RowFilter = Annotated[dict[str, Texts], BeforeValidator(_columns)]
 """Column to accepted value(s), `""` for null; a row must pass all columns. `{}` takes every row."""
 
 
 def check_sides(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> None:
-    """Raise ValueError if a value is on both sides of a two-way column, or the sides' columns differ."""
+    """Raise ValueError if a value is on both sides of a two-way column, the sides' columns differ, or the first side
+    names no value."""
+    if not yes or not all(yes.values()):
+        raise ValueError(f"`{one}` names no value; write `{one}: {{COLUMN: [VALUE, ...]}}`")
     for column, values in (no or {}).items():
         if column not in yes:
             raise ValueError(f"`{other}` has the column {column!r}, `{one}` has {', '.join(yes)}")
         if both := set(values) & set(yes[column]):
             raise ValueError(f"{column}: {min(both)!r} is both {one} and {other}")
+
+
+class Download(Frozen):
+    """File that anyone may download under the set's license."""
+
+    url: str = Field(pattern="^https?://")
+    to: str
+    """File or folder that it becomes; `${name}` is a root."""
+    checksum: str | None = Field(None, pattern="^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
+    member: str | None = None
+    """File or folder in this zip or tar that becomes `to`, `.` for all of it; without one the file is not unpacked."""
+
+
+class Fetch(Frozen):
+    """What brings the files to where `source` expects them: downloads, then steps by hand."""
+
+    files: tuple[Download, ...] = ()
+    steps: tuple[str, ...] = ()
 
 
 class About(Frozen):
@@ -76,8 +108,20 @@ class About(Frozen):
     """As its owners state it; read their terms before you use the data."""
     access: str | None = None
     """Conditions beyond a download: registration, a data use agreement."""
-    expected: dict[str, int | None] = Field(default_factory=dict)
-    """Published number of samples of each split; null where we do not know."""
+    citation: str | None = None
+    expected: dict[Literal["train", "val", "test", "all"], int | None] = Field(default_factory=dict)
+    """Published number of samples (of slides: of groups) of each split, or of `all`; null where we do not know."""
+    layout: Literal["confirmed", "unconfirmed"] | None = None
+    """`confirmed` if file names, columns and codes of the description were compared with the `evidence`."""
+    evidence: str | None = None
+    """URL of the files, of code that reads them, or of their documentation."""
+    fetch: Fetch = Fetch()
+
+    @model_validator(mode="after")
+    def _confirmed_by_something(self) -> About:
+        if self.layout == "confirmed" and not self.evidence:
+            raise ValueError("layout is 'confirmed' without `evidence`; give the URL that it was compared with")
+        return self
 
 
 class SplitFilters(Frozen):
@@ -111,11 +155,10 @@ class SeveralLabels(Frozen):
     nothing: Texts = ()
     """Values in `column` that mean no label, such as `No Finding`."""
     positive: Texts = ("1", "true", "True")
-    """Values of a class' own column that mean presence."""
     negative: Texts = ("0", "false", "False")
-    """Values that mean absence."""
     unknown: Texts = ("-1", "")
-    """Values that mean unknown: the sample does not count for that class. A value in none of the lists is an error."""
+    """Values of a class' own column that mean presence, absence, or that the sample does not count for the class. A
+    value in none of the lists is an error."""
 
     @property
     def meanings(self) -> dict[str | None, int]:
@@ -155,7 +198,7 @@ class DatasetSpec(Frozen):
     sections: ClassVar[dict[str, type[Section]]] = {}
     """Name to model of the sections of all tasks."""
 
-    dataset: str
+    dataset: Annotated[str, AfterValidator(folder_name)]
     version: int = 1
     about: About = About()
     described_in: str = ""
@@ -209,20 +252,19 @@ class DatasetSpec(Frozen):
         """Fill in what follows from `source`: samples, prompts and other texts are distinguished by `row_kind`."""
         if not isinstance(raw, dict):
             return raw
+        filled, prompts = dict(raw), raw.get("prompts") or {}
+        has_file = isinstance(prompts, dict) and prompts.get("file") is not None
         if not isinstance(raw.get("source"), dict):
-            if isinstance(raw.get("prompts"), dict) and raw["prompts"].get("file") is not None:
+            if has_file:
                 raise ValueError("a prompt file is encoded with the `source`, which is missing")
             return raw
-        filled = dict(raw)
         if isinstance(raw.get("rows"), dict):
             filled["rows"] = {
                 split: {KIND: SAMPLE} | chosen if isinstance(chosen, dict) else chosen
                 for split, chosen in raw["rows"].items()
             }
-        prompts = raw.get("prompts")
-        if isinstance(prompts, dict) and prompts.get("file") is not None:
-            found = {"rows": {KIND: PROMPT}, "label": TEXT_OF, "negatives": {KIND: NEGATIVE}}
-            filled["prompts"] = found | prompts
+        if has_file:
+            filled["prompts"] = {"rows": {KIND: PROMPT}, "label": TEXT_OF, "negatives": {KIND: NEGATIVE}, **prompts}
         for name, section in cls.sections.items():
             for key, values in section.from_source.items():
                 if isinstance(raw.get(name), dict) and raw["source"].get(key):
@@ -233,17 +275,12 @@ class DatasetSpec(Frozen):
     @classmethod
     def _values_mean_one_class(cls, classes: dict[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]] | None:
         counts = Counter(value for values in (classes or {}).values() for value in values)
-        twice = [value for value, count in counts.items() if count > 1]
-        if twice:
-            raise ValueError(f"value {twice[0]!r} means two classes")
+        for value, count in counts.most_common(1):
+            if count > 1:
+                raise ValueError(f"value {value!r} means two classes")
         if classes is not None and not all(classes.values()):
             raise ValueError("a class has no value")
         return classes
-
-    @field_validator("dataset")
-    @classmethod
-    def _name_is_a_folder(cls, name: str) -> str:
-        return folder_name(name)
 
     @model_validator(mode="after")
     def _labels_are_of_one_kind(self) -> DatasetSpec:

@@ -13,17 +13,15 @@ from pydantic import Field
 from scipy.special import softmax
 
 from mmkd.base.errors import UserError
-from mmkd.evaluate.bags import BagFeatures, make_bags
-from mmkd.evaluate.classification import class_contrasts, standard_metrics
 from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
-from mmkd.evaluate.features import Features
+from mmkd.evaluate.features import BagFeatures, Features, make_bags
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, without_features
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, class_contrasts, standard_metrics, without_features
 
 
 class DiagnosisSettings(TaskSettings):
@@ -82,8 +80,7 @@ class Diagnosis(Task[DiagnosisSettings]):
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return class probabilities of every test bag, float64 (n, C)."""
-        settings = self.own(data.spec)
-        slides = _Slides(data)
+        settings, slides = self.own(data.spec), _Slides(data)
         fold = slides.folds(settings, variant.seed)
         known = BagFeatures(slides.bags, features, "image", settings.normalized)
         means, there = known.means()
@@ -103,15 +100,15 @@ class Diagnosis(Task[DiagnosisSettings]):
 
         score = answers(len(there), classes, rounds(fold, there, slides.y, slides.group, variant.seed), probabilities)
         tested = fold >= 0
+        trained_on, learned = int((there & ~tested).sum()), int((~tested).sum())
         info: dict[str, Any] = {
             "chosen": chosen,
-            "trained_on": int((there & (fold < 0)).sum()),
+            "trained_on": trained_on,
             "normalized": settings.normalized,
-            "warnings": fit_warnings([one for one in chosen if "converged" in one]),
+            "warnings": fit_warnings([one for one in chosen if "converged" in one])
+            + without_features(trained_on, learned, "training bags")
+            + budget_warnings([Trained(**one) for one in chosen if "epoch" in one]),
         }
-        learned = fold < 0
-        info["warnings"] += without_features(int((there & learned).sum()), int(learned.sum()), "training bags")
-        info["warnings"] += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
         return Predictions(
             ids=slides.bags.ids[tested],
             group=slides.group[tested],
@@ -132,7 +129,7 @@ class _Slides:
         self.data = data
         samples = data.joined(tuple(name for name in SPLITS if name in data.splits))
         self.bags = make_bags(data, samples, data.spec.bag)
-        self.y = np.asarray(self.bags.agreed(data.labels(samples).astype(object), data.label_column), dtype=np.int64)
+        self.y = self.bags.agreed(data.labels(samples).astype(object), data.label_column).astype(np.int64)
         self.group = self.bags.groups
         self.split = self.bags.column(SPLIT)
         for name in SPLITS[:2]:
@@ -141,7 +138,7 @@ class _Slides:
                 raise UserError(f"{data.spec.dataset}: {both[0]!r} stands both in {name} and in test")
 
     def folds(self, settings: DiagnosisSettings, seed: int) -> NDArray[np.int64]:
-        """Return round that tests a bag, int64 (n,); -1 for training bags of the suite's own splits."""
+        """Return the round that tests each bag, int64 (n,); -1 for training bags of the suite's own splits."""
         if self.data.spec.rows.train is not None:
             return np.where(self.split == "test", 0, -1).astype(np.int64)
         return folds_of(self.bags, self.y, self.group, settings.folds, seed)
@@ -164,11 +161,8 @@ def _mean_pool(
 def _attention(
     known: BagFeatures, cohort: Labelled, one: Round, *, settings: MilSettings, seed: int, classes: int
 ) -> tuple[Floats, dict[str, Any]]:
-    """Return gated attention over patches, float64 (m, C), and facts."""
+    """Train gated attention over patches: probabilities float64 (m, C), and facts."""
     from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     logits, trained = fit_predict(known, classify_task(cohort.y, classes), one, settings=settings, seed=seed)
     return np.asarray(softmax(logits, axis=1), dtype=np.float64), trained._asdict()
-
-
-TASK = Diagnosis()

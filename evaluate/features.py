@@ -1,15 +1,23 @@
-"""Features of chosen rows: float32, of unit length or as stored, and which of them are available."""
+"""Features of chosen rows and of bags of rows: float32, of unit length or as stored, and which are available."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.evaluate.dataset import DatasetRows, Samples
+from mmkd.evaluate.metrics import Floats
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.layout import SOUND_BIT, Tower
+
+IN_MEMORY_BYTES = 1 << 30
+"""Features of bags up to this size are held in memory: heads read every bag in every epoch, and a read of a small bag
+from the map costs more than a step of training on it."""
 
 
 @dataclass(frozen=True)
@@ -24,51 +32,50 @@ class Block:
 class Features:
     """Features of one model, or an ensemble, in one store. An ensemble's feature is the concatenation of its members'
     unit features, scaled to unit length: its cosine is the mean of the members' cosines. Without normalization it is
-    the bare concatenation."""
+    the bare concatenation. `members`: encoders of an ensemble; a model is its own only member. `beside`: models without
+    whose features a row counts as not available here either."""
 
     def __init__(
         self, store: FeatureStore, model: str, members: tuple[str, ...] = (), beside: tuple[Features, ...] = ()
     ) -> None:
-        self.store = store
-        self.model = model
-        self.members = members or (model,)
-        """The encoders behind the name: one for a model, several for an ensemble."""
-        self.beside = beside
-        """Models without whose features a row counts as not available here either."""
+        self.store, self.model, self.members, self.beside = store, model, members or (model,), beside
         for slug in self.members:
             store.card(slug)
 
     def images(self, rows: NDArray[np.int64], *, normalized: bool = True) -> Block:
         """Image features of these grid rows, members joined; as stored where not `normalized`."""
-        return self._joined("image", rows, normalized)
+        return self.read("image", rows, normalized)
 
     def texts(self, rows: NDArray[np.int64], *, normalized: bool = True) -> Block:
-        """Return caption features of these grid rows, members joined; as stored where not `normalized`."""
-        return self._joined("text", rows, normalized)
+        """Caption features of these grid rows, members joined; as stored where not `normalized`."""
+        return self.read("text", rows, normalized)
 
     def each_member(self) -> tuple[Features, ...]:
-        """Return every member on its own, for tasks that join scores instead of features."""
+        """Every member on its own, for tasks that join scores instead of features."""
         return tuple(Features(self.store, slug, beside=self.beside) for slug in self.members)
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """Return 16 hex digits that change when a feature of these rows may have changed. Taken from the ledger:
-        teacher digests and checksums of the shards that hold the rows."""
+        """16 hex digits that change when a feature of these rows may have changed. Taken from the ledger: teacher
+        digests and checksums of the shards that hold the rows."""
         shards = np.unique(rows // self.store.record.rows_per_shard).tolist()
         sha = hashlib.sha256()
         for slug in self.members:
             for shard in shards:
                 entry = self.store.ledger.get((shard, slug))
-                found = (
-                    "nothing"
-                    if entry is None
-                    else f"{entry.teacher_digest} {entry.image_crc32c} {entry.text_crc32c} {entry.valid_crc32c}"
-                )
+                found = "nothing"
+                if entry is not None:
+                    found = f"{entry.teacher_digest} {entry.image_crc32c} {entry.text_crc32c} {entry.valid_crc32c}"
                 sha.update(f"{slug} {shard} {found}\n".encode())
         return sha.hexdigest()[:16]
 
-    def _joined(self, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
-        blocks = [_read_block(self.store, slug, tower, rows, normalized) for slug in self.members]
-        others = [other._joined(tower, rows, normalized) for other in self.beside]
+    def read(self, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
+        """Features of one tower. Raises UserError for a row that the store does not have."""
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self.store)):
+            raise UserError(
+                f"row {rows.max()} is outside {self.store.root}, which has {len(self.store)} rows; extract it again"
+            )
+        blocks = [self._of_member(slug, tower, rows, normalized) for slug in self.members]
+        others = [other.read(tower, rows, normalized) for other in self.beside]
         available = np.logical_and.reduce([block.available for block in (*blocks, *others)])
         values = np.concatenate([block.values for block in blocks], axis=1)
         if len(blocks) > 1 and normalized:
@@ -76,15 +83,98 @@ class Features:
         values[~available] = np.nan
         return Block(values, available)
 
+    def _of_member(self, slug: str, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
+        values = np.asarray(self.store.features(slug, tower)[rows], dtype=np.float32)
+        norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=1, dtype=np.float64))
+        sound = (self.store.valid(slug)[rows] & SOUND_BIT[tower]) != 0
+        available = sound & np.isfinite(norms) & (norms > 0)
+        if normalized:
+            values[available] /= norms[available, None].astype(np.float32)
+        return Block(values, available)
 
-def _read_block(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], normalized: bool) -> Block:
-    if len(rows) and (rows.min() < 0 or rows.max() >= len(store)):
-        raise UserError(f"row {rows.max()} is outside {store.root}, which has {len(store)} rows; extract it again")
-    values = np.asarray(store.features(slug, tower)[rows], dtype=np.float32)
-    norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=1, dtype=np.float64))
-    sound = (store.valid(slug)[rows] & SOUND_BIT[tower]) != 0
-    available = sound & np.isfinite(norms) & (norms > 0)
-    found = np.full_like(values, np.nan)
-    length = norms[available, None].astype(np.float32) if normalized else np.float32(1)
-    found[available] = values[available] / length
-    return Block(found, available)
+
+@dataclass(frozen=True)
+class Bags:
+    """Bags of rows (the patches of a slide, the slides of a patient), in the order of their first rows. ids: str (n,),
+    the bag's value. samples: the rows. members: for every bag the positions of its rows in `samples`."""
+
+    data: DatasetRows
+    ids: NDArray[np.object_]
+    samples: Samples
+    members: Sequence[NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def column(self, name: str) -> NDArray[np.object_]:
+        """A column of the sample table, str or None (n,). Raises UserError if a bag's rows differ."""
+        return self.agreed(self.samples.column(name), name)
+
+    @property
+    def groups(self) -> NDArray[np.object_]:
+        """Groups of bags that depend on each other (patients), str (n,). Raises UserError if a bag's rows belong to two
+        groups."""
+        return self.agreed(self.data.groups(self.samples), self.data.spec.group or "key")
+
+    @property
+    def domains(self) -> NDArray[np.object_]:
+        """Domain of every bag, str (n,). Raises UserError if a bag's rows belong to two domains."""
+        return self.agreed(self.data.domains(self.samples), self.data.spec.domain or "data set")
+
+    def agreed(self, values: NDArray[np.object_], what: str) -> NDArray[np.object_]:
+        """Return the value that all rows of a bag have; `values` is one for each row. Raises UserError if a bag's rows
+        differ."""
+        found = np.empty(len(self), dtype=object)
+        for i, member in enumerate(self.members):
+            first, *others = dict.fromkeys(values[member].tolist())
+            if others:
+                raise UserError(f"bag {self.ids[i]!r} has rows with {what} {first!r} and {others[0]!r}; expected one")
+            found[i] = first
+        return found
+
+
+@dataclass(frozen=True)
+class BagFeatures:
+    """Features that one model has of bags: in memory when they are small, else read from the map on demand.
+    normalized: every vector scaled to unit length, before means are taken and heads are trained."""
+
+    bags: Bags
+    features: Features
+    tower: Tower
+    normalized: bool
+
+    def patches(self, bag: int, positions: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return features of a bag that are there, float32 (p, D); p may be 0. `bag`: index of the bag. `positions`:
+        only these of its rows, int64; all by default."""
+        member = self.bags.members[bag]
+        wanted = member if positions is None else member[positions]
+        if self._in_memory is not None:
+            return self._in_memory.values[wanted[self._in_memory.available[wanted]]]
+        block = self._read(self.bags.samples.rows[wanted])
+        return block.values[block.available]
+
+    @cached_property
+    def _in_memory(self) -> Block | None:
+        """Features of all rows, or None where they are too many."""
+        rows = self.bags.samples.rows
+        return None if len(rows) * self._read(rows[:1]).values.nbytes > IN_MEMORY_BYTES else self._read(rows)
+
+    def _read(self, rows: NDArray[np.int64]) -> Block:
+        return self.features.read(self.tower, rows, self.normalized)
+
+    def means(self) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return the mean feature of every bag, float64 (n, D), NaN where it has none, and bool (n,) which have one."""
+        means = []
+        for bag in range(len(self.bags)):
+            patches = self.patches(bag).astype(np.float64)
+            means.append(patches.mean(axis=0) if len(patches) else np.full(patches.shape[1], np.nan))
+        stacked = np.stack(means)
+        return stacked, ~np.isnan(stacked[:, 0])
+
+
+def make_bags(data: DatasetRows, samples: Samples, by: str | None) -> Bags:
+    """Put rows with the same value of column `by` into one bag; a row without a value is a bag of its own."""
+    unique, first, inverse = np.unique(samples.units(by).astype(str), return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    members = np.split(np.argsort(inverse, kind="stable").astype(np.int64), np.cumsum(np.bincount(inverse))[:-1])
+    return Bags(data, unique[order].astype(object), samples, tuple(members[i] for i in order))

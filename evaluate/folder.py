@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.plan import Loaded, Plan, PlannedUnit, read_plan, resample_name, rows_used
+from mmkd.evaluate.plan import Loaded, Plan, read_plan
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.results import ResultRow, read_results
 from mmkd.evaluate.statistics import Replicates, resampled
-from mmkd.evaluate.task import Scoring
+from mmkd.evaluate.task import Scoring, Unit
 from mmkd.evaluate.tasks import TASKS
 
 By = Literal["domain", "dataset", "modality"]
@@ -24,13 +24,12 @@ By = Literal["domain", "dataset", "modality"]
 
 @dataclass(frozen=True)
 class Question:
-    """Choice of table contents: one metric of one task, in one head, at one share of labels."""
+    """Choice of table contents: one metric of one task (by default its primary one), in one head (by default its
+    first), at one share of labels."""
 
     task: str
     metric: str | None = None
-    """By default the task's primary metric."""
     head: str | None = None
-    """By default the task's first."""
     fraction: float = 1.0
     by: By = "domain"
 
@@ -78,7 +77,7 @@ class ResultFolder:
             raise ConfigError(f"{question.task} has no metric {metric!r}; it has {', '.join(found[0].metrics)}")
         return found[0], metric
 
-    def units(self, question: Question, dataset: str, model: str) -> list[PlannedUnit]:
+    def units(self, question: Question, dataset: str, model: str) -> list[Unit]:
         """Return the units behind one model on one data set: one for each draw of the labels. Raises ConfigError if the
         suite has no such head or share of labels."""
         same = [u for u in self.plan.units if (u.dataset, u.task, u.model) == (dataset, question.task, model)]
@@ -92,7 +91,7 @@ class ResultFolder:
             )
         return [unit for unit in same if unit.head == head and unit.fraction == question.fraction]
 
-    def predictions(self, unit: PlannedUnit) -> Predictions | str:
+    def predictions(self, unit: Unit) -> Predictions | str:
         """Return a unit's predictions, or the reason it has none."""
         rows = self.results.get(unit.key)
         if not rows:
@@ -100,30 +99,27 @@ class ResultFolder:
         if rows[0].status == "failed":
             return rows[0].reason
         if unit.key not in self._read:
-            self._read[unit.key] = read_predictions(self.out / unit.predictions)
+            self._read[unit.key] = read_predictions(self.out / unit.file)
         return self._read[unit.key]
 
     def answers(self, question: Question, dataset: str, model: str) -> list[Predictions] | str:
         """Return one set of predictions per draw of the labels, or the reason there are none."""
-        found = [self.predictions(unit) for unit in self.units(question, dataset, model)]
-        for one in found:
+        found = []
+        for unit in self.units(question, dataset, model):
+            one = self.predictions(unit)
             if isinstance(one, str):
                 return one
-        return [one for one in found if not isinstance(one, str)] or "not run"
+            found.append(one)
+        return found or "not run"
 
     def replicates(self, question: Question, spec: DatasetSpec, found: Predictions) -> dict[str, Replicates]:
         """Return the metric of a question on every column that a data set has rows of."""
         scoring, metric = self.scoring(question)
         names = self.column_names(question, spec, found)
         parts = {name: names == name for name in dict.fromkeys(names.tolist())}
-        scored = resampled(
-            found,
-            [metric],
-            scoring,
-            bootstrap=self.plan.suite.bootstrap,
-            name=resample_name(self.plan.suite, spec.dataset),
-            parts=parts,
-        )
+        suite = self.plan.suite
+        name = suite.resample_name(spec.dataset)
+        scored = resampled(found, [metric], scoring, bootstrap=suite.bootstrap, name=name, parts=parts)
         return {part: replicates for (part, _), replicates in scored.items()}
 
     def on_common_choices(self, question: Question, dataset: str, models: tuple[str, str]) -> list[list[Predictions]]:
@@ -134,10 +130,10 @@ class ResultFolder:
         for model, own, other in zip(models, features, features[::-1], strict=True):
             units = self.units(question, dataset, model)
             digests = {(unit.data_digest, unit.features_digest) for unit in units}
-            if digests != {(data.digest, own.digest(rows_used(data)))}:
+            if digests != {(data.digest, own.digest(data.rows_used))}:
                 raise UserError(f"{data.store.root} has changed since; run the suite again")
             limited = Features(own.store, model, own.members, beside=(other,))
-            found.append([TASKS[question.task].predict(unit.unit.variant, data, limited) for unit in units])
+            found.append([TASKS[question.task].predict(unit.variant, data, limited) for unit in units])
         return found
 
     @staticmethod

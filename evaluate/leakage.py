@@ -4,24 +4,40 @@ Exact copies have the same encoded bytes (SHA-256 of the sample table). Near cop
 encoder have a cosine of at least a stated threshold (a resaved, resized or slightly cropped copy, or a neighboring
 slice), and, on request, images whose perceptual hashes differ in few bits. A threshold is a choice, so the report shows
 how near the nearest neighbors are in general.
+
+The hash is `imagehash.phash`: the signs of the 64 lowest frequencies of the 32 x 32 gray picture, taken against their
+median (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", section 3.2.1). It sees what
+a copy keeps when it is saved, scaled or brightened again, and needs no encoder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
-from mmkd.base.errors import TeacherMismatchError
+from mmkd.base.errors import CorruptStoreError, TeacherMismatchError
+from mmkd.base.files import regular_target, write_atomically
+from mmkd.base.images.decoding import decode
+from mmkd.base.images.source import ImageError
+from mmkd.base.images.uri import image_source
+from mmkd.base.install import install_command
+from mmkd.base.process import usable_cores
 from mmkd.base.text import one_line
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.image_hash import HASH_BITS, ImageHashes, as_signs
 from mmkd.evaluate.suite import Suite
 from mmkd.store import FeatureStore, UserError
 
@@ -34,11 +50,18 @@ nearest neighbors in sets whose images all look alike (measured on BreastMNIST a
 TRAINING = "training corpus"
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""Positions (m,) and unit features or signs (m, D) of the rows that have some, a block at a time."""
+"""Numbers, int64 (m,), and unit features or signs, float32 (m, D), of the rows that have some, a block at a time."""
 QUERIES = 4096
 """Queries multiplied at a time; against a block of 8192 rows the scores take 128 MiB of float32."""
 BLOCK = 8192
 """Rows that a caller should hand over at a time."""
+HASH_BITS = 64
+BATCH = 4096
+"""Images whose sources wait at a time."""
+SAVE_EVERY = 100_000
+"""Images after which the file is written: an hour's work is not lost."""
+
+_SCHEMA = pa.schema([pa.field("image_sha256", pa.string()), pa.field("phash", pa.uint64())])
 SHOWN = 3
 """Pairs that the text shows of each comparison; JSON has all."""
 
@@ -55,7 +78,6 @@ class Pair:
     bits: int | None = None
 
     def __str__(self) -> str:
-        """Return one line."""
         closeness = {"exact": "", "hash": f" {self.bits} bits", "features": f" {self.cosine}"}[self.kind]
         return f"{self.kind}{closeness}: {self.key} = {self.other}"
 
@@ -107,7 +129,7 @@ class Overlap:
         if self.features.compared < self.images:
             lines.append(f"  {self.images - self.features.compared} images have no features")
         if self.hash is not None and self.hash.compared < self.images:
-            lines.append(f"  {self.images - self.hash.compared} images have no hash: gone, changed, or of one colour")
+            lines.append(f"  {self.images - self.hash.compared} images have no hash: gone, changed, or of one color")
         lines += [f"  {pair}" for pair in self.pairs[:SHOWN]]
         if len(self.pairs) > SHOWN:
             lines.append(f"  ... and {len(self.pairs) - SHOWN} more; --json lists all")
@@ -161,8 +183,11 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class _Side:
-    """Rows with images that are compared: digest, key and group str (n,); hashes uint64 and which are there (n,)."""
+    """Rows with images that are compared. place: their split, or the training corpus. key, sha, group: str (n,).
+    hashes: uint64 (n,), and which are there, bool (n,)."""
 
+    dataset: str
+    place: str
     features: Features
     rows: NDArray[np.int64]
     key: NDArray[np.object_]
@@ -170,19 +195,18 @@ class _Side:
     group: NDArray[np.object_]
     hashes: tuple[NDArray[np.uint64], NDArray[np.bool_]] | None
 
-    def featured(self) -> Blocks:
-        """Unit features."""
-        for start in range(0, len(self.rows), BLOCK):
-            block = self.features.images(self.rows[start : start + BLOCK])
-            yield start + np.flatnonzero(block.available), block.values[block.available]
-
-    def hashed(self) -> Blocks:
-        """Return signs of the hashes."""
-        values, there = self.hashes or (np.empty(0, np.uint64), np.empty(0, bool))
-        positions = np.flatnonzero(there)
-        for start in range(0, len(positions), BLOCK):
-            part = positions[start : start + BLOCK]
-            yield part, as_signs(values[part])
+    def blocks(self, kind: Literal["hash", "features"]) -> Blocks:
+        """Unit features, or signs of the hashes."""
+        if kind == "features":
+            for start in range(0, len(self.rows), BLOCK):
+                block = self.features.images(self.rows[start : start + BLOCK])
+                yield start + np.flatnonzero(block.available), block.values[block.available]
+        elif self.hashes is not None:
+            values, there = self.hashes
+            positions = np.flatnonzero(there)
+            for start in range(0, len(positions), BLOCK):
+                part = positions[start : start + BLOCK]
+                yield part, as_signs(values[part])
 
 
 def find_leakage(
@@ -199,30 +223,40 @@ def find_leakage(
     other weights in one of the stores.
 
     Args:
-        suite: the evaluation sets.
-        training: the store of the corpus that a student was trained on.
-        model: the encoder whose features are compared; by default the first that all stores hold.
-        thresholds: of near copies.
+        training: store of the corpus that a student was trained on.
+        model: encoder whose features are compared; by default the first that all stores hold.
         hashes: compare perceptual hashes too, kept there; images without one are read from their corpora.
     """
     limits = thresholds or Thresholds()
     stores = {path: FeatureStore.open(path) for path in dict.fromkeys(spec.store for spec in suite.datasets)}
     slug = _common_encoder(suite, [*stores.values(), *([training] if training is not None else [])], model)
-    corpus = None if training is None else _corpus(training, slug, hashes)
+
+    def side(
+        store: FeatureStore, dataset: str, place: str, table: pa.Table, group: NDArray[np.object_] | None = None
+    ) -> _Side:
+        """Rows of a sample table that have an image; without groups every row is its own."""
+        there = table["image_sha256"].is_valid().to_numpy()
+        key, sha = (np.array(table[name].to_pylist(), dtype=object)[there] for name in ("key", "image_sha256"))
+        rows = table["row"].to_numpy().astype(np.int64)[there]
+        held = None if hashes is None else hashes.of_rows(store, rows, sha)
+        return _Side(
+            dataset, place, Features(store, slug), rows, key, sha, key if group is None else group[there], held
+        )
+
+    corpora, columns = [], ["row", "key", "image_sha256"]
+    if training is not None:
+        corpora.append(side(training, "", TRAINING, training.sample_table(columns=columns)))
     overlaps: list[Overlap] = []
     for spec in suite.datasets:
         data = load_dataset(spec, stores[spec.store])
         sides = {
-            name: _side(data.store, slug, hashes, samples.table, data.groups(samples))
+            name: side(data.store, spec.dataset, name, samples.table, data.groups(samples))
             for name, samples in data.splits.items()
         }
         for split, against in (("test", ("train", "val", "test")), ("val", ("train", "val"))):
-            if split not in sides:
-                continue
-            others = {} if corpus is None else {TRAINING: corpus}
-            others |= {name: sides[name] for name in against if name in sides}
-            names = (spec.dataset, split)
-            overlaps += [_compare((*names, name), sides[split], other, limits) for name, other in others.items()]
+            if split in sides:
+                others = corpora + [sides[name] for name in against if name in sides]
+                overlaps += [_compare(sides[split], other, limits) for other in others]
     corpus_name = None if training is None else str(training.root)
     bits = None if hashes is None else limits.bits
     return LeakageReport(suite.suite, slug, limits.cosine, bits, corpus_name, tuple(overlaps))
@@ -246,126 +280,80 @@ def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None)
     return wanted[0]
 
 
-def _side(
-    store: FeatureStore, slug: str, hashes: ImageHashes | None, table: pa.Table, group: NDArray[np.object_] | None
-) -> _Side:
-    """Return the rows of a sample table that have an image; without groups every row is its own."""
-    there = table["image_sha256"].is_valid().to_numpy()
-    key, sha = (np.array(table[name].to_pylist(), dtype=object)[there] for name in ("key", "image_sha256"))
-    rows = table["row"].to_numpy().astype(np.int64)[there]
-    found = None if hashes is None else hashes.of_rows(store, rows, sha)
-    return _Side(Features(store, slug), rows, key, sha, key if group is None else group[there], found)
-
-
-def _corpus(store: FeatureStore, slug: str, hashes: ImageHashes | None) -> _Side:
-    return _side(store, slug, hashes, store.sample_table(columns=["row", "key", "image_sha256"]), None)
-
-
-@dataclass(frozen=True)
-class _Nearest:
-    """Nearest neighbor of every compared row, best first. row, other: int64 (m,), positions on both sides. product:
-    float32 (m,), inner product of their features or signs. compared: rows that have what is compared, those with an
-    exact copy too."""
-
-    row: NDArray[np.int64]
-    other: NDArray[np.int64]
-    product: NDArray[np.float32]
-    compared: int
-
-    def within(self, least: float) -> Iterator[tuple[int, int, float]]:
-        """Yield pairs with at least this inner product."""
-        for row, other, product in zip(self.row, self.other, self.product, strict=True):
-            if product >= least:
-                yield int(row), int(other), float(product)
-
-    def summary(self, least: float, shown: Callable[[float], float]) -> Near:
-        """Return counts and the scale of the nearest neighbors, inner products as `shown`."""
-        there = len(self.product) > 0
-        return Near(
-            compared=self.compared,
-            found=int((self.product >= least).sum()),
-            typical=shown(float(np.median(self.product))) if there else None,
-            nearest=shown(float(self.product.max())) if there else None,
-        )
-
-
-def _compare(names: tuple[str, str, str], one: _Side, other: _Side, limits: Thresholds) -> Overlap:
-    """Return copies of the rows of one side among those of the other; the same object twice compares it with itself."""
+def _compare(one: _Side, other: _Side, limits: Thresholds) -> Overlap:
+    """Return copies of the rows of one side among those of the other; the same object twice compares it with itself,
+    and then only rows of other groups count."""
     itself = one is other
-    exact = _exact(one, other, itself)
-    alone = np.array([pair is None for pair in exact], dtype=bool)
-    group = np.unique(one.group.astype(str), return_inverse=True)[1] if itself else None
-    pairs = [pair for pair in exact if pair is not None]
-    copies = len(pairs)
-    by_hash = None
-    if one.hashes is not None:
-        least = HASH_BITS - 2 * limits.bits
-        close = _nearest_rows((one.hashed(), other.hashed()), alone, group)
-        for row, position, product in close.within(least):
-            pairs.append(Pair(str(one.key[row]), str(other.key[position]), "hash", bits=round(_differing(product))))
-        by_hash = close.summary(least, _differing)
-    near = _nearest_rows((one.featured(), other.featured()), alone, group)
-    for row, position, product in near.within(limits.cosine):
-        pairs.append(Pair(str(one.key[row]), str(other.key[position]), "features", cosine=round(product, 6)))
-    by_features = near.summary(limits.cosine, lambda product: round(product, 6))
-    return Overlap(*names, len(one.rows), copies, by_features, by_hash, tuple(pairs))
-
-
-def _nearest_rows(sides: tuple[Blocks, Blocks], alone: NDArray[np.bool_], group: NDArray[np.int64] | None) -> _Nearest:
-    """Return the nearest row of the second side to every row of the first. `sides`: what is compared. `alone`: bool, of
-    the rows of the first side: False for those that need no neighbor. `group`: int64, of the rows of both sides when
-    they are one: a row of the same group is no neighbor."""
-    own = list(sides[0])
-    if not own:
-        nothing = np.empty(0, dtype=np.int64)
-        return _Nearest(nothing, nothing, np.empty(0, dtype=np.float32), 0)
-    positions = np.concatenate([block[0] for block in own])
-    asked = alone[positions]
-    queries = np.concatenate([block[1] for block in own])[asked]
-    best, where = nearest(queries, sides[1], None if group is None else group[positions[asked]], group)
-    rows = positions[asked]
-    order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
-    return _Nearest(rows[order], where[order], best[order], len(positions))
-
-
-def _differing(product: float) -> float:
-    """In how many bits two hashes differ whose signs have this inner product."""
-    return (HASH_BITS - product) / 2
-
-
-def _exact(one: _Side, other: _Side, itself: bool) -> list[Pair | None]:
-    """For every row of `one` a row of `other` with the same bytes, in another group when a side meets itself."""
     holders: dict[str, dict[str, str]] = {}
     for sha, key, group in zip(other.sha, other.key, other.group, strict=True):
         holders.setdefault(sha, {}).setdefault(group, key)
-    found: list[Pair | None] = []
-    for sha, key, group in zip(one.sha, one.key, one.group, strict=True):
+    alone = np.ones(len(one.rows), dtype=bool)
+    pairs = []
+    for i, (sha, key, group) in enumerate(zip(one.sha, one.key, one.group, strict=True)):
         copies = [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]
-        found.append(Pair(str(key), str(copies[0]), "exact", None) if copies else None)
-    return found
+        if copies:
+            pairs.append(Pair(str(key), str(copies[0]), "exact"))
+            alone[i] = False
+    exact, by_hash = len(pairs), None
+    groups = np.unique(one.group.astype(str), return_inverse=True)[1] if itself else None
+    if one.hashes is not None:
+        by_hash, near = _near_copies(one, other, "hash", alone=alone, group=groups, limits=limits)
+        pairs += near
+    by_features, near = _near_copies(one, other, "features", alone=alone, group=groups, limits=limits)
+    return Overlap(one.dataset, one.place, other.place, len(one.rows), exact, by_features, by_hash, (*pairs, *near))
+
+
+def _near_copies(
+    one: _Side,
+    other: _Side,
+    kind: Literal["hash", "features"],
+    *,
+    alone: NDArray[np.bool_],
+    group: NDArray[np.int64] | None,
+    limits: Thresholds,
+) -> tuple[Near, list[Pair]]:
+    """Return how near the nearest neighbors are, and the pairs within the threshold, nearest first. `alone`: bool (n,),
+    False for rows of `one` that need no neighbor. `group`: int64, of the rows of both sides when they are one: a row of
+    the same group is no neighbor."""
+    own = list(one.blocks(kind))
+    if not own:
+        return Near(0, 0, None, None), []
+    least = limits.cosine if kind == "features" else HASH_BITS - 2 * limits.bits
+
+    def closeness(product: np.float32) -> float:
+        """Cosine, or number of bits in which two hashes differ, from an inner product."""
+        return round(float(product), 6) if kind == "features" else (HASH_BITS - float(product)) / 2
+
+    positions, values = (np.concatenate(parts) for parts in zip(*own, strict=True))
+    asked = positions[alone[positions]]
+    excluded = None if group is None else group[asked]
+    best, where = nearest(values[alone[positions]], other.blocks(kind), excluded, group)
+    order = np.argsort(-best, kind="stable")[: int((where >= 0).sum())]
+    best = best[order]
+    typical, closest = (closeness(np.median(best)), closeness(best[0])) if len(best) else (None, None)
+    near = Near(len(positions), int((best >= least).sum()), typical, closest)
+    pairs = []
+    for product, i in zip(best[: near.found], order[: near.found], strict=True):
+        size = closeness(product)
+        measured: dict[str, Any] = {"bits": round(size)} if kind == "hash" else {"cosine": size}
+        pairs.append(Pair(str(one.key[asked[i]]), str(other.key[where[i]]), kind, **measured))
+    return near, pairs
 
 
 def nearest(
     queries: NDArray[np.float32],
-    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+    blocks: Blocks,
     excluded: NDArray[np.int64] | None = None,
     group: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Find the row with the highest inner product for every query; the first of equal ones. Returns inner products,
-    float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was found.
-
-    Args:
-        queries: float32 (n, D), finite.
-        blocks: pairs of numbers, int64 (m,), ascending over all blocks, and values, float32 (m, D), finite.
-        excluded: int64 (n,), for every query the group whose rows may not be its answer.
-        group: int64, the group of every number; goes with `excluded`.
-    """
+    """Find the row with the highest inner product for every query, float32 (n, D); the first of equal ones. Returns
+    inner products, float32 (n,), and numbers, int64 (n,); -inf and -1 where nothing was found. `blocks`: numbers ascend
+    over all of them. `excluded`: int64 (n,), for every query the group whose rows may not be its answer. `group`:
+    int64, the group of every number."""
     best = np.full(len(queries), -np.inf, dtype=np.float32)
     where = np.full(len(queries), -1, dtype=np.int64)
     for numbers, values in blocks:
-        if len(numbers) == 0:
-            continue
-        for start in range(0, len(queries), QUERIES):
+        for start in range(0, len(queries) if len(numbers) else 0, QUERIES):
             part = slice(start, start + QUERIES)
             scores = queries[part] @ values.T
             if excluded is not None and group is not None:
@@ -376,3 +364,91 @@ def nearest(
             best[part][better] = found[better]
             where[part][better] = numbers[column[better]]
     return best, where
+
+
+class ImageHashes:
+    """A Parquet file `image_sha256, phash` (uint64; null where the picture has none) and the hashes added to it."""
+
+    def __init__(self, file: Path, say: Callable[[str], None]) -> None:
+        """Open or begin a file; `say` is told before many images are read. Raises UserError if the package imagehash is
+        not installed; CorruptStoreError if the file is something else."""
+        try:
+            import imagehash  # noqa: F401, PLC0415 - an extra
+        except ImportError:
+            raise UserError(f"perceptual hashes need imagehash; run: {install_command('leakage')}") from None
+        self._file, self._say = file, say
+        self._known = _SCHEMA.empty_table()
+        if regular_target(file).exists():  # reading a pipe would block
+            try:
+                self._known = pq.read_table(file).select(_SCHEMA.names).cast(_SCHEMA)
+            except (OSError, KeyError, pa.ArrowInvalid) as error:
+                raise CorruptStoreError(f"{file} is no file of image hashes; name another, or delete it") from error
+
+    def of_rows(
+        self, store: FeatureStore, rows: NDArray[np.int64], sha: NDArray[np.object_]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Return hashes of the images of these rows. Result: uint64 (n,), and bool (n,): False where the image is gone,
+        is no longer the same, or is all of one color. `store`: whose corpus is read for images that the file lacks.
+        `rows`: int64 (n,), grid rows with an image. `sha`: str (n,), their `image_sha256`."""
+        asked = pa.array(sha.tolist(), pa.string())
+        unknown = pc.index_in(asked, value_set=self._known["image_sha256"]).is_null().to_numpy(zero_copy_only=False)
+        if unknown.any():
+            _, first = np.unique(sha[unknown].astype(str), return_index=True)
+            self._read(store, np.sort(rows[unknown][first]))
+        place = pc.index_in(asked, value_set=self._known["image_sha256"])
+        hashes = self._known["phash"].combine_chunks().take(place)
+        return hashes.fill_null(0).to_numpy(), hashes.is_valid().to_numpy(zero_copy_only=False)
+
+    def _read(self, store: FeatureStore, rows: NDArray[np.int64]) -> None:
+        """Hash the images of these rows and store the hashes."""
+        self._say(f"reading {len(rows):,} images of {store.root} for their hashes")
+        table = store.sample_table(columns=["row", "uri", "offset", "length", "image_sha256"])
+        table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
+        unsaved = 0
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for batch in table.to_batches(max_chunksize=BATCH):
+                images = [one for one in batch.to_pylist() if one["uri"] is not None]
+                roots = [store.record.image_root(one["row"]) for one in images]
+                found = [one for one in pool.map(_hash_row, roots, images) if one is not None]
+                hashed = pa.table([[one[0] for one in found], [one[1] for one in found]], schema=_SCHEMA)
+                self._known = pa.concat_tables([self._known, hashed])
+                unsaved += len(batch)
+                if unsaved >= SAVE_EVERY:
+                    self._save()
+                    unsaved = 0
+        self._save()
+
+    def _save(self) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(self._known, buffer, compression="zstd")
+        write_atomically(self._file, buffer.getvalue())
+
+
+def _hash_row(root: str, row: dict[str, Any]) -> tuple[str, int | None] | None:
+    """Return the digest and the hash of an image, or None where the file is missing or holds another image."""
+    try:
+        data = image_source(root, row["uri"], row["offset"], row["length"]).read()
+        digest = hashlib.sha256(data).hexdigest()
+        return (digest, perceptual_hash(decode(data))) if digest == row["image_sha256"] else None
+    except ImageError:
+        return None
+
+
+def perceptual_hash(picture: Image.Image) -> int | None:
+    """Return the 64 bits of a picture as a number, the lowest frequency first; None for one of a single color. A hash
+    of a blank picture would equal that of every other."""
+    import imagehash  # noqa: PLC0415 - an extra
+
+    gray = picture.convert("L")
+    low, high = gray.getextrema()
+    if low == high:
+        return None
+    bits = imagehash.phash(gray).hash.reshape(-1)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def as_signs(hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """Return hashes as rows of -1 and 1, float32 (n, 64): their inner product is 64 minus twice the bits that
+    differ."""
+    octets = hashes.astype(">u8").view(np.uint8).reshape(-1, HASH_BITS // 8)
+    return np.unpackbits(octets, axis=1).astype(np.float32) * 2 - 1

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,9 @@ class Predictions:
 
     def take(self, mask: NDArray[np.bool_]) -> Predictions:
         """Return the rows where `mask` (n,) is true."""
-        return Predictions(
-            ids=self.ids[mask],
-            group=self.group[mask],
-            domain=self.domain[mask],
-            y=None if self.y is None else self.y[mask],
-            score=self.score[mask],
-            available=self.available[mask],
-            columns=self.columns,
-            info=self.info,
-            fold=None if self.fold is None else self.fold[mask],
-        )
+        names = ("ids", "group", "domain", "y", "score", "available", "fold")
+        rows: dict[str, Any] = {name: None if (v := getattr(self, name)) is None else v[mask] for name in names}
+        return replace(self, **rows)
 
 
 def choices_digest(names: Iterable[object]) -> str:

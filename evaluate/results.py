@@ -13,57 +13,43 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, MmkdError
 from mmkd.base.files import disk_errors
 from mmkd.base.lock import lock_until_closed
+from mmkd.evaluate.task import Unit
 
 RESULTS = "results.jsonl"
 
-Status = Literal["ok", "undefined", "failed"]
-"""`ok`: a value. `undefined`: predictions are there, but the metric has no value on them. `failed`: the unit
-could not be run; `reason` says why. Neither of the last two is ever counted as zero."""
 
-
-class ResultRow(Frozen):
+class ResultRow(Unit):
     """One metric of one unit."""
 
-    key: str
-    """Identity of the unit: task, features and settings."""
     suite: str
     suite_version: int
-    dataset: str
     dataset_version: int
     modality: str
     role: str
-    task: str
-    head: str
     protocol: str
-    model: str
-    fraction: float
-    seed: int
-    metric: str
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
-    n: int
+    metric: str = ""
+    value: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int = 0
     """Samples (or queries) scored."""
-    n_missing: int
+    n_missing: int = 0
     """Samples the model has no features for; they are not scored."""
-    n_groups: int
-    n_boot: int
+    n_groups: int = 0
+    n_boot: int = 0
     boot_seed: int
-    status: Status
-    reason: str
-    features_digest: str
-    data_digest: str
-    config_digest: str
+    status: Literal["ok", "undefined", "failed"]
+    """`ok`: a value. `undefined`: predictions are there, but the metric has no value on them. `failed`: the unit could
+    not be run; `reason` says why. Neither of the last two is ever counted as zero."""
     code_version: str
     code_digest: str
     """Digest of the scoring sources; `code_version` does not change with edits."""
-    predictions: str
+    predictions: str = ""
     """Path of the per-sample file, relative to this one."""
-    seconds: float
+    seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     """Doubts about the value: a training that was too short, a fit that did not converge, an untrained class."""
 
@@ -104,7 +90,7 @@ def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             lock_until_closed(file)
-            file.truncate(_complete_bytes(path))
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -129,8 +115,3 @@ def read_results(out: Path) -> dict[str, list[ResultRow]]:
             rows.clear()
         rows[row.metric] = row
     return {key: list(rows.values()) for key, rows in latest.items()}
-
-
-def _complete_bytes(path: Path) -> int:
-    """Return the length of the file up to its last line break."""
-    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0

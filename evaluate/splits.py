@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mmkd.base.errors import UserError
-from mmkd.evaluate.bags import Bags
+from mmkd.evaluate.features import Bags
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
@@ -24,12 +24,11 @@ def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int6
     """Draw a share of the rows of every class, at least one of each. Returns int64 (m,), ascending positions. `y`:
     int64 (n,), class of every row. `share`: within (0, 1]; 1 gives every row. `seed`: of the draw."""
     rng = np.random.default_rng(seed)
-    drawn = []
+    drawn = [np.empty(0, dtype=np.int64)]
     for label in np.unique(y):
         members = np.flatnonzero(y == label)
-        wanted = max(1, round(share * len(members)))
-        drawn.append(rng.permutation(members)[:wanted])
-    return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, dtype=np.int64)
+        drawn.append(rng.permutation(members)[: max(1, round(share * len(members)))])
+    return np.sort(np.concatenate(drawn))
 
 
 def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDArray[np.bool_]:
@@ -62,20 +61,17 @@ def shared_groups(one: NDArray[np.object_], other: NDArray[np.object_]) -> list[
     return sorted(set(one.tolist()) & set(other.tolist()))
 
 
-Part = NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class Round:
     """One training: indices of bags to train on, to stop or choose by, and to answer for. All have features."""
 
     number: int
-    train: Part
-    val: Part
-    test: Part
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
 
     @property
-    def seen(self) -> Part:
+    def seen(self) -> NDArray[np.int64]:
         """Training and validation bags, for heads that choose by cross-validation of their own."""
         return np.sort(np.concatenate([self.train, self.val]))
 
@@ -84,24 +80,16 @@ def rounds(
     fold: NDArray[np.int64], there: NDArray[np.bool_], even: NDArray[np.int64], group: NDArray[np.object_], seed: int
 ) -> Iterator[Round]:
     """Yield a round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. Raises
-    UserError for a round without anything to train on.
-
-    Args:
-        fold: int64 (n,), the round that tests a bag; -1 for bags that are only ever trained on.
-        there: bool (n,), bags that have features.
-        even: int64 (n,), what the held-out part has about evenly: classes or events.
-        group: str (n,), patients.
-        seed: of the held-out part.
-    """
+    UserError for a round without anything to train on. `fold`: int64 (n,), the round that tests a bag; -1 for bags that
+    are only ever trained on. `there`: bool (n,), bags with features. `even`: int64 (n,), classes or events, which the
+    held-out part has about evenly. `group`: str (n,), patients. `seed`: of the held-out part."""
     for number in np.unique(fold[fold >= 0]).tolist():
-        seen = np.flatnonzero((fold != number) & there)
+        seen, test = np.flatnonzero((fold != number) & there), np.flatnonzero((fold == number) & there)
         if len(seen) < 2:
             raise UserError(f"fold {number} leaves {len(seen)} bags with features to train on, expected two or more")
         out = hold_out(even[seen], group[seen], seed)
-        if not out.any():  # one group per class: the head stops by what it trains on
-            yield Round(number, seen, seen, np.flatnonzero((fold == number) & there))
-        else:
-            yield Round(number, seen[~out], seen[out], np.flatnonzero((fold == number) & there))
+        # With one group per class nothing is held out: the head stops by what it trains on.
+        yield Round(number, seen[~out], seen[out] if out.any() else seen, test)
 
 
 def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
@@ -111,9 +99,7 @@ def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k:
     return draw_folds(even, group, k, seed) if column is None else read_folds(bags.column(column), group, column)
 
 
-def answers(
-    n: int, width: int, every_round: Iterator[Round], answer: Callable[[Round], NDArray[np.float64]]
-) -> NDArray[np.float64]:
+def answers(n: int, width: int, every_round: Iterator[Round], answer: Callable[[Round], Floats]) -> Floats:
     """Return scores float64 (n, width) put together from the rounds; NaN for bags that no round tests."""
     score = np.full((n, width), np.nan)
     for one in every_round:
@@ -124,14 +110,8 @@ def answers(
 
 def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
     """Divide samples into k folds, whole groups at a time, classes (or events) about evenly. Returns int64 (n,), 0 to k
-    - 1. Raises UserError for fewer groups than folds.
-
-    Args:
-        y: int64 (n,), what is spread evenly.
-        group: str (n,), patients.
-        k: number of folds.
-        seed: of the draw.
-    """
+    - 1. `y`: int64 (n,), what is spread evenly. `group`: str (n,), patients. Raises UserError for fewer groups than
+    folds."""
     groups = len(set(group.tolist()))
     if groups < k:
         raise UserError(f"{groups} patients cannot fill {k} folds; set folds to {max(groups, 2)} or less")
@@ -156,10 +136,10 @@ def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: 
     names, fold = np.unique(values.astype(str), return_inverse=True)
     if len(names) < 2:
         raise UserError(f"column {column!r} names {len(names)} fold, expected two or more")
-    for one in np.unique(group.astype(str)):
-        inside = np.unique(fold[group.astype(str) == one])
-        if len(inside) > 1:
-            raise UserError(f"{one!r} stands in folds {names[inside[0]]} and {names[inside[1]]} of {column!r}")
+    first: dict[str, str] = {}
+    for one, name in sorted(zip(group.tolist(), values.tolist(), strict=True)):
+        if first.setdefault(one, name) != name:
+            raise UserError(f"{one!r} stands in folds {first[one]} and {name} of {column!r}")
     return fold.astype(np.int64)
 
 
@@ -173,26 +153,17 @@ def mean_over_folds(metric: Metric) -> Metric:
         masks = [predictions.fold == number for number in np.unique(predictions.fold)]
         values = np.stack([metric(predictions.take(mask), weights[:, mask]) for mask in masks])
         there = ~np.isnan(values)
-        total = np.where(there, values, 0.0).sum(axis=0)
         result = np.full(len(weights), np.nan)
-        np.divide(total, there.sum(axis=0), out=result, where=there.any(axis=0))
+        np.divide(np.nansum(values, axis=0), there.sum(axis=0), out=result, where=there.any(axis=0))
         return result
 
     return of_predictions
 
 
 def folded_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Resample groups inside each fold, so that every resample has folds of the sizes they have. The draws depend on
-    the seed, `name`, the folds and the groups only: differences between models are paired.
-
-    Args:
-        predictions: rows that count, available or not.
-        settings: how many, and the seed.
-        name: what is resampled.
-
-    Yields:
-        Counts, float64 (settings.n, n).
-    """
+    """Yield counts, float64 (settings.n, n), of groups resampled inside each fold, so that every resample has folds of
+    the sizes they have. The draws depend on the seed, `name`, the folds and the groups only: differences between models
+    are paired. `predictions`: rows that count, available or not."""
     counts = np.zeros((settings.n, len(predictions)))
     fold = np.zeros(len(predictions), dtype=np.int64) if predictions.fold is None else predictions.fold
     for number in np.unique(fold).tolist():

@@ -20,6 +20,7 @@ A suite file:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ class Suite(Frozen):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Suite:
-        names = [spec.dataset for spec in self.datasets]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        names = sorted(spec.dataset for spec in self.datasets)
+        twice = [name for name, following in pairwise(names) if name == following]
         if twice:
             raise ValueError(f"data set {twice[0]!r} stands twice in the suite")
         clash = sorted(set(self.models or ()) & set(self.ensembles))
@@ -82,30 +83,33 @@ class Suite(Frozen):
         found: DatasetSpec = {spec.dataset: spec for spec in self.datasets}[name]
         return found
 
+    def resample_name(self, dataset: str) -> str:
+        """Seed word of a data set's resampling, equal for all models and tasks."""
+        return f"{self.suite}/{dataset}/test"
+
 
 def load_suite(path: str | Path) -> Suite:
     """Read a suite file; paths in it are relative to the file, and `${name}` stands for a root of the user's. Raises
-    ConfigError if it is missing, not YAML, not a suite, or a root without a value; the message names the key.
-
-    Args:
-        path: of the file, or the bare name of a suite that comes with mmkd (`quick`, `biomed`).
-    """
-    source = _suite_file(Path(path))
+    ConfigError if it is missing, not YAML, not a suite, or a root without a value; the message names the key. `path`:
+    of the file, or the bare name of a suite that comes with mmkd (`quick`, `biomed`)."""
+    source = Path(path)
+    if not (source.exists() or source.suffix or len(source.parts) > 1):
+        if source.name not in shipped_suites():
+            known = ", ".join(shipped_suites())
+            raise ConfigError(f"cannot read {source}: no such file, and no suite of mmkd's ({known})")
+        source = SUITES / source.name / "suite.yaml"
     raw = read_mapping(source)
     roots = user_roots()
+    store = raw.pop("store", None)
     if isinstance(raw.get("datasets"), list):
         raw["datasets"] = [spec for item in raw["datasets"] for spec in _dataset_entries(source, item, roots)]
-    store = raw.pop("store", None)
-    for entry in _listed(raw.get("datasets")):
-        if isinstance(entry, dict):
-            entry.setdefault("store", store)
-            if isinstance(entry["store"], str):
-                place = source if entry["store"] is store else Path(str(entry.get("described_in") or source))
-                entry["store"] = _beside(
-                    place, filled(entry["store"], roots | {"dataset": str(entry.get("dataset"))}, place)
-                )
-            elif entry["store"] is None:
-                del entry["store"]
+        for entry in raw["datasets"]:
+            own = entry.pop("store", store) if isinstance(entry, dict) else None
+            if isinstance(own, str):
+                place = source if own is store else Path(str(entry.get("described_in") or source))
+                own = _beside(place, filled(own, roots | {"dataset": str(entry.get("dataset"))}, place))
+            if own is not None:
+                entry["store"] = own
     return validated(Suite, raw, source)
 
 
@@ -114,15 +118,7 @@ def shipped_suites() -> list[str]:
     return sorted(file.parent.name for file in SUITES.glob("*/suite.yaml"))
 
 
-def _suite_file(path: Path) -> Path:
-    if path.exists() or path.suffix or len(path.parts) > 1:
-        return path
-    if path.name in shipped_suites():
-        return SUITES / path.name / "suite.yaml"
-    raise ConfigError(f"cannot read {path}: no such file, and no suite of mmkd's ({', '.join(shipped_suites())})")
-
-
-def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[object]:
+def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[Any]:
     """Return a data set written in place, or those in the files that a pattern names."""
     if isinstance(item, dict) and "source" in item:
         raise ConfigError(
@@ -135,7 +131,7 @@ def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[
     files = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     if not files:
         raise ConfigError(f"{source}: no data set file matches {item!r}; name files relative to the suite")
-    entries: list[object] = []
+    entries = []
     for file in files:
         entry = read_mapping(file)
         prompts = entry.get("prompts")
@@ -143,10 +139,6 @@ def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[
             entry["prompts"] = prompts | {"file": _beside(file, filled(prompts["file"], roots, file))}
         entries.append(entry | {"described_in": str(file)})
     return entries
-
-
-def _listed(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
 
 
 def _beside(source: Path, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Interface of a task: it predicts for one unit, and names the metrics that its predictions are scored by."""
+"""Interface of a task: it predicts for one unit, and names the metrics that score its predictions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.config import Frozen
-from mmkd.base.errors import ConfigError
-from mmkd.evaluate.dataset import DatasetRows
+from mmkd.base.errors import ConfigError, UserError
+from mmkd.evaluate import metrics
+from mmkd.evaluate.dataset import DatasetRows, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
 from mmkd.evaluate.features import Features
-from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.metrics import Floats, Labels
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings, clustered_resamples
 from mmkd.store.layout import Tower
@@ -29,37 +30,53 @@ Resampler = Callable[[Predictions, BootstrapSettings, str], Iterator[Floats]]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of running a task on a data set."""
+    """One way of running a task on a data set. fraction: share of the labels used. seed: draw of that share."""
 
     head: str = ""
     """Direction, kind of head and the like; empty where a task has only one."""
     fraction: float = 1.0
-    """Share of the labels used."""
     seed: int = 0
-    """Draw of that share."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One thing to run: a model on a task of a data set, in one variant."""
+class Unit(Frozen):
+    """One thing to run: a model on a task of a data set, in one variant, with the identity of its result."""
 
+    key: str
     dataset: str
     task: str
     model: str
-    variant: Variant = Variant()
+    head: str
+    fraction: float
+    seed: int
+    features_digest: str = ""
+    data_digest: str = ""
+    config_digest: str = ""
+    reason: str = ""
+    """Why it cannot run, or its metric has no value; else empty."""
 
     def __str__(self) -> str:
-        parts = [self.dataset, self.task, self.model, self.variant.head]
-        if self.variant.fraction < 1:
-            parts.append(f"{self.variant.fraction:g} of labels")
-        if self.variant.fraction < 1 or self.variant.seed:
-            parts.append(f"draw {self.variant.seed}")
+        parts = [self.dataset, self.task, self.model, self.head]
+        if self.fraction < 1:
+            parts.append(f"{self.fraction:g} of labels")
+        if self.fraction < 1 or self.seed:
+            parts.append(f"draw {self.seed}")
         return " / ".join(part for part in parts if part)
+
+    @property
+    def variant(self) -> Variant:
+        """Variant of the task."""
+        return Variant(self.head, self.fraction, self.seed)
+
+    @property
+    def file(self) -> str:
+        """Path of the per-sample file below the output folder. The key in it keeps old files from being overwritten."""
+        variant = "".join(f"-{part}" for part in (self.head, f"{self.fraction:g}-{self.seed}") if part)
+        return f"predictions/{self.dataset}/{self.task}/{self.model}{variant}.{self.key}.parquet"
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scoring of predictions."""
+    """Metrics of a task's predictions, and how they are resampled and printed."""
 
     protocol: str
     metrics: dict[str, Metric]
@@ -108,16 +125,16 @@ class Task(ABC, Generic[Own]):
             yield f"{self.name} needs `{self.name}`, the columns that it reads"
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
-        """Return features of the splits' rows that the task reads; prompts and candidates are texts in any case."""
+        """Towers of the splits' rows that the task reads; prompts and candidates are texts in any case."""
         return ("image",)
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Return the variants that the settings ask for, in the order of the tables."""
+        """Variants that the settings ask for, in the order of the tables."""
         return (Variant(),)
 
     @abstractmethod
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return metrics, resampling and the default of the primary metric."""
+        """Metrics, resampling and the default of the primary metric."""
 
     def scoring(self, spec: DatasetSpec) -> Scoring:
         """Return the standard scoring with the primary metric of the settings. Raises ConfigError if there is no such
@@ -135,8 +152,8 @@ class Task(ABC, Generic[Own]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Return counts that a reviewer would ask for: title to value and count, such as `test events`. Raises
-        UserError if the rows cannot be counted; `problems` says why."""
+        """Counts that a reviewer would ask for: title to value and count, such as `test events`. Raises UserError if
+        the rows cannot be counted; `problems` says why."""
         return {}
 
     @abstractmethod
@@ -146,15 +163,14 @@ class Task(ABC, Generic[Own]):
 
 
 def without_features(there: int, rows: int, what: str) -> list[str]:
-    """Return a warning where some of the rows behind a score have no features: a model with all of them had more to go
-    by."""
+    """Warn where some of the rows behind a score have no features: a model with all of them had more to go by."""
     return [f"{rows - there} of the {rows} {what} have no features"] if there < rows else []
 
 
 def answers_of_test(
     data: DatasetRows,
     score: Floats,
-    available: Any,
+    available: NDArray[np.bool_],
     columns: tuple[str, ...],
     *,
     info: dict[str, Any],
@@ -172,3 +188,50 @@ def answers_of_test(
         columns=columns,
         info=info,
     )
+
+
+def standard_metrics() -> dict[str, Metric]:
+    """Metrics of single-label classification; a table never averages two of them. `acc` is a mean over samples."""
+
+    def of_labels(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
+        return lambda predictions, weights: metric(predictions.labels(), predictions.score, weights)
+
+    return {
+        "acc": of_labels(metrics.accuracy),
+        "bacc": of_labels(metrics.balanced_accuracy),
+        "f1_macro": of_labels(metrics.macro_f1),
+        "auroc_macro": of_labels(metrics.macro_auroc),
+    }
+
+
+def class_contrasts(found: Predictions) -> list[Contrast]:
+    """Each class that occurs against the rest; a single contrast of two classes."""
+    labels = found.labels()
+    masks = [labels == label for label in np.unique(labels)]
+    return [(mask, ~mask) for mask in masks[: 1 if len(masks) == 2 else None]]
+
+
+STANDARD = Scoring(
+    "standard", standard_metrics(), "auroc_macro", proportions=frozenset({"acc"}), contrasts=class_contrasts
+)
+
+
+def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
+    """Report splits without rows, labels that are not classes, classes without prompts or without samples."""
+    found = []
+    for split in splits:
+        try:
+            labels = data.labels(data.split(split))
+        except UserError as error:
+            found.append(str(error))
+            continue
+        seen = np.bincount(labels, minlength=len(data.classes))
+        bare = [name for name, rows in zip(data.classes, seen, strict=True) if not rows]
+        if bare:
+            found.append(f"{data.spec.dataset}: class {bare[0]!r} has no {split} rows ({len(bare)} such classes)")
+    if prompts:
+        try:
+            data.prompt_labels()
+        except UserError as error:
+            found.append(str(error))
+    return found

@@ -130,10 +130,11 @@ class GpuCluster(LocalCluster):  # type: ignore[misc]  # dask has no type hints
     def new_worker_spec(self) -> dict[Any, Any]:
         """Dask's own description of the next worker, with its GPU in the environment."""
         described: dict[Any, Any] = super().new_worker_spec()
-        for name, worker in described.items():
-            device = self._devices[name % len(self._devices)]
-            worker["options"] = worker["options"] | {"env": {"CUDA_VISIBLE_DEVICES": device}}
-        return described
+        devices = {name: self._devices[name % len(self._devices)] for name in described}
+        return {
+            name: worker | {"options": worker["options"] | {"env": {"CUDA_VISIBLE_DEVICES": devices[name]}}}
+            for name, worker in described.items()
+        }
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def read_overview(root: StorePath) -> Overview | None:
 def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) -> bool:
     """Return True if all parts have the recorded name, place, size and reading settings, and differ at most in change
     time. A different ETag or hash means different bytes."""
-    noted = _noted(root)
+    noted = _read_log(root)
     if noted is None or noted[0] != settings or len(noted[1]) != len(parts):
         return False
     # Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.base.places.reading.Listed`).
@@ -51,7 +51,7 @@ def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) ->
 
 def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str | None:
     """Return one phrase that names the first difference and counts the others; None where nothing was noted."""
-    noted = _noted(root)
+    noted = _read_log(root)
     if noted is None:
         return None
     settings_before, before = noted
@@ -71,7 +71,7 @@ def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str |
     return found[0] + (f" (and {len(found) - 1:,} further changes)" if len(found) > 1 else "")
 
 
-def _noted(root: StorePath) -> tuple[str, dict[str, tuple[int, str]]] | None:
+def _read_log(root: StorePath) -> tuple[str, dict[str, tuple[int, str]]] | None:
     """Return settings, and size and stamp by name."""
     try:
         content = json.loads((root / _FILE).read_bytes())

@@ -33,8 +33,8 @@ from mmkd.extract.corpora.row import (
     NO_CAPTION,
     NO_IMAGE,
     ONE_SIDED,
-    decodable,
     is_blank,
+    replace_surrogates,
 )
 from mmkd.extract.corpus_parts import only_written_again, what_changed, write_parts
 from mmkd.extract.report import Overview
@@ -67,10 +67,9 @@ _NOTHING = _Earlier()
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
     """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
-    first one: nothing else is lost. Raises CorpusError if the corpus has no rows, or cannot be read; StoreError if the
-    store cannot be written."""
+    first one. Raises CorpusError for a corpus without rows, or that cannot be read; StoreError if it cannot write."""
     parts = corpus.parts()
-    with _indexed(corpus, parts) as (index, overview):
+    with _index(corpus, parts) as (index, overview):
         created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
     write_parts(root, corpus.settings(), parts, overview)
     return created
@@ -78,7 +77,7 @@ def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
 
 def list_corpus(corpus: Corpus) -> Overview:
     """Return the overview of the corpus as `create_indexed_store` would list it, and raise as it does; keep nothing."""
-    with _indexed(corpus, corpus.parts()) as (_, overview):
+    with _index(corpus, corpus.parts()) as (_, overview):
         return overview
 
 
@@ -96,7 +95,7 @@ def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] 
             finish_append(store)
             return present
         first, parts = first_new_row(store.record), corpus.parts()
-        with _indexed(corpus, parts, _inputs_before(store, first)) as (index, overview):
+        with _index(corpus, parts, _inputs_before(store, first)) as (index, overview):
             for line in overview.lines():
                 say(line)
             return append_rows(store, _corpus_record(corpus, parts, len(index)), index).record.spans()[-1]
@@ -124,15 +123,14 @@ def _inputs_before(store: Store, end: int) -> _Earlier:
 
 
 def restore_parts(corpus: Corpus, store: Store) -> int:
-    """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones), and
-    return how many were written; their rows are pending. Raises CorpusError as `check_same_corpus`; StoreError if the
-    store cannot be written."""
+    """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones);
+    return how many were written, with pending rows. Raises as `check_same_corpus`; StoreError if it cannot write."""
     span = check_same_corpus(corpus, store)
     missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
     if missing:
         per_shard, first = store.record.rows_per_shard, span.rows.start
         schema = sample_schema(store.record.labels)
-        with _indexed(corpus, corpus.parts(), _inputs_before(store, first)) as (index, _):
+        with _index(corpus, corpus.parts(), _inputs_before(store, first)) as (index, _):
             for shard in missing:
                 rows = with_labels(index.slice(shard * per_shard - first, per_shard), schema)
                 write_part(store.root, shard, rows.combine_chunks())
@@ -169,7 +167,7 @@ def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
 def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
     """Return True when the corpus gives the content of the store's first span; missing parts are not compared."""
     span = store.record.spans()[0]
-    with _indexed(corpus, parts) as (index, _):
+    with _index(corpus, parts) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
             return False
         columns = [*_LISTED, *corpus.labels]
@@ -183,9 +181,7 @@ def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
 
 
 @contextmanager
-def _indexed(
-    corpus: Corpus, parts: Sequence[Part], earlier: _Earlier = _NOTHING
-) -> Iterator[tuple[pa.Table, Overview]]:
+def _index(corpus: Corpus, parts: Sequence[Part], earlier: _Earlier = _NOTHING) -> Iterator[tuple[pa.Table, Overview]]:
     """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory."""
     with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
         folder = Path(name)
@@ -210,7 +206,7 @@ def _indexed(
         # Spooled to a file and mapped back: the number of rows decides the shards, and is known last.
         spool, schema = folder / "index.arrow", sample_schema(corpus.labels)
         with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in _numbered(files, duplicates, start=earlier.end, paired=paired, overview=overview):
+            for batch in _number_rows(files, duplicates, start=earlier.end, paired=paired, overview=overview):
                 cells = [batch[name] for name in schema.names]
                 writer.write_batch(pa.RecordBatch.from_arrays(cells, schema=schema))
         with pa.memory_map(str(spool)) as source:
@@ -273,13 +269,13 @@ def _cells(row: CorpusRow, labels: tuple[str, ...]) -> dict[str, Any]:
     """Return a row's cells by column, with its reason, if any; keys, captions and labels cut to their limits."""
     return {
         _HASH: key_hash(row.key),
-        _IF_TAKEN: row.if_taken,
+        _IF_TAKEN: _cut(row.if_taken),
         _BY_DESIGN: row.by_design,
-        "key": decodable(row.key[:MAX_KEY]),
+        "key": replace_surrogates(row.key[:MAX_KEY]),
         # A caption that is too long would slow every reader of the table: it fails, and is not stored.
         "caption": "" if len(row.caption or "") > MAX_CAPTION else _cut(row.caption, MAX_CAPTION),
         "modality": _cut(row.modality),
-        "uri": None if row.uri is None else row.uri[: 2 * MAX_KEY],
+        "uri": _cut(row.uri, 2 * MAX_KEY),
         "offset": row.offset,
         "length": row.length,
         "reason": _fault(row),
@@ -293,13 +289,13 @@ def _fault(row: CorpusRow) -> str | None:
         return fault
     if len(row.key) > MAX_KEY:
         fault = f"key: longer than {MAX_KEY:,} characters"
-    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or decodable(row.uri) != row.uri):
+    elif row.uri is not None and (len(row.uri) > 2 * MAX_KEY or replace_surrogates(row.uri) != row.uri):
         fault = "row: image path is too long or not UTF-8"
     elif row.uri is None and not caption and not (fault or "").startswith(CAPTION_FAULT):
         fault = "key: neither image nor caption"
     elif caption is not None and len(caption) > MAX_CAPTION:
         fault = f"{CAPTION_FAULT}longer than {MAX_CAPTION:,} characters"
-    elif caption is not None and decodable(caption) != caption:
+    elif caption is not None and replace_surrogates(caption) != caption:
         fault = f"{CAPTION_FAULT}not UTF-8"
     elif fault is None and caption is not None and is_blank(caption):
         fault = f"{CAPTION_FAULT}empty"
@@ -307,7 +303,7 @@ def _fault(row: CorpusRow) -> str | None:
 
 
 def _cut(value: str | None, end: int = MAX_LABEL) -> str | None:
-    return None if value is None else decodable(value[:end])
+    return None if value is None else replace_surrogates(value[:end])
 
 
 def _batches(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
@@ -323,7 +319,7 @@ def _hashes(files: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
         yield data[2 * column.offset : 2 * (column.offset + len(column))].reshape(-1, 2)
 
 
-def _numbered(
+def _number_rows(
     files: Sequence[Path], duplicates: Mapping[int, int], *, start: int, paired: bool, overview: Overview
 ) -> Iterator[Mapping[str, pa.Array]]:
     """Yield the columns of the listed parts, a batch at a time, with grid rows from `start` on and the status known

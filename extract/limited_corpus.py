@@ -44,7 +44,7 @@ class LimitedCorpus(DerivedCorpus):
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """Yield the part's inputs, or the first rows of all parts and ignored files."""
         if self.limit is None:
-            yield from (row if isinstance(row, Ignored) else self._required(row) for row in self.corpus.rows_of(part))
+            yield from (row if isinstance(row, Ignored) else self._require(row) for row in self.corpus.rows_of(part))
             return
         left, reason = self.limit, f"after the first {self.limit} rows (--limit)"
         for one in self.corpus.parts():
@@ -54,14 +54,14 @@ class LimitedCorpus(DerivedCorpus):
                 if isinstance(row, Ignored):
                     yield row
                 elif left > 0:
-                    yield self._required(row)
+                    yield self._require(row)
                 elif self.count_rest:
                     yield Ignored(f"row: {reason}", row.key)
                 else:
                     return
                 left -= isinstance(row, CorpusRow)
 
-    def _required(self, row: CorpusRow) -> CorpusRow:
+    def _require(self, row: CorpusRow) -> CorpusRow:
         if self.require is None or row.by_design:
             return row
         fault = None if row.fault in ONE_SIDED else row.fault

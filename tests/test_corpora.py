@@ -11,7 +11,7 @@ from tiny_corpus import png, write_table_corpus, write_tar_corpus
 
 from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.extract.corpora import corpus_rows, open_corpus
-from mmkd.extract.corpora.row import decodable
+from mmkd.extract.corpora.row import replace_surrogates
 from mmkd.extract.index import check_same_corpus, create_indexed_store
 from mmkd.store import FeatureStore
 
@@ -101,7 +101,7 @@ def test_a_caption_that_is_not_utf8_costs_its_own_row(tmp_path: Path) -> None:
     table = tmp_path / "pairs.csv"
     table.write_bytes(b"image,caption\na.png,na\xefve\nb.png,caf\xc3\xa9\n")
     first, second = corpus_rows(open_corpus(str(table)))
-    assert decodable(first.caption or "") == "na\ufffdve"
+    assert replace_surrogates(first.caption or "") == "na\ufffdve"
     assert second.caption == "café"
 
 

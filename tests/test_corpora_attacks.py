@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_corpus import png
 
+from mmkd.base.errors import CorpusError
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
@@ -234,3 +235,29 @@ def test_parquet_that_lies_about_a_cell(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(bytes(data))
     with pytest.raises(ImageError, match="damaged Parquet"):
         image_source(corpus.root, uri).read()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", b"image,caption,gr\xf6\xdfe\na.png,x,3\n"),
+        ("a.jsonl", b'{"image": "a.png", "caption": "x", "a\\ud800": 1}\n'),
+        ("b.jsonl", b'{"image": "a.png", "caption": "x"}\n{"image": "b.png", "caption": "y", "a\\ud800": 1}\n'),
+    ],
+)
+def test_a_column_whose_name_is_not_utf8_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CorpusError, match=r"has a column '.*\ufffd.*', which is not UTF-8; set `encoding`"):
+        indexed(tmp_path / name, tmp_path / "store")
+
+
+def test_a_path_that_is_not_utf8_fails_its_row(tmp_path: Path) -> None:
+    lines = b'{"image": "\\ud800.png", "caption": "x"}\n{"image": "\\ud800.png", "caption": "z"}\n'
+    (tmp_path / "a.jsonl").write_bytes(lines + b'{"image": "b.png", "caption": "y"}\n')
+    reason = "row: image path is too long or not UTF-8"
+    rows = indexed(tmp_path / "a.jsonl", tmp_path / "store")
+    assert [(row["uri"], row["reason"]) for row in rows] == [
+        ("\ufffd.png", reason),
+        ("\ufffd.png", "key: duplicate of row 0"),
+        ("b.png", None),
+    ]

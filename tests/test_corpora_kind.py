@@ -27,7 +27,7 @@ class WordsCorpus(FileCorpus):
     suffixes = (".words",)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        for number, line in enumerate(self.opened(part).read().decode().splitlines(), 1):
+        for number, line in enumerate(self.open_part(part).read().decode().splitlines(), 1):
             if line.startswith(self.skip):
                 yield Ignored("line: skipped", line)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from mmkd.base.errors import ConfigError
 from mmkd.base.images.decoding import decode
-from mmkd.base.images.dicom import decode_dicom, windowed
+from mmkd.base.images.dicom import decode_dicom, window_values
 from mmkd.base.images.pixels import ASSUMED
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
@@ -98,7 +99,7 @@ def test_rescale_and_window_are_the_standards(function: str) -> None:
 def test_windows_agree_with_pydicom(function: str) -> None:
     dataset = make(RAMP, WindowCenter=100, WindowWidth=700, VOILUTFunction=function)
     theirs = pydicom.pixels.apply_windowing(RAMP, dataset)  # onto the range of the stored values
-    ours = windowed(RAMP.astype(float), 100, 700, function) * 65535 - 32768
+    ours = window_values(RAMP.astype(float), 100, 700, function) * 65535 - 32768
     assert np.allclose(theirs, ours, atol=1e-6)
 
 
@@ -365,6 +366,14 @@ def test_a_text_beside_a_dicom_file_is_its_caption(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("kind: dicom\npath: d\nimage_members: [a.png]\n")
     with pytest.raises(ConfigError, match="the images of a DICOM corpus are its DICOM files"):
         open_corpus(str(tmp_path / "c.yaml"))
+
+
+def test_stores_of_earlier_versions_know_the_fields_that_are_not_set(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"")
+    settings = json.loads(open_corpus(str(tmp_path)).settings())
+    assert settings == {"kind": "dicom", "only": [], "frames": "middle", "patient_salt": None}
+    (tmp_path / "c.yaml").write_text("kind: dicom\npath: .\ncaptions: each\n")
+    assert json.loads(open_corpus(str(tmp_path / "c.yaml")).settings())["captions"] == "each"
 
 
 def test_files_that_mean_harm(tmp_path: Path) -> None:

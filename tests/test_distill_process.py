@@ -13,7 +13,7 @@ import pytest
 from forked import forked_command, launched
 from tiny_run import write_run
 
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of
 from mmkd.distill.config import load_run
 from mmkd.store import FeatureStore
 from mmkd.store.selection import SelectionRule, select
@@ -46,7 +46,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(
     os.kill(child.pid, signal.Signals[name])
     found, lines = ended(child, tmp_path / "log")
     assert found == status
-    assert f"stopped by {name} with the state saved; the same command goes on" in lines
+    assert f"stopped by {name} with the state saved; the same command continues" in lines
     (saved,) = checkpoints(load_run(path).out)
     done = step_of(saved)
     assert read(saved).progress.step == done >= 1
@@ -56,7 +56,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(
     assert again.pid is not None
     os.kill(again.pid, signal.SIGTERM)
     assert ended(again, tmp_path / "again")[0] == 143
-    assert step_of(best_or_last(load_run(path).out)) > done
+    assert step_of(find_checkpoint(load_run(path).out)) > done
 
 
 def test_a_second_signal_ends_at_once(training_scene: Path, tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ def test_a_second_run_of_a_suite_waits_for_the_first(tmp_path: Path, monkeypatch
     first.start()
     assert started.wait(30)
     waited: list[str] = []
-    report = run_suite(suite, tmp_path / "r", waiting=lambda: waited.append("waiting"))
+    report = run_suite(suite, tmp_path / "r", say=waited.append)
     first.join()
-    assert (waited, report.count("done"), report.count("ran")) == (["waiting"], 2, 0)
+    assert waited == [f"waiting for another run of {suite.suite} into {tmp_path / 'r'} to end"]
+    assert (report.count("done"), report.count("ran")) == (2, 0)
     assert len((tmp_path / "r" / "results.jsonl").read_bytes().splitlines()) == 2 * 4
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from slide_suite import DIM, slides
 
 from mmkd.evaluate import load_suite, result_table, run_suite
-from mmkd.evaluate.bags import BagFeatures, make_bags
+from mmkd.evaluate.features import BagFeatures, make_bags
 from mmkd.evaluate.heads.abmil import GatedAttention
 from mmkd.evaluate.heads.settings import MilSettings
 from mmkd.evaluate.plan import make_plan
@@ -120,7 +120,7 @@ def test_bags_in_memory_are_those_of_the_map(tmp_path: Path, monkeypatch: pytest
     data, model = loaded.rows_of("lymph"), loaded.plan.models[0]
     bags = make_bags(data, data.split("test"), data.spec.bag)
     kept = BagFeatures(bags, loaded.features_of("lymph", model), "image", normalized=True)
-    monkeypatch.setattr("mmkd.evaluate.bags.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("mmkd.evaluate.features.IN_MEMORY_BYTES", 0)
     read = BagFeatures(bags, loaded.features_of("lymph", model), "image", normalized=True)
     for bag in range(len(bags)):
         assert np.array_equal(kept.patches(bag), read.patches(bag))

@@ -21,8 +21,7 @@ from planted_store import store_of
 from mmkd.base.errors import MmkdError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite
-from mmkd.evaluate.image_hash import ImageHashes, as_signs, perceptual_hash
-from mmkd.evaluate.leakage import Overlap, Thresholds, find_leakage, nearest
+from mmkd.evaluate.leakage import ImageHashes, Overlap, Thresholds, as_signs, find_leakage, nearest, perceptual_hash
 from mmkd.store import FeatureStore
 from mmkd.store.writer import ShardFeatures
 
@@ -208,7 +207,7 @@ def test_copies_that_were_saved_scaled_or_brightened_are_found_by_hash(pictured:
     assert json.loads(CliRunner().invoke(evaluate, [*arguments, "--bits", "31"]).stdout) == json.loads(loose.json())
     text = loose.text()
     assert "by perceptual hashes that differ in 31 of 64 bits or fewer" in text
-    assert "  3 images have no hash: gone, changed, or of one colour" in text
+    assert "  3 images have no hash: gone, changed, or of one color" in text
 
 
 def hashes(file: Path, said: list[str] | None = None) -> ImageHashes:

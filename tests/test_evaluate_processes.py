@@ -16,14 +16,15 @@ from planted_store import Planted, make_planted
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mmkd.evaluate import load_suite, run_suite
-from mmkd.evaluate import processes as run_unit
-from mmkd.evaluate.plan import Loaded, PlannedUnit
+from mmkd.evaluate import runner as run_unit
+from mmkd.evaluate.plan import Loaded
 from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.task import Unit
 
 # Python runs this when a process starts: children of the test have it, the test itself began before.
 IN_CHILDREN = """
 import os, signal, time
-from mmkd.evaluate import processes as run_unit
+from mmkd.evaluate import runner as run_unit
 predict = run_unit._predict
 def changed(loaded, planned):
     {what}
@@ -41,7 +42,7 @@ def planted(tmp_path: Path) -> Planted:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other processes from the first unit on."""
-    monkeypatch.setattr("mmkd.evaluate.processes.SECONDS_HERE", 0.0)
+    monkeypatch.setattr("mmkd.evaluate.runner.SECONDS_HERE", 0.0)
 
 
 def in_children(folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +90,9 @@ def test_processes_end_with_the_one_that_started_them(
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from mmkd.evaluate import load_suite, processes, run_suite\n"
+        "from mmkd.evaluate import load_suite, run_suite, runner\n"
         "if __name__ == '__main__':\n"
-        "    processes.SECONDS_HERE = 0.0\n"
+        "    runner.SECONDS_HERE = 0.0\n"
         f"    run_suite(load_suite({str(planted.suite)!r}), Path({str(tmp_path / 'out')!r}), jobs=2)\n"
     )
     in_children(tmp_path, f"Path({str(tmp_path)!r}, f'ran-{{os.getpid()}}').touch(); time.sleep(300)", monkeypatch)
@@ -120,7 +121,7 @@ def test_a_unit_computes_with_one_thread(planted: Planted, tmp_path: Path, monke
     """However many the libraries were told to use: the last digit would depend on it."""
     seen: set[int] = set()
 
-    def looked_at(loaded: Loaded, planned: PlannedUnit) -> Predictions:
+    def looked_at(loaded: Loaded, planned: Unit) -> Predictions:
         seen.update(library["num_threads"] for library in threadpool_info())
         return predict(loaded, planned)
 

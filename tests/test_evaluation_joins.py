@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -39,6 +42,48 @@ def test_joined_on_file_names_and_from_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"slide_id": ["s1", "s2"], "grade": [2, None]}), tmp_path / "clinical.parquet")
     rows = rows_of(write_join(tmp_path, table="clinical.parquet", match="stem"))
     assert [row.labels["grade"] for row in rows] == ["2", None, None]
+
+
+def test_keys_of_a_join_are_compared_as_all_text_is(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": ["a", "b", "c", "d"], "case": [12.0, 13.5, None, 14.0]}), tmp_path / "p.parquet")
+    (tmp_path / "c.csv").write_text("case,months,site\n12,3, \n 13.50 ,4,s\n12.0,3.0,\n")
+    join = {"table": "c.csv", "key": "case", "match": "case", "columns": ["months", "site"]}
+    rows = rows_of(described(tmp_path, {"kind": "parquet", "path": "p.parquet", "join": join}))
+    assert [(row.labels["months"], row.labels["site"]) for row in rows] == [
+        ("3", None), ("4", "s"), (None, None), (None, None),
+    ]  # fmt: skip
+
+
+def test_a_value_is_one_text_in_every_format(tmp_path: Path) -> None:
+    columns = {
+        "day": pa.array([dt.date(2020, 1, 2)]), "at": pa.array([dt.datetime(2020, 1, 2, 3, 4)]),
+        "time": pa.array([dt.time(9, 30)]), "price": pa.array([Decimal("7.50")]),
+        "single": pa.array([0.1], pa.float32()), "half": pa.array([np.float16(0.1)]),
+        "gone": pa.array([float("nan")], pa.float32()), "truth": pa.array([True]), "list": pa.array([["a", "b"]]),
+    }  # fmt: skip
+    expected = {
+        "day": "2020-01-02", "at": "2020-01-02 03:04:00", "time": "09:30:00", "price": "7.50",
+        "single": "0.1", "half": "0.1", "gone": None, "truth": "true", "list": '["a", "b"]',
+    }  # fmt: skip
+    pq.write_table(pa.table({"image": pa.array(["a.png"])} | columns), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"name": pa.array(["b.png"])} | columns), tmp_path / "b.parquet")
+    (tmp_path / "b.csv").write_text("image,other\nb.png,x\n")
+    join = {"table": "b.parquet", "key": "name", "match": "name"}
+    (read,) = rows_of(described(tmp_path, {"kind": "parquet", "path": "a.parquet"}))
+    (joined,) = rows_of(described(tmp_path, {"kind": "table", "path": "b.csv", "join": join}))
+    assert {name: read.labels[name] for name in columns} == expected
+    assert {name: joined.labels[name] for name in columns} == expected
+
+
+def test_a_patient_who_is_a_number_and_a_decimal_is_drawn_once(tmp_path: Path) -> None:
+    lines = [f"{i}.png,{i // 2}{'.0' * (i % 2)}" for i in range(100)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,patient", *lines]))
+    draw = {"train": 0.5, "test": 0.5, "by": "patient"}
+    splits = [
+        row.labels["split"] for row in rows_of(described(tmp_path, {"kind": "table", "path": "a.csv", "draw": draw}))
+    ]
+    assert splits[::2] == splits[1::2]
+    assert set(splits) == {"train", "test"}
 
 
 def test_on_is_true_in_yaml(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from planted_store import store_of
+from set_scene import described, rows_of
 from sklearn.metrics import roc_auc_score
 
 from mmkd.base.config import read_mapping
@@ -119,6 +124,129 @@ def test_patients_that_look_alike_are_a_warning_and_blank_ones_are_counted(tmp_p
     assert found.groups == {"train": 20, "test": 20}
 
 
+SPLITS = {"train": {"site": ["02", "10"]}, "test": {"site": ["01", "08"]}}
+
+
+def test_a_blank_among_the_values_of_a_class_is_null(tmp_path: Path) -> None:
+    rows = [row | {"y": ("pos", None, " ", "neg")[i // 4 % 4]} for i, row in enumerate(sites())]
+    found = checked(write(tmp_path, rows, classes={"none": ["neg", ""], "some": "pos"}, rows=SPLITS))
+    assert found.problems == []
+    assert found.counts["test rows by class"] == {"none": 14, "some": 6}
+
+
+def test_a_row_without_a_patient_is_in_no_other_rows_group(tmp_path: Path) -> None:
+    """Patients are often numbered as the rows are."""
+    rows = [row | {"patient": None if i < 10 else f"k{i - 10}" if i < 20 else f"p{i}"} for i, row in enumerate(sites())]
+    found = checked(write(tmp_path, rows, group="patient", rows=SPLITS))
+    assert found.problems == []
+    assert found.groups == {"train": 20, "test": 20}
+
+
+def test_words_for_no_value_and_blank_domains_are_warnings(tmp_path: Path) -> None:
+    rows = [
+        row | {"patient": ("nan", "N/A", f"p{i}")[i % 4 // 2 + i % 8 // 7], "view": ("PA", None)[i % 8 // 7]}
+        for i, row in enumerate(sites())
+    ]
+    found = checked(
+        write(tmp_path, rows, group="patient", domain="view", rows={"train": {"site": "10"}, "test": {"site": "01"}})
+    )
+    assert found.warnings[:3] == [
+        "5 train rows have no view; they count under 'd'",
+        "train rows have the patient 'N/A' 5, a name like any other; leave cells blank that have no value",
+        "test rows have the patient 'nan' 10, a name like any other; leave cells blank that have no value",
+    ]
+
+
+def test_spellings_of_a_filter_and_of_a_patient_are_warnings(tmp_path: Path) -> None:
+    names = ("Jos\u00e9", "jose\u0301"), ("TCGA-A1", "TCGA\u200b_A1"), ("012.0", "12"), ("1.05", "1.5")
+    rows = [row | {"part": ("train", "test", "Test", " test ", None)[i % 5]} for i, row in enumerate(sites())]
+    for number, pair in enumerate(names):
+        for i, name in enumerate(pair):
+            rows[5 * number + i]["patient"] = name
+    found = checked(write(tmp_path, rows, group="patient", rows={"train": {"part": "train"}, "test": {"part": "test"}}))
+    assert found.problems == []
+    assert found.rows == {"train": 8, "test": 16}
+    groups, filters = found.warnings
+    assert "3 values of patient may be one group in two splits: 'Jos\u00e9' in train and 'jose\u0301' in test" in groups
+    assert filters == "rows with part 'Test' 8 are in no split; `rows` names 'test'"
+
+
+def test_a_value_of_prompts_that_no_row_has_stops(tmp_path: Path) -> None:
+    rows = [row | {"kind": "image"} for row in sites()]
+    rows += [{"key": name, "y": name, "kind": "prompt"} for name in ("neg", "pos")]
+    prompts = {"rows": {"kind": ["prompt", "promtp"]}}
+    path = write(tmp_path, rows, tasks=["zero_shot"], prompts=prompts, rows={"test": {"kind": "image"}})
+    (problem,) = checked(path).problems
+    assert problem == "d: prompt rows ask for kind 'promtp', which no row has; it has 'image' 40, 'prompt' 2"
+    assert run_suite(load_suite(path), tmp_path / "out").failed[0].reason == problem
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("site: X", "site: 2020-01-02", "rows.test.site: YAML reads 2020-01-02 as a date, expected text; put"),
+        ("site: X", "site: [yes, off]", "YAML reads [True, False] as true or false; put the value in quotes"),
+        ("site: X", "site: [[a]]", "YAML reads ['a'] as a list, expected text"),
+        ("site: X", "on: X", "YAML reads the name of a column (`on`, `yes`, `no`) as true or false; put it in quotes"),
+        ("neg: a", "~: a", "YAML reads a class name as null or blank; put a name in quotes"),
+        ("neg: a", ".nan: a", "YAML reads a class name as null or blank; put a name in quotes"),
+        ("neg: a", "'pos ': a", "pos is named twice; name each once"),
+    ],
+)  # fmt: skip
+def test_values_that_yaml_reads_as_something_else(tmp_path: Path, before: str, after: str, message: str) -> None:
+    path = write(tmp_path, sites(4), rows={"test": {"site": "X"}}, classes={"neg": "a", "pos": "b"})
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(ConfigError) as caught:
+        load_suite(path)
+    assert message in str(caught.value)
+
+
+def test_a_class_that_is_listed_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="classes: a is named twice; name each once"):
+        load_suite(write(tmp_path, sites(4), rows={"test": {}}, classes=["a", "b", "a "]))
+
+
+def test_columns_of_every_type_from_a_parquet_file_to_scores(tmp_path: Path) -> None:
+    """A description, its corpus, a store of its labels, `check` and `run`: one text for a value in every type."""
+    rng = np.random.default_rng(0)
+    sites_, days = ("01", "2", "08"), (dt.date(2020, 1, 2), dt.date(2021, 3, 4), None)
+    columns = {
+        "image": pa.array([f"{i}.png" for i in range(36)]),
+        "y": pa.array([("neg", "pos ", "pos")[i % 3] for i in range(36)]).dictionary_encode(),
+        "patient": pa.array([f" p{i} " for i in range(36)], pa.large_string()),
+        "site": pa.array([sites_[i // 12] for i in range(36)], pa.string_view()),
+        "day": pa.array([days[i // 12] for i in range(36)]),
+        "dose": pa.array([(0.1, 12.0, float("nan"))[i // 12] for i in range(36)], pa.float32()),
+        "price": pa.array([(Decimal("0.10"), Decimal("12.00"), None)[i // 12] for i in range(36)]),
+        "seen": pa.array([(True, False, None)[i // 12] for i in range(36)]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    corpus = rows_of(described(tmp_path, {"kind": "parquet", "path": "rows.parquet"}))
+    names = tuple(name for name in columns if name != "image")
+    x = rng.normal(size=(36, 4)).astype(np.float32)
+    samples = [row.labels | {"key": row.key} for row in corpus]
+    store_of(tmp_path / "store", samples, names, {"a": ShardFeatures(x, x, np.ones(36, dtype=np.uint8))})
+    for column, (first, second, third) in {
+        "site": ("01", "2.0", "08"),
+        "day": ("'2020-01-02'", "'2021-03-04'", "''"),
+        "dose": ("0.1", "12", "''"),
+        "price": ("0.1", "12.0", "''"),
+        "seen": ("'true'", "'false'", "''"),
+    }.items():
+        path = tmp_path / f"{column}.yaml"
+        path.write_text(
+            f"{{suite: s, store: store, bootstrap: {{n: 100}}, settings: {{linear_probe: {{fractions: [1.0]}}}}, "
+            "datasets: [{dataset: d, label: y, classes: [neg, pos], group: patient, tasks: [linear_probe], "
+            f"rows: {{train: {{{column}: [{first}, {second}]}}, test: {{{column}: {third}}}}}}}]}}"
+        )
+        found = checked(path)
+        assert (found.problems, found.warnings, found.rows) == ([], [], {"train": 24, "test": 12})
+        assert found.counts["test rows by class"] == {"neg": 4, "pos": 8}
+        assert run_suite(load_suite(path), tmp_path / column).count("ran") == 1
+
+
 def vitals() -> list[dict[str, Any]]:
     return [
         {"key": f"k{i}", "y": ("Dead", "Alive")[i % 2], "months": f"{20 - i % 2 * 5 + i / 10}", "patient": f"p{i}"}
@@ -145,6 +273,9 @@ def test_an_event_that_the_description_does_not_name_stops_with_counts(tmp_path:
     others = {"event": {"y": ["Dead", "dead", ""]}, "censored": {"y": "*"}}
     found = checked(write(tmp_path / "others", rows, survival=survival | others, **own))
     assert (found.problems, found.counts["test patients"]) == ([], {"event": 29, "censored": 31})
+    for name, nothing in (("none", {}), ("empty", {"y": []})):
+        with pytest.raises(ConfigError, match="survival: `event` names no value"):
+            load_suite(write(tmp_path / name, rows, survival={"time": "months", "event": nothing}, **own))
     with pytest.raises(ConfigError, match="'Dead' is both event and censored"):
         load_suite(write(tmp_path / "both", rows, survival=survival | {"censored": {"y": ["Dead"]}}, **own))
 

@@ -79,6 +79,9 @@ def test_labels_from_a_table(tmp_path: Path) -> None:
     (tmp_path / "slides.csv").write_text("name\none\n")
     with pytest.raises(CorpusError, match="no column 'slide'"):
         rows_of(tmp_path / "c", "path: ..\nslide_table: ../slides.csv")
+    (tmp_path / "slides.csv").write_text("slide,grade\none\n")
+    with pytest.raises(CorpusError, match="line 2 has 1 cells, expected 2"):
+        rows_of(tmp_path / "c", "path: ..\nslide_table: ../slides.csv")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ class _ParquetCursor:
         self.column = column
         self.lock = threading.Lock()
         self.kept: deque[tuple[int, pa.Array]] = deque(maxlen=_BATCHES_KEPT)
+        groups = range(self.file.metadata.num_row_groups)
+        self.ends = np.cumsum([self.file.metadata.row_group(group).num_rows for group in groups])
         self.next_row = self.group_end = 0
         self.batches: Iterator[pa.RecordBatch] = iter(())
 
@@ -98,24 +100,18 @@ class _ParquetCursor:
                     if start <= row < start + len(values):
                         return values[row - start].as_py()
                 if not self.next_row <= row < self.group_end:
-                    self._open_group(row)
+                    group = int(np.searchsorted(self.ends, row, side="right"))
+                    if group == len(self.ends):
+                        raise IndexError(row)
+                    self.group_end = int(self.ends[group])
+                    self.next_row = self.group_end - self.file.metadata.row_group(group).num_rows
+                    self.batches = self.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[self.column])
+                    self.kept.clear()
                 batch = next(self.batches, None)
                 if batch is None:
                     raise IndexError(row)
                 self.kept.append((self.next_row, leaf(batch, self.column)))
                 self.next_row += len(batch)
-
-    def _open_group(self, row: int) -> None:
-        start = 0
-        for group in range(self.file.metadata.num_row_groups):
-            end = start + self.file.metadata.row_group(group).num_rows
-            if start <= row < end:
-                self.batches = self.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[self.column])
-                self.next_row, self.group_end = start, end
-                self.kept.clear()
-                return
-            start = end
-        raise IndexError(row)
 
 
 @functools.lru_cache(maxsize=_FILES_OPEN)

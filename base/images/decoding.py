@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mmkd.base.images.pixels import ASSUMED, divided, from_cmyk, from_lab, is_dicom, over_white, picture_from
+from mmkd.base.images.pixels import ASSUMED, divide_by_alpha, from_cmyk, from_lab, is_dicom, over_white, picture_from
 from mmkd.base.images.source import MAX_PIXELS, ImageError, check_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -69,7 +69,7 @@ def decode(data: bytes) -> Image.Image:
         orientation = picture.getexif().get(_ORIENTATION)
     except _DECODER_ERRORS:
         orientation = None
-    shown = _oriented(_shown(picture, deep), orientation)
+    shown = _orient(_apply_rule(picture, deep), orientation)
     if data[:2] in (b"P5", b"P6") and (said := re.match(rb"P[56]\n# assumed: ([^\n]+)\n", data)):
         shown.info[ASSUMED] = said[1].decode()
     return shown
@@ -104,9 +104,8 @@ def _tag(picture: Any, tag: int, default: Any) -> Any:
 
 
 def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
-    """Return uint16 (H, W, channels) of pictures with 16 bits per channel, of which Pillow keeps the upper eight.
-    Decoded twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the
-    second."""
+    """Return uint16 (H, W, channels) of 16 bits per channel, of which Pillow keeps the upper eight. Decoded twice:
+    Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the second."""
     args: Any = picture.tile[0][3] if picture.tile else None
     raw = args[0] if isinstance(args, tuple) and args else args
     if not isinstance(raw, str):
@@ -128,14 +127,14 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
     other: Any = Image.open(io.BytesIO(data), formats=[picture.format])
     if picture.format == "PPM":
         other.tile = picture.tile
-    # "RGBa" would be divided by its alpha, byte by byte: that is done below with all 16 bits.
+    # "RGBa" would be divide_by_alpha by its alpha, byte by byte: that is done below with all 16 bits.
     plain = {"RGBa": "RGBA"}.get(name, name)
     mode = "RGB" if name == "RGBX" else plain
     upper = np.asarray(_with_raw_mode(picture, mode, f"{plain};16{order}"), dtype=np.uint16)
     lower = np.asarray(_with_raw_mode(other, mode, f"{plain};16{'B' if order == 'L' else 'L'}"), dtype=np.uint16)
     deep: NDArray[Any] = (upper << 8) | lower
     if name == "RGBa":
-        deep = np.concatenate([divided(deep[..., :3], deep[..., 3]), deep[..., 3:]], axis=2)
+        deep = np.concatenate([divide_by_alpha(deep[..., :3], deep[..., 3]), deep[..., 3:]], axis=2)
     return deep
 
 
@@ -151,9 +150,8 @@ def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
     return picture  # type: ignore[no-any-return]
 
 
-def _shown(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
-    """Apply the rule of `pixels` to a loaded picture; `deep` has its samples (H, W, channels) where Pillow dropped
-    bits."""
+def _apply_rule(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
+    """Apply the rule of `pixels`; `deep` has the samples (H, W, channels) where Pillow dropped bits."""
     tiff, mode, clear = picture.format == "TIFF", picture.mode, picture.info.get("transparency")
     if deep is not None and mode == "CMYK":
         return Image.fromarray(from_cmyk(deep))
@@ -201,7 +199,7 @@ def _no_data(values: NDArray[Any], said: object) -> NDArray[np.bool_] | None:
     return np.asarray(equal.reshape(*values.shape[:2], -1).all(axis=2))
 
 
-def _oriented(shown: Image.Image, orientation: object) -> Image.Image:
+def _orient(shown: Image.Image, orientation: object) -> Image.Image:
     # Not ImageOps.exif_transpose: it writes the EXIF block again, which fails on damaged ones.
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return shown if turn is None else shown.transpose(turn)
@@ -236,7 +234,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
         alpha = values[..., colors] if extra in (1, 2) else None
         values = values[..., :colors]
         if alpha is not None and extra == _PREMULTIPLIED and kind <= _RGB and values.dtype.kind in "uf":
-            values = divided(values, alpha)
+            values = divide_by_alpha(values, alpha)
         absent = _no_data(values, page.tags[_NO_DATA].value) if _NO_DATA in page.tags else None
         if kind == _PALETTE:
             values = (np.asarray(page.colormap)[:, values[..., 0]] >> 8).astype(np.uint8).transpose(1, 2, 0)
@@ -246,7 +244,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
             values = np.asarray(from_lab(_lab_picture(values, icc=kind == _ICC_LAB)))
         shown = picture_from(values, white_is_zero=kind == 0, absent=absent, alpha=alpha)
         orientation = page.tags.get(_ORIENTATION)
-        return _oriented(shown, None if orientation is None else int(orientation.value))
+        return _orient(shown, None if orientation is None else int(orientation.value))
 
 
 def _lab_picture(values: NDArray[Any], icc: bool) -> Image.Image:

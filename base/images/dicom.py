@@ -65,11 +65,10 @@ def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
 def decode_dicom(data: bytes) -> Image.Image:
     """Return the picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
 
-    Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first window that can be used by its function
-    -> inverted for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of
-    `pixels`; palettes are scaled by the bits of their entries. `info["assumed"]` says what was assumed.
-
-    Raises ImageError if it is damaged, without pixels, in an encoding that no installed decoder knows, or too large.
+    Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first usable window by its function -> inverted
+    for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of `pixels`; palettes
+    are scaled by the bits of their entries. `info["assumed"]` says what was assumed. Raises ImageError if it is
+    damaged, without pixels, in an encoding that no installed decoder knows, or too large.
     """
     dataset = parse(data)
     return _render(dataset, None, _complete(dataset))
@@ -88,9 +87,8 @@ def _reasons() -> Iterator[None]:
 
 
 def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
-    """Parse a file, with or without the preamble of Part 10, without decoding its pixels. With `header_of`, only these
-    tags of the header, for which the beginning of the file is enough. Raises ImageError if it is not DICOM or is
-    damaged."""
+    """Parse a file, with or without the preamble of Part 10; with `header_of`, only these tags of the header, for which
+    the beginning of the file is enough. Raises ImageError if it is not DICOM or is damaged."""
     _hush()
     check_bytes(len(data))
     if not is_dicom(data):
@@ -144,8 +142,21 @@ def _complete(dataset: Dataset) -> list[str]:
     if "NumberOfFrames" in dataset and (_number(dataset, "NumberOfFrames") or 0) < 1:
         _assume(dataset, assumed, "NumberOfFrames", 1, "NumberOfFrames below 1")
     _complete_color(dataset, assumed)
-    if "PixelData" in dataset:
-        _complete_bits(dataset, assumed)
+    if "PixelData" not in dataset:
+        return assumed
+    native, length = not dataset.file_meta.TransferSyntaxUID.is_compressed, len(dataset.PixelData or b"")
+    frames = int(_number(dataset, "NumberOfFrames") or 1)
+    values = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * frames
+    if _number(dataset, "BitsAllocated") is None and native and values and length // values in (1, 2, 4):
+        _assume(dataset, assumed, "BitsAllocated", 8 * (length // values))
+    allocated = int(dataset.BitsAllocated)
+    if native and dataset.PhotometricInterpretation == "YBR_FULL_422" and length >= values * allocated // 8:
+        _assume(dataset, assumed, "PhotometricInterpretation", "YBR_FULL", "YBR_FULL_422 with all its samples")
+    if _number(dataset, "PixelRepresentation") not in (0, 1):
+        _assume(dataset, assumed, "PixelRepresentation", 0)
+    stored = _number(dataset, "BitsStored")
+    if stored is None or not 1 <= stored <= allocated:
+        _assume(dataset, assumed, "BitsStored", allocated, "" if stored is None else "BitsStored that does not fit")
     return assumed
 
 
@@ -169,22 +180,6 @@ def _complete_color(dataset: Dataset, assumed: list[str]) -> None:
     else:
         why = "PhotometricInterpretation that does not fit" if kind else ""
         _assume(dataset, assumed, "PhotometricInterpretation", "RGB" if colored else "MONOCHROME2", why)
-
-
-def _complete_bits(dataset: Dataset, assumed: list[str]) -> None:
-    native, length = not dataset.file_meta.TransferSyntaxUID.is_compressed, len(dataset.PixelData or b"")
-    frames = int(_number(dataset, "NumberOfFrames") or 1)
-    values = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * frames
-    if _number(dataset, "BitsAllocated") is None and native and values and length // values in (1, 2, 4):
-        _assume(dataset, assumed, "BitsAllocated", 8 * (length // values))
-    allocated = int(dataset.BitsAllocated)
-    if native and dataset.PhotometricInterpretation == "YBR_FULL_422" and length >= values * allocated // 8:
-        _assume(dataset, assumed, "PhotometricInterpretation", "YBR_FULL", "YBR_FULL_422 with all its samples")
-    if _number(dataset, "PixelRepresentation") not in (0, 1):
-        _assume(dataset, assumed, "PixelRepresentation", 0)
-    stored = _number(dataset, "BitsStored")
-    if stored is None or not 1 <= stored <= allocated:
-        _assume(dataset, assumed, "BitsStored", allocated, "" if stored is None else "BitsStored that does not fit")
 
 
 def _stored_values(dataset: Dataset, frame: int, assumed: list[str]) -> NDArray[Any]:
@@ -215,11 +210,11 @@ def _to_eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def _gray(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, assumed: list[str]) -> Image.Image:
     absent = _padding(dataset, stored)
     transform = _group(dataset, frame, "PixelValueTransformationSequence")
-    values, slope = _rescaled(transform, stored, assumed)
+    values, slope = _rescale(transform, stored, assumed)
     group = _group(dataset, frame, "FrameVOILUTSequence")
-    shown = _looked_up(group, values, assumed)
+    shown = _apply_lut(group, values, assumed)
     if shown is None:
-        shown = _windowed(group, values, assumed)
+        shown = _apply_window(group, values, assumed)
     if shown is not None or slope is None:
         return picture_from(values if shown is None else shown, white_is_zero=inverted, absent=absent)
     # A line through the stored values changes nothing when they are stretched; a picture of one value keeps its place.
@@ -248,7 +243,7 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
     return np.asarray((stored >= min(ends)) & (stored <= max(ends)))
 
 
-def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple[NDArray[Any], float | None]:
+def _rescale(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple[NDArray[Any], float | None]:
     """Return values after the modality transform, and its slope; None where it is a table."""
     if group.get("ModalityLUTSequence"):
         if _table(group.ModalityLUTSequence[:1]) is not None:
@@ -265,7 +260,7 @@ def _rescaled(group: Dataset, stored: NDArray[Any], assumed: list[str]) -> tuple
     return (stored if (slope, intercept) == (1.0, 0.0) else stored.astype(np.float64) * slope + intercept), slope
 
 
-def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
+def _apply_window(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
     """Return values through the first window that can be used; None where there is none."""
     centers, widths = _numbers(group, "WindowCenter"), _numbers(group, "WindowWidth")
     named = group.get("VOILUTFunction") or "LINEAR"
@@ -281,14 +276,14 @@ def _windowed(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArr
         if width < 1 and function == "LINEAR":
             assumed.append("WindowWidth below 1, taken for LINEAR_EXACT")
             function = "LINEAR_EXACT"
-        share = windowed(np.asarray(values, dtype=np.float64), center, width, function)
+        share = window_values(np.asarray(values, dtype=np.float64), center, width, function)
         return np.rint(np.nan_to_num(255.0 * share)).astype(np.uint8)
     if any(name in group for name in ("WindowCenter", "WindowWidth")):
         assumed.append("no usable window, own range")
     return None
 
 
-def windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
+def window_values(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
     """Return values 0 to 1 after a window (DICOM PS3.3 C.11.2.1.2.1, C.11.2.1.3); of LINEAR the width is at least 1."""
     if function == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp((-4.0 * (values - center) / width).clip(-700, 700))))
@@ -299,7 +294,7 @@ def windowed(values: NDArray[np.float64], center: float, width: float, function:
     return ((values - (center - 0.5)) / (width - 1.0) + 0.5).clip(0, 1)
 
 
-def _looked_up(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
+def _apply_lut(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
     """Return values through the first VOI LUT (PS3.3 C.11.2.1.1), entries over their own bits; None without one."""
     items = group.get("VOILUTSequence")
     if not items:

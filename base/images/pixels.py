@@ -8,7 +8,7 @@
    pixels are no measurements: they do not count for the range, and all but the last become black. Infinities become the
    nearest end.
 4. Where the file says that its smallest value is white, gray is inverted.
-5. Alpha is laid over white; samples that were multiplied by it are divided first.
+5. Alpha is laid over white; samples that were multiplied by it are divide_by_alpha first.
 6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles are not applied.
 7. The orientation of the file's EXIF is applied.
 """
@@ -64,7 +64,7 @@ def picture_from(
         gaps = gaps | unmeasured.reshape(*values.shape[:2], -1).any(axis=2)
         inside = ~gaps if alpha is None else ~gaps & (alpha > 0)
         whole = np.iinfo(values.dtype) if values.dtype.kind in "ui" else None
-        shown = _stretched(wide, inside, limits or ((whole.min, whole.max) if whole else (0.0, 1.0)))
+        shown = _stretch(wide, inside, limits or ((whole.min, whole.max) if whole else (0.0, 1.0)))
     shown = 255 - shown if white_is_zero else shown
     if gaps.any():
         shown = np.where(gaps.reshape(*gaps.shape, *(1,) * (shown.ndim - 2)), 0, shown).astype(np.uint8)
@@ -76,7 +76,7 @@ def picture_from(
     return over_white(picture)
 
 
-def divided(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
+def divide_by_alpha(colors: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     """Return colors (H, W, C) that were stored multiplied by their alpha (H, W), of the same dtype."""
     most = 1.0 if colors.dtype.kind == "f" else float(np.iinfo(colors.dtype).max)
     shares = colors.astype(np.float64) * np.divide(most, alpha, where=alpha > 0, out=np.zeros(alpha.shape))[..., None]
@@ -125,7 +125,7 @@ def is_dicom(data: bytes) -> bool:
     return bool(start) and len(data) > 132
 
 
-def _stretched(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple[float, float]) -> NDArray[np.uint8]:
+def _stretch(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple[float, float]) -> NDArray[np.uint8]:
     counted = wide[inside]
     counted = counted[np.isfinite(counted)]
     if not counted.size:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -11,18 +10,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorpusError
 from mmkd.base.places.reading import list_files
 from mmkd.base.places.remote import as_root
+from mmkd.base.text import cell_text
 from mmkd.extract.corpora.files import fits
-from mmkd.extract.corpora.row import CorpusRow, DerivedCorpus, Ignored, Part, as_label
+from mmkd.extract.corpora.row import CorpusRow, DerivedCorpus, Ignored, Part
+from mmkd.extract.corpora.tabular import read_lines
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF, PromptFile
 from mmkd.store.samples import FIXED_COLUMNS
 
@@ -52,7 +50,8 @@ class Draw(Frozen):
         return self
 
     def split(self, dataset: str, value: str | None) -> str | None:
-        """Return the split of a value; None for no value."""
+        """Return the split of a value, which is compared as all text is; None for no value."""
+        value = cell_text(value)
         if value is None:
             return None
         digest = hashlib.sha256(f"{dataset}/{self.seed}/{value}".encode("utf-8", "surrogatepass")).digest()
@@ -63,7 +62,7 @@ class Draw(Frozen):
 
 
 class Join(Frozen):
-    """Columns of a CSV, TSV or Parquet file for the samples of a corpus."""
+    """Columns of a table (commas, tabs or semicolons, by its header) or Parquet file for the samples of a corpus."""
 
     table: str | None = None
     """In a description, relative to it."""
@@ -97,21 +96,21 @@ class Join(Frozen):
 
     def values(self, key: str | None) -> dict[str, str | None]:
         """Return the columns of one sample; nulls where the table does not have it."""
-        return self._content[1].get(key or "") or dict.fromkeys(self.labels)
+        return self._content[1].get(cell_text(key) or "") or dict.fromkeys(self.labels)
 
     @functools.cached_property
     def _content(self) -> tuple[tuple[str, ...], dict[str, dict[str, str | None]]]:
         """Names of the joined columns, and their values by key."""
         found: dict[str, dict[str, str | None]] = {}
-        columns = self._add_table(found, _lines(Path(self.table))) if self.table is not None else ()
+        columns = self._add_table(found, read_lines(as_root(self.table))) if self.table is not None else ()
         if not self.fold_files:
             return columns, found
         tested: dict[str, str] = {}
         for number, file in enumerate(self.fold_files):
-            lines = _lines(Path(file))
+            lines = read_lines(as_root(file))
             if not lines or _TEST not in lines[0]:
                 raise CorpusError(f"{file} has no column {_TEST!r}; expected CLAM's columns train, val and test")
-            for key in filter(None, dict.fromkeys(line[_TEST] or "" for line in lines)):
+            for key in filter(None, dict.fromkeys(cell_text(line[_TEST]) for line in lines)):
                 if key in tested:
                     raise CorpusError(
                         f"{file}: {key!r} is tested here and in fold {tested[key]} too; expected once "
@@ -130,7 +129,7 @@ class Join(Frozen):
         folds = [name for name in header if self.fold_columns and name.startswith(self.fold_columns)]
         columns = self._wanted(header, folds)
         for line in lines:
-            key, values = line[self.key], {name: line[name] for name in columns}
+            key, values = cell_text(line[self.key]), {name: line[name] for name in columns}
             if not key:
                 raise CorpusError(f"{self.table}: a line has nothing in column {self.key!r}; every line needs its key")
             if folds:
@@ -143,7 +142,7 @@ class Join(Frozen):
                 values[FOLD] = tested[0].removeprefix(self.fold_columns or "")
             before = found.setdefault(key, values)
             for name, value in values.items():
-                if before[name] != value:
+                if cell_text(before[name]) != cell_text(value):
                     raise CorpusError(
                         f"{self.table}: {key!r} has {name} {before[name]!r} on one line and {value!r} on another; "
                         f"take columns that are one per {self.key} (`columns`), or join on another key"
@@ -165,29 +164,6 @@ class Join(Frozen):
                 "list the others as `columns` of the join, or rename it"
             )
         return wanted
-
-
-def _lines(path: Path) -> list[dict[str, str | None]]:
-    """Return lines of a table as labels by column. Raises CorpusError if it cannot be read, a line has too many or too
-    few cells, or a column is listed twice."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            return [{name: as_label(value) for name, value in row.items()} for row in pq.read_table(path).to_pylist()]
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise CorpusError(f"{path} names a column twice: {', '.join(header[:20])}")
-            lines: list[dict[str, str | None]] = []
-            for cells in filter(None, reader):
-                if len(cells) != len(header):
-                    raise CorpusError(f"{path} line {reader.line_num} has {len(cells)} cells, expected {len(header)}")
-                lines.append(dict(zip(header, cells, strict=True)))
-            return lines
-    except OSError as error:
-        raise CorpusError(f"table {path} cannot be read: {error.strerror or error}; check the path") from error
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"table {path} is neither CSV, TSV nor Parquet: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

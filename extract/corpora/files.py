@@ -100,7 +100,7 @@ class FileCorpus(Frozen):
         """Return all fields but the paths."""
         return self.model_dump_json(exclude={"path", "images"})
 
-    def listed(self) -> list[Listed]:
+    def files(self) -> list[Listed]:
         """Return the files, sorted by name. Raises CorpusError if they cannot be listed."""
         try:
             if not self._is_folder:
@@ -141,9 +141,8 @@ class FileCorpus(Frozen):
 
     def image_uri(self, image: str, root: str) -> str:
         """Return an image path of a row as a path below `root`, which is absolute. `file://` and `~` are resolved. A
-        path that leaves `root` and comes back, perhaps through a link, becomes relative. Of a path that names no file,
-        the same path with slashes for backslashes, or in the other Unicode normal form, is taken when that file
-        exists."""
+        path that leaves `root` and comes back, perhaps through a link, becomes relative. If a path names no file, the
+        same path with slashes for backslashes, or in the other Unicode normal form, is taken if that one exists."""
         image = image.removeprefix("file://")
         if "://" in root or "://" in image or "\0" in image:
             return image
@@ -164,14 +163,14 @@ class FileCorpus(Frozen):
 
     def parts(self) -> Sequence[Part]:
         """Return one for each file."""
-        parts = [Part(file.name, file.size, file.stamp) for file in self.listed()]
+        parts = [Part(file.name, file.size, file.stamp) for file in self.files()]
         return [replace(part, stamp=self._sha256(part)) for part in parts] if self.by_content else parts
 
     def _sha256(self, part: Part) -> str:
-        with self.opened(part) as file:
+        with self.open_part(part) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed wants readinto
 
-    def opened(self, part: Part) -> IO[bytes]:
+    def open_part(self, part: Part) -> IO[bytes]:
         """Return a part's file. Raises CorpusError if it cannot be read."""
         try:
             return open_file(join(self.base, part.name))

@@ -45,7 +45,7 @@ class ImageFolderCorpus(LabeledCorpus):
 
     @functools.cached_property
     def _folders(self) -> dict[str, list[Listed]]:
-        return by_top_folder(self.listed())
+        return by_top_folder(self.files())
 
 
 class ListFileCorpus(LabeledCorpus):
@@ -66,7 +66,7 @@ class ListFileCorpus(LabeledCorpus):
         before = "/".join(step for step in (folder, split) if step)
         if not join(self.base, before).is_dir():
             before = folder
-        with self.opened(part) as file:
+        with self.open_part(part) as file:
             for number, line in enumerate(file, 1):
                 words = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip().rsplit(None, 1)
                 if len(words) == 2:

@@ -79,7 +79,7 @@ class MedMnistCorpus(FileCorpus):
         """Members of the archive, and its small arrays: labels and class names. Of pictures only headers are read."""
         arrays: dict[str, NDArray[Any]] = {}
         try:
-            with self.opened(self._file) as file, zipfile.ZipFile(file) as archive:
+            with self.open_part(self._file) as file, zipfile.ZipFile(file) as archive:
                 members = archive.namelist()
                 pictured = [split for split in ("train", "val", "test") if f"{split}_images.npy" in members]
                 for name in ("classes", *(f"{split}_labels" for split in pictured)):

@@ -7,6 +7,8 @@ import difflib
 import importlib
 import posixpath
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +45,10 @@ def _tables(names: Sequence[str]) -> list[str]:
     return [name for name in names if "/" not in name and name.lower().endswith(TABLES)]
 
 
+def _have_suffix(suffixes: tuple[str, ...], names: Sequence[str]) -> bool:
+    return any(name.lower().endswith(suffixes) for name in names)
+
+
 def _has_pairs(names: Sequence[str]) -> bool:
     """Return True when an image and a text have one name up to its first dot: `s.in.png`, `s.out.txt`."""
 
@@ -55,11 +61,7 @@ def _has_pairs(names: Sequence[str]) -> bool:
 
 def _is_parquet_folder(names: Sequence[str]) -> bool:
     """Not where pairs lie beside: img2dataset writes its `files` with a Parquet file of metadata."""
-    return any(name.lower().endswith(".parquet") for name in names) and not _has_pairs(names)
-
-
-def _has_pictures(names: Sequence[str]) -> bool:
-    return any(name.lower().endswith(PICTURES) for name in names)
+    return _have_suffix((".parquet",), names) and not _has_pairs(names)
 
 
 # In the order in which a folder is taken for a kind: archives hold everything themselves, and a table says what the
@@ -71,7 +73,7 @@ KINDS: dict[str, Kind] = {
     "dicom": Kind("mmkd.extract.corpora.dicom", "DicomCorpus", DICOM, "dicom"),
     "slides": Kind("mmkd.extract.corpora.slides", "SlidesCorpus", SLIDES, "wsi"),
     "pairs": Kind("mmkd.extract.corpora.samples", "PairsCorpus", in_folder=_has_pairs),
-    "imagefolder": Kind("mmkd.extract.corpora.labeled", "ImageFolderCorpus", in_folder=_has_pictures),
+    "imagefolder": Kind("mmkd.extract.corpora.labeled", "ImageFolderCorpus", in_folder=partial(_have_suffix, PICTURES)),
     "medmnist": Kind("mmkd.extract.corpora.medmnist", "MedMnistCorpus", (".npz",)),
     "listfile": Kind("mmkd.extract.corpora.labeled", "ListFileCorpus"),
     "vqa": Kind("mmkd.extract.corpora.questions", "QuestionsCorpus"),
@@ -94,7 +96,7 @@ def open_corpus(location: str) -> Corpus:
         if not place.exists():
             raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
         if suffix in (".yaml", ".yml"):
-            return _described_corpus(place)
+            return _read_description(place)
         if place.is_dir():
             return _folder(place, location)
     except (OSError, UnreachableError) as error:
@@ -116,7 +118,8 @@ def _reader(kind: str) -> Any:
 
 def _folder(place: StorePath, location: str) -> Corpus:
     names = [file.name for file in corpus_files(place)[0]]
-    kind = next((kind for kind, known in KINDS.items() if _is_kind(known, names)), None)
+    kinds = ((kind, known.in_folder or partial(_have_suffix, known.suffixes)) for kind, known in KINDS.items())
+    kind = next((kind for kind, is_kind in kinds if is_kind(names)), None)
     if kind is None:
         bare = [name for name in names if "." not in name.rpartition("/")[2]]
         if not any(read_range(join(place, name), 128, 4) == b"DICM" for name in bare[:100]):
@@ -138,24 +141,18 @@ def _folder(place: StorePath, location: str) -> Corpus:
     return reader
 
 
-def _is_kind(kind: Kind, names: Sequence[str]) -> bool:
-    if kind.in_folder is not None:
-        return kind.in_folder(names)
-    return any(name.lower().endswith(kind.suffixes) for name in names)
-
-
-def _described_corpus(path: StorePath) -> Corpus:
+def _read_description(path: StorePath) -> Corpus:
     if isinstance(path, RemotePath):
         raise CorpusError(f"{path} is a description behind a URL; copy it here, its paths may stay URLs")
     content, roots = read_mapping(path), user_roots()
     if "suite" in content:
         raise ConfigError(f"{path} is a suite; extract its data sets one by one: `mmkd evaluate check {path}` says how")
     if "dataset" not in content:
-        return _described_reader(filled(content, roots, path), path)
+        return _make_reader(filled(content, roots, path), path)
     return _evaluation_set(content, path, roots)
 
 
-def described_bags(path: Path) -> tuple[Path, Join | None]:
+def read_bags(path: Path) -> tuple[Path, Join | None]:
     """Return folder and table of an evaluation set of `kind: bags`, whose features others made. Raises ConfigError for
     another kind, a wrong field, or a table that matches neither slides nor patients."""
     content = read_mapping(path)
@@ -172,7 +169,7 @@ def described_bags(path: Path) -> tuple[Path, Join | None]:
     return (path.parent / Path(source["path"]).expanduser()).resolve(), join
 
 
-def _described_reader(content: dict[str, Any], path: Path) -> Corpus:
+def _make_reader(content: dict[str, Any], path: Path) -> Corpus:
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{path}: kind is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
@@ -200,13 +197,20 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
             f"{path}: {name} is bags of features; bring them in with: mmkd store import {path} STORE --name MODEL"
         )
     source = filled(source, roots | {"dataset": name}, path)
-    splits = {str(split): _patterns(patterns, split, path) for split, patterns in (source.get("splits") or {}).items()}
+    splits = {}
+    for split, value in (source.get("splits") or {}).items():
+        patterns = value if isinstance(value, list) else [value]
+        if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+            raise ConfigError(
+                f"{path}: source.splits.{split} is {value!r}, expected a file's or folder's name or pattern"
+            )
+        splits[str(split)] = tuple(patterns)
     reader = {key: value for key, value in source.items() if key not in _NOT_THE_READERS}
     for key in reader:
         for nearest in difflib.get_close_matches(str(key), _NOT_THE_READERS, n=1, cutoff=0.8):
             raise ConfigError(f"{path}: source.{key}: unknown key; did you mean {nearest!r}?")
     if splits and "only" not in reader:
-        reader["only"] = [pattern for patterns in splits.values() for pattern in patterns]
+        reader["only"] = list(chain.from_iterable(splits.values()))
     if splits and reader.get("kind") == "imagefolder":
         reader.setdefault("split_folders", True)
     prompts = content.get("prompts") or {}
@@ -216,20 +220,13 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
     modality = content.get("modality")
     return EvaluationSet(
         name=name,
-        corpus=_described_reader(reader, path),
+        corpus=_make_reader(reader, path),
         modality=modality if isinstance(modality, str) else None,
         splits=splits,
         draw=None if source.get("draw") is None else validated(Draw, source["draw"], f"{path}: source.draw"),
         join=None if source.get("join") is None else _join(source["join"], path),
         prompts=None if file is None else read_prompts(path.parent / file),
     )
-
-
-def _patterns(value: object, split: object, path: Path) -> tuple[str, ...]:
-    patterns = value if isinstance(value, list) else [value]
-    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise ConfigError(f"{path}: source.splits.{split} is {value!r}, expected a file's or folder's name or pattern")
-    return tuple(patterns)
 
 
 def _join(content: object, path: Path) -> Join:

@@ -15,7 +15,7 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.images.cells import leaf
 from mmkd.base.images.uri import CELL, ITEM, fragment
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label
-from mmkd.extract.corpora.tabular import Image, TabularCorpus, label_names
+from mmkd.extract.corpora.tabular import Image, TabularCorpus, label_names, shortest_floats
 
 _DAMAGED = "archive: not Parquet, or damaged; what follows is lost"
 
@@ -31,7 +31,7 @@ class ParquetCorpus(TabularCorpus):
     def _schema(self) -> pa.Schema:
         for part in self.parts():
             try:
-                with self.opened(part) as file:
+                with self.open_part(part) as file:
                     return pq.read_schema(file)
             except (pa.ArrowException, OSError):
                 continue
@@ -43,8 +43,7 @@ class ParquetCorpus(TabularCorpus):
 
     @functools.cached_property
     def roles(self) -> dict[str, str]:
-        """Role to column name. Raises CorpusError as for any table, or the image column holds neither images nor
-        paths."""
+        """As for any table. Raises CorpusError, too, if the image column holds neither images nor paths."""
         found = dict(super().roles)
         if "image" in found:
             kind = self._schema.field(found["image"]).type
@@ -79,7 +78,7 @@ class ParquetCorpus(TabularCorpus):
         column that the first one has."""
         roles = self.roles  # what is no corpus at all is refused before the first row
         try:
-            with self.opened(part) as handle:
+            with self.open_part(part) as handle:
                 file = pq.ParquetFile(handle, pre_buffer=False)
                 yield from self.check_columns(file.schema_arrow.names, part.name)
                 yield from self._rows(part.name, file, roles)
@@ -89,22 +88,17 @@ class ParquetCorpus(TabularCorpus):
             yield CorpusRow(key=part.name, caption=None, uri=None, fault=_DAMAGED)
 
     def _rows(self, name: str, file: pq.ParquetFile, roles: dict[str, str]) -> Iterator[CorpusRow | Ignored]:
-        classes, image = _class_names(file.schema_arrow), roles.get("image")
-        cell = _image_cell(file.schema_arrow.field(image).type) if image else None
+        classes, image = _class_names(file.schema_arrow), roles.get("image", "")
+        cell = (_image_cell(file.schema_arrow.field(image).type) if image else None) or _Cell(None, None)
         wanted = {roles[role] for role in ("caption", "key", "modality") if role in roles} | set(self.labels)
-        if image and cell is not None and (cell.listed or cell.path is not None):
+        if cell.listed or cell.path is not None:
             wanted.add(image if cell.listed else f"{image}{cell.path}")
-        row = 0
+        own_bytes, row = cell.bytes is not None and not cell.listed, 0
         for group in range(file.metadata.num_row_groups):
-            filled: Iterator[bool] = repeat(False)
-            if image and cell is not None and cell.bytes is not None and not cell.listed:
-                filled = _filled(file, group, f"{image}{cell.bytes}")
-            rows = 16 if cell and cell.listed else 4096
-            for batch in file.iter_batches(rows, row_groups=[group], columns=sorted(wanted)):
-                for record in batch.to_pylist():
-                    found: list[Image] = []
-                    if image and cell is not None:
-                        found = _images(record.get(image), cell, name, (image, row), next(filled))
+            filled = _has_bytes(file, group, f"{image}{cell.bytes}") if own_bytes else repeat(False)
+            for batch in file.iter_batches(16 if cell.listed else 4096, row_groups=[group], columns=sorted(wanted)):
+                for record in shortest_floats(pa.Table.from_batches([batch])).to_pylist():
+                    found = _images(record.get(image), cell, name, (image, row), next(filled)) if image else []
                     for column, names in classes.items():
                         number = record.get(column)
                         if isinstance(number, int) and 0 <= number < len(names):
@@ -175,7 +169,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return nested or _binary(kind)
 
 
-def _filled(file: pq.ParquetFile, group: int, column: str) -> Iterator[bool]:
+def _has_bytes(file: pq.ParquetFile, group: int, column: str) -> Iterator[bool]:
     """Yield for each row of a group whether its cell is not null: by the file's own statistics where these suffice, as
     asking the cells reads every image while the corpus is listed."""
     info = file.metadata.row_group(group)

@@ -13,7 +13,7 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.places.remote import as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label, first_text
-from mmkd.extract.corpora.tabular import label_names
+from mmkd.extract.corpora.tabular import check_names, label_names
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, SAMPLE, TEXT_OF
 
 _IMAGE = ("image_name", "img_name", "image", "image_path")
@@ -60,6 +60,7 @@ class QuestionsCorpus(FileCorpus):
         """Fields of any question that are not the question or its image, then `split` and what tells candidates."""
         records = (record for part in self.parts() for record in self._records(part) if self._is_wanted(record))
         names = tuple(dict.fromkeys(name for record in records for name in record))
+        check_names(names, self.path)
         others = {name: name for name in ("question", "modality", "split", KIND, TEXT_OF, *_ID)}
         return (*label_names(self.label_columns, others, names, self.path), "split", KIND, TEXT_OF)
 
@@ -94,7 +95,7 @@ class QuestionsCorpus(FileCorpus):
         """Return the questions of one file. Raises CorpusError if it is not JSON, not a list of questions."""
         if part.size > _MAX_BYTES:
             raise CorpusError(f"{self.path}: {part.name} has more than {_MAX_BYTES >> 20} MB; is it a question file?")
-        with self.opened(part) as file:
+        with self.open_part(part) as file:
             try:
                 content = json.load(file)
             except (ValueError, RecursionError) as error:

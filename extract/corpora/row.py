@@ -39,9 +39,9 @@ class CorpusRow:
 
     key: str
     caption: str | None
-    """None when the corpus has no caption for it by design (a prompt-less picture); '' when one should be there."""
+    """None when the corpus has no caption for it by design; '' when one should be there."""
     uri: str | None
-    """Image path relative to the corpus root; None for a text without an image. See `store.sources`."""
+    """Image path relative to the corpus root; None for a text without an image. See `base.images.uri`."""
     offset: int | None = None
     length: int | None = None
     """Bytes of the image inside the file; None when it is the whole file."""
@@ -142,22 +142,22 @@ def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
 
 
 def corpus_digest(corpus: Corpus, parts: Sequence[Part]) -> str:
-    """Return the SHA-256 over the parts' names, sizes and stamps and how they are read: changes when the corpus
-    does."""
+    """Return the SHA-256 over the parts' names, sizes and stamps and how they are read."""
     facts = [(part.name, part.size, part.stamp) for part in parts]
     return hashlib.sha256(json.dumps([corpus.kind, corpus.settings(), facts]).encode()).hexdigest()
 
 
 def as_label(value: object) -> str | None:
-    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded, all else is JSON:
-    it prints a number in its shortest form, so one value has one text whatever the format it came from."""
+    """Return any value as a label. Blank text and NaN are null, other text stays, bytes are decoded; truth, numbers in
+    their shortest form and lists are JSON, all else is as Python prints it: one value has one text in every format."""
     if isinstance(value, bytes):
         value = decode_text(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str):
         return value if value.strip() else None
-    return json.dumps(value, ensure_ascii=False, default=str)
+    is_json = isinstance(value, bool | int | float | list | tuple | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_json else str(value)
 
 
 Choice = Literal["first", "each"]
@@ -189,9 +189,8 @@ def first_text(value: object) -> str | None:
     return next((item for item in items if isinstance(item, str) and item), None)
 
 
-def decodable(text: str) -> str:
-    """Return text that is UTF-8: lone surrogates (undecodable bytes, or half a character escaped in JSON) become
-    U+FFFD."""
+def replace_surrogates(text: str) -> str:
+    """Return text with U+FFFD for lone surrogates: undecodable bytes, or half a character escaped in JSON."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
@@ -207,7 +206,7 @@ def decode_text(data: bytes) -> str:
 
 
 UNDECODABLE_BYTES = "mmkd-surrogates"
-"""Error handler of any codec: a lone surrogate where bytes cannot be decoded, which `decodable` marks."""
+"""Error handler of any codec: a lone surrogate where bytes cannot be decoded, which `replace_surrogates` marks."""
 codecs.register_error(UNDECODABLE_BYTES, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 # UTF-32's little-endian mark begins with that of UTF-16.
 BYTE_ORDER_MARKS = (

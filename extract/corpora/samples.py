@@ -208,9 +208,8 @@ class WebDatasetCorpus(SampleCorpus):
     suffixes = (".tar",)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per sample that has an image or a caption; a last failed one where the tar is damaged. Raises
-        CorpusError if the file is not an uncompressed tar."""
-        with self.opened(part) as file:
+        """Yield one row per sample that has an image or a caption; a last failed one where the tar is damaged."""
+        with self.open_part(part) as file:
             members: list[Member] = []
             texts: dict[int, bytes] = {}
             room, damage = _KEPT_BYTES, None
@@ -272,7 +271,7 @@ class PairsCorpus(SampleCorpus):
 
     @functools.cached_property
     def _folders(self) -> dict[str, list[Listed]]:
-        return by_top_folder(self.listed())
+        return by_top_folder(self.files())
 
 
 def _text(member: Member, read: Read) -> str:

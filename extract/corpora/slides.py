@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -14,16 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from mmkd.base.errors import CorpusError, UnreachableError
+from mmkd.base.errors import CorpusError
 from mmkd.base.images.pixels import over_white
 from mmkd.base.images.slides import open_slide
 from mmkd.base.images.source import MAX_PIXELS
 from mmkd.base.images.uri import TILE, fragment
-from mmkd.base.places.reading import join, open_file
+from mmkd.base.places.reading import join
 from mmkd.base.places.remote import as_root
 from mmkd.base.tcga import tcga_patient
-from mmkd.extract.corpora.files import SLIDES, FileCorpus, unlistable
+from mmkd.extract.corpora.files import SLIDES, FileCorpus
 from mmkd.extract.corpora.row import CorpusRow, Part
+from mmkd.extract.corpora.tabular import read_lines
 from mmkd.store.record import FIXED_NAMES
 
 # Pixels a tile is judged by, per side: tissue is coarse, and reading more costs the slide's decoding.
@@ -51,7 +51,7 @@ class SlidesCorpus(FileCorpus):
     region: int | None = Field(default=None, gt=0)
     """Tiles along the side of a square whose tiles get the same label `region`: bags smaller than a slide."""
     slide_table: str | None = None
-    """CSV with a column `slide` (file name without suffix), where known `patient`, and any labels."""
+    """Table with a column `slide` (file name without suffix), where known `patient`, and any labels."""
 
     suffixes = (*SLIDES, ".tif", ".tiff")
 
@@ -106,26 +106,21 @@ class SlidesCorpus(FileCorpus):
         return max(side, self.tile), None
 
     @functools.cached_property
-    def _table(self) -> tuple[tuple[str, ...], Mapping[str, Mapping[str, str]]]:
+    def _table(self) -> tuple[tuple[str, ...], Mapping[str | None, Mapping[str, str | None]]]:
         """Further label names, and labels by slide."""
         if self.slide_table is None:
             return (), {}
-        place = as_root(self.slide_table)
-        try:
-            text = open_file(place).read().decode("utf-8-sig")
-        except (OSError, UnreachableError) as error:
-            raise unlistable(place, error) from error
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{place} is not UTF-8; save it as such") from error
-        reader = csv.DictReader(text.splitlines(), restval="")
-        names = list(reader.fieldnames or ())
+        lines = read_lines(as_root(self.slide_table))
+        names = list(lines[0]) if lines else []
         if "slide" not in names:
-            raise CorpusError(f"{place} has no column 'slide'; it has {', '.join(names)}")
+            raise CorpusError(f"{self.slide_table} has no column 'slide'; it has {', '.join(names) or 'no rows'}")
         further = tuple(name for name in names if name not in ("slide", "patient"))
         taken = (FIXED_NAMES | {"x", "y", "side", "region"}) & set(further)
         if taken:
-            raise CorpusError(f"{place}: column {min(taken)!r} has the name of a column of the sample table; rename it")
-        return further, {row["slide"]: {name: row[name] for name in names if name != "slide"} for row in reader}
+            raise CorpusError(
+                f"{self.slide_table}: column {min(taken)!r} has the name of a column of the sample table; rename it"
+            )
+        return further, {line["slide"]: {name: line[name] for name in names if name != "slide"} for line in lines}
 
 
 def tissue_tiles(slide: openslide.OpenSlide, side: int, min_tissue: float) -> Iterator[tuple[int, int]]:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
+import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from mmkd.base.config import Frozen
-from mmkd.base.errors import CorpusError
-from mmkd.base.places.remote import as_root
+from mmkd.base.errors import CorpusError, UnreachableError
+from mmkd.base.places.reading import open_file
+from mmkd.base.places.remote import StorePath, as_root
 from mmkd.extract.corpora.files import DICOM, PICTURES, FileCorpus
-from mmkd.extract.corpora.row import NO_IMAGE, Choice, CorpusRow, Ignored, as_label, caption_rows, first_text
+from mmkd.extract.corpora.row import (
+    NO_IMAGE,
+    Choice,
+    CorpusRow,
+    Ignored,
+    as_label,
+    caption_rows,
+    first_text,
+    replace_surrogates,
+)
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, NEGATIVE, PROMPT
 from mmkd.store.samples import FIXED_COLUMNS
 
@@ -62,6 +78,11 @@ class TabularCorpus(FileCorpus):
     @functools.cached_property
     def root(self) -> str:
         return str(self.base if self.images is None else as_root(self.images).resolve())
+
+    def settings(self) -> str:
+        # Fields that stores of earlier versions do not know count only where they are set.
+        later = {"texts"} - self.model_fields_set
+        return self.model_dump_json(exclude={"path", "images"} | later)
 
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
@@ -117,8 +138,7 @@ class TabularCorpus(FileCorpus):
             yield Ignored(f"column: {why}", name[:60] or self.place.name)
 
     def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
-        """Yield columns of a further file that the header lacks. Raises CorpusError if the file lacks a column that is
-        used."""
+        """Yield columns that only this further file has. Raises CorpusError if it lacks a column that is used."""
         check_names(names, f"{self.path}: {file}")
         missing = [name for name in (*self.roles.values(), *self.labels) if name not in names]
         if missing:
@@ -163,6 +183,44 @@ class TabularCorpus(FileCorpus):
             yield from caption_rows(row, values.get(roles["caption"]), self.captions)
 
 
+def read_lines(place: StorePath) -> list[dict[str, str | None]]:
+    """Return the lines of a table (its header decides for commas, tabs or semicolons) or Parquet file as labels by
+    column. Raises CorpusError if it cannot be read, a
+    line has too many or too few cells, or a column is listed twice."""
+    suffix = place.suffix.lower()
+    try:
+        with open_file(place) as file:
+            if suffix == ".parquet":
+                rows = shortest_floats(pq.read_table(file)).to_pylist()
+                return [{name: as_label(cell) for name, cell in row.items()} for row in rows]
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            first = text.readline()
+            reader = csv.reader(chain([first], text), delimiter=max(",\t;", key=first.count))
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise CorpusError(f"{place} names a column twice: {', '.join(header[:20])}")
+            lines: list[dict[str, str | None]] = []
+            for cells in filter(None, reader):
+                if len(cells) != len(header):
+                    raise CorpusError(f"{place} line {reader.line_num} has {len(cells)} cells, expected {len(header)}")
+                lines.append(dict(zip(header, map(as_label, cells), strict=True)))
+            return lines
+    except (OSError, UnreachableError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise CorpusError(f"table {place} cannot be read: {reason}; check the path") from error
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"table {place} is neither CSV, TSV nor Parquet: {error}") from error
+
+
+def shortest_floats(table: pa.Table) -> pa.Table:
+    """Columns of float16 and float32 as the numbers that they print as: 0.1, not 0.10000000149011612."""
+    for position, field in enumerate(table.schema):
+        if field.type in (pa.float16(), pa.float32()):
+            numbers = [float(str(number)) for number in table[position].to_numpy()]
+            table = table.set_column(position, field.name, pa.array(numbers, pa.float64()))
+    return table
+
+
 def label_names(
     wanted: tuple[str, ...] | None, found: Mapping[str, str], header: Sequence[str], where: object
 ) -> tuple[str, ...]:
@@ -186,6 +244,9 @@ def check_names(header: Sequence[str], where: object) -> None:
     """Refuse a header that cannot be one. Raises CorpusError if it names a column twice, or was decoded wrongly."""
     if any("\0" in name for name in header):
         raise CorpusError(f"{where} has NUL characters in its header; if it is UTF-16, say `encoding: utf-16-le`")
+    wrong = next((replace_surrogates(name) for name in header if replace_surrogates(name) != name), None)
+    if wrong is not None:
+        raise CorpusError(f"{where} has a column {wrong[:60]!r}, which is not UTF-8; set `encoding`, or rename it")
     seen: set[str] = set()
     twice = next((name for name in header if name and (name in seen or seen.add(name))), None)  # type: ignore[func-returns-value]
     if twice is not None:
