@@ -224,7 +224,9 @@ def missing_package(module: str, command: str = "") -> str:
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
     """Check one extra, or the core."""
-    missing, old, there = [], [], []
+    missing: list[str] = []
+    old: list[str] = []
+    there: list[str] = []
     for one in wanted:
         try:
             found = version(canonicalize_name(one.name))

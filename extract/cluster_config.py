@@ -124,7 +124,7 @@ def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
     path = Path(scheduler)
     is_file = path.suffix in (".yaml", ".yml")
     where = path if is_file else Path("--scheduler")
-    content = read_mapping(path) if is_file else {"scheduler": scheduler}
+    content: dict[str, Any] = read_mapping(path) if is_file else {"scheduler": scheduler}
     if isinstance(content.get("security"), dict):
         content["security"] = {_canonical(name): value for name, value in content["security"].items()}
     if workers is not None:

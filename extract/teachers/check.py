@@ -137,10 +137,11 @@ def _run(teacher: Teacher, method: str, inputs: torch.Tensor) -> TowerReport:
     finite = torch.isfinite(features).all(dim=1)
     norms = features[finite].norm(dim=1) if finite.any() else torch.zeros(1)
     failures = {}
-    for precision in _HALVES if isinstance(teacher, LoadedTeacher) else ():
-        half = teacher.in_precision(precision)
-        getattr(half, method)(inputs)
-        failures[str(precision)] = half.half_precision_failures
+    if isinstance(teacher, LoadedTeacher):
+        for precision in _HALVES:
+            half = teacher.in_precision(precision)
+            getattr(half, method)(inputs)
+            failures[str(precision)] = half.half_precision_failures
     return TowerReport(
         inputs=len(inputs),
         norm_smallest=float(norms.min()),
