@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import pty
-import shutil
 import signal
 import stat
 import sys
@@ -249,4 +248,3 @@ def test_an_output_that_cannot_be_written_is_left_as_it_was(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [path.name]
     if obstacle is other_kind:
         assert [entry.name for entry in path.iterdir()] == ["thesis.tex"]
-    shutil.rmtree(path, ignore_errors=True)
