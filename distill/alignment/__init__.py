@@ -25,7 +25,7 @@ from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
 from mmkd.base.files import write_atomically
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.safetensors_file import encode
+from mmkd.store.convert.exports import encode_safetensors
 from mmkd.store.layout import TOWERS, Tower
 
 FORMAT = 1
@@ -141,7 +141,7 @@ def save(alignment: Alignment, path: Path) -> None:
     tensors = {f"{slug}/{part}": getattr(maps[slug], part).cpu().contiguous() for slug in maps for part in _PARTS}
     card = alignment.card.model_dump_json()
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    write_atomically(path, encode(arrays, {"mmkd": card, "sha256": _checksum(card, tensors)}))
+    write_atomically(path, encode_safetensors(arrays, {"mmkd": card, "sha256": _checksum(card, tensors)}))
     write_atomically(path.with_suffix(".json"), (alignment.card.model_dump_json(indent=1) + "\n").encode())
 
 
