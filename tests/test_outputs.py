@@ -23,6 +23,7 @@ from tiny_run import write_run, write_scene
 from tiny_store import make_card, make_store
 
 from mmkd.cli.main import cli, main
+from mmkd.cli.params import STORE
 
 SECONDS = 120
 """After which a command that waits for a pipe counts as stuck."""
@@ -102,6 +103,8 @@ INPUTS = {
     "store append path",
     "store atlas path",
     "store export path",
+    "store info path",
+    "store verify path",
     "store import original",
     "store neighbors path",
     "store neighbors image",
@@ -141,7 +144,7 @@ def path_parameters(command: click.Command, names: tuple[str, ...] = ()) -> Iter
             yield from path_parameters(below, (*names, name))
         return
     for parameter in command.params:
-        if isinstance(parameter.type, click.Path | click.types.FuncParamType):
+        if isinstance(parameter.type, click.Path) or getattr(parameter.type, "func", None) is STORE:
             yield " ".join((*names, str(parameter.name)))
 
 
