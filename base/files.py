@@ -33,8 +33,7 @@ _AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
 
 @contextmanager
 def disk_errors(path: StorePath) -> Iterator[None]:
-    """Turn an OSError from writing `path` into a one-line error. Raises StoreError if the disk is full, read-only, or
-    not writable."""
+    """Turn an OSError from writing `path` into a one-line StoreError."""
     try:
         yield
     except OSError as error:
@@ -44,22 +43,22 @@ def disk_errors(path: StorePath) -> Iterator[None]:
 
 
 def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
-    """Write `data` to `path` atomically, creating parent folders. Raises StoreError if the disk is full, read-only, or
-    not writable; nothing is left behind; UnreachableError if a URL cannot be written."""
+    """Write `data` to `path` atomically, creating parent folders. Raises StoreError, UnreachableError if it cannot be
+    written; nothing is left behind."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
-    target = _regular_target(path)
+    target = regular_target(path)
     with _finished_beside(target, data) as temporary:
         temporary.replace(target)
 
 
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
-    """Write `data` to `path` unless it exists; one of several concurrent writers wins. Returns False if a file existed;
-    it is left unchanged. Raises StoreError, UnreachableError as `write_atomically`."""
+    """Write `data` to `path` unless it exists: one of several concurrent writers wins. Returns False if a file existed.
+    Raises StoreError, UnreachableError as `write_atomically`."""
     if isinstance(path, RemotePath):
         return path.create(data)
-    path = _regular_target(path)
+    path = regular_target(path)
     with _finished_beside(path, data) as temporary:
         try:
             os.link(temporary, path)
@@ -89,11 +88,11 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _regular_target(path: Path) -> Path:
-    """Return the file that `path` names, through links; renaming onto a device or pipe would replace it by a regular
+def regular_target(path: Path) -> Path:
+    """Return the file that `path` names, through a link; renaming onto a device or pipe would replace it by a regular
     file. Raises StoreError if something other than a regular file is there, or a link to nothing."""
     with disk_errors(path):
-        target = path.resolve()
+        target = path.resolve() if path.is_symlink() else path
         try:
             mode = target.stat().st_mode
         except FileNotFoundError:
@@ -108,19 +107,15 @@ def _regular_target(path: Path) -> Path:
 
 def _claim(file: IO[bytes]) -> bool:
     """Lock a file while it is open here. The system releases the lock when the process dies."""
-    try:
+    with contextlib.suppress(OSError):  # locked by another process, or a file system without locks
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-    except OSError:
-        # Locked by another process, or a file system without locks.
-        pass
     return False
 
 
 def remove_abandoned(root: StorePath) -> int:
-    """Delete files of dead writers below `root`, never those of live ones, and return their number. Raises StoreError
-    if the store cannot be written."""
+    """Delete the temporary files of dead writers below `root`, never those of live ones, and return their number."""
     here = re.compile(rf"\.{re.escape(socket.gethostname())}-\d+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
     removed = 0
     for path in temporary_files(root):

@@ -33,7 +33,7 @@ from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.clip_retrieval import export_npy
-from mmkd.store.convert.parquet import export_parquet
+from mmkd.store.convert.exports import export_parquet
 from mmkd.store.convert.rows import StoreRows
 from mmkd.store.inspect.coverage import coverage
 from mmkd.store.record import Store

@@ -15,15 +15,14 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.base.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
 from mmkd.extract.config import FailureLimit, parse_failures
 from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.extract.dispatch import finished_report
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.limited_corpus import LimitedCorpus
-from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
-from mmkd.extract.retry import retry_shard
-from mmkd.extract.shard import extract_shard
+from mmkd.extract.run import make_store
+from mmkd.extract.shard import extract_shard, retry_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.worker import finished_report
 from mmkd.store import TeacherCard
 from mmkd.store.layout import IMAGE_SOUND
 from mmkd.store.run_log import run_seconds
@@ -246,9 +245,15 @@ def test_seconds_are_added_up_over_runs(tmp_path: Path) -> None:
     (tmp_path / "runs" / "2.jsonl").write_text(f"{json.dumps(line | {'teachers': ['b']})}\nnot JSON\n[1]\n")
     total = run_seconds(tmp_path)
     assert (total.runs, total.shards, total.rows, total.wall) == (2, 3, 30, 12.0)
-    assert (total.read, total.decode, total.samples) == (3.0, 6.0, 0.375)
-    assert (total.teachers["a"].image, total.teachers["a"].write, total.teachers["a"].text) == (6.0, 0.5, 0.0)
-    assert total.teachers["b"].text == 1.5
+    assert total.seconds == {
+        "read": 3.0,
+        "decode": 6.0,
+        "samples": 0.375,
+        "image a": 9.0,
+        "text b": 1.5,
+        "write a": 0.75,
+    }
+    assert total.unreadable_lines == 3
     assert run_seconds(tmp_path / "nowhere").runs == 0
 
 

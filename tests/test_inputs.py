@@ -32,8 +32,7 @@ from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
-from mmkd.store.repair import repair
-from mmkd.store.verify import verify
+from mmkd.store.verify import repair, verify
 from mmkd.store.writer import add_teacher, move_corpus
 
 

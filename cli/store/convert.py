@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
+from mmkd.base.files import list_folder
 from mmkd.base.text import counted
-from mmkd.cli.params import ENCODINGS, STORE
-from mmkd.cli.store.group import store
+from mmkd.cli.params import ENCODINGS, JSON, STORE_PATH, progress_bar
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store.convert.importing import FeatureSource
-    from mmkd.store.convert.original import ImageMode
+    from mmkd.store.convert.original import ImageMode, OriginalReport
     from mmkd.store.encoding import Encoding
 
 LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
 CODECS = ("zstd", "blosc", "gzip")
-"""Equal to those of `mmkd.store.convert.archive`, which is slow to import; a test compares the two."""
+"""Equal to those of `mmkd.store.convert.exports`, which is slow to import; a test compares the two."""
 
 
-@store.command("import")
+@click.command("import")
 @click.argument("original", type=click.Path(path_type=Path))
-@click.argument("path", metavar="STORE", type=STORE)
+@STORE_PATH
 @click.option(
     "--features",
     type=click.Choice(["clips_output", "clips_project_output"]),
@@ -49,7 +49,7 @@ CODECS = ("zstd", "blosc", "gzip")
     show_default=True,
     help="Name of the teacher of a clip-retrieval folder or of bags.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON
 def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
     """Import features made by other tools into a store. Run again to continue.
 
@@ -57,12 +57,7 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
     the description of an evaluation set of bags, which adds diagnoses, follow-up and folds."""
     from mmkd.store.convert.importing import import_features
 
-    with tqdm(unit="shard", disable=True if as_json else None) as bar:
-
-        def progress(done: int, every: int) -> None:
-            bar.total = every
-            bar.update(done - bar.n)
-
+    with progress_bar("shard", hidden=as_json) as progress:
         report = import_features(_source(original, features, name), path, encoding, progress)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
@@ -86,7 +81,7 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
         from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
 
         return ClipRetrievalFolder(original, name)
-    if any(original.glob("*.h5")):
+    if list_folder(original, "*.h5"):
         from mmkd.store.convert.bags import BagFolder
 
         return BagFolder(original, name)
@@ -96,8 +91,8 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
     )
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--layout",
@@ -126,7 +121,7 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
     if (file is not None or images != "none") and layout != "original":
         raise ConfigError("--file and --images belong to --layout original")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
     if layout == "npy":
@@ -134,15 +129,15 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
 
         what = counted(export_npy(source, out), "part")
     elif layout == "parquet":
-        from mmkd.store.convert.parquet import export_parquet
+        from mmkd.store.convert.exports import export_parquet
 
         what = counted(export_parquet(source, out), "file")
     elif layout == "safetensors":
-        from mmkd.store.convert.safetensors_file import export_safetensors
+        from mmkd.store.convert.exports import export_safetensors
 
         what = counted(export_safetensors(source, out), "file")
     elif codec is not None:
-        from mmkd.store.convert.archive import export_archive
+        from mmkd.store.convert.exports import export_archive
 
         report = export_archive(source, out, codec)
         share = report.archived / max(report.stored, 1)
@@ -151,15 +146,21 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         from mmkd.store.convert.original import FILES, export_original, imported_files
 
         files = {None: None, "output": FILES[:1], "project": FILES[1:], "both": FILES}[file]
-        done = export_original(source, out, files, images)
-        what = counted(done.samples, "sample")
-        if done.left_out:
-            what += f" ({counted(done.left_out, 'row')} without any feature left out)"
-        if done.incomplete:
-            what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
-        if images != "none":
-            what += f", {counted(done.images, 'image')}"
-            what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
+        what = _original_counts(export_original(source, out, files, images), images)
         if "clips_project_output" not in (files or imported_files(source)):
             what += " (the release's loader reads clips_project_output.pt alone: --file project or both)"
     click.echo(f"{what} written to {out}")
+
+
+def _original_counts(done: OriginalReport, images: ImageMode) -> str:
+    what = counted(done.samples, "sample")
+    if done.left_out:
+        what += f" ({counted(done.left_out, 'row')} without any feature left out)"
+    if done.incomplete:
+        what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
+    if done.dropped:
+        what += f" (without the columns {', '.join(done.dropped)}, for which the layout has no place)"
+    if images != "none":
+        what += f", {counted(done.images, 'image')}"
+        what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
+    return what

@@ -1,6 +1,6 @@
-"""An alignment: one affine map per teacher, applied on the device, and the file that holds it. Training needs nothing
-else of this package; the modules beside this one fit alignments from stored features and judge them on held-out rows.
+"""Alignments: one affine map per teacher to a common width, fitted from stored features, in one small file.
 
+Training needs nothing else of this package; the modules beside this one fit alignments and judge them on held-out rows.
 Shapes: B rows, E teacher width, D common width. The file is safetensors: `<slug>/weight` (D, E), `<slug>/image_bias`
 (D,), `<slug>/text_bias` (D,), all float32; a teacher without them is mapped onto itself. Metadata: `mmkd` is the card
 as JSON, `sha256` the checksum over card and tensors. `NAME.json` beside `NAME.safetensors` repeats the card for people.
@@ -25,7 +25,7 @@ from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
 from mmkd.base.files import write_atomically
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.safetensors_file import encode
+from mmkd.store.convert.exports import encode_safetensors
 from mmkd.store.layout import TOWERS, Tower
 
 FORMAT = 1
@@ -141,7 +141,7 @@ def save(alignment: Alignment, path: Path) -> None:
     tensors = {f"{slug}/{part}": getattr(maps[slug], part).cpu().contiguous() for slug in maps for part in _PARTS}
     card = alignment.card.model_dump_json()
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    write_atomically(path, encode(arrays, {"mmkd": card, "sha256": _checksum(card, tensors)}))
+    write_atomically(path, encode_safetensors(arrays, {"mmkd": card, "sha256": _checksum(card, tensors)}))
     write_atomically(path.with_suffix(".json"), (alignment.card.model_dump_json(indent=1) + "\n").encode())
 
 

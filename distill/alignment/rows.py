@@ -17,7 +17,7 @@ from mmkd.distill.pairs import rows_where
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.store import FeatureStore
 from mmkd.store.layout import Tower
-from mmkd.store.selection.block import check_teachers, draw_rows
+from mmkd.store.selection.scores import check_teachers, draw_rows
 
 BLOCK = 8192
 _FEWEST = 20

@@ -79,6 +79,11 @@ class TabularCorpus(FileCorpus):
     def root(self) -> str:
         return str(self.base if self.images is None else as_root(self.images).resolve())
 
+    def settings(self) -> str:
+        # Fields that stores of earlier versions do not know count only where they are set.
+        later = {"texts"} - self.model_fields_set
+        return self.model_dump_json(exclude={"path", "images"} | later)
+
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
         """Names of all columns, in order; '' for those without a name."""
@@ -133,8 +138,7 @@ class TabularCorpus(FileCorpus):
             yield Ignored(f"column: {why}", name[:60] or self.place.name)
 
     def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
-        """Yield columns of a further file that the header lacks. Raises CorpusError if the file lacks a column that is
-        used."""
+        """Yield columns that only this further file has. Raises CorpusError if it lacks a column that is used."""
         check_names(names, f"{self.path}: {file}")
         missing = [name for name in (*self.roles.values(), *self.labels) if name not in names]
         if missing:
