@@ -50,20 +50,16 @@ class DatasetCheck:
     steps: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """A paragraph about the data set."""
         counts = ", ".join(f"{split} {n} ({self.groups[split]} groups)" for split, n in self.rows.items())
         counts = counts or ("not extracted" if self.steps else "not readable")
-        return [
-            f"{self.dataset} [{self.role}, {self.modality}: {', '.join(self.tasks)}]: {counts}",
-            *(f"  {title}: " + ", ".join(f"{v} {n}" for v, n in found.items()) for title, found in self.counts.items()),
-            *(
-                f"  {model}: no features for " + ", ".join(f"{n} {split} rows" for split, n in splits.items())
-                for model, splits in self.missing.items()
-            ),
-            *(f"  warning: {text}" for text in self.warnings),
-            *(f"  problem: {text}" for text in self.problems),
-            *(f"  next: {text}" for text in self.steps),
-        ]
+        lines = [f"{self.dataset} [{self.role}, {self.modality}: {', '.join(self.tasks)}]: {counts}"]
+        for title, found in self.counts.items():
+            lines.append(f"  {title}: " + ", ".join(f"{name} {n}" for name, n in found.items()))
+        for model, splits in self.missing.items():
+            lines.append(f"  {model}: no features for " + ", ".join(f"{n} {split} rows" for split, n in splits.items()))
+        for word, texts in (("warning", self.warnings), ("problem", self.problems), ("next", self.steps)):
+            lines += [f"  {word}: {text}" for text in texts]
+        return lines
 
 
 @dataclass(frozen=True)
@@ -80,14 +76,12 @@ class CheckReport:
         return not any(one.problems for one in self.datasets)
 
     def text(self) -> str:
-        """One paragraph per data set."""
         ready = sum(bool(one.rows) and not one.problems for one in self.datasets)
         head = f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, models "
         lines = [head + (", ".join(self.models) or "none"), *(line for one in self.datasets for line in one.lines())]
         return "\n".join(map(one_line, lines))
 
     def json(self) -> str:
-        """The same as JSON."""
         return json.dumps(asdict(self) | {"ok": self.ok}, indent=1)
 
 

@@ -202,7 +202,6 @@ class DatasetSpec(Frozen):
     notes: str = ""
 
     def own_sections(self) -> Iterator[Section]:
-        """Yield the sections of tasks that this data set has."""
         return (section for name in self.sections if (section := getattr(self, name)) is not None)
 
     @property

@@ -46,18 +46,15 @@ class Diagnosis(Task[DiagnosisSettings]):
     settings = DiagnosisSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Labels."""
         if spec.label is None:
             yield "diagnosis needs a `label` column"
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Return every head, with each draw of folds and first weights."""
         own = self.own(spec)
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return classification metrics within folds, averaged over folds; patients are resampled inside their
-        folds."""
+        """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
         metrics = {name: mean_over_folds(metric) for name, metric in standard_metrics().items()}
         return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples, contrasts=class_contrasts)
 
@@ -70,7 +67,6 @@ class Diagnosis(Task[DiagnosisSettings]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Return bags of each class in each split."""
         slides = _Slides(data)
         return {
             f"{split} bags": dict(Counter(data.classes[y] for y in slides.y[slides.split == split]))
@@ -94,7 +90,12 @@ class Diagnosis(Task[DiagnosisSettings]):
             if variant.head == "mean_pool":
                 score, facts = _mean_pool(cohort, one, settings=settings.probe, seed=variant.seed, classes=classes)
             else:
-                score, facts = _attention(known, cohort, one, settings=settings.mil, seed=variant.seed, classes=classes)
+                # torch, for those who ask for it
+                from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415
+
+                task = classify_task(cohort.y, classes)
+                logits, trained = fit_predict(known, task, one, settings=settings.mil, seed=variant.seed)
+                score, facts = np.asarray(softmax(logits, axis=1), dtype=np.float64), trained._asdict()
             chosen.append(facts)
             return score
 
@@ -156,16 +157,6 @@ def _mean_pool(
     score = np.zeros((len(one.test), classes))
     score[:, model.classes_] = model.predict_proba(scaled.x[one.test])
     return score, facts
-
-
-def _attention(
-    known: BagFeatures, cohort: Labelled, one: Round, *, settings: MilSettings, seed: int, classes: int
-) -> tuple[Floats, dict[str, Any]]:
-    """Train gated attention over patches: probabilities float64 (m, C), and facts."""
-    from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
-
-    logits, trained = fit_predict(known, classify_task(cohort.y, classes), one, settings=settings, seed=seed)
-    return np.asarray(softmax(logits, axis=1), dtype=np.float64), trained._asdict()
 
 
 TASK = Diagnosis()
