@@ -265,7 +265,7 @@ def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None)
     if len(digests) > 1:
         raise TeacherMismatchError(
             f"{wanted[0]} has different weights or preprocessing in the stores (digests {', '.join(sorted(digests))}); "
-            "its features cannot be compared; extract it anew"
+            "its features cannot be compared; extract it again"
         )
     return wanted[0]
 
