@@ -28,28 +28,26 @@ from mmkd.evaluate.statistics import (
 )
 from mmkd.evaluate.table import markdown_page, markdown_text, mean_name
 
-Paired = tuple[Replicates, Replicates]
+Pair = tuple[Replicates, Replicates]
 
 
 @dataclass(frozen=True)
 class Against:
-    """A model against one rival. differences: by column; a reason where there is none."""
+    """A model against one rival. differences: by column; a reason where there is none. mean: of the unweighted means
+    over columns, None where a column has no value or there is only one. wilcoxon_p: over columns, NaN when there is
+    nothing to test; wilcoxon_p_holm: adjusted for all rivals of the comparison. verdicts: by column, where there is an
+    interval. remarks: on the method, by data set."""
 
     rival: str
     differences: dict[str, Difference | str]
     mean: Difference | None
-    """Comparison of the unweighted mean over columns; None where a column has no value, or there is only one."""
     wilcoxon_p: float
-    """Over columns; NaN when there is nothing to test."""
     wilcoxon_p_holm: float
-    """The same, adjusted for all rivals of the comparison."""
     verdicts: dict[str, Verdict]
-    """By column, where there is an interval."""
     remarks: tuple[str, ...] = ()
-    """Method of the comparison, by data set."""
 
     def count(self, verdict: Verdict) -> int:
-        """Return columns with this verdict."""
+        """Return the number of columns with this verdict."""
         return Counter(self.verdicts.values())[verdict]
 
 
@@ -66,11 +64,12 @@ class Comparison:
 
     def markdown(self) -> str:
         """Return a table with one line for each rival, and its notes."""
-        columns = [*self.columns, *([mean_name(self.columns)] if len(self.columns) > 1 else [])]
+        several = len(self.columns) > 1
+        columns = [*self.columns, *([mean_name(self.columns)] if several else [])]
         heads = ["against", *map(markdown_text, columns), "win/tie/loss", "Wilcoxon p", "Holm"]
         rows = []
         for rival in self.rivals:
-            shown = [*map(rival.differences.get, self.columns), *([rival.mean] if len(self.columns) > 1 else [])]
+            shown = [*map(rival.differences.get, self.columns), *([rival.mean] if several else [])]
             counts = "/".join(str(rival.count(verdict)) for verdict in VERDICTS)
             tests = [p_text(rival.wilcoxon_p), p_text(rival.wilcoxon_p_holm)]
             rows.append([markdown_text(rival.rival), *map(self._text, shown), counts, *tests])
@@ -90,7 +89,7 @@ class Comparison:
                 if isinstance(one, str):
                     found.append(f"{rival.rival}, {column}: {one}")
                 elif one.verdict() is None:
-                    why = f"fewer than {FEWEST_GROUPS} groups (of the rarer class), or no value"
+                    why = f"fewer than {FEWEST_GROUPS} groups (of the rarer class), equal in all resamples, or no value"
                     found.append(f"{rival.rival}, {column}: {why}: no verdict")
             found += [f"{rival.rival}, {remark}" for remark in rival.remarks]
         return found
@@ -101,23 +100,18 @@ class Comparison:
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
 
     def _text(self, difference: Difference | str | None) -> str:
-        if difference is None or isinstance(difference, str) or math.isnan(difference.value):
+        if not isinstance(difference, Difference) or math.isnan(difference.value):
             return "-"
-        scale = 100 if self.percent else 1
-        interval = f" [{difference.low * scale:+.1f}, {difference.high * scale:+.1f}]"
-        return f"{difference.value * scale:+.1f}{'' if math.isnan(difference.low) else interval}"
+        value, low, high = (
+            x * (100 if self.percent else 1) for x in (difference.value, difference.low, difference.high)
+        )
+        return f"{value:+.1f}" if math.isnan(low) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def compare(folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = ()) -> Comparison:
-    """Compare a model with its rivals from stored predictions. Raises ConfigError if there is no such model, task,
-    metric, head or share. Raises CorruptStoreError if two models' predictions are not of the same samples.
-
-    Args:
-        folder: that `run_suite` filled.
-        model: usually the student.
-        question: task, metric, head, share of labels, and what the columns are.
-        against: rivals; by default all other models.
-    """
+    """Compare a model, usually the student, with its rivals (by default all other models) from stored predictions.
+    Raises ConfigError if there is no such model, task, metric, head or share. Raises CorruptStoreError if two models'
+    predictions are not of the same samples."""
     known = folder.plan.models
     rivals = against or tuple(name for name in known if name != model)
     for name in (model, *rivals):
@@ -126,37 +120,35 @@ def compare(folder: ResultFolder, model: str, question: Question, against: tuple
     if not rivals or model in rivals:
         raise ConfigError(f"name a model other than {model!r} to compare with; there are {', '.join(known)}")
     scoring, metric = folder.scoring(question)
-    lower = metric in scoring.lower_is_better
-    found = [_against(folder, question, (model, rival), lower) for rival in rivals]
-    for_all = holm([one.wilcoxon_p for one in found])
+    found = [_against(folder, question, model, rival, metric in scoring.lower_is_better) for rival in rivals]
+    adjusted = holm([one.wilcoxon_p for one in found])
     head = f" {question.head}" if question.head else ""
     return Comparison(
         model=model,
         title=f"{model}: {question.task}{head}, {metric}; protocol {scoring.protocol}; suite {folder.plan.suite.suite}",
         columns=tuple(dict.fromkeys(column for one in found for column in one.differences)),
-        rivals=tuple(replace(one, wilcoxon_p_holm=p) for one, p in zip(found, for_all, strict=True)),
+        rivals=tuple(replace(one, wilcoxon_p_holm=p) for one, p in zip(found, adjusted, strict=True)),
         percent=metric not in scoring.not_shares,
         level=folder.plan.suite.bootstrap.level,
     )
 
 
-def _against(folder: ResultFolder, question: Question, names: tuple[str, str], lower_is_better: bool) -> Against:
+def _against(folder: ResultFolder, question: Question, model: str, rival: str, lower_is_better: bool) -> Against:
     level = folder.plan.suite.bootstrap.level
-    parts: dict[str, list[Paired | str]] = {}
+    parts: dict[str, list[Pair | str]] = {}
     remarks: list[str] = []
     for spec in folder.datasets(question):
-        for column, found in _columns(folder, question, spec, names, remarks).items():
+        for column, found in _columns(folder, question, spec, model, rival, remarks).items():
             parts.setdefault(column, []).append(found)
-    joined = {column: _averaged(found) for column, found in parts.items()}
-    there = [one for one in joined.values() if not isinstance(one, str)]
+    joined = {column: _mean(found) for column, found in parts.items()}
     differences: dict[str, Difference | str] = {
         column: one if isinstance(one, str) else paired_difference(*one, level) for column, one in joined.items()
     }
-    values = {column: one for column, one in differences.items() if not isinstance(one, str)}
+    values = {column: one for column, one in differences.items() if isinstance(one, Difference)}
     verdicts = {column: one.verdict(lower_is_better) for column, one in values.items()}
-    mean = _averaged(there) if len(there) == len(joined) > 1 else ""
+    mean = _mean(list(joined.values())) if len(joined) > 1 else ""
     return Against(
-        rival=names[1],
+        rival=rival,
         differences=differences,
         mean=None if isinstance(mean, str) else paired_difference(*mean, level),
         wilcoxon_p=signed_rank_p([one.value for one in values.values()]) if len(values) > 1 else math.nan,
@@ -167,16 +159,16 @@ def _against(folder: ResultFolder, question: Question, names: tuple[str, str], l
 
 
 def _columns(
-    folder: ResultFolder, question: Question, spec: DatasetSpec, names: tuple[str, str], remarks: list[str]
-) -> dict[str, Paired | str]:
+    folder: ResultFolder, question: Question, spec: DatasetSpec, model: str, rival: str, remarks: list[str]
+) -> dict[str, Pair | str]:
     """Both models in each column of a data set, averaged over draws of the labels, or why they cannot be compared."""
-    answers = [folder.answers(question, spec.dataset, name) for name in names]
-    there = [one for one in answers if not isinstance(one, str)]
-    columns = folder.column_names(question, spec, there[0][0]).tolist() if there else [spec.dataset]
-    failed = next((f"{name}: {one}" for name, one in zip(names, answers, strict=True) if isinstance(one, str)), "")
-    if not failed and len({one.info.get("choices") for draws in there for one in draws}) > 1:
+    answers = {name: folder.answers(question, spec.dataset, name) for name in (model, rival)}
+    found = [one for one in answers.values() if not isinstance(one, str)]
+    columns = folder.column_names(question, spec, found[0][0]).tolist() if found else [spec.dataset]
+    failed = next((f"{name}: {one}" for name, one in answers.items() if isinstance(one, str)), "")
+    if not failed and len({one.info.get("choices") for draws in found for one in draws}) > 1:
         try:
-            there = folder.on_common_choices(question, spec.dataset, names)
+            found = folder.on_common_choices(question, spec.dataset, (model, rival))
             remarks.append(
                 f"{spec.dataset}: both scored again, on the gallery or candidates that both have features of"
             )
@@ -186,24 +178,23 @@ def _columns(
             )
     if failed:
         return dict.fromkeys(columns, failed)
-    for name, own in zip(names, there, strict=True):
-        warned = dict.fromkeys(text for one in own for text in one.info.get("warnings", ()))
+    for name, draws in zip(answers, found, strict=True):
+        warned = dict.fromkeys(text for one in draws for text in one.info.get("warnings", ()))
         remarks.extend(f"{spec.dataset}: {name}: {text}" for text in warned)
-    draws: tuple[list[dict[str, Replicates]], list[dict[str, Replicates]]] = ([], [])
-    for pair in zip(*there, strict=True):
-        one, other = pair
+    scored = []
+    for one, other in zip(*found, strict=True):
         if one.ids.tolist() != other.ids.tolist() or (one.y is not None and not np.array_equal(one.y, other.labels())):
             raise CorruptStoreError(f"{folder.out}: two models' predictions are of other samples; run the suite again")
-        for found, scored in zip(pair, draws, strict=True):
-            common = replace(found, available=one.available & other.available)
-            scored.append(folder.replicates(question, spec, common))
-    ours, theirs = ({one: averaged([draw[one] for draw in half], same_rows=True) for one in columns} for half in draws)
-    return {column: (ours[column], theirs[column]) for column in ours}
+        both = one.available & other.available
+        scored.append([folder.replicates(question, spec, replace(half, available=both)) for half in (one, other)])
+    halves = list(zip(*scored, strict=True))
+    ours, theirs = ({c: averaged([draw[c] for draw in half], same_rows=True) for c in columns} for half in halves)
+    return {column: (ours[column], theirs[column]) for column in columns}
 
 
-def _averaged(found: Sequence[Paired | str]) -> Paired | str:
+def _mean(found: Sequence[Pair | str]) -> Pair | str:
     """Return both models averaged over data sets or columns; the first reason where one has none."""
     pairs = [one for one in found if not isinstance(one, str)]
     if len(pairs) < len(found):
         return next(one for one in found if isinstance(one, str))
-    return averaged([a for a, _ in pairs]), averaged([b for _, b in pairs])
+    return averaged([ours for ours, _ in pairs]), averaged([theirs for _, theirs in pairs])

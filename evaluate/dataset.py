@@ -159,6 +159,25 @@ class DatasetRows:
             )
         return found
 
+    def class_problems(self, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
+        """Report splits without rows, labels that are not classes, classes without prompts or without samples."""
+        found = []
+        for split in splits:
+            try:
+                rows = np.bincount(self.labels(self.split(split)), minlength=len(self.classes))
+            except UserError as error:
+                found.append(str(error))
+                continue
+            bare = [name for name, count in zip(self.classes, rows, strict=True) if not count]
+            if bare:
+                found.append(f"{self.spec.dataset}: class {bare[0]!r} has no {split} rows ({len(bare)} such classes)")
+        if prompts:
+            try:
+                self.prompt_labels()
+            except UserError as error:
+                found.append(str(error))
+        return found
+
     @property
     def label_column(self) -> str:
         """Name of the label column."""

@@ -21,7 +21,7 @@ from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, 
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, class_contrasts, standard_metrics, without_features
+from mmkd.evaluate.task import STANDARD, Scoring, Task, TaskSettings, Variant, without_features
 
 
 class DiagnosisSettings(TaskSettings):
@@ -55,8 +55,8 @@ class Diagnosis(Task[DiagnosisSettings]):
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
-        metrics = {name: mean_over_folds(metric) for name, metric in standard_metrics().items()}
-        return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples, contrasts=class_contrasts)
+        metrics = {name: mean_over_folds(metric) for name, metric in STANDARD.metrics.items()}
+        return replace(STANDARD, metrics=metrics, proportions=frozenset(), resamples=folded_resamples)
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Every bag has one class and one patient, no patient is in two splits, folds can be drawn."""
@@ -157,6 +157,3 @@ def _mean_pool(
     score = np.zeros((len(one.test), classes))
     score[:, model.classes_] = model.predict_proba(scaled.x[one.test])
     return score, facts
-
-
-TASK = Diagnosis()

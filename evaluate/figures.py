@@ -1,4 +1,5 @@
 """Figures of an output folder, with numbers of samples and intervals where there are any, in color-blind-safe colors.
+All raise ConfigError if there is no such task, metric, head, share of labels or model, or nothing to draw.
 
 Example:
 
@@ -74,17 +75,17 @@ def rendered(figure: Figure, kind: str) -> bytes:
     with mpl.rc_context(PLAIN_TEXT | look), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(buffer, format=kind, metadata=dates[kind])
-    without_letters = [one for one in caught if "missing from font" not in str(one.message)]
-    for one in without_letters:
+    others = [one for one in caught if "missing from font" not in str(one.message)]
+    for one in others:
         warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    if kind != "svg" and len(without_letters) < len(caught):
+    if kind != "svg" and len(others) < len(caught):
         warnings.warn(f"the font of .{kind} figures lacks letters of a name; .svg figures show them", stacklevel=2)
     return buffer.getvalue()
 
 
 def short_names(names: Sequence[str], letters: int = 48) -> list[str]:
-    """Return labels of different names: on one line, without the middle of a long one, and different again. `names`: to
-    be shown. `letters`: most letters of a label."""
+    """Return labels of different names: on one line, at most about `letters` long without their middle, and different
+    again."""
     shown: dict[str, None] = {}
     for name in map(one_line, names):
         label = name if len(name) <= letters else f"{name[: letters * 2 // 3]}…{name[1 - letters // 3 :]}"
@@ -96,22 +97,18 @@ def short_names(names: Sequence[str], letters: int = 48) -> list[str]:
 def line_style(place: int) -> dict[str, Any]:
     """Color, marker and dashes of the line with this number, from 0: 24 lines are all different."""
     lap, place = divmod(place, len(COLORS))
-    return {
-        "color": COLORS[place],
-        "marker": MARKERS[(place + 3 * lap) % len(MARKERS)],
-        "linestyle": DASHES[lap % len(DASHES)],
-    }
+    marker = MARKERS[(place + 3 * lap) % len(MARKERS)]
+    return {"color": COLORS[place], "marker": marker, "linestyle": DASHES[lap % len(DASHES)]}
 
 
 def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     """Return every score; color is the paired difference to the best of the other models in its column. A dot marks an
     interval of that difference without zero. A cell without a value is empty and says so; one that cannot be compared
-    has no color. Raises ConfigError if there is no such task, metric, head, share of labels or model."""
+    has no color."""
     table = build_table(folder, question)
     _columns_with_values(table)  # a single one without a value is shown empty
     columns = table.groups
     best = {column: next(iter(table.best(column, besides=model)), None) for column in columns}
-    scale = 100 if table.percent else 1
     delta = np.full((len(table.rows), len(columns)), np.nan)
     marks = np.zeros(delta.shape, dtype=bool)
     for rival in {name for name in best.values() if name is not None}:
@@ -122,9 +119,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
             for one in comparison.rivals if comparison is not None else ():
                 found, i = one.differences[columns[j]], table.rows.index(one.rival)
                 if isinstance(found, Difference):
-                    delta[i, j] = -found.value * scale
+                    delta[i, j] = -found.value * table.scale
                     marks[i, j] = one.verdicts.get(columns[j], "tie") != "tie"
-    counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
     names = [fill(name, WRAP) for name in short_names(columns)]
     width = 2.2 + max(1.0, LETTER * min(2 * WRAP, max(map(len, table.rows)))) + COLUMN * max(len(columns), 2)
     lines = max(name.count("\n") for name in names)
@@ -136,10 +132,10 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     for i, row in enumerate(table.rows):
         for j, column in enumerate(columns):
             value = table.value(row, column)
-            text = "n/a" if math.isnan(value) else f"{value * scale:.1f}{' ●' if marks[i, j] else ''}"
+            text = "n/a" if math.isnan(value) else f"{value * table.scale:.1f}{' ●' if marks[i, j] else ''}"
             dark = not math.isnan(painted[i, j]) and abs(painted[i, j]) > 0.6 * reach
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    ticks = [f"{name}\nn={n}" for name, n in zip(names, counts, strict=True)]
+    ticks = [f"{name}\nn={table.count(column)}" for name, column in zip(names, columns, strict=True)]
     axes.set_xticks(range(len(columns)), ticks, fontsize=8, rotation=30 if len(columns) > 5 else 0)
     rows = [fill(f"{row} ◂" if row == model else row, 2 * WRAP) for row in table.rows]
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
@@ -153,9 +149,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
     """Return the difference to the best other model of each column, sorted, with paired intervals and the count of
-    wins. The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`. Raises
-    ConfigError if there is no such task, metric, head, share of labels or model, no other model, or nothing that both
-    have."""
+    wins. The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`."""
     table = build_table(folder, question)
     comparison = compare(folder, model, question)
     lines: list[tuple[str, Difference, Verdict | None]] = []
@@ -171,15 +165,14 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
         raise ConfigError(f"{table.title}: {model} and another model have no column in common to compare on")
     rank = dense_ranks(np.array([one.value for _, one, _ in lines]))
     lines = [lines[i] for i in np.argsort(rank, kind="stable")]
-    scale = 100 if comparison.percent else 1
     longest = LETTER * max(len(line) for label, _, _ in lines for line in label.split("\n"))
     figure, axes = _canvas(max(7.0, 4.0 + longest), 1.6 + ROW * len(lines))
     colors: dict[Verdict | None, str] = {"win": BLUE, "loss": VERMILLION, "tie": GRAY, None: GRAY}
     markers: dict[Verdict | None, str] = {"win": "o", "loss": "s", "tie": "D", None: "x"}
     for y, (_, one, verdict) in enumerate(lines):
         low, high = (one.value if math.isnan(bound) else bound for bound in (one.low, one.high))
-        axes.plot([low * scale, high * scale], [y, y], color=colors[verdict], linewidth=1.5)
-        axes.plot(one.value * scale, y, marker=markers[verdict], color=colors[verdict], markersize=5)
+        axes.plot([low * table.scale, high * table.scale], [y, y], color=colors[verdict], linewidth=1.5)
+        axes.plot(one.value * table.scale, y, marker=markers[verdict], color=colors[verdict], markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [label for label, _, _ in lines], fontsize=8)
     count = Counter(verdict for _, _, verdict in lines)
@@ -196,29 +189,26 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 def box(folder: ResultFolder, question: Question, model: str) -> Figure:
     """Return the quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after
-    Holm. Raises ConfigError if there is no such task, metric, head, share of labels or model, or no other model."""
+    Holm."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
-    scale = 100 if table.percent else 1
     p = {one.rival: one.wilcoxon_p_holm for one in compare(folder, model, question).rivals}
     against = fill(f"p: Wilcoxon against {model}, Holm", 3 * WRAP)
     title = f"{_asked(question, table.metric)} over {len(columns)} columns\n{against}"
     width = max(2.0 + COLUMN * len(table.rows), 1.0 + LETTER * max(map(len, title.split("\n"))))
     figure, axes = _canvas(width, 4.0)
     for x, row in enumerate(table.rows):
-        values = np.array([table.value(row, column) * scale for column in columns])
+        values = np.array([table.value(row, column) * table.scale for column in columns])
         values = values[~np.isnan(values)]
         if len(values):
             color = BLUE if row == model else GRAY
-            axes.boxplot(
-                values, positions=[x], widths=0.5, showfliers=False, medianprops={"color": color, "linewidth": 2}
-            )
+            line = {"color": color, "linewidth": 2}
+            axes.boxplot(values, positions=[x], widths=0.5, showfliers=False, medianprops=line)
             # Points stand side by side in the order of columns, so that a column can be followed across models.
             spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
             axes.plot(x + spread, values, "o", color=color, markersize=3, alpha=0.8)
-    names = [fill(row, WRAP) for row in table.rows]
-    tests = [p.get(row, math.nan) for row in table.rows]
-    names = [name if math.isnan(one) else f"{name}\np={p_text(one)}" for name, one in zip(names, tests, strict=True)]
+    tests = {row: "" if math.isnan(p.get(row, math.nan)) else f"\np={p_text(p[row])}" for row in table.rows}
+    names = [fill(row, WRAP) + test for row, test in tests.items()]
     axes.set_xticks(range(len(table.rows)), names, fontsize=8, rotation=30 if len(names) > 6 else 0)
     axes.set_ylabel(f"{table.metric}{' (%)' if table.percent else ''}", fontsize=8)
     axes.set_title(title, fontsize=9, loc="left")
@@ -226,9 +216,8 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the scores of all models by column on one common scale from zero; `model` in front. Never the only figure.
-    Raises ConfigError if fewer than 3 or more than 10 columns have values, or for an unknown task, metric, head or
-    share of labels."""
+    """Return the scores of all models by column on one common scale from zero, `model` in front, if 3 to 10 have
+    values. Never the only figure."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     if not FEWEST_SPOKES <= len(columns) <= MOST_SPOKES:
@@ -236,7 +225,6 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
             f"a radar needs {FEWEST_SPOKES} to {MOST_SPOKES} columns, {question.by} gives {len(columns)}; "
             "try --by modality, or box"
         )
-    scale = 100 if table.percent else 1
     angles = np.linspace(0, 2 * np.pi, len(columns), endpoint=False)
     # Placed by hand, in inches: the layout that makes room for texts does not see those around a circle.
     circle, margin = 4.6, 1.3
@@ -246,20 +234,19 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
     axes = figure.add_axes((margin / width, 0.6 / height, circle / width, circle / height), projection="polar")
     assert isinstance(axes, PolarAxes), "the projection that was asked for"
     for i, row in enumerate(sorted(table.rows, key=lambda row: row == model)):
-        values = np.array([table.value(row, column) * scale for column in columns])
+        values = np.array([table.value(row, column) * table.scale for column in columns])
         style = line_style(table.rows.index(row)) | ({"linestyle": "-"} if row == model else {})
         axes.plot(
             np.append(angles, angles[0]), np.append(values, values[0]), **style,
             linewidth=2.5 if row == model else 1, markersize=4, label=row, zorder=2 + i,
         )  # fmt: skip
-    counts = [max(table.cell(row, column).n for row in table.rows) for column in columns]
     axes.set_ylim(0, top := np.nanmax([line.get_ydata() for line in axes.lines]) * 1.04)
     axes.set_xticks(angles, [""] * len(columns))
-    for name, n, angle in zip(short_names(columns), counts, angles, strict=True):
+    for column, name, angle in zip(columns, short_names(columns), angles, strict=True):
         # Names are outside the circle, away from lines.
         across, up = np.cos(angle), np.sin(angle)
         axes.text(
-            angle, top * 1.05, f"{fill(name, WRAP)}\nn={n}", fontsize=8,
+            angle, top * 1.05, f"{fill(name, WRAP)}\nn={table.count(column)}", fontsize=8,
             horizontalalignment="center" if abs(across) < 0.1 else "left" if across > 0 else "right",
             verticalalignment="center" if abs(up) < 0.1 else "bottom" if up > 0 else "top",
         )  # fmt: skip
@@ -271,8 +258,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the mean over columns at each share of the labels, with intervals, on a logarithmic axis of shares. Raises
-    ConfigError if the task was run at one share only, or there is no such task, metric or head."""
+    """Return the mean over columns at each of several shares of the labels, with intervals, on a logarithmic axis."""
     shares = sorted({unit.fraction for unit in folder.plan.units if unit.task == question.task})
     if len(shares) < 2:
         raise ConfigError(
@@ -282,7 +268,7 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
     last = tables[0].columns[-1]
     if not any(table.best(last) for table in tables):
         raise ConfigError(f"{tables[0].title}: no model has a value of {last} yet; `mmkd evaluate run` gets them")
-    scale = 100 if tables[0].percent else 1
+    scale = tables[0].scale
     figure, axes = _canvas(7, 4.2)
     for i, row in enumerate(tables[0].rows):
         cells = [table.cell(row, last) for table in tables]
@@ -291,8 +277,8 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
         style = line_style(i) | {"linewidth": 2.5 if row == model else 1, "markersize": 4}
         axes.plot(places, [cell.value * scale for cell in cells], **style, label=row)
         # Lines of their own: a percentile interval need not hold the value, which error bars must.
-        lows, highs = [cell.low * scale for cell in cells], [cell.high * scale for cell in cells]
-        axes.vlines(places, lows, highs, color=style["color"], linewidth=1)
+        limits = np.array([(cell.low, cell.high) for cell in cells]).T * scale
+        axes.vlines(places, *limits, color=style["color"], linewidth=1)
     axes.set_xscale("log")
     axes.set_xticks(shares, [f"{share:.0%}" for share in shares])
     axes.minorticks_off()
@@ -306,21 +292,20 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
     """Return Kaplan-Meier curves of both halves by risk with 95 % bands, one panel per data set, with the log-rank
     test. Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The
-    first draw of the folds is shown. Raises ConfigError if the suite has no survival task, or the model has no
-    predictions or gives all patients one risk."""
+    first draw of the folds is shown."""
     if question.task != "survival":
         raise ConfigError(f"Kaplan-Meier curves are of task survival, not {question.task!r}; give --task survival")
     panels = []
     for spec in folder.datasets(question):
-        found = folder.answers(question, spec.dataset, model)
-        if isinstance(found, str):
-            raise ConfigError(f"{model} has no survival predictions on {spec.dataset}: {found}")
-        panels.append((spec.dataset, found[0].take(found[0].available)))
+        draws = folder.answers(question, spec.dataset, model)
+        if isinstance(draws, str):
+            raise ConfigError(f"{model} has no survival predictions on {spec.dataset}: {draws}")
+        panels.append((spec.dataset, draws[0].take(draws[0].available)))
         if not high_risk(panels[-1][1]).any():
             raise ConfigError(f"{model} gives all patients of {spec.dataset} one risk: there are no halves to draw")
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for i, (dataset, predictions) in enumerate(panels):
-        _survival_panel(figure.add_subplot(1, len(panels), i + 1), f"{dataset}: {model}", predictions)
+    for axes, (dataset, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _survival_panel(axes, f"{dataset}: {model}", found)
     return figure
 
 
@@ -363,11 +348,10 @@ def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
         axes.fill_between(survival.quantiles, *limits, step="post", color=color, alpha=0.15, linewidth=0)
         censored = np.sort(time[~event])
         axes.plot(censored, survival.evaluate(censored), "|", color=color, markersize=5)
-    p = float(logrank(*groups).pvalue)
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("time (unit of the table)", fontsize=8)
     axes.set_ylabel("share alive", fontsize=8)
-    axes.set_title(fill(f"{title}; log-rank p={p_text(p)}", 60), fontsize=9, loc="left")
+    axes.set_title(fill(f"{title}; log-rank p={p_text(logrank(*groups).pvalue)}", 60), fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="upper right", title="with 95% bands", title_fontsize=8)
 
 
@@ -387,23 +371,12 @@ def _columns_with_values(table: ResultTable) -> list[str]:
 
 def _asked(question: Question, metric: str) -> str:
     """Return the question as a title."""
-    parts = [question.task, question.head or "", metric]
-    if question.fraction < 1:
-        parts.append(f"{question.fraction:.0%} of labels")
-    return " ".join(part for part in parts if part)
+    share = f"{question.fraction:.0%} of labels" if question.fraction < 1 else ""
+    return " ".join(filter(None, [question.task, question.head, metric, share]))
 
 
+_DRAWN = (heat_map, forest, box, radar, label_efficiency, kaplan_meier)
 FIGURES: Final[MappingProxyType[str, Callable[[ResultFolder, Question, str], Figure]]] = MappingProxyType(
-    {
-        name: mpl.rc_context(PLAIN_TEXT)(draw)
-        for name, draw in {
-            "heat-map": heat_map,
-            "forest": forest,
-            "box": box,
-            "radar": radar,
-            "label-efficiency": label_efficiency,
-            "kaplan-meier": kaplan_meier,
-        }.items()
-    }
+    {draw.__name__.replace("_", "-"): mpl.rc_context(PLAIN_TEXT)(draw) for draw in _DRAWN}
 )
 """Name to the function that draws it from (results, question, the model that is compared with the others)."""

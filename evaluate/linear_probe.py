@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mmkd.evaluate.dataset import DatasetRows, Split
+from mmkd.evaluate.dataset import DatasetRows, Samples, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
-from mmkd.evaluate.task import (
-    Scoring,
-    Task,
-    TaskSettings,
-    Variant,
-    answers_of_test,
-    class_contrasts,
-    class_problems,
-    standard_metrics,
-    without_features,
-)
+from mmkd.evaluate.task import STANDARD, Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
 
@@ -69,18 +59,10 @@ class LinearProbeSettings(TaskSettings):
         """Return the values of C to try, ascending, float64 (c_steps,)."""
         return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
 
-    def variants(self) -> tuple[Variant, ...]:
-        """Return every share of the labels; shares below 1 are drawn several times."""
-        return tuple(
-            Variant(fraction=fraction, seed=seed)
-            for fraction in self.fractions
-            for seed in range(self.seeds if fraction < 1 else 1)
-        )
-
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features with labels. x: float64 (n, D); y: int64 (n,); group: str (n,)."""
+    """Features with labels. x: float64 (n, D); y: int64 (n,), or (n, L) with several labels; group: str (n,)."""
 
     x: Floats
     y: NDArray[np.int64]
@@ -90,24 +72,15 @@ class Labelled:
         """Return rows by mask or position."""
         return Labelled(self.x[chosen], self.y[chosen], self.group[chosen])
 
-    def joined(self, other: Labelled) -> Labelled:
-        """Return the rows of both."""
-        return Labelled(
-            np.concatenate([self.x, other.x]),
-            np.concatenate([self.y, other.y]),
-            np.concatenate([self.group, other.group]),
-        )
-
 
 class LinearProbe(Task[LinearProbeSettings]):
-    """L2-regularised softmax regression by L-BFGS. An ensemble probes its members' features side by side."""
+    """L2-regularized softmax regression by L-BFGS. An ensemble probes its members' features side by side."""
 
     name = "linear_probe"
     version = 2
     settings = LinearProbeSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Yield labels and training rows."""
         if spec.label is None:
             yield "linear_probe needs a `label` column"
         if spec.rows.train is None:
@@ -115,43 +88,34 @@ class LinearProbe(Task[LinearProbeSettings]):
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """Return every share of the labels; shares below 1 are drawn several times."""
-        return self.own(spec).variants()
+        own = self.own(spec)
+        shares = [(share, seed) for share in own.fractions for seed in range(own.seeds if share < 1 else 1)]
+        return tuple(Variant(fraction=share, seed=seed) for share, seed in shares)
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return the metrics of classification."""
-        return Scoring(
-            "standard",
-            standard_metrics(),
-            primary="auroc_macro",
-            proportions=frozenset({"acc"}),
-            contrasts=class_contrasts,
-        )
+        return STANDARD
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Labels must be classes, and no group may be in two splits."""
-        return class_problems(data, probe_splits(data)) + group_leaks(data)
+        return data.class_problems(probe_splits(data)) + group_leaks(data)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return class probabilities, float64 (n, C), of every test image."""
         settings = self.own(data.spec)
-        refuse_leaks(data)
-        found = {split: _labelled(data, split, features) for split in probe_splits(data) if split != "test"}
-        train, val = (_share(found[split], variant, settings) if split in found else None for split in ("train", "val"))
-        assert train is not None, "the suite requires training rows for this task"
-        c, info = choose_c(train, val, settings, variant.seed)
-        everything = train if val is None else train.joined(val)
-        model, converged = fit(everything, c, settings)
+        train, val, missing = training_rows(data, features, settings, variant, data.labels)
+        model, facts = fit_chosen(train, val, settings, variant.seed)
         images = features.images(data.split("test").rows)
-        score = np.full((len(images.available), len(data.classes)), np.nan)
-        score[images.available] = 0.0
-        score[np.ix_(images.available, model.classes_)] = model.predict_proba(
-            images.values[images.available].astype(np.float64)
-        )
-        info |= {"train_rows": len(everything.y), "train_classes": len(model.classes_), "converged": converged}
-        info["warnings"] = fit_warnings([info]) + untrained_classes(data, model.classes_)
-        for split, part in found.items():
-            info["warnings"] += without_features(len(part.y), len(data.split(split)), f"{split} rows")
-        return answers_of_test(data, score, images.available, data.classes, info=info, labelled=True)
+        there = images.available
+        score = np.full((len(there), len(data.classes)), np.nan)
+        score[there] = 0.0
+        score[np.ix_(there, model.classes_)] = model.predict_proba(images.values[there].astype(np.float64))
+        info = facts | {"train_classes": len(model.classes_), "warnings": fit_warnings([facts])}
+        bare = [name for i, name in enumerate(data.classes) if i not in model.classes_]
+        if bare:
+            info["warnings"].append(
+                f"no training rows of {', '.join(bare)}: score 0 everywhere, AUROC one half, counted in the means"
+            )
+        info["warnings"] += missing
+        return answers_of_test(data, score, there, data.classes, info=info, labeled=True)
 
 
 def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
@@ -161,9 +125,8 @@ def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
 
 def group_leaks(data: DatasetRows) -> list[str]:
     """Return groups that are in two splits: such a score would measure memory."""
-    splits = [name for name in probe_splits(data) if name in data.splits]
     found, what = [], data.spec.group or "key"
-    for one, other in itertools.combinations(splits, 2):
+    for one, other in itertools.combinations((name for name in probe_splits(data) if name in data.splits), 2):
         shared = shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other]))
         if shared:
             found.append(
@@ -173,23 +136,50 @@ def group_leaks(data: DatasetRows) -> list[str]:
     return found
 
 
-def refuse_leaks(data: DatasetRows) -> None:
-    """Raise UserError where `group_leaks` finds one."""
+def training_rows(
+    data: DatasetRows,
+    features: Features,
+    settings: LinearProbeSettings,
+    variant: Variant,
+    labels: Callable[[Samples], NDArray[Any]],
+) -> tuple[Labelled, Labelled | None, list[str]]:
+    """Return the training and the validation rows of a variant that the model has features of, and warnings of those
+    that it has not. `labels`: of the rows of a split. Raises UserError for groups in two splits, or a split of which
+    the model has no features."""
     for leak in group_leaks(data):
         raise UserError(leak)
+    parts: dict[str, Labelled] = {}
+    missing: list[str] = []
+    for split in probe_splits(data)[:-1]:
+        samples = data.split(split)
+        images = features.images(samples.rows)
+        there = images.available
+        if not there.any():
+            raise UserError(f"{features.model} has no image features for any of the {len(samples)} {split} rows")
+        # float64, because scikit-learn's L-BFGS stops early in float32 at large C.
+        x = images.values[there].astype(np.float64)
+        rows = Labelled(x, labels(samples)[there].astype(np.int64), data.groups(samples)[there])
+        parts[split] = draw_rows(rows, variant, settings)
+        missing += without_features(len(x), len(samples), f"{split} rows")
+    return parts["train"], parts.get("val"), missing
 
 
-def untrained_classes(data: DatasetRows, trained: NDArray[np.int64]) -> list[str]:
-    """Return a warning for classes without training rows: their score is 0 for every sample, so their AUROC says
-    nothing."""
-    bare = [name for i, name in enumerate(data.classes) if i not in trained]
-    if not bare:
-        return []
-    return [f"no training rows of {', '.join(bare)}: score 0 everywhere, AUROC one half, counted in the means"]
+def draw_rows(data: Labelled, variant: Variant, settings: LinearProbeSettings) -> Labelled:
+    """Return a share of the rows, drawn within each class; with several labels, within the rarest label that each row
+    has, so that rare labels stay in."""
+    share = min(variant.fraction, settings.max_train / len(data.y))
+    if share >= 1:
+        return data
+    strata = data.y
+    if strata.ndim == 2:
+        counts = (data.y == 1).sum(axis=0)
+        has = data.y[:, np.argsort(counts, kind="stable")] == 1
+        strata = np.where(has.any(axis=1), has.argmax(axis=1), len(counts))
+    return data.take(draw_share(strata, share, variant.seed))
 
 
 def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
-    """Return warnings about fits that did not converge, from the facts that `choose_c` and `fit` leave."""
+    """Return warnings about fits that did not converge, from the facts that `fit_chosen` leaves."""
     found = []
     late = sum(not one.get("converged", True) for one in fits)
     if late:
@@ -197,6 +187,19 @@ def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
     if any(one.get("c_converged") == 0 for one in fits):
         found.append("no C of the grid converged, C is fallback_c; raise max_iter or lower c_low")
     return found
+
+
+def fit_chosen(
+    train: Labelled, val: Labelled | None, settings: LinearProbeSettings, seed: int
+) -> tuple[LogisticRegression, dict[str, Any]]:
+    """Choose C, then fit on training and validation rows. Returns the model, and the facts of `choose_c` with
+    `train_rows` and `converged`."""
+    c, facts = choose_c(train, val, settings, seed)
+    if val is not None:
+        x, y, group = (np.concatenate([getattr(train, name), getattr(val, name)]) for name in ("x", "y", "group"))
+        train = Labelled(x, y, group)
+    model, converged = fit(train, c, settings)
+    return model, facts | {"train_rows": len(train.y), "converged": converged}
 
 
 def choose_c(
@@ -213,16 +216,15 @@ def choose_c(
     val = val.take(np.isin(val.y, train.y))
     if len(val.y) == 0 or len(np.unique(train.y)) < 2:
         return settings.fallback_c, {"c": settings.fallback_c, "c_chosen_on": 0}
-    losses = np.full(settings.c_steps, np.inf)
+    grid, losses = settings.grid().tolist(), np.full(settings.c_steps, np.inf)
     warm: LogisticRegression | None = None
-    for i, c in enumerate(settings.grid()):
-        warm, converged = fit(train, float(c), settings, warm)
+    for i, c in enumerate(grid):
+        warm, converged = fit(train, c, settings, warm)
         if converged:
             losses[i] = log_loss(val.y, warm.predict_proba(val.x), labels=warm.classes_)
-    best = int(np.argmin(losses))
-    count = int(np.isfinite(losses).sum())
-    chosen = float(settings.grid()[best]) if count else settings.fallback_c
-    facts = {"c": chosen, "c_chosen_on": len(val.y), "c_converged": count, "c_at_edge": best in (0, len(losses) - 1)}
+    best, count = int(np.argmin(losses)), int(np.isfinite(losses).sum())
+    chosen = grid[best] if count else settings.fallback_c
+    facts = {"c": chosen, "c_chosen_on": len(val.y), "c_converged": count, "c_at_edge": best in (0, len(grid) - 1)}
     return chosen, facts
 
 
@@ -239,22 +241,3 @@ def fit(
     for other in (one for one in caught if one not in late):
         warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     return model, not late
-
-
-def _labelled(data: DatasetRows, split: Split, features: Features) -> Labelled:
-    """Return the rows of a split that the model has features of. float64, because scikit-learn's L-BFGS stops early in
-    float32 at large C."""
-    samples = data.split(split)
-    images = features.images(samples.rows)
-    there = images.available
-    if not there.any():
-        raise UserError(f"{features.model} has no image features for any of the {len(samples)} {split} rows")
-    return Labelled(images.values[there].astype(np.float64), data.labels(samples)[there], data.groups(samples)[there])
-
-
-def _share(data: Labelled, variant: Variant, settings: LinearProbeSettings) -> Labelled:
-    share = min(variant.fraction, settings.max_train / len(data.y))
-    return data if share >= 1 else data.take(draw_share(data.y, share, variant.seed))
-
-
-TASK = LinearProbe()

@@ -1,4 +1,4 @@
-"""Classification metrics that take counts: one call scores a whole block of bootstrap resamples.
+"""Metrics that take counts: one call scores a whole block of bootstrap resamples.
 
 `y` is int64 (n,), classes 0 to C - 1; `score` is float64 (n, C), higher is surer; where there are two classes only,
 `positive` is bool (n,) and `score` float64 (n,). `weights` is float64 (B, n): how often each of the n samples occurs
@@ -19,7 +19,7 @@ SUBJECTS = 512
 
 def accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
     """Return the share of samples whose highest-scored class is the right one; the first class wins a tie."""
-    return _ratio(weights @ (score.argmax(axis=1) == y).astype(np.float64), weights.sum(axis=1))
+    return weighted_mean(score.argmax(axis=1) == y, weights)
 
 
 def balanced_accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
@@ -40,17 +40,14 @@ def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
     """Return the mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it. A class
     without positives, or without negatives, has no AUROC and is left out of the mean; counting it as zero or as one
     half would invent a result. NaN where no class is left."""
-    if len(y) == 0:
-        return np.full(len(weights), np.nan)
-    return mean_over_classes(np.stack([auroc(y == c, score[:, c], weights) for c in np.unique(y)], axis=1))
+    areas = [auroc(y == c, score[:, c], weights) for c in np.unique(y)]
+    return mean_over_classes(np.reshape(areas, (-1, len(weights))).T)
 
 
 def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
     """Return the area under the ROC curve, ties counted half, for B weightings at once. The samples are sorted once;
     then the area is the sum over positives p of w(p) * (N(below p) + N(tied with p) / 2), divided by P * N, with N
     weights of negatives (the Mann-Whitney form; Hanley and McNeil 1982). Equals `roc_auc_score(sample_weight=...)`."""
-    if len(score) == 0:
-        return np.full(len(weights), np.nan)
     order = np.argsort(score, kind="stable")
     ranked = score[order]
     # One sample per row, so that sorting moves whole rows and sums run along memory.
@@ -58,7 +55,8 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
     at = np.flatnonzero(positive[order])
     own = rows[at]
     first, last = (np.searchsorted(ranked, ranked[at], side=side) for side in ("left", "right"))
-    everything, positives = _sums_before(rows), _sums_before(own)
+    # Sums of the first 0, 1, ..., n rows.
+    everything, positives = (np.cumsum(np.pad(part, ((1, 0), (0, 0))), axis=0) for part in (rows, own))
     below = everything[first] - positives[np.searchsorted(at, first)]
     not_above = everything[last] - positives[np.searchsorted(at, last)]
     area = np.einsum("pb,pb->b", own, below + not_above) / 2
@@ -70,15 +68,36 @@ def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Float
     """Return the sum over thresholds of precision times the recall gained there, for B weightings at once. Samples of
     equal score share a threshold; nothing is interpolated. Equals
     `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives."""
-    if len(score) == 0:
-        return np.full(len(weights), np.nan)
     order = np.argsort(-score, kind="stable")
     rows = np.ascontiguousarray(weights.T)[order]
-    thresholds = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
-    everything = np.cumsum(rows, axis=0)[thresholds]
-    hits = np.cumsum(np.where(positive[order, None], rows, 0.0), axis=0)[thresholds]
-    gained = np.diff(hits, axis=0, prepend=0.0)
-    return _ratio(np.nansum(gained * _ratio(hits, everything), axis=0), hits[-1])
+    own = np.where(positive[order, None], rows, 0.0)
+    thresholds = np.flatnonzero(np.diff(score[order], append=-np.inf))
+    hits = np.cumsum(own, axis=0)[thresholds]
+    precision = _ratio(hits, np.cumsum(rows, axis=0)[thresholds])
+    return _ratio(np.nansum(np.diff(hits, axis=0, prepend=0.0) * precision, axis=0), own.sum(axis=0))
+
+
+def recall_at(rank: Floats, k: int, weights: Floats) -> Floats:
+    """Return R@k as CLIP papers use the word: the share of queries with a positive among the first k. `rank`: float64
+    (n,), from 0."""
+    return weighted_mean(rank < k, weights)
+
+
+def weighted_mean(values: Floats | NDArray[np.bool_], weights: Floats) -> Floats:
+    """Return the mean of `values` (n,) in each resample."""
+    return _ratio(weights @ values.astype(np.float64), weights.sum(axis=1))
+
+
+def weighted_median(values: Floats, weights: Floats) -> Floats:
+    """Return the median of `values` (n,) in each resample: the mean of the two middle ones where they differ."""
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    result = np.full(len(weights), np.nan)
+    for b, counts in enumerate(np.cumsum(weights[:, order], axis=1)):
+        if len(counts) and counts[-1] > 0:
+            low, high = (np.searchsorted(counts, counts[-1] / 2, side=side) for side in ("left", "right"))
+            result[b] = (ranked[low] + ranked[min(high, len(ranked) - 1)]) / 2
+    return result
 
 
 def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats) -> Floats:
@@ -87,52 +106,24 @@ def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: F
     A pair is concordant when the one who died first had the higher risk; equal risks count half. Harrell et al. 1996,
     Statistics in Medicine 15:361, section 5. Counts instead of repeated subjects keep a subject from being compared
     with itself, which would add ties of risk that are not in the data. Only the order of the risks counts, however
-    close they are. Result: float64 (B,).
-
-    Args:
-        risk: float64 (n,), higher means an earlier event.
-        time: float64 (n,), of the event or of the last contact.
-        event: bool (n,), whether the event was seen.
-        weights: float64 (B, n).
-    """
+    close they are. `risk`: float64 (n,), higher means an earlier event. `time`: float64 (n,), of the event or of the
+    last contact. `event`: bool (n,), whether the event was seen."""
     right, every = np.zeros(len(weights)), np.zeros(len(weights))
     for start in range(0, len(risk), SUBJECTS):
         part = slice(start, start + SUBJECTS)
-        comparable, ahead, tied = _pairs(part, risk, time, event)
-        points = comparable * (ahead + 0.5 * tied)
-        own = weights[:, part]
-        right += np.einsum("bi,bi->b", own, weights @ points.T)
-        every += np.einsum("bi,bi->b", own, weights @ comparable.T.astype(np.float64))
-    result = np.full(len(weights), np.nan)
-    np.divide(right, every, out=result, where=every > 0)
-    return result
-
-
-def _pairs(
-    part: slice, risk: Floats, time: Floats, event: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """For subjects of `part` (rows) and all others: comparable with the row dying first; row's risk higher; equal."""
-    first = event[part, None] & ((time[part, None] < time) | ((time[part, None] == time) & ~event))
-    return first, risk[part, None] > risk, risk[part, None] == risk
-
-
-def _sums_before(rows: Floats) -> Floats:
-    """Return sums of the first 0, 1, ..., n rows: float64 (n + 1, B)."""
-    sums = np.zeros((len(rows) + 1, rows.shape[1]))
-    np.cumsum(rows, axis=0, out=sums[1:])
-    return sums
+        own_risk, own_time = risk[part, None], time[part, None]
+        comparable = event[part, None] & ((own_time < time) | ((own_time == time) & ~event))
+        points = comparable * ((own_risk > risk) + 0.5 * (own_risk == risk))
+        right += np.einsum("bi,bi->b", weights[:, part], weights @ points.T)
+        every += np.einsum("bi,bi->b", weights[:, part], weights @ comparable.T.astype(np.float64))
+    return _ratio(right, every)
 
 
 def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
     """Return hits, predictions and occurrences of every class, each float64 (B, C)."""
-    classes = np.arange(score.shape[1])
-    predicted = score.argmax(axis=1)[:, None] == classes
-    actual = y[:, None] == classes
-    return (
-        weights @ (predicted & actual).astype(np.float64),
-        weights @ predicted.astype(np.float64),
-        weights @ actual.astype(np.float64),
-    )
+    classes = np.eye(score.shape[1])
+    predicted, actual = classes[score.argmax(axis=1)], classes[y]
+    return weights @ (predicted * actual), weights @ predicted, weights @ actual
 
 
 def mean_over_classes(values: Floats) -> Floats:

@@ -1,34 +1,150 @@
-"""Several labels per sample: the truth of every sample and label, and the metrics over labels."""
+"""Several labels per sample, every label for itself: zero-shot classification and a linear probe."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from scipy.special import expit
 
 from mmkd.base.errors import UserError
 from mmkd.base.text import cell_text
 from mmkd.evaluate.dataset import DatasetRows, Samples, Split, value_counts
 from mmkd.evaluate.dataset_spec import DatasetSpec
+from mmkd.evaluate.features import Features
+from mmkd.evaluate.linear_probe import (
+    Labelled,
+    LinearProbe,
+    fit_chosen,
+    fit_warnings,
+    group_leaks,
+    probe_splits,
+    training_rows,
+)
 from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_over_classes
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Contrast, Metric, Scoring, answers_of_test
+from mmkd.evaluate.task import Contrast, Metric, Scoring, Task, TaskSettings, Variant, answers_of_test
+from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
 
 UNKNOWN = -1
 MEANINGS = (("positive", 1), ("negative", 0), ("unknown", UNKNOWN))
-Truth = NDArray[np.int8]
 
 
-def multilabel_needs(task: str, spec: DatasetSpec) -> Iterator[str]:
-    """Needs of tasks with several labels per sample."""
-    if spec.multilabel is None or not spec.classes:
-        yield f"{task} needs `multilabel` and `classes`"
+class MultilabelZeroShotSettings(TaskSettings):
+    """Zero-shot classification with several labels per sample: every label for itself."""
+
+    temperature: float = Field(default=100.0, gt=0)
+    """Factor on the difference of positive and negative cosine before the logistic function, as in `zero_shot`.
+    Without negative prompts the score is the bare cosine; the metrics look at the order within a label only."""
 
 
-def truth(data: DatasetRows, samples: Samples) -> Truth:
+class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
+    """Presence against absence with negative prompts, else the cosine to the label's prompts. The pair of a positive
+    and a negative prompt with a softmax over both is CheXzero's (Tiu et al. 2022). An ensemble averages its members'
+    scores."""
+
+    name = "multilabel_zero_shot"
+    version = 2
+    settings = MultilabelZeroShotSettings
+
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        if spec.multilabel is None or not spec.classes:
+            yield f"{self.name} needs `multilabel` and `classes`"
+        if spec.prompts is None:
+            yield f"{self.name} needs `prompts`"
+
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
+        return SCORING
+
+    def problems(self, data: DatasetRows) -> list[str]:
+        found = label_problems(data, ("test",))
+        try:
+            data.prompt_labels()
+            if data.negatives is not None:
+                data.prompt_labels(negative=True)
+        except UserError as error:
+            found.append(str(error))
+        return found
+
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        return label_counts(data, ("test",))
+
+    def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
+        """Return a score for every label of every test image."""
+        scale = self.own(data.spec).temperature
+        scores, available = [], []
+        for member in features.each_member():
+            score, there = class_cosines(data, member)
+            if data.negatives is not None:
+                # The softmax over two is the logistic function of their difference.
+                score = expit(scale * (score - class_cosines(data, member, negative=True)[0]))
+            scores.append(score)
+            available.append(there)
+        kind = "bare cosine" if data.negatives is None else "positive against negative prompts"
+        info = {"score": kind, "temperature": scale, **prompt_facts(data, features)}
+        return predictions(data, np.mean(scores, axis=0), np.logical_and.reduce(available), info)
+
+
+class MultilabelProbe(LinearProbe):
+    """As `linear_probe` for every label, on the samples where it is known; C is chosen for each."""
+
+    name = "multilabel_probe"
+
+    def needs(self, spec: DatasetSpec) -> Iterator[str]:
+        if spec.multilabel is None or not spec.classes:
+            yield f"{self.name} needs `multilabel` and `classes`"
+        if spec.rows.train is None:
+            yield f"{self.name} needs `rows: train`"
+
+    def standard_scoring(self, spec: DatasetSpec) -> Scoring:
+        return SCORING
+
+    def problems(self, data: DatasetRows) -> list[str]:
+        return label_problems(data, probe_splits(data)) + group_leaks(data)
+
+    def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
+        return label_counts(data, probe_splits(data))
+
+    def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
+        """Return a probability for every label of every test image; one half where a label cannot be trained."""
+        settings = self.own(data.spec)
+        train, val, missing = training_rows(data, features, settings, variant, lambda samples: truth(data, samples))
+        images = features.images(data.split("test").rows)
+        there = images.available
+        x = images.values[there].astype(np.float64)
+        score = np.full((len(there), len(data.classes)), np.nan)
+        fits: dict[str, dict[str, Any]] = {}
+        for label, name in enumerate(data.classes):
+            known, held_out = _known(train, label), None if val is None else _known(val, label)
+            score[there, label] = 0.5
+            if len(np.unique(known.y)) > 1:
+                model, fits[name] = fit_chosen(known, held_out, settings, variant.seed)
+                score[there, label] = model.predict_proba(x)[:, 1]
+        constant = [name for name in data.classes if name not in fits]
+        info: dict[str, Any] = {
+            "c": {name: facts["c"] for name, facts in fits.items()},
+            "labels_not_trained": constant,
+            "train_rows": len(train.x),
+            "warnings": fit_warnings(list(fits.values())) + missing,
+        }
+        if constant:
+            names = ", ".join(constant)
+            info["warnings"].append(f"training rows of {names} are all alike: score one half, counted in the means")
+        return predictions(data, score, there, info)
+
+
+def _known(rows: Labelled, label: int) -> Labelled:
+    """Return the rows where one label is known, with that label."""
+    known = rows.take(rows.y[:, label] != UNKNOWN)
+    return Labelled(known.x, known.y[:, label], known.group)
+
+
+def truth(data: DatasetRows, samples: Samples) -> NDArray[np.int8]:
     """Return int8 (n, L): 1 where a sample has a label, 0 where not, -1 where unknown. Raises UserError for a list of
     labels that cannot be read, or values that the description does not name."""
     spec, classes = data.spec.multilabel, data.spec.classes
@@ -67,13 +183,12 @@ def truth(data: DatasetRows, samples: Samples) -> Truth:
 
 
 def _listed(cell: str, separator: str | None, where: str) -> set[str]:
+    values: object = None
     if separator is not None:
-        values: object = cell.split(separator)
+        values = cell.split(separator)
     else:
-        try:
+        with contextlib.suppress(ValueError):
             values = json.loads(cell)
-        except ValueError:
-            values = None
     if not isinstance(values, list):
         raise UserError(f"{where} has the labels {cell!r}, expected a JSON list; say the `separator` of multilabel")
     texts = (cell_text(value if isinstance(value, str) else json.dumps(value)) for value in values)
@@ -84,10 +199,8 @@ def label_counts(data: DatasetRows, splits: tuple[Split, ...]) -> dict[str, dict
     """Return positive, negative and unknown samples of every label in every split."""
     found = {}
     for split in splits:
-        known = truth(data, data.split(split))
-        for label, name in enumerate(data.classes):
-            sizes = {word: int((known[:, label] == value).sum()) for word, value in MEANINGS}
-            found[f"{split} {name}"] = sizes
+        for name, known in zip(data.classes, truth(data, data.split(split)).T, strict=True):
+            found[f"{split} {name}"] = {word: int((known == value).sum()) for word, value in MEANINGS}
     return found
 
 
@@ -100,8 +213,8 @@ def label_problems(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
         except UserError as error:
             found.append(str(error))
             continue
-        for value, what in ((1, "positive"), (0, "negative")):
-            bare = [name for i, name in enumerate(data.classes) if not (known[:, i] == value).any()]
+        for what, value in MEANINGS[:2]:
+            bare = [name for name, column in zip(data.classes, known.T, strict=True) if value not in column]
             if bare:
                 found.append(f"{data.spec.dataset}: {bare[0]!r} has no {what} {split} rows ({len(bare)} such labels)")
     return found
@@ -115,12 +228,6 @@ def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], 
     return answers_of_test(data, columns, available, names, info=info)
 
 
-def multilabel_scoring() -> Scoring:
-    """Return mean area under the ROC curve over labels, and mean average precision."""
-    metrics: dict[str, Metric] = {"auroc_mean": _over_labels(auroc), "map": _over_labels(average_precision)}
-    return Scoring("standard", metrics, primary="auroc_mean", contrasts=_label_contrasts)
-
-
 def _label_contrasts(found: Predictions) -> list[Contrast]:
     known = found.score[:, len(found.columns) // 2 :]
     return [(column == 1, column == 0) for column in known.T]
@@ -131,12 +238,19 @@ def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) 
     known."""
 
     def mean(found: Predictions, weights: Floats) -> Floats:
-        labels = len(found.columns) // 2
-        score, known = found.score[:, :labels], found.score[:, labels:]
         values = []
-        for label in range(labels):
-            rows = known[:, label] != UNKNOWN
-            values.append(metric(known[rows, label] == 1, score[rows, label], weights[:, rows]))
+        for score, known in zip(*np.split(found.score.T, 2), strict=True):
+            rows = known != UNKNOWN
+            values.append(metric(known[rows] == 1, score[rows], weights[:, rows]))
         return mean_over_classes(np.stack(values, axis=1))
 
     return mean
+
+
+SCORING = Scoring(
+    "standard",
+    {"auroc_mean": _over_labels(auroc), "map": _over_labels(average_precision)},
+    primary="auroc_mean",
+    contrasts=_label_contrasts,
+)
+"""Means over labels of the area under the ROC curve and of the average precision."""

@@ -14,16 +14,15 @@ Where the released code stops with an exception (a class is absent from the test
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmkd.evaluate import metrics
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.task import Scoring
+from mmkd.evaluate.task import STANDARD, Metric, Scoring
 
 TEMPERATURE = 1.0
 SEED = 42
@@ -32,8 +31,8 @@ BLOCK = 250
 
 
 def forced_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Yield counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n). Draws in the
-    order of the released code, so intervals agree to the last digit."""
+    """Yield counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n), drawn in the
+    order of the released code, so that intervals agree to the last digit."""
     rows = np.flatnonzero(predictions.available)
     y = predictions.labels()[rows]
     members = [np.flatnonzero(y == label) for label in np.unique(y)]
@@ -59,44 +58,34 @@ def auroc(predictions: Predictions, weights: Floats) -> Floats:
     return metrics.macro_auroc(y, score, weights)
 
 
-def f1(predictions: Predictions, weights: Floats) -> Floats:
-    """F1 of class 1 with two classes, else the mean over classes that occur or are predicted."""
-    hits, predicted, actual = _counts(predictions, weights)
-    return _averaged(predictions, 2 * hits, predicted + actual, predicted + actual > 0)
+def _over_classes(parts: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]) -> Metric:
+    """Return a ratio of counts (hits, predicted, actual) of each class, averaged as scikit-learn's `average="binary"`
+    (class 1 alone) with two classes and `"macro"` with more; 0 where a class has no denominator."""
 
-
-def precision(predictions: Predictions, weights: Floats) -> Floats:
-    """Return precision, averaged like `f1`; 0 for a class that is never predicted."""
-    hits, predicted, actual = _counts(predictions, weights)
-    return _averaged(predictions, hits, predicted, predicted + actual > 0)
-
-
-def recall(predictions: Predictions, weights: Floats) -> Floats:
-    """Return recall, averaged like `f1`; 0 for a class that is predicted but does not occur."""
-    hits, predicted, actual = _counts(predictions, weights)
-    return _averaged(predictions, hits, actual, predicted + actual > 0)
-
-
-def _counts(predictions: Predictions, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    return metrics.class_counts(predictions.labels(), predictions.score, weights)
-
-
-def _averaged(predictions: Predictions, numerator: Floats, denominator: Floats, present: NDArray[np.bool_]) -> Floats:
-    """Return per-class ratios (B, C) averaged as scikit-learn's `average="binary"` or `"macro"` does."""
-    ratio = np.zeros_like(numerator)
-    np.divide(numerator, denominator, out=ratio, where=denominator > 0)
-    occurring = np.unique(predictions.labels()).tolist()
-    if len(occurring) != 2:
+    def metric(predictions: Predictions, weights: Floats) -> Floats:
+        hits, predicted, actual = metrics.class_counts(predictions.labels(), predictions.score, weights)
+        numerator, denominator = parts(hits, predicted, actual)
+        ratio = np.zeros_like(numerator)
+        np.divide(numerator, denominator, out=ratio, where=denominator > 0)
+        occurring = np.unique(predictions.labels()).tolist()
+        if len(occurring) == 2:
+            # The released call raises here if anything but classes 0 and 1 occurs or is predicted.
+            seen = set(occurring) | set(predictions.score.argmax(axis=1).tolist())
+            return ratio[:, 1] if seen == {0, 1} else np.full(len(ratio), np.nan)
+        present = predicted + actual > 0
         return np.asarray(np.where(present, ratio, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1))
-    # The released call raises here if anything but classes 0 and 1 occurs or is predicted.
-    seen = set(occurring) | set(predictions.score.argmax(axis=1).tolist())
-    return ratio[:, 1] if seen == {0, 1} else np.full(len(numerator), np.nan)
 
+    return metric
+
+
+f1 = _over_classes(lambda hits, predicted, actual: (2 * hits, predicted + actual))
+precision = _over_classes(lambda hits, predicted, actual: (hits, predicted))
+recall = _over_classes(lambda hits, predicted, actual: (hits, actual))
 
 SCORING = Scoring(
     protocol="mmkd_official",
     metrics={
-        "acc": lambda p, w: metrics.accuracy(p.labels(), p.score, w),
+        "acc": STANDARD.metrics["acc"],
         "auroc_official": auroc,
         "f1_official": f1,
         "precision_official": precision,

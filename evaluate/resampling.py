@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,32 +28,23 @@ class BootstrapSettings(Frozen):
 
 
 def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Draw groups with replacement; yield counts, float64 (b, n), in blocks that add up to `settings.n` rows. As many
-    groups are drawn as there are, each with all its rows (Davison and Hinkley 1997, section 3.8: resampling at the
-    level at which data are independent). The draws depend on the seed, `name` and the groups only, never on the model,
-    so differences between models are paired.
-
-    Args:
-        predictions: rows that count, available or not.
-        settings: how many, and the seed.
-        name: what is resampled, for example `suite/dataset/test`.
-    """
+    """Draw groups of rows, available or not, with replacement; yield counts, float64 (b, n), in blocks that add up to
+    `settings.n` rows. As many groups are drawn as there are, each with all its rows (Davison and Hinkley 1997, section
+    3.8: resampling at the level at which data are independent). The draws depend on the seed, the groups and `name`
+    (such as `suite/dataset/test`) only, never on the model, so differences between models are paired."""
     _, member = np.unique(predictions.group.astype(str), return_inverse=True)
     yield from group_counts(member.astype(np.int64), settings.n, [settings.seed, *name_words(name)])
 
 
 def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> Iterator[Floats]:
-    """Yield counts of rows in n resamples of groups. `member`: int64 (rows,), the group of every row, 0 to G - 1. `n`:
-    resamples. `seed`: for `numpy.random.default_rng`."""
+    """Yield counts of rows in n resamples of groups. `member`: int64 (rows,), the group of every row, 0 to G - 1.
+    `seed`: for `numpy.random.default_rng`."""
     rng = np.random.default_rng(seed)
-    groups = int(member.max()) + 1 if len(member) else 0
+    groups = int(member.max(initial=-1)) + 1
     step = max(1, BLOCK_ELEMENTS // max(1, len(member)))
     for start in range(0, n, step):
         b = min(step, n - start)
-        if groups == 0:
-            yield np.zeros((b, 0))
-            continue
-        drawn = rng.integers(0, groups, size=(b, groups)) + np.arange(b)[:, None] * groups
+        drawn = rng.integers(0, max(1, groups), size=(b, groups)) + np.arange(b)[:, None] * groups
         counts = np.bincount(drawn.reshape(-1), minlength=b * groups).reshape(b, groups)
         # Laid out one sample a row, as `metrics.auroc` reads it; handed out as (b, rows).
         yield counts.T[member].astype(np.float64).T
@@ -60,4 +52,4 @@ def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> It
 
 def name_words(name: str) -> list[int]:
     """Return the name as seed words: the same on every machine, unlike `hash`."""
-    return [int(word) for word in np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4")]
+    return list(struct.unpack("<8I", hashlib.sha256(name.encode()).digest()))

@@ -53,12 +53,16 @@ class Replicates:
         return self.groups if self.contrast is None else min(self.groups, self.contrast)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Return percentile interval at `level` (Efron and Tibshirani 1993, section 13.3), NaN where there is none. The
-        value reported is the point estimate, never the mean of the resamples. At a limit all resamples are equal, since
-        errors that did not occur cannot be drawn: a mean over samples then has Wilson's interval (1927) of as many
-        trials as groups, another metric has none. Nor is there one where the value, or half of the resamples, are
-        undefined, or below `FEWEST_GROUPS`, be it of the rarer class: two positives among a hundred negatives give an
-        area whose resamples claim 95 % and hold the truth in 55 to 65 % of simulated studies."""
+        """Return the percentile interval at `level` (Efron and Tibshirani 1993, section 13.3); NaN where there is none:
+        where the value or half of the resamples are undefined, or below `FEWEST_GROUPS`, be it of the rarer class (two
+        positives among a hundred negatives give an area whose resamples claim 95 % and hold the truth in 55 to 65 % of
+        simulated studies). The value reported is the point estimate, never the mean of the resamples.
+
+        Resamples that are all equal (0 and 100 %, two models with the same answers) cannot show errors that did not
+        occur. Between limits there is then an interval for means over samples only: with n groups, up to z^2 / (n +
+        z^2) of all groups may be unlike these and as far from the value as the limits allow. At 0 and 100 % this is
+        Wilson's interval (1927), for a paired difference of zero Newcombe's (1998, Statistics in Medicine 17:2635,
+        method 10)."""
         finite = self.draws[np.isfinite(self.draws)]
         enough = self.informative >= FEWEST_GROUPS and len(finite) >= FINITE_SHARE * max(1, len(self.draws))
         if math.isnan(self.value) or not enough:
@@ -66,13 +70,12 @@ class Replicates:
         tail = (1 - level) / 2
         low, high = (float(limit) for limit in np.percentile(finite, [100 * tail, 100 * (1 - tail)]))
         least, most = self.limits
-        if least + TOLERANCE < self.value < most - TOLERANCE:
+        if high - low > TOLERANCE or math.isinf(most):
             return low, high
         if not self.trials:
-            return (math.nan, math.nan) if high - low <= TOLERANCE else (low, high)
-        z = float(stats.norm.ppf(tail))
-        width = (most - least) * z**2 / (self.trials + z**2)
-        return (most - width, most) if self.value > (least + most) / 2 else (least, least + width)
+            return math.nan, math.nan
+        unlike = float(stats.norm.ppf(tail) ** 2 / (self.trials + stats.norm.ppf(tail) ** 2))
+        return self.value - unlike * (self.value - least), self.value + unlike * (most - self.value)
 
 
 def resampled(
@@ -84,23 +87,15 @@ def resampled(
     name: str,
     parts: dict[str, NDArray[np.bool_]],
 ) -> dict[tuple[str, str], Replicates]:
-    """Score the available rows of each part of a data set by several metrics, all on the same resamples. Resamples are
-    drawn over all rows and then cut to those that count, so models, metrics and parts of a data set share them. Returns
-    by (part, metric).
-
-    Args:
-        predictions: of all n rows.
-        metrics: names of metrics of `scoring`.
-        scoring: the metrics and the resampler.
-        bootstrap: number and seed of the resamples.
-        name: seeds the resamples too, for example `suite/dataset/test`.
-        parts: name to bool (n,), the rows that belong to it.
-    """
-    counted = {part: predictions.available & mask for part, mask in parts.items()}
-    taken = {part: predictions.take(mask) for part, mask in counted.items()}
+    """Score the available rows of each part of a data set by several metrics of `scoring`. Resamples are drawn over all
+    n rows and then cut to those that count, so models, metrics and parts of a data set share them. Returns by (part,
+    metric). `name`: seeds the resamples too, for example `suite/dataset/test`. `parts`: name to bool (n,), the rows
+    that belong to it."""
+    masks = {part: predictions.available & mask for part, mask in parts.items()}
+    taken = {part: predictions.take(mask) for part, mask in masks.items()}
     draws: dict[tuple[str, str], list[Floats]] = {(part, metric): [] for part in parts for metric in metrics}
     for block in scoring.resamples(predictions, bootstrap, name):
-        for part, mask in counted.items():
+        for part, mask in masks.items():
             weights = block.T[mask].T
             for metric in metrics:
                 draws[part, metric].append(scoring.metrics[metric](taken[part], weights))
@@ -109,7 +104,7 @@ def resampled(
         rows = taken[part]
         value = float(scoring.metrics[metric](rows, np.ones((1, len(rows))))[0])
         used = scoring.rows[metric](rows) if metric in scoring.rows else np.ones(len(rows), dtype=bool)
-        groups = len(set(rows.group[used].tolist()))
+        groups, is_mean = len(set(rows.group[used].tolist())), metric in scoring.proportions
         undefined = rows.info.get("undefined", {}).get(metric, "has no value on these labels")
         found[part, metric] = Replicates(
             value=value,
@@ -118,9 +113,9 @@ def resampled(
             groups=groups,
             missing=int((parts[part] & ~predictions.available).sum()),
             limits=(-math.inf, math.inf) if metric in scoring.not_shares else (0.0, 1.0),
-            trials=groups if metric in scoring.proportions else 0,
+            trials=groups if is_mean else 0,
             reason=undefined if math.isnan(value) else "",
-            contrast=rarer_groups(rows, scoring.contrasts(rows)) if metric not in scoring.proportions else None,
+            contrast=None if is_mean else rarer_groups(rows, scoring.contrasts(rows)),
         )
     return found
 
@@ -130,8 +125,7 @@ def rarer_groups(rows: Predictions, contrasts: Sequence[Contrast]) -> int | None
     one. The variance of an area under the ROC curve goes with one over the m groups of the rarer side, that of the mean
     of C areas with the sum of 1/m over the square of C. None without a contrast."""
     sides = [min(len(set(rows.group[side].tolist())) for side in one) for one in contrasts]
-    sides = [count for count in sides if count]
-    return int(len(sides) ** 2 / sum(1 / count for count in sides)) if sides else None
+    return int(len(there) ** 2 / sum(1 / m for m in there)) if (there := [m for m in sides if m]) else None
 
 
 def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replicates:
@@ -159,15 +153,14 @@ def p_text(value: float) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, first model minus second, in units of the metric."""
+    """A paired difference, first model minus second, in units of the metric. p: two-sided, from the same resamples as
+    the interval; NaN where there is no interval. n: samples that both models answered."""
 
     value: float
     low: float
     high: float
     p: float
-    """Two-sided, from the same resamples as the interval; NaN where there is no interval."""
     n: int
-    """Samples that both models answered."""
 
     def verdict(self, lower_is_better: bool = False) -> Verdict | None:
         """`tie` when the interval holds zero; None where there is no interval."""
@@ -179,32 +172,22 @@ class Difference:
 
 
 def paired_difference(one: Replicates, other: Replicates, level: float) -> Difference:
-    """Return difference of two models scored on the same samples and the same resamples. p = 2 min(P(d <= 0), P(d >=
-    0)) over the resampled differences d, with one added to counts and resamples so that it is never zero (Davison and
-    Hinkley 1997, equation 4.11), at most 1 and never below the 2^(1-groups) that changing signs of groups can reach.
-    Differences up to `TOLERANCE` are zero."""
+    """Return the difference of two models scored on the same samples and the same resamples. p = 2 min(P(d <= 0), P(d
+    >= 0)) over the resampled differences d, with one added to counts and resamples so that it is never zero (Davison
+    and Hinkley 1997, equation 4.11), at most 1 and never below the 2^(1-groups) that changing signs of groups can
+    reach. Differences up to `TOLERANCE` are zero."""
     assert one.draws.shape == other.draws.shape, "paired models share their resamples"
-    delta = replace(
-        one,
-        value=float(_without_noise(np.array(one.value - other.value))),
-        draws=_without_noise(one.draws - other.draws),
-        n=min(one.n, other.n),
-        groups=min(one.groups, other.groups),
-        limits=(one.limits[0] - other.limits[1], one.limits[1] - other.limits[0]),
-        trials=min(one.trials, other.trials),
-        contrast=min((side.contrast for side in (one, other) if side.contrast is not None), default=None),
-    )
+    differences = np.append(one.draws - other.draws, one.value - other.value)
+    differences[np.abs(differences) <= TOLERANCE] = 0.0
+    value, (least, most), n = float(differences[-1]), one.limits, min(one.n, other.n)
+    delta = replace(averaged([one, other]), value=value, draws=differences[:-1], limits=(least - most, most - least))
     low, high = delta.interval(level)
     if math.isnan(low):
-        return Difference(delta.value, low, high, math.nan, delta.n)
+        return Difference(value, low, high, math.nan, n)
     finite = delta.draws[np.isfinite(delta.draws)]
     tail = min(np.count_nonzero(finite <= 0), np.count_nonzero(finite >= 0))
-    p = min(1.0, 2 * (tail + 1) / (len(finite) + 1))
-    return Difference(delta.value, low, high, max(p, 2.0 ** (1 - delta.informative)), delta.n)
-
-
-def _without_noise(differences: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.abs(differences) <= TOLERANCE, 0.0, differences)
+    p = float(min(1.0, 2 * (tail + 1) / (len(finite) + 1)))
+    return Difference(value, low, high, max(p, 2.0 ** (1 - delta.informative)), n)
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import Counter
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
-from mmkd.evaluate.task import Contrast, Scoring, Task, TaskSettings, Variant
+from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
 from mmkd.store.layout import Tower
 
 COLUMNS = ("risk", "time", "event")
@@ -75,7 +76,6 @@ class Survival(Task[SurvivalSettings]):
     section = SurvivalColumns
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
-        """Return the tower that the settings name."""
         return (self.own(spec).tower,)
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
@@ -84,13 +84,17 @@ class Survival(Task[SurvivalSettings]):
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return concordance within folds, averaged over folds; patients are resampled inside their folds."""
+        """Return concordance within folds, averaged over folds; patients are resampled inside their folds. A pair that
+        can be compared has at least one patient with an event: these are contrasted with all."""
         return Scoring(
-            "standard", {"c_index": mean_over_folds(_c_index)}, "c_index", resamples=folded_resamples, contrasts=_events
+            "standard",
+            {"c_index": mean_over_folds(_c_index)},
+            "c_index",
+            resamples=folded_resamples,
+            contrasts=lambda found: [(found.column("event") > 0, np.ones(len(found), dtype=bool))],
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Times must be positive numbers that a patient's rows agree on, and there must be events."""
         try:
             bags = _patients(data)
             _, event = follow_up(bags)
@@ -103,10 +107,9 @@ class Survival(Task[SurvivalSettings]):
         """Return patients with and without the event, and the values that say so."""
         _, event = follow_up(bags := _patients(data))
         found = {"test patients": {"event": int(event.sum()), "censored": int((~event).sum())}}
-        for column in getattr(data.spec, self.name).event:
-            found[f"test patients by {column}"] = dict(
-                Counter(value or "blank" for value in bags.column(column)).most_common()
-            )
+        for column in _columns(data).event:
+            values = Counter(value or "blank" for value in bags.column(column))
+            found[f"test patients by {column}"] = dict(values.most_common())
         return found
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
@@ -133,18 +136,10 @@ class Survival(Task[SurvivalSettings]):
             return risk[:, None]
 
         risk = answers(len(bags), 1, rounds(fold, there, even, group, variant.seed), risk_of)
-        score = np.column_stack([risk[:, 0], time, event])
-        score[~there] = np.nan
+        score = np.where(there[:, None], np.column_stack([risk, time, event]), np.nan)
         late = sum(not one.get("converged", True) for one in chosen)
-        info: dict[str, Any] = {
-            "events": int(event.sum()),
-            "fold_sizes": np.bincount(fold).tolist(),
-            "fold_events": np.bincount(fold, weights=event).astype(int).tolist(),
-            "normalized": settings.normalized,
-            "chosen": chosen,
-            "warnings": [f"{late} of {len(chosen)} Cox regressions did not converge"] if late else [],
-        }
-        info["warnings"] += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
+        doubts = [f"{late} of {len(chosen)} Cox regressions did not converge"] if late else []
+        doubts += budget_warnings([Trained(**one) for one in chosen if "epoch" in one])
         return Predictions(
             ids=bags.ids,
             group=group,
@@ -153,7 +148,14 @@ class Survival(Task[SurvivalSettings]):
             score=score,
             available=there,
             columns=COLUMNS,
-            info=info,
+            info={
+                "events": int(event.sum()),
+                "fold_sizes": np.bincount(fold).tolist(),
+                "fold_events": np.bincount(fold, weights=event).astype(int).tolist(),
+                "normalized": settings.normalized,
+                "chosen": chosen,
+                "warnings": doubts,
+            },
             fold=fold,
         )
 
@@ -161,15 +163,13 @@ class Survival(Task[SurvivalSettings]):
 def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
     """Return time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows
     of a patient that differ, event values missing from the description, or no event at all."""
-    columns: SurvivalColumns = getattr(bags.data.spec, TASK.name)
+    columns = _columns(bags.data)
     seen = bags.samples.two_way(columns.event, columns.censored, "survival: censored")
     event = bags.agreed(seen.astype(object), " and ".join(columns.event)).astype(bool)
-    time = np.empty(len(bags))
+    time = np.full(len(bags), np.nan)
     for i, text in enumerate(bags.column(columns.time)):
-        try:
-            time[i] = float(text if text is not None else "nan")
-        except ValueError:
-            time[i] = np.nan
+        with contextlib.suppress(TypeError, ValueError):
+            time[i] = float(text)
         if not (np.isfinite(time[i]) and time[i] > 0):
             raise UserError(f"{bags.ids[i]!r} has {columns.time}={text!r}, expected a time above zero")
     if not event.any():
@@ -179,17 +179,17 @@ def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
     return time, event
 
 
+def _c_index(found: Predictions, weights: Floats) -> Floats:
+    return concordance(found.column("risk"), found.column("time"), found.column("event") > 0, weights)
+
+
+def _columns(data: DatasetRows) -> SurvivalColumns:
+    found: SurvivalColumns = getattr(data.spec, Survival.name)
+    return found
+
+
 def _patients(data: DatasetRows) -> Bags:
     return make_bags(data, data.split("test"), data.spec.group or data.spec.bag)
-
-
-def _events(found: Predictions) -> list[Contrast]:
-    """Return patients with an event against all: a pair that can be compared has at least one."""
-    return [(found.column("event") > 0, np.ones(len(found), dtype=bool))]
-
-
-def _c_index(predictions: Predictions, weights: Floats) -> Floats:
-    return concordance(predictions.column("risk"), predictions.column("time"), predictions.column("event") > 0, weights)
 
 
 def _network_risk(
@@ -203,13 +203,9 @@ def _network_risk(
         warnings.simplefilter("ignore", FutureWarning)  # torchsurv uses torch.jit, which torch deprecates
         from mmkd.evaluate.heads.survival_losses import cox_task, hazard_task, risk_of_hazards  # noqa: PLC0415
 
-    is_cox = variant.head == "abmil_cox"
-    if is_cox:
+    if variant.head == "abmil_cox":
         task = cox_task(cohort.time, cohort.event)
     else:
         task = hazard_task(cohort.time, cohort.event, one.seen, settings.bins)
     outputs, trained = fit_predict(known, task, one, settings=settings.mil, seed=variant.seed)
-    return outputs[:, 0] if is_cox else risk_of_hazards(outputs), trained
-
-
-TASK = Survival()
+    return outputs[:, 0] if variant.head == "abmil_cox" else risk_of_hazards(outputs), trained

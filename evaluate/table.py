@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,90 +16,35 @@ from typing import Any
 import numpy as np
 
 from mmkd.base.text import counted, one_line, plain_values
+from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.statistics import FEWEST_GROUPS, TOLERANCE, Replicates, averaged
+
+FORMULA = tuple("=+-@\t\r")
+"""What a spreadsheet takes for the begin of a formula."""
+
+Parts = list[list[Replicates] | str]
+"""Of each data set of a column a value per draw of the labels, or why there is none."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value, or why there is none."""
+    """One value, or the reason why there is none. n: samples behind it. missing: samples that the model has no features
+    for. seed_sd: standard deviation over draws of the labels, where several were made."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
     n: int = 0
-    """Samples behind the value."""
     missing: int = 0
-    """Samples that the model has no features for."""
     seed_sd: float = math.nan
-    """Standard deviation over draws of the labels, where several were made."""
     reason: str = ""
-    """Reason the value is undefined."""
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """Everything behind a table. columns: in order of appearance. parts: by (model, column), for each data set of the
-    column a value per draw of the labels, or why there is none. warnings: by model and data set, what a reader must
-    know of its predictions."""
-
-    columns: list[str] = field(default_factory=list)
-    parts: dict[tuple[str, str], list[list[Replicates] | str]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def cell(self, model: str, columns: list[str], level: float) -> Cell:
-        """Return the unweighted mean over columns, and over the data sets of a column, with its interval. One missing
-        part leaves the whole cell without a value: a mean over fewer data sets is another number."""
-        by_column = []
-        for column in columns:
-            parts = self.parts[model, column]
-            failed = next((part for part in parts if isinstance(part, str)), None)
-            if failed is not None:
-                return Cell(math.nan, reason=failed if len(columns) == 1 else f"no value in {column}")
-            by_column.append([averaged(same_draw) for same_draw in zip(*parts, strict=True)])
-        draws = [averaged(same_draw) for same_draw in zip(*by_column, strict=True)]
-        whole = averaged(draws, same_rows=True)
-        if math.isnan(whole.value):
-            return Cell(math.nan, n=whole.n, missing=whole.missing, reason=whole.reason)
-        low, high = whole.interval(level)
-        spread = float(np.std([draw.value for draw in draws], ddof=1)) if len(draws) > 1 else math.nan
-        return Cell(whole.value, low, high, whole.n, whole.missing, spread)
-
-
-def gather(folder: ResultFolder, question: Question) -> Gathered:
-    """Score every model on every column. A failed unit leaves its reason in each column of its data set."""
-    gathered = Gathered()
-    for spec in folder.datasets(question):
-        found = {model: folder.answers(question, spec.dataset, model) for model in folder.plan.models}
-        names: dict[str, None] = {}
-        for model, answers in found.items():
-            if not isinstance(answers, str):
-                names |= dict.fromkeys(folder.column_names(question, spec, answers[0]).tolist())
-                warned = dict.fromkeys(warning for one in answers for warning in one.info.get("warnings", ()))
-                gathered.warnings.extend(f"{model}, {spec.dataset}: {warning}" for warning in warned)
-        own = list(names) or [spec.modality if question.by == "modality" else spec.dataset]
-        gathered.columns.extend(name for name in own if name not in gathered.columns)
-        few: dict[str, int] = {}
-        for model, answers in found.items():
-            scored = [] if isinstance(answers, str) else [folder.replicates(question, spec, one) for one in answers]
-            for column in own:
-                part = answers if isinstance(answers, str) else [draw[column] for draw in scored]
-                gathered.parts.setdefault((model, column), []).append(part)
-                if not isinstance(part, str) and part[0].informative < FEWEST_GROUPS:
-                    few[column] = part[0].informative
-        gathered.warnings.extend(
-            f"{spec.dataset}, {column}: {counted(n, 'group')} (of the rarer class where there are classes), "
-            f"an interval needs {FEWEST_GROUPS}"
-            for column, n in few.items()
-        )
-    return gathered
 
 
 @dataclass(frozen=True)
 class ResultTable:
     """One metric of one task for all models. rows: models. columns: groups, then `mean` where there are several. cells:
-    by (row, column). mean: name of that last column, empty without one. warnings: what a reader must know of the
-    predictions."""
+    by (row, column). mean: name of that last column, or empty. warnings: what a reader must know of the predictions."""
 
     title: str
     metric: str
@@ -116,6 +61,15 @@ class ResultTable:
         """The columns without their mean."""
         return self.columns[:-1] if self.mean else self.columns
 
+    @property
+    def scale(self) -> int:
+        """Factor on values as they are printed."""
+        return 100 if self.percent else 1
+
+    def count(self, column: str) -> int:
+        """Return the samples behind a column, of the model that has most."""
+        return max(self.cells[row, column].n for row in self.rows)
+
     def cell(self, row: str, column: str) -> Cell:
         """Return one cell. Raises KeyError if there is no such row or column."""
         return self.cells[row, column]
@@ -129,8 +83,8 @@ class ResultTable:
         value."""
         sign = -1 if self.lower_is_better else 1
         values = {row: sign * self.value(row, column) for row in self.rows if row != besides}
-        values = {row: value for row, value in values.items() if not math.isnan(value)}
-        return tuple(row for row, value in values.items() if value >= max(values.values()) - TOLERANCE)
+        best = max((value for value in values.values() if not math.isnan(value)), default=math.nan)
+        return tuple(row for row, value in values.items() if value >= best - TOLERANCE)
 
     def markdown(self) -> str:
         """Return a Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
@@ -148,11 +102,16 @@ class ResultTable:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes]) + "\n"
 
     def csv(self) -> str:
-        """Return one line a cell, numbers in full: model, column, value, low, high, n, missing, seed_sd, reason."""
+        """Return one line a cell, numbers in full: model, column, value, low, high, n, missing, seed_sd, reason. Text
+        that a spreadsheet would run as a formula (it begins with `=`, `+`, `-`, `@`, a tab or a return) gets a `'` in
+        front; numbers stay numbers."""
         lines: list[str] = []
         writer = csv.writer(SimpleNamespace(write=lines.append))  # its "\r\n" makes it quote both characters in names
         writer.writerow(["model", "column", "value", "low", "high", "n", "missing", "seed_sd", "reason"])
-        writer.writerows(record.values() for record in self.records())
+        for record in self.records():
+            writer.writerow(
+                f"'{one}" if isinstance(one, str) and one.startswith(FORMULA) else one for one in record.values()
+            )
         return "".join(f"{line[:-2]}\n" for line in lines)
 
     def json(self) -> str:
@@ -185,14 +144,12 @@ class ResultTable:
         return f"{column} (n={min(counts)})" if len(counts) == 1 else f"{column} (n={min(counts)}-{max(counts)})"
 
     def shown(self, row: str, column: str) -> tuple[str, str]:
-        """Return a value and its interval as text; `-` and nothing where there is none, `*` where samples are
-        missing."""
+        """Return a value and its interval as text; `-` where there is none, `*` where samples are missing."""
         cell = self.cells[row, column]
         if math.isnan(cell.value):
             return "-", ""
-        scale = 100 if self.percent else 1
-        value = f"{cell.value * scale:.1f}{'*' if cell.missing else ''}"
-        return value, "" if math.isnan(cell.low) else f"[{cell.low * scale:.1f}, {cell.high * scale:.1f}]"
+        value, low, high = (one * self.scale for one in (cell.value, cell.low, cell.high))
+        return f"{value:.1f}{'*' if cell.missing else ''}", "" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]"
 
     def _texts(self, row: str, bold: str) -> list[str]:
         """Return the cells of a row, value and interval, the best of a column as `bold`."""
@@ -209,68 +166,101 @@ def result_table(
     fraction: float = 1.0,
     suite: str | None = None,
 ) -> ResultTable:
-    """Compute a table from the stored predictions of the last run into `out`. Raises ConfigError if nothing was run, or
-    there is no such task, metric, head or share. Raises CorruptStoreError if stored results cannot be read.
-
-    Args:
-        out: folder that `run_suite` filled.
-        task: for example `zero_shot`.
-        metric: by default the task's primary one.
-        by: what the columns are. `domain` divides the rows of each data set by its domain column.
-        head: direction or kind of head, by default the task's first (retrieval: `i2t`).
-        fraction: share of the labels.
-        suite: name of the suite, where several were run into the folder.
-    """
+    """Compute a table of a task from the stored predictions of the last run into `out`; see `Question` for what may be
+    asked. `by`: what the columns are; `domain` divides the rows of each data set by its domain column. `suite`: where
+    several were run into the folder. Raises ConfigError if nothing was run, or there is no such task, metric, head or
+    share. Raises CorruptStoreError if stored results cannot be read."""
     return build_table(ResultFolder(Path(out), suite), Question(task, metric, head, fraction, by))
 
 
 def build_table(folder: ResultFolder, question: Question) -> ResultTable:
     """Return the table that answers a question; see `result_table`."""
     scoring, metric = folder.scoring(question)
-    gathered = gather(folder, question)
-    columns = gathered.columns
-    mean = mean_name(columns) if len(columns) > 1 else ""
     suite = folder.plan.suite
+    parts: dict[str, dict[str, Parts]] = {model: {} for model in folder.plan.models}
+    warnings: list[str] = []
+    for spec in folder.datasets(question):
+        _gather(folder, question, spec, parts, warnings)
+    columns = tuple(next(iter(parts.values())))
+    mean = mean_name(columns) if len(columns) > 1 else ""
     cells: dict[tuple[str, str], Cell] = {}
-    for model in folder.plan.models:
-        for column in columns:
-            cells[model, column] = gathered.cell(model, [column], suite.bootstrap.level)
+    for model, own in parts.items():
+        cells |= {(model, column): _cell({column: own[column]}, suite.bootstrap.level) for column in columns}
         if mean:
-            cells[model, mean] = gathered.cell(model, columns, suite.bootstrap.level)
+            cells[model, mean] = _cell(own, suite.bootstrap.level)
     head = question.head or next((u.head for u in folder.plan.units if u.task == question.task), "")
-    parts = [
+    wanted = [spec.dataset for spec in suite.datasets if question.task in spec.tasks]
+    extracted = [name for name in wanted if name not in folder.plan.absent]
+    title = [
         f"{question.task}{f' {head}' if head else ''}, {metric}",
         "in percent" if metric not in scoring.not_shares else "",
         f"protocol {scoring.protocol}",
         f"{question.fraction:.0%} of labels" if question.fraction < 1 else "",
         f"{suite.bootstrap.level:.0%} intervals from {suite.bootstrap.n} resamples",
         f"suite {suite.suite} version {suite.version}",
-        _coverage(folder, question),
+        f"{len(extracted)} of its {len(wanted)} data sets with this task" if len(extracted) < len(wanted) else "",
     ]
     return ResultTable(
-        title="; ".join(part for part in parts if part),
+        title="; ".join(filter(None, title)),
         metric=metric,
         rows=folder.plan.models,
-        columns=(*columns, mean) if mean else tuple(columns),
+        columns=(*columns, mean) if mean else columns,
         cells=cells,
         percent=metric not in scoring.not_shares,
         lower_is_better=metric in scoring.lower_is_better,
         mean=mean,
-        warnings=tuple(gathered.warnings),
+        warnings=tuple(warnings),
     )
+
+
+def _gather(
+    folder: ResultFolder, question: Question, spec: DatasetSpec, parts: dict[str, dict[str, Parts]], warnings: list[str]
+) -> None:
+    """Score every model on every column of a data set. A failed unit leaves its reason in each of them."""
+    answers = {model: folder.answers(question, spec.dataset, model) for model in folder.plan.models}
+    names: dict[str, None] = {}
+    for model, found in answers.items():
+        if not isinstance(found, str):
+            names |= dict.fromkeys(folder.column_names(question, spec, found[0]).tolist())
+            warned = dict.fromkeys(warning for one in found for warning in one.info.get("warnings", ()))
+            warnings.extend(f"{model}, {spec.dataset}: {warning}" for warning in warned)
+    few: dict[str, int] = {}
+    for model, found in answers.items():
+        scored = [] if isinstance(found, str) else [folder.replicates(question, spec, one) for one in found]
+        for column in names or [spec.modality if question.by == "modality" else spec.dataset]:
+            part = found if isinstance(found, str) else [draw[column] for draw in scored]
+            parts[model].setdefault(column, []).append(part)
+            if not isinstance(part, str) and part[0].informative < FEWEST_GROUPS:
+                few[column] = part[0].informative
+    warnings.extend(
+        f"{spec.dataset}, {column}: {counted(n, 'group')} (of the rarer class where there are classes), "
+        f"an interval needs {FEWEST_GROUPS}"
+        for column, n in few.items()
+    )
+
+
+def _cell(columns: dict[str, Parts], level: float) -> Cell:
+    """Return the unweighted mean over columns, and over the data sets of a column, with its interval. One missing part
+    leaves the whole cell without a value: a mean over fewer data sets is another number."""
+    by_column = []
+    for column, parts in columns.items():
+        scored = [part for part in parts if not isinstance(part, str)]
+        if len(scored) < len(parts):
+            failed = next(part for part in parts if isinstance(part, str))
+            return Cell(math.nan, reason=failed if len(columns) == 1 else f"no value in {column}")
+        by_column.append([averaged(same_draw) for same_draw in zip(*scored, strict=True)])
+    draws = [averaged(same_draw) for same_draw in zip(*by_column, strict=True)]
+    whole = averaged(draws, same_rows=True)
+    if math.isnan(whole.value):
+        return Cell(math.nan, n=whole.n, missing=whole.missing, reason=whole.reason)
+    spread = float(np.std([draw.value for draw in draws], ddof=1)) if len(draws) > 1 else math.nan
+    return Cell(whole.value, *whole.interval(level), whole.n, whole.missing, spread)
 
 
 def mean_name(columns: Collection[str]) -> str:
     """Return a name for the mean over columns: `mean` unless a column has that name."""
     names = itertools.chain(["mean"], (f"mean {n}" for n in itertools.count(2)))
     return next(name for name in names if name not in columns)
-
-
-def _coverage(folder: ResultFolder, question: Question) -> str:
-    """Return a note on the share of data sets shown when some are not extracted."""
-    wanted = [spec for spec in folder.plan.suite.datasets if question.task in spec.tasks]
-    absent = [spec for spec in wanted if spec.dataset in folder.plan.absent]
-    return f"{len(wanted) - len(absent)} of its {len(wanted)} data sets with this task" if absent else ""
 
 
 def markdown_page(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> str:

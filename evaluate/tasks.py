@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -12,19 +12,19 @@ from mmkd.base.config import Frozen
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
 from mmkd.evaluate.task import Task
 
-MODULES: Final = (
-    "mmkd.evaluate.zero_shot",
-    "mmkd.evaluate.linear_probe",
-    "mmkd.evaluate.multilabel_zero_shot",
-    "mmkd.evaluate.multilabel_probe",
-    "mmkd.evaluate.retrieval",
-    "mmkd.evaluate.vqa",
-    "mmkd.evaluate.survival",
-    "mmkd.evaluate.diagnosis",
+CLASSES: Final = (
+    "mmkd.evaluate.zero_shot:ZeroShot",
+    "mmkd.evaluate.linear_probe:LinearProbe",
+    "mmkd.evaluate.multilabel:MultilabelZeroShot",
+    "mmkd.evaluate.multilabel:MultilabelProbe",
+    "mmkd.evaluate.retrieval:Retrieval",
+    "mmkd.evaluate.vqa:Vqa",
+    "mmkd.evaluate.survival:Survival",
+    "mmkd.evaluate.diagnosis:Diagnosis",
 )
-"""Modules of tasks; each has its task as `TASK`. A new task is a module and a line here."""
+"""Module and class of every task. A new task is a module and a line here."""
 
-_ALL: Final[tuple[Task[Any], ...]] = tuple(import_module(module).TASK for module in MODULES)
+_ALL: Final[tuple[Task[Any], ...]] = tuple(resolve_name(name)() for name in CLASSES)
 TASKS: Final[MappingProxyType[str, Task[Any]]] = MappingProxyType({task.name: task for task in _ALL})
 """Name to task."""
 

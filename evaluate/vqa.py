@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,10 @@ from mmkd.evaluate.dataset import SPLITS, DatasetRows, Samples, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.heads.settings import FusionSettings, budget_warnings
-from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.metrics import Floats, weighted_mean
 from mmkd.evaluate.predictions import Predictions, choices_digest
-from mmkd.evaluate.ranking import TIE, weighted_mean
-from mmkd.evaluate.splits import hold_out, shared_groups
+from mmkd.evaluate.retrieval import TIE
+from mmkd.evaluate.splits import hold_out
 from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, TEXT_OF
 from mmkd.store.layout import Tower
@@ -87,7 +86,6 @@ class Vqa(Task[VqaSettings]):
     section = VqaColumns
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Yield columns of the answers, and training questions."""
         yield from super().needs(spec)
         if spec.rows.train is None:
             yield "vqa needs `rows: train`"
@@ -99,36 +97,29 @@ class Vqa(Task[VqaSettings]):
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
         """Return the trained head with each seed; ranking needs one run."""
         own = self.own(spec)
-        return tuple(
-            Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds if head != "rank" else 1)
-        )
+        seeds = {"rank": 1, "fusion_mlp": own.seeds}
+        return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(seeds[head]))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         """Return accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary
         sets."""
+        rows = {
+            "closed_acc": lambda found: found.column("closed") > 0,
+            "open_acc_exact": lambda found: found.column("closed") == 0,
+        }
         metrics: dict[str, Metric] = {
             "overall_acc": lambda found, weights: weighted_mean(found.column("right"), weights),
-            "closed_acc": lambda found, weights: _share_of(found, found.column("closed") > 0, weights),
-            "open_acc_exact": lambda found, weights: _share_of(found, found.column("closed") == 0, weights),
+            "closed_acc": lambda found, weights: _share_right(found, rows["closed_acc"](found), weights),
+            "open_acc_exact": lambda found, weights: _share_right(found, rows["open_acc_exact"](found), weights),
             "coverage": lambda found, weights: weighted_mean(found.column("covered"), weights),
         }
-        return Scoring(
-            "standard",
-            metrics,
-            "overall_acc",
-            proportions=frozenset(metrics),
-            rows={
-                "closed_acc": lambda found: found.column("closed") > 0,
-                "open_acc_exact": lambda found: found.column("closed") == 0,
-            },
-        )
+        return Scoring("standard", metrics, "overall_acc", proportions=frozenset(metrics), rows=rows)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Require train and test questions with answers, and candidates where they are ranked."""
         try:
             for name in BOTH:
                 _answers(data, data.split(name))
-            _closed(data, data.split("test"))
+            _closed(data)
             if "rank" in self.own(data.spec).heads:
                 _candidates(data)
         except UserError as error:
@@ -136,27 +127,26 @@ class Vqa(Task[VqaSettings]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Return closed and open test questions."""
-        closed = _closed(data, data.split("test"))
+        closed = _closed(data)
         return {"test questions": {"closed": int(closed.sum()), "open": int((~closed).sum())}}
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return answer, right, closed and covered of every test question, float64 (n, 4)."""
         test = data.split("test")
         if variant.head == "rank":
-            found = _rank(data, features)
+            answer, covered, words, facts = _rank(data, features)
         else:
-            found = _fuse(data, features, self.own(data.spec), variant.seed)
-        true, closed = answer_index(_answers(data, test), found.words), _closed(data, test)
-        right = (found.answer == true) & found.covered
-        score = np.column_stack([found.answer, right, closed, found.covered]).astype(np.float64)
-        available = found.answer >= 0
-        score[~available] = np.nan
-        info = found.info | {
-            "vocabulary": list(found.words),
+            answer, covered, words, facts = _fuse(data, features, self.own(data.spec), variant.seed)
+        right, closed = (answer == answer_index(_answers(data, test), words)) & covered, _closed(data)
+        score = np.column_stack([answer, right, closed, covered])
+        available = answer >= 0
+        score = np.where(available[:, None], score, np.nan)
+        digests = [data.split(name).column("image_sha256") for name in BOTH]
+        info = facts | {
+            "vocabulary": list(words),
             "closed": int(closed.sum()),
             "open": int((~closed).sum()),
-            "test_images_in_train": _shared_images(data),
+            "test_images_in_train": len(set(digests[0]) & set(digests[1]) - {None}),
         }
         return answers_of_test(data, score, available, COLUMNS, info=info)
 
@@ -182,23 +172,17 @@ def answer_index(answers: NDArray[np.object_], words: tuple[str, ...]) -> NDArra
     return np.array([index.get(normalized(answer), -1) for answer in answers], dtype=np.int64)
 
 
-def _share_of(found: Predictions, kind: NDArray[np.bool_], weights: Floats) -> Floats:
+def _share_right(found: Predictions, kind: NDArray[np.bool_], weights: Floats) -> Floats:
     return weighted_mean(found.column("right")[kind], weights[:, kind])
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """Answers to n test questions. answer: int64 (n,), index in `words`, -1 where the model lacks a feature. covered:
-    bool (n,), questions whose right answer can be given: it is in the vocabulary, or among the candidates that the
-    model has features of."""
-
-    answer: NDArray[np.int64]
-    covered: NDArray[np.bool_]
-    words: tuple[str, ...]
-    info: dict[str, Any]
+Answers = tuple[NDArray[np.int64], NDArray[np.bool_], tuple[str, ...], dict[str, Any]]
+"""Of n test questions the answer, int64 (n,), an index in the words, -1 where the model lacks a feature; whether the
+right answer can be given, bool (n,): it is in the vocabulary, or among the candidates that the model has features of;
+the words; facts."""
 
 
-def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: int) -> _Answered:
+def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: int) -> Answers:
     """Train the head and answer."""
     from mmkd.evaluate.heads.fusion_mlp import Questions, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
@@ -210,14 +194,16 @@ def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: in
 
     names = [name for name in SPLITS if name in data.splits and (name != "test" or settings.vocabulary == "all")]
     words = vocabulary(np.concatenate([_answers(data, data.split(name)) for name in names]))
-    train, there = questions(data.split("train"))
+    samples = data.split("train")
+    train, there = questions(samples)
     if len(train.answer) == 0:
         raise UserError(f"{features.model} has no features for any of the {len(there)} train questions")
     if "val" in data.splits:
         val = questions(data.split("val"))[0]
     else:
         # Images (or patients) stay whole, so that a held-out question is not about a picture that was learned.
-        out = hold_out(np.zeros(len(train.answer), np.int64), _held_together(data, data.split("train"))[there], seed)
+        whole = samples.filled("image_sha256", samples.ids) if data.spec.group is None else data.groups(samples)
+        out = hold_out(np.zeros(len(train.answer), np.int64), whole[there], seed)
         train, val = train.take(~out), train.take(out)
     test, test_there = questions(data.split("test"))
     found, trained = fit_predict(train, val, test, words=len(words), settings=settings, seed=seed)
@@ -229,15 +215,16 @@ def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: in
         "vocabulary_of": settings.vocabulary,
         "warnings": budget_warnings([trained]) + without_features(int(there.sum()), len(there), "train questions"),
     }
-    return _Answered(answer, answer_index(_answers(data, data.split("test")), words) >= 0, words, facts)
+    return answer, answer_index(_answers(data, data.split("test")), words) >= 0, words, facts
 
 
-def _rank(data: DatasetRows, features: Features) -> _Answered:
+def _rank(data: DatasetRows, features: Features) -> Answers:
     """Return the candidate of each question that is nearest to its image; a tie with a right one counts as wrong."""
     candidates, of = _candidates(data)
     test = data.split("test")
-    words = vocabulary(_answers(data, candidates))
-    index = answer_index(_answers(data, candidates), words)
+    written = _answers(data, candidates)
+    words = vocabulary(written)
+    index = answer_index(written, words)
     texts, images = features.texts(candidates.rows), features.images(test.rows)
     true = answer_index(_answers(data, test), words)
     answer, covered = np.full(len(test), -1, dtype=np.int64), np.zeros(len(test), dtype=bool)
@@ -254,17 +241,16 @@ def _rank(data: DatasetRows, features: Features) -> _Answered:
         "choices": choices_digest(candidates.ids[texts.available]),
         "warnings": without_features(int(texts.available.sum()), len(candidates), "candidates"),
     }
-    return _Answered(answer, covered, words, info)
+    return answer, covered, words, info
 
 
 def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
     """Return the candidate rows, and their positions by the question (key or text) that they answer."""
-    columns = _columns(data)
-    candidates = data.texts.get("candidate", ())
-    if not isinstance(candidates, Samples) or len(candidates) == 0:
+    candidates = data.texts.get("candidate")
+    if not candidates:
         raise UserError(f"{data.spec.dataset}: head `rank` needs `vqa: candidates`, text rows with written-out answers")
     of: dict[str, list[int]] = {}
-    for i, question in enumerate(candidates.column(columns.candidate_of)):
+    for i, question in enumerate(candidates.column(_columns(data).candidate_of)):
         of.setdefault(str(question), []).append(i)
     return candidates, of
 
@@ -282,25 +268,9 @@ def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
 
 
 def _columns(data: DatasetRows) -> VqaColumns:
-    found: VqaColumns = getattr(data.spec, TASK.name)
-    return found
+    return cast(VqaColumns, getattr(data.spec, Vqa.name))
 
 
-def _closed(data: DatasetRows, samples: Samples) -> NDArray[np.bool_]:
-    return samples.two_way(_columns(data).closed, _columns(data).open, "vqa: open")
-
-
-def _held_together(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
-    """Return groups of questions that depend on each other: the group column, else the image, str (n,)."""
-    if data.spec.group is not None:
-        return data.groups(samples)
-    return samples.filled("image_sha256", samples.ids)
-
-
-def _shared_images(data: DatasetRows) -> int:
-    """Return test images that are training images too (all 203 of VQA-RAD's are)."""
-    digests = [data.split(name).column("image_sha256") for name in BOTH]
-    return len(shared_groups(*(values[values != None] for values in digests)))  # noqa: E711 - element by element
-
-
-TASK = Vqa()
+def _closed(data: DatasetRows) -> NDArray[np.bool_]:
+    """Return which test questions are closed, bool (n,)."""
+    return data.split("test").two_way(_columns(data).closed, _columns(data).open, "vqa: open")

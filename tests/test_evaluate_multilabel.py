@@ -19,7 +19,7 @@ from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.check import check_suite
 from mmkd.evaluate.dataset import load_dataset
 from mmkd.evaluate.metrics import average_precision
-from mmkd.evaluate.multilabel import multilabel_scoring, truth
+from mmkd.evaluate.multilabel import SCORING, truth
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.store import FeatureStore
 from mmkd.store.writer import ShardFeatures
@@ -142,10 +142,10 @@ def test_unknown_values_count_for_no_label() -> None:
     found = Predictions(ids, ids, ids, None, score, np.ones(4, bool), ("x", "y", "is x", "is y"))
     weights = np.array([[1.0, 1, 1, 1], [1, 0, 2, 5], [0, 1, 1, 1]])
     # Of `x` the fourth sample is unknown, of `y` the first; in the third weighting `x` has no positive left.
-    assert multilabel_scoring().metrics["auroc_mean"](found, weights).tolist() == [1.0, 1.0, 1.0]
+    assert SCORING.metrics["auroc_mean"](found, weights).tolist() == [1.0, 1.0, 1.0]
     score[1, 0] = 0.95
-    assert multilabel_scoring().metrics["auroc_mean"](found, weights)[0] == pytest.approx((0.5 + 1) / 2)
-    assert multilabel_scoring().metrics["map"](found, weights)[0] == pytest.approx((0.5 + 1) / 2)
+    assert SCORING.metrics["auroc_mean"](found, weights)[0] == pytest.approx((0.5 + 1) / 2)
+    assert SCORING.metrics["map"](found, weights)[0] == pytest.approx((0.5 + 1) / 2)
 
 
 @settings(max_examples=60)

@@ -131,6 +131,81 @@ def test_at_zero_and_all_right_the_interval_is_wilsons(tmp_path: Path) -> None:
     assert against.verdicts == {"d0": "win"}
 
 
+def unlike(n: int) -> tuple[float, float]:
+    """Newcombe's paired interval (1998, method 10) of two models that are right, or wrong, on the same n samples."""
+    low = proportion_confint(n, n, method="wilson")[0]
+    return low - 1, 1 - low
+
+
+def newcombe(both: int, one: int, other: int, neither: int) -> tuple[float, float]:
+    """Newcombe's interval of a paired difference from its table of four counts."""
+    n = both + one + other + neither
+    p, q = (both + one) / n, (both + other) / n
+    (low, high), (least, most) = (proportion_confint(round(x * n), n, method="wilson") for x in (p, q))
+    margins = (both + one) * (other + neither) * (both + other) * (one + neither)
+    phi = (both * neither - one * other) / math.sqrt(margins) if margins else 0.0
+    down, up = ((a**2 - 2 * phi * a * b + b**2) ** 0.5 for a, b in ((p - low, most - q), (high - p, q - least)))
+    return p - q - down, p - q + up
+
+
+@pytest.mark.parametrize("right", [0, 40])
+def test_two_models_that_are_both_always_right_or_wrong_tie_within_newcombes_interval(
+    tmp_path: Path, right: int
+) -> None:
+    out = run_suite(load_suite(one_hot_suite(tmp_path, {"a": [right], "b": [right]}, 40)), tmp_path / "r").out
+    folder, question = ResultFolder(out), Question("zero_shot", "acc")
+    found = compare(folder, "a", question)
+    difference = found.rivals[0].differences["d0"]
+    assert isinstance(difference, Difference)
+    assert (difference.value, difference.p) == (0, 1)
+    by_hand = newcombe(right, 0, 0, 40 - right)
+    assert by_hand == pytest.approx(unlike(40), abs=1e-12)
+    assert (difference.low, difference.high) == pytest.approx(by_hand, abs=1e-12)
+    assert found.rivals[0].verdicts == {"d0": "tie"}
+    assert "+0.0 [-8.8, +8.8]" in found.markdown()
+    drawn = [line.get_xdata() for line in FIGURES["forest"](folder, question, "a").axes[0].get_lines()]
+    assert drawn[0] == pytest.approx(np.array(by_hand) * 100)
+    # An area that is 1 in every resample shows nothing of its spread: no interval, no p, no verdict.
+    areas = compare(folder, "a", Question("zero_shot", "auroc_macro")).rivals[0]
+    difference = areas.differences["d0"]
+    assert isinstance(difference, Difference)
+    assert difference.value == 0
+    assert all(map(math.isnan, (difference.low, difference.high, difference.p)))
+    assert areas.verdicts == {}
+
+
+def test_equal_answers_are_a_tie_with_an_interval_and_few_groups_are_none(tmp_path: Path) -> None:
+    out = run_suite(load_suite(one_hot_suite(tmp_path, {"a": [30, 9], "b": [30, 9]}, 40)), tmp_path / "r").out
+    rival = compare(ResultFolder(out), "a", Question("zero_shot", "acc")).rivals[0]
+    for difference in (*rival.differences.values(), rival.mean):
+        assert isinstance(difference, Difference)
+        assert (difference.low, difference.high) == pytest.approx(unlike(40))
+    assert rival.verdicts == {"d0": "tie", "d1": "tie"}
+    for n in (1, 2, 9):
+        one = Replicates(1.0, np.ones(200), n, n, 0, (0.0, 1.0), n)
+        found = paired_difference(one, one, 0.95)
+        assert all(map(math.isnan, (found.low, found.high, found.p)))
+        assert found.verdict() is None
+
+
+def test_a_mean_of_all_right_and_all_wrong_has_an_interval() -> None:
+    best, worst = (Replicates(x, np.full(200, x), 40, 40, 0, (0.0, 1.0), 40) for x in (1.0, 0.0))
+    low, high = averaged([best, worst]).interval(0.95)
+    width = 1 - proportion_confint(40, 40, method="wilson")[0]
+    assert (low, high) == pytest.approx((0.5 - width / 2, 0.5 + width / 2))
+
+
+def test_names_that_a_spreadsheet_would_run_are_text_and_numbers_are_numbers() -> None:
+    names = ("=1+1", "+a", "-b", "@c", "\tx", "d")
+    cells = {(row, "=x"): Cell(-0.5, -0.6, -0.4, 20, reason="-") for row in names}
+    read = list(csv.DictReader(io.StringIO(ResultTable("t", "acc", names, ("=x",), cells).csv(), newline="")))
+    assert [one["model"] for one in read] == ["'=1+1", "'+a", "'-b", "'@c", "'\tx", "d"]
+    assert {(one["column"], one["value"], one["low"], one["reason"]) for one in read} == {("'=x", "-0.5", "-0.6", "'-")}
+    assert [one["model"] for one in json.loads(ResultTable("t", "acc", names, ("=x",), cells).json())["cells"]] == [
+        *names
+    ]
+
+
 def test_a_mean_has_the_groups_of_its_smallest_part() -> None:
     large, small = (Replicates(0.5, np.linspace(0.4, 0.6, 100), n, n, 0, (0.0, 1.0), n) for n in (50, 3))
     assert math.isnan(averaged([large, small]).interval(0.95)[0])
@@ -168,7 +243,8 @@ def test_models_with_other_galleries_are_compared_on_the_common_one(tmp_path: Pa
     found = compare(ResultFolder(out), "whole", Question("retrieval", by="dataset"))
     difference = found.rivals[0].differences["specimens"]
     assert isinstance(difference, Difference)
-    assert (difference.value, difference.low, difference.high, difference.n) == (0, 0, 0, 30)
+    assert (difference.value, difference.p, difference.n) == (0, 1, 30)
+    assert (difference.low, difference.high) == pytest.approx(unlike(30), abs=1e-12)
     assert "scored again, on the gallery" in found.markdown()
     # Without the store nothing is compared, and the reason stands in the table.
     root.rename(tmp_path / "moved")
@@ -209,7 +285,10 @@ def test_names_survive_every_table_and_figure(tmp_path_factory: pytest.TempPathF
     cells["model", mean] = Cell(0.25)
     table = ResultTable("t", "acc", ("model",), (*names, mean), cells, mean=mean)
     read = list(csv.DictReader(io.StringIO(table.csv(), newline="")))
-    assert [(one["column"], float(one["value"])) for one in read] == [*((name, 0.5) for name in names), (mean, 0.25)]
+    columns = [f"'{name}" if name[0] == "-" else name for name in (*names, mean)]
+    assert [(one["column"], float(one["value"])) for one in read] == list(
+        zip(columns, [*(0.5 for _ in names), 0.25], strict=True)
+    )
     assert [one["column"] for one in json.loads(table.json())["cells"]] == [*names, mean]
     lines = table.markdown().split("\n")
     assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines[2:5]} == {len(names) + 3}
@@ -399,4 +478,5 @@ def test_noise_of_floats_is_no_difference() -> None:
     draws = np.full(200, 0.3)
     one = Replicates(0.1 + 0.2, draws + 5e-17, 50, 50, 0, (0.0, 1.0), 50)
     found = paired_difference(one, Replicates(0.3, draws, 50, 50, 0, (0.0, 1.0), 50), 0.95)
-    assert (found.value, found.low, found.high, found.p, found.verdict()) == (0, 0, 0, 1, "tie")
+    assert (found.value, found.p, found.verdict()) == (0, 1, "tie")
+    assert (found.low, found.high) == pytest.approx(unlike(50), abs=1e-12)

@@ -29,8 +29,8 @@ NAME, PATH = "mmkd.evaluate.tasks", sys.argv.pop(1)
 
 class Table(SourceFileLoader):
     def get_code(self, name):
-        before, after = open(PATH).read().split("MODULES: Final = (")
-        return compile(before + "MODULES: Final = (\\n    'centroid_task'," + after, PATH, "exec")
+        before, after = open(PATH).read().split("CLASSES: Final = (")
+        return compile(before + "CLASSES: Final = (\\n    'centroid_task:NearestCentroid'," + after, PATH, "exec")
 
 class Finder:
     def find_spec(self, name, path=None, target=None):

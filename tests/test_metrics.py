@@ -14,9 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from mmkd.evaluate import metrics, official
+from mmkd.evaluate.metrics import recall_at, weighted_median
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.ranking import QueryRanks, rank_positives, rank_scores, recall_at, weighted_median
 from mmkd.evaluate.resampling import BootstrapSettings
+from mmkd.evaluate.retrieval import rank_positives, rank_scores
 from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.zero_shot import class_vectors
 
@@ -55,38 +56,35 @@ TEXTS_BY_IMAGES = np.array([[0.9, 0.2, 0.1], [0.3, 0.4, 0.5], [0.6, 0.7, 0.1], [
 IMAGE_OF_TEXT = np.array([0, 0, 1, 1, 2])
 
 
-def ranks_of(scores: np.ndarray, positives: list[np.ndarray], ks: tuple[int, ...] = (1, 2, 3)) -> QueryRanks:
-    n = len(scores)
-    ranks = QueryRanks(np.full(n, np.nan), np.full(n, np.nan), np.full((n, len(ks)), np.nan))
-    rank_scores(scores, positives, ks, ranks)
-    return ranks
+def ranks_of(scores: np.ndarray, positives: list[np.ndarray], ks: tuple[int, ...] = (1, 2, 3)) -> np.ndarray:
+    return rank_scores(scores, positives, ks)
 
 
 def test_recall_of_a_worked_matrix() -> None:
     ones = ONE((1, 5))
     to_image = ranks_of(TEXTS_BY_IMAGES, [np.array([image]) for image in IMAGE_OF_TEXT])
-    assert to_image.best.tolist() == [0, 2, 0, 0, 2]
-    assert [point(recall_at(to_image.best, k, ones)) for k in (1, 2, 3)] == pytest.approx([0.6, 0.6, 1.0])
+    assert to_image[:, 0].tolist() == [0, 2, 0, 0, 2]
+    assert [point(recall_at(to_image[:, 0], k, ones)) for k in (1, 2, 3)] == pytest.approx([0.6, 0.6, 1.0])
     to_text = ranks_of(TEXTS_BY_IMAGES.T, [np.flatnonzero(image == IMAGE_OF_TEXT) for image in range(3)])
-    assert to_text.best.tolist() == [0, 0, 1]
-    assert [point(recall_at(to_text.best, k, ONE((1, 3)))) for k in (1, 2)] == pytest.approx([2 / 3, 1.0])
+    assert to_text[:, 0].tolist() == [0, 0, 1]
+    assert [point(recall_at(to_text[:, 0], k, ONE((1, 3)))) for k in (1, 2)] == pytest.approx([2 / 3, 1.0])
     # True recall (share of all positives found) is another number than "at least one found".
-    assert to_text.found.mean(axis=0)[:2].tolist() == pytest.approx([1 / 3, 5 / 6])
+    assert to_text[:, 2:].mean(axis=0)[:2].tolist() == pytest.approx([1 / 3, 5 / 6])
 
 
 def test_one_score_for_all_finds_nothing() -> None:
     ranks = ranks_of(np.full((4, 4), 0.5), [np.array([i]) for i in range(4)])
-    assert point(recall_at(ranks.best, 1, ONE((1, 4)))) == 0.0
-    assert (ranks.ties > 0).mean() == 1.0
+    assert point(recall_at(ranks[:, 0], 1, ONE((1, 4)))) == 0.0
+    assert (ranks[:, 1] > 0).mean() == 1.0
 
 
 def test_duplicate_captions_are_all_right() -> None:
     images = np.eye(3, dtype=np.float32)
     texts = np.eye(3, dtype=np.float32)[[0, 0, 2]]  # row 1 has the caption of row 0
     merged = rank_positives(images[[0, 2]], texts[[0, 2]], [np.array([0]), np.array([1])], (1,))
-    assert point(recall_at(merged.best, 1, ONE((1, 2)))) == 1.0
+    assert point(recall_at(merged[:, 0], 1, ONE((1, 2)))) == 1.0
     by_pair = rank_positives(images, texts, [np.array([i]) for i in range(3)], (1,))
-    assert point(recall_at(by_pair.best, 1, ONE((1, 3)))) < 1.0
+    assert point(recall_at(by_pair[:, 0], 1, ONE((1, 3)))) < 1.0
 
 
 def test_equal_vectors_tie_wherever_they_stand_in_a_large_gallery() -> None:
@@ -95,14 +93,14 @@ def test_equal_vectors_tie_wherever_they_stand_in_a_large_gallery() -> None:
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     gallery[4098] = gallery[7]
     found = rank_positives(gallery[[7, 7]], gallery, [np.array([7]), np.array([4098])], (1,))
-    assert found.best.tolist() == [1.0, 1.0]
-    assert found.ties.tolist() == [1.0, 1.0]
+    assert found[:, 0].tolist() == [1.0, 1.0]
+    assert found[:, 1].tolist() == [1.0, 1.0]
 
 
 def test_a_rounding_error_does_not_break_a_tie() -> None:
     ranks = ranks_of(np.array([[0.5 + 3e-8, 0.5, 0.4], [0.5, 0.5 - 2e-6, 0.4]]), [np.array([0]), np.array([0])])
-    assert ranks.best.tolist() == [1, 0]
-    assert ranks.ties.tolist() == [1, 0]
+    assert ranks[:, 0].tolist() == [1, 0]
+    assert ranks[:, 1].tolist() == [1, 0]
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31))
@@ -113,12 +111,12 @@ def test_ranks_agree_with_a_sort(n: int, m: int, seed: int) -> None:
     ranks = ranks_of(scores, positives, (1, 3))
     for i, right in enumerate(positives):
         if len(right) == 0:
-            assert np.isnan(ranks.best[i])
+            assert np.isnan(ranks[i, 0])
             continue
         wrong_first = sorted(range(m), key=lambda j: (-scores[i, j], j in right))
         places = [wrong_first.index(j) for j in right]
-        assert ranks.best[i] == min(places)
-        assert ranks.found[i].tolist() == [sum(p < k for p in places) / len(right) for k in (1, 3)]
+        assert ranks[i, 0] == min(places)
+        assert ranks[i, 2:].tolist() == [sum(p < k for p in places) / len(right) for k in (1, 3)]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20), st.integers(0, 2**31))

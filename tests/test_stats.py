@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from mmkd.evaluate import metrics
+from mmkd.evaluate.metrics import recall_at
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.ranking import recall_at
 from mmkd.evaluate.resampling import BootstrapSettings, clustered_resamples, group_counts
 from mmkd.evaluate.statistics import Replicates, holm, paired_difference, resampled, signed_rank_p
 from mmkd.evaluate.task import Scoring

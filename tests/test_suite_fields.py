@@ -12,9 +12,7 @@ from mmkd.evaluate.heads import coxnet
 from mmkd.evaluate.heads.abmil import MilTask, classify_task, fit_predict
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet, penalties
 from mmkd.evaluate.heads.settings import MilSettings, Trained
-from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, _share
-from mmkd.evaluate.multilabel_probe import _Part
-from mmkd.evaluate.multilabel_probe import _share as share_of_labels
+from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, draw_rows
 from mmkd.evaluate.splits import Round
 from mmkd.evaluate.survival import SurvivalSettings
 from mmkd.evaluate.task import Variant
@@ -57,11 +55,11 @@ def test_a_probe_learns_from_no_more_rows_than_are_allowed() -> None:
     y = np.arange(40) % 2
     data = Labelled(np.eye(40), y, np.arange(40).astype(str).astype(object))
     everything = Variant(fraction=1.0, seed=0)
-    assert len(_share(data, everything, LinearProbeSettings()).y) == 40
-    assert np.bincount(_share(data, everything, LinearProbeSettings(max_train=10)).y).tolist() == [5, 5]
-    part = _Part(data.x, np.stack([y, 1 - y], axis=1).astype(np.float64), data.group)
-    assert len(share_of_labels(part, everything, LinearProbeSettings()).x) == 40
-    assert len(share_of_labels(part, everything, LinearProbeSettings(max_train=10)).x) == 10
+    assert len(draw_rows(data, everything, LinearProbeSettings()).y) == 40
+    assert np.bincount(draw_rows(data, everything, LinearProbeSettings(max_train=10)).y).tolist() == [5, 5]
+    part = Labelled(data.x, np.stack([y, 1 - y], axis=1), data.group)
+    assert len(draw_rows(part, everything, LinearProbeSettings()).x) == 40
+    assert len(draw_rows(part, everything, LinearProbeSettings(max_train=10)).x) == 10
 
 
 def test_a_step_sees_no_more_patches_of_a_bag_than_are_allowed() -> None:

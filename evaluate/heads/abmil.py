@@ -3,8 +3,8 @@ Welling 2018, "Attention-based deep multiple instance learning", equation 9, aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from mmkd.evaluate.features import BagFeatures
 from mmkd.evaluate.heads.settings import MilSettings, Trained
-from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
+from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.splits import Round
 
@@ -34,9 +34,8 @@ class GatedAttention(nn.Module):
         self.head = nn.Linear(settings.hidden, outputs)
 
     def forward(self, patches: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Return outputs of several bags at once. Result: float32 (len(sizes), K). `patches`: float32 (P, D), the
-        patches of all bags, one bag after the other. `sizes`: patches of every bag, each above zero; they add up to
-        P."""
+        """Return outputs of several bags, float32 (len(sizes), K). `patches`: float32 (P, D), those of all bags, one
+        bag after the other. `sizes`: patches of every bag, each above zero."""
         hidden = self.embed(patches * self.scale)
         scores = self.score(self.tanh(hidden) * self.gate(hidden)).squeeze(1)
         pooled = [
@@ -47,8 +46,7 @@ class GatedAttention(nn.Module):
         return outputs
 
 
-@dataclass(frozen=True)
-class MilTask:
+class MilTask(NamedTuple):
     """Objective of a network: its number of outputs and its loss."""
 
     outputs: int
@@ -64,51 +62,31 @@ def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
 def fit_predict(
     bags: BagFeatures, task: MilTask, one: Round, *, settings: MilSettings, seed: int
 ) -> tuple[Floats, Trained]:
-    """Train on some bags, stop by others, and answer for the rest. Returns outputs float64 (len(one.test), K), and the
-    outcome of the training.
-
-    Args:
-        bags: all bags; those of the round have patches.
-        task: outputs and loss.
-        one: indices of the bags to train on, to stop by, and to answer for.
-        settings: of network and training.
-        seed: of weights, dropout, order and patch draws.
-    """
+    """Train on the training bags of a round, stop by its validation bags, and answer for its test bags, all of which
+    have patches. Returns outputs float64 (len(one.test), K), and the outcome of the training. `seed`: of weights,
+    dropout, order and patch draws."""
     rng = np.random.default_rng(seed)
     with reproducible(seed):
-        dim = bags.patches(int(one.train[0])).shape[1]
-        network = GatedAttention(dim, task.outputs, settings, _unit_variance(bags, one.train))
-        optimizer = adamw(network, settings.lr, settings.weight_decay)
+        # A mean square of one over (up to 64) training bags: no encoder trains faster because its vectors are longer.
+        squares = [np.square(bags.patches(bag), dtype=np.float64).mean(axis=1) for bag in one.train[:64].tolist()]
+        scale = float(1 / np.sqrt(np.concatenate(squares).mean()))
+        network = GatedAttention(bags.patches(int(one.train[0])).shape[1], task.outputs, settings, scale)
 
-        def epoch() -> Iterator[torch.Tensor]:
-            order = rng.permutation(one.train)
-            for start in range(0, len(order), settings.batch):
-                chosen = order[start : start + settings.batch]
-                yield task.loss(network(*_batch(bags, chosen, settings.max_patches, rng)), chosen)
+        def outputs(chosen: NDArray[np.int64]) -> torch.Tensor:
+            parts = [chosen[start : start + settings.batch] for start in range(0, len(chosen), settings.batch)]
+            return torch.cat([network(*_batch(bags, part)) for part in parts])
 
-        def validation() -> float:
-            return float(task.loss(_outputs(network, bags, one.val, settings), one.val))
-
-        epochs, patience = settings.limits(len(one.train))
-        trained = train_until_worse(network, optimizer, epoch, validation, epochs=epochs, patience=patience)
+        trained = train_until_worse(
+            network,
+            settings,
+            one.train,
+            rng,
+            lambda chosen: task.loss(network(*_batch(bags, chosen, settings.max_patches, rng)), chosen),
+            lambda: float(task.loss(outputs(one.val), one.val)),
+        )
         with torch.no_grad():
-            answers = _outputs(network, bags, one.test, settings)
+            answers = outputs(one.test)
     return answers.double().numpy(), trained
-
-
-def _unit_variance(bags: BagFeatures, train: NDArray[np.int64]) -> float:
-    """Return the factor that gives the entries of (up to 64) training bags a mean square of one: no encoder trains
-    faster than another because its vectors are longer."""
-    squares = [np.square(bags.patches(bag), dtype=np.float64).mean(axis=1) for bag in train[:64].tolist()]
-    return float(1 / np.sqrt(np.concatenate(squares).mean()))
-
-
-def _outputs(
-    network: GatedAttention, bags: BagFeatures, chosen: NDArray[np.int64], settings: MilSettings
-) -> torch.Tensor:
-    """Return outputs of whole bags, float32 (len(chosen), K), a few bags at a time."""
-    parts = [chosen[start : start + settings.batch] for start in range(0, len(chosen), settings.batch)]
-    return torch.cat([network(*_batch(bags, part)) for part in parts])
 
 
 def _batch(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from sklearn.preprocessing import StandardScaler
 
 from mmkd.base.config import Frozen
 from mmkd.evaluate.metrics import Floats
@@ -42,9 +43,8 @@ class PartialLikelihood:
     def __call__(self, log_hazard: Floats) -> tuple[float, Floats]:
         """Return value and gradient at log-hazards float64 (n,); the gradient is float64 (n,)."""
         value, hazard, denominator = self._sums(log_hazard)
-        own = self._own
-        inverse = np.bincount(own, weights=1 / denominator, minlength=len(self._first))
-        partial = np.bincount(own, weights=self._share / denominator, minlength=len(self._first))
+        inverse = np.bincount(self._own, weights=1 / denominator, minlength=len(self._first))
+        partial = np.bincount(self._own, weights=self._share / denominator, minlength=len(self._first))
         slope = hazard * (np.cumsum(inverse)[self._group] - self._event * partial[self._group]) - self._event
         gradient = np.empty_like(slope)
         gradient[self._order] = slope
@@ -90,17 +90,16 @@ class Cohort:
 
 @dataclass(frozen=True)
 class CoxModel:
-    """A fitted model: risk is `((x - mean) / scale) @ coefficients`."""
+    """A fitted model: coefficients of standardized columns."""
 
-    mean: Floats
-    scale: Floats
+    scaler: StandardScaler
     coefficients: Floats
     alpha: float
     converged: bool
 
     def risk(self, x: Floats) -> Floats:
         """Return log-hazard of x (n, D) against the average subject, float64 (n,)."""
-        return np.asarray((x - self.mean) / self.scale @ self.coefficients, dtype=np.float64)
+        return np.asarray(self.scaler.transform(x) @ self.coefficients, dtype=np.float64)
 
 
 def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
@@ -108,7 +107,8 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
     or too few subjects to choose the penalty on."""
     if not cohort.event.any():
         raise UserError(f"all {len(cohort.time)} training subjects are censored; a Cox model needs events")
-    x, mean, scale = _standardized(cohort.x)
+    scaler = StandardScaler()
+    x = scaler.fit_transform(cohort.x)
     alphas = penalties(x, cohort, settings)
     fold = draw_folds(cohort.event.astype(np.int64), cohort.group, settings.inner_folds, seed)
     whole = PartialLikelihood(cohort.time, cohort.event)
@@ -117,15 +117,15 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
         rest = cohort.take(fold != number)
         if not rest.event.any():
             continue
-        inner, own_mean, own_scale = _standardized(rest.x)
-        part = PartialLikelihood(rest.time, rest.event)
+        everyone = StandardScaler().fit(rest.x).transform(cohort.x)
+        inner, part = everyone[fold != number], PartialLikelihood(rest.time, rest.event)
         for i, (beta, converged) in enumerate(zip(*fit_path(inner, part, alphas, settings.l1_ratio), strict=True)):
             # Verweij and van Houwelingen 1993: what the held-out subjects add to the partial likelihood.
-            added = whole.value((cohort.x - own_mean) / own_scale @ beta) - part.value(inner @ beta)
+            added = whole.value(everyone @ beta) - part.value(inner @ beta)
             lost[i] += added if converged else np.inf
     best = int(np.argmin(lost))
     path, converged = fit_path(x, whole, alphas[: best + 1], settings.l1_ratio)
-    return CoxModel(mean, scale, path[best], float(alphas[best]), bool(converged[best]))
+    return CoxModel(scaler, path[best], float(alphas[best]), bool(converged[best]))
 
 
 def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
@@ -142,14 +142,8 @@ def fit_path(
     """Return coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x
     b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle
     2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section
-    3.2: under half the steps here). Result: float64 (steps, D), and bool (steps,).
-
-    Args:
-        x: float64 (n, D), standardized.
-        likelihood: of the same n subjects.
-        alphas: float64 (steps,), descending.
-        l1_ratio: share of the l1 penalty.
-    """
+    3.2: under half the steps here). Result: float64 (steps, D), and bool (steps,). `x`: float64 (n, D), standardized.
+    `alphas`: float64 (steps,), descending."""
     n, beta, curvature = len(x), np.zeros(x.shape[1]), 1.0
     path, hazard, converged = np.empty((len(alphas), x.shape[1])), np.zeros(n), np.zeros(len(alphas), dtype=bool)
     for i, alpha in enumerate(alphas.tolist()):
@@ -160,7 +154,8 @@ def fit_path(
             value, slope = loss / n + ridge / 2 * (ahead @ ahead), x.T @ gradient / n + ridge * ahead
             curvature *= 0.9
             while True:
-                moved = _shrunk(ahead - slope / curvature, l1 / curvature)
+                to = ahead - slope / curvature
+                moved = np.sign(to) * np.maximum(np.abs(to) - l1 / curvature, 0.0)
                 moved_hazard, step = x @ moved, moved - ahead
                 bound = value + slope @ step + curvature / 2 * step @ step
                 if likelihood.value(moved_hazard) / n + ridge / 2 * (moved @ moved) <= bound + 1e-12 * abs(bound):
@@ -178,14 +173,3 @@ def fit_path(
                 break
         path[i] = beta
     return path, converged
-
-
-def _shrunk(values: Floats, by: float) -> Floats:
-    return np.asarray(np.sign(values) * np.maximum(np.abs(values) - by, 0.0))
-
-
-def _standardized(x: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return columns of mean 0 and variance 1, with the means and scales; a constant column stays 0."""
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    return (x - mean) / scale, mean, scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmkd.evaluate.heads.settings import FusionSettings, Trained
-from mmkd.evaluate.heads.torch_training import adamw, reproducible, train_until_worse
+from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,8 @@ def fit_predict(
     train: Questions, val: Questions, test: Questions, *, words: int, settings: FusionSettings, seed: int
 ) -> tuple[NDArray[np.int64], Trained]:
     """Train on questions with a known answer, stop by the validation accuracy, answer the rest. Returns the answer of
-    every test question, int64 (m,), and the outcome of the training.
-
-    Args:
-        train, val, test: the questions.
-        words: size of the vocabulary.
-        settings: of head and training.
-        seed: of weights, dropout and order.
-    """
-    rng = np.random.default_rng(seed)
+    every test question, int64 (m,), and the outcome of the training. `words`: size of the vocabulary. `seed`: of
+    weights, dropout and order."""
     known = train.take(train.answer >= 0)
     x, y = known.fused(), torch.from_numpy(known.answer)
     seen, right = val.fused(), torch.from_numpy(val.answer)
@@ -58,19 +50,14 @@ def fit_predict(
             nn.Dropout(settings.dropout),
             nn.Linear(settings.hidden, words),
         )
-        optimizer = adamw(head, settings.lr, settings.weight_decay)
-
-        def epoch() -> Iterator[torch.Tensor]:
-            order = rng.permutation(len(y))
-            for start in range(0, len(y), settings.batch):
-                chosen = order[start : start + settings.batch]
-                yield nn.functional.cross_entropy(head(x[chosen]), y[chosen])
-
-        def wrong_share() -> float:
-            return float((head(seen).argmax(dim=1) != right).double().mean())
-
-        epochs, patience = settings.limits(len(y))
-        trained = train_until_worse(head, optimizer, epoch, wrong_share, epochs=epochs, patience=patience)
+        trained = train_until_worse(
+            head,
+            settings,
+            np.arange(len(y)),
+            np.random.default_rng(seed),
+            lambda chosen: nn.functional.cross_entropy(head(x[chosen]), y[chosen]),
+            lambda: float((head(seen).argmax(dim=1) != right).double().mean()),
+        )
         with torch.no_grad():
             answers = head(test.fused()).argmax(dim=1)
     return answers.numpy().astype(np.int64), trained

@@ -14,17 +14,18 @@ FEWEST_EPOCHS = 10
 
 
 class Trained(NamedTuple):
-    """Outcome of a training."""
+    """Outcome of a training: the epoch with the lowest validation loss, whose weights stay, from 1; and the most epochs
+    of the budget."""
 
     epoch: int
-    """Epoch with the lowest validation loss, whose weights stay; from 1."""
     limit: int
-    """Most epochs of the budget."""
 
 
 class TrainingBudget(Frozen):
     """Length of a training in steps of the optimizer, so that a small set is trained while a large one."""
 
+    lr: float = Field(default=2e-4, gt=0)
+    weight_decay: float = Field(default=1e-5, ge=0)
     steps: int = Field(default=2000, ge=1)
     """Steps of the optimizer; at least ten epochs in any case."""
     epochs: int | None = Field(default=None, ge=1)
@@ -37,8 +38,8 @@ class TrainingBudget(Frozen):
 
     def limits(self, samples: int) -> tuple[int, int]:
         """Return most epochs, and the patience in epochs, of a training set of this size."""
-        a_step_per_batch = math.ceil(max(samples, 1) / self.batch)
-        epochs = self.epochs or max(FEWEST_EPOCHS, math.ceil(self.steps / a_step_per_batch))
+        steps_per_epoch = math.ceil(max(samples, 1) / self.batch)
+        epochs = self.epochs or max(FEWEST_EPOCHS, math.ceil(self.steps / steps_per_epoch))
         return epochs, self.patience or max(5, math.ceil(epochs / 5))
 
 
@@ -59,8 +60,6 @@ class MilSettings(TrainingBudget):
     hidden: int = Field(default=512, ge=1)
     attention: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.25, ge=0, lt=1)
-    lr: float = Field(default=2e-4, gt=0)
-    weight_decay: float = Field(default=1e-5, ge=0)
     max_patches: int = Field(default=4096, ge=1)
     """Patches drawn of a larger bag in each training step; a test bag is always whole."""
 

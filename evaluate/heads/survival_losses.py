@@ -29,8 +29,7 @@ def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) 
 def time_bins(time: Floats, event: NDArray[np.bool_], bins: int) -> Floats:
     """Return inner edges of time bins, float64 (at most bins - 1,): quantiles of the event times of the training
     subjects. Published code takes them from the whole cohort, test patients included (SurvPath); that leaks."""
-    inner = np.quantile(time[event], np.linspace(0, 1, bins + 1)[1:-1])
-    return np.unique(inner)
+    return np.unique(np.quantile(time[event], np.linspace(0, 1, bins + 1)[1:-1]))
 
 
 def bin_of(time: Floats, edges: Floats) -> NDArray[np.int64]:
@@ -43,17 +42,15 @@ def hazard_nll(logits: torch.Tensor, bins: torch.Tensor, event: torch.Tensor) ->
     bins before and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in
     cross-entropy-based training of deep survival networks", equation 7, every subject with weight one. `logits`: float
     (n, K), of the hazard in each bin. `bins`: int64 (n,). `event`: bool (n,)."""
-    survive = functional.logsigmoid(-logits)
-    lived = torch.cumsum(survive, dim=1).gather(1, bins[:, None]).squeeze(1)
-    here = survive.gather(1, bins[:, None]).squeeze(1)
-    died = functional.logsigmoid(logits).gather(1, bins[:, None]).squeeze(1)
+    survive, rows = functional.logsigmoid(-logits), torch.arange(len(bins))
+    lived, here = torch.cumsum(survive, dim=1)[rows, bins], survive[rows, bins]
+    died = functional.logsigmoid(logits)[rows, bins]
     return -torch.where(event, lived - here + died, lived).mean()
 
 
 def risk_of_hazards(logits: Floats) -> Floats:
     """Minus the sum over bins of the chance to have lived through them, float64 (n,): higher means earlier."""
-    survival = np.cumprod(1 / (1 + np.exp(logits)), axis=1)
-    return np.asarray(-survival.sum(axis=1))
+    return np.asarray(-np.cumprod(1 / (1 + np.exp(logits)), axis=1).sum(axis=1))
 
 
 def cox_task(time: Floats, event: NDArray[np.bool_]) -> MilTask:

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from mmkd.evaluate.heads.settings import Trained
-
-Steps = Callable[[], Iterator[torch.Tensor]]
+from mmkd.evaluate.heads.settings import Trained, TrainingBudget
 
 
 @contextmanager
@@ -28,42 +28,41 @@ def reproducible(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def adamw(head: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW in one pass over the weights: torch's default takes one for each operation, longer than gradients do."""
-    return torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-
-
 def train_until_worse(
     head: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    losses: Steps,
+    settings: TrainingBudget,
+    rows: NDArray[np.int64],
+    rng: np.random.Generator,
+    loss: Callable[[NDArray[np.int64]], torch.Tensor],
     validation: Callable[[], float],
-    *,
-    epochs: int,
-    patience: int,
 ) -> Trained:
     """Train until the validation loss has not fallen for a while; leave the best epoch's weights in `head`.
 
     Args:
         head: network to train.
-        optimizer: of its parameters.
-        losses: gives one epoch's losses, scalars with gradients, a step each.
+        settings: rate, decay, batch and length of the training.
+        rows: int64 (n,), what each epoch goes through once.
+        rng: draws the order.
+        loss: of a batch of rows, a scalar with gradients.
         validation: loss after an epoch, in evaluation mode.
-        epochs: most epochs.
-        patience: epochs without a lower loss before the end.
     """
+    epochs, patience = settings.limits(len(rows))
+    # In one pass over the weights: torch's default takes one for each operation, longer than gradients do.
+    optimizer = torch.optim.AdamW(head.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
     lowest, best, weights = float("inf"), 0, copy.deepcopy(head.state_dict())
     for epoch in range(1, epochs + 1):
         head.train()
-        for loss in losses():
+        order = rng.permutation(rows)
+        for start in range(0, len(order), settings.batch):
+            value = loss(order[start : start + settings.batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         head.eval()
         with torch.no_grad():
-            value = validation()
-        if value < lowest:
-            lowest, best, weights = value, epoch, copy.deepcopy(head.state_dict())
+            reached = validation()
+        if reached < lowest:
+            lowest, best, weights = reached, epoch, copy.deepcopy(head.state_dict())
         elif epoch - best >= patience:
             break
     head.load_state_dict(weights)
