@@ -151,8 +151,8 @@ def _blank_cells(data: DatasetRows) -> list[str]:
                 found.append(f"{blank} {split} rows have no {column}; {meaning}")
             if words := [cell for cell in cells if cell is not None and cell.casefold() in WRITTEN_NULLS]:
                 found.append(
-                    f"{split} rows have the {column} {value_counts(words)}, a name like any other; leave cells blank "
-                    "that have no value"
+                    f"{column} of the {split} rows is {value_counts(words)}, a value like any other; leave the cell "
+                    "blank where there is none"
                 )
     return found
 
