@@ -76,3 +76,8 @@ class UnreachableError(StoreError):
 
 class CorruptStoreError(StoreError):
     """Bytes do not match the checksum that was recorded when they were written."""
+
+
+def cause(error: BaseException, most: int = 200) -> str:
+    """Return what another library's error says as one line of at most `most` characters."""
+    return " ".join(str(error).split())[:most]

@@ -49,7 +49,7 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
-    target = _regular_target(path)
+    target = regular_target(path)
     with _finished_beside(target, data) as temporary:
         temporary.replace(target)
 
@@ -59,7 +59,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
     it is left unchanged. Raises StoreError, UnreachableError as `write_atomically`."""
     if isinstance(path, RemotePath):
         return path.create(data)
-    path = _regular_target(path)
+    path = regular_target(path)
     with _finished_beside(path, data) as temporary:
         try:
             os.link(temporary, path)
@@ -89,11 +89,11 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _regular_target(path: Path) -> Path:
-    """Return the file that `path` names, through links; renaming onto a device or pipe would replace it by a regular
+def regular_target(path: Path) -> Path:
+    """Return the file that `path` names, through a link; renaming onto a device or pipe would replace it by a regular
     file. Raises StoreError if something other than a regular file is there, or a link to nothing."""
     with disk_errors(path):
-        target = path.resolve()
+        target = path.resolve() if path.is_symlink() else path
         try:
             mode = target.stat().st_mode
         except FileNotFoundError:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from mmkd.base.errors import BusyStoreError, UnreachableError
+from mmkd.base.errors import BusyStoreError, StoreError, UnreachableError
 from mmkd.base.files import disk_errors
 from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.base.process import repeated
@@ -119,8 +119,12 @@ def _opened(path: Path) -> int:
         # one, or before the file is made. What is there and no folder is refused by `open`.
         with suppress(FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
+        try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:
+            if path.parent.is_symlink() and not path.parent.exists():
+                target = path.parent.resolve()
+                raise StoreError(f"{path.parent} is a link to {target}, which does not exist; name a folder") from None
 
 
 _held: set[int] = set()

@@ -53,13 +53,13 @@ from mmkd.demo.specialists import (
 )
 from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.batches import BatchPlan, Schedule
-from mmkd.distill.build_objective import make_objective
 from mmkd.distill.config import RunConfig
 from mmkd.distill.losses import unit
+from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import lr_factor
 from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Standard, agreement, familiarity
-from mmkd.distill.presets import composed
+from mmkd.distill.presets import compose
 from mmkd.distill.world import World
 from mmkd.evaluate.metrics import macro_auroc
 
@@ -356,7 +356,7 @@ def run_config(recipe: dict[str, Any], seed: int) -> RunConfig:
     """The run of a recipe: what it changes, over preset `distil`."""
     changes = {name: value for name, value in recipe.items() if name != "select"}
     content = {"preset": "distil", "store": "none", "out": "none", "student": {"model": "none"}, "seed": seed}
-    return RunConfig.model_validate(composed(content | changes, DOCS))
+    return RunConfig.model_validate(compose(content | changes, DOCS))
 
 
 def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -> dict[str, float]:

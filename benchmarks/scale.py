@@ -29,7 +29,7 @@ from mmkd.benchmarks.linked_store import make_linked_store
 from mmkd.benchmarks.result import Row, main
 from mmkd.cli.main import cli
 from mmkd.distill.batches import BatchPlan, Schedule
-from mmkd.distill.captions import keep_tokens, kept_tokens, tokenised
+from mmkd.distill.captions import load_tokens, save_tokens, tokenize_captions
 from mmkd.distill.pairs import find_pairs
 from mmkd.distill.student import student_tokenizer
 from mmkd.distill.teacher_features import TeacherFeatures
@@ -154,10 +154,10 @@ def clip_tokens(root: Path) -> Told:
     """CLIP's tokenizer over some captions, as a run's first start has it over all."""
     store = FeatureStore.open(root)
     captions = store.sample_table(["caption"])["caption"].slice(0, TOKENISED).to_pylist()
-    tokenise = student_tokenizer("ViT-B-32")
-    tokenise(captions[:100])
+    tokenizer = student_tokenizer("ViT-B-32")
+    tokenizer(captions[:100])
     watch = Watch()
-    tokenised(captions, tokenise)
+    tokenize_captions(captions, tokenizer)
     seconds, memory, _ = watch.told()
     minutes = seconds / len(captions) * len(store) / 60
     return seconds, memory, f"{len(captions):,} captions; {minutes:.1f} min for all, when a run first starts"
@@ -168,8 +168,8 @@ def plan_of(root: Path) -> BatchPlan:
     store = FeatureStore.open(root)
     teachers = TeacherFeatures(store, tuple(store.teachers))
     pairs = find_pairs(store, "", teachers.any_available())
-    captions = kept_tokens(root.parent / "run", pairs.captions, word_tokens)
-    keep_tokens(root.parent / "run", pairs.captions, captions)
+    captions = load_tokens(root.parent / "run", pairs.captions, word_tokens)
+    save_tokens(root.parent / "run", pairs.captions, captions)
     schedule = Schedule(len(pairs.rows), BATCH, 2)
     return BatchPlan(pairs, schedule, SEED)
 
@@ -179,7 +179,7 @@ def begin(root: Path) -> Told:
     watch = Watch()
     plan = plan_of(root)
     next(plan.steps(0))
-    return watch.told(f"{len(plan.pairs.rows):,} pairs; tokenised by a tokenizer that costs nothing")
+    return watch.told(f"{len(plan.pairs.rows):,} pairs; tokenize_captions by a tokenizer that costs nothing")
 
 
 def epoch(root: Path) -> Told:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mmkd.distill.alignment.judge import AlignmentScores
+    from mmkd.distill.alignment.fit import AlignmentScores
 
 
 @click.command()
@@ -24,15 +24,13 @@ def align(store: str, run: Path, as_json: bool) -> None:
     method: {whitening: {}}    # or none, pca, procrustes, joint, autoencoder
     dim: 512
     """
+    from mmkd.distill.alignment.config import load_align
     from mmkd.store import FeatureStore
 
-    opened = FeatureStore.open(store)
-    from mmkd.distill.alignment.config import load_align
-
-    config = load_align(run)
-    # After the configuration: a misspelled key is answered at once, not after seconds of importing torch.
+    opened, config = FeatureStore.open(store), load_align(run)
+    # After the configuration: a misspelled key is reported before the slow imports.
+    from mmkd.distill.alignment.fit import AlignmentScores
     from mmkd.distill.alignment.fit import align as fit
-    from mmkd.distill.alignment.judge import AlignmentScores
 
     alignment = fit(opened, config)
     if as_json:

@@ -41,7 +41,7 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     config = load_run(run)
     if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run")
-    # After the configuration: a misspelled key is answered at once, not after seconds of importing torch.
+    # After the configuration: a misspelled key is reported before the slow imports.
     from mmkd.distill.trainer import train
 
     if dry_run:

@@ -70,6 +70,22 @@ def check(suite: Path, as_json: bool) -> None:
 
 
 @evaluate.command()
+@click.argument("dataset", metavar="SET")
+@click.option("--dry-run", is_flag=True, help="Say what would be downloaded.")
+def fetch(dataset: str, dry_run: bool) -> None:
+    """Download SET, a set that comes with mmkd or a description, where its license allows; else say how to get it.
+
+    \b
+    mmkd evaluate fetch breastmnist
+    """
+    from mmkd.base.text import one_line
+    from mmkd.evaluate.fetch import fetch_dataset
+
+    if not fetch_dataset(dataset, lambda line: click.echo(one_line(line)), dry_run=dry_run):
+        sys.exit(1)
+
+
+@evaluate.command()
 @SUITE
 @OUT
 @click.option("--force", is_flag=True, help="Rerun finished units.")

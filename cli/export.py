@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     "graphs",
     multiple=True,
     type=click.Choice(["onnx", "torchscript"]),
-    help="Also the two towers as graphs that need no open_clip, run and held against the student. May be repeated.",
+    help="Also the two towers as graphs that need no open_clip, run and compared with the student. May be repeated.",
 )
 def export(run: Path, out: Path, checkpoint: str, graphs: tuple[GraphFormat, ...]) -> None:
     """Write the student of RUN_DIR to OUT as an open_clip folder.
@@ -37,14 +38,15 @@ def export(run: Path, out: Path, checkpoint: str, graphs: tuple[GraphFormat, ...
     mmkd export runs/first student --checkpoint last
     mmkd extract eval.csv eval-store --teachers student=local-dir:student
     """
-    import json
-
     from mmkd.distill.export import PROVENANCE
     from mmkd.distill.export import export as write
 
     folder = write(run, out, graphs, checkpoint)
-    click.echo(f"{folder} loads with open_clip.create_model_from_pretrained('local-dir:{folder}')")
     facts = json.loads((folder / PROVENANCE).read_text())
+    if "\n" in facts["load"]:
+        click.echo(f"{folder} loads in open_clip as {folder / 'README.md'} says")
+    else:
+        click.echo(f"{folder} loads with open_clip.create_model_from_pretrained('local-dir:{folder}')")
     for kind in graphs:
         image, text = (facts[kind][tower] for tower in ("image", "text"))
         click.echo(f"{folder / kind}: image and text tower, {image:.1g} and {text:.1g} of the largest number off")

@@ -13,7 +13,7 @@ from mmkd.base.text import counted
 
 if TYPE_CHECKING:
     from mmkd.store.selection import SelectionReport
-    from mmkd.store.selection.counts import Example
+    from mmkd.store.selection.compute import Example
 
 
 @click.command()

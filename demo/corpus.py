@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmkd.base.errors import UserError
+from mmkd.base.files import disk_errors
 from mmkd.demo.sources import SOURCES, Box, File, Source, missing_package
 from mmkd.store.evaluation_rows import PROMPT, SAMPLE
 
@@ -102,7 +103,8 @@ def build_corpus(
     tables = {name: out / folder / "captions.csv" for name, folder in _FOLDERS.items()}
     rows: dict[str, list[Row]] = {split: [] for split in tables}
     for table in tables.values():
-        (table.parent / "images").mkdir(parents=True, exist_ok=True)
+        with disk_errors(out):
+            (table.parent / "images").mkdir(parents=True, exist_ok=True)
     for source in sources:
         cut = choose_crops(source, "train", 2 * train_per_class, seed)
         crops = {"private": cut[:train_per_class], "train": cut[train_per_class:]}

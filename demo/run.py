@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mmkd.base.files import disk_errors
 from mmkd.demo.corpus import VAGUE_SHARE, WRONG_SHARE, build_corpus
 from mmkd.demo.specialists import train_specialists
 from mmkd.distill.config import load_run
@@ -68,7 +69,8 @@ def run_demo(folder: Path, say: Say = print) -> ResultTable:
     """Finish the demo in `folder`, print the tables of scores, and return that of the balanced accuracy. Raises
     UserError if a package of the extra `demo` is missing. Raises MmkdError as the single steps do."""
     started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     slugs = _corpus_and_teachers(folder, say)
     teachers = ",".join(f"{slug}=local-dir:{folder / 'teachers' / slug}" for slug in slugs)
     _extract(folder / "corpus" / "train", folder / "features", teachers, say)

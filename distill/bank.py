@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mmkd.distill.batch import TeacherTargets
+from mmkd.distill.config import BankConfig
 from mmkd.distill.losses import PairFeatures
 
 # Keeps the bank's order apart from that of the epochs, which are numbered from 0.
 _ORDER = 2**64 - 1
-Gather = Callable[[NDArray[np.int64]], Sequence[TeacherTargets]]
-Prepare = Callable[[Sequence[TeacherTargets], torch.Tensor], list[PairFeatures]]
-
-
-@dataclass(frozen=True)
-class BankSource:
-    """Source of the bank's rows. rows: int64 (n,) grid rows of the run. group: int64 (n,), their captions' numbers.
-    gather: reads the store. prepare: aligns and normalizes."""
-
-    rows: NDArray[np.int64]
-    group: NDArray[np.int64]
-    gather: Gather
-    prepare: Prepare
 
 
 class Bank:
     """K rows of all teachers. Its rows are a function of (seed, step), so no checkpoint holds it. The rows have one
     shuffled order, taken cyclically; at step s the bank holds the places s*r to s*r + K of it, r rows being replaced
-    each step. No row is in it twice."""
+    each step. No row is in it twice. rows: int64 (n,) grid rows of the run. group: int64 (n,) or (n, 2), see
+    `Batch.groups`. gather: reads the store. prepare: aligns and normalizes."""
 
-    def __init__(self, source: BankSource, size: int, refresh: int, seed: int, device: torch.device) -> None:
-        self.source, self.device = source, device
-        self.size = min(size, len(source.rows))
-        self.refresh = refresh if self.size < len(source.rows) else 0
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        group: NDArray[np.int64],
+        gather: Callable[[NDArray[np.int64]], Sequence[TeacherTargets]],
+        prepare: Callable[[Sequence[TeacherTargets], torch.Tensor], list[PairFeatures]],
+        *,
+        config: BankConfig,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.rows, self.group, self.gather, self.prepare, self.device = rows, group, gather, prepare, device
+        self.size = min(config.size, len(rows))
+        self.refresh = config.refresh if self.size < len(rows) else 0
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, _ORDER], dtype=np.uint64)))
-        self._order = generator.permutation(len(source.rows))
+        self._order = generator.permutation(len(rows))
         self._end = 0
         self._rows = torch.zeros(self.size, dtype=torch.int64, device=device)
         self._teachers: list[PairFeatures] = []
@@ -58,12 +57,8 @@ class Bank:
     def _put(self, places: NDArray[np.int64]) -> None:
         """Read the rows at these places of the endless order, into the slots that are theirs."""
         chosen = self._order[places % len(self._order)]
-        rows, group = self.source.rows[chosen], torch.from_numpy(self.source.group[chosen]).to(self.device)
-        targets = [
-            TeacherTargets(*(part.to(self.device) for part in (target.image, target.text, target.present)))
-            for target in self.source.gather(rows)
-        ]
-        prepared = self.source.prepare(targets, group)
+        rows, group = self.rows[chosen], torch.from_numpy(self.group[chosen]).to(self.device)
+        prepared = self.prepare([target.to(self.device) for target in self.gather(rows)], group)
         slots = torch.from_numpy(places % self.size).to(self.device)
         self._rows[slots] = torch.from_numpy(rows).to(self.device)
         if not self._teachers:

@@ -1,5 +1,4 @@
-"""One step's data on one rank: the interface between data, loop and objective. Shapes: B rows of this rank, L tokens, E
-teacher width."""
+"""One step's data on one rank, for loop and objective. Shapes: B rows of this rank, L tokens, E teacher width."""
 
 from __future__ import annotations
 
@@ -22,6 +21,10 @@ class TeacherTargets:
     image: torch.Tensor
     text: torch.Tensor
     present: torch.Tensor
+
+    def to(self, device: torch.device) -> TeacherTargets:
+        """Return the same rows on `device`; from pinned memory without waiting."""
+        return TeacherTargets(*(part.to(device, non_blocking=True) for part in (self.image, self.text, self.present)))
 
 
 @dataclass(frozen=True)
@@ -46,30 +49,21 @@ class Batch:
         return len(self.rows)
 
     def pieces(self, size: int) -> Iterator[Piece]:
-        """Yield images, tokens and columns of `size` rows after another, for towers that cannot hold the whole
-        share."""
+        """Yield images, tokens and columns of `size` rows at a time, for towers that cannot hold the whole share."""
         for first in range(0, len(self), size):
             span = slice(first, first + size)
             yield self.images[span], self.tokens[span], self.columns[span]
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on `device`; from pinned memory without waiting."""
-        if device.type == "cpu":
-            return self
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("positions", "images", "tokens")}
-        targets = tuple(
-            TeacherTargets(
-                *(tensor.to(device, non_blocking=True) for tensor in (target.image, target.text, target.present))
-            )
-            for target in self.targets
-        )
-        return replace(self, groups=self.groups.to(device, non_blocking=True), targets=targets, **moved)
+        names = ("positions", "images", "tokens", "groups")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, targets=tuple(target.to(device) for target in self.targets), **moved)
 
 
 @dataclass(frozen=True)
 class StudentFeatures:
-    """Student output for a batch: image, text (B, D) float32 as the towers give them, and its temperature as the
-    logarithm that is learned."""
+    """A student's output: image, text float32 (B, D) as the towers give them; the logarithm of its temperature."""
 
     image: torch.Tensor
     text: torch.Tensor

@@ -20,15 +20,9 @@ def batch_norms(module: nn.Module) -> list[BatchNorm]:
 
 
 def prepare_batch_norms(module: nn.Module, kind: Literal["sync", "frozen"], world: World, smallest: int) -> None:
-    """Make every batch norm use its running statistics, or the statistics of all ranks' rows. Raises ConfigError if a
-    piece has a single row, which has no variance.
-
-    Args:
-        module: the network; its batch norms change their class in place, weights and names stay.
-        kind: `frozen` or `sync`.
-        world: whose ranks take part.
-        smallest: rows of this rank in the smallest piece of a step.
-    """
+    """Make every batch norm use its running statistics (`frozen`), or those of all ranks' rows (`sync`). They change
+    their class in place; weights and names stay. `smallest`: rows of this rank in the smallest piece of a step. Raises
+    ConfigError if a piece has a single row, which has no variance."""
     norms = batch_norms(module)
     if norms and kind == "sync" and smallest * world.size == 1:
         raise ConfigError(
@@ -42,10 +36,7 @@ def prepare_batch_norms(module: nn.Module, kind: Literal["sync", "frozen"], worl
 
 
 class _Frozen(nn.Module):
-    """Normalizes by its running statistics, also in training."""
-
     def train(self, mode: bool = True) -> _Frozen:
-        """Stay in evaluation."""
         return super().train(mode=False)
 
 

@@ -47,9 +47,8 @@ class Schedule:
 
 
 def epoch_order(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the rows of one epoch in random order; int64 (n,). A batch is a random draw: it depends on no property of
-    its rows. The generator is counter-based (Philox) and keyed by seed and epoch, so the order of any epoch is
-    available without those before it."""
+    """Return the rows of one epoch, int64 (n,), in random order: a batch depends on no property of its rows. The
+    generator (Philox) is counter-based and keyed by seed and epoch, so no epoch needs those before it."""
     key = np.array([seed, epoch], dtype=np.uint64)
     return rows[np.random.Generator(np.random.Philox(key=key)).permutation(len(rows))]
 
@@ -69,14 +68,13 @@ class BatchPlan:
     seed: int
 
     def steps(self, first: int) -> Iterator[tuple[int, int, int, NDArray[np.int64]]]:
-        """Step, epoch, position in the epoch of the batch's first row, and rows int64 (batch_size,)."""
-        size = self.schedule.batch_size
-        place = self.schedule.place(first)
-        for epoch in range(place[0], self.schedule.epochs):
-            order = epoch_order(self.pairs.rows, self.seed, epoch)
-            for number in range(place[1] if epoch == place[0] else 0, self.schedule.steps_per_epoch):
-                step = epoch * self.schedule.steps_per_epoch + number
-                yield step, epoch, number * size, order[number * size : (number + 1) * size]
+        """Yield step, epoch, position in the epoch of the batch's first row, and rows int64 (batch_size,)."""
+        size, drawn = self.schedule.batch_size, -1
+        for step in range(first, self.schedule.total_steps):
+            epoch, number = self.schedule.place(step)
+            if epoch != drawn:
+                order, drawn = epoch_order(self.pairs.rows, self.seed, epoch), epoch
+            yield step, epoch, number * size, order[number * size : (number + 1) * size]
 
 
 @dataclass(frozen=True)
@@ -93,14 +91,13 @@ class Batches:
     world: World
 
     def from_step(self, first: int) -> Generator[Batch, None, None]:
-        """Yield this rank's batches from `first` to the end; with workers, one is made while another is used. Raises
-        UserError if an image is gone."""
+        """Yield this rank's batches from step `first` on, with workers one ahead. Raises UserError if an image is
+        gone."""
         world = self.world
         wanted = ((epoch, share(rows, world.rank, world.size)) for _, epoch, _, rows in self.plan.steps(first))
         # Here, not in the thread below: a process forked from an executor's thread joins that thread, itself, when it
         # ends, fails at it, and its exit status stops the run.
-        pixels = self.pictures.batches(wanted, self.plan.seed, self.workers)
-        made = self._assemble(first, pixels)
+        made = self._assemble(first, self.pictures(wanted, self.plan.seed, self.workers))
         # Without workers, crops are drawn from this process' own generator: in a thread they would race with dropout.
         return one_ahead(made, world.device) if self.workers else made
 
@@ -125,7 +122,7 @@ class Batches:
 
 
 def one_ahead(items: Generator[Item, None, None], device: torch.device | None = None) -> Generator[Item, None, None]:
-    """Yield the same items, each made in a thread while the one before is used. What the maker raises is raised
+    """Yield the same items, each made in a thread while the one before is used; errors of making one are raised
     here."""
     # Which device is the current one is known to each thread alone; without this every rank would pin for the first.
     start = partial(torch.cuda.set_device, device) if device is not None and device.type == "cuda" else None

@@ -21,15 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.files import write_atomically
-from mmkd.distill.student import Tokenise
+from mmkd.distill.student import Tokenize
 
 FILE = "tokens.npz"
 WORTH_KEEPING = 100_000
 """Fewer captions are tokenized in seconds."""
-_HASHED_TOGETHER = 65536
 PROBED = 256
 """Captions, spread evenly, that are tokenized again to see that the tokenizer is the same."""
-_TOKENISED_TOGETHER = 4096
+_HASHED_TOGETHER, _TOKENIZED_TOGETHER = 65_536, 4096
 # Matrix products like multiples of eight, and a handful of shapes is all that torch.compile has to see.
 _LENGTH_STEP = 8
 
@@ -58,7 +57,7 @@ class Captions:
         return numbers
 
     def columns(self, captions: NDArray[np.int64]) -> tuple[int, ...]:
-        """Return how many columns each of these captions needs, a multiple of eight or the context."""
+        """Count the columns that each of these captions needs: a multiple of eight, or the context."""
         needed = -(-self.lengths[captions] // _LENGTH_STEP) * _LENGTH_STEP
         return tuple(np.minimum(needed, self.context).tolist())
 
@@ -77,14 +76,14 @@ class Captions:
         return torch.from_numpy(rows)
 
 
-def tokenised(captions: Sequence[str] | pa.Array, tokenise: Tokenise) -> Captions:
+def tokenize_captions(captions: Sequence[str] | pa.Array, tokenizer: Tokenize) -> Captions:
     """Tokenize distinct captions, a few thousand at a time; strings, or an Arrow array of them."""
-    empty = tokenise([""])[0]
+    empty = tokenizer([""])[0]
     pad, context = int(empty[-1]), len(empty)
     values, lengths = [np.empty(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)]
-    for first in range(0, len(captions), _TOKENISED_TOGETHER):
-        part = captions[first : first + _TOKENISED_TOGETHER]
-        tokens = tokenise(part.to_pylist() if isinstance(part, pa.Array) else list(part)).numpy()
+    for first in range(0, len(captions), _TOKENIZED_TOGETHER):
+        part = captions[first : first + _TOKENIZED_TOGETHER]
+        tokens = tokenizer(part.to_pylist() if isinstance(part, pa.Array) else list(part)).numpy()
         # Up to the last token that is not padding: a tokenizer may use its padding token inside.
         used = context - (tokens[:, ::-1] != pad).argmax(axis=1)
         used[(tokens == pad).all(axis=1)] = 1
@@ -93,21 +92,21 @@ def tokenised(captions: Sequence[str] | pa.Array, tokenise: Tokenise) -> Caption
     return Captions(np.concatenate(values), np.concatenate(lengths).cumsum(), pad, context)
 
 
-def kept_tokens(out: Path, captions: pa.Array, tokenise: Tokenise) -> Captions:
-    """Return the captions as tokens, from `out` when they are there. `out`: folder of the run. `captions`: distinct
-    captions, in order, an Arrow array of strings. `tokenise`: the student's tokenizer."""
-    if len(captions) < WORTH_KEEPING:
-        return tokenised(captions, tokenise)
-    found = _read(out / FILE, _digest(captions))
-    if found is not None and _same_tokenizer(found, captions, tokenise):
-        return found
-    logging.getLogger(__name__).info("tokenising %d captions; resuming this run will read them", len(captions))
-    return tokenised(captions, tokenise)
+def load_tokens(out: Path, captions: pa.Array, tokenizer: Tokenize) -> Captions:
+    """Return distinct captions, an Arrow array of strings, as tokens: those saved in `out` if they are still right."""
+    if len(captions) >= WORTH_KEEPING:
+        if (found := _read(out / FILE, _digest(captions))) is not None:
+            probed = np.unique(np.linspace(0, len(captions) - 1, PROBED).astype(np.int64))
+            now = tokenize_captions(captions.take(pa.array(probed)), tokenizer)
+            alike = (now.pad, now.context) == (found.pad, found.context)
+            if alike and torch.equal(found.tokens(probed), now.tokens(np.arange(len(probed)))):
+                return found
+        logging.getLogger(__name__).info("tokenizing %d captions; resuming this run will read them", len(captions))
+    return tokenize_captions(captions, tokenizer)
 
 
-def keep_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
-    """Save the tokens of a new run, unless they are saved already or quickly recomputed. Raises StoreError if the disk
-    is full or read-only."""
+def save_tokens(out: Path, captions: pa.Array, made: Captions) -> None:
+    """Save the tokens of a new run if they take long to make. Raises StoreError if the disk is full or read-only."""
     path, digest = out / FILE, _digest(captions)
     if len(captions) >= WORTH_KEEPING and _read(path, digest) is None:
         buffer = io.BytesIO()
@@ -136,11 +135,3 @@ def _read(path: Path, digest: str) -> Captions | None:
     # What is cut short or changed: the archive checks its members' CRC.
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def _same_tokenizer(found: Captions, captions: pa.Array, tokenise: Tokenise) -> bool:
-    probed = np.unique(np.linspace(0, len(captions) - 1, PROBED).astype(np.int64))
-    now = tokenised(captions.take(pa.array(probed)), tokenise)
-    if (now.pad, now.context) != (found.pad, found.context):
-        return False
-    return bool(np.array_equal(found.tokens(probed), now.tokens(np.arange(len(probed)))))

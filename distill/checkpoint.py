@@ -13,21 +13,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from mmkd.base.errors import CorruptStoreError, UserError
+from mmkd.base.errors import CorruptStoreError, UserError, cause
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
 from mmkd.distill.config import StudentConfig
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.presets import SCHEMES
 from mmkd.distill.provenance import FirstWeights, RunRecord, content_digest
+from mmkd.distill.student import build_student, set_preprocessing
 
 FOLDER = "checkpoints"
 CONFIG = "run.json"
@@ -50,6 +51,12 @@ class Progress:
     worse: int = 0
     """Validations since the best one."""
 
+    def after_validation(self, scores: dict[str, float], metric: str) -> Progress:
+        """Return the progress after a validation that `metric` judges."""
+        if self.best_score is None or scores[metric] > self.best_score:
+            return replace(self, best_score=scores[metric], best_step=self.step, best_scores=scores, worse=0)
+        return replace(self, worse=self.worse + 1)
+
 
 @dataclass(frozen=True)
 class State:
@@ -64,46 +71,59 @@ class State:
         return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(prefix + ".")}
 
 
-@dataclass
-class Checkpointer:
-    """Writer of one run's checkpoints."""
+def save_checkpoint(
+    out: Path,
+    keep_last: int,
+    record: RunRecord,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> Path:
+    """Write the state of the run in `out`, then delete all but the last few checkpoints and the best. Raises StoreError
+    if the disk is full or read-only; earlier checkpoints stay."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
+    for parameter, moments in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{moment}": value for moment, value in moments.items()}
+    header = {"mmkd": json.dumps({"record": record.model_dump(mode="json"), "progress": vars(progress)})}
+    path = out / FOLDER / f"step-{progress.step:08d}.safetensors"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, tensors, header)
+        for older in checkpoints(out)[:-keep_last]:
+            if step_of(older) != progress.best_step:
+                older.unlink(missing_ok=True)
+    return path
 
-    out: Path
-    record: RunRecord
-    keep_last: int
 
-    def save(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None,
-        progress: Progress,
-    ) -> Path:
-        """Write the state, then delete all but the last few checkpoints and the best. Raises StoreError if the disk is
-        full or read-only; earlier checkpoints stay."""
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in (average.values if average else {}).items()}
-        tensors |= _moments(model, optimizer)
-        header = {"mmkd": json.dumps({"record": self.record.model_dump(mode="json"), "progress": vars(progress)})}
-        path = self.out / FOLDER / f"step-{progress.step:08d}.safetensors"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _write(temporary, tensors, header)
-                temporary.replace(path)
-                _flush_folder(path.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
-            for older in checkpoints(self.out)[: -self.keep_last]:
-                if step_of(older) != progress.best_step:
-                    older.unlink(missing_ok=True)
-        return path
+def _write_atomically(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # Clones where storage is shared: safetensors refuses two names for one memory.
+    values = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    try:
+        save_file(values, temporary, header)
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except SafetensorError as error:  # wraps the system's error
+        raise OSError(str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_last(out: Path, record: RunRecord) -> State | None:
     """Read the last checkpoint of the run that `record` describes; None for a new run. Raises UserError if `out` holds
-    another run. Raises CorruptStoreError if the checkpoint is damaged."""
+    another run; CorruptStoreError if the checkpoint is damaged."""
     paths = checkpoints(out)
     if not paths:
         return None
@@ -119,7 +139,7 @@ def load_last(out: Path, record: RunRecord) -> State | None:
 def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
     """Identify the weights that a student begins with. A file or folder that is gone is identified by the run in `out`,
     when that began with one of the same name. Raises ConfigError if there is no such file; UserError if `start_from`
-    has no checkpoint. Raises CorruptStoreError if a checkpoint is damaged."""
+    has no checkpoint; CorruptStoreError if a checkpoint is damaged."""
     start, pretrained = student.start_from, student.pretrained
     if start is not None or student.model.startswith(SCHEMES):
         sources = {"": str(start or student.model)}
@@ -127,15 +147,15 @@ def find_first_weights(student: StudentConfig, out: Path) -> FirstWeights:
         towers = {"": pretrained} if isinstance(pretrained, str) else dict(pretrained)
         sources = {f"{tower} " if tower else "": source for tower, source in towers.items() if source}
     places = {tower: Path(source.removeprefix("local-dir:")) for tower, source in sources.items()}
-    files = {tower: place for tower, place in places.items() if place.is_absolute()}
-    names = {tower: place.name if tower in files else sources[tower] for tower, place in places.items()}
+    files = {tower: place for tower, place in places.items() if place.is_absolute() or place.exists()}
+    names = {tower: place.absolute().name if tower in files else sources[tower] for tower, place in places.items()}
     name = ", ".join(f"{tower}{named}" for tower, named in names.items()) or "random weights"
     if not all(place.exists() for place in files.values()) and (paths := checkpoints(out)):
         begun = read(paths[-1], tensors=False).record.first_weights
         if begun.name == name:
             return begun
     if start is not None:
-        first = read(best_or_last(start), tensors=False)
+        first = read(find_checkpoint(start), tensors=False)
         return FirstWeights(name=name, digest=f"{first.record.digest} at step {first.progress.step}")
     digests = [content_digest(files[tower]) if tower in files else source for tower, source in sources.items()]
     return FirstWeights(name=name, digest=", ".join(digests) if files else "")
@@ -148,40 +168,27 @@ def checkpoints(out: Path) -> list[Path]:
 
 def step_of(path: Path) -> int:
     """Return the steps done at a checkpoint, by its name."""
-    found = _NAME.fullmatch(path.name)
-    assert found is not None, "only checkpoints have a step"
-    return int(found[1])
+    return int(path.name.removeprefix("step-").removesuffix(".safetensors"))
 
 
-def best_or_last(out: Path) -> Path:
-    """Find the best checkpoint by the record in the last; the last where none was judged or the best is gone. Raises
-    UserError if there is none; CorruptStoreError if the last one is damaged."""
-    last = find_checkpoint(out, "last")
-    best = read(last, tensors=False).progress.best_step
-    return next((path for path in checkpoints(out) if step_of(path) == best), last)
-
-
-def find_checkpoint(out: Path, which: str) -> Path:
-    """Find the checkpoint `best`, `last` or of a step in a run folder. Raises UserError if there is none;
-    CorruptStoreError if it is damaged."""
-    paths = checkpoints(out)
+def find_checkpoint(out: Path, which: str = "best") -> Path:
+    """Find the checkpoint `best`, `last` or of a step. The last names the best, and is it where none was judged or the
+    best is gone. Raises UserError if there is none; CorruptStoreError if the last one is damaged."""
+    paths = {str(step_of(path)): path for path in checkpoints(out)}
     if not paths:
         reason = "has no checkpoint yet" if (out / CONFIG).is_file() else "is not a run folder"
         raise UserError(f"{out} {reason}; name the `out` of a `mmkd distill` run, which writes one every few steps")
+    last = list(paths.values())[-1]
     if which == "best":
-        return best_or_last(out)
-    if which == "last":
-        return paths[-1]
-    found = [path for path in paths if str(step_of(path)) == which]
-    if not found:
-        steps = ", ".join(str(step_of(path)) for path in paths)
+        return paths.get(str(read(last, tensors=False).progress.best_step), last)
+    if which != "last" and which not in paths:
+        steps = ", ".join(paths)
         raise UserError(f"{out} has no checkpoint {which!r}; expected best, last or one of its steps: {steps}")
-    return found[0]
+    return paths.get(which, last)
 
 
 def read(path: Path, *, tensors: bool = True) -> State:
-    """Read a checkpoint, or with `tensors=False` its record and progress alone. Raises CorruptStoreError if the file is
-    not a whole checkpoint."""
+    """Read a checkpoint, or its record and progress alone. Raises CorruptStoreError if the file is not whole."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["mmkd"])
@@ -189,56 +196,45 @@ def read(path: Path, *, tensors: bool = True) -> State:
         return State(RunRecord.model_validate(header["record"]), Progress(**header["progress"]), content)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise CorruptStoreError(
-            f"{path} is damaged ({' '.join(str(error).split())[:80]}); delete it to go on from the one before"
+            f"{path} is damaged ({cause(error, 80)}); delete it to go on from the one before"
         ) from error
+
+
+def load_student(config: StudentConfig, state: State | None) -> nn.Module:
+    """Build the network with its first weights and the preprocessing that belongs to them; a run that goes on has its
+    weights in `state`, and first weights are not read. Raises UserError if `start_from` has no checkpoint, or one of
+    another network; otherwise as `build_student`."""
+    student = build_student(config, first_weights=state is None)
+    if state is not None:
+        set_preprocessing(student, state.record.preprocess)
+    elif config.start_from is not None:
+        path = find_checkpoint(config.start_from)
+        first = read(path)
+        set_preprocessing(student, first.record.preprocess | config.preprocess.model_dump(exclude_none=True))
+        try:
+            student.load_state_dict(student_weights(first))
+        except RuntimeError as error:
+            raise UserError(
+                f"student.start_from: {path} holds another network than this student ({cause(error)}); name its `model`"
+            ) from error
+    return student
 
 
 def student_weights(state: State) -> dict[str, torch.Tensor]:
     """Return the student's weights, the averaged ones when the run averaged."""
-    prefix = "average.student" if any(name.startswith("average.") for name in state.tensors) else "model.towers.student"
-    return state.part(prefix)
+    return state.part("average.student") or state.part("model.towers.student")
 
 
-def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Restore the moments of every parameter."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in state.part("optimizer").items():
-        parameter, _, moment = name.rpartition(".")
-        moments.setdefault(parameter, {})[moment] = tensor
-    # The fused optimizer needs moments in the memory layout of their parameter (channels last).
-    for owner, name in names.items():
-        for moment, tensor in moments.get(name, {}).items():
-            if tensor.shape == owner.shape:
-                moments[name][moment] = torch.empty_like(owner).copy_(tensor)
-    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {parameter: name for name, parameter in model.named_parameters()}
     saved: dict[str, Any] = optimizer.state_dict()
-    saved["state"] = {i: moments[names[p]] for i, p in enumerate(members) if names[p] in moments}
+    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, owner in enumerate(members):
+        if moments := state.part(f"optimizer.{names[owner]}"):
+            # The fused optimizer needs moments in the memory layout of their parameter (channels last).
+            saved["state"][place] = {
+                name: torch.empty_like(owner).copy_(moment) if moment.shape == owner.shape else moment
+                for name, moment in moments.items()
+            }
     optimizer.load_state_dict(saved)
-
-
-def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"optimizer.{names[parameter]}.{moment}": value
-        for parameter, moments in optimizer.state.items()
-        for moment, value in moments.items()
-    }
-
-
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], header: dict[str, str]) -> None:
-    # Clones where storage is shared: safetensors refuses two names for one memory.
-    try:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, header)
-    except SafetensorError as error:  # wraps the system's error
-        raise OSError(str(error)) from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     StrictStr,
     create_model,
     field_validator,
@@ -18,9 +21,10 @@ from pydantic import (
 
 from mmkd.base.config import Frozen, read_mapping, validated, without_repeats
 from mmkd.distill.losses import DEFAULT_WEIGHTS, TERMS, FeatureKind
-from mmkd.distill.presets import SCHEMES, composed
+from mmkd.distill.presets import SCHEMES, compose
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Names = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
 
 
 def _refuse_mapping(value: object) -> object:
@@ -54,16 +58,9 @@ class PreprocessConfig(Frozen):
     """Preprocessing overrides; `None` uses the initial weights' settings."""
 
     mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
-
-    @field_validator("std")
-    @classmethod
-    def _positive(cls, std: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
-        if std is not None and min(std) <= 0:
-            raise ValueError("must be positive")
-        return std
 
 
 class StudentConfig(Frozen):
@@ -92,38 +89,38 @@ class StudentConfig(Frozen):
 class PartRates(Frozen):
     """Factors of the learning rate; 1 for no change."""
 
-    image: float = Field(default=1.0, gt=0)
-    text: float = Field(default=1.0, gt=0)
-    heads: float = Field(default=1.0, gt=0)
-    """Learning settings of everything but the student."""
+    image: PositiveFloat = 1.0
+    text: PositiveFloat = 1.0
+    heads: PositiveFloat = 1.0
+    """Of everything but the student."""
 
 
 class OptimizerConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to zero, as CLIP is trained (arXiv 2103.00020, table 18)."""
 
-    lr: float = Field(default=5e-4, gt=0)
+    lr: PositiveFloat = 5e-4
     part_rates: PartRates = PartRates()
     """Factor of the learning rate of each part, beside `layer_decay`."""
     betas: tuple[Share, Share] = (0.9, 0.98)
-    eps: float = Field(default=1e-6, gt=0)
-    weight_decay: float = Field(default=0.2, ge=0)
+    eps: PositiveFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.2
     """Applied to matrices; biases, norms, positions, class tokens, layer scales and temperatures are not decayed."""
-    warmup: float = Field(default=0.05, ge=0, lt=1)
+    warmup: Share = 0.05
     """Share of the run's steps over which the learning rate rises."""
-    warmup_steps: int | None = Field(default=None, ge=0)
+    warmup_steps: NonNegativeInt | None = None
     """Exactly so many steps instead of `warmup`; fewer than the run has."""
-    clip_norm: float = Field(default=1.0, gt=0)
+    clip_norm: PositiveFloat = 1.0
     """Largest norm of the whole gradient."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor of the learning rate from a layer to the one below it (BEiT, arXiv 2106.08254); 1 for none."""
-    average: float = Field(default=0.0, ge=0, lt=1)
+    average: Share = 0.0
     """Decay of the exponential moving average of the weights, which is then evaluated and exported; 0 for none."""
 
 
 class BankConfig(Frozen):
     """Stored teacher features that every step contrasts with, beside those of the batch."""
 
-    size: int = Field(default=0, ge=0)
+    size: NonNegativeInt = 0
     """Rows; the whole data set when it has fewer. Memory: 8 bytes for each row and unit of teacher width."""
     refresh: int = Field(default=256, ge=0, lt=2**31)
     """Rows that are replaced each step, in an order of their own, so that all rows come round."""
@@ -135,18 +132,17 @@ _WEIGHTS: Any = {name: (NonNegativeFloat, DEFAULT_WEIGHTS.get(name, 0.0)) for na
 class LossConfig(create_model("TermWeights", __base__=Frozen, **_WEIGHTS)):  # type: ignore[misc]
     """`total = sum of weight * term`, with a weight for `task` and each of `losses.TERMS`; see docs/losses.md."""
 
-    task: float = Field(default=1.0, ge=0)
+    task: NonNegativeFloat = 1.0
     feature_kind: FeatureKind = "cosine"
     bank_rows: BankConfig = BankConfig()
     balance: Literal["none", "equal", "learned"] = "none"
     """`equal`: every teacher's part of a term is scaled to the same size; `learned`: by a learned variance of each."""
     unit_teachers: bool = True
     """Scale teacher features to norm 1. MMKD-CLIP's release takes them as stored: false."""
-    cross_scale: float | None = Field(default=None, gt=0)
+    cross_scale: PositiveFloat | None = None
     """Scale of cross and bank logits; learned for each teacher when not given. The release: constant 2.659."""
     equal_captions: bool = True
-    """Rows whose captions have equal tokens, and rows of one image, are positives of each other. The release counts
-    them as negatives: false."""
+    """Rows of equal caption tokens, or of one image, are positives of each other. The release: negatives (false)."""
     mixed_teachers: bool = False
     """One set of keys in which each row is of the teacher drawn for it, as in the release."""
 
@@ -170,16 +166,15 @@ class PolicyConfig(Frozen):
     """Selection and weighting of a sample's available teachers in a step."""
 
     kind: Literal["all", "one", "weighted", "best"] = "all"
-    """`one`: a teacher drawn for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those that know
-    the sample best, see `by`."""
+    """`one`: drawn for each sample and epoch; `weighted`: in proportion to `weights`; `best`: those highest in `by`."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Teacher to weight, for `weighted`; teachers that are not named have weight 1."""
-    best: int = Field(default=1, gt=0)
+    best: PositiveInt = 1
     """Teachers of a sample, for `best`."""
     by: Literal["caption", "corpus"] = "caption"
     """Score that `best` compares, in standard deviations of each teacher. `caption`: the cosine of image and caption.
     `corpus`: the largest cosine of the image with any caption of the run, which a wrong caption does not change."""
-    drop: float = Field(default=0.0, ge=0, lt=1)
+    drop: Share = 0.0
     """Chance to leave out a teacher of a sample, but never the one with the largest loss (UNIC, arXiv 2408.05088)."""
 
     @model_validator(mode="after")
@@ -188,7 +183,7 @@ class PolicyConfig(Frozen):
             raise ValueError("`weights` and `kind: weighted` go together")
         if self.by == "corpus" and self.kind != "best":
             raise ValueError(f"`by: corpus` goes with `kind: best`, here `kind: {self.kind}`")
-        if any(weight < 0 for weight in self.weights.values()):
+        if min(self.weights.values(), default=0) < 0:
             raise ValueError("weights must not be negative")
         return self
 
@@ -229,7 +224,7 @@ class ComputeConfig(Frozen):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the towers; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always float32."""
-    micro_batch: int | None = Field(default=None, gt=0)
+    micro_batch: PositiveInt | None = None
     """Rows of one forward pass of a rank; less than its share of the batch caches gradients, and the losses
     still see the whole batch (GradCache, arXiv 2101.06983)."""
     batch_norm: Literal["sync", "frozen"] = "sync"
@@ -244,12 +239,18 @@ class ComputeConfig(Frozen):
 class CheckpointConfig(Frozen):
     """Schedule of checkpoints and their number."""
 
-    every_steps: int = Field(default=500, gt=0)
+    every_steps: PositiveInt = 500
     """Steps between checkpoints; one more is written at the end."""
-    keep_last: int = Field(default=2, gt=0)
+    keep_last: PositiveInt = 2
     """Most recent checkpoints kept besides the best."""
     stop_signals: tuple[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"], ...] = ("SIGTERM", "SIGUSR1")
     """On these the step is finished, a checkpoint is written, and the run ends (Slurm: `--signal=USR1@120`)."""
+
+
+def _refuse_report(role: str) -> str:
+    if role == "report":
+        raise ValueError("a `report` set must not be seen during training; choose on sets with `role: monitor`")
+    return role
 
 
 class MonitorSet(Frozen):
@@ -260,20 +261,13 @@ class MonitorSet(Frozen):
     """Rows of the set."""
     store: Path | None = None
     """Another store; the run's own when not given. Its features are not used, only its rows and images."""
-    role: Literal["monitor", "report"] = "monitor"
+    role: Annotated[Literal["monitor", "report"], AfterValidator(_refuse_report)] = "monitor"
     label: str | None = None
     """Label column for zero-shot classification; without one the set is judged by retrieval."""
     prompts: Condition = ""
     """Rows whose captions are the prompts of their label."""
     limit: int = Field(default=5000, gt=1)
     """Most rows looked at: a random draw of those that match, the same each time, even over the classes of `label`."""
-
-    @field_validator("role")
-    @classmethod
-    def _not_for_reports(cls, role: str) -> str:
-        if role == "report":
-            raise ValueError("a `report` set must not be seen during training; choose on sets with `role: monitor`")
-        return role
 
     @model_validator(mode="after")
     def _label_with_prompts(self) -> MonitorSet:
@@ -291,10 +285,10 @@ class MonitorConfig(Frozen):
     """Validation during the run; decides which checkpoint is the best."""
 
     sets: tuple[MonitorSet, ...] = ()
-    every_steps: int = Field(default=500, gt=0)
+    every_steps: PositiveInt = 500
     metric: str = ""
     """`SET/recall@1` or `SET/bacc`, higher is better; empty for that of the first set."""
-    patience: int | None = Field(default=None, gt=0)
+    patience: PositiveInt | None = None
     """Validations without a better one after which the run ends."""
 
     @model_validator(mode="after")
@@ -318,7 +312,7 @@ class MonitorConfig(Frozen):
 class LoggingConfig(Frozen):
     """Metric outputs besides the terminal."""
 
-    every_steps: int = Field(default=10, gt=0)
+    every_steps: PositiveInt = 10
     tensorboard: bool = True
     wandb: str | None = Field(default=None, min_length=1)
     """Project of Weights & Biases."""
@@ -333,13 +327,13 @@ class RunConfig(Frozen):
     out: Path
     """Run folder: checkpoints, TensorBoard events, the config itself."""
     student: StudentConfig
-    teachers: tuple[str, ...] = ()
+    teachers: Names = ()
     """Slugs to learn from; empty for all in the store."""
     selection: str | None = None
     """Learn from the pairs that this selection of the store keeps (`mmkd select`); empty for all sound ones."""
     where: Condition = ""
     """Rows to train on, for example "split = 'train'". Empty for all rows."""
-    epochs: int = Field(default=10, gt=0)
+    epochs: PositiveInt = 10
     batch_size: int = Field(default=256, gt=1)
     """Pairs of one step, over all ranks."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -353,13 +347,8 @@ class RunConfig(Frozen):
     monitor: MonitorConfig = MonitorConfig()
     logging: LoggingConfig = LoggingConfig()
 
-    @field_validator("teachers")
-    @classmethod
-    def _each_once(cls, teachers: tuple[str, ...]) -> tuple[str, ...]:
-        return without_repeats(teachers)
-
 
 def load_run(path: Path) -> RunConfig:
     """Read a run's YAML over its presets; paths are relative to the file that names them. Raises ConfigError if it is
     unreadable, or for an unknown preset or an unknown or unfit key."""
-    return validated(RunConfig, composed(read_mapping(path), path), path)
+    return validated(RunConfig, compose(read_mapping(path), path), path)

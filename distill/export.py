@@ -15,7 +15,6 @@ from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
 
 from mmkd.base.errors import UserError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
@@ -39,11 +38,11 @@ _WORDS = ("", "a chest radiograph", "axial CT of the abdomen with contrast, port
 
 def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint: str = "best") -> Path:
     """Write the student of a finished or running run to `out`. The folder holds `open_clip_config.json`,
-    `open_clip_model.safetensors`, the tokenizer where open_clip wants one, a model card, and `mmkd_run.json` with the
-    card's content for programs. `open_clip.create_model_from_pretrained("local-dir:OUT")` loads it. Averaged weights
-    are taken when the run averaged; heads are left out. Only the checkpoint is read: store, YAML and first weights are
-    no longer needed. Raises UserError if `run` has no such checkpoint, or `out` holds something else; or see
-    `graphs.py`. Raises CorruptStoreError if the checkpoint is damaged.
+    `open_clip_model.safetensors`, the tokenizer where open_clip wants one, a model card that says how open_clip loads
+    it, and `mmkd_run.json` with the card's content for programs. Averaged weights are taken when the run averaged;
+    heads are left out. Only the checkpoint is read: store, YAML and first weights are no longer needed. Raises
+    UserError if `run` has no such checkpoint, or `out` holds something else, or as `write_graphs`; CorruptStoreError if
+    the checkpoint is damaged.
 
     Args:
         run: the `out` of a training run.
@@ -69,8 +68,7 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
             elif "." in (description["text_cfg"].get(name) for name in HF_NAMES):
                 raise UserError(f"{run} has no folder {TEXT}/ with its student's tokenizer; copy the whole run folder")
             network.write_text(json.dumps(description))
-            config = StudentConfig(model=str(network))
-            student = build_student(config, first_weights=False)
+            student = build_student(StudentConfig(model=str(network)), first_weights=False)
             set_preprocessing(student, record.preprocess)
             student.load_state_dict(weights)
             facts = describe(state, sum(parameter.numel() for parameter in student.parameters()))
@@ -83,23 +81,18 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
                 shutil.copytree(text_files, new, dirs_exist_ok=True)
             (new / "README.md").write_text(model_card(facts, record))
             for kind in graphs:
-                images, tokens = _make_examples(student), student_tokenizer(str(network))(list(_WORDS))
+                # Pictures of noise, float32 (3, 3, H, W).
+                transform, side = image_transform_v2(preprocessing(student), is_train=False), image_side(student)
+                noise = [Image.effect_noise((side, side), 40 * n).convert("RGB") for n in (1, 2, 3)]
+                images, tokens = torch.stack([*map(transform, noise)]), student_tokenizer(str(network))(list(_WORDS))
                 facts[kind] = write_graphs(student, images, tokens, kind, new / kind)
             (new / PROVENANCE).write_text(json.dumps(facts, indent=1))
             new.replace(out)
     return out
 
 
-def _make_examples(student: nn.Module) -> torch.Tensor:
-    """Return three preprocessed pictures of noise, float32 (3, 3, H, W)."""
-    transform = image_transform_v2(preprocessing(student), is_train=False)
-    side = image_side(student)
-    return torch.stack([transform(Image.effect_noise((side, side), 40 * n).convert("RGB")) for n in (1, 2, 3)])
-
-
 def describe(state: State, parameters: int) -> dict[str, Any]:
-    """Describe an exported checkpoint as JSON: its record, with what identifies every file, and its scores. `state`:
-    the checkpoint that is exported. `parameters`: of the student."""
+    """Describe an exported checkpoint of a student of so many parameters, as JSON: record, identities, scores."""
     record, progress = state.record, state.progress
     return {
         "run": record.digest,
@@ -109,12 +102,23 @@ def describe(state: State, parameters: int) -> dict[str, Any]:
         "best_step": progress.best_step,
         "metric": progress.judge.partition(" ")[0],
         "scores": progress.best_scores if progress.best_step == progress.step else {},
+        "load": loading_code(record.network),
         **record.model_dump(mode="json", exclude={"network", "model"}),
     }
 
 
+def loading_code(network: dict[str, Any]) -> str:
+    """Return the Python statements that load an exported student from its `folder`. Where the text tower is of a local
+    folder, open_clip would look for its configuration in the working folder, so it is told the place."""
+    if network["text_cfg"].get("hf_model_name") != ".":
+        return 'model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")'
+    return """text = json.load(open(f"{folder}/open_clip_config.json"))["model_cfg"]["text_cfg"]
+text |= {"hf_model_name": folder, "hf_model_pretrained": False}
+model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", text_cfg=text)"""
+
+
 def model_card(facts: dict[str, Any], record: RunRecord) -> str:
-    """README.md of the folder, Markdown."""
+    """Return README.md of the folder, Markdown."""
     config, source = record.config, record.source
     chosen = f", selection `{config['selection']}` (digest {source.selection[:16]})" if source.selection else ""
     decay = config["optimizer"]["average"]
@@ -125,8 +129,15 @@ library_name: open_clip
 # Student distilled by mmkd
 
 {facts["network"]}, {facts["parameters"]:,} parameters, {facts["steps"]:,} steps of {config["batch_size"]} \
-pairs{average}. It began with {record.first_weights.name}. Load it with
-`open_clip.create_model_from_pretrained("local-dir:<this folder>")` and call `.eval()`.
+pairs{average}. It began with {record.first_weights.name}.
+
+```python
+import json, open_clip
+folder = "student"  # this one
+{facts["load"]}
+model.eval()
+tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
+```
 
 {_scores(facts)}
 

@@ -1,22 +1,25 @@
-"""Projections between student and teacher: a fixed map of the teacher's features, then a learned one of the student's.
-Shapes: B rows, D student width, E teacher width, A width of the comparison (E, or the alignment's)."""
+"""Where student and teachers meet: a fixed map of a teacher's features, then a learned one of the student's. Shapes: B
+rows, D student width, E teacher width, A width of the comparison (E, or the alignment's), T teachers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mmkd.base.errors import ConfigError
 from mmkd.distill.alignment import Alignment, load
+from mmkd.distill.batch import TeacherTargets
 from mmkd.distill.config import HeadConfig
+from mmkd.distill.losses import PairFeatures, unit
 from mmkd.distill.teacher_features import TeacherFeatures
+from mmkd.store.layout import Tower
 
 
 class Heads(nn.Module):
-    """A head for each teacher, used for image and text alike: whatever aligns the two in the student then aligns them
-    in every teacher's space."""
+    """A head for each teacher, shared by image and text: what aligns the two in the student does so for the teacher."""
 
     def __init__(self, kind: str, student_dim: int, slugs: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__()
@@ -26,11 +29,11 @@ class Heads(nn.Module):
                 f"heads.kind none compares the student's {student_dim} numbers with those of {', '.join(wrong)}; "
                 "name an alignment of that width, or take linear heads"
             )
-        self.slugs, self.widths = tuple(slugs), tuple(widths)
+        self.slugs = tuple(slugs)
         self.maps = nn.ModuleList(_head(kind, student_dim, width) for width in widths)
 
     def forward(self, teacher: int, features: torch.Tensor) -> torch.Tensor:
-        """Student features float (B, D) in the space where they meet this teacher's: (B, A)."""
+        """Map student features, float (B, D), to where they meet this teacher's: (B, A)."""
         mapped: torch.Tensor = self.maps[teacher](features)
         return mapped
 
@@ -44,9 +47,7 @@ def _head(kind: str, student_dim: int, width: int) -> nn.Module:
 
 
 def fixed_alignment(config: HeadConfig, teachers: TeacherFeatures) -> Alignment | None:
-    """Return the alignment that the configuration names, checked against the store's teachers. Raises UserError if
-    there is no such file, or it was fitted without one of these teachers; TeacherMismatchError if it was fitted on
-    features that were made otherwise; CorruptStoreError if it is damaged."""
+    """Return the configured alignment, checked against the store's teachers. Raises as `load` and `Alignment.check`."""
     if config.alignment is None:
         return None
     alignment = load(config.alignment)
@@ -54,6 +55,34 @@ def fixed_alignment(config: HeadConfig, teachers: TeacherFeatures) -> Alignment 
     return alignment
 
 
-def meeting_widths(teachers: TeacherFeatures, alignment: Alignment | None) -> tuple[int, ...]:
-    """Width of each teacher's features after the alignment."""
-    return teachers.dims if alignment is None else tuple(alignment.width(slug) for slug in teachers.slugs)
+@dataclass(frozen=True)
+class Preparation:
+    """Teachers' stored features as the losses want them: aligned, of unit norm when `to_unit`, masked."""
+
+    slugs: tuple[str, ...]
+    alignment: Alignment | None
+    to_unit: bool
+
+    def __call__(self, targets: Sequence[TeacherTargets], group: torch.Tensor) -> list[PairFeatures]:
+        """Return rows of every teacher, float32 (B, A), in the order of the run's teachers."""
+        return [
+            PairFeatures(
+                self._tower(slug, "image", target.image), self._tower(slug, "text", target.text), group, target.present
+            )
+            for slug, target in zip(self.slugs, targets, strict=True)
+        ]
+
+    def _tower(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
+        values = features.float()
+        if self.alignment is not None:
+            values = self.alignment(slug, tower, values)
+        return unit(values) if self.to_unit else values
+
+
+def mix_teachers(prepared: Sequence[PairFeatures], shares_BT: torch.Tensor) -> PairFeatures:
+    """Return one set of rows, each of the teacher that has its whole share; rows without one are not available."""
+    image, text = (torch.stack([getattr(pairs, tower) for pairs in prepared], dim=1) for tower in ("image", "text"))
+    chosen = shares_BT.argmax(dim=1)[:, None, None].expand(-1, 1, image.shape[2])
+    return PairFeatures(
+        image.gather(1, chosen)[:, 0], text.gather(1, chosen)[:, 0], prepared[0].group, shares_BT.sum(1) > 0
+    )

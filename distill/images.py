@@ -1,38 +1,43 @@
-"""Pixels of rows, decoded in worker processes, in an order that the caller gives."""
+"""Images of rows: where their bytes are, and their pixels in an order that the caller gives. Worker processes decode
+and crop; or they only read bytes and draw crops, and the training device decodes (nvJPEG on CUDA, libjpeg-turbo on a
+CPU). Both draw the same crops; pixels differ by a level or two, as another resize rounds otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+import io
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.functional import resized_crop
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError, cause
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.base.images.uri import image_source
+from mmkd.base.text import counted
+from mmkd.distill.config import DataConfig
 from mmkd.distill.pairs import Pairs
-from mmkd.distill.student import Pixels
+from mmkd.distill.student import image_side, student_pixels
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, inputs_file
 
 Wanted = Iterable[tuple[int, NDArray[np.int64]]]
-"""Epoch and rows int64 (B,) of one batch after another."""
-
-
-class RowImages(Protocol):
-    """Source of the rows' encoded images."""
-
-    def read(self, row: int) -> bytes:
-        """Return the encoded bytes of one row's image; ImageError when they are gone."""
-
-    def name(self, row: int) -> str:
-        """Return the file, for a complaint."""
+"""Epoch and rows int64 (B,) of each batch."""
+Pictures = Callable[[Wanted, int, int], Iterator[torch.Tensor]]
+"""Wanted batches, seed and number of worker processes, which start at the call, to uint8 (B, 3, H, W) of each batch."""
+Pixels = Callable[[Image.Image], torch.Tensor]
+"""A picture to uint8 (3, H, W)."""
+Crop = tuple[int, int, int, int]
+"""Top, left, height, width in pixels."""
 
 
 class CorpusImages:
@@ -45,12 +50,11 @@ class CorpusImages:
 
     def _source(self, row: int) -> ImageSource:
         index = int(np.searchsorted(self.rows, row))
-        return image_source(
-            self.root(row), self.uri[index].as_py(), self.offset[index].as_py(), self.length[index].as_py()
-        )
+        uri, offset, length = (column[index].as_py() for column in (self.uri, self.offset, self.length))
+        return image_source(self.root(row), uri, offset, length)
 
     def read(self, row: int) -> bytes:
-        """Return the bytes as they were extracted."""
+        """Return the encoded bytes of a row's image, as they were extracted. Raises ImageError if they are gone."""
         return self._source(row).read()
 
     def name(self, row: int) -> str:
@@ -65,7 +69,7 @@ class StoredImages:
         self.inputs = inputs
 
     def read(self, row: int) -> bytes:
-        """Return one row's JPEG."""
+        """Return a row's JPEG. Raises ImageError if there is none."""
         found = self.inputs.jpeg(row)
         if found is None:
             raise ImageError("not in the inputs")
@@ -76,81 +80,136 @@ class StoredImages:
         return str(self.inputs.root / inputs_file(row // self.inputs.rows_per_shard))
 
 
-@contextmanager
-def drawn(seed: int, epoch: int, row: int) -> Iterator[None]:
-    """Seed the generators from these three numbers inside the block, and restore them after it."""
-    state = int(np.random.SeedSequence([seed, epoch, row]).generate_state(1, np.uint64)[0])
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
-        torch.default_generator.manual_seed(state)
-        yield
+RowImages = CorpusImages | StoredImages
 
 
-def gone(images: RowImages, row: int, reason: Exception) -> UserError:
-    """Return the complaint about an image. Returned by workers, not raised: they would wrap it in their traceback."""
-    return UserError(
-        f"image of row {row}, {images.name(row)}: {reason}; it was sound when extracted: bring it back, note where "
-        "the images lie now (mmkd store relocate), or train from `inputs` (mmkd extract --keep-inputs)"
-    )
+def row_images(store: FeatureStore, pairs: Pairs, wanted: Literal["auto", "inputs", "corpus"], side: int) -> RowImages:
+    """Find the images of these rows. `auto` takes the store's inputs when all rows have them in the student's size;
+    `side` is the longer side of the student's image, in pixels. Raises IncompleteStoreError if `inputs` are wanted and
+    shards have none; UserError if they are smaller than `side`."""
+    if wanted == "corpus":
+        return CorpusImages(store, pairs)
+    inputs = Inputs(store)
+    lacking = inputs.lacking(pairs.rows)
+    large_enough = inputs.size is not None and inputs.size >= side
+    if wanted == "auto" and (lacking or not large_enough):
+        return CorpusImages(store, pairs)
+    if lacking:
+        raise IncompleteStoreError(
+            f"{store.root}: no inputs in {counted(len(lacking), 'shard')}, the first is {lacking[0]}; "
+            "run `mmkd extract` with --keep-inputs, or set data.images to `corpus`"
+        )
+    if not large_enough:
+        raise UserError(
+            f"{store.root} keeps inputs of {inputs.size} pixels, the student sees {side}; "
+            "set data.images to `corpus`, or keep larger ones"
+        )
+    return StoredImages(inputs)
 
 
-class _Images(Dataset[torch.Tensor | UserError]):
-    """Pixels of (epoch, row). Which crop a row gets is a function of (seed, epoch, row) alone."""
+def train_pictures(
+    store: FeatureStore, pairs: Pairs, data: DataConfig, student: nn.Module, device: torch.device
+) -> Pictures:
+    """Return the source of the pixels that these rows are trained with. Raises ConfigError for `data.decode: device`
+    without inputs in the store; IncompleteStoreError, UserError as `row_images`."""
+    images = row_images(store, pairs, data.images, image_side(student))
+    if data.decode == "workers":
+        return partial(image_batches, images, student_pixels(student, data.crop_scale))
+    if not isinstance(images, StoredImages):
+        raise ConfigError(
+            "data.decode: device decodes the JPEGs that the store keeps, and these rows are read from the corpus; run "
+            f"`mmkd extract` with --keep-inputs {image_side(student)}, or set data.decode to `workers`"
+        )
+    crop: RandomResizedCrop = student_pixels(student, data.crop_scale).transforms[0]
+    return partial(_device_batches, images, crop, device)
 
-    def __init__(self, images: RowImages, pixels: Pixels, seed: int) -> None:
-        self.images, self.pixels, self.seed = images, pixels, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> torch.Tensor | UserError:
+class _Rows(Dataset[Any]):
+    """`make(row, bytes)` of each (epoch, row), with random numbers that are a function of (seed, epoch, row) alone.
+    Errors are returned, as a worker would wrap them in its traceback."""
+
+    def __init__(self, images: RowImages, make: Callable[[int, bytes], Any], seed: int) -> None:
+        self.images, self.make, self.seed = images, make, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
         epoch, row = item
+        state = int(np.random.SeedSequence([self.seed, epoch, row]).generate_state(1, np.uint64)[0])
         try:
-            picture = decode(self.images.read(row))
-        except ImageError as error:
-            return gone(self.images, row, error)
-        with drawn(self.seed, epoch, row):
-            return self.pixels(picture)
+            data = self.images.read(row)
+            with torch.random.fork_rng(devices=[]):
+                # Not torch.manual_seed: it also queues a call for CUDA, with a traceback, for every image.
+                torch.default_generator.manual_seed(state)
+                return self.make(row, data)
+        except (ImageError, OSError) as error:
+            return UserError(
+                f"image of row {row}, {self.images.name(row)}: {error}; it was sound when extracted: bring it back, "
+                "note where the images lie now (mmkd store relocate), or train from `inputs` (mmkd extract "
+                "--keep-inputs)"
+            )
 
 
-def _stack(images: list[torch.Tensor | UserError]) -> torch.Tensor | UserError:
-    """Return uint8 (B, 3, H, W), or the first error of the batch."""
-    sound = [image for image in images if isinstance(image, torch.Tensor)]
-    return torch.stack(sound) if len(sound) == len(images) else next(e for e in images if isinstance(e, UserError))
+def _load(
+    rows: _Rows, collate: Callable[[list[Any]], Any], wanted: Wanted, workers: int, *, pin: bool
+) -> Iterator[Any]:
+    """Start the workers, and return their collated batches. Raises UserError, on iteration, if an image is gone."""
+    loader = DataLoader(
+        rows,
+        batch_sampler=([(epoch, row) for row in numbers.tolist()] for epoch, numbers in wanted),
+        num_workers=workers,
+        collate_fn=partial(_collate, collate),
+        generator=torch.Generator(),  # it draws a seed, from a generator that nobody else counts on
+        pin_memory=pin,
+    )
+    return map(_sound, iter(loader))
 
 
-class Pictures(Protocol):
-    """Source of a run's pixels."""
-
-    def batches(self, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
-        """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`; worker processes start at this call."""
+def _collate(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
 
 
-@dataclass(frozen=True)
-class WorkerPictures:
-    """Images decoded and cropped in worker processes."""
-
-    images: RowImages
-    pixels: Pixels
-
-    def batches(self, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
-        """See `image_batches`."""
-        return image_batches(self.images, self.pixels, wanted, seed, workers)
+def _sound(batch: Any) -> Any:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def image_batches(images: RowImages, pixels: Pixels, wanted: Wanted, seed: int, workers: int) -> Iterator[torch.Tensor]:
     """Yield uint8 (B, 3, H, W) for each (epoch, rows) of `wanted`, decoded in `workers` processes that start at this
     call. Raises UserError if an image is gone or damaged; the message names row and file."""
-    loader = DataLoader(
-        _Images(images, pixels, seed),
-        batch_sampler=([(epoch, row) for row in rows.tolist()] for epoch, rows in wanted),
-        num_workers=workers,
-        collate_fn=_stack,
-        generator=torch.Generator(),  # it draws a seed, from a generator that nobody else counts on
-        pin_memory=torch.cuda.is_available(),
-    )
-    return _sound(iter(loader))
+    rows = _Rows(images, partial(_decode, pixels), seed)
+    return _load(rows, torch.stack, wanted, workers, pin=torch.cuda.is_available())
 
 
-def _sound(batches: Iterator[torch.Tensor | UserError]) -> Iterator[torch.Tensor]:
-    for stacked in batches:
-        if isinstance(stacked, UserError):
-            raise stacked
-        yield stacked
+def _decode(pixels: Pixels, row: int, data: bytes) -> torch.Tensor:
+    return pixels(decode(data))
+
+
+def _device_batches(
+    images: StoredImages, crop: RandomResizedCrop, device: torch.device, wanted: Wanted, seed: int, workers: int
+) -> Iterator[torch.Tensor]:
+    """As `image_batches`, decoded and cropped on `device`. Also raises UserError if a JPEG cannot be decoded there."""
+    files = _load(_Rows(images, partial(_draw_crop, crop), seed), list, wanted, workers, pin=False)
+    return map(partial(_decode_on, device, crop), files)
+
+
+def _draw_crop(crop: RandomResizedCrop, row: int, data: bytes) -> tuple[int, torch.Tensor, Crop]:
+    """Return the row, its JPEG as uint8 (bytes,), and the part of it that is kept."""
+    header = Image.open(io.BytesIO(data), formats=("JPEG",))
+    place = crop.get_params(header, list(crop.scale), list(crop.ratio))
+    return row, torch.frombuffer(bytearray(data), dtype=torch.uint8), place
+
+
+def _decode_on(
+    device: torch.device, crop: RandomResizedCrop, files: list[tuple[int, torch.Tensor, Crop]]
+) -> torch.Tensor:
+    try:
+        pictures = decode_jpeg([data for _, data, _ in files], mode=ImageReadMode.RGB, device=device)
+    except RuntimeError as error:
+        rows = ", ".join(str(row) for row, _, _ in files[:5])
+        raise UserError(
+            f"a picture of rows {rows}, ... cannot be decoded on {device}: {cause(error, 120)}; "
+            "look at the store with `mmkd store verify`, or set data.decode to `workers`"
+        ) from error
+    size = list(crop.size)
+    parts = zip(pictures, (place for _, _, place in files), strict=True)
+    return torch.stack([resized_crop(part, *place, size, crop.interpolation, antialias=True) for part, place in parts])

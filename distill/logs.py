@@ -16,19 +16,20 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import UserError, cause
 from mmkd.base.files import write_atomically
 from mmkd.base.install import install_command
 from mmkd.distill.prepare import Run
 
 _SECONDS_A_LINE = 60.0
 
-Board = Callable[[int, Mapping[str, float]], None]
+Values = Mapping[str, float]
+Board = Callable[[int, Values], None]
 """Function of a step and its values by name."""
 
 
-def _losses(values: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix("loss/"): value for name, value in values.items() if name.startswith("loss/")}
+def _below(prefix: str, values: Values) -> dict[str, str]:
+    return {name[len(prefix) :]: f"{value:.3f}" for name, value in values.items() if name.startswith(prefix)}
 
 
 class Terminal:
@@ -37,10 +38,10 @@ class Terminal:
     def __init__(self, bar: tqdm) -> None:  # type: ignore[type-arg]
         self.bar = bar
 
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+    def __call__(self, step: int, values: Values) -> None:
         """Show the numbers of this step; rates and memory under short names."""
         self.bar.update(step + 1 - self.bar.n)
-        shown = {name: f"{value:.3f}" for name, value in _losses(values).items()}
+        shown = _below("loss/", values)
         if "samples_per_second" in values:
             shown |= {
                 "samples/s": f"{values['samples_per_second']:.0f}",
@@ -56,14 +57,13 @@ class Lines:
     def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
         self.total, self.now, self.due = total, now, -math.inf
 
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+    def __call__(self, step: int, values: Values) -> None:
         """Write the terms, the rates and the scores of this step to stderr."""
-        scores = {name.removeprefix("monitor/"): v for name, v in values.items() if name.startswith("monitor/")}
-        now = self.now()
+        scores, now = _below("monitor/", values), self.now()
         if not scores and now < self.due:
             return
         self.due = now + _SECONDS_A_LINE
-        shown = [f"{name} {value:.3f}" for name, value in (scores or _losses(values)).items()]
+        shown = [f"{name} {value}" for name, value in (scores or _below("loss/", values)).items()]
         if "samples_per_second" in values:
             shown += [
                 f"{values['samples_per_second']:.0f} samples/s",
@@ -91,14 +91,14 @@ def open_boards(run: Run) -> Iterator[Board]:
                 started = stack.enter_context(_start_wandb(run))
                 boards.append(lambda step, values: started.log(dict(values), step=step))
 
-        def log(step: int, values: Mapping[str, float]) -> None:
+        def log(step: int, values: Values) -> None:
             for board in boards:
                 board(step, values)
 
         yield log
 
 
-def _write_tensorboard(writer: SummaryWriter, step: int, values: Mapping[str, float]) -> None:
+def _write_tensorboard(writer: SummaryWriter, step: int, values: Values) -> None:
     for name, value in values.items():
         writer.add_scalar(name, value, step)
     writer.flush()
@@ -118,36 +118,33 @@ def _start_wandb(run: Run) -> Any:
     try:
         return wandb.init(
             project=run.config.logging.wandb, name=out.name, id=note.read_text(), resume="allow", dir=out,
-            config=run.checkpointer.record.model_dump(mode="json"),
+            config=run.record.model_dump(mode="json"),
         )  # fmt: skip
     except wandb.Error as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"logging.wandb: {reason}; run `wandb login`, set WANDB_MODE=offline, or drop the key"
+            f"logging.wandb: {cause(error)}; run `wandb login`, set WANDB_MODE=offline, or drop the key"
         ) from error
 
 
 class Clock:
-    """Counter of seconds, samples and time spent waiting."""
+    """Counts seconds, samples of all ranks, and time spent waiting for data."""
 
     def __init__(self) -> None:
+        self.started = self._lap = time.perf_counter()
         self.wait_seconds = 0.0
         """Since the run began."""
-        self.started = time.perf_counter()
-        self._lap, self._lap_wait, self._lap_samples = self.started, 0.0, 0
+        self._samples, self._waited_before = 0, 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the time inside as waiting for data."""
         before = time.perf_counter()
         yield
-        waited = time.perf_counter() - before
-        self.wait_seconds += waited
-        self._lap_wait += waited
+        self.wait_seconds += time.perf_counter() - before
 
     def add(self, samples: int) -> None:
-        """Count the samples of a step, over all ranks."""
-        self._lap_samples += samples
+        """Count the samples of a step."""
+        self._samples += samples
 
     @property
     def seconds(self) -> float:
@@ -159,11 +156,11 @@ class Clock:
         now = time.perf_counter()
         seconds = max(now - self._lap, 1e-9)
         rates = {
-            "samples_per_second": self._lap_samples / seconds,
-            "data_wait_share": self._lap_wait / seconds,
+            "samples_per_second": self._samples / seconds,
+            "data_wait_share": (self.wait_seconds - self._waited_before) / seconds,
             "memory_gb": memory_bytes(device) / 1e9,
         }
-        self._lap, self._lap_wait, self._lap_samples = now, 0.0, 0
+        self._lap, self._samples, self._waited_before = now, 0, self.wait_seconds
         return rates
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 INITIAL_LOG_SCALE = math.log(1 / 0.07)
-"""Its first value."""
+"""Initial logarithm of a learned temperature."""
 MAX_LOG_SCALE = math.log(100)
-"""CLIP clips it here."""
+"""CLIP's upper bound."""
 
 FeatureKind = Literal["cosine", "mse", "smooth_l1"]
 FEATURE_KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
@@ -26,8 +26,7 @@ class PairFeatures:
     """Features of n pairs, as they are to enter the dot products; every switch between unit and raw rows lies outside.
     image, text: float (n, D). group: int64 (n,) or (n, G); pairs that are equal in any column (one caption, one image)
     are positives of each other. available: bool (n,), or None for all; other rows are never keys, and their values need
-    weight 0. The same pairs as T teachers of one width see them: image, text (T, n, D) and available (T, n), see
-    `stacked`."""
+    weight 0. As T teachers of one width see them (`stack_teachers`): image, text (T, n, D) and available (T, n)."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -36,7 +35,7 @@ class PairFeatures:
 
     @property
     def mask(self) -> torch.Tensor:
-        """Return `available` as a mask, all True for None."""
+        """`available` as a mask, all True for None."""
         return self.group.new_ones(len(self.group), dtype=torch.bool) if self.available is None else self.available
 
     def of(self, teacher: int) -> PairFeatures:
@@ -45,8 +44,8 @@ class PairFeatures:
         return PairFeatures(self.image[teacher], self.text[teacher], self.group, available)
 
 
-def stacked(teachers: Sequence[PairFeatures]) -> PairFeatures:
-    """Return the same pairs as several teachers of one width see them, for losses of all of them at once."""
+def stack_teachers(teachers: Sequence[PairFeatures]) -> PairFeatures:
+    """Stack the same pairs as several teachers of one width see them, for losses of all of them at once."""
     image, text, available = (
         torch.stack([getattr(pairs, part) for pairs in teachers]) for part in ("image", "text", "mask")
     )
@@ -215,11 +214,6 @@ def _bank_term(c: Comparison) -> torch.Tensor:
     return torch.stack(values)
 
 
-def _relational_term(c: Comparison) -> torch.Tensor:
-    student = Similarities(c.own, c.every, c.student_scale)
-    return relational_loss(student, Similarities(c.teachers, c.all_teachers, c.teacher_scale))
-
-
 Term = Callable[[Comparison], torch.Tensor]
 """Value of each row for each teacher, float (T, Q); rows that a teacher lacks may hold anything finite."""
 
@@ -227,8 +221,10 @@ TERMS: dict[str, Term] = {
     "feature": lambda c: feature_loss(c.mapped, c.teachers, c.feature_kind),
     "cross": lambda c: cross_loss(c.mapped, c.all_teachers, c.scale),
     "bank": _bank_term,
-    "relational": _relational_term,
+    "relational": lambda c: relational_loss(
+        Similarities(c.own, c.every, c.student_scale), Similarities(c.teachers, c.all_teachers, c.teacher_scale)
+    ),
 }
-"""Terms that ask teachers. Each is a weight of its name in `loss:` of a run's YAML, 0 unless `DEFAULT_WEIGHTS` says
-otherwise."""
+"""Terms that ask teachers; each is a weight of its name in a run's `loss:`, by default that of `DEFAULT_WEIGHTS` or
+0."""
 DEFAULT_WEIGHTS: Mapping[str, float] = {"feature": 1.0, "cross": 1.0}

@@ -1,24 +1,144 @@
-"""Validation during training: retrieval and zero-shot classification on held-out rows, never on report sets."""
+"""Validation during training: retrieval and zero-shot on held-out rows that are not trained on, never report sets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
 import torch
+from numpy.typing import NDArray
 
-from mmkd.distill.captions import Captions
-from mmkd.distill.config import MonitorConfig
-from mmkd.distill.images import image_batches
+from mmkd.base.errors import ConfigError, UserError
+from mmkd.distill.captions import Captions, tokenize_captions
+from mmkd.distill.config import DataConfig, MonitorConfig, MonitorSet
+from mmkd.distill.images import RowImages, image_batches, row_images
 from mmkd.distill.losses import unit
 from mmkd.distill.optimizer import WeightAverage
-from mmkd.distill.student import Towers, plain_pixels
-from mmkd.distill.validation_sets import HeldOut
+from mmkd.distill.pairs import Pairs, find_pairs, rows_where
+from mmkd.distill.student import Tokenize, Towers, student_pixels
 from mmkd.distill.world import World
+from mmkd.store import FeatureStore
 
 _QUERIES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Rows of one monitor set, found before any network is built, so that mistakes in them show at once."""
+
+    metrics: tuple[str, ...]
+    """Names of its scores."""
+    store: FeatureStore
+    pairs: Pairs
+    labels: list[str]
+    """Class of each pair; empty for retrieval."""
+    prompts: pa.Table | None
+    """Columns `caption` and `class`; None for retrieval."""
+    digest: str
+    """Digest of the rows, images and captions, independent of the store's location."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One monitor set with its tokens and images. labels: int64 (n,), class of each pair; empty for retrieval. prompts:
+    captions of the classes, None for retrieval. prompt_labels: int64 (p,), class of each prompt."""
+
+    rows: HeldOutRows
+    images: RowImages
+    captions: Captions
+    labels: torch.Tensor
+    prompts: Captions | None
+    prompt_labels: torch.Tensor
+
+
+def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenizer: Tokenize) -> HeldOut:
+    """Find the images of a monitor set for a student of `side` pixels, and tokenize its captions and prompts."""
+    named: list[str] = rows.prompts["class"].to_pylist() if rows.prompts is not None else []
+    place = {name: number for number, name in enumerate(sorted(set(named)))}
+    return HeldOut(
+        rows=rows,
+        images=row_images(rows.store, rows.pairs, data.images, side),
+        captions=tokenize_captions(rows.pairs.captions, tokenizer),
+        labels=torch.tensor([place[label] for label in rows.labels], dtype=torch.long),
+        prompts=tokenize_captions(rows.prompts["caption"].to_pylist(), tokenizer) if rows.prompts is not None else None,
+        prompt_labels=torch.tensor([place[name] for name in named], dtype=torch.long),
+    )
+
+
+def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
+    """Draw `limit` of the rows that match a monitor set, as evenly over its classes as they allow. Raises ConfigError
+    if one of them is also among the `training` rows of `run_store`; UserError if fewer than two match, or classes,
+    prompts and limit do not fit; IncompleteStoreError if rows that match have not been extracted yet."""
+    store = run_store if entry.store is None else FeatureStore.open(entry.store)
+    pairs = find_pairs(store, entry.where)
+    where = f"monitor set {entry.name!r}"
+    if len(pairs.rows) < 2:
+        raise UserError(f"{where}: {len(pairs.rows)} rows of {store.root} match {entry.where}; change its `where`")
+    columns = list(dict.fromkeys(["caption", "image_sha256", *([entry.label] if entry.label else [])]))
+    table = store.sample_table(columns=list(dict.fromkeys([*columns, "key"]))).take(pa.array(pairs.rows))
+    classes = table[entry.label].cast(pa.string()).to_pylist() if entry.label else [None] * len(table)
+    if entry.label and (blank := classes.count(None)):
+        raise UserError(f"{where}: {blank} of its rows have no {entry.label}; leave them out with `where`")
+    if entry.limit < len(set(classes)):
+        raise UserError(f"{where}: limit {entry.limit} is less than its {len(set(classes))} classes; raise it")
+    drawn = draw_evenly(classes, entry.limit)
+    pairs, table = _take_pairs(pairs, drawn), table.take(pa.array(drawn))
+    labels = [classes[place] for place in drawn] if entry.label else []
+    if both := _rows_in_both(pairs, table, run_store, training):
+        raise ConfigError(
+            f"{where}: row {both[0]} and {len(both) - 1} more are trained on too (with the caption, and the image or "
+            "key, of a training row); keep them apart with `where`"
+        )
+    prompts = None
+    if entry.label is not None:
+        found = rows_where(store, entry.prompts, list(dict.fromkeys(["caption", entry.label])))
+        prompts = pa.table({"caption": found["caption"], "class": found[entry.label].cast(pa.string())}).drop_null()
+        named = sorted(set(prompts["class"].to_pylist()))
+        if unknown := sorted(set(labels) - set(named)):
+            names = ", ".join(named) or "none"
+            raise UserError(f"{where}: no prompt for class {unknown[0]!r}; its prompts name {names}")
+        if len(named) < 2:
+            raise UserError(f"{where}: its prompts name the one class {named[0]!r}, expected two or more")
+    shown = table.select(columns).to_pydict()
+    content = json.dumps([shown, prompts.to_pydict() if prompts is not None else None], default=str)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return HeldOutRows(entry.metrics, store, pairs, labels, prompts, digest)
+
+
+def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
+    """Draw at most `limit` places, ascending: equally many of each class that has enough; a function of its
+    arguments."""
+    order = np.random.default_rng(0).permutation(len(classes))
+    seen: dict[str | None, int] = {}
+    turn = np.empty(len(classes), dtype=np.int64)
+    for place in order:
+        turn[place] = seen[classes[place]] = seen.get(classes[place], -1) + 1
+    return np.sort(order[np.argsort(turn[order], kind="stable")][:limit])
+
+
+def _take_pairs(pairs: Pairs, places: NDArray[np.int64]) -> Pairs:
+    encoded = pa.array(pairs.caption[places]).dictionary_encode()
+    captions = pairs.captions.take(encoded.dictionary)
+    table, numbers = pairs.table.take(pa.array(places)), encoded.indices.to_numpy().astype(np.int64)
+    return Pairs(pairs.rows[places], numbers, pairs.image[places], captions, table)
+
+
+def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, training: Pairs) -> list[int]:
+    """List the held-out rows that have the caption, and the image bytes or the key, of a row that is trained on: images
+    that were encoded again, and imported features, keep their keys."""
+    both = np.zeros(len(table), dtype=bool)
+    for name in ("image_sha256", "key"):
+        alike = pads.field(name).isin(table[name].combine_chunks().drop_null().unique())
+        found = run_store.sample_table(columns=["row", "caption", name], filter=alike)
+        found = found.filter(pa.array(np.isin(found["row"].to_numpy(), training.rows)))
+        known = set(zip(found[name].to_pylist(), found["caption"].to_pylist(), strict=True))
+        both |= [pair in known for pair in zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)]
+    rows: list[int] = held.rows[both].tolist()
+    return rows
 
 
 @dataclass(kw_only=True)
@@ -47,13 +167,19 @@ class Monitor:
     def scores(self) -> dict[str, float]:
         """Return every metric of every set by `SET/METRIC`, in [0, 1], higher is better; the same on every rank."""
         found: dict[str, float] = {}
-        training = self.towers.training
-        with _use_average(self.towers, self.average):
-            self.world.share_buffers(self.towers)
-            self.towers.eval()
+        towers, average, training = self.towers, self.average, self.towers.training
+        own = {name: value.detach().clone() for name, value in towers.state_dict().items()} if average else {}
+        try:
+            if average:
+                towers.load_state_dict(average.values)
+            self.world.share_buffers(towers)
+            towers.eval()
             for held in self.sets:
                 found |= self._judge(held)
-        self.towers.train(training)
+        finally:
+            if average:
+                towers.load_state_dict(own)
+            towers.train(training)
         return found
 
     def _judge(self, held: HeldOut) -> dict[str, float]:
@@ -77,13 +203,12 @@ class Monitor:
         padded = np.resize(rows, -(-len(rows) // self.world.size) * self.world.size)
         mine = padded.reshape(self.world.size, -1)[self.world.rank]
         parts = np.split(mine, range(self.batch_rows, len(mine), self.batch_rows))
-        plain = plain_pixels(self.towers.student)
+        plain = student_pixels(self.towers.student)
         pixels = image_batches(held.images, plain, ((0, part) for part in parts), 0, self.workers)
         found = [unit(self.towers.encode_images(images.to(self.world.device))) for images in pixels]
         return self.world.gather(torch.cat(found)).cpu()[: len(rows)]
 
     def _encode_texts(self, captions: Captions) -> torch.Tensor:
-        """Return float32 (u, D) of unit norm, on the CPU."""
         numbers = np.arange(len(captions.lengths))
         parts = np.split(numbers, range(self.batch_rows, len(numbers), self.batch_rows))
         tokens = (captions.tokens(part) for part in parts)
@@ -91,7 +216,7 @@ class Monitor:
 
 
 def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return how many wrong answers are at least as near as the nearest right one: int64 (n,), 0 is best. `queries`,
+    """Count the wrong answers that are at least as near as the nearest right one: int64 (n,), 0 is best. `queries`,
     `gallery`: float32 (n, D) of unit norm. groups: int64 (n,); an answer is right when its group is equal."""
     ranks = []
     for chunk, mine in zip(*(torch.split(part, _QUERIES_AT_ONCE) for part in (queries, groups)), strict=True):
@@ -100,17 +225,3 @@ def positive_ranks(queries: torch.Tensor, gallery: torch.Tensor, groups: torch.T
         nearest = cosine.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
         ranks.append(((cosine >= nearest) & ~right).sum(dim=1))
     return torch.cat(ranks)
-
-
-@contextmanager
-def _use_average(towers: Towers, average: WeightAverage | None) -> Iterator[None]:
-    """Give the towers their averaged weights inside the block."""
-    if average is None:
-        yield
-        return
-    own = {name: value.detach().clone() for name, value in towers.state_dict().items()}
-    towers.load_state_dict(average.values)
-    try:
-        yield
-    finally:
-        towers.load_state_dict(own)

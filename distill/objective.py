@@ -1,41 +1,47 @@
 """Objective: named terms of a batch and their weighted sum.
 
-The loop knows nothing of losses and this file knows nothing of loops. Each rank is given its own share of
-the batch; the sums over ranks of what it returns are the terms of the whole batch, whatever the number of ranks.
-Shapes: b rows of this rank, B of all ranks, T teachers, D student width, A width of a comparison.
-"""
+The loop knows nothing of losses and this file knows nothing of loops. Each rank is given its own share of the batch;
+the sums over ranks of what it returns are the terms of the whole batch, whatever the number of ranks. Shapes: b rows of
+this rank, B of all ranks, T teachers, D student width, A width of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from mmkd.base.errors import ConfigError
 from mmkd.distill.bank import Bank
 from mmkd.distill.batch import Batch, StudentFeatures
-from mmkd.distill.config import LossConfig
-from mmkd.distill.heads import Heads
+from mmkd.distill.config import LossConfig, RunConfig
+from mmkd.distill.heads import Heads, Preparation, fixed_alignment, mix_teachers
 from mmkd.distill.losses import (
     INITIAL_LOG_SCALE,
     MAX_LOG_SCALE,
     TERMS,
     Comparison,
     PairFeatures,
-    stacked,
+    stack_teachers,
     task_loss,
     unit,
+    weighted_mean,
 )
-from mmkd.distill.policies import Policy
-from mmkd.distill.reduction import Reduction
-from mmkd.distill.targets import Preparation, mixed
+from mmkd.distill.policies import Policy, make_policy
+from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.world import World
+
+# Logits of a teacher whose card has no temperature: CLIP's first one, 1/0.07 (arXiv 2103.00020, section 2.5).
+_USUAL_SCALE = 1 / 0.07
 
 
 @dataclass
 class TeacherSide:
-    """Parts of a run with teachers besides the student. relation_scales: of the softmax over each teacher's own
+    """What a run with teachers needs beside the student. relation_scales: temperature of each teacher's
     similarities."""
 
     heads: Heads
@@ -62,32 +68,38 @@ class Objective(nn.Module):
         self.reduction = Reduction(config.balance, config.teacher_terms, spaces)
 
     def forward(self, student: StudentFeatures, batch: Batch, world: World) -> dict[str, torch.Tensor]:
-        """This rank's part of every term before weighting, float32 scalars; the parts of all ranks sum to the terms."""
+        """Return this rank's part of every term before weighting, float32 scalars; the ranks' parts sum to the
+        terms."""
         rows = torch.from_numpy(batch.rows).to(batch.groups.device)
         group = batch.groups if self.config.equal_captions else rows
         own = PairFeatures(unit(student.image), unit(student.text), group)
-        every = gathered(own, world)
-        values = task_loss(own, every, student.log_scale.exp())
-        terms = {"task": values.sum() / len(every.group)}
+        every = _of_all_ranks(own, world)
+        student_scale = student.log_scale.exp()
+        terms = {"task": task_loss(own, every, student_scale).sum() / len(every.group)}
         if self.side is None:
             return terms
         prepared = self.side.prepare(batch.targets, group)
         shares = self.side.policy.shares(batch)
         if self.config.mixed_teachers:
-            prepared = [mixed(prepared, shares)]
+            prepared = [mix_teachers(prepared, shares)]
             shares = shares.sum(dim=1, keepdim=True)
         banks = None if self.side.bank is None else self.side.bank.at(batch.step, world.gather(rows))
         columns: dict[str, list[torch.Tensor]] = {name: [rows] * len(prepared) for name in self.config.teacher_terms}
-        for numbers in of_one_width(prepared):
-            theirs = stacked([prepared[number] for number in numbers])
+        both = torch.cat([student.image, student.text])
+        for width in dict.fromkeys(pairs.image.shape[1] for pairs in prepared):
+            # Each loss is computed once for all teachers of a width.
+            numbers = [number for number, pairs in enumerate(prepared) if pairs.image.shape[1] == width]
+            mapped = unit(torch.stack([self.heads(number, both) for number in numbers]))
+            image, text = torch.split(mapped, len(student.image), dim=1)
+            theirs = stack_teachers([prepared[number] for number in numbers])
             compared = Comparison(
-                mapped=self._map(numbers, student, group),
+                mapped=PairFeatures(image, text, group),
                 teachers=theirs,
-                all_teachers=gathered(theirs, world),
+                all_teachers=_of_all_ranks(theirs, world),
                 own=own,
                 every=every,
                 scale=self._scales(numbers),
-                student_scale=student.log_scale.exp(),
+                student_scale=student_scale,
                 teacher_scale=own.image.new_tensor([self.side.relation_scales[n] for n in numbers])[:, None, None],
                 banks=[banks[number] for number in numbers] if banks else (),
                 feature_kind=self.config.feature_kind,
@@ -100,13 +112,6 @@ class Objective(nn.Module):
         shares = self.side.policy.after_losses(shares, weighted, batch)
         reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world)
         return terms | reduced
-
-    def _map(self, numbers: Sequence[int], student: StudentFeatures, group: torch.Tensor) -> PairFeatures:
-        """Return the student's rows in the spaces of these teachers, stacked."""
-        both = torch.cat([student.image, student.text])
-        mapped = unit(torch.stack([self.heads(number, both) for number in numbers]))
-        image, text = torch.split(mapped, len(student.image), dim=1)
-        return PairFeatures(image, text, group)
 
     def _scales(self, numbers: Sequence[int]) -> torch.Tensor:
         """Return the softmax scale over each teacher's keys: (T, 1, 1), or a scalar for all."""
@@ -125,23 +130,93 @@ class Objective(nn.Module):
             self.cross_log_scales.clamp_(0, MAX_LOG_SCALE)
 
 
-def of_one_width(prepared: Sequence[PairFeatures]) -> list[list[int]]:
-    """Return the places of the teachers, those of one width together: each loss is then computed once for all of
-    them."""
-    found: dict[int, list[int]] = {}
-    for number, pairs in enumerate(prepared):
-        found.setdefault(pairs.image.shape[1], []).append(number)
-    return list(found.values())
-
-
-def gathered(pairs: PairFeatures, world: World) -> PairFeatures:
+def _of_all_ranks(pairs: PairFeatures, world: World) -> PairFeatures:
     """Return the rows of all ranks; the student's gradients flow back to the rank that a row came from."""
     if world.size == 1:
         return pairs
     rows = pairs.image.dim() - 2  # behind the teachers, when they are stacked
 
-    def every(part: torch.Tensor, axis: int) -> torch.Tensor:
-        return world.gather(part.transpose(0, axis)).transpose(0, axis)
+    def every(part: torch.Tensor) -> torch.Tensor:
+        return world.gather(part.transpose(0, rows)).transpose(0, rows)
 
-    available = None if pairs.available is None else every(pairs.available, rows)
-    return PairFeatures(every(pairs.image, rows), every(pairs.text, rows), world.gather(pairs.group), available)
+    available = None if pairs.available is None else every(pairs.available)
+    return PairFeatures(every(pairs.image), every(pairs.text), world.gather(pairs.group), available)
+
+
+class Reduction(nn.Module):
+    """``sum_it w_it v_it / sum_it w_it`` over the rows of all ranks, w being the shares; then the balance.
+
+    With W_t the shares of teacher t, W their sum and m_t its mean value:
+
+    - none: ``sum_t W_t/W m_t``;
+    - equal: ``sum_t W_t/W m_t c_t`` with ``c_t = m / m_t`` held constant, m the unbalanced value: each teacher's
+      part is of one size, so that one with large values does not drown the others (the gradient is that of a weighted
+      geometric mean);
+    - learned: ``sum_t W_t/W (exp(-u_t) m_t + u_t)``, u_t learned (uncertainty weighting, arXiv 1705.07115).
+    """
+
+    def __init__(self, balance: Literal["none", "equal", "learned"], terms: Sequence[str], teachers: int) -> None:
+        super().__init__()
+        self.balance, self.places = balance, {name: number for number, name in enumerate(terms)}
+        if balance == "learned":
+            # One vector: matrices would be decayed.
+            self.log_variances = nn.Parameter(torch.zeros(len(terms) * teachers))
+
+    def forward(
+        self, values: Mapping[str, torch.Tensor], shares_bT: torch.Tensor, world: World
+    ) -> dict[str, torch.Tensor]:
+        """Return this rank's part of every term, from its values float (b, T)."""
+        weight_T = world.sum(shares_bT.sum(0))
+        return {name: self._reduce(name, found, shares_bT, weight_T, world) for name, found in values.items()}
+
+    def _reduce(
+        self, name: str, values_bT: torch.Tensor, shares_bT: torch.Tensor, weight_T: torch.Tensor, world: World
+    ) -> torch.Tensor:
+        if self.balance == "none":
+            return weighted_mean(values_bT, shares_bT, weight_T.sum())
+        part_T = torch.stack(
+            [weighted_mean(v, w, weight_T.sum()) for v, w in zip(values_bT.T, shares_bT.T, strict=True)]
+        )
+        if self.balance == "learned":
+            teachers = values_bT.shape[1]
+            u_T = self.log_variances[self.places[name] * teachers :][:teachers]
+            share_T = weight_T / weight_T.sum().clamp_min(torch.finfo(weight_T.dtype).tiny)
+            return ((-u_T).exp() * part_T + u_T * share_T / world.size).sum()
+        whole_T = world.sum(part_T)
+        # m / m_t, from W_t m_t / W; a teacher without rows or without loss has nothing to balance.
+        mean_T = whole_T * weight_T.sum() / weight_T.clamp_min(torch.finfo(weight_T.dtype).tiny)
+        factor_T = torch.where(mean_T > 0, whole_T.sum() / mean_T.clamp_min(torch.finfo(mean_T.dtype).tiny), 0)
+        return (factor_T * part_T).sum()
+
+
+def make_objective(
+    config: RunConfig,
+    student_dim: int,
+    teachers: TeacherFeatures | None,
+    rows: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    device: torch.device,
+) -> Objective:
+    """Build the objective of a run with these grid rows, int64 (n,), and `Batch.groups` of all of them, (n, 2);
+    teachers are None when no term asks them. Heads and bank are on `device`. Raises ConfigError, UserError if widths,
+    teachers' names or the alignment do not fit the store."""
+    if teachers is None:
+        return Objective(config.loss, None)
+    loss = config.loss
+    alignment = fixed_alignment(config.heads, teachers)
+    widths = teachers.dims if alignment is None else tuple(alignment.width(slug) for slug in teachers.slugs)
+    if loss.mixed_teachers and (config.policy.kind != "one" or config.policy.drop or len(set(widths)) > 1):
+        raise ConfigError(
+            f"loss.mixed_teachers wants policy {{kind: one}} without drop and teachers of one width, "
+            f"here {{kind: {config.policy.kind}}} and widths {', '.join(map(str, sorted(set(widths))))}; "
+            "name an alignment in `heads`"
+        )
+    heads = Heads("none" if loss.mixed_teachers else config.heads.kind, student_dim, teachers.slugs, widths)
+    prepare = Preparation(teachers.slugs, None if alignment is None else alignment.to(device), loss.unit_teachers)
+    bank = None
+    if "bank" in loss.teacher_terms:
+        same = groups if loss.equal_captions else rows
+        bank = Bank(rows, same, teachers.gather, prepare, config=loss.bank_rows, seed=config.seed, device=device)
+    scales = [card.logit_scale or _USUAL_SCALE for card in teachers.cards.values()]
+    policy = make_policy(config.policy, config.seed, teachers, rows, groups, device)
+    return Objective(loss, TeacherSide(heads, prepare, policy, scales, bank)).to(device)

@@ -28,7 +28,7 @@ _UNDECAYED = re.compile(
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only; each group's `share` is its part of the learning rate."""
+    """Make an AdamW that decays matrices only; each group's `share` is its part of the learning rate."""
     scales = learning_rate_shares(model, config)
     undecayed = undecayed_parameters(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -61,14 +61,13 @@ def undecayed_parameters(model: nn.Module) -> set[str]:
 
 
 def tower_layers(model: nn.Module) -> dict[str, tuple[str, int | None]]:
-    """Tower (`image`, `text` or neither) and layer of every parameter: -1 for the stem, None for what lies behind the
-    last layer (norm, projection, temperature). Towers of timm are numbered as timm numbers them."""
+    """Map every parameter to its tower (`image`, `text` or neither) and layer: -1 for the stem, None for what lies
+    behind the last layer (norm, projection, temperature). Towers of timm are numbered as timm numbers them."""
     found: dict[str, tuple[str, int | None]] = {}
     for name, _ in model.named_parameters():
         inside = f".{name}".partition(".student.")[2]
-        tower = "image" if inside.startswith("visual.") else "text" if inside else ""
-        if inside.startswith(("logit_", "text_decoder.")):
-            tower = ""
+        shared = not inside or inside.startswith(("logit_", "text_decoder."))
+        tower = "" if shared else "image" if inside.startswith("visual.") else "text"
         layer = _LAYER.search(name) if tower else None
         found[name] = (tower, int(layer[1]) if layer else -1 if tower and _STEM.search(name) else None)
     for path, part in model.named_modules():
@@ -79,9 +78,8 @@ def tower_layers(model: nn.Module) -> dict[str, tuple[str, int | None]]:
 
 
 def learning_rate_shares(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
-    """Return the share of the learning rate of every parameter: its part's rate, and `layer_decay` to the power of its
-    distance from the tower's top. What lies behind the last layer has distance 0, the stem one more than the first
-    layer."""
+    """Map every parameter to its share of the learning rate: its part's rate, and `layer_decay` to the power of its
+    distance from the tower's top. What lies behind the last layer has distance 0, the stem one more than the first."""
     places = tower_layers(model)
     top: dict[str, int] = {}
     for tower, layer in places.values():
@@ -95,8 +93,7 @@ def learning_rate_shares(model: nn.Module, config: OptimizerConfig) -> dict[str,
 
 
 def lock_layers(towers: Towers, lock: LockConfig) -> None:
-    """Freeze the lower layers of the towers, or all of them. Raises ConfigError for more layers than the tower has, or
-    if nothing is left to learn."""
+    """Freeze layers of the towers. Raises ConfigError for more than a tower has, or if nothing is left to learn."""
     places = tower_layers(towers)
     parameters = dict(towers.named_parameters())
     for tower, wanted in (("image", lock.image), ("text", lock.text)):
@@ -112,17 +109,13 @@ def lock_layers(towers: Towers, lock: LockConfig) -> None:
                 parameters[name].requires_grad_(False)
     if not any(parameters[name].requires_grad for name, (tower, _) in places.items() if tower):
         raise ConfigError("student.lock leaves nothing of the student to learn; unlock some layers of a tower")
-    towers.locked = [
-        part
-        for part in towers.modules()
-        if (members := list(part.parameters())) and not any(member.requires_grad for member in members)
-    ]
+    learned = {part: [parameter.requires_grad for parameter in part.parameters()] for part in towers.modules()}
+    towers.locked = [part for part, flags in learned.items() if flags and not any(flags)]
     towers.train(towers.training)
 
 
 def warmup_steps(config: OptimizerConfig, total: int) -> int:
-    """Return the steps over which the learning rate rises, of `total`. Raises ConfigError if the run would end before
-    they do."""
+    """Return the steps of rising learning rate. Raises ConfigError if the run of `total` would end before."""
     if config.warmup_steps is None:
         return round(config.warmup * total)
     if config.warmup_steps and config.warmup_steps >= total:
@@ -134,8 +127,7 @@ def warmup_steps(config: OptimizerConfig, total: int) -> int:
 
 
 def lr_factor(step: int, warmup: int, total: int) -> float:
-    """Return the share of the peak learning rate at `step`: linear up over `warmup` steps, then half a cosine to
-    zero."""
+    """Return the share of the peak learning rate at `step`: linear over `warmup` steps, then half a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
@@ -148,9 +140,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters and float buffers: ``a <- d * a + (1 - d) * w``. The decay is
-    `min(decay, (1 + step) / (10 + step))`, so that random first weights are soon forgotten (as in TensorFlow's
-    ExponentialMovingAverage)."""
+    """Exponential moving average of parameters and float buffers: ``a <- d * a + (1 - d) * w``. The decay d is
+    `min(decay, (1 + step) / (10 + step))`, as TensorFlow's: random first weights are soon forgotten."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay

@@ -1,45 +1,53 @@
-"""Each sample's shares of its teachers, as pure functions of (seed, epoch, position). Shapes: B rows of this rank, T
-teachers. A row of shares sums to 1, or to 0 when the sample has no teacher. Draws do not depend on batch size, number
-of ranks or how often a run was resumed."""
+"""Each sample's shares of its teachers, pure functions of (seed, epoch, position), whatever batch size, ranks or
+resumptions. Shapes: B rows of this rank, T teachers. A row sums to 1, or to 0 for a sample without teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from mmkd.base.errors import ConfigError
 from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.config import PolicyConfig
 from mmkd.distill.losses import unit
+from mmkd.distill.teacher_features import TeacherFeatures
 
+_STANDARD_ROWS = 16384
+"""Rows on which a teacher's usual score is measured, spread evenly over the run's."""
+_KNOWN_CAPTIONS = 4096
+"""Captions with which images are compared to see whether a teacher knows them, spread evenly over the run's."""
+_ROWS_AT_ONCE = 1024
 _GAMMA = -0x61C8864680B583EB
 """0x9E3779B97F4A7C15 as int64: the step of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)."""
 
 
 def draws(seed: int, epoch: int, positions_B: torch.Tensor, columns: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1), float64 (B, columns), a function of (seed, epoch, position, column) alone."""
-    base = _mixed(_mixed(torch.tensor(seed % 2**63, device=positions_B.device)) ^ epoch)
-    cells = _mixed(base ^ positions_B)[:, None] ^ torch.arange(columns, device=positions_B.device)
-    return _shifted(_mixed(cells), 11).double() * 2.0**-53
+    """Draw uniform numbers in [0, 1), float64 (B, columns), a function of (seed, epoch, position, column) alone."""
+    base = _split_mix(_split_mix(torch.tensor(seed % 2**63, device=positions_B.device)) ^ epoch)
+    cells = _split_mix(base ^ positions_B)[:, None] ^ torch.arange(columns, device=positions_B.device)
+    return _shift_right(_split_mix(cells), 11).double() * 2.0**-53
 
 
-def _mixed(state: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's output for this state; int64 arithmetic wraps as uint64 does."""
+def _split_mix(state: torch.Tensor) -> torch.Tensor:
+    """Return SplitMix64's output for this state; int64 arithmetic wraps as uint64 does."""
     z = state + _GAMMA
-    z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
-    z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-    return z ^ _shifted(z, 31)
+    z = (z ^ _shift_right(z, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shift_right(z, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+    return z ^ _shift_right(z, 31)
 
 
-def _shifted(z: torch.Tensor, places: int) -> torch.Tensor:
-    """Logical shift to the right; int64's own keeps the sign."""
+def _shift_right(z: torch.Tensor, places: int) -> torch.Tensor:
+    # Logical; int64's own keeps the sign.
     return (z >> places) & ((1 << (64 - places)) - 1)
 
 
 def all_teachers(available_BT: torch.Tensor) -> torch.Tensor:
     """Return equal shares of the available teachers."""
-    return _to_one(available_BT.float())
+    return _normalize(available_BT.float())
 
 
 def one_teacher(available_BT: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tensor:
@@ -51,25 +59,31 @@ def one_teacher(available_BT: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tens
 
 
 def weighted_teachers(available_BT: torch.Tensor, weights_T: torch.Tensor) -> torch.Tensor:
-    """Shares in proportion to fixed weights."""
-    return _to_one(available_BT * weights_T)
+    """Return shares in proportion to fixed weights."""
+    return _normalize(available_BT * weights_T)
 
 
 def best_teachers(available_BT: torch.Tensor, scores_BT: torch.Tensor, count: int) -> torch.Tensor:
-    """Equal shares of the `count` available teachers with the highest score; the first of the run's list at a tie."""
+    """Return equal shares of the `count` available teachers with the highest score; the first of the list at a tie."""
     judged_BT = scores_BT.masked_fill(~available_BT, -torch.inf)
     order_BT = judged_BT.argsort(dim=1, descending=True, stable=True)
     best_BT = torch.zeros_like(available_BT).scatter(1, order_BT[:, :count], True)
-    return _to_one((best_BT & available_BT).float())
+    return _normalize((best_BT & available_BT).float())
 
 
-def dropped(shares_BT: torch.Tensor, losses_BT: torch.Tensor, drawn_BT: torch.Tensor, chance: float) -> torch.Tensor:
+def drop_teachers(
+    shares_BT: torch.Tensor, losses_BT: torch.Tensor, drawn_BT: torch.Tensor, chance: float
+) -> torch.Tensor:
     """Leave out each teacher with this chance, but for the one whose loss is largest (UNIC, arXiv 2408.05088). The rest
     is scaled to sum to 1, so that the size of the loss does not depend on `chance`."""
     taking_part_BT = shares_BT > 0
     worst_B = losses_BT.detach().masked_fill(~taking_part_BT, -torch.inf).argmax(dim=1, keepdim=True)
     kept_BT = (drawn_BT >= chance).scatter(1, worst_B, True)
-    return _to_one(shares_BT * kept_BT)
+    return _normalize(shares_BT * kept_BT)
+
+
+def _normalize(shares_BT: torch.Tensor) -> torch.Tensor:
+    return shares_BT / shares_BT.sum(1, keepdim=True).clamp_min(torch.finfo(shares_BT.dtype).tiny)
 
 
 def agreement(target: TeacherTargets) -> torch.Tensor:
@@ -84,14 +98,10 @@ def familiarity(target: TeacherTargets, captions_UE: torch.Tensor) -> torch.Tens
     return torch.cat([(piece_BE @ captions_UE.to(piece_BE).T).amax(dim=1) for piece_BE in pieces])
 
 
-_ROWS_AT_ONCE = 1024
-
-
 @dataclass(frozen=True)
 class Standard:
-    """Usual score of each teacher: teachers' cosines have different ranges and are compared only in deviations from
-    their means. captions: float32 (U, E) of each teacher, unit rows, for `familiarity`; empty for `agreement`. mean,
-    deviation: float32 (T,), over the run's rows."""
+    """Usual score of each teacher: cosines of teachers are compared in deviations from their means. captions: float32
+    (U, E) of each teacher, unit rows, for `familiarity`; empty for `agreement`. mean, deviation: float32 (T,)."""
 
     captions: Sequence[torch.Tensor]
     mean: torch.Tensor
@@ -143,8 +153,40 @@ class Policy:
             return shares_BT
         # Column 0 chooses the one teacher; dropping has draws of its own.
         drawn_BT = draws(self.seed, batch.epoch, batch.positions, 1 + shares_BT.shape[1])[:, 1:]
-        return dropped(shares_BT, losses_BT, drawn_BT, self.config.drop)
+        return drop_teachers(shares_BT, losses_BT, drawn_BT, self.config.drop)
 
 
-def _to_one(shares_BT: torch.Tensor) -> torch.Tensor:
-    return shares_BT / shares_BT.sum(1, keepdim=True).clamp_min(torch.finfo(shares_BT.dtype).tiny)
+def make_policy(
+    config: PolicyConfig,
+    seed: int,
+    teachers: TeacherFeatures,
+    rows: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    device: torch.device,
+) -> Policy:
+    """Build a run's policy from grid rows int64 (n,) and `Batch.groups` of all of them, (n, 2). Raises ConfigError if
+    its weights or captions do not fit the run's teachers."""
+    named = ", ".join(teachers.slugs)
+    if unknown := set(config.weights) - set(teachers.slugs):
+        raise ConfigError(f"policy.weights names {', '.join(sorted(unknown))}; the run's teachers are {named}")
+    if config.kind == "weighted":
+        weights = torch.tensor([config.weights.get(slug, 1.0) for slug in teachers.slugs])
+        if not weights.any():
+            raise ConfigError(f"policy.weights is 0 for every teacher of the run ({named}); give one more than 0")
+        return Policy(config, seed, weights=weights)
+    if config.kind != "best":
+        return Policy(config, seed)
+    captions: list[torch.Tensor] = []
+    if config.by == "corpus":
+        first = np.unique(groups[:, 0], return_index=True)[1]
+        texts = teachers.gather(rows[first[_spread(len(first), _KNOWN_CAPTIONS)]])
+        captions = [unit(found.text[found.present]).to(device) for found in texts]
+        if lacking := [slug for slug, known in zip(teachers.slugs, captions, strict=True) if not len(known)]:
+            raise ConfigError(f"policy.by corpus: {lacking[0]} has no features of the run's captions; leave it out")
+    return Policy(
+        config, seed, standard=Standard.of(teachers.gather(rows[_spread(len(rows), _STANDARD_ROWS)]), captions)
+    )
+
+
+def _spread(count: int, wanted: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, wanted).astype(np.int64))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,40 +14,26 @@ from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
 from mmkd.distill.batch_norm import prepare_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
-from mmkd.distill.build_objective import make_objective
-from mmkd.distill.captions import keep_tokens, kept_tokens
+from mmkd.distill.captions import load_tokens, save_tokens
 from mmkd.distill.checkpoint import (
     CONFIG,
-    Checkpointer,
     Progress,
-    State,
-    best_or_last,
     find_first_weights,
     load_last,
-    read,
+    load_student,
     restore_optimizer,
-    student_weights,
+    save_checkpoint,
 )
-from mmkd.distill.config import RunConfig, StudentConfig
-from mmkd.distill.image_source import train_pictures
-from mmkd.distill.monitor import Monitor
+from mmkd.distill.config import RunConfig
+from mmkd.distill.images import train_pictures
+from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
+from mmkd.distill.objective import make_objective
 from mmkd.distill.optimizer import WeightAverage, lock_layers, make_optimizer, warmup_steps
 from mmkd.distill.pairs import training_pairs
-from mmkd.distill.provenance import TEXT, make_record
-from mmkd.distill.student import (
-    Tokenise,
-    Towers,
-    build_student,
-    check_text,
-    image_side,
-    model_config,
-    preprocessing,
-    save_text,
-    set_preprocessing,
-)
+from mmkd.distill.provenance import TEXT, RunRecord, make_record
+from mmkd.distill.student import Tokenize, Towers, check_text, image_side, model_config, preprocessing, save_text
 from mmkd.distill.teacher_features import TeacherFeatures
 from mmkd.distill.train_step import Model, Updater
-from mmkd.distill.validation_sets import find_held_out, read_held_out
 from mmkd.distill.world import World
 from mmkd.store import FeatureStore
 
@@ -63,9 +48,9 @@ class Run:
     update: Updater
     average: WeightAverage | None
     monitor: Monitor
-    checkpointer: Checkpointer
+    record: RunRecord
     progress: Progress
-    tokenizer: Tokenise
+    tokenizer: Tokenize
     judge_before: str = ""
     """Judge of the run so far, when another metric or other rows choose the best from here on."""
 
@@ -82,39 +67,54 @@ class Run:
     @property
     def headline(self) -> str:
         """One line: pairs, teachers, student, steps and devices."""
-        teachers, pairs = self.batches.teachers, self.batches.plan.pairs
+        teachers, pairs, judge = self.batches.teachers, self.batches.plan.pairs, self.judge_before
         return (
             f"{counted(len(pairs.rows), 'pair')}, {counted(len(teachers.slugs) if teachers else 0, 'teacher')}, "
             f"student of {self.parameters / 1e6:.1f} M parameters, {self.schedule.total_steps:,} steps of "
             f"{self.config.batch_size} on {self.world.size} x {self.world.device.type}"
             + (f", from step {self.progress.step:,}" if self.progress.step else "")
-            + (
-                f"; the best checkpoint is chosen from here on, it was judged by {self.judge_before}"
-                if self.judge_before
-                else ""
-            )
+            + (f"; the best checkpoint is chosen from here on, it was judged by {judge}" if judge else "")
         )
 
+    def notes(self) -> list[str]:
+        """List warnings: truncated captions, teachers without pairs, parts of the student that are not trained."""
+        found = []
+        captions, pairs, teachers = self.batches.captions, self.batches.plan.pairs, self.batches.teachers
+        share = float((captions.lengths[pairs.caption] >= captions.context).mean())
+        if share:
+            found.append(
+                f"{share:.1%} of the captions fill the context of {captions.context} tokens and may be cut there"
+            )
+        counts = teachers.count_pairs(pairs.rows) if teachers else {}
+        if silent := [slug for slug, count in counts.items() if not count]:
+            found.append(f"no pair of this run has features of {', '.join(silent)}")
+        student = self.update.model.towers.student
+        if getattr(student, "logit_bias", None) is not None:
+            found.append("the student's logit_bias is not trained: no loss here uses it")
+        if hasattr(student, "text_decoder"):
+            found.append("the student's text decoder is not trained: no loss here uses it")
+        return found
+
     def begin(self) -> None:
-        """Write the configuration, in the first rank, and delete files that killed runs left half written. Raises
-        StoreError if the disk is full or read-only."""
+        """Write the configuration, in the first rank, and delete what killed runs left. Raises StoreError as `save`."""
         if self.world.first:
-            for leftover in temporary_files(self.config.out):
+            out = self.config.out
+            for leftover in temporary_files(out):
                 leftover.unlink(missing_ok=True)
-            write_atomically(self.config.out / CONFIG, self.config.model_dump_json(indent=1).encode())
-            save_text(self.update.model.towers.student, self.tokenizer, self.config.out / TEXT)
-            keep_tokens(self.config.out, self.batches.plan.pairs.captions, self.batches.captions)
+            write_atomically(out / CONFIG, self.config.model_dump_json(indent=1).encode())
+            save_text(self.update.model.towers.student, self.tokenizer, out / TEXT)
+            save_tokens(out, self.batches.plan.pairs.captions, self.batches.captions)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
         if self.world.first:
-            self.checkpointer.save(self.update.model, self.update.optimizer, self.average, progress)
+            out, keep, update = self.config.out, self.config.checkpoints.keep_last, self.update
+            save_checkpoint(out, keep, self.record, progress, update.model, update.optimizer, self.average)
 
 
 def prepare(config: RunConfig, world: World) -> Run:
-    """Open the store, build the student, and load the run's last checkpoint where there is one. Raises ConfigError,
-    UserError, IncompleteStoreError if store and configuration do not fit each other; CorruptStoreError if a checkpoint
-    is damaged."""
+    """Open the store, build the student, and load the run's last checkpoint. Raises ConfigError, UserError,
+    IncompleteStoreError if store and configuration do not fit; CorruptStoreError if a checkpoint is damaged."""
     share, left_over = divmod(config.batch_size, world.size)
     if left_over:
         raise ConfigError(
@@ -135,9 +135,9 @@ def prepare(config: RunConfig, world: World) -> Run:
     pairs = training_pairs(store, config.where, wanted, config.batch_size)
     schedule = Schedule(len(pairs.rows), config.batch_size, config.epochs)
     warmup_steps(config.optimizer, schedule.total_steps)
-    judged = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
+    held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
-    student, preprocess = _build_student(config.student, state)
+    student = load_student(config.student, state)
     piece = min(config.compute.micro_batch or share, share)
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
@@ -145,18 +145,24 @@ def prepare(config: RunConfig, world: World) -> Run:
     wish = config.data.features
     if teachers is not None and (wish == "resident" or (wish == "auto" and teachers.fits(world.device))):
         teachers.reside(world.device)
-    captions = kept_tokens(config.out, pairs.captions, tokenizer)
+    captions = load_tokens(config.out, pairs.captions, tokenizer)
     if len(probed := captions.spread(16)):
         towers.check_padding(captions.tokens(probed).to(world.device), captions.columns(probed))
-    plan = BatchPlan(pairs, schedule, config.seed)
-    pictures = train_pictures(store, pairs, config.data, student, world.device)
     groups = np.stack([captions.distinct[pairs.caption], pairs.image], axis=1)
-    batches = Batches(plan, captions, pictures, groups, teachers, config.data.workers, world)
+    batches = Batches(
+        plan=BatchPlan(pairs, schedule, config.seed),
+        captions=captions,
+        pictures=train_pictures(store, pairs, config.data, student, world.device),
+        groups=groups,
+        teachers=teachers,
+        workers=config.data.workers,
+        world=world,
+    )
     width = int(model_config(config.student.model)["embed_dim"])
     objective = make_objective(config, width, teachers, pairs.rows, groups, world.device)
     model = Model(towers, objective.to(world.device))
     average = WeightAverage(towers, config.optimizer.average) if config.optimizer.average else None
-    update = _updater(config, model, world)
+    update = _make_updater(config, model, world)
     if state is not None:
         model.load_state_dict(state.part("model"))
         restore_optimizer(model, update.optimizer, state)
@@ -164,46 +170,22 @@ def prepare(config: RunConfig, world: World) -> Run:
             average.load(state.part("average"))
     monitor = Monitor(
         config=config.monitor,
-        sets=[read_held_out(rows, config.data, image_side(student), tokenizer) for rows in judged],
+        sets=[read_held_out(rows, config.data, image_side(student), tokenizer) for rows in held_out],
         towers=towers,
         average=average,
         batch_rows=piece,
         workers=config.data.workers,
         world=world,
     )
-    checkpointer = Checkpointer(
-        config.out, record.model_copy(update={"preprocess": preprocess}), config.checkpoints.keep_last
-    )
+    record = record.model_copy(update={"preprocess": asdict(preprocessing(student))})
     progress, judge_before = state.progress if state else Progress(0, monitor.judge), ""
     if progress.judge != monitor.judge:
         # Scores of other rows, or by another metric, are not compared.
         progress, judge_before = Progress(progress.step, monitor.judge), progress.judge
-    return Run(config, world, batches, update, average, monitor, checkpointer, progress, tokenizer, judge_before)
+    return Run(config, world, batches, update, average, monitor, record, progress, tokenizer, judge_before)
 
 
-def _build_student(config: StudentConfig, state: State | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network with its first weights, and the preprocessing that belongs to them. A run that goes on has its
-    weights in `state`, and its first weights are not read. Raises UserError if `start_from` has no checkpoint, or one
-    of another network."""
-    student = build_student(config, first_weights=state is None)
-    if state is not None:
-        set_preprocessing(student, state.record.preprocess)
-    elif config.start_from is not None:
-        path = best_or_last(config.start_from)
-        first = read(path)
-        wanted = config.preprocess.model_dump(exclude_none=True)
-        set_preprocessing(student, first.record.preprocess | wanted)
-        try:
-            student.load_state_dict(student_weights(first))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"student.start_from: {path} holds another network than this student ({reason}); name its `model`"
-            ) from error
-    return student, asdict(preprocessing(student))
-
-
-def _updater(config: RunConfig, model: Model, world: World) -> Updater:
+def _make_updater(config: RunConfig, model: Model, world: World) -> Updater:
     compute = config.compute
     if compute.gradient_checkpointing:
         model.towers.student.set_grad_checkpointing()  # type: ignore[operator]

@@ -11,7 +11,7 @@ from itertools import islice
 from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import memory_bytes
 from mmkd.distill.prepare import Run, prepare
-from mmkd.distill.world import World, started_world
+from mmkd.distill.world import join_ranks
 
 _STEPS = 5
 _SECONDS = 20.0
@@ -42,7 +42,7 @@ class Estimate:
     terms: dict[str, float]
     """Each loss term in the first step, weighted; `total` is their sum."""
     notes: tuple[str, ...]
-    """See `notes`."""
+    """See `Run.notes`."""
 
     @property
     def hours(self) -> float:
@@ -68,78 +68,51 @@ class Estimate:
 
 
 def estimate(config: RunConfig, say: Callable[[str], None] = print) -> Estimate | None:
-    """Take a few steps of the run and discard them; None in every rank but the first. What is known beforehand is
-    printed before the first step, which may run out of memory. Raises MmkdError for anything that keeps the run from
-    starting."""
-    with started_world(config.compute.timeout_minutes) as world:
+    """Take a few steps of the run and discard them; None in every rank but the first. What is known beforehand is said
+    before the first step, which may run out of memory. Raises MmkdError if the run cannot start."""
+    with join_ranks(config.compute.timeout_minutes) as world:
         run = prepare(config, world)
         if world.first:
             say(f"{run.headline}; taking the first {_STEPS + 1} at most ...")
-        seconds, terms = _probe(run, world)
-        return _estimate(run, world, seconds, terms) if world.first else None
+        seconds, terms = _probe(run)
+        if not world.first:
+            return None
+        teachers, model, rows = run.batches.teachers, run.update.model, run.batches.plan.pairs.rows
+        counts = teachers.count_pairs(rows) if teachers else {}
+        weights = sum(value.nbytes for value in model.state_dict().values())
+        moments = sum(2 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        average = sum(value.nbytes for value in run.average.values.values()) if run.average else 0
+        return Estimate(
+            pairs=len(rows),
+            teachers=tuple(slug for slug, count in counts.items() if count),
+            student_parameters=run.parameters,
+            other_parameters=sum(parameter.numel() for parameter in model.objective.parameters()),
+            steps=run.schedule.total_steps,
+            steps_left=run.schedule.total_steps - run.progress.step,
+            ranks=world.size,
+            device=world.device.type,
+            memory_bytes=memory_bytes(world.device),
+            resident_bytes=teachers.resident_bytes if teachers else 0,
+            checkpoint_bytes=weights + moments + average,
+            seconds_per_step=seconds,
+            terms=terms,
+            notes=tuple(run.notes()),
+        )
 
 
-def notes(run: Run) -> list[str]:
-    """Return warnings about a run: truncated captions, unused teachers, frozen weights."""
-    found = []
-    captions, pairs = run.batches.captions, run.batches.plan.pairs
-    share = float((captions.lengths[pairs.caption] >= captions.context).mean())
-    if share:
-        found.append(f"{share:.1%} of the captions fill the context of {captions.context} tokens and may be cut there")
-    if run.batches.teachers is not None:
-        counts = run.batches.teachers.count_pairs(pairs.rows)
-        if silent := [slug for slug, count in counts.items() if not count]:
-            found.append(f"no pair of this run has features of {', '.join(silent)}")
-    student = run.update.model.towers.student
-    if getattr(student, "logit_bias", None) is not None:
-        found.append("the student's logit_bias is not trained: no loss here uses it")
-    if hasattr(student, "text_decoder"):
-        found.append("the student's text decoder is not trained: no loss here uses it")
-    return found
-
-
-def _probe(run: Run, world: World) -> tuple[float, dict[str, float]]:
-    """Return seconds of a step, and the weighted terms of the first one, which is not timed: it warms caches, compiles
-    and fills the pipeline."""
-    terms: dict[str, float] = {}
+def _probe(run: Run) -> tuple[float, dict[str, float]]:
+    """Return seconds of a step, and the weighted terms of the first, which is not timed: it warms up and compiles."""
     # From the beginning: a finished run has no step left to measure.
-    started, measured = time.perf_counter(), 0
-    first_done = started
+    times = [time.perf_counter()]
     with closing(run.batches.from_step(0)) as batches:
         for number, batch in enumerate(islice(batches, _STEPS + 1)):
             outcome = run.update(batch)
             outcome.finite()  # waits for the device
-            measured = number
             if number == 0:
                 weights = run.config.loss
                 terms = {name: value * getattr(weights, name, 1.0) for name, value in outcome.values().items()}
-                first_done = time.perf_counter()
-            if world.highest(number > 0 and time.perf_counter() - started > _SECONDS):
+            times.append(time.perf_counter())
+            if run.world.highest(number > 0 and times[-1] - times[0] > _SECONDS):
                 break
-    if measured == 0:
-        return first_done - started, terms
-    return (time.perf_counter() - first_done) / measured, terms
-
-
-def _estimate(run: Run, world: World, seconds: float, terms: dict[str, float]) -> Estimate:
-    teachers, model = run.batches.teachers, run.update.model
-    counts = teachers.count_pairs(run.batches.plan.pairs.rows) if teachers else {}
-    weights = sum(value.nbytes for value in model.state_dict().values())
-    moments = sum(2 * parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    average = sum(value.nbytes for value in run.average.values.values()) if run.average else 0
-    return Estimate(
-        pairs=len(run.batches.plan.pairs.rows),
-        teachers=tuple(slug for slug, count in counts.items() if count),
-        student_parameters=run.parameters,
-        other_parameters=sum(parameter.numel() for parameter in model.objective.parameters()),
-        steps=run.schedule.total_steps,
-        steps_left=run.schedule.total_steps - run.progress.step,
-        ranks=world.size,
-        device=world.device.type,
-        memory_bytes=memory_bytes(world.device),
-        resident_bytes=teachers.resident_bytes if teachers else 0,
-        checkpoint_bytes=weights + moments + average,
-        seconds_per_step=seconds,
-        terms=terms,
-        notes=tuple(notes(run)),
-    )
+    timed = times[1:] if len(times) > 2 else times
+    return (timed[-1] - timed[0]) / (len(timed) - 1), terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ TEXT = "text"
 """Folder of a run with the files that transformers reads of its student: tokenizer, and config of the text tower."""
 _SHOWN = 80
 """Characters of a value in a message."""
+_LOCAL = re.compile(r'"(local-dir:|/|~|[A-Za-z]:\\)')
+"""A text in JSON that names a place on one machine."""
 
 
 class TeacherSource(Frozen):
@@ -114,7 +117,7 @@ class RunRecord(Frozen):
 
     def difference(self, other: RunRecord) -> str:
         """Describe at most three keys that `other` has otherwise: `epochs was 10, is 20`."""
-        before, after = _flat(self.identity), _flat(other.identity)
+        before, after = _flatten(self.identity), _flatten(other.identity)
         found = [
             f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
             for key in before | after
@@ -125,50 +128,51 @@ class RunRecord(Frozen):
 
 def make_record(config: RunConfig, store: FeatureStore, first_weights: FirstWeights) -> RunRecord:
     """Make the record of a run; `preprocess` is filled in when the network is built. Raises UserError if a teacher or
-    the selection is not in the store; CorruptStoreError if the selection is damaged."""
+    the selection is not in the store; CorruptStoreError if the selection is damaged; ConfigError if the model config
+    names a path of this machine that cannot be recorded by its content."""
     model, alignment = config.student.model, config.heads.alignment
-    network, folders = deepcopy(model_config(model)), []
+    network, text_files = deepcopy(model_config(model)), []
     for name in HF_NAMES:
-        if Path(network["text_cfg"].get(name, "-")).is_absolute():
-            folders.append(Path(network["text_cfg"][name]))
+        if (folder := Path(network["text_cfg"].get(name, ""))).is_absolute():
+            text_files.append(content_digest(folder, _TEXT))
             network["text_cfg"][name] = "."
+    for key, value in _flatten(network).items():
+        if _LOCAL.search(value):
+            raise ConfigError(
+                f"student.model {model}: {key} is {value}, a path of this machine; name what timm or a hub has"
+            )
+    learns = config.loss.teacher_terms != ()
+    slugs = config.teachers or tuple(store.teachers)
+    named = Path(model.removeprefix("local-dir:"))
     return RunRecord(
         config=config.model_dump(mode="json", exclude=_FREE),
         presets=tuple(Path(name).name for name in config.preset),
-        model=Path(model).name.removesuffix(".json") if Path(model.removeprefix("local-dir:")).is_absolute() else model,
+        model=named.absolute().name.removesuffix(".json") if named.exists() else model,
         network=network,
-        text_files=",".join(content_digest(folder, _TEXT) for folder in folders),
+        text_files=",".join(text_files),
         preprocess={},
         first_weights=first_weights,
         alignment=content_digest(alignment) if alignment and alignment.is_file() else "",
-        source=_read_source(config, store),
-        versions={"open_clip": open_clip.__version__, "torch": str(torch.__version__)},
-    )
-
-
-def _read_source(config: RunConfig, store: FeatureStore) -> RunSource:
-    slugs = config.teachers or tuple(store.teachers)
-    cards = [store.card(slug) for slug in slugs]
-    learns = config.loss.teacher_terms != ()
-    selection = config.selection if learns else None
-    return RunSource(
-        store=store.root.name,
-        store_digest=store_digest(store, slugs),
-        rows=store.record.rows,
-        corpora=tuple(span.corpus.digest for span in store.record.spans()),
-        teachers=tuple(
-            TeacherSource(slug=card.slug, source=_public(card.source), digest=card.digest, licence=card.licence)
-            for card in cards
-            if learns
+        source=RunSource(
+            store=store.root.name,
+            store_digest=store_digest(store, slugs),
+            rows=store.record.rows,
+            corpora=tuple(span.corpus.digest for span in store.record.spans()),
+            teachers=tuple(
+                TeacherSource(slug=card.slug, source=_public(card.source), digest=card.digest, licence=card.licence)
+                for card in map(store.card, slugs)
+                if learns
+            ),
+            selection=read_selection(store, config.selection).card.digest if config.selection and learns else "",
         ),
-        selection=read_selection(store, selection).card.digest if selection else "",
+        versions={"open_clip": open_clip.__version__, "torch": str(torch.__version__)},
     )
 
 
 def _public(source: str) -> str:
     """Return a teacher's source without the folders of the machine."""
-    kind, colon, place = source.partition(":")
-    return f"{kind}:{Path(place).name}" if colon and kind == "local-dir" else source
+    kind, _, place = source.partition(":")
+    return f"{kind}:{Path(place).name}" if kind == "local-dir" or Path(place).is_absolute() else source
 
 
 def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
@@ -188,8 +192,8 @@ def store_digest(store: FeatureStore, slugs: tuple[str, ...]) -> str:
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
-    """Return the SHA-256 in hex of a file, or of the files in a folder that end in one of `suffixes`. Raises
-    ConfigError if it cannot be read."""
+    """Return the SHA-256 in hex of a file, or of a folder's files of these suffixes. Raises ConfigError if
+    unreadable."""
     try:
         if path.is_dir():
             files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
@@ -200,10 +204,10 @@ def content_digest(path: Path, suffixes: tuple[str, ...] = _WEIGHTS) -> str:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}; correct the path in the YAML") from error
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
+def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
     """Return values of nested mappings as JSON, by their keys joined with dots."""
     if not isinstance(tree, dict) or not tree:
         text = json.dumps(tree)
         return {prefix: text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."}
-    below = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items())
+    below = (_flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items())
     return {name: value for part in below for name, value in part.items()}

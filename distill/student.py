@@ -1,9 +1,10 @@
-"""The student: an open_clip model, and the geometry and tokens that it wants."""
+"""The student: an open_clip model with its first weights, and the images and tokens that it wants."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,30 +19,39 @@ from open_clip.model import set_model_preprocess_cfg, text_global_pool
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
-from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from torchvision.transforms import Compose, Normalize, PILToTensor, RandomResizedCrop, ToTensor
+from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 from transformers import AutoConfig, AutoModel
 
-from mmkd.base.errors import ConfigError
+from mmkd.base.errors import ConfigError, cause
 from mmkd.distill.config import StudentConfig, TowerWeights
 from mmkd.distill.presets import SCHEMES
 
 HF_NAMES = ("hf_model_name", "hf_tokenizer_name")
 """Keys of `text_cfg` that name a folder or a repository of transformers."""
+_TAG_KEYS = ("mean", "std", "interpolation", "resize_mode")
+# What open_clip, timm, transformers and the readers of weights raise for a network or file that they cannot use.
+_ERRORS: tuple[type[Exception], ...]
+_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError)
+_ERRORS += (UnpicklingError, SafetensorError)
 
-Pixels = Callable[[Image.Image], torch.Tensor]
-"""A picture to uint8 (3, H, W)."""
-
-
-Tokenise = Callable[[list[str]], torch.Tensor]
+Tokenize = Callable[[list[str]], torch.Tensor]
 """Captions to int64 (n, L)."""
 
 
+@contextmanager
+def _one_line(fault: str, advice: str = "") -> Iterator[None]:
+    """Turn an error of these libraries into a ConfigError of one line."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise ConfigError(f"{fault} ({cause(error)}){advice}") from error
+
+
 def model_config(model: str) -> dict[str, Any]:
-    """Return the open_clip model config of a student. Raises ConfigError if it is not a name that open_clip knows, nor
-    a file or folder with an open_clip model config."""
+    """Return the open_clip model config of a student; local folders in it are absolute. Raises ConfigError if `model`
+    is not a name that open_clip knows, nor a file or folder with an open_clip model config."""
     if not model.endswith(".json") and not model.startswith(SCHEMES):
         config = open_clip.get_model_config(model)
         if config is None:
@@ -50,11 +60,9 @@ def model_config(model: str) -> dict[str, Any]:
                 "a .json model config, or an open_clip folder (local-dir:FOLDER, hf-hub:ORG/NAME)"
             )
         return dict(config)
-    path = _folder(model) / "open_clip_config.json" if model.startswith(SCHEMES) else Path(model)
-    try:
+    path = (_folder(model) / "open_clip_config.json" if model.startswith(SCHEMES) else Path(model)).absolute()
+    with _one_line(f"student model config {path} cannot be read"):
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"student model config {path} cannot be read: {error}") from error
     content = content.get("model_cfg", content)
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(content):
         raise ConfigError(f"{path} is not an open_clip model config: expected embed_dim, vision_cfg and text_cfg")
@@ -67,10 +75,9 @@ def model_config(model: str) -> dict[str, Any]:
     return dict(content)
 
 
-def check_text(model: str) -> Tokenise:
-    """Return the tokenizer of a network, after a look at its text tower; takes a moment, unlike the network itself.
-    Raises ConfigError (see `model_config`; open_clip cannot run the tower, or files of tower or tokenizer are not
-    there)."""
+def check_text(model: str) -> Tokenize:
+    """Return the tokenizer of a network after a quick look at its text tower. Raises ConfigError as `model_config`, or
+    if open_clip cannot run the tower, or files of tower or tokenizer are missing."""
     text = model_config(model)["text_cfg"]
     if name := text.get("hf_model_name"):
         if text.get("hf_pooler_type") == "max_pooler":
@@ -78,17 +85,30 @@ def check_text(model: str) -> Tokenise:
                 f"student model {model}: open_clip's max_pooler fails on every caption; set hf_pooler_type to "
                 "mean_pooler or cls_pooler"
             )
-        try:
+        with _one_line(f"student model {model}: its text tower {name} cannot be read"):
             AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"student model {model}: its text tower {name} cannot be read ({reason})") from error
     return student_tokenizer(model)
 
 
-def save_text(student: nn.Module, tokenizer: Tokenise, folder: Path) -> None:
-    """Write what transformers reads of a text tower, without a name of the machine's folders. The files of the
-    tokenizer, and `config.json` of the network, where they are of transformers."""
+def student_tokenizer(model: str) -> Tokenize:
+    """Return the tokenizer; no name of a file decides which. Raises ConfigError if its files are missing."""
+    with _one_line(f"the tokenizer of student model {model} cannot be read"):
+        if not model.endswith(".json"):
+            name = f"local-dir:{_folder(model)}" if model.startswith(SCHEMES) else model
+            tokenizer: Tokenize = open_clip.get_tokenizer(name)
+            return tokenizer
+        text = model_config(model)["text_cfg"]
+        options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+        if name := text.get("hf_tokenizer_name"):
+            tokenizer = HFTokenizer(name, tokenizer_mode=text.get("tokenizer_mode"), **options)
+        else:
+            tokenizer = SimpleTokenizer(**options)
+    return tokenizer
+
+
+def save_text(student: nn.Module, tokenizer: Tokenize, folder: Path) -> None:
+    """Write what transformers reads of tokenizer and text tower, where they are its own: the tokenizer's files, and the
+    network's `config.json`; no name of a local folder."""
     if isinstance(tokenizer, HFTokenizer):
         tokenizer.save_pretrained(folder)
     if isinstance(text := getattr(student, "text", None), HFTextEncoder):
@@ -103,35 +123,27 @@ def _folder(model: str) -> Path:
     scheme, _, place = model.partition(":")
     if scheme == "local-dir":
         return Path(place)
-    try:
+    with _one_line(f"{model} cannot be downloaded", "; check the name and the network"):
         return Path(snapshot_download(place, allow_patterns=["open_clip_*", "*.json", "*.txt", "*.model"]))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{model} cannot be downloaded ({reason}); check the name and the network") from error
 
 
 def build_student(config: StudentConfig, first_weights: bool = True) -> nn.Module:
-    """Make the network, with its preprocessing. Raises ConfigError (see `model_config`; open_clip cannot build the
-    network, or the weights are not its own). `config`: network and first weights. `first_weights`: take those that the
-    configuration names; False for random ones, to be replaced by a checkpoint."""
+    """Build the network with its preprocessing and the weights that the configuration names, or random ones. Raises
+    ConfigError if open_clip cannot build it, or the weights are not its own."""
     student = make_network(config.model)
-    if first_weights and config.model.startswith(SCHEMES):
-        load_released(student, config.model, config.model)
-    elif first_weights and isinstance(config.pretrained, str):
-        if config.pretrained:
-            load_released(student, config.model, config.pretrained)
-    elif first_weights and isinstance(config.pretrained, TowerWeights):
-        for tower, source in config.pretrained:
-            if source:
-                load_tower(student, config.model, tower, source)
-    wanted = {name: value for name, value in config.preprocess if value is not None}
-    set_preprocessing(student, wanted)
+    source = config.model if config.model.startswith(SCHEMES) else config.pretrained
+    if first_weights and isinstance(source, TowerWeights):
+        for tower, one in source:
+            if one:
+                _load_tower(student, config.model, tower, one)
+    elif first_weights and isinstance(source, str) and source:
+        _load_released(student, config.model, source)
+    set_preprocessing(student, config.preprocess.model_dump(exclude_none=True))
     return student
 
 
 def make_network(model: str) -> nn.Module:
-    """Build an open_clip network with random weights; no tower takes weights of its own from anywhere. Raises
-    ConfigError if open_clip cannot build it."""
+    """Build an open_clip network with random weights alone. Raises ConfigError if open_clip cannot build it."""
     settings = deepcopy(model_config(model))
     text, vision = settings["text_cfg"], settings["vision_cfg"]
     if "timm_model_name" in vision:
@@ -140,66 +152,27 @@ def make_network(model: str) -> nn.Module:
         text["hf_model_pretrained"] = False
     custom = settings.pop("custom_text", False) or "hf_model_name" in text
     kind = open_clip.CoCa if custom and "multimodal_cfg" in settings else open_clip.CustomTextCLIP
-    # open_clip, timm and transformers raise any kind of error for a network that they cannot build.
-    try:
+    with _one_line(f"student model {model} cannot be built", "; choose another model"):
         student: nn.Module = kind(**settings) if custom else open_clip.CLIP(**settings)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"student model {model} cannot be built ({reason}); choose another model") from error
     set_preprocessing(student, vars(PreprocessCfg(size=student.visual.image_size)))  # type: ignore[union-attr]
     return student
 
 
-def set_preprocessing(student: nn.Module, changes: Mapping[str, Any]) -> None:
-    """Change the student's preprocessing: size, mean, std, interpolation, resize_mode."""
-    before = getattr(student.visual, "preprocess_cfg", {})
-    set_model_preprocess_cfg(student, dict(before) | dict(changes))
-
-
-def student_tokenizer(model: str) -> Tokenise:
-    """Return the student's tokenizer: captions to int64 (n, L). It follows from the network, never from the name of a
-    file. Raises ConfigError if its files are not there."""
-    try:
-        if model.startswith(SCHEMES):
-            tokenizer: Tokenise = open_clip.get_tokenizer(f"local-dir:{_folder(model)}")
-        elif model.endswith(".json"):
-            text = model_config(model)["text_cfg"]
-            context, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
-            if name := text.get("hf_tokenizer_name"):
-                mode = text.get("tokenizer_mode")
-                tokenizer = HFTokenizer(name, context_length=context, tokenizer_mode=mode, **options)
-            else:
-                tokenizer = SimpleTokenizer(context_length=context, **options)
-        else:
-            tokenizer = open_clip.get_tokenizer(model)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the tokenizer of student model {model} cannot be read ({reason})") from error
-    return tokenizer
-
-
-def load_released(student: nn.Module, model: str, source: str) -> None:
-    """Load weights of both towers, with the preprocessing that belongs to them. Raises ConfigError if there are no such
-    weights, or they belong to another network. `student`: whose weights are replaced. `model`: its network. `source`:
-    `local-dir:` or `hf-hub:` folder, a file, or a tag of `model`."""
-    tag = None
+def _load_released(student: nn.Module, model: str, source: str) -> None:
+    """Load weights of both towers and their preprocessing from a `local-dir:` or `hf-hub:` folder, a file, or a tag of
+    `model`. Raises ConfigError if there are none, or they belong to another network."""
+    path, tag = Path(source), None
     if source.startswith(SCHEMES):
         folder = _folder(source)
-        files = [*sorted(folder.glob("open_clip_*.safetensors")), *sorted(folder.glob("open_clip_*.bin")), folder]
-        path = files[0]
-        if path != folder:
+        files = [path for kind in ("safetensors", "bin") for path in sorted(folder.glob(f"open_clip_*.{kind}"))]
+        path = files[0] if files else folder
+        if files:
             set_preprocessing(student, json.loads((folder / "open_clip_config.json").read_text())["preprocess_cfg"])
-    elif Path(source).is_file():
-        path = Path(source)
-    else:
+    elif not path.is_file():
         tag = open_clip.get_pretrained_cfg(model, source)
-        path = folder = Path(source)
     if tag:
-        try:
+        with _one_line(f"student.pretrained: {source} of {model} cannot be downloaded"):
             path = Path(open_clip.download_pretrained(tag))
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"student.pretrained: {source} of {model} cannot be downloaded ({reason})") from error
         set_preprocessing(student, {name: tag[name] for name in _TAG_KEYS if tag.get(name) is not None})
     elif not path.is_file():
         tags = open_clip.list_pretrained_tags_by_model(model)
@@ -207,36 +180,23 @@ def load_released(student: nn.Module, model: str, source: str) -> None:
             f"student.pretrained: {source!r} is neither a file nor a tag of {model}; "
             "expected a file, an open_clip folder" + (f" or one of {', '.join(tags)}" if tags else "")
         )
-    try:
+    with _one_line(f"student.pretrained: {path} does not fit {model}"):
         open_clip.load_checkpoint(student, str(path), strict=True)
-    except (RuntimeError, KeyError, ValueError, UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"student.pretrained: {path} does not fit {model} ({reason})") from error
 
 
-_TAG_KEYS = ("mean", "std", "interpolation", "resize_mode")
-
-
-def load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
-    """Load weights of one tower; those of the image tower bring their preprocessing when they say it. Raises
-    ConfigError if there are no such weights, or they belong to another network; what would fit is named.
-
-    Args:
-        student: whose tower is replaced.
-        model: its network.
-        tower: `image` or `text`.
-        source: an open_clip tag or folder, whose tower is taken; a file or folder of a whole CLIP, of the tower, or of
-            the timm or transformers network inside it, of which projections stay random.
-    """
+def _load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
+    """Load weights of the `image` or `text` tower; those of the image tower bring their preprocessing when they say it.
+    `source`: an open_clip tag or folder, whose tower is taken; a file or folder of a whole CLIP, of the tower, or of
+    the timm or transformers network inside it, of which projections stay random. Raises ConfigError if there are no
+    such weights, or they belong to another network; what would fit is named."""
     where = f"student.pretrained.{tower}: {source}"
-    place = Path(source)
-    preprocess: dict[str, Any] = {}
-    if source.startswith(SCHEMES) or not place.exists():
+    if source.startswith(SCHEMES) or not Path(source).exists():
         other = make_network(source if source.startswith(SCHEMES) else model)
-        load_released(other, model, source)
-        weights, preprocess = other.state_dict(), other.visual.preprocess_cfg  # type: ignore[union-attr, assignment]
+        _load_released(other, model, source)
+        weights: Mapping[str, torch.Tensor] = other.state_dict()
+        preprocess: Any = other.visual.preprocess_cfg  # type: ignore[union-attr]
     else:
-        weights, preprocess = _read_weights(place, where)
+        weights, preprocess = _read_weights(Path(source), where)
     if any(name.startswith("visual.") for name in weights):
         image = {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}
         text = {name.removeprefix("text."): value for name, value in weights.items() if not name.startswith("visual.")}
@@ -244,24 +204,19 @@ def load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
     whole = student.visual if tower == "image" else getattr(student, "text", student)
     inner = getattr(whole, "trunk" if tower == "image" else "transformer", None)
     parts = [part for part in (whole, inner) if isinstance(part, nn.Module)]
-    root, found = max(((part, _renamed(part, weights)) for part in parts), key=lambda pair: len(pair[1]))
+    root, found = max(((part, _rename(part, weights)) for part in parts), key=lambda pair: len(pair[1]))
     wanted = root.state_dict()
     heads = getattr(root, "pretrained_cfg", {}).get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    expected = {
-        name
-        for name, _ in root.named_parameters()
-        if not (root is student and name.startswith(("visual.", "logit_"))) and not name.startswith(heads or ("\0",))
-    }
-    name_of = model_config(model)["vision_cfg" if tower == "image" else "text_cfg"]
-    fits = name_of.get("timm_model_name") or name_of.get("hf_model_name") or f"the {tower} tower of {model}"
-    other_shape = [name for name in expected & set(found) if found[name].shape != wanted[name].shape]
-    missing = sorted(expected - set(found))
+    others = ("visual.", "logit_") if root is student else (heads,) if isinstance(heads, str) else tuple(heads)
+    expected = {name for name, _ in root.named_parameters() if not name.startswith(others)}
+    settings = model_config(model)["vision_cfg" if tower == "image" else "text_cfg"]
+    fits = settings.get("timm_model_name") or settings.get("hf_model_name") or f"the {tower} tower of {model}"
+    other_shape = sorted(name for name in expected & set(found) if found[name].shape != wanted[name].shape)
     if other_shape:
-        first = sorted(other_shape)[0]
+        first = other_shape[0]
         shapes = [" x ".join(map(str, tensors[first].shape)) for tensors in (found, wanted)]
         raise ConfigError(f"{where}: {first} is {shapes[0]}, the student's is {shapes[1]}; expected weights of {fits}")
-    if missing:
+    if missing := sorted(expected - set(found)):
         raise ConfigError(
             f"{where} lacks {len(missing)} of {len(expected)} tensors of the student's {tower} tower, "
             f"the first is {missing[0]}; expected weights of {fits}"
@@ -272,23 +227,20 @@ def load_tower(student: nn.Module, model: str, tower: str, source: str) -> None:
         set_preprocessing(student, {name: preprocess[name] for name in _TAG_KEYS if name in preprocess})
 
 
-def _read_weights(place: Path, where: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors of a file, or of a timm or transformers folder, and the preprocessing that the folder's config has."""
-    preprocess: dict[str, Any] = {}
-    try:
-        settings = json.loads((place / "config.json").read_text()) if place.is_dir() else {}
+def _read_weights(place: Path, where: str) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
+    """Read a file, or a timm or transformers folder: tensors, and the preprocessing that the folder's config has."""
+    with _one_line(f"{where} cannot be read"):
+        if not place.is_dir():
+            return dict(load_state_dict(str(place), weights_only=True)), {}
+        settings = json.loads((place / "config.json").read_text())
         if "model_type" in settings:
-            network = AutoModel.from_pretrained(place, local_files_only=True)
-            return dict(network.state_dict()), {}
-        preprocess = settings.get("pretrained_cfg", settings)
-        names = ("model.safetensors", "pytorch_model.bin")
-        file = next((place / name for name in names if (place / name).is_file()), place) if place.is_dir() else place
-        return dict(load_state_dict(str(file), weights_only=True)), preprocess
-    except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
-        raise ConfigError(f"{where} cannot be read ({' '.join(str(error).split())[:200]})") from error
+            return AutoModel.from_pretrained(place, local_files_only=True).state_dict(), {}
+        file = place / "model.safetensors"
+        file = file if file.is_file() else place / "pytorch_model.bin"
+        return dict(load_state_dict(str(file), weights_only=True)), settings.get("pretrained_cfg", settings)
 
 
-def _renamed(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _rename(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors under the names that `part` has, without the prefix under which most of them are found."""
     own = set(part.state_dict())
     prefixes = {"", *(name[: name.index(".") + 1] for name in weights if "." in name)}
@@ -296,8 +248,14 @@ def _renamed(part: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, 
     return {n[len(best) :]: value for n, value in weights.items() if n.startswith(best) and n[len(best) :] in own}
 
 
+def set_preprocessing(student: nn.Module, changes: Mapping[str, Any]) -> None:
+    """Change the student's preprocessing: size, mean, std, interpolation, resize_mode."""
+    before = getattr(student.visual, "preprocess_cfg", {})
+    set_model_preprocess_cfg(student, dict(before) | dict(changes))
+
+
 def preprocessing(student: nn.Module) -> PreprocessCfg:
-    """Size, mean, std and interpolation of the student's images."""
+    """Return size, mean, std and interpolation of the student's images."""
     return PreprocessCfg(**student.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
 
 
@@ -307,32 +265,16 @@ def image_side(student: nn.Module) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-def train_pixels(student: nn.Module, crop_scale: tuple[float, float]) -> Pixels:
-    """Random resized crop as open_clip trains, up to the tensor; `Towers` normalizes on the device."""
-    return _without_arithmetic(
-        image_transform_v2(preprocessing(student), is_train=True, aug_cfg={"scale": crop_scale}).transforms
-    )
-
-
-def training_crop(student: nn.Module, crop_scale: tuple[float, float]) -> RandomResizedCrop:
-    """Return the crop of `train_pixels` alone, with the student's size and interpolation."""
-    crop = image_transform_v2(preprocessing(student), is_train=True, aug_cfg={"scale": crop_scale}).transforms[0]
-    assert isinstance(crop, RandomResizedCrop)
-    return crop
-
-
-def plain_pixels(student: nn.Module) -> Pixels:
-    """Resize and center crop as open_clip evaluates, up to the tensor."""
-    return _without_arithmetic(image_transform_v2(preprocessing(student), is_train=False).transforms)
-
-
-def _without_arithmetic(steps: list[Any]) -> Pixels:
+def student_pixels(student: nn.Module, crop_scale: tuple[float, float] | None = None) -> Compose:
+    """Return the transform of a picture to uint8 (3, H, W): open_clip's of evaluation, or with a `crop_scale` that of
+    training, which begins with a random resized crop. `Towers` normalizes on the device."""
+    scale = {} if crop_scale is None else {"scale": crop_scale}
+    transform = image_transform_v2(preprocessing(student), is_train=bool(scale), aug_cfg=scale)
     # Bytes are a quarter of the floats that ToTensor and Normalize would make of them, and are moved twice.
-    *moves, to_tensor, normalise = steps
+    *moves, to_tensor, normalize = transform.transforms
     assert isinstance(to_tensor, ToTensor)
-    assert isinstance(normalise, Normalize)
-    pixels: Pixels = Compose([*moves, PILToTensor()])
-    return pixels
+    assert isinstance(normalize, Normalize)
+    return Compose([*moves, PILToTensor()])
 
 
 class Towers(nn.Module):
@@ -356,24 +298,24 @@ class Towers(nn.Module):
             student.visual.to(memory_format=torch.channels_last)
         self.cuts_padding = False
         """True if rows of similar token length share a text batch without unneeded columns."""
-        wanted = preprocessing(student)
-        for name, values in (("mean", wanted.mean), ("std", wanted.std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing(student), name))
+            self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
 
     def forward(
         self, images: torch.Tensor, tokens: torch.Tensor, columns: Sequence[int] = ()
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return images uint8 (B, 3, H, W), tokens int64 (B, L), columns (B,): features (B, D) twice, log scale ()."""
+        """Encode images uint8 (B, 3, H, W) and tokens int64 (B, L): features (B, D) of both, and the log scale ()."""
         return self.encode_images(images), self.encode_tokens(tokens, columns), self.log_scale * 1.0
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return uint8 (B, 3, H, W) to (B, D); the arithmetic of torchvision's ToTensor and Normalize."""
+        """Encode uint8 (B, 3, H, W) to (B, D), after the arithmetic of torchvision's ToTensor and Normalize."""
         pixels = images.float().div(255).sub(self.mean).div(self.std)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return self._encode_pixels(pixels.contiguous(memory_format=layout))
 
     def train(self, mode: bool = True) -> Towers:
-        """As for any module, but locked parts stay in evaluation."""
+        """Set the mode of all parts but the locked ones, which stay in evaluation."""
         super().train(mode)
         for part in self.locked:
             part.eval()
@@ -382,8 +324,8 @@ class Towers(nn.Module):
     # Not compiled itself, or each division into groups would be a graph of its own; what it calls is compiled.
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def encode_tokens(self, tokens: torch.Tensor, columns: Sequence[int] = ()) -> torch.Tensor:
-        """Return int64 (B, L) to (B, D); with `cuts_padding`, in groups of rows that need about as many columns. The
-        features are those of padded rows up to rounding, see `check_padding`."""
+        """Encode int64 (B, L) to (B, D); with `cuts_padding` and the columns that each row needs (B,), in groups of
+        rows of like length. The features are those of padded rows up to rounding, see `check_padding`."""
         if not self.cuts_padding or len(columns) != len(tokens):
             return self._encode_padded(tokens)
         groups = length_groups(columns, _GROUP_COST.get(tokens.device.type, _GROUP_COST["cuda"]))
@@ -415,9 +357,9 @@ class Towers(nn.Module):
 
     @torch.no_grad()
     def check_padding(self, tokens: torch.Tensor, columns: Sequence[int]) -> None:
-        """Cut padding from now on if these captions, without it, have the features of padded ones. In float64, so that
-        a tower whose features depend on padding ever so little is not taken for one that rounds otherwise: SigLIP's
-        pools the last column, some attend to padding. `tokens`: int64 (n, L). `columns`: (n,), less than L."""
+        """Cut padding from now on if these captions, int64 (n, L), have the same features without it, cut to `columns`
+        (n,). In float64, so that a tower whose features depend on padding ever so little is not taken for one that
+        rounds otherwise: SigLIP's pools the last column, some attend to padding."""
         training = self.training
         self.eval().double()
         padded = self._encode_padded(tokens)
@@ -427,7 +369,7 @@ class Towers(nn.Module):
 
     @property
     def log_scale(self) -> torch.Tensor:
-        """The parameter itself."""
+        """The learned parameter."""
         log_scale: torch.Tensor = self.student.logit_scale  # type: ignore[assignment]
         return log_scale
 
@@ -437,8 +379,8 @@ _GROUP_COST = {"cpu": 64, "cuda": 2048}
 
 
 def length_groups(columns: Sequence[int], cost: int) -> list[tuple[int, list[int]]]:
-    """Return the division of rows by length that encodes the fewest columns: length and rows of each group. `columns`:
-    that each row needs, (B,). `cost`: of one more group, in columns."""
+    """Group rows by the columns that each needs, (B,), so that the fewest are encoded when one more group costs as much
+    as `cost` columns. Returns length and rows of each group."""
     rows = sorted(range(len(columns)), key=lambda row: columns[row])
     ends = [n for n in range(1, len(rows) + 1) if n == len(rows) or columns[rows[n]] > columns[rows[n - 1]]]
     best: dict[int, tuple[int, int]] = {0: (0, 0)}  # rows so far: least cost, where their last group begins

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,22 +25,21 @@ class TeacherFeatures:
         self.slugs = tuple(slugs)
         self.cards = {slug: store.card(slug) for slug in slugs}
         self.dims = tuple(card.dim for card in self.cards.values())
-        self._image = [_indexable(store.image(slug)) for slug in slugs]
-        self._text = [_indexable(store.text(slug)) for slug in slugs]
-        available = store.available(selection)
-        order = list(store.teachers)
+        self._image = [as_tensor(store.image(slug)) for slug in slugs]
+        self._text = [as_tensor(store.text(slug)) for slug in slugs]
+        available, order = store.available(selection), list(store.teachers)
         self._sound = [torch.from_numpy(available[:, order.index(slug)].copy()) for slug in slugs]
         self._device = torch.device("cpu")
         self.resident_bytes = 0
         """Features held in memory of this process or its device."""
 
     def any_available(self) -> NDArray[np.bool_]:
-        """Return bool (N,): where at least one teacher has both features."""
+        """Return where at least one teacher has both features, bool (N,)."""
         sound: NDArray[np.bool_] = torch.stack(self._sound).any(dim=0).numpy()
         return sound
 
     def count_pairs(self, rows: NDArray[np.int64]) -> dict[str, int]:
-        """Return of how many of these rows each teacher has both features."""
+        """Count the rows of these of which each teacher has both features."""
         picked = torch.from_numpy(rows).to(self._device)
         return {slug: int(sound[picked].sum()) for slug, sound in zip(self.slugs, self._sound, strict=True)}
 
@@ -55,23 +53,26 @@ class TeacherFeatures:
         return device.type == "cuda" and self.bytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
     def reside(self, device: torch.device) -> None:
-        """Copy everything to the device, once; on the CPU, into memory of its own."""
-        self._image = [_copied(part, device) for part in self._image]
-        self._text = [_copied(part, device) for part in self._text]
+        """Copy everything to the device, once, int8 features decoded; on the CPU, into memory of its own."""
+
+        def copy(part: torch.Tensor | FeatureArray) -> torch.Tensor:
+            if isinstance(part, torch.Tensor):
+                return part.to(device, copy=True)
+            return torch.from_numpy(np.array(part[:])).to(device)
+
+        self._image, self._text = [*map(copy, self._image)], [*map(copy, self._text)]
         self._sound = [tensor.to(device) for tensor in self._sound]
         self._device, self.resident_bytes = device, self.bytes
 
     def gather(self, rows: NDArray[np.int64]) -> tuple[TeacherTargets, ...]:
-        """Return every teacher's features of these rows, in the order of `slugs`: on the device when resident, else
+        """Return all teachers' features of these rows, in the order of `slugs`: on the device when resident, else
         pinned."""
         picked = torch.from_numpy(rows).to(self._device)
-        targets = []
-        for image, text, sound in zip(self._image, self._text, self._sound, strict=True):
-            present = sound[picked]
-            targets.append(
-                TeacherTargets(self._select(image, picked, present), self._select(text, picked, present), present)
-            )
-        return tuple(targets)
+        return tuple(
+            TeacherTargets(self._select(image, picked, present), self._select(text, picked, present), present)
+            for image, text, sound in zip(self._image, self._text, self._sound, strict=True)
+            for present in [sound[picked]]
+        )
 
     def _select(self, source: torch.Tensor | FeatureArray, rows: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         pinned = torch.cuda.is_available() and self._device.type == "cpu"
@@ -87,21 +88,11 @@ class TeacherFeatures:
         return chosen
 
 
-def _indexable(features: FeatureArray) -> torch.Tensor | FeatureArray:
+def as_tensor(features: FeatureArray) -> torch.Tensor | FeatureArray:
     """Return a tensor over the mapped pages; int8 features, and those behind a URL, stay what they are."""
-    return as_tensor(features) if isinstance(features, np.ndarray) else features
-
-
-def _copied(features: torch.Tensor | FeatureArray, device: torch.device) -> torch.Tensor:
-    """Return all rows (N, E) in memory of the device; int8 features decoded."""
-    if isinstance(features, torch.Tensor):
-        return features.to(device, copy=True)
-    return torch.from_numpy(np.array(features[:])).to(device)
-
-
-def as_tensor(mapped: NDArray[np.floating[Any]]) -> torch.Tensor:
-    """Return the mapped array as a tensor over the same pages."""
+    if not isinstance(features, np.ndarray):
+        return features
     with warnings.catch_warnings():
         # torch has no read-only tensors and says so; nothing here writes, and the pages would fault.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(mapped)
+        return torch.from_numpy(features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmkd.distill.batch import Batch, Piece, StudentFeatures
+from mmkd.distill.batch_norm import batch_norms
 from mmkd.distill.losses import MAX_LOG_SCALE
 from mmkd.distill.objective import Objective
 from mmkd.distill.student import Towers
@@ -39,7 +40,7 @@ class Outcome:
     norm: torch.Tensor
 
     def finite(self) -> bool:
-        """Neither loss nor gradient is NaN or infinite; waits for the device."""
+        """Return False if loss or gradient is NaN or infinite; waits for the device."""
         return bool(torch.isfinite(torch.stack([self.total, self.norm])).all())
 
     def values(self) -> dict[str, float]:
@@ -76,40 +77,45 @@ class Updater:
         with torch.no_grad():
             self.model.towers.log_scale.clamp_(0, MAX_LOG_SCALE)
         self.model.objective.clamp()
-        told = self.world.sum(torch.stack(list(terms.values())))
-        summed = dict(zip(terms, told, strict=True))
+        summed = dict(zip(terms, self.world.sum(torch.stack(list(terms.values()))), strict=True))
         return Outcome(summed, self.model.objective.total(summed).detach(), norm.detach())
 
     def _backward(self, batch: Batch) -> dict[str, torch.Tensor]:
         image, text, log_scale = self._forward((batch.images, batch.tokens, batch.columns))
-        return self._judged(StudentFeatures(image.float(), text.float(), log_scale), batch)
+        return self._backward_loss(StudentFeatures(image.float(), text.float(), log_scale), batch)
 
     def _backward_in_pieces(self, batch: Batch, size: int) -> dict[str, torch.Tensor]:
         """GradCache (Gao et al. 2021, arXiv 2101.06983): features of all pieces first, without their graphs; the loss
         of the whole batch gives the gradient of each feature; then each piece again, with its graph. The gradient is
         that of the whole batch in one piece. Towers with batch norm see each piece's own statistics."""
-        pieces = list(batch.pieces(size))
+        pieces, device = list(batch.pieces(size)), self.world.device
+        cuda = device.type == "cuda"
         states = []
         found: list[Outputs] = []
-        with torch.no_grad(), _statistics_kept(self.model.towers):
+        with torch.no_grad(), _keep_statistics(self.model.towers):
             for piece in pieces:
-                states.append(_random_state(self.world.device))
+                states.append((torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None))
                 found.append(self._forward(piece, self.model.towers))
         image, text = (torch.cat([outputs[i] for outputs in found]).float().requires_grad_() for i in (0, 1))
         log_scale = found[0][2].detach().requires_grad_()
-        terms = self._judged(StudentFeatures(image, text, log_scale), batch)
+        terms = self._backward_loss(StudentFeatures(image, text, log_scale), batch)
         wanted = zip(*(torch.split(_gradient(leaf), size) for leaf in (image, text)), strict=True)
         for number, (piece, state, gradients) in enumerate(zip(pieces, states, wanted, strict=True)):
             last = number + 1 == len(pieces)
-            _set_random_state(self.world.device, state)
-            with self._exchanged_only(last):
+            # The dropout of the first pass.
+            torch.set_rng_state(state[0])
+            if state[1] is not None:
+                torch.cuda.set_rng_state(state[1], device)
+            # Gradients go between ranks once a step, with the last piece.
+            waiting = isinstance(self.called, DistributedDataParallel) and not last
+            with self.called.no_sync() if waiting else nullcontext():  # type: ignore[operator]
                 outputs = self._forward(piece)
                 scale_gradient = _gradient(log_scale) if last else torch.zeros_like(log_scale)
                 cast = [g.to(out.dtype) for g, out in zip(gradients, outputs[:2], strict=True)]
                 torch.autograd.backward(outputs, [*cast, scale_gradient])
         return terms
 
-    def _judged(self, features: StudentFeatures, batch: Batch) -> dict[str, torch.Tensor]:
+    def _backward_loss(self, features: StudentFeatures, batch: Batch) -> dict[str, torch.Tensor]:
         terms: dict[str, torch.Tensor] = self.model.objective(features, batch, self.world)
         # Ranks hold parts of a sum, and gradients are averaged over ranks: hence the factor.
         (self.model.objective.total(terms) * self.world.size).backward()  # type: ignore[no-untyped-call]
@@ -121,37 +127,17 @@ class Updater:
             outputs: Outputs = (towers or self.called)(*piece)
         return outputs
 
-    def _exchanged_only(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients go between ranks once a step, with the last piece."""
-        if isinstance(self.called, DistributedDataParallel) and not last:
-            waiting: AbstractContextManager[None] = self.called.no_sync()
-            return waiting
-        return nullcontext()
-
 
 def _gradient(leaf: torch.Tensor) -> torch.Tensor:
     return leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms use the batch's statistics but do not note them: the second pass does."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+def _keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms use the batch's statistics without noting them: the second pass does."""
+    momenta = [(norm, norm.momentum) for norm in batch_norms(module)]
+    for norm, _ in momenta:
         norm.momentum = 0.0
     yield
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, momentum in momenta:
         norm.momentum = momentum
-
-
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
-    """Make the second pass of a piece use the first pass's dropout."""
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)

@@ -21,9 +21,8 @@ from mmkd.distill.config import RunConfig
 from mmkd.distill.logs import Board, Clock, open_boards
 from mmkd.distill.optimizer import lr_factor, set_learning_rate, warmup_steps
 from mmkd.distill.prepare import Run, prepare
-from mmkd.distill.probe import notes
 from mmkd.distill.train_step import Outcome
-from mmkd.distill.world import World, started_world
+from mmkd.distill.world import World, join_ranks
 
 BAD_BATCH = "bad-batch.json"
 
@@ -37,8 +36,6 @@ class TrainReport:
     resumed_at: int
     """Step at which this call began."""
     rows: int
-    parameters: int
-    """Number of parameters of the student alone."""
     seconds: float
     wait_seconds: float
     """Part of them spent waiting for images and features."""
@@ -47,20 +44,20 @@ class TrainReport:
     scores: dict[str, float]
     """Scores of the last validation."""
     best: Progress
-    stopped: str = ""
+    stopped: str
     """Reason for ending before the last step: a signal's name or `patience`; else empty."""
-    stop_signal: int = 0
+    stop_signal: int
     """The signal's number, when it was one."""
-    first_rank: bool = True
+    first_rank: bool
     """False in ranks that print nothing."""
 
 
 def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
-    """Train the student of `config`, from the run's last checkpoint when there is one. Raises ConfigError, UserError,
-    IncompleteStoreError (see `mmkd.base.errors`. A loss that is not finite stops the run with the step named and its
-    rows listed in `bad-batch.json`). Raises BusyStoreError if another process writes to `out`."""
+    """Train the student of `config`, from the run's last checkpoint when there is one. Raises BusyStoreError if another
+    process writes to `out`; ConfigError, UserError, IncompleteStoreError if store and configuration do not fit each
+    other; UserError at a loss that is not finite, with its rows in `bad-batch.json`."""
     with (
-        started_world(config.compute.timeout_minutes) as world,
+        join_ranks(config.compute.timeout_minutes) as world,
         stop_on(config.checkpoints.stop_signals) as request,
         _only_run(config, world),
     ):
@@ -69,9 +66,8 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
         run = prepare(config, world)
         run.begin()
         if world.first:
-            say(run.headline)
-            for note in notes(run):
-                say(note)
+            for line in (run.headline, *run.notes()):
+                say(line)
         with open_boards(run) as log:
             return _loop(run, log, request)
 
@@ -102,7 +98,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
             lr = config.optimizer.lr * lr_factor(batch.step, warmup, total)
             set_learning_rate(run.update.optimizer, lr)
             outcome = run.update(batch)
-            guard.watch(batch, outcome)
+            guard.check_before((batch, outcome))
             if run.average is not None:
                 run.average.update(run.update.model.towers, batch.step)
             clock.add(config.batch_size)
@@ -113,35 +109,28 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
                 rates = clock.lap(run.world.device) | {"lr": lr, "gradient_norm": outcome.norm.item()}
                 log(batch.step, {f"loss/{name}": value for name, value in losses.items()} | rates)
             if run.monitor.sets and (last or progress.step % config.monitor.every_steps == 0):
-                guard.settle()
+                guard.check_before(None)
                 scores = run.monitor.scores()
                 log(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
-                progress = _add_scores(progress, scores, config.monitor.chosen_metric)
+                progress = progress.after_validation(scores, config.monitor.chosen_metric)
             stopped = _out_of_patience(config, progress)
             number = run.world.highest(int(request.signal or 0))
             if number:
                 stopped = signal.Signals(number).name
             due = progress.step % config.checkpoints.every_steps == 0 or progress.best_step == progress.step
             if last or stopped or due:
-                guard.settle()
+                guard.check_before(None)
                 run.save(progress)
     return TrainReport(
-        steps=progress.step, resumed_at=first, rows=len(run.batches.plan.pairs.rows), parameters=run.parameters,
-        seconds=clock.seconds, wait_seconds=clock.wait_seconds, losses=losses, scores=scores, best=progress,
-        stopped=stopped, stop_signal=number, first_rank=run.world.first,
+        steps=progress.step, resumed_at=first, rows=len(run.batches.plan.pairs.rows), seconds=clock.seconds,
+        wait_seconds=clock.wait_seconds, losses=losses, scores=scores, best=progress, stopped=stopped,
+        stop_signal=number, first_rank=run.world.first,
     )  # fmt: skip
 
 
 def _out_of_patience(config: RunConfig, progress: Progress) -> str:
     patience = config.monitor.patience
     return "patience" if patience is not None and progress.worse >= patience else ""
-
-
-def _add_scores(progress: Progress, scores: dict[str, float], metric: str) -> Progress:
-    """Return the progress after a validation."""
-    if progress.best_score is None or scores[metric] > progress.best_score:
-        return replace(progress, best_score=scores[metric], best_step=progress.step, best_scores=scores, worse=0)
-    return replace(progress, worse=progress.worse + 1)
 
 
 class FiniteGuard:
@@ -152,29 +141,21 @@ class FiniteGuard:
         self.run = run
         self.last: tuple[Batch, Outcome] | None = None
 
-    def watch(self, batch: Batch, outcome: Outcome) -> None:
-        """Check the step before; this one is checked at the next call, or by `settle`."""
-        before, self.last = self.last, (batch, outcome)
-        self._check(before)
-
-    def settle(self) -> None:
-        """Check the last step too: before anything is written or measured. Raises UserError if loss or gradient is NaN
-        or infinite. The last checkpoint is from before."""
-        before, self.last = self.last, None
-        self._check(before)
-
-    def _check(self, step: tuple[Batch, Outcome] | None) -> None:
-        if step is None or step[1].finite():
+    def check_before(self, step: tuple[Batch, Outcome] | None) -> None:
+        """Check the last step and keep this one for the next call; None before anything is written or measured. Raises
+        UserError if loss or gradient is NaN or infinite; the last checkpoint is from before."""
+        last, self.last = self.last, step
+        if last is None or last[1].finite():
             return
-        batch, outcome = step
+        (batch, outcome), world, path = last, self.run.world, self.run.config.out / BAD_BATCH
         # Every rank sees the same sums, so all get here together.
-        rows = self.run.world.gather(torch.from_numpy(batch.rows).to(self.run.world.device)).tolist()
-        if self.run.world.first:
-            note = {"step": batch.step, "epoch": batch.epoch, "rows": rows} | {"losses": repr(outcome.values())}
-            write_atomically(self.run.config.out / BAD_BATCH, json.dumps(note).encode())
+        rows = world.gather(torch.from_numpy(batch.rows).to(world.device)).tolist()
+        if world.first:
+            note = {"step": batch.step, "epoch": batch.epoch, "rows": rows, "losses": repr(outcome.values())}
+            write_atomically(path, json.dumps(note).encode())
         raise UserError(
             f"loss is {outcome.total.item()}, gradient norm {outcome.norm.item()} at step {batch.step} (epoch "
-            f"{batch.epoch}), rows {', '.join(map(str, rows[:5]))}, ... (all in {self.run.config.out / BAD_BATCH}); "
+            f"{batch.epoch}), rows {', '.join(map(str, rows[:5]))}, ... (all in {path}); "
             "lower optimizer.lr, or look at these rows; nothing was saved since the last checkpoint"
         )
 
@@ -188,17 +169,14 @@ class StopRequest:
 
 @contextmanager
 def stop_on(names: Sequence[str]) -> Iterator[StopRequest]:
-    """Record these signals instead of ending by them; a second one of the same kind has its usual effect. Outside the
-    main thread no signal can be caught."""
+    """Record these signals instead of ending by them; a second one acts as usual. Threads cannot catch signals."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {signal.Signals[name]: signal.getsignal(signal.Signals[name]) for name in names}
+    numbers = [signal.Signals[name] for name in names if threading.current_thread() is threading.main_thread()]
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _: object) -> None:
         request.signal = signal.Signals(number)
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, before[request.signal])
 
     for number in before:
         signal.signal(number, note)

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import UserError, cause
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ class World:
 
 
 @contextmanager
-def started_world(timeout_minutes: float) -> Iterator[World]:
-    """Join the other ranks when the environment names some; leave them at the end. Raises UserError if another rank is
-    gone, or does not answer in time."""
+def join_ranks(timeout_minutes: float) -> Iterator[World]:
+    """Join the ranks that the environment names. Raises UserError if one is gone, or does not answer in time."""
     cuda = torch.cuda.is_available()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -93,21 +92,15 @@ def started_world(timeout_minutes: float) -> Iterator[World]:
         control = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(control, dist.ProcessGroup), "every rank is a member"
         yield World(device, rank, size, control)
-    except dist.DistError as error:
-        raise UserError(_another_is_gone(rank, error)) from error
     except RuntimeError as error:
         # Gloo raises a plain RuntimeError.
-        if "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise UserError(_another_is_gone(rank, error)) from error
+        lost = f"rank {rank} lost another rank ({cause(error, 160)})"
+        raise UserError(f"{lost}; see its own message, then run the same command to go on") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _another_is_gone(rank: int, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:160]
-    return f"rank {rank} lost another rank ({reason}); see its own message, then run the same command to go on"
 
 
 class _Gather(torch.autograd.Function):

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmkd.base.config import filled, user_roots
 from mmkd.base.errors import NotAStoreError, UserError
-from mmkd.base.places.remote import as_root
 from mmkd.base.text import cell_text, one_line
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, load_dataset, value_counts, value_name
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
+from mmkd.evaluate.fetch import source_place
 from mmkd.evaluate.plan import model_names, open_stores
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
@@ -33,14 +32,16 @@ WRITTEN_NULLS = ("nan", "nat", "na", "<na>", "n/a", "none", "null", "missing", "
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """Findings about one data set. rows, groups: per split. counts: titles such as `test rows by diagnosis` to values
-    and their counts. missing: for each model, rows without features per split. problems: reasons that keep units from
-    running. warnings: reasons to doubt their scores. steps: commands for a set that is not extracted yet, in order."""
+    """Findings about one data set. layout: as the description has it. rows, groups: per split. counts: titles such as
+    `test rows by diagnosis` to values and their counts. missing: for each model, rows without features per split.
+    problems: reasons that keep units from running. warnings: reasons to doubt their scores. steps: commands for a set
+    that is not extracted yet, in order."""
 
     dataset: str
     role: str
     modality: str = ""
     tasks: tuple[str, ...] = ()
+    layout: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -57,6 +58,8 @@ class DatasetCheck:
             lines.append(f"  {title}: " + ", ".join(f"{name} {n}" for name, n in found.items()))
         for model, splits in self.missing.items():
             lines.append(f"  {model}: no features for " + ", ".join(f"{n} {split} rows" for split, n in splits.items()))
+        if self.layout == "unconfirmed":
+            lines.append("  layout: unconfirmed; compare file names and columns")
         for word, texts in (("warning", self.warnings), ("problem", self.problems), ("next", self.steps)):
             lines += [f"  {word}: {text}" for text in texts]
         return lines
@@ -92,7 +95,7 @@ def check_suite(suite: Suite) -> CheckReport:
     models = model_names(suite, list(stores.values()))
     checks = []
     for spec in suite.datasets:
-        found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks)
+        found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks, spec.about.layout)
         if spec.store in stores:
             _check_dataset(suite, spec, stores[spec.store], models, found)
         elif spec.source is not None and isinstance(unopened[spec.store], NotAStoreError):
@@ -129,10 +132,13 @@ def _check_dataset(
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
     found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))
+    slides = (spec.source or {}).get("kind") == "slides"
+    sizes, unit = (found.groups, "groups") if slides else (found.rows, "rows")
+    sizes = sizes | {"all": sum(sizes.values())}
     found.warnings.extend(
-        f"{split} has {found.rows[split]} rows, published are {count}"
+        f"{split} has {sizes[split]} {unit}, published are {count}"
         for split, count in spec.about.expected.items()
-        if count is not None and found.rows.get(split, count) != count
+        if count is not None and sizes.get(split, count) != count
     )
     found.problems.extend(_prompts_differ(data))
     for model in models:
@@ -230,8 +236,7 @@ def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCh
     bags = source.get("kind") == "bags"
     found.steps.append(f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ...")
     try:
-        path = str(filled(source.get("path", ""), user_roots() | {"dataset": spec.dataset}, spec.described_in))
-        place = as_root(path if "://" in path else str(Path(spec.described_in).parent / path))
+        place = source_place(source, spec.dataset, Path(spec.described_in))
         there = place.exists()
     except (MmkdError, OSError) as error:
         found.problems.append(str(error))
@@ -243,7 +248,9 @@ def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCh
     terms = "; ".join(part for part in (about.access, about.licence and f"licence: {about.licence}") if part)
     owners = f"{about.homepage or 'its owners'}{f' ({terms})' if terms else ''}"
     found.problems.append(f"its files are not here: {place!s} does not exist")
-    found.steps.insert(0, f"get it from {owners}, or say where it is in roots.yaml")
+    command = f"; mmkd evaluate fetch {shlex.quote(spec.described_in)} {'does' if about.fetch.files else 'says how'}"
+    helps = command if about.fetch.files or about.fetch.steps else ""
+    found.steps.insert(0, f"get it from {owners}, or say where it is in roots.yaml{helps}")
 
 
 def _prompts_differ(data: DatasetRows) -> list[str]:

@@ -79,6 +79,24 @@ def check_sides(yes: RowFilter, no: RowFilter | None, one: str, other: str) -> N
             raise ValueError(f"{column}: {min(both)!r} is both {one} and {other}")
 
 
+class Download(Frozen):
+    """File that anyone may download under the set's license."""
+
+    url: str = Field(pattern="^https?://")
+    to: str
+    """File or folder that it becomes; `${name}` is a root."""
+    checksum: str | None = Field(None, pattern="^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})$")
+    member: str | None = None
+    """File or folder in this zip or tar that becomes `to`, `.` for all of it; without one the file is not unpacked."""
+
+
+class Fetch(Frozen):
+    """What brings the files to where `source` expects them: downloads, then steps by hand."""
+
+    files: tuple[Download, ...] = ()
+    steps: tuple[str, ...] = ()
+
+
 class About(Frozen):
     """Source of a public data set. No score depends on it."""
 
@@ -87,8 +105,20 @@ class About(Frozen):
     """As its owners state it; read their terms before you use the data."""
     access: str | None = None
     """Conditions beyond a download: registration, a data use agreement."""
-    expected: dict[str, int | None] = Field(default_factory=dict)
-    """Published number of samples of each split; null where we do not know."""
+    citation: str | None = None
+    expected: dict[Literal["train", "val", "test", "all"], int | None] = Field(default_factory=dict)
+    """Published number of samples (of slides: of groups) of each split, or of `all`; null where we do not know."""
+    layout: Literal["confirmed", "unconfirmed"] | None = None
+    """`confirmed` if file names, columns and codes of the description were compared with the `evidence`."""
+    evidence: str | None = None
+    """URL of the files, of code that reads them, or of their documentation."""
+    fetch: Fetch = Fetch()
+
+    @model_validator(mode="after")
+    def _confirmed_by_something(self) -> About:
+        if self.layout == "confirmed" and not self.evidence:
+            raise ValueError("layout is 'confirmed' without `evidence`; give the URL that it was compared with")
+        return self
 
 
 class SplitFilters(Frozen):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmkd.base.errors import CorruptStoreError, TeacherMismatchError
-from mmkd.base.files import write_atomically
+from mmkd.base.files import regular_target, write_atomically
 from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
@@ -368,7 +368,7 @@ class ImageHashes:
             raise UserError(f"perceptual hashes need imagehash; run: {install_command('leakage')}") from None
         self._file, self._say = file, say
         self._known = HASHES.empty_table()
-        if file.exists():
+        if regular_target(file).exists():  # reading a pipe would block
             try:
                 self._known = pq.read_table(file).select(HASHES.names).cast(HASHES)
             except (OSError, KeyError, pa.ArrowInvalid) as error:

@@ -109,9 +109,8 @@ def decode_windows(
     decode_threads: int,
     keep: int | None = None,
 ) -> Iterator[list[DecodedImage]]:
-    """Yield the images in order, `window` of them at a time. Threads read, others decode (Pillow releases the
-    interpreter lock), and the caller uses the window before. What is yielded does not depend on the number of
-    threads."""
+    """Yield the images in order, `window` of them at a time, whatever the number of threads. Some read, others decode
+    (Pillow releases the interpreter lock), and the caller uses the window before."""
     with (
         ThreadPoolExecutor(read_threads, thread_name_prefix="mmkd-read") as readers,
         ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,

@@ -67,8 +67,7 @@ _NOTHING = _Earlier()
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
     """List the corpus and lay an empty store over it. A key that occurs again is kept as a failed row that names the
-    first one: nothing else is lost. Raises CorpusError if the corpus has no rows, or cannot be read; StoreError if the
-    store cannot be written."""
+    first one. Raises CorpusError for a corpus without rows, or that cannot be read; StoreError if it cannot write."""
     parts = corpus.parts()
     with _index(corpus, parts) as (index, overview):
         created = create_store(root, _corpus_record(corpus, parts, len(index)), index)
@@ -124,9 +123,8 @@ def _inputs_before(store: Store, end: int) -> _Earlier:
 
 
 def restore_parts(corpus: Corpus, store: Store) -> int:
-    """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones), and
-    return how many were written; their rows are pending. Raises CorpusError as `check_same_corpus`; StoreError if the
-    store cannot be written."""
+    """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones);
+    return how many were written, with pending rows. Raises as `check_same_corpus`; StoreError if it cannot write."""
     span = check_same_corpus(corpus, store)
     missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
     if missing:

@@ -35,8 +35,7 @@ def isolated_windows(
     beat: Callable[[], None],
 ) -> Iterator[list[DecodedImage]]:
     """As `decoding.decode_windows`, with the same pixels; an image that takes its process down, or more than `seconds`,
-    says so in its reason. `beat` is called while waiting for the child. Raises RuntimeError if the child does not
-    start."""
+    says so in its reason. `beat` is called while waiting. Raises RuntimeError if the child does not start."""
     decoder = _Decoder(seconds, beat)
     try:
         for start in range(0, len(sources), window):

@@ -51,6 +51,7 @@ _ADVICE = {
     "file: no DICOM file": "name it like its DICOM file",
     "array: ": "name arrays as MedMNIST does if they are meant",
     "image: not an image": "convert the file, or drop the line",
+    "image: DICOM needs": "`mmkd doctor` prints the command",
     "file: ": "name its kind in a corpus.yaml, or convert it",
     "member: .": "rename it, or name it in `image_members`, `caption_members` or `label_members`",
     "member: not among": "add it there if it is meant",
@@ -116,14 +117,11 @@ class Overview:
         yield f"corpus: {', '.join(counted(count, noun) for noun, count in counts.items())}{texts}{sides}"
         for what, found in (("", self.reasons), ("ignored: ", self.ignored)):
             for reason, (count, example) in sorted(found.items(), key=lambda item: -item[1][0])[:10]:
-                yield f"  {what}{count:,} x {reason}, such as {_short(example)}{_advice(reason)}"
+                short = example if len(example) <= 80 else f"{example[:40]}...{example[-37:]}"
+                shown = short if short.isprintable() else repr(short)
+                yield f"  {what}{count:,} x {reason}, such as {shown}{_advice(reason)}"
             if len(found) > 10:
                 yield f"  {what}{len(found) - 10} further reasons"
-
-
-def _short(text: str) -> str:
-    shown = text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"
-    return shown if shown.isprintable() else repr(shown)
 
 
 @dataclass
@@ -139,8 +137,7 @@ class ShardReport:
     reasons: dict[str, int] = field(default_factory=dict)
     """Failed and partial rows by reason."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """`read` and `decode` (summed over threads), `samples`, and for each teacher `image SLUG`, `text SLUG` (the
-    forward passes) and `write SLUG`."""
+    """`read`, `decode` (summed over threads), `samples`; by teacher `image SLUG`, `text SLUG`, `write SLUG`."""
     wall_seconds: float = 0.0
     truncated: dict[str, int] = field(default_factory=dict)
     """Captions longer than the teacher's context, by slug."""

@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from mmkd.base.errors import MmkdError, StoreError, UserError
     from mmkd.store.card import Preprocessing, TeacherCard
     from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND
-    from mmkd.store.reader import FeatureStore
-    from mmkd.store.summary import StoreSummary
+    from mmkd.store.reader import FeatureStore, StoreSummary
     from mmkd.store.verify import VerifyReport
 
 __all__ = [
@@ -27,22 +26,17 @@ __all__ = [
     "VerifyReport",
 ]
 
-_HOME = {
-    "IMAGE_SOUND": "mmkd.store.layout",
-    "PAIR_SOUND": "mmkd.store.layout",
-    "TEXT_SOUND": "mmkd.store.layout",
-    "FeatureStore": "mmkd.store.reader",
-    "MmkdError": "mmkd.base.errors",
-    "Preprocessing": "mmkd.store.card",
-    "StoreError": "mmkd.base.errors",
-    "StoreSummary": "mmkd.store.summary",
-    "TeacherCard": "mmkd.store.card",
-    "UserError": "mmkd.base.errors",
-    "VerifyReport": "mmkd.store.verify",
+_MODULES = {
+    "mmkd.base.errors": ("MmkdError", "StoreError", "UserError"),
+    "mmkd.store.card": ("Preprocessing", "TeacherCard"),
+    "mmkd.store.layout": ("IMAGE_SOUND", "PAIR_SOUND", "TEXT_SOUND"),
+    "mmkd.store.reader": ("FeatureStore", "StoreSummary"),
+    "mmkd.store.verify": ("VerifyReport",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,40 +8,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.places.remote import StorePath, in_parallel
-from mmkd.store.chunk import read_body
+from mmkd.store.chunk import can_map, map_chunks, read_ahead, read_body
 from mmkd.store.encoding import ArraySpec, decode_rows
-from mmkd.store.mapping import can_map, map_chunks, read_ahead
 
 CACHE_BYTES = 64 << 20
 """Chunks of one remote array that are kept, so that reading rows in order fetches each chunk once."""
-
-
-class FeatureArray(Protocol):
-    """Features of one tower, as `FeatureStore.image` returns them: (N, D) values, read when they are indexed. For float
-    encodings on disk it is a mapped `numpy.ndarray`. For int8, and behind a URL, it is a `LazyRows`: indexing with an
-    integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`, and `numpy.asarray` gives all
-    of it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, D)."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype that indexing returns: the card's encoding; float32 for int8."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def __getitem__(self, rows: Any) -> Any:
-        """Return values of these rows, NaN where missing."""
 
 
 class LazyRows(ABC):
@@ -51,32 +29,35 @@ class LazyRows(ABC):
     dtype: np.dtype[Any]
 
     @abstractmethod
-    def _gather(self, rows: Any) -> NDArray[Any]:
-        """Return values of these rows."""
+    def _gather(self, rows: Any) -> NDArray[Any]: ...
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Return values of the rows that an index along the first axis picks. Raises IndexError if there is no such
-        row, or an index of more axes than the rows."""
+        """Return the rows that an index along the first axis picks. Raises IndexError if there is no such row, or for
+        an index of more than one axis."""
         if isinstance(rows, tuple):
             raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
         return self._gather(rows)
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
         return len(self.shape)
 
     def __len__(self) -> int:
-        """Return rows N."""
         return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Return all rows, in memory."""
         return np.asarray(self[:], dtype=dtype)
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.shape))
         return f"<{type(self).__name__} ({shape}) {self.dtype}; index it with rows>"
+
+
+FeatureArray: TypeAlias = NDArray[Any] | LazyRows
+"""Features of one tower, as `FeatureStore.image` returns them: (N, D) values, NaN where missing, read when they are
+indexed. For float encodings on disk it is a mapped `numpy.ndarray`. For int8 (decoded to float32), and behind a URL, it
+is a `LazyRows`: indexing with an integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`,
+and `numpy.asarray` gives all of it."""
 
 
 @dataclass(frozen=True)
@@ -90,33 +71,23 @@ class ChunkedArray:
     chunks: tuple[tuple[str, str] | None, ...]
     """Path and CRC32C of each shard's chunk; None where there is no ledger entry."""
     read_around: bool = True
-    """As `mmkd.store.mapping.map_chunks` takes it."""
+    """As `mmkd.store.chunk.map_chunks` takes it."""
 
     @property
     def stored(self) -> np.dtype[Any]:
         """As it lies in files: little-endian."""
         return np.dtype(self.spec.dtype).newbyteorder("<")
 
-    def _reshape(self, flat: NDArray[Any]) -> NDArray[Any]:
-        """Return all chunks' bytes or values as the array of N rows."""
-        values = flat.view(self.stored)
-        return (values if self.spec.width is None else values.reshape(-1, self.spec.width))[: self.rows]
-
     def body(self, shard: int) -> NDArray[Any]:
         """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
         chunk = self.chunks[shard]
         if chunk is None:
-            return self._missing()
+            return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
         data = read_body(self.root, chunk[0], self.spec.chunk_bytes(self.per_shard), chunk[1])
         return np.frombuffer(data, dtype=self.stored).reshape(self.spec.shape(self.per_shard))
 
-    def _missing(self) -> NDArray[Any]:
-        """Return values of a chunk without a ledger entry."""
-        return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
-
     def load(self) -> NDArray[Any]:
-        """Return the whole array in memory, read-only. Raises CorruptStoreError if a chunk is missing or differs from
-        its ledger entry."""
+        """Return the whole array in memory, read-only. Raises CorruptStoreError as `read_body`."""
         array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
         for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
             array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
@@ -126,11 +97,11 @@ class ChunkedArray:
     def map(self) -> NDArray[Any]:
         """Return the whole array over the files' pages, read-only. Raises CorruptStoreError if a chunk is missing or
         has another size; UserError if the system allows a process fewer maps than there are chunks."""
-        names = [self.root / chunk[0] if chunk else None for chunk in self.chunks]
-        paths = [name for name in names if name is None or isinstance(name, Path)]
+        paths = [Path(str(self.root)) / chunk[0] if chunk else None for chunk in self.chunks]
         try:
             size = self.spec.chunk_bytes(self.per_shard)
-            return self._reshape(map_chunks(paths, size, lambda: self._missing().tobytes(), self.read_around))
+            flat = map_chunks(paths, size, lambda: self.body(paths.index(None)).tobytes(), self.read_around)
+            return flat.view(self.stored).reshape(self.spec.shape(len(paths) * self.per_shard))[: self.rows]
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
@@ -138,22 +109,19 @@ class ChunkedArray:
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            raise UserError(_too_many_maps(self.root, len(self.chunks))) from error
+            limit = Path("/proc/sys/vm/max_map_count")
+            allowed = f" (vm.max_map_count is {limit.read_text().strip()})" if limit.is_file() else ""
+            raise UserError(
+                f"{self.root}: the system does not let this process map {len(paths):,} more files{allowed}, and an "
+                "array takes one map per shard; allow more with `sysctl -w vm.max_map_count=1000000`, or open fewer "
+                "teachers"
+            ) from error
 
     def open(self) -> NDArray[Any] | LazyRows:
         """Return the array: mapped where files can be, fetched by chunks behind a URL, else in memory."""
         if not isinstance(self.root, Path):
             return RemoteRows(self)
         return self.map() if can_map(self.spec.chunk_bytes(self.per_shard)) else self.load()
-
-
-def _too_many_maps(root: StorePath, chunks: int) -> str:
-    limit = Path("/proc/sys/vm/max_map_count")
-    allowed = f" (vm.max_map_count is {limit.read_text().strip()})" if limit.is_file() else ""
-    return (
-        f"{root}: the system does not let this process map {chunks:,} more files{allowed}, and an array takes one map "
-        "a shard; allow more with `sysctl -w vm.max_map_count=1000000`, or open fewer teachers"
-    )
 
 
 class RemoteRows(LazyRows):
@@ -164,18 +132,17 @@ class RemoteRows(LazyRows):
         self._array = array
         self.shape = array.spec.shape(array.rows)
         self.dtype = np.dtype(array.spec.dtype)
-        self._kept = max(1, CACHE_BYTES // max(1, array.spec.chunk_bytes(array.per_shard)))
-        self._chunk = lru_cache(maxsize=self._kept)(array.body)
+        self._cached = max(1, CACHE_BYTES // max(1, array.spec.chunk_bytes(array.per_shard)))
+        self._chunk = lru_cache(maxsize=self._cached)(array.body)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
-        """Return values of these rows; each chunk that holds some of them is fetched once."""
         picked = np.arange(len(self))[rows]
         flat = picked.reshape(-1)
         shards = flat // self._array.per_shard
         out = np.empty((len(flat), *self.shape[1:]), dtype=self.dtype)
         wanted = np.unique(shards).tolist()
-        for start in range(0, len(wanted), self._kept):
-            some = wanted[start : start + self._kept]
+        for start in range(0, len(wanted), self._cached):
+            some = wanted[start : start + self._cached]
             for shard, body in zip(some, in_parallel(self._chunk, some, self._array.root), strict=True):
                 here = shards == shard
                 out[here] = body[flat[here] - shard * self._array.per_shard]
@@ -200,5 +167,4 @@ class DecodedRows(LazyRows):
         self.dtype = np.dtype(np.float32)
 
     def _gather(self, rows: Any) -> NDArray[Any]:
-        """Return codes times scale."""
         return decode_rows([np.asarray(self.codes[rows]), np.asarray(self.scales[rows])])

@@ -6,20 +6,18 @@ import hashlib
 import json
 from functools import cached_property
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, field_validator
+from pydantic import Field, computed_field, field_validator
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import list_folder
 from mmkd.base.places.remote import StorePath
 from mmkd.store.encoding import CosineError, Encoding
-from mmkd.store.hierarchy import is_there, read_json, sealed_content
+from mmkd.store.hierarchy import Document, is_there, parse_document, read_json, sealed_content
 from mmkd.store.layout import MAX_DIM, Tower, check_slug, is_slug, teacher_group
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(Document):
     """Image preprocessing: the fields of open_clip's `preprocess_cfg` plus the color mode."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: tuple[int, int]
     """Height and width in pixels; (0, 0) if not stated (imported features)."""
@@ -35,12 +33,15 @@ class Preprocessing(BaseModel):
     """PIL mode in which the image is resized last: `RGB`, or `L` for a teacher that sees one channel thrice."""
 
 
-class TeacherCard(BaseModel):
+_IDENTITY = frozenset(
+    "weights_sha256 preprocessing tokenizer_sha256 context_length dim encoding loader normalized".split()  # noqa: SIM905
+)
+
+
+class TeacherCard(Document):
     """A teacher's card in the store. `digest` is the identity: two cards with equal digest give equal features. It
     covers weights, preprocessing, tokenizer and widths, and leaves out what cannot change a feature (the files'
     location, the license, library versions)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     slug: str
     source: str
@@ -83,19 +84,7 @@ class TeacherCard(BaseModel):
     @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over everything that can change a feature."""
-        identity = self.model_dump(
-            include={
-                "weights_sha256",
-                "preprocessing",
-                "tokenizer_sha256",
-                "context_length",
-                "dim",
-                "encoding",
-                "loader",
-                "normalized",
-            }
-        )
-        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.model_dump(include=set(_IDENTITY)), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -106,18 +95,14 @@ def read_card(root: StorePath, slug: str) -> TeacherCard | None:
     if not is_there(path):
         return None
     document = read_json(path)
-    attributes = document.get("attributes")
-    if isinstance(attributes, dict) and not attributes:
+    if document.get("attributes") == {}:
         return None
     content = sealed_content(path, document)
     digest = content.pop("digest", None)
     try:
-        card = TeacherCard.model_validate(content)
-    except UserError as error:
+        card = parse_document(TeacherCard, content, path)
+    except UserError as error:  # of a slug that cannot be a folder
         raise CorruptStoreError(f"{path}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CorruptStoreError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if card.slug != slug:
         raise CorruptStoreError(f"{path} is the card of {card.slug!r}, expected {slug!r}; put the right file back")
     if card.digest != digest:
@@ -129,3 +114,9 @@ def teacher_folders(root: StorePath) -> list[str]:
     """Return names below `teachers/` that may be teachers, in order; what cannot be a slug is not one."""
     folders = list_folder(root / "teachers")
     return [path.name for path in folders if is_slug(path.name) and is_there(path / "zarr.json")]
+
+
+def read_cards(root: StorePath) -> dict[str, TeacherCard]:
+    """Read every teacher's card, by slug in order. Raises CorruptStoreError as `read_card`."""
+    cards = {slug: read_card(root, slug) for slug in teacher_folders(root)}
+    return {slug: card for slug, card in cards.items() if card is not None}

@@ -1,9 +1,26 @@
-"""One chunk file: the array's bytes, little-endian, row-major, then four bytes of CRC32C. This is what Zarr v3's codecs
-[bytes, crc32c] give. It is written here by hand because the writer needs the checksum for the ledger and the file in
-one atomic step; tests hold the bytes to zarr's."""
+"""Chunk files: the array's bytes, little-endian, row-major, then four bytes of CRC32C, as Zarr v3's codecs [bytes,
+crc32c] give. They are written here by hand because the writer needs the checksum for the ledger and the file in one
+atomic step; tests hold the bytes to zarr's.
+
+Many chunk files are read as one array, without a copy: the reason random batches are fast. A span of addresses is
+reserved, then every file's body is mapped at its place in the span. As the chunk's size is a multiple of the page, the
+bodies touch and the four CRC bytes after each fall outside. Indexing the result is ordinary NumPy on memory.
+
+The kernel also reads ahead, megabytes around each page on some disks. That is right when all of it fits in memory, and
+for rows in order; for random rows of a store larger than memory nearly all of it is thrown away. Measured in
+docs/stores.md.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -15,14 +32,17 @@ from mmkd.base.places.remote import StorePath
 
 CRC_BYTES = 4
 
+_MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap does not name it
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+_MADV_RANDOM, _MADV_WILLNEED = 1, 3
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
 
 def pad_rows(array: NDArray[Any], rows: int, fill: float) -> NDArray[Any]:
     """Extend the first axis to `rows` with `fill`: Zarr stores the last chunk at full size."""
     if len(array) == rows:
         return array
-    padded = np.full((rows, *array.shape[1:]), fill, dtype=array.dtype)
-    padded[: len(array)] = array
-    return padded
+    return np.pad(array, [(0, rows - len(array)), *[(0, 0)] * (array.ndim - 1)], constant_values=fill)
 
 
 def encode_chunk(array: NDArray[Any]) -> tuple[bytes, str]:
@@ -66,3 +86,85 @@ def read_body(root: StorePath, name: str, expected_bytes: int, expected_crc: str
             f"{name} has CRC32C {crc}, the ledger vouches for {expected_crc}; run `mmkd store verify`"
         )
     return body
+
+
+def can_map(chunk_bytes: int) -> bool:
+    """Return True when this platform maps files at given addresses and the chunk fills whole pages."""
+    return sys.platform in ("linux", "darwin") and chunk_bytes % mmap.PAGESIZE == 0
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return libc
+
+
+def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: int) -> int:
+    mapped = libc.mmap(address, length, mmap.PROT_READ if fd >= 0 else 0, flags, fd, 0)
+    if mapped == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(mapped)
+
+
+def map_chunks(
+    paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
+) -> NDArray[np.uint8]:
+    """Map the bodies of chunk files, of `chunk_bytes` each, side by side: uint8 (len(paths) * chunk_bytes,), read-only,
+    mapped as long as the array or a view of it lives. `filler` gives the bytes that all missing chunks (None) share.
+    `read_around`: let the kernel read what lies around a page that is touched; without, single pages only. Raises
+    CorruptStoreError if a file has another size (touching what is not there would kill the process); OSError if the
+    system refuses (address space, too many maps). `can_map(chunk_bytes)` must hold."""
+    total = len(paths) * chunk_bytes
+    if not total:
+        return np.empty(0, dtype=np.uint8)
+    libc = _libc()
+    span = _mmap(libc, None, total, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+    block = (ctypes.c_ubyte * total).from_address(span)
+    weakref.finalize(block, libc.munmap, span, total)
+    missing = _anonymous_file(filler()) if None in paths else None
+    try:
+        for index, path in enumerate(paths):
+            # A pipe has no size, and opening it would block.
+            fd = missing if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            assert fd is not None
+            try:
+                if path is not None and (size := os.fstat(fd).st_size) != chunk_bytes + CRC_BYTES:
+                    raise CorruptStoreError(
+                        f"{path} has {size} bytes, expected {chunk_bytes + CRC_BYTES}; run `mmkd store verify`"
+                    )
+                _mmap(libc, span + index * chunk_bytes, chunk_bytes, mmap.MAP_SHARED | _MAP_FIXED, fd)
+            finally:
+                if path is not None:
+                    os.close(fd)
+    finally:
+        if missing is not None:
+            os.close(missing)
+    if not read_around:
+        libc.madvise(span, total, _MADV_RANDOM)
+    array: NDArray[np.uint8] = np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)
+    return array
+
+
+def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
+    """Return `values`, a contiguous slice of a mapped array, after telling the kernel to fetch its pages together; any
+    other array is left alone."""
+    if sys.platform in ("linux", "darwin") and values.nbytes and values.flags.c_contiguous and not values.flags.owndata:
+        start = values.__array_interface__["data"][0]
+        first = start - start % mmap.PAGESIZE
+        # Advice only: errors for memory that is not a file map do not matter.
+        _libc().madvise(first, start + values.nbytes - first, _MADV_WILLNEED)
+    return values
+
+
+def _anonymous_file(data: bytes) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("mmkd-missing-chunk", os.MFD_CLOEXEC)
+    else:
+        fd, name = tempfile.mkstemp()
+        Path(name).unlink()
+    os.write(fd, data)
+    return fd

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from mmkd.store.hierarchy import Document
 from mmkd.store.layout import TOWERS, Tower, teacher_group
 
 Encoding = Literal["float16", "float32", "int8"]
@@ -27,10 +27,8 @@ _DECODED = 1e-3
 """Largest distance from a whole code in a row that may be decoded int8: rounding in float32 stays far below."""
 
 
-class CosineError(BaseModel):
+class CosineError(Document):
     """Loss of an encoding: 1 - cosine between a feature and its decoded form, over the sound rows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float
     worst: float
@@ -53,11 +51,9 @@ class ArraySpec:
 
     @property
     def fill(self) -> float:
-        """Value in missing rows."""
         return float("nan") if self.dtype.startswith("float") else 0
 
     def document(self, slug: str) -> str:
-        """Return the path of its metadata inside the store."""
         return f"{teacher_group(slug)}/{self.name}/zarr.json"
 
     def chunk(self, slug: str, shard: int) -> str:
@@ -65,20 +61,16 @@ class ArraySpec:
         return f"{teacher_group(slug)}/{self.name}/c/{shard}{'' if self.width is None else '/0'}"
 
     def shape(self, rows: int) -> tuple[int, ...]:
-        """Return the shape of `rows` rows."""
         return (rows,) if self.width is None else (rows, self.width)
 
     def chunk_bytes(self, per_shard: int) -> int:
-        """Return the size of a chunk's body."""
         return per_shard * (self.width or 1) * np.dtype(self.dtype).itemsize
 
 
 def teacher_arrays(encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
     """Return the arrays of a teacher in the order in which they are written."""
-    specs: list[ArraySpec] = []
-    for tower in TOWERS:
-        specs += tower_arrays(tower, encoding, dim)
-    return (*specs, ArraySpec("valid", "uint8", None))
+    towers = (spec for tower in TOWERS for spec in tower_arrays(tower, encoding, dim))
+    return (*towers, ArraySpec("valid", "uint8", None))
 
 
 def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec, ...]:
@@ -90,18 +82,10 @@ def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec,
 def encode_rows(
     features: NDArray[np.floating[Any]], sound: NDArray[np.bool_], encoding: Encoding
 ) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
-    """Encode features for the disk.
-
-    Args:
-        features: (rows, D), any float type; rows that are not sound may hold anything.
-        sound: bool (rows,).
-        encoding: of the card.
-
-    Returns:
-        The arrays of `tower_arrays`, and which rows are sound in them: a value that does not fit (beyond 65504
-        in float16) or a row that becomes zero makes its row missing, never infinite. Values that `decode_rows` gave
-        are encoded to the same values again.
-    """
+    """Encode features (rows, D) of any float type for the disk; rows that are not `sound`, bool (rows,), may hold
+    anything. Returns the arrays of `tower_arrays`, and the rows that are sound in them, bool (rows,): a value that does
+    not fit (beyond 65504 in float16) or a row that becomes zero makes its row missing, never infinite. Values that
+    `decode_rows` gave are encoded to the same values again."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         if encoding != "int8":
             stored = features.astype(encoding, copy=True)

@@ -41,8 +41,7 @@ def _texts_by_class(value: object) -> object:
     """Return class names as text: YAML makes numbers and truth values of some."""
     if not isinstance(value, dict):
         return value
-    wrong = [name for name in value if isinstance(name, bool)]
-    if wrong:
+    if wrong := [name for name in value if isinstance(name, bool)]:
         raise ValueError(f"YAML reads a class name as {wrong[0]}; put it in quotes")
     return {str(name): [texts] if isinstance(texts, str) else texts for name, texts in value.items()}
 
@@ -61,7 +60,6 @@ class Prompt(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Key of its row."""
         return f"{self.kind}:{self.of}:{self.number}"
 
 
@@ -87,15 +85,13 @@ class PromptFile(Frozen):
         for name, texts in classes.items():
             if not texts:
                 raise ValueError(f"class {name!r} has no text")
-            twice = [text for text, count in Counter(texts).items() if count > 1]
-            if twice:
+            if twice := [text for text, count in Counter(texts).items() if count > 1]:
                 raise ValueError(f"class {name!r} has the text {twice[0]!r} twice")
         return classes
 
     @model_validator(mode="after")
     def _negatives_have_a_class(self) -> PromptFile:
-        alien = [name for name in self.negatives if name not in self.classes]
-        if alien:
+        if alien := [name for name in self.negatives if name not in self.classes]:
             raise ValueError(f"negatives of {alien[0]!r}, which is not among the classes {', '.join(self.classes)}")
         return self
 

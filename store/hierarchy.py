@@ -1,8 +1,8 @@
-"""The metadata documents of a store: Zarr v3 `zarr.json` files, written whole, sealed, and checked when read.
+"""Metadata documents of a store: Zarr v3 `zarr.json` files, written whole, sealed, and checked when read.
 
-Array documents are a function of the record and the card, so they can be checked member by member and
-written again. What only the store knows (the record, the cards) lies in `attributes.mmkd` with a seal:
-the SHA-256 of its own canonical JSON. A changed byte that still parses breaks the seal.
+Array documents are a function of the record and the card, so they can be checked member by member and written again.
+What only the store knows (the record, the cards) is in `attributes.mmkd` with a seal: the SHA-256 of its own canonical
+JSON. A changed byte that still parses breaks the seal.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mmkd.base.errors import CorruptStoreError, NotAStoreError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError
 from mmkd.base.files import list_folder, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
 
@@ -22,6 +24,25 @@ MAX_DOCUMENT_BYTES = 1 << 24
 
 SEAL = "sha256"
 """Member of `attributes.mmkd` that holds the seal."""
+
+
+class Document(BaseModel):
+    """Base of what a store keeps as JSON: frozen, and an unknown member is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+DocumentType = TypeVar("DocumentType", bound=BaseModel)
+
+
+def parse_document(model: type[DocumentType], content: dict[str, Any] | bytes, path: StorePath) -> DocumentType:
+    """Validate a parsed document, or JSON. Raises CorruptStoreError with the first fault, its member, and `path`."""
+    try:
+        return model.model_validate_json(content) if isinstance(content, bytes) else model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or model.__name__
+        raise CorruptStoreError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def seal_of(content: dict[str, Any]) -> str:
@@ -39,16 +60,14 @@ def group_document(content: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def array_document(shape: tuple[int, ...], chunk: tuple[int, ...], data_type: str) -> dict[str, Any]:
     """Return a Zarr array of uncompressed little-endian chunks with CRC32C; missing floats are NaN, missing bits 0."""
-    serializer: dict[str, Any] = {"name": "bytes"}
-    whole_bytes = data_type in ("int8", "uint8")
-    if not whole_bytes:
-        serializer["configuration"] = {"endian": "little"}
+    one_byte = data_type in ("int8", "uint8")
+    serializer = {"name": "bytes"} | ({} if one_byte else {"configuration": {"endian": "little"}})
     return {
         "shape": list(shape),
         "data_type": data_type,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0 if whole_bytes else "NaN",
+        "fill_value": 0 if one_byte else "NaN",
         "codecs": [serializer, {"name": "crc32c"}],
         "attributes": {},
         "zarr_format": 3,
@@ -63,19 +82,26 @@ def encode_document(document: dict[str, Any]) -> bytes:
 
 
 def write_document(path: StorePath, document: dict[str, Any]) -> None:
-    """Put a document in place in one step."""
     write_atomically(path, encode_document(document))
 
 
 def is_there(path: StorePath) -> bool:
     """Return False only if nothing is at `path`. A folder, a dangling link or an unreadable file counts as present,
-    unlike with `Path.is_file`."""
-    return path.is_file() if isinstance(path, RemotePath) else path.exists() or path.is_symlink()
+    unlike with `Path.is_file`. Raises StoreError if a folder above it may not be searched."""
+    if isinstance(path, RemotePath):
+        return path.is_file()
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(f"cannot look for {path}: {error.strerror}; get permission, then run it again") from error
+    return True
 
 
 def read_file(path: StorePath, most: int | None = None) -> bytes:
     """Return the bytes of a regular file of at most `most` bytes. Raises CorruptStoreError if it cannot be read, is
-    something other than a regular file (a pipe would block), or is larger."""
+    larger, or is something other than a regular file (a pipe would block)."""
     try:
         size = path.stat().st_size
         if isinstance(path, Path) and not path.is_file():
@@ -104,11 +130,18 @@ def read_json(path: StorePath) -> dict[str, Any]:
     """Parse a JSON object. Raises CorruptStoreError if it cannot be read, is not a JSON object, or names a member
     twice."""
     try:
-        content = json.loads(read_file(path, MAX_DOCUMENT_BYTES), object_pairs_hook=_no_member_twice)
+        content = json.loads(read_file(path, MAX_DOCUMENT_BYTES), object_pairs_hook=_distinct_members)
     except (ValueError, RecursionError) as error:
         raise CorruptStoreError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CorruptStoreError(f"{path} holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _distinct_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a member is named twice")
     return content
 
 
@@ -121,34 +154,25 @@ def document_fault(found: dict[str, Any], expected: dict[str, Any]) -> str | Non
     return ", ".join(sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))) or None
 
 
-def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
-    """Return the `attributes.mmkd` of a group's document, without its seal, when the document is whole. Raises
-    CorruptStoreError if it is not a Zarr v3 group, has no `mmkd`, or its seal is broken."""
+def own_attributes(document: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the `attributes.mmkd` of a document, with its seal; None if it has none."""
     attributes = document.get("attributes")
     content = attributes.get("mmkd") if isinstance(attributes, dict) else None
-    if not isinstance(content, dict):
+    return content if isinstance(content, dict) else None
+
+
+def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the `attributes.mmkd` of a group's document without its seal. Raises CorruptStoreError if it is not a
+    Zarr v3 group (other tools may add attributes), has no `mmkd`, or its seal is broken."""
+    content = own_attributes(document)
+    if content is None:
         raise CorruptStoreError(f"{path} holds no attributes 'mmkd'; put the file back from a copy")
-    if content.get(SEAL) != seal_of(content):
+    if content.get(SEAL) != (seal := seal_of(content)):
         raise CorruptStoreError(
-            f"{path} was changed after it was written: its attributes have SHA-256 {seal_of(content)[:16]}..., "
+            f"{path} was changed after it was written: its attributes have SHA-256 {seal[:16]}..., "
             f"{str(content.get(SEAL))[:16]}... was written with them; put the file back from a copy"
         )
-    fault = group_fault(document)
-    if fault:
-        raise CorruptStoreError(f"{path}: {fault}")
-    return {name: value for name, value in content.items() if name != SEAL}
-
-
-def group_fault(document: dict[str, Any]) -> str | None:
-    """Return why a document is no Zarr v3 group, or None. Other tools may add attributes."""
     rest = {name: value for name, value in document.items() if name not in ("attributes", "consolidated_metadata")}
-    if rest != {"zarr_format": 3, "node_type": "group"} or not isinstance(document.get("attributes", {}), dict):
-        return f"not the metadata of a Zarr v3 group: {json.dumps(rest)[:120]}"
-    return None
-
-
-def _no_member_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a member is named twice")
-    return content
+    if rest != {"zarr_format": 3, "node_type": "group"}:
+        raise CorruptStoreError(f"{path}: not the metadata of a Zarr v3 group: {json.dumps(rest)[:120]}")
+    return {name: value for name, value in content.items() if name != SEAL}

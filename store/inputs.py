@@ -3,8 +3,8 @@
     inputs/00012.arrow   columns row (int64), image_sha256 (string, of the original), jpeg (large_binary)
     inputs/00012.json    its entry, written last: size, quality, rows, images, CRC32C
 
-They are optional, belong to no teacher, and are not in the ledger: a shard's inputs are present when
-their entry is. A row whose image is not sound has no JPEG.
+They are optional, belong to no teacher, and are not in the ledger: a shard's inputs are present when their entry is. A
+row whose image is not sound has no JPEG.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.places.remote import RemotePath, StorePath
-from mmkd.store.hierarchy import SEAL, list_part, read_file, read_json, seal_of
+from mmkd.store.hierarchy import SEAL, Document, list_part, parse_document, read_file, read_json, seal_of
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
@@ -35,18 +35,12 @@ QUALITY = 90
 """JPEG quality; at 256 pixels about 20 kB a radiograph, and no block is seen in a random crop of 224."""
 
 SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("image_sha256", pa.string()),
-        pa.field("jpeg", pa.large_binary()),
-    ]
+    [pa.field("row", pa.int64(), nullable=False), ("image_sha256", pa.string()), ("jpeg", pa.large_binary())]
 )
 
 
-class InputsEntry(BaseModel):
+class InputsEntry(Document):
     """Description and checksum of one shard's inputs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard: int = Field(ge=0)
     size: int = Field(gt=0)
@@ -60,12 +54,10 @@ class InputsEntry(BaseModel):
 
 
 def inputs_file(shard: int) -> str:
-    """Return the path of a shard's inputs inside the store."""
     return f"inputs/{shard:05d}.arrow"
 
 
 def inputs_entry(shard: int) -> str:
-    """Return the path of their entry."""
     return f"inputs/{shard:05d}.json"
 
 
@@ -75,8 +67,7 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
     from PIL.Image import Resampling  # noqa: PLC0415
 
     shrunk = picture if picture.mode == "L" else picture.convert("RGB")
-    shorter = min(shrunk.size)
-    if shorter > size:
+    if (shorter := min(shrunk.size)) > size:
         width, height = (max(1, round(side * size / shorter)) for side in shrunk.size)
         shrunk = shrunk.resize((width, height), Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -85,15 +76,9 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
 
 
 def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> InputsEntry:
-    """Write one shard's inputs, then their entry. Raises StoreError if the disk is full or read-only. The shard's
-    inputs then count as not there.
-
-    Args:
-        root: the store.
-        shard: its number.
-        size: as given to `encode_input`.
-        table: columns of `SCHEMA`, one row for each grid row of the shard, in order.
-    """
+    """Write one shard's inputs, then their entry. `size` is that of `encode_input`; `table` has the columns of `SCHEMA`
+    and one row for each grid row of the shard, in order. Raises StoreError if the disk is full or read-only; the
+    shard's inputs then count as not there."""
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(table.cast(SCHEMA).combine_chunks())
@@ -114,9 +99,8 @@ def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> Inp
 def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) -> int:
     """Write a shard's file, then its entry; return the size in bytes. Raises StoreError if the disk is full or
     read-only."""
-    if (root / inputs_entry(entry.shard)).is_file():
-        with disk_errors(root):
-            (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it does not fit the new bytes
+    with disk_errors(root):
+        (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it does not fit the new bytes
     write_atomically(root / inputs_file(entry.shard), data)
     content = entry.model_dump()
     sealed = json.dumps(content | {SEAL: seal_of(content)}, indent=1) + "\n"
@@ -141,13 +125,10 @@ def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
 
 
 def _read_entry(path: StorePath) -> InputsEntry:
-    try:
-        content = read_json(path)
-        if content.pop(SEAL, None) != seal_of(content):
-            raise CorruptStoreError(f"{path} was changed after it was written")
-        entry = InputsEntry.model_validate(content)
-    except ValidationError as error:
-        raise CorruptStoreError(f"{path} is not an entry of inputs: {error.errors()[0]['msg']}") from error
+    content = read_json(path)
+    if content.pop(SEAL, None) != seal_of(content):
+        raise CorruptStoreError(f"{path} was changed after it was written")
+    entry = parse_document(InputsEntry, content, path)
     if path.name != Path(inputs_entry(entry.shard)).name:
         raise CorruptStoreError(f"{path} vouches for shard {entry.shard}, not for what it is named")
     return entry
@@ -174,7 +155,7 @@ class Inputs:
         self._columns: dict[int, pa.Array] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Worker processes map the files themselves."""
+        """Leave out the maps: worker processes map the files themselves."""
         return self.__dict__ | {"_columns": {}}
 
     @property
@@ -225,13 +206,10 @@ def inputs_faults(store: Store, shards: Collection[int]) -> Iterator[tuple[str, 
         except (CorruptStoreError, OSError) as error:
             yield name, str(error)
             continue
+        kept = table["jpeg"].is_valid()
         if not table["row"].equals(part["row"]):
             yield name, f"{name}: its rows are not those of shard {entry.shard}"
-        elif (
-            not table["image_sha256"]
-            .filter(table["jpeg"].is_valid())
-            .equals(part["image_sha256"].filter(table["jpeg"].is_valid()))
-        ):
+        elif not table["image_sha256"].filter(kept).equals(part["image_sha256"].filter(kept)):
             yield name, f"{name}: its images are not those that the sample rows name"
         elif table["jpeg"].null_count != entry.rows - entry.images:
             yield name, f"{name}: holds {entry.rows - table['jpeg'].null_count} images, vouches for {entry.images}"

@@ -1,5 +1,5 @@
 """Layout of a store and arithmetic of rows and shards. A row is one corpus input; R consecutive rows are a shard; a
-shard of one array is one Zarr chunk. This file names paths only. It reads and writes nothing."""
+shard of one array is one Zarr chunk. Nothing is read or written here."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 
 
 def rows_per_shard(rows: int) -> int:
-    """Return rows a shard (a power of two) for a corpus of `rows` rows: about eight shards, within 256 and 16384."""
-    wanted = math.ceil(rows / SHARDS_OF_A_SMALL_STORE)
-    power = 1 << max(0, (wanted - 1).bit_length())
+    """Return the rows per shard (a power of two) for a corpus of `rows` rows: about eight shards, within 256 and
+    16384."""
+    power = 1 << max(0, (math.ceil(rows / SHARDS_OF_A_SMALL_STORE) - 1).bit_length())
     return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
 
 
@@ -47,7 +47,6 @@ def shard_count(rows: int, per_shard: int) -> int:
 
 
 def is_slug(name: str) -> bool:
-    """Return True when `name` may be a teacher's folder."""
     return bool(_SLUG.fullmatch(name)) and ".." not in name
 
 
@@ -63,15 +62,12 @@ def check_slug(slug: str) -> str:
 
 
 def sample_part(shard: int) -> str:
-    """Return the path of a shard's sample rows inside the store."""
     return f"samples/{shard:05d}.parquet"
 
 
 def teacher_group(slug: str) -> str:
-    """Return the path of a teacher's Zarr group inside the store."""
     return f"teachers/{slug}"
 
 
 def ledger_entry(shard: int, slug: str) -> str:
-    """Return the path of the ledger entry for one shard of one teacher."""
     return f"ledger/{shard:05d}.{slug}.json"

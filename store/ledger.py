@@ -5,15 +5,12 @@ corpus (times go to `runs/`), so equal work gives equal bytes."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmkd.base.errors import CorruptStoreError
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.places.remote import StorePath, in_parallel
 from mmkd.store.encoding import ArraySpec, CosineError, Encoding
-from mmkd.store.hierarchy import list_part, read_file
+from mmkd.store.hierarchy import Document, list_part, parse_document, read_file
 from mmkd.store.layout import ledger_entry
 
 MAX_ENTRY_BYTES = 1 << 16
@@ -22,10 +19,8 @@ MAX_ENTRY_BYTES = 1 << 16
 _NAME = re.compile(r"(\d{5,})\.(.+)\.json")
 
 
-class LedgerEntry(BaseModel):
+class LedgerEntry(Document):
     """Contents of one shard of one teacher, with checksums."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard: int
     teacher: str
@@ -50,8 +45,11 @@ class LedgerEntry(BaseModel):
 
     def crc32c(self, spec: ArraySpec) -> str:
         """Return the checksum of this shard's chunk of one array; empty when the entry has none."""
-        crc: str | None = getattr(self, f"{spec.name}_crc32c")
-        return crc or ""
+        return getattr(self, f"{spec.name}_crc32c") or ""
+
+    def same_features(self, other: LedgerEntry) -> bool:
+        """Return True if both vouch for the same arrays; sample rows may have got columns since."""
+        return self == other.model_copy(update={"samples_sha256": self.samples_sha256})
 
     def fits(self, encoding: Encoding) -> bool:
         """Return True when members of int8 are present exactly for int8."""
@@ -66,40 +64,28 @@ def write_entry(root: StorePath, entry: LedgerEntry) -> None:
 
 
 def read_entry(path: StorePath) -> LedgerEntry:
-    """Read one entry. Raises CorruptStoreError if the file is not an entry, or not the entry of the shard it is named
-    for."""
+    """Read one entry. Raises CorruptStoreError if the file is not an entry, or not that of the shard in its name."""
     name = _NAME.fullmatch(path.name)
-    try:
-        entry = LedgerEntry.model_validate_json(read_file(path, MAX_ENTRY_BYTES))
-    except ValidationError as error:
-        raise CorruptStoreError(f"{path} is not a ledger entry: {error.errors()[0]['msg']}") from error
+    entry = parse_document(LedgerEntry, read_file(path, MAX_ENTRY_BYTES), path)
     if name is None or (entry.shard, entry.teacher) != (int(name[1]), name[2]):
         raise CorruptStoreError(f"{path} vouches for shard {entry.shard} of {entry.teacher}, not for what it is named")
     return entry
 
 
-def entry_paths(root: StorePath) -> Sequence[StorePath]:
-    """Return paths of all entries, in order of shard, then teacher. Raises NotAStoreError if there is no store at
-    `root` (any more). Raises StoreError, UnreachableError if the ledger cannot be listed."""
-    return list_part(root, "ledger", "*.json")
-
-
 def remove_entry(root: StorePath, shard: int, slug: str) -> None:
-    """Delete a shard's entry. Call it before any of its files changes. Raises StoreError if the store cannot be
-    written."""
+    """Delete a shard's entry, before any of its files changes. Raises StoreError if the store cannot be written."""
     path = root / ledger_entry(shard, slug)
     with disk_errors(path):
         path.unlink(missing_ok=True)
 
 
 def entries_of_shard(root: StorePath, shard: int) -> dict[str, LedgerEntry]:
-    """Return the entries of one shard as they are now, by teacher. Raises CorruptStoreError if an entry cannot be
-    read."""
+    """Return the entries of one shard as they are now, by teacher. Raises CorruptStoreError as `read_entry`."""
     entries = in_parallel(read_entry, list_part(root, "ledger", f"{shard:05d}.*.json"), root)
     return {entry.teacher: entry for entry in entries}
 
 
 def read_ledger(root: StorePath) -> dict[tuple[int, str], LedgerEntry]:
-    """Read all entries, keyed by (shard, teacher). Raises CorruptStoreError if an entry cannot be read."""
-    entries = in_parallel(read_entry, entry_paths(root), root)
+    """Read all entries, keyed by (shard, teacher). Raises as `list_part` and `read_entry`."""
+    entries = in_parallel(read_entry, list_part(root, "ledger", "*.json"), root)
     return {(entry.shard, entry.teacher): entry for entry in entries}

@@ -8,8 +8,9 @@ All sample rows are copied, the training inputs of the chosen shards, and every 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,55 +18,35 @@ from pathlib import Path
 import pyarrow as pa
 
 from mmkd.base.errors import CorruptStoreError, StoreError, UserError
-from mmkd.base.files import disk_errors, write_atomically
-from mmkd.base.lock import LOCK_FILE, only_writer
+from mmkd.base.files import write_atomically
+from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES, read_body
 from mmkd.store.encoding import ArraySpec, teacher_arrays
-from mmkd.store.hierarchy import encode_document, group_document, read_file
+from mmkd.store.hierarchy import group_document, read_file, write_document
 from mmkd.store.inputs import InputsEntry, checked_inputs, put_inputs, read_inputs_ledger
-from mmkd.store.layout import ledger_entry, sample_part
-from mmkd.store.ledger import LedgerEntry, read_ledger, write_entry
+from mmkd.store.layout import sample_part
+from mmkd.store.ledger import LedgerEntry, read_ledger, remove_entry, write_entry
 from mmkd.store.reader import FeatureStore
-from mmkd.store.record import Store, StoreRecord, read_record
+from mmkd.store.record import Store, read_record
 from mmkd.store.samples import decode_part
 from mmkd.store.selections import read_selection, selection_names, write_selection
-from mmkd.store.writer import add_teacher
-
-Progress = Callable[[int, int], None]
-"""Called with units done and units in all: a sample part, one shard of a teacher or of inputs, or a selection."""
-
-
-@dataclass(frozen=True)
-class PullChoice:
-    """Parts of a store to copy."""
-
-    teachers: Sequence[str] | None = None
-    """Slugs; all of the source when None."""
-    shards: range | None = None
-    """Shards whose features and inputs are wanted; all when None."""
-    inputs: bool = True
-    """Training inputs too, where the source keeps them."""
+from mmkd.store.writer import add_teacher, refuse_strangers
 
 
 @dataclass(frozen=True)
 class PullReport:
-    """Counts of one pull."""
+    """Counts of one pull: rows of the store; copied sample parts, shards of teachers, shards of training inputs,
+    selections and bytes; and shards of teachers that were present before."""
 
     rows: int
     parts: int
-    """Sample parts copied; those present before are not counted."""
     shards: int
-    """Shards of teachers copied."""
     present: int
-    """Shards of teachers present before."""
     inputs: int
-    """Shards of training inputs copied."""
     selections: int
-    """Selections copied."""
     bytes: int
-    """Size of all files copied."""
 
 
 def shard_range(text: str, shards: int) -> range:
@@ -83,48 +64,46 @@ def shard_range(text: str, shards: int) -> range:
     return chosen
 
 
-def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say: Progress) -> PullReport:
-    """Copy `source` to the folder `out`; running it again copies the rest, also with another choice. Raises UserError
-    for a teacher that the source does not have. Raises StoreError if `out` holds something else, or cannot be written.
-    Raises BusyStoreError if another process writes to `out`. Raises UnreachableError if the source cannot be read;
-    files copied so far stay. Raises CorruptStoreError if files of the source differ from its ledger; everything else
-    was copied.
-
-    Args:
-        source: a store behind a URL or on a disk.
-        out: a new folder, or one that an earlier pull of the same store went to.
-        choice: what of it.
-        workers: files copied at the same time.
-        say: called with units done and units in all.
-    """
-    cards = [source.card(slug) for slug in (source.teachers if choice.teachers is None else choice.teachers)]
+def pull(
+    source: FeatureStore,
+    out: Path,
+    *,
+    teachers: Iterable[str] | None = None,
+    shards: range | None = None,
+    inputs: bool = True,
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> PullReport:
+    """Copy `source`, or some of its teachers and shards, to the folder `out`, `workers` files at a time; running it
+    again copies the rest, also with another choice. `progress` is called with units done and units in all: a sample
+    part, one shard of a teacher or of inputs, or a selection. Raises UserError for a teacher that the source does not
+    have; StoreError if `out` holds something else, or cannot be written; BusyStoreError if another process writes to
+    it; UnreachableError if the source cannot be read (files copied so far stay); CorruptStoreError if files of the
+    source differ from its ledger, after everything else was copied."""
+    cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
     _check_target(source, out)
     with only_writer(out, "mmkd store pull"):
-        shards = range(source.shards) if choice.shards is None else choice.shards
+        shards = range(source.shards) if shards is None else shards
         places = ((shard, card.slug) for shard in shards for card in cards)
         wanted = [source.ledger[place] for place in places if place in source.ledger]
-        inputs = read_inputs_ledger(source.root) if choice.inputs else {}
+        entries = read_inputs_ledger(source.root) if inputs else {}
         selections = _selections(source, {card.slug for card in cards})
-        vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
-        transfer = _Transfer(source, out, vouched)
-        units: list[Callable[[], int]] = [partial(transfer.part, shard) for shard in range(source.shards)]
+        transfer = _Transfer(source, out)
+        further = [partial(transfer.inputs, entries[shard]) for shard in shards if shard in entries]
+        further += [partial(transfer.selection, name) for name in selections]
+        every = source.shards + len(wanted) + len(further)
         with ThreadPoolExecutor(workers, thread_name_prefix="mmkd-pull") as pool:
-            further: list[Callable[[], int]] = [
-                partial(transfer.inputs, inputs[shard]) for shard in shards if shard in inputs
-            ]
-            further += [partial(transfer.selection, name) for name in selections]
-            every = len(units) + len(wanted) + len(further)
-            parts = _run(pool, units, lambda done: say(done, every))
-            document = encode_document(group_document(source.record.model_dump(mode="json")))
+            samples = [partial(transfer.part, shard) for shard in range(source.shards)]
+            parts = _run(pool, samples, lambda done: progress(done, every))
             if not (out / "zarr.json").is_file():
-                write_atomically(out / "zarr.json", document)
+                write_document(out / "zarr.json", group_document(source.record.model_dump(mode="json")))
             for card in cards:
                 add_teacher(Store(out, source.record), card)
             there = read_ledger(out)
             lacking = [entry for entry in wanted if there.get((entry.shard, entry.teacher)) != entry]
             before = every - len(lacking) - len(further)
             work = [partial(transfer.shard, source.card(entry.teacher), entry) for entry in lacking]
-            sizes = _run(pool, [*work, *further], lambda done: say(before + done, every))
+            sizes = _run(pool, [*work, *further], lambda done: progress(before + done, every))
         chosen = len(sizes) - len(selections)
         return PullReport(
             rows=len(source),
@@ -139,20 +118,17 @@ def pull(source: FeatureStore, out: Path, choice: PullChoice, workers: int, say:
 
 def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
     """Return selections that judged no teacher that stays behind; one that cannot be read is tried, and named then."""
-    names = []
-    for name in selection_names(source.root):
-        try:
-            judged = set(read_selection(source, name).card.teachers)
-        except StoreError:
-            judged = set()
-        if judged <= slugs:
-            names.append(name)
+    names = selection_names(source.root)
+    for name in tuple(names):
+        with suppress(StoreError):
+            if not slugs.issuperset(read_selection(source, name).card.teachers):
+                names.remove(name)
     return names
 
 
 def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:
-    """Return results in order. A file that is damaged at its source does not keep the others from coming. Raises
-    CorruptStoreError after everything else was done, the first of the damaged files and their number."""
+    """Return results in order. Raises CorruptStoreError after everything else was done, for the first of the files that
+    are damaged at their source, and their number."""
     futures = [pool.submit(unit) for unit in work]
     results: list[int] = []
     damaged: list[CorruptStoreError] = []
@@ -173,36 +149,26 @@ def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Call
 
 
 def _check_target(source: FeatureStore, out: Path) -> None:
-    """`out` must be new or of the same store. Raises StoreError if it is not."""
+    """Raise StoreError unless `out` is new or of the same store, wherever the files of its corpus are."""
     if (out / "zarr.json").is_file():
-        if _identity(read_record(out)) != _identity(source.record):
+        corpus = source.record.corpus.model_copy(update={"root": (found := read_record(out)).corpus.root})
+        if found != source.record.model_copy(update={"corpus": corpus}):
             raise StoreError(f"{out} holds another store than {source.root}; name a new folder")
         return
-    with disk_errors(out):
-        names = [path.name for path in out.iterdir()] if out.is_dir() else []
-    strangers = sorted(set(names) - {"samples", LOCK_FILE})
-    if strangers or out.is_file():
-        raise StoreError(f"{out} is not empty (found {(strangers or ['a file'])[0]}) and no store; name a new folder")
-
-
-def _identity(record: StoreRecord) -> StoreRecord:
-    """Return a record without the location of the corpus' files, which differs between machines."""
-    return record.model_copy(update={"corpus": record.corpus.model_copy(update={"root": ""})})
+    refuse_strangers(out)
 
 
 class _Transfer:
     """Copies one file, or one shard of a teacher; each method returns the bytes copied, 0 if present before."""
 
-    def __init__(self, source: FeatureStore, out: Path, vouched: dict[int, str]) -> None:
+    def __init__(self, source: FeatureStore, out: Path) -> None:
         self.source = source
         self.root: StorePath = source.root
         self.out = out
-        self.per_shard = source.record.rows_per_shard
-        self.vouched = vouched
+        self.vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
 
     def part(self, shard: int) -> int:
-        """Return the sample part of a shard: its SHA-256 is in the ledger, or, before any teacher, its pages hold
-        CRCs."""
+        """Copy a sample part: its SHA-256 is in the ledger, or, before any teacher, its pages hold CRCs."""
         name = sample_part(shard)
         target = self.out / name
         if target.is_file() and _is_part(target.read_bytes(), self.vouched.get(shard)):
@@ -214,26 +180,21 @@ class _Transfer:
         return len(data)
 
     def shard(self, card: TeacherCard, entry: LedgerEntry) -> int:
-        """Return the chunks of an entry, then the entry. An entry for other bytes is deleted first."""
-        with disk_errors(self.out):
-            (self.out / ledger_entry(entry.shard, entry.teacher)).unlink(missing_ok=True)
+        """Copy the chunks of an entry, then the entry. An entry for other bytes is deleted first."""
+        remove_entry(self.out, entry.shard, entry.teacher)
         size = sum(self._chunk(spec, entry) for spec in teacher_arrays(card.encoding, card.dim))
         write_entry(self.out, entry)
         return size
 
     def inputs(self, entry: InputsEntry) -> int:
-        """Return the training inputs of a shard, then their entry."""
         if read_inputs_ledger(self.out).get(entry.shard) == entry:
-            try:
+            with suppress(CorruptStoreError):
                 checked_inputs(self.out, entry)
-            except CorruptStoreError:
-                pass
-            else:
                 return 0
         return put_inputs(self.out, entry, checked_inputs(self.root, entry))
 
     def selection(self, name: str) -> int:
-        """Return a selection; an existing one of this name must be equal."""
+        """Copy a selection; an existing one of this name must be equal."""
         found, target = read_selection(self.source, name), Store(self.out, self.source.record)
         if name in selection_names(self.out):
             if read_selection(target, name).card != found.card:
@@ -244,7 +205,7 @@ class _Transfer:
 
     def _chunk(self, spec: ArraySpec, entry: LedgerEntry) -> int:
         name = spec.chunk(entry.teacher, entry.shard)
-        length, crc = spec.chunk_bytes(self.per_shard), entry.crc32c(spec)
+        length, crc = spec.chunk_bytes(self.source.record.rows_per_shard), entry.crc32c(spec)
         try:
             read_body(self.out, name, length, crc)
         except CorruptStoreError:
@@ -258,8 +219,7 @@ class _Transfer:
 def _is_part(data: bytes, sha256: str | None) -> bool:
     if sha256 is not None:
         return hashlib.sha256(data).hexdigest() == sha256
-    try:
+    with suppress(OSError, pa.ArrowException):
         decode_part(data)
-    except (OSError, pa.ArrowException):
-        return False
-    return True
+        return True
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from os import PathLike
@@ -10,25 +11,59 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from mmkd.base.errors import CorruptStoreError, UserError
-from mmkd.base.places.remote import RemotePath, StorePath, as_root
+from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError, UserError
+from mmkd.base.places.remote import RemotePath, StorePath, as_root, in_parallel
 from mmkd.base.process import free_memory
 from mmkd.base.text import counted
 from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
-from mmkd.store.card import TeacherCard, read_card, teacher_folders
+from mmkd.store.card import TeacherCard, read_card, read_cards
+from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import ArraySpec, teacher_arrays, tower_arrays
-from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower
+from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower, sample_part
 from mmkd.store.ledger import LedgerEntry, read_ledger
 from mmkd.store.record import Store, StoreRecord, read_record
 from mmkd.store.samples import read_samples, sample_dataset
 from mmkd.store.selections import apply_selection, read_selection
-from mmkd.store.summary import StoreSummary, summarize
 from mmkd.store.verify import VerifyReport, verify
 
 _HTML_COLUMNS = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "licence")
+
+
+@dataclass(frozen=True)
+class TeacherSummary:
+    """One teacher's share of a store: shards with a ledger entry, rows with a sound feature, bytes of chunks."""
+
+    shards_done: int
+    image_rows: int
+    text_rows: int
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """Counts that `mmkd store info` prints: rows by status, failed and partial rows by reason (most frequent first),
+    and bytes of sample parts on disk."""
+
+    root: str
+    rows: int
+    rows_per_shard: int
+    shards: int
+    corpus: str
+    created: str
+    status: dict[str, int]
+    reasons: dict[str, int]
+    teachers: dict[str, TeacherSummary]
+    sample_bytes: int
+
+    @property
+    def complete(self) -> bool:
+        """True when every shard of every teacher has a ledger entry."""
+        return bool(self.teachers) and all(teacher.shards_done == self.shards for teacher in self.teachers.values())
 
 
 class FeatureStore(Store):
@@ -42,31 +77,24 @@ class FeatureStore(Store):
         self.teachers = teachers
         """Slug to card, in alphabetical order: the T axis of `available`."""
         self._features: dict[tuple[str, Tower], FeatureArray] = {}
+        self._stamp = _stamp(root)
 
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
         """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
-        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError (see `mmkd.base.errors`). Raises
-        UserError for an unknown URL scheme, or if the package for URLs is not installed."""
+        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError (see `mmkd.base.errors`); UserError for
+        an unknown URL scheme, or if the package for URLs is not installed."""
         root = as_root(path)
-        record = read_record(root)
-        cards = {}
-        for slug in teacher_folders(root):
-            card = read_card(root, slug)
-            if card is not None:
-                cards[slug] = card
-        return cls(root, record, cards)
+        return cls(root, read_record(root), read_cards(root))
 
     def __len__(self) -> int:
-        """Return grid rows N."""
         return self.record.rows
 
     def __repr__(self) -> str:
-        done = len(self.ledger)
-        every = self.shards * len(self.teachers)
         return (
             f"FeatureStore({str(self.root)!r}: {counted(len(self), 'row')} in {counted(self.shards, 'shard')}, "
-            f"{counted(len(self.teachers), 'teacher')}, {done}/{every} shards extracted)"
+            f"{counted(len(self.teachers), 'teacher')}, {len(self.ledger)}/{self.shards * len(self.teachers)} shards "
+            "extracted)"
         )
 
     def _repr_html_(self) -> str:
@@ -80,10 +108,9 @@ class FeatureStore(Store):
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body or empty}</tbody></table>"
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
-        """Return features of one row, or of several in one gather: as a `torch.utils.data.DataLoader` needs. Result:
+        """Return the features of one row (negative from the end) or several, as a `torch.utils.data.DataLoader` needs:
         `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that may be
-        written to; NaN where missing. Raises IndexError for a row that the store does not have. `rows`: a grid row,
-        negative from the end; or a list or int array (n,) of them."""
+        written to; NaN where missing. Raises IndexError for a row that the store does not have."""
         numbers = np.asarray(rows, dtype=np.int64)
         if ((numbers < -len(self)) | (numbers >= len(self))).any():
             raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")
@@ -92,9 +119,9 @@ class FeatureStore(Store):
         picked = {f"{slug}/{tower}": np.array(self.features(slug, tower)[numbers]) for slug, tower in towers}
         return {"row": numbers if np.ndim(numbers) else int(numbers)} | picked
 
-    def __reduce__(self) -> tuple[Callable[[str], FeatureStore], tuple[str]]:
-        """Return a store travels to another process by its path, and is opened again there: no feature is copied."""
-        return FeatureStore.open, (str(self.root),)
+    def __reduce__(self) -> tuple[Callable[[str, StoreRecord], FeatureStore], tuple[str, StoreRecord]]:
+        """Send a store to another process by its path; it is opened again there, and no feature is copied."""
+        return _reopen, (str(self.root), self.record)
 
     @cached_property
     def ledger(self) -> dict[tuple[int, str], LedgerEntry]:
@@ -108,30 +135,41 @@ class FeatureStore(Store):
                     f"{self.root} has ledger entries of teacher {slug}, but no card: copy teachers/{slug} again, or "
                     "drop the entries with `mmkd store verify --repair`"
                 )
+        self._refuse_replaced(entries)
         return entries
 
-    def card(self, slug: str) -> TeacherCard:
-        """Return the card of one teacher. Raises UserError if it is not in this store; the message lists those that
-        are."""
+    def _refuse_replaced(self, entries: dict[tuple[int, str], LedgerEntry]) -> None:
+        """Raise StoreError if another store is at `root` than the one that was opened, of whose ledger `entries` are
+        known. An append or a relocation leaves it the same."""
         try:
-            return self.teachers[slug]
-        except KeyError:
-            raise UserError(
-                f"{self.root} has no teacher {slug!r}; it has {', '.join(self.teachers) or 'none'}"
-            ) from None
+            stamp = _stamp(self.root)
+        except FileNotFoundError:
+            raise NotAStoreError(f"{self.root} is not there any more; was it moved or deleted?") from None
+        if stamp == self._stamp:
+            return
+        now = read_ledger(self.root)
+        same = stamp[0] == self._stamp[0] and self.record.is_start_of(read_record(self.root))
+        cards = {slug: read_card(self.root, slug) for slug in self.teachers}
+        same &= all(card is not None and card.digest == self.teachers[slug].digest for slug, card in cards.items())
+        same &= all(place in now and now[place].same_features(entry) for place, entry in entries.items())
+        if not same:
+            raise StoreError(f"{self.root} was replaced by another store since it was opened; open it again")
+        self._stamp = stamp
+
+    def card(self, slug: str) -> TeacherCard:
+        """Return the card of one teacher. Raises UserError, which lists the store's teachers, if it has none."""
+        if slug not in self.teachers:
+            raise UserError(f"{self.root} has no teacher {slug!r}; it has {', '.join(self.teachers) or 'none'}")
+        return self.teachers[slug]
 
     def image(self, slug: str) -> FeatureArray:
-        """Image features of one teacher: (N, D), read-only, NaN where missing. float16 and float32 on disk: a mapped
-        `numpy.ndarray` in that type. int8, or behind a URL: a `LazyRows` that gives a `numpy.ndarray` when it is
-        indexed with rows, for int8 the decoded float32 values."""
+        """Return the image features of one teacher: (N, D), read-only, NaN where missing; see `FeatureArray`."""
         return self.features(slug, "image")
 
     def text(self, slug: str) -> FeatureArray:
-        """Return caption features of one teacher; as `image`."""
         return self.features(slug, "text")
 
     def features(self, slug: str, tower: Tower) -> FeatureArray:
-        """`image` or `text` of one teacher, by the tower's name."""
         card = self.card(slug)
         if (slug, tower) not in self._features:
             values, *scales = (self.array(slug, spec) for spec in tower_arrays(tower, card.encoding, card.dim))
@@ -147,9 +185,8 @@ class FeatureStore(Store):
 
     def available(self, selection: str | None = None) -> NDArray[np.bool_]:
         """Return where teachers have sound image and text features: bool (N, T), T in the order of `teachers`. With
-        `selection`, only pairs that `selections/<selection>` keeps. Raises UserError if there is no selection of this
-        name, or one made when the store had other rows; TeacherMismatchError if it judged other features than the store
-        holds now."""
+        `selection`, only pairs that `selections/<selection>` keeps. Raises as `read_selection` and `apply_selection`.
+        """
         if not self.teachers:
             return np.zeros((len(self), 0), dtype=bool)
         sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)
@@ -160,13 +197,14 @@ class FeatureStore(Store):
 
     @property
     def samples(self) -> pads.Dataset:
-        """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts."""
+        """The sample table, one row per grid row in order: a `pyarrow.dataset.Dataset` over the Parquet parts. Raises
+        StoreError if another store is at `root` by now."""
+        self._refuse_replaced(self.__dict__.get("ledger", {}))
         return sample_dataset(self)
 
     def sample_table(self, columns: list[str] | None = None, filter: pads.Expression | None = None) -> pa.Table:  # noqa: A002
-        """Return rows of the sample table in grid order, as an Arrow table. Raises UserError for a column that the
-        store does not have; the message lists those it has. Raises CorruptStoreError if a part is missing or
-        damaged."""
+        """Return rows of the sample table in grid order. Raises UserError, which lists the store's columns, for an
+        unknown one; CorruptStoreError if a part is missing or damaged."""
         dataset = self.samples
         known = dataset.schema.names
         for column in columns or ():
@@ -175,25 +213,69 @@ class FeatureStore(Store):
         return read_samples(self.root, dataset, columns=columns, filter=filter).combine_chunks()
 
     def verify(self, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
-        """Compare every byte, or those of `sample` random shards, with the ledger; `deep` looks at the values too."""
+        """See `mmkd.store.verify.verify`."""
         return verify(self.root, deep, sample, seed)
 
     def summary(self) -> StoreSummary:
-        """Return counts, coverage, failures and bytes."""
-        return summarize(self, self.teachers, self.ledger)
+        """Count rows, shards, failures and bytes. Reads the ledger and two columns of the sample table. Raises
+        CorruptStoreError if the sample table cannot be read."""
+        table = self.sample_table(["status", "reason"])
+        parts = [self.root / sample_part(shard) for shard in range(self.shards)]
+        teachers = {}
+        for slug, card in self.teachers.items():
+            entries = [entry for (_, teacher), entry in self.ledger.items() if teacher == slug]
+            sizes = (spec.chunk_bytes(self.record.rows_per_shard) for spec in teacher_arrays(card.encoding, card.dim))
+            teachers[slug] = TeacherSummary(
+                shards_done=len(entries),
+                image_rows=sum(entry.image_rows for entry in entries),
+                text_rows=sum(entry.text_rows for entry in entries),
+                bytes=len(entries) * sum(size + CRC_BYTES for size in sizes),
+                digest=card.digest,
+            )
+        return StoreSummary(
+            root=str(self.root),
+            rows=len(self),
+            rows_per_shard=self.record.rows_per_shard,
+            shards=self.shards,
+            corpus=", ".join(span.corpus.location for span in self.record.spans()),
+            created=self.record.created,
+            status=_counts(table["status"]),
+            reasons=_counts(table["reason"].drop_null()),
+            teachers=teachers,
+            sample_bytes=sum(in_parallel(lambda part: part.stat().st_size, parts, self.root)),
+        )
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
-        """Return one of a teacher's arrays as stored in files, chunk by chunk; see
-        `mmkd.store.encoding.teacher_arrays`."""
+        """Return one array of `mmkd.store.encoding.teacher_arrays` as stored in files, chunk by chunk."""
+        self._refuse_replaced(self.ledger)
         entries = ((shard, self.ledger.get((shard, slug))) for shard in range(self.shards))
         chunks = tuple((spec.chunk(slug, shard), entry.crc32c(spec)) if entry else None for shard, entry in entries)
         return ChunkedArray(self.root, spec, len(self), self.record.rows_per_shard, chunks, self._fits_in_memory)
 
     @cached_property
     def _fits_in_memory(self) -> bool:
-        """Return True if all features fit in half of the page cache."""
         specs = [spec for card in self.teachers.values() for spec in teacher_arrays(card.encoding, card.dim)]
         return 2 * sum(spec.chunk_bytes(self.record.rows_per_shard) for spec in specs) * self.shards <= free_memory()
+
+
+def _stamp(root: StorePath) -> tuple[object, ...]:
+    """Return what changes when another folder, or another record, is put at `root`."""
+    if isinstance(root, RemotePath):
+        return "", (root / "zarr.json").stat().stamp
+    folder, record = root.stat(), (root / "zarr.json").stat()
+    return (folder.st_dev, folder.st_ino), record.st_ino, record.st_mtime_ns, record.st_size
+
+
+def _reopen(path: str, record: StoreRecord) -> FeatureStore:
+    store = FeatureStore.open(path)
+    if not record.is_start_of(store.record):
+        raise StoreError(f"{path} was replaced by another store since it was opened; open it again")
+    return store
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    pairs = [(pair["values"], pair["counts"]) for pair in pc.value_counts(column).to_pylist()]
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
 def _teacher_row(store: FeatureStore, slug: str) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from mmkd.base.errors import CorruptStoreError, FormatVersionError, NotAStoreError, UnreachableError
+from mmkd.base.errors import FormatVersionError, NotAStoreError, UnreachableError
 from mmkd.base.places.remote import RemotePath, StorePath, as_root
-from mmkd.store.hierarchy import is_there, read_json, sealed_content
+from mmkd.store.hierarchy import Document, is_there, own_attributes, parse_document, read_json, sealed_content
 from mmkd.store.layout import FORMAT_VERSION, MAX_ROWS_PER_SHARD, MAX_SHARDS, MIN_ROWS_PER_SHARD, shard_count
 
 FIXED_NAMES = frozenset(
@@ -20,10 +19,8 @@ FIXED_NAMES = frozenset(
 """Columns that every sample table has; labels come beside them. `store.samples` gives their types."""
 
 
-class CorpusRecord(BaseModel):
+class CorpusRecord(Document):
     """The corpus that the rows come from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     """Reader that made the index, for example `table` or `webdataset`."""
@@ -55,10 +52,8 @@ class CorpusSpan:
     """The grid rows of its inputs; those from `rows.stop` to the next shard boundary are absent."""
 
 
-class StoreRecord(BaseModel):
+class StoreRecord(Document):
     """`attributes["mmkd"]` of the root group."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int
     rows: int = Field(ge=0)
@@ -86,16 +81,13 @@ class StoreRecord(BaseModel):
         return self
 
     def spans(self) -> tuple[CorpusSpan, ...]:
-        """Return every corpus and its span, in grid order."""
-        return tuple(self._spans())
-
-    def _spans(self) -> Iterator[CorpusSpan]:
-        first = 0
+        found: list[CorpusSpan] = []
         for corpus in (self.corpus, *self.appended):
+            first = found[-1].shards.stop if found else 0
             shards = range(first, first + shard_count(corpus.rows, self.rows_per_shard))
             start = first * self.rows_per_shard
-            yield CorpusSpan(corpus, shards, range(start, start + corpus.rows))
-            first = shards.stop
+            found.append(CorpusSpan(corpus, shards, range(start, start + corpus.rows)))
+        return tuple(found)
 
     def span_of(self, row: int) -> CorpusSpan:
         """Return the corpus whose shards hold a grid row."""
@@ -108,12 +100,16 @@ class StoreRecord(BaseModel):
         return range(start, min(start + self.rows_per_shard, self.span_of(start).rows.stop))
 
     def image_root(self, row: int) -> str:
-        """Folder, or URL, that a row's `uri` is relative to."""
         return self.span_of(row).corpus.root
+
+    def is_start_of(self, other: StoreRecord) -> bool:
+        """Return True if `other` is this store, perhaps with corpora appended or moved since."""
+        ours, theirs = ([span.rows for span in record.spans()] for record in (self, other))
+        facts = (self.created, self.rows_per_shard) == (other.created, other.rows_per_shard)
+        return facts and theirs[: len(ours)] == ours
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label columns of all corpora, each once."""
         return tuple(dict.fromkeys(label for corpus in (self.corpus, *self.appended) for label in corpus.labels))
 
 
@@ -127,15 +123,12 @@ class Store:
 
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> Self:
-        """Read the record of the store at `path`, a folder or URL. Raises NotAStoreError, FormatVersionError,
-        CorruptStoreError, UnreachableError (see `mmkd.base.errors`). Raises UserError for an unknown URL scheme, or if
-        the package for URLs is not installed."""
+        """Read the record of the store at `path`, a folder or URL. Raises as `read_record` and `as_root`."""
         root = as_root(path)
         return cls(root, read_record(root))
 
     @property
     def shards(self) -> int:
-        """Shards of the grid."""
         return shard_count(self.record.rows, self.record.rows_per_shard)
 
 
@@ -149,9 +142,8 @@ def read_record(root: StorePath) -> StoreRecord:
     if isinstance(root, RemotePath) and root.is_web and "zarr.json" not in (file.name for file in root.iterdir()):
         raise UnreachableError(f"{root}/ does not list its zarr.json: a store needs a server that lists folders")
     document = read_json(path)
-    attributes = document.get("attributes")
-    content = attributes.get("mmkd") if isinstance(attributes, dict) else None
-    if not isinstance(content, dict):
+    content = own_attributes(document)
+    if content is None:
         raise NotAStoreError(f"{root} is a Zarr hierarchy, but its attributes hold no 'mmkd': it was not made by mmkd")
     # The version before everything else: a newer format may seal its record in another way.
     version = content.get("format")
@@ -159,9 +151,4 @@ def read_record(root: StorePath) -> StoreRecord:
         raise FormatVersionError(
             f"{root} is of format {version!r}, this mmkd reads format {FORMAT_VERSION}; install a newer mmkd"
         )
-    try:
-        return StoreRecord.model_validate(sealed_content(path, document))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "record"
-        raise CorruptStoreError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    return parse_document(StoreRecord, sealed_content(path, document), path)

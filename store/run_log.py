@@ -11,7 +11,6 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import IO, Any
@@ -57,54 +56,36 @@ class RunLog:
 
 
 @dataclass
-class TeacherSeconds:
-    """Totals of one teacher over workers and runs."""
-
-    image: float = 0.0
-    text: float = 0.0
-    write: float = 0.0
-
-
-@dataclass
 class RunSeconds:
     """Time spent in all runs of a store."""
 
     runs: int = 0
+    """Logs in `runs/`."""
     shards: int = 0
     """Shards finished; one that was done for two teachers in two runs counts twice."""
     rows: int = 0
-    read: float = 0.0
-    decode: float = 0.0
-    samples: float = 0.0
     wall: float = 0.0
     """Seconds of all shards summed over workers; divide by their number for wall time."""
-    teachers: dict[str, TeacherSeconds] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Seconds of each step, summed over runs, workers and threads."""
+    unreadable_lines: int = 0
+    """Malformed lines, such as the last one of a run that was killed; they are passed over."""
 
 
 def run_seconds(root: StorePath) -> RunSeconds:
-    """Add up `runs/*.jsonl`. A line that no run wrote to its end (a kill, a full disk) is passed over."""
-    total = RunSeconds()
-    for path in list_folder(root / "runs", "*.jsonl"):
-        total.runs += 1
-        for line in _lines(path):
-            seconds = Counter({name: float(value) for name, value in line.get("seconds", {}).items()})
-            total.shards += 1
-            total.rows += int(line.get("rows", 0))
-            total.wall += float(line.get("wall_seconds", 0.0))
-            for name in ("read", "decode", "samples"):
-                setattr(total, name, getattr(total, name) + seconds[name])
-            for slug in line.get("teachers", ()):
-                teacher = total.teachers.setdefault(slug, TeacherSeconds())
-                for step in ("image", "text", "write"):
-                    setattr(teacher, step, getattr(teacher, step) + seconds[f"{step} {slug}"])
-    return total
-
-
-def _lines(path: StorePath) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines():
+    """Add up the seconds of `runs/*.jsonl`."""
+    logs = list_folder(root / "runs", "*.jsonl")
+    total = RunSeconds(runs=len(logs))
+    for text in (text for log in logs for text in log.read_bytes().splitlines()):
         try:
-            content = json.loads(line)
-        except ValueError:
+            line = json.loads(text)
+            seconds = {name: float(value) for name, value in line["seconds"].items()}
+            rows, wall = int(line.get("rows", 0)), float(line.get("wall_seconds", 0))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            total.unreadable_lines += 1
             continue
-        if isinstance(content, dict) and isinstance(content.get("seconds"), dict):
-            yield content
+        total.shards += 1
+        total.rows += rows
+        total.wall += wall
+        total.seconds.update(seconds)
+    return total

@@ -1,6 +1,6 @@
-"""The sample table: one Parquet row for every corpus input, failed ones too. The table is written when the corpus is
-indexed (status `pending`) and rewritten shard by shard when the inputs have been read. Columns beyond the fixed ones
-are the corpus' own labels, as strings."""
+"""The sample table: one Parquet row for every corpus input, failed ones too. It is written when the corpus is indexed
+(status `pending`) and rewritten shard by shard when the inputs have been read. Columns beyond the fixed ones are the
+corpus' own labels, as strings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ def sample_schema(labels: tuple[str, ...]) -> pa.Schema:
 
 
 def encode_part(table: pa.Table) -> tuple[bytes, str]:
-    """Return the bytes of a sample part, and their SHA-256 in hex."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue().to_pybytes()
@@ -61,14 +60,10 @@ def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
 
 
 def decode_part(data: bytes) -> pa.Table:
-    """Decode the bytes of a sample part, page checksums included, on this thread.
-
-    From an Arrow buffer and not a Python file: an Arrow thread that still holds a Python object when the interpreter
-    ends aborts the process.
-
-    Raises:
-        pyarrow.ArrowException, OSError: not Parquet, or damaged.
-    """
+    """Decode the bytes of a sample part, page checksums included. Raises pyarrow.ArrowException, OSError if they are
+    not Parquet, or damaged."""
+    # On this thread and from an Arrow buffer, not a Python file: an Arrow thread that still holds a Python object when
+    # the interpreter ends aborts the process.
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             return file.read(use_threads=False)
@@ -82,16 +77,14 @@ def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
     path = root / sample_part(shard)
     try:
         data = read_file(path)
-        table = decode_part(data)
+        return decode_part(data), hashlib.sha256(data).hexdigest()
     except (OSError, CorruptStoreError, pa.ArrowException) as error:
         raise CorruptStoreError(f"sample part {path} cannot be read: {error}") from error
-    return table, hashlib.sha256(data).hexdigest()
 
 
 def sample_dataset(store: Store) -> pads.Dataset:
-    """Return the whole sample table, one row per grid row in order. Parts are named one by one: a stray file in the
-    folder is not a part of the table. Absent rows (between the end of a corpus and the shard boundary where the next
-    one begins) are in no file: they follow from the record."""
+    """Return the whole sample table, one row per grid row in order. Absent rows (between the end of a corpus and the
+    shard boundary where the next one begins) are in no file: they follow from the record."""
     schema = sample_schema(store.record.labels)
     children: list[pads.Dataset] = []
     spans = store.record.spans()

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from mmkd.base.config import Frozen
 from mmkd.base.errors import CorruptStoreError, FormatVersionError, TeacherMismatchError, UserError
@@ -31,6 +30,8 @@ from mmkd.store.hierarchy import (
     group_document,
     is_there,
     list_part,
+    own_attributes,
+    parse_document,
     read_file,
     read_json,
     seal_of,
@@ -53,11 +54,11 @@ class SelectionCard(Frozen):
     """Slug to the digest of its card, in the order of the columns."""
     rows: int
     counts: dict[str, Any]
-    """See `mmkd.store.selection.counts`."""
+    """See `mmkd.store.selection.compute`."""
     thresholds: dict[str, dict[str, float | None]]
     """Each line that the rule drew: teacher to the score that divides its pairs; None where none does."""
     examples: dict[str, list[dict[str, Any]]]
-    """Each line: pairs just above and just below it, best first; see `mmkd.store.selection.counts.Example`."""
+    """Each line: pairs just above and just below it, best first; see `mmkd.store.selection.compute.Example`."""
     digest: str
     """SHA-256 in hex over the array's values (row-major, uint8): recorded by training runs."""
 
@@ -73,7 +74,8 @@ class Selection:
 
 
 def check_name(root: StorePath, name: str) -> Path:
-    """Refuse a name before anything is computed. Raises UserError if it cannot be a folder, or is taken."""
+    """Return `root`, on this machine, if a selection `name` can be written. Raises UserError if it cannot be a folder,
+    or is taken."""
     if not isinstance(root, Path):
         raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
     if not is_slug(name):
@@ -91,8 +93,8 @@ def digest_of(kept: NDArray[np.bool_]) -> str:
 
 
 def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
-    """Write a selection, bool (N, T'), atomically. Raises UserError if the name is taken (even by a concurrent
-    process). Raises StoreError if the disk is full or read-only; nothing is left behind."""
+    """Write a selection, bool (N, T'), atomically. Raises UserError if the name is taken, even by a concurrent process;
+    StoreError if the disk is full or read-only; nothing is left behind."""
     root = check_name(store.root, name)
     per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
     document = array_document(kept.shape, (per_shard, teachers), "uint8")
@@ -116,7 +118,6 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
 
 
 def selection_names(root: StorePath) -> list[str]:
-    """Return names of the selections of a store, in order."""
     folders = [path for path in list_part(root, FOLDER) if is_slug(path.name)]
     return [path.name for path in folders if is_there(path / "zarr.json")]
 
@@ -138,9 +139,8 @@ def read_selection(store: Store, name: str) -> Selection:
     per_shard, teachers = store.record.rows_per_shard, len(card.teachers)
     kept = np.zeros((shard_count(store.record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
     for shard in range(len(kept)):
-        path = folder / _chunk(shard)
-        data = read_file(path)
-        body, _ = checked_body(data, per_shard * teachers, f"{FOLDER}/{name}/{_chunk(shard)}")
+        chunk = f"{FOLDER}/{name}/{_chunk(shard)}"
+        body, _ = checked_body(read_file(store.root / chunk), per_shard * teachers, chunk)
         kept[shard] = np.frombuffer(body, dtype=np.uint8).reshape(per_shard, teachers)
     values = kept.reshape(-1, teachers)[: store.record.rows].astype(bool)
     if digest_of(values) != card.digest:
@@ -169,18 +169,12 @@ def apply_selection(
 
 
 def _read_card(folder: StorePath) -> SelectionCard:
-    document = read_json(folder / "zarr.json")
-    attributes = document.get("attributes")
-    content = attributes.get("mmkd") if isinstance(attributes, dict) else None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise FormatVersionError(f"{folder} is of selection format {found!r}, this mmkd reads {FORMAT}")
+    content = own_attributes(read_json(folder / "zarr.json")) or {}
+    if content.get("format") != FORMAT:
+        raise FormatVersionError(f"{folder} is of selection format {content.get('format')!r}, this mmkd reads {FORMAT}")
     if content.get(SEAL) != seal_of(content):
         raise CorruptStoreError(f"{folder}/zarr.json was changed after it was written; run `mmkd select` again")
-    try:
-        return SelectionCard.model_validate({key: value for key, value in content.items() if key != SEAL})
-    except ValidationError as error:
-        raise CorruptStoreError(f"{folder}/zarr.json: {error.errors()[0]['msg']}; run `mmkd select` again") from error
+    return parse_document(SelectionCard, {k: v for k, v in content.items() if k != SEAL}, folder / "zarr.json")
 
 
 def _chunk(shard: int) -> str:
@@ -188,9 +182,8 @@ def _chunk(shard: int) -> str:
 
 
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
-    """Yield file and fault of every selection that training would refuse or should not trust. Reads every byte of every
-    selection. Nothing can be repaired without judging the pairs again, so the next step is always the same: delete the
-    folder, run `mmkd select`. `store`: the store. `cards`: sound cards by slug; a selection may be of fewer teachers,
+    """Yield file and fault of every selection that training would refuse or should not trust; reads every byte. Nothing
+    can be repaired without judging the pairs again. `cards`: sound cards by slug; a selection may be of fewer teachers,
     not of others."""
     for name in selection_names(store.root):
         file = f"{FOLDER}/{name}/zarr.json"
@@ -209,19 +202,13 @@ def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator
 
 
 def _faults(selection: Selection, cards: Mapping[str, TeacherCard]) -> Iterator[str]:
-    card = selection.card
-    for column, (slug, digest) in enumerate(card.teachers.items()):
+    for column, (slug, digest) in enumerate(selection.card.teachers.items()):
         if slug not in cards:
             yield f"judged teacher {slug}, which has no sound card in this store"
         elif cards[slug].digest != digest:
             yield f"judged teacher {slug} of digest {digest}, the store's has {cards[slug].digest}"
-        kept, counted = int(selection.kept[:, column].sum()), _count_of(card.counts, slug)
-        if kept != counted:
-            yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {counted}"
-
-
-def _count_of(counts: object, slug: str) -> object:
-    """Return pairs kept of a teacher as the card has it; whoever can seal a card can put anything there."""
-    for name in ("teachers", slug, "kept"):
-        counts = counts.get(name) if isinstance(counts, dict) else None
-    return counts
+        stated: Any = selection.card.counts
+        for name in ("teachers", slug, "kept"):  # whoever can seal a card can put anything there
+            stated = stated.get(name) if isinstance(stated, dict) else None
+        if (kept := int(selection.kept[:, column].sum())) != stated:
+            yield f"keeps {kept:,} pairs of teacher {slug}, its counts say {stated}"

@@ -1,11 +1,18 @@
-"""Compare the files of a store with its ledger. Reads every byte that an entry names; changes nothing. Files are judged
-one at a time against what the record, the cards and the ledger say of them, so every problem names one file, and
-`repair` knows which entries can no longer be kept."""
+"""Compare the files of a store with its ledger, and drop what was found unsound.
+
+`verify` reads every byte that an entry names and changes nothing. Files are judged one at a time against what the
+record, the cards and the ledger say of them, so every problem names one file, and `repair` knows which entries can no
+longer be kept. `repair` guesses nothing: an entry that cannot be kept is deleted (its shard then counts as not done), a
+sample part that cannot be trusted is deleted (the next extraction lists it again from the corpus), and metadata that
+follows from the record and the card is written again.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,27 +21,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError
-from mmkd.base.files import TEMPORARY_SUFFIX, temporary_files, walk_files
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, temporary_files, walk_files
+from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
 from mmkd.store.chunk import read_body
 from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
-from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json
+from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
 from mmkd.store.inputs import inputs_faults
-from mmkd.store.layout import (
-    PAIR_SOUND,
-    SOUND_BIT,
-    ledger_entry,
-    sample_part,
-    shard_count,
-    teacher_group,
-)
-from mmkd.store.ledger import LedgerEntry, entry_paths, read_entry
-from mmkd.store.record import Store
+from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, ledger_entry, sample_part, teacher_group
+from mmkd.store.ledger import LedgerEntry, read_entry
+from mmkd.store.record import Store, read_record
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.selections import FOLDER as SELECTIONS
 from mmkd.store.selections import selection_faults, selection_names
 from mmkd.store.writer import array_documents, iter_shards
+
+TEMPORARY_SECONDS = 3600
+"""Repair removes a temporary file that is older: a younger one may be a writer at work."""
 
 
 @dataclass(frozen=True)
@@ -57,49 +61,35 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Result of `verify`."""
+    """Result of `verify`: ledger entries that were checked, what is wrong, left-overs of interrupted writes (harmless),
+    files without an entry (interrupted shards and foreign files, which readers ignore), whether values were looked at
+    too, and of how many shards the bytes were looked at, of how many."""
 
     entries: int
-    """Ledger entries that were checked."""
     findings: tuple[Problem, ...]
-    """Empty for a sound store."""
     temporary: tuple[str, ...]
-    """Left-overs of interrupted writes: harmless."""
     orphans: tuple[str, ...]
-    """Files without an entry: interrupted shards and foreign files. Readers ignore them."""
     deep: bool
-    """Values were looked at too, not only checksums."""
     shards: int
-    """Shards whose bytes were looked at."""
     all_shards: int
-    """Shards of the store; more than `shards` if a sample was checked."""
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line each: place, file, fault."""
         return tuple(map(str, self.findings))
 
     @property
     def sound(self) -> bool:
-        """True when there is no problem."""
         return not self.findings
 
 
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
-    """Check a store: metadata, sample parts, selections, every ledger entry against its files. Raises NotAStoreError,
-    FormatVersionError, CorruptStoreError if the root's own metadata cannot be trusted, so nothing below it can be
-    judged.
-
-    Args:
-        root: the store.
-        deep: also decode every feature and check that rows marked sound are finite and not zero, and others NaN.
-        sample: compare the bytes of this many shards only: all teachers' chunks, sample rows and inputs of each.
-            Metadata, ledger entries, selections and file names are always checked in full. None for every shard.
-        seed: decides which shards; the same store and seed draw the same.
-    """
+    """Check a store: metadata, sample parts, selections, every ledger entry against its files. `deep`: decode every
+    feature too, and check that rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes
+    of so many shards only, drawn by `seed` (all teachers' chunks, sample rows and inputs of each); metadata, entries,
+    selections and file names are always checked in full. Raises as `read_record` if the root's own metadata cannot be
+    trusted, so that nothing below it can be judged."""
     store = Store.open(root)
-    record = store.record
-    every = range(shard_count(record.rows, record.rows_per_shard))
+    every = range(store.shards)
     shards = every if sample is None else drawn_shards(len(every), sample, seed)
     findings: list[Problem] = []
     cards: dict[str, TeacherCard] = {}
@@ -107,17 +97,24 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
         findings += _check_teacher(store, slug, cards)
     if cards:
         findings += _check_document(root, "teachers/zarr.json", group_document())
-    checksums, part_findings = _check_parts(store, shards)
-    findings += part_findings
+    checksums: dict[int, str] = {}
+    findings += _check_parts(store, shards, checksums)
     entries: list[LedgerEntry] = []
-    paths = entry_paths(root)
+    paths = list_part(root, "ledger", "*.json")
     for path in paths:
-        name = name_in(root, path)
         try:
             entries.append(read_entry(path))
         except CorruptStoreError as error:
-            findings.append(Problem(name, str(error)))
-    findings += _blamed_parts(checksums, entries)
+            findings.append(Problem(name_in(root, path), str(error)))
+    vouched: dict[int, set[str]] = {}
+    for entry in entries:
+        vouched.setdefault(entry.shard, set()).add(entry.samples_sha256)
+    for shard, known in vouched.items():
+        if shard in checksums and checksums[shard] not in known:  # no entry knows this part: the rows were changed
+            del checksums[shard]
+            name = sample_part(shard)
+            what = f"{name}: not the sample rows that the features of this shard were made from"
+            findings.append(Problem(name, what, shard))
     findings += (Problem(name, what) for name, what in inputs_faults(store, shards))
     findings += (Problem(name, what) for name, what in selection_faults(store, cards))
     bad_teachers = {finding.teacher for finding in findings if finding.shard is None and finding.teacher}
@@ -126,12 +123,14 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     for entry in looked_at:
         card = cards.get(entry.teacher)
         if card is not None:
-            findings += _check_entry(store, card, entry, checksums, deep)
+            for file, what in _entry_faults(store, card, entry, checksums, deep):
+                name = file or ledger_entry(entry.shard, entry.teacher)
+                said = what if what.startswith(name) else f"{name}: {what}"
+                findings.append(Problem(name, said, entry.shard, entry.teacher))
         elif entry.teacher not in bad_teachers:
             name = ledger_entry(entry.shard, entry.teacher)
-            findings.append(
-                Problem(name, f"{name}: teacher {entry.teacher} has no card in this store", entry.shard, entry.teacher)
-            )
+            what = f"{name}: teacher {entry.teacher} has no card in this store"
+            findings.append(Problem(name, what, entry.shard, entry.teacher))
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
     orphans = tuple(sorted(_orphans(store, cards, entries, {name_in(root, path) for path in paths})))
     checked = len(looked_at) + len(paths) - len(entries)  # with those that could not be read
@@ -139,7 +138,7 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
 
 
 def drawn_shards(shards: int, sample: int, seed: int) -> frozenset[int]:
-    """`sample` different numbers below `shards`, or all when there are not so many."""
+    """Draw `sample` different numbers below `shards`, or all when there are not so many."""
     drawn = np.random.default_rng(seed).choice(shards, min(sample, shards), replace=False)
     return frozenset(drawn.tolist())
 
@@ -169,10 +168,8 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
         yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({wrong})")
 
 
-def _check_parts(store: Store, shards: Collection[int]) -> tuple[dict[int, str], list[Problem]]:
-    """Return the SHA-256 of each readable sample part, and the faults of the table."""
-    checksums: dict[int, str] = {}
-    findings: list[Problem] = []
+def _check_parts(store: Store, shards: Collection[int], checksums: dict[int, str]) -> Iterator[Problem]:
+    """Judge the sample table; the SHA-256 of each readable part goes into `checksums`."""
     keys: list[pa.ChunkedArray] = []
     for shard, rows in enumerate(iter_shards(store.record)):
         if shard not in shards:
@@ -181,55 +178,32 @@ def _check_parts(store: Store, shards: Collection[int]) -> tuple[dict[int, str],
         try:
             table, checksums[shard] = read_part(store.root, shard)
         except CorruptStoreError as error:
-            findings.append(Problem(name, f"{name}: {error}", shard))
+            yield Problem(name, f"{name}: {error}", shard)
             continue
         expected = np.arange(rows.start, rows.stop)
         # The labels of its own corpus, in a store whose append was interrupted or made before parts had one schema.
         own = sample_schema(store.record.span_of(rows.start).corpus.labels)
         if not table.schema.equals(sample_schema(store.record.labels)) and not table.schema.equals(own):
-            findings.append(Problem(name, f"{name}: its columns are not those of this store", shard))
+            yield Problem(name, f"{name}: its columns are not those of this store", shard)
         elif not np.array_equal(table["row"].to_numpy(), expected):
-            findings.append(Problem(name, f"{name}: its rows are not {expected[0]} to {expected[-1]}", shard))
+            yield Problem(name, f"{name}: its rows are not {expected[0]} to {expected[-1]}", shard)
         else:
             live = pc.invert(pc.is_in(table["status"], pa.array(["absent", "failed"])))
             keys.append(table["key"].filter(live))
-    counts = pc.value_counts(pa.chunked_array(keys, pa.string())) if keys else None
-    if counts is not None:
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))
-        if len(twice):
-            first = twice[0]["values"].as_py()
-            what = f"samples: {len(twice)} keys name more than one row, the first is {first!r}; index the corpus again"
-            findings.append(Problem("samples", what))
-    return checksums, findings
-
-
-def _blamed_parts(checksums: dict[int, str], entries: list[LedgerEntry]) -> Iterator[Problem]:
-    """Yield parts that no entry of their shard knows: the rows were changed, and they leave `checksums`."""
-    vouched: dict[int, set[str]] = {}
-    for entry in entries:
-        vouched.setdefault(entry.shard, set()).add(entry.samples_sha256)
-    for shard in [shard for shard, known in vouched.items() if shard in checksums and checksums[shard] not in known]:
-        del checksums[shard]
-        name = sample_part(shard)
-        yield Problem(name, f"{name}: not the sample rows that the features of this shard were made from", shard)
-
-
-def _check_entry(
-    store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
-) -> Iterator[Problem]:
-    """Judge one shard of one teacher."""
-    for file, what in _entry_faults(store, card, entry, checksums, deep):
-        name = file or ledger_entry(entry.shard, entry.teacher)
-        yield Problem(name, what if what.startswith(name) else f"{name}: {what}", entry.shard, entry.teacher)
+    counts = pc.value_counts(pa.chunked_array(keys, pa.string()))
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(twice):
+        first = twice[0]["values"].as_py()
+        what = f"samples: {len(twice)} keys name more than one row, the first is {first!r}; index the corpus again"
+        yield Problem("samples", what)
 
 
 def _entry_faults(
     store: Store, card: TeacherCard, entry: LedgerEntry, checksums: dict[int, str], deep: bool
 ) -> Iterator[tuple[str, str]]:
-    """Yield file ('' for the entry itself) and fault."""
-    per_shard = store.record.rows_per_shard
-    if not 0 <= entry.shard < shard_count(store.record.rows, per_shard):
-        yield "", f"vouches for shard {entry.shard}, the store has {shard_count(store.record.rows, per_shard)}"
+    """Judge one shard of one teacher: yield file ('' for the entry itself) and fault."""
+    if not 0 <= entry.shard < store.shards:
+        yield "", f"vouches for shard {entry.shard}, the store has {store.shards}"
         return
     if card.digest != entry.teacher_digest:
         yield "", f"made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
@@ -241,7 +215,7 @@ def _entry_faults(
     if not entry.fits(card.encoding):
         yield "", f"its members are not those of a shard in {card.encoding}"
         return
-    *_, valid_spec = teacher_arrays(card.encoding, card.dim)
+    valid_spec = teacher_arrays(card.encoding, card.dim)[-1]
     file = valid_spec.chunk(card.slug, entry.shard)
     try:
         valid = _read_chunk(store, valid_spec, entry)
@@ -263,21 +237,19 @@ def _entry_faults(
             except CorruptStoreError as error:
                 yield spec.chunk(card.slug, entry.shard), str(error)
         if deep and len(arrays) == len(specs):
-            yield from ((file, what) for what in value_faults(decode_rows(arrays), sound))
+            yield from ((file, what) for what in _value_faults(decode_rows(arrays).astype(np.float64), sound))
 
 
 def _read_chunk(store: Store, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
-    """Return values of one chunk, checked against its entry."""
     per_shard = store.record.rows_per_shard
     name = spec.chunk(entry.teacher, entry.shard)
     body = read_body(store.root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))
     return np.frombuffer(body, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape(per_shard))
 
 
-def value_faults(values: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> Iterator[str]:
-    """Yield the faults in the values of a chunk: float (R, D), and bool (R,) where they are marked sound."""
+def _value_faults(values: NDArray[np.float64], sound: NDArray[np.bool_]) -> Iterator[str]:
     with np.errstate(invalid="ignore", over="ignore"):
-        norms = np.linalg.norm(values.astype(np.float64), axis=1)
+        norms = np.linalg.norm(values, axis=1)
     if bad := np.count_nonzero(sound & ~(np.isfinite(norms) & (norms > 0))):
         yield f"{bad} rows are marked sound but are zero or not finite"
     if filled := np.count_nonzero(~sound & ~np.isnan(values).all(axis=1)):
@@ -285,13 +257,10 @@ def value_faults(values: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) ->
 
 
 def _orphans(
-    store: Store,
-    cards: Mapping[str, TeacherCard],
-    entries: list[LedgerEntry],
-    named: set[str],
+    store: Store, cards: Mapping[str, TeacherCard], entries: list[LedgerEntry], named: set[str]
 ) -> Iterator[str]:
     """Yield files in our folders that neither the ledger nor the hierarchy accounts for."""
-    known = {sample_part(shard) for shard in range(shard_count(store.record.rows, store.record.rows_per_shard))} | named
+    known = {sample_part(shard) for shard in range(store.shards)} | named
     for entry in entries:
         # Without a card the encoding is unknown; int8 has the arrays of all encodings.
         encoding = cards[entry.teacher].encoding if entry.teacher in cards else "int8"
@@ -302,11 +271,59 @@ def _orphans(
     for folder in ("samples", "teachers", "ledger", "inputs", SELECTIONS):
         for path in walk_files(store.root / folder):
             name = name_in(store.root, path)
-            ours = (
-                path.name == "zarr.json"
-                or path.name.endswith(TEMPORARY_SUFFIX)
-                or name in known
-                or name.startswith(selections)
-            )
-            if not ours:
+            ours = path.name == "zarr.json" or path.name.endswith(TEMPORARY_SUFFIX)
+            if not (ours or name in known or name.startswith(selections)):
                 yield name
+
+
+def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
+    """Repair a store as far as possible without its corpus and teachers, from a `report` of a moment ago; the next
+    extraction redoes what is dropped. Returns the files that were dropped or written again, as lines for the user.
+    Raises StoreError if the store cannot be written; BusyStoreError if another process writes to it."""
+    with only_writer(root, "mmkd store verify --repair"):
+        doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))
+        # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
+        ordered = sorted(doomed, key=lambda name: not name.startswith(("ledger/", "inputs/")))
+        done = [f"dropped {name}" for name in ordered if _drop(root / name)]
+        broken = {finding.file for finding in report.findings if finding.shard is None and finding.file not in doomed}
+        for name, document in _derived_documents(root):
+            if name in broken:
+                write_document(root / name, document)
+                done.append(f"wrote {name} again")
+        temporary = (path for path in temporary_files(root) if isinstance(path, Path))  # URLs have none
+        old = [path for path in temporary if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS]
+        return (*done, *(f"dropped {name_in(root, path)}" for path in old if _drop(path)))
+
+
+def _files_to_drop(root: StorePath, finding: Problem) -> Iterator[str]:
+    entries = [path.name for path in list_part(root, "ledger", "*.json")]
+    if finding.shard is not None and finding.teacher is not None:
+        yield ledger_entry(finding.shard, finding.teacher)
+    elif finding.shard is not None:
+        yield from (f"ledger/{name}" for name in entries if name.startswith(f"{finding.shard:05d}."))
+        yield sample_part(finding.shard)
+    elif finding.teacher is not None:
+        # The teacher of these features is unknown.
+        yield from (f"ledger/{name}" for name in entries if name[name.find(".") + 1 :] == f"{finding.teacher}.json")
+        yield f"{teacher_group(finding.teacher)}/zarr.json"
+    elif finding.file.startswith(("ledger/", "inputs/")):
+        yield finding.file
+
+
+def _derived_documents(root: StorePath) -> Iterator[tuple[str, dict[str, Any]]]:
+    record = read_record(root)
+    yield "teachers/zarr.json", group_document()
+    for slug in teacher_folders(root):
+        try:
+            card = read_card(root, slug)
+        except CorruptStoreError:
+            continue
+        if card is not None:
+            yield from array_documents(record, card)
+
+
+def _drop(path: StorePath) -> bool:
+    there = path.exists()
+    with disk_errors(path):
+        path.unlink(missing_ok=True)
+    return there

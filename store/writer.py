@@ -15,23 +15,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.base.errors import StoreError, TeacherMismatchError, UserError
-from mmkd.base.files import create_atomically, write_atomically
+from mmkd.base.files import create_atomically, disk_errors, write_atomically
 from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places.remote import StorePath
-from mmkd.store.card import TeacherCard, read_card, teacher_folders
+from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import encode_chunk, pad_rows
 from mmkd.store.encoding import CosineError, cosine_error, decode_rows, encode_rows, teacher_arrays, tower_arrays
 from mmkd.store.hierarchy import array_document, encode_document, group_document, is_there, write_document
-from mmkd.store.layout import (
-    FORMAT_VERSION,
-    SOUND_BIT,
-    TOWERS,
-    Tower,
-    rows_per_shard,
-    sample_part,
-    shard_count,
-    teacher_group,
-)
+from mmkd.store.layout import FORMAT_VERSION, SOUND_BIT, Tower, rows_per_shard, sample_part, shard_count, teacher_group
 from mmkd.store.ledger import LedgerEntry, entries_of_shard, read_ledger, write_entry
 from mmkd.store.record import CorpusRecord, Store, StoreRecord, read_record
 from mmkd.store.samples import encode_part, read_part, sample_schema, with_labels, write_part
@@ -50,14 +41,11 @@ class ShardFeatures:
 
 
 def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. Raises
-    StoreError if `root` holds something else, or cannot be written. `root`: a folder that does not exist, is empty, or
-    holds an interrupted `create_store`. `corpus`: what the rows come from. `index`: one row per input with the columns
-    of `sample_schema(corpus.labels)`, in grid order."""
-    strangers = sorted(p.name for p in root.iterdir() if p.name not in ("samples", LOCK_FILE)) if root.is_dir() else []
-    if strangers or root.is_file():
-        found = strangers[0] if strangers else "a file"
-        raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
+    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. `root`: a
+    folder that does not exist, is empty, or holds an interrupted `create_store`. `index`: one row per input with the
+    columns of `sample_schema(corpus.labels)`, in grid order. Raises StoreError if `root` holds something else, or
+    cannot be written."""
+    refuse_strangers(root)
     per_shard = rows_per_shard(corpus.rows)
     schema = sample_schema(corpus.labels)
     for shard in range(shard_count(corpus.rows, per_shard)):
@@ -74,20 +62,21 @@ def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Stor
     return Store(root, record)
 
 
+def refuse_strangers(root: StorePath) -> None:
+    """Raise StoreError if `root` is a file, or a folder that holds more than an interrupted `create_store` leaves."""
+    with disk_errors(root):
+        names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    strangers = sorted(set(names) - {"samples", LOCK_FILE})
+    if strangers or root.is_file():
+        found = strangers[0] if strangers else "a file"
+        raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
+
+
 def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Append the rows of another corpus; return the longer store.
-
-    Args:
-        store: with its record as the caller read it.
-        corpus: what the new rows come from.
-        index: its inputs with the columns of `sample_schema(corpus.labels)`; `row` begins at
-            `first_new_row(store.record)`.
-
-    Labels that only one side has become null columns of the other, so that all parts have one schema.
-
-    Raises:
-        StoreError: the store cannot be written, or another process changed it meanwhile.
-        ValueError: more shards than a store may have.
+    """Append the rows of another corpus; return the longer store. `index` has the columns of
+    `sample_schema(corpus.labels)`; its `row` begins at `first_new_row(store.record)`. Labels that only one side has
+    become null columns of the other, so that all parts have one schema. Raises StoreError if the store cannot be
+    written, or another process changed it since its record was read; ValueError for more shards than a store may have.
     """
     first = first_new_row(store.record)
     content = store.record.model_dump() | {"rows": first + corpus.rows, "appended": (*store.record.appended, corpus)}
@@ -112,7 +101,7 @@ def _refuse_other(store: Store) -> None:
 
 
 def first_new_row(record: StoreRecord) -> int:
-    """Return grid row at which another corpus would begin: the next shard boundary."""
+    """Return the grid row at which another corpus would begin: the next shard boundary."""
     return shard_count(record.rows, record.rows_per_shard) * record.rows_per_shard
 
 
@@ -130,19 +119,17 @@ def finish_append(store: Store) -> None:
         for entry in entries_of_shard(store.root, shard).values():
             write_entry(store.root, entry.model_copy(update={"samples_sha256": sha256}))
         write_atomically(store.root / sample_part(shard), data)
-    for slug in teacher_folders(store.root):
-        card = read_card(store.root, slug)
-        for name, document in array_documents(store.record, card) if card is not None else ():
+    for card in read_cards(store.root).values():
+        for name, document in array_documents(store.record, card):
             path = store.root / name
             if not path.is_file() or path.read_bytes() != encode_document(document):
                 write_document(path, document)
 
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
-    """Note that a corpus' files lie in another folder now; the rows stay as they are. Raises UserError if the store has
-    no such corpus; StoreError if there is no store at `root`, or it cannot be written. Raises BusyStoreError if another
-    process writes to it. `root`: the store. `corpus_root`: folder that the rows' `uri` is relative to now. `number`:
-    which corpus; 0 is the one that the store was made from, the appended ones follow."""
+    """Note that the files of corpus `number` (0 is the first, the appended ones follow) are below `corpus_root` now;
+    the rows stay as they are. Raises UserError if the store has no such corpus; StoreError if there is no store at
+    `root`, or it cannot be written; BusyStoreError if another process writes to it."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
         record = read_record(root)
@@ -156,8 +143,8 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
 
 
 def add_teacher(store: Store, card: TeacherCard) -> None:
-    """Create the arrays of a teacher; nothing happens when the same teacher is there already. Raises
-    TeacherMismatchError if this name already has other weights, preprocessing or tokenizer."""
+    """Create the arrays of a teacher unless it is there already. Raises TeacherMismatchError if this name already has
+    other weights, preprocessing or tokenizer."""
     present = read_card(store.root, card.slug)
     if present is None:
         write_document(store.root / "teachers" / "zarr.json", group_document())
@@ -180,18 +167,11 @@ def add_teacher(store: Store, card: TeacherCard) -> None:
 def write_shard(
     store: Store, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
 ) -> LedgerEntry:
-    """Write one shard of one teacher, then its ledger entry. Features of rows whose bit is not set in `valid` are
-    written as missing, which is never zero. So are those that the encoding cannot hold (not finite, zero, too large for
-    float16); their bit is not set on disk. Returns the ledger entry, written last. Raises StoreError if the disk is
-    full or read-only. The shard then counts as not done.
-
-    Args:
-        store: the store.
-        card: of the teacher, which `add_teacher` has put into the store.
-        shard: its number.
-        features: of the shard's inputs, in the order of its sample part.
-        samples_sha256: SHA-256 in hex of that part, as `write_part` and `read_part` give it.
-    """
+    """Write one shard of a teacher that `add_teacher` has put into the store, then its ledger entry, which is returned.
+    `features` are in the order of the shard's sample part, whose SHA-256 `write_part` and `read_part` give. Rows whose
+    bit is not set in `valid` are written as missing, which is never zero. So are those that the encoding cannot hold
+    (not finite, zero, too large for float16); their bit is not set on disk. Raises StoreError if the disk is full or
+    read-only; the shard then counts as not done."""
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
     members: dict[str, Any] = {}
@@ -220,17 +200,17 @@ def write_shard(
 
 
 def note_encoding_error(store: Store, slug: str) -> None:
-    """Write into the card what its encoding cost, once every shard is there. Nothing happens for floats. The digest
-    does not change. The numbers come from the ledger, so the same entries give the same card. Raises CorruptStoreError
-    if the card or an entry cannot be read; StoreError if the store cannot be written."""
+    """Write into an int8 card what its encoding cost, once every shard is there; the digest does not change. The
+    numbers come from the ledger, so the same entries give the same card. Raises CorruptStoreError if the card or an
+    entry cannot be read; StoreError if the store cannot be written."""
     card = read_card(store.root, slug)
     if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
         return
     entries = [entry for (_, teacher), entry in sorted(read_ledger(store.root).items()) if teacher == slug]
-    if len(entries) < shard_count(store.record.rows, store.record.rows_per_shard):
+    if len(entries) < store.shards:
         return
     measured = {}
-    for tower in TOWERS:
+    for tower in SOUND_BIT:
         errors = [(getattr(entry, f"{tower}_error"), getattr(entry, f"{tower}_rows")) for entry in entries]
         rows = sum(count for _, count in errors)
         mean = sum(error.mean * count for error, count in errors) / max(rows, 1)
@@ -247,7 +227,7 @@ def iter_shards(record: StoreRecord) -> Iterator[range]:
 
 
 def array_documents(record: StoreRecord, card: TeacherCard) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield path inside the store and document of each array of one teacher."""
+    """Yield the path inside the store and the document of each array of one teacher."""
     for spec in teacher_arrays(card.encoding, card.dim):
         shape, chunk = spec.shape(record.rows), spec.shape(record.rows_per_shard)
         yield spec.document(card.slug), array_document(shape, chunk, spec.dtype)

@@ -53,9 +53,9 @@ def listing_peak(count: int) -> int:
 def choosing_peak(root: Path) -> int:
     """What choosing rows by key takes."""
     store = FeatureStore.open(root)
-    choice = rows.RowChoice(keys=["k4711", "k3", "k4711"])
-    assert rows.chosen_rows(store, choice).tolist() == [4711, 3]
-    return peak(partial(rows.chosen_rows, store, choice))
+    keys = ["k4711", "k3", "k4711"]
+    assert rows.chosen_rows(store, keys).tolist() == [4711, 3]
+    return peak(partial(rows.chosen_rows, store, keys))
 
 
 def kept_by_pairs(root: Path) -> tuple[float, int]:

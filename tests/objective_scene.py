@@ -13,15 +13,14 @@ import numpy as np
 import torch
 
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap
-from mmkd.distill.bank import Bank, BankSource
+from mmkd.distill.bank import Bank
 from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.config import LossConfig, PolicyConfig
-from mmkd.distill.heads import Heads
+from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.policies import Policy
-from mmkd.distill.presets import composed
-from mmkd.distill.targets import Preparation
-from mmkd.distill.world import World, started_world
+from mmkd.distill.presets import compose
+from mmkd.distill.world import World, join_ranks
 
 ROWS, WIDTH, SEED, STEP = 8, 4, 11, 3
 # The first and the last are judged together, the one between them apart.
@@ -30,7 +29,7 @@ SLUGS, WIDTHS = ("a", "b", "c"), (3, 5, 3)
 PRESENT = np.array([[1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1], [1, 0, 1], [0, 1, 0]], dtype=bool)
 GROUPS = [4, 5, 6, 4, 7, 8, 9, 5]
 BANK_ROWS = 20
-CLIP = composed({"preset": "mmkd_clip"}, Path("run.yaml"))
+CLIP = compose({"preset": "mmkd_clip"}, Path("run.yaml"))
 RECIPES: dict[str, dict[str, Any]] = {
     "mmkd_clip": {"loss": CLIP["loss"], "policy": CLIP["policy"]},
     "ours": {"loss": {}},
@@ -91,8 +90,8 @@ def objective(recipe: str) -> Objective:
     weights = torch.tensor([policy.weights.get(slug, 1.0) for slug in SLUGS]) if policy.weights else None
     bank = None
     if loss.bank:
-        source = BankSource(np.arange(BANK_ROWS), np.arange(BANK_ROWS) % 9, targets_of, prepare)
-        bank = Bank(source, loss.bank_rows.size, loss.bank_rows.refresh, SEED, torch.device("cpu"))
+        rows, cpu = np.arange(BANK_ROWS), torch.device("cpu")
+        bank = Bank(rows, rows % 9, targets_of, prepare, config=loss.bank_rows, seed=SEED, device=cpu)
     return Objective(loss, TeacherSide(heads, prepare, Policy(policy, SEED, weights), [9.0, 14.0, 20.0], bank))
 
 
@@ -126,7 +125,7 @@ def terms_and_gradients(recipe: str, world: World) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    with started_world(1.0) as this:
+    with join_ranks(1.0) as this:
         results = {recipe: terms_and_gradients(recipe, this) for recipe in RECIPES}
         if this.first:
             torch.save(results, Path(sys.argv[1]) / f"{this.size}.pt")

@@ -17,12 +17,12 @@ import numpy as np
 
 from mmkd.distill.config import load_run
 from mmkd.distill.prepare import prepare
-from mmkd.distill.world import started_world
+from mmkd.distill.world import join_ranks
 
 
 def look(path: Path, first: int, out: Path) -> None:
     """Note rows, positions, columns of the captions, and a digest of each picture and each teacher's row."""
-    with started_world(1.0) as world:
+    with join_ranks(1.0) as world:
         run, seen = prepare(load_run(path), world), []
         with closing(run.batches.from_step(first)) as batches:
             for batch in batches:

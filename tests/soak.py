@@ -31,7 +31,7 @@ from tiny_corpus import write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
 
-from mmkd.distill.checkpoint import best_or_last
+from mmkd.distill.checkpoint import find_checkpoint
 from mmkd.distill.config import load_run
 from mmkd.store import FeatureStore
 
@@ -50,7 +50,7 @@ class Soak:
         assert done.returncode == 0, done.stderr
         self.training = write_scene(folder / "training")
         quiet(write_run(self.training, "whole", checkpoints={"every_steps": 1}))
-        self.checkpoint = best_or_last(load_run(self.training / "whole.yaml").out).read_bytes()
+        self.checkpoint = find_checkpoint(load_run(self.training / "whole.yaml").out).read_bytes()
         self.more = write_table_corpus(folder / "more", 300)
         self.teachers = load({"one": folder / "training/one", "two": folder / "training/two"}, "one", "two")
         self._write(folder / "written")
@@ -114,7 +114,7 @@ class Soak:
         path = write_run(self.training, f"killed-{here.name}", checkpoints={"every_steps": 1})
         kills = _kill_until_done(chance, lambda: quiet(path), attempts=15, longest=1.0)
         out = load_run(path).out
-        assert best_or_last(out).read_bytes() == self.checkpoint, "another checkpoint than the uninterrupted run's"
+        assert find_checkpoint(out).read_bytes() == self.checkpoint, "another checkpoint than the uninterrupted run's"
         assert not list(out.rglob("*.mmkd-tmp"))
         shutil.rmtree(out)
         return kills

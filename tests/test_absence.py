@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import http.server
 import os
+import pickle
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from tiny_store import make_card, make_store
+from tiny_store import make_card, make_index, make_store
 
 from mmkd.base.errors import MmkdError, NotAStoreError, StoreError, UnreachableError
 from mmkd.base.files import list_folder, write_atomically
@@ -21,8 +25,10 @@ from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import read_inputs_ledger
 from mmkd.store.ledger import entries_of_shard, read_ledger
+from mmkd.store.record import CorpusRecord, Store
 from mmkd.store.selections import selection_names
 from mmkd.store.verify import verify
+from mmkd.store.writer import append_rows, move_corpus, note_encoding_error
 
 
 @pytest.fixture
@@ -183,3 +189,70 @@ def test_a_link_to_a_file_is_written_through(tmp_path: Path) -> None:
     write_atomically(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
+
+
+def in_place(other: Path, root: Path) -> None:
+    for file in (path for path in other.rglob("*") if path.is_file()):
+        shutil.copy2(file, root / file.relative_to(other))
+
+
+def by_rename(other: Path, root: Path) -> None:
+    root.rename(root.with_name("old"))
+    other.rename(root)
+
+
+def by_link(other: Path, root: Path) -> None:
+    root.rename(root.with_name("old"))
+    root.symlink_to(other)
+
+
+@pytest.mark.parametrize("replace", [in_place, by_rename, by_link])
+def test_a_store_that_is_replaced_while_it_is_open_is_not_mixed_with_the_other(
+    root: Path, replace: Callable[[Path, Path], None]
+) -> None:
+    make_store(root.with_name("other"), 300, [make_card()], seed=1)
+    opened = FeatureStore.open(root)
+    image = opened.image("alpha")[:].copy()
+    replace(root.with_name("other"), root)
+    for look in (
+        lambda: opened.text("alpha"),
+        lambda: opened.valid("alpha"),
+        opened.available,
+        opened.sample_table,
+        opened.summary,
+    ):
+        with pytest.raises(StoreError, match="was replaced by another store since it was opened; open it again"):
+            look()
+    assert not np.array_equal(FeatureStore.open(root).image("alpha")[:], image)
+
+
+def test_a_store_that_grows_or_moves_its_corpus_while_it_is_open_stays_itself(root: Path, tmp_path: Path) -> None:
+    opened = FeatureStore.open(root)
+    image = opened.image("alpha")[:].copy()
+    move_corpus(root, tmp_path)
+    corpus = CorpusRecord(kind="test", location="more", root="/img", rows=5, labels=("site", "own"), digest="e")
+    index = make_index(5, ("site", "own"))
+    append_rows(Store.open(root), corpus, index.set_column(0, index.field(0), pa.array(range(512, 517))))
+    note_encoding_error(Store.open(root), "alpha")
+    assert len(opened.text("alpha")) == len(opened.sample_table()) == 300
+    assert np.array_equal(opened.image("alpha")[:], image)
+    assert pickle.loads(pickle.dumps(opened)).record.rows == 517
+
+
+def test_another_store_is_not_opened_by_a_worker(root: Path) -> None:
+    message = pickle.dumps(FeatureStore.open(root))
+    shutil.rmtree(root)
+    make_store(root, 301, [make_card()])
+    with pytest.raises(StoreError, match="was replaced by another store"):
+        pickle.loads(message)
+
+
+def test_a_store_below_a_folder_that_may_not_be_searched_is_not_absent(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(StoreError, match=r"cannot look for .*zarr.json: Permission denied"):
+        FeatureStore.open(root)

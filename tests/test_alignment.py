@@ -17,8 +17,7 @@ from mmkd.cli.align import align as align_command
 from mmkd.distill.alignment import AlignmentCard, load
 from mmkd.distill.alignment.closed_form import hadamard
 from mmkd.distill.alignment.config import AlignConfig, AutoencoderSettings, load_align
-from mmkd.distill.alignment.fit import METHODS, align
-from mmkd.distill.alignment.judge import effective_rank, neighbor_overlap, recall_at_1
+from mmkd.distill.alignment.fit import METHODS, align, effective_rank, neighbor_overlap, recall_at_1
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
 from mmkd.distill.alignment.trained import MultiTeacherAutoencoder
 from mmkd.store import FeatureStore

@@ -21,8 +21,7 @@ from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import CorpusError
 from mmkd.cli.store import store as store_command
-from mmkd.distill.image_source import row_images
-from mmkd.distill.images import image_batches
+from mmkd.distill.images import image_batches, row_images
 from mmkd.distill.pairs import training_pairs
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.config import ExtractConfig
@@ -34,7 +33,7 @@ from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.convert.clip_retrieval import export_npy
-from mmkd.store.convert.parquet import export_parquet
+from mmkd.store.convert.exports import export_parquet
 from mmkd.store.convert.rows import StoreRows
 from mmkd.store.inspect.coverage import coverage
 from mmkd.store.record import Store

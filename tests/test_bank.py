@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmkd.distill.bank import Bank, BankSource
+from mmkd.distill.bank import Bank
 from mmkd.distill.batch import TeacherTargets
+from mmkd.distill.config import BankConfig
+from mmkd.distill.heads import Preparation
 from mmkd.distill.losses import PairFeatures
-from mmkd.distill.targets import Preparation
 
 ROWS = np.arange(10, 60, 2)  # 25 grid rows
 CPU = torch.device("cpu")
@@ -30,8 +31,8 @@ class Store:
 
 
 def bank(store: Store, size: int, refresh: int, seed: int = 0) -> Bank:
-    source = BankSource(ROWS, ROWS % 7, store.gather, Preparation(("a", "b"), None, to_unit=False))
-    return Bank(source, size, refresh, seed, CPU)
+    prepare, config = Preparation(("a", "b"), None, to_unit=False), BankConfig(size=size, refresh=refresh)
+    return Bank(ROWS, ROWS % 7, store.gather, prepare, config=config, seed=seed, device=CPU)
 
 
 def standing(pairs: PairFeatures) -> list[int]:

@@ -89,3 +89,10 @@ def test_a_flat_column_of_image_bytes_is_found(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image.bytes": [png(1)], "caption": ["one"]}), tmp_path / "t.parquet")
     _, (row,) = rows_of(tmp_path, kind="parquet", path="t.parquet")
     assert image_source(str(tmp_path), row.uri or "").read() == png(1)
+
+
+def test_stores_of_earlier_versions_know_the_fields_that_are_not_set(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,caption,split\na.png,one,test\n")
+    assert "texts" not in json.loads(open_corpus(str(tmp_path / "t.csv")).settings())
+    (tmp_path / "c.yaml").write_text("kind: table\npath: t.csv\ntexts: {split: [prompt]}\n")
+    assert json.loads(open_corpus(str(tmp_path / "c.yaml")).settings())["texts"] == {"split": ["prompt"]}

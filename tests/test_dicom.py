@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -365,6 +366,14 @@ def test_a_text_beside_a_dicom_file_is_its_caption(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("kind: dicom\npath: d\nimage_members: [a.png]\n")
     with pytest.raises(ConfigError, match="the images of a DICOM corpus are its DICOM files"):
         open_corpus(str(tmp_path / "c.yaml"))
+
+
+def test_stores_of_earlier_versions_know_the_fields_that_are_not_set(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"")
+    settings = json.loads(open_corpus(str(tmp_path)).settings())
+    assert settings == {"kind": "dicom", "only": [], "frames": "middle", "patient_salt": None}
+    (tmp_path / "c.yaml").write_text("kind: dicom\npath: .\ncaptions: each\n")
+    assert json.loads(open_corpus(str(tmp_path / "c.yaml")).settings())["captions"] == "each"
 
 
 def test_files_that_mean_harm(tmp_path: Path) -> None:

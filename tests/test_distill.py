@@ -17,7 +17,7 @@ from tiny_run import quiet, write_run
 from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.cli.distill import distill
 from mmkd.distill.batches import Schedule, epoch_order
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, student_weights
 from mmkd.distill.config import OptimizerConfig, load_run
 from mmkd.distill.optimizer import lr_factor, warmup_steps
 from mmkd.distill.student import build_student
@@ -203,7 +203,7 @@ def test_stage_one_needs_no_teacher_and_stage_two_begins_with_its_student(traini
     student = {"model": "tiny-student.json", "start_from": "runs/stage1"}
     second = load_run(write_run(training_scene, "stage2", preset="distil", student=student, optimizer={"lr": 1e-12}))
     assert set(quiet(second).losses) == {"task", "feature", "relational", "total"}
-    weights = [student_weights(read(best_or_last(config.out))) for config in (first, second)]
+    weights = [student_weights(read(find_checkpoint(config.out))) for config in (first, second)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-6), name

@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from tiny_run import quiet, write_run, write_scene
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import M2M100Config, MT5Config, PreTrainedTokenizerFast, RobertaConfig, XLMRobertaConfig
+from tiny_text import write_tokens
+from transformers import M2M100Config, MT5Config, RobertaConfig, XLMRobertaConfig
 
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, student_weights
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.export import export
-from mmkd.distill.student import Towers, build_student, model_config, plain_pixels, student_tokenizer
+from mmkd.distill.student import Towers, build_student, model_config, student_pixels, student_tokenizer
 
 LARGEST = 105e6
 """Parameters; a checkpoint takes 12 bytes of each."""
@@ -109,12 +109,7 @@ def write_text(folder: Path, name: str) -> None:
     else:
         layers = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
         kind(**layers, **sizes).save_pretrained(folder / "text")
-    words = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "finding", "seen", "in", "plane", *map(str, range(40))]
-    tokens = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokens.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 2)])
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokens, **special).save_pretrained(folder / "tokens")
+    write_tokens(folder / "tokens")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +127,7 @@ def check(tiny: Path, out: Path, model: str, monkeypatch: pytest.MonkeyPatch) ->
     whole = student_weights(read(second))
     second.unlink()
     quiet(config)
-    resumed = student_weights(read(best_or_last(config.out)))
+    resumed = student_weights(read(find_checkpoint(config.out)))
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
     exported = export(config.out, out / "exported")
     for file in exported.glob("*.json"):
@@ -149,7 +144,7 @@ def check(tiny: Path, out: Path, model: str, monkeypatch: pytest.MonkeyPatch) ->
         tokens = student_tokenizer(config.student.model)(captions)
         assert torch.equal(tokens, open_clip.get_tokenizer("local-dir:.")(captions))
         for ours, reference in (
-            (towers.encode_images(plain_pixels(mine)(picture)[None]), theirs.encode_image(transform(picture)[None])),
+            (towers.encode_images(student_pixels(mine)(picture)[None]), theirs.encode_image(transform(picture)[None])),
             (towers.encode_tokens(tokens), theirs.encode_text(tokens)),
         ):
             assert (ours - reference).abs().max() <= 1e-4 * reference.abs().max()

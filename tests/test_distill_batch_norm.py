@@ -11,7 +11,7 @@ from forked import forked_ranks, peaceful
 from torch import nn
 
 from mmkd.distill.batch_norm import prepare_batch_norms
-from mmkd.distill.world import started_world
+from mmkd.distill.world import join_ranks
 
 
 def norm_over(momentum: float | None, affine: bool, tracked: bool) -> nn.BatchNorm2d:
@@ -41,7 +41,7 @@ def two_steps(norm: nn.Module, rows: slice) -> dict[str, torch.Tensor]:
 
 
 def share_of_rank(norm: nn.BatchNorm2d, folder: Path) -> None:
-    with started_world(1.0) as world:
+    with join_ranks(1.0) as world:
         holder = nn.Sequential(norm)
         prepare_batch_norms(holder, "sync", world, 3)
         torch.save(two_steps(holder[0], slice(3 * world.rank, 3 * world.rank + 3)), folder / f"{world.rank}.pt")

@@ -21,7 +21,7 @@ from tiny_run import quiet, write_run
 from mmkd.base.errors import BusyStoreError, ConfigError, CorruptStoreError, StoreError, UserError
 from mmkd.distill.alignment.config import load_align
 from mmkd.distill.alignment.fit import align as fit_alignment
-from mmkd.distill.checkpoint import best_or_last, checkpoints, find_checkpoint, read, step_of
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of
 from mmkd.distill.config import StudentConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.prepare import prepare
@@ -107,7 +107,7 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(training_scene: Path) -
     config = load_run(write_run(training_scene, "kept", checkpoints={"every_steps": 2, "keep_last": 1}))
     quiet(config)
     assert [step_of(path) for path in checkpoints(config.out)] == [8]
-    assert step_of(best_or_last(config.out)) == 8
+    assert step_of(find_checkpoint(config.out)) == 8
 
 
 def test_a_checkpoint_of_another_run_is_refused(training_scene: Path) -> None:
@@ -184,13 +184,13 @@ def test_a_kill_behind_a_checkpoint_leaves_it_the_best(training_scene: Path) -> 
     """What is said of a run has no file of its own that a kill could keep from being written."""
     config = load_run(write_run(training_scene, "judged-best", monitor=JUDGED, checkpoints={"every_steps": 2}))
     quiet(config)
-    best = best_or_last(config.out)
+    best = find_checkpoint(config.out)
     state = read(best)
     assert state.progress.best_step == step_of(best) == state.progress.step
     for path in checkpoints(config.out):
         if step_of(path) > step_of(best):
             path.unlink()
-    assert best_or_last(config.out) == best
+    assert find_checkpoint(config.out) == best
     assert {path.name for path in config.out.iterdir()} <= {"checkpoints", "run.json", "tokens.safetensors", "tokens"}
 
 

@@ -19,12 +19,12 @@ from tiny_run import quiet, write_run
 
 from mmkd.base.errors import UserError
 from mmkd.cli.export import export as export_command
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of, student_weights
 from mmkd.distill.config import RunConfig, load_run
 from mmkd.distill.export import export
 from mmkd.distill.graphs import write_graphs
 from mmkd.distill.provenance import store_digest
-from mmkd.distill.student import Towers, build_student, plain_pixels
+from mmkd.distill.student import Towers, build_student, student_pixels
 from mmkd.store import FeatureStore
 from mmkd.store.selection import SelectionRule, read_selection, select
 
@@ -50,14 +50,14 @@ def folder(finished: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_open_clip_gives_the_features_of_the_trainer(finished: RunConfig, folder: Path, training_scene: Path) -> None:
     exported, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     student = build_student(finished.student)
-    student.load_state_dict(student_weights(read(best_or_last(finished.out))))
+    student.load_state_dict(student_weights(read(find_checkpoint(finished.out))))
     towers = Towers(student).eval()
     exported.eval()
     pictures = [Image.open(training_scene / f"corpus/images/{i}.png") for i in range(5)]
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["finding 3 seen in plane 2", "nothing"])
     with torch.no_grad():
         image = exported.encode_image(torch.stack([preprocess(picture) for picture in pictures]))
-        ours = towers.encode_images(torch.stack([plain_pixels(student)(picture) for picture in pictures]))
+        ours = towers.encode_images(torch.stack([student_pixels(student)(picture) for picture in pictures]))
         assert torch.allclose(image, ours, atol=1e-5)
         assert (image[0] - image[1]).abs().max() > 1e-3
         assert torch.allclose(exported.encode_text(tokens), towers.encode_tokens(tokens), atol=1e-5)
@@ -82,7 +82,7 @@ def test_it_is_a_teacher_of_the_next_generation(folder: Path, training_scene: Pa
 
 def test_the_card_says_where_the_student_comes_from(finished: RunConfig, folder: Path) -> None:
     card, facts = (folder / "README.md").read_text(), json.loads((folder / "mmkd_run.json").read_text())
-    state = read(best_or_last(finished.out))
+    state = read(find_checkpoint(finished.out))
     assert facts["best_step"] == state.progress.step == facts["steps"]
     assert facts["scores"] == state.progress.best_scores
     assert set(facts["scores"]) == {"held-out/recall@1", "held-out/recall@5"}
@@ -125,7 +125,7 @@ def test_nothing_but_the_checkpoints_is_needed_and_no_path_is_said(
 
 def test_any_checkpoint_can_be_exported_and_its_card_is_about_it(finished: RunConfig, tmp_path: Path) -> None:
     steps = [step_of(path) for path in checkpoints(finished.out)]
-    best = step_of(best_or_last(finished.out))
+    best = step_of(find_checkpoint(finished.out))
     assert steps == [4, 8]
     for which, step in (("last", 8), ("4", 4), ("8", 8), ("best", best)):
         done = CliRunner().invoke(

@@ -14,26 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
 from in_process import load, run
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_corpus import png
+from tiny_corpus import png, write_table_corpus
 from tiny_run import quiet, write_run
 from tiny_teachers import write_tiny_teacher
 from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.cli.distill import distill
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of, student_weights
+from mmkd.cli.main import cli
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of, student_weights
 from mmkd.distill.config import load_run
 from mmkd.distill.logs import Lines, Terminal
-from mmkd.distill.monitor import positive_ranks
+from mmkd.distill.monitor import draw_evenly, positive_ranks
 from mmkd.distill.optimizer import WeightAverage
 from mmkd.distill.prepare import prepare
-from mmkd.distill.validation_sets import draw_evenly
 from mmkd.distill.world import World
+from mmkd.store import FeatureStore
 
 HELD_OUT = {"name": "held-out", "where": "site = 's1'", "limit": 40}
 
@@ -96,8 +99,8 @@ def test_the_best_checkpoint_is_kept_and_patience_ends_the_run(training_scene: P
     done = CliRunner().invoke(distill, [str(training_scene / "patient.yaml")], catch_exceptions=False)
     assert "stopped by patience: nothing better since step 2" in done.stdout
     assert [step_of(path) for path in checkpoints(config.out)] == [2, 6]
-    assert step_of(best_or_last(config.out)) == 2
-    assert read(best_or_last(config.out)).progress.best_step == 2
+    assert step_of(find_checkpoint(config.out)) == 2
+    assert read(find_checkpoint(config.out)).progress.best_step == 2
 
 
 def test_zero_shot_classes_are_read_from_prompts(tmp_path: Path, training_scene: Path) -> None:
@@ -168,6 +171,37 @@ def test_a_copy_of_the_store_is_known_by_its_content(training_scene: Path, tmp_p
     prepare(load_run(write_run(training_scene, "copy2", monitor={"sets": [entry]})), World(torch.device("cpu")))
 
 
+@pytest.mark.parametrize("change", ["pictures encoded again", "another precision", "imported features"])
+def test_training_rows_in_other_bytes_are_known(
+    training_scene: Path, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their keys and captions, where the images have other bytes or none."""
+    other = tmp_path / "other"
+    if change == "pictures encoded again":
+        table = write_table_corpus(tmp_path / "corpus", 30)
+        for path in (tmp_path / "corpus/images").iterdir():
+            Image.open(path).save(path, compress_level=0)
+        run(table, other, load({"one": training_scene / "one"}, "one"))
+    else:
+        encoding = "int8" if change == "another precision" else "float32"
+        arguments = ["store", "subset", str(training_scene / "features"), str(other), "--encoding", encoding]
+        assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    sample_table = FeatureStore.sample_table
+
+    def without_images(store: FeatureStore, *args: Any, **options: Any) -> pa.Table:
+        found = sample_table(store, *args, **options)
+        place = found.schema.get_field_index("image_sha256") if store.root == other else -1
+        return found if place < 0 else found.set_column(place, "image_sha256", pa.nulls(len(found), pa.string()))
+
+    if change == "imported features":
+        monkeypatch.setattr(FeatureStore, "sample_table", without_images)
+    entry = HELD_OUT | {"store": str(other), "where": "site = 's0'"}
+    path = write_run(training_scene, "other-bytes", monitor={"sets": [entry]})
+    count = 9 if change == "pictures encoded again" else 39
+    with pytest.raises(ConfigError, match=rf"row \d+ and {count} more are trained on too .*or key, of a training row"):
+        prepare(load_run(path), World(torch.device("cpu")))
+
+
 def classes_judged(entry: dict[str, Any], root: Path) -> tuple[list[str], dict[str, float]]:
     """Classes of a zero-shot set's rows, and its scores by an untrained student."""
     run = prepare(load_run(write_run(root, "classes-judged", monitor={"sets": [entry]})), World(torch.device("cpu")))
@@ -221,7 +255,7 @@ def test_the_average_follows_its_definition_and_is_what_is_exported(training_sce
     assert torch.allclose(average.values["weight"], expected)
     config = load_run(write_run(training_scene, "averaged", epochs=1, optimizer={"average": 0.9}))
     quiet(config)
-    state = read(best_or_last(config.out))
+    state = read(find_checkpoint(config.out))
     own, averaged = state.part("model.towers.student"), student_weights(state)
     assert own.keys() == averaged.keys()
     assert not torch.equal(own["visual.proj"], averaged["visual.proj"])
@@ -341,7 +375,7 @@ def test_a_log_is_written_where_stderr_is_no_terminal(training_scene: Path, capf
 
 
 def test_rows_are_looked_at_before_a_network_is_built(training_scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkd.distill.prepare.build_student", lambda _: pytest.fail("a network was built"))
+    monkeypatch.setattr("mmkd.distill.checkpoint.build_student", lambda _: pytest.fail("a network was built"))
     cases = {
         "0 rows of .* match site = 's9'": {"monitor": {"sets": [HELD_OUT | {"where": "site = 's9'"}]}},
         "no sample column 'sight'": {"monitor": {"sets": [HELD_OUT | {"where": "sight = 's1'"}]}},

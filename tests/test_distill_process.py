@@ -13,7 +13,7 @@ import pytest
 from forked import forked_command, launched
 from tiny_run import write_run
 
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read, step_of
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of
 from mmkd.distill.config import load_run
 from mmkd.store import FeatureStore
 from mmkd.store.selection import SelectionRule, select
@@ -56,7 +56,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(
     assert again.pid is not None
     os.kill(again.pid, signal.SIGTERM)
     assert ended(again, tmp_path / "again")[0] == 143
-    assert step_of(best_or_last(load_run(path).out)) > done
+    assert step_of(find_checkpoint(load_run(path).out)) > done
 
 
 def test_a_second_signal_ends_at_once(training_scene: Path, tmp_path: Path) -> None:

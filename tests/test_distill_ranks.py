@@ -28,8 +28,8 @@ from tiny_teachers import TINY
 from mmkd.base.errors import ConfigError
 from mmkd.distill.batch import Batch
 from mmkd.distill.batches import share
-from mmkd.distill.captions import tokenised
-from mmkd.distill.checkpoint import best_or_last, checkpoints, read
+from mmkd.distill.captions import tokenize_captions
+from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read
 from mmkd.distill.config import OptimizerConfig, RunConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, make_optimizer
 from mmkd.distill.prepare import prepare
@@ -56,7 +56,7 @@ def test_shares_of_all_ranks_are_the_batch(part: int, power: int) -> None:
 @given(st.lists(st.text("abcdefg hijk", max_size=80), min_size=1, max_size=8, unique=True))
 def test_captions_come_back_as_the_tokenizer_gave_them(texts: list[str]) -> None:
     tokenise = tokenizer()
-    captions = tokenised(texts, tokenise)
+    captions = tokenize_captions(texts, tokenise)
     numbers = np.arange(len(texts))[::-1].copy()
     assert torch.equal(captions.tokens(numbers), tokenise(texts[::-1]))
     for row, columns in zip(captions.tokens(numbers), captions.columns(numbers), strict=True):
@@ -117,7 +117,7 @@ def test_matrices_are_decayed_and_lower_layers_learn_more_slowly() -> None:
 
 def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
     """Weights, averages and moments of two finished runs are equal to 2e-6."""
-    a, b = (read(best_or_last(config.out)) for config in (one, other))
+    a, b = (read(find_checkpoint(config.out)) for config in (one, other))
     assert a.progress == b.progress
     assert a.tensors.keys() == b.tensors.keys()
     for name, value in a.tensors.items():
@@ -169,7 +169,7 @@ def test_any_network_trains_in_two_ranks_as_in_one(training_scene: Path, student
     done = subprocess.run(under_torchrun("distill", str(paths[1])), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     one, both = (load_run(path) for path in paths)
-    a, b = (read(best_or_last(config.out)) for config in (one, both))
+    a, b = (read(find_checkpoint(config.out)) for config in (one, both))
     assert a.progress == b.progress
     variances = [value for name, value in b.part("model").items() if name.endswith("running_var")]
     assert bool(variances) == (student == "resnet")
@@ -196,7 +196,7 @@ def test_equal_captions_and_images_of_other_ranks_are_positives(tmp_path: Path) 
     quiet(paths["distinct"])
     alone, both, distinct = (load_run(path) for path in paths.values())
     assert_equal_ends(alone, both)
-    a, other = (read(best_or_last(config.out)).tensors for config in (alone, distinct))
+    a, other = (read(find_checkpoint(config.out)).tensors for config in (alone, distinct))
     assert max((value - other[name]).abs().max() for name, value in a.items()) > 1e-4
 
 

@@ -12,7 +12,7 @@ from tiny_model import parts
 from tiny_run import quiet, write_run
 
 from mmkd.distill.batch import Batch
-from mmkd.distill.checkpoint import best_or_last, read
+from mmkd.distill.checkpoint import find_checkpoint, read
 from mmkd.distill.config import OptimizerConfig, RunConfig, load_run
 from mmkd.distill.optimizer import learning_rate_shares, set_learning_rate
 from mmkd.distill.prepare import Run, prepare
@@ -57,7 +57,7 @@ def moved(config: RunConfig) -> float:
     """How far a run's weights went from where they began."""
     began = {name: value.clone() for name, value in prepare(config, CPU).update.model.state_dict().items()}
     quiet(config)
-    ended = read(best_or_last(config.out)).part("model")
+    ended = read(find_checkpoint(config.out)).part("model")
     return max(float((ended[name] - value).abs().max()) for name, value in began.items())
 
 

@@ -23,7 +23,7 @@ from mmkd.base.errors import ConfigError, IncompleteStoreError, UserError
 from mmkd.distill.config import load_run
 from mmkd.distill.images import StoredImages
 from mmkd.distill.prepare import prepare
-from mmkd.distill.world import started_world
+from mmkd.distill.world import join_ranks
 from mmkd.extract.corpora import open_corpus
 from mmkd.extract.encode import Workbench
 from mmkd.extract.index import create_indexed_store
@@ -32,8 +32,7 @@ from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher
 from mmkd.store import FeatureStore
 from mmkd.store.inputs import Inputs, encode_input, shards_without_inputs
-from mmkd.store.repair import repair
-from mmkd.store.verify import verify
+from mmkd.store.verify import repair, verify
 from mmkd.store.writer import add_teacher, move_corpus
 
 
@@ -163,7 +162,7 @@ def test_training_needs_no_corpus_when_inputs_are_there(away: Path) -> None:
 def test_data_workers_end_in_peace(away: Path) -> None:
     """Any other exit status reaches the training loop as a signal, and an error, at whatever it does by then."""
     config = load_run(write_run(away, "peace", epochs=1, data={"workers": 2}))
-    with started_world(1) as world, closing(prepare(config, world).batches.from_step(0)) as batches:
+    with join_ranks(1) as world, closing(prepare(config, world).batches.from_step(0)) as batches:
         workers = multiprocessing.active_children()
         assert len(workers) == 2
         assert len(list(batches)) == 4
@@ -185,7 +184,7 @@ def first_pictures(root: Path, decode: str, workers: int = 0) -> torch.Tensor:
     """Of an epoch, uint8 (24, 3, 32, 32)."""
     changes = {"decode": decode, "workers": workers}
     config = load_run(write_run(root, f"{decode}-{workers}", epochs=1, data=changes))
-    with started_world(1) as world, closing(prepare(config, world).batches.from_step(0)) as batches:
+    with join_ranks(1) as world, closing(prepare(config, world).batches.from_step(0)) as batches:
         return next(batches).images
 
 

@@ -12,7 +12,7 @@ from tiny_run import quiet, write_run
 
 from mmkd.base.errors import UserError
 from mmkd.distill import captions as module
-from mmkd.distill.captions import FILE, Captions, keep_tokens, kept_tokens
+from mmkd.distill.captions import FILE, Captions, load_tokens, save_tokens
 from mmkd.distill.config import load_run
 from mmkd.distill.probe import estimate
 from mmkd.store.array import ChunkedArray
@@ -71,9 +71,9 @@ def same(one: Captions, other: Captions) -> bool:
 
 def test_tokens_are_made_once_and_read_afterwards(tmp_path: Path, captions: pa.Array) -> None:
     first, second = Words(), Words()
-    made = kept_tokens(tmp_path / "run", captions, first)
-    keep_tokens(tmp_path / "run", captions, made)
-    found = kept_tokens(tmp_path / "run", captions, second)
+    made = load_tokens(tmp_path / "run", captions, first)
+    save_tokens(tmp_path / "run", captions, made)
+    found = load_tokens(tmp_path / "run", captions, second)
     assert first.asked >= len(captions)
     assert second.asked < 300  # the probe
     assert same(made, found)
@@ -81,23 +81,23 @@ def test_tokens_are_made_once_and_read_afterwards(tmp_path: Path, captions: pa.A
 
 
 def test_other_captions_another_tokenizer_or_a_torn_file_are_tokenised_anew(tmp_path: Path, captions: pa.Array) -> None:
-    keep_tokens(tmp_path, captions, module.tokenised(captions, Words()))
+    save_tokens(tmp_path, captions, module.tokenize_captions(captions, Words()))
     texts = captions.to_pylist()
     changed = pa.array([*texts[:500], "another caption", *texts[501:]], pa.large_string())
-    assert same(kept_tokens(tmp_path, changed, Words()), module.tokenised(changed, Words()))
-    other = kept_tokens(tmp_path, captions, Words(first=2))
+    assert same(load_tokens(tmp_path, changed, Words()), module.tokenize_captions(changed, Words()))
+    other = load_tokens(tmp_path, captions, Words(first=2))
     assert other.tokens(np.array([0])).tolist() == Words(first=2)([texts[0]]).tolist()
     whole = (tmp_path / FILE).read_bytes()
     for torn in (whole[: len(whole) // 2], b"", bytes([*whole[:2000], whole[2000] ^ 1, *whole[2001:]])):
         (tmp_path / FILE).write_bytes(torn)
         asked = Words()
-        kept_tokens(tmp_path, captions, asked)
+        load_tokens(tmp_path, captions, asked)
         assert asked.asked >= len(captions)
 
 
 def test_small_runs_keep_nothing_and_reading_writes_nothing(tmp_path: Path, captions: pa.Array) -> None:
-    kept_tokens(tmp_path, captions, Words())
-    keep_tokens(tmp_path, captions[:999], module.tokenised(captions[:999], Words()))
+    load_tokens(tmp_path, captions, Words())
+    save_tokens(tmp_path, captions[:999], module.tokenize_captions(captions[:999], Words()))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,7 +24,7 @@ from mmkd.distill.losses import (
     cross_loss,
     feature_loss,
     relational_loss,
-    stacked,
+    stack_teachers,
     task_loss,
     unit,
     weighted_mean,
@@ -117,7 +117,7 @@ def test_stacked_teachers_get_what_each_gets_alone() -> None:
     there = [[i != MISSING for i in range(N)], [i > 0 for i in range(N)]]
     students = [pairs(rows(seed), rows(seed + 1), GROUPS) for seed in (2, 12)]
     teachers = [pairs(rows(seed), rows(seed + 1), GROUPS, mask) for seed, mask in zip((4, 14), there, strict=True)]
-    both, theirs = stacked(students), stacked(teachers)
+    both, theirs = stack_teachers(students), stack_teachers(teachers)
     scale = torch.tensor(scales)[:, None, None]
     for kind in FEATURE_KINDS:
         alone = torch.stack([feature_loss(s, t, kind) for s, t in zip(students, teachers, strict=True)])

@@ -136,7 +136,7 @@ def test_terms_are_means_over_rows_of_means_over_their_teachers() -> None:
 
 
 def test_equal_balance_gives_every_teacher_a_part_of_one_size() -> None:
-    from mmkd.distill.reduction import Reduction
+    from mmkd.distill.objective import Reduction
 
     values = torch.tensor([[1.0, 100.0], [3.0, 300.0]], requires_grad=True)
     shares = torch.full((2, 2), 0.5)
@@ -150,7 +150,7 @@ def test_equal_balance_gives_every_teacher_a_part_of_one_size() -> None:
 
 def test_learned_balance_settles_where_each_variance_is_its_loss() -> None:
     """exp(-u) m + u is least at u = log m."""
-    from mmkd.distill.reduction import Reduction
+    from mmkd.distill.objective import Reduction
 
     reduction = Reduction("learned", ["x", "y"], 2)
     with torch.no_grad():

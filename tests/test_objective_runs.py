@@ -13,7 +13,7 @@ from tiny_run import quiet, write_run
 
 from mmkd.base.errors import ConfigError, MmkdError, TeacherMismatchError, UserError
 from mmkd.distill.alignment import Alignment, AlignmentCard, TeacherMap, save
-from mmkd.distill.checkpoint import best_or_last
+from mmkd.distill.checkpoint import find_checkpoint
 from mmkd.distill.config import load_run
 from mmkd.distill.trainer import train
 from mmkd.store import FeatureStore
@@ -56,7 +56,7 @@ def test_a_run_with_bank_policy_and_balance_resumes_to_the_same_bytes(training_s
     )
     for _ in range(report.steps):
         train(stop, say=lambda _: os.kill(os.getpid(), signal.SIGUSR1))
-    assert best_or_last(stop.out).read_bytes() == best_or_last(whole.out).read_bytes()
+    assert find_checkpoint(stop.out).read_bytes() == find_checkpoint(whole.out).read_bytes()
 
 
 def test_mmkd_clip_trains_through_its_preset_and_an_alignment(training_scene: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mmkd.distill.policies import (
     all_teachers,
     best_teachers,
     draws,
-    dropped,
+    drop_teachers,
     familiarity,
     one_teacher,
     weighted_teachers,
@@ -129,10 +129,10 @@ def test_dropping_keeps_the_teacher_with_the_largest_loss_and_shares_that_sum_to
     shares = all_teachers(AVAILABLE)
     losses = torch.tensor([[1.0, 5.0, 2.0], [9.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 9.0, 9.0]])
     every = torch.zeros(4, 3, dtype=torch.float64)  # each draw lies below the chance
-    assert dropped(shares, losses, every, 0.5).tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
-    assert torch.equal(dropped(shares, losses, every + 0.6, 0.5), shares)
+    assert drop_teachers(shares, losses, every, 0.5).tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert torch.equal(drop_teachers(shares, losses, every + 0.6, 0.5), shares)
     drawn = draws(1, 0, torch.arange(4000), 3)
-    found = dropped(all_teachers(torch.ones(4000, 3, dtype=torch.bool)), losses[:1].expand(4000, 3), drawn, 0.25)
+    found = drop_teachers(all_teachers(torch.ones(4000, 3, dtype=torch.bool)), losses[:1].expand(4000, 3), drawn, 0.25)
     assert found.sum(1).tolist() == pytest.approx([1.0] * 4000)
     assert (found[:, [0, 2]] > 0).double().mean(0).tolist() == pytest.approx([0.75, 0.75], abs=0.03)
     assert (found[:, 1] > 0).all()

@@ -23,7 +23,7 @@ from mmkd.base.places.remote import StorePath, as_root
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.inputs import Inputs, write_inputs
-from mmkd.store.pull import PullChoice, pull, shard_range
+from mmkd.store.pull import pull, shard_range
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 from mmkd.store.verify import verify
@@ -62,7 +62,8 @@ def files(root: StorePath) -> dict[str, bytes]:
 
 
 def bring(root: StorePath | str, out: Path, teachers: list[str] | None = None, shards: range | None = None) -> int:
-    return pull(FeatureStore.open(root), out, PullChoice(teachers, shards), 4, lambda *_: None).shards
+    store = FeatureStore.open(root)
+    return pull(store, out, teachers=teachers, shards=shards, workers=4, progress=lambda *_: None).shards
 
 
 def test_a_pulled_store_is_the_store_byte_for_byte(source: StorePath, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mmkd.base.lock import LOCK_FILE, only_writer
 from mmkd.base.places import connection
 from mmkd.base.places.remote import RemotePath, as_root
 from mmkd.store import FeatureStore
-from mmkd.store.pull import PullChoice, pull
+from mmkd.store.pull import pull
 from mmkd.store.verify import verify
 
 CARDS = [make_card("alpha", 8), make_card("beta", 16).with_encoding("int8")]
@@ -96,7 +96,7 @@ def test_a_store_is_written_read_verified_and_pulled(root: RemotePath, tmp_path:
             assert np.array_equal(getattr(there, tower)(slug)[rows], getattr(here, tower)(slug)[rows])
     assert there.sample_table().equals(here.sample_table())
     assert there.verify(deep=True).sound
-    report = pull(there, tmp_path / "pulled", PullChoice(), 4, lambda *_: None)
+    report = pull(there, tmp_path / "pulled", workers=4, progress=lambda *_: None)
     assert (report.rows, report.shards) == (600, 6)
     for path in (tmp_path / "local").rglob("c/**/*"):
         if path.is_file():

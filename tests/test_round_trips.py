@@ -10,18 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_store import compare, random_store
+from safetensors.numpy import load_file
 from tiny_store import make_card, make_store
 
 from mmkd.base.errors import UserError
 from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
+from mmkd.store.convert.exports import export_archive, export_parquet, export_safetensors
 from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.original import FILES, ImageMode, OriginalRelease, OriginalReport, export_original
-from mmkd.store.convert.parquet import export_parquet
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.convert.torch_file import write_tensors
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import move_corpus
@@ -67,6 +69,89 @@ def test_npy_and_back_has_every_field(tmp_path_factory: pytest.TempPathFactory, 
         compare(found, store, inputs(store), [slug])
 
 
+@few
+@given(seed=st.integers(0, 10**6), corpora=st.integers(1, 3))
+def test_a_merge_has_every_field_of_both(tmp_path_factory: pytest.TempPathFactory, seed: int, corpora: int) -> None:
+    folder = tmp_path_factory.mktemp("merge")
+    stores = [random_store(folder / name, seed, corpora=corpora) for name in "ab"]
+    for shard in range(stores[1].shards):
+        table, _ = read_part(folder / "b", shard)
+        write_part(folder / "b", shard, with_columns(table, {"key": [f"b{key}" for key in table["key"].to_pylist()]}))
+    rows = inputs(stores[0])
+    import_features(StoreRows([(one, rows) for one in stores], incomplete=True), folder / "out", None, silent)
+    found = FeatureStore.open(folder / "out")
+    assert found.verify(deep=True).sound
+    tables = [one.sample_table().take(pa.array(rows)) for one in stores]
+    expected = pa.concat_tables(tables).to_pylist()
+    assert found.sample_table().to_pylist() == [row | {"row": number} for number, row in enumerate(expected)]
+    for slug in found.teachers:
+        for tower in ("image", "text"):
+            theirs = np.concatenate([one.features(slug, tower)[rows] for one in stores])  # type: ignore[arg-type]
+            assert np.array_equal(found.features(slug, tower)[:], theirs, equal_nan=True)  # type: ignore[arg-type]
+
+
+@few
+@given(seed=st.integers(0, 10**6), corpora=st.integers(1, 3))
+def test_exports_that_nothing_imports_hold_every_field(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, corpora: int
+) -> None:
+    folder = tmp_path_factory.mktemp("exports")
+    store = random_store(folder / "st", seed, corpora=corpora)
+    rows = inputs(store)
+    export_parquet(store, folder / "parquet")
+    table = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "parquet/data").iterdir())])
+    samples = store.sample_table()
+    assert table.select(samples.column_names).to_pylist() == samples.take(pa.array(rows)).to_pylist()
+    export_archive(store, folder / "archive", "gzip")
+    archive = zarr.open_group(folder / "archive", mode="r")
+    parts = [pq.read_table(path) for path in sorted((folder / "archive/samples").iterdir())]
+    assert pa.concat_tables(parts).to_pylist() == samples.take(pa.array(rows)).to_pylist()
+    export_safetensors(store, folder / "safetensors")
+    for slug in store.teachers:
+        files = [load_file(path) for path in sorted((folder / "safetensors" / slug).iterdir())]
+        valid = store.valid(slug)
+        assert np.array_equal(archive[f"teachers/{slug}/valid"][:], valid)
+        assert np.array_equal(np.concatenate([one["row"] for one in files]), rows)
+        assert np.array_equal(np.concatenate([one["valid"] for one in files]), valid[rows])
+        for tower, bit in (("image", 1), ("text", 2)):
+            features = np.asarray(store.features(slug, tower)[:])  # type: ignore[arg-type]
+            assert np.array_equal(archive[f"teachers/{slug}/{tower}"][:], features, equal_nan=True)
+            stored = np.concatenate([one[tower] for one in files])
+            assert np.array_equal(stored, features[rows], equal_nan=True)
+            expected = [list(features[row]) if valid[row] & bit else None for row in rows]
+            assert table[f"{slug}_{tower}"].to_pylist() == expected
+
+
+@few
+@given(seed=st.integers(0, 10**6))
+def test_the_releases_layout_and_back_has_all_but_the_columns_that_it_names(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("release")
+    store = random_store(folder / "st", seed)
+    sound = np.stack([store.valid(slug) for slug in store.teachers])
+    rows = np.flatnonzero(sound.any(axis=0))
+    complete = [slug for slug, bits in zip(store.teachers, sound == 3, strict=True) if bits.any()]
+    report = export_original(store, folder / "release")
+    assert (report.samples, report.left_out) == (len(rows), len(store) - len(rows))
+    expected = store.sample_table().take(pa.array(rows)).to_pylist()
+    lossy = {"modality", "offset", "length", "reason", "width", "height", "image_sha256", "site", "own_0"}
+    lost = {name for name in lossy if any(row[name] is not None for row in expected)}
+    lost |= {"status"} if any(row["status"] != "ok" for row in expected) else set()
+    assert set(report.dropped) == lost
+    if complete:
+        import_features(OriginalRelease(folder / "release"), folder / "back", "float16", silent)
+        back = FeatureStore.open(folder / "back")
+        kept = [(f"mmkd/{row['key']}", row["caption"], row["uri"]) for row in expected]
+        again = back.sample_table(["key", "caption", "uri"]).to_pylist()
+        assert [(row["key"], row["caption"], row["uri"]) for row in again] == kept
+        assert list(back.teachers) == complete
+        for slug in complete:
+            for tower in ("image", "text"):
+                theirs = store.features(slug, tower)[rows]  # type: ignore[arg-type]
+                assert np.array_equal(back.features(slug, tower)[:], theirs, equal_nan=True)  # type: ignore[arg-type]
+
+
 def test_rows_that_are_not_extracted_are_named_and_asked_for(tmp_path: Path) -> None:
     root = tmp_path / "st"
     make_store(root, 600, [make_card()])
@@ -103,7 +188,7 @@ def test_a_failed_row_may_repeat_a_key(tmp_path: Path) -> None:
     }
     write_part(root, 0, with_columns(table, twice))
     store = FeatureStore.open(root)
-    import_features(StoreRows([(store, chosen_rows(store, RowChoice()))]), tmp_path / "out", None, silent)
+    import_features(StoreRows([(store, chosen_rows(store))]), tmp_path / "out", None, silent)
     assert FeatureStore.open(tmp_path / "out").sample_table(["key", "status"]).to_pydict() == {
         "key": twice["key"],
         "status": twice["status"],
@@ -180,7 +265,7 @@ def test_the_releases_loader_reads_an_export(tmp_path: Path, images: ImageMode) 
     table, _ = read_part(root, 0)
     write_part(root, 0, with_columns(table, {"uri": ["p/0.png", "p/1.png", "p/gone.png"]}))
     report = export_original(FeatureStore.open(root), tmp_path / "out", FILES, images)
-    assert report == OriginalReport(samples=3, left_out=0, images=2, images_missing=1)
+    assert report == OriginalReport(samples=3, left_out=0, images=2, images_missing=1, dropped=("site",))
     loader = ReleaseLoader(tmp_path / "out")
     for row in range(2):
         image, text, left, right = loader[row]

@@ -14,13 +14,12 @@ from planted_store import make_planted
 
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.selection import SelectionRule, load_rule, select
-from mmkd.store.selection.block import BLOCK_ROWS, draw_rows
-from mmkd.store.selection.compute import compute_scores, judge, pairs_to_judge
-from mmkd.store.selection.counts import examples
+from mmkd.store.selection.compute import compute_scores, examples, judge, pairs_to_judge
 from mmkd.store.selection.rule import AgreementScore, CosineScore, RankScore
 from mmkd.store.selection.rules import find_rule, shipped_rules
+from mmkd.store.selection.scores import BLOCK_ROWS, draw_rows
 from mmkd.store.selection.verdict import Line
 
 MODELS = {"far": 2.0, "near": 0.3, "noisy": 1.0}
@@ -101,7 +100,7 @@ def test_agreement_is_the_mean_overlap_with_the_other_teachers(store: FeatureSto
 
 
 def test_zero_shot_by_prompts_of_another_store(store: FeatureStore, tmp_path: Path) -> None:
-    rows = chosen_rows(store, RowChoice(where="split = 'prompt'"))
+    rows = chosen_rows(store, where="split = 'prompt'")
     import_features(StoreRows([(store, rows)]), tmp_path / "prompts", "float16", lambda done, every: None)
     rule = {"zero_shot": {"prompts": str(tmp_path / "prompts"), "label": "label"}}
     found = kept(store, rule)

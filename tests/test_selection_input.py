@@ -25,7 +25,7 @@ from mmkd.base.errors import (
 from mmkd.cli.select import select as select_command
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.layout import ledger_entry
 from mmkd.store.selection import SelectionRule, load_rule, select
 
@@ -73,8 +73,8 @@ def test_a_rule_that_does_not_fit_the_store(store: FeatureStore, keep: dict[str,
     [
         ({"keep": {"cosin": {"at_least": 0.5}}}, "keep.cosin: unknown key; did you mean 'cosine'"),
         ({"keep": {"all": [{"rank": {"at_mos": 3}}]}}, "keep.all.0.rank.at_mos: unknown key; did you mean 'at_most'"),
-        ({"keep": {"cosine": {}}}, "either at_least"),
-        ({"keep": {"cosine": {"at_least": 0.1, "quantile": 0.2}}}, "either at_least"),
+        ({"keep": {"cosine": {}}}, "exactly one of at_least, quantile"),
+        ({"keep": {"cosine": {"at_least": 0.1, "quantile": 0.2}}}, "exactly one of at_least, quantile"),
         ({"keep": HALF | {"rank": {"at_most": 1}}}, "has cosine, rank, expected exactly one of"),
         ({"keep": {}}, "has none, expected exactly one of"),
         ({"keep": {"rank": {"at_most": 300}}}, "holds for every pair"),
@@ -131,7 +131,7 @@ def test_prompts_that_do_not_fit(store: FeatureStore, tmp_path: Path) -> None:
     strange = make_planted(tmp_path / "b", {"far": 2.0, "near": 0.3}, changes={360: {"modality": "PET"}}).root
     with pytest.raises(ConfigError, match="has prompts for PET; two labels or more must have prompts"):
         run(store, zero_shot(strange, "modality"))
-    rows = chosen_rows(store, RowChoice(keys=("prompt-benign0",)))
+    rows = chosen_rows(store, keys=("prompt-benign0",))
     import_features(StoreRows([(store, rows)]), tmp_path / "one", "float16", lambda done, every: None)
     with pytest.raises(ConfigError, match="has prompts for 1 labels"):
         run(store, zero_shot(tmp_path / "one", "label"))

@@ -20,12 +20,12 @@ from mmkd.distill.alignment.config import AlignConfig
 from mmkd.distill.alignment.fit import align
 from mmkd.store import FeatureStore
 from mmkd.store.convert.importing import import_features
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.hierarchy import SEAL, seal_of
-from mmkd.store.repair import repair
 from mmkd.store.selection import SelectionRule, select
-from mmkd.store.selection.counts import examples
+from mmkd.store.selection.compute import examples
 from mmkd.store.selection.verdict import Line
+from mmkd.store.verify import repair
 
 MODELS = {"far": 2.0, "near": 0.3}
 HOLES = {"near": [3, 7, 200]}
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> FeatureStore:
 @pytest.fixture
 def int8(store: FeatureStore, tmp_path: Path) -> FeatureStore:
     """The same rows in int8."""
-    rows = StoreRows([(store, chosen_rows(store, RowChoice()))])
+    rows = StoreRows([(store, chosen_rows(store))])
     import_features(rows, tmp_path / "int8", "int8", lambda done, every: None)
     return FeatureStore.open(tmp_path / "int8")
 
@@ -82,7 +82,7 @@ def test_thresholds_and_examples_are_kept_with_the_selection(store: FeatureStore
 
 
 def test_a_rank_without_end_is_no_number_in_json(store: FeatureStore, tmp_path: Path) -> None:
-    prompts = chosen_rows(store, RowChoice(where="split = 'prompt' and label != 'benign'"))
+    prompts = chosen_rows(store, where="split = 'prompt' and label != 'benign'")
     import_features(StoreRows([(store, prompts)]), tmp_path / "prompts", "float16", lambda done, every: None)
     by = {"zero_shot": {"prompts": str(tmp_path / "prompts"), "label": "label"}}
     share = {"pairs": {"share": 0.9, "by": by, "scale": "raw"}}

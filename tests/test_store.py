@@ -27,9 +27,8 @@ from mmkd.base.errors import (
     UserError,
 )
 from mmkd.store import FeatureStore
-from mmkd.store.chunk import encode_chunk
+from mmkd.store.chunk import can_map, encode_chunk, map_chunks
 from mmkd.store.layout import check_slug, rows_per_shard, shard_count
-from mmkd.store.mapping import can_map, map_chunks
 from mmkd.store.record import CorpusRecord
 from mmkd.store.writer import add_teacher, create_store
 

@@ -20,8 +20,7 @@ from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError
 from mmkd.store import FeatureStore
 from mmkd.store.hierarchy import group_document, read_json
 from mmkd.store.record import StoreRecord, read_record
-from mmkd.store.repair import repair
-from mmkd.store.verify import verify
+from mmkd.store.verify import repair, verify
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,8 @@ from mmkd.extract.corpora import open_corpus
 from mmkd.extract.index import restore_parts
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.store import FeatureStore
-from mmkd.store.repair import repair
 from mmkd.store.samples import read_part
-from mmkd.store.verify import verify
+from mmkd.store.verify import repair, verify
 
 
 def flip(path: Path, index: int = -9) -> None:

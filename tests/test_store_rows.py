@@ -13,7 +13,7 @@ from tiny_store import make_card, make_selection, make_store
 from mmkd.base.places.remote import as_root
 from mmkd.cli.store.rows import read_keys
 from mmkd.store import FeatureStore, UserError
-from mmkd.store.convert.rows import RowChoice, chosen_rows
+from mmkd.store.convert.rows import chosen_rows
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, move_corpus, write_shard
 
@@ -55,11 +55,11 @@ def test_a_subset_by_value_and_teacher(gappy: FeatureStore, tmp_path: Path) -> N
 def test_a_filter_means_what_duckdb_says_it_means(gappy: FeatureStore, condition: str) -> None:
     expected = duckdb.sql(f"select row from '{gappy.root}/samples/*.parquet' where {condition} order by row").fetchall()
     if expected:
-        found = chosen_rows(gappy, RowChoice(where=condition))
+        found = chosen_rows(gappy, where=condition)
         assert found.tolist() == [row for (row,) in expected]
     else:
         with pytest.raises(UserError, match=r"no row of .* fits"):
-            chosen_rows(gappy, RowChoice(where=condition))
+            chosen_rows(gappy, where=condition)
 
 
 def test_a_subset_by_filter_and_selection(gappy: FeatureStore, tmp_path: Path) -> None:

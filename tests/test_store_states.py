@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from tiny_store import make_card, make_selection, make_store
 
 from mmkd.base.errors import CorpusError, CorruptStoreError, MmkdError, NotAStoreError
+from mmkd.cli.store.convert import export
 from mmkd.store import FeatureStore
 from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder, export_npy
 from mmkd.store.convert.importing import NO_FEATURE, import_features
 from mmkd.store.convert.original import export_original
-from mmkd.store.convert.rows import RowChoice, StoreRows, chosen_rows
+from mmkd.store.convert.rows import StoreRows, chosen_rows
 from mmkd.store.encoding import decode_rows, encode_rows
 from mmkd.store.inputs import Inputs
 from mmkd.store.samples import read_part, with_columns, write_part
@@ -78,7 +80,7 @@ def test_a_key_names_the_row_that_did_not_fail(tmp_path: Path) -> None:
     make_store(tmp_path / "st", 4, [])
     states = {"key": ["a", "a", "b", "b"], "status": ["failed", "ok", "failed", "failed"]}
     write_part(tmp_path / "st", 0, with_columns(read_part(tmp_path / "st", 0)[0], states))
-    assert chosen_rows(FeatureStore.open(tmp_path / "st"), RowChoice(["b", "a"])).tolist() == [2, 1]
+    assert chosen_rows(FeatureStore.open(tmp_path / "st"), ["b", "a"]).tolist() == [2, 1]
 
 
 def clip_folder(folder: Path, table: pa.Table, values: np.ndarray) -> ClipRetrievalFolder:
@@ -95,6 +97,47 @@ def test_an_imported_row_without_a_feature_failed(tmp_path: Path) -> None:
     assert import_features(source, tmp_path / "st", "float16", silent).failed == 3
     found = FeatureStore.open(tmp_path / "st").sample_table(["status", "reason"]).to_pydict()
     assert found == {"status": ["ok", *["failed"] * 3], "reason": [None, *[NO_FEATURE] * 3]}
+
+
+def test_an_imported_row_without_one_of_both_features_is_partial(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    clip_folder(folder, pa.table({"caption": ["a", "b", None]}), np.ones((3, 2), np.float32))
+    pq.write_table(pa.table({"caption": ["d"]}), folder / "metadata/metadata_1.parquet")
+    pq.write_table(pa.table({"caption": ["e"]}), folder / "metadata/metadata_2.parquet")
+    np.save(folder / "img_emb/img_emb_1.npy", np.ones((1, 2), np.float32))
+    (folder / "text_emb").mkdir()
+    np.save(folder / "text_emb/text_emb_0.npy", np.array([[1, 2], [np.nan, 1], [np.nan, 1]], np.float32))
+    assert import_features(ClipRetrievalFolder(folder, "m"), tmp_path / "st", "float16", silent).failed == 1
+    found = FeatureStore.open(tmp_path / "st").sample_table(["status", "reason"]).to_pydict()
+    assert found["status"] == ["ok", "partial", "ok", "partial", "failed"]
+    lost = ["text: text_emb_1.npy is missing", "image: img_emb_2.npy is missing; text: text_emb_2.npy is missing"]
+    assert found["reason"] == [None, f"text {NO_FEATURE}", None, *lost]
+
+
+def test_features_of_clip_retrieval_without_a_part_or_of_two_are_refused(tmp_path: Path) -> None:
+    source = clip_folder(tmp_path / "in", pa.table({"caption": ["a"]}), np.ones((1, 2), np.float32))
+    np.save(tmp_path / "in/img_emb/img_emb_1.npy", np.ones((1, 2), np.float32))
+    with pytest.raises(CorpusError, match=r"img_emb_1.npy has no metadata part of its number"):
+        import_features(source, tmp_path / "st", None, silent)
+    (tmp_path / "in/img_emb/img_emb_1.npy").rename(tmp_path / "in/img_emb/img_emb_00.npy")
+    with pytest.raises(CorpusError, match=r"img_emb_00?.npy and img_emb_00?.npy have the same number"):
+        import_features(ClipRetrievalFolder(tmp_path / "in", "m"), tmp_path / "st", None, silent)
+    assert not (tmp_path / "st").exists()
+
+
+def test_columns_of_clip_retrieval_are_not_taken_for_places_in_a_file(tmp_path: Path) -> None:
+    table = pa.table({"caption": ["a"], "length": ["long"], "offset": [0.5], "row": [7]})
+    import_features(clip_folder(tmp_path / "in", table, np.ones((1, 2), np.float32)), tmp_path / "st", None, silent)
+    found = FeatureStore.open(tmp_path / "st").sample_table().to_pylist()[0]
+    assert (found["length"], found["offset"], found["row"]) == (None, None, 0)
+    assert [found[f"metadata_{name}"] for name in ("length", "offset", "row")] == ["long", "0.5", "7"]
+
+
+def test_an_export_in_the_releases_layout_names_the_columns_that_it_drops(tmp_path: Path) -> None:
+    make_store(tmp_path / "st", 3, [make_card("alpha", 4)])
+    assert export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out").dropped == ("site",)
+    done = CliRunner().invoke(export, [str(tmp_path / "st"), str(tmp_path / "again"), "--layout", "original"])
+    assert "(without the columns site, for which the layout has no place)" in done.output
 
 
 def test_captions_and_keys_of_other_types_are_text(tmp_path: Path) -> None:
@@ -205,3 +248,20 @@ def test_inputs_of_a_store_that_moved_are_not_none(tmp_path: Path) -> None:
     (tmp_path / "st").rename(tmp_path / "moved")
     with pytest.raises(NotAStoreError, match="moved or deleted"):
         Inputs(store)
+
+
+@pytest.mark.parametrize("key", ["..", "a/..", "a\0b", "folder/a\0b"])
+def test_a_key_that_cannot_name_a_folder_is_refused(tmp_path: Path, key: str) -> None:
+    make_store(tmp_path / "st", 1, [make_card()])
+    write_part(tmp_path / "st", 0, with_columns(read_part(tmp_path / "st", 0)[0], {"key": [key]}))
+    with pytest.raises(CorpusError, match="cannot name a folder of the release's layout"):
+        export_original(FeatureStore.open(tmp_path / "st"), tmp_path / "out")
+
+
+def test_labels_without_a_name_and_of_bytes_keep_their_values(tmp_path: Path) -> None:
+    table = pa.table({"": ["x", None], "raw": [b"\xff\x00", b"a"], "many": [[b"\xff"], None]})
+    import_features(clip_folder(tmp_path / "in", table, np.ones((2, 2), np.float32)), tmp_path / "st", None, silent)
+    found = FeatureStore.open(tmp_path / "st").sample_table()
+    assert found[""].to_pylist() == ["x", None]
+    assert found["raw"].to_pylist() == ["ff00", "61"]
+    assert found["many"].to_pylist() == ['["ff"]', None]

@@ -47,10 +47,15 @@ def test_every_description_says_where_from_and_on_what_terms(roots: Path) -> Non
         assert spec.role == "report", spec.dataset
         assert (spec.about.homepage or "").startswith("https://"), spec.dataset
         assert spec.about.licence or spec.notes or spec.about.access, spec.dataset
-        assert set(spec.about.expected) <= {"train", "val", "test"}, spec.dataset
+        assert set(spec.about.expected) <= {"train", "val", "test", "all"}, spec.dataset
         # What we do not know is null, and a note says why.
         if None in spec.about.expected.values() or not spec.about.expected:
             assert spec.notes, spec.dataset
+        # What it was compared with, or that it was not; whom to cite; how to get the files.
+        assert spec.about.layout is not None, spec.dataset
+        assert spec.about.layout == "unconfirmed" or (spec.about.evidence or "").startswith("https://"), spec.dataset
+        assert spec.about.citation, spec.dataset
+        assert spec.about.fetch.files or spec.about.fetch.steps, spec.dataset
 
 
 def test_prompts_describe_exactly_the_classes_in_their_order(roots: Path) -> None:
@@ -86,9 +91,9 @@ def test_extraction_reads_every_source(roots: Path, path: Path) -> None:
 def test_check_names_every_set_and_its_next_step(roots: Path) -> None:
     result = CliRunner().invoke(evaluate, ["check", "biomed"])
     assert result.exit_code == 1
-    assert result.output.startswith("suite biomed: 0 of 37 data sets ready, models none\n")
-    assert result.output.count("  next: get it from https://") == 37
-    assert result.output.count("  next: mmkd extract ") == 37
+    assert result.output.startswith("suite biomed: 0 of 76 data sets ready, models none\n")
+    assert result.output.count("  next: get it from https://") == 76
+    assert result.output.count("  next: mmkd extract ") == 76
 
 
 def test_quick_is_cut_from_installed_packages(roots: Path) -> None:

@@ -10,11 +10,10 @@ from tiny_teachers import TINY
 
 from mmkd.distill.batch import Batch, TeacherTargets
 from mmkd.distill.config import LossConfig, PolicyConfig
-from mmkd.distill.heads import Heads
+from mmkd.distill.heads import Heads, Preparation
 from mmkd.distill.objective import Objective, TeacherSide
 from mmkd.distill.policies import Policy
 from mmkd.distill.student import Towers
-from mmkd.distill.targets import Preparation
 from mmkd.distill.train_step import Model
 
 

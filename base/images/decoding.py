@@ -104,9 +104,8 @@ def _tag(picture: Any, tag: int, default: Any) -> Any:
 
 
 def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
-    """Return uint16 (H, W, channels) of pictures with 16 bits per channel, of which Pillow keeps the upper eight.
-    Decoded twice: Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the
-    second."""
+    """Return uint16 (H, W, channels) of 16 bits per channel, of which Pillow keeps the upper eight. Decoded twice:
+    Pillow's big-endian unpacker takes the first byte of each sample, the little-endian one the second."""
     args: Any = picture.tile[0][3] if picture.tile else None
     raw = args[0] if isinstance(args, tuple) and args else args
     if not isinstance(raw, str):
@@ -152,8 +151,7 @@ def _with_raw_mode(picture: Any, mode: str, raw: str) -> Image.Image:
 
 
 def _apply_rule(picture: Any, deep: NDArray[Any] | None) -> Image.Image:
-    """Apply the rule of `pixels` to a loaded picture; `deep` has its samples (H, W, channels) where Pillow dropped
-    bits."""
+    """Apply the rule of `pixels`; `deep` has the samples (H, W, channels) where Pillow dropped bits."""
     tiff, mode, clear = picture.format == "TIFF", picture.mode, picture.info.get("transparency")
     if deep is not None and mode == "CMYK":
         return Image.fromarray(from_cmyk(deep))

@@ -65,11 +65,10 @@ def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
 def decode_dicom(data: bytes) -> Image.Image:
     """Return the picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
 
-    Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first window that can be used by its function
-    -> inverted for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of
-    `pixels`; palettes are scaled by the bits of their entries. `info["assumed"]` says what was assumed.
-
-    Raises ImageError if it is damaged, without pixels, in an encoding that no installed decoder knows, or too large.
+    Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first usable window by its function -> inverted
+    for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of `pixels`; palettes
+    are scaled by the bits of their entries. `info["assumed"]` says what was assumed. Raises ImageError if it is
+    damaged, without pixels, in an encoding that no installed decoder knows, or too large.
     """
     dataset = parse(data)
     return _render(dataset, None, _complete(dataset))
@@ -88,9 +87,8 @@ def _reasons() -> Iterator[None]:
 
 
 def parse(data: bytes, header_of: list[str] | None = None) -> Dataset:
-    """Parse a file, with or without the preamble of Part 10, without decoding its pixels. With `header_of`, only these
-    tags of the header, for which the beginning of the file is enough. Raises ImageError if it is not DICOM or is
-    damaged."""
+    """Parse a file, with or without the preamble of Part 10; with `header_of`, only these tags of the header, for which
+    the beginning of the file is enough. Raises ImageError if it is not DICOM or is damaged."""
     _hush()
     check_bytes(len(data))
     if not is_dicom(data):
@@ -144,8 +142,21 @@ def _complete(dataset: Dataset) -> list[str]:
     if "NumberOfFrames" in dataset and (_number(dataset, "NumberOfFrames") or 0) < 1:
         _assume(dataset, assumed, "NumberOfFrames", 1, "NumberOfFrames below 1")
     _complete_color(dataset, assumed)
-    if "PixelData" in dataset:
-        _complete_bits(dataset, assumed)
+    if "PixelData" not in dataset:
+        return assumed
+    native, length = not dataset.file_meta.TransferSyntaxUID.is_compressed, len(dataset.PixelData or b"")
+    frames = int(_number(dataset, "NumberOfFrames") or 1)
+    values = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * frames
+    if _number(dataset, "BitsAllocated") is None and native and values and length // values in (1, 2, 4):
+        _assume(dataset, assumed, "BitsAllocated", 8 * (length // values))
+    allocated = int(dataset.BitsAllocated)
+    if native and dataset.PhotometricInterpretation == "YBR_FULL_422" and length >= values * allocated // 8:
+        _assume(dataset, assumed, "PhotometricInterpretation", "YBR_FULL", "YBR_FULL_422 with all its samples")
+    if _number(dataset, "PixelRepresentation") not in (0, 1):
+        _assume(dataset, assumed, "PixelRepresentation", 0)
+    stored = _number(dataset, "BitsStored")
+    if stored is None or not 1 <= stored <= allocated:
+        _assume(dataset, assumed, "BitsStored", allocated, "" if stored is None else "BitsStored that does not fit")
     return assumed
 
 
@@ -169,22 +180,6 @@ def _complete_color(dataset: Dataset, assumed: list[str]) -> None:
     else:
         why = "PhotometricInterpretation that does not fit" if kind else ""
         _assume(dataset, assumed, "PhotometricInterpretation", "RGB" if colored else "MONOCHROME2", why)
-
-
-def _complete_bits(dataset: Dataset, assumed: list[str]) -> None:
-    native, length = not dataset.file_meta.TransferSyntaxUID.is_compressed, len(dataset.PixelData or b"")
-    frames = int(_number(dataset, "NumberOfFrames") or 1)
-    values = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * frames
-    if _number(dataset, "BitsAllocated") is None and native and values and length // values in (1, 2, 4):
-        _assume(dataset, assumed, "BitsAllocated", 8 * (length // values))
-    allocated = int(dataset.BitsAllocated)
-    if native and dataset.PhotometricInterpretation == "YBR_FULL_422" and length >= values * allocated // 8:
-        _assume(dataset, assumed, "PhotometricInterpretation", "YBR_FULL", "YBR_FULL_422 with all its samples")
-    if _number(dataset, "PixelRepresentation") not in (0, 1):
-        _assume(dataset, assumed, "PixelRepresentation", 0)
-    stored = _number(dataset, "BitsStored")
-    if stored is None or not 1 <= stored <= allocated:
-        _assume(dataset, assumed, "BitsStored", allocated, "" if stored is None else "BitsStored that does not fit")
 
 
 def _stored_values(dataset: Dataset, frame: int, assumed: list[str]) -> NDArray[Any]:

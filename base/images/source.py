@@ -55,8 +55,7 @@ class ImageSource:
         return str(self.place)
 
     def read(self) -> bytes:
-        """Return bytes that `decode` understands. Raises ImageError if the image is missing, empty, damaged, cut off,
-        or too large."""
+        """Return bytes for `decode`. Raises ImageError if they are missing, empty, damaged, cut off, or too large."""
         try:
             return self._encoded()
         except (OSError, UnreachableError, ValueError) as error:

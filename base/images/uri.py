@@ -34,8 +34,7 @@ class _Outside(ImageSource):
 
 
 def image_source(root: str, uri: str, offset: int | None = None, length: int | None = None) -> ImageSource:
-    """Return the source that a sample row names in its columns `uri`, `offset` and `length`, below the corpus' `root`
-    (a folder or URL prefix)."""
+    """Return the source that a sample row names, below the corpus' `root` (a folder or URL prefix)."""
     inner, keys, values = split_fragment(uri)
     if leaves_root(root, inner):
         return _Outside(Path(inner))
@@ -62,8 +61,7 @@ def fragment(keys: tuple[str, ...], *values: str | int) -> str:
 
 
 def split_fragment(uri: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Return the file, keys and values of a uri; no keys where it has no known fragment (`#` may be part of a file
-    name)."""
+    """Return the file, keys and values of a uri; no keys without a known fragment (`#` may be part of a file name)."""
     inner, mark, tail = uri.rpartition("#")
     if mark:
         pairs = parse_qsl(tail)

@@ -19,7 +19,7 @@ import torch
 
 from mmkd.distill.teacher_features import as_tensor
 from mmkd.store import FeatureStore, Preprocessing, TeacherCard
-from mmkd.store.convert.safetensors_file import export_safetensors
+from mmkd.store.convert.exports import export_safetensors
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema
 from mmkd.store.writer import ShardFeatures, add_teacher, create_store, iter_shards, write_shard

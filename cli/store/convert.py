@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
+from mmkd.base.files import list_folder
 from mmkd.base.text import counted
 from mmkd.cli.params import ENCODINGS, STORE
 from mmkd.cli.store.group import store
@@ -18,12 +20,12 @@ from mmkd.cli.store.group import store
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store.convert.importing import FeatureSource
-    from mmkd.store.convert.original import ImageMode
+    from mmkd.store.convert.original import ImageMode, OriginalReport
     from mmkd.store.encoding import Encoding
 
 LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
 CODECS = ("zstd", "blosc", "gzip")
-"""Equal to those of `mmkd.store.convert.archive`, which is slow to import; a test compares the two."""
+"""Equal to those of `mmkd.store.convert.exports`, which is slow to import; a test compares the two."""
 
 
 @store.command("import")
@@ -86,7 +88,7 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
         from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
 
         return ClipRetrievalFolder(original, name)
-    if any(original.glob("*.h5")):
+    if list_folder(original, "*.h5"):
         from mmkd.store.convert.bags import BagFolder
 
         return BagFolder(original, name)
@@ -126,7 +128,7 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
     if (file is not None or images != "none") and layout != "original":
         raise ConfigError("--file and --images belong to --layout original")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
     if layout == "npy":
@@ -134,15 +136,15 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
 
         what = counted(export_npy(source, out), "part")
     elif layout == "parquet":
-        from mmkd.store.convert.parquet import export_parquet
+        from mmkd.store.convert.exports import export_parquet
 
         what = counted(export_parquet(source, out), "file")
     elif layout == "safetensors":
-        from mmkd.store.convert.safetensors_file import export_safetensors
+        from mmkd.store.convert.exports import export_safetensors
 
         what = counted(export_safetensors(source, out), "file")
     elif codec is not None:
-        from mmkd.store.convert.archive import export_archive
+        from mmkd.store.convert.exports import export_archive
 
         report = export_archive(source, out, codec)
         share = report.archived / max(report.stored, 1)
@@ -151,15 +153,21 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         from mmkd.store.convert.original import FILES, export_original, imported_files
 
         files = {None: None, "output": FILES[:1], "project": FILES[1:], "both": FILES}[file]
-        done = export_original(source, out, files, images)
-        what = counted(done.samples, "sample")
-        if done.left_out:
-            what += f" ({counted(done.left_out, 'row')} without any feature left out)"
-        if done.incomplete:
-            what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
-        if images != "none":
-            what += f", {counted(done.images, 'image')}"
-            what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
+        what = _original_counts(export_original(source, out, files, images), images)
         if "clips_project_output" not in (files or imported_files(source)):
             what += " (the release's loader reads clips_project_output.pt alone: --file project or both)"
     click.echo(f"{what} written to {out}")
+
+
+def _original_counts(done: OriginalReport, images: ImageMode) -> str:
+    what = counted(done.samples, "sample")
+    if done.left_out:
+        what += f" ({counted(done.left_out, 'row')} without any feature left out)"
+    if done.incomplete:
+        what += f" ({done.incomplete:,} without both features of any teacher: the release's loader fails on them)"
+    if done.dropped:
+        what += f" (without the columns {', '.join(done.dropped)}, for which the layout has no place)"
+    if images != "none":
+        what += f", {counted(done.images, 'image')}"
+        what += f" ({done.images_missing:,} missing)" if done.images_missing else ""
+    return what

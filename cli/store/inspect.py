@@ -48,7 +48,7 @@ def verify(path: str, deep: bool, mend: bool, sample: int | None, seed: int, as_
     `mmkd teachers compare` says whether features are still what their teacher gives.
     """
     from mmkd.base.places.remote import as_root
-    from mmkd.store.repair import repair
+    from mmkd.store.verify import repair
     from mmkd.store.verify import verify as check
 
     root = as_root(path)

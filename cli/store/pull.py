@@ -40,20 +40,25 @@ def pull(
     mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
     """
     from mmkd.store import FeatureStore
-    from mmkd.store.pull import PullChoice, shard_range
     from mmkd.store.pull import pull as bring
+    from mmkd.store.pull import shard_range
 
     source = FeatureStore.open(url)
-    chosen = PullChoice(
-        teachers.split(",") if teachers else None, shard_range(shards, source.shards) if shards else None, inputs
-    )
     with tqdm(unit="file", disable=True if as_json else None) as bar:
 
         def progress(done: int, every: int) -> None:
             bar.total = every
             bar.update(done - bar.n)
 
-        report = bring(source, out, chosen, workers, progress)
+        report = bring(
+            source,
+            out,
+            teachers=teachers.split(",") if teachers else None,
+            shards=shard_range(shards, source.shards) if shards else None,
+            inputs=inputs,
+            workers=workers,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
     else:

@@ -81,11 +81,11 @@ def subset(
     """
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
 
     source = FeatureStore.open(path)
     check_target([source], out)
-    rows = chosen_rows(source, RowChoice(read_keys(keys) if keys else None, where, selection))
+    rows = chosen_rows(source, read_keys(keys) if keys else None, where, selection)
     names = teachers.split(",") if teachers else None
     report = import_features(StoreRows([(source, rows)], names, incomplete=incomplete), out, encoding, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
@@ -139,12 +139,12 @@ def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: str | None, in
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import RowChoice, StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
     names = teachers.split(",") if teachers else None
-    parts = [(part, chosen_rows(part, RowChoice())) for part in stores]
+    parts = [(part, chosen_rows(part)) for part in stores]
     source = StoreRows(parts, names, incomplete=incomplete)
     report = import_features(source, out, None, _silent)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")

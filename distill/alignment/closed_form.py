@@ -13,15 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from mmkd.base.errors import ConfigError, UserError
+from mmkd.distill.alignment import TeacherMap
 from mmkd.distill.alignment.config import Center, PCASettings, ProcrustesSettings, WhiteningSettings
-from mmkd.distill.alignment.maps import TeacherMap
 from mmkd.distill.alignment.rows import BLOCK, AlignmentRows
 from mmkd.store.layout import TOWERS, Tower
-
-_PALEY = {12: 11, 20: 19}
-"""Order to prime q = 3 (mod 4), for Paley's first construction (Paley 1933)."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,7 @@ class Moments:
         largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
         vectors = vectors * largest.sign()
         lacking = count - len(values)
-        if lacking > 0:
-            values = torch.cat([values, values.new_zeros(lacking)])
-            vectors = torch.cat([vectors, vectors.new_zeros(lacking, vectors.shape[1])])
-        return values, vectors
+        return F.pad(values, (0, lacking)), F.pad(vectors, (0, 0, 0, lacking))
 
     def map_of(self, weight: torch.Tensor) -> TeacherMap:
         """Return the map that subtracts the means and multiplies by `weight`, float64 (D, E)."""
@@ -87,29 +82,26 @@ def fit_pca(rows: AlignmentRows, settings: PCASettings, dim: int, seed: int) -> 
 
 
 def hadamard(order: int) -> torch.Tensor:
-    """Build a matrix of +1 and -1 with orthogonal rows, float64 (order, order): Sylvester's doubling of 1, 12 or 20.
-    Raises ConfigError if the construction has no matrix of this order."""
-    odd = order // (order & -order)
-    start = {1: 1, 3: 12, 5: 20}.get(odd, 0)
+    """Build a matrix of +1 and -1 with orthogonal rows, float64 (order, order): Sylvester's doubling of 1, 12 or 20,
+    the latter by Paley's first construction (Paley 1933): ``I + S`` of order q + 1, S the skew matrix of quadratic
+    residues modulo q. Raises ConfigError if there is none of this order."""
+    start = {1: 1, 3: 12, 5: 20}.get(order // (order & -order), 0)
     if not start or order % start:
         raise ConfigError(
             f"PHI-S needs a Hadamard matrix, and none of order {order} is known here; use a dim of 2^n, 12 * 2^n "
             "or 20 * 2^n (256, 384, 512, 640, 768, 1024), or `kind: full`"
         )
-    matrix = _paley(_PALEY[start]) if start > 1 else torch.ones(1, 1, dtype=torch.float64)
+    matrix = torch.eye(start, dtype=torch.float64)
+    if start > 1:
+        q = start - 1
+        squares = {i * i % q for i in range(1, q)}
+        residue = [0 if i == 0 else 1 if i in squares else -1 for i in range(q)]
+        core = torch.tensor([[residue[(i - j) % q] for j in range(q)] for i in range(q)])
+        matrix[0, 1:], matrix[1:, 0] = 1, -1
+        matrix[1:, 1:] += core
     while len(matrix) < order:
         matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), matrix)
     return matrix
-
-
-def _paley(q: int) -> torch.Tensor:
-    """Build ``I + S`` of order q + 1, with S the skew matrix of quadratic residues: Paley's first construction."""
-    squares = {i * i % q for i in range(1, q)}
-    residue = [0 if i == 0 else 1 if i in squares else -1 for i in range(q)]
-    core = torch.tensor([[residue[(i - j) % q] for j in range(q)] for i in range(q)], dtype=torch.float64)
-    skew = torch.zeros(q + 1, q + 1, dtype=torch.float64)
-    skew[0, 1:], skew[1:, 0], skew[1:, 1:] = 1, -1, core
-    return skew + torch.eye(q + 1, dtype=torch.float64)
 
 
 def fit_whitening(rows: AlignmentRows, settings: WhiteningSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
@@ -129,9 +121,8 @@ def fit_whitening(rows: AlignmentRows, settings: WhiteningSettings, dim: int, se
 
 def fit_procrustes(rows: AlignmentRows, settings: ProcrustesSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
     """Return the reference in its `dim` main directions, the others rotated (and scaled) onto it over the rows they
-    share. Raises ConfigError if the reference is not one of the teachers; UserError if a teacher shares no row with the
-    reference."""
-    reference = settings.reference or max(rows.slugs, key=rows.pairs)
+    share. Raises ConfigError if it is not one of the teachers; UserError if one shares no row with it."""
+    reference = settings.reference or max(rows.slugs, key=rows.pairs.__getitem__)
     if reference not in rows.slugs:
         raise ConfigError(f"procrustes.reference is {reference!r}, the teachers are {', '.join(rows.slugs)}")
     found = moments(rows, settings.center)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from mmkd.base.config import Frozen, OneOf, read_mapping, validated, without_repeats
+from mmkd.base.config import Frozen, OneOf, read_mapping, validated
+from mmkd.distill.config import Names, Share
 
 Center = Literal["tower", "shared", "none"]
 """Subtracted before a map: each tower's own mean (closes the gap between image and text), one of both, or nothing."""
@@ -46,16 +47,16 @@ class ProcrustesSettings(Frozen):
 class TrainingSettings(Frozen):
     """AdamW on features alone, with a cosine decay to zero."""
 
-    steps: int = Field(default=500, gt=0)
+    steps: PositiveInt = 500
     batch_size: int = Field(default=1024, gt=1)
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
 
 
 class JointSettings(TrainingSettings):
     """Linear maps that are trained to agree."""
 
-    temperature: float = Field(default=0.05, gt=0)
+    temperature: PositiveFloat = 0.05
     center: Center = "tower"
 
 
@@ -63,8 +64,8 @@ class AutoencoderSettings(TrainingSettings):
     """The autoencoder released with MMKD-CLIP. Its hidden width, rate and epochs are not known: these are ours."""
 
     hidden: int = Field(default=1024, gt=0, le=65_536)
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    noise: float = Field(default=0.01, ge=0)
+    dropout: Share = 0.2
+    noise: NonNegativeFloat = 0.01
 
 
 class Method(OneOf):
@@ -86,7 +87,7 @@ class AlignConfig(Frozen):
     method: Method
     dim: int = Field(default=512, gt=1, le=65_536)
     """Common width D, the student's."""
-    teachers: tuple[str, ...] = ()
+    teachers: Names = ()
     """Slugs to align; empty for all of the store."""
     selection: str | None = None
     """Fit on the pairs that this selection keeps."""
@@ -99,11 +100,6 @@ class AlignConfig(Frozen):
     unit_input: bool = True
     """Scale features to norm 1 first."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-    @field_validator("teachers")
-    @classmethod
-    def _each_once(cls, teachers: tuple[str, ...]) -> tuple[str, ...]:
-        return without_repeats(teachers)
 
 
 def load_align(path: Path) -> AlignConfig:

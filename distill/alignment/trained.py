@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from mmkd.base.errors import UserError
+from mmkd.distill.alignment import TeacherMap
 from mmkd.distill.alignment.closed_form import Moments, fit_procrustes, moments
 from mmkd.distill.alignment.config import AutoencoderSettings, JointSettings, ProcrustesSettings, TrainingSettings
-from mmkd.distill.alignment.maps import TeacherMap
 from mmkd.distill.alignment.rows import AlignmentRows, TeacherRows
-from mmkd.distill.batches import epoch_order
+from mmkd.distill.batches import epoch_order, one_ahead
 from mmkd.store.layout import TOWERS, Tower
 
 Batch = dict[str, TeacherRows]
@@ -31,20 +30,14 @@ def batches(
     size = min(settings.batch_size, len(rows.fit))
     per_epoch = len(rows.fit) // size
 
-    def orders() -> Iterator[Future[Batch]]:
+    def gather() -> Generator[Batch, None, None]:
         for step in range(settings.steps):
             epoch, place = divmod(step, per_epoch)
             if place == 0:
                 order = epoch_order(rows.fit, seed, epoch)
-            yield pool.submit(rows.gather, order[place * size : (place + 1) * size], device)
+            yield rows.gather(order[place * size : (place + 1) * size], device)
 
-    with ThreadPoolExecutor(1) as pool:
-        waiting = orders()
-        ahead = next(waiting)
-        for following in waiting:
-            yield ahead.result()
-            ahead = following
-        yield ahead.result()
+    return one_ahead(gather(), device)
 
 
 def train(
@@ -71,7 +64,7 @@ def train(
 
 
 class JointMaps(nn.Module):
-    """One matrix a teacher; features are centered before it and brought to norm 1 after it."""
+    """One matrix per teacher; features are centered before it and scaled to norm 1 after it."""
 
     def __init__(self, found: dict[str, Moments], begin: dict[str, torch.Tensor], temperature: float) -> None:
         super().__init__()
@@ -87,15 +80,16 @@ class JointMaps(nn.Module):
         present = [list(out)[i] for i in torch.randperm(len(out), generator=generator).tolist()]
         terms = []
         for one, other in zip(present, [*present[1:], *present[:1]], strict=True):
-            a, b = _common_places(batch[one].members, batch[other].members)
-            if len(a) < 2:
+            mine, theirs = batch[one].members, batch[other].members
+            a, b = torch.isin(mine, theirs), torch.isin(theirs, mine)
+            if (shared := int(a.sum())) < 2:
                 continue
             for tower in TOWERS:
                 for against in TOWERS:
                     if one == other and tower == against:
                         continue  # a teacher alone: its images with its texts, and not with themselves
                     logits = self.log_scale.exp() * out[one][tower][a] @ out[other][against][b].T
-                    target = torch.arange(len(a), device=logits.device)
+                    target = torch.arange(shared, device=logits.device)
                     terms.append((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
         return torch.stack(terms).mean() if terms else self.log_scale * 0
 
@@ -105,11 +99,6 @@ class JointMaps(nn.Module):
         return {
             tower: F.normalize(F.linear(batch[slug].tower(tower) - means[tower], weight), dim=-1) for tower in TOWERS
         }
-
-
-def _common_places(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places of the common batch positions in two ascending lists of positions."""
-    return torch.nonzero(torch.isin(one, other))[:, 0], torch.nonzero(torch.isin(other, one))[:, 0]
 
 
 def fit_joint(rows: AlignmentRows, settings: JointSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
@@ -142,8 +131,12 @@ class MultiTeacherAutoencoder(nn.Module):
         self.inputs = nn.ModuleList(nn.Linear(width, dim) for width in widths.values())
         self.outputs = nn.ModuleList(nn.Linear(dim, width) for width in widths.values())
         hidden, drop = settings.hidden, settings.dropout
-        self.encoders = nn.ModuleDict({tower: _encoder(dim, hidden, drop) for tower in TOWERS})
-        self.decoders = nn.ModuleDict({tower: _decoder(hidden, dim) for tower in TOWERS})
+        self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
+        for tower in TOWERS:
+            layers = [[nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(drop)] for width in (dim, hidden)]
+            self.encoders[tower] = nn.Sequential(*layers[0], *layers[1])
+        for tower in TOWERS:
+            self.decoders[tower] = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
     def reconstruct(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
         """Reconstruct features (M, E) of one tower, (M, E)."""
@@ -164,15 +157,6 @@ class MultiTeacherAutoencoder(nn.Module):
                 errors = (self.reconstruct(slug, tower, features) - features).square().mean(dim=1)
                 total, count = total + errors.sum(), count + len(features)
         return total / max(count, 1)
-
-
-def _encoder(dim: int, hidden: int, drop: float) -> nn.Sequential:
-    layers = [[nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(drop)] for width in (dim, hidden)]
-    return nn.Sequential(*layers[0], *layers[1])
-
-
-def _decoder(hidden: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
 
 def fit_autoencoder(rows: AlignmentRows, settings: AutoencoderSettings, dim: int, seed: int) -> dict[str, TeacherMap]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mmkd.base.config import read_mapping
 from mmkd.base.errors import ConfigError
 
 SCHEMES = ("local-dir:", "hf-hub:")
 """Keys of open_clip folders: network, weights, preprocessing and tokenizer together."""
+_FOLDER = Path(__file__).parent
+_PATHS: dict[str, Any] = {
+    "store": {},
+    "out": {},
+    "student": {"model": {}, "start_from": {}, "pretrained": {"image": {}, "text": {}}},
+    "heads": {"alignment": {}},
+    "monitor": {"sets": {"store": {}}},
+}
+"""Keys of paths."""
 _MAY_BE_NAMES = ("model", "pretrained", "image", "text")
 """Keys whose value may be a name that open_clip knows."""
 _FILES = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")
@@ -20,69 +26,45 @@ _FILES = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")
 
 def preset_names() -> list[str]:
     """Return names of the presets that come with the package."""
-    files = resources.files("mmkd.distill.presets").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
 
 
-def composed(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return a run's content over its presets: later presets over earlier ones, the run's own keys over all. `preset`
-    is a name, the path of a YAML file beside the run, or a list of such. Mappings are merged key by key, everything
-    else is replaced. Paths become absolute; each is relative to the file that names it. Raises ConfigError for a preset
-    that does not exist, or is not a list of names."""
-    named = content.get("preset", [])
+def compose(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Lay a run's content over its presets, later ones over earlier ones. `preset` is a name, the path of a YAML file
+    beside the run, or a list of such. Mappings are merged key by key. Paths become absolute; each is relative to the
+    file that names it. Raises ConfigError for a preset that does not exist, or is not a list of names."""
+    named, known = content.get("preset", []), ", ".join(preset_names())
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: preset: expected a name or a list of names, one of {', '.join(preset_names())}")
+        raise ConfigError(f"{path}: preset: expected a name or a list of names, one of {known}")
     merged: dict[str, Any] = {}
     for name in names:
-        merged = _laid_over(merged, _preset(name, path))
-    return _laid_over(merged, _placed(content, path) | {"preset": names})
+        own = name.endswith((".yaml", ".yml"))
+        if not own and name not in preset_names():
+            raise ConfigError(f"{path}: preset: {name!r} is unknown; there are {known}, or a YAML file")
+        file = path.resolve().parent / name if own else _FOLDER / f"{name}.yaml"
+        merged = _merge(merged, _resolve(read_mapping(file), file.parent, _PATHS))
+    return _merge(merged, _resolve(content, path.resolve().parent, _PATHS) | {"preset": names})
 
 
-def _preset(name: str, path: Path) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        file = path.resolve().parent / name
-        return _placed(read_mapping(file), file)
-    if name not in preset_names():
-        raise ConfigError(f"{path}: preset: {name!r} is unknown; there are {', '.join(preset_names())}, or a YAML file")
-    text = resources.files("mmkd.distill.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
+def _resolve(value: Any, folder: Path, paths: dict[str, Any], key: str = "") -> Any:
+    """Return a value with the paths in it, also behind `local-dir:`, beside the file in `folder`. Names of open_clip,
+    and values that are no paths, stay as they are."""
+    if isinstance(value, dict):
+        return value | {name: _resolve(value[name], folder, paths[name], name) for name in paths if name in value}
+    if isinstance(value, list):
+        return [_resolve(entry, folder, paths, key) for entry in value]
+    if not isinstance(value, str) or not value or value.startswith("hf-hub:") or (paths and key != "pretrained"):
+        return value
+    scheme = "local-dir:" if value.startswith("local-dir:") else ""
+    place = folder / value.removeprefix(scheme)
+    named = scheme or key not in _MAY_BE_NAMES or place.suffix in _FILES or place.exists()
+    return f"{scheme}{place}" if named else value
 
 
-def _placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the content with absolute paths. Values that are no paths are left for validation."""
-    folder = path.resolve().parent
-
-    def place(part: object, *keys: str) -> Any:
-        if not isinstance(part, dict):
-            return part
-        return part | {key: _beside(folder, key, part[key]) for key in keys if isinstance(part.get(key), str)}
-
-    placed: dict[str, Any] = place(content, "store", "out")
-    for section, keys in (("student", ("model", "pretrained", "start_from")), ("heads", ("alignment",))):
-        if section in placed:
-            placed[section] = place(placed[section], *keys)
-    student, monitor = placed.get("student"), placed.get("monitor")
-    if isinstance(student, dict) and "pretrained" in student:
-        placed["student"] = student | {"pretrained": place(student["pretrained"], "image", "text")}
-    if isinstance(monitor, dict) and isinstance(monitor.get("sets"), list):
-        placed["monitor"] = monitor | {"sets": [place(entry, "store") for entry in monitor["sets"]]}
-    return placed
-
-
-def _beside(folder: Path, key: str, value: str) -> str:
-    """Return a path in `value`, also behind `local-dir:`, as one beside the file in `folder`; other names as they
-    are."""
-    scheme, path = ("local-dir:", value[10:]) if value.startswith("local-dir:") else ("", value)
-    there = folder / path
-    named = scheme or key not in _MAY_BE_NAMES or there.suffix in _FILES or there.exists()
-    return f"{scheme}{there}" if value and named and not value.startswith("hf-hub:") else value
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     both = dict(below)
     for name, value in above.items():
         under = both.get(name)
-        both[name] = _laid_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        both[name] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return both

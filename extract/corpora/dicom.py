@@ -19,7 +19,7 @@ from mmkd.base.images.dicom import parse
 from mmkd.base.images.source import ImageError, unreadable
 from mmkd.base.images.uri import FRAME, fragment
 from mmkd.base.places.reading import join, read_range
-from mmkd.extract.corpora.files import DICOM, folder_parts
+from mmkd.extract.corpora.files import DICOM, FileCorpus, folder_parts
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 from mmkd.extract.corpora.samples import Member, Sample, SampleCorpus
 
@@ -62,9 +62,11 @@ class DicomCorpus(SampleCorpus):
         return ("body_part", *(["patient"] if self.patient_salt else []), *super().labels)
 
     def settings(self) -> str:
-        """Return all fields but the path; of the salt a hash."""
+        """Return all fields but the path; of the salt a hash; those of captions only where they are set, as stores of
+        earlier versions do not know them."""
         salt = None if self.patient_salt is None else hashlib.sha256(self.patient_salt.encode()).hexdigest()
-        return self.model_copy(update={"patient_salt": salt}).model_dump_json(exclude={"path"})
+        later = SampleCorpus.model_fields.keys() - FileCorpus.model_fields.keys() - self.model_fields_set
+        return self.model_copy(update={"patient_salt": salt}).model_dump_json(exclude={"path", *later})
 
     def ignored(self) -> Iterator[Ignored]:
         """Yield other files below a folder, and texts without a DICOM file."""
@@ -116,14 +118,16 @@ class DicomCorpus(SampleCorpus):
     def _rows(self, sample: Sample) -> Sequence[CorpusRow | Ignored]:
         name = sample[_OBJECT].name
         try:
-            rows = self._object_rows(name, self._header(name))
-        except ImageError as error:
+            data = read_range(join(self.base, name), 0, _HEADER_BYTES)
+            rows = self._object_rows(name, parse(data, header_of=_TAGS))
+        except (ImageError, OSError, UnreachableError) as error:
             if "." not in name.rpartition("/")[2]:
                 # A file without suffix is only taken for DICOM if it says so.
-                others = [member.name for member in sample.values() if member.name != name]
-                reason = "file: no DICOM file has its name"
-                return [Ignored("file: without suffix and not DICOM", name), *(Ignored(reason, one) for one in others)]
-            rows = [CorpusRow(name, None, name, fault=f"row: {error}")]
+                beside = [member.name for member in sample.values() if member.name != name]
+                ignored = [Ignored("file: no DICOM file has its name", other) for other in beside]
+                return [Ignored("file: without suffix and not DICOM", name), *ignored]
+            reason = error if isinstance(error, ImageError) else unreadable(error)
+            rows = [CorpusRow(name, None, name, fault=f"row: {reason}")]
         found: list[CorpusRow | Ignored] = []
         for number, row in enumerate(rows):
             made = [row] if isinstance(row, Ignored) else self.sample_rows(row, sample, self.read_file)
@@ -159,13 +163,6 @@ class DicomCorpus(SampleCorpus):
         if self.frames == "all" and frames > _MAX_FRAMES:
             rows.append(Ignored(f"frame: after the first {_MAX_FRAMES:,} of its file", name, frames - _MAX_FRAMES))
         return rows
-
-    def _header(self, name: str) -> Dataset:
-        try:
-            data = read_range(join(self.base, name), 0, _HEADER_BYTES)
-        except (OSError, UnreachableError) as error:
-            raise unreadable(error) from error
-        return parse(data, header_of=_TAGS)
 
 
 def _code(header: Dataset, name: str) -> str | None:

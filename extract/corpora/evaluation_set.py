@@ -62,7 +62,7 @@ class Draw(Frozen):
 
 
 class Join(Frozen):
-    """Columns of a CSV, TSV or Parquet file for the samples of a corpus."""
+    """Columns of a table (commas, tabs or semicolons, by its header) or Parquet file for the samples of a corpus."""
 
     table: str | None = None
     """In a description, relative to it."""

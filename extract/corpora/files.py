@@ -141,9 +141,8 @@ class FileCorpus(Frozen):
 
     def image_uri(self, image: str, root: str) -> str:
         """Return an image path of a row as a path below `root`, which is absolute. `file://` and `~` are resolved. A
-        path that leaves `root` and comes back, perhaps through a link, becomes relative. Of a path that names no file,
-        the same path with slashes for backslashes, or in the other Unicode normal form, is taken when that file
-        exists."""
+        path that leaves `root` and comes back, perhaps through a link, becomes relative. If a path names no file, the
+        same path with slashes for backslashes, or in the other Unicode normal form, is taken if that one exists."""
         image = image.removeprefix("file://")
         if "://" in root or "://" in image or "\0" in image:
             return image

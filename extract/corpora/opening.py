@@ -8,6 +8,7 @@ import importlib
 import posixpath
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,13 +197,20 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
             f"{path}: {name} is bags of features; bring them in with: mmkd store import {path} STORE --name MODEL"
         )
     source = filled(source, roots | {"dataset": name}, path)
-    splits = {str(split): _patterns(patterns, split, path) for split, patterns in (source.get("splits") or {}).items()}
+    splits = {}
+    for split, value in (source.get("splits") or {}).items():
+        patterns = value if isinstance(value, list) else [value]
+        if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+            raise ConfigError(
+                f"{path}: source.splits.{split} is {value!r}, expected a file's or folder's name or pattern"
+            )
+        splits[str(split)] = tuple(patterns)
     reader = {key: value for key, value in source.items() if key not in _NOT_THE_READERS}
     for key in reader:
         for nearest in difflib.get_close_matches(str(key), _NOT_THE_READERS, n=1, cutoff=0.8):
             raise ConfigError(f"{path}: source.{key}: unknown key; did you mean {nearest!r}?")
     if splits and "only" not in reader:
-        reader["only"] = [pattern for patterns in splits.values() for pattern in patterns]
+        reader["only"] = list(chain.from_iterable(splits.values()))
     if splits and reader.get("kind") == "imagefolder":
         reader.setdefault("split_folders", True)
     prompts = content.get("prompts") or {}
@@ -219,13 +227,6 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
         join=None if source.get("join") is None else _join(source["join"], path),
         prompts=None if file is None else read_prompts(path.parent / file),
     )
-
-
-def _patterns(value: object, split: object, path: Path) -> tuple[str, ...]:
-    patterns = value if isinstance(value, list) else [value]
-    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise ConfigError(f"{path}: source.splits.{split} is {value!r}, expected a file's or folder's name or pattern")
-    return tuple(patterns)
 
 
 def _join(content: object, path: Path) -> Join:

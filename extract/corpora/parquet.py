@@ -43,8 +43,7 @@ class ParquetCorpus(TabularCorpus):
 
     @functools.cached_property
     def roles(self) -> dict[str, str]:
-        """Role to column name. Raises CorpusError as for any table, or the image column holds neither images nor
-        paths."""
+        """As for any table. Raises CorpusError, too, if the image column holds neither images nor paths."""
         found = dict(super().roles)
         if "image" in found:
             kind = self._schema.field(found["image"]).type

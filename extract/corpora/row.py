@@ -190,8 +190,7 @@ def first_text(value: object) -> str | None:
 
 
 def replace_surrogates(text: str) -> str:
-    """Return text that is UTF-8: lone surrogates (undecodable bytes, or half a character escaped in JSON) become
-    U+FFFD."""
+    """Return text with U+FFFD for lone surrogates: undecodable bytes, or half a character escaped in JSON."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 

@@ -208,8 +208,7 @@ class WebDatasetCorpus(SampleCorpus):
     suffixes = (".tar",)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per sample that has an image or a caption; a last failed one where the tar is damaged. Raises
-        CorpusError if the file is not an uncompressed tar."""
+        """Yield one row per sample that has an image or a caption; a last failed one where the tar is damaged."""
         with self.open_part(part) as file:
             members: list[Member] = []
             texts: dict[int, bytes] = {}

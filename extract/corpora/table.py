@@ -35,8 +35,7 @@ class Record(NamedTuple):
 
 
 class TableCorpus(TabularCorpus):
-    """A table of image paths and captions, or a folder of tables with the same columns. As YAML, this is the content of
-    `corpus.yaml`."""
+    """A table of image paths and captions, or a folder of tables with the same columns."""
 
     kind: Literal["table"] = "table"
     caption_template: str | None = None
@@ -99,8 +98,7 @@ class TableCorpus(TabularCorpus):
         return {role: template_columns(template) for role, template in templates.items() if template}
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield one row per line of the table. Raises CorpusError if a named column is not there, or the file is not
-        such a table."""
+        """Yield one row per line of the table. Raises CorpusError if a column is missing, or it is no table."""
         roles, number = self.roles, 0  # an empty table is refused before the first row
         many = len(self.files()) > 1
         folder = part.name.rpartition("/")[0] if self.images is None else ""
@@ -231,8 +229,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def template_columns(template: str) -> tuple[str, ...]:
-    """Return columns that a template names. Raises ValueError if its braces are not in order, or it asks for more than
-    a column's cell."""
+    """Return columns that a template names. Raises ValueError for anything but `{column}` in braces."""
     pieces = [piece for piece in Formatter().parse(template) if piece[1] is not None]
     for _, name, form, conversion in pieces:
         if not name or form or conversion or set(name) & set(".[]"):

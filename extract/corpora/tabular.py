@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -78,6 +79,11 @@ class TabularCorpus(FileCorpus):
     def root(self) -> str:
         return str(self.base if self.images is None else as_root(self.images).resolve())
 
+    def settings(self) -> str:
+        # Fields that stores of earlier versions do not know count only where they are set.
+        later = {"texts"} - self.model_fields_set
+        return self.model_dump_json(exclude={"path", "images"} | later)
+
     @functools.cached_property
     def header(self) -> tuple[str, ...]:
         """Names of all columns, in order; '' for those without a name."""
@@ -132,8 +138,7 @@ class TabularCorpus(FileCorpus):
             yield Ignored(f"column: {why}", name[:60] or self.place.name)
 
     def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
-        """Yield columns of a further file that the header lacks. Raises CorpusError if the file lacks a column that is
-        used."""
+        """Yield columns that only this further file has. Raises CorpusError if it lacks a column that is used."""
         check_names(names, f"{self.path}: {file}")
         missing = [name for name in (*self.roles.values(), *self.labels) if name not in names]
         if missing:
@@ -179,7 +184,8 @@ class TabularCorpus(FileCorpus):
 
 
 def read_lines(place: StorePath) -> list[dict[str, str | None]]:
-    """Return the lines of a CSV, TSV or Parquet file as labels by column. Raises CorpusError if it cannot be read, a
+    """Return the lines of a table (its header decides for commas, tabs or semicolons) or Parquet file as labels by
+    column. Raises CorpusError if it cannot be read, a
     line has too many or too few cells, or a column is listed twice."""
     suffix = place.suffix.lower()
     try:
@@ -188,7 +194,8 @@ def read_lines(place: StorePath) -> list[dict[str, str | None]]:
                 rows = shortest_floats(pq.read_table(file)).to_pylist()
                 return [{name: as_label(cell) for name, cell in row.items()} for row in rows]
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",")
+            first = text.readline()
+            reader = csv.reader(chain([first], text), delimiter=max(",\t;", key=first.count))
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise CorpusError(f"{place} names a column twice: {', '.join(header[:20])}")

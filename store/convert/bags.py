@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,41 +17,39 @@ from mmkd.base.errors import CorpusError
 from mmkd.base.files import list_folder
 from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card, part_slices
-from mmkd.store.encoding import Encoding, value_type
+from mmkd.store.convert.importing import Features, imported_card, missing_features, part_slices
+from mmkd.store.encoding import Encoding
 from mmkd.store.evaluation_rows import KIND as KIND_COLUMN
 from mmkd.store.evaluation_rows import SAMPLE, TEXT_OF
-from mmkd.store.layout import check_slug
+from mmkd.store.layout import Tower, check_slug
 
 KIND = "h5-bags"
 
 
 class SlideTable(Protocol):
-    """A table of slides or patients: diagnoses, follow-up, folds."""
+    """A table of slides or patients: diagnoses, follow-up, folds. `match` is the label that is looked up, `slide` or
+    `patient`; `labels` are its columns, `values` those of one slide or patient: nulls where the table lacks it."""
 
     @property
-    def match(self) -> str:
-        """The label that is looked up: `slide` or `patient`."""
+    def match(self) -> str: ...
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of its columns."""
+    def labels(self) -> tuple[str, ...]: ...
 
     @property
-    def digest(self) -> str:
-        """Changes when the table does."""
+    def digest(self) -> str: ...
 
-    def values(self, key: str | None) -> dict[str, str | None]:
-        """Return the columns of one slide or patient; nulls where the table does not have it."""
+    def values(self, key: str | None) -> dict[str, str | None]: ...
 
 
 class BagFolder:
     """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2), one model's. Every patch is a
     row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels). With a table also its
-    columns, and what marks the rows of an evaluation set (`sample_kinds`)."""
+    columns, and those of `mmkd.store.evaluation_rows`."""
 
     kind = KIND
     has_status = False
+    towers: tuple[Tower, ...] = ("image",)
 
     def __init__(self, root: Path, slug: str, table: SlideTable | None = None) -> None:
         self.root = root
@@ -66,7 +64,6 @@ class BagFolder:
 
     @cached_property
     def _bags(self) -> list[tuple[Path, int, int]]:
-        """File, patches and width, in the order of names."""
         bags: list[tuple[Path, int, int]] = []
         for path in list_folder(self.root, "*.h5"):
             with _open_bag(path) as file:
@@ -82,7 +79,6 @@ class BagFolder:
         return bags
 
     def digest(self) -> str:
-        """Return the SHA-256 over the bags' names, sizes and change times, and the table."""
         facts: list[Any] = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
         if self.table is not None:
             facts.append(self.table.digest)
@@ -92,52 +88,37 @@ class BagFolder:
         """Yield one row per patch, slide after slide. Raises CorpusError if the table has a line for none of the
         slides."""
         slides = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
-        if self.table is not None and not any(
-            value for labels in slides.values() for value in self._table_values(labels)
-        ):
+        columns = [name for name in (self.table.labels if self.table else ()) if name not in ("slide", "patient")]
+        if self.table is not None and not any(labels[name] for labels in slides.values() for name in columns):
+            example = _table_key(self.table, next(iter(slides)))
             raise CorpusError(
                 f"{self.root}: the table has no line for any of {len(slides)} slides, matched by {self.table.match} "
-                f"(for example {self._table_key(next(iter(slides)))!r}); compare its keys with the names of the files"
+                f"(for example {example!r}); compare its keys with the names of the files"
             )
         for path, patches, _ in self._bags:
+            slide = {"key": path.stem, "caption": None, "uri": None, "modality": "pathology"} | slides[path.stem]
             if not patches:
-                nothing = {"key": path.stem, "caption": None, "uri": None, "modality": "pathology"}
-                yield nothing | slides[path.stem]
+                yield slide
                 continue
             with _open_bag(path) as file:
                 corners = np.asarray(file["coords"]).astype(np.int64).tolist()
             for x, y in corners:
-                row = {"key": f"{path.stem}#{x},{y}", "caption": None, "uri": None, "modality": "pathology"}
-                yield row | slides[path.stem] | {"x": str(x), "y": str(y)}
+                yield slide | {"key": f"{path.stem}#{x},{y}", "x": str(x), "y": str(y)}
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
-        """Return labels that all patches of a slide share."""
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
         if self.table is None:
             return labels
-        found = self.table.values(self._table_key(slide))
+        found = self.table.values(_table_key(self.table, slide))
         labels |= {name: value for name, value in found.items() if value or name not in labels}
         return labels | {KIND_COLUMN: SAMPLE, TEXT_OF: None}
 
-    def _table_key(self, slide: str) -> str | None:
-        assert self.table is not None, "there is a table to look into"
-        return tcga_patient(slide) if self.table.match == "patient" else slide
-
-    def _table_values(self, labels: dict[str, str | None]) -> list[str | None]:
-        assert self.table is not None, "there is a table to look into"
-        return [labels[name] for name in self.table.labels if name not in ("slide", "patient")]
-
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """Return the one teacher; which encoder made the features is known by the name given."""
         return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Gather a range of rows, which may span several slides; there is no text."""
-        (card,) = cards
-        out: Features = {
-            (self.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
-            for tower in ("image", "text")
-        }
+        out = missing_features(len(rows), cards)
         reasons: list[str | None] = []
         # An empty bag is a row of its own.
         for number, part, place in part_slices(rows, (max(patches, 1) for _, patches, _ in self._bags)):
@@ -151,6 +132,10 @@ class BagFolder:
                 found[:] = stored[0, part] if stored.ndim == 3 else stored[part]
             reasons += [None if np.isfinite(patch).all() else "features: not finite" for patch in found]
         return out, reasons
+
+
+def _table_key(table: SlideTable, slide: str) -> str | None:
+    return tcga_patient(slide) if table.match == "patient" else slide
 
 
 def _open_bag(path: Path) -> h5py.File:

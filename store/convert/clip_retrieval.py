@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmkd.base.errors import CorpusError
-from mmkd.base.files import write_atomically
+from mmkd.base.files import list_folder, write_atomically
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.array import consecutive
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card, part_slices
+from mmkd.store.convert.importing import Features, imported_card, missing_features, part_slices
 from mmkd.store.convert.rows import StoreRows
-from mmkd.store.encoding import Encoding, value_type
+from mmkd.store.encoding import Encoding
 from mmkd.store.layout import Tower, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import FIXED_NAMES
@@ -56,16 +56,35 @@ class ClipRetrievalFolder:
     @cached_property
     def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:
         parts = []
-        for path in (self.folder / "metadata").glob("metadata_*.parquet"):
-            number = re.fullmatch(r"metadata_(\d+)", path.stem)
-            if number is not None:
-                try:
-                    parts.append((int(number[1]), path, pq.read_metadata(path)))
-                except (OSError, pa.ArrowException) as error:
-                    raise CorpusError(f"{path} cannot be read: {error}") from error
+        for number, path in self._numbered("metadata", "metadata", ".parquet").items():
+            try:
+                parts.append((number, path, pq.read_metadata(path)))
+            except (OSError, pa.ArrowException) as error:
+                raise CorpusError(f"{path} cannot be read: {error}") from error
         if not parts:
             raise CorpusError(f"{self.folder} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
-        return sorted(parts, key=lambda part: part[0])
+        return parts
+
+    def _numbered(self, folder: str, prefix: str, suffix: str) -> dict[int, Path]:
+        found: dict[int, Path] = {}
+        for path in list_folder(self.folder / folder, f"{prefix}_*{suffix}"):
+            number = re.fullmatch(rf"{prefix}_(\d+){re.escape(suffix)}", path.name)
+            if number and (other := found.setdefault(int(number[1]), path)) is not path:
+                raise CorpusError(f"{other} and {path.name} have the same number; rename one of them")
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def _files(self) -> dict[Tower, dict[int, Path]]:
+        """Features by tower and number. Raises CorpusError for a file without a metadata part."""
+        numbers = {number for number, _, _ in self._parts}
+        files = {tower: self._numbered(prefix, prefix, ".npy") for tower, prefix in PREFIXES.items()}
+        for path in (path for found in files.values() for number, path in found.items() if number not in numbers):
+            raise CorpusError(f"{path} has no metadata part of its number; bring the part, or take the file away")
+        return files
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        return tuple(tower for tower, files in self._files.items() if files)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -103,14 +122,13 @@ class ClipRetrievalFolder:
         else."""
         if self._export is not None:
             return name if name in self._export["labels"] else None
-        if name in ("key", "caption", "modality", "uri", "image_path", "offset", "length", "row"):
+        if name in ("key", "caption", "modality", "uri", "image_path"):
             return None
         if name in FIXED_NAMES:
             return f"metadata_{name}"
         return name
 
     def digest(self) -> str:
-        """Return the SHA-256 over names and bytes of the metadata parts."""
         content = hashlib.sha256()
         for _, path, _ in self._parts:
             content.update(path.name.encode() + path.read_bytes())
@@ -122,21 +140,22 @@ class ClipRetrievalFolder:
             table = pq.ParquetFile(file).read(use_threads=False)
             for index, name in enumerate(table.column_names):
                 if name in ("key", "caption", "modality", "uri", "image_path"):
-                    table = table.set_column(index, name, pa.array(_as_text(table[name]), pa.string()))
-            texts = {label: _as_text(table[name]) for name in table.column_names if (label := self._label(name))}
+                    table = table.set_column(index, name, _as_text(table[name]))
+            names = {self._label(name): name for name in table.column_names}
+            texts = {label: _as_text(table[name]).to_pylist() for label, name in names.items() if label is not None}
             for position, row in enumerate(table.to_pylist()):
                 key = row.get("key")
                 content: dict[str, Any] = {"key": str(key) if key is not None else f"{number}/{position}"}
-                path = None if self.has_status else row.get("image_path")
-                content |= {"caption": row.get("caption"), "uri": row.get("uri") or path}
-                content |= {name: row.get(name) for name in ("modality", "offset", "length")}
+                content |= {name: row.get(name) for name in ("caption", "modality", "uri")}
                 if self.has_status:
-                    content |= {name: row.get(name) for name in ("status", "reason", "width", "height", "image_sha256")}
+                    content |= {name: row.get(name) for name in FIXED_NAMES - {"row", "key"}}
+                else:
+                    content["uri"] = row.get("uri") or row.get("image_path")
                 yield content | {label: values[position] for label, values in texts.items()}
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """Return the one teacher. Its width is that of the first `.npy`, and both towers' must agree."""
-        dims = {array.shape[1] for tower in PREFIXES if (array := self._array(self._parts[0][0], tower)) is not None}
+        dims = {self._array(next(iter(files.values()))).shape[1] for files in self._files.values() if files}
         if len(dims) != 1:
             raise CorpusError(f"{self.root}: image and text features are {sorted(dims)} wide, expected one width")
         if self._export is not None:
@@ -144,51 +163,52 @@ class ClipRetrievalFolder:
             return [card.with_encoding(encoding or card.encoding)]
         return [imported_card(self.slug, f"{KIND}:{self.slug}", dims.pop(), encoding)]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Gather a range of rows, which may span several files."""
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         (card,) = cards
-        out: Features = {
-            (card.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=value_type(card.encoding))
-            for tower in PREFIXES
-        }
+        out = missing_features(len(rows), cards)
+        reasons: list[str | None] = [None] * len(rows)
         for index, part, place in part_slices(rows, (metadata.num_rows for _, _, metadata in self._parts)):
-            number, path, metadata = self._parts[index]
-            for tower, prefix in PREFIXES.items():
-                array = self._array(number, tower)
-                if array is not None:
-                    if array.shape != (metadata.num_rows, card.dim):
-                        raise CorpusError(
-                            f"{prefix}_{path.stem[9:]}.npy is {array.shape}, expected {(metadata.num_rows, card.dim)}"
-                        )
-                    with np.errstate(over="ignore"):
-                        out[card.slug, tower][place] = array[part]
-        return out, [None] * len(rows)
+            number, _, metadata = self._parts[index]
+            for tower in self.towers:
+                file = self._files[tower].get(number)
+                if file is None:
+                    lost = f"{tower}: {PREFIXES[tower]}_{number}.npy is missing"
+                    reasons[place] = [f"{reason}; {lost}" if reason else lost for reason in reasons[place]]
+                    continue
+                array = self._array(file)
+                if array.shape != (metadata.num_rows, card.dim):
+                    raise CorpusError(f"{file.name} is {array.shape}, expected {(metadata.num_rows, card.dim)}")
+                with np.errstate(over="ignore"):
+                    out[card.slug, tower][place] = array[part]
+        return out, reasons
 
-    def _array(self, number: int, tower: Tower) -> NDArray[np.floating[Any]] | None:
-        prefix = PREFIXES[tower]
-        for path in (self.folder / prefix).glob(f"{prefix}_*.npy"):
-            if re.fullmatch(rf"{prefix}_0*{number}", path.stem):
-                try:
-                    array = np.load(path, mmap_mode="r", allow_pickle=False)
-                except (OSError, ValueError, EOFError) as error:
-                    raise CorpusError(f"{path} cannot be read: {error}") from error
-                if array.ndim != 2 or array.dtype.kind != "f":
-                    raise CorpusError(f"{path} holds {array.dtype} {array.shape}, expected float rows")
-                floats: NDArray[np.floating[Any]] = array
-                return floats
-        return None
+    def _array(self, path: Path) -> NDArray[np.floating[Any]]:
+        try:
+            array: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CorpusError(f"{path} cannot be read: {error}") from error
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise CorpusError(f"{path} holds {array.dtype} {array.shape}, expected float rows")
+        return array
 
 
-def _as_text(column: pa.ChunkedArray) -> list[str | None]:
+def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return values of any type as a label has them: NaN is null, numbers as Arrow prints them, lists and structures as
-    JSON."""
+    JSON, bytes that are not text in hex."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
-        texts: list[str | None] = column.cast(pa.string()).to_pylist()
+        return column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        return [None if value is None else json.dumps(value, default=str) for value in column.to_pylist()]
-    return texts
+        texts = [
+            value.hex() if isinstance(value, bytes) else None if value is None else json.dumps(value, default=_plain)
+            for value in column.to_pylist()
+        ]
+        return pa.chunked_array([texts], pa.string())
+
+
+def _plain(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def export_npy(store: FeatureStore, out: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +20,8 @@ from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.store.card import Preprocessing, TeacherCard
-from mmkd.store.encoding import Encoding, encode_rows
-from mmkd.store.layout import PAIR_SOUND, TOWERS
+from mmkd.store.encoding import Encoding, encode_rows, value_type
+from mmkd.store.layout import PAIR_SOUND, TOWERS, Tower
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import CorpusRecord
 from mmkd.store.samples import read_part, sample_schema, with_columns, write_part
@@ -30,42 +30,44 @@ from mmkd.store.writer import ShardFeatures, add_teacher, create_store, note_enc
 _BATCH = 65536
 
 NO_FEATURE = "features: missing, not finite, zero, or too large for the encoding"
-"""Reason of a row for which a source without `status` has no feature that can be stored."""
+"""Reason of a row for which a source without `status` has no feature that can be stored; after `image ` or `text ` of
+one that lacks the feature of a tower."""
 
 Features = dict[tuple[str, str], NDArray[np.floating[Any]]]
 """(slug, tower) to float (rows, D), NaN where missing."""
 
 
 class FeatureSource(Protocol):
-    """Features in another layout."""
+    """Features in another layout, whose name is `kind`. Every row's `uri` is relative to the folder or URL `root`;
+    `labels` are the columns beside the fixed ones; `digest` changes when the index of the source does. With
+    `has_status`, `rows` gives `status` and `reason`, which are kept; else they follow from `features`: a row that lacks
+    one of `towers` (the text only if it has a caption) is partial, or failed without any feature."""
 
     @property
-    def kind(self) -> str:
-        """Name of the layout."""
+    def kind(self) -> str: ...
 
     @property
-    def root(self) -> Path | StorePath:
-        """Folder or URL that every row's `uri` is relative to."""
+    def root(self) -> Path | StorePath: ...
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Columns beside the fixed ones."""
-
-    def digest(self) -> str:
-        """Changes when the index of the source does."""
+    def labels(self) -> tuple[str, ...]: ...
 
     @property
-    def has_status(self) -> bool:
-        """True when `rows` gives `status` and `reason`, which are kept; else they follow from `features`."""
+    def has_status(self) -> bool: ...
+
+    @property
+    def towers(self) -> tuple[Tower, ...]: ...
+
+    def digest(self) -> str: ...
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS` if known."""
+        """Yield sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS`."""
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         """Return every teacher in it; None: in the source's own encoding, or the usual one."""
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Return features of these rows, and for each row why it has none, or None."""
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
+        """Return features of these rows, and for each row why it lacks some, or None."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,8 @@ class ImportReport:
 
 
 def part_slices(rows: pa.Table, sizes: Iterable[int]) -> Iterator[tuple[int, slice, slice]]:
-    """Find consecutive `rows` in parts of these sizes that lie one after another.
-
-    Yields:
-        Number of a part that holds some of them, the slice of the part, and its place in `rows`.
-    """
+    """Find consecutive `rows` in parts of these sizes that lie one after another. Yields the number of each part that
+    holds some of them, the slice of the part, and its place in `rows`."""
     start, first = 0, rows["row"][0].as_py()
     end = first + len(rows)
     for number, size in enumerate(sizes):
@@ -92,6 +91,12 @@ def part_slices(rows: pa.Table, sizes: Iterable[int]) -> Iterator[tuple[int, sli
         if low < high:
             yield number, slice(low - start, high - start), slice(low - first, high - first)
         start += size
+
+
+def missing_features(rows: int, cards: Iterable[TeacherCard]) -> Features:
+    """Return NaN for all features, for a source to fill in."""
+    shapes = {(card.slug, tower): ((rows, card.dim), value_type(card.encoding)) for card in cards for tower in TOWERS}
+    return {place: np.full(shape, np.nan, dtype) for place, (shape, dtype) in shapes.items()}
 
 
 def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -> TeacherCard:
@@ -113,17 +118,10 @@ def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
     """Bring `source` into a store at `root`; running it again finishes what is left. A value that does not fit the
-    encoding (beyond 65504 in float16) makes its row missing, never infinite. Raises CorpusError if the source is empty,
-    damaged, or not the one that the store was begun with. Raises StoreError if the store cannot be written, or holds
-    other features. Raises BusyStoreError if another process writes to it.
-
-    Args:
-        source: the features.
-        root: a new folder, or one that this function was interrupted in.
-        encoding: `float32` keeps float32 sources exactly; `float16` rounds to nearest even; `int8` keeps codes
-            and a scale for each row. None: as in the source, float16 if it has none.
-        progress: called with shards done and shards in all.
-    """
+    encoding (beyond 65504 in float16) makes its row missing, never infinite. `encoding` None: as in the source, float16
+    if it has none. `progress` is called with shards done and shards in all. Raises CorpusError if the source is empty,
+    damaged, or not the one that the store was begun with; StoreError if the store cannot be written, or holds other
+    features; BusyStoreError if another process writes to it."""
     with only_writer(root, "mmkd store import/subset/merge"):
         # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)
@@ -142,7 +140,7 @@ def import_features(
         for shard in shards:
             lacking = [card for card in cards if (shard, card.slug) not in store.ledger]
             if lacking:
-                failed += _import_shard(source, root, store, shard, lacking)
+                failed += _import_shard(source, store, shard, lacking)
                 written += 1
             progress(shard + 1, len(shards))
         for card in cards:
@@ -150,33 +148,49 @@ def import_features(
         return ImportReport(record.rows, written, failed)
 
 
-def _import_shard(
-    source: FeatureSource, root: StorePath, store: FeatureStore, shard: int, cards: list[TeacherCard]
-) -> int:
-    table, sha = read_part(root, shard)
+def _import_shard(source: FeatureSource, store: FeatureStore, shard: int, cards: list[TeacherCard]) -> int:
+    table, sha = read_part(store.root, shard)
     features, reasons = source.features(table, cards)
+    status = table["status"].to_pylist()
     if not source.has_status:
-        every, sound = np.ones(len(table), dtype=bool), np.zeros(len(table), dtype=bool)
-        for card in cards:
-            for tower in TOWERS:
-                sound |= encode_rows(features[card.slug, tower], every, card.encoding)[1]
-        reasons = [reason or (None if good else NO_FEATURE) for reason, good in zip(reasons, sound, strict=True)]
-    if not source.has_status and "pending" in table["status"].to_pylist():
-        status = ["ok" if reason is None else "failed" for reason in reasons]
-        sha = write_part(root, shard, with_columns(table, {"status": status, "reason": reasons}))
+        status, reasons = _judge_rows(source, table, features, cards, reasons)
+        if "pending" in table["status"].to_pylist():
+            sha = write_part(store.root, shard, with_columns(table, {"status": status, "reason": reasons}))
     for card in cards:
         # Every row is offered; the writer keeps those that are finite and not zero in this encoding.
         offered = np.full(len(table), PAIR_SOUND, dtype=np.uint8)
-        # A card that comes with the cost of its encoding: the features are decoded from it, and cost nothing more.
         image, text = features[card.slug, "image"], features[card.slug, "text"]
-        values = ShardFeatures(image, text, offered, card.encoding_error)
-        write_shard(store, card, shard, values, sha)
-    return sum(reason is not None for reason in reasons)
+        # A card that comes with the cost of its encoding: the features are decoded from it, and cost nothing more.
+        write_shard(store, card, shard, ShardFeatures(image, text, offered, card.encoding_error), sha)
+    return 0 if source.has_status else status.count("failed")
+
+
+def _judge_rows(
+    source: FeatureSource, table: pa.Table, features: Features, cards: list[TeacherCard], reasons: list[str | None]
+) -> tuple[list[str], list[str | None]]:
+    """Return status and reason of each row by the features that can be stored; a reason of the source goes first."""
+    every = np.ones(len(table), dtype=bool)
+    sound = {
+        tower: np.any([encode_rows(features[card.slug, tower], every, card.encoding)[1] for card in cards], axis=0)
+        for tower in TOWERS
+    }
+    expected = {"image": every, "text": table["caption"].is_valid().to_numpy()}
+    status: list[str] = []
+    whys: list[str | None] = []
+    for row, reason in enumerate(reasons):
+        lacking = [tower for tower in source.towers if expected[tower][row] and not sound[tower][row]]
+        if not sound["image"][row] and not sound["text"][row]:
+            status.append("failed")
+            whys.append(reason or NO_FEATURE)
+        else:
+            why = reason or (f"{lacking[0]} {NO_FEATURE}" if lacking else None)
+            status.append("partial" if why else "ok")
+            whys.append(why)
+    return status, whys
 
 
 def _create(source: FeatureSource, root: StorePath) -> None:
-    schema = sample_schema(source.labels)
-    with _spool(source.rows(), schema) as index:
+    with _spool(source.rows(), sample_schema(source.labels)) as index:
         if not len(index):
             raise CorpusError(f"{source.root} holds no rows")
         corpus = CorpusRecord(
@@ -191,8 +205,8 @@ def _create(source: FeatureSource, root: StorePath) -> None:
 
 
 @contextmanager
-def _spool(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Rows as a table mapped from a temporary file, numbered and pending; memory stays flat."""
+def _spool(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Give rows as a table mapped from a temporary file, numbered and pending; memory stays flat."""
     with TemporaryDirectory(prefix="mmkd-import-") as folder:
         spool, hashes = Path(folder) / "index.arrow", Path(folder) / "keys"
         with (
@@ -201,16 +215,12 @@ def _spool(rows: Iterator[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.
             pa.OSFile(str(spool), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
         ):
-            numbered: Iterator[dict[str, Any]] = (
-                {"status": "pending"} | dict(row) | {"row": number} for number, row in enumerate(rows)
-            )
+            numbered = ({"status": "pending"} | row | {"row": number} for number, row in enumerate(rows))
             while batch := list(islice(numbered, _BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
                 # A failed row may repeat a key: it is how a store keeps the second of two equal ones.
-                keys.writelines(
-                    key_hash(row["key"]) if row["status"] != "failed" else key_hash(f"\0failed {row['row']}")
-                    for row in batch
-                )
+                names = (f"\0failed {row['row']}" if row["status"] == "failed" else row["key"] for row in batch)
+                keys.writelines(map(key_hash, names))
         with pa.memory_map(str(spool)) as mapped:
             index = pa.ipc.open_stream(mapped).read_all()
             _refuse_equal_keys(index, hashes)
@@ -223,8 +233,7 @@ def _refuse_equal_keys(index: pa.Table, hashes: Path) -> None:
             while data := file.read(16 * _BATCH):
                 yield np.frombuffer(data, dtype=np.uint64).reshape(-1, 2)
 
-    duplicates = find_duplicates(batches, len(index))
-    if duplicates:
+    if duplicates := find_duplicates(batches, len(index)):
         row = min(duplicates)
         key = index["key"][row].as_py()
         raise CorpusError(

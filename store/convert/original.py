@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -21,10 +21,10 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, write_atomically
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source, leaves_root
 from mmkd.store.card import TeacherCard
-from mmkd.store.convert.importing import Features, imported_card
+from mmkd.store.convert.importing import Features, imported_card, missing_features
 from mmkd.store.convert.torch_file import MAX_FILE_BYTES, read_tensors, write_tensors
 from mmkd.store.encoding import Encoding
-from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, check_slug
+from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, TOWERS, check_slug
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
 from mmkd.store.writer import iter_shards
@@ -34,6 +34,8 @@ FILES = ("clips_output", "clips_project_output")
 ImageMode = Literal["link", "copy", "none"]
 SUFFIXES = {"image": "img", "text": "txt"}
 _LABELS = ("folderid", "metapath", "available_clips")
+_CARRIED = frozenset(("row", "key", "caption", "uri", "metapath", "available_clips", "folderid"))
+"""Columns with a place in `meta.jsonl`; its `folderid` comes from the key."""
 _TRIES = 100
 """Samples looked at for a teacher's width before it is given up: files may be missing."""
 
@@ -43,6 +45,7 @@ class OriginalRelease:
 
     kind = KIND
     has_status = False
+    towers = TOWERS
     labels = _LABELS
 
     def __init__(self, root: Path, file: str = FILES[0]) -> None:
@@ -51,7 +54,6 @@ class OriginalRelease:
         self._names: dict[str, str] = {}
 
     def digest(self) -> str:
-        """Return the SHA-256 of `meta.jsonl` and the name of the feature file."""
         with (self.root / "meta.jsonl").open("rb") as lines:
             content = hashlib.file_digest(lines, "sha256")
         content.update(self.file.encode())
@@ -73,16 +75,12 @@ class OriginalRelease:
         """Return one card for each name in any `available_clips`; the width is that of the first file that has it.
         Raises CorpusError if none of the first hundred files that should hold a teacher does."""
         dims: dict[str, int] = {}
-        tries: dict[str, int] = {}
+        tries = Counter[str]()
         for row in self._lines():
-            unknown = [name for name in row["available_clips"] if name not in dims and tries.get(name, 0) < _TRIES]
-            if not unknown:
-                continue
-            tensors, _ = self._tensors(f"{row['folderid']}/{row['id']}")
-            for name in unknown:
-                tries[name] = tries.get(name, 0) + 1
-                if f"{name}_img" in tensors:
-                    dims[name] = tensors[f"{name}_img"].size
+            unknown = [name for name in row["available_clips"] if name not in dims and tries[name] < _TRIES]
+            tries.update(unknown)
+            tensors = self._tensors(f"{row['folderid']}/{row['id']}")[0] if unknown else {}
+            dims |= {name: tensors[f"{name}_img"].size for name in unknown if f"{name}_img" in tensors}
         if lost := sorted(set(tries) - set(dims)):
             raise CorpusError(
                 f"no {self.file}.pt below {self.root} holds {', '.join(lost)}; bring the files and try again"
@@ -93,14 +91,9 @@ class OriginalRelease:
         source = f"{KIND}:{self.file}.pt:"
         return [imported_card(slug, source + name, dims[name], encoding) for slug, name in self._names.items()]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Read each row's file once for all teachers; what a file lacks stays NaN."""
-        cards = list(cards)
-        out: Features = {
-            (card.slug, tower): np.full((len(rows), card.dim), np.nan, dtype=np.float32)
-            for card in cards
-            for tower in SUFFIXES
-        }
+        out = missing_features(len(rows), cards)
         reasons: list[str | None] = []
         for index, key in enumerate(rows["key"].to_pylist()):
             tensors, reason = self._tensors(key)
@@ -108,7 +101,8 @@ class OriginalRelease:
                 for tower, suffix in SUFFIXES.items():
                     values = tensors.get(f"{self._names[card.slug]}_{suffix}")
                     if values is not None and values.size == card.dim:
-                        out[card.slug, tower][index] = values.reshape(-1)
+                        with np.errstate(over="ignore"):
+                            out[card.slug, tower][index] = values.reshape(-1).astype(np.float32)
                     elif values is not None:
                         reason = f"features: {card.slug} has {values.size} values, expected {card.dim}"
             reasons.append(reason)
@@ -160,28 +154,28 @@ class OriginalReport:
     """Samples whose image could not be copied; their `imgpath` names a file that is not there."""
     incomplete: int = 0
     """Samples of which no teacher has both features: their `available_clips` is empty, the release's loader fails."""
+    dropped: tuple[str, ...] = ()
+    """Columns of the written samples with values that the layout has no place for."""
 
 
 def export_original(
     store: FeatureStore, out: Path, files: Sequence[str] | None = None, images: ImageMode = "none"
 ) -> OriginalReport:
-    """Write a store in the release's layout. Features become float32. The release's loader reads
-    `clips_project_output.pt`, the teachers in the order of `available_clips`, and the image `imgpath` below the same
-    root. Raises CorpusError for a key that cannot name a folder, or two that would name the same. Raises StoreError if
-    `out` cannot be written.
-
-    Args:
-        store: its own `available_clips`, if it was imported, decides the order of the teachers.
-        out: a new folder.
-        files: names among `FILES` under which each sample's features are written; by default the file that the store
-            was imported from, else `clips_output`.
-        images: `link` makes symbolic links to image files and copies members of archives, `copy` copies all, `none`
-            leaves them out.
-    """
-    names = {slug: _release_name(card) for slug, card in store.teachers.items()}
+    """Write a store in the release's layout into the new folder `out`. Features become float32. The release's loader
+    reads `clips_project_output.pt`, the teachers in the order of `available_clips` (as imported, else that of the
+    store), and the image `imgpath` below the same root. `files`: names among `FILES` for each sample's features; by
+    default `imported_files`. `images`: `link` makes symbolic links to image files and copies members of archives,
+    `copy` copies all, `none` leaves them out. Raises CorpusError for a key that cannot name a folder, or two that would
+    name the same; StoreError if `out` cannot be written."""
+    names = {
+        slug: card.source.rpartition(":")[2] if card.source.startswith(f"{KIND}:") else slug
+        for slug, card in store.teachers.items()
+    }
     valid = {slug: store.valid(slug) for slug in names}
     files = files or imported_files(store)
     out.mkdir(parents=True, exist_ok=True)
+    lost = {name for name in store.samples.schema.names if name not in _CARRIED}
+    dropped: set[str] = set()
     unfinished, counts = out / f".meta.jsonl{TEMPORARY_SUFFIX}", Counter[str]()
     with disk_errors(out), unfinished.open("w", encoding="utf-8") as lines:
         for span in iter_shards(store.record):
@@ -205,11 +199,18 @@ def export_original(
                 line = {"folderid": folder, "id": name, "imgpath": image, "metapath": row.get("metapath")}
                 line |= {"txt": row["caption"], "available_clips": complete}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                dropped |= {name for name in lost if row[name] not in (None, "ok" if name == "status" else None)}
+                dropped |= {"folderid"} if row.get("folderid") not in (None, folder) else set()
                 counts["samples"] += 1
                 counts["incomplete"] += not complete
     unfinished.replace(out / "meta.jsonl")
     return OriginalReport(
-        counts["samples"], counts["left out"], counts["images"], counts["missing"], counts["incomplete"]
+        samples=counts["samples"],
+        left_out=counts["left out"],
+        images=counts["images"],
+        images_missing=counts["missing"],
+        incomplete=counts["incomplete"],
+        dropped=tuple(name for name in store.samples.schema.names if name in dropped),
     )
 
 
@@ -257,12 +258,8 @@ def _row_tensors(
     return tensors, complete
 
 
-def _release_name(card: TeacherCard) -> str:
-    return card.source.rpartition(":")[2] if card.source.startswith(f"{KIND}:") else card.slug
-
-
 def _folder_name(part: str) -> str:
     name = part.replace("/", "_")
-    if not name.strip("."):
+    if not name.strip(".") or "\0" in name:
         raise CorpusError(f"key {part!r} cannot name a folder of the release's layout; give the samples other keys")
     return name

@@ -6,7 +6,6 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,18 +27,14 @@ from mmkd.store.selections import read_selection
 
 
 class StoreRows:
-    """Rows of stores in the order given, with the teachers that all of them have. A `FeatureSource`. Raises UserError
-    for a teacher that a store lacks, or rows that a teacher has not extracted. Raises TeacherMismatchError for one
-    name, two digests.
-
-    Args:
-        parts: stores, each with the rows to take, int64 (n,).
-        teachers: slugs to keep; when None all, which every store must have.
-        incomplete: also take rows that a teacher has not extracted: they keep their status, and their features stay
-            missing.
-    """
+    """A `FeatureSource` of stores, each with the rows to take, int64 (n,), in the order given. `teachers`: slugs to
+    keep; when None all, which every store must have. `incomplete`: also take rows that a teacher has not extracted:
+    they keep their status, and their features stay missing. Raises UserError for a teacher that a store lacks, or rows
+    that a teacher has not extracted; TeacherMismatchError for one name with two digests."""
 
     kind = "rows"
+    has_status = True
+    towers = TOWERS
 
     def __init__(
         self,
@@ -49,7 +44,6 @@ class StoreRows:
         incomplete: bool = False,
     ) -> None:
         self.parts = parts
-        self.has_status = True
         first = parts[0][0]
         self._slugs = tuple(first.teachers) if teachers is None else tuple(teachers)
         for store, _ in parts:
@@ -71,8 +65,8 @@ class StoreRows:
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
-        """Return digest of the sources' corpora, the chosen rows and teachers, and the ledger entries of their shards.
-        With the entries, a store that was begun before its source was extracted further is not continued."""
+        """Return the digest of the sources' corpora, the chosen rows and teachers, and the ledger entries of their
+        shards: a store that was begun before its source was extracted further is not continued."""
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
             corpora = "".join(span.corpus.digest for span in store.record.spans())
@@ -83,7 +77,6 @@ class StoreRows:
         return content.hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the sample rows with all their columns but `row`."""
         for store, rows in self.parts:
             for table in _sample_rows(store, rows):
                 for row in table.to_pylist():
@@ -97,8 +90,7 @@ class StoreRows:
         cards = [self.parts[0][0].card(slug) for slug in self._slugs]
         return [card.with_encoding(encoding or card.encoding) for card in cards]
 
-    def features(self, rows: pa.Table, cards: Iterable[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Gather the features of a range of the new rows."""
+    def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         slices = list(part_slices(rows, (len(taken) for _, taken in self.parts)))
         out: Features = {}
         for card in cards:
@@ -109,16 +101,14 @@ class StoreRows:
 
 
 def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterable[str]) -> None:
-    shards, counts = np.unique(rows // store.record.rows_per_shard, return_counts=True)
+    shards = rows // store.record.rows_per_shard
     for slug in slugs:
-        lacking = [(shard, count) for shard, count in zip(shards.tolist(), counts.tolist(), strict=True)
-                   if (shard, slug) not in store.ledger]  # fmt: skip
+        lacking = [shard for shard in np.unique(shards).tolist() if (shard, slug) not in store.ledger]
         if lacking:
-            missing = sum(count for _, count in lacking)
             raise UserError(
-                f"{missing:,} of {len(rows):,} rows of {store.root} are not extracted by {slug} (shard {lacking[0][0]} "
-                "is the first): finish `mmkd extract`, choose other rows or teachers, or take them as missing with "
-                "--incomplete"
+                f"{np.isin(shards, lacking).sum():,} of {len(rows):,} rows of {store.root} are not extracted by {slug} "
+                f"(shard {lacking[0]} is the first): finish `mmkd extract`, choose other rows or teachers, or take "
+                "them as missing with --incomplete"
             )
 
 
@@ -145,7 +135,7 @@ def check_target(stores: Iterable[FeatureStore], out: StorePath) -> None:
 
 
 def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Sample rows in the order of `rows`; ascending ones shard by shard, so that memory does not grow with them."""
+    """Yield sample rows in the order of `rows`; ascending ones shard by shard, so that memory stays flat."""
     if (np.diff(rows) < 0).any():
         table = store.sample_table(filter=pads.field("row").isin(pa.array(rows)))
         yield table.take(pa.array(np.searchsorted(table["row"].to_numpy(), rows)))
@@ -156,46 +146,36 @@ def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Ta
         yield store.sample_table(filter=in_rows(span)).take(pa.array(rows[shards == shard] - span.start))
 
 
-@dataclass(frozen=True)
-class RowChoice:
-    """Row filter; all given conditions must hold. Absent rows are never chosen."""
-
-    keys: Sequence[str] | None = None
-    """Only these, in this order."""
-    where: str | None = None
-    """A condition as in SQL's WHERE, see `mmkd.base.conditions`."""
-    selection: str | None = None
-    """Name of a selection: rows for which it chooses any teacher."""
-
-
-def chosen_rows(store: FeatureStore, choice: RowChoice) -> NDArray[np.int64]:
-    """Return the rows of a choice, int64 (n,): in the order of its keys, else in grid order. Raises UserError for a
-    key, column or selection that the store lacks, or if no row is left. Raises ConfigError for a condition that cannot
-    be read."""
+def chosen_rows(
+    store: FeatureStore, keys: Sequence[str] | None = None, where: str | None = None, selection: str | None = None
+) -> NDArray[np.int64]:
+    """Return the rows that satisfy all conditions, int64 (n,): in the order of `keys`, else in grid order; absent rows
+    never. `where` is a condition as in SQL's WHERE (`mmkd.base.conditions`), `selection` one that chooses any teacher
+    for the row. Raises UserError for a key, column or selection that the store lacks, or if no row is left; ConfigError
+    for a condition that cannot be read."""
     keep: pads.Expression = pads.field("status") != "absent"
-    if choice.where is not None:
-        keep &= parse_condition(choice.where, store.samples.schema)
+    if where is not None:
+        keep &= parse_condition(where, store.samples.schema)
     columns = ["row"]
-    if choice.keys is not None:
+    if keys is not None:
         # In the scan, part by part: memory follows the keys that are wanted, not those that the store has.
-        keep &= pads.field("key").isin(pa.array(dict.fromkeys(choice.keys), pa.string()))
+        keep &= pads.field("key").isin(pa.array(dict.fromkeys(keys), pa.string()))
         columns += ["key", "status"]
     table = store.sample_table(columns, keep)
-    if choice.selection is not None:
-        chosen = np.asarray(read_selection(store, choice.selection).kept.any(axis=1))
+    if selection is not None:
+        chosen = np.asarray(read_selection(store, selection).kept.any(axis=1))
         table = table.filter(pa.array(chosen[table["row"].to_numpy()]))
     rows = table["row"].to_numpy()
-    if choice.keys is not None:
-        keys = choice.keys
+    if keys is not None:
         # Of equal keys one row at most is not failed: it goes before the others, which go in grid order.
         live = pc.not_equal(table["status"], "failed").to_pylist()
         named = sorted(zip(live, [-row for row in rows.tolist()], table["key"].to_pylist(), strict=True))
         place = {key: -row for _, row, key in named}
         lost = [key for key in keys if key not in place]
-        if lost and choice.where is None and choice.selection is None:
-            raise UserError(f"{store.root} has no key {lost[0]!r} ({len(lost)} of {len(keys)} keys are not in it)")
+        if lost and where is None and selection is None:
+            counts = f"{len(lost)} of {len(keys)} keys are not in it"
+            raise UserError(f"{store.root} has no key {lost[0]!r} ({counts})")
         rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
     if not len(rows):
         raise UserError(f"no row of {store.root} fits; `mmkd store info {store.root}` shows what it holds")
-    taken: NDArray[np.int64] = rows.astype(np.int64)
-    return taken
+    return np.asarray(rows, dtype=np.int64)

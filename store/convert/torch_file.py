@@ -1,8 +1,8 @@
 """PyTorch's `.pt` zip files of named tensors, read and written without PyTorch and without trusting them.
 
-A `.pt` file is a zip of `data.pkl`, a pickle that describes tensors, and `data/0`, `data/1`, ..., their raw
-bytes. The pickle may name a handful of constructors; anything else is refused before it is called.
-Layout: PyTorch, torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`).
+A `.pt` file is a zip of `data.pkl`, a pickle that describes tensors, and `data/0`, `data/1`, ..., their raw bytes. The
+pickle may name a handful of constructors; anything else is refused before it is called. Layout: PyTorch,
+torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`).
 """
 
 from __future__ import annotations
@@ -27,29 +27,18 @@ MAX_FILE_BYTES = 1 << 26
 MAX_PICKLE_BYTES = 1 << 20
 
 # Storage classes by their pickled name. bfloat16 has no NumPy type and occurs in no release.
-_STORAGES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-}
+_STORAGES = {"DoubleStorage": np.dtype("<f8"), "FloatStorage": np.dtype("<f4"), "HalfStorage": np.dtype("<f2")}
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, struct.error)
+# ArithmeticError and LookupError: OverflowError, IndexError, KeyError.
 _PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
+    *(pickle.UnpicklingError, AttributeError, ImportError, MemoryError, TypeError, ValueError),
+    *(ArithmeticError, LookupError),
 )
 
 
 def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
-    """Read a file that holds a dict of float tensors. Returns arrays by name, of the shapes and float types in the
-    file. Raises CorpusError if it is not such a file, damaged, or a pickle of anything but tensors."""
+    """Read a dict of float tensors, in the shapes and float types of the file. Raises CorpusError if it is not such a
+    file, damaged, or a pickle of anything but tensors."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
@@ -59,21 +48,18 @@ def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
                 raise CorpusError("holds no data.pkl of a PyTorch file")
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
                 raise CorpusError("is of a big-endian machine")
-            stored = {
-                name.removeprefix("data/"): archive.read(info)
-                for name, info in members.items()
-                if name.startswith("data/")
-            }
+            names = [name for name in members if name.startswith("data/")]
+            stored = {name.removeprefix("data/"): archive.read(members[name]) for name in names}
             content = _TensorUnpickler(archive.read(members["data.pkl"]), stored).load()
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, struct.error) as error:
+    except _ZIP_ERRORS as error:  # RuntimeError: of an encrypted member, and RecursionError
         raise CorpusError(f"is not a PyTorch zip file: {error}") from error
     except _PICKLE_ERRORS as error:
         raise CorpusError(f"cannot be read as tensors: {error}") from error
-    if not isinstance(content, dict) or not all(
+    if isinstance(content, dict) and all(
         isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
     ):
-        raise CorpusError("holds something else than a dict of tensors")
-    return dict(content)
+        return dict(content)
+    raise CorpusError("holds something else than a dict of tensors")
 
 
 class _Rebuild:
@@ -91,22 +77,17 @@ class _Rebuild:
             raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
         if int(np.prod(size, dtype=np.float64)) > len(storage):
             raise pickle.UnpicklingError("a tensor larger than its storage")
-        bytes_per_value = storage.itemsize
-        view = np.lib.stride_tricks.as_strided(
-            storage[offset:], tuple(size), tuple(step * bytes_per_value for step in stride), writeable=False
-        )
-        return view.copy()
+        strides = tuple(step * storage.itemsize for step in stride)
+        return np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), strides, writeable=False).copy()
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows tensors of floats and nothing else."""
-
     def __init__(self, data: bytes, stored: Mapping[str, bytes]) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self._stored = stored
 
     def find_class(self, module: str, name: str) -> Any:
-        """Admit the constructors that a dict of tensors needs."""
+        """Admit what a dict of float tensors needs, and nothing else."""
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _Rebuild()
         if (module, name) == ("collections", "OrderedDict"):
@@ -116,7 +97,6 @@ class _TensorUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which is not a tensor")
 
     def persistent_load(self, pid: Any) -> Any:
-        """Give a storage: ("storage", type, key, device, values)."""
         kind, dtype, key, _, values = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
             raise pickle.UnpicklingError(f"refers to {kind!r}, expected a storage")
@@ -128,7 +108,7 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def write_tensors(tensors: Mapping[str, NDArray[np.float32]], name: str) -> bytes:
     """Return the bytes of a `.pt` file that `torch.load(..., weights_only=True)` reads as a dict of 1-D float32
-    tensors. `tensors`: vectors by name. `name`: first folder inside the zip; PyTorch uses the file's stem."""
+    tensors. `name`: first folder inside the zip; PyTorch uses the file's stem."""
     code = [b"\x80\x02}("]
     for index, (key, values) in enumerate(tensors.items()):
         storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(str(index)) + _text("cpu")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mmkd.base.files import list_folder, temporary_files
 from mmkd.base.places.remote import StorePath
+from mmkd.store.run_log import run_seconds
 
 FRESH_SECONDS = 300.0
 """A store that was written to within this time may still be written: shards usually take less than five minutes."""
@@ -48,41 +46,19 @@ def activity(root: StorePath, complete: bool) -> Activity:
     """Read the logs in `runs/` and the times of ledger entries and temporary files. `root`: the store; behind a URL the
     times of files are not known, and it counts as not running. `complete`: every shard of every teacher is recorded;
     then nothing is running, however fresh it is."""
-    logs = list_folder(root / "runs", "*.jsonl")
-    seconds: Counter[str] = Counter()
-    bad = 0
-    for log in logs:
-        for line in _lines(log):
-            if line is None:
-                bad += 1
-            else:
-                seconds.update(line)
-    touched = (*logs, *list_folder(root / "ledger", "*.json"), *temporary_files(root))
+    logs = run_seconds(root)
+    listed = (*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json"))
+    touched = (*listed, *temporary_files(root))
     newest = max(_times(path for path in touched if isinstance(path, Path)), default=None)
     age = None if newest is None else max(0.0, time.time() - newest)
     return Activity(
-        runs=len(logs),
-        seconds={name: round(seconds[name], 3) for name in sorted(seconds)},
+        runs=logs.runs,
+        seconds={name: round(seconds, 3) for name, seconds in sorted(logs.seconds.items())},
         last_write=None if newest is None else datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
         seconds_ago=None if age is None else round(age, 1),
         running=age is not None and age < FRESH_SECONDS and not complete,
-        unreadable_lines=bad,
+        unreadable_lines=logs.unreadable_lines,
     )
-
-
-def _lines(log: StorePath) -> Iterator[dict[str, float] | None]:
-    """Yield the `seconds` of each line; None for a line that has none."""
-    for line in log.read_bytes().decode("utf-8", errors="replace").split("\n"):
-        try:
-            content: Any = json.loads(line)
-        except ValueError:
-            yield None
-            continue
-        found = content.get("seconds") if isinstance(content, dict) else None
-        if isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values()):
-            yield found
-        else:
-            yield None
 
 
 def _times(paths: Iterable[Path]) -> Iterator[float]:

@@ -9,7 +9,7 @@ from mmkd.store.card import TeacherCard
 from mmkd.store.inspect.activity import Activity, activity
 from mmkd.store.inspect.coverage import Coverage, coverage
 from mmkd.store.inspect.selections import SelectionSummary, selections
-from mmkd.store.summary import StoreSummary
+from mmkd.store.reader import StoreSummary
 
 if TYPE_CHECKING:
     from mmkd.store.reader import FeatureStore

@@ -1,22 +1,24 @@
-"""Compute a selection from a rule: scores in one pass over the memory map, then verdicts, then counts."""
+"""Compute a selection from a rule: scores in one pass over the memory map, then verdicts, then counts by teacher, by
+label, overlaps, rows left with none, and examples near each threshold."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from mmkd.base.config import Frozen
 from mmkd.base.errors import IncompleteStoreError, UserError
 from mmkd.base.process import usable_cores
 from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import Store
-from mmkd.store.selection.block import BLOCK_ROWS, Block, Bools, Columns, Floats, check_teachers
-from mmkd.store.selection.counts import Example, SelectionCounts, count, examples
 from mmkd.store.selection.rule import PairScore, SelectionRule
-from mmkd.store.selection.scorers import SCORERS
+from mmkd.store.selection.scores import BLOCK_ROWS, SCORERS, Block, Bools, Columns, Floats, check_teachers
 from mmkd.store.selection.verdict import Judge, Line, scores_of
 from mmkd.store.selections import SelectionCard, check_name, digest_of, write_selection
 
@@ -25,6 +27,46 @@ Progress = Callable[[int, int], None]
 
 EXAMPLES = 3
 """Pairs shown on each side of a line."""
+NOT_STATED = "(not stated)"
+CAPTION_CHARACTERS = 200
+
+
+class Share(Frozen):
+    """Available pairs, and how many of them were kept."""
+
+    available: int
+    kept: int
+
+
+class SelectionCounts(Frozen):
+    """Counts in a selection's attributes, printed by `mmkd select`."""
+
+    pairs: Share
+    teachers: dict[str, Share]
+    by: str
+    """Sample column of `groups`."""
+    groups: dict[str, Share]
+    """Value of the column to its pairs."""
+    overlaps: dict[str, dict[str, int]]
+    """Rows kept for both of two teachers; on the diagonal, a teacher's pairs."""
+    rows_without: int
+    """Rows that have pairs of which none was kept."""
+    rows_by_teachers: tuple[int, ...]
+    """Rows for which 0, 1, ..., T teachers were kept, of rows with a pair."""
+
+
+class Example(Frozen):
+    """A pair near a threshold."""
+
+    kept: bool
+    """By this threshold alone; other parts of the rule may decide otherwise."""
+    teacher: str
+    row: int
+    key: str
+    caption: str
+    """Its first `CAPTION_CHARACTERS`."""
+    score: float | None
+    """None when infinite, as the rank of a label without prompts."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +87,27 @@ def select(
     store: FeatureStore, name: str, rule: SelectionRule, by: str = "modality", progress: Progress | None = None
 ) -> SelectionReport:
     """Judge every pair of a store by a rule and write `selections/<name>`. Memory is four bytes per pair and score of
-    the rule, plus some blocks of features; it does not grow with the features' width. The result does not depend on the
-    number of threads or the order in which blocks are done. Raises UserError if the name is taken; the rule keeps
-    nothing; a teacher, column, label or prompt is missing. Raises IncompleteStoreError if a teacher is missing in some
-    shards. Raises TeacherMismatchError if prompts were made with other weights."""
+    the rule, plus some blocks of features. The result does not depend on the number of threads or the order of blocks.
+    Raises UserError if the name is taken, the rule keeps nothing, or a teacher, column, label or prompt is missing;
+    IncompleteStoreError if a teacher is missing in some shards; TeacherMismatchError if prompts were made with other
+    weights."""
     root = check_name(store.root, name)
     columns = pairs_to_judge(store, rule)
     count(columns, columns.available, by)  # a missing column is reported before the long part
     kept, lines = judge(columns, rule, progress)
     counts = count(columns, kept, by)
     if not counts.pairs.kept:
-        raise UserError(_explain_empty(columns, lines))
+        alone = "; ".join(f"{line.rule} alone keeps {int(line.passed().sum()):,}" for line in lines)
+        raise UserError(
+            f"the rule keeps none of {int(columns.available.sum()):,} pairs, so nothing was written"
+            f"{': ' + alone if alone else ''}; loosen it"
+        )
     warnings = []
     if counts.pairs.kept == counts.pairs.available:
         warnings.append("the rule keeps every available pair: training with it is training without a selection")
-    thresholds = {line.rule: dict(zip(columns.slugs, line.finite_thresholds(), strict=True)) for line in lines}
+    # None where no score divides the pairs: JSON has no infinity.
+    limits = {line.rule: [x if math.isfinite(x) else None for x in line.threshold.tolist()] for line in lines}
+    thresholds = {name: dict(zip(columns.slugs, values, strict=True)) for name, values in limits.items()}
     near = {line.rule: examples(store, columns.slugs, line, EXAMPLES) for line in lines}
     card = SelectionCard(
         rule=rule.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -110,7 +158,7 @@ def compute_scores(
     def work(start: int) -> None:
         block = Block(columns, slice(start, min(start + BLOCK_ROWS, rows)))
         for spec, scorer in scorers.items():
-            out[spec][block.rows] = np.where(block.sound, scorer.score(block), np.nan)
+            out[spec][block.rows] = np.where(block.sound, scorer(block), np.nan)
 
     # Threads, not processes: NumPy releases the interpreter lock in products, sorts and casts, and the map is shared.
     with ThreadPoolExecutor(threads or usable_cores()) as pool:
@@ -120,10 +168,65 @@ def compute_scores(
     return out
 
 
-def _explain_empty(columns: Columns, lines: list[Line]) -> str:
-    """Count the pairs that each part of a rule would keep alone."""
-    alone = "; ".join(f"{line.rule} alone keeps {int(line.passed().sum()):,}" for line in lines)
-    return (
-        f"the rule keeps none of {int(columns.available.sum()):,} pairs, so nothing was written"
-        f"{': ' + alone if alone else ''}; loosen it"
+def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
+    """Count the pairs in `kept`, bool (N, T). Raises UserError if `by` is not a sample column."""
+    available, slugs = columns.available, columns.slugs
+    encoded = columns.store.sample_table([by])[by].combine_chunks().dictionary_encode()
+    names = [*map(str, encoded.dictionary.to_pylist()), NOT_STATED]
+    group = encoded.indices.fill_null(len(names) - 1).to_numpy()
+    sums = (np.bincount(group, weights=pairs.sum(axis=1), minlength=len(names)) for pairs in (available, kept))
+    totals = [pairs.astype(int).tolist() for pairs in sums]
+    as_counts = kept.astype(np.float64)  # exact below 2**53, and a matrix product of floats is fast
+    both = (as_counts.T @ as_counts).astype(int)
+    live = available.any(axis=1)
+    histogram = np.bincount(kept[live].sum(axis=1), minlength=len(slugs) + 1)
+    return SelectionCounts(
+        pairs=Share(available=int(available.sum()), kept=int(kept.sum())),
+        teachers={
+            slug: Share(available=int(there), kept=int(stay))
+            for slug, there, stay in zip(slugs, available.sum(axis=0), kept.sum(axis=0), strict=True)
+        },
+        by=by,
+        groups={
+            name: Share(available=there, kept=stay)
+            for name, there, stay in sorted(zip(names, *totals, strict=True), key=lambda entry: (-entry[1], entry[0]))
+            if there
+        },
+        overlaps={a: dict(zip(slugs, row.tolist(), strict=True)) for a, row in zip(slugs, both, strict=True)},
+        rows_without=int(histogram[0]),
+        rows_by_teachers=tuple(histogram.tolist()),
     )
+
+
+def examples(store: FeatureStore, slugs: tuple[str, ...], line: Line, each: int) -> list[Example]:
+    """Return the pairs nearest to a threshold, best first: `each` on either side."""
+    with np.errstate(invalid="ignore"):  # a rank may be infinite
+        distance = (line.score - line.threshold) * (1.0 if line.higher else -1.0)
+    flat: Floats = distance.reshape(-1).astype(np.float32)
+    passed = np.flatnonzero(flat >= 0)
+    failed = np.flatnonzero(flat < 0)
+    above = passed[_smallest(flat[passed], each)][::-1]
+    below = failed[_smallest(-flat[failed], each)]
+    places = np.concatenate([above, below])
+    rows, teachers = np.divmod(places, len(slugs))
+    table = store.samples.take(rows, columns=["key", "caption"]).to_pylist() if len(rows) else []
+    return [
+        Example(
+            kept=i < len(above),
+            teacher=slugs[t],
+            row=int(row),
+            key=text["key"],
+            caption=(text["caption"] or "")[:CAPTION_CHARACTERS],
+            score=score if math.isfinite(score := float(line.score[row, t])) else None,
+        )
+        for i, (row, t, text) in enumerate(zip(rows, teachers, table, strict=True))
+    ]
+
+
+def _smallest(values: Floats, count: int) -> NDArray[np.int64]:
+    """Return the indices of the `count` smallest values in order; ties keep the first."""
+    if not len(values):
+        return np.zeros(0, dtype=np.int64)
+    limit = np.partition(values, min(count, len(values)) - 1)[: min(count, len(values))].max()
+    candidates = np.flatnonzero(values <= limit)
+    return candidates[np.argsort(values[candidates], kind="stable")[:count]]

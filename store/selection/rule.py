@@ -18,7 +18,6 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmkd.base.config import Frozen, OneOf, read_mapping, validated
-from mmkd.base.errors import ConfigError
 from mmkd.store.layout import Tower
 
 OTHERS = "others"
@@ -72,19 +71,13 @@ class ZeroShotScore(PairScore):
     """Sample column that holds the truth, in both stores."""
 
 
-class CosineRule(Frozen):
+class CosineRule(OneOf):
     """Keep pairs whose cosine is high enough: by value, or relative to the teacher's other pairs."""
 
     at_least: float | dict[str, float] | None = None
     """Lowest cosine kept; a mapping gives one per teacher, `others` for those not named."""
     quantile: float | None = Field(default=None, gt=0, lt=1)
     """Drop this share of each teacher's pairs, the lowest."""
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> CosineRule:
-        if (self.at_least is None) == (self.quantile is None):
-            raise ValueError("give either at_least (a cosine) or quantile (a share to drop)")
-        return self
 
 
 class RankRule(RankScore):
@@ -183,7 +176,6 @@ class Rule(OneOf):
     pairs: PairsRule | None = None
 
     def children(self) -> tuple[Rule, ...]:
-        """Return rules directly below this one."""
         if self.kind in ("all", "any"):
             return tuple(self.chosen)
         if self.kind == "none":
@@ -221,14 +213,3 @@ def _place_prompts(content: object, here: Path) -> None:
                 content[name] = str(here / value)
             else:
                 _place_prompts(value, here)
-
-
-def by_teacher(values: float | dict[str, float], slugs: tuple[str, ...]) -> list[float]:
-    """Expand one value for all teachers, or a mapping, to one value per teacher. Raises ConfigError if a teacher has no
-    value and there is no `others`."""
-    if not isinstance(values, dict):
-        return [float(values)] * len(slugs)
-    lost = [slug for slug in slugs if slug not in values and OTHERS not in values]
-    if lost:
-        raise ConfigError(f"cosine.at_least has no value for {', '.join(lost)}; add them, or `{OTHERS}` for the rest")
-    return [float(values.get(slug, values.get(OTHERS, 0.0))) for slug in slugs]

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from mmkd.base.conditions import parse_condition
 from mmkd.base.errors import ConfigError, UserError
-from mmkd.store.selection.block import Bools, Columns, Floats
 from mmkd.store.selection.rule import (
     OTHERS,
     CosineRule,
@@ -24,8 +23,8 @@ from mmkd.store.selection.rule import (
     PairsRule,
     Rule,
     TeachersRule,
-    by_teacher,
 )
+from mmkd.store.selection.scores import Bools, Columns, Floats
 
 _MARGIN = 0.8
 """Similarity (difflib's ratio) above which an unknown teacher name counts as a typo."""
@@ -46,10 +45,6 @@ class Line:
     def passed(self) -> Bools:
         """Return bool (N, T); false where there is no score."""
         return self.score >= self.threshold if self.higher else self.score <= self.threshold
-
-    def finite_thresholds(self) -> list[float | None]:
-        """For JSON, which has no infinity: None where no score divides the pairs."""
-        return [value if np.isfinite(value) else None for value in self.threshold.tolist()]
 
 
 def scores_of(rule: Rule) -> Iterator[PairScore]:
@@ -104,12 +99,19 @@ class Judge:
         return line.passed()
 
     def _cosine_threshold(self, rule: CosineRule, score: Floats) -> list[float]:
-        if rule.quantile is not None:
-            return [_lowest_kept(score[there, t], rule.quantile) for t, there in enumerate(self.columns.available.T)]
-        assert rule.at_least is not None
-        if isinstance(rule.at_least, dict):
-            _check_names([name for name in rule.at_least if name != OTHERS], self.columns.slugs, "cosine.at_least")
-        return by_teacher(rule.at_least, self.columns.slugs)
+        if rule.quantile is not None:  # the lowest score left after dropping a share; ties with it stay
+            ordered = [np.sort(score[there, t]) for t, there in enumerate(self.columns.available.T)]
+            return [float(scores[int(rule.quantile * len(scores))]) if len(scores) else 0.0 for scores in ordered]
+        values, slugs = rule.at_least, self.columns.slugs
+        assert values is not None
+        if isinstance(values, float):
+            return [values] * len(slugs)
+        _check_names([name for name in values if name != OTHERS], slugs, "cosine.at_least")
+        if lost := [slug for slug in slugs if slug not in values and OTHERS not in values]:
+            raise ConfigError(
+                f"cosine.at_least has no value for {', '.join(lost)}; add them, or `{OTHERS}` for the rest"
+            )
+        return [values.get(slug, values.get(OTHERS, 0.0)) for slug in slugs]
 
     def _where(self, text: str) -> Bools:
         store = self.columns.store
@@ -176,13 +178,6 @@ class Judge:
         what = f"pairs: {target:,} by {rule.by.kind} ({rule.scale}), worst kept {worst:.6g}"
         self.lines.append(Line(what, np.where(candidates, good, np.nan), np.full(len(self.columns.slugs), worst), True))
         return kept.reshape(candidates.shape)
-
-
-def _lowest_kept(scores: Floats, share: float) -> float:
-    """Return the lowest score left after dropping the lowest `share`; ties with it stay."""
-    if not len(scores):
-        return 0.0
-    return float(np.sort(scores)[int(share * len(scores))])
 
 
 def _check_names(named: list[str], slugs: tuple[str, ...], where: str) -> None:

@@ -1,0 +1,138 @@
+"""Exports that nothing imports again: one Parquet table, safetensors files, a compressed Zarr archive."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mmkd.base.files import disk_errors, write_atomically
+from mmkd.store.array import consecutive
+from mmkd.store.encoding import teacher_arrays
+from mmkd.store.layout import SOUND_BIT, sample_part, teacher_group
+from mmkd.store.reader import FeatureStore
+from mmkd.store.samples import in_rows, read_part
+from mmkd.store.writer import iter_shards
+
+CODECS = ("zstd", "blosc", "gzip")
+"""zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes last in each."""
+
+_SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32", "uint8": "U8", "int64": "I64"}
+
+
+def export_parquet(store: FeatureStore, out: Path) -> int:
+    """Write `OUT/data/train-*.parquet` as Hugging Face `datasets` reads it, one file per shard; return how many.
+    Columns: those of the sample table, then `<slug>_image` and `<slug>_text` as fixed-size lists; null where missing.
+    `_features` is added to the name where a label has it."""
+    valid = {slug: store.valid(slug) for slug in store.teachers}
+    for shard, span in enumerate(iter_shards(store.record)):
+        table = store.sample_table(filter=in_rows(span))
+        rows = slice(span.start, span.stop)
+        for slug in store.teachers:
+            for tower, bit in SOUND_BIT.items():
+                values = np.ascontiguousarray(consecutive(store.features(slug, tower), rows))
+                missing = pa.array(valid[slug][rows] & bit == 0)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=missing)
+                name = f"{slug}_{tower}"
+                while name in table.column_names:  # a label of this name
+                    name += "_features"
+                table = table.append_column(name, column)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomically(out / "data" / f"train-{shard:05d}-of-{store.shards:05d}.parquet", buffer.getbuffer())
+    return store.shards
+
+
+def encode_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file: eight bytes of header length, a JSON header that ends at a multiple of
+    eight, the tensors' bytes (huggingface/safetensors, README "Format")."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, values in tensors.items():
+        kind, end = _SAFETENSORS_TYPES[values.dtype.name], offset + values.nbytes
+        header[name] = {"dtype": kind, "shape": list(values.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    bodies = (np.ascontiguousarray(v, dtype=v.dtype.newbyteorder("<")).tobytes() for v in tensors.values())
+    return struct.pack("<Q", len(text)) + text + b"".join(bodies)
+
+
+def export_safetensors(store: FeatureStore, out: Path) -> int:
+    """Write `OUT/<slug>/sssss.safetensors` with `row`, `image`, `text` and `valid`; return the number of files."""
+    for slug, card in store.teachers.items():
+        valid = store.valid(slug)
+        for shard, span in enumerate(iter_shards(store.record)):
+            rows = slice(span.start, span.stop)
+            tensors = {
+                "row": np.arange(span.start, span.stop),
+                "image": consecutive(store.image(slug), rows),
+                "text": consecutive(store.text(slug), rows),
+                "valid": valid[rows],
+            }
+            metadata = {"teacher": slug, "digest": card.digest, "card": card.model_dump_json()}
+            write_atomically(out / slug / f"{shard:05d}.safetensors", encode_safetensors(tensors, metadata))
+    return store.shards * len(store.teachers)
+
+
+@dataclass(frozen=True)
+class ArchiveReport:
+    """Savings of an archive."""
+
+    arrays: int
+    stored: int
+    """Bytes of the arrays' values, uncompressed."""
+    archived: int
+    """Bytes of the arrays' chunks in the archive."""
+
+
+def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
+    """Write the store as compressed plain Zarr v3 with its Parquet parts into the new folder `out`: to keep or to send,
+    not to train from. Values are those of the store, bit for bit, and any Zarr v3 reader opens it. It is no store:
+    compressed chunks cannot be mapped, and there is no ledger, so a shard without an entry holds the fill value.
+    `codec` is one of `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry: nothing unchecked is
+    archived; StoreError if `out` cannot be written."""
+    import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
+    from zarr import codecs  # noqa: PLC0415
+
+    compressor: Any = {
+        "zstd": lambda: codecs.ZstdCodec(level=19),
+        "blosc": lambda: codecs.BloscCodec(cname="zstd", clevel=9, shuffle="bitshuffle"),
+        "gzip": lambda: codecs.GzipCodec(level=9),
+    }[codec]()
+    record, stored, arrays = store.record, 0, 0
+    with disk_errors(out):
+        attributes = {"mmkd_archive": {"codec": codec, "record": record.model_dump(mode="json")}}
+        root = zarr.create_group(out, attributes=attributes)
+        for slug, card in store.teachers.items():
+            document = card.model_dump(mode="json")
+            group = root.create_group(teacher_group(slug), attributes={"mmkd_archive": {"card": document}})
+            for spec in teacher_arrays(card.encoding, card.dim):
+                source = store.array(slug, spec)
+                target = group.create_array(
+                    spec.name,
+                    shape=spec.shape(len(store)),
+                    chunks=spec.shape(record.rows_per_shard),
+                    dtype=spec.dtype,
+                    fill_value=spec.fill,
+                    compressors=[compressor, codecs.Crc32cCodec()],
+                )
+                arrays += 1
+                for shard, span in enumerate(iter_shards(record)):
+                    if source.chunks[shard] is not None:
+                        target[span.start : span.stop] = source.body(shard)[: len(span)]
+                        stored += spec.chunk_bytes(len(span))
+        for shard in range(store.shards):
+            read_part(store.root, shard)
+            write_atomically(out / sample_part(shard), (store.root / sample_part(shard)).read_bytes())
+        archived = sum(path.stat().st_size for path in (out / "teachers").rglob("c/**/*") if path.is_file())
+    return ArchiveReport(arrays, stored, archived)
