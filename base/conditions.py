@@ -29,8 +29,8 @@ MAX_DIGITS = 30
 """Digits of a number that may be a 64-bit integer."""
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>-?\d+(?:\.\d+)?)|'(?P<text>(?:[^']|'')*)'|\"(?P<quoted>[^\"]+)\"|(?P<word>[^\W\d]\w*)"
-    r"|(?P<sign><>|!=|<=|>=|==|[=<>(),]))"
+    r"(?P<number>-?\d+(?:\.\d+)?)|'(?P<text>(?:[^']|'')*)'|\"(?P<quoted>[^\"]+)\"|(?P<word>[^\W\d]\w*)"
+    r"|(?P<sign><>|!=|<=|>=|==|[=<>(),])|(?P<space>\s+)|(?P<unknown>.)"
 )
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne, "<>": operator.ne,
@@ -38,16 +38,17 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 _WORDS = frozenset(("and", "or", "not", "in", "like", "between", "is", "null"))
 
-Token = tuple[str, str]
-"""Kind (`number`, `text`, `quoted`, `word`, `sign`, `end`) and content."""
-
 
 def parse_condition(text: str, schema: pa.Schema) -> pc.Expression:
     """Read a condition over the columns of `schema`. Raises ConfigError if it cannot be read, names a column that is
     not there, or compares text with a number."""
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"a condition has {MAX_LENGTH} characters at most, this one has {len(text)}")
-    return _Parser(text, schema).whole()
+    parser = _Parser(text, schema)
+    condition = parser.disjunction()
+    if parser.peek() != ("end", ""):
+        raise parser.fault("`and`, `or` or the end")
+    return condition
 
 
 class _Parser:
@@ -55,79 +56,83 @@ class _Parser:
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self.text, self.schema = text, schema
-        self.tokens = self._split()
         self.place = self.depth = 0
+        self.tokens: list[tuple[str, str]] = []
+        """Kind (a group of `_TOKEN`, or `end`) and content."""
+        for match in _TOKEN.finditer(text):
+            kind = match.lastgroup or ""
+            if kind == "unknown":
+                raise ConfigError(f"condition: cannot read {text[match.start() :].strip()[:40]!r} in {text[:200]!r}")
+            if kind != "space":
+                self.tokens.append((kind, match[kind].replace("''", "'") if kind == "text" else match[kind]))
+        self.tokens.append(("end", ""))
 
-    def whole(self) -> pc.Expression:
-        """Return the condition, with nothing left over."""
-        found = self.either()
-        if self.peek() != ("end", ""):
-            raise self.fault("`and`, `or` or the end")
-        return found
+    def disjunction(self) -> pc.Expression:
+        """Read terms with `or` and `and` between them."""
+        condition = self.conjunction()
+        while self.accept("or"):
+            condition = condition | self.conjunction()
+        return condition
 
-    def either(self) -> pc.Expression:
-        """Return terms with `or` between."""
-        found = self.both()
-        while self.taken("or"):
-            found = found | self.both()
-        return found
-
-    def both(self) -> pc.Expression:
-        """Return terms with `and` between."""
-        found = self.term()
-        while self.taken("and"):
-            found = found & self.term()
-        return found
+    def conjunction(self) -> pc.Expression:
+        """Read terms with `and` between them."""
+        condition = self.term()
+        while self.accept("and"):
+            condition = condition & self.term()
+        return condition
 
     def term(self) -> pc.Expression:
-        """Return a negation, something in parentheses, or a comparison."""
+        """Read a negation, something in parentheses, or a comparison."""
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise ConfigError(f"condition {self.text[:60]!r}... is nested more than {_MAX_DEPTH} deep")
-        if self.taken("not"):
-            found = ~self.term()
-        elif self.taken("("):
-            found = self.either()
-            self.need(")")
+        if self.accept("not"):
+            condition = ~self.term()
+        elif self.accept("("):
+            condition = self.disjunction()
+            self.expect(")")
         else:
-            found = self.comparison()
+            condition = self.comparison()
         self.depth -= 1
-        return found
+        return condition
 
     def comparison(self) -> pc.Expression:
-        """Return a column and its condition."""
-        kind, name = self.take()
+        """Read a column and its condition."""
+        kind, name = self.peek()
         if kind not in ("word", "quoted") or (kind == "word" and name.lower() in _WORDS):
-            self.place -= 1
             raise self.fault("a column's name")
-        field = pc.field(name)
-        column = self._column(name)
-        sign = self.peek()[1]
-        if self.peek()[0] == "sign" and sign in _COMPARE:
-            self.take()
+        self.place += 1
+        if name not in self.schema.names:
+            nearest = difflib.get_close_matches(name, self.schema.names, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"the store has {', '.join(self.schema.names)}"
+            raise ConfigError(f"condition: no sample column {name!r}; {hint}")
+        field, column = pc.field(name), self.schema.field(name)
+        kind, sign = self.peek()
+        if kind == "sign" and sign in _COMPARE:
+            self.place += 1
             return _COMPARE[sign](field, self.literal(column))
-        if self.taken("is"):
-            negative = self.taken("not")
-            self.need("null")
+        if self.accept("is"):
+            negative = self.accept("not")
+            self.expect("null")
             return field.is_valid() if negative else field.is_null()
-        negative = self.taken("not")
-        found = self._membership(field, column)
-        return ~found if negative else found
+        negative = self.accept("not")
+        condition = self._membership(field, column)
+        return ~condition if negative else condition
 
     def _membership(self, field: pc.Expression, column: pa.Field) -> pc.Expression:
-        if self.taken("in"):
-            self.need("(")
+        if self.accept("in"):
+            self.expect("(")
             values = [self.literal(column)]
-            while self.taken(","):
+            while self.accept(","):
                 values.append(self.literal(column))
-            self.need(")")
+            self.expect(")")
             # Not `isin`: it casts 7.5 to the column's integers, and takes a missing value for "not in the list".
             return reduce(operator.or_, (field == value for value in values))
-        if self.taken("between"):
+        if self.accept("between"):
             low = self.literal(column)
-            self.need("and")
+            self.expect("and")
             return (field >= low) & (field <= self.literal(column))
-        if self.taken("like"):
+        if self.accept("like"):
             if not pa.types.is_string(column.type):
                 raise ConfigError(f"condition: `like` needs text, column {column.name!r} holds {column.type}")
             # SQL's LIKE names no escape character; Arrow's has the backslash.
@@ -135,11 +140,11 @@ class _Parser:
         raise self.fault("a comparison such as `= 'CT'`, `in (...)`, `like '...'` or `is null`")
 
     def literal(self, column: pa.Field) -> str | int | float:
-        """Return a text or a number, as the column wants it."""
-        kind, content = self.take()
+        """Read a text or a number, as the column wants it."""
+        kind, content = self.peek()
         if kind not in ("text", "number"):
-            self.place -= 1
             raise self.fault("a number or a text in single quotes")
+        self.place += 1
         is_text = pa.types.is_string(column.type)
         if is_text != (kind == "text"):
             wanted = "a text in single quotes" if is_text else "a number"
@@ -150,51 +155,24 @@ class _Parser:
         whole = "." not in content and -(2**63) <= int(content[:MAX_DIGITS]) < 2**63 and len(content) < MAX_DIGITS
         return int(content) if whole else float(content)
 
-    def _column(self, name: str) -> pa.Field:
-        if name not in self.schema.names:
-            nearest = difflib.get_close_matches(name, self.schema.names, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"the store has {', '.join(self.schema.names)}"
-            raise ConfigError(f"condition: no sample column {name!r}; {hint}")
-        return self.schema.field(name)
-
-    def _split(self) -> list[Token]:
-        tokens: list[Token] = []
-        place = 0
-        while self.text[place:].strip():
-            match = _TOKEN.match(self.text, place)
-            if match is None:
-                raise ConfigError(f"condition: cannot read {self.text[place:].strip()[:40]!r} in {self.text[:200]!r}")
-            kind = match.lastgroup or ""
-            content = match[kind]
-            tokens.append((kind, content.replace("''", "'") if kind == "text" else content))
-            place = match.end()
-        return [*tokens, ("end", "")]
-
-    def peek(self) -> Token:
+    def peek(self) -> tuple[str, str]:
         """Return the next token."""
         return self.tokens[self.place]
 
-    def take(self) -> Token:
-        """Return the next token, used up."""
-        token = self.tokens[self.place]
-        self.place += 1
-        return token
-
-    def taken(self, word: str) -> bool:
-        """Use up a keyword or sign if it is the next token."""
+    def accept(self, word: str) -> bool:
+        """Consume a keyword or sign if it is the next token."""
         kind, content = self.peek()
-        if kind in ("word", "sign") and content.lower() == word:
-            self.place += 1
-            return True
-        return False
+        accepted = kind in ("word", "sign") and content.lower() == word
+        self.place += accepted
+        return accepted
 
-    def need(self, word: str) -> None:
-        """Use up a keyword or sign that must come now."""
-        if not self.taken(word):
+    def expect(self, word: str) -> None:
+        """Consume a keyword or sign that must come now."""
+        if not self.accept(word):
             raise self.fault(f"`{word}`")
 
     def fault(self, expected: str) -> ConfigError:
-        """Return the unexpected token."""
+        """Return the error of an unexpected token."""
         kind, content = self.peek()
         found = "it ends" if kind == "end" else f"{content!r} stands"
         return ConfigError(f"condition {self.text[:200]!r}: {found} where {expected} was expected")

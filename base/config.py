@@ -29,7 +29,7 @@ class Frozen(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _means_what_it_says(cls, value: object, field: ValidationInfo) -> object:
+    def _check_type(cls, value: object, field: ValidationInfo) -> object:
         """Refuse `true` and `yes` for a number, which pydantic reads as 1, and an empty path, which it reads as `.`."""
         kinds = set(_leaf_types(cls.model_fields[str(field.field_name)].annotation))
         values = list(_leaf_values(value))
@@ -85,7 +85,7 @@ class OneOf(Frozen):
 
     @property
     def chosen(self) -> Any:
-        """Its value."""
+        """Value of that field."""
         return getattr(self, self.kind)
 
 
@@ -178,19 +178,12 @@ def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str
     for step in path:
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         if isinstance(step, str) and step in fields:
-            inner = list(_models(fields[step].annotation))
-            if not inner:
+            types = _leaf_types(fields[step].annotation)
+            inner = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
+            if inner is None:
                 return []
-            model = inner[0]
+            model = inner
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _models(annotation: object) -> Iterator[type[BaseModel]]:
-    """Yield models in an annotation such as `tuple[Rule, ...] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
 
 
 def user_roots() -> dict[str, str]:

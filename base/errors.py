@@ -1,26 +1,7 @@
 """Every error that mmkd raises on purpose, as one small tree.
 
-    MmkdError
-    ├── UserError               something the caller asked for cannot be done as asked
-    │   ├── ConfigError         a YAML file or an option that does not fit its model
-    │   ├── CorpusError         a corpus that is missing, empty or not what it was
-    │   └── TeacherError        a teacher that cannot be found, loaded or trusted
-    └── StoreError              the store on disk is not what was expected
-        ├── NotAStoreError      no mmkd store at this path
-        ├── FormatVersionError  written by a newer mmkd
-        ├── TeacherMismatchError  features of other weights, preprocessing or tokenizer
-        ├── BusyStoreError      another process writes to it
-        ├── IncompleteStoreError  rows or teachers that were asked for are not there yet
-        ├── UnreachableError    a URL whose server refuses, fails or does not answer
-        └── CorruptStoreError   bytes that do not match their checksum
-
-Messages are one line: the bad value, what was expected, the next step. The command line prints
-them as they are and exits with status 1:
-
-    try:
-        store = FeatureStore.open(path)
-    except MmkdError as error:
-        sys.exit(str(error))
+Messages are one line: the bad value, what was expected, the next step. The command line prints them as they are and
+exits with status 1.
 """
 
 from __future__ import annotations
@@ -31,7 +12,7 @@ class MmkdError(Exception):
 
 
 class UserError(MmkdError):
-    """A request of the caller cannot be fulfilled."""
+    """Something the caller asked for cannot be done as asked."""
 
 
 class ConfigError(UserError):
@@ -47,7 +28,7 @@ class TeacherError(UserError):
 
 
 class StoreError(MmkdError):
-    """The store on disk is not as expected."""
+    """The store on disk is not what was expected."""
 
 
 class NotAStoreError(StoreError):
@@ -59,7 +40,7 @@ class FormatVersionError(StoreError):
 
 
 class TeacherMismatchError(StoreError):
-    """Features of other weights, preprocessing or tokenizer lie where new ones should go."""
+    """The store has features of other weights, preprocessing or tokenizer under this name."""
 
 
 class IncompleteStoreError(StoreError):

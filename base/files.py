@@ -33,8 +33,7 @@ _AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
 
 @contextmanager
 def disk_errors(path: StorePath) -> Iterator[None]:
-    """Turn an OSError from writing `path` into a one-line error. Raises StoreError if the disk is full, read-only, or
-    not writable."""
+    """Turn an OSError from writing `path` into a one-line StoreError."""
     try:
         yield
     except OSError as error:
@@ -44,8 +43,8 @@ def disk_errors(path: StorePath) -> Iterator[None]:
 
 
 def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
-    """Write `data` to `path` atomically, creating parent folders. Raises StoreError if the disk is full, read-only, or
-    not writable; nothing is left behind; UnreachableError if a URL cannot be written."""
+    """Write `data` to `path` atomically, creating parent folders. Raises StoreError, UnreachableError if it cannot be
+    written; nothing is left behind."""
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
@@ -55,8 +54,8 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
 
 
 def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
-    """Write `data` to `path` unless it exists; one of several concurrent writers wins. Returns False if a file existed;
-    it is left unchanged. Raises StoreError, UnreachableError as `write_atomically`."""
+    """Write `data` to `path` unless it exists: one of several concurrent writers wins. Returns False if a file existed.
+    Raises StoreError, UnreachableError as `write_atomically`."""
     if isinstance(path, RemotePath):
         return path.create(data)
     path = regular_target(path)
@@ -108,19 +107,15 @@ def regular_target(path: Path) -> Path:
 
 def _claim(file: IO[bytes]) -> bool:
     """Lock a file while it is open here. The system releases the lock when the process dies."""
-    try:
+    with contextlib.suppress(OSError):  # locked by another process, or a file system without locks
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-    except OSError:
-        # Locked by another process, or a file system without locks.
-        pass
     return False
 
 
 def remove_abandoned(root: StorePath) -> int:
-    """Delete files of dead writers below `root`, never those of live ones, and return their number. Raises StoreError
-    if the store cannot be written."""
+    """Delete the temporary files of dead writers below `root`, never those of live ones, and return their number."""
     here = re.compile(rf"\.{re.escape(socket.gethostname())}-\d+-[0-9a-f]+{re.escape(TEMPORARY_SUFFIX)}$")
     removed = 0
     for path in temporary_files(root):

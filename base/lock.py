@@ -20,6 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
 from mmkd.base.errors import BusyStoreError, StoreError, UnreachableError
 from mmkd.base.files import disk_errors
 from mmkd.base.places.remote import RemotePath, StorePath
@@ -48,20 +53,22 @@ def only_writer(root: StorePath, what: str) -> Iterator[None]:
 def lock_until_closed(file: IO[bytes], waiting: Callable[[], None] | None = None) -> None:
     """Wait until no other process has this open file locked, then lock it; closing the file ends that. `waiting` is
     called once if another process has the lock."""
-    if os.name == "nt":  # nothing is locked
-        return
-    import fcntl  # noqa: PLC0415 - not on Windows
+    if fcntl is not None and not _try_lock(file.fileno()):
+        if waiting is not None:
+            waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
 
+
+def _try_lock(fd: int) -> bool:
+    """Lock an open file without waiting; False if another process has it locked."""
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+    return True
 
 
 def _busy(root: StorePath, data: bytes) -> BusyStoreError:
@@ -75,11 +82,11 @@ def _busy(root: StorePath, data: bytes) -> BusyStoreError:
 
 @contextmanager
 def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
-    if os.name == "nt":  # nothing is locked
+    if fcntl is None:
         yield
         return
     path, made = root / LOCK_FILE, not root.exists()
-    fd = _acquired(path)
+    fd = _open_locked(path)
     _held.add(fd)
     try:
         with disk_errors(path):
@@ -98,33 +105,26 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
             os.close(fd)
 
 
-def _acquired(path: Path) -> int:
+def _open_locked(path: Path) -> int:
     """Return the lock file, opened and locked; its folder is made if it is not there."""
-    while True:
-        with disk_errors(path):
-            fd = _opened(path)
-        with ExitStack() as stack:
-            stack.callback(os.close, fd)
-            _flock(path, fd)
-            # The previous holder deletes its file: a lock on a deleted file does not count.
-            with suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(fd).st_ino:
-                    stack.pop_all()
-                    return fd
-
-
-def _opened(path: Path) -> int:
     while True:
         # Another writer that came to nothing may take its folder away at any moment: while `mkdir` looks whether it is
         # one, or before the file is made. What is there and no folder is refused by `open`.
-        with suppress(FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
+        with disk_errors(path), suppress(FileNotFoundError):
+            with suppress(FileExistsError):
+                path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.is_symlink() and not path.parent.exists():
                 target = path.parent.resolve()
-                raise StoreError(f"{path.parent} is a link to {target}, which does not exist; name a folder") from None
+                raise StoreError(f"{path.parent} is a link to {target}, which does not exist; name a folder")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with ExitStack() as stack:
+                stack.callback(os.close, fd)
+                if not _try_lock(fd):
+                    raise _busy(path.parent, os.pread(fd, 4096, 0))
+                # The previous holder deletes its file: a lock on a deleted file does not count.
+                if path.stat().st_ino == os.fstat(fd).st_ino:
+                    stack.pop_all()
+                    return fd
 
 
 _held: set[int] = set()
@@ -139,18 +139,6 @@ def _close_held() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_held)
-
-
-def _flock(path: Path, fd: int) -> None:
-    import fcntl  # noqa: PLC0415 - not on Windows
-
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _busy(path.parent, os.pread(fd, 4096, 0)) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 @contextmanager

@@ -1,13 +1,14 @@
-"""The process itself: usable cores, free memory, allocator settings, and periodic work in a thread."""
+"""The process itself: usable cores, free memory, allocator settings, periodic work in a thread, and a watchdog."""
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -25,17 +26,14 @@ def free_memory() -> int:
 
 
 def _spare(meminfo: Path) -> int:
-    """MemAvailable of proc(5); elsewhere all memory that there is."""
-    try:
+    """Return MemAvailable of proc(5); elsewhere all memory that there is."""
+    with suppress(OSError):
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    try:
+    with suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
+    return 0
 
 
 def _limits(own: Path, cgroups: Path) -> list[int]:
@@ -47,25 +45,16 @@ def _limits(own: Path, cgroups: Path) -> list[int]:
     limits = [1 << 63]
     for number, controllers, path in lines:
         if number == "0":
-            files = [folder / "memory.max" for folder in _upwards(cgroups, path)]
+            top, name = cgroups, "memory.max"
         elif "memory" in controllers.split(","):
-            files = [folder / "memory.limit_in_bytes" for folder in _upwards(cgroups / "memory", path)]
+            top, name = cgroups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        for file in files:
-            try:
-                text = file.read_text().strip()
-            except OSError:
-                continue
-            if text.isdigit():
-                limits.append(int(text))
+        group = top / path.lstrip("/")
+        for folder in (group, *(above for above in group.parents if above.is_relative_to(top))):  # each of them limits
+            with suppress(OSError, ValueError):  # `max` is no limit
+                limits.append(int((folder / name).read_text()))
     return limits
-
-
-def _upwards(top: Path, path: str) -> list[Path]:
-    """Return a group's folder and those above it: every one of them limits."""
-    folder = top / path.lstrip("/")
-    return [folder, *(above for above in folder.parents if above.is_relative_to(top))]
 
 
 # From glibc's malloc.h. The largest threshold that mallopt accepts is half a heap: 32 MiB on 64 bits.
@@ -104,3 +93,36 @@ def repeated(work: Callable[[], object], seconds: float, name: str) -> Iterator[
     finally:
         over.set()
         thread.join()
+
+
+class Watch:
+    """One alarm for the process, however many shards it has in hand. It rings in a thread of C, so that a library that
+    hangs with Python's lock held is ended too. A stopped process, or one that waits for a dead disk inside the kernel,
+    is noticed by the scheduler's `worker-ttl` instead. `seconds`: without a beat, until the process ends."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._lock = threading.Lock()
+        self._in_hand = 0
+        # Traces of all threads are useless at a terminal.
+        self._nowhere = os.open(os.devnull, os.O_WRONLY)
+
+    @contextmanager
+    def over_shard(self) -> Iterator[None]:
+        """End the process if `beat` is not called for too long inside this block."""
+        with self._lock:
+            self._in_hand += 1
+        self.beat()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_hand -= 1
+                if not self._in_hand:
+                    faulthandler.cancel_dump_traceback_later()
+
+    def beat(self) -> None:
+        """Report progress and restart the timer."""
+        with self._lock:
+            if self._in_hand:
+                faulthandler.dump_traceback_later(self.seconds, exit=True, file=self._nowhere)

@@ -47,10 +47,11 @@ def seconds_text(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    for large, small, size, unit in (("min", "s", 60, 1), ("h", "min", 3600, 60), ("d", "h", 86400, 3600)):
-        if whole < size * (60 if large == "min" else 24) or large == "d":
-            return f"{whole // size} {large} {whole % size // unit} {small}"
-    raise AssertionError("days have no end")
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -75,8 +76,8 @@ def plain_values(value: Any) -> Any:
 
 
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> Iterator[str]:
-    """Yield a header and rows of equal length as lines, indented. `header`: names of the columns.  `words`: columns of
-    words, to be lined up on the left; the first column only when not given."""
+    """Yield a header and rows of equal length as indented lines. `words`: names of left-aligned columns, by
+    default the first one."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     left = [name in (words or header[:1]) for name in header]
     for row in (header, *rows):

@@ -1,4 +1,5 @@
-"""Training an alignment from the store, against the bare optimizer step on a resident batch: rows a second, as a ratio.
+"""Training an alignment from the store, compared with the bare optimizer step on a resident batch: rows per second, as
+a ratio.
 
 To reach: 0.8. Both are timed in turn in one run, medians of blocks of steps.
 """

@@ -1,6 +1,6 @@
-"""Extraction by nine ViT-B/32 (random weights) of JPEGs of 500 pixels with captions that fill the context: against the
-bare forward passes of the same models, a run for each teacher, and clip-retrieval; one worker against more; peak memory
-at 1x and 10x rows. Models are loaded before a clock starts.
+"""Extraction by nine ViT-B/32 (random weights) from JPEGs of 500 pixels, with captions that fill the context: compared
+with the bare forward passes of the same models, with one run per teacher, and with clip-retrieval; one worker
+against several; peak memory at 1x and 10x rows. Models are loaded before timing starts.
 
 clip-retrieval wants older packages than ours, so it lives apart, in an environment that `make bench` builds; where
 that is missing its row is left out.
@@ -37,12 +37,11 @@ from mmkd.benchmarks.where import peers_python
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.dispatch import gather
-from mmkd.extract.new_store import make_store
+from mmkd.extract.dispatch import TeachersPlugin, gather
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.report import ShardReport
+from mmkd.extract.run import make_store
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
-from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.writer import add_teacher
 
@@ -59,7 +58,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.new_store import make_store
+from mmkd.extract.run import make_store
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.encode import Workbench

@@ -1,6 +1,6 @@
-"""The forward pass of a ViT-B/32 and a ResNet-50 of CLIP (random weights) on one core, 32 rows: order of the weights,
-`torch.compile`, half precision; and captions cut to their length against padded ones. It judges what extraction does by
-default.
+"""The forward pass of CLIP's ViT-B/32 and ResNet-50 (random weights) on one core, 32 rows: memory format of the
+weights, `torch.compile` and half precision; and captions cut to their length against padded ones. The defaults of
+extraction follow from it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The ten nearest rows of one query, exactly, over mapped float16 rows (warm page cache): NumPy alone,
-and with faiss making a first choice of rows (extra `faiss`). Both give the same rows.
+"""The ten nearest rows of one query, exactly, over mapped float16 rows (warm page cache): NumPy alone, and with faiss
+preselecting rows (extra `faiss`). Both give the same rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmkd.benchmarks.result import Row, main
 from mmkd.benchmarks.select import make_store
 from mmkd.store import FeatureStore
 from mmkd.store.inspect import neighbors
-from mmkd.store.inspect.faiss_choice import faiss_module
+from mmkd.store.inspect.neighbors import faiss_module
 
 DIM, K, ROUNDS, QUERY = 512, 10, 7, 7
 

@@ -1,6 +1,7 @@
-"""Against the original release on the same data: its layout (`meta.jsonl`, and for each sample a JPEG, a JSON and two
-`.pt` files of float32 features of all its teachers) and its loader, written anew from their description, not its code.
-Features are random, 6.6 of nine teachers a sample; ours is what `mmkd store import` makes of that folder.
+"""Comparison with the original release on the same data: its layout (`meta.jsonl`, and for each sample a JPEG, a JSON
+and two `.pt` files of float32 features of all its teachers) and its loader, both reimplemented from their
+description, not from its code. Features are random, with 6.6 of nine teachers per sample; the store is what `mmkd
+store import` makes of that folder.
 
 The original's loader reads a sample's whole file and keeps one teacher drawn at random; its order is that of
 `meta.jsonl`, as released; both sides have two worker processes. How the release extracts is not published: a kill is

@@ -1,6 +1,6 @@
-"""A store of the true size, 2.9 million rows x 9 teachers of 512 float16: seconds and memory of every step of its life.
-The files have their full length, true checksums and real values, but all whole shards are hard links to one (150 MB on
-disk for 54 GB): the page cache holds them all, so that no time of a disk is in these figures. The text is made up.
+"""A store of realistic size, 2.9 million rows x 9 teachers of 512 float16: seconds and memory of every operation. The
+files have their full length, correct checksums and real values, but all whole shards are hard links to one (150 MB
+on disk for 54 GB): the page cache holds them all, so these figures include no disk time. The text is synthetic.
 
 Each step is a process of its own. Seconds do not count its imports; memory is the most private memory that it had over
 what it had after them (mapped pages, which the kernel may take back, are not in it).

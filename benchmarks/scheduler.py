@@ -1,5 +1,5 @@
-"""A simulated extraction through a real Dask scheduler: workers that sleep in place of teachers, 1 to 512 of them.
-Tasks, their submission and what comes back are those of `mmkd extract`; only the work in them is sleep.
+"""A simulated extraction through a real Dask scheduler with 1 to 512 workers that sleep instead of running teachers.
+Tasks, their submission and their results are those of `mmkd extract`; only the work in them is replaced.
 
 Scheduler and workers share this process and its event loop, each worker with a TCP port of its own: 512 workers press
 on one interpreter here, on a cluster the scheduler has one to itself. 2.9 million rows are 178 tasks, so that beyond

@@ -1,4 +1,4 @@
-"""Selection rules over a scaled store: seconds for each, and minutes for 2.9 million rows and nine teachers.
+"""Selection rules over a scaled store: seconds per rule, and minutes for 2.9 million rows and nine teachers.
 
 The cost of a rule is the same for every row (pools and blocks of fixed size), so the time is scaled by the ratio of
 pairs; a run at half the rows says whether that holds. Features are in the page cache: on a machine where they are

@@ -1,6 +1,6 @@
-"""Features of nine teachers, both towers of 512 float16 values, in a store and in ten other layouts: random batches,
-full scans, the time to open, bytes and files. Same rows, same run, taken in turn; each layout is read as its own
-documentation says.
+"""Reading features of nine teachers (both towers, 512 float16 values) from a store and from ten other layouts: random
+batches, full scans, time to open, bytes and files. All layouts hold the same rows and are measured in turn in one
+run; each is read as its own documentation recommends.
 
 Warm means in the page cache. Cold means that the layout's files were dropped from it before (posix_fadvise, and mincore
 tells what is left); what the disk itself keeps cannot be dropped. Layouts whose packages are not in the peers'

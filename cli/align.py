@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("store", metavar="STORE")
 @click.argument("run", type=click.Path(path_type=Path, dir_okay=False), metavar="RUN.yaml")
-@click.option("--json", "as_json", is_flag=True, help="The card with its scores, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the card with its scores as JSON.")
 def align(store: str, run: Path, as_json: bool) -> None:
-    """Bring the teachers' spaces to one width, and judge the result on held-out rows.
+    """Map the teachers' spaces to one width and evaluate the result on held-out rows.
 
     \b
     out: phi-s.safetensors     # paths are relative to RUN.yaml
@@ -51,7 +51,7 @@ def _screen(scores: AlignmentScores) -> str:
 
     width = max((len(slug) for slug in scores.teachers), default=7)
     lines = [
-        f"judged on {scores.rows:,} rows whose captions were held out; recall at 1 of {scores.gallery:,.0f} on average",
+        f"evaluated on {scores.rows:,} rows with held-out captions; recall at 1 of {scores.gallery:,.0f} on average",
         f"  image of one teacher to text of another   {percent(scores.image_to_text):>7}",
         f"  image of one teacher to image of another  {percent(scores.image_to_image):>7}",
         f"  image to text of the same teacher         {percent(scores.own_image_to_text):>7}",

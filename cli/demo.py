@@ -12,14 +12,14 @@ import click
 @click.option(
     "--corpus-only",
     is_flag=True,
-    help="Cut the images, with clean captions, and stop: what the suite `quick` is made of.",
+    help="Only cut the images, with clean captions: the corpus of the suite `quick`.",
 )
 def demo(directory: Path, corpus_only: bool) -> None:
-    """The whole path on real images, on a CPU, without network: corpus, nine teachers, store, two students, scores.
+    """Run the whole pipeline on real images, on a CPU, offline: corpus, nine teachers, store, two students, scores.
 
-    One student learns from the teachers, the other from the pairs alone.
+    One student learns from the teachers, the other only from the pairs.
 
-    Everything lies in DIR afterwards (mmkd-demo when not given). Running it again goes on where it stopped.
+    Everything is written to DIR (mmkd-demo by default). Run again to continue.
     Needs the extra `demo`.
     """
     if corpus_only:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, dir_okay=False), metavar="RUN.yaml")
 @click.option(
-    "--dry-run", is_flag=True, help="Take a few steps, print parameters, memory, steps and hours, write nothing."
+    "--dry-run", is_flag=True, help="Take a few steps and print parameters, memory, steps and hours; write nothing."
 )
-@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the same as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print JSON.")
 def distill(run: Path, dry_run: bool, as_json: bool) -> None:
-    """Train the student that RUN.yaml describes; running it again goes on from the last checkpoint.
+    """Train the student that RUN.yaml describes. Run again to continue from the last checkpoint.
 
     \b
     preset: distil             # pretrain, distil, large, or YAML files of your own; keys below win
@@ -34,7 +34,7 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     mmkd distill run.yaml --dry-run
     torchrun --nproc-per-node 8 --no-python mmkd distill run.yaml
 
-    Exit status 143 or 138 after SIGTERM or SIGUSR1 (128 and the signal's number): the state was saved first.
+    Exit status 143 or 138 after SIGTERM or SIGUSR1 (128 plus the signal's number); the state is saved first.
     """
     from mmkd.distill.config import load_run
 
@@ -54,7 +54,7 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     for name, value in report.scores.items():
         click.echo(f"{name} {value:.4f}")
     if report.stop_signal:
-        click.echo(f"stopped by {report.stopped} with the state saved; the same command goes on", err=True)
+        click.echo(f"stopped by {report.stopped} with the state saved; the same command continues", err=True)
         sys.exit(128 + report.stop_signal)
     if report.stopped:
         click.echo(f"stopped by {report.stopped}: nothing better since step {report.best.best_step}")

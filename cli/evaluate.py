@@ -27,7 +27,7 @@ OUT = click.option(
 )
 BY = click.option(
     "--by", type=click.Choice(["domain", "dataset", "modality"]), default="domain", show_default=True,
-    help="What the columns are.",
+    help="Grouping of the columns.",
 )  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -36,7 +36,7 @@ def question(command: Command) -> Command:
     """Options that choose what a table, comparison or figure shows."""
     for option in (
         click.option("--fraction", type=float, default=1.0, show_default=True, help="Share of the labels used."),
-        click.option("--head", help="Direction, as i2t or t2i.  [default: every one that the task has]"),
+        click.option("--head", help="Head to show, such as i2t or t2i.  [default: all heads of the task]"),
         BY,
         click.option("--metric", help="Metric to show.  [default: the task's primary one]"),
         click.option("--task", help="Task to show.  [default: all tasks of the suite]"),
@@ -48,7 +48,7 @@ def question(command: Command) -> Command:
 
 @click.group()
 def evaluate() -> None:
-    """Score teachers and students on the suites you describe in YAML."""
+    """Score teachers and students on suites described in YAML."""
 
 
 @evaluate.command()
@@ -89,10 +89,14 @@ def fetch(dataset: str, dry_run: bool) -> None:
 @SUITE
 @OUT
 @click.option("--force", is_flag=True, help="Rerun finished units.")
-@click.option("--for-selection", is_flag=True, help="Scores will choose a model: refuse sets with `role: report`.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Units at once, a process each.  [default: one per core]")
+@click.option(
+    "--for-selection", is_flag=True, help="Scores will be used to select a model: refuse sets with `role: report`."
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Units to run at once, one process each.  [default: one per core]"
+)
 def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: int | None) -> None:
-    """Run what is missing of SUITE; a unit that fails is recorded and does not stop the others.
+    """Run the units of SUITE that have no result yet; a unit that fails is recorded and does not stop the others.
 
     \b
     mmkd evaluate run suite.yaml --out results
@@ -127,7 +131,7 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
 @question
 @click.option(
     "--format", "style", type=click.Choice(["markdown", "csv", "latex", "json"]), default="markdown", show_default=True,
-    help="How to print.",
+    help="Output format.",
 )  # fmt: skip
 @JSON
 def table(as_json: bool, **options: Any) -> None:
@@ -148,7 +152,7 @@ def table(as_json: bool, **options: Any) -> None:
 @SUITE
 @click.argument("model")
 @question
-@click.option("--against", multiple=True, help="A model to compare with, repeatable.  [default: all others]")
+@click.option("--against", multiple=True, help="Model to compare with; repeatable.  [default: all others]")
 @JSON
 def compare(model: str, against: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Compare MODEL with each other model of SUITE, paired on the same samples.
@@ -181,7 +185,7 @@ def figure(kind: str, file: Path, model: str, **options: Any) -> None:
     first, *others = folder.questions(**options)
     if others:
         asked = ", ".join(f"{one.task} {one.head}".strip() for one in (first, *others))
-        raise click.UsageError(f"a figure shows one task and head; choose of {asked} with --task and --head")
+        raise click.UsageError(f"a figure shows one task and head; choose from {asked} with --task and --head")
     save(FIGURES[kind](folder, first, model), file)
     click.echo(f"wrote {file}")
 
@@ -207,17 +211,17 @@ def report(suite: Path, file: Path, model: str, out: Path | None, by: By) -> Non
 
 @evaluate.command()
 @SUITE
-@click.option("--training", type=STORE, metavar="STORE", help="Store of the corpus that students learn from.")
-@click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores hold]")
+@click.option("--training", type=STORE, metavar="STORE", help="Store of the students' training corpus.")
+@click.option("--model", help="Encoder whose features are compared.  [default: the first that all stores have]")
 @click.option("--cosine", type=float, default=0.98, show_default=True, help="Least cosine of near copies.")
 @click.option(
     "--hashes", type=click.Path(dir_okay=False, path_type=Path),
-    help="Compare perceptual hashes too: reads all images once and keeps their hashes in this Parquet file.",
+    help="Also compare perceptual hashes; all images are read once, and their hashes are stored in this Parquet file.",
 )  # fmt: skip
 @click.option("--bits", type=int, default=4, show_default=True, help="Most differing hash bits of near copies.")
 @JSON
 def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_json: bool, **options: Any) -> None:
-    """Find copies of SUITE's test images in a training corpus, in other splits and inside a split.
+    """Find copies of SUITE's test images in a training corpus, in other splits and within a split.
 
     \b
     mmkd evaluate leakage suite.yaml --training features

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     default="best",
     metavar="best|last|STEP",
     show_default=True,
-    help="Which one: the best by validation (the last where none was judged), the last, or that of a step.",
+    help="The best by validation (the last if there was none), the last, or that of a step.",
 )
 @click.option(
     "--graph",

@@ -20,15 +20,18 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
 @click.argument("corpus")
 @click.argument("store", type=STORE)
 @click.option(
-    "--teachers", default="all", show_default=True, help="all, or a,b, or NAME=local-dir:FOLDER, comma between."
+    "--teachers",
+    default="all",
+    show_default=True,
+    help="all, or comma-separated names, NAME=local-dir:FOLDER or YAML cards.",
 )
 @click.option("--scheduler", default="local", show_default=True, help=SCHEDULER)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per GPU or core; one job]")
-@click.option("--limit", type=click.IntRange(min=1), help="Make a store of the first rows of the corpus only.")
+@click.option("--limit", type=click.IntRange(min=1), help="Extract only the first rows of the corpus.")
 @click.option(
     "--require",
     type=click.Choice(["pairs", "images", "texts"]),
-    help="Leave out rows without both, or without this side.",
+    help="Skip rows without an image and a caption, or without the one named.",
 )
 @click.option("--dry-run", is_flag=True, help="Write nothing; print the rows, bytes and hours of a run.")
 @click.option(
@@ -38,15 +41,18 @@ SCHEDULER = "local, slurm, pbs, sge, a scheduler's address, or a YAML file that 
     help="Stop when more rows than this fail, such as 1%; with retry, also read again the images that failed.",
 )
 @click.option(
-    "--keep-inputs", type=click.IntRange(min=1), metavar="PIXELS", help="Keep JPEGs of this shorter side for training."
+    "--keep-inputs",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Also store images for training, as JPEGs with a shorter side of this length.",
 )
 def extract(corpus: str, store: StorePath, **options: Any) -> None:
-    """Run teachers over CORPUS and keep their features in STORE.
+    """Run teachers over CORPUS and store their features in STORE.
 
     CORPUS is a CSV, TSV or JSONL file with an image folder beside it, a WebDataset tar or a folder of
     them, a folder of images with texts beside them, or a corpus.yaml. What it holds and what is ignored
-    is printed first. Running the same command again does what is left; a bad image or caption costs its
-    own row only.
+    is printed first. Run the same command again to continue; a bad image or caption fails only
+    its own row.
 
     \b
     mmkd extract pairs.csv features/ --teachers biomedclip,plip
@@ -84,7 +90,7 @@ def extract(corpus: str, store: StorePath, **options: Any) -> None:
     try:
         report = run(config, say=click.echo)
     except KeyboardInterrupt:
-        click.echo("Stopped; what was finished is kept: run the same command again to go on", err=True)
+        click.echo("Stopped; what was finished is kept: run the same command again to continue", err=True)
         # At once: what Dask does at exit asserts that a cluster which was being started had started.
         os._exit(130)
     for line in summary_lines(report):

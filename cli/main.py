@@ -14,35 +14,22 @@ import click
 
 from mmkd.base.errors import MmkdError
 
-# Name to module and attribute. A table and not an import: `mmkd --help` must not load torch, dask or zarr.
 COMMANDS = {
-    "demo": ("mmkd.cli.demo", "demo"),
-    "doctor": ("mmkd.cli.doctor.command", "doctor"),
-    "teachers": ("mmkd.cli.teachers", "teachers"),
-    "extract": ("mmkd.cli.extract", "extract"),
-    "store": ("mmkd.cli.store", "store"),
-    "select": ("mmkd.cli.select", "select"),
-    "align": ("mmkd.cli.align", "align"),
-    "distill": ("mmkd.cli.distill", "distill"),
-    "export": ("mmkd.cli.export", "export"),
-    "evaluate": ("mmkd.cli.evaluate", "evaluate"),
+    "demo": ("demo", "demo", "Run the whole pipeline on real images from registry packages."),
+    "doctor": ("doctor", "doctor", "Report what this machine has and lacks."),
+    "teachers": ("teachers", "teachers", "List teachers, check that they load, compare them."),
+    "extract": ("extract", "extract", "Run teachers over a corpus into a store."),
+    "store": ("store", "store", "Inspect, check, copy and convert a store."),
+    "select": ("select", "select", "Choose which teachers to trust for which sample."),
+    "align": ("align", "align", "Map the teachers' spaces to one width."),
+    "distill": ("distill", "distill", "Train a student from a store."),
+    "export": ("export", "export", "Write a trained student as an open_clip folder."),
+    "evaluate": ("evaluate", "evaluate", "Score encoders by their features."),
 }
-
-SUMMARIES = {
-    "demo": "The whole path on real images from registry packages.",
-    "doctor": "What this machine has and lacks.",
-    "teachers": "The teachers: who they are, whether they load.",
-    "extract": "Run teachers over a corpus into a store.",
-    "store": "Look at a store, check it, bring features in and out.",
-    "select": "Choose which teacher to believe for which sample.",
-    "align": "Bring the teachers' spaces to one width.",
-    "distill": "Train a student from a store.",
-    "export": "A trained student as an open_clip folder.",
-    "evaluate": "Score encoders by their features.",
-}
+"""Name to module, attribute and summary. A table, not imports: `mmkd --help` must not load torch, dask or zarr."""
 
 LONG = frozenset({"demo", "extract", "align", "distill", "evaluate", "export"})
-"""Commands that go on when their output is closed."""
+"""Commands that continue when their output is closed."""
 
 DISK_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
@@ -61,24 +48,24 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        module, attribute = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"mmkd.cli.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, SUMMARIES[name]) for name in COMMANDS])
+            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mmkd")
 def cli() -> None:
-    """Run CLIP teachers over a corpus once, keep their features memory-mapped, distil students, compare honestly."""
+    """Run CLIP teachers over a corpus once, memory-map their features, distill students, compare them honestly."""
 
 
 class _Output:
-    """Standard output of a command that goes on after its reader exits (`| head -1`)."""
+    """Standard output of a command that continues after its reader exits (`| head -1`)."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -111,23 +98,23 @@ def main() -> None:
         sys.stdout = cast(TextIO, _Output(sys.stdout))
     try:
         cli()
+        return
     except MmkdError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+        message = str(error)
     except ModuleNotFoundError as error:
         # A stage whose extra is not installed; anything of ours that is missing is a bug and keeps its traceback.
         name = (error.name or "mmkd").split(".")[0]
         if name == "mmkd":
             raise
-        # Imported here because only a failure needs it.
-        from mmkd.cli.doctor.packages import missing_package
+        from mmkd.cli.doctor import missing_package
 
         command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
-        click.echo(f"Error: this command needs the package {name!r}; run: {missing_package(name, command)}", err=True)
-        sys.exit(1)
+        message = f"this command needs the package {name!r}; run: {missing_package(name, command)}"
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        click.echo(f"Error: {place}{error.strerror}", err=True)
-        sys.exit(1)
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    from mmkd.base.text import printable
+
+    click.echo(f"Error: {printable(message)}", err=True)
+    sys.exit(1)

@@ -1,14 +1,22 @@
-"""Shared parameters: a store by folder or URL, and an encoding by name."""
+"""Parameters that several commands share, and their progress bar."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
+
+import click
+
+from mmkd.base.errors import ConfigError
+from mmkd.base.text import printable
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
 
 ENCODINGS = ("float16", "float32", "int8")
-"""As `mmkd.store.encoding`, which loads NumPy; a test holds the two together."""
+"""As `mmkd.store.encoding`, which loads NumPy; a test compares the two."""
 
 
 def STORE(place: str) -> StorePath:  # noqa: N802 - a click type: `type=STORE`
@@ -16,3 +24,48 @@ def STORE(place: str) -> StorePath:  # noqa: N802 - a click type: `type=STORE`
     from mmkd.base.places.remote import as_root
 
     return as_root(place)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return comma-separated names."""
+    return tuple(text.split(","))
+
+
+def _sample_size(text: str) -> int | None:
+    """Return a number of rows, None for `all`. Raises ConfigError for anything else."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--sample {text!r} is neither a number of rows from 1 nor `all`")
+    return int(text)
+
+
+STORE_PATH = click.argument("path", metavar="STORE", type=STORE)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+TEACHERS = click.option("--teachers", type=names, metavar="NAMES", help="Comma-separated names.  [default: all]")
+SAMPLE = partial(
+    click.option, "--sample", type=_sample_size, metavar="ROWS|all", show_default=True, help="Rows to draw."
+)
+"""The option `--sample`, with its `default`."""
+SEED = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling."
+)
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Print lines without control characters: text from a store cannot move the cursor, change colors or add lines."""
+    click.echo("\n".join(map(printable, lines)))
+
+
+@contextmanager
+def progress_bar(unit: str, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """Give a function of what is done and how much there is; it draws on a terminal only."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, disable=True if hidden else None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

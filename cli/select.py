@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("store", metavar="STORE")
 @click.option("--name", required=True, help="Name of the selection: a folder below STORE/selections.")
-@click.option("--rule", required=True, metavar="RULE.yaml", help="The rule: a file, or the name of a shipped one.")
-@click.option("--by", default="modality", show_default=True, help="Sample column to count by.")
+@click.option("--rule", required=True, metavar="RULE.yaml", help="A rule's file, or the name of an included rule.")
+@click.option("--by", default="modality", show_default=True, help="Sample column by which kept pairs are counted.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
     """Choose pairs of samples and teachers by a rule; features are unchanged.
@@ -29,7 +29,7 @@ def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
     mmkd select features --name ranked --rule retrieval_rank
     mmkd select features --name mine --rule mine.yaml --by site
 
-    Shipped rules: agreement, best_three, cosine_fifth, retrieval_rank, mmkd_paper_share,
+    Included rules: agreement, best_three, cosine_fifth, retrieval_rank, mmkd_paper_share,
     mmkd_release_reconstruction. Train on the result with `selection: NAME` in the run's YAML.
     """
     from tqdm import tqdm

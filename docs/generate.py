@@ -12,7 +12,7 @@ from mmkd.cli.main import cli
 
 HEADER = """# Commands
 
-Made from the commands' own help by `make docs`; a test compares the two. Every error that you can mend is one line
+Generated from the commands' own help by `make docs`; a test compares the two. Every error that you can fix is one line
 and ends with exit status 1; wrong usage ends with 2.
 """
 

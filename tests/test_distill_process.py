@@ -46,7 +46,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(
     os.kill(child.pid, signal.Signals[name])
     found, lines = ended(child, tmp_path / "log")
     assert found == status
-    assert f"stopped by {name} with the state saved; the same command goes on" in lines
+    assert f"stopped by {name} with the state saved; the same command continues" in lines
     (saved,) = checkpoints(load_run(path).out)
     done = step_of(saved)
     assert read(saved).progress.step == done >= 1

@@ -19,18 +19,17 @@ from tiny_store import make_card, make_index, make_store
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.text import bytes_text, seconds_text
-from mmkd.cli.store.screen import info_lines
+from mmkd.cli.store.info import info_lines
 from mmkd.cli.store.stats import stats
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.activity import activity
-from mmkd.store.inspect.agreement import linear_cka, mutual_neighbours, nearest
+from mmkd.store.inspect.agreement import linear_cka, mutual_neighbors, nearest
 from mmkd.store.inspect.coverage import Coverage, shard_ranges
-from mmkd.store.inspect.distribution import distribution
 from mmkd.store.inspect.findings import statistics_findings, store_findings
 from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.info import StoreInfo, store_info
 from mmkd.store.inspect.pairs import hit_chance
-from mmkd.store.inspect.sampling import draw_rows, unit
+from mmkd.store.inspect.sampling import distribution, draw_rows, unit
 from mmkd.store.inspect.statistics import StoreStatistics, store_statistics
 from mmkd.store.inspect.towers import tower_statistics
 from mmkd.store.record import CorpusRecord
@@ -181,7 +180,7 @@ def test_cka_is_the_definition_with_gram_matrices() -> None:
     assert np.isnan(linear_cka(x, np.ones((30, 2))))
 
 
-def test_mutual_neighbours_against_sets() -> None:
+def test_mutual_neighbors_against_sets() -> None:
     rng = np.random.default_rng(2)
     a, b = (unit(rng.normal(size=(40, 6))) for _ in range(2))
     near_a, near_b = nearest(a, 5), nearest(b, 5)
@@ -189,7 +188,7 @@ def test_mutual_neighbours_against_sets() -> None:
         order = [j for j in np.argsort(-(a @ a[i])) if j != i][:5]
         assert set(near_a[i]) == set(order)
     expected = np.mean([len(set(p) & set(q)) / 5 for p, q in zip(near_a, near_b, strict=True)])
-    assert mutual_neighbours(near_a, near_b) == pytest.approx(expected)
+    assert mutual_neighbors(near_a, near_b) == pytest.approx(expected)
 
 
 def test_ties_are_broken_by_lot() -> None:
@@ -227,7 +226,10 @@ def test_seconds_come_from_the_logs_and_a_cut_line_does_no_harm(small_store: Pat
     runs = small_store / "runs"
     runs.mkdir()
     line = {"shard": 0, "seconds": {"read": 1.0, "image alpha": 2.0, "text alpha": 0.5}}
-    (runs / "20260101T000000Z-1.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line) + '\n{"shard": 1, "sec')
+    (runs / "20260101T000000Z-1.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line) + "\n")
+    assert store_info(FeatureStore.open(small_store)).activity.unreadable_lines == 0
+    with (runs / "20260101T000000Z-1.jsonl").open("a") as log:
+        log.write('{"shard": 1, "sec')
     found = store_info(FeatureStore.open(small_store))
     assert found.activity.seconds == {"image alpha": 4.0, "read": 2.0, "text alpha": 1.0}
     assert found.activity.by_teacher() == {"alpha": {"image": 4.0, "text": 1.0}}

@@ -16,8 +16,7 @@ from mmkd.base.text import counted
 from mmkd.cli.store.stats import stats
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.html import statistics_html
-from mmkd.store.inspect.modalities import MOST, modalities
-from mmkd.store.inspect.pairs import modality_names, pair_cosines, pair_statistics
+from mmkd.store.inspect.pairs import MOST, modalities, modality_names, pair_cosines, pair_statistics
 from mmkd.store.inspect.sampling import unit
 from mmkd.store.inspect.statistics import store_statistics
 

@@ -10,7 +10,7 @@ from planted_faults import make_faults
 from terminal import in_terminal
 
 from mmkd.base.images.source import ImageError
-from mmkd.cli.store.preview import draw
+from mmkd.cli.store.show import draw
 from mmkd.store import FeatureStore, UserError
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.rows import sample_rows
@@ -38,7 +38,7 @@ def test_pictures_stay_inside_the_corpus(faults: FeatureStore) -> None:
 
 def test_a_preview_needs_a_terminal_and_its_package(faults: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(faults.record.corpus.root, sample_rows(faults, [3]).to_pylist()[0])
-    with pytest.raises(UserError, match="the output is none"):
+    with pytest.raises(UserError, match="standard output is not one"):
         draw(image)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setitem(sys.modules, "textual_image.renderable", None)

@@ -13,12 +13,11 @@ from click.testing import CliRunner
 from planted_faults import NAN_ROW, ROWS, ZERO_ROW, make_faults
 from sklearn.decomposition import PCA
 
-from mmkd.cli.store.atlas import atlas
+from mmkd.cli.store.report import atlas
 from mmkd.store import FeatureStore, UserError
-from mmkd.store.inspect.agreement import mutual_neighbours, nearest
-from mmkd.store.inspect.atlas import atlas_table
+from mmkd.store.inspect.agreement import mutual_neighbors, nearest
 from mmkd.store.inspect.outliers import outliers
-from mmkd.store.inspect.projection import principal_axes, project
+from mmkd.store.inspect.projection import atlas_table, principal_axes, project
 from mmkd.store.inspect.sampling import unit
 
 
@@ -59,7 +58,7 @@ def test_umap_keeps_neighbourhoods(faults: FeatureStore) -> None:
     apart = -np.linalg.norm(found.points[:, None] - found.points[None], axis=2)
     np.fill_diagonal(apart, -np.inf)
     near = np.argsort(-apart, axis=1)[:, :10]
-    assert mutual_neighbours(nearest(unit(faults.image("base")[:200]), 10), near) > 0.25  # by chance 0.05
+    assert mutual_neighbors(nearest(unit(faults.image("base")[:200]), 10), near) > 0.25  # by chance 0.05
     again = project(faults, "base", "image", np.arange(200), "umap")
     assert np.array_equal(found.points, again.points)
 

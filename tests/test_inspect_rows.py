@@ -19,8 +19,7 @@ from mmkd.cli.store.show import neighbors as neighbors_command
 from mmkd.cli.store.show import show
 from mmkd.cli.store.stats import stats
 from mmkd.store import FeatureStore, UserError
-from mmkd.store.inspect.faiss_choice import choose
-from mmkd.store.inspect.neighbors import _nearest, nearest_rows, neighbors
+from mmkd.store.inspect.neighbors import _nearest, choose, nearest_rows, neighbors
 from mmkd.store.inspect.rows import find_row, find_shard, near_keys, sample_rows
 from mmkd.store.inspect.show import view_row, view_shard
 
@@ -32,7 +31,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     return FeatureStore.open(make_faults(tmp_path_factory.mktemp("faults"), PLANTED))
 
 
-def test_neighbours_are_exact(faults: FeatureStore) -> None:
+def test_neighbors_are_exact(faults: FeatureStore) -> None:
     wide = faults.image("broken").astype(np.float64)
     norms = np.linalg.norm(wide, axis=1)
     with np.errstate(invalid="ignore"):
@@ -177,7 +176,7 @@ def test_what_is_not_there_is_one_line(faults: FeatureStore, what: str, message:
         (["k1", "--teacher", "nobody"], "has no teacher 'nobody'; it has base, broken, holed, noise"),
         (["--teacher", "base"], "name one thing to look near"),
         (["k1", "--text", "x", "--teacher", "base"], "name one thing to look near"),
-        (["k1", "--teacher", "base", "--top", "0"], "0 neighbours cannot be had"),
+        (["k1", "--teacher", "base", "--top", "0"], "the number of neighbors must be 1 to 10,000, got 0"),
         (["row:800", "--teacher", "holed"], "holed has no feature of row 800"),
         (["row:40", "--teacher", "broken"], "the query has no direction"),
         (["--text", "x", "--teacher", "base"], "/nowhere/base"),

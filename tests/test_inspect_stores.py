@@ -13,11 +13,11 @@ from random_store import random_store
 
 from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
-from mmkd.store.inspect.atlas import atlas_table
 from mmkd.store.inspect.html import statistics_html
 from mmkd.store.inspect.info import store_info
 from mmkd.store.inspect.neighbors import neighbors
 from mmkd.store.inspect.outliers import outliers
+from mmkd.store.inspect.projection import atlas_table
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs
 from mmkd.store.inspect.show import view_row, view_shard
@@ -79,7 +79,7 @@ def test_neighbors_statistics_atlas_and_report(store: FeatureStore, tmp_path: Pa
         assert found["row"][0].as_py() == sound[0]
     assert set(atlas_table(store, slug, "image", None)["row"].to_pylist()).isdisjoint(gaps(store))
     slugs = tuple(store.teachers)[:3]
-    store_statistics(store, slugs)
+    assert store_statistics(store, slugs).drawn == "every row"
     outliers(store, slugs, draw_inputs(store, None, 0))
     content = write_report(store, tmp_path / "page.html", Options(teachers=slugs))
     assert set(content.samples).isdisjoint(gaps(store))

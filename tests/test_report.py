@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(page: tuple[Path, Content], tmp_path: Path) -> No
         error = CliRunner().invoke(report, arguments).exception
         assert message in str(error)
         assert "\n" not in str(error)
-    with pytest.raises(UserError, match="no name for a page"):
+    with pytest.raises(UserError, match="is not an HTML file"):
         write_report(FeatureStore.open(root), tmp_path, Options())
 
 
@@ -226,7 +226,7 @@ def test_the_page_in_chromium(browser: Any, page: tuple[Path, Content], scheme: 
             break
     assert SCRIPT not in tab.inner_text("#card")
     # Colour and space can be chosen; status is told by words, not by colour alone.
-    tab.select_option("#map-colour", label="status")
+    tab.select_option("#map-color", label="status")
     assert "partial: image: truncated" in tab.text_content("#chart-map .legend")
     tab.select_option("#map-space", label="noise, captions")
     assert "600 rows" in tab.inner_text("#map-note")
@@ -246,7 +246,7 @@ def test_the_page_prints_and_every_control_can_be_reached_by_tab(browser: Any, p
     for _ in range(60):
         tab.keyboard.press("Tab")
         reached.add(tab.evaluate("document.activeElement.id"))
-    assert {"map-space", "map-colour", "chart-map"} <= reached
+    assert {"map-space", "map-color", "chart-map"} <= reached
     unnamed = tab.evaluate(
         "[...document.querySelectorAll('img:not([alt]), [role=img]:not([aria-label]), select, th:not([scope])')]"
         ".filter((element) => element.tagName !== 'SELECT' || !element.labels.length).length"

@@ -20,8 +20,7 @@ from mmkd.cli.main import cli
 from mmkd.store import FeatureStore
 from mmkd.store.inspect.sampling import unit
 from mmkd.store.report import charts
-from mmkd.store.report.colors import teacher_colours
-from mmkd.store.report.content import SHOWN_ROWS, Content, Options
+from mmkd.store.report.content import SHOWN_ROWS, Content, Options, teacher_colors
 from mmkd.store.report.page import write_report
 
 CSS = Path(__file__).resolve().parents[1] / "store" / "report" / "page.css"
@@ -52,27 +51,27 @@ def test_some_rows_are_shown_with_their_cosines(store: FeatureStore, page: tuple
             assert f">{value:.3f}</a>" in section
 
 
-def test_rows_are_coloured_by_who_has_them_and_whose_caption_fits_best(store: FeatureStore) -> None:
+def test_rows_are_colored_by_who_has_them_and_whose_caption_fits_best(store: FeatureStore) -> None:
     rows = np.arange(700, 800)
     level = np.linspace(0.1, 0.2, len(rows), dtype=np.float32)
     cosines = np.stack([level + 0.5, level, level])  # the first is higher everywhere: that alone is no fit
     cosines[1, 40] = 0.4  # less than any of the first, and far more than its own others
     cosines[2, 41] = 0.4
     cosines[2, 68:] = np.nan
-    found = teacher_colours(store, ("base", "noise", "holed"), rows, cosines)
+    found = teacher_colors(store, ("base", "noise", "holed"), rows, cosines)
     assert [found["teachers"][row] for row in (700, 767, 768, 799)] == ["all", "all", "all but holed", "all but holed"]
     assert [found["best teacher"][row] for row in (740, 741)] == ["noise", "holed"]
     assert set(found["best teacher"].values()) == {"base", "noise", "holed"}
     # Too few rows to know what is usual: nothing is said.
-    assert list(teacher_colours(store, ("base", "noise"), rows[:10], cosines[:2, :10])) == ["teachers"]
+    assert list(teacher_colors(store, ("base", "noise"), rows[:10], cosines[:2, :10])) == ["teachers"]
 
 
 def test_the_map_offers_modality_teachers_and_failures(page: tuple[Path, Content]) -> None:
-    colours = page[1].colours
-    assert list(colours)[:4] == ["modality", "status", "teachers", "best teacher"]
-    assert set(colours["status"].values()) == {"ok", "partial: image: truncated"}
+    colors = page[1].colors
+    assert list(colors)[:4] == ["modality", "status", "teachers", "best teacher"]
+    assert set(colors["status"].values()) == {"ok", "partial: image: truncated"}
     rows = {int(row) for found in page[1].projections for row in found.rows}
-    assert all(rows <= set(values) for values in colours.values())
+    assert all(rows <= set(values) for values in colors.values())
 
 
 def test_agreement_of_an_unrelated_teacher_is_about_zero_on_screen_and_page(tmp_path: Path) -> None:
@@ -185,6 +184,6 @@ def test_pictures_and_folded_tables_are_there_when_the_page_is_printed(browser: 
     assert tab.evaluate(folded) == 0
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert tab.evaluate(folded) == before
-    tab.select_option("#map-colour", label="best teacher")
+    tab.select_option("#map-color", label="best teacher")
     assert tab.text_content("#chart-map .legend") in ("basenoise", "noisebase")
     tab.close()

@@ -69,7 +69,7 @@ def test_ctrl_c_ends_without_tracebacks_and_leaves_no_process(scene: Scene, tmp_
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     # While workers are being started Python may add that semaphores were left to its tracker, which frees them.
-    assert said.startswith("Stopped; what was finished is kept: run the same command again to go on\n"), said
+    assert said.startswith("Stopped; what was finished is kept: run the same command again to continue\n"), said
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 3, said
     deadline = time.monotonic() + 30

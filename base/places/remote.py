@@ -27,8 +27,6 @@ REQUESTS = 16
 """Requests that are under way at the same time."""
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
-
-
 _WHOLE = 1 << 28
 """Bytes. A longer range is cut to the object's size first."""
 
@@ -61,11 +59,9 @@ class RemotePath:
     """Properties, when the path comes from a listing."""
 
     def __truediv__(self, name: str | PurePosixPath) -> RemotePath:
-        """Return the object or folder `name` below this one."""
         return RemotePath(self.origin, self.key / name)
 
     def __str__(self) -> str:
-        """Return the URL."""
         return f"{self.origin}/{self._name}".rstrip("/")
 
     @property
@@ -143,11 +139,7 @@ class RemotePath:
 
     def replace_tagged(self, data: bytes, tag: str | None) -> bool:
         """Put the object if it is still the version of `tag` (`If-Match`); False when it is not."""
-        try:
-            self._put(data, "overwrite" if tag is None else {"e_tag": tag})
-        except FileExistsError:
-            return False
-        return True
+        return self._put(data, "overwrite" if tag is None else {"e_tag": tag})
 
     def write_bytes(self, data: bytes | memoryview) -> None:
         """Put the whole object in one request: others see the old one or the new one."""
@@ -155,17 +147,19 @@ class RemotePath:
 
     def create(self, data: bytes | memoryview) -> bool:
         """Put the object if there is none (`If-None-Match: *`); False when there was one."""
-        try:
-            self._put(data, "create")
-        except FileExistsError:
-            return False
-        return True
+        return self._put(data, "create")
 
-    def _put(self, data: bytes | memoryview, mode: Any) -> None:
+    def _put(self, data: bytes | memoryview, mode: Any) -> bool:
+        """Put the object; False when the server has another version than `mode` asks for."""
         try:
             with answered(str(self)):
                 # In one part: an upload of several parts that is killed leaves parts behind that nobody lists.
                 server(self.origin).put(self._name, data, mode=mode, use_multipart=False)
+            return True
+        except FileExistsError:
+            if mode == "overwrite":
+                raise
+            return False
         except FileNotFoundError as error:
             raise UnreachableError(f"{self} cannot be written: {self.origin} is not there; check its name") from error
 

@@ -1,8 +1,19 @@
-"""`mmkd store ...`: importing this package registers its commands."""
+"""`mmkd store ...`."""
 
 from __future__ import annotations
 
-from mmkd.cli.store import atlas, convert, inspect, pull, report, rows, show, stats
-from mmkd.cli.store.group import store
+import click
 
-__all__ = ["atlas", "convert", "inspect", "pull", "report", "rows", "show", "stats", "store"]
+from mmkd.cli.store import convert, info, report, rows, show, stats
+
+
+@click.group()
+def store() -> None:
+    """Inspect, check, copy and convert a store. STORE is a folder or a URL such as s3://bucket/store."""
+
+
+for command in (
+    info.info, info.verify, show.show, show.neighbors, stats.stats, report.report, report.atlas, rows.pull,
+    rows.subset, rows.merge, rows.append, rows.relocate, convert.import_, convert.export,
+):  # fmt: skip
+    store.add_command(command)

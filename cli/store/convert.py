@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
 from mmkd.base.files import list_folder
 from mmkd.base.text import counted
-from mmkd.cli.params import ENCODINGS, STORE
-from mmkd.cli.store.group import store
+from mmkd.cli.params import ENCODINGS, JSON, STORE_PATH, progress_bar
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
@@ -28,9 +26,9 @@ CODECS = ("zstd", "blosc", "gzip")
 """Equal to those of `mmkd.store.convert.exports`, which is slow to import; a test compares the two."""
 
 
-@store.command("import")
+@click.command("import")
 @click.argument("original", type=click.Path(path_type=Path))
-@click.argument("path", metavar="STORE", type=STORE)
+@STORE_PATH
 @click.option(
     "--features",
     type=click.Choice(["clips_output", "clips_project_output"]),
@@ -51,7 +49,7 @@ CODECS = ("zstd", "blosc", "gzip")
     show_default=True,
     help="Name of the teacher of a clip-retrieval folder or of bags.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@JSON
 def import_(original: Path, path: StorePath, features: str, encoding: Encoding, name: str, as_json: bool) -> None:
     """Import features made by other tools into a store. Run again to continue.
 
@@ -59,12 +57,7 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
     the description of an evaluation set of bags, which adds diagnoses, follow-up and folds."""
     from mmkd.store.convert.importing import import_features
 
-    with tqdm(unit="shard", disable=True if as_json else None) as bar:
-
-        def progress(done: int, every: int) -> None:
-            bar.total = every
-            bar.update(done - bar.n)
-
+    with progress_bar("shard", hidden=as_json) as progress:
         report = import_features(_source(original, features, name), path, encoding, progress)
     if as_json:
         click.echo(json.dumps(asdict(report), indent=1))
@@ -98,8 +91,8 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
     )
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--layout",

@@ -1,44 +1,61 @@
-"""`mmkd store report`: one page that opens offline."""
+"""`mmkd store report` and `mmkd store atlas`: a page that opens offline, and rows for embedding-atlas."""
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.cli.params import STORE
-from mmkd.cli.store.group import store
-from mmkd.cli.store.stats import sample_rows
+from mmkd.base.errors import UserError
+from mmkd.base.install import install_command
+from mmkd.base.text import counted
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo_lines
+from mmkd.cli.store.info import finding_lines
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store.inspect.projection import Method
 
+PROJECTION = click.option(
+    "--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Method of the map."
+)
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+
+@click.command()
+@STORE_PATH
 @click.argument("out", metavar="OUT.html", type=click.Path(path_type=Path))
-@click.option("--teachers", help="Names, with commas between; all when not given.")
-@click.option("--sample", default="8192", show_default=True, help="Rows for the statistics, or `all`.")
-@click.option("--seed", default=0, show_default=True, help="Of the rows drawn.")
-@click.option("--projection", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Of the map.")
-@click.option("--json", "as_json", is_flag=True, help="Where the page is and what it found, for programs.")
+@TEACHERS
+@SAMPLE(default="8192")
+@SEED
+@PROJECTION
+@JSON
 def report(
-    path: StorePath, out: Path, teachers: str | None, sample: str, seed: int, projection: Method, as_json: bool
+    path: StorePath,
+    out: Path,
+    teachers: tuple[str, ...] | None,
+    sample: int | None,
+    seed: int,
+    projection: Method,
+    as_json: bool,
 ) -> None:
     """Write one self-contained page: coverage, distributions, agreement, a map, odd rows and failures."""
-    from mmkd.cli.store.screen import finding_lines
     from mmkd.store import FeatureStore
     from mmkd.store.report.content import Options
     from mmkd.store.report.page import write_report
 
-    options = Options(tuple(teachers.split(",")) if teachers else None, sample_rows(sample), seed, projection)
-    content = write_report(
-        FeatureStore.open(path), out, options, None if as_json else lambda step: click.echo(f"{step} ...", err=True)
-    )
+    def say(step: str) -> None:
+        click.echo(f"{step} ...", err=True)
+
+    options = Options(teachers, sample, seed, projection)
+    content = write_report(FeatureStore.open(path), out, options, None if as_json else say)
     size = out.stat().st_size
     if as_json:
         findings = [asdict(finding) for finding in content.findings]
@@ -46,5 +63,40 @@ def report(
         click.echo(json.dumps({"page": str(out), "bytes": size, "findings": findings, "odd_rows": odd}, indent=1))
         return
     click.echo(f"{out}: {size / 1e6:.1f} MB, opens in any browser, needs no network")
-    for line in finding_lines(content.findings):
-        click.echo(line)
+    echo_lines(finding_lines(content.findings))
+
+
+@click.command()
+@STORE_PATH
+@click.option("--teacher", required=True, help="Teacher whose space is drawn.")
+@SAMPLE(default="100000")
+@SEED
+@PROJECTION
+@click.option("--out", type=click.Path(path_type=Path), help="Only write the rows to this Parquet file.")
+def atlas(path: StorePath, teacher: str, sample: int | None, seed: int, projection: Method, out: Path | None) -> None:
+    """Explore rows in embedding-atlas, which serves them on this machine until Ctrl-C."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from mmkd.base.files import write_atomically
+    from mmkd.store import IMAGE_SOUND, FeatureStore
+    from mmkd.store.inspect.projection import X, Y, atlas_table
+
+    program = shutil.which("embedding-atlas")
+    if out is None and program is None:
+        raise UserError(f"embedding-atlas is not installed: {install_command('atlas')}, or give --out FILE.parquet")
+    source = FeatureStore.open(path)
+    has_images = bool(np.any(source.valid(teacher) & IMAGE_SOUND))
+    table = atlas_table(source, teacher, "image" if has_images else "text", sample, seed, projection)
+    if out is not None:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        write_atomically(out, buffer.getvalue())
+        click.echo(f"{counted(table.num_rows, 'row')} in {out}; embedding-atlas {out} --x {X} --y {Y} --text caption")
+        return
+    assert program is not None
+    with tempfile.TemporaryDirectory(prefix="mmkd-atlas-") as folder:
+        rows = Path(folder) / "rows.parquet"
+        pq.write_table(table, rows)
+        command = [program, str(rows), "--x", X, "--y", Y, "--text", "caption", "--host", "localhost"]
+        sys.exit(subprocess.run(command, check=False).returncode)  # noqa: S603 - the program that was asked for

@@ -1,8 +1,10 @@
-"""`mmkd store subset`, `merge`, `append` and `relocate`."""
+"""`mmkd store pull`, `subset`, `merge`, `append` and `relocate`: rows into another store, or into this one."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,17 @@ import click
 
 from mmkd.base.errors import UserError
 from mmkd.base.text import counted
-from mmkd.cli.params import ENCODINGS, STORE
-from mmkd.cli.store.group import store
+from mmkd.cli.params import ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, progress_bar
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
     from mmkd.store.encoding import Encoding
+
+
+INCOMPLETE = click.option(
+    "--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted; their features are missing."
+)
 
 
 def read_keys(path: Path) -> list[str]:
@@ -47,30 +53,73 @@ def _name_what_stays(stores: Sequence[FeatureStore]) -> None:
             click.echo(f"not taken along from {source.root}: {' and '.join(parts)}", err=True)
 
 
-def _silent(done: int, every: int) -> None:
-    """No progress bar."""
+@click.command()
+@click.argument("url", metavar="URL", type=STORE)
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@TEACHERS
+@click.option("--shards", metavar="FIRST:END", help="Shards whose features to copy, END not included.  [default: all]")
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Files to copy at a time.")
+@click.option("--inputs/--no-inputs", default=True, show_default=True, help="Also copy training inputs.")
+@JSON
+def pull(
+    url: StorePath,
+    out: Path,
+    teachers: tuple[str, ...] | None,
+    shards: str | None,
+    workers: int,
+    inputs: bool,
+    as_json: bool,
+) -> None:
+    """Copy a store, or a part of it, to disk; each file is checked against the ledger. Run again to continue.
+
+    All sample rows are copied, and selections of the copied teachers. Shards that are left out count as not
+    extracted; pull again for them.
+
+    \b
+    mmkd store pull s3://bucket/features features/ --teachers biomedclip,plip --shards 0:10
+    """
+    from mmkd.store import FeatureStore
+    from mmkd.store.pull import pull as bring
+    from mmkd.store.pull import shard_range
+
+    source = FeatureStore.open(url)
+    with progress_bar("file", hidden=as_json) as progress:
+        report = bring(
+            source,
+            out,
+            teachers=teachers,
+            shards=shard_range(shards, source.shards) if shards else None,
+            inputs=inputs,
+            workers=workers,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=1))
+    else:
+        click.echo(
+            f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} copied "
+            f"({report.bytes / 2**20:,.1f} MB), {report.present} present before"
+        )
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("out", type=STORE)
 @click.option(
     "--keys", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="UTF-8 file with one key per line."
 )
 @click.option("--where", metavar="SQL", help='Rows that match a condition as in SQL: "width >= 224".')
 @click.option("--selection", metavar="NAME", help="Rows for which this selection chooses any teacher.")
-@click.option("--teachers", help="Teachers to keep, separated by commas.  [default: all]")
+@TEACHERS
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="Encoding of the new store.  [default: unchanged]")
-@click.option(
-    "--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted; their features are missing."
-)
+@INCOMPLETE
 def subset(
     path: StorePath,
     out: StorePath,
     keys: Path | None,
     where: str | None,
     selection: str | None,
-    teachers: str | None,
+    teachers: tuple[str, ...] | None,
     encoding: Encoding | None,
     incomplete: bool,
 ) -> None:
@@ -86,14 +135,15 @@ def subset(
     source = FeatureStore.open(path)
     check_target([source], out)
     rows = chosen_rows(source, read_keys(keys) if keys else None, where, selection)
-    names = teachers.split(",") if teachers else None
-    report = import_features(StoreRows([(source, rows)], names, incomplete=incomplete), out, encoding, _silent)
+    chosen = StoreRows([(source, rows)], teachers, incomplete=incomplete)
+    with progress_bar("shard", hidden=False) as progress:
+        report = import_features(chosen, out, encoding, progress)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
     _name_what_stays([source])
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("corpus")
 def append(path: StorePath, corpus: str) -> None:
     """Add the rows of another CORPUS to STORE; `mmkd extract CORPUS STORE` then extracts them.
@@ -110,8 +160,8 @@ def append(path: StorePath, corpus: str) -> None:
     )
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--corpus",
@@ -128,14 +178,12 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
     click.echo(f"images of {moved.record.spans()[corpus].corpus.location} are looked for in {folder.resolve()}")
 
 
-@store.command()
+@click.command()
 @click.argument("paths", metavar="STORE...", nargs=-1, required=True, type=STORE)
 @click.argument("out", type=STORE)
-@click.option("--teachers", help="Teachers to keep, separated by commas.  [default: all; every STORE must have them]")
-@click.option(
-    "--incomplete", is_flag=True, help="Also take rows that a teacher has not extracted; their features are missing."
-)
-def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: str | None, incomplete: bool) -> None:
+@TEACHERS
+@INCOMPLETE
+def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...] | None, incomplete: bool) -> None:
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.importing import import_features
@@ -143,9 +191,8 @@ def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: str | None, in
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
-    names = teachers.split(",") if teachers else None
-    parts = [(part, chosen_rows(part)) for part in stores]
-    source = StoreRows(parts, names, incomplete=incomplete)
-    report = import_features(source, out, None, _silent)
+    source = StoreRows([(part, chosen_rows(part)) for part in stores], teachers, incomplete=incomplete)
+    with progress_bar("shard", hidden=False) as progress:
+        report = import_features(source, out, None, progress)
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
     _name_what_stays(stores)

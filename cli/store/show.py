@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,33 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmkd.base.errors import ConfigError, TeacherError
-from mmkd.base.text import counted, number, printable, table_lines
-from mmkd.cli.params import STORE
-from mmkd.cli.store.group import store
+from mmkd.base.errors import ConfigError, TeacherError, UserError
+from mmkd.base.install import install_command
+from mmkd.base.text import counted, number, table_lines
+from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, echo_lines
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
     from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.show import RowView, ShardView
 
 CAPTION_CHARACTERS = 100
+HEIGHT_LINES = 24
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("what", metavar="KEY|ROW|shard:N")
-@click.option("--image", "with_image", is_flag=True, help="Draw the picture into the terminal.")
-@click.option("--teachers", help="Names, with commas between; all when not given.")
-@click.option("--seed", default=0, show_default=True, help="Of the random rows that ranks are among.")
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def show(path: StorePath, what: str, with_image: bool, teachers: str | None, seed: int, as_json: bool) -> None:
-    """One row (its sample, norms, cosine, rank among random rows, neighbours) or one shard.
+@click.option("--image", is_flag=True, help="Draw the picture in the terminal.")
+@TEACHERS
+@SEED
+@JSON
+def show(path: StorePath, what: str, image: bool, teachers: tuple[str, ...] | None, seed: int, as_json: bool) -> None:
+    """One row (sample, norms, cosine, rank among random rows, neighbors) or one shard.
 
-    A key goes before a row number; `row:12` is always a number.
+    A key takes precedence over a row number; `row:12` is always a number.
     """
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.rows import find_row, find_shard
@@ -47,25 +50,37 @@ def show(path: StorePath, what: str, with_image: bool, teachers: str | None, see
     if shard is not None:
         seen = view_shard(source, shard)
         content = asdict(seen) | {"entries": {slug: e and e.model_dump() for slug, e in seen.entries.items()}}
-        click.echo(json.dumps(content, indent=1) if as_json else "\n".join(_shard_lines(source, seen)))
+        if as_json:
+            click.echo(json.dumps(content, indent=1))
+        else:
+            echo_lines(_shard_lines(source, seen))
         return
-    view = view_row(source, find_row(source, what), teachers.split(",") if teachers else None, seed=seed)
-    click.echo(json.dumps(asdict(view), indent=1) if as_json else "\n".join(_row_lines(view)))
-    if with_image:
-        _draw_picture(view)
+    view = view_row(source, find_row(source, what), teachers, seed=seed)
+    if as_json:
+        click.echo(json.dumps(asdict(view), indent=1))
+    else:
+        echo_lines(_row_lines(view))
+    if image:
+        from mmkd.base.images.source import ImageError
+        from mmkd.store.inspect.pictures import picture
+
+        try:
+            draw(picture(view.corpus_root, view.sample))
+        except ImageError as error:
+            click.echo(f"no picture: {error}")
 
 
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
+@click.command()
+@STORE_PATH
 @click.argument("key", metavar="[KEY|ROW]", required=False)
-@click.option("--text", help="Words to look for, encoded by the teacher.")
-@click.option("--image", "image", type=click.Path(path_type=Path), help="Picture to look for, encoded by the teacher.")
-@click.option("--teacher", required=True, help="Name in the store; NAME=local-dir:/path says where its weights are.")
+@click.option("--text", help="Words to search for, encoded by the teacher.")
+@click.option("--image", type=click.Path(path_type=Path), help="Picture to search for, encoded by the teacher.")
+@click.option("--teacher", required=True, help="Name in the store; NAME=local-dir:/path if its weights are elsewhere.")
 @click.option(
     "--among", type=click.Choice(["image", "text"]), default="image", show_default=True, help="Features to search."
 )
-@click.option("--top", default=10, show_default=True, help="How many.")
-@click.option("--json", "as_json", is_flag=True, help="The table, for programs.")
+@click.option("--top", default=10, show_default=True, help="Number of rows to list.")
+@JSON
 def neighbors(
     path: StorePath,
     key: str | None,
@@ -90,14 +105,13 @@ def neighbors(
     if as_json:
         click.echo(json.dumps(table.to_pylist(), indent=1))
         return
-    click.echo(f"nearest {among}s of {slug} among {counted(len(source), 'row')}, by cosine")
+    searched = sum(len(span.rows) for span in source.record.spans())
+    click.echo(f"nearest {among}s of {slug} among {counted(searched, 'row')}, by cosine")
     rows = [
-        (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), printable(row["key"]), _short(row["caption"]))
+        (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), row["key"], _short(row["caption"]))
         for row in table.to_pylist()
     ]
-    click.echo(
-        "\n".join(table_lines(("rank", "row", "cosine", "key", "caption"), rows, words=("rank", "key", "caption")))
-    )
+    echo_lines(table_lines(("rank", "row", "cosine", "key", "caption"), rows, words=("rank", "key", "caption")))
 
 
 def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.floating[Any]]:
@@ -140,8 +154,7 @@ def _encoded_query(
     query: NDArray[np.floating[Any]]
     with torch.inference_mode():
         if text is not None:
-            tokens, _ = loaded.tokenize([text])
-            query = loaded.encode_texts(tokens)[0].float().numpy()
+            query = loaded.encode_texts(loaded.tokenize([text])[0])[0].float().numpy()
             return query
         assert image is not None
         geometry = geometry_of(card.preprocessing)
@@ -153,10 +166,10 @@ def _encoded_query(
 
 
 def _row_lines(view: RowView) -> Iterator[str]:
-    yield f"row {view.row}, key {printable(view.sample['key'])}, shard {view.shard}"
+    yield f"row {view.row}, key {view.sample['key']}, shard {view.shard}"
     for name, value in view.sample.items():
         if name not in ("row", "key") and value is not None:
-            yield f"  {name:12}  {printable(str(value))}"
+            yield f"  {name:12}  {value}"
     yield f"  {'corpus':12}  {view.corpus_root}"
     if not view.teachers:
         return
@@ -176,7 +189,7 @@ def _row_lines(view: RowView) -> Iterator[str]:
     for teacher in view.teachers:
         for near in teacher.neighbors:
             yield (
-                f"  {teacher.slug} {teacher.neighbors_by}  {near.cosine:.3f}  row {near.row}  {printable(near.key)}  "
+                f"  {teacher.slug} {teacher.neighbors_by}  {near.cosine:.3f}  row {near.row}  {near.key}  "
                 f"{_short(near.caption)}"
             )
 
@@ -193,22 +206,28 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
                 f"  {slug}: {counted(entry.image_rows, 'image')}, {counted(entry.text_rows, 'text')}, "
                 f"crc32c {entry.image_crc32c} and {entry.text_crc32c}"
             )
-    yield from (
-        f"  row {row['row']}  {printable(row['key'])}  {row['status']}: {row['reason']}" for row in view.failures
-    )
+    yield from (f"  row {row['row']}  {row['key']}  {row['status']}: {row['reason']}" for row in view.failures)
 
 
-def _draw_picture(view: RowView) -> None:
-    from mmkd.base.images.source import ImageError
-    from mmkd.cli.store.preview import draw
-    from mmkd.store.inspect.pictures import picture
-
+def draw(image: Image.Image) -> None:
+    """Draw a picture into the terminal, at most `HEIGHT_LINES` high and as wide as the terminal: Sixel or Kitty's
+    graphics if the terminal supports them (it is asked: 0.1 s without an answer), else half blocks. Raises UserError if
+    standard output is not a terminal, or the package that draws is not installed."""
+    if not sys.stdout.isatty():
+        raise UserError("--image draws into a terminal, and standard output is not one; leave --image out")
     try:
-        draw(picture(view.corpus_root, view.sample))
-    except ImageError as error:
-        click.echo(f"no picture: {error}")
+        from rich.console import Console
+        from textual_image.renderable import Image as Drawing
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--image needs the package {error.name!r}: {install_command('terminal')}, or leave --image out"
+        ) from error
+    # An `auto` side follows from the other and the picture's shape: a wide picture is bound by the terminal's width.
+    console = Console()
+    columns = min(console.width, round(2 * HEIGHT_LINES * image.width / image.height))
+    console.print(Drawing(image.convert("RGB"), width=max(columns, 1), height="auto"))
 
 
 def _short(caption: str | None) -> str:
-    words = printable(" ".join((caption or "").split()))
+    words = " ".join((caption or "").split())
     return words if len(words) <= CAPTION_CHARACTERS else words[: CAPTION_CHARACTERS - 1] + "…"

@@ -9,12 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
-from tqdm import tqdm
 
-from mmkd.base.errors import ConfigError
-from mmkd.base.text import number, percent, printable, table_lines
-from mmkd.cli.params import STORE
-from mmkd.cli.store.group import store
+from mmkd.base.text import number, percent, table_lines
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo_lines, progress_bar
+from mmkd.cli.store.info import finding_lines
 from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
@@ -25,42 +23,27 @@ if TYPE_CHECKING:
     from mmkd.store.inspect.statistics import StoreStatistics
 
 
-def sample_rows(text: str) -> int | None:
-    """`all` as None, a number as itself. Raises ConfigError for anything else."""
-    if text == "all":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--sample {text!r} is neither a number of rows from 1 nor `all`")
-    return int(text)
-
-
-@store.command()
-@click.argument("path", metavar="STORE", type=STORE)
-@click.option("--teachers", help="Names, with commas between; all when not given.")
-@click.option("--sample", default="8192", show_default=True, help="Rows to draw, or `all` to stream every row.")
-@click.option("--seed", default=0, show_default=True, help="Of the draw.")
-@click.option("--json", "as_json", is_flag=True, help="All of it, with histograms, for programs.")
-def stats(path: StorePath, teachers: str | None, sample: str, seed: int, as_json: bool) -> None:
+@click.command()
+@STORE_PATH
+@TEACHERS
+@SAMPLE(default="8192")
+@SEED
+@JSON
+def stats(path: StorePath, teachers: tuple[str, ...] | None, sample: int | None, seed: int, as_json: bool) -> None:
     """Norms, cosines, retrieval, isotropy, repeats, dead dimensions, and how far teachers agree."""
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.findings import statistics_findings, store_findings
     from mmkd.store.inspect.info import store_info
     from mmkd.store.inspect.statistics import store_statistics
 
-    wanted = sample_rows(sample)
-    with tqdm(unit="teacher", disable=True if as_json else None) as bar:
-
-        def progress(done: int, every: int) -> None:
-            bar.total = every
-            bar.update(done - bar.n)
-
+    with progress_bar("teacher", hidden=as_json) as progress:
         opened = FeatureStore.open(path)
-        found = store_statistics(opened, teachers.split(",") if teachers else None, wanted, seed, progress)
+        found = store_statistics(opened, teachers, sample, seed, progress)
     findings = [*store_findings(store_info(opened)), *statistics_findings(found)]
     if as_json:
         click.echo(json.dumps(found.as_json() | {"findings": [asdict(finding) for finding in findings]}, indent=1))
     else:
-        click.echo("\n".join(_lines(found, findings)))
+        echo_lines(_lines(found, findings))
 
 
 def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
@@ -97,8 +80,6 @@ def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
     for table in found.tables.values():
         yield table.title
         yield from table_lines(table.header, table.text_rows())
-    from mmkd.cli.store.screen import finding_lines
-
     yield from finding_lines(findings)
     if not findings:
         yield "nothing conspicuous"
@@ -124,7 +105,7 @@ def _modality_lines(found: StoreStatistics) -> Iterator[str]:
     }
     for title, cell in titles.items():
         yield f"by modality: {title}"
-        rows = [(printable(name), *(cell(one[name]) if name in one else "-" for one in known)) for name in names]
+        rows = [(name, *(cell(one[name]) if name in one else "-" for one in known)) for name in names]
         yield from table_lines(header, rows)
 
 
@@ -137,22 +118,16 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
     if not compared:
         yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
     for matrix in compared:
-        inputs = TOWER_INPUTS[matrix.tower]
-        yield from _matrix(f"{inputs}: linear CKA above, mutual {matrix.k} neighbours below", matrix, found)
+        count = len(matrix.teachers)
+        title = f"{TOWER_INPUTS[matrix.tower]}: linear CKA above, mutual {matrix.k} neighbors below"
+        yield f"{title} (at most {found.agreement_rows:,} rows)"
+        rows = []
+        for i, label in enumerate(_numbered(matrix.teachers)):
+            values = (float((matrix.cka if j > i else matrix.mutual)[i, j]) for j in range(count))
+            rows.append((label, *("" if i == j else number(value, 2) for j, value in enumerate(values))))
+        yield from table_lines(("", *(str(i + 1) for i in range(count))), rows)
 
 
 def _compares(matrix: Agreement) -> bool:
     count = len(matrix.teachers)
     return any(math.isfinite(matrix.cka[i, j]) for i in range(count) for j in range(i + 1, count))
-
-
-def _matrix(title: str, matrix: Agreement, found: StoreStatistics) -> Iterator[str]:
-    yield f"{title} (at most {found.agreement_rows:,} rows)"
-    rows = []
-    for i, label in enumerate(_numbered(matrix.teachers)):
-        cells = [
-            "" if i == j else number(float((matrix.cka if j > i else matrix.mutual)[i, j]), 2)
-            for j in range(len(matrix.teachers))
-        ]
-        rows.append((label, *cells))
-    yield from table_lines(("", *(str(i + 1) for i in range(len(rows)))), rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,12 +28,12 @@ class Activity:
     """When the store was last written to: UTC, ISO 8601; None for a store without shards."""
     seconds_ago: float | None
     running: bool
-    """Written to within `FRESH_SECONDS`, and not complete: a run is probably going on."""
+    """Written to within `FRESH_SECONDS`, and not complete: a run is probably in progress."""
     unreadable_lines: int
     """Malformed log lines, such as the last one of a run that was killed."""
 
     def by_teacher(self) -> dict[str, dict[str, float]]:
-        """Return forward seconds by teacher, as {slug: {"image": s, "text": s}}; shared phases are not in it."""
+        """Return forward seconds by teacher, as {slug: {"image": s, "text": s}}, without the shared phases."""
         table: dict[str, dict[str, float]] = {}
         for name, seconds in self.seconds.items():
             tower, _, slug = name.partition(" ")
@@ -43,13 +43,16 @@ class Activity:
 
 
 def activity(root: StorePath, complete: bool) -> Activity:
-    """Read the logs in `runs/` and the times of ledger entries and temporary files. `root`: the store; behind a URL the
-    times of files are not known, and it counts as not running. `complete`: every shard of every teacher is recorded;
-    then nothing is running, however fresh it is."""
+    """Read the logs in `runs/` and the times of ledger entries and temporary files. Behind a URL the times of files are
+    not known, and the store counts as not running; so it does when `complete`, every shard of every teacher being
+    recorded."""
     logs = run_seconds(root)
+    newest = None
     listed = (*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json"))
-    touched = (*listed, *temporary_files(root))
-    newest = max(_times(path for path in touched if isinstance(path, Path)), default=None)
+    for path in (*listed, *temporary_files(root)):
+        if isinstance(path, Path):
+            with suppress(FileNotFoundError):  # a temporary file that was renamed in between
+                newest = max(newest or 0.0, path.stat().st_mtime)
     age = None if newest is None else max(0.0, time.time() - newest)
     return Activity(
         runs=logs.runs,
@@ -59,11 +62,3 @@ def activity(root: StorePath, complete: bool) -> Activity:
         running=age is not None and age < FRESH_SECONDS and not complete,
         unreadable_lines=logs.unreadable_lines,
     )
-
-
-def _times(paths: Iterable[Path]) -> Iterator[float]:
-    for path in paths:
-        try:
-            yield path.stat().st_mtime
-        except FileNotFoundError:  # a temporary file that was renamed in between
-            continue

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 MAP_COLUMNS = 64
 """Cells of a row of the printed map: with the longest usual name it fits a terminal of 100 characters."""
-
 FULL, MOST, SOME, NONE = "█", "▓", "░", "·"
 """Cells of the map: at least 95 % of the rows sound, at least half, fewer; and a hole: a shard is missing."""
-
-_ASCII = str.maketrans({FULL: "#", MOST: "+", SOME: "-", NONE: "."})
 
 
 @dataclass(frozen=True)
@@ -41,14 +37,16 @@ class Coverage:
         return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
 
     def line(self, slug: str, columns: int = MAP_COLUMNS, ascii_only: bool = False) -> str:
-        """Return one teacher's shards from left to right in at most `columns` characters. Several shards share a
-        character when there are more shards than characters: it then shows the worst of them, so that a single hole
-        among thousands of shards cannot be overlooked."""
+        """Return one teacher's shards from left to right in at most `columns` characters. Shards that share a character
+        show the worst of them, so that a single hole among thousands of shards cannot be overlooked."""
         index = self.teachers.index(slug)
         share = np.maximum(self.image[index], self.text[index])
-        groups = np.array_split(np.arange(len(self.rows)), min(columns, len(self.rows)) or 1)
-        cells = "".join(_cell(bool(self.done[index][group].all()), float(share[group].min())) for group in groups)
-        return cells.translate(_ASCII) if ascii_only else cells
+        cells = ""
+        for group in np.array_split(np.arange(len(self.rows)), min(columns, len(self.rows)) or 1):
+            worst = float(share[group].min())
+            sound = FULL if worst >= 0.95 else MOST if worst >= 0.5 else SOME
+            cells += sound if self.done[index][group].all() else NONE
+        return cells.translate(str.maketrans(FULL + MOST + SOME + NONE, "#+-.")) if ascii_only else cells
 
     def as_json(self) -> dict[str, Any]:
         """Return the map as plain values, holes as ranges."""
@@ -82,9 +80,3 @@ def shard_ranges(ranges: list[tuple[int, int]], most: int = 8) -> str:
     shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:most]]
     more = len(ranges) - most
     return ", ".join([*shown, *([f"and {more} more ranges"] if more > 0 else [])])
-
-
-def _cell(done: bool, share: float) -> str:
-    if not done:
-        return NONE
-    return FULL if share >= 0.95 else MOST if share >= 0.5 else SOME

@@ -6,18 +6,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from shlex import quote
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mmkd.base.text import counted
+from mmkd.store.inspect.agreement import Agreement
 from mmkd.store.inspect.coverage import shard_ranges
+from mmkd.store.inspect.info import StoreInfo
+from mmkd.store.inspect.pairs import PairStatistics
+from mmkd.store.inspect.statistics import StoreStatistics
+from mmkd.store.inspect.towers import TowerStatistics
 from mmkd.store.layout import TOWER_INPUTS
-
-if TYPE_CHECKING:
-    from mmkd.store.inspect.agreement import Agreement
-    from mmkd.store.inspect.info import StoreInfo
-    from mmkd.store.inspect.pairs import PairStatistics
-    from mmkd.store.inspect.statistics import StoreStatistics
-    from mmkd.store.inspect.towers import TowerStatistics
 
 Severity = Literal["fault", "warning"]
 """`fault`: wrong, do not train before it is fixed. `warning`: look at it."""
@@ -46,7 +44,7 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
     """Find holes and failures in the ledger and the sample table."""
     root = quote(info.summary.root)
     if not info.cards:
-        yield Finding("fault", "no teacher has been here: the store holds rows and no features", "mmkd extract")
+        yield Finding("fault", "no teacher has been run: the store holds rows and no features", "mmkd extract")
     for slug in info.coverage.teachers:
         holes = info.coverage.holes(slug)
         if holes:
@@ -68,15 +66,48 @@ def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
     root = quote(statistics.root)
     command = f"mmkd store stats {root}"
     for tower in statistics.towers:
+        see = f"mmkd store show {root} row:{tower.broken_rows[0]}" if tower.broken_rows else command
         for severity, text in _tower(tower):
-            yield Finding(severity, f"{tower.slug} {tower.tower}: {text}", _show(tower, root) or command)
+            yield Finding(severity, f"{tower.slug} {tower.tower}: {text}", see)
     for pairs in statistics.pairs:
-        for severity, text in _pairs(pairs):
-            yield Finding(severity, f"{pairs.slug}: {text}", f"{command} --teachers {pairs.slug}")
+        fault = _mismatch(pairs) if pairs.pairs >= FEW_ROWS else None
+        if fault:
+            yield Finding("fault", f"{pairs.slug}: {fault}", f"{command} --teachers {pairs.slug}")
     yield from _repeats(statistics, root)
     for matrix in statistics.agreement:
         for text in _equal(matrix):
             yield Finding("warning", text, command)
+
+
+def _tower(tower: TowerStatistics) -> Iterator[tuple[Severity, str]]:
+    broken = tower.not_finite + tower.zero
+    if broken:
+        rows = ", ".join(map(str, tower.broken_rows[:5])) + (", ..." if broken > 5 else "")
+        bad = f"{counted(tower.not_finite, 'row')} not finite and {tower.zero:,} zero"
+        yield "fault", f"{bad} although called sound (row {rows})"
+    if tower.rows < FEW_ROWS:
+        return
+    for name, dimensions in (("dead", tower.dead_dimensions), ("constant", tower.constant_dimensions)):
+        if dimensions:
+            listed = ", ".join(map(str, dimensions[:8])) + (", ..." if len(dimensions) > 8 else "")
+            yield "warning", f"{counted(len(dimensions), f'{name} dimension')} of {tower.width} ({listed})"
+    if tower.mean_cosine > COLLAPSED_COSINE:
+        yield "fault", f"collapsed: different rows have a mean cosine of {tower.mean_cosine:.3f}"
+
+
+def _mismatch(pairs: PairStatistics) -> str | None:
+    """Return how the captions do not fit the images; None if they do."""
+    if pairs.best_shift:
+        return (
+            f"captions are shifted by {pairs.best_shift:+d}: images have a mean cosine of "
+            f"{pairs.shift[pairs.best_shift]:.3f} with that row's caption, {pairs.shift[0]:.3f} with their own"
+        )
+    for way in ("i2t", "t2i"):
+        reached, chance = pairs.recall[f"{way}@10"], pairs.chance[f"{way}@10"]
+        if reached < chance + 3 * math.sqrt(chance * (1 - chance) / (pairs.pool * pairs.pools)):
+            pools = f"in pools of {pairs.pool}, chance is {chance:.1%}"
+            return f"captions do not fit images: {way} R@10 is {reached:.1%} {pools}"
+    return None
 
 
 def _repeats(statistics: StoreStatistics, root: str) -> Iterator[Finding]:
@@ -92,62 +123,15 @@ def _repeats(statistics: StoreStatistics, root: str) -> Iterator[Finding]:
         yield Finding("warning", f"{', '.join(slugs)}: {text}", f"mmkd store show {root} row:{groups[0][0]}")
 
 
-def _show(tower: TowerStatistics, root: str) -> str | None:
-    return f"mmkd store show {root} row:{tower.broken_rows[0]}" if tower.broken_rows else None
-
-
-def _tower(tower: TowerStatistics) -> Iterator[tuple[Severity, str]]:
-    broken = tower.not_finite + tower.zero
-    if broken:
-        rows = ", ".join(map(str, tower.broken_rows[:5])) + (", ..." if broken > 5 else "")
-        yield (
-            "fault",
-            f"{counted(tower.not_finite, 'row')} not finite and {tower.zero:,} zero although called sound (row {rows})",
-        )
-    for name, dimensions in (("dead", tower.dead_dimensions), ("constant", tower.constant_dimensions)):
-        if dimensions and tower.rows >= FEW_ROWS:
-            listed = ", ".join(map(str, dimensions[:8])) + (", ..." if len(dimensions) > 8 else "")
-            yield "warning", f"{counted(len(dimensions), f'{name} dimension')} of {tower.width} ({listed})"
-    if tower.rows >= FEW_ROWS and tower.mean_cosine > COLLAPSED_COSINE:
-        yield "fault", f"collapsed: different rows have a mean cosine of {tower.mean_cosine:.3f}"
-
-
-def _pairs(pairs: PairStatistics) -> Iterator[tuple[Severity, str]]:
-    if pairs.pairs < FEW_ROWS:
-        return
-    if pairs.best_shift:
-        yield (
-            "fault",
-            f"captions are shifted by {pairs.best_shift:+d}: images have a mean cosine of "
-            f"{pairs.shift[pairs.best_shift]:.3f} with that row's caption, {pairs.shift[0]:.3f} with their own",
-        )
-        return
-    for way in ("i2t", "t2i"):
-        reached, chance = pairs.recall[f"{way}@10"], pairs.chance[f"{way}@10"]
-        error = math.sqrt(chance * (1 - chance) / (pairs.pool * pairs.pools))
-        if reached < chance + 3 * error:
-            yield (
-                "fault",
-                f"captions do not fit images: {way} R@10 is {reached:.1%} in pools of {pairs.pool}, "
-                f"chance is {chance:.1%}",
-            )
-            return
-
-
 def _equal(matrix: Agreement) -> Iterator[str]:
     """Yield groups of teachers that cannot be distinguished, each group once."""
+    same = (matrix.rows >= FEW_ROWS) & (matrix.cka > EQUAL_CKA) & (matrix.mutual > EQUAL_MUTUAL)
     left = list(range(len(matrix.teachers)))
     while left:
         first = left.pop(0)
-        alike = [
-            j
-            for j in left
-            if matrix.rows[first, j] >= FEW_ROWS
-            and matrix.cka[first, j] > EQUAL_CKA
-            and matrix.mutual[first, j] > EQUAL_MUTUAL
-        ]
+        alike = [j for j in left if same[first, j]]
         left = [j for j in left if j not in alike]
         if alike:
             names = " and ".join(matrix.teachers[j] for j in (first, *alike))
-            least = min(float(matrix.cka[first, j]) for j in alike)
+            least = float(matrix.cka[first, alike].min())
             yield f"{names} see {TOWER_INPUTS[matrix.tower]} alike (CKA {least:.4f} at least): one teacher twice?"

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmkd.base.files import list_folder
+from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
+from mmkd.store.hierarchy import read_json
 from mmkd.store.inspect.activity import Activity, activity
 from mmkd.store.inspect.coverage import Coverage, coverage
-from mmkd.store.inspect.selections import SelectionSummary, selections
-from mmkd.store.reader import StoreSummary
+from mmkd.store.reader import FeatureStore, StoreSummary
 
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+
+@dataclass(frozen=True)
+class SelectionSummary:
+    """One selection: pairs of rows and teachers chosen by a rule."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape of the array: rows and teachers."""
+    kept: int
+    """Pairs, of `available` ones when the selection was made."""
+    available: int
+    attributes: dict[str, Any]
+    """Attributes written with it: the rule, counts, digests."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,23 @@ def store_info(store: FeatureStore) -> StoreInfo:
         summary=summary,
         coverage=coverage(store),
         activity=activity(store.root, summary.complete),
-        selections=tuple(selections(store.root)),
+        selections=tuple(_selections(store.root)),
         cards=dict(store.teachers),
         versions=dict(store.record.versions),
         corpus_kind=store.record.corpus.kind,
         corpus_digest=store.record.corpus.digest,
     )
+
+
+def _selections(root: StorePath) -> list[SelectionSummary]:
+    """List `selections/` in order of names, by metadata alone."""
+    found = []
+    for path in (folder / "zarr.json" for folder in list_folder(root / "selections")):
+        document = read_json(path) if path.is_file() else {}
+        if document.get("node_type") == "array":
+            content = (document.get("attributes") or {}).get("mmkd", {})
+            pairs = content.get("counts", {}).get("pairs", {})
+            shape = tuple(document.get("shape", ()))
+            kept, available = pairs.get("kept", 0), pairs.get("available", 0)
+            found.append(SelectionSummary(path.parent.name, shape, kept, available, dict(content)))
+    return found

@@ -1,9 +1,14 @@
-"""Exact nearest rows by cosine, straight from the mapped array."""
+"""Exact nearest rows by cosine, straight from the mapped array.
+
+In large float16 stores faiss, where it is installed, makes a first choice: it multiplies float16 as it lies, without
+widening it. Nothing is lost by it: the choice comes with the largest cosine that any other row can have.
+"""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,37 +17,22 @@ from numpy.typing import NDArray
 from mmkd.base.errors import UserError
 from mmkd.base.process import usable_cores
 from mmkd.store.array import FeatureArray
-from mmkd.store.inspect.faiss_choice import choose, faiss_module
-from mmkd.store.inspect.rows import captions_of
+from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import BLOCK_ROWS, unit
 from mmkd.store.layout import Tower
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 MAX_NEIGHBORS = 10_000
-
 FAISS_ROWS = 1 << 17
-"""Rows from which faiss, where it is installed, makes a first choice: below, loading it takes longer than it saves."""
+"""Rows from which faiss makes a first choice: below, loading it takes longer than it saves."""
 SPARE = 4
-"""Rows that it chooses for each one wanted: lengths may differ by so much that the order changes among them."""
+"""Rows that faiss chooses for each one wanted: lengths may differ by so much that the order changes among them."""
 _SMALLEST_NORM = 1e-15
 
 Piece = slice | NDArray[np.int64]
 """Some rows of an array."""
-Found = tuple[NDArray[np.int64], NDArray[np.float32]]
+Nearest = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows and their cosines, best first."""
-
-SCHEMA = pa.schema(
-    [
-        pa.field("rank", pa.int64()),
-        pa.field("row", pa.int64()),
-        pa.field("cosine", pa.float32()),
-        pa.field("key", pa.string()),
-        pa.field("modality", pa.string()),
-        pa.field("caption", pa.string()),
-    ]
-)
 
 
 def nearest_rows(
@@ -52,22 +42,13 @@ def nearest_rows(
     query: NDArray[np.floating[Any]],
     k: int,
     rows: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the k rows whose feature has the largest cosine with `query`; equal cosines by row. Reads every row once,
-    `BLOCK_ROWS` at a time, on all cores; memory stays flat. The result does not depend on the number of cores. Result:
-    row numbers int64 and cosines float32, both (k,), best first. Raises UserError if `k` is out of range, the query's
-    width is not the teacher's, or it is zero or not finite.
-
-    Args:
-        store: the store.
-        slug: teacher.
-        tower: which features are searched.
-        query: (D,), any length but zero.
-        k: how many; fewer come back when fewer rows are sound.
-        rows: int64 ascending, to search these only; all when None.
-    """
+) -> Nearest:
+    """Return the k sound rows of `rows` (int64 ascending; all when None) whose feature has the largest cosine with
+    `query` (D,), equal cosines by row: row numbers int64 and cosines float32, best first. Every row is read once,
+    `BLOCK_ROWS` at a time, on all cores; memory stays flat, and the result does not depend on the number of cores.
+    Raises UserError if `k` is out of range, or the query is zero, not finite, or not of the teacher's width."""
     if not 1 <= k <= MAX_NEIGHBORS:
-        raise UserError(f"{k} neighbours cannot be had; ask for 1 to {MAX_NEIGHBORS:,}")
+        raise UserError(f"the number of neighbors must be 1 to {MAX_NEIGHBORS:,}, got {k}")
     array = store.features(slug, tower)
     if query.shape != (array.shape[1],):
         raise UserError(
@@ -76,38 +57,22 @@ def nearest_rows(
     direction = unit(query[None].astype(np.float32))[0]
     if not np.isfinite(direction).all() or not direction.any():
         raise UserError(f"the query has no direction in the space of {slug}: it is zero or not finite")
-    # A slice and not a list of numbers, where all rows are asked for: no copy is made before the change to float32.
+    # Slices, where all rows are wanted: nothing is copied before the change to float32.
     size = len(array) if rows is None else len(rows)
     pieces: list[Piece] = [
         slice(start, min(start + BLOCK_ROWS, size)) if rows is None else rows[start : start + BLOCK_ROWS]
         for start in range(0, size, BLOCK_ROWS)
     ]
+    half = isinstance(array, np.ndarray) and array.dtype == np.float16
+    search = _nearest_by_faiss if half and len(array) >= FAISS_ROWS and faiss_module() is not None else _nearest
     best_rows, best = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        work = _chosen_nearest if _fits_faiss(array) else _nearest
-        for found, cosines in pool.map(lambda piece: work(array, piece, direction, k), pieces):
-            best_rows, best = _first(np.r_[best_rows, found], np.r_[best, cosines], k)
+        for some, cosines in pool.map(lambda piece: search(array, piece, direction, k), pieces):
+            best_rows, best = _first(np.r_[best_rows, some], np.r_[best, cosines], k)
     return best_rows, best
 
 
-def _fits_faiss(array: FeatureArray) -> bool:
-    mapped = isinstance(array, np.ndarray) and array.dtype == np.float16
-    return mapped and len(array) >= FAISS_ROWS and faiss_module() is not None
-
-
-def _chosen_nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Found:
-    """As `_nearest`, of those rows alone that faiss chose; of all where it cannot be proven that these suffice."""
-    values = array[piece]
-    if len(values) > SPARE * k:
-        positions, bound = choose(values, direction, SPARE * k)
-        rows, cosines = _nearest(values, positions, direction, k)
-        # Products of faiss are summed in another order: a few units in the last place of a float32.
-        if len(cosines) == k and cosines[-1] > bound + 1e-5:
-            return (rows + piece.start if isinstance(piece, slice) else piece[rows]), cosines
-    return _nearest(array, piece, direction, k)
-
-
-def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Found:
+def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Nearest:
     """Return the k nearest of some rows. Missing rows are NaN and never near; zero rows have no direction."""
     values = array[piece].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -121,30 +86,69 @@ def _nearest(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], 
     return _first(numbers[sound], cosines[sound], k)
 
 
-def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Found:
+def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Nearest:
     order = np.lexsort((rows, -cosines))[:k]
     return rows[order], cosines[order]
 
 
-def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int = 10) -> pa.Table:
-    """Run `nearest_rows` over the whole store; return a table of `SCHEMA`, best first: `rank` (from 1), `row`,
-    `cosine`, and `key`, `modality`, `caption` of the sample row. Raises UserError as `nearest_rows`.
+@cache
+def faiss_module() -> Any:
+    """Return faiss, or None where it is not installed (extra `faiss`)."""
+    try:
+        import faiss  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        return None
+    return faiss
 
-    Args:
-        store: the store.
-        slug: teacher.
-        tower: which features are searched.
-        query: (D,), any length but zero.
-        k: how many; fewer come back when fewer rows are sound.
-    """
+
+def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Nearest:
+    """As `_nearest`, of those rows alone that faiss chose; of all where it cannot be proven that these suffice."""
+    values = array[piece]
+    if len(values) > SPARE * k:
+        positions, bound = choose(values, direction, SPARE * k)
+        rows, cosines = _nearest(values, positions, direction, k)
+        # Products of faiss are summed in another order: a few units in the last place of a float32.
+        if len(cosines) == k and cosines[-1] > bound + 1e-5:
+            return (rows + piece.start if isinstance(piece, slice) else piece[rows]), cosines
+    return _nearest(array, piece, direction, k)
+
+
+def choose(values: NDArray[np.float16], direction: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], float]:
+    """Return positions, ascending, of the `count` rows of float16 (n, D) with the largest inner product with a unit
+    vector (D,), and the largest cosine that another row can have. A row that was not chosen has no larger product than
+    the least chosen one, and is no shorter than the shortest row: its cosine is at most the one divided by the other.
+    Rows with NaN are never chosen, and have no cosine."""
+    products, positions = _search(values, direction, count, "METRIC_INNER_PRODUCT")
+    if len(positions) < min(count, len(values)):
+        return np.sort(positions), -np.inf  # every row that has a product
+    # The row nearest to the origin is the shortest; faiss gives squares.
+    squares, _ = _search(values, np.zeros_like(direction), 1, "METRIC_L2")
+    length = float(np.sqrt(squares[0])) if len(squares) else 0.0
+    return np.sort(positions), np.inf if length == 0.0 else max(float(products[-1]), 0.0) / length
+
+
+def _search(
+    values: NDArray[np.float16], query: NDArray[np.float32], count: int, metric: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    faiss = faiss_module()
+    index = faiss.IndexScalarQuantizer(values.shape[1], faiss.ScalarQuantizer.QT_fp16, getattr(faiss, metric))
+    index.is_trained = True  # float16 has nothing to learn
+    index.add_sa_codes(np.ascontiguousarray(values).view(np.uint8))
+    distances, positions = index.search(query[None], min(count, len(values)))
+    there = positions[0] >= 0
+    return distances[0][there], positions[0][there]
+
+
+def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.floating[Any]], k: int = 10) -> pa.Table:
+    """Run `nearest_rows` over the whole store. Return a table, best first: `rank` (int64, from 1), `row` (int64),
+    `cosine` (float32), and `key`, `modality`, `caption` of the sample row. Raises UserError as `nearest_rows`."""
     rows, cosines = nearest_rows(store, slug, tower, query, k)
-    samples = captions_of(store, rows)
+    samples = sample_rows(store, rows)
     return pa.table(
         {
             "rank": pa.array(range(1, len(rows) + 1), pa.int64()),
-            "row": pa.array(rows, pa.int64()),
-            "cosine": pa.array(cosines, pa.float32()),
+            "row": rows,
+            "cosine": cosines,
             **{name: samples[name] for name in ("key", "modality", "caption")},
-        },
-        schema=SCHEMA,
+        }
     )

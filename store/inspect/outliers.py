@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.store.inspect.pairs import sound_pairs
 from mmkd.store.inspect.sampling import unit
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 MIN_ROWS = 20
 """Minimum rows for outliers."""
+
+Kind = Literal["caption fits least", "image norm", "caption norm"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Outlier:
     """One odd row."""
 
     row: int
-    kind: Literal["caption fits least", "image norm", "caption norm"]
-    """The first names the last rows of an order, which are not wrong for that: see `score`."""
+    kind: Kind
+    """`caption fits least`: last in an order, which need not be wrong; see `score`."""
     score: float
     """Mean over teachers of standard scores: (value - median) / (1.4826 x median absolute deviation)."""
     cosine: float
@@ -35,59 +35,44 @@ class Outlier:
 
 
 def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], each: int = 8) -> tuple[Outlier, ...]:
-    """Return the rows that stand out most, of each kind the first `each`. Robust scores: what is odd must not make
-    itself usual. Norms are compared by their logarithm. Raises UserError if there is no such teacher.
-
-    Args:
-        store: the store.
-        slugs: teachers; their scores are averaged.
-        rows: int64 (n,) ascending, the sample.
-        each: rows of each kind; of norms only those with a score beyond 4.
-    """
-    scores = {kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("cosine", "image", "text")}
+    """Return of the sample `rows`, int64 (n,) ascending, those that stand out most: the first `each` of each kind, by
+    scores averaged over teachers; of norms, which are compared by their logarithm, only scores beyond 4. The scores are
+    robust: what is odd must not make itself usual. Raises UserError if there is no such teacher."""
+    scores: dict[Kind, NDArray[np.float64]] = {
+        kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("caption fits least", "image norm", "caption norm")
+    }
     cosines = np.full((len(slugs), len(rows)), np.nan)
     for i, slug in enumerate(slugs):
         image, text, sound = sound_pairs(store, slug, rows)
         if np.count_nonzero(sound) < MIN_ROWS:
             continue
         cosines[i, sound] = np.einsum("nd,nd->n", unit(image[sound]), unit(text[sound]))
-        scores["cosine"][i, sound] = standard_scores(cosines[i, sound])
-        for name, values in (("image", image), ("text", text)):
-            scores[name][i, sound] = standard_scores(np.log(np.linalg.norm(values[sound].astype(np.float64), axis=1)))
-    there = np.isfinite(cosines).sum(axis=0)
-    means = {name: _mean(values) for name, values in scores.items()}
-    fit = _mean(cosines)
-    picked: list[Outlier] = []
-    worst = [int(i) for i in np.argsort(means["cosine"], kind="stable")[:each] if means["cosine"][i] < 0]
-    picked += [
-        Outlier(int(rows[i]), "caption fits least", float(means["cosine"][i]), float(fit[i]), int(there[i]))
-        for i in worst
-    ]
-    kinds: tuple[tuple[str, Literal["image norm", "caption norm"]], ...] = (
-        ("image", "image norm"),
-        ("text", "caption norm"),
-    )
-    for name, kind in kinds:
-        far = np.argsort(-np.nan_to_num(np.abs(means[name])), kind="stable")[:each]
+        lengths = (np.log(np.linalg.norm(values[sound].astype(np.float64), axis=1)) for values in (image, text))
+        for values, score in zip((cosines[i, sound], *lengths), scores.values(), strict=True):
+            score[i, sound] = standard_scores(values)
+    there, fit = np.isfinite(cosines).sum(axis=0), _mean(cosines)
+    picked = []
+    for kind, by_teacher in scores.items():
+        mean = _mean(by_teacher)
+        by_fit = kind == "caption fits least"
+        odd = mean < 0 if by_fit else np.abs(mean) > 4
+        order = np.argsort(mean if by_fit else -np.nan_to_num(np.abs(mean)), kind="stable")[:each]
         picked += [
-            Outlier(int(rows[i]), kind, float(means[name][i]), float(fit[i]), int(there[i]))
-            for i in far
-            if abs(means[name][i]) > 4
+            Outlier(int(rows[i]), kind, float(mean[i]), float(fit[i]), int(there[i])) for i in order.tolist() if odd[i]
         ]
     return tuple(picked)
 
 
 def standard_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the distance from the median in units of 1.4826 times the median absolute deviation: robust against the
-    odd ones."""
+    """Return distances from the median in units of 1.4826 times the median absolute deviation, which for a normal
+    distribution is the standard deviation."""
     middle = np.median(values)
-    # 1.4826 makes the median absolute deviation that of a normal distribution. Unit norms differ by rounding alone:
-    # a spread below a thousandth is none.
+    # Unit norms differ by rounding alone: a spread below a thousandth is none.
     spread = max(1.4826 * float(np.median(np.abs(values - middle))), 1e-3)
     return np.asarray((values - middle) / spread, dtype=np.float64)
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return means (n,) over teachers (T, n) that are not NaN; NaN where all are."""
     count = np.isfinite(values).sum(axis=0)
-    total = np.nansum(values, axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)

@@ -1,28 +1,57 @@
-"""Do a teacher's captions fit their images: cosines, retrieval, and whether the captions slipped by a row."""
+"""Do a teacher's captions fit their images: cosines, retrieval, by modality, and whether captions slipped by a row."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmkd.store.inspect.distribution import Distribution, distribution
-from mmkd.store.inspect.modalities import Modalities
-from mmkd.store.inspect.sampling import truly_sound, unit
+from mmkd.store.array import FeatureArray
+from mmkd.store.inspect.sampling import Distribution, distribution, truly_sound, unit
 from mmkd.store.layout import PAIR_SOUND
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 POOL_ROWS = 1000
-RANKS = (1, 10)
+RANKS = {f"{way}@{k}": k for way in ("i2t", "t2i") for k in (1, 10)}
+UNMATCHED = 4
+"""Other captions of its pool that an image is compared with."""
 SHIFTS = (-2, -1, 0, 1, 2)
-_RECALLS = tuple(f"{way}@{k}" for way in ("i2t", "t2i") for k in RANKS)
+
+NOT_STATED, OTHERS = "not stated", "all others"
+MOST = 12
+"""Modalities listed; rarer ones are counted as `OTHERS`."""
+
+
+@dataclass(frozen=True)
+class Modalities:
+    """Modality of each row that the sample table states: CT, MRI, histology, ..."""
+
+    names: tuple[str, ...]
+    """Most frequent first, then `OTHERS` where there are more than `MOST`."""
+    codes: NDArray[np.uint8]
+    """(N,) a place in `names` for every row of the store."""
+
+
+def modalities(column: pa.ChunkedArray) -> Modalities:
+    """Group rows by their entry in the column `modality` (strings; null or blank where none is stated)."""
+    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+    encoded = pc.if_else(blank, NOT_STATED, column).combine_chunks().dictionary_encode()
+    every = encoded.dictionary.to_pylist()
+    indices = encoded.indices.to_numpy(zero_copy_only=False)
+    counts = np.bincount(indices, minlength=len(every))
+    order = sorted(range(len(every)), key=lambda i: (-counts[i], every[i]))
+    kept = [i for i in order if every[i] != OTHERS][:MOST]
+    place = np.full(max(len(every), 1), len(kept), dtype=np.uint8)
+    place[kept] = np.arange(len(kept), dtype=np.uint8)
+    names = [every[i] for i in kept] + ([OTHERS] if len(order) > len(kept) else [])
+    return Modalities(tuple(names), place[indices])
 
 
 @dataclass(frozen=True)
@@ -77,83 +106,61 @@ class PairStatistics:
 def pair_statistics(
     store: FeatureStore, slug: str, rows: NDArray[np.int64], seed: int, modalities: Modalities
 ) -> PairStatistics:
-    """Compare images and captions of one teacher. Raises UserError if there is no such teacher.
-
-    Args:
-        store: the store.
-        slug: teacher.
-        rows: int64 (n,) ascending; those without a sound pair are left out.
-        seed: shuffles rows into disjoint pools of 1000; rows left over join no pool.
-        modalities: of every row of the store.
-    """
+    """Compare images and captions of one teacher on those of `rows`, int64 (n,) ascending, where it has both, shuffled
+    by `seed` into disjoint pools of 1000; rows left over join no pool. Raises UserError if there is no such teacher."""
     image, text = store.image(slug), store.text(slug)
     rows = rows[store.valid(slug)[rows] == PAIR_SOUND]
     shuffled = np.random.default_rng(seed).permutation(rows)
     pool = min(POOL_ROWS, len(rows))
     pools = len(rows) // pool if pool else 0
-    scores = _Scores(len(modalities.names))
-    for index in range(pools):
-        taken = shuffled[index * pool : (index + 1) * pool]
-        sound = truly_sound(image[taken]) & truly_sound(text[taken])
-        cosines = unit(image[taken[sound]]) @ unit(text[taken[sound]]).T
-        scores.add(cosines, modalities.codes[taken[sound]])
+    scored, codes = [_scores(np.empty((0, 0), np.float32))], [np.empty(0, np.uint8)]
+    for taken in shuffled[: pools * pool].reshape(pools, pool):
+        sound = taken[truly_sound(image[taken]) & truly_sound(text[taken])]
+        scored.append(_scores(unit(image[sound]) @ unit(text[sound]).T))
+        codes.append(modalities.codes[sound])
+    scores, code = np.concatenate(scored, axis=1), np.concatenate(codes)
+    matched, unmatched, hits = scores[0], scores[1 : 1 + UNMATCHED], scores[1 + UNMATCHED :]
+
+    def recall(chosen: NDArray[np.bool_]) -> dict[str, float]:
+        known = {name for name, k in RANKS.items() if pool > k and chosen.any()}
+        return {
+            name: float(hit[chosen].mean(dtype=np.float64)) if name in known else math.nan
+            for name, hit in zip(RANKS, hits, strict=True)
+        }
+
     return PairStatistics(
         slug=slug,
         pairs=len(rows),
-        matched=distribution(np.concatenate(scores.matched), (-1.0, 1.0)),
-        unmatched=distribution(np.concatenate(scores.unmatched), (-1.0, 1.0)),
+        matched=distribution(matched, (-1.0, 1.0)),
+        unmatched=distribution(unmatched.ravel(), (-1.0, 1.0)),
         pool=pool,
         pools=pools,
-        recall=scores.recall(slice(None), pool),
-        chance={name: _rank_of(name) / pool if pool > _rank_of(name) else math.nan for name in _RECALLS},
-        shift=_shifts(store, slug, rows[:POOL_ROWS]),
-        modalities=tuple(scores.by_modality(modalities.names, pool)),
+        recall=recall(np.ones(len(code), dtype=bool)),
+        chance={name: k / pool if pool > k else math.nan for name, k in RANKS.items()},
+        shift=_shifts(image, text, rows[:POOL_ROWS]),
+        modalities=tuple(
+            ModalityPairs(
+                modality=modalities.names[each],
+                pairs=int(np.count_nonzero(own)),
+                matched=float(np.median(matched[own])),
+                unmatched=distribution(unmatched[:, own].ravel()).median,
+                recall=recall(own),
+            )
+            for each in np.unique(code)
+            for own in [code == each]
+        ),
     )
 
 
-class _Scores:
-    """Cosines and hits of one pool after another, by modality."""
-
-    def __init__(self, groups: int) -> None:
-        self.matched, self.unmatched = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
-        self.codes, self.codes_of_unmatched = [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
-        self.hits = {name: np.zeros(groups) for name in _RECALLS}
-        self.scored = np.zeros(groups, dtype=np.int64)
-
-    def add(self, cosines: NDArray[np.float32], codes: NDArray[np.uint8]) -> None:
-        """Take in a pool: cosines (n, n) of images with captions, and the modality (n,) of its rows."""
-        groups = len(self.scored)
-        self.scored += np.bincount(codes, minlength=groups)
-        self.matched.append(np.diagonal(cosines))
-        self.codes.append(codes)
-        for offset in range(1, min(5, len(cosines))):
-            self.unmatched.append(np.diagonal(np.roll(cosines, -offset, axis=1)))
-            self.codes_of_unmatched.append(codes)
-        for way, table in (("i2t", cosines), ("t2i", cosines.T)):
-            for k in RANKS:
-                self.hits[f"{way}@{k}"] += np.bincount(codes, hit_chance(table, k), groups)
-
-    def recall(self, groups: int | slice, pool: int) -> dict[str, float]:
-        """Return the share of hits among the rows of one modality, or of all."""
-        scored = int(self.scored[groups].sum())
-        return {
-            name: float(hits[groups].sum()) / scored if scored and pool > _rank_of(name) else math.nan
-            for name, hits in self.hits.items()
-        }
-
-    def by_modality(self, names: tuple[str, ...], pool: int) -> Iterator[ModalityPairs]:
-        """Yield one value for each modality that has pairs."""
-        matched, unmatched = np.concatenate(self.matched), np.concatenate(self.unmatched)
-        codes, others = np.concatenate(self.codes), np.concatenate(self.codes_of_unmatched)
-        for code in np.flatnonzero(self.scored).tolist():
-            away = unmatched[others == code]
-            yield ModalityPairs(
-                modality=names[code],
-                pairs=int(self.scored[code]),
-                matched=float(np.median(matched[codes == code])),
-                unmatched=float(np.median(away)) if len(away) else math.nan,
-                recall=self.recall(code, pool),
-            )
+def _scores(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return for the n images of a pool the cosine with their own caption, with `UNMATCHED` others (NaN where the pool
+    has fewer) and the chance of a hit by `RANKS`, one row each. `cosines` (n, n): images with captions."""
+    scores = np.full((1 + UNMATCHED + len(RANKS), len(cosines)), np.nan, dtype=np.float32)
+    for offset in range(min(1 + UNMATCHED, len(cosines))):
+        scores[offset] = np.diagonal(np.roll(cosines, -offset, axis=1))
+    for place, (name, k) in enumerate(RANKS.items(), 1 + UNMATCHED):
+        scores[place] = hit_chance(cosines if name.startswith("i2t") else cosines.T, k)
+    return scores
 
 
 def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
@@ -167,7 +174,7 @@ def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
 def sound_pairs(
     store: FeatureStore, slug: str, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.bool_]]:
-    """Image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides. Raises
+    """Return image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides. Raises
     UserError if there is no such teacher."""
     image, text = store.image(slug)[rows], store.text(slug)[rows]
     return image, text, (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
@@ -183,14 +190,10 @@ def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int
     return found
 
 
-def _rank_of(name: str) -> int:
-    return int(name.partition("@")[2])
-
-
 def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """For each row of a square table, how likely its diagonal entry is among the k largest, ties broken by lot. Equal
-    captions give equal cosines: counting them for or against the row would make the figure depend on chance or on the
-    order of rows. With g larger and t equal others it is clip((k - g) / (t + 1), 0, 1)."""
+    """Return for each row of a square table the chance that its diagonal entry is among the k largest, ties broken at
+    random: with g larger and t equal others, clip((k - g) / (t + 1), 0, 1). Equal captions give equal cosines, and
+    counting them for or against the row would make the result depend on the order of rows."""
     own = np.diagonal(cosines)[:, None]
     larger = (cosines > own).sum(axis=1)
     equal = (cosines == own).sum(axis=1) - 1
@@ -198,11 +201,10 @@ def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
     return chance
 
 
-def _shifts(store: FeatureStore, slug: str, rows: NDArray[np.int64]) -> dict[int, float]:
-    image, text = store.image(slug), store.text(slug)
+def _shifts(image: FeatureArray, text: FeatureArray, rows: NDArray[np.int64]) -> dict[int, float]:
     means = {}
     for shift in SHIFTS:
-        inside = rows[(rows + shift >= 0) & (rows + shift < len(store))]
+        inside = rows[(rows + shift >= 0) & (rows + shift < len(text))]
         own, other = image[inside], text[inside + shift]
         sound = truly_sound(own) & truly_sound(other)
         if sound.any():

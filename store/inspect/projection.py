@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
-from mmkd.store.inspect.sampling import truly_sound, unit
+from mmkd.store.inspect.rows import sample_rows
+from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 Method = Literal["pca", "umap"]
+X, Y = "projection_x", "projection_y"
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,9 @@ class Projection:
 def project(
     store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], method: Method = "pca", seed: int = 0
 ) -> Projection:
-    """Project unit features of sampled rows. Raises UserError if there is no such teacher, or UMAP is not installed.
-
-    Args:
-        store: the store.
-        slug: teacher.
-        tower: `image` or `text`.
-        rows: int64 (n,) ascending; rows without a sound feature are left out.
-        method: `pca` keeps distances as far as two axes can and is the same everywhere; `umap` keeps neighborhoods.
-        seed: of UMAP.
-    """
+    """Project the unit features of those of `rows`, int64 (n,) ascending, that have a sound one. `pca` keeps distances
+    as far as two axes can and is the same everywhere; `umap` keeps neighborhoods and depends on `seed`. Raises
+    UserError if there is no such teacher, or UMAP is not installed."""
     array = store.features(slug, tower)
     rows = rows[store.valid(slug)[rows] & SOUND_BIT[tower] != 0]
     rows = rows[truly_sound(array[rows])]
@@ -63,13 +57,13 @@ def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], fl
     of an axis is free: its coordinate of largest size is made positive, so that pages can be compared."""
     if len(values) < 2:
         return np.zeros((len(values), 2), dtype=np.float32), 1.0
-    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
-    sizes, axes = np.linalg.eigh(centred.T @ centred)
+    centered = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    sizes, axes = np.linalg.eigh(centered.T @ centered)
     plane = axes[:, ::-1][:, :2]
     plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
     plane = plane * np.where(plane[np.abs(plane).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
     total = float(sizes.sum())
-    return (centred @ plane).astype(np.float32), float(sizes[-2:].sum()) / total if total > 0 else 1.0
+    return (centered @ plane).astype(np.float32), float(sizes[-2:].sum()) / total if total > 0 else 1.0
 
 
 def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -80,9 +74,20 @@ def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
             f"UMAP needs the package {error.name!r}: {install_command('umap')}, or use the default, PCA"
         ) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numba and of a fixed seed costing threads: known and meant
-        neighbours = min(15, len(values) - 1)
+        warnings.simplefilter("ignore")  # from numba, and that a fixed seed costs threads: known and meant
+        neighbors = min(15, len(values) - 1)
         init = "spectral" if len(values) > 50 else "random"
-        fitted = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1, init=init)
+        fitted = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1, init=init)
         points: NDArray[np.float32] = fitted.fit_transform(values)
     return points
+
+
+def atlas_table(
+    store: FeatureStore, slug: str, tower: Tower, sample: int | None, seed: int = 0, method: Method = "pca"
+) -> pa.Table:
+    """Return `sample` rows, or all when None, as other tools for exploring embeddings take them: those that have a
+    sound feature, with all columns of the sample table and `projection_x`, `projection_y`. Raises UserError as
+    `project`, and for an empty sample."""
+    found = project(store, slug, tower, draw_inputs(store, sample, seed), method, seed)
+    table = sample_rows(store, found.rows)
+    return table.append_column(X, pa.array(found.points[:, 0])).append_column(Y, pa.array(found.points[:, 1]))

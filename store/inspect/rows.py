@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,24 +13,22 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
+from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import shard_table
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
 
 _COMPARED_KEYS = 20_000
 """Keys that a misspelled one is compared with letter by letter; more would take seconds."""
-
 _PARTS_READ_WHOLE = 8
-"""Rows that lie in at most so many shards are read shard by shard, without a pass over the whole table."""
+"""Rows in at most this many shards are read shard by shard, without a pass over the whole table."""
 
 
 def find_row(store: FeatureStore, what: str) -> int:
     """Return the row that a user means: a key first, then a row number; `row:12` is always a number. Raises UserError
-    if there is no such key or row; near keys are named."""
+    if there is no such key or row, naming similar keys."""
     number = what.removeprefix("row:")
     if not what.startswith("row:"):
-        found = store.sample_table(["row"], pads.field("key") == what)["row"].to_pylist()
+        same_key = (pads.field("key") == what) & (pads.field("status") != "absent")  # absent rows have the key ''
+        found = store.sample_table(["row"], same_key)["row"].to_pylist()
         if found:
             return int(found[0])
     if re.fullmatch(r"\d{1,18}", number):
@@ -59,8 +56,7 @@ def near_keys(store: FeatureStore, key: str, most: int = 3) -> list[str]:
     holding = keys.filter(pc.match_substring(keys, key, ignore_case=True)) if key else keys.slice(0, 0)
     if len(holding):
         return [str(found) for found in holding.slice(0, most).to_pylist()]
-    lengths = pc.utf8_length(keys)
-    alike = keys.filter(pc.less_equal(pc.abs(pc.subtract(lengths, len(key))), 2))
+    alike = keys.filter(pc.less_equal(pc.abs(pc.subtract(pc.utf8_length(keys), len(key))), 2))
     return difflib.get_close_matches(key, alike.slice(0, _COMPARED_KEYS).to_pylist(), n=most)
 
 
@@ -77,8 +73,3 @@ def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) ->
     place = np.searchsorted(shards, wanted // per_shard) * per_shard + wanted % per_shard
     table = pa.concat_tables(parts) if parts else store.samples.schema.empty_table()
     return table.take(pa.array(place, pa.int64()))
-
-
-def captions_of(store: FeatureStore, rows: NDArray[np.int64]) -> pa.Table:
-    """`key`, `modality` and `caption` of these rows, in the order given."""
-    return sample_rows(store, rows).select(["key", "modality", "caption"])

@@ -1,27 +1,25 @@
-"""Rows drawn by seed, and their features as unit vectors: what every statistic starts from."""
+"""Random rows and their features as unit vectors, which every statistic starts from, and summaries of numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 BLOCK_ROWS = 4096
 """Rows brought to float32 at a time: 8 MB at width 512, so that memory stays flat however many rows are read."""
+BINS = 60
 
 
 def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> NDArray[np.int64]:
-    """Return rows without replacement, in order. Result: int64 (min(count, N),), ascending, so that the store is then
-    read from front to back. Raises UserError if `count` is not positive. `pool`: rows to draw from, or their number N
-    for 0 to N - 1. `count`: how many; all when None or when there are no more. `seed`: of `numpy.random.default_rng`;
-    the same rows for the same arguments."""
+    """Return `count` rows of `pool` (rows, or N for 0 to N - 1) without replacement, all when None or when there are no
+    more: int64 (min(count, N),), ascending, so that the store is read from front to back. The same rows for the same
+    `seed`. Raises UserError if `count` is not positive."""
     size = pool if isinstance(pool, int) else len(pool)
     if count is not None and count < 1:
         raise UserError(f"a sample of {count} rows says nothing; give 1 or more")
@@ -33,20 +31,13 @@ def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> ND
 
 
 def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np.int64]:
-    """Return the grid rows of inputs without replacement, in order; absent rows between two corpora are never drawn.
-    Args, returns and raises as `draw_rows`."""
+    """`draw_rows` of the store's inputs: absent rows between two corpora are never drawn."""
     spans = store.record.spans()
     ends = np.cumsum([len(span.rows) for span in spans])
     drawn = draw_rows(int(ends[-1]), count, seed)
     gaps = np.array([span.rows.start for span in spans]) - np.r_[0, ends[:-1]]
     rows: NDArray[np.int64] = drawn + gaps[np.searchsorted(ends, drawn, side="right")]
     return rows
-
-
-def blocks(rows: NDArray[np.int64], size: int = BLOCK_ROWS) -> Iterator[NDArray[np.int64]]:
-    """Yield pieces of `rows` of at most `size`, in order."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -58,6 +49,42 @@ def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def truly_sound(values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-    """Return rows (n,) that are finite and not zero, regardless of the ledger."""
+    """Return which rows (n,) are finite and not zero, regardless of the ledger."""
     finite: NDArray[np.bool_] = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
     return finite
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Quantiles and histogram of a set of numbers. All fields but `count` are NaN or empty when there are none."""
+
+    count: int
+    mean: float = float("nan")
+    minimum: float = float("nan")
+    q01: float = float("nan")
+    """1 % of the numbers are smaller."""
+    q25: float = float("nan")
+    median: float = float("nan")
+    q75: float = float("nan")
+    q99: float = float("nan")
+    maximum: float = float("nan")
+    edges: tuple[float, ...] = ()
+    """Edges of the histogram's bins, `len(counts) + 1`."""
+    counts: tuple[int, ...] = ()
+
+
+def distribution(values: NDArray[np.floating[Any]], span: tuple[float, float] | None = None) -> Distribution:
+    """Summarize the finite `values` (n,). `span`: ends of the histogram, by default the smallest and largest value;
+    values outside count in the end bins."""
+    numbers = values[np.isfinite(values)].astype(np.float64)
+    if not len(numbers):
+        return Distribution(0)
+    low, high = span or (float(numbers.min()), float(numbers.max()))
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1.0):
+        # All (nearly) equal, as unit norms in float16 may be: a histogram needs some width.
+        low, high = low - 0.5, high + 0.5
+    counts, edges = np.histogram(np.clip(numbers, low, high), bins=BINS, range=(low, high))
+    minimum, q01, q25, median, q75, q99, maximum = np.quantile(numbers, (0, 0.01, 0.25, 0.5, 0.75, 0.99, 1)).tolist()
+    bins = tuple(edges.tolist()), tuple(counts.tolist())
+    mean = float(numbers.mean())
+    return Distribution(len(numbers), mean, minimum, q01, q25, median, q75, q99, maximum, *bins)

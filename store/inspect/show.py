@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +18,13 @@ from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, truly_sound, unit
 from mmkd.store.layout import IMAGE_SOUND, PAIR_SOUND, TEXT_SOUND, Tower
 from mmkd.store.ledger import LedgerEntry
+from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import shard_table
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
 
 RANDOM_ROWS = 999
 """Other rows that the row's own counterpart is ranked among: a pool of 1000 with itself, as in the statistics."""
-
 SEARCHED_ROWS = 1 << 17
 """Rows searched for neighbors, at most: a tenth of a second per teacher. `mmkd store neighbors` searches all."""
-
 FAILURES = 20
 
 
@@ -53,9 +50,9 @@ class TeacherView:
     cosine: float | None
     """Cosine of the row's image and caption."""
     caption_rank: int | None
-    """Place of the row's caption among `ranked_among` by cosine with its image; 1 is best."""
+    """Rank of the row's caption among `ranked_among` by cosine with its image; 1 is best."""
     image_rank: int | None
-    """Place of the row's image among `ranked_among` by cosine with its caption."""
+    """Rank of the row's image among `ranked_among` by cosine with its caption."""
     ranked_among: int
     neighbors: tuple[Neighbor, ...]
     """Nearest other rows by image, or by caption where the row has no sound image."""
@@ -64,7 +61,7 @@ class TeacherView:
 
 @dataclass(frozen=True)
 class RowView:
-    """A row: its sample, where its picture is, what each teacher made of it."""
+    """A row: its sample, where its picture is, and its features by each teacher."""
 
     row: int
     shard: int
@@ -94,16 +91,9 @@ class ShardView:
 def view_row(
     store: FeatureStore, row: int, teachers: Sequence[str] | None = None, k: int = 5, seed: int = 0
 ) -> RowView:
-    """Collect details of one row. Raises UserError for a teacher that is not in the store. Raises CorruptStoreError if
-    the shard's sample part cannot be read.
-
-    Args:
-        store: the store.
-        row: 0 to N - 1.
-        teachers: slugs; all when None.
-        k: neighbors per teacher.
-        seed: of the rows that ranks and, in a large store, neighbors are looked for in.
-    """
+    """Collect details of one row (0 to N - 1) from these teachers, or from all: norms, cosine, `k` neighbors. `seed`
+    draws the rows that ranks and, in a large store, neighbors are looked for in. Raises UserError for a teacher that is
+    not in the store; CorruptStoreError if the shard's sample part cannot be read."""
     others = np.setdiff1d(draw_inputs(store, RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
     searched = draw_inputs(store, SEARCHED_ROWS, seed)
     slugs = tuple(store.teachers) if teachers is None else tuple(teachers)
@@ -113,12 +103,12 @@ def view_row(
         sample=sample_rows(store, [row]).to_pylist()[0],
         corpus_root=str(store.record.image_root(row)),
         searched=len(searched),
-        teachers=tuple(_teacher(store, slug, row, (others, searched), k) for slug in slugs),
+        teachers=tuple(_view_teacher(store, slug, row, others, searched, k) for slug in slugs),
     )
 
 
 def view_shard(store: FeatureStore, shard: int) -> ShardView:
-    """Collect details of one shard. Reads its sample part and the ledger. Raises CorruptStoreError if the sample part
+    """Collect details of one shard from its sample part and the ledger. Raises CorruptStoreError if the sample part
     cannot be read."""
     table = shard_table(store, shard)
     bad = table.filter(pc.is_in(table["status"], pa.array(["failed", "partial"])))
@@ -127,23 +117,21 @@ def view_shard(store: FeatureStore, shard: int) -> ShardView:
         shard=shard,
         first_row=first,
         last_row=first + len(table) - 1,
-        status=_counts(table["status"].to_pylist()),
-        reasons=_counts(bad["reason"].to_pylist()),
+        status=_counts(table["status"]),
+        reasons=_counts(bad["reason"]),
         entries={slug: store.ledger.get((shard, slug)) for slug in store.teachers},
         failures=tuple(bad.select(["row", "key", "status", "reason"]).slice(0, FAILURES).to_pylist()),
     )
 
 
-def _counts(values: list[str | None]) -> dict[str, int]:
-    return {str(name): values.count(name) for name in sorted({value for value in values if value is not None})}
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return dict(sorted(Counter(column.drop_null().to_pylist()).items()))
 
 
-def _teacher(
-    store: FeatureStore, slug: str, row: int, pools: tuple[NDArray[np.int64], NDArray[np.int64]], k: int
+def _view_teacher(
+    store: FeatureStore, slug: str, row: int, others: NDArray[np.int64], searched: NDArray[np.int64], k: int
 ) -> TeacherView:
-    others, searched = pools
-    image, text = store.image(slug), store.text(slug)
-    valid = store.valid(slug)
+    image, text, valid = store.image(slug), store.text(slug), store.valid(slug)
     bits = int(valid[row])
     own_image, own_text = unit(image[row : row + 1])[0], unit(text[row : row + 1])[0]
     pool = others[valid[others] == PAIR_SOUND]
@@ -151,12 +139,13 @@ def _teacher(
     pair = bits == PAIR_SOUND and bool(np.isfinite(own_image).all() and np.isfinite(own_text).all())
     cosine = float(own_image @ own_text) if pair else None
     tower: Tower | None = "image" if bits & IMAGE_SOUND else "text" if bits & TEXT_SOUND else None
-    own = own_image if tower == "image" else own_text
-    near = (
-        _neighbors(store, slug, tower, row, k, searched)
-        if tower is not None and np.isfinite(own).all() and own.any()
-        else ()
-    )
+    near: tuple[Neighbor, ...] = ()
+    if tower is not None and truly_sound((own_image if tower == "image" else own_text)[None])[0]:
+        query = (image if tower == "image" else text)[row]
+        within = None if len(searched) < SEARCHED_ROWS else searched
+        rows, cosines = nearest_rows(store, slug, tower, query, k + 1, within)
+        found = zip(rows.tolist(), cosines.tolist(), sample_rows(store, rows).to_pylist(), strict=True)
+        near = tuple(Neighbor(n, s["key"], value, s["caption"]) for n, value, s in found if n != row)[:k]
     return TeacherView(
         slug=slug,
         extracted=(row // store.record.rows_per_shard, slug) in store.ledger,
@@ -179,18 +168,3 @@ def _norm(values: NDArray[np.floating[Any]]) -> float | None:
 def _rank(others: NDArray[np.float32], own: float | None) -> int | None:
     # Half of 1e-6 forgives the rounding between one product and many: an equal caption is no better one.
     return None if own is None else 1 + int(np.count_nonzero(others > own + 5e-7))
-
-
-def _neighbors(
-    store: FeatureStore, slug: str, tower: Tower, row: int, k: int, searched: NDArray[np.int64]
-) -> tuple[Neighbor, ...]:
-    query = store.features(slug, tower)[row]
-    within = None if len(searched) < SEARCHED_ROWS else searched
-    rows, cosines = nearest_rows(store, slug, tower, query, k + 1, within)
-    keep = rows != row
-    rows, cosines = rows[keep][:k], cosines[keep][:k]
-    samples = sample_rows(store, rows).to_pylist()
-    return tuple(
-        Neighbor(int(number), sample["key"], float(cosine), sample["caption"])
-        for number, cosine, sample in zip(rows, cosines, samples, strict=True)
-    )

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 
 from mmkd.base.text import plain_values
 from mmkd.store.inspect.agreement import Agreement, agreement
-from mmkd.store.inspect.labels import label_table
-from mmkd.store.inspect.modalities import modalities
-from mmkd.store.inspect.pairs import PairStatistics, pair_statistics
+from mmkd.store.inspect.pairs import PairStatistics, modalities, pair_statistics
 from mmkd.store.inspect.sampling import draw_inputs, draw_rows
-from mmkd.store.inspect.table import StatisticTable
+from mmkd.store.inspect.table import StatisticTable, label_table
 from mmkd.store.inspect.towers import TowerStatistics, tower_statistics
 from mmkd.store.layout import TOWERS
 from mmkd.store.reader import FeatureStore
@@ -37,7 +35,7 @@ class StoreStatistics:
 
     root: str
     rows: int
-    """Rows of the store."""
+    """Rows of the store that have an input: absent rows between two corpora do not count."""
     sampled: int
     """Rows drawn; equal to `rows` when all were read."""
     seed: int
@@ -75,16 +73,10 @@ def store_statistics(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> StoreStatistics:
-    """Compute statistics over a sample of rows, or over all of them. Raises UserError for a teacher that is not in the
-    store, or an empty sample. Raises CorruptStoreError if a chunk or sample part in the ledger is missing or damaged.
-
-    Args:
-        store: the store.
-        teachers: slugs; all when None.
-        sample: rows to draw; None streams every row.
-        seed: of the draw.
-        progress: called with teachers done and teachers in all.
-    """
+    """Compute statistics of these teachers, or of all, over `sample` rows drawn by `seed`; None streams every row.
+    `progress` is called with teachers done and teachers in all. Raises UserError for a teacher that is not in the
+    store, or an empty sample. Raises CorruptStoreError if a chunk or sample part in the ledger is missing or
+    damaged."""
     slugs = tuple(store.teachers) if teachers is None else tuple(dict.fromkeys(teachers))
     for slug in slugs:
         store.card(slug)
@@ -101,7 +93,7 @@ def store_statistics(
     table = store.sample_table(["image_sha256", "caption"])
     return StoreStatistics(
         root=str(store.root),
-        rows=len(store),
+        rows=sum(len(span.rows) for span in store.record.spans()),
         sampled=len(rows),
         seed=seed,
         agreement_rows=len(compared),

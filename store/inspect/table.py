@@ -1,11 +1,16 @@
-"""A statistic as a table, the interface between statistics and renderers."""
+"""Statistics as tables, the interface between statistics and renderers, and the table of label columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from mmkd.base.text import number, printable
+from mmkd.store.reader import FeatureStore
 
 Cell = str | int | float | None
 
@@ -31,3 +36,17 @@ def _text(cell: Cell) -> str:
     if isinstance(cell, str):
         return printable(cell)
     return f"{cell:,}" if isinstance(cell, int) else number(cell)
+
+
+def label_table(store: FeatureStore, slugs: tuple[str, ...], rows: NDArray[np.int64]) -> StatisticTable:
+    """Count each label column of the whole store: rows with a value, without one (null) and with an empty text, and
+    distinct values."""
+    table = store.sample_table([*store.record.labels, "status"])
+    table = table.filter(pc.not_equal(table["status"], "absent"))
+    found = []
+    for label in store.record.labels:
+        column = table[label]
+        empty = int(pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0)
+        values = int(pc.count_distinct(column).as_py())
+        found.append((label, len(column) - column.null_count, column.null_count, empty, values))
+    return StatisticTable("labels of the whole store", ("label", "rows", "null", "empty", "values"), found)

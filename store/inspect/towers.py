@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmkd.store.inspect.distribution import Distribution, distribution
-from mmkd.store.inspect.sampling import blocks, truly_sound, unit
+from mmkd.store.inspect.sampling import BLOCK_ROWS, Distribution, distribution, truly_sound, unit
 from mmkd.store.layout import SOUND_BIT, Tower
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 EXAMPLES = 20
 """Row numbers and groups that a result names; counts are of all."""
@@ -52,40 +48,31 @@ class TowerStatistics:
 
 
 def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> TowerStatistics:
-    """Stream `rows` of one array once. Raises UserError if there is no such teacher. Raises CorruptStoreError if a
-    chunk in the ledger is missing or of another size.
-
-    Args:
-        store: the store.
-        slug: teacher.
-        tower: `image` or `text`.
-        rows: int64 (n,) ascending; those that the ledger does not call sound are left out.
-    """
+    """Stream once those of `rows`, int64 (n,) ascending, that the ledger calls sound. Raises UserError if there is no
+    such teacher. Raises CorruptStoreError if a chunk in the ledger is missing or of another size."""
     array = store.features(slug, tower)
     called_sound = rows[(store.valid(slug)[rows] & SOUND_BIT[tower]) != 0]
     sums = _Sums(array.shape[1])
     norms, hashes, broken = [np.empty(0)], [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
-    not_finite = zero = 0
-    for block in blocks(called_sound):
+    not_finite = 0
+    for start in range(0, len(called_sound), BLOCK_ROWS):
+        block = called_sound[start : start + BLOCK_ROWS]
         values = array[block]
-        finite = np.isfinite(values).all(axis=1)
         sound = truly_sound(values)
-        not_finite += int(np.count_nonzero(~finite))
-        zero += int(np.count_nonzero(finite & ~sound))
+        not_finite += int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
         broken.append(block[~sound])
         sums.add(values[sound])
         norms.append(np.linalg.norm(values[sound].astype(np.float64), axis=1))
         hashes.append(_row_hashes(values[sound]))
     lost = np.concatenate(broken)
-    kept = np.setdiff1d(called_sound, lost, assume_unique=True)
-    repeated, groups = _repeats(np.concatenate(hashes), kept)
+    repeated, groups = _repeats(np.concatenate(hashes), np.setdiff1d(called_sound, lost, assume_unique=True))
     return TowerStatistics(
         slug=slug,
         tower=tower,
         width=array.shape[1],
         rows=len(called_sound),
         not_finite=not_finite,
-        zero=zero,
+        zero=len(lost) - not_finite,
         broken_rows=tuple(lost[:EXAMPLES].tolist()),
         norms=distribution(np.concatenate(norms)),
         mean_cosine=sums.mean_cosine(),
@@ -110,7 +97,7 @@ class _Sums:
         self.high = np.full(width, -np.inf)
 
     def add(self, values: NDArray[np.floating[Any]]) -> None:
-        """Take in rows (n, D) that are finite and not zero."""
+        """Add rows (n, D) that are finite and not zero."""
         if not len(values):
             return
         directions = unit(values)
@@ -119,9 +106,9 @@ class _Sums:
             self.origin = directions.mean(axis=0)
         self.count += len(values)
         self.total += directions.sum(axis=0, dtype=np.float64)
-        centred = directions - self.origin
-        self.offsets += centred.sum(axis=0, dtype=np.float64)
-        self.products += centred.T @ centred
+        centered = directions - self.origin
+        self.offsets += centered.sum(axis=0, dtype=np.float64)
+        self.products += centered.T @ centered
         self.low = np.minimum(self.low, values.min(axis=0))
         self.high = np.maximum(self.high, values.max(axis=0))
 
@@ -156,24 +143,16 @@ def _row_hashes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
     """Return one 64-bit multilinear hash per row over its bytes: equal rows agree, others do by chance once in 1e19
     pairs."""
     words = np.ascontiguousarray(values).view(np.uint16).astype(np.uint64)
-    factors = np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) << np.uint64(
-        1
-    ) | np.uint64(1)
-    hashes: NDArray[np.uint64] = (words * factors).sum(axis=1, dtype=np.uint64)
+    odd = 2 * np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) + 1
+    hashes: NDArray[np.uint64] = (words * odd).sum(axis=1, dtype=np.uint64)
     return hashes
 
 
 def _repeats(hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    """Return how many rows have the hash of an earlier one, and the first groups of such rows."""
     order = np.argsort(hashes, kind="stable")
-    new = np.r_[True, hashes[order][1:] != hashes[order][:-1]] if len(hashes) else np.empty(0, dtype=bool)
-    repeated = int(np.count_nonzero(~new))
-    return repeated, tuple(_first_groups(rows[order], new))
-
-
-def _first_groups(rows: NDArray[np.int64], new: NDArray[np.bool_]) -> Iterator[tuple[int, ...]]:
-    starts = np.flatnonzero(new)
-    sizes = np.diff(np.r_[starts, len(rows)])
+    _, starts, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
     many = np.flatnonzero(sizes > 1)
-    first = sorted(many.tolist(), key=lambda group: int(rows[starts[group]]))[:EXAMPLES]
-    for group in first:
-        yield tuple(rows[starts[group] : starts[group] + min(int(sizes[group]), EXAMPLES)].tolist())
+    first = many[np.argsort(rows[order[starts[many]]])][:EXAMPLES]
+    groups = (rows[order[starts[i] : starts[i] + min(int(sizes[i]), EXAMPLES)]] for i in first)
+    return len(rows) - len(sizes), tuple(tuple(group.tolist()) for group in groups)

@@ -40,13 +40,8 @@ def coverage_chart(found: Coverage) -> Chart:
     z = np.where(found.done, share, _HOLE)
     hover = [
         [
-            f"{slug}, shard {shard}<br>"
-            + (
-                f"images {found.image[t, shard]:.1%}, captions {found.text[t, shard]:.1%} sound"
-                if found.done[t, shard]
-                else "missing"
-            )
-            for shard in range(len(found.rows))
+            f"{slug}, shard {shard}<br>" + (f"images {image:.1%}, captions {text:.1%} sound" if done else "missing")
+            for shard, (done, image, text) in enumerate(zip(found.done[t], found.image[t], found.text[t], strict=True))
         ]
         for t, slug in enumerate(found.teachers)
     ]
@@ -55,7 +50,9 @@ def coverage_chart(found: Coverage) -> Chart:
         xgap=1 if len(found.rows) <= 200 else 0, ygap=2, showscale=False,
     )  # fmt: skip
     figure = go.Figure(trace)
-    figure.update_xaxes(title_text="shard", constrain="domain", tickformat="d", dtick=_step(len(found.rows)))
+    shards = len(found.rows)
+    step = 1 if shards <= 20 else 10 if shards <= 200 else 100 if shards <= 2000 else 1000
+    figure.update_xaxes(title_text="shard", constrain="domain", tickformat="d", dtick=step)
     figure.update_yaxes(autorange="reversed")
     return _plain(figure, 68 + 26 * len(found.teachers), top=8)
 
@@ -63,15 +60,16 @@ def coverage_chart(found: Coverage) -> Chart:
 def cosine_chart(pairs: PairStatistics) -> Chart:
     """Return histograms of matched and unmatched cosines of one teacher."""
     figure = go.Figure()
-    for name, found, colour, dash in (
+    for name, found, color, dash in (
         ("matched", pairs.matched, BLUE, "solid"),
         ("unmatched", pairs.unmatched, ORANGE, "dot"),
     ):
         if found.count:
-            share = np.array(found.counts) / found.count
+            edges = np.array(found.edges)
             figure.add_scatter(
-                x=_middles(found.edges), y=share, name=name, mode="lines", fill="tozeroy",
-                line={"color": colour, "dash": dash, "shape": "hvh", "width": 2},
+                x=np.round((edges[1:] + edges[:-1]) / 2, 5), y=np.array(found.counts) / found.count,
+                name=name, mode="lines", fill="tozeroy",
+                line={"color": color, "dash": dash, "shape": "hvh", "width": 2},
                 hovertemplate="%{x:.2f}: %{y:.1%}",
             )  # fmt: skip
     low, high = min(pairs.matched.minimum, pairs.unmatched.minimum), max(pairs.matched.maximum, pairs.unmatched.maximum)
@@ -86,14 +84,14 @@ def cosine_chart(pairs: PairStatistics) -> Chart:
 def norm_chart(towers: tuple[TowerStatistics, ...]) -> Chart:
     """Return quantiles of the norms of every tower, as boxes."""
     figure = go.Figure()
-    for tower, colour in zip(TOWERS, (BLUE, ORANGE), strict=True):
+    for tower, color in zip(TOWERS, (BLUE, ORANGE), strict=True):
         chosen = [t for t in towers if t.tower == tower and t.norms.count]
         if chosen:
             figure.add_box(
                 name=TOWER_INPUTS[tower], orientation="h", y=[t.slug for t in chosen],
                 lowerfence=[t.norms.q01 for t in chosen], q1=[t.norms.q25 for t in chosen],
                 median=[t.norms.median for t in chosen], q3=[t.norms.q75 for t in chosen],
-                upperfence=[t.norms.q99 for t in chosen], marker={"color": colour},
+                upperfence=[t.norms.q99 for t in chosen], marker={"color": color},
             )  # fmt: skip
     figure.update_layout(boxmode="group", legend={"orientation": "h", "y": 1.12, "x": 0})
     figure.update_xaxes(title_text="norm (1, 25, 50, 75, 99 %)", rangemode="tozero")
@@ -102,64 +100,54 @@ def norm_chart(towers: tuple[TowerStatistics, ...]) -> Chart:
 
 
 def agreement_chart(found: Agreement, values: NDArray[np.float64], name: str) -> Chart:
-    """Return teachers by teachers, the figures written into the cells."""
-    count = len(found.teachers)
+    """Return teachers by teachers, the values written into the cells."""
     hover = [
         [
-            f"{found.teachers[i]} and {found.teachers[j]}<br>{name} {values[i, j]:.3f}<br>{found.rows[i, j]:,} rows"
-            for j in range(count)
+            f"{first} and {second}<br>{name} {values[i, j]:.3f}<br>{found.rows[i, j]:,} rows"
+            for j, second in enumerate(found.teachers)
         ]
-        for i in range(count)
+        for i, first in enumerate(found.teachers)
     ]
-    text = [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in values.tolist()]
-    trace = go.Heatmap(
-        z=np.round(values, 4), x=list(found.teachers), y=list(found.teachers),
-        zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE,
-        text=text, textfont={"color": _INK}, texttemplate="%{text}" if count <= 12 else None,
-        customdata=hover, hovertemplate="%{customdata}<extra></extra>", showscale=False, xgap=1, ygap=1,
-    )  # fmt: skip
-    return _cells(trace, count)
+    return _cells(values, found.teachers, found.teachers, hover, "{:.2f}")
 
 
 def modality_chart(pairs: Sequence[PairStatistics]) -> Chart:
-    """Return modalities by teachers: recall of the caption among the first ten, the figures written into the cells."""
+    """Return modalities by teachers: recall of the caption among the first ten, written into the cells."""
     names = modality_names(pairs)
-    known = [{each.modality: each for each in pair.modalities} for pair in pairs]
-    recall = [[one[name].recall["i2t@10"] if name in one else math.nan for one in known] for name in names]
-    hover = [
-        [
-            f"{pair.slug}, {_text(name)}<br>R@10 {one[name].recall['i2t@10']:.1%}, {one[name].pairs:,} pairs<br>"
-            f"median cosine {one[name].matched:.3f}, with other captions {one[name].unmatched:.3f}"
-            if name in one
-            else f"{pair.slug}, {_text(name)}<br>no pairs"
-            for pair, one in zip(pairs, known, strict=True)
-        ]
-        for name in names
-    ]
+    labels = [html.escape(name, quote=False) for name in names]  # Plotly reads a few tags in names
+    recall, hover = np.full((len(names), len(pairs)), np.nan), np.full((len(names), len(pairs)), "", dtype=object)
+    for j, pair in enumerate(pairs):
+        known = {each.modality: each for each in pair.modalities}
+        for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+            hover[i, j] = f"{pair.slug}, {label}<br>no pairs"
+            if name in known:
+                each = known[name]
+                recall[i, j] = each.recall["i2t@10"]
+                hover[i, j] = (
+                    f"{pair.slug}, {label}<br>R@10 {recall[i, j]:.1%}, {each.pairs:,} pairs<br>"
+                    f"median cosine {each.matched:.3f}, with other captions {each.unmatched:.3f}"
+                )
+    return _cells(recall, [pair.slug for pair in pairs], labels, hover.tolist(), "{:.0%}")
+
+
+def _cells(
+    values: NDArray[np.float64], columns: Sequence[str], rows: Sequence[str], hover: list[list[str]], cell: str
+) -> Chart:
+    """Return a table of numbers from 0 to 1 as colored cells, each with its number in the format `cell`."""
     trace = go.Heatmap(
-        z=np.round(recall, 4), x=[pair.slug for pair in pairs], y=[_text(name) for name in names],
-        zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE,
-        text=[["" if math.isnan(value) else f"{value:.0%}" for value in row] for row in recall],
-        textfont={"color": _INK}, texttemplate="%{text}" if len(pairs) <= 12 else None,
+        z=np.round(values, 4), x=list(columns), y=list(rows), zmin=0, zmax=1, colorscale=_AGREEMENT_SCALE,
+        text=[["" if math.isnan(value) else cell.format(value) for value in row] for row in values.tolist()],
+        textfont={"color": _INK}, texttemplate="%{text}" if len(columns) <= 12 else None,
         customdata=hover, hovertemplate="%{customdata}<extra></extra>", showscale=False, xgap=1, ygap=1,
     )  # fmt: skip
-    return _cells(trace, len(names))
-
-
-def _cells(trace: go.Heatmap, rows: int) -> Chart:
     figure = go.Figure(trace)
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(tickangle=-45, type="category")
-    return _plain(figure, 130 + 34 * rows, top=8)
-
-
-def _text(name: str) -> str:
-    """Return a label from the store as text: Plotly reads a few tags in names."""
-    return html.escape(name, quote=False)
+    return _plain(figure, 130 + 34 * len(rows), top=8)
 
 
 def map_points(found: Projection) -> dict[str, Any]:
-    """Return coordinates of one map, four digits, for the page's own colouring."""
+    """Return coordinates of one map, four digits, for the page's own coloring."""
     points = np.round(found.points.astype(np.float64), 4)
     return {
         "teacher": found.slug,
@@ -170,16 +158,6 @@ def map_points(found: Projection) -> dict[str, Any]:
         "x": points[:, 0].tolist(),
         "y": points[:, 1].tolist(),
     }
-
-
-def _middles(edges: tuple[float, ...]) -> list[float]:
-    values = np.array(edges)
-    middles: list[float] = np.round((values[1:] + values[:-1]) / 2, 5).tolist()
-    return middles
-
-
-def _step(shards: int) -> int:
-    return 1 if shards <= 20 else 10 if shards <= 200 else 100 if shards <= 2000 else 1000
 
 
 def _plain(figure: go.Figure, height: int, top: int = 30) -> Chart:

@@ -6,7 +6,6 @@ import base64
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,25 +16,25 @@ from numpy.typing import NDArray
 from mmkd.base.images.source import ImageError
 from mmkd.store.inspect.findings import Finding, statistics_findings, store_findings
 from mmkd.store.inspect.info import StoreInfo, store_info
-from mmkd.store.inspect.modalities import NOT_STATED
-from mmkd.store.inspect.outliers import Outlier, outliers
-from mmkd.store.inspect.pairs import pair_cosines
+from mmkd.store.inspect.outliers import MIN_ROWS, Outlier, outliers, standard_scores
+from mmkd.store.inspect.pairs import NOT_STATED, pair_cosines
 from mmkd.store.inspect.pictures import picture, thumbnail
 from mmkd.store.inspect.projection import Method, Projection, project
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, draw_rows
 from mmkd.store.inspect.statistics import SAMPLE_ROWS, StoreStatistics, store_statistics
 from mmkd.store.layout import TOWERS
-from mmkd.store.report.colors import teacher_colours
-
-if TYPE_CHECKING:
-    from mmkd.store.reader import FeatureStore
+from mmkd.store.reader import FeatureStore
 
 MAP_ROWS = 600
 """Points of a map: a pointer finds them one by one, and their thumbnails stay within the page's size."""
 FAILURE_ROWS = 30
 SHOWN_ROWS = 6
 """Rows of the map that are shown with picture, caption and cosines, so that a printed page has some too."""
+COLORINGS = ("modality", "status", "teachers", "best teacher")
+"""Colorings of every map; a label of the same name is told apart."""
+NAMED = 2
+"""Teachers that are named where at most this many lack a row."""
 CAPTION_CHARACTERS = 300
 THUMBNAIL_SIDE = 80
 THUMBNAIL_BYTES = 2_000_000
@@ -69,12 +68,12 @@ class Content:
     projections: tuple[Projection, ...]
     outliers: tuple[Outlier, ...]
     shown: dict[int, dict[str, float]]
-    """Some rows drawn by chance: each teacher's cosine of the image with its caption, where it has both."""
+    """Some rows drawn at random: each teacher's cosine of the image with its caption, where it has both."""
     failures: tuple[int, ...]
     """The first failed and partial rows."""
     samples: dict[int, Sample]
     """Samples of all rows in maps, outliers or failures."""
-    colours: dict[str, dict[int, str]]
+    colors: dict[str, dict[int, str]]
     """Map coloring: name to row to value. Label columns have 2 to 12 values in the sample."""
     pictures_missing: int
     """Rows of the page that name a picture which cannot be shown."""
@@ -93,10 +92,9 @@ class Options:
 
 
 def gather(store: FeatureStore, options: Options, progress: Callable[[str], None] | None = None) -> Content:
-    """Gather the content of the page. Raises UserError for a teacher that is not in the store, an empty sample, or UMAP
-    is not installed. Raises CorruptStoreError if metadata, a chunk or a sample part cannot be read. Missing pictures
-    are no error. `store`: the store. `options`: what to read. `progress`: called with the name of each step before it
-    begins."""
+    """Gather the content of the page; `progress` is called with the name of each step before it begins. Missing
+    pictures are no error. Raises UserError for a teacher that is not in the store, an empty sample, or if UMAP is not
+    installed. Raises CorruptStoreError if metadata, a chunk or a sample part cannot be read."""
     say = progress or (lambda _: None)
     say("ledger and samples")
     info = store_info(store)
@@ -105,37 +103,37 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
     slugs = tuple(dict.fromkeys(pair.slug for pair in statistics.pairs))
     rows = draw_inputs(store, MAP_ROWS, options.seed)
     say("maps")
-    projections = tuple(
-        found
-        for slug in slugs
-        for tower in TOWERS
-        if len((found := project(store, slug, tower, rows, options.projection, options.seed)).rows)
-    )
+    maps = (project(store, slug, tower, rows, options.projection, options.seed) for slug in slugs for tower in TOWERS)
+    projections = tuple(found for found in maps if len(found.rows))
     drawn = draw_inputs(store, options.sample, options.seed)
     odd = outliers(store, slugs, drawn[:: max(1, len(drawn) // SAMPLE_ROWS)])
     bad = store.sample_table(["row"], pads.field("status").isin(["failed", "partial"]))["row"]
     failures = tuple(bad.slice(0, FAILURE_ROWS).to_pylist())
     say("pictures")
     cosines = pair_cosines(store, slugs, rows)
-    named = sorted({*rows.tolist(), *failures, *(outlier.row for outlier in odd)})
-    table = sample_rows(store, np.array(named, dtype=np.int64))
-    samples = _samples(store, table, first=(*failures, *(outlier.row for outlier in odd)))
+    first = (*failures, *(outlier.row for outlier in odd))
+    table = sample_rows(store, np.array(sorted({*rows.tolist(), *first}), dtype=np.int64))
+    samples = _samples(store, table, first)
+    shown = {}
+    for row in draw_rows(rows, SHOWN_ROWS, options.seed).tolist():
+        own = zip(slugs, cosines[:, np.searchsorted(rows, row)].tolist(), strict=True)
+        shown[row] = {slug: value for slug, value in own if math.isfinite(value)}
     return Content(
         info=info,
         statistics=statistics,
         findings=(*store_findings(info), *statistics_findings(statistics)),
         projections=projections,
         outliers=odd,
-        shown=_shown(slugs, rows, cosines, draw_rows(rows, SHOWN_ROWS, options.seed)),
+        shown=shown,
         failures=failures,
         samples=samples,
-        colours={
+        colors={
             "modality": {row: sample.modality for row, sample in samples.items()},
             "status": {
                 row: sample.status + (f": {sample.reason}" if sample.reason else "") for row, sample in samples.items()
             },
-            **teacher_colours(store, slugs, rows, cosines),
-            **_labels(table, store.record.labels),
+            **teacher_colors(store, slugs, rows, cosines),
+            **_label_colors(table, store.record.labels),
         },
         pictures_missing=sum(1 for sample in samples.values() if sample.no_picture not in ("", NO_IMAGE)),
     )
@@ -150,46 +148,69 @@ def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict
     room = THUMBNAIL_BYTES
     samples = {}
     for number in dict.fromkeys((*first, *rows)):
-        row, data, reason = rows[number], None, "no room left on this page"
+        row, data, reason = rows[number], b"", "no room left on this page"
         if room > 0:
-            data, reason = _thumbnail(store, row)
-            room -= len(data or b"")
+            try:
+                data, reason = thumbnail(picture(str(store.record.image_root(number)), row), THUMBNAIL_SIDE), ""
+            except ImageError as error:
+                reason = str(error)
+            room -= len(data)
         caption = " ".join((row["caption"] or "").split())
         samples[number] = Sample(
             row=number,
             key=row["key"],
             caption=caption if len(caption) <= CAPTION_CHARACTERS else caption[: CAPTION_CHARACTERS - 1] + "…",
-            modality=row["modality"] or NOT_STATED,
+            modality=_stated(row["modality"]),
             status=row["status"],
             reason=row["reason"] or "",
-            thumbnail=base64.b64encode(data).decode() if data else None,
+            thumbnail=base64.b64encode(data).decode() or None,
             no_picture=reason,
         )
     return samples
 
 
-def _shown(
-    slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32], chosen: NDArray[np.int64]
-) -> dict[int, dict[str, float]]:
-    found = {}
-    for row in chosen.tolist():
-        own = cosines[:, np.searchsorted(rows, row)].tolist()
-        found[row] = {slug: value for slug, value in zip(slugs, own, strict=True) if math.isfinite(value)}
-    return found
+def _stated(value: str | None) -> str:
+    return value if value and value.strip() else NOT_STATED
 
 
-def _thumbnail(store: FeatureStore, row: dict[str, Any]) -> tuple[bytes | None, str]:
-    try:
-        return thumbnail(picture(str(store.record.image_root(row["row"])), row), THUMBNAIL_SIDE), ""
-    except ImageError as error:
-        return None, str(error)
-
-
-def _labels(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
+def _label_colors(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
     numbers = table["row"].to_pylist()
     found = {}
     for name in labels:
         if 2 <= pc.count_distinct(table[name]).as_py() <= 12:
-            values = (value or NOT_STATED for value in table[name].to_pylist())
-            found[name] = dict(zip(numbers, values, strict=True))
+            values = map(_stated, table[name].to_pylist())
+            title = f"label {name}" if name in COLORINGS else name
+            found[title] = dict(zip(numbers, values, strict=True))
     return found
+
+
+def teacher_colors(
+    store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32]
+) -> dict[str, dict[int, str]]:
+    """Return colorings by teacher, as name to row to value: which teachers have a row, and whose caption fits best.
+    `best teacher` is the one whose cosine stands out most from its own others (standard scores: teachers' cosines
+    differ in level); it needs two teachers with 20 rows. `rows`: int64 (n,). `cosines`: float32 (teachers, n) of each
+    image with its caption; NaN where a teacher lacks one of both."""
+    has = np.array([store.valid(slug)[rows] != 0 for slug in slugs]).reshape(len(slugs), len(rows))
+    found = {"teachers": {int(row): _presence(slugs, has[:, i]) for i, row in enumerate(rows)}}
+    compared = [i for i in range(len(slugs)) if np.isfinite(cosines[i]).sum() >= MIN_ROWS]
+    if len(compared) > 1:
+        scores = np.full(cosines.shape, -np.inf)
+        for i in compared:
+            there = np.isfinite(cosines[i])
+            scores[i, there] = standard_scores(cosines[i, there].astype(np.float64))
+        best = scores.argmax(axis=0)
+        found["best teacher"] = {
+            int(row): slugs[best[i]] if np.isfinite(scores[:, i]).any() else "none" for i, row in enumerate(rows)
+        }
+    return found
+
+
+def _presence(slugs: Sequence[str], has: NDArray[np.bool_]) -> str:
+    lacking = [slug for slug, there in zip(slugs, has, strict=True) if not there]
+    if not lacking:
+        return "all"
+    if len(lacking) == len(slugs):
+        return "none"
+    few = len(lacking) <= NAMED
+    return f"all but {', '.join(lacking)}" if few else f"{len(slugs) - len(lacking)} of {len(slugs)}"

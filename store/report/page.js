@@ -6,15 +6,15 @@
   const palette = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999", "#B8A800",
                    "#7B4FB5", "#1B9E9E", "#A65628", "#4D6A00"];
   const symbols = ["circle", "diamond", "square", "triangle-up", "cross", "x", "star"];
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function themed(layout) {
     const changed = structuredClone(layout);
-    changed.font = { ...changed.font, color: colour("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 };
-    changed.hoverlabel = { bgcolor: colour("--panel"), bordercolor: colour("--soft"), font: { color: colour("--ink") } };
+    changed.font = { ...changed.font, color: color("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 };
+    changed.hoverlabel = { bgcolor: color("--panel"), bordercolor: color("--soft"), font: { color: color("--ink") } };
     for (const axis of ["xaxis", "yaxis"]) {
-      changed[axis] = { ...changed[axis], gridcolor: colour("--line"), zerolinecolor: colour("--line"),
-                        linecolor: colour("--line"), tickcolor: colour("--line"), fixedrange: true };
+      changed[axis] = { ...changed[axis], gridcolor: color("--line"), zerolinecolor: color("--line"),
+                        linecolor: color("--line"), tickcolor: color("--line"), fixedrange: true };
     }
     return changed;
   }
@@ -65,13 +65,14 @@
   function drawMap() {
     if (!place) return;
     const found = data.map.projections[Number(document.getElementById("map-space").value)];
-    const values = data.map.colours[document.getElementById("map-colour").value];
+    const values = data.map.colors[document.getElementById("map-color").value];
     const counts = new Map();
     for (const row of found.rows) counts.set(values[row], (counts.get(values[row]) || 0) + 1);
     const names = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1));
     const kept = names.length > 12 ? names.slice(0, 11) : names;
-    const groups = new Map([...kept, ...(names.length > 12 ? ["other"] : [])].map((name) => [name, []]));
-    found.rows.forEach((row, i) => groups.get(kept.includes(values[row]) ? values[row] : "other").push(i));
+    const rest = (names.length - kept.length) + " other values";
+    const groups = new Map([...kept, ...(names.length > 12 ? [rest] : [])].map((name) => [name, []]));
+    found.rows.forEach((row, i) => groups.get(kept.includes(values[row]) ? values[row] : rest).push(i));
     order = [];
     const traces = [...groups].map(([name, members], t) => {
       members.forEach((i, p) => order.push([t, p, found.rows[i]]));
@@ -108,9 +109,9 @@
 
   if (place) {
     const space = document.getElementById("map-space");
-    const by = document.getElementById("map-colour");
+    const by = document.getElementById("map-color");
     data.map.projections.forEach((found, i) => option(space, i, found.teacher + (found.tower === "image" ? ", images" : ", captions")));
-    for (const name of Object.keys(data.map.colours)) option(by, name, name);
+    for (const name of Object.keys(data.map.colors)) option(by, name, name);
     space.addEventListener("change", drawMap);
     by.addEventListener("change", drawMap);
     place.addEventListener("keydown", (event) => {

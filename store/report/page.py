@@ -7,12 +7,11 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -50,7 +49,7 @@ def write_report(
     `out` is a folder, or does not end in .html; otherwise as `gather`. Raises StoreError if the file cannot be
     written."""
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-        raise UserError(f"{out} is no name for a page; give one that ends in .html")
+        raise UserError(f"{out} is not an HTML file; give one that ends in .html")
     content = gather(store, options, progress)
     write_atomically(out, render(content, options).encode())
     return content
@@ -73,14 +72,19 @@ def render(content: Content, options: Options) -> str:
     }  # fmt: skip
     scripts = [plotly.offline.get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8")]
     charts = _charts(content)
-    commands = _commands(content, options)
+    points = {
+        "projections": [map_points(found) for found in content.projections],
+        "samples": {row: asdict(sample) for row, sample in content.samples.items()},
+        "colors": content.colors,
+    }
+    data = json.dumps({"charts": charts, "map": points}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return environment.get_template("page.html.j2").render(
         content=content,
         info=content.info,
         summary=content.info.summary,
         statistics=content.statistics,
-        commands=commands,
-        data=Markup(_json({"charts": charts, "map": _map(content)})),  # noqa: S704 - `_json` leaves no markup
+        commands=_commands(content, options),
+        data=Markup(data.translate(_JSON_ESCAPES)),  # noqa: S704 - no markup is left
         charts=charts,
         called=TOWER_INPUTS,
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - ours and Plotly's, hashed in the policy
@@ -106,28 +110,12 @@ def _charts(content: Content) -> dict[str, Chart]:
     for matrix in statistics.agreement:
         if np.isfinite(matrix.cka[~np.eye(len(matrix.teachers), dtype=bool)]).any():
             charts[f"cka-{matrix.tower}"] = agreement_chart(matrix, matrix.cka, "linear CKA")
-            charts[f"mutual-{matrix.tower}"] = agreement_chart(matrix, matrix.mutual, f"mutual {matrix.k} neighbours")
+            charts[f"mutual-{matrix.tower}"] = agreement_chart(matrix, matrix.mutual, f"mutual {matrix.k} neighbors")
     return charts
 
 
-def _map(content: Content) -> dict[str, Any]:
-    return {
-        "projections": [map_points(found) for found in content.projections],
-        "samples": {row: asdict(sample) for row, sample in content.samples.items()},
-        "colours": content.colours,
-    }
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command line and its purpose."""
-
-    what: str
-    line: str
-
-
-def _commands(content: Content, options: Options) -> dict[str, Command]:
-    """Commands that print the page's numbers, by link name."""
+def _commands(content: Content, options: Options) -> dict[str, tuple[str, str]]:
+    """Return the purpose and text of commands that print the page's numbers, by link name."""
     root = quote(content.info.summary.root)
     drawn = "" if options.sample == Options().sample else f" --sample {options.sample or 'all'}"
     drawn += f" --seed {options.seed}" if options.seed else ""
@@ -135,31 +123,22 @@ def _commands(content: Content, options: Options) -> dict[str, Command]:
     projection = "" if options.projection == Options().projection else f" --projection {options.projection}"
     slugs = [pair.slug for pair in content.statistics.pairs]
     one = slugs[0] if slugs else "NAME"
+    stats, near = f"mmkd store stats {root}", f"mmkd store neighbors {root} KEY --teacher {one}"
+    again = f"mmkd store report {root} report.html{chosen}{drawn}{projection} --json"
     return {
-        "info": Command("Coverage, failures, bytes, seconds, provenance", f"mmkd store info {root}"),
-        "stats": Command("All teachers, and how far they agree", f"mmkd store stats {root}{chosen}{drawn}"),
+        "info": ("Coverage, failures, bytes, seconds, provenance", f"mmkd store info {root}"),
+        "stats": ("All teachers, and how far they agree", f"{stats}{chosen}{drawn}"),
         **{
-            f"stats-{slug}": Command(
-                f"Norms, cosines and retrieval of {slug}", f"mmkd store stats {root} --teachers {slug}{drawn}"
-            )
+            f"stats-{slug}": (f"Norms, cosines and retrieval of {slug}", f"{stats} --teachers {slug}{drawn}")
             for slug in slugs
         },
-        "failures": Command("A shard and its failures", f"mmkd store show {root} shard:N"),
-        "row": Command("One row from every side", f"mmkd store show {root}"),
-        "near": Command("What lies near a row, words or a picture", f"mmkd store neighbors {root} KEY --teacher {one}"),
-        "map": Command(
-            "Rows and their places on the map", f"mmkd store atlas {root} --teacher {one} --out rows.parquet"
-        ),
-        "report": Command(
-            "Odd rows, and all of this page again",
-            f"mmkd store report {root} report.html{chosen}{drawn}{projection} --json",
-        ),
-        "verify": Command("Every byte against the ledger", f"mmkd store verify {root}"),
+        "failures": ("A shard and its failures", f"mmkd store show {root} shard:N"),
+        "row": ("All about one row", f"mmkd store show {root}"),
+        "near": ("Rows nearest to a row, words or a picture", near),
+        "map": ("Rows and their places on the map", f"mmkd store atlas {root} --teacher {one} --out rows.parquet"),
+        "report": ("Odd rows, and this page again", again),
+        "verify": ("Every byte against the ledger", f"mmkd store verify {root}"),
     }
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_JSON_ESCAPES)
 
 
 def _policy(scripts: list[str]) -> str:

@@ -1,0 +1,160 @@
+"""`mmkd store info` and `mmkd store verify`: a store at a glance, and every byte of it checked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import click
+
+from mmkd.base.text import bytes_text, counted, seconds_text
+from mmkd.cli.params import JSON, SEED, STORE_PATH, echo_lines
+
+if TYPE_CHECKING:
+    from mmkd.base.places.remote import StorePath
+    from mmkd.store import VerifyReport
+    from mmkd.store.inspect.activity import Activity
+    from mmkd.store.inspect.findings import Finding
+    from mmkd.store.inspect.info import StoreInfo
+
+REASONS = 10
+"""Failure reasons on the screen; `--json` has all."""
+
+
+@click.command()
+@STORE_PATH
+@JSON
+def info(path: StorePath, as_json: bool) -> None:
+    """One screen: rows, failures by reason, a map of shards, seconds, bytes, selections, provenance."""
+    from mmkd.store import FeatureStore
+    from mmkd.store.inspect.findings import store_findings
+    from mmkd.store.inspect.info import store_info
+
+    found = store_info(FeatureStore.open(path))
+    if as_json:
+        findings = [asdict(finding) for finding in store_findings(found)]
+        click.echo(json.dumps(found.as_json() | {"findings": findings}, indent=1))
+        return
+    try:
+        "█▓░·".encode(sys.stdout.encoding or "ascii")
+        ascii_only = False
+    except UnicodeEncodeError:
+        ascii_only = True
+    echo_lines(info_lines(found, ascii_only))
+
+
+@click.command()
+@STORE_PATH
+@click.option("--deep", is_flag=True, help="Also decode every feature: finite, not zero, NaN where missing.")
+@click.option("--repair", "mend", is_flag=True, help="Drop what is damaged, so that the next extract redoes it.")
+@click.option("-n", "--sample", type=click.IntRange(min=1), help="Shards to check, drawn at random.  [default: all]")
+@SEED
+@JSON
+def verify(path: StorePath, deep: bool, mend: bool, sample: int | None, seed: int, as_json: bool) -> None:
+    """Compare every byte with the ledger; exit status 1 when something is wrong and was not repaired.
+
+    With -n, only the bytes of some shards are compared; metadata, entries and selections are still checked in full.
+    `mmkd teachers compare` says whether features are still what their teacher gives.
+    """
+    from mmkd.store.verify import repair
+    from mmkd.store.verify import verify as check
+
+    report = check(path, deep, sample, seed)
+    done = repair(path, report) if mend else ()
+    after = check(path, deep, sample, seed) if done else report
+    if as_json:
+        content = asdict(report) | {"problems": report.problems, "repaired": done, "sound": after.sound}
+        click.echo(json.dumps(content, indent=1))
+    else:
+        echo_lines((*report.problems, *done, _verdict(after)))
+    if not after.sound:
+        sys.exit(1)
+
+
+def _verdict(report: VerifyReport) -> str:
+    depth = "bytes and values" if report.deep else "bytes"
+    found = counted(len(report.problems), "problem")
+    verdict = "sound" if report.sound else f"{found}; `--repair` drops what is damaged"
+    temporary, orphans = counted(len(report.temporary), "temporary file"), counted(len(report.orphans), "file")
+    left = f"{temporary} and {orphans} without an entry left over"
+    some = report.shards < report.all_shards
+    share = f" ({report.shards:,} of {counted(report.all_shards, 'shard')}, drawn at random)" if some else ""
+    return f"{verdict}: {depth} of {counted(report.entries, 'ledger entry')} checked{share}, {left}"
+
+
+def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
+    """Yield one screen about a store."""
+    from mmkd.store.inspect.findings import store_findings
+
+    summary = info.summary
+    status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
+    versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
+    yield summary.root
+    yield f"corpus    {summary.corpus} ({info.corpus_kind}), indexed {summary.created}"
+    yield f"made by   {versions}"
+    yield f"rows      {summary.rows:,} ({status}) in {counted(summary.shards, 'shard')} of {summary.rows_per_shard:,}"
+    bytes_in_all = summary.sample_bytes + sum(teacher.bytes for teacher in summary.teachers.values())
+    yield f"bytes     {bytes_text(bytes_in_all)}, {bytes_text(summary.sample_bytes)} of them samples"
+    if summary.reasons:
+        yield f"failures  {counted(sum(summary.reasons.values()), 'row')}"
+    yield from (f"  {count:,} x {reason}" for reason, count in list(summary.reasons.items())[:REASONS])
+    if len(summary.reasons) > REASONS:
+        yield f"  and {counted(len(summary.reasons) - REASONS, 'more reason')}; --json has all"
+    yield f"teachers  {len(summary.teachers)}"
+    if summary.teachers:
+        yield from _teacher_lines(info, ascii_only)
+    for selection in info.selections:
+        yield f"selection {selection.name}: {selection.kept:,} of {counted(selection.available, 'pair')} kept"
+    yield from _activity_lines(info.activity, summary.complete)
+    yield from finding_lines(store_findings(info))
+    yield f"features were not read; next: mmkd store stats {quote(summary.root)}"
+
+
+def _teacher_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
+    """Yield a line about each teacher, then the map of its shards."""
+    from mmkd.store.inspect.coverage import shard_ranges
+
+    summary = info.summary
+    width = max(map(len, summary.teachers))
+    for slug, teacher in summary.teachers.items():
+        card = info.cards[slug]
+        yield (
+            f"  {slug:{width}}  {teacher.shards_done}/{counted(summary.shards, 'shard')}  "
+            f"{counted(teacher.image_rows, 'image')}  {counted(teacher.text_rows, 'text')}  "
+            f"{card.dim} x {card.encoding}  {bytes_text(teacher.bytes)}  "
+            f"digest {teacher.digest}  {card.source}"
+        )
+    if not summary.shards:
+        return
+    legend = "# sound  + most of it  - less  . missing" if ascii_only else "█ sound  ▓ most of it  ░ less  · missing"
+    yield f"shards    {f'0 to {summary.shards - 1}' if summary.shards > 1 else '0'}: {legend}"
+    for slug in summary.teachers:
+        holes = info.coverage.holes(slug)
+        missing = f"  lacks {shard_ranges(holes)}" if holes else ""
+        yield f"  {slug:{width}}  {info.coverage.line(slug, ascii_only=ascii_only)}{missing}"
+
+
+def _activity_lines(activity: Activity, complete: bool) -> Iterator[str]:
+    if activity.seconds:
+        shared = [f"{name} {seconds_text(activity.seconds[name])}" for name in activity.seconds if " " not in name]
+        phases = ", ".join(shared) or "forward passes only"
+        yield f"seconds   summed over workers, {counted(activity.runs, 'run')}: {phases}"
+        for slug, towers in activity.by_teacher().items():
+            yield f"  {slug}: " + ", ".join(f"{tower} {seconds_text(spent)}" for tower, spent in towers.items())
+    if activity.last_write is not None and activity.seconds_ago is not None:
+        ago = seconds_text(activity.seconds_ago)
+        running = "; a run is probably in progress" if activity.running else ""
+        yield f"written   {activity.last_write}, {ago} ago{running}"
+    if not complete and not activity.running:
+        yield "not complete: run the same `mmkd extract` command again to continue"
+
+
+def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """Yield findings, faults first."""
+    for finding in sorted(findings, key=lambda finding: finding.severity):
+        yield f"{finding.severity:7}  {finding.text}"
+        yield f"         see: {finding.command}"
