@@ -100,6 +100,7 @@ INPUTS = {
     "store atlas path",
     "store export path",
     "store import original",
+    "store info path",
     "store neighbors path",
     "store neighbors image",
     "store pull url",
@@ -108,6 +109,7 @@ INPUTS = {
     "store report path",
     "store show path",
     "store stats path",
+    "store verify path",
     "store subset path",
     "store subset keys",
     "store merge paths",
@@ -138,7 +140,8 @@ def path_parameters(command: click.Command, names: tuple[str, ...] = ()) -> Iter
             yield from path_parameters(below, (*names, name))
         return
     for parameter in command.params:
-        if isinstance(parameter.type, click.Path | click.types.FuncParamType):
+        value = parameter.type
+        if isinstance(value, click.Path | click.types.FuncParamType) and value.name not in ("names", "_sample_size"):
             yield " ".join((*names, str(parameter.name)))
 
 
