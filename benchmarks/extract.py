@@ -37,12 +37,11 @@ from mmkd.benchmarks.where import peers_python
 from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.cluster_config import ClusterConfig
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.dispatch import gather
-from mmkd.extract.new_store import make_store
+from mmkd.extract.dispatch import TeachersPlugin, gather
 from mmkd.extract.plan import plan_tasks
 from mmkd.extract.report import ShardReport
+from mmkd.extract.run import make_store
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
-from mmkd.extract.worker import TeachersPlugin
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.writer import add_teacher
 
@@ -59,7 +58,7 @@ import json, resource, sys
 from pathlib import Path
 import torch
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.new_store import make_store
+from mmkd.extract.run import make_store
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
 from mmkd.extract.encode import Workbench

@@ -16,7 +16,7 @@ from mmkd.base.errors import MmkdError
 
 COMMANDS = {
     "demo": ("demo", "demo", "Run the whole pipeline on real images from registry packages."),
-    "doctor": ("doctor.command", "doctor", "Report what this machine has and lacks."),
+    "doctor": ("doctor", "doctor", "Report what this machine has and lacks."),
     "teachers": ("teachers", "teachers", "List teachers, check that they load, compare them."),
     "extract": ("extract", "extract", "Run teachers over a corpus into a store."),
     "store": ("store", "store", "Inspect, check, copy and convert a store."),
@@ -106,7 +106,7 @@ def main() -> None:
         name = (error.name or "mmkd").split(".")[0]
         if name == "mmkd":
             raise
-        from mmkd.cli.doctor.packages import missing_package
+        from mmkd.cli.doctor import missing_package
 
         command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
         message = f"this command needs the package {name!r}; run: {missing_package(name, command)}"

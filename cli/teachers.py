@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from mmkd.extract.reextract import TeacherComparison, TowerCosines
-    from mmkd.extract.teachers import TeacherSpec
+    from mmkd.extract.reextract import TeacherComparison
     from mmkd.extract.teachers.check import CheckReport, TowerReport
     from mmkd.extract.teachers.published import PublishedTeacher
 
@@ -40,14 +39,14 @@ def list_teachers(as_json: bool) -> None:
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
     rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "licence", "source")]
-    rows += [_row(teacher) for teacher in the_nine()]
-    split = len(rows)
-    rows += [_row(teacher) for teacher in variants()]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows
-    ]
-    click.echo("\n".join([*lines[:split], "", "variants, not part of `--teachers all`:", *lines[split:]]))
+    for teacher in (*the_nine(), *variants()):
+        name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
+        licence = teacher.licence.partition(" (")[0]
+        rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), licence, teacher.source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    nine = 1 + len(the_nine())
+    click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:]]))
     click.echo("\n* inferred to be the ninth: no file of the original's release names it")
 
 
@@ -58,11 +57,10 @@ def show(slug: str, as_json: bool) -> None:
     """Show the facts about one teacher and the recipe that loads it (a YAML card has the same fields)."""
     import yaml
 
-    from mmkd.extract.teachers import parse_teachers
-    from mmkd.extract.teachers.published import find_published
+    from mmkd.extract.teachers.published import known_teacher, parse_teacher
 
-    (spec,) = _one(parse_teachers(slug))
-    published = find_published(spec.slug, missing_ok=True)
+    spec = parse_teacher(slug)
+    published = known_teacher(spec.slug)
     facts = published.model_dump(mode="json") if published else {}
     recipe = spec.model_dump(mode="json", exclude_defaults=True)
     if as_json:
@@ -88,16 +86,15 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
     SLUG is what `--teachers` takes: a name, NAME=local-dir:/path, NAME=hf-hub:org/name or a YAML card.
     """
     from mmkd.base.errors import TeacherError
-    from mmkd.extract.teachers import parse_teachers
     from mmkd.extract.teachers.check import check_teacher
+    from mmkd.extract.teachers.published import parse_teacher
 
-    (spec,) = _one(parse_teachers(slug))
-    spec = spec.model_copy(update={"trust_pickle": trust_pickle})
+    spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
     try:
         report = check_teacher(spec, _device(device), images, golden)
     except TeacherError as error:
         raise TeacherError(f"{spec.slug} was not checked: {error}") from error
-    click.echo(json.dumps(report.model_dump() | {"sound": report.sound}, indent=1) if as_json else _screen(report))
+    click.echo(json.dumps(asdict(report) | {"sound": report.sound}, indent=1) if as_json else _screen(report))
     if not report.sound:
         sys.exit(1)
 
@@ -108,11 +105,11 @@ def check(slug: str, images: Path | None, golden: Path | None, device: str, trus
 @_TRUST
 def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
     """Copy a teacher's files to FOLDER with its weights as safetensors; its digest stays the same."""
-    from mmkd.extract.teachers import parse_teachers
     from mmkd.extract.teachers.convert import convert_teacher
+    from mmkd.extract.teachers.published import parse_teacher
 
-    (spec,) = _one(parse_teachers(slug))
-    card = convert_teacher(spec.model_copy(update={"trust_pickle": trust_pickle}), folder)
+    spec = parse_teacher(slug).model_copy(update={"trust_pickle": trust_pickle})
+    card = convert_teacher(spec, folder)
     click.echo(f"{spec.slug}: digest {card.digest}; use it as --teachers {spec.slug}=local-dir:{folder}")
 
 
@@ -149,14 +146,6 @@ def compare(
         sys.exit(1)
 
 
-def _one(specs: list[TeacherSpec]) -> list[TeacherSpec]:
-    from mmkd.base.errors import TeacherError
-
-    if len(specs) != 1:
-        raise TeacherError(f"one teacher at a time: {len(specs)} were named")
-    return specs
-
-
 def _device(name: str) -> Any:
     import torch
 
@@ -169,12 +158,6 @@ def _device(name: str) -> Any:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TeacherError(f"device {name!r}: no CUDA device is available here; leave --device out to run on the CPU")
     return device
-
-
-def _row(teacher: PublishedTeacher) -> tuple[str, ...]:
-    name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-    licence = teacher.licence.partition(" (")[0]
-    return name, teacher.image_tower, teacher.text_tower, str(teacher.dim), licence, teacher.source
 
 
 def _facts(teacher: PublishedTeacher) -> str:
@@ -226,12 +209,9 @@ def _screen(report: CheckReport) -> str:
 
 def _tower(name: str, tower: TowerReport) -> str:
     half = ", ".join(f"{count} NaN in {precision}" for precision, count in tower.not_finite_in_half.items() if count)
-    troubles = [
-        f"{tower.not_finite} NaN" if tower.not_finite else "",
-        f"{tower.beyond_float16} too large for float16" if tower.beyond_float16 else "",
-        half,
-    ]
-    said = "".join(f"; {trouble}" for trouble in troubles if trouble)
+    counts = ((tower.not_finite, "NaN"), (tower.beyond_float16, "too large for float16"))
+    troubles = [f"{count} {what}" for count, what in counts if count] + [half] * bool(half)
+    said = "".join(f"; {trouble}" for trouble in troubles)
     return (
         f"{name:13} {tower.inputs} run, norms {tower.norm_smallest:.3f} to {tower.norm_largest:.3f}, "
         f"{tower.per_second:.1f} a second{said}"
@@ -242,7 +222,13 @@ def _comparison_screen(report: TeacherComparison) -> str:
     lines = [f"{report.slug}: {report.source} run again on {report.rows} random rows"]
     if not report.same_teacher:
         lines.append(f"another teacher: digest {report.digest_now} now, {report.digest_stored} when it was stored")
-    lines += [_compared_tower(name, tower) for name, tower in (("images", report.image), ("captions", report.text))]
+    for name, tower in (("images", report.image), ("captions", report.text)):
+        quantiles = "  ".join(f"{at} {value:.6f}" for at, value in tower.quantiles.items())
+        cosines = (
+            f"{tower.compared} compared, cosine min {tower.smallest:.6f}  {quantiles}  mean {tower.mean:.6f}; "
+            f"to other rows {tower.strangers:.3f}"
+        )
+        lines.append(f"{name:9} {cosines if tower.compared else 'none compared'}")
     lines += [f"  {count:,} x {reason}" for reason, count in report.not_compared.items()]
     below = report.image.below + report.text.below
     compared = report.image.compared + report.text.compared
@@ -251,13 +237,3 @@ def _comparison_screen(report: TeacherComparison) -> str:
         f"by more than {report.tolerance:g} (1 - cosine)"
     )
     return "\n".join(lines)
-
-
-def _compared_tower(name: str, tower: TowerCosines) -> str:
-    if not tower.compared:
-        return f"{name:9} none compared"
-    quantiles = "  ".join(f"{at} {value:.6f}" for at, value in tower.quantiles.items())
-    return (
-        f"{name:9} {tower.compared} compared, cosine min {tower.smallest:.6f}  {quantiles}  mean {tower.mean:.6f}; "
-        f"to other rows {tower.strangers:.3f}"
-    )

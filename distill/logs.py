@@ -117,9 +117,14 @@ def _start_wandb(run: Run) -> Any:
         write_atomically(note, secrets.token_hex(4).encode())
     try:
         return wandb.init(
-            project=run.config.logging.wandb, name=out.name, id=note.read_text(), resume="allow", dir=out,
+            project=run.config.logging.wandb,
+            name=out.name,
+            id=note.read_text(),
+            resume="allow",
+            dir=out,
             config=run.record.model_dump(mode="json"),
-        )  # fmt: skip
+            settings=wandb.Settings(x_disable_meta=True),  # which has paths of this machine
+        )
     except wandb.Error as error:
         raise UserError(
             f"logging.wandb: {cause(error)}; run `wandb login`, set WANDB_MODE=offline, or drop the key"

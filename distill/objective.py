@@ -74,8 +74,7 @@ class Objective(nn.Module):
         group = batch.groups if self.config.equal_captions else rows
         own = PairFeatures(unit(student.image), unit(student.text), group)
         every = _of_all_ranks(own, world)
-        student_scale = student.log_scale.exp()
-        terms = {"task": task_loss(own, every, student_scale).sum() / len(every.group)}
+        terms = {"task": task_loss(own, every, student.log_scale.exp()).sum() / len(every.group)}
         if self.side is None:
             return terms
         prepared = self.side.prepare(batch.targets, group)
@@ -99,7 +98,7 @@ class Objective(nn.Module):
                 own=own,
                 every=every,
                 scale=self._scales(numbers),
-                student_scale=student_scale,
+                student_scale=student.log_scale.exp(),
                 teacher_scale=own.image.new_tensor([self.side.relation_scales[n] for n in numbers])[:, None, None],
                 banks=[banks[number] for number in numbers] if banks else (),
                 feature_kind=self.config.feature_kind,

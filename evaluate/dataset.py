@@ -224,15 +224,15 @@ def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
                 raise UserError(f"{spec.dataset}: key {str(keys[counts > 1][0])!r} stands twice among the {name} rows")
     prompts = negatives = None
     classes = tuple(spec.classes or ())
-    labelled = splits["test"].column(spec.label) if spec.label is not None else np.empty(0, dtype=object)
+    labeled = splits["test"].column(spec.label) if spec.label is not None else np.empty(0, dtype=object)
     if spec.prompts is not None:
         of = spec.prompts.label or spec.label or "key"
         prompts = reader.select("prompt", spec.prompts.rows, (of,))
-        labelled = labelled if spec.label is None else prompts.column(of)
+        labeled = labeled if spec.label is None else prompts.column(of)
         if spec.prompts.negatives is not None:
             negatives = reader.select("negative prompt", spec.prompts.negatives, (of,))
     if spec.classes is None:
-        classes = tuple(sorted({str(value) for value in labelled if value is not None}))
+        classes = tuple(sorted({str(value) for value in labeled if value is not None}))
     texts = {
         name: reader.select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()
     }

@@ -17,7 +17,7 @@ from mmkd.evaluate.dataset import SPLIT, SPLITS, DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import BagFeatures, Features, make_bags
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
-from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, fit, fit_warnings
+from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
@@ -84,7 +84,7 @@ class Diagnosis(Task[DiagnosisSettings]):
         fold = slides.folds(settings, variant.seed)
         known = BagFeatures(slides.bags, features, "image", settings.normalized)
         means, there = known.means()
-        cohort = Labelled(means, slides.y, slides.group)
+        cohort = Labeled(means, slides.y, slides.group)
         chosen: list[dict[str, Any]] = []
         classes = len(data.classes)
 
@@ -145,7 +145,7 @@ class _Slides:
 
 
 def _mean_pool(
-    cohort: Labelled, one: Round, *, settings: LinearProbeSettings, seed: int, classes: int
+    cohort: Labeled, one: Round, *, settings: LinearProbeSettings, seed: int, classes: int
 ) -> tuple[Floats, dict[str, Any]]:
     """Fit logistic regression on mean features, C chosen as in the linear probe: float64 (m, C), and facts. Features
     are divided by the root mean square length of the training bags', so that the grid of C suits them."""
@@ -159,7 +159,7 @@ def _mean_pool(
 
 
 def _attention(
-    known: BagFeatures, cohort: Labelled, one: Round, *, settings: MilSettings, seed: int, classes: int
+    known: BagFeatures, cohort: Labeled, one: Round, *, settings: MilSettings, seed: int, classes: int
 ) -> tuple[Floats, dict[str, Any]]:
     """Train gated attention over patches: probabilities float64 (m, C), and facts."""
     from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)

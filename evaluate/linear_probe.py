@@ -70,16 +70,16 @@ class LinearProbeSettings(TaskSettings):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Features with labels. x: float64 (n, D); y: int64 (n,), or (n, L) with several labels; group: str (n,)."""
 
     x: Floats
     y: NDArray[np.int64]
     group: NDArray[np.object_]
 
-    def take(self, chosen: NDArray[Any]) -> Labelled:
+    def take(self, chosen: NDArray[Any]) -> Labeled:
         """Return rows by mask or position."""
-        return Labelled(self.x[chosen], self.y[chosen], self.group[chosen])
+        return Labeled(self.x[chosen], self.y[chosen], self.group[chosen])
 
 
 class LinearProbe(Task[LinearProbeSettings]):
@@ -124,7 +124,7 @@ class LinearProbe(Task[LinearProbeSettings]):
                 f"no training rows of {', '.join(bare)}: score 0 everywhere, AUROC one half, counted in the means"
             )
         info["warnings"] += missing
-        return answers_of_test(data, score, there, data.classes, info=info, labelled=True)
+        return answers_of_test(data, score, there, data.classes, info=info, labeled=True)
 
 
 def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
@@ -151,13 +151,13 @@ def training_rows(
     settings: LinearProbeSettings,
     variant: Variant,
     labels: Callable[[Samples], NDArray[Any]],
-) -> tuple[Labelled, Labelled | None, list[str]]:
+) -> tuple[Labeled, Labeled | None, list[str]]:
     """Return the training and the validation rows of a variant that the model has features of, and warnings of those
     that it has not. `labels`: of the rows of a split. Raises UserError for groups in two splits, or a split of which
     the model has no features."""
     for leak in group_leaks(data):
         raise UserError(leak)
-    parts: dict[str, Labelled] = {}
+    parts: dict[str, Labeled] = {}
     missing: list[str] = []
     for split in probe_splits(data)[:-1]:
         samples = data.split(split)
@@ -167,13 +167,13 @@ def training_rows(
             raise UserError(f"{features.model} has no image features for any of the {len(samples)} {split} rows")
         # float64, because scikit-learn's L-BFGS stops early in float32 at large C.
         x = images.values[there].astype(np.float64)
-        rows = Labelled(x, labels(samples)[there].astype(np.int64), data.groups(samples)[there])
+        rows = Labeled(x, labels(samples)[there].astype(np.int64), data.groups(samples)[there])
         parts[split] = draw_rows(rows, variant, settings)
         missing += without_features(len(x), len(samples), f"{split} rows")
     return parts["train"], parts.get("val"), missing
 
 
-def draw_rows(data: Labelled, variant: Variant, settings: LinearProbeSettings) -> Labelled:
+def draw_rows(data: Labeled, variant: Variant, settings: LinearProbeSettings) -> Labeled:
     """Return a share of the rows, drawn within each class; with several labels, within the rarest label that each row
     has, so that rare labels stay in."""
     share = min(variant.fraction, settings.max_train / len(data.y))
@@ -199,20 +199,20 @@ def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
 
 
 def fit_chosen(
-    train: Labelled, val: Labelled | None, settings: LinearProbeSettings, seed: int
+    train: Labeled, val: Labeled | None, settings: LinearProbeSettings, seed: int
 ) -> tuple[LogisticRegression, dict[str, Any]]:
     """Choose C, then fit on training and validation rows. Returns the model, and the facts of `choose_c` with
     `train_rows` and `converged`."""
     c, facts = choose_c(train, val, settings, seed)
     if val is not None:
         x, y, group = (np.concatenate([getattr(train, name), getattr(val, name)]) for name in ("x", "y", "group"))
-        train = Labelled(x, y, group)
+        train = Labeled(x, y, group)
     model, converged = fit(train, c, settings)
     return model, facts | {"train_rows": len(train.y), "converged": converged}
 
 
 def choose_c(
-    train: Labelled, val: Labelled | None, settings: LinearProbeSettings, seed: int
+    train: Labeled, val: Labeled | None, settings: LinearProbeSettings, seed: int
 ) -> tuple[float, dict[str, Any]]:
     """Return the C with the lowest validation log-loss among the fits that converged; the smaller of two that are
     equal. Without validation rows a fifth of the training groups is held out. Without groups to hold out, or where no
@@ -238,7 +238,7 @@ def choose_c(
 
 
 def fit(
-    data: Labelled, c: float, settings: LinearProbeSettings, warm: LogisticRegression | None = None
+    data: Labeled, c: float, settings: LinearProbeSettings, warm: LogisticRegression | None = None
 ) -> tuple[LogisticRegression, bool]:
     """Fit logistic regression at one C, from where `warm` stopped if given; and whether it converged."""
     model = warm or LogisticRegression(max_iter=settings.max_iter, tol=settings.tolerance, warm_start=True)

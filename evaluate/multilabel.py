@@ -18,7 +18,7 @@ from mmkd.evaluate.dataset import DatasetRows, Samples, Split, value_counts
 from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.linear_probe import (
-    Labelled,
+    Labeled,
     LinearProbe,
     fit_chosen,
     fit_warnings,
@@ -138,10 +138,10 @@ class MultilabelProbe(LinearProbe):
         return predictions(data, score, there, info)
 
 
-def _known(rows: Labelled, label: int) -> Labelled:
+def _known(rows: Labeled, label: int) -> Labeled:
     """Return the rows where one label is known, with that label."""
     known = rows.take(rows.y[:, label] != UNKNOWN)
-    return Labelled(known.x, known.y[:, label], known.group)
+    return Labeled(known.x, known.y[:, label], known.group)
 
 
 def truth(data: DatasetRows, samples: Samples) -> NDArray[np.int8]:

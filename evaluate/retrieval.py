@@ -76,7 +76,7 @@ class Retrieval(Task[RetrievalSettings]):
         try:
             test = data.split("test")
         except UserError as error:
-            return [str(error)]  # it names the set, and other tasks say the same
+            return [str(error)]  # other tasks say the same
         try:
             pairs = find_pairs(test, self.own(data.spec).positives)
         except UserError as error:
@@ -91,11 +91,8 @@ class Retrieval(Task[RetrievalSettings]):
         images, texts = features.images(test.rows[pairs.images]), features.texts(test.rows[pairs.captions])
         queries, gallery = (images, texts) if forward else (texts, images)
         query_rows, gallery_rows = (pairs.images, pairs.captions) if forward else (pairs.captions, pairs.images)
-        right, there, size = (
-            pairs.positives(forward, gallery.available),
-            queries.available,
-            int(gallery.available.sum()),
-        )
+        right, size = pairs.positives(forward, gallery.available), int(gallery.available.sum())
+        there = queries.available
         score = np.full((len(query_rows), 2 + len(settings.ks)), np.nan)
         score[there] = rank_positives(
             queries.values[there],

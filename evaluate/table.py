@@ -109,9 +109,8 @@ class ResultTable:
         writer = csv.writer(SimpleNamespace(write=lines.append))  # its "\r\n" makes it quote both characters in names
         writer.writerow(["model", "column", "value", "low", "high", "n", "missing", "seed_sd", "reason"])
         for record in self.records():
-            writer.writerow(
-                f"'{one}" if isinstance(one, str) and one.startswith(FORMULA) else one for one in record.values()
-            )
+            cells = record.values()
+            writer.writerow(f"'{one}" if isinstance(one, str) and one.startswith(FORMULA) else one for one in cells)
         return "".join(f"{line[:-2]}\n" for line in lines)
 
     def json(self) -> str:

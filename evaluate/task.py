@@ -174,7 +174,7 @@ def answers_of_test(
     columns: tuple[str, ...],
     *,
     info: dict[str, Any],
-    labelled: bool = False,
+    labeled: bool = False,
 ) -> Predictions:
     """Return predictions for all test rows: score float64 (n, len(columns)), available bool (n,)."""
     test = data.split("test")
@@ -182,7 +182,7 @@ def answers_of_test(
         ids=test.ids,
         group=data.groups(test),
         domain=data.domains(test),
-        y=data.labels(test) if labelled else None,
+        y=data.labels(test) if labeled else None,
         score=score,
         available=available,
         columns=columns,

@@ -76,7 +76,7 @@ class ZeroShot(Task[ZeroShotSettings]):
             "prompts": np.bincount(data.prompt_labels(), minlength=len(data.classes)).tolist(),
             **prompt_facts(data, features),
         }
-        return answers_of_test(data, score.astype(np.float64), available, data.classes, info=info, labelled=True)
+        return answers_of_test(data, score.astype(np.float64), available, data.classes, info=info, labeled=True)
 
 
 def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -19,7 +20,7 @@ from distributed.utils import LoopRunner
 
 from mmkd.base.errors import UserError
 from mmkd.base.process import repeated, usable_cores
-from mmkd.extract.cluster_config import BATCH_SYSTEMS, LOCAL, ClusterConfig, cluster_class_of
+from mmkd.extract.cluster_config import BATCH_SYSTEMS, DASK_PLACES, LOCAL, ClusterConfig, cluster_class_of, leaves
 
 # Settings of Dask that a run needs; what the user's YAML says of `distributed` goes above them.
 _DASK: dict[str, object] = {
@@ -27,19 +28,29 @@ _DASK: dict[str, object] = {
     "distributed.scheduler.worker-saturation": 1.0,
     # Twice is enough to know: the shard is done again with every image decoded in a process of its own.
     "distributed.scheduler.allowed-failures": 1,
+    # The run decides when its scheduler ends; one that ended while the first worker starts would hang the client.
+    "distributed.scheduler.idle-timeout": None,
     # A process imports PyTorch before it answers; on a busy machine or a cold network disk that takes minutes.
     "distributed.comm.timeouts.connect": "120s",
 }
 _REFILL_SECONDS = 10.0
 _ATTEMPTS = 5
+_START_ERRORS = (RuntimeError, OSError, ValueError, TypeError, ImportError, LookupError, AttributeError)
 
 
 @contextmanager
 def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
     """Yield a client of the cluster; what was started for it lives as long as the block. Raises UserError if nothing
     answers at the address, or the batch system refuses."""
-    with dask.config.set(_DASK), dask.config.set(_flat("distributed", cluster.distributed)):
-        _check_encryption(cluster)
+    own = leaves(cluster.distributed)
+    settings = {".".join(("distributed", *path)): value for path, value in own if value != {}}
+    with dask.config.set(_DASK), dask.config.set(settings):
+        required = dask.config.get("distributed.comm.require-encryption", None)
+        if required and cluster.security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
+            raise UserError(
+                "Dask's configuration sets distributed.comm.require-encryption and names no TLS files; name them under "
+                "distributed.comm.tls or under `security:` in the YAML of --scheduler, or set it to false"
+            )
         if cluster.scheduler in BATCH_SYSTEMS:
             opened = _batch_client(cluster)
         elif cluster.scheduler == LOCAL:
@@ -69,20 +80,10 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
                 logger.setLevel(level)
 
 
-def _check_encryption(cluster: ClusterConfig) -> None:
-    required = dask.config.get("distributed.comm.require-encryption", None)
-    if required and cluster.security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
-        raise UserError(
-            "Dask's configuration sets distributed.comm.require-encryption and names no TLS files; name them under "
-            "distributed.comm.tls or under `security:` in the YAML of --scheduler, or set it to false"
-        )
-
-
 def _is_connection_loss(error: OSError) -> bool:
     # A full disk and a closed terminal have a number; what distributed raises has none, or is a ConnectionError.
-    if isinstance(error, BrokenPipeError):
-        return False
-    return isinstance(error, CommClosedError | ConnectionError | TimeoutError) or error.errno is None
+    lost = isinstance(error, CommClosedError | ConnectionError | TimeoutError) or error.errno is None
+    return lost and not isinstance(error, BrokenPipeError)
 
 
 class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
@@ -108,9 +109,7 @@ def start_workers(client: Client, plugin: WorkerPlugin) -> None:
 
 def default_workers(cluster: ClusterConfig) -> int:
     """Return workers of a run that names no number: one per GPU or core here, one elsewhere."""
-    if cluster.scheduler != LOCAL:
-        return 1
-    return len(gpus()) or usable_cores()
+    return (len(gpus()) or usable_cores()) if cluster.scheduler == LOCAL else 1
 
 
 def gpus() -> list[str]:
@@ -131,13 +130,11 @@ class GpuCluster(LocalCluster):  # type: ignore[misc]  # dask has no type hints
     def new_worker_spec(self) -> dict[Any, Any]:
         """Dask's own description of the next worker, with its GPU in the environment."""
         described: dict[Any, Any] = super().new_worker_spec()
+        devices = {name: self._devices[name % len(self._devices)] for name in described}
         return {
-            name: worker | {"options": worker["options"] | {"env": {"CUDA_VISIBLE_DEVICES": self._device(name)}}}
+            name: worker | {"options": worker["options"] | {"env": {"CUDA_VISIBLE_DEVICES": devices[name]}}}
             for name, worker in described.items()
         }
-
-    def _device(self, name: int) -> str:
-        return self._devices[name % len(self._devices)]
 
 
 @contextmanager
@@ -153,7 +150,17 @@ def _local_client(cluster: ClusterConfig) -> Iterator[Client]:
         "security": cluster.dask_security(),
     }
     with _loop_without_interrupts() as loop:
-        yield from _opened_local(cluster, devices, options | {"loop": loop.loop})
+        try:
+            opened = _local_cluster(cluster, devices, options | {"loop": loop.loop})
+        except TimeoutError as error:
+            raise UserError(
+                "the worker processes did not start in two minutes; is this machine busy, or its memory full? "
+                "try fewer with --workers"
+            ) from error
+        except _START_ERRORS as error:
+            raise UserError(f"the worker processes did not start: {first_cause(error)}; {settings_advice()}") from error
+        with opened as started, ScopedClient(started, security=options["security"]) as client:
+            yield client
 
 
 @contextmanager
@@ -172,90 +179,66 @@ def _loop_without_interrupts() -> Iterator[LoopRunner]:
         runner.stop()
 
 
-def _opened_local(cluster: ClusterConfig, devices: list[str], options: dict[str, Any]) -> Iterator[Client]:
-    try:
-        opened = _local_cluster(cluster, devices, options)
-    except TimeoutError as error:
-        raise UserError(
-            "the worker processes did not start in two minutes; is this machine busy, or its memory full? "
-            "try fewer with --workers"
-        ) from error
-    except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
-        raise UserError(f"the worker processes did not start: {_cause(error)}; see `mmkd doctor`") from error
-    with opened as started, ScopedClient(started, security=options["security"]) as client:
-        yield client
-
-
-def _cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """Return the first error of a chain in one line; distributed's wrappers say less."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _local_cluster(
-    cluster: ClusterConfig, devices: list[str], options: dict[str, Any]
-) -> AbstractContextManager[LocalCluster]:
+def settings_advice() -> str:
+    """Return the next step after a fault that the user's own Dask settings may cause: what they are, where they lie."""
+    # No others: they can hold passwords.
+    shown_sections = ("distributed", "temporary-directory", "temporary_directory")
+    settings = [item for item in leaves(dask.config.collect()) if item[0][0] in shown_sections]
+    own = [f"{'.'.join(path)}: {value!r}" for path, value in settings if value not in (None, {})]
+    if not own:
+        return "see `mmkd doctor`"
+    shown = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
+    return f"your Dask settings are {shown[:300]}; correct {DASK_PLACES}"
+
+
+def _local_cluster(cluster: ClusterConfig, devices: list[str], options: dict[str, Any]) -> Any:
     if not devices:
-        plain: AbstractContextManager[LocalCluster] = LocalCluster(
-            n_workers=cluster.workers or default_workers(cluster), **options
-        )
-        return plain
+        return LocalCluster(n_workers=cluster.workers or default_workers(cluster), **options)
     try:
         from dask_cuda import LocalCUDACluster  # noqa: PLC0415 (an extra that only machines with a GPU can use)
     except ImportError:
         return GpuCluster(devices, **options)
-    started: AbstractContextManager[LocalCluster] = LocalCUDACluster(CUDA_VISIBLE_DEVICES=devices, **options)
-    return started
+    return LocalCUDACluster(CUDA_VISIBLE_DEVICES=devices, **options)
 
 
 @contextmanager
 def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
-    security = cluster.dask_security()
-    with (
-        batch_cluster(cluster) as started,
-        ScopedClient(started, security=security) as client,
-        _kept_full(started, cluster),
-    ):
-        yield client
+    wanted = {"jobs": 1} if cluster.workers is None else {"n": cluster.workers}
+    with batch_cluster(cluster) as started, ScopedClient(started, security=cluster.dask_security()) as client:
+        ask_for_jobs = partial(started.scale, **wanted)
+        ask_for_jobs()
+        # Again for jobs that ended: at their time limit, by a dead node, by a cancel.
+        with repeated(ask_for_jobs, _REFILL_SECONDS, "mmkd-jobs"):
+            yield client
 
 
 def batch_cluster(cluster: ClusterConfig) -> Any:
-    """dask-jobqueue's object for this batch system: its scheduler runs, no job has been asked for. Raises UserError if
-    it does not take the settings."""
+    """Return dask-jobqueue's object for this batch system: its scheduler runs, no job has been asked for. Raises
+    UserError if it does not take the settings."""
     keywords = cluster.batch_keywords()
-    dashboard = {"dashboard_address": "127.0.0.1:0"}
-    keywords["scheduler_options"] = dashboard | (keywords.get("scheduler_options") or {})
+    options = {"dashboard_address": "127.0.0.1:0"} | (keywords.pop("scheduler_options", None) or {})
     # The batch system holds a job to its memory; Dask's own limit would count memory-mapped pages too.
-    keywords["worker_extra_args"] = ["--memory-limit", "0", *(keywords.get("worker_extra_args") or [])]
-    security = cluster.dask_security()
+    arguments = ["--memory-limit", "0", *(keywords.pop("worker_extra_args", None) or [])]
     try:
-        return cluster_class_of(cluster.scheduler)(security=security, **keywords)
+        return cluster_class_of(cluster.scheduler)(
+            security=cluster.dask_security(), scheduler_options=options, worker_extra_args=arguments, **keywords
+        )
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{cluster.scheduler}: {reason}; see `jobqueue: {cluster.scheduler}:` in the YAML") from error
 
 
 @contextmanager
-def _kept_full(started: Any, cluster: ClusterConfig) -> Iterator[None]:
-    """Ask for the jobs, and ask again for those that ended: at their time limit, by a dead node, by a cancel."""
-
-    def ask() -> None:
-        if cluster.workers is None:
-            started.scale(jobs=1)
-        else:
-            started.scale(cluster.workers)
-
-    ask()
-    with repeated(ask, _REFILL_SECONDS, "mmkd-jobs"):
-        yield
-
-
-@contextmanager
 def _connect(cluster: ClusterConfig) -> Iterator[Client]:
-    security = cluster.dask_security()
     try:
-        client = ScopedClient(cluster.scheduler, timeout="10s", security=security)
+        client = ScopedClient(cluster.scheduler, timeout="10s", security=cluster.dask_security())
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"no Dask scheduler answers at {cluster.scheduler!r}; name `local`, an address such as tcp://HOST:8786 "
@@ -263,10 +246,3 @@ def _connect(cluster: ClusterConfig) -> Iterator[Client]:
         ) from error
     with client:
         yield client
-
-
-def _flat(name: str, settings: Any) -> dict[str, Any]:
-    """Return nested settings under dotted names, so that other settings are kept."""
-    if not isinstance(settings, dict) or not settings:
-        return {name: settings} if settings != {} else {}
-    return {key: value for step, below in settings.items() for key, value in _flat(f"{name}.{step}", below).items()}

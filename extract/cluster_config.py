@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, field_validator
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import ConfigError
 from mmkd.base.install import install_command
+
+DASK_PLACES = "the YAML files in $DASK_CONFIG or ~/.config/dask, or the variables DASK_..."
 
 try:
     import dask
@@ -21,9 +23,7 @@ try:
 except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as _error:
     # Importing Dask reads ~/.config/dask; its own messages fill a screen.
     _reason = " ".join(f"{type(_error).__name__}: {_error}".split())[:300]
-    raise ConfigError(
-        f"Dask cannot read its configuration: {_reason}; correct the YAML files in ~/.config/dask"
-    ) from None
+    raise ConfigError(f"Dask cannot read its configuration: {_reason}; correct {DASK_PLACES}") from None
 
 BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
 """Names of `--scheduler` and its dask-jobqueue class."""
@@ -38,27 +38,18 @@ class TlsFiles(Frozen):
     tls_cert: Path
     tls_key: Path
 
-    def security(self) -> Security:
-        """Return Dask's security object, which refuses unencrypted connections."""
-        roles = {
-            f"tls_{role}_{part}": str(file)
-            for role in ("client", "scheduler", "worker")
-            for part, file in (("cert", self.tls_cert), ("key", self.tls_key))
-        }
-        return Security(tls_ca_file=str(self.tls_ca_file), require_encryption=True, **roles)
-
 
 class WorkerConfig(Frozen):
     """Worker process settings. On a CPU only `channels_last` and `compile` can change last bits."""
 
-    decode_threads: int = Field(default=2, gt=0)
+    decode_threads: PositiveInt = 2
     """Threads that decode images in each worker."""
-    read_threads: int = Field(default=4, gt=0)
+    read_threads: PositiveInt = 4
     """Threads that read encoded images, ahead of the decoders."""
-    batch_rows: int | None = Field(default=None, gt=0)
+    batch_rows: PositiveInt | None = None
     """Rows handed to a teacher at once; halved permanently in a worker whose device runs out of memory. Empty: 32 on a
     CPU, 256 on a GPU."""
-    shards_at_once: int | None = Field(default=None, gt=0)
+    shards_at_once: PositiveInt | None = None
     """Shards in hand in each local worker process; one writes and tokenizes while the other has the device.
     Empty: 1 on a CPU, 2 on a GPU. On a cluster the threads of its workers decide."""
     autocast: bool = False
@@ -69,7 +60,7 @@ class WorkerConfig(Frozen):
     compile: bool = False
     """Run both towers through `torch.compile`: minutes at the start of each worker, for a gain that depends on the
     device; measure it first."""
-    hang_seconds: float = Field(default=600, gt=0)
+    hang_seconds: PositiveFloat = 600
     """Watchdog timeout: a worker without progress for this long exits, and its shard moves to another."""
 
 
@@ -78,7 +69,7 @@ class ClusterConfig(Frozen):
 
     scheduler: str = LOCAL
     """`local`, `slurm`, `pbs`, `sge`, or the address of a scheduler that runs already."""
-    workers: int | None = Field(default=None, gt=0)
+    workers: PositiveInt | None = None
     """Worker processes. Empty: one per GPU or core of this machine; one job of a batch system."""
     jobqueue: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     """dask-jobqueue's own keywords under the name of the batch system, as in `~/.config/dask/jobqueue.yaml`."""
@@ -99,7 +90,7 @@ class ClusterConfig(Frozen):
     @field_validator("distributed")
     @classmethod
     def _settings_exist(cls, settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for path in _leaves(settings):
+        for path, _ in leaves(settings):
             node: Any = dask.config.get("distributed")
             for depth, step in enumerate(path):
                 if not isinstance(node, Mapping) or not node:
@@ -112,8 +103,15 @@ class ClusterConfig(Frozen):
         return settings
 
     def dask_security(self) -> Security | None:
-        """Dask's object for `security`; None where connections are not encrypted."""
-        return self.security.security() if self.security else None
+        """Return Dask's object for `security`, which refuses unencrypted connections; None without `security`."""
+        if self.security is None:
+            return None
+        files = {
+            f"tls_{role}_{part}": str(file)
+            for role in ("client", "scheduler", "worker")
+            for part, file in (("cert", self.security.tls_cert), ("key", self.security.tls_key))
+        }
+        return Security(tls_ca_file=str(self.security.tls_ca_file), require_encryption=True, **files)
 
     def batch_keywords(self) -> dict[str, Any]:
         """Return the keywords of this run's batch system, spelled as Python arguments."""
@@ -124,16 +122,21 @@ def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
     """Read the value of `--scheduler`; `--workers` overrides the file. Raises ConfigError for an unknown name, an
     unknown or wrong key, or missing TLS files."""
     path = Path(scheduler)
-    content: dict[str, Any] = {"scheduler": scheduler}
-    if path.suffix in (".yaml", ".yml"):
-        content = read_mapping(path)
-        if isinstance(content.get("security"), dict):
-            content["security"] = {_canonical(name): value for name, value in content["security"].items()}
+    is_file = path.suffix in (".yaml", ".yml")
+    where = path if is_file else Path("--scheduler")
+    content: dict[str, Any] = read_mapping(path) if is_file else {"scheduler": scheduler}
+    if isinstance(content.get("security"), dict):
+        content["security"] = {_canonical(name): value for name, value in content["security"].items()}
     if workers is not None:
         content["workers"] = workers
-    where = path if path.suffix in (".yaml", ".yml") else Path("--scheduler")
     cluster = validated(ClusterConfig, content, where)
-    _check_jobqueue(cluster, where)
+    for name in cluster.jobqueue:
+        if name not in BATCH_SYSTEMS:
+            raise ConfigError(f"{where}: jobqueue.{name}: {_suggestion(name, BATCH_SYSTEMS)}")
+    known = keywords_of(cluster.scheduler) if cluster.scheduler in BATCH_SYSTEMS else set()
+    for name in cluster.batch_keywords():
+        if name not in known:
+            raise ConfigError(f"{where}: jobqueue.{cluster.scheduler}.{name}: {_suggestion(name, known)}")
     if cluster.security is not None:
         files = {name: path.parent / file for name, file in cluster.security}
         for name, file in files.items():
@@ -143,24 +146,19 @@ def load_cluster(scheduler: str, workers: int | None = None) -> ClusterConfig:
     return cluster
 
 
-def _check_jobqueue(cluster: ClusterConfig, where: Path) -> None:
-    for name in cluster.jobqueue:
-        if name not in BATCH_SYSTEMS:
-            raise ConfigError(f"{where}: jobqueue.{name}: {_suggestion(name, BATCH_SYSTEMS)}")
-    if cluster.scheduler not in BATCH_SYSTEMS:
-        return
-    known = keywords_of(cluster.scheduler)
-    for name in cluster.batch_keywords():
-        if name not in known:
-            raise ConfigError(f"{where}: jobqueue.{cluster.scheduler}.{name}: {_suggestion(name, known)}")
-
-
 def keywords_of(batch_system: str) -> set[str]:
     """Return the keywords that the installed dask-jobqueue takes for `slurm`, `pbs` or `sge`. Raises ConfigError if
     dask-jobqueue is not installed."""
     cluster_class = cluster_class_of(batch_system)
     kinds = [*cluster_class.__mro__, *cluster_class.job_cls.__mro__]
-    names = {name for kind in kinds if kind.__module__.startswith("dask_jobqueue") for name in _arguments(kind)}
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {
+        parameter.name
+        for kind in kinds
+        if kind.__module__.startswith("dask_jobqueue")
+        for parameter in inspect.signature(kind.__init__).parameters.values()
+        if parameter.kind in named
+    }
     return names - {"self", "scheduler", "loop", "asynchronous", "job_cls", "n_workers", "security", "config_name"}
 
 
@@ -175,18 +173,13 @@ def cluster_class_of(batch_system: str) -> Any:
     return getattr(dask_jobqueue, BATCH_SYSTEMS[batch_system])
 
 
-def _arguments(kind: type) -> list[str]:
-    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    return [parameter.name for parameter in parameters if parameter.kind in plain]
-
-
-def _leaves(settings: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
+def leaves(settings: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield path and value of every setting of a nested mapping."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, (*above, name))
+            yield from leaves(value, (*above, name))
         else:
-            yield (*above, name)
+            yield (*above, name), value
 
 
 def _canonical(name: object) -> str:

@@ -1,22 +1,117 @@
-"""Send tasks to the cluster and gather reports; a shard that kills its workers is done again alone, then set aside."""
+"""Shards on a Dask cluster: what a worker does with one, and how the client sends them out and gathers the reports. A
+shard that kills its workers is done again alone, then set aside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from distributed import Client, KilledWorker, as_completed
+import torch
+from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
+from distributed.worker import Worker
 
 from mmkd.base.errors import UserError
+from mmkd.base.places.remote import StorePath
+from mmkd.base.process import Watch, keep_freed_memory
+from mmkd.extract.cluster_config import WorkerConfig
+from mmkd.extract.encode import Workbench
+from mmkd.extract.forward import BatchSizes
 from mmkd.extract.plan import ShardTask
 from mmkd.extract.report import ShardReport
-from mmkd.extract.worker import run_task
-from mmkd.store import MmkdError
+from mmkd.extract.shard import extract_shard, retry_shard
+from mmkd.extract.teachers import Teacher, TeacherSpec, load_teacher
+from mmkd.extract.teachers.loaded import LoadedTeacher
+from mmkd.store import MmkdError, TeacherCard
+from mmkd.store.ledger import entries_of_shard
 from mmkd.store.record import Store
+from mmkd.store.samples import read_part
+
+PLUGIN_NAME = "mmkd-teachers"
 
 _RETRIES = 2
 """Further attempts at a task that raised: a fault of the machine passes, one of the code recurs."""
+
+
+class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hints
+    """Loads every teacher when a worker joins. What keeps it from loading one is the answer to its first task."""
+
+    name = PLUGIN_NAME
+
+    def __init__(self, teachers: Sequence[tuple[TeacherSpec, TeacherCard]], settings: WorkerConfig) -> None:
+        self.specs = list(teachers)
+        self.settings = settings
+        self.loaded: dict[str, Teacher] = {}
+        self.bench: Workbench | None = None
+        self.failure: MmkdError | None = None
+
+    def setup(self, worker: Worker) -> None:
+        """Load the teachers on this worker's device."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cpu":
+            # One thread per process: the split of a matrix product over threads can change its last bit,
+            # and processes scale better than threads here anyway.
+            torch.set_num_threads(1)
+            keep_freed_memory()
+        self.bench = Workbench(
+            decode_threads=self.settings.decode_threads,
+            read_threads=self.settings.read_threads,
+            sizes=BatchSizes(self.settings.batch_rows),
+            watch=Watch(self.settings.hang_seconds),
+        )
+        try:
+            self.loaded = {card.slug: load_teacher(spec, card, device) for spec, card in self.specs}
+            for teacher in self.loaded.values():
+                if isinstance(teacher, LoadedTeacher):
+                    teacher.tune(channels_last=self.settings.channels_last, compiled=self.settings.compile)
+        except MmkdError as error:
+            self.failure = error
+
+    def teardown(self, worker: Worker) -> None:
+        """Release the memory."""
+        self.loaded.clear()
+
+
+def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
+    """Do one task with this worker's teachers. An error that the user can correct (a full disk) is a result: Dask would
+    log it with a traceback on every worker. Anything else is a bug and is raised."""
+    worker = get_worker()
+    plugin: TeachersPlugin = worker.plugins[PLUGIN_NAME]
+    if plugin.failure is not None:
+        return plugin.failure
+    assert plugin.bench is not None
+    bench = replace(plugin.bench, isolated=task.isolated, keep_inputs=task.inputs)
+    try:
+        with bench.watch.over_shard():
+            teachers = _unfinished(store.root, task, plugin.loaded)
+            act = retry_shard if task.retry else extract_shard
+            wanted = teachers or task.inputs is not None
+            report = act(store, task.shard, teachers, bench) if wanted else finished_report(store.root, task)
+    except MmkdError as error:
+        return error
+    report.worker = str(worker.name)
+    return report
+
+
+def finished_report(root: StorePath, task: ShardTask) -> ShardReport:
+    """Report from the store on a shard whose worker finished it and died before reporting."""
+    if task.retry:
+        return ShardReport(task.shard, ())
+    table, _ = read_part(root, task.shard)
+    return ShardReport(task.shard, task.teachers, rows=len(table)).count(table)
+
+
+def _unfinished(root: StorePath, task: ShardTask, loaded: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """Return the task's teachers, without those that another run or a lost worker has finished since it was planned."""
+    entries = entries_of_shard(root, task.shard)
+    if task.retry:
+        # A shard without entries of all of them is not retried: planning finds it again.
+        return {slug: loaded[slug] for slug in task.teachers} if set(task.teachers) == set(entries) else {}
+    return {
+        slug: loaded[slug]
+        for slug in task.teachers
+        if slug not in entries or entries[slug].teacher_digest != loaded[slug].card.digest
+    }
 
 
 @dataclass(frozen=True)
@@ -30,11 +125,10 @@ class LostShard:
 def gather(
     client: Client, store: Store, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
-    """Do the tasks and yield the outcome of each as it finishes. The scheduler keeps one small report per task. Dask
-    blames a dead worker for all its tasks, running and waiting. Tasks blamed too often are therefore done again when
-    the others have finished, one shard at a time, so that each is blamed for itself alone. Raises UserError if the
-    scheduler went away. Raises MmkdError for a fault in a worker that the user can correct: a full disk, a teacher that
-    cannot be loaded."""
+    """Do the tasks and yield the outcome of each as it finishes. Dask blames a dead worker for all its tasks, running
+    and waiting: tasks blamed too often are done again when the others have finished, one shard at a time, so that each
+    is blamed for itself alone. Raises UserError if the scheduler went away, MmkdError for a fault in a worker that the
+    user can correct: a full disk, a teacher that cannot be loaded."""
     blamed = []
     for task, outcome in _outcomes(client, store, tasks):
         if isinstance(outcome, KilledWorker):

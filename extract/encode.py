@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from mmkd.base.images.source import ImageSource
+from mmkd.base.process import Watch
 from mmkd.extract.decoding import DecodedImage, decode_windows
 from mmkd.extract.forward import PASS_ROWS, BatchSizes, encode
 from mmkd.extract.isolated_decoding import isolated_windows
-from mmkd.extract.progress import Watch
 from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
@@ -48,14 +48,8 @@ class Workbench:
         """Yield the images in order, `window` of them at a time."""
         if self.isolated:
             # Half the watchdog's time: the image fails, not the worker.
-            return isolated_windows(
-                sources,
-                geometries,
-                window,
-                seconds=self.watch.seconds / 2,
-                keep=self.keep_inputs,
-                beat=self.watch.beat,
-            )
+            seconds, beat = self.watch.seconds / 2, self.watch.beat
+            return isolated_windows(sources, geometries, window, seconds=seconds, keep=self.keep_inputs, beat=beat)
         return decode_windows(sources, geometries, window, self.read_threads, self.decode_threads, self.keep_inputs)
 
 
@@ -68,36 +62,29 @@ def encode_images(
     place = {source: index for index, source in enumerate(distinct)}
     rows = np.array([row for row, source in enumerate(sources) if source is not None], dtype=np.int64)
     of = np.array([place[source] for source in sources if source is not None], dtype=np.int64)
-    facts, encoded = _encode_distinct_images(distinct, teachers, bench, clock)
-    features = {}
-    for slug, teacher in teachers.items():
-        features[slug] = missing(len(sources), teacher)
-        features[slug][rows] = encoded[slug][of]
-    return [None if source is None else facts[place[source]] for source in sources], features
-
-
-def _encode_distinct_images(
-    sources: Sequence[ImageSource], teachers: Mapping[str, Teacher], bench: Workbench, clock: Clock
-) -> tuple[list[DecodedImage], Features]:
     geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
-    features = {slug: missing(len(sources), teacher) for slug, teacher in teachers.items()}
+    encoded = {slug: _missing(len(distinct), teacher) for slug, teacher in teachers.items()}
     facts: list[DecodedImage] = []
-    distinct = tuple(dict.fromkeys(geometries.values()))
+    used = tuple(dict.fromkeys(geometries.values()))
     window_rows = max((bench.sizes.window(teacher.device) for teacher in teachers.values()), default=1)
-    for window in bench.windows(sources, distinct, window_rows):
+    for window in bench.windows(distinct, used, window_rows):
         there = [index for index, image in enumerate(window) if image.pixels]
-        pixels = {geometry: _stack(window, there, geometry) for geometry in distinct} if there else {}
-        rows = np.array(there, dtype=np.int64) + len(facts)
+        places = np.array(there, dtype=np.int64) + len(facts)
+        pixels = {g: torch.from_numpy(np.stack([window[i].pixels[g] for i in there])) for g in used if there}
         for slug, teacher in teachers.items() if there else ():
             with clock(f"image {slug}"):
-                features[slug][rows] = encode(teacher, "image", pixels[geometries[slug]], bench.sizes)
+                encoded[slug][places] = encode(teacher, "image", pixels[geometries[slug]], bench.sizes)
             bench.watch.beat()
         for image in window:
             clock.add("read", image.read_seconds)
             clock.add("decode", image.decode_seconds)
             image.pixels.clear()
         facts.extend(window)
-    return facts, features
+    features = {}
+    for slug, teacher in teachers.items():
+        features[slug] = _missing(len(sources), teacher)
+        features[slug][rows] = encoded[slug][of]
+    return [None if source is None else facts[place[source]] for source in sources], features
 
 
 def encode_captions(
@@ -114,27 +101,22 @@ def encode_captions(
     for slug, teacher in teachers.items():
         with clock(f"text {slug}"):
             encoded, lengths = _encode_distinct(short, teacher, bench)
-        features[slug] = missing(len(captions), teacher)
+        features[slug] = _missing(len(captions), teacher)
         features[slug][rows] = encoded[source]
         report.truncated[slug] = int(np.count_nonzero(lengths[source] > teacher.card.context_length))
     return features
 
 
-def missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
-    """NaN (rows, D)."""
+def _missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
+    """Return NaN (rows, D)."""
     return np.full((rows, teacher.card.dim), np.nan, dtype=value_type(teacher.card.encoding))
-
-
-def _stack(window: Sequence[DecodedImage], there: Sequence[int], geometry: Geometry) -> torch.Tensor:
-    """Return uint8 (images, C, H, W)."""
-    return torch.from_numpy(np.stack([window[index].pixels[geometry] for index in there]))
 
 
 def _encode_distinct(
     captions: list[str], teacher: Teacher, bench: Workbench
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
     """Return features (n, D) and untruncated token counts (n,)."""
-    encoded = missing(len(captions), teacher)
+    encoded = _missing(len(captions), teacher)
     parts: list[torch.Tensor] = []
     counts: list[int] = []
     for start in range(0, len(captions), _TOKENIZE_ROWS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +12,12 @@ from mmkd.extract.cluster import dask_client, default_workers, start_workers
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpus_parts import read_overview
-from mmkd.extract.dispatch import LostShard, gather
+from mmkd.extract.dispatch import LostShard, TeachersPlugin, gather
 from mmkd.extract.index import check_same_corpus, create_indexed_store, list_corpus
 from mmkd.extract.limited_corpus import LimitedCorpus
-from mmkd.extract.new_store import folder_beside, remove_folder
 from mmkd.extract.plan import ShardTask, plan_tasks
 from mmkd.extract.report import ShardReport
-from mmkd.extract.worker import TeachersPlugin
+from mmkd.extract.run import folder_beside
 from mmkd.store import FeatureStore, TeacherCard
 from mmkd.store.chunk import CRC_BYTES
 from mmkd.store.encoding import teacher_arrays
@@ -52,9 +52,8 @@ class Estimate:
 
 
 def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estimate:
-    """Plan the run and measure a few rows on one worker of its cluster. Raises CorpusError, TeacherError, StoreError,
-    UserError as `run.extract` would. `config`: the run. `say`: receives the lines of the corpus' overview, before a
-    teacher is loaded."""
+    """Plan the run and measure a few rows on one worker of its cluster. Raises what `run.extract` would. `say`:
+    receives the lines of the corpus' overview, before a teacher is loaded."""
     corpus = config.opened
     described = config.described()
     cards = [card for _, card in described]
@@ -78,7 +77,12 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
         rows_per_shard=per_shard,
         tasks=len(tasks),
         workers=config.cluster.workers or default_workers(config.cluster),
-        arrays=_arrays(cards, shards, per_shard),
+        # Zarr stores the last chunk of every array at full size.
+        arrays={
+            f"{teacher_group(card.slug)}/{array.name}": shards * (array.chunk_bytes(per_shard) + CRC_BYTES)
+            for card in cards
+            for array in teacher_arrays(card.encoding, card.dim)
+        },
         seconds={name: seconds * scale for name, seconds in probe.seconds.items()},
         shard_seconds=probe.wall_seconds * scale,
     )
@@ -113,17 +117,8 @@ def _probe(config: ExtractConfig, corpus: Corpus, plugin: TeachersPlugin, cards:
                     add_teacher(store, card)
                 (result,) = gather(client, store, [task], lambda _: None)
             finally:
-                remove_folder(root)
+                shutil.rmtree(root, ignore_errors=True)
             if isinstance(result, LostShard):
                 raise UserError(f"the first {PROBE_ROWS} rows cannot be extracted: {result.reason}")
             measured = result
     return measured
-
-
-def _arrays(cards: Sequence[TeacherCard], shards: int, per_shard: int) -> dict[str, int]:
-    """Return bytes of every chunk file of every array: Zarr stores the last one at full size."""
-    return {
-        f"{teacher_group(card.slug)}/{array.name}": shards * (array.chunk_bytes(per_shard) + CRC_BYTES)
-        for card in cards
-        for array in teacher_arrays(card.encoding, card.dim)
-    }

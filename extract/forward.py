@@ -54,8 +54,7 @@ class BatchSizes:
 
 def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSizes) -> NDArray[np.floating[Any]]:
     """Return features (n, D) in the float type that the encoding keeps. Raises TeacherError if the device has too
-    little memory for a single row. `teacher`, `tower`: whose. `inputs`: (n, ...) in main memory: uint8 pixels or int64
-    token ids. `sizes`: how many rows at once."""
+    little memory for a single row. `inputs`: (n, ...) in main memory: uint8 pixels or int64 token ids."""
     features = np.empty((len(inputs), teacher.card.dim), dtype=value_type(teacher.card.encoding))
     call = teacher.encode_images if tower == "image" else teacher.encode_texts
     done = 0
@@ -65,15 +64,11 @@ def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSiz
         try:
             with sizes.device, np.errstate(over="ignore"):
                 features[done : done + len(batch)] = _in_passes(call, batch, teacher.device)
-        except torch.OutOfMemoryError:
-            too_large = True
-        else:
-            too_large = False
-        # Outside the handler: the exception holds the frames, and they hold the tensors that did not fit.
-        if too_large:
-            _halve(sizes, teacher, tower, rows)
-        else:
             done += len(batch)
+            continue
+        except torch.OutOfMemoryError:
+            pass  # halved outside: the exception holds the frames, and they hold the tensors that did not fit
+        _halve(sizes, teacher, tower, rows)
     return features
 
 
@@ -96,15 +91,10 @@ def _in_passes(
     if device.type != "cpu":
         # Pinned memory, so that the copy need not wait for the passes before it.
         moved = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-        return _on_host(call(moved))
+        return call(moved).float().cpu().numpy()
     parts = []
     for start in range(0, len(batch), PASS_ROWS):
         part = batch[start : start + PASS_ROWS]
         surplus = part[-1:].expand(PASS_ROWS - len(part), *part.shape[1:])
-        parts.append(_on_host(call(torch.cat([part, surplus])))[: len(part)])
+        parts.append(call(torch.cat([part, surplus])).float().cpu().numpy()[: len(part)])
     return np.concatenate(parts)
-
-
-def _on_host(features: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = features.float().cpu().numpy()
-    return values

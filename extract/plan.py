@@ -32,16 +32,9 @@ def plan_tasks(
     without_inputs: Collection[int] = (),
     keep_inputs: int | None = None,
 ) -> list[ShardTask]:
-    """List the shards in order with the teachers that each still lacks. Raises TeacherMismatchError if a finished shard
-    was made by the same name with another digest.
-
-    Args:
-        shards: of the grid.
-        cards: the teachers of this run.
-        ledger: what is finished.
-        without_inputs: shards whose training inputs are to be written.
-        keep_inputs: their pixels.
-    """
+    """List the shards, `shards` in all, with the teachers of `cards` that each still lacks by the `ledger`, and those
+    whose training inputs of `keep_inputs` pixels are to be written. Raises TeacherMismatchError if a finished shard was
+    made by the same name with another digest."""
     tasks = []
     for shard in range(shards):
         missing = []
@@ -62,9 +55,8 @@ def plan_tasks(
 def plan_retries(
     failed: Sequence[int], cards: Sequence[TeacherCard], ledger: Mapping[tuple[int, str], LedgerEntry]
 ) -> list[ShardTask]:
-    """List shards with failed images whose rows are to be tried again, by every teacher that has them. Raises UserError
-    if a teacher that has such a shard is not among `cards`: its rows would say that the image is there. `failed`:
-    shards that hold such rows. `cards`: the teachers of this run. `ledger`: what is finished."""
+    """List the `failed` shards, those that hold failed images, with every teacher that has them by the `ledger`. Raises
+    UserError if such a teacher is not among `cards`: its rows would say that the image is there."""
     present = {card.slug for card in cards}
     tasks = []
     for shard in failed:

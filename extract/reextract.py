@@ -5,7 +5,6 @@ last bit, so the answer is a distribution of cosines and a tolerance."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorpusError, TeacherError, UserError
 from mmkd.extract.corpora import open_corpus
-from mmkd.extract.decoding import DecodedImage
 from mmkd.extract.encode import Workbench, encode_captions, encode_images
 from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.shard import caption_fault, image_sources
-from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher, parse_teachers
+from mmkd.extract.teachers import TeacherSpec, describe_teacher, load_teacher
+from mmkd.extract.teachers.published import parse_teacher
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR
 from mmkd.store import IMAGE_SOUND, TEXT_SOUND, FeatureStore
 from mmkd.store.layout import TOWERS
@@ -82,18 +81,11 @@ class TeacherComparison:
 def compare_with_teacher(
     store: FeatureStore, teacher: str, rows: int, *, corpus: str | None, tolerance: float, seed: int
 ) -> TeacherComparison:
-    """Rerun a teacher on up to `rows` random rows of `store`. Raises UserError if the store lacks the teacher, or has
-    no sound row of it. Raises TeacherError if the teacher cannot be loaded, or gives features of another width. Raises
-    CorpusError if no input of the drawn rows can be read.
-
-    Args:
-        store: read only.
-        teacher: a slug of the store, or `NAME=PLACE` and cards as `mmkd extract --teachers` takes them.
-        rows: how many rows to draw, among those with a sound feature.
-        corpus: the corpus, or the folder of its images, where they lie now; as recorded when None.
-        tolerance: rows count as different when 1 - cosine is larger.
-        seed: decides the rows.
-    """
+    """Rerun a teacher on up to `rows` random rows of `store` with a sound feature. `teacher`: a slug of the store, or
+    `NAME=PLACE` and cards as `mmkd extract --teachers` takes them. `corpus`: the corpus, or the folder of its images,
+    where they lie now; as recorded when None. `tolerance`: a row differs when 1 - cosine is larger. Raises UserError if
+    the store has no sound row of the teacher; TeacherError if it cannot be loaded, or gives features of another width;
+    CorpusError if no input of the drawn rows can be read."""
     spec = _spec(store, teacher)
     stored = store.card(spec.slug)
     card = describe_teacher(spec)
@@ -113,7 +105,12 @@ def compare_with_teacher(
     bench, clock, teachers = Workbench(), Clock({}), {spec.slug: loaded}
     facts, images = encode_images(image_sources(table, [True] * len(table), root), teachers, bench, clock)
     texts = encode_captions(captions, teachers, bench, ShardReport(0, (spec.slug,)), clock)
-    reasons = _image_faults(table, facts)
+    reasons = [
+        "image: none"
+        if fact is None
+        else fact.reason or ("image: not the bytes of then" if sha not in (None, fact.image_sha256) else None)
+        for sha, fact in zip(table["image_sha256"].to_pylist(), facts, strict=True)
+    ]
     usable = {
         "image": np.array([reason is None for reason in reasons]) & (valid[drawn] & IMAGE_SOUND > 0),
         "text": np.array([caption is not None for caption in captions]) & (valid[drawn] & TEXT_SOUND > 0),
@@ -140,16 +137,13 @@ def compare_with_teacher(
 def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
     """Return the named teacher; for a bare slug of the store, the source in its card."""
     card = store.teachers.get(teacher)
-    if card is None or not card.source.startswith((LOCAL_DIR, HF_HUB)):
-        if card is None and not any(sign in teacher for sign in "=:/."):
-            store.card(teacher)
-        specs = parse_teachers(teacher)
-        if len(specs) != 1:
-            raise TeacherError(f"one teacher at a time: {teacher!r} names {len(specs)}")
-        store.card(specs[0].slug)
-        return specs[0]
-    (spec,) = parse_teachers(f"{teacher}={card.source}")
-    return spec.model_copy(update={"revision": card.revision})
+    if card is not None and card.source.startswith((LOCAL_DIR, HF_HUB)):
+        return parse_teacher(f"{teacher}={card.source}").model_copy(update={"revision": card.revision})
+    if card is None and not any(sign in teacher for sign in "=:/."):
+        store.card(teacher)
+    spec = parse_teacher(teacher)
+    store.card(spec.slug)
+    return spec
 
 
 def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) -> tuple[pa.Table, str]:
@@ -167,19 +161,11 @@ def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) ->
     return table.set_column(1, "uri", pa.array(places, pa.string())), "/"
 
 
-def _image_faults(table: pa.Table, facts: Sequence[DecodedImage | None]) -> list[str | None]:
-    """Return for each row the reason its image cannot be compared, or None."""
-    return [
-        "image: none"
-        if fact is None
-        else fact.reason or ("image: not the bytes of then" if sha is not None and sha != fact.image_sha256 else None)
-        for sha, fact in zip(table["image_sha256"].to_pylist(), facts, strict=True)
-    ]
-
-
 def _cosines(stored: NDArray[np.floating[Any]], now: NDArray[np.floating[Any]], tolerance: float) -> TowerCosines:
-    """stored, now: (n, D) of the same rows."""
-    before, after = _units(stored), _units(now)
+    """Compare features (n, D) of the same rows."""
+    wide = (values.astype(np.float64) for values in (stored, now))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        before, after = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in wide)
     cosines = (before * after).sum(axis=1)
     below = int(np.count_nonzero(~(cosines >= 1 - tolerance)))
     if not len(cosines):
@@ -189,10 +175,3 @@ def _cosines(stored: NDArray[np.floating[Any]], now: NDArray[np.floating[Any]], 
     quantiles = {name: float(np.quantile(cosines, q)) for name, q in (("1%", 0.01), ("5%", 0.05), ("50%", 0.5))}
     strangers = float((np.roll(before, 1, axis=0) * after).sum(axis=1).mean()) if len(cosines) > 1 else np.nan
     return TowerCosines(len(cosines), below, float(cosines.min()), quantiles, float(cosines.mean()), strangers)
-
-
-def _units(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    wide = values.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        units: NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    return units

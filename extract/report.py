@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
 from mmkd.extract.corpora import Ignored
@@ -149,6 +151,12 @@ class ShardReport:
     """`image SLUG` or `text SLUG`: rows of a batch after larger batches did not fit the device."""
     worker: str = ""
     """Worker name."""
+
+    def count(self, samples: pa.Table) -> ShardReport:
+        """Count the sample rows by status and by reason."""
+        self.status = dict(Counter(samples["status"].to_pylist()))
+        self.reasons = dict(Counter(reason for reason in samples["reason"].to_pylist() if reason))
+        return self
 
     @property
     def failed(self) -> int:

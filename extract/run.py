@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,8 +14,8 @@ import pyarrow.compute as pc
 from distributed import Client
 from tqdm import tqdm
 
-from mmkd.base.errors import UserError
-from mmkd.base.files import remove_abandoned
+from mmkd.base.errors import StoreError, UserError
+from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_abandoned
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
@@ -20,14 +24,11 @@ from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
 from mmkd.extract.corpus_parts import read_overview
-from mmkd.extract.dispatch import gather
-from mmkd.extract.index import restore_parts
-from mmkd.extract.new_store import make_store
+from mmkd.extract.dispatch import TeachersPlugin, gather
+from mmkd.extract.index import check_same_corpus, create_indexed_store, restore_parts
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.report import RunReport, ShardReport
-from mmkd.extract.teachers import TeacherSpec
-from mmkd.extract.worker import TeachersPlugin
-from mmkd.store import FeatureStore, TeacherCard
+from mmkd.store import FeatureStore
 from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.record import Store
 from mmkd.store.run_log import RunLog
@@ -37,70 +38,55 @@ Say = Callable[[str], None]
 
 
 def extract(config: ExtractConfig, say: Say = print) -> RunReport:
-    """Extract every shard of the store for every requested teacher. Running it again finishes what is left. Raises
-    CorpusError, TeacherError, StoreError, UserError (see `mmkd.base.errors`). Raises BusyStoreError if another process
-    writes to the store. `config`: what to do. `say`: receives one line at a time for the user."""
+    """Extract every shard of the store for every requested teacher; running it again finishes what is left. Raises
+    CorpusError, TeacherError, StoreError, UserError, and BusyStoreError if another process writes to the store. `say`:
+    receives one line at a time for the user."""
     corpus = config.opened
     described = config.described()
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
-    made = (
-        _found_or_made(corpus, config.store, say) if isinstance(config.store, Path) and _is_new(config.store) else None
-    )
-    with only_writer(config.store, "mmkd extract"):
-        return _extracted(config, described, made or _found_or_made(corpus, config.store, say), say)
-
-
-def _is_new(root: StorePath) -> bool:
-    return not (root / "zarr.json").is_file()
-
-
-def _extracted(
-    config: ExtractConfig, described: Sequence[tuple[TeacherSpec, TeacherCard]], target: Store, say: Say
-) -> RunReport:
+    is_new = not (config.store / "zarr.json").is_file()
+    made = make_store(corpus, config.store) if is_new and isinstance(config.store, Path) else None
     cards = [card for _, card in described]
-    for card in cards:
-        add_teacher(target, card)
-    store = FeatureStore.open(config.store)
-    report = RunReport(config.store, len(store), store.shards)
-    retries = plan_retries(_shards_with_failed_images(store), cards, store.ledger) if config.retry_failed else []
     keep = config.keep_inputs
-    lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
-    tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
-    for line in overview.lines() if (overview := read_overview(config.store)) else ():
-        say(line)
-    rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
-    say(f"{rows} in {shards} of {store.record.rows_per_shard}; {to_do} to do")
-    if config.retry_failed:
-        say(f"{counted(len(retries), 'shard')} with images that failed, to be tried again")
-    if tasks or retries:
-        with dask_client(config.cluster) as client:
-            _announce(client, say)
-            start_workers(client, TeachersPlugin(_needed(described, [*tasks, *retries]), config.cluster.worker))
-            if retries:
-                _do(client, target, retries, report, config, say)
-                tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger, lacking, keep)
-            _do(client, target, tasks, report, config, say)
-    for card in cards:
-        note_encoding_error(store, card.slug)
-    remove_abandoned(config.store)
+    with only_writer(config.store, "mmkd extract"):
+        target = made or _open_or_make(corpus, config.store, say)
+        for card in cards:
+            add_teacher(target, card)
+        store = FeatureStore.open(config.store)
+        report = RunReport(config.store, len(store), store.shards)
+        retries = plan_retries(_shards_with_failed_images(store), cards, store.ledger) if config.retry_failed else []
+        lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
+        tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
+        for line in overview.lines() if (overview := read_overview(config.store)) else ():
+            say(line)
+        rows, shards, to_do = counted(len(store), "row"), counted(store.shards, "shard"), counted(len(tasks), "shard")
+        say(f"{rows} in {shards} of {store.record.rows_per_shard}; {to_do} to do")
+        if config.retry_failed:
+            say(f"{counted(len(retries), 'shard')} with images that failed, to be tried again")
+        if tasks or retries:
+            wanted = {slug for task in (*tasks, *retries) for slug in task.teachers}
+            plugin = TeachersPlugin([pair for pair in described if pair[1].slug in wanted], config.cluster.worker)
+            with dask_client(config.cluster) as client:
+                _announce(client, say)
+                start_workers(client, plugin)
+                if retries:
+                    _do(client, target, retries, report, config, say)
+                    tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger, lacking, keep)
+                _do(client, target, tasks, report, config, say)
+        for card in cards:
+            note_encoding_error(store, card.slug)
+        remove_abandoned(config.store)
     return report
 
 
-def _found_or_made(corpus: Corpus, root: StorePath, say: Say) -> Store:
-    if _is_new(root):
+def _open_or_make(corpus: Corpus, root: StorePath, say: Say) -> Store:
+    if not (root / "zarr.json").is_file():
         return make_store(corpus, root)
     store = Store.open(root)
     restored = restore_parts(corpus, store)
     if restored:
         say(f"{restored} sample parts were missing and are listed again from the corpus")
     return store
-
-
-def _needed(
-    described: Sequence[tuple[TeacherSpec, TeacherCard]], tasks: Sequence[ShardTask]
-) -> list[tuple[TeacherSpec, TeacherCard]]:
-    wanted = {slug for task in tasks for slug in task.teachers}
-    return [pair for pair in described if pair[1].slug in wanted]
 
 
 def _shards_with_failed_images(store: FeatureStore) -> list[int]:
@@ -134,10 +120,10 @@ def _do(
                 log.write(result)
             else:
                 report.lose(result.shard, result.reason, len(store.record.shard_rows(result.shard)))
-            _stop_at_too_many(config, report)
+            _check_failures(config, report)
 
 
-def _stop_at_too_many(config: ExtractConfig, report: RunReport) -> None:
+def _check_failures(config: ExtractConfig, report: RunReport) -> None:
     limit = config.max_failures
     lost = report.lost_rows.total()
     failed, seen = report.failed + lost, report.rows_read + lost
@@ -148,3 +134,44 @@ def _stop_at_too_many(config: ExtractConfig, report: RunReport) -> None:
             f"{failed:,} of {seen:,} rows failed, more than --failures {limit} ({worst}); correct "
             "the corpus and run with --failures retry, or raise the limit and run again: what was done is kept"
         )
+
+
+def make_store(corpus: Corpus, root: StorePath) -> Store:
+    """Index the corpus beside `root`, then move the whole to its place: of several runs that start at once the first
+    one wins. Behind a URL nothing can be moved: there, one run makes the store before others join. Raises CorpusError
+    if the corpus cannot be read, or the run that was first had another one; StoreError if `root` holds something else,
+    or the disk is full or not writable."""
+    if not isinstance(root, Path):
+        return create_indexed_store(corpus, root)
+    strangers = sorted(path.name for path in root.iterdir() if path.name != "samples") if root.is_dir() else []
+    if root.is_file() or (strangers and "zarr.json" not in strangers):
+        found = strangers[0] if strangers else "a file"
+        raise StoreError(f"{root} is not empty (found {found}) and not an mmkd store; name a new folder for the store")
+    beside = folder_beside(root)
+    try:
+        made = create_indexed_store(corpus, beside)
+        with disk_errors(root):
+            try:
+                if not (root / "zarr.json").is_file() and (root / "samples").is_dir():
+                    shutil.rmtree(root / "samples")  # of an import that was interrupted before its record
+                beside.rename(root)
+            except OSError:
+                if not (root / "zarr.json").is_file():
+                    raise
+            else:
+                return Store(root, made.record)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    store = Store.open(root)
+    check_same_corpus(corpus, store)
+    return store
+
+
+def folder_beside(root: StorePath) -> Path:
+    """Return a new name in the same folder, its parents made; a kill leaves it behind, and nothing looks at it then.
+    Beside a URL it is a temporary folder of this machine. Raises StoreError if the parent cannot be made."""
+    name = f".{root.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    parent = root.absolute().parent if isinstance(root, Path) else Path(tempfile.gettempdir())
+    with disk_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    return parent / name

@@ -1,11 +1,10 @@
-"""One task: a shard's inputs in, whole chunks of every teacher that lacks it out. Knows no Dask. The bytes written
-depend on the rows and the teachers alone: forward passes have a fixed shape, so neither the number of workers and
-threads nor the batch size nor an interruption can change a bit."""
+"""One task: a shard's inputs in, whole chunks of every teacher that lacks it out, and the retry of its failed images.
+Knows no Dask. The bytes written depend on the rows and the teachers alone: forward passes have a fixed shape, so the
+number of workers and threads, the batch size or an interruption cannot change a bit."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,15 @@ from numpy.typing import NDArray
 
 from mmkd.base.images.source import ImageSource
 from mmkd.base.images.uri import image_source
-from mmkd.extract.corpora.row import CAPTION_FAULT, INDEX_FAULTS, ONE_SIDED
+from mmkd.extract.corpora.row import CAPTION_FAULT, IMAGE_FAULT, INDEX_FAULTS, ONE_SIDED
 from mmkd.extract.decoding import DecodedImage
-from mmkd.extract.encode import Features, Workbench, encode_captions, encode_images
+from mmkd.extract.encode import Workbench, encode_captions, encode_images
 from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.protocol import Teacher
+from mmkd.store import FeatureStore
 from mmkd.store.inputs import SCHEMA, write_inputs
 from mmkd.store.layout import IMAGE_SOUND, TEXT_SOUND
-from mmkd.store.ledger import entries_of_shard
+from mmkd.store.ledger import entries_of_shard, remove_entry
 from mmkd.store.record import Store
 from mmkd.store.samples import read_part, with_columns, write_part
 from mmkd.store.writer import ShardFeatures, write_shard
@@ -30,54 +30,112 @@ from mmkd.store.writer import ShardFeatures, write_shard
 
 def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
     """Extract one shard for these teachers and write its ledger entries. Raises StoreError if the store cannot be
-    written. The shard then counts as not done. Raises TeacherError if a device has too little memory."""
+    written; the shard then counts as not done. Raises TeacherError if a device has too little memory."""
     started = time.perf_counter()
     table, sha_before = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers), rows=len(table))
     clock = Clock(report.seconds)
-    live = live_rows(table)
-    images, image_features = encode_images(
-        image_sources(table, live, store.record.image_root(shard * store.record.rows_per_shard)), teachers, bench, clock
-    )
+    live = _live_rows(table)
+    sources = image_sources(table, live, store.record.image_root(shard * store.record.rows_per_shard))
+    images, image_features = encode_images(sources, teachers, bench, clock)
     captions = [
         caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
     ]
-    text_reasons = caption_faults(table, captions)
-    usable = [None if fault else caption for caption, fault in zip(captions, text_reasons, strict=True)]
+    faults = _caption_faults(table, captions)
+    usable = [None if fault else caption for caption, fault in zip(captions, faults, strict=True)]
     text_features = encode_captions(usable, teachers, bench, report, clock)
-    final = final_rows(table, live, images, text_reasons)
-    report.status = dict(Counter(final["status"].to_pylist()))
-    report.reasons = dict(Counter(reason for reason in final["reason"].to_pylist() if reason))
-
-    sound_image = np.array([image is not None and image.reason is None for image in images], dtype=bool)
+    final = final_rows(table, live, images, faults)
+    report.count(final)
+    sound_image = _sound(images)
+    sound_text = np.array([caption is not None for caption in usable], dtype=bool)
     with clock("samples"):
         if any(slug not in teachers for slug in entries_of_shard(store.root, shard)):
             # Another teacher has been here: its rows stand, and what changed since is not mixed in.
             sha = sha_before
-            same = np.array(table["image_sha256"].to_pylist(), dtype=object) == np.array(
-                final["image_sha256"].to_pylist(), dtype=object
-            )
-            report.changed = int(np.count_nonzero(~same))
-            sound_image &= same
+            before, now = (np.array(part["image_sha256"].to_pylist(), dtype=object) for part in (table, final))
+            report.changed = int(np.count_nonzero(before != now))
+            sound_image &= before == now
         else:
             sha = write_part(store.root, shard, final)
-    sound_text = np.array([caption is not None for caption in usable], dtype=bool)
     for slug, teacher in teachers.items():
         with clock(f"write {slug}"):
-            valid = soundness(slug, (image_features, sound_image), (text_features, sound_text), report)
+            good_image = sound_features(image_features[slug], sound_image)
+            good_text = sound_features(text_features[slug], sound_text)
+            lost = np.count_nonzero(sound_image & ~good_image) + np.count_nonzero(sound_text & ~good_text)
+            if lost:
+                report.not_finite[slug] = int(lost)
+            valid = (good_image * IMAGE_SOUND | good_text * TEXT_SOUND).astype(np.uint8)
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
             write_shard(store, teacher.card, shard, features, sha)
         bench.watch.beat()
     if bench.keep_inputs is not None:
-        write_inputs(store.root, shard, bench.keep_inputs, _inputs_table(final, images, sound_image))
-    sizes = bench.sizes.halved.items()
-    report.batch_rows = {f"{tower} {slug}": rows for (slug, tower), rows in sizes if slug in teachers}
+        # Rows whose image is unsound or changed have no JPEG.
+        jpegs = [image.jpeg if image and good else None for image, good in zip(images, sound_image, strict=True)]
+        columns = [final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())]
+        write_inputs(store.root, shard, bench.keep_inputs, pa.table(columns, names=SCHEMA.names))
+    halved = bench.sizes.halved.items()
+    report.batch_rows = {f"{tower} {slug}": rows for (slug, tower), rows in halved if slug in teachers}
     report.wall_seconds = time.perf_counter() - started
     return report
 
 
-def live_rows(table: pa.Table) -> list[bool]:
-    """Return rows whose inputs are read: all but those that the index refused."""
+def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
+    """Read and encode the failed images of a finished shard again; its other rows stay, and so do captions, whose
+    faults lie in the corpus' own table. Ledger entries are removed while files change, so a kill costs the shard, never
+    correctness. The bytes equal those of a first extraction of the current images. Raises StoreError if the store
+    cannot be written. `teachers`: every teacher that has an entry for the shard."""
+    started = time.perf_counter()
+    table, _ = read_part(store.root, shard)
+    report = ShardReport(shard, tuple(teachers))
+    clock = Clock(report.seconds)
+    reasons = enumerate(table["reason"].to_pylist())
+    places = np.array([place for place, reason in reasons if (reason or "").startswith(IMAGE_FAULT)], dtype=np.int64)
+    report.rows = len(places)
+    if any(teacher.card.encoding == "int8" for teacher in teachers.values()):
+        # Codes may change when decoded and encoded again: such a shard is redone as a whole.
+        for slug in teachers:
+            remove_entry(store.root, shard, slug)
+        return extract_shard(store, shard, teachers, bench)
+    some = table.take(pa.array(places))
+    live = _live_rows(some)
+    sources = image_sources(some, live, store.record.image_root(shard * store.record.rows_per_shard))
+    images, features = encode_images(sources, teachers, bench, clock)
+    tried = final_rows(some, live, images, _caption_faults(some, some["caption"].to_pylist()))
+    report.count(tried)
+    sound = _sound(images)
+    if sound.any() or tried["reason"].to_pylist() != some["reason"].to_pylist():
+        stored, own = FeatureStore.open(store.root), store.record.shard_rows(shard)
+        rows = slice(own.start, own.stop)
+        before = {
+            slug: ShardFeatures(
+                np.array(stored.image(slug)[rows]),
+                np.array(stored.text(slug)[rows]),
+                np.array(stored.valid(slug)[rows]),
+            )
+            for slug in teachers
+        }
+        for slug in entries_of_shard(store.root, shard):
+            remove_entry(store.root, shard, slug)
+        order = np.arange(len(table))
+        order[places] = len(table) + np.arange(len(places))
+        with clock("samples"):
+            merged = pa.concat_tables([table, tried]).take(pa.array(order)).combine_chunks()
+            sha = write_part(store.root, shard, merged)
+        for slug, teacher in teachers.items():
+            with clock(f"write {slug}"):
+                good = sound_features(features[slug], sound)
+                report.not_finite[slug] = int(np.count_nonzero(sound & ~good))
+                before[slug].image[places] = features[slug]
+                before[slug].valid[places] &= TEXT_SOUND
+                before[slug].valid[places[good]] |= IMAGE_SOUND
+                write_shard(store, teacher.card, shard, before[slug], sha)
+            bench.watch.beat()
+    report.wall_seconds = time.perf_counter() - started
+    return report
+
+
+def _live_rows(table: pa.Table) -> list[bool]:
+    """Return whether each row's inputs are read: all but those that the index refused."""
     return [not (reason or "").startswith(INDEX_FAULTS) for reason in table["reason"].to_pylist()]
 
 
@@ -92,26 +150,20 @@ def image_sources(table: pa.Table, live: Sequence[bool], root: str) -> list[Imag
 
 def caption_fault(caption: str | None) -> str | None:
     """Return why a caption cannot be used, or None."""
-    if caption is None:
-        return None
-    return None if caption.strip() else f"{CAPTION_FAULT}empty"
+    return f"{CAPTION_FAULT}empty" if caption is not None and not caption.strip() else None
 
 
-def _indexed_fault(reason: str | None) -> str | None:
-    """Return the caption fault known from the index or an earlier teacher: a truncated or overlong sidecar."""
-    return next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), None)
+def _caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
+    """Return why each row's caption cannot be used, or None. Faults known from the index or an earlier teacher come
+    first: a truncated or overlong sidecar."""
+    return [
+        next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), caption_fault(caption))
+        for reason, caption in zip(table["reason"].to_pylist(), captions, strict=True)
+    ]
 
 
-def caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
-    """Return why each row's caption cannot be used, or None; known faults come first."""
-    said = map(_indexed_fault, table["reason"].to_pylist())
-    return [fault or caption_fault(caption) for fault, caption in zip(said, captions, strict=True)]
-
-
-def _inputs_table(final: pa.Table, images: Sequence[DecodedImage | None], sound: NDArray[np.bool_]) -> pa.Table:
-    """Return the table for `write_inputs`; rows whose image is unsound or changed have no JPEG."""
-    jpegs = [image.jpeg if image is not None and good else None for image, good in zip(images, sound, strict=True)]
-    return pa.table([final["row"], final["image_sha256"], pa.array(jpegs, pa.large_binary())], names=SCHEMA.names)
+def _sound(images: Sequence[DecodedImage | None]) -> NDArray[np.bool_]:
+    return np.array([image is not None and image.reason is None for image in images], dtype=bool)
 
 
 def sound_features(features: NDArray[np.floating[Any]], sound: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -119,24 +171,6 @@ def sound_features(features: NDArray[np.floating[Any]], sound: NDArray[np.bool_]
     norms = np.linalg.norm(features.astype(np.float32), axis=1)
     good: NDArray[np.bool_] = sound & np.isfinite(norms) & (norms > 0)
     return good
-
-
-def soundness(
-    slug: str,
-    image: tuple[Features, NDArray[np.bool_]],
-    text: tuple[Features, NDArray[np.bool_]],
-    report: ShardReport,
-) -> NDArray[np.uint8]:
-    """Return the `valid` bits uint8 (rows,): sound inputs (the second of each pair) whose feature is finite and not
-    zero."""
-    valid = np.zeros(len(image[1]), dtype=np.uint8)
-    for (features, sound), bit in ((image, IMAGE_SOUND), (text, TEXT_SOUND)):
-        good = sound_features(features[slug], sound)
-        valid[good] |= bit
-        lost = int(np.count_nonzero(sound & ~good))
-        if lost:
-            report.not_finite[slug] = report.not_finite.get(slug, 0) + lost
-    return valid
 
 
 def final_rows(

@@ -16,10 +16,19 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from mmkd.base.install import install_command
-from mmkd.cli.doctor import Check, machine
-from mmkd.cli.doctor.hub import cached_bytes, hub_check, teacher_checks
-from mmkd.cli.doctor.machine import disk_checks, machine_checks
-from mmkd.cli.doctor.packages import extra_check, missing_package, needed
+from mmkd.cli import doctor
+from mmkd.cli.doctor import (
+    Check,
+    cache_folder,
+    cached_bytes,
+    disk_checks,
+    extra_check,
+    hub_check,
+    machine_checks,
+    missing_package,
+    needed,
+    teacher_checks,
+)
 from mmkd.cli.main import cli, main
 from mmkd.extract.teachers.published import the_nine
 
@@ -45,7 +54,7 @@ def silent() -> Iterator[str]:
 
 
 def torch_check(monkeypatch: pytest.MonkeyPatch, program: str, seconds: float = 60) -> Check:
-    monkeypatch.setattr(machine, "_ASK_TORCH", program)
+    monkeypatch.setattr(doctor, "_ASK_TORCH", program)
     return next(check for check in machine_checks(seconds) if check.name == "torch")
 
 
@@ -67,7 +76,7 @@ def test_a_whole_look_at_this_machine(offline: Path, tmp_path: Path) -> None:
 
 
 def test_the_screen_has_a_line_each_and_the_next_step(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_ASK_TORCH", QUICK)
+    monkeypatch.setattr(doctor, "_ASK_TORCH", QUICK)
     lines = CliRunner().invoke(cli, ["doctor"]).stdout.splitlines()
     assert "  ok       torch: 2.9.0 built for CUDA 13.0; NVIDIA H100 (80.0 GB), bf16 yes" in lines
     plip = next(place for place, line in enumerate(lines) if "plip: not in the cache" in line)
@@ -93,12 +102,12 @@ def test_a_torch_that_hangs_or_is_broken(monkeypatch: pytest.MonkeyPatch, progra
 
 
 def test_the_user_says_how_long_to_wait(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_ASK_TORCH", "import time; time.sleep(60)")
+    monkeypatch.setattr(doctor, "_ASK_TORCH", "import time; time.sleep(60)")
     assert "did not answer within 1 s" in CliRunner().invoke(cli, ["doctor", "--timeout", "1"]).stdout
 
 
 def test_a_fault_is_exit_status_one(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_ASK_TORCH", "raise RuntimeError('torchvision')")
+    monkeypatch.setattr(doctor, "_ASK_TORCH", "raise RuntimeError('torchvision')")
     assert CliRunner().invoke(cli, ["doctor"]).exit_code == 1
 
 
@@ -154,8 +163,6 @@ def test_weights_in_the_cache_are_seen_and_measured(offline: Path) -> None:
 def test_the_cache_is_where_huggingface_hub_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from mmkd.cli.doctor.hub import cache_folder
-
     assert cache_folder() == Path(HF_HUB_CACHE)
     monkeypatch.setenv("HF_HOME", "/somewhere")
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
@@ -186,11 +193,11 @@ def test_an_extra_has_its_own_packages_and_those_of_the_extras_it_names() -> Non
 
 def test_little_room_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: usage._replace(free=3 * 1024**3))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage._replace(free=3 * 1024**3))
     stores, weights, temporary = disk_checks(tmp_path, tmp_path / "a" / "b")
     assert {check.status for check in (stores, weights, temporary)} == {"warning"}
     assert stores.found == f"3.0 GB free in {tmp_path}"
-    monkeypatch.setattr(machine.os, "access", lambda place, mode: False)
+    monkeypatch.setattr(doctor.os, "access", lambda place, mode: False)
     assert "cannot be written" in next(iter(disk_checks(tmp_path, tmp_path))).found
 
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c
+from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
 
 
@@ -19,8 +19,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return x / np.linalg.norm(x, axis=1, keepdims=True), y.astype(np.int64)
 
 
-def labelled(x: np.ndarray, y: np.ndarray) -> Labelled:
-    return Labelled(x, y, np.array([str(i) for i in range(len(y))], dtype=object))
+def labeled(x: np.ndarray, y: np.ndarray) -> Labeled:
+    return Labeled(x, y, np.array([str(i) for i in range(len(y))], dtype=object))
 
 
 def test_a_fixed_c_is_wrong_on_unit_features_and_the_sweep_finds_a_better_one() -> None:
@@ -31,7 +31,7 @@ def test_a_fixed_c_is_wrong_on_unit_features_and_the_sweep_finds_a_better_one() 
     ]
     assert correct == pytest.approx([762, 799, 815, 839, 846], abs=2)
     grid = LinearProbeSettings(c_low=1e-2, c_high=1e4, c_steps=7)
-    c, info = choose_c(labelled(x[:898], y[:898]), None, grid, seed=0)
+    c, info = choose_c(labeled(x[:898], y[:898]), None, grid, seed=0)
     assert c >= 10
     assert info["c_at_edge"] is False
     assert info["c_chosen_on"] == pytest.approx(180, abs=10)
@@ -39,7 +39,7 @@ def test_a_fixed_c_is_wrong_on_unit_features_and_the_sweep_finds_a_better_one() 
 
 def test_c_is_the_best_of_the_grid_on_the_validation_rows() -> None:
     x, y = digits()
-    train, val = labelled(x[:300], y[:300]), labelled(x[300:500], y[300:500])
+    train, val = labeled(x[:300], y[:300]), labeled(x[300:500], y[300:500])
     grid = LinearProbeSettings(c_low=1e-2, c_high=1e6, c_steps=9)
     losses = []
     for c in grid.grid():
@@ -51,7 +51,7 @@ def test_c_is_the_best_of_the_grid_on_the_validation_rows() -> None:
 def test_without_anything_to_hold_out_c_falls_back() -> None:
     x, y = digits()
     first = [int(np.flatnonzero(y == label)[0]) for label in range(10)]
-    one_each = labelled(x[first], y[first])
+    one_each = labeled(x[first], y[first])
     assert choose_c(one_each, None, LinearProbeSettings(fallback_c=3.0), 0) == (3.0, {"c": 3.0, "c_chosen_on": 0})
 
 

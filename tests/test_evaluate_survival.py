@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from lifelines.datasets import load_gbsg2, load_rossi
 from lifelines.utils import concordance_index
 from pair_counts import count_pairs
 from patient_suite import patients
+from planted_store import store_of
 
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, PartialLikelihood, fit_coxnet, fit_path
@@ -22,6 +27,9 @@ from mmkd.evaluate.heads.survival_losses import bin_of, cox_loss, hazard_nll, ri
 from mmkd.evaluate.metrics import concordance
 from mmkd.evaluate.predictions import read_predictions
 from mmkd.store import UserError
+from mmkd.store.writer import ShardFeatures
+
+KIRC = Path(__file__).resolve().parents[2] / "shared" / "data" / "survival" / "porpoise_tcga_kirc_all_clean.csv.zip"
 
 
 def test_k9_small_cases_with_ties() -> None:
@@ -237,3 +245,47 @@ def test_without_a_signal_heads_are_at_chance(tmp_path: Path) -> None:
             values[head].append(result_table(report.out, "survival", head=head).value("alpha", "kidney"))
     for head in heads:
         assert abs(np.mean(values[head]) - 0.5) < 0.07, (head, values[head])
+
+
+def coxnet_of(folder: Path, x: np.ndarray, rows: list[dict[str, Any]], **settings: Any) -> float:
+    """Concordance of the head `coxnet` in one draw of the folds, each row with its patient, months and event."""
+    for i, row in enumerate(rows):
+        row |= {"key": f"k{i}", "uri": f"{i}.png", "image_sha256": f"{i:064x}", "split": "test"}
+    folder.mkdir()
+    features = {"a": ShardFeatures(x, np.zeros_like(x), np.ones(len(x), np.uint8))}
+    store_of(folder / "store", rows, ("patient", "months", "event", "split"), features)
+    dataset = {
+        "dataset": "d", "group": "patient", "rows": {"test": {"split": "test"}}, "tasks": ["survival"],
+        "survival": {"time": "months", "event": {"event": "1"}},
+        "settings": {"survival": {"heads": ["coxnet"], "seeds": 1} | settings},
+    }  # fmt: skip
+    suite = {"suite": "s", "store": "store", "bootstrap": {"n": 100}, "datasets": [dataset]}
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    return result_table(run_suite(load_suite(folder / "suite.yaml"), folder / "out").out, "survival").value("a", "d")
+
+
+def test_the_length_of_a_vector_may_carry_the_risk(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    risk = rng.normal(size=120)
+    x = (np.exp(0.3 * risk)[:, None] * (np.ones(4) + 0.02 * rng.normal(size=(120, 4)))).astype(np.float32)
+    time = np.exp(-2 * risk) * rng.exponential(size=120)
+    rows = [{"patient": f"p{i}", "months": f"{one:.6f}", "event": "1"} for i, one in enumerate(time)]
+    rows[0]["event"] = "0"
+    assert coxnet_of(tmp_path / "stored", x, rows) > 0.75
+    assert coxnet_of(tmp_path / "unit", x, rows, normalized=True) < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not KIRC.is_file(), reason="../shared/data is not here")
+def test_expression_of_kirc_as_it_is(tmp_path: Path) -> None:
+    """1,556 genes of 345 patients: 0.690 over five draws of the folds, 0.670 with vectors of unit length."""
+    with zipfile.ZipFile(KIRC) as archive:
+        table = list(csv.DictReader(io.StringIO(archive.read(archive.namelist()[0]).decode())))
+    genes = [name for name in table[0] if name.endswith("_rnaseq")]
+    x = np.array([[float(row[gene]) for gene in genes] for row in table], dtype=np.float32)
+    rows = [
+        {"patient": row["case_id"], "months": row["survival_months"], "event": str(1 - int(row["censorship"]))}
+        for row in table
+    ]
+    assert coxnet_of(tmp_path / "stored", x, rows) == pytest.approx(0.692, abs=0.01)
+    assert coxnet_of(tmp_path / "unit", x, rows, normalized=True) == pytest.approx(0.676, abs=0.01)

@@ -22,7 +22,7 @@ from mmkd.base.text import cell_text
 from mmkd.evaluate import load_suite, official, run_suite
 from mmkd.evaluate.check import DatasetCheck, check_suite
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
-from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, choose_c, fit
+from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, fit
 from mmkd.evaluate.plan import make_plan
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.vqa import normalized
@@ -306,11 +306,11 @@ def test_a_plan_is_read_back_equal(tmp_path: Path) -> None:
     assert type(plan).model_validate_json(plan.model_dump_json()) == plan
 
 
-def separable() -> Labelled:
+def separable() -> Labeled:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(80, 30))
     y = (x[:, 0] + 0.8 * rng.normal(size=80) > 0).astype(np.int64)
-    return Labelled(x / np.linalg.norm(x, axis=1, keepdims=True), y, np.arange(80).astype(str).astype(object))
+    return Labeled(x / np.linalg.norm(x, axis=1, keepdims=True), y, np.arange(80).astype(str).astype(object))
 
 
 def test_c_is_chosen_among_fits_that_converged() -> None:

@@ -46,7 +46,7 @@ LOADER = """
 import torch
 from torch import nn
 
-from mmkd.extract.teachers.plan import FileLoader, Plan
+from mmkd.extract.teachers.loaders import FileLoader, Plan
 from mmkd.extract.teachers.source import weight_files
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import load_strictly, read_weights

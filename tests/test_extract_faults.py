@@ -15,15 +15,14 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.base.errors import ConfigError, CorpusError, StoreError, TeacherError, UserError
 from mmkd.extract.config import FailureLimit, parse_failures
 from mmkd.extract.corpora import corpus_rows, open_corpus
+from mmkd.extract.dispatch import finished_report
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.limited_corpus import LimitedCorpus
-from mmkd.extract.new_store import make_store
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
-from mmkd.extract.retry import retry_shard
-from mmkd.extract.shard import extract_shard
+from mmkd.extract.run import make_store
+from mmkd.extract.shard import extract_shard, retry_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
-from mmkd.extract.worker import finished_report
 from mmkd.store import TeacherCard
 from mmkd.store.layout import IMAGE_SOUND
 from mmkd.store.run_log import run_seconds

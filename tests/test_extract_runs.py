@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from extract_scene import Scene, ended, settings
+from extract_scene import MMKD, Scene, ended, entries, kill_session, mmkd, settings, started, wait_for
+from in_process import tree_digest
+from tiny_corpus import write_table_corpus
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -46,3 +48,25 @@ def test_nothing_is_left_of_a_store_that_could_not_be_made(scene: Scene, tmp_pat
     assert "is not empty (found thesis.tex)" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
     shutil.rmtree(tmp_path / "store")
+
+
+@pytest.mark.slow
+def test_a_store_inside_its_corpus_goes_on_after_a_kill(scene: Scene, tmp_path: Path) -> None:
+    corpus = write_table_corpus(tmp_path / "corpus", 600).parent
+    options = ("--teachers", scene.teachers, "--workers", 1)
+    elsewhere = mmkd("extract", corpus, tmp_path / "elsewhere", *options)
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    expected = tree_digest(tmp_path / "elsewhere")
+    store, log = corpus / "store", tmp_path / "log"
+    process = started([*MMKD, "extract", ".", "store", *map(str, options)], log, cwd=corpus)
+    wait_for(lambda: entries(store) >= 1, process, log)
+    kill_session(process)
+    assert entries(store) < 3
+    again = mmkd("extract", ".", "store", *options, cwd=corpus)
+    assert again.returncode == 0, again.stderr
+    assert tree_digest(store) == expected
+    # Nor is it part of another one.
+    other = mmkd("extract", ".", "other", *options, cwd=corpus)
+    assert other.returncode == 0, other.stderr
+    assert "of mmkd, never part of a corpus" in other.stdout
+    assert tree_digest(corpus / "other") == expected

@@ -81,7 +81,11 @@ OUTPUTS = [
     Output("store export out", True, exported("safetensors")),
     Output("store export out", True, exported("original")),
     Output("store export out", True, exported("zarr", "--codec", "gzip")),
-    Output("store atlas out", False, lambda scene, out: ["store", "atlas", scene / "store", "alpha", "--out", out]),
+    Output(
+        "store atlas out",
+        False,
+        lambda scene, out: ["store", "atlas", scene / "store", "--teacher", "alpha", "--out", out],
+    ),
     Output("store report out", False, lambda scene, out: ["store", "report", scene / "store", out]),
     Output("align run", False, lambda scene, out: ["align", scene / "store", align_yaml(scene, out)]),
     Output("distill run", True, lambda scene, out: ["distill", run_yaml(scene, out)]),

@@ -74,7 +74,7 @@ def check_corpus(path: Path) -> None:
 
 
 def check_card(path: Path) -> None:
-    from mmkd.extract.teachers.parse import read_card
+    from mmkd.extract.teachers.published import read_card
 
     read_card(path)
 

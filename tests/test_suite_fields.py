@@ -12,7 +12,7 @@ from mmkd.evaluate.heads import coxnet
 from mmkd.evaluate.heads.abmil import MilTask, classify_task, fit_predict
 from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet, penalties
 from mmkd.evaluate.heads.settings import MilSettings, Trained
-from mmkd.evaluate.linear_probe import Labelled, LinearProbeSettings, draw_rows
+from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, draw_rows
 from mmkd.evaluate.splits import Round
 from mmkd.evaluate.survival import SurvivalSettings
 from mmkd.evaluate.task import Variant
@@ -53,11 +53,11 @@ def test_the_penalty_is_chosen_on_as_many_folds_as_are_set(monkeypatch: pytest.M
 
 def test_a_probe_learns_from_no_more_rows_than_are_allowed() -> None:
     y = np.arange(40) % 2
-    data = Labelled(np.eye(40), y, np.arange(40).astype(str).astype(object))
+    data = Labeled(np.eye(40), y, np.arange(40).astype(str).astype(object))
     everything = Variant(fraction=1.0, seed=0)
     assert len(draw_rows(data, everything, LinearProbeSettings()).y) == 40
     assert np.bincount(draw_rows(data, everything, LinearProbeSettings(max_train=10)).y).tolist() == [5, 5]
-    part = Labelled(data.x, np.stack([y, 1 - y], axis=1), data.group)
+    part = Labeled(data.x, np.stack([y, 1 - y], axis=1), data.group)
     assert len(draw_rows(part, everything, LinearProbeSettings()).x) == 40
     assert len(draw_rows(part, everything, LinearProbeSettings(max_train=10)).x) == 10
 

@@ -102,7 +102,7 @@ def test_unknown_name(mmkd: Terminal) -> None:
 
 
 def test_check_without_weights_says_so(mmkd: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkd.extract.teachers.hub.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("mmkd.extract.teachers.source.HF_HUB_CACHE", str(tmp_path))
     code, out, err = mmkd("check", "quiltnet")
     assert (code, out) == (1, "")
     assert err.startswith(

@@ -211,3 +211,128 @@ def test_siglip_2_of_varying_patches_is_refused_before_any_weights(tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(TeacherError, match=r"NaFlex, .* is not supported; take its checkpoint of one size"):
         describe_teacher(TeacherSpec(slug="mine", source=f"local-dir:{tmp_path}"))
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_mean": None}, r"image_mean: .*download it again"),
+        ({"image_std": [0.5, 0.5]}, r"image_std\.2: .*download it again"),
+        ({"size": [32, 32]}, r"size: is \[32, 32\], expected a number or edges by name"),
+        ({"size": None}, r"size: is None, expected a number or edges by name"),
+        ({"resample": "bicubic"}, r"resample: .*valid integer"),
+        ({"resample": 1}, r"resample 1, which mmkd does not do exactly"),
+        ({"do_center_crop": None}, r"which mmkd does not do exactly"),
+        ({"do_resize": None}, r"which mmkd does not do exactly"),
+        ({"rescale_factor": 1}, r"which mmkd does not do exactly"),
+        ({"image_processor": ["x"]}, r"the image processor's configuration: image_processor: "),
+    ],
+)
+def test_an_image_processor_that_cannot_be_followed_is_one_line(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    spec = snapshots.pubmedclip(tmp_path).spec
+    edit_json(tmp_path / "preprocessor_config.json", **changes)
+    with pytest.raises(TeacherError, match=message) as error:
+        describe_teacher(spec)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, ["a"], {"a": 3}, {"a": "../model.safetensors"}, {"a": ["b"]}])
+def test_an_index_without_shards_beside_it_is_one_line(weight_map: object, tmp_path: Path) -> None:
+    spec = snapshots.plip(tmp_path).spec
+    (tmp_path / "pytorch_model.bin").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(TeacherError, match=r"index\.json has no weight_map from tensors to files beside it"):
+        describe_teacher(spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_config": "x"}, r"config\.json of type 'clip' cannot be used"),
+        ({"quantization_config": {"load_in_8bit": True}}, r"is of quantized weights .*take the repository's float"),
+    ],
+)
+def test_a_configuration_that_transformers_refuses_is_one_line(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    spec = snapshots.plip(tmp_path).spec
+    edit_json(tmp_path / "config.json", **changes)
+    with pytest.raises(TeacherError, match=message) as error:
+        describe_teacher(spec)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("model_cfg", {"vision_cfg": None}, r"lacks vision_cfg: not open_clip's"),
+        ("model_cfg", {"embed_dim": "24x"}, r"lacks embed_dim: not open_clip's"),
+        ("model_cfg", {"vision_cfg": {"timm_model_name": "hf-hub:timm/x"}}, r"architecture lies elsewhere"),
+        ("preprocess_cfg", {"mean": "x"}, r"mean\.0 is 'x': .*give 'preprocessing' in a YAML card"),
+        ("preprocess_cfg", {"mean": [0.5, 0.5], "std": [1, 1]}, r"does not take 32 x 32 pixels .*mean or std"),
+    ],
+)
+def test_an_open_clip_configuration_that_cannot_be_used_is_one_line(
+    section: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    path = tmp_path / "open_clip_config.json"
+    edit_json(path, **{section: json.loads(path.read_text())[section] | changes})
+    with pytest.raises(TeacherError, match=message) as error:
+        load(spec)
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_with_a_byte_order_mark(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    path = tmp_path / "open_clip_config.json"
+    before = describe_teacher(spec)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert describe_teacher(spec).digest == before.digest
+
+
+@pytest.mark.parametrize("make", [snapshots.plip, snapshots.quiltnet, snapshots.medclip, snapshots.pmcclip])
+def test_a_size_or_context_that_a_tower_does_not_take_is_one_line(make: object, tmp_path: Path) -> None:
+    assert callable(make)
+    spec = make(tmp_path).spec
+    card = describe_teacher(spec)
+    longer = spec.model_copy(update={"context_length": 4000})
+    with pytest.raises(TeacherError, match=r"its text tower does not take 4000 tokens .*correct context_length"):
+        load(longer)
+    if make is snapshots.medclip:
+        return  # Swin takes any size
+    wrong = card.preprocessing.model_copy(update={"image_size": (48, 48)})
+    with pytest.raises(TeacherError, match=r"its image tower does not take 48 x 48 pixels .*correct image_size"):
+        load(spec.model_copy(update={"preprocessing": wrong}))
+
+
+def test_weights_quantized_to_integers_are_refused(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    path = tmp_path / "open_clip_pytorch_model.bin"
+    weights = torch.load(path, weights_only=True)
+    torch.save({name: tensor.to(torch.int8) for name, tensor in weights.items()}, path)
+    with pytest.raises(TeacherError, match=r"holds 8-bit integers for .* no quantized weights; take the float weights"):
+        load(spec)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
+def test_weights_of_a_compiled_model(prefix: str, tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    whole = features(load(spec))
+    path = tmp_path / "open_clip_pytorch_model.bin"
+    weights = torch.load(path, weights_only=True)
+    torch.save({prefix + name: tensor for name, tensor in weights.items()}, path)
+    assert torch.equal(features(load(spec)), whole)
+
+
+def test_a_torchscript_program_is_not_called_damaged(tmp_path: Path) -> None:
+    spec = snapshots.quiltnet(tmp_path).spec
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(TeacherError, match=r"is a TorchScript program, .*state_dict"):
+        describe_teacher(spec)

@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root))
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(root), raising=False)
-    monkeypatch.setattr("mmkd.extract.teachers.hub.HF_HUB_CACHE", str(root))
+    monkeypatch.setattr("mmkd.extract.teachers.source.HF_HUB_CACHE", str(root))
     return root
 
 

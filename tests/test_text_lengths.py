@@ -18,11 +18,11 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.base.errors import TeacherError
 from mmkd.extract.cluster_config import ClusterConfig, WorkerConfig
 from mmkd.extract.config import ExtractConfig
+from mmkd.extract.dispatch import TeachersPlugin
 from mmkd.extract.encode import cut_lengths
 from mmkd.extract.teachers import describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher, half_type
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.worker import TeachersPlugin
 from mmkd.store.record import Store
 from tests import teacher_snapshots as snapshots
 from tests.teacher_parts import sealed  # noqa: F401

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dask
@@ -16,9 +17,9 @@ from distributed.comm import CommClosedError
 from mmkd.base import install
 from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
-from mmkd.cli.doctor.machine import _dask
+from mmkd.cli.doctor import _dask
 from mmkd.extract import cluster
-from mmkd.extract.cluster import _cause, dask_client
+from mmkd.extract.cluster import dask_client, first_cause
 from mmkd.extract.cluster_config import load_cluster
 
 FILES = {
@@ -31,6 +32,9 @@ FILES = {
     ),
     "a missing preload": ("distributed: {worker: {preload: [my_site]}}\n", "warning", "'my_site'"),
     "encryption": ("distributed: {comm: {require-encryption: true}}\n", "warning", "require-encryption"),
+    "a preload that fails": ("distributed: {worker: {preload: [no-such-file.py]}}\n", "warning", "no-such-file.py"),
+    "a broken link": ('distributed: {dashboard: {link: "{port"}}\n', "warning", "{port"),
+    "a time that is none": ("distributed: {scheduler: {worker-ttl: never}}\n", "warning", "never"),
     "nothing odd": ("distributed: {}\n", "ok", "sound"),
 }  # fmt: skip
 
@@ -67,7 +71,7 @@ def test_the_first_cause_is_named() -> None:
     inner = ModuleNotFoundError("No module named 'my_site'")
     outer = RuntimeError("Nanny failed to start.")
     outer.__cause__ = inner
-    assert _cause(outer) == "ModuleNotFoundError: No module named 'my_site'"
+    assert first_cause(outer) == "ModuleNotFoundError: No module named 'my_site'"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,28 @@ def test_encryption_without_files_is_one_true_line(scheduler: str) -> None:
         dask_client(load_cluster(scheduler, 1)),
     ):
         pass
+
+
+def test_a_scheduler_does_not_end_before_the_run() -> None:
+    with (
+        dask.config.set({"distributed.scheduler.idle-timeout": "100ms"}),
+        dask_client(load_cluster("local", 1)) as client,
+    ):
+        time.sleep(2)
+        assert client.submit(int, "3").result(timeout=60) == 3
+
+
+def test_a_cluster_that_does_not_start_names_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "never")
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": "never"}),
+        pytest.raises(UserError) as error,
+        dask_client(load_cluster("local", 1)),
+    ):
+        pass
+    assert "'never'; your Dask settings are " in str(error.value)
+    assert "worker_ttl: 'never'; correct the YAML files in $DASK_CONFIG or ~/.config/dask" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_errors_of_the_block_are_not_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:

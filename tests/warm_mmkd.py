@@ -28,7 +28,7 @@ server.sendall(request)
 sys.exit(int(server.makefile().read() or 70))
 """
 HEAVY = ("torch", "open_clip", "transformers", "distributed", "sklearn.linear_model", "matplotlib.figure", "zarr")
-OURS = ("store.report", "distill.trainer", "distill.prepare", "evaluate", "extract.run", "extract.worker", "cli.main")
+OURS = ("store.report", "distill.trainer", "distill.prepare", "evaluate", "extract.run", "extract.dispatch", "cli.main")
 
 
 def write_shim(folder: Path, address: Path) -> None:

@@ -1,6 +1,6 @@
-"""An alignment: one affine map per teacher, applied on the device, and the file that holds it. Training needs nothing
-else of this package; the modules beside this one fit alignments from stored features and judge them on held-out rows.
+"""Alignments: one affine map per teacher to a common width, fitted from stored features, in one small file.
 
+Training needs nothing else of this package; the modules beside this one fit alignments and judge them on held-out rows.
 Shapes: B rows, E teacher width, D common width. The file is safetensors: `<slug>/weight` (D, E), `<slug>/image_bias`
 (D,), `<slug>/text_bias` (D,), all float32; a teacher without them is mapped onto itself. Metadata: `mmkd` is the card
 as JSON, `sha256` the checksum over card and tensors. `NAME.json` beside `NAME.safetensors` repeats the card for people.

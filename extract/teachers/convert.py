@@ -9,10 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.fingerprint import file_sha256
-from mmkd.extract.teachers.loaders import find_loader
-from mmkd.extract.teachers.plan import FileLoader, Plan
-from mmkd.extract.teachers.source import TOKENIZER_FILES, converted_name
+from mmkd.extract.teachers.loaders import FileLoader, find_loader
+from mmkd.extract.teachers.source import TOKENIZER_FILES, converted_name, file_sha256
 from mmkd.extract.teachers.spec import LOCAL_DIR, TeacherSpec
 from mmkd.extract.teachers.weights import (
     PAYLOAD_SHA256,
@@ -44,20 +42,23 @@ def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:
         temporary.mkdir(parents=True)
         for name, path in plan.weights.items():
             _convert(path, temporary / converted_name(name), spec.trust_pickle)
-        _copy_companions(plan, temporary)
+        for name, path in plan.companions.items():
+            shutil.copyfile(path, temporary / name)
+        if plan.text_config and "config.json" not in plan.companions:
+            (temporary / "config.json").write_text(json.dumps(plan.text_config, indent=1), encoding="utf-8")
+        folder = plan.tokenizer.folder
+        for name in TOKENIZER_FILES:
+            if folder is not None and (folder / name).is_file():
+                shutil.copyfile(folder / name, temporary / name)
         temporary.rename(target)
     except OSError as error:
         raise TeacherError(f"cannot write {target}: {error.strerror or error}; make room or get permission") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    card = loader.describe(_at(spec, target))
+    changes = {"source": f"{LOCAL_DIR}{target.resolve()}", "revision": "", "text_source": "", "trust_pickle": False}
+    card = loader.describe(spec.model_copy(update=changes))
     assert card.digest == expected.digest, "converting must not change who a teacher is"
     return card
-
-
-def _at(spec: TeacherSpec, target: Path) -> TeacherSpec:
-    changes = {"source": f"{LOCAL_DIR}{target.resolve()}", "revision": "", "text_source": "", "trust_pickle": False}
-    return spec.model_copy(update=changes)
 
 
 def _convert(path: Path, target: Path, trust_pickle: bool) -> None:
@@ -71,15 +72,3 @@ def _convert(path: Path, target: Path, trust_pickle: bool) -> None:
     header, _ = safetensors_header(target)
     payload = file_sha256(target, skip=header)
     save_file(tensors, target, metadata={PUBLISHED_SHA256: file_sha256(path), PAYLOAD_SHA256: payload})
-
-
-def _copy_companions(plan: Plan, target: Path) -> None:
-    for name, path in plan.companions.items():
-        shutil.copyfile(path, target / name)
-    if plan.text_config and "config.json" not in plan.companions:
-        (target / "config.json").write_text(json.dumps(plan.text_config, indent=1), encoding="utf-8")
-    folder = plan.tokenizer.folder
-    for name in TOKENIZER_FILES if folder is not None else ():
-        assert folder is not None
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)

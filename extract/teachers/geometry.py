@@ -12,6 +12,7 @@ reference implementation's own arithmetic, so the two together are bit-equal to 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache, partial
 
 import numpy as np
@@ -19,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from mmkd.base.errors import TeacherError
@@ -29,10 +29,9 @@ from mmkd.store import Preprocessing
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-class Geometry(BaseModel):
+@dataclass(frozen=True)
+class Geometry:
     """The part of a teacher's preprocessing that moves pixels; equal geometries share the work."""
-
-    model_config = ConfigDict(frozen=True)
 
     image_size: tuple[int, int]
     interpolation: str
@@ -43,7 +42,7 @@ class Geometry(BaseModel):
 
 def geometry_of(preprocessing: Preprocessing) -> Geometry:
     """Return the geometry of a teacher's preprocessing."""
-    return Geometry(**preprocessing.model_dump(include=set(Geometry.model_fields)))
+    return Geometry(**{field.name: getattr(preprocessing, field.name) for field in fields(Geometry)})
 
 
 @cache
@@ -51,18 +50,15 @@ def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.ui
     """Return the function that turns a picture into uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L. The
     function raises ImageError for a picture so thin that resizing it would fill the memory. Raises TeacherError for a
     resize mode or interpolation that does not exist."""
-    movers: dict[str, Callable[[Image.Image], Image.Image]] = {
-        "hf_shortest": partial(_shortest_like_transformers, geometry),
-        "hf_squash": partial(_squash_like_transformers, geometry),
-        "pad_square": partial(_pad_to_square, geometry),
-    }
+    movers = {"hf_shortest": _shortest_like_transformers, "hf_squash": _squash, "pad_square": _pad_to_square}
     known = ("shortest", "longest", "squash", *movers)
     if geometry.resize_mode not in known or geometry.interpolation not in _FILTERS:
         raise TeacherError(
             f"preprocessing {geometry.resize_mode!r} with {geometry.interpolation!r} does not exist: "
             f"resize_mode is one of {', '.join(known)}, interpolation one of {', '.join(_FILTERS)}"
         )
-    move = movers.get(geometry.resize_mode) or _open_clip_steps(geometry)
+    mover = movers.get(geometry.resize_mode)
+    move = partial(mover, geometry) if mover else _open_clip_steps(geometry)
 
     def transform(picture: Image.Image) -> NDArray[np.uint8]:
         _check_intermediate(geometry, *picture.size)
@@ -117,7 +113,7 @@ def _shortest_like_transformers(geometry: Geometry, picture: Image.Image) -> Ima
     return resized.crop((left, top, left + target_width, top + target_height))
 
 
-def _squash_like_transformers(geometry: Geometry, picture: Image.Image) -> Image.Image:
+def _squash(geometry: Geometry, picture: Image.Image) -> Image.Image:
     height, width = geometry.image_size
     return picture.convert(geometry.color).resize((width, height), _FILTERS[geometry.interpolation])
 
@@ -133,8 +129,8 @@ def _pad_to_square(geometry: Geometry, picture: Image.Image) -> Image.Image:
 
 
 def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std. The same
-    three operations in the same order as torchvision's ToTensor and Normalize."""
+    """Scale uint8 (B, C, H, W) to float32 of the same shape: divide by 255, subtract mean, divide by std, in the order
+    of torchvision's ToTensor and Normalize."""
     mean = torch.tensor(preprocessing.mean, device=pixels.device).view(-1, 1, 1)
     std = torch.tensor(preprocessing.std, device=pixels.device).view(-1, 1, 1)
     return pixels.float().div_(255).sub_(mean).div_(std)

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import transformers
+from huggingface_hub import errors as hub_errors
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.source import Source, read_json, text_sources
-from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.source import read_json, text_sources, tokenizer_folder
+from mmkd.extract.teachers.spec import HF_HUB, TeacherSpec
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import StateDict, key_problems
 
 # What changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
@@ -38,16 +40,21 @@ KNOWN_TEXT_TOWERS: dict[str, dict[str, object]] = {
 Source: each repository's config.json; the strict loading of weights would refuse a wrong width or depth."""
 
 
+# huggingface_hub's own class for values that a configuration refuses; older releases raise ValueError.
+_REFUSED = (ValueError, TypeError, AttributeError, getattr(hub_errors, "StrictDataclassError", ValueError))
+
+
 def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
     """Return the text tower's config.json: beside the weights, from the table above, or from the hub. Raises
-    TeacherError if it is in none of these places. `spec`: the teacher. `named`: hub id that the teacher's own
-    configuration gives."""
+    TeacherError if it is in none of these places. `named`: hub id that the teacher's own configuration gives."""
     for source in text_sources(spec, named):
-        if source.place.startswith("hf-hub:") and source.name and (known := KNOWN_TEXT_TOWERS.get(source.place[7:])):
+        if known := KNOWN_TEXT_TOWERS.get(source.place.removeprefix(HF_HUB)):
             return dict(known)
-        found = _text_config_at(source)
-        if found is not None:
-            return found
+        path = source.find("config.json")
+        config = {} if path is None else read_json(path)
+        # Some repositories keep a CLIPModel's config.json beside their open_clip files: not a text tower's.
+        if "hidden_size" in config or "d_model" in config:
+            return config
     raise TeacherError(
         f"teacher {spec.slug!r}: the configuration of its text tower {named or spec.text_source!r} was not found "
         f"beside the weights; "
@@ -55,13 +62,19 @@ def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
     )
 
 
-def _text_config_at(source: Source) -> dict[str, Any] | None:
-    path = source.find("config.json")
-    if path is None:
-        return None
-    config = read_json(path)
-    # Some repositories keep a CLIPModel's config.json beside their open_clip files: not a text tower's.
-    return dict(config) if "hidden_size" in config or "d_model" in config else None
+def bert_tower(spec: TeacherSpec, hub_id: str, inert_padding: bool) -> tuple[dict[str, Any], TokenizerPlan]:
+    """Return config.json and tokenizer of a BERT: `hub_id`, or what the spec's `text_source` names. Raises TeacherError
+    if either is missing."""
+    named = "" if spec.text_source else hub_id
+    config = text_config(spec, named)
+    tokenizer = TokenizerPlan(
+        context_length=spec.context_length or 77,
+        folder=tokenizer_folder(spec, named),
+        kind="bert",
+        pad_id=forward_settings(config)["pad_token_id"],
+        inert_padding=inert_padding,
+    )
+    return config, tokenizer
 
 
 def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +84,7 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in config.items() if name != "model_type"}
     try:
         whole = transformers.AutoConfig.for_model(kind, **fields)
-    except (ValueError, TypeError) as error:
+    except _REFUSED as error:
         raise TeacherError(
             f"text tower of type {kind!r} is not known to transformers; write an encoder of your own"
         ) from error
@@ -80,38 +93,36 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def make_config(content: dict[str, Any], where: str) -> Any:
     """Return a transformers configuration from the content of a config.json. Raises TeacherError for an architecture
-    that transformers does not know, or values it refuses."""
+    that transformers does not know, values it refuses, or quantized weights."""
+    kind = content.get("model_type")
+    if content.get("quantization_config"):
+        raise TeacherError(
+            f"{where}: config.json of type {kind!r} is of quantized weights (quantization_config), which mmkd does not "
+            "read; take the repository's float weights"
+        )
     # The dtype says how the file was saved; we compute in float32 unless the spec says otherwise.
     fields = {name: value for name, value in content.items() if name not in ("model_type", "torch_dtype", "dtype")}
-    kind = content.get("model_type")
     try:
         with quiet():
             return transformers.AutoConfig.for_model(kind, **fields)
-    except (ValueError, TypeError) as error:
+    except _REFUSED as error:
         reason = " ".join(str(error).split())[:160]
         raise TeacherError(f"{where}: config.json of type {kind!r} cannot be used ({reason})") from error
 
 
-def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str, **arguments: Any) -> nn.Module:
-    """`model_class` with `weights`: all of them, nothing more, every shape right. Goes through `from_pretrained`, which
-    knows the names that older releases gave to the same tensors (Swin's `attention.self.query`) and the buffers they
-    saved (`position_ids`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
+def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str) -> nn.Module:
+    """Return `model_class` with `weights`: all of them, nothing more, every shape right. Uses `from_pretrained`,
+    which knows the names that older releases gave to the same tensors (Swin's `attention.self.query`), and the buffers
+    they saved (`position_ids`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
     try:
         with quiet():
             model, info = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=weights,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **arguments,
+                None, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise TeacherError(f"{where} does not fit a {model_class.__name__} ({reason})") from error
-    shapes = [
-        str(key) if isinstance(key, str) else " ".join(str(part) for part in key) for key in info["mismatched_keys"]
-    ]
+    shapes = [key if isinstance(key, str) else " ".join(map(str, key)) for key in info["mismatched_keys"]]
     problems = key_problems(missing=info["missing_keys"], unexpected=info["unexpected_keys"], shapes=shapes)
     if problems:
         raise TeacherError(f"{where} does not fit a {model_class.__name__} of this config.json: {problems}")

@@ -6,16 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.geometry import normalize
-from mmkd.extract.teachers.protocol import Towers
 from mmkd.extract.teachers.spec import Precision
 from mmkd.extract.teachers.tokenizer import Tokenizer
 from mmkd.store import TeacherCard
@@ -34,12 +31,7 @@ def half_type(precision: Precision, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    """Both towers behind `torch.compile`."""
-
-    encode_image: Callable[[torch.Tensor], torch.Tensor]
-    encode_text: Callable[[torch.Tensor], torch.Tensor]
+_Tower = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LoadedTeacher:
@@ -50,7 +42,7 @@ class LoadedTeacher:
         card: its identity.
         precision: arithmetic of the forward pass.
         device: where to put the weights.
-        model: has `encode_image` and `encode_text` as `Towers` says.
+        model: `encode_image` takes normalized float32 (B, 3, H, W), `encode_text` int64 (B, L); both give (B, D).
         tokenizer: captions to ids.
     """
 
@@ -58,13 +50,11 @@ class LoadedTeacher:
         self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokenizer: Tokenizer
     ) -> None:
         model.eval().requires_grad_(False)
-        self._model = model.to(device)
-        self._towers: Towers | _Compiled = cast(Towers, self._model)
-        self.tune()
+        self._model: Any = model.to(device)
+        self._card, self._device, self._tokenizer = card, device, tokenizer
         self._half = half_type(precision, device)
-        self._device, self._tokenizer = device, tokenizer
         self.half_precision_failures = 0
-        self._card = card
+        self.tune()
 
     def in_precision(self, precision: Precision) -> LoadedTeacher:
         """Return the same weights with other arithmetic."""
@@ -74,9 +64,9 @@ class LoadedTeacher:
         """Choose how the same forward pass is computed; only last bits may change. Raises TeacherError if there is no
         C++ compiler for the CPU. `channels_last`: order of the convolutions' weights. On by default:
         benchmarks/forward.py. `compiled`: `torch.compile` both towers, each shape at its first pass."""
-        order = torch.channels_last if channels_last else torch.contiguous_format
-        self._model.to(memory_format=order)
-        self._towers = cast(Towers, self._model)
+        self._model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        self._encode_image: _Tower = self._model.encode_image
+        self._encode_text: _Tower = self._model.encode_text
         if compiled:
             compiler = os.environ.get("CXX", "g++")
             if self._device.type == "cpu" and shutil.which(compiler) is None:
@@ -84,8 +74,9 @@ class LoadedTeacher:
                     f"worker.compile needs the C++ compiler {compiler!r}, which is not here; leave it off"
                 )
             # On a CPU shapes are fixed, and one code for several would depend on which came first.
-            compiling = partial(torch.compile, dynamic=self._device.type != "cpu")
-            self._towers = _Compiled(compiling(self._towers.encode_image), compiling(self._towers.encode_text))
+            dynamic = self._device.type != "cpu"
+            self._encode_image = torch.compile(self._encode_image, dynamic=dynamic)
+            self._encode_text = torch.compile(self._encode_text, dynamic=dynamic)
 
     @property
     def card(self) -> TeacherCard:
@@ -104,11 +95,11 @@ class LoadedTeacher:
 
     @torch.inference_mode()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return uint8 (B, C, H, W) of the teacher's geometry to float32 (B, D)."""
+        """Encode uint8 (B, C, H, W) of the teacher's geometry; returns float32 (B, D)."""
         images = normalize(pixels, self._card.preprocessing)
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        return self._run(images, self._towers.encode_image)
+        return self._run(images, self._encode_image)
 
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Return int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
@@ -123,37 +114,21 @@ class LoadedTeacher:
 
     @torch.inference_mode()
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return int64 (B, L) to float32 (B, D), L one of `text_lengths`."""
-        return self._run(tokens, self._towers.encode_text)
+        """Encode int64 (B, L), L one of `text_lengths`; returns float32 (B, D)."""
+        return self._run(tokens, self._encode_text)
 
-    def _run(self, inputs: torch.Tensor, tower: object) -> torch.Tensor:
-        assert callable(tower)
+    def _run(self, inputs: torch.Tensor, tower: _Tower) -> torch.Tensor:
         if inputs.shape[0] == 0:
             return torch.zeros(0, self._card.dim, device=self._device)
         if self._half is None:
-            return cast(torch.Tensor, tower(inputs)).float()
+            return tower(inputs).float()
         with torch.autocast(self._device.type, dtype=self._half):
-            features = cast(torch.Tensor, tower(inputs)).float()
+            features = tower(inputs).float()
         broken = ~torch.isfinite(features).all(dim=1)
         if broken.any():
             count = int(broken.sum())
             if not self.half_precision_failures:
                 log.warning("teacher %r: NaN in %s, such rows are computed in float32", self._card.slug, self._half)
             self.half_precision_failures += count
-            features[broken] = cast(torch.Tensor, tower(inputs[broken])).float()
+            features[broken] = tower(inputs[broken]).float()
         return features
-
-
-def check_digest(found: TeacherCard, card: TeacherCard) -> None:
-    """Refuse to load files other than those the card was written for. Raises TeacherError with both digests and the
-    differences."""
-    # How features are kept is the run's choice; the files have no say in it.
-    found = found.with_encoding(card.encoding)
-    if found.digest == card.digest:
-        return
-    names = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized")
-    changed = [name for name in names if getattr(found, name) != getattr(card, name)]
-    raise TeacherError(
-        f"teacher {card.slug!r} is no longer what its card says: digest {found.digest} at {found.source}, "
-        f"expected {card.digest} (different: {', '.join(changed)}); put the former files back or use another name"
-    )

@@ -1,15 +1,30 @@
-"""Loader lookup: ours by name, a user's by entry point, or by the files present."""
+"""Loaders: a teacher's files, found and parsed, become a card and an encoder. Ours are found by name or by the files
+present, a user's by entry point."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.plan import FileLoader, TeacherLoader
-from mmkd.extract.teachers.source import read_json, source_of
+from mmkd.extract.teachers.loaded import LoadedTeacher
+from mmkd.extract.teachers.protocol import Teacher
+from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
 from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
+from mmkd.extract.teachers.tokenizer import TokenizerPlan
+from mmkd.extract.teachers.weights import read_temperature, weights_identity
+from mmkd.store import Preprocessing, TeacherCard
+
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
 
 ENTRY_POINTS = "mmkd.teachers"
 """Group in which another package offers loaders; each entry is an object with `describe` and `load`."""
@@ -22,10 +37,155 @@ LOADERS = {
 }
 """Loaders by name, and the modules whose `LOADER` they are; `auto` tries them in this order."""
 
+Options = TypeVar("Options", bound=BaseModel)
 
-def loader_names() -> list[str]:
-    """Return every loader that can be named, those of installed packages included."""
-    return [*LOADERS, *sorted(_plugins())]
+
+@dataclass(frozen=True)
+class Plan:
+    """A teacher's files, understood but not loaded: all that its card needs, and what `build` starts from."""
+
+    spec: TeacherSpec
+    loader: str
+    weights: Mapping[str, Path]
+    """Files that hold the weights, under the part each plays."""
+    preprocessing: Preprocessing
+    tokenizer: TokenizerPlan
+    dim: int
+    vocabulary: int
+    """Token embeddings of the text tower."""
+    configuration: dict[str, Any] = field(default_factory=dict)
+    """Properties besides the weights that affect the forward pass: activation, pooling, heads, masks. JSON."""
+    companions: dict[str, Path] = field(default_factory=dict)
+    """Configuration files that the loader reads beside the weights, by name."""
+    text_config: dict[str, Any] = field(default_factory=dict)
+    """config.json of a Hugging Face text tower, where there is one."""
+    material: dict[str, Any] = field(default_factory=dict)
+    """Further input of `build`; not part of the identity."""
+
+    @property
+    def where(self) -> str:
+        """The weight files, for messages."""
+        return ", ".join(str(path) for path in self.weights.values())
+
+    def card(self) -> TeacherCard:
+        """Return the card of this teacher; hashes the files the first time. Raises TeacherError if the weights are not
+        those that the spec's `weights_sha256` names."""
+        found, wanted = weights_identity(self.weights), self.spec.weights_sha256
+        if wanted and found != wanted.lower():
+            raise TeacherError(
+                f"teacher {self.spec.slug!r}: weights have sha256 {found}, expected {wanted}; "
+                "download them again, or correct the card"
+            )
+        # The store's card has one field for the code path; the hash makes two activations over the same
+        # weights two teachers.
+        settings = self.configuration | ({} if self.spec.precision == "fp32" else {"precision": self.spec.precision})
+        scales = [read_temperature(path, self.spec.trust_pickle) for path in self.weights.values()]
+        return TeacherCard(
+            slug=self.spec.slug,
+            source=self.spec.source,
+            revision=self.spec.revision,
+            weights_sha256=found,
+            preprocessing=self.preprocessing,
+            tokenizer_sha256=self.tokenizer.sha256(),
+            context_length=self.tokenizer.context_length,
+            dim=self.dim,
+            loader=f"{self.loader}:{settings_sha256(settings)[:12]}",
+            logit_scale=next((scale for scale in scales if scale is not None), None),
+            licence=self.spec.licence,
+            versions={name: version(name) for name in LIBRARIES},
+        )
+
+
+def read_options(spec: TeacherSpec, model: type[Options]) -> Options:
+    """Return `spec.options` as the loader's model. Raises TeacherError for an option that the loader does not have, or
+    a value that does not fit."""
+    try:
+        return model.model_validate(spec.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(model.model_fields) or "none"
+        raise TeacherError(
+            f"teacher {spec.slug!r}: option {name!r}: {first['msg']}; this loader has: {known}"
+        ) from error
+
+
+class TeacherLoader(Protocol):
+    """Turns a spec into a card and into an encoder. What an entry point of the group `mmkd.teachers` must be."""
+
+    def describe(self, spec: TeacherSpec) -> TeacherCard:
+        """Find and hash the files; build no model."""
+
+    def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
+        """Build the encoder that `card` describes, on `device`."""
+
+
+@dataclass(frozen=True)
+class FileLoader:
+    """A loader made of two steps: understand the files, then build the model from them."""
+
+    plan: Callable[[TeacherSpec], Plan]
+    build: Callable[[Plan], nn.Module]
+    """Returns a model with `encode_image` and `encode_text`; strictly loaded."""
+    recognizes: Callable[[TeacherSpec, Source], bool] = lambda spec, source: False
+    """Return True if `loader: auto` chooses this loader; reads small files only."""
+    reads: str = ""
+    """Description of such a place, for the message where no loader recognizes one."""
+
+    def describe(self, spec: TeacherSpec) -> TeacherCard:
+        """Return the card of the current files."""
+        return self.plan(spec).card()
+
+    def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
+        """Build the model. Raises TeacherError if the files are no longer those of the card, or do not fit the
+        architecture."""
+        plan = self.plan(spec)
+        # How features are kept is the run's choice; the files have no say in it.
+        now = plan.card().with_encoding(card.encoding)
+        if now.digest != card.digest:
+            names = (
+                "weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized",
+            )  # fmt: skip
+            changed = ", ".join(name for name in names if getattr(now, name) != getattr(card, name))
+            raise TeacherError(
+                f"teacher {card.slug!r} is no longer what its card says: digest {now.digest} at {now.source}, expected "
+                f"{card.digest} (different: {changed}); put the former files back or use another name"
+            )
+        tokenizer = plan.tokenizer.build()
+        tokenizer.check(spec.slug, plan.vocabulary)
+        # Building fills the weights with random numbers before the real ones come: leave the caller's generator alone.
+        with torch.random.fork_rng(devices=[]):
+            model = self.build(plan)
+        teacher = LoadedTeacher(card, spec.precision, device, model, tokenizer)
+        _try_once(teacher.in_precision("fp32"))
+        return teacher
+
+
+def _try_once(teacher: LoadedTeacher) -> None:
+    """Run one gray image and one empty caption: many towers take one size only. Raises TeacherError if a tower does not
+    take what the configuration says, or gives features of another width."""
+    card = teacher.card
+    height, width = card.preprocessing.image_size
+    image = torch.zeros(1, 1 if card.preprocessing.color == "L" else 3, height, width, dtype=torch.uint8)
+    tokens, _ = teacher.tokenize([""])
+    runs = {
+        "image": (teacher.encode_images, image, f"{height} x {width} pixels", "image_size, mean or std"),
+        "text": (teacher.encode_texts, tokens, f"{card.context_length} tokens", "context_length"),
+    }
+    for tower, (encode, inputs, size, names) in runs.items():
+        try:
+            features = encode(inputs.to(teacher.device))
+        except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise TeacherError(
+                f"teacher {card.slug!r}: its {tower} tower does not take {size} ({reason}); "
+                f"correct {names} in its configuration or card"
+            ) from error
+        if features.shape != (1, card.dim):
+            raise TeacherError(
+                f"teacher {card.slug!r}: its {tower} tower gives {features.shape[-1]} values, its configuration says "
+                f"{card.dim}; correct the configuration"
+            )
 
 
 def find_loader(spec: TeacherSpec) -> TeacherLoader:
@@ -37,10 +197,11 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
     name = scheme if spec.loader == AUTO else spec.loader
     if name in LOADERS:
         return _built_in(name)
-    plugins = _plugins()
+    plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if name not in plugins:
-        near = difflib.get_close_matches(name, loader_names(), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(loader_names())}"
+        names = [*LOADERS, *sorted(plugins)]
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
         raise TeacherError(f"teacher {spec.slug!r}: there is no loader {name!r}; {hint}")
     return _load_plugin(plugins[name])
 
@@ -51,23 +212,15 @@ def _built_in(name: str) -> FileLoader:
 
 
 def _load_plugin(entry: EntryPoint) -> TeacherLoader:
+    where = f"entry point {entry.name!r} ({entry.value})"
     try:
-        found = entry.load()
+        loader: TeacherLoader = entry.load()
     except (ImportError, AttributeError) as error:
-        raise TeacherError(
-            f"entry point {entry.name!r} ({entry.value}) cannot be loaded: {error}; reinstall its package"
-        ) from error
-    lacking = [method for method in ("describe", "load") if not callable(getattr(found, method, None))]
+        raise TeacherError(f"{where} cannot be loaded: {error}; reinstall its package") from error
+    lacking = [method for method in ("describe", "load") if not callable(getattr(loader, method, None))]
     if lacking:
-        raise TeacherError(
-            f"entry point {entry.name!r} ({entry.value}) has no method {' and no '.join(lacking)}; see docs/teachers.md"
-        )
-    loader: TeacherLoader = found
+        raise TeacherError(f"{where} has no method {' and no '.join(lacking)}; see docs/teachers.md")
     return loader
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
 def _recognizing_loader(spec: TeacherSpec) -> FileLoader:

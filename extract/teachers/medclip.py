@@ -9,16 +9,15 @@ from typing import Any, Literal
 import torch
 import torchvision
 import transformers
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.hugging_face import build_strictly, forward_settings, make_config, text_config
-from mmkd.extract.teachers.plan import FileLoader, Plan, read_options
-from mmkd.extract.teachers.source import tokenizer_folder, weight_files
+from mmkd.extract.teachers.hugging_face import bert_tower, build_strictly, forward_settings, make_config
+from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
+from mmkd.extract.teachers.source import weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.tokenizer import TokenizerPlan
-from mmkd.extract.teachers.weights import StateDict, key_problems, load_strictly, read_weights
+from mmkd.extract.teachers.weights import StateDict, load_strictly, misfits, read_weights
 from mmkd.store import Preprocessing
 
 TEXT_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
@@ -29,10 +28,8 @@ _POOLED_LAYERS = (1, 2, -1)
 """Hidden states that are averaged; 0 is the embedding."""
 
 
-class MedClipOptions(BaseModel):
+class MedClipOptions(BaseModel, frozen=True, extra="forbid"):
     """Choice of the released model and of the behavior where the authors' code depends on the batch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_tower: Literal["swin", "resnet50"] = "swin"
     swin: dict[str, JsonValue] = Field(default_factory=dict)
@@ -44,15 +41,9 @@ class MedClipOptions(BaseModel):
 
 
 class MedClipTowers(nn.Module):
-    """Both towers with the authors' names, so that their weights load as they are.
-
-    Args:
-        vision: pixels to pooled features (Swin) or to projected ones (ResNet, whose last layer is the projection).
-        vision_projection: None for the ResNet.
-        bert: transformers' BertModel.
-        text_projection: hidden width to D.
-        options: see `MedClipOptions`.
-    """
+    """Both towers with the authors' names, so that their weights load as they are. `vision`: pixels to pooled features
+    (Swin) or to projected ones (ResNet, whose last layer is the projection: `vision_projection` is None). `bert`:
+    transformers' BertModel. `text_projection`: hidden width to D."""
 
     def __init__(
         self,
@@ -71,7 +62,7 @@ class MedClipTowers(nn.Module):
         self._options = options
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return float32 (B, 3, H, W) to (B, D)."""
+        """Encode float32 (B, 3, H, W); returns (B, D)."""
         if self.vision_projection is None:
             features: torch.Tensor = self.vision(image)
             return features
@@ -79,7 +70,7 @@ class MedClipTowers(nn.Module):
         return projected
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """Return int64 (B, L) to (B, D)."""
+        """Encode int64 (B, L); returns (B, D)."""
         mask = text != self.bert.config.pad_token_id
         states = self.bert(input_ids=text, attention_mask=mask.long(), output_hidden_states=True).hidden_states
         layers = torch.stack([states[layer] for layer in _POOLED_LAYERS])  # (3, B, L, width)
@@ -91,8 +82,7 @@ class MedClipTowers(nn.Module):
 
 def _plan(spec: TeacherSpec) -> Plan:
     options = read_options(spec, MedClipOptions)
-    named = "" if spec.text_source else TEXT_TOWER
-    bert = text_config(spec, named)
+    bert, tokenizer = bert_tower(spec, TEXT_TOWER, inert_padding=options.pooled_tokens == "caption")
     forward = forward_settings(bert)
     size = int(str(options.swin.get("image_size", 224)))
     return Plan(
@@ -101,13 +91,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         weights=weight_files(spec, _WEIGHTS),
         preprocessing=spec.preprocessing
         or Preprocessing(image_size=(size, size), mean=(_MEAN,), std=(_STD,), resize_mode="pad_square", color="L"),
-        tokenizer=TokenizerPlan(
-            context_length=spec.context_length or 77,
-            folder=tokenizer_folder(spec, named),
-            kind="bert",
-            pad_id=forward["pad_token_id"],
-            inert_padding=options.pooled_tokens == "caption",
-        ),
+        tokenizer=tokenizer,
         dim=options.dim,
         vocabulary=int(forward["vocab_size"]),
         configuration={"bert": forward} | options.model_dump(exclude={"dim"}),
@@ -134,7 +118,12 @@ def _build(plan: Plan) -> nn.Module:
     heads = {"text_model.projection_head.weight": towers.text_projection.weight, "logit_scale": towers.logit_scale}
     if vision_projection is not None:
         heads["vision_model.projection_head.weight"] = vision_projection.weight
-    _set_heads(heads, {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}, str(path))
+    given = {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+    if problems := misfits(heads, given):
+        raise TeacherError(f"{path} is not a MedCLIP checkpoint of this image tower: {problems}")
+    with torch.no_grad():
+        for name, own in heads.items():
+            own.copy_(given[name])
     return towers
 
 
@@ -147,20 +136,6 @@ def _vision(options: MedClipOptions, weights: StateDict, path: str) -> tuple[nn.
     swin = transformers.SwinConfig(**options.swin)
     tower = build_strictly(transformers.SwinModel, swin, weights, f"{path} (image tower)")
     return tower, nn.Linear(swin.hidden_size, options.dim, bias=False)
-
-
-def _set_heads(heads: dict[str, torch.Tensor], weights: StateDict, path: str) -> None:
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} for {tuple(own.shape)}"
-        for name, own in heads.items()
-        if name in weights and weights[name].shape != own.shape
-    ]
-    problems = key_problems(set(heads) - set(weights), set(weights) - set(heads), shapes)
-    if problems:
-        raise TeacherError(f"{path} is not a MedCLIP checkpoint of this image tower: {problems}")
-    with torch.no_grad():
-        for name, own in heads.items():
-            own.copy_(weights[name])
 
 
 LOADER = FileLoader(plan=_plan, build=_build)

@@ -1,5 +1,5 @@
-"""Loader `open_clip`: a folder or repository with open_clip_config.json, or an architecture by name and a checkpoint.
-The second form with renamed keys also reads what forks of open_clip write (`text_encoder.` for `text.`)."""
+"""Loader `open_clip`: a folder or repository with open_clip_config.json, or an architecture by name and a checkpoint;
+with renamed keys, also what forks of open_clip write (`text_encoder.` for `text.`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP, convert_to_custom_text_state_dict
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import text_global_pool
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 from torch import nn
 
 from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.hugging_face import forward_settings, text_config
-from mmkd.extract.teachers.plan import FileLoader, Plan, read_options
-from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
+from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
+from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import StateDict, load_strictly, read_weights
@@ -46,15 +46,11 @@ _IRRELEVANT = {
     "timm_model_pretrained", "hf_model_pretrained", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs",
     "patch_dropout",
 }  # fmt: skip
-
-
 _PREPROCESS = {field.name for field in dataclasses.fields(PreprocessCfg)}
 
 
-class OpenClipOptions(BaseModel):
+class OpenClipOptions(BaseModel, frozen=True, extra="forbid"):
     """Switches of the loader."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str = ""
     """A name that `open_clip.list_models()` has; empty: open_clip_config.json at the source."""
@@ -75,8 +71,9 @@ def _plan(spec: TeacherSpec) -> Plan:
         spec=spec,
         loader="open_clip",
         weights=weight_files(spec, WEIGHTS),
-        preprocessing=spec.preprocessing or _preprocessing(preprocess, model["vision_cfg"].get("image_size", 224)),
-        tokenizer=_tokenizer(spec, text, forward, bool(model.get("custom_text"))),
+        preprocessing=spec.preprocessing
+        or _preprocessing(spec, preprocess, model["vision_cfg"].get("image_size", 224)),
+        tokenizer=_tokenizer(spec, model, forward),
         dim=int(model["embed_dim"]),
         vocabulary=int(forward["vocab_size"] if tower else text.get("vocab_size", CLIPTextCfg.vocab_size)),
         configuration={"model": _settings(spec, model), "transformer": forward, "rename": options.rename},
@@ -98,12 +95,19 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
     else:
         content = read_json(source_of(spec).need(_CONFIG))
         model = copy.deepcopy(content.get("model_cfg", content))
-        preprocess = dict(cast(dict[str, Any], content.get("preprocess_cfg") or {}))
+        model = model if isinstance(model, dict) else {}
+        preprocess = dict(content.get("preprocess_cfg") or {})
     _lay_over(model, options.model)
-    missing = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in model]
+    wanted = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    missing = [name for name, kind in wanted.items() if not isinstance(model.get(name), kind)]
     if missing:
         raise TeacherError(
             f"teacher {spec.slug!r}: the configuration at {spec.source} lacks {', '.join(missing)}: not open_clip's"
+        )
+    if ":" in str(model["vision_cfg"].get("timm_model_name")):
+        raise TeacherError(
+            f"teacher {spec.slug!r}: vision_cfg.timm_model_name is {model['vision_cfg']['timm_model_name']!r}, whose "
+            "architecture lies elsewhere; name a model that timm.list_models() has, with options.model"
         )
     if model["text_cfg"].get("hf_model_name"):
         model["text_cfg"] = {_OLD_KEYS.get(name, name): value for name, value in model["text_cfg"].items()}
@@ -141,53 +145,57 @@ def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _preprocessing(config: dict[str, Any], image_size: int | list[int]) -> Preprocessing:
-    # The model's size wins over the one in preprocess_cfg, as in open_clip.create_model.
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+def _preprocessing(spec: TeacherSpec, config: dict[str, Any], image_size: int | list[int]) -> Preprocessing:
     given = PreprocessCfg(
         **{name: value for name, value in config.items() if value is not None and name in _PREPROCESS}
     )
     mean, std = (tuple(v) if isinstance(v, list | tuple) else (v,) * 3 for v in (given.mean, given.std))
-    return Preprocessing(
-        image_size=(height, width),
-        mean=mean,
-        std=std,
-        interpolation=given.interpolation,
-        resize_mode=given.resize_mode,
-        fill=given.fill_color,
-    )
+    try:
+        return Preprocessing(
+            # The model's size wins over the one in preprocess_cfg, as in open_clip.create_model.
+            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+            mean=mean,
+            std=std,
+            interpolation=given.interpolation,
+            resize_mode=given.resize_mode,
+            fill=given.fill_color,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise TeacherError(
+            f"teacher {spec.slug!r}: {_CONFIG}: {name} is {first['input']!r}: {first['msg']}; "
+            "give 'preprocessing' in a YAML card"
+        ) from error
 
 
-def _tokenizer(spec: TeacherSpec, text: dict[str, Any], forward: dict[str, Any], custom: bool) -> TokenizerPlan:
-    """As open_clip.get_tokenizer decides: a Hugging Face tokenizer when text_cfg names one, else CLIP's BPE."""
+def _tokenizer(spec: TeacherSpec, model: dict[str, Any], forward: dict[str, Any]) -> TokenizerPlan:
+    """Decide as open_clip.get_tokenizer: a Hugging Face tokenizer when text_cfg names one, else CLIP's BPE."""
+    text = model["text_cfg"]
+    reads_end = text.get("pool_type", CLIPTextCfg.pool_type) == "argmax" and not forward
+    if forward:
+        # open_clip's HFTextEncoder masks padding in the tower and in every pooler.
+        inert = forward.get("model_type") == "bert"
+    else:
+        causal = all(text.get(name, False) is False for name in ("no_causal_mask", "embed_cls"))
+        inert = reads_end and causal and not model.get("custom_text")
     context = spec.context_length or int(text.get("context_length") or CLIPTextCfg.context_length)
     settings = dict(text.get("tokenizer_kwargs") or {})
     clean = settings.pop("clean", None)
-    inert = _padding_is_inert(custom, text, forward)
     if not text.get("hf_tokenizer_name"):
         return TokenizerPlan(context, clean=clean, settings=settings, kind="clip", inert_padding=inert)
     named = str(text["hf_tokenizer_name"])
     folder = tokenizer_folder(spec, named)
-    reads_highest = not forward and text.get("pool_type", CLIPTextCfg.pool_type) == "argmax"
     return TokenizerPlan(
         context,
         folder=folder,
         clean=clean or "whitespace",
         mode=str(text.get("tokenizer_mode") or ""),
         settings=settings,
-        kind="bert" if forward.get("model_type") == "bert" else "clip" if reads_highest else "words",
+        kind="bert" if forward.get("model_type") == "bert" else "clip" if reads_end else "words",
         pad_id=forward.get("pad_token_id"),
         inert_padding=inert,
     )
-
-
-def _padding_is_inert(custom: bool, text: dict[str, Any], forward: dict[str, Any]) -> bool:
-    """Return True if a caption may be cut after its end: see `TokenizerPlan.inert_padding`."""
-    if forward:
-        # open_clip's HFTextEncoder masks padding in the tower and in every pooler.
-        return bool(forward.get("model_type") == "bert")
-    default = all(text.get(name, False) is False for name in ("no_causal_mask", "embed_cls"))
-    return default and not custom and text.get("pool_type", CLIPTextCfg.pool_type) == "argmax"
 
 
 class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
@@ -195,7 +203,7 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
     positions and mask are cut to the length of the tokens."""
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        """Return int64 (B, L) to (B, D)."""
+        """Encode int64 (B, L); returns (B, D)."""
         length = text.shape[1]
         if length == self.context_length:
             whole: torch.Tensor = super().encode_text(text, normalize)
@@ -214,53 +222,31 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
 def _build(plan: Plan) -> nn.Module:
     """Return the model as open_clip.create_model builds it, minus every download, plus strictness."""
     model_cfg = copy.deepcopy(plan.material["model"])
+    kind = CustomTextCLIP if model_cfg.pop("custom_text", False) or plan.text_config else Clip
+    if "timm_model_name" in model_cfg["vision_cfg"]:
+        model_cfg["vision_cfg"]["timm_model_pretrained"] = False
     with tempfile.TemporaryDirectory() as folder:
-        custom = _without_downloads(model_cfg, plan.text_config, Path(folder))
-        kind = CustomTextCLIP if custom else Clip
+        if plan.text_config:
+            # open_clip asks AutoConfig for this name even when the weights are local: give it a folder.
+            Path(folder, "config.json").write_text(json.dumps(plan.text_config), encoding="utf-8")
+            model_cfg["text_cfg"] |= {"hf_model_name": folder, "hf_model_pretrained": False}
         try:
             model = cast(nn.Module, kind(**model_cfg))
-        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TeacherError(
                 f"teacher {plan.spec.slug!r}: open_clip cannot build its model_cfg ({reason})"
             ) from error
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
-    where = ", ".join(str(path) for path in plan.weights.values())
-    load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), where)
-    if "timm_model_name" in model_cfg["vision_cfg"]:
-        _check_size(plan, model)
+    load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), plan.where)
     return model
 
 
-def _check_size(plan: Plan, model: nn.Module) -> None:
-    """Check the image size with one image: some timm towers take one size only. Raises TeacherError if the tower does
-    not take the images that the configuration asks for."""
-    height, width = plan.preprocessing.image_size
-    try:
-        with torch.inference_mode():
-            cast(CLIP, model.eval()).encode_image(torch.zeros(1, 3, height, width))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise TeacherError(
-            f"teacher {plan.spec.slug!r}: its image tower does not take {height} x {width} pixels ({reason}); "
-            "correct image_size in its configuration or card"
-        ) from error
-
-
-def _without_downloads(model_cfg: dict[str, Any], transformer: dict[str, Any], folder: Path) -> bool:
-    """Change `model_cfg` so that building it reads nothing from the network; True for a text tower of its own class."""
-    custom = bool(model_cfg.pop("custom_text", False)) or bool(transformer)
-    if "timm_model_name" in model_cfg["vision_cfg"]:
-        model_cfg["vision_cfg"]["timm_model_pretrained"] = False
-    if transformer:
-        # open_clip asks AutoConfig for this name even when the weights are local: give it a folder.
-        (folder / "config.json").write_text(json.dumps(transformer), encoding="utf-8")
-        model_cfg["text_cfg"] |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
-    return custom
-
-
 def _as_open_clip_names(weights: StateDict, model: nn.Module, rename: Mapping[str, str]) -> StateDict:
-    named = {_renamed(name, rename): tensor for name, tensor in weights.items()}
+    named = {}
+    for name, tensor in weights.items():
+        old = next((old for old in rename if name.startswith(old)), "")
+        named[rename.get(old, "") + name.removeprefix(old)] = tensor
     if "positional_embedding" in named and not hasattr(model, "positional_embedding"):
         named = convert_to_custom_text_state_dict(named)
     for name in _SURPLUS:
@@ -273,15 +259,9 @@ def _as_open_clip_names(weights: StateDict, model: nn.Module, rename: Mapping[st
     return named
 
 
-def _renamed(name: str, rename: Mapping[str, str]) -> str:
-    for old, new in rename.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _recognizes(spec: TeacherSpec, source: Source) -> bool:
-    return "architecture" in spec.options or source.find(_CONFIG) is not None
-
-
-LOADER = FileLoader(plan=_plan, build=_build, recognizes=_recognizes, reads="an open_clip folder")
+LOADER = FileLoader(
+    plan=_plan,
+    build=_build,
+    recognizes=lambda spec, source: "architecture" in spec.options or source.find(_CONFIG) is not None,
+    reads="an open_clip folder",
+)

@@ -12,15 +12,14 @@ import torch
 import transformers
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.modified_resnet import ModifiedResNet
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.hugging_face import build_strictly, forward_settings, make_config, text_config
-from mmkd.extract.teachers.plan import FileLoader, Plan, read_options
-from mmkd.extract.teachers.source import tokenizer_folder, weight_files
+from mmkd.extract.teachers.hugging_face import bert_tower, build_strictly, forward_settings, make_config
+from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
+from mmkd.extract.teachers.source import weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import BARE_TENSOR, StateDict, key_problems, load_strictly, read_weights
 from mmkd.store import Preprocessing
 
@@ -30,10 +29,8 @@ TEXT_TOWER = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
 _TRAINING_ONLY = re.compile(r"positional_embedding|ln_final\..*|mlm_projection|img_special_token|fusion_module\..*")
 
 
-class PmcClipOptions(BaseModel):
+class PmcClipOptions(BaseModel, frozen=True, extra="forbid"):
     """The switches on which re-users of the weights disagree; the defaults are the training code's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attention_pool_heads: int | None = Field(default=None, gt=0)
     """Heads of the image tower's attention pooling; empty: width * 32 / 64, 32 for a ResNet-50."""
@@ -45,38 +42,23 @@ class PmcClipOptions(BaseModel):
 
 
 class PmcClipTowers(nn.Module):
-    """Both towers; features as before the authors' normalization.
+    """Both towers; features as before the authors' normalization. `visual`: open_clip's ModifiedResNet. `bert`:
+    transformers' BertModel. `projection`: (hidden width, D) matrix, applied from the right."""
 
-    Args:
-        visual: open_clip's ModifiedResNet.
-        bert: transformers' BertModel.
-        projection: (hidden width, D) matrix, applied from the right.
-        logit_scale: logarithm of the temperature; None where the files lack it.
-        options: see `PmcClipOptions`.
-    """
-
-    def __init__(
-        self,
-        visual: nn.Module,
-        bert: nn.Module,
-        projection: torch.Tensor,
-        logit_scale: torch.Tensor | None,
-        options: PmcClipOptions,
-    ) -> None:
+    def __init__(self, visual: nn.Module, bert: nn.Module, projection: torch.Tensor, options: PmcClipOptions) -> None:
         super().__init__()
         self.visual = visual
         self.bert: Any = bert
         self.text_projection = nn.Parameter(projection)
-        self.logit_scale = None if logit_scale is None else nn.Parameter(logit_scale)
         self._options = options
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return float32 (B, 3, H, W) to (B, D)."""
+        """Encode float32 (B, 3, H, W); returns (B, D)."""
         features: torch.Tensor = self.visual(image)
         return features
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """Return int64 (B, L) to (B, D)."""
+        """Encode int64 (B, L); returns (B, D)."""
         padding = self.bert.config.pad_token_id
         mask = (text != padding).long() if self._options.attention_mask else torch.ones_like(text)
         output = self.bert(input_ids=text, attention_mask=mask)
@@ -89,8 +71,7 @@ class PmcClipTowers(nn.Module):
 
 def _plan(spec: TeacherSpec) -> Plan:
     options = read_options(spec, PmcClipOptions)
-    named = "" if spec.text_source else TEXT_TOWER
-    bert = text_config(spec, named)
+    bert, tokenizer = bert_tower(spec, TEXT_TOWER, inert_padding=options.attention_mask)
     forward = forward_settings(bert)
     return Plan(
         spec=spec,
@@ -98,13 +79,7 @@ def _plan(spec: TeacherSpec) -> Plan:
         weights=weight_files(spec, SPLIT_FILES, all_of_them=True),
         preprocessing=spec.preprocessing
         or Preprocessing(image_size=(options.image_size,) * 2, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD),
-        tokenizer=TokenizerPlan(
-            context_length=spec.context_length or 77,
-            folder=tokenizer_folder(spec, named),
-            kind="bert",
-            pad_id=forward["pad_token_id"],
-            inert_padding=options.attention_mask,
-        ),
+        tokenizer=tokenizer,
         dim=options.dim,
         vocabulary=int(forward["vocab_size"]),
         configuration={"bert": forward} | options.model_dump(exclude={"image_size", "dim"}),
@@ -115,40 +90,34 @@ def _plan(spec: TeacherSpec) -> Plan:
 
 def _build(plan: Plan) -> nn.Module:
     options: PmcClipOptions = plan.material["options"]
-    where = ", ".join(str(path) for path in plan.weights.values())
-    parts = _parts(plan, where)
-    visual = _resnet(parts["visual"], options, where)
-    load_strictly(visual, parts["visual"], f"{where} (image tower)")
+    image_weights, text_weights, projection = _parts(plan)
+    visual = _resnet(image_weights, options, plan.where)
+    load_strictly(visual, image_weights, f"{plan.where} (image tower)")
     config = make_config(plan.text_config, f"teacher {plan.spec.slug!r}")
-    bert = build_strictly(transformers.BertModel, config, parts["bert"], f"{where} (text tower)")
-    projection = parts["projection"][BARE_TENSOR]
+    bert = build_strictly(transformers.BertModel, config, text_weights, f"{plan.where} (text tower)")
     if projection.shape != (config.hidden_size, options.dim):
         raise TeacherError(
-            f"{where}: text projection is {tuple(projection.shape)}, expected {(config.hidden_size, options.dim)}; "
-            "these are another model's files, or options.dim is wrong"
+            f"{plan.where}: text projection is {tuple(projection.shape)}, expected "
+            f"{(config.hidden_size, options.dim)}; these are another model's files, or options.dim is wrong"
         )
-    return PmcClipTowers(visual, bert, projection, parts["rest"].get("logit_scale"), options)
+    return PmcClipTowers(visual, bert, projection, options)
 
 
-def _parts(plan: Plan, where: str) -> dict[str, StateDict]:
-    """Return the towers' weights, from the three split files or from one training checkpoint."""
+def _parts(plan: Plan) -> tuple[StateDict, StateDict, torch.Tensor]:
+    """Return the weights of both towers and of the text projection, from the three split files or from one training
+    checkpoint."""
     files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
     if len(files) == len(SPLIT_FILES):
-        visual, bert, projection = files
-        return {"visual": visual, "bert": bert, "projection": projection, "rest": {}}
-    prefixes = {"visual": "visual.", "bert": "text_encoder."}
+        return files[0], files[1], files[2][BARE_TENSOR]
     whole = {name: tensor for name, tensor in files[0].items() if not _TRAINING_ONLY.fullmatch(name)}
-    parts = {
-        part: {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
-        for part, prefix in prefixes.items()
-    }
-    rest = {name: tensor for name, tensor in whole.items() if not name.startswith(tuple(prefixes.values()))}
-    problems = key_problems(
-        {"text_projection", "logit_scale"} - set(rest), set(rest) - {"text_projection", "logit_scale"}, ()
+    visual, bert = (
+        {name.removeprefix(prefix): whole.pop(name) for name in list(whole) if name.startswith(prefix)}
+        for prefix in ("visual.", "text_encoder.")
     )
-    if problems:
-        raise TeacherError(f"{where} is not a PMC-CLIP checkpoint: {problems}")
-    return parts | {"projection": {BARE_TENSOR: rest["text_projection"]}, "rest": {"logit_scale": rest["logit_scale"]}}
+    heads = {"text_projection", "logit_scale"}
+    if problems := key_problems(heads - set(whole), set(whole) - heads, ()):
+        raise TeacherError(f"{plan.where} is not a PMC-CLIP checkpoint: {problems}")
+    return visual, bert, whole["text_projection"]
 
 
 def _resnet(weights: StateDict, options: PmcClipOptions, where: str) -> ModifiedResNet:

@@ -36,13 +36,3 @@ class Teacher(Protocol):
 
     def encode_texts(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encode token ids int64 (B, L) on `device`; returns float32 (B, D) as `encode_images` does."""
-
-
-class Towers(Protocol):
-    """A model as its authors wrote it: normalized float images and token ids in, features out."""
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return float32 (B, 3, H, W) to (B, D)."""
-
-    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """Return int64 (B, L) to (B, D)."""

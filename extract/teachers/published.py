@@ -1,19 +1,18 @@
-"""The published teachers: a YAML card each in `cards/`, read on first use. Eight of the nine are in the original's
-meta.jsonl; the ninth is inferred. `mmkd teachers check` with real weights and the original's samples (`--golden`)
-settles a card's open questions."""
+"""Teachers by name: `--teachers` as specs, and the published teachers, a YAML card each in `cards/`. Eight of the nine
+are in the original's meta.jsonl; the ninth is inferred. `mmkd teachers check --golden` settles a card's open questions.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
 from pathlib import Path
-from typing import Literal, overload
 
 from pydantic import Field, JsonValue
 
 from mmkd.base.config import Frozen, read_mapping, validated
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.spec import TeacherSpec
+from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
 FOLDER = Path(__file__).with_name("cards")
 _NINE = ("bmca", "biomedclip", "unimedclip", "pmcclip", "quiltnet", "genmedclip", "plip", "pubmedclip", "medclip")
@@ -67,17 +66,14 @@ class PublishedTeacher(Frozen):
 def _read_cards() -> dict[str, PublishedTeacher]:
     """Return all cards by slug: the nine, then others beside the one they are like."""
     contents = {path.stem: read_mapping(path) for path in sorted(FOLDER.glob("*.yaml"))}
-    order = sorted(contents, key=lambda slug: _rank(slug) + _rank(str(contents[slug].get("like"))))
+    rank = {slug: number for number, slug in enumerate(_NINE)}
+    order = sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, str(contents[slug].get("like")))])
     cards = {}
     for slug in order:
         own = dict(contents[slug])
         original = {name: value for name, value in contents.get(own.pop("like", ""), {}).items() if name not in _OWN}
         cards[slug] = validated(PublishedTeacher, {"slug": slug} | original | own, FOLDER / f"{slug}.yaml")
     return cards
-
-
-def _rank(slug: str) -> tuple[int]:
-    return (_NINE.index(slug) if slug in _NINE else len(_NINE),)
 
 
 def the_nine() -> tuple[PublishedTeacher, ...]:
@@ -90,22 +86,89 @@ def variants() -> tuple[PublishedTeacher, ...]:
     return tuple(card for slug, card in _read_cards().items() if slug not in _NINE)
 
 
-@overload
-def find_published(name: str) -> PublishedTeacher: ...
-@overload
-def find_published(name: str, *, missing_ok: Literal[True]) -> PublishedTeacher | None: ...
-def find_published(name: str, *, missing_ok: bool = False) -> PublishedTeacher | None:
-    """Return the published teacher of this slug or of another known spelling, case-insensitively. Raises TeacherError
-    if there is none, and `missing_ok` is false; the nearest name is suggested."""
-    names = {
+def known_teacher(name: str) -> PublishedTeacher | None:
+    """Return the published teacher of this slug or of another known spelling, case-insensitively; None if there is
+    none."""
+    return _names().get(name.lower())
+
+
+def find_published(name: str) -> PublishedTeacher:
+    """Return the teacher as `known_teacher`. Raises TeacherError with the nearest name if there is none."""
+    teacher = known_teacher(name)
+    if teacher is None:
+        near = difflib.get_close_matches(name.lower(), _names(), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see `mmkd teachers list`;"
+        raise TeacherError(f"no teacher is called {name!r}: {hint} For one of your own write {name}=local-dir:/path")
+    return teacher
+
+
+def _names() -> dict[str, PublishedTeacher]:
+    return {
         called.lower(): teacher
         for teacher in _read_cards().values()
         for called in (teacher.slug, teacher.name, *teacher.also_called)
     }
-    if name.lower() in names:
-        return names[name.lower()]
-    if missing_ok:
-        return None
-    near = difflib.get_close_matches(name.lower(), names, 1)
-    hint = f"did you mean {near[0]!r}?" if near else "see `mmkd teachers list`;"
-    raise TeacherError(f"no teacher is called {name!r}: {hint} For one of your own write {name}=local-dir:/path")
+
+
+def parse_teachers(text: str) -> list[TeacherSpec]:
+    """Read the value of `--teachers`: `all` for the nine, or a comma-separated list of names (`biomedclip`, also a
+    paper's spelling such as `PUBMEDCLIP`), `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name keeps its
+    recipe and only changes place), `card.yaml`, `NAME=card.yaml`, `NAME=ENTRYPOINT:...`. Raises TeacherError for an
+    unknown name (suggesting the nearest), an unreadable place, or two teachers of one name; ConfigError for a YAML card
+    that does not fit."""
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if not entries:
+        raise TeacherError("no teacher named: give 'all', names from `mmkd teachers list`, or NAME=local-dir:/path")
+    specs = [spec for entry in entries for spec in _parse_entry(entry)]
+    slugs = [spec.slug for spec in specs]
+    for slug in slugs:
+        if slugs.count(slug) > 1:
+            raise TeacherError(f"teacher {slug!r} is named {slugs.count(slug)} times in {text!r}: each name once")
+    return specs
+
+
+def parse_teacher(text: str) -> TeacherSpec:
+    """Read one teacher, as `parse_teachers`. Raises TeacherError if several are named."""
+    specs = parse_teachers(text)
+    if len(specs) != 1:
+        raise TeacherError(f"one teacher at a time: {text!r} names {len(specs)}")
+    return specs[0]
+
+
+def _parse_entry(entry: str) -> list[TeacherSpec]:
+    if entry == "all":
+        return [teacher.spec for teacher in the_nine()]
+    slug, equals, place = (part.strip() for part in entry.partition("="))
+    if (place or slug).endswith((".yaml", ".yml")):
+        return [read_card(Path(place or slug), slug if equals else None)]
+    if not equals:
+        if entry.startswith((LOCAL_DIR, HF_HUB)):
+            raise TeacherError(f"{entry!r} needs a name to be stored under: write my-teacher={entry}")
+        if "/" in entry or Path(entry).is_dir():
+            raise TeacherError(f"{entry!r} is a path, not a teacher's name: write my-teacher={LOCAL_DIR}{entry}")
+        return [find_published(entry).spec]
+    scheme, colon, rest = place.partition(":")
+    if not colon or not rest:
+        path = place if "/" in place else "/path"
+        raise TeacherError(
+            f"{entry!r} does not say where the teacher lies: write {slug}=local-dir:{path}, {slug}=hf-hub:org/name "
+            f"or {slug}=card.yaml"
+        )
+    published = known_teacher(slug)
+    if published is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
+        return [published.spec.model_copy(update={"source": place, "revision": ""})]
+    return [validated(TeacherSpec, {"slug": slug, "source": place}, entry)]
+
+
+def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
+    """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher. Raises
+    ConfigError if the file is missing, is not a YAML mapping, or has a field that is unknown or wrong; TeacherError if
+    `like` names no known teacher."""
+    content = read_mapping(path)
+    like = content.pop("like", None)
+    fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}
+    spec = validated(TeacherSpec, fields | content | ({"slug": slug} if slug else {}), path)
+    if spec.folder is not None and not spec.folder.is_absolute():
+        # A relative folder in a card means beside the card, wherever the command is run.
+        spec = spec.model_copy(update={"source": f"{LOCAL_DIR}{(path.parent / spec.folder).resolve()}"})
+    return spec

@@ -1,78 +1,68 @@
-"""Finding a teacher's files: in a folder, in the hub's cache, or on the hub."""
+"""Files of a teacher and their hashes: in a folder, in the hub's cache, on the Hugging Face hub or its mirror
+(`HF_ENDPOINT`)."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from mmkd.base.errors import TeacherError
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
+
+from mmkd.base.errors import StoreError, TeacherError
+from mmkd.base.files import write_atomically
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
+VOCABULARY_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
 )  # fmt: skip
-VOCABULARY_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
-)  # fmt: skip
+
+# A connection that breaks in the middle raises the HTTP library's own error: requests, httpx or httpx2, by version.
+_HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
 
 
 class Source:
-    """One place that holds files by name: `local-dir:/path` or `hf-hub:org/name`. `slug`: the teacher it belongs to,
-    for messages. `place`: the source as a user types it. `revision`: commit of a hub repository, empty for the main
-    branch."""
+    """One place that holds files by name. `slug`: the teacher, for messages. `place`: `local-dir:/path` or
+    `hf-hub:org/name`. `revision`: commit of a hub repository, empty for the main branch."""
 
     def __init__(self, slug: str, place: str, revision: str = "") -> None:
         self.slug, self.place, self.revision = slug, place, revision
-        if place.startswith(LOCAL_DIR):
-            self._folder: Path | None = Path(place.removeprefix(LOCAL_DIR)).expanduser()
-            if not self._folder.is_dir():
+        self.folder = Path(place.removeprefix(LOCAL_DIR)).expanduser() if place.startswith(LOCAL_DIR) else None
+        if self.folder is not None:
+            if not self.folder.is_dir():
                 raise TeacherError(
-                    f"teacher {slug!r}: there is no folder {self._folder}; check the path after '{LOCAL_DIR}'"
+                    f"teacher {slug!r}: there is no folder {self.folder}; check the path after '{LOCAL_DIR}'"
                 )
-        elif place.startswith(HF_HUB):
-            self._folder = None
         elif place.startswith("https://"):
             raise TeacherError(
                 f"teacher {slug!r} is published at {place}, which mmkd does not download from: "
                 f"fetch and unpack it, then give {slug}=local-dir:/folder"
             )
-        else:
+        elif not place.startswith(HF_HUB):
             raise TeacherError(
                 f"teacher {slug!r}: cannot read files from {place!r}; write local-dir:/path or hf-hub:org/name"
             )
 
-    @property
-    def is_folder(self) -> bool:
-        """True for a local folder."""
-        return self._folder is not None
-
-    @property
-    def name(self) -> str:
-        """Last part of the repository's or folder's name."""
-        return self.place.rstrip("/").rpartition("/")[2]
-
     def find(self, filename: str) -> Path | None:
         """Return the file on this machine, fetched from the hub when it is there; None when the place does not have it.
         Raises TeacherError if the hub cannot be asked (offline, gated, no such repository)."""
-        if self._folder is not None:
-            path = self._folder / filename
-            return path if path.is_file() else None
-        from mmkd.extract.teachers.hub import fetch_file  # noqa: PLC0415 (the hub client takes a second to import)
-
-        return fetch_file(self.slug, self.place.removeprefix(HF_HUB), filename, self.revision)
-
-    def find_first(self, filenames: tuple[str, ...]) -> Path | None:
-        """Return the first of `filenames` that exists."""
-        for filename in filenames:
-            path = self.find(filename)
-            if path is not None:
-                return path
-        return None
+        if self.folder is None:
+            return _fetch(self.slug, self.place.removeprefix(HF_HUB), filename, self.revision)
+        path = self.folder / filename
+        return path if path.is_file() else None
 
     def need(self, filename: str) -> Path:
-        """Return the file, or raise an error that lists the files present."""
+        """Return the file. Raises TeacherError with the files that are present if it is not there."""
         path = self.find(filename)
         if path is None:
             raise TeacherError(f"teacher {self.slug!r}: {self.place} has no {filename}{self.listing()}")
@@ -80,21 +70,15 @@ class Source:
 
     def listing(self) -> str:
         """Return a folder's contents for the end of an error message."""
-        if self._folder is None:
+        if self.folder is None:
             return ""
-        names = sorted(path.name for path in self._folder.iterdir())
+        names = sorted(path.name for path in self.folder.iterdir())
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         return f" (it holds {shown})" if names else " (it is empty)"
 
-    def inside(self, name: str) -> Source | None:
-        """Return the subfolder `name` of a folder as a source of its own, if there is one."""
-        if self._folder is None or not (self._folder / name).is_dir():
-            return None
-        return Source(self.slug, f"{LOCAL_DIR}{self._folder / name}")
-
     def tokenizer_folder(self) -> Path | None:
         """Return the folder on this machine with the tokenizer's files, or None when this place has none."""
-        vocabulary = self.find_first(VOCABULARY_FILES)
+        vocabulary = next((path for name in VOCABULARY_FILES if (path := self.find(name)) is not None), None)
         if vocabulary is None:
             return None
         for filename in TOKENIZER_FILES:
@@ -103,26 +87,82 @@ class Source:
         return vocabulary.parent
 
 
+def _fetch(slug: str, repository: str, filename: str, revision: str) -> Path | None:
+    """Return the path of a hub file in the cache, downloading it once; None when the repository exists and has no such
+    file. Raises TeacherError with the reason: offline, gated, no such repository or revision, no network."""
+    # Some weights lie in a repository of the hub's other kind: `datasets/org/name`, as in its web address.
+    kind = "dataset" if repository.startswith("datasets/") else "model"
+    full_name = repository.removeprefix("datasets/")
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(full_name, filename, revision=revision or None, repo_type=kind)
+    except hub_errors.HFValidationError as error:
+        raise TeacherError(
+            f"teacher {slug!r}: {repository!r} is not a repository's name; write hf-hub:org/name"
+        ) from error
+    if isinstance(cached, str):
+        return Path(cached)
+    if cached is not None:
+        # The cache remembers that the hub said there is no such file.
+        return None
+    where = f"teacher {slug!r}: {repository}/{filename}"
+    elsewhere = f"or download the repository elsewhere and give {slug}=local-dir:/path"
+    try:
+        return Path(huggingface_hub.hf_hub_download(full_name, filename, revision=revision or None, repo_type=kind))
+    except hub_errors.LocalEntryNotFoundError as error:
+        if not is_offline_mode():
+            raise TeacherError(
+                f"{where} is not in the cache {HF_HUB_CACHE} and the hub cannot be reached; "
+                f"connect, set HF_ENDPOINT to a mirror, {elsewhere}"
+            ) from error
+        if any(Path(HF_HUB_CACHE, f"{kind}s--{full_name.replace('/', '--')}", "snapshots").glob("*")):
+            return None  # the repository was downloaded: a missing file was then not wanted
+        raise TeacherError(
+            f"{where} is not in the cache {HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
+            f"unset it once to download, {elsewhere}"
+        ) from error
+    except hub_errors.EntryNotFoundError:
+        return None
+    except hub_errors.GatedRepoError as error:
+        raise TeacherError(
+            f"{where} is gated: accept its terms at https://huggingface.co/{repository}, "
+            f"run `hf auth login`, {elsewhere}"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise TeacherError(
+            f"{where}: the repository has no revision {revision!r}; leave it out or correct it"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise TeacherError(
+            f"{where}: the hub knows no such repository, or it is private; check the name, "
+            f"run `hf auth login`, {elsewhere}"
+        ) from error
+    except (_HTTP_ERROR, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TeacherError(
+            f"{where} could not be downloaded ({reason}); try again, set HF_ENDPOINT to a mirror, {elsewhere}"
+        ) from error
+
+
 def source_of(spec: TeacherSpec) -> Source:
-    """Return the path of the weights."""
+    """Return the place of the weights."""
     return Source(spec.slug, spec.source, spec.revision)
 
 
 def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
-    """Return places to look for the text tower's configuration and tokenizer, nearest first. The teacher's own folder,
-    a subfolder of it called like the text tower's repository, then that repository. `spec`: the teacher. `named`: hub
-    id from the teacher's own configuration; `spec.text_source` goes before it."""
+    """Return the places to look for the text tower's configuration and tokenizer, nearest first: the teacher's own
+    folder, a subfolder of it called like the text tower's repository, then that repository. `named`: hub id from the
+    teacher's own configuration; `spec.text_source` goes before it."""
     own = source_of(spec)
-    place = spec.text_source or (
-        named if named.startswith((LOCAL_DIR, HF_HUB)) else f"{HF_HUB}{named}" if named else ""
-    )
+    is_hub_id = named and not named.startswith((LOCAL_DIR, HF_HUB))
+    place = spec.text_source or (f"{HF_HUB}{named}" if is_hub_id else named)
     if not place:
         return [own]
-    nested = own.inside(place.rstrip("/").rpartition("/")[2])
     if spec.text_source.startswith(LOCAL_DIR):
         # Said by the user, so it goes before what happens to lie beside the weights.
         return [Source(spec.slug, place), own]
-    return [own, *([nested] if nested else []), Source(spec.slug, place)]
+    nested = own.folder / place.rstrip("/").rpartition("/")[2] if own.folder else None
+    inside = [Source(spec.slug, f"{LOCAL_DIR}{nested}")] if nested and nested.is_dir() else []
+    return [own, *inside, Source(spec.slug, place)]
 
 
 def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
@@ -140,9 +180,9 @@ def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
 
 
 def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = False) -> dict[str, Path]:
-    """The files with the weights, under the names they were published as. Raises TeacherError if it is missing; a model
-    with random weights is never a teacher. `spec`: the teacher; its own `weights` go before `names`. `names`: what the
-    loader looks for: the first that is there (whole or in shards), or all of them. `all_of_them`: see `names`."""
+    """Return the files with the weights, by the names they were published under. Raises TeacherError if they are
+    missing; a model with random weights is never a teacher. `names`: what the loader looks for: the first that is there
+    (whole or in shards), or all of them; the spec's own `weights` go before."""
     source = source_of(spec)
     if spec.weights or all_of_them:
         return {name: _original_or_converted(source, name) or source.need(name) for name in spec.weights or names}
@@ -152,20 +192,25 @@ def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = 
             return {name: path}
         index = source.find(f"{name}.index.json")
         if index is not None:
-            shards = cast(dict[str, str], read_json(index).get("weight_map") or {})
-            return {shard: source.need(shard) for shard in sorted(set(shards.values()))}
+            return {shard: source.need(shard) for shard in _shard_names(index)}
     raise TeacherError(
         f"teacher {spec.slug!r}: {spec.source} has no weights under {', '.join(names)}{source.listing()}; "
         "name the file with 'weights' in a YAML card"
     )
 
 
+def _shard_names(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise TeacherError(f"{index} has no weight_map from tensors to files beside it; download it again")
+    return sorted(set(names))
+
+
 def _original_or_converted(source: Source, name: str) -> Path | None:
     """Return the file, or in a folder what `mmkd teachers convert` made of it."""
     path = source.find(name)
-    if path is None and source.is_folder:
-        return source.find(converted_name(name))
-    return path
+    return source.find(converted_name(name)) if path is None and source.folder is not None else path
 
 
 def converted_name(name: str) -> str:
@@ -173,12 +218,39 @@ def converted_name(name: str) -> str:
     return f"{name.rpartition('.')[0]}.safetensors"
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises TeacherError if it is half-downloaded or not JSON."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise TeacherError(f"{path} is not a whole JSON file ({error}); download it again") from error
     if not isinstance(content, dict):
         raise TeacherError(f"{path} must hold a JSON object, found {type(content).__name__}")
     return content
+
+
+def file_sha256(path: Path, skip: int = 0) -> str:
+    """Return the hex SHA-256 of a file's bytes from offset `skip` on. Hashed once: `$XDG_CACHE_HOME/mmkd/sha256`, by
+    default below `~/.cache`, remembers it by path, size, time and inode. Raises TeacherError if it cannot be read."""
+    try:
+        status = path.stat()
+        identity = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino, skip]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mmkd" / "sha256"
+        entry = cache / f"{settings_sha256(identity)}.json"
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(entry.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and content.get("file") == identity:
+                return str(content["sha256"])
+        with path.open("rb") as file:
+            file.seek(skip)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TeacherError(f"cannot read {path}: {error.strerror or error}") from error
+    with contextlib.suppress(StoreError):  # a read-only home costs time at the next start, nothing else
+        write_atomically(entry, json.dumps({"file": identity, "sha256": digest}).encode())
+    return digest
+
+
+def settings_sha256(settings: Mapping[str, object] | Sequence[object]) -> str:
+    """Return the hex SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe, get_clean_fn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.fingerprint import file_sha256, settings_sha256
-from mmkd.extract.teachers.source import TOKENIZER_FILES
+from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256, settings_sha256
 
 # Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-
-
-class Tokenizer(Protocol):
-    """Tokenizer interface of a loaded teacher."""
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """As `TokenizerPlan.lengths`."""
-
-    def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-        """Return int64 (B, L) padded to the context, and the tokens of each caption before it is cut."""
-
-    def check(self, slug: str, vocabulary: int) -> None:
-        """Refuse a tokenizer that cannot belong to a tower with `vocabulary` embeddings."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +46,9 @@ class TokenizerPlan:
 
     def sha256(self) -> str:
         """Hash of the tokenizer's files and of all settings that change an id."""
-        files = (
-            {"bpe": Path(default_bpe())}
-            if self.folder is None
-            else {name: self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()}
-        )
-        return settings_sha256(
-            {
-                "files": {name: file_sha256(path) for name, path in files.items()},
-                "clean": self.clean,
-                "mode": self.mode,
-                "settings": self.settings,
-            }
-        )
+        files = {"bpe": Path(default_bpe())} if self.folder is None else {n: self.folder / n for n in TOKENIZER_FILES}
+        hashes = {name: file_sha256(path) for name, path in files.items() if path.is_file()}
+        return settings_sha256({"files": hashes, "clean": self.clean, "mode": self.mode, "settings": self.settings})
 
     def build(self) -> Tokenizer:
         """Load it."""
@@ -159,3 +134,6 @@ class FolderTokenizer:
             raise TeacherError(
                 f"{where} does not end a caption with its highest id, which a CLIP tower reads: {remedy}"
             )
+
+
+Tokenizer = BuiltInBpe | FolderTokenizer

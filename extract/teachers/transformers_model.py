@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from torch import nn
 
 from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.hugging_face import build_strictly, make_config
-from mmkd.extract.teachers.plan import FileLoader, Plan, read_options
+from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
@@ -32,32 +32,23 @@ _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _LEGACY_EOS = 2
 
 
-class TransformersOptions(BaseModel):
+class TransformersOptions(BaseModel, extra="forbid"):
     """No options: config.json decides everything."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TransformersTowers(nn.Module):
-    """A dual encoder of transformers behind two methods. `model`: has `get_image_features`, `get_text_features` and
-    `logit_scale`."""
+    """A dual encoder of transformers behind two methods. `model`: has `get_image_features` and `get_text_features`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
 
-    @property
-    def logit_scale(self) -> torch.Tensor:
-        """Logarithm of the temperature."""
-        scale: torch.Tensor = self.model.logit_scale
-        return scale
-
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Return float32 (B, 3, H, W) to (B, D), projected, not normalized."""
+        """Encode float32 (B, 3, H, W); returns (B, D), projected, not normalized."""
         return projected(self.model.get_image_features(pixel_values=image))
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
-        """Return int64 (B, L) to (B, D), projected, not normalized."""
+        """Encode int64 (B, L); returns (B, D), projected, not normalized."""
         return projected(self.model.get_text_features(input_ids=text))
 
 
@@ -119,49 +110,85 @@ def _forward_settings(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
 
+class _Edges(BaseModel):
+    shortest_edge: int | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+class _ImageProcessor(BaseModel):
+    """An image processor's configuration, in any form since CLIPFeatureExtractor."""
+
+    size: _Edges = _Edges(shortest_edge=224)
+    crop_size: _Edges | None = None
+    do_center_crop: bool | None = None
+    do_resize: bool | None = True
+    do_normalize: bool | None = True
+    resample: int | None = 3
+    rescale_factor: float = 1 / 255
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    @field_validator("size", "crop_size", mode="before")
+    @classmethod
+    def _edges(cls, value: object, field: ValidationInfo) -> object:
+        if isinstance(value, int):
+            return {"shortest_edge": value} if field.field_name == "size" else {"height": value, "width": value}
+        if not isinstance(value, dict) and (value is not None or field.field_name == "size"):
+            raise ValueError(f"is {value!r}, expected a number or edges by name")
+        return value
+
+
 def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
-    """Read the preprocessing of preprocessor_config.json or processor_config.json, in any form since
-    CLIPFeatureExtractor. Raises TeacherError if it is missing, or asks for something that this loader would not do
-    exactly."""
-    found: list[dict[str, Any]] = [
-        dict(read_json(path)) for name in _PREPROCESSORS if (path := source.find(name)) is not None
-    ]
+    """Read the preprocessing of preprocessor_config.json or processor_config.json. Raises TeacherError if it is
+    missing, or asks for something that this loader would not do exactly."""
+    where = f"teacher {spec.slug!r}"
+    found = [read_json(path) for name in _PREPROCESSORS if (path := source.find(name)) is not None]
     # A processor_config.json of transformers 4 beside the other says nothing of images.
     content = next((one for one in found if "image_processor" in one or "image_mean" in one), None)
     if content is None:
+        raise TeacherError(f"{where}: {spec.source} has no {' or '.join(_PREPROCESSORS)}{source.listing()}")
+    given = content.get("image_processor") or content
+    try:
+        asked = _ImageProcessor.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "image_processor"
+        reason = first["msg"].removeprefix("Value error, ")
         raise TeacherError(
-            f"teacher {spec.slug!r}: {spec.source} has no {' or '.join(_PREPROCESSORS)}{source.listing()}"
-        )
-    content |= content.get("image_processor") or {}
-    size, crop = content.get("size", 224), content.get("crop_size", 224)
-    cropped = bool(content.get("do_center_crop", "crop_size" in content))
-    interpolation = _INTERPOLATIONS.get(int(content.get("resample", 3)))
-    edge = size if isinstance(size, int) else size.get("shortest_edge")
-    window = (crop, crop) if isinstance(crop, int) else (crop.get("height"), crop.get("width"))
-    squashed = isinstance(size, dict) and "height" in size
-    image_size = (size["height"], size["width"]) if squashed else window
-    exact = interpolation and content.get("do_resize", True) and content.get("do_normalize", True)
-    exact = exact and abs(float(content.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-6
-    exact = exact and (not cropped or window == image_size if squashed else cropped and edge == min(image_size))
-    if not exact:
+            f"{where}: the image processor's configuration: {name}: {reason}; download it again, or give "
+            "'preprocessing' in a YAML card"
+        ) from error
+    size, crop = asked.size, asked.crop_size or _Edges(height=224, width=224)
+    cropped = asked.do_center_crop if "do_center_crop" in asked.model_fields_set else asked.crop_size is not None
+    interpolation = _INTERPOLATIONS.get(asked.resample or 0)
+    squashed = size.height is not None
+    edges = size if squashed else crop
+    height, width = edges.height or 0, edges.width or 0
+    if squashed:
+        fits = not cropped or (crop.height, crop.width) == (height, width)
+    else:
+        fits = bool(cropped) and size.shortest_edge == min(height, width)
+    exact = asked.do_resize and asked.do_normalize and abs(asked.rescale_factor * 255 - 1) < 1e-6
+    if not (interpolation and exact and fits):
+        size_given, crop_given = given.get("size", 224), given.get("crop_size", 224)
         raise TeacherError(
-            f"teacher {spec.slug!r}: the image processor asks for size {size}, crop {crop}, "
-            f"resample {content.get('resample')}, which mmkd does not do exactly; give 'preprocessing' in a YAML card"
+            f"{where}: the image processor asks for size {size_given}, crop {crop_given}, resample "
+            f"{given.get('resample')}, which mmkd does not do exactly; give 'preprocessing' in a YAML card"
         )
     return Preprocessing(
-        image_size=(int(image_size[0]), int(image_size[1])),
-        mean=tuple(content["image_mean"]),
-        std=tuple(content["image_std"]),
-        interpolation=str(interpolation),
+        image_size=(height, width),
+        mean=asked.image_mean,
+        std=asked.image_std,
+        interpolation=interpolation,
         resize_mode="hf_squash" if squashed else "hf_shortest",
     )
 
 
 def _build(plan: Plan) -> nn.Module:
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
-    where = ", ".join(str(path) for path in plan.weights.values())
     model_class = getattr(transformers, plan.material["class"])
-    return TransformersTowers(build_strictly(model_class, plan.material["config"], weights, where))
+    return TransformersTowers(build_strictly(model_class, plan.material["config"], weights, plan.where))
 
 
 def _recognizes(spec: TeacherSpec, source: Source) -> bool:
@@ -169,6 +196,4 @@ def _recognizes(spec: TeacherSpec, source: Source) -> bool:
     return config is not None and read_json(config).get("model_type") in (*_CLASSES, _NAFLEX)
 
 
-LOADER = FileLoader(
-    plan=_plan, build=_build, recognizes=_recognizes, reads=f"a transformers {' or '.join(_CLASSES)} model"
-)
+LOADER = FileLoader(_plan, _build, _recognizes, reads=f"a transformers {' or '.join(_CLASSES)} model")

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmkd.base.errors import TeacherError
-from mmkd.extract.teachers.fingerprint import file_sha256, settings_sha256
+from mmkd.extract.teachers.source import file_sha256, settings_sha256
 
 log = logging.getLogger(__name__)
 
 StateDict = dict[str, torch.Tensor]
 
 SAFETENSORS = ".safetensors"
+_ZIP = b"PK"
+_TORCH_FILES = (_ZIP, b"\x80")
+"""What torch files begin with: a zip archive, or the older bare pickle."""
 TEMPERATURE = "logit_scale"
 BARE_TENSOR = "tensor"
 """Name given to the content of a file that holds one tensor and no name."""
@@ -32,17 +36,29 @@ PAYLOAD_SHA256 = "mmkd_payload_sha256"
 
 
 def read_weights(*paths: Path, trust_pickle: bool = False) -> StateDict:
-    """`read_tensors` of one file or of all shards in float32: half-precision weights widen exactly, integers stay."""
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for path in paths
-        for name, tensor in read_tensors(path, trust_pickle).items()
-    }
+    """Read one file or all shards in float32 (half-precision weights widen exactly, integers stay). Raises TeacherError
+    as `read_tensors`, and for weights quantized to 8-bit integers, whose scales no loader applies."""
+    weights: StateDict = {}
+    for path in paths:
+        tensors = read_tensors(path, trust_pickle)
+        quantized = [
+            name
+            for name, tensor in tensors.items()
+            if name.endswith("weight") and tensor.dtype in (torch.int8, torch.uint8)
+        ]
+        if quantized:
+            raise TeacherError(
+                f"{path} holds 8-bit integers for {quantized[0]} and {len(quantized) - 1} more tensors: mmkd reads no "
+                "quantized weights; take the float weights"
+            )
+        weights |= {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return weights
 
 
 def read_tensors(path: Path, trust_pickle: bool = False) -> StateDict:
     """Read a checkpoint: safetensors, or a torch file that holds nothing but tensors and plain values. A training
-    checkpoint is unwrapped (`state_dict`), a `module.` prefix that every key has is dropped. A bare tensor is returned
+    checkpoint is unwrapped (`state_dict`), a prefix of every key that
+    DataParallel (`module.`) or torch.compile (`_orig_mod.`) added is dropped. A bare tensor is returned
     under `BARE_TENSOR`. Raises TeacherError if it is truncated or corrupted, not a checkpoint, or a pickle that only
     `trust_pickle` may read."""
     content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path, trust_pickle)
@@ -56,23 +72,30 @@ def read_tensors(path: Path, trust_pickle: bool = False) -> StateDict:
         )
     if not content:
         raise TeacherError(f"{path} holds no tensors at all; download it again")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return dict(content)
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path, only: str | None = None) -> StateDict:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name) for name in file.keys() if only in (None, name)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
 
 
 def _read_torch(path: Path, trust_pickle: bool) -> Any:
+    if zipfile.is_zipfile(path) and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+        raise TeacherError(
+            f"{path} is a TorchScript program, not weights alone; save its weights with "
+            "torch.save(torch.jit.load(PROGRAM).state_dict(), FILE)"
+        )
     try:
         return _load(path, weights_only=True)
     except pickle.UnpicklingError as error:
-        if not _begins_like_torch(path) or "Weights only load failed" not in str(error):
+        if not _begins_with(path, *_TORCH_FILES) or "Weights only load failed" not in str(error):
             raise _damaged(path, error) from error
         if not trust_pickle:
             raise TeacherError(
@@ -90,35 +113,26 @@ def _read_torch(path: Path, trust_pickle: bool) -> Any:
 def _load(path: Path, weights_only: bool) -> Any:
     try:
         # A mapped file costs no memory for what is left out (optimizer state is often twice the weights).
-        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=_is_zip(path))
+        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=_begins_with(path, _ZIP))
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> TeacherError:
-    return TeacherError(f"{path} is truncated or corrupted ({_one_line(error)[:120]}); download it again")
+def _damaged(path: Path, error: Exception | str) -> TeacherError:
+    reason = " ".join(str(error).split())[:120]
+    return TeacherError(f"{path} is truncated or corrupted ({reason}); download it again")
 
 
-def _is_zip(path: Path) -> bool:
+def _begins_with(path: Path, *signatures: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _begins_like_torch(path: Path) -> bool:
-    """Return True if the file begins like a torch file: a zip archive, or the older bare pickle."""
-    with path.open("rb") as file:
-        return _is_zip(path) or file.read(1) == b"\x80"
+        return file.read(2).startswith(signatures)
 
 
 def read_temperature(path: Path, trust_pickle: bool = False) -> float | None:
     """exp of the tensor `logit_scale` of a checkpoint; None where it has none. Reads no other tensor. Raises
     TeacherError as `read_weights`, so that damaged files are met before a run starts."""
     if path.suffix == SAFETENSORS:
-        try:
-            with safe_open(path, framework="pt") as file:
-                scale = file.get_tensor(TEMPERATURE) if TEMPERATURE in file.keys() else None  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+        scale = _read_safetensors(path, only=TEMPERATURE).get(TEMPERATURE)
     else:
         scale = read_tensors(path, trust_pickle).get(TEMPERATURE)
     return None if scale is None or scale.numel() != 1 else float(scale.float().exp())
@@ -152,38 +166,32 @@ def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > path.stat().st_size:
-                raise TeacherError(
-                    f"{path} is truncated or corrupted (its header is longer than the file); download it again"
-                )
+                raise _damaged(path, "its header is longer than the file")
             header = json.loads(file.read(length))
     except (OSError, struct.error, ValueError) as error:
-        raise TeacherError(f"{path} is truncated or corrupted (no safetensors header); download it again") from error
+        raise _damaged(path, "no safetensors header") from error
     return 8 + length, dict(header.get("__metadata__") or {})
 
 
 def load_strictly(model: nn.Module, weights: StateDict, where: str) -> None:
     """Put `weights` into `model`: every parameter is set, every tensor is used, every shape fits. Raises TeacherError
     naming every missing, unexpected and ill-shaped key."""
-    own = model.state_dict()
-    problems = key_problems(
-        missing=[name for name in own if name not in weights],
-        unexpected=[name for name in weights if name not in own],
-        shapes=[
-            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        ],
-    )
-    if problems:
+    if problems := misfits(model.state_dict(), weights):
         raise TeacherError(f"{where} does not fit this architecture: {problems}")
     model.load_state_dict(weights, strict=True)
+
+
+def misfits(own: Mapping[str, torch.Tensor], weights: StateDict) -> str:
+    """Return one line that names every key of `weights` that does not fit a model's `own`; empty when all do."""
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    return key_problems(missing=set(own) - set(weights), unexpected=set(weights) - set(own), shapes=shapes)
 
 
 def key_problems(missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> str:
     """Return one line that names every key that does not fit; empty when all do."""
     groups = {"missing": sorted(missing), "unexpected": sorted(unexpected), "wrong shape": sorted(shapes)}
     return "; ".join(f"{len(names)} {kind} ({', '.join(names)})" for kind, names in groups.items() if names)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
