@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import pty
-import shutil
 import signal
 import stat
 import sys
@@ -24,6 +23,7 @@ from tiny_run import write_run, write_scene
 from tiny_store import make_card, make_store
 
 from mmkd.cli.main import cli, main
+from mmkd.cli.params import STORE
 
 SECONDS = 120
 """After which a command that waits for a pipe counts as stuck."""
@@ -103,8 +103,9 @@ INPUTS = {
     "store append path",
     "store atlas path",
     "store export path",
-    "store import original",
     "store info path",
+    "store verify path",
+    "store import original",
     "store neighbors path",
     "store neighbors image",
     "store pull url",
@@ -113,7 +114,6 @@ INPUTS = {
     "store report path",
     "store show path",
     "store stats path",
-    "store verify path",
     "store subset path",
     "store subset keys",
     "store merge paths",
@@ -144,8 +144,7 @@ def path_parameters(command: click.Command, names: tuple[str, ...] = ()) -> Iter
             yield from path_parameters(below, (*names, name))
         return
     for parameter in command.params:
-        value = parameter.type
-        if isinstance(value, click.Path | click.types.FuncParamType) and value.name not in ("names", "_sample_size"):
+        if isinstance(parameter.type, click.Path) or getattr(parameter.type, "func", None) is STORE:
             yield " ".join((*names, str(parameter.name)))
 
 
@@ -252,4 +251,3 @@ def test_an_output_that_cannot_be_written_is_left_as_it_was(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [path.name]
     if obstacle is other_kind:
         assert [entry.name for entry in path.iterdir()] == ["thesis.tex"]
-    shutil.rmtree(path, ignore_errors=True)
