@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -11,13 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.base.text import number, percent, table_lines
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo_lines, progress_bar
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo, progress_bar
 from mmkd.cli.store.info import finding_lines
 from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
-    from mmkd.store.inspect.agreement import Agreement
     from mmkd.store.inspect.findings import Finding
     from mmkd.store.inspect.pairs import ModalityPairs
     from mmkd.store.inspect.statistics import StoreStatistics
@@ -40,10 +37,8 @@ def stats(path: StorePath, teachers: tuple[str, ...] | None, sample: int | None,
         opened = FeatureStore.open(path)
         found = store_statistics(opened, teachers, sample, seed, progress)
     findings = [*store_findings(store_info(opened)), *statistics_findings(found)]
-    if as_json:
-        click.echo(json.dumps(found.as_json() | {"findings": [asdict(finding) for finding in findings]}, indent=1))
-    else:
-        echo_lines(_lines(found, findings))
+    content = found.as_json() | {"findings": [asdict(finding) for finding in findings]}
+    echo(as_json, content, _lines(found, findings))
 
 
 def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
@@ -114,7 +109,7 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
 
     if len(found.pairs) < 2:
         return
-    compared = [matrix for matrix in found.agreement if _compares(matrix)]
+    compared = [matrix for matrix in found.agreement if matrix.compared]
     if not compared:
         yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
     for matrix in compared:
@@ -126,8 +121,3 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
             values = (float((matrix.cka if j > i else matrix.mutual)[i, j]) for j in range(count))
             rows.append((label, *("" if i == j else number(value, 2) for j, value in enumerate(values))))
         yield from table_lines(("", *(str(i + 1) for i in range(count))), rows)
-
-
-def _compares(matrix: Agreement) -> bool:
-    count = len(matrix.teachers)
-    return any(math.isfinite(matrix.cka[i, j]) for i in range(count) for j in range(i + 1, count))

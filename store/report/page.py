@@ -14,7 +14,6 @@ from pathlib import Path
 from shlex import quote
 
 import jinja2
-import numpy as np
 import plotly.offline
 from markupsafe import Markup
 
@@ -108,7 +107,7 @@ def _charts(content: Content) -> dict[str, Chart]:
     if modality_names(statistics.pairs):
         charts["modality"] = modality_chart(statistics.pairs)
     for matrix in statistics.agreement:
-        if np.isfinite(matrix.cka[~np.eye(len(matrix.teachers), dtype=bool)]).any():
+        if matrix.compared:
             charts[f"cka-{matrix.tower}"] = agreement_chart(matrix, matrix.cka, "linear CKA")
             charts[f"mutual-{matrix.tower}"] = agreement_chart(matrix, matrix.mutual, f"mutual {matrix.k} neighbors")
     return charts
