@@ -99,10 +99,10 @@ def lock_layers(towers: Towers, lock: LockConfig) -> None:
     for tower, wanted in (("image", lock.image), ("text", lock.text)):
         layers = {name: layer for name, (where, layer) in places.items() if where == tower}
         count = 1 + max((layer for layer in layers.values() if layer is not None), default=-1)
-        if wanted not in ("all", 0) and int(wanted) >= max(count, 1):
+        if wanted not in ("all", 0) and int(wanted) > count:
             raise ConfigError(
                 f"student.lock.{tower} is {wanted}, the tower has {count} layers that can be told apart; "
-                f"expected `all` or a number below {max(count, 1)}"
+                f"expected `all` or at most {count}"
             )
         for name, layer in layers.items():
             if wanted == "all" or (wanted != 0 and layer is not None and layer < int(wanted)):

@@ -209,11 +209,18 @@ def test_locked_layers_learn_nothing_and_their_statistics_stay() -> None:
     assert any("resblocks.2." in name for name in changed)
 
 
+def test_locking_every_layer_leaves_the_projection_to_learn() -> None:
+    towers = towers_of({})
+    lock_layers(towers, LockConfig(image="all", text=3))
+    learned = {name for name, parameter in towers.named_parameters() if parameter.requires_grad}
+    assert learned == {"student.logit_scale", "student.ln_final.weight", "student.ln_final.bias", "student.text_projection"}
+
+
 @pytest.mark.parametrize(
     ("lock", "words"),
     [
         ({"image": "all", "text": "all"}, "leaves nothing of the student to learn"),
-        ({"text": 9}, r"student.lock.text is 9, the tower has 3 layers .* a number below 3"),
+        ({"text": 9}, r"student.lock.text is 9, the tower has 3 layers .* at most 3"),
     ],
 )
 def test_a_lock_that_cannot_be_is_refused(lock: dict[str, Any], words: str) -> None:
