@@ -1,11 +1,5 @@
 """Figures of an output folder, with numbers of samples and intervals where there are any, in color-blind-safe colors.
-All raise ConfigError if there is no such task, metric, head, share of labels or model, or nothing to draw.
-
-Example:
-
-    from mmkd.evaluate.figures import FIGURES, save
-    save(FIGURES["forest"](folder, Question("zero_shot"), "student"), Path("forest.svg"))
-"""
+All raise ConfigError if there is no such task, metric, head, share of labels or model, or nothing to draw."""
 
 from __future__ import annotations
 
@@ -14,11 +8,10 @@ import itertools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
-from types import MappingProxyType
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -53,8 +46,6 @@ ROW, COLUMN, LETTER = 0.34, 0.95, 0.075
 """Inches that a row of a chart, a column and a letter need."""
 WRAP = 16
 """Letters of a name in a line of a narrow column."""
-FEWEST_SPOKES, MOST_SPOKES = 3, 10
-"""Allowed spokes of a radar chart."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -67,8 +58,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """Return the bytes of a figure in one of `FORMATS`. One warning where the font lacks letters; an SVG uses the
-    reader's."""
+    """Return the bytes of a figure in one of `FORMATS`; one warning where the font lacks letters, which an SVG does
+    not need."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()
     look: dict[Any, Any] = {"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}
@@ -84,14 +75,13 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def short_names(names: Sequence[str], letters: int = 48) -> list[str]:
-    """Return labels of different names: on one line, at most about `letters` long without their middle, and different
-    again."""
-    shown: dict[str, None] = {}
+    """Return different labels of names: on one line, at most about `letters` long without their middle."""
+    shown: list[str] = []
     for name in map(one_line, names):
         label = name if len(name) <= letters else f"{name[: letters * 2 // 3]}…{name[1 - letters // 3 :]}"
         candidates = itertools.chain([label], (f"{label} ({n})" for n in itertools.count(2)))
-        shown[next(one for one in candidates if one not in shown)] = None
-    return list(shown)
+        shown.append(next(one for one in candidates if one not in shown))
+    return shown
 
 
 def line_style(place: int) -> dict[str, Any]:
@@ -102,9 +92,8 @@ def line_style(place: int) -> dict[str, Any]:
 
 
 def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return every score; color is the paired difference to the best of the other models in its column. A dot marks an
-    interval of that difference without zero. A cell without a value is empty and says so; one that cannot be compared
-    has no color."""
+    """Every score; color is the paired difference to the best of the other models in its column, a dot an interval of
+    that difference without zero. A cell that cannot be compared has no color."""
     table = build_table(folder, question)
     _columns_with_values(table)  # a single one without a value is shown empty
     columns = table.groups
@@ -148,8 +137,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the difference to the best other model of each column, sorted, with paired intervals and the count of
-    wins. The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`."""
+    """The difference to the best other model of each column, sorted, with paired intervals and the count of wins. The
+    best rival is chosen on the same samples, which favors it: the comparison is strict on `model`."""
     table = build_table(folder, question)
     comparison = compare(folder, model, question)
     lines: list[tuple[str, Difference, Verdict | None]] = []
@@ -188,8 +177,7 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def box(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after
-    Holm."""
+    """Quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after Holm."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     p = {one.rival: one.wilcoxon_p_holm for one in compare(folder, model, question).rivals}
@@ -216,14 +204,12 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the scores of all models by column on one common scale from zero, `model` in front, if 3 to 10 have
-    values. Never the only figure."""
+    """Scores of all models in 3 to 10 columns on one scale from zero, `model` in front. Never the only figure."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
-    if not FEWEST_SPOKES <= len(columns) <= MOST_SPOKES:
+    if not 3 <= len(columns) <= 10:
         raise ConfigError(
-            f"a radar needs {FEWEST_SPOKES} to {MOST_SPOKES} columns, {question.by} gives {len(columns)}; "
-            "try --by modality, or box"
+            f"a radar needs 3 to 10 columns, {question.by} gives {len(columns)}; try --by modality, or box"
         )
     angles = np.linspace(0, 2 * np.pi, len(columns), endpoint=False)
     # Placed by hand, in inches: the layout that makes room for texts does not see those around a circle.
@@ -258,7 +244,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the mean over columns at each of several shares of the labels, with intervals, on a logarithmic axis."""
+    """Mean over columns at each share of the labels, with intervals, on a logarithmic axis."""
     shares = sorted({unit.fraction for unit in folder.plan.units if unit.task == question.task})
     if len(shares) < 2:
         raise ConfigError(
@@ -290,9 +276,8 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return Kaplan-Meier curves of both halves by risk with 95 % bands, one panel per data set, with the log-rank
-    test. Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The
-    first draw of the folds is shown."""
+    """Curves of both halves by risk (see `high_risk`) with 95 % bands and the log-rank test, one panel per data set;
+    the first draw of the folds."""
     if question.task != "survival":
         raise ConfigError(f"Kaplan-Meier curves are of task survival, not {question.task!r}; give --task survival")
     panels = []
@@ -310,7 +295,7 @@ def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure
 
 
 def high_risk(found: Predictions) -> NDArray[np.bool_]:
-    """Return patients above the median risk of their fold, bool (n,)."""
+    """Patients above the median risk of their fold, bool (n,); risks of two folds are not on one scale."""
     risk = found.column("risk")
     fold = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
     high = np.zeros(len(found), dtype=bool)
@@ -356,13 +341,12 @@ def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure with one set of axes, without a window. Sizes in inches."""
+    """Sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def _columns_with_values(table: ResultTable) -> list[str]:
-    """Return the columns, the mean aside, where some model has a value. Raises ConfigError if there is none to draw."""
     found = [one for one in table.groups if table.best(one)]
     if not found:
         raise ConfigError(f"{table.title}: no model has a value yet; `mmkd evaluate run` gets them")
@@ -370,13 +354,12 @@ def _columns_with_values(table: ResultTable) -> list[str]:
 
 
 def _asked(question: Question, metric: str) -> str:
-    """Return the question as a title."""
     share = f"{question.fraction:.0%} of labels" if question.fraction < 1 else ""
     return " ".join(filter(None, [question.task, question.head, metric, share]))
 
 
-_DRAWN = (heat_map, forest, box, radar, label_efficiency, kaplan_meier)
-FIGURES: Final[MappingProxyType[str, Callable[[ResultFolder, Question, str], Figure]]] = MappingProxyType(
-    {draw.__name__.replace("_", "-"): mpl.rc_context(PLAIN_TEXT)(draw) for draw in _DRAWN}
-)
+FIGURES: Final[Mapping[str, Callable[[ResultFolder, Question, str], Figure]]] = {
+    draw.__name__.replace("_", "-"): mpl.rc_context(PLAIN_TEXT)(draw)
+    for draw in (heat_map, forest, box, radar, label_efficiency, kaplan_meier)
+}
 """Name to the function that draws it from (results, question, the model that is compared with the others)."""

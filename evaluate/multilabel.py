@@ -26,7 +26,7 @@ from mmkd.evaluate.linear_probe import (
     probe_splits,
     training_rows,
 )
-from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_over_classes
+from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.task import Contrast, Metric, Scoring, Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
@@ -242,7 +242,7 @@ def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) 
         for score, known in zip(*np.split(found.score.T, 2), strict=True):
             rows = known != UNKNOWN
             values.append(metric(known[rows] == 1, score[rows], weights[:, rows]))
-        return mean_over_classes(np.stack(values, axis=1))
+        return mean_of_defined(np.stack(values, axis=1))
 
     return mean
 

@@ -82,8 +82,8 @@ def number(value: float) -> float | None:
 
 
 def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
-    """Append one unit's rows in one write, after cutting off a line that a kill left unfinished; one writer at a time.
-    Raises StoreError if the disk is full or read-only."""
+    """Append one unit's rows in one write, after cutting off a line that a kill left unfinished. Raises StoreError if
+    the disk is full or read-only."""
     path = out / RESULTS
     data = "".join(row.model_dump_json() + "\n" for row in rows).encode()
     with disk_errors(path):
