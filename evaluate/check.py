@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmkd.base.errors import NotAStoreError, UserError
+from mmkd.base.errors import NotAStoreError, UserError, collect
 from mmkd.base.text import cell_text, one_line
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, load_dataset, value_counts, value_name
 from mmkd.evaluate.dataset_spec import DatasetSpec
@@ -128,7 +128,10 @@ def _check_dataset(
     for name in spec.tasks:
         task = TASKS[name]
         task.scoring(spec)
-        found.problems.extend(text for text in task.problems(data) if text not in found.problems)
+        reasons: list[str] = []
+        with collect(reasons):
+            reasons += task.problems(data)
+        found.problems.extend(text for text in reasons if text not in found.problems)
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
     found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))

@@ -156,12 +156,12 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
     lines = [lines[i] for i in np.argsort(rank, kind="stable")]
     longest = LETTER * max(len(line) for label, _, _ in lines for line in label.split("\n"))
     figure, axes = _canvas(max(7.0, 4.0 + longest), 1.6 + ROW * len(lines))
-    colors: dict[Verdict | None, str] = {"win": BLUE, "loss": VERMILLION, "tie": GRAY, None: GRAY}
-    markers: dict[Verdict | None, str] = {"win": "o", "loss": "s", "tie": "D", None: "x"}
+    looks = {"win": (BLUE, "o"), "loss": (VERMILLION, "s"), "tie": (GRAY, "D"), None: (GRAY, "x")}
     for y, (_, one, verdict) in enumerate(lines):
+        color, marker = looks[verdict]
         low, high = (one.value if math.isnan(bound) else bound for bound in (one.low, one.high))
-        axes.plot([low * table.scale, high * table.scale], [y, y], color=colors[verdict], linewidth=1.5)
-        axes.plot(one.value * table.scale, y, marker=markers[verdict], color=colors[verdict], markersize=5)
+        axes.plot([low * table.scale, high * table.scale], [y, y], color=color, linewidth=1.5)
+        axes.plot(one.value * table.scale, y, marker=marker, color=color, markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [label for label, _, _ in lines], fontsize=8)
     count = Counter(verdict for _, _, verdict in lines)

@@ -33,12 +33,6 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.suite import Suite
 from mmkd.store import FeatureStore, UserError
 
-NEAR = 0.98
-"""Default cosine from which two images are reported as near copies."""
-NEAR_BITS = 4
-"""Default number of differing bits of 64 up to which they are. Of copies of real images that were halved in size, saved
-as JPEG of quality 30 or brightened by 30 %, 95 % differ in 2 to 6 bits; but so does up to one in ten unrelated pairs of
-nearest neighbors in sets whose images all look alike (measured on BreastMNIST and Medical MNIST)."""
 TRAINING = "training corpus"
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
@@ -98,9 +92,9 @@ class Overlap:
 
     def lines(self) -> list[str]:
         place = "inside (other groups)" if self.against == self.split else f"in {self.against}"
-        near = f"{self.hash.found} near by hash, " if self.hash else ""
-        near += f"{self.features.found} near by features of {self.images} images"
-        lines = [f"{self.dataset} {self.split} {place}: {self.exact} exact, {near}"]
+        found = f"{self.hash.found} near by hash, " if self.hash else ""
+        found += f"{self.features.found} near by features of {self.images} images"
+        lines = [f"{self.dataset} {self.split} {place}: {self.exact} exact, {found}"]
         scale = []
         if self.features.typical is not None:
             scale.append(f"cosine {self.features.typical:.3f} and {self.features.nearest:.3f}")
@@ -108,10 +102,9 @@ class Overlap:
             scale.append(f"{self.hash.typical:.0f} and {self.hash.nearest:.0f} bits")
         if scale:
             lines.append(f"  nearest neighbors, median and closest: {'; '.join(scale)}")
-        if self.features.compared < self.images:
-            lines.append(f"  {self.images - self.features.compared} images have no features")
-        if self.hash is not None and self.hash.compared < self.images:
-            lines.append(f"  {self.images - self.hash.compared} images have no hash: gone, changed, or of one color")
+        for near, what in ((self.features, "features"), (self.hash, "hash: gone, changed, or of one color")):
+            if near is not None and near.compared < self.images:
+                lines.append(f"  {self.images - near.compared} images have no {what}")
         lines += [f"  {pair}" for pair in self.pairs[:SHOWN]]
         if len(self.pairs) > SHOWN:
             lines.append(f"  ... and {len(self.pairs) - SHOWN} more; --json lists all")
@@ -150,12 +143,15 @@ class Thresholds:
     """Thresholds for near-duplicates: cosine of features, in (0, 1], and differing bits of hashes, 0 to 31. Raises
     UserError for others."""
 
-    cosine: float = NEAR
-    bits: int = NEAR_BITS
+    cosine: float = 0.98
+    bits: int = 4
+    """Of copies that were halved in size, saved as JPEG of quality 30 or brightened by 30 %, 95 % differ in 2 to 6 bits;
+    but so does up to one in ten pairs of nearest neighbors in sets whose images all look alike (measured on BreastMNIST
+    and Medical MNIST)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.cosine <= 1:
-            raise UserError(f"a cosine of {self.cosine:g} is no threshold; give one above 0 and up to 1, e.g. {NEAR}")
+            raise UserError(f"a cosine of {self.cosine:g} is no threshold; give one above 0 and up to 1, e.g. 0.98")
         if not 0 <= self.bits < HASH_BITS // 2:
             raise UserError(f"{self.bits} differing bits are no threshold: half of 64 differ by chance; give 0 to 31")
 

@@ -73,16 +73,12 @@ class Retrieval(Task[RetrievalSettings]):
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
-        found: list[str] = []
-        with collect(found):
-            test = data.split("test")
-            try:
-                pairs = find_pairs(test, self.own(data.spec).positives)
-            except UserError as error:
-                raise UserError(f"{data.spec.dataset}: {error}") from error
-            if len(pairs.captions) < 2:
-                raise UserError(f"{data.spec.dataset}: only one caption to retrieve")
-        return found
+        test = data.split("test")
+        try:
+            pairs = find_pairs(test, self.own(data.spec).positives)
+        except UserError as error:
+            return [f"{data.spec.dataset}: {error}"]
+        return [] if len(pairs.captions) > 1 else [f"{data.spec.dataset}: only one caption to retrieve"]
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Rank from 0 of the best positive, ties with it, and the share of positives found, of every query."""
@@ -127,8 +123,8 @@ class Retrieval(Task[RetrievalSettings]):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Distinct images and captions, and which belong together. images: int64 (I,), first row of every distinct image;
-    captions: int64 (C,), of every caption. image_of_row, caption_of_row: int64 (P,), indices, of rows that have both."""
+    """Distinct images and captions, and which belong together. images: int64 (I,), captions: int64 (C,), the first row
+    of every distinct one. image_of_row, caption_of_row: int64 (P,), indices of these for every row that has both."""
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
@@ -136,8 +132,8 @@ class Pairs:
     caption_of_row: NDArray[np.int64]
 
     def positives(self, forward: bool, available: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-        """Right answers of every query, as positions among the `available` gallery items, bool. `forward`: images ask for
-        captions; otherwise captions ask for images."""
+        """Right answers of every query, as positions among the `available` gallery items, bool (m,). `forward`: images
+        ask for captions; otherwise captions ask for images."""
         sides = ((self.images, self.image_of_row), (self.captions, self.caption_of_row))
         (queries, query), (_, answer) = sides if forward else sides[::-1]
         usable, place = available[answer], np.cumsum(available) - 1

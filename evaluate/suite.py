@@ -1,4 +1,4 @@
-"""Suites: which data sets, which tasks and which models, read from YAML into frozen models (see docs/evaluate.md)."""
+"""Suites: which data sets, which tasks and which models, read from YAML into frozen models (see docs/evaluation.md)."""
 
 from __future__ import annotations
 

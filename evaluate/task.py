@@ -147,7 +147,8 @@ class Task(ABC, Generic[Own]):
         return replace(scoring, primary=primary)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Reasons why the task cannot run on this data set, one line each; features are not looked at."""
+        """Reasons why the task cannot run on this data set, features aside. Raises UserError for one that ends the
+        check."""
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
