@@ -145,8 +145,7 @@ class DatasetRows:
         assert prompts is not None
         column = self.spec.prompts.label or self.label_column
         found = self._class_index(prompts, column, {name: i for i, name in enumerate(self.classes)})
-        bare = sorted(set(range(len(self.classes))) - set(found.tolist()))
-        if bare:
+        if bare := sorted(set(range(len(self.classes))) - set(found.tolist())):
             raise UserError(
                 f"{self.spec.dataset}: class {self.classes[bare[0]]!r} has no {prompts.name}; "
                 f"there are some for {', '.join(self.classes[i] for i in sorted(set(found.tolist()))) or 'none'}"
@@ -207,8 +206,7 @@ class DatasetRows:
 
     def _class_index(self, samples: Samples, column: str, index: Mapping[Any, int]) -> NDArray[np.int64]:
         values = samples.column(column)
-        alien = [value for value in values if value not in index]
-        if alien:
+        if alien := [value for value in values if value not in index]:
             first = samples.ids[list(values).index(alien[0])]
             raise UserError(
                 f"{self.spec.dataset}: {column} of {len(alien)} {samples.name} rows is not one of the classes "

@@ -130,8 +130,7 @@ class _Slides:
         self.group = self.bags.groups
         self.split = self.bags.column(SPLIT)
         for name in SPLITS[:2]:
-            both = shared_groups(self.group[self.split == name], self.group[self.split == "test"])
-            if both:
+            if both := shared_groups(self.group[self.split == name], self.group[self.split == "test"]):
                 raise UserError(f"{data.spec.dataset}: {both[0]!r} stands both in {name} and in test")
 
     def folds(self, settings: DiagnosisSettings, seed: int) -> NDArray[np.int64]:

@@ -43,8 +43,8 @@ BLOCK = 8192
 """Rows whose features, or images whose hashes, are taken at a time."""
 HASH_BITS = 64
 HASHES = pa.schema({"image_sha256": pa.string(), "phash": pa.uint64()})
-SAVE_EVERY = 100_000
-"""Images after which the file of hashes is written: an hour's work is not lost."""
+SAVE_EVERY = 12
+"""Blocks of images after which the file of hashes is written: an hour's work is not lost."""
 SHOWN = 3
 """Pairs that the text shows of each comparison; JSON has all."""
 
@@ -145,9 +145,9 @@ class Thresholds:
 
     cosine: float = 0.98
     bits: int = 4
-    """Of copies that were halved in size, saved as JPEG of quality 30 or brightened by 30 %, 95 % differ in 2 to 6 bits;
-    but so does up to one in ten pairs of nearest neighbors in sets whose images all look alike (measured on BreastMNIST
-    and Medical MNIST)."""
+    """Of copies that were halved in size, saved as JPEG of quality 30 or brightened by 30 %, 95 % differ in 2 to 6
+    bits; so does up to one in ten pairs of nearest neighbors in sets whose images all look alike (BreastMNIST, Medical
+    MNIST)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.cosine <= 1:
@@ -205,9 +205,8 @@ def find_leakage(
         key, sha = (np.array(table[name].to_pylist(), dtype=object)[there] for name in ("key", "image_sha256"))
         rows = table["row"].to_numpy().astype(np.int64)[there]
         held = None if hashes is None else hashes.of_rows(store, rows, sha)
-        return _Side(
-            dataset, place, Features(store, slug), rows, key, sha, key if group is None else group[there], held
-        )
+        groups = key if group is None else group[there]
+        return _Side(dataset, place, Features(store, slug), rows, key, sha, groups, held)
 
     corpora = []
     if training is not None:
@@ -253,8 +252,7 @@ def _compare(one: _Side, other: _Side, limits: Thresholds) -> Overlap:
     alone = np.ones(len(one.rows), dtype=bool)
     pairs = []
     for i, (sha, key, group) in enumerate(zip(one.sha, one.key, one.group, strict=True)):
-        copies = [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]
-        if copies:
+        if copies := [held for owner, held in holders.get(sha, {}).items() if not (itself and owner == group)]:
             pairs.append(Pair(str(key), str(copies[0]), "exact"))
             alone[i] = False
     exact, by_hash = len(pairs), None
@@ -362,17 +360,14 @@ class ImageHashes:
         self._say(f"reading {len(rows):,} images of {store.root} for their hashes")
         table = store.sample_table(columns=["row", "uri", "offset", "length", "image_sha256"])
         table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
-        unsaved = 0
         with ThreadPoolExecutor(usable_cores()) as pool:
-            for batch in table.to_batches(max_chunksize=BLOCK):
+            for number, batch in enumerate(table.to_batches(max_chunksize=BLOCK), start=1):
                 images = [one for one in batch.to_pylist() if one["uri"] is not None]
                 roots = [store.record.image_root(one["row"]) for one in images]
                 found = [one for one in pool.map(_hash_row, roots, images) if one is not None]
                 self._known = pa.concat_tables([self._known, pa.Table.from_pylist(found, HASHES)])
-                unsaved += len(batch)
-                if unsaved >= SAVE_EVERY:
+                if number % SAVE_EVERY == 0:
                     self._save()
-                    unsaved = 0
         self._save()
 
     def _save(self) -> None:

@@ -124,8 +124,7 @@ def group_leaks(data: DatasetRows) -> list[str]:
     """Report groups that are in two splits: such a score would measure memory."""
     found, what = [], data.spec.group or "key"
     for one, other in itertools.combinations((name for name in probe_splits(data) if name in data.splits), 2):
-        shared = shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other]))
-        if shared:
+        if shared := shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other])):
             found.append(
                 f"{data.spec.dataset}: {len(shared)} values of {what} stand in both {one} and {other}, "
                 f"for example {shared[0]!r}; divide the splits by {what}"

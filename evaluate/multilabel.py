@@ -166,8 +166,7 @@ def truth(data: DatasetRows, samples: Samples) -> NDArray[np.int8]:
     meanings = spec.meanings
     for label, (name, columns) in enumerate(classes.items()):
         cells = np.stack([samples.column(column) for column in columns])
-        alien = [cell for cell in cells.flat if cell not in meanings]
-        if alien:
+        if alien := [cell for cell in cells.flat if cell not in meanings]:
             raise UserError(
                 f"{data.spec.dataset}: {name} has {value_counts(alien)} among the {samples.name} rows; name these "
                 "values under `multilabel: positive`, `negative` or `unknown`"

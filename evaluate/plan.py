@@ -153,8 +153,8 @@ def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason
     digests = {"features_digest": "", "data_digest": ""}
     if not reason:
         data = loaded.rows_of(spec.dataset)
-        features = loaded.features_of(spec.dataset, model).digest(data.rows_used)
-        digests = {"features_digest": features, "data_digest": data.digest}
+        digests["features_digest"] = loaded.features_of(spec.dataset, model).digest(data.rows_used)
+        digests["data_digest"] = data.digest
     left_out: dict[str, Any] = dict.fromkeys((*NOT_IN_THE_NUMBERS, *(set(spec.sections) - {name})), True)
     described = {
         "dataset": spec.model_dump(mode="json", exclude=left_out | {"prompts": {"file"}}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 import traceback
 from collections.abc import Iterable
@@ -74,11 +73,6 @@ def code_digest() -> str:
     for path in sorted(sources):
         sha.update(f"{path.relative_to(here)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return sha.hexdigest()[:16]
-
-
-def number(value: float) -> float | None:
-    """JSON has no NaN: an undefined value is null."""
-    return None if math.isnan(value) else value
 
 
 def append_results(out: Path, rows: Iterable[ResultRow]) -> None:

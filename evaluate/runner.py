@@ -22,10 +22,10 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped] #
 from mmkd.base.errors import ConfigError
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.lock import lock_until_closed
-from mmkd.base.text import counted, one_line
+from mmkd.base.text import counted, one_line, plain_values
 from mmkd.evaluate.plan import Loaded, Plan, make_plan, plan_path
 from mmkd.evaluate.predictions import Predictions, encode_predictions
-from mmkd.evaluate.results import ResultRow, append_results, code_digest, failure, number, read_results
+from mmkd.evaluate.results import ResultRow, append_results, code_digest, failure, read_results
 from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
@@ -256,15 +256,15 @@ def _score(loaded: Loaded, planned: Unit, predictions: Predictions, seconds: flo
     found = resampled(predictions, scoring.metrics, scoring, bootstrap=suite.bootstrap, name=name, parts=parts)
     rows = []
     for (_, metric), replicates in found.items():
-        low, high = replicates.interval(suite.bootstrap.level)
+        value, low, high = plain_values([replicates.value, *replicates.interval(suite.bootstrap.level)])
         rows.append(
             _row(
                 loaded,
                 planned,
                 metric=metric,
-                value=number(replicates.value),
-                ci_low=number(low),
-                ci_high=number(high),
+                value=value,
+                ci_low=low,
+                ci_high=high,
                 n=replicates.n,
                 n_missing=replicates.missing,
                 n_groups=replicates.groups,

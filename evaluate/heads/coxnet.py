@@ -84,7 +84,6 @@ class Cohort:
     group: NDArray[np.object_]
 
     def take(self, chosen: NDArray[Any]) -> Cohort:
-        """Return subjects by mask or position."""
         return Cohort(self.x[chosen], self.time[chosen], self.event[chosen], self.group[chosen])
 
 
@@ -129,8 +128,7 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
 
 
 def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
-    """Return penalties from the smallest that leaves no coefficient down to a share of it, float64 (steps,),
-    descending."""
+    """Penalties from the smallest that leaves no coefficient down to a share of it, float64 (steps,)."""
     _, gradient = PartialLikelihood(cohort.time, cohort.event)(np.zeros(len(x)))
     largest = np.abs(x.T @ gradient).max() / len(x) / settings.l1_ratio
     return np.asarray(np.geomspace(1.0, settings.smallest_alpha, settings.alphas) * max(largest, TOLERANCE))
@@ -139,11 +137,10 @@ def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
 def fit_path(
     x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x
-    b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle
-    2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section
-    3.2: under half the steps here). Result: float64 (steps, D), and bool (steps,). `x`: float64 (n, D), standardized.
-    `alphas`: float64 (steps,), descending."""
+    """Minimize L(x b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) for each of `alphas`, float64
+    (steps,), descending, by accelerated proximal steps (Beck and Teboulle 2009, FISTA with backtracking), whose
+    momentum restarts when it points uphill (O'Donoghue and Candes 2015, section 3.2). `x`: float64 (n, D), standardized.
+    Returns coefficients, float64 (steps, D), and which converged, bool (steps,)."""
     n, beta, curvature = len(x), np.zeros(x.shape[1]), 1.0
     path, hazard, converged = np.empty((len(alphas), x.shape[1])), np.zeros(n), np.zeros(len(alphas), dtype=bool)
     for i, alpha in enumerate(alphas.tolist()):
