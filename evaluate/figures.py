@@ -37,8 +37,6 @@ BLUE, VERMILLION, GRAY = "#0072B2", "#D55E00", "#6b6b6b"
 COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":")
-DIVERGING = "PuOr_r"
-"""Purple below, orange above: no red against green. ColorBrewer lists it as safe for color-blind readers."""
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
 """Text is not mathematics: a `$` in a name is a dollar."""
 FORMATS = ("pdf", "png", "svg")
@@ -117,7 +115,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     # Below the digit that is shown there is nothing to color.
     reach = max(0.1, float(np.nanmax(np.abs(delta), initial=0.0)))
     painted = -delta if table.lower_is_better else delta
-    image = axes.imshow(painted, cmap=DIVERGING, norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
+    # Purple below, orange above, which ColorBrewer lists as safe for color-blind readers.
+    image = axes.imshow(painted, cmap="PuOr_r", norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
     for i, row in enumerate(table.rows):
         for j, column in enumerate(columns):
             value = table.value(row, column)

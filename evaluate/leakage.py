@@ -33,8 +33,6 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.suite import Suite
 from mmkd.store import FeatureStore, UserError
 
-TRAINING = "training corpus"
-
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 """Numbers, int64 (m,), and unit features or signs, float32 (m, D), of the rows that have some, a block at a time."""
 QUERIES = 4096
@@ -210,7 +208,9 @@ def find_leakage(
 
     corpora = []
     if training is not None:
-        corpora.append(side(training, "", TRAINING, training.sample_table(columns=["row", "key", "image_sha256"])))
+        corpora.append(
+            side(training, "", "training corpus", training.sample_table(columns=["row", "key", "image_sha256"]))
+        )
     overlaps: list[Overlap] = []
     for spec in suite.datasets:
         data = load_dataset(spec, stores[spec.store])

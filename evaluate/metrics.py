@@ -1,10 +1,7 @@
-"""Metrics that take counts: one call scores a whole block of bootstrap resamples.
-
-`y` is int64 (n,), classes 0 to C - 1; `score` is float64 (n, C), higher is surer; where there are two classes only,
-`positive` is bool (n,) and `score` float64 (n,). `weights` is float64 (B, n): how often each of the n samples occurs
-in each of B resamples; a row of ones is the data set itself. Every metric is float64 (B,), NaN where it has no value.
-Counts instead of repeated rows make a bootstrap exact, fast, and free of ties that are not in the data.
-"""
+"""Metrics that take counts: one call scores a block of bootstrap resamples. `y` is int64 (n,), classes 0 to C - 1;
+`score` is float64 (n, C), higher is surer; of two classes, `positive` is bool (n,) and `score` float64 (n,). `weights`
+is float64 (B, n): how often each sample occurs in each of B resamples; a row of ones is the data set itself. Every
+metric is float64 (B,), NaN where it has no value. Counts instead of repeated rows add no ties to the data."""
 
 from __future__ import annotations
 

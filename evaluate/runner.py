@@ -96,8 +96,8 @@ def run_suite(
     Args:
         selection: the scores will be used to choose a model: suites with `role: report` sets are refused.
         force: run finished units again; their new rows count.
-        jobs: units at once, each in a spawned process with one thread; more than one needs the usual
-            `if __name__ == "__main__":` of a script. The numbers do not depend on it, the order of the lines does.
+        jobs: units at once, each in a spawned process with one thread; the numbers do not depend on it. More than one
+            needs the usual `if __name__ == "__main__":` of a script.
         progress: called after every unit with its outcome and the number of all units.
         say: called with a line where another run has to end first.
     """

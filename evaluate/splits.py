@@ -17,8 +17,6 @@ from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
 from mmkd.evaluate.task import Metric
 
-HELD_OUT_SHARE = 0.2
-
 
 def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
     """Draw a share, within (0, 1], of the rows of every class `y`, int64 (n,), at least one of each. Returns ascending
@@ -40,7 +38,7 @@ def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDA
     rows = np.zeros((len(names), len(classes)), dtype=np.int64)
     np.add.at(rows, (member, np.searchsorted(classes, y)), 1)
     left = rows.sum(axis=0)
-    wanted = np.maximum(1, np.round(HELD_OUT_SHARE * left)).astype(np.int64)
+    wanted = np.maximum(1, np.round(0.2 * left)).astype(np.int64)
     held = np.zeros_like(left)
     out = np.zeros(len(names), dtype=bool)
     order = np.random.default_rng(seed).permutation(len(names))

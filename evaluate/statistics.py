@@ -16,8 +16,6 @@ from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.task import Contrast, Scoring
 
-FINITE_SHARE = 0.5
-"""An interval needs at least this share of resamples with a value."""
 FEWEST_GROUPS = 10
 """An interval, and with it a p and a verdict, needs this many independent groups. In simulations, intervals of 10
 groups that claim 95 % hold the truth in 88 to 89 % of studies; fewer groups say nothing about others."""
@@ -59,7 +57,7 @@ class Replicates:
         allow. At 0 and 100 % this is Wilson's (1927), for a paired difference of zero Newcombe's (1998, Statistics in
         Medicine 17:2635, method 10)."""
         finite = self.draws[np.isfinite(self.draws)]
-        enough = self.informative >= FEWEST_GROUPS and len(finite) >= FINITE_SHARE * max(1, len(self.draws))
+        enough = self.informative >= FEWEST_GROUPS and len(finite) >= 0.5 * max(1, len(self.draws))
         if math.isnan(self.value) or not enough:
             return math.nan, math.nan
         tail = (1 - level) / 2

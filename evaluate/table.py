@@ -20,9 +20,6 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.statistics import FEWEST_GROUPS, TOLERANCE, Replicates, averaged
 
-FORMULA = tuple("=+-@\t\r")
-"""What a spreadsheet takes for the beginning of a formula."""
-
 Parts = list[list[Replicates] | str]
 """Of each data set of a column a value per draw of the labels, or why there is none."""
 
@@ -102,9 +99,10 @@ class ResultTable:
         lines: list[str] = []
         writer = csv.writer(SimpleNamespace(write=lines.append))  # its "\r\n" makes it quote both characters in names
         writer.writerow(["model", "column", "value", "low", "high", "n", "missing", "seed_sd", "reason"])
+        formula = tuple("=+-@\t\r")
         for record in self.records():
             cells = record.values()
-            writer.writerow(f"'{one}" if isinstance(one, str) and one.startswith(FORMULA) else one for one in cells)
+            writer.writerow(f"'{one}" if isinstance(one, str) and one.startswith(formula) else one for one in cells)
         return "".join(f"{line[:-2]}\n" for line in lines)
 
     def json(self) -> str:

@@ -21,8 +21,6 @@ MAX_STEPS = 5000
 """Steps of one penalty; a fit that needs more has not converged."""
 TOLERANCE = 1e-5
 """Steps of one penalty stop when no coefficient (of standardized columns) moves by more."""
-EXPONENT_LIMIT = 50.0
-"""Bound of log-hazards, which keeps exp() from overflowing."""
 
 
 class PartialLikelihood:
@@ -56,7 +54,7 @@ class PartialLikelihood:
 
     def _sums(self, log_hazard: Floats) -> tuple[float, Floats, Floats]:
         """Return value, hazards in order of time (n,), and what each event is divided by (events,)."""
-        eta = np.clip((log_hazard - log_hazard.max())[self._order], -EXPONENT_LIMIT, 0.0)
+        eta = np.clip((log_hazard - log_hazard.max())[self._order], -50.0, 0.0)  # no hazard of zero to divide by
         hazard = np.exp(eta)
         at_risk = np.cumsum(hazard[::-1])[::-1][self._first]
         dying = np.bincount(self._group, weights=hazard * self._event, minlength=len(self._first))
@@ -139,8 +137,8 @@ def fit_path(
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Minimize L(x b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) for each of `alphas`, float64
     (steps,), descending, by accelerated proximal steps (Beck and Teboulle 2009, FISTA with backtracking), whose
-    momentum restarts when it points uphill (O'Donoghue and Candes 2015, section 3.2). `x`: float64 (n, D), standardized.
-    Returns coefficients, float64 (steps, D), and which converged, bool (steps,)."""
+    momentum restarts when it points uphill (O'Donoghue and Candes 2015, section 3.2). Returns coefficients,
+    float64 (steps, D), and which converged, bool (steps,). `x`: float64 (n, D), standardized."""
     n, beta, curvature = len(x), np.zeros(x.shape[1]), 1.0
     path, hazard, converged = np.empty((len(alphas), x.shape[1])), np.zeros(n), np.zeros(len(alphas), dtype=bool)
     for i, alpha in enumerate(alphas.tolist()):
