@@ -191,8 +191,7 @@ def _similar_filters(data: DatasetRows) -> list[str]:
         named = {value for chosen in filters for value in chosen.get(column, ())}
         similar = {_folded(value): value for value in named if value}
         texts = {raw: cell_text(raw) or "" for raw in counts}
-        other = {raw: counts[raw] for raw, text in texts.items() if text not in named and _folded(text) in similar}
-        if other:
+        if other := {raw: counts[raw] for raw, text in texts.items() if text not in named and _folded(text) in similar}:
             like = ", ".join(sorted({repr(similar[_folded(texts[raw])]) for raw in other}))
             found.append(f"rows with {column} {value_counts(Counter(other))} are in no split; `rows` names {like}")
     return found
