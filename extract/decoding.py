@@ -20,12 +20,9 @@ from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
 from mmkd.store.inputs import encode_input
 
-# Bounds on what waits between the stages: encoded bytes of so many windows, and pixels of so many.
-# Enough for each stage to keep ahead of the next; memory is these times a window.
+# Windows of encoded bytes, and of pixels, that may wait: each stage keeps ahead of the next; memory is these times one.
 _WINDOWS_READ, _WINDOWS_DECODED = 4, 2
 
-NOTE = "note: "
-"""Prefix of reasons that are not faults."""
 
 Window = TypeVar("Window")
 
@@ -45,7 +42,7 @@ class DecodedImage:
 
     reason: str | None = None
     note: str | None = None
-    """Assumptions made for an odd header of a sound image."""
+    """What was assumed for an odd header of a sound image, as a reason that is no fault."""
     width: int | None = None
     height: int | None = None
     """Pixels, as decoded."""
@@ -84,7 +81,7 @@ def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: in
         return DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=encoded.seconds)
     assumed = picture.info.get(ASSUMED)
     return DecodedImage(
-        note=f"{NOTE}{assumed}" if assumed else None,
+        note=f"note: {assumed}" if assumed else None,
         width=picture.width,
         height=picture.height,
         image_sha256=digest,

@@ -11,7 +11,7 @@ import torch
 from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
 from distributed.worker import Worker
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import UserError, cause
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import Watch, keep_freed_memory
 from mmkd.extract.cluster_config import WorkerConfig
@@ -28,9 +28,6 @@ from mmkd.store.record import Store
 from mmkd.store.samples import read_part
 
 PLUGIN_NAME = "mmkd-teachers"
-
-_RETRIES = 2
-"""Further attempts at a task that raised: a fault of the machine passes, one of the code recurs."""
 
 
 class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hints
@@ -149,8 +146,9 @@ def _outcomes(
 ) -> Iterator[tuple[ShardTask, ShardReport | BaseException]]:
     keys = [f"{'isolated' if task.isolated else 'shard'}-{task.shard:05d}" for task in tasks]
     by_key = dict(zip(keys, tasks, strict=True))
-    # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for.
-    futures = client.map(partial(run_task, store), tasks, key=keys, pure=False, retries=_RETRIES)
+    # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for. Retries: a
+    # fault of the machine passes, one of the code recurs.
+    futures = client.map(partial(run_task, store), tasks, key=keys, pure=False, retries=2)
     for future in as_completed(futures):
         if future.status in ("cancelled", "lost"):
             raise UserError(
@@ -169,5 +167,4 @@ def _result(task: ShardTask, outcome: ShardReport | BaseException) -> ShardRepor
         return outcome
     if isinstance(outcome, KilledWorker):
         return LostShard(task.shard, "its workers died or hung; too little memory, or a fault in a teacher?")
-    text = " ".join(str(outcome).split())[:200]
-    return LostShard(task.shard, f"{type(outcome).__name__}: {text}" if text else type(outcome).__name__)
+    return LostShard(task.shard, f"{type(outcome).__name__}: {cause(outcome)}".removesuffix(": "))

@@ -20,8 +20,6 @@ from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
 
-_TOKENIZE_ROWS = 256
-
 MAX_CAPTION_CHARACTERS = 1 << 16
 """Maximum caption characters tokenized: far beyond any context, to bound time and memory."""
 
@@ -115,12 +113,17 @@ def _missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
 def _encode_distinct(
     captions: list[str], teacher: Teacher, bench: Workbench
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
-    """Return features (n, D) and untruncated token counts (n,)."""
+    """Return features (n, D) and untruncated token counts (n,). Raises RuntimeError if the tokenizer failed."""
     encoded = _missing(len(captions), teacher)
     parts: list[torch.Tensor] = []
     counts: list[int] = []
-    for start in range(0, len(captions), _TOKENIZE_ROWS):
-        tokens, some = _tokenize(teacher, captions[start : start + _TOKENIZE_ROWS])
+    for start in range(0, len(captions), 256):
+        try:
+            tokens, some = teacher.tokenize(captions[start : start + 256])
+        except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
+            # Its own message may quote a caption that names a patient.
+            kind = type(error).__name__
+            raise RuntimeError(f"teacher {teacher.card.slug!r}: its tokenizer raised {kind} on a caption") from None
         parts.append(tokens)
         counts += some
         bench.watch.beat()
@@ -135,16 +138,6 @@ def _encode_distinct(
                 encoded[here] = encode(teacher, "text", tokens[here, :length], bench.sizes)
                 bench.watch.beat()
     return encoded, np.array(counts, dtype=np.int64)
-
-
-def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-    """As `Teacher.tokenize`; its errors are not logged, because they may quote a caption that names a patient. Raises
-    RuntimeError if the tokenizer failed."""
-    try:
-        return teacher.tokenize(captions)
-    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
-        kind = type(error).__name__
-        raise RuntimeError(f"teacher {teacher.card.slug!r}: its tokenizer raised {kind} on a caption") from None
 
 
 def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:

@@ -68,21 +68,17 @@ def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSiz
             continue
         except torch.OutOfMemoryError:
             pass  # halved outside: the exception holds the frames, and they hold the tensors that did not fit
-        _halve(sizes, teacher, tower, rows)
+        slug, device = teacher.card.slug, teacher.device
+        if rows == 1:
+            raise TeacherError(
+                f"teacher {slug!r}: {device} has too little memory for one {tower}; give fewer teachers a run, "
+                "fewer processes a device, or another device"
+            )
+        sizes.halved[slug, tower] = rows // 2
+        log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return features
-
-
-def _halve(sizes: BatchSizes, teacher: Teacher, tower: Tower, rows: int) -> None:
-    slug = teacher.card.slug
-    if rows == 1:
-        raise TeacherError(
-            f"teacher {slug!r}: {teacher.device} has too little memory for one {tower}; give fewer teachers a run, "
-            "fewer processes a device, or another device"
-        )
-    sizes.halved[slug, tower] = rows // 2
-    log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, teacher.device)
-    if teacher.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _in_passes(

@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection, Pipe
 
 from mmkd.base.images.source import ImageSource
 from mmkd.extract.decoding import DecodedImage, decode_image, read_image
 from mmkd.extract.teachers.geometry import Geometry
 
-_TICK_SECONDS = 0.5
 _START_SECONDS = 120.0
 """A child imports PyTorch before it is ready; on a cold network disk that takes a while."""
 
@@ -36,13 +36,10 @@ def isolated_windows(
 ) -> Iterator[list[DecodedImage]]:
     """As `decoding.decode_windows`, with the same pixels; an image that takes its process down, or more than `seconds`,
     says so in its reason. `beat` is called while waiting. Raises RuntimeError if the child does not start."""
-    decoder = _Decoder(seconds, beat)
-    try:
+    with closing(_Decoder(seconds, beat)) as decoder:
         for start in range(0, len(sources), window):
             here = sources[start : start + window]
             yield [decoder.decode((source, tuple(geometries), keep)) for source in here]
-    finally:
-        decoder.end()
 
 
 class _Decoder:
@@ -58,13 +55,13 @@ class _Decoder:
             self._child = self._start()
             ready = self._answer(_START_SECONDS)
             if not isinstance(ready, DecodedImage):
-                self.end()
+                self.close()
                 raise RuntimeError(f"a decoding process did not start: {ready}")
         self._child[1].send(question)
         answer = self._answer(self._seconds)
         if isinstance(answer, DecodedImage):
             return answer
-        self.end()
+        self.close()
         return DecodedImage(reason=f"image: {answer}")
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
@@ -82,18 +79,17 @@ class _Decoder:
         child, connection = self._child
         deadline = time.monotonic() + seconds
         try:
-            while not connection.poll(_TICK_SECONDS):
+            while not connection.poll(0.5):
                 self._beat()
                 if time.monotonic() > deadline:
                     return f"reading or decoding takes more than {seconds:g} seconds"
-            answer: DecodedImage = connection.recv()
-            return answer
+            return connection.recv()  # type: ignore[no-any-return]
         except (EOFError, OSError):
             code = child.wait()
             ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             return f"the decoder crashed on it ({ending})"
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill the child, if there is one."""
         if self._child is not None:
             child, connection = self._child

@@ -54,7 +54,12 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             add_teacher(target, card)
         store = FeatureStore.open(config.store)
         report = RunReport(config.store, len(store), store.shards)
-        retries = plan_retries(_shards_with_failed_images(store), cards, store.ledger) if config.retry_failed else []
+        retries: list[ShardTask] = []
+        if config.retry_failed:
+            samples = store.sample_table(columns=["row", "reason"])
+            failed = samples.filter(pc.starts_with(samples["reason"], IMAGE_FAULT))["row"].to_pylist()
+            shards_failed = sorted({row // store.record.rows_per_shard for row in failed})
+            retries = plan_retries(shards_failed, cards, store.ledger)
         lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
         tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
         for line in overview.lines() if (overview := read_overview(config.store)) else ():
@@ -67,7 +72,12 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             wanted = {slug for task in (*tasks, *retries) for slug in task.teachers}
             plugin = TeachersPlugin([pair for pair in described if pair[1].slug in wanted], config.cluster.worker)
             with dask_client(config.cluster) as client:
-                _announce(client, say)
+                try:
+                    say(f"dashboard: {client.dashboard_link}")
+                except KeyError as error:
+                    say(f"dashboard: no link: distributed.dashboard.link names {error}, which is not set")
+                if not client.scheduler_info()["workers"]:
+                    say("no worker has joined yet; the run starts with the first one")
                 start_workers(client, plugin)
                 if retries:
                     _do(client, target, retries, report, config, say)
@@ -89,21 +99,6 @@ def _open_or_make(corpus: Corpus, root: StorePath, say: Say) -> Store:
     return store
 
 
-def _shards_with_failed_images(store: FeatureStore) -> list[int]:
-    rows = store.sample_table(columns=["row", "reason"])
-    failed = rows.filter(pc.starts_with(rows["reason"], IMAGE_FAULT))["row"].to_pylist()
-    return sorted({row // store.record.rows_per_shard for row in failed})
-
-
-def _announce(client: Client, say: Say) -> None:
-    try:
-        say(f"dashboard: {client.dashboard_link}")
-    except KeyError as error:
-        say(f"dashboard: no link: distributed.dashboard.link names {error}, which is not set")
-    if not client.scheduler_info()["workers"]:
-        say("no worker has joined yet; the run starts with the first one")
-
-
 def _do(
     client: Client, store: Store, tasks: Sequence[ShardTask], report: RunReport, config: ExtractConfig, say: Say
 ) -> None:
@@ -120,20 +115,15 @@ def _do(
                 log.write(result)
             else:
                 report.lose(result.shard, result.reason, len(store.record.shard_rows(result.shard)))
-            _check_failures(config, report)
-
-
-def _check_failures(config: ExtractConfig, report: RunReport) -> None:
-    limit = config.max_failures
-    lost = report.lost_rows.total()
-    failed, seen = report.failed + lost, report.rows_read + lost
-    if limit is not None and limit.passed(failed, seen, report.rows):
-        reasons = (report.reasons + report.lost_rows).most_common(3)
-        worst = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
-        raise UserError(
-            f"{failed:,} of {seen:,} rows failed, more than --failures {limit} ({worst}); correct "
-            "the corpus and run with --failures retry, or raise the limit and run again: what was done is kept"
-        )
+            limit, lost = config.max_failures, report.lost_rows.total()
+            failed, seen = report.failed + lost, report.rows_read + lost
+            if limit is not None and limit.passed(failed, seen, report.rows):
+                reasons = (report.reasons + report.lost_rows).most_common(3)
+                worst = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
+                raise UserError(
+                    f"{failed:,} of {seen:,} rows failed, more than --failures {limit} ({worst}); correct "
+                    "the corpus and run with --failures retry, or raise the limit and run again: what was done is kept"
+                )
 
 
 def make_store(corpus: Corpus, root: StorePath) -> Store:

@@ -8,14 +8,13 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, cause
 from mmkd.extract.teachers.geometry import geometry_of, pixel_transform
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.loaders import find_loader
@@ -23,8 +22,6 @@ from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.published import known_teacher
 from mmkd.extract.teachers.spec import Precision, TeacherSpec
 
-_FLOAT16_MAX = 65504.0
-_MAX_PICTURES = 64
 _HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 _SAME, _DIFFERENT, _UNKNOWN = "the original's model", "not the original's model", "no published feature to compare with"
 
@@ -147,7 +144,7 @@ def _run(teacher: Teacher, method: str, inputs: torch.Tensor) -> TowerReport:
         norm_smallest=float(norms.min()),
         norm_largest=float(norms.max()),
         not_finite=int((~finite).sum()),
-        beyond_float16=int((features.abs() > _FLOAT16_MAX).any(dim=1).sum()),
+        beyond_float16=int((features.abs() > torch.finfo(torch.float16).max).any(dim=1).sum()),
         not_finite_in_half=failures,
         per_second=len(inputs) / seconds,
     )
@@ -191,12 +188,10 @@ def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
         try:
             features: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TeacherError(f"cannot read {path} ({' '.join(str(error).split())[:120]})") from error
+            raise TeacherError(f"cannot read {path} ({cause(error, 120)})") from error
         names = {name.removesuffix("_img") for name in features if name.endswith("_img")} & spellings
-        samples += [
-            GoldenSample(key, image, caption, features[f"{name}_img"], features[f"{name}_txt"])
-            for name in sorted(names)
-        ]
+        vectors = ((features[f"{name}_img"], features[f"{name}_txt"]) for name in sorted(names))
+        samples += [GoldenSample(key, image, caption, *pair) for pair in vectors]
     return samples
 
 
@@ -252,24 +247,23 @@ def drawn_pictures() -> list[Image.Image]:
 
 
 def pictures_in(folder: Path) -> list[Image.Image]:
-    """Return the first 64 pictures of a folder by name. Raises TeacherError if there is no folder, no picture in it, or
+    """Return the first 64 pictures of a folder by name. Raises TeacherError without a folder or a picture in it, or for
     one that cannot be decoded."""
     if not folder.is_dir():
         raise TeacherError(f"there is no folder {folder} with pictures")
-    files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    pictures = list(islice((picture for path in files if (picture := _open_picture(path))), _MAX_PICTURES))
+    pictures: list[Image.Image] = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        try:
+            picture = Image.open(path)
+            picture.load()
+        except OSError as error:
+            # A file that neither is a picture nor is called one may lie there.
+            if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in Image.registered_extensions():
+                continue
+            raise TeacherError(f"{path} is a broken picture ({error}); remove it and run again") from error
+        pictures.append(picture)
+        if len(pictures) == 64:
+            break
     if not pictures:
         raise TeacherError(f"{folder} has no picture that can be read; expected PNG, JPEG, TIFF or the like")
     return pictures
-
-
-def _open_picture(path: Path) -> Image.Image | None:
-    """Return the decoded picture; None for a file that neither is one nor is called one."""
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except OSError as error:
-        if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in Image.registered_extensions():
-            return None
-        raise TeacherError(f"{path} is a broken picture ({error}); remove it and run again") from error
-    return picture

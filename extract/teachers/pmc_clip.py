@@ -62,9 +62,8 @@ class PmcClipTowers(nn.Module):
         padding = self.bert.config.pad_token_id
         mask = (text != padding).long() if self._options.attention_mask else torch.ones_like(text)
         output = self.bert(input_ids=text, attention_mask=mask)
-        pooled = (
-            output.pooler_output if self._options.text_feature == "pooler_output" else output.last_hidden_state[:, 0]
-        )
+        whole = self._options.text_feature == "pooler_output"
+        pooled = output.pooler_output if whole else output.last_hidden_state[:, 0]
         projected: torch.Tensor = pooled @ self.text_projection
         return projected
 
@@ -93,7 +92,7 @@ def _build(plan: Plan) -> nn.Module:
     image_weights, text_weights, projection = _parts(plan)
     visual = _resnet(image_weights, options, plan.where)
     load_strictly(visual, image_weights, f"{plan.where} (image tower)")
-    config = make_config(plan.text_config, f"teacher {plan.spec.slug!r}")
+    config = make_config(plan.spec, plan.text_config)
     bert = build_strictly(transformers.BertModel, config, text_weights, f"{plan.where} (text tower)")
     if projection.shape != (config.hidden_size, options.dim):
         raise TeacherError(
@@ -104,8 +103,7 @@ def _build(plan: Plan) -> nn.Module:
 
 
 def _parts(plan: Plan) -> tuple[StateDict, StateDict, torch.Tensor]:
-    """Return the weights of both towers and of the text projection, from the three split files or from one training
-    checkpoint."""
+    """Return the weights of both towers and the text projection, from three split files or one training checkpoint."""
     files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
     if len(files) == len(SPLIT_FILES):
         return files[0], files[1], files[2][BARE_TENSOR]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections import Counter
 from pathlib import Path
 
 from pydantic import Field, JsonValue
@@ -67,9 +68,8 @@ def _read_cards() -> dict[str, PublishedTeacher]:
     """Return all cards by slug: the nine, then others beside the one they are like."""
     contents = {path.stem: read_mapping(path) for path in sorted(FOLDER.glob("*.yaml"))}
     rank = {slug: number for number, slug in enumerate(_NINE)}
-    order = sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, str(contents[slug].get("like")))])
     cards = {}
-    for slug in order:
+    for slug in sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, contents[slug].get("like"))]):
         own = dict(contents[slug])
         original = {name: value for name, value in contents.get(own.pop("like", ""), {}).items() if name not in _OWN}
         cards[slug] = validated(PublishedTeacher, {"slug": slug} | original | own, FOLDER / f"{slug}.yaml")
@@ -87,8 +87,7 @@ def variants() -> tuple[PublishedTeacher, ...]:
 
 
 def known_teacher(name: str) -> PublishedTeacher | None:
-    """Return the published teacher of this slug or of another known spelling, case-insensitively; None if there is
-    none."""
+    """Return the published teacher of this slug or another known spelling, in any case; None if there is none."""
     return _names().get(name.lower())
 
 
@@ -120,10 +119,9 @@ def parse_teachers(text: str) -> list[TeacherSpec]:
     if not entries:
         raise TeacherError("no teacher named: give 'all', names from `mmkd teachers list`, or NAME=local-dir:/path")
     specs = [spec for entry in entries for spec in _parse_entry(entry)]
-    slugs = [spec.slug for spec in specs]
-    for slug in slugs:
-        if slugs.count(slug) > 1:
-            raise TeacherError(f"teacher {slug!r} is named {slugs.count(slug)} times in {text!r}: each name once")
+    ((slug, count),) = Counter(spec.slug for spec in specs).most_common(1)
+    if count > 1:
+        raise TeacherError(f"teacher {slug!r} is named {count} times in {text!r}: each name once")
     return specs
 
 

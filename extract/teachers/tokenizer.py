@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe, get_clean_fn
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, cause
 from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256, settings_sha256
 
 # Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
@@ -97,9 +97,8 @@ class FolderTokenizer:
                 **plan.settings,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise TeacherError(
-                f"the tokenizer in {plan.folder} cannot be loaded ({reason}); download its files again"
+                f"the tokenizer in {plan.folder} cannot be loaded ({cause(error, 160)}); download its files again"
             ) from error
         self._inner = self._wrapped.tokenizer
         if plan.clean is None:
