@@ -114,7 +114,8 @@ def _do(
                 report.add(result)
                 log.write(result)
             else:
-                report.lose(result.shard, result.reason, len(store.record.shard_rows(result.shard)))
+                report.lost[result.shard] = result.reason
+                report.lost_rows[f"shard lost: {result.reason}"] += len(store.record.shard_rows(result.shard))
             limit, lost = config.max_failures, report.lost_rows.total()
             failed, seen = report.failed + lost, report.rows_read + lost
             if limit is not None and limit.passed(failed, seen, report.rows):

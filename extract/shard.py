@@ -38,9 +38,7 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
     live = _live_rows(table)
     sources = image_sources(table, live, store.record.image_root(shard * store.record.rows_per_shard))
     images, image_features = encode_images(sources, teachers, bench, clock)
-    captions = [
-        caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
-    ]
+    captions = [text if row_live else None for text, row_live in zip(table["caption"].to_pylist(), live, strict=True)]
     faults = _caption_faults(table, captions)
     usable = [None if fault else caption for caption, fault in zip(captions, faults, strict=True)]
     text_features = encode_captions(usable, teachers, bench, report, clock)
@@ -105,15 +103,8 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
     sound = _sound(images)
     if sound.any() or tried["reason"].to_pylist() != some["reason"].to_pylist():
         stored, own = FeatureStore.open(store.root), store.record.shard_rows(shard)
-        rows = slice(own.start, own.stop)
-        before = {
-            slug: ShardFeatures(
-                np.array(stored.image(slug)[rows]),
-                np.array(stored.text(slug)[rows]),
-                np.array(stored.valid(slug)[rows]),
-            )
-            for slug in teachers
-        }
+        rows, arrays = slice(own.start, own.stop), (stored.image, stored.text, stored.valid)
+        before = {slug: ShardFeatures(*(np.array(array(slug)[rows]) for array in arrays)) for slug in teachers}
         for slug in entries_of_shard(store.root, shard):
             remove_entry(store.root, shard, slug)
         order = np.arange(len(table))
@@ -154,8 +145,7 @@ def caption_fault(caption: str | None) -> str | None:
 
 
 def _caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
-    """Return why each row's caption cannot be used, or None. Faults known from the index or an earlier teacher come
-    first: a truncated or overlong sidecar."""
+    """Return why each row's caption cannot be used, or None; what the index or an earlier teacher found comes first."""
     return [
         next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), caption_fault(caption))
         for reason, caption in zip(table["reason"].to_pylist(), captions, strict=True)
@@ -183,13 +173,10 @@ def final_rows(
         one_sided = next((part for part in (reason or "").split("; ") if part in ONE_SIDED), None)
         faults = [fault for fault in (image.reason if image else None, text_reason, one_sided) if fault]
         something_sound = (image is not None and image.reason is None) or (caption is not None and text_reason is None)
-        if row_live:
-            columns["status"].append("ok" if not faults else "partial" if something_sound else "failed")
-            notes = [image.note] if image and image.note else []
-            columns["reason"].append("; ".join([*faults, *notes]) or None)
-        else:
-            columns["status"].append("failed")
-            columns["reason"].append(reason)
+        notes = [image.note] if image and image.note else []
+        failed = not row_live or (faults and not something_sound)
+        columns["status"].append("failed" if failed else "partial" if faults else "ok")
+        columns["reason"].append(("; ".join([*faults, *notes]) or None) if row_live else reason)
         for name in ("width", "height", "image_sha256"):
-            columns[name].append(getattr(image, name) if image else None)
+            columns[name].append(getattr(image, name, None))
     return with_columns(table, columns)

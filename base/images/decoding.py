@@ -127,7 +127,7 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
     other: Any = Image.open(io.BytesIO(data), formats=[picture.format])
     if picture.format == "PPM":
         other.tile = picture.tile
-    # "RGBa" would be divide_by_alpha by its alpha, byte by byte: that is done below with all 16 bits.
+    # "RGBa" would be divided by its alpha, byte by byte: that is done below with all 16 bits.
     plain = {"RGBa": "RGBA"}.get(name, name)
     mode = "RGB" if name == "RGBX" else plain
     upper = np.asarray(_with_raw_mode(picture, mode, f"{plain};16{order}"), dtype=np.uint16)

@@ -8,7 +8,7 @@
    pixels are no measurements: they do not count for the range, and all but the last become black. Infinities become the
    nearest end.
 4. Where the file says that its smallest value is white, gray is inverted.
-5. Alpha is laid over white; samples that were multiplied by it are divide_by_alpha first.
+5. Alpha is laid over white; samples that were multiplied by it are divided by it first.
 6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles are not applied.
 7. The orientation of the file's EXIF is applied.
 """

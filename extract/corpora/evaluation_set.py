@@ -26,7 +26,6 @@ from mmkd.store.samples import FIXED_COLUMNS
 
 SPLIT, FOLD = "split", "fold"
 _PROMPTS = "prompts"
-_OF_A_SAMPLE = ("key", "name", "stem")
 # Cells of Patho-Bench's fold columns and of CLAM's split files.
 _TEST = "test"
 
@@ -187,7 +186,7 @@ class EvaluationSet(DerivedCorpus):
     def labels(self) -> tuple[str, ...]:
         """Label columns, each once. Raises CorpusError if the joined table has a column that the source has too."""
         own, joined = self.corpus.labels, self.join.labels if self.join else ()
-        fields = (*_OF_A_SAMPLE, *own)
+        fields = ("key", "name", "stem", *own)
         if self.join and (both := sorted(set(own) & set(joined))):
             raise CorpusError(
                 f"{self.name}: column {both[0]!r} of {self.join.table} is a label of {self.corpus.location} already; "
@@ -206,9 +205,18 @@ class EvaluationSet(DerivedCorpus):
         return json.dumps([self.corpus.settings(), self.splits, joined, drawn, self.modality])
 
     def parts(self) -> Sequence[Part]:
+        """Return those of the splits. Raises CorpusError for a split without files, and a file in two."""
         parts = [part for part in self.corpus.parts() if not self.splits or self._split(part.name)]
-        if self.splits:
-            self._check_splits([part.name for part in parts])
+        for split, patterns in self.splits.items():
+            mine = [part.name for part in parts if fits(part.name, patterns)]
+            if not mine:
+                there = ", ".join(file.name for file in islice(list_files(as_root(self.corpus.location)), 10))
+                raise CorpusError(
+                    f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there or 'nothing'} "
+                    f"in {self.corpus.location}"
+                )
+            if stray := next((name for name in mine if self._split(name) != split), None):
+                raise CorpusError(f"{self.name}: {stray} belongs to the splits {self._split(stray)} and {split}")
         if self.prompts is None:
             return parts
         texts = json.dumps(list(self.prompts.prompts()))
@@ -243,22 +251,6 @@ class EvaluationSet(DerivedCorpus):
 
     def _split(self, name: str) -> str | None:
         return next((split for split, patterns in self.splits.items() if fits(name, patterns)), None)
-
-    def _check_splits(self, names: list[str]) -> None:
-        """Refuse a split without files, and a file in two. Raises CorpusError if a pattern is wrong."""
-        for split, patterns in self.splits.items():
-            mine = [name for name in names if fits(name, patterns)]
-            if not mine:
-                there = ", ".join(file.name for file in islice(list_files(as_root(self.corpus.location)), 10))
-                raise CorpusError(
-                    f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there or 'nothing'} "
-                    f"in {self.corpus.location}"
-                )
-            strays = [name for name in mine if self._split(name) != split]
-            if strays:
-                raise CorpusError(
-                    f"{self.name}: {strays[0]} belongs to the splits {self._split(strays[0])} and {split}"
-                )
 
 
 def _sample_field(row: CorpusRow, what: str) -> str | None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmkd.base.config import filled, read_mapping, user_roots, validated
-from mmkd.base.errors import ConfigError, CorpusError, UnreachableError
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.install import install_command
 from mmkd.base.places.reading import join, read_range
 from mmkd.base.places.remote import RemotePath, StorePath, as_root
 from mmkd.extract.corpora.evaluation_set import Draw, EvaluationSet, Join
-from mmkd.extract.corpora.files import DICOM, PICTURES, SLIDES, TABLES, TEXTS, FileCorpus, corpus_files, unlistable
+from mmkd.extract.corpora.files import DICOM, PICTURES, SLIDES, TABLES, TEXTS, FileCorpus, corpus_errors, corpus_files
 from mmkd.extract.corpora.row import Corpus
 from mmkd.store.evaluation_rows import read_prompts
 
@@ -92,15 +92,13 @@ def open_corpus(location: str) -> Corpus:
     field; UserError if the URL's scheme is unknown, or a package is missing."""
     place = as_root(location)
     suffix = place.suffix.lower()
-    try:
+    with corpus_errors(place):
         if not place.exists():
             raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
         if suffix in (".yaml", ".yml"):
             return _read_description(place)
         if place.is_dir():
             return _folder(place, location)
-    except (OSError, UnreachableError) as error:
-        raise unlistable(place, error) from error
     kind = next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)
     if kind is None:
         raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_EXPECTED}")
@@ -147,9 +145,8 @@ def _read_description(path: StorePath) -> Corpus:
     content, roots = read_mapping(path), user_roots()
     if "suite" in content:
         raise ConfigError(f"{path} is a suite; extract its data sets one by one: `mmkd evaluate check {path}` says how")
-    if "dataset" not in content:
-        return _make_reader(filled(content, roots, path), path)
-    return _evaluation_set(content, path, roots)
+    is_set = "dataset" in content
+    return _evaluation_set(content, path, roots) if is_set else _make_reader(filled(content, roots, path), path)
 
 
 def read_bags(path: Path) -> tuple[Path, Join | None]:
@@ -213,11 +210,10 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
         reader["only"] = list(chain.from_iterable(splits.values()))
     if splits and reader.get("kind") == "imagefolder":
         reader.setdefault("split_folders", True)
-    prompts = content.get("prompts") or {}
+    prompts, modality = content.get("prompts") or {}, content.get("modality")
     file = filled(prompts.get("file"), roots, path) if isinstance(prompts, dict) else None
     if splits and source.get("draw") is not None:
         raise ConfigError(f"{path}: source has `splits` and `draw`; keep the published splits")
-    modality = content.get("modality")
     return EvaluationSet(
         name=name,
         corpus=_make_reader(reader, path),

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, NamedTuple
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
-from mmkd.extract.corpora.files import TABLES, unlistable
+from mmkd.extract.corpora.files import TABLES, corpus_errors
 from mmkd.extract.corpora.row import BYTE_ORDER_MARKS, UNDECODABLE_BYTES, CorpusRow, Ignored, Part, as_label
 from mmkd.extract.corpora.tabular import Image, TabularCorpus
 
@@ -120,12 +120,9 @@ class TableCorpus(TabularCorpus):
             yield Ignored("file: has no rows", part.name)
 
     def _records(self, name: str) -> Iterator[Record]:
-        with self.open_part(Part(name, 0, "")) as file:
-            try:
-                lines = _lines(file, self.path, self.encoding)
-                yield from _json_records(lines, self.path) if _is_jsonl(name) else self._cells(name, lines)
-            except OSError as error:
-                raise unlistable(self.place, error) from error
+        with corpus_errors(self.place), self.open_part(Part(name, 0, "")) as file:
+            lines = _lines(file, self.path, self.encoding)
+            yield from _json_records(lines, self.path) if _is_jsonl(name) else self._cells(name, lines)
 
     def _cells(self, name: str, lines: Iterator[str]) -> Iterator[Record]:
         """Yield records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault.
