@@ -43,7 +43,6 @@ class Check:
     status: Status
     found: str
     next_step: str = ""
-    """Next step; empty where none is needed."""
 
 
 MAPPED_FILES = 65_530
@@ -301,10 +300,6 @@ def cached_bytes(repository: str) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-LITTLE = 10 * 1024**3
-"""Bytes: the nine teachers' weights take about 6 GB, features of 100,000 pairs by all nine about 2 GB."""
-
-
 def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
     """Free room in the folder for stores, the hub's cache and the folder for temporary files."""
     for name, place in (("stores", folder), ("weights", cache), ("temporary", Path(tempfile.gettempdir()))):
@@ -314,7 +309,8 @@ def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
         if not os.access(there, os.W_OK):
             step = "choose another folder, or change its rights"
             yield Check("disk", name, "warning", f"{place} cannot be written", step)
-        elif free < LITTLE:
+        elif free < 10 * 1024**3:
+            # The nine teachers' weights take about 6 GB, features of 100,000 pairs by all nine about 2 GB.
             yield Check("disk", name, "warning", found, "make room, or use another disk")
         else:
             yield Check("disk", name, "ok", found)
@@ -335,12 +331,9 @@ def doctor(folder: Path, timeout: float, as_json: bool) -> None:
 
     Changes nothing, needs no network. Exit status 1 when something must be corrected before mmkd can work.
     """
-    hub = (hub_check(seconds) for seconds in [min(timeout, 10)])
-    checks = chain(
-        machine_checks(timeout), package_checks(), hub, teacher_checks(), disk_checks(folder, cache_folder())
-    )
+    hub, disks = map(hub_check, [min(timeout, 10)]), disk_checks(folder, cache_folder())
     found: list[Check] = []
-    for check in checks:
+    for check in chain(machine_checks(timeout), package_checks(), hub, teacher_checks(), disks):
         if not as_json:
             if not found or found[-1].part != check.part:
                 click.echo(check.part)

@@ -181,8 +181,7 @@ def settings_advice() -> str:
     # No others: they can hold passwords.
     shown_sections = ("distributed", "temporary-directory", "temporary_directory")
     settings = [item for item in leaves(dask.config.collect()) if item[0][0] in shown_sections]
-    own = [f"{'.'.join(path)}: {value!r}" for path, value in settings if value not in (None, {})]
-    if not own:
+    if not (own := [f"{'.'.join(path)}: {value!r}" for path, value in settings if value not in (None, {})]):
         return "see `mmkd doctor`"
     shown = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
     return f"your Dask settings are {shown[:300]}; correct {DASK_PLACES}"

@@ -122,10 +122,9 @@ class LostShard:
 def gather(
     client: Client, store: Store, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
-    """Do the tasks and yield the outcome of each as it finishes. Dask blames a dead worker for all its tasks, running
-    and waiting: tasks blamed too often are done again when the others have finished, one shard at a time, so that each
-    is blamed for itself alone. Raises UserError if the scheduler went away, MmkdError for a fault in a worker that the
-    user can correct: a full disk, a teacher that cannot be loaded."""
+    """Do the tasks and yield the outcome of each as it finishes. Dask blames a dead worker for all its tasks: those
+    blamed too often are done again at the end, one at a time, so that each is blamed for itself alone. Raises UserError
+    if the scheduler went away, MmkdError for a fault that the user can correct, such as a full disk."""
     blamed = []
     for task, outcome in _outcomes(client, store, tasks):
         if isinstance(outcome, KilledWorker):

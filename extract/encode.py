@@ -20,9 +20,6 @@ from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
 
-MAX_CAPTION_CHARACTERS = 1 << 16
-"""Maximum caption characters tokenized: far beyond any context, to bound time and memory."""
-
 Features = dict[str, NDArray[np.floating[Any]]]
 """By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
 
@@ -94,7 +91,7 @@ def encode_captions(
     place = {caption: index for index, caption in enumerate(distinct)}
     rows = np.array([i for i, caption in enumerate(captions) if caption is not None], dtype=np.int64)
     source = np.array([place[caption] for caption in captions if caption is not None], dtype=np.int64)
-    short = [caption[:MAX_CAPTION_CHARACTERS] for caption in distinct]
+    short = [caption[: 1 << 16] for caption in distinct]  # far beyond any context, to bound time and memory
     features = {}
     for slug, teacher in teachers.items():
         with clock(f"text {slug}"):
@@ -141,10 +138,9 @@ def _encode_distinct(
 
 
 def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Return columns of `tokens` that each caption is encoded with. In order of length, every `PASS_ROWS` captions get
-    the smallest of `lengths` that holds the longest of them and one token behind it: never more passes than of padded
-    captions. The captions alone decide, whatever the batch. Returns int64 (n,). `tokens`: int64 (n, L), padded with one
-    and the same id; where that is the end token too, the first one counts. `lengths`: ascending, the last one L."""
+    """Return the columns of `tokens` that each caption is encoded with, int64 (n,). In order of length, `PASS_ROWS`
+    captions each get the smallest of `lengths` (ascending, the last one L) that holds the longest of them and one token
+    behind it. `tokens`: int64 (n, L), padded with one id; where that is the end token too, the first one counts."""
     changes = tokens[:, 1:] != tokens[:, :-1]
     places = torch.arange(2, tokens.shape[1] + 1)
     own = torch.where(changes, places, 1).amax(dim=1).numpy() if len(places) else np.ones(len(tokens), np.int64)

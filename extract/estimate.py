@@ -30,8 +30,6 @@ PROBE_ROWS = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of a run."""
-
     rows: int
     shards: int
     rows_per_shard: int

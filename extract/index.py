@@ -119,8 +119,7 @@ def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones);
     return how many were written, with pending rows. Raises as `check_same_corpus`; StoreError if it cannot write."""
     span = check_same_corpus(corpus, store)
-    missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
-    if missing:
+    if missing := [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]:
         per_shard, first = store.record.rows_per_shard, span.rows.start
         schema = sample_schema(store.record.labels)
         with _index(corpus, corpus.parts(), _inputs_before(store, first)) as (index, _):
@@ -200,8 +199,7 @@ def _index(
         spool, schema = folder / "index.arrow", sample_schema(corpus.labels)
         with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in _number_rows(files, duplicates, start=earlier.end, paired=paired, overview=overview):
-                cells = [batch[name] for name in schema.names]
-                writer.write_batch(pa.RecordBatch.from_arrays(cells, schema=schema))
+                writer.write_batch(pa.RecordBatch.from_arrays([batch[name] for name in schema.names], schema=schema))
         with pa.memory_map(str(spool)) as source:
             yield pa.ipc.open_stream(source).read_all(), overview
 

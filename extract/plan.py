@@ -39,8 +39,7 @@ def plan_tasks(
     for shard in range(shards):
         missing = []
         for card in cards:
-            entry = ledger.get((shard, card.slug))
-            if entry is None:
+            if (entry := ledger.get((shard, card.slug))) is None:
                 missing.append(card.slug)
             elif entry.teacher_digest != card.digest:
                 raise TeacherMismatchError(
@@ -61,8 +60,7 @@ def plan_retries(
     tasks = []
     for shard in failed:
         finished = tuple(slug for number, slug in ledger if number == shard)
-        absent = sorted(set(finished) - present)
-        if absent:
+        if absent := sorted(set(finished) - present):
             raise UserError(
                 f"--failures retry rewrites the rows of shard {shard}, which {', '.join(absent)} also has; name every "
                 "teacher of the store in --teachers"

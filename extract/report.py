@@ -149,7 +149,6 @@ class ShardReport:
     batch_rows: dict[str, int] = field(default_factory=dict)
     """`image SLUG` or `text SLUG`: rows of a batch after larger batches did not fit the device."""
     worker: str = ""
-    """Worker name."""
 
     def count(self, samples: pa.Table) -> ShardReport:
         """Count the sample rows by status and by reason."""
@@ -182,8 +181,6 @@ class Clock:
 
 @dataclass
 class RunReport:
-    """Report on one run."""
-
     store: StorePath
     rows: int
     shards_total: int

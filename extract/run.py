@@ -58,8 +58,7 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
         if config.retry_failed:
             samples = store.sample_table(columns=["row", "reason"])
             failed = samples.filter(pc.starts_with(samples["reason"], IMAGE_FAULT))["row"].to_pylist()
-            shards_failed = sorted({row // store.record.rows_per_shard for row in failed})
-            retries = plan_retries(shards_failed, cards, store.ledger)
+            retries = plan_retries(sorted({row // store.record.rows_per_shard for row in failed}), cards, store.ledger)
         lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
         tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
         for line in overview.lines() if (overview := read_overview(config.store)) else ():
@@ -93,8 +92,7 @@ def _open_or_make(corpus: Corpus, root: StorePath, say: Say) -> Store:
     if not (root / "zarr.json").is_file():
         return make_store(corpus, root)
     store = Store.open(root)
-    restored = restore_parts(corpus, store)
-    if restored:
+    if restored := restore_parts(corpus, store):
         say(f"{restored} sample parts were missing and are listed again from the corpus")
     return store
 
@@ -129,9 +127,8 @@ def _do(
 
 def make_store(corpus: Corpus, root: StorePath) -> Store:
     """Index the corpus beside `root`, then move the whole to its place: of several runs that start at once the first
-    one wins. Behind a URL nothing can be moved: there, one run makes the store before others join. Raises CorpusError
-    if the corpus cannot be read, or the run that was first had another one; StoreError if `root` holds something else,
-    or the disk is full or not writable."""
+    wins. Behind a URL one run makes the store before others join. Raises CorpusError if the corpus cannot be read, or
+    the first run had another one; StoreError if `root` holds something else or cannot be written."""
     if not isinstance(root, Path):
         return create_indexed_store(corpus, root)
     strangers = sorted(path.name for path in root.iterdir() if path.name != "samples") if root.is_dir() else []

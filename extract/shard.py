@@ -59,8 +59,7 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
         with clock(f"write {slug}"):
             good_image = sound_features(image_features[slug], sound_image)
             good_text = sound_features(text_features[slug], sound_text)
-            lost = np.count_nonzero(sound_image & ~good_image) + np.count_nonzero(sound_text & ~good_text)
-            if lost:
+            if lost := np.count_nonzero(sound_image & ~good_image) + np.count_nonzero(sound_text & ~good_text):
                 report.not_finite[slug] = int(lost)
             valid = (good_image * IMAGE_SOUND | good_text * TEXT_SOUND).astype(np.uint8)
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
@@ -78,10 +77,9 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
 
 
 def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
-    """Read and encode the failed images of a finished shard again; its other rows stay, and so do captions, whose
-    faults lie in the corpus' own table. Ledger entries are removed while files change, so a kill costs the shard, never
-    correctness. The bytes equal those of a first extraction of the current images. Raises StoreError if the store
-    cannot be written. `teachers`: every teacher that has an entry for the shard."""
+    """Read and encode the failed images of a finished shard again, for every teacher that has an entry for it. The
+    bytes equal those of a first extraction of the current images. Captions stay: their faults lie in the corpus' table.
+    Ledger entries are removed while files change, so a kill costs the shard. Raises StoreError as `extract_shard`."""
     started = time.perf_counter()
     table, _ = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers))
@@ -110,8 +108,7 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
         order = np.arange(len(table))
         order[places] = len(table) + np.arange(len(places))
         with clock("samples"):
-            merged = pa.concat_tables([table, tried]).take(pa.array(order)).combine_chunks()
-            sha = write_part(store.root, shard, merged)
+            sha = write_part(store.root, shard, pa.concat_tables([table, tried]).take(pa.array(order)).combine_chunks())
         for slug, teacher in teachers.items():
             with clock(f"write {slug}"):
                 good = sound_features(features[slug], sound)

@@ -107,8 +107,7 @@ class _ParquetCursor:
                     self.next_row = self.group_end - self.file.metadata.row_group(group).num_rows
                     self.batches = self.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[self.column])
                     self.kept.clear()
-                batch = next(self.batches, None)
-                if batch is None:
+                if (batch := next(self.batches, None)) is None:
                     raise IndexError(row)
                 self.kept.append((self.next_row, leaf(batch, self.column)))
                 self.next_row += len(batch)

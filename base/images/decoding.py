@@ -57,8 +57,7 @@ def decode(data: bytes) -> Image.Image:
             raise ImageError("DICOM needs the extra dicom") from None
         return decode_dicom(data)
     try:
-        picture = _open(data)
-        if picture is None:
+        if (picture := _open(data)) is None:
             return _decode_with_tifffile(data)
         check_pixels(picture.width * picture.height)
         deep = _deep_samples(data, picture)

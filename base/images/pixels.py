@@ -121,8 +121,7 @@ def is_dicom(data: bytes) -> bool:
     if data[128:132] == b"DICM":
         return True
     # Group 0002 or 0008, a small element number, and a VR in capitals or a short length.
-    start = re.match(rb"[\x02\x08]\x00.\x00(?:[A-Z]{2}|.\x00\x00\x00)", data, re.DOTALL)
-    return bool(start) and len(data) > 132
+    return bool(re.match(rb"[\x02\x08]\x00.\x00(?:[A-Z]{2}|.\x00\x00\x00)", data, re.DOTALL)) and len(data) > 132
 
 
 def _stretch(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple[float, float]) -> NDArray[np.uint8]:

@@ -50,8 +50,7 @@ class Draw(Frozen):
 
     def split(self, dataset: str, value: str | None) -> str | None:
         """Return the split of a value, which is compared as all text is; None for no value."""
-        value = cell_text(value)
-        if value is None:
+        if (value := cell_text(value)) is None:
             return None
         digest = hashlib.sha256(f"{dataset}/{self.seed}/{value}".encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
@@ -156,8 +155,7 @@ class Join(Frozen):
         if self.fold_columns and not folds:
             raise CorpusError(f"{self.table} has no column that begins with {self.fold_columns!r} (fold_columns)")
         wanted = self.columns or tuple(name for name in header if name != self.key and name not in folds)
-        taken = [name for name in wanted if name in FIXED_COLUMNS.names]
-        if taken:
+        if taken := [name for name in wanted if name in FIXED_COLUMNS.names]:
             raise CorpusError(
                 f"{self.table}: column {taken[0]!r} has the name of a column of the sample table; "
                 "list the others as `columns` of the join, or rename it"
@@ -208,8 +206,7 @@ class EvaluationSet(DerivedCorpus):
         """Return those of the splits. Raises CorpusError for a split without files, and a file in two."""
         parts = [part for part in self.corpus.parts() if not self.splits or self._split(part.name)]
         for split, patterns in self.splits.items():
-            mine = [part.name for part in parts if fits(part.name, patterns)]
-            if not mine:
+            if not (mine := [part.name for part in parts if fits(part.name, patterns)]):
                 there = ", ".join(file.name for file in islice(list_files(as_root(self.corpus.location)), 10))
                 raise CorpusError(
                     f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there or 'nothing'} "

@@ -100,8 +100,7 @@ class MedMnistCorpus(FileCorpus):
                     f"{self.path}: {split}_images is {dtype} {shape}, expected uint8 (n, height, width) or (n, height, "
                     "width, 3); volumes are not read"
                 )
-            labels = arrays.get(f"{split}_labels")
-            if labels is None or len(labels) != shape[0]:
+            if (labels := arrays.get(f"{split}_labels")) is None or len(labels) != shape[0]:
                 got = "no labels" if labels is None else f"{len(labels)} labels"
                 raise CorpusError(f"{self.path}: {split} has {shape[0]} images and {got}; expected a label for each")
         return members, arrays

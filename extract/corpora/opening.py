@@ -85,11 +85,10 @@ _EXPECTED = (
 
 
 def open_corpus(location: str) -> Corpus:
-    """Return the reader of a corpus by its path or URL: of a CSV, TSV, JSONL or Parquet file, a `.tar`, an `.npz`, a
-    DICOM file or a slide; of a folder of tars, Parquet files, one table, DICOM files, slides, images with texts, or
-    folders of images; or of a `.yaml` that describes a corpus (its `kind` and that reader's fields) or an evaluation
-    set (`dataset`, `source`). Raises CorpusError if it does not exist or has no known kind; ConfigError for a wrong
-    field; UserError if the URL's scheme is unknown, or a package is missing."""
+    """Return the reader of a corpus by its path or URL: a file or folder of a kind in `KINDS`, or a `.yaml` that
+    describes a corpus (its `kind` and that reader's fields) or an evaluation set (`dataset`, `source`). Raises
+    CorpusError if it does not exist, has no known kind, or a package is missing; ConfigError for a wrong field;
+    UserError if the URL's scheme is unknown."""
     place = as_root(location)
     suffix = place.suffix.lower()
     with corpus_errors(place):
@@ -99,8 +98,7 @@ def open_corpus(location: str) -> Corpus:
             return _read_description(place)
         if place.is_dir():
             return _folder(place, location)
-    kind = next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)
-    if kind is None:
+    if (kind := next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)) is None:
         raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_EXPECTED}")
     reader: Corpus = _reader(kind)(path=location)
     return reader
@@ -117,8 +115,7 @@ def _reader(kind: str) -> Any:
 def _folder(place: StorePath, location: str) -> Corpus:
     names = [file.name for file in corpus_files(place)[0]]
     kinds = ((kind, known.in_folder or partial(_have_suffix, known.suffixes)) for kind, known in KINDS.items())
-    kind = next((kind for kind, is_kind in kinds if is_kind(names)), None)
-    if kind is None:
+    if (kind := next((kind for kind, is_kind in kinds if is_kind(names)), None)) is None:
         bare = [name for name in names if "." not in name.rpartition("/")[2]]
         if not any(read_range(join(place, name), 128, 4) == b"DICM" for name in bare[:100]):
             raise CorpusError(

@@ -81,11 +81,9 @@ class TableCorpus(TabularCorpus):
     def header(self) -> tuple[str, ...]:
         """Columns of the first table; of JSONL, every name that any line has. Raises CorpusError if there is no table,
         or it has no rows."""
-        files = self.files()
-        if not files:
+        if not (files := self.files()):
             raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
-        first = next(self._records(files[0].name), None)
-        if first is None:
+        if (first := next(self._records(files[0].name), None)) is None:
             raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
         if not _is_jsonl(files[0].name):
             return tuple(first.header)

@@ -25,9 +25,6 @@ from mmkd.extract.teachers.spec import Precision, TeacherSpec
 _HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 _SAME, _DIFFERENT, _UNKNOWN = "the original's model", "not the original's model", "no published feature to compare with"
 
-SAME = 0.999
-"""Cosine above which two features are the same model's: half-precision inference costs about 1e-4."""
-
 
 @dataclass(frozen=True)
 class TowerReport:
@@ -47,8 +44,6 @@ class TowerReport:
 
 @dataclass(frozen=True)
 class GoldenReport:
-    """Comparison with the original's published features."""
-
     samples: int
     smallest_image_cosine: float | None
     smallest_text_cosine: float | None
@@ -57,8 +52,6 @@ class GoldenReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Result of `check_teacher`."""
-
     slug: str
     source: str
     digest: str
@@ -71,7 +64,6 @@ class CheckReport:
     image: TowerReport
     text: TowerReport
     captions_cut: int
-    """Captions longer than the context."""
     load_seconds: float
     peak_memory_bytes: int
     """Peak memory in bytes of the device if there is one, else of this process."""
@@ -88,9 +80,8 @@ class CheckReport:
 def check_teacher(
     spec: TeacherSpec, device: torch.device, images: Path | None = None, golden: Path | None = None
 ) -> CheckReport:
-    """Find or download the weights, load them strictly, run pictures and captions. Raises TeacherError with the
-    obstacle in one line. `images`: folder of pictures; None for the drawn ones. `golden`: folder of the original's
-    samples."""
+    """Find or download the weights, load them strictly, run pictures and captions. Raises TeacherError. `images`:
+    folder of pictures; None for the drawn ones. `golden`: folder of the original's samples."""
     loader = find_loader(spec)
     card = loader.describe(spec)
     samples = read_golden(golden, spec.slug) if golden is not None else None
@@ -163,10 +154,9 @@ class GoldenSample:
 
 
 def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
-    """Return the original's demo samples that have features of this teacher, under any of its spellings. Layout
-    (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, a line per sample with `id`, `imgpath`, `txt`;
-    beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises TeacherError if it
-    is another layout."""
+    """Return the original's demo samples that have features of this teacher, under any of its spellings. Layout, else
+    TeacherError (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, a line per sample with `id`,
+    `imgpath`, `txt`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`."""
     published = known_teacher(slug)
     spellings = {slug, *((published.name, *published.also_called) if published else ())}
     meta = folder / "meta.jsonl"
@@ -214,7 +204,8 @@ def _compare_golden(teacher: Teacher, samples: list[GoldenSample]) -> GoldenRepo
         text = teacher.encode_texts(tokens.to(teacher.device))[0].cpu()
         images.append(float(torch.cosine_similarity(image, sample.image_feature, dim=0)))
         texts.append(float(torch.cosine_similarity(text, sample.text_feature, dim=0)))
-    verdict = _SAME if min(images + texts) >= SAME else _DIFFERENT
+    # Half-precision inference costs about 1e-4.
+    verdict = _SAME if min(images + texts) >= 0.999 else _DIFFERENT
     return GoldenReport(len(samples), min(images), min(texts), verdict)
 
 
@@ -230,13 +221,11 @@ CAPTIONS = (
 )
 """Captions of several modalities, an empty one and one that is too long."""
 
-_SIZES = ((512, 512), (640, 480), (97, 301), (224, 224), (1024, 96), (64, 64))
-
 
 def drawn_pictures() -> list[Image.Image]:
     """Rings on a gradient in several sizes, in color and in gray; the same pictures on every machine."""
-    pictures = []
-    for number, (width, height) in enumerate(_SIZES):
+    pictures, sizes = [], ((512, 512), (640, 480), (97, 301), (224, 224), (1024, 96), (64, 64))
+    for number, (width, height) in enumerate(sizes):
         y, x = np.mgrid[0:height, 0:width].astype(np.float64)
         radius = np.hypot((x - width / 2) / width, (y - height / 2) / height)
         rings = 127.5 * (1 + np.cos(radius * (20 + 7 * number)))

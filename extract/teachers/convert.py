@@ -23,10 +23,9 @@ from mmkd.store import TeacherCard
 
 
 def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:
-    """Write weights, configuration and tokenizer of `spec` into the new folder `target`. The folder is a source like
-    any other (`slug=local-dir:TARGET`) and gives the same digest as the original: the converted files carry the hash of
-    the published ones. Returns the card of the converted teacher. Raises TeacherError if the teacher cannot be read,
-    the folder exists, or the loader is not one of ours."""
+    """Write weights, configuration and tokenizer of `spec` into the new folder `target`, a source with the same digest:
+    the converted files carry the hash of the published ones. Returns the card of the converted teacher. Raises
+    TeacherError if the teacher cannot be read, the folder exists, or the loader is not one of ours."""
     loader = find_loader(spec)
     if not isinstance(loader, FileLoader):
         raise TeacherError(

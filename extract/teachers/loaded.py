@@ -54,9 +54,8 @@ class LoadedTeacher:
         return LoadedTeacher(self.card, precision, self.device, self._model, self._tokenizer)
 
     def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
-        """Choose how the same forward pass is computed; only last bits may change. Raises TeacherError if there is no
-        C++ compiler for the CPU. `channels_last`: order of the convolutions' weights. On by default:
-        benchmarks/forward.py. `compiled`: `torch.compile` both towers, each shape at its first pass."""
+        """Choose how the same forward pass is computed; only last bits may change. `channels_last`: convolutions'
+        weights. `compiled`: `torch.compile` both towers. Raises TeacherError if there is no C++ compiler for it."""
         self._model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         self._encode_image: _Tower = self._model.encode_image
         self._encode_text: _Tower = self._model.encode_text

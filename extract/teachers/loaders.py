@@ -26,8 +26,6 @@ from mmkd.store import Preprocessing, TeacherCard
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
 
-ENTRY_POINTS = "mmkd.teachers"
-"""Group in which another package offers loaders; each entry is an object with `describe` and `load`."""
 
 LOADERS = {
     "open_clip": "mmkd.extract.teachers.open_clip_model",
@@ -198,7 +196,7 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
     name = scheme if spec.loader == AUTO else spec.loader
     if name in LOADERS:
         return _built_in(name)
-    plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    plugins = {entry.name: entry for entry in entry_points(group="mmkd.teachers")}
     if name not in plugins:
         names = [*LOADERS, *sorted(plugins)]
         near = difflib.get_close_matches(name, names, 1)
@@ -209,8 +207,7 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
         loader: TeacherLoader = plugins[name].load()
     except (ImportError, AttributeError) as error:
         raise TeacherError(f"{where} cannot be loaded: {error}; reinstall its package") from error
-    lacking = [method for method in ("describe", "load") if not callable(getattr(loader, method, None))]
-    if lacking:
+    if lacking := [method for method in ("describe", "load") if not callable(getattr(loader, method, None))]:
         raise TeacherError(f"{where} has no method {' and no '.join(lacking)}; see docs/teachers.md")
     return loader
 

@@ -24,8 +24,6 @@ TEXT_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
 _WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 # medclip/constants.py: IMG_MEAN, IMG_STD, over chest X-rays of one channel.
 _MEAN, _STD = 0.5862785803043838, 0.27950088968644304
-_POOLED_LAYERS = (1, 2, -1)
-"""Hidden states that are averaged; 0 is the embedding."""
 
 
 class MedClipOptions(BaseModel, frozen=True, extra="forbid"):
@@ -42,8 +40,7 @@ class MedClipOptions(BaseModel, frozen=True, extra="forbid"):
 
 class MedClipTowers(nn.Module):
     """Both towers with the authors' names, so that their weights load as they are. `vision`: pixels to pooled features
-    (Swin) or to projected ones (ResNet, whose last layer is the projection: `vision_projection` is None). `bert`:
-    transformers' BertModel."""
+    (Swin), or to projected ones (ResNet, without `vision_projection`). `bert`: transformers' BertModel."""
 
     def __init__(
         self, vision: nn.Module, vision_projection: nn.Linear | None, bert: nn.Module, options: MedClipOptions
@@ -68,7 +65,7 @@ class MedClipTowers(nn.Module):
         """Encode int64 (B, L); returns (B, D)."""
         mask = text != self.bert.config.pad_token_id
         states = self.bert(input_ids=text, attention_mask=mask.long(), output_hidden_states=True).hidden_states
-        layers = torch.stack([states[layer] for layer in _POOLED_LAYERS])  # (3, B, L, width)
+        layers = torch.stack([states[layer] for layer in (1, 2, -1)])  # (3, B, L, width); 0 is the embedding
         counted = (mask if self._options.pooled_tokens == "caption" else torch.ones_like(mask)).to(layers.dtype)
         tokens = (layers * counted[None, :, :, None]).sum(2) / counted.sum(1)[None, :, None]
         projected: torch.Tensor = self.text_projection(tokens.mean(0))

@@ -49,8 +49,6 @@ _IRRELEVANT = {
 
 
 class OpenClipOptions(BaseModel, frozen=True, extra="forbid"):
-    """Switches of the loader."""
-
     architecture: str = ""
     """A name that `open_clip.list_models()` has; empty: open_clip_config.json at the source."""
     model: dict[str, JsonValue] = Field(default_factory=dict)
@@ -86,8 +84,7 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
     """`model_cfg` and `preprocess_cfg`, with the spec's changes laid over them."""
     preprocess: dict[str, Any] = {}
     if options.architecture:
-        model = open_clip.get_model_config(options.architecture)
-        if model is None:
+        if (model := open_clip.get_model_config(options.architecture)) is None:
             near = difflib.get_close_matches(options.architecture, open_clip.list_models(), 1)
             hint = f"did you mean {near[0]!r}?" if near else "see open_clip.list_models()"
             raise spec.error(f"open_clip has no architecture {options.architecture!r}; {hint}")
@@ -98,8 +95,7 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
         preprocess = dict(content.get("preprocess_cfg") or {})
     _lay_over(model, options.model)
     wanted = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
-    missing = [name for name, kind in wanted.items() if not isinstance(model.get(name), kind)]
-    if missing:
+    if missing := [name for name, kind in wanted.items() if not isinstance(model.get(name), kind)]:
         raise spec.error(f"the configuration at {spec.source} lacks {', '.join(missing)}: not open_clip's")
     if ":" in str(model["vision_cfg"].get("timm_model_name")):
         raise spec.error(
@@ -127,8 +123,7 @@ def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in model.items() if name not in ("vision_cfg", "text_cfg")}
     for section, defaults in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         known = {field.name: field.default for field in dataclasses.fields(defaults)}
-        unknown = sorted(set(model[section]) - set(known))
-        if unknown:
+        if unknown := sorted(set(model[section]) - set(known)):
             raise spec.error(
                 f"{section} has {', '.join(unknown)}, which open_clip {open_clip.__version__} does not know; "
                 "take a newer revision of the repository, or correct it with options.model"
@@ -201,8 +196,7 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
         states = self.token_embedding(text).to(cast) + self.positional_embedding[:length].to(cast)
         states = self.ln_final(self.transformer(states, attn_mask=self.attn_mask[:length, :length]))
         pooled = text_global_pool(states, text, self.text_pool_type, eos_token_id=self.text_eos_id)
-        projection = self.text_projection
-        if projection is not None:
+        if (projection := self.text_projection) is not None:
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
         features: torch.Tensor = F.normalize(pooled, dim=-1) if normalize else pooled
         return features
@@ -238,8 +232,7 @@ def _as_open_clip_names(weights: StateDict, model: nn.Module, rename: Mapping[st
     for name in _SURPLUS:
         named.pop(name, None)
     for name in ("logit_scale", "logit_bias"):
-        own = getattr(model, name, None)
-        if own is not None and name in named and named[name].numel() == own.numel():
+        if (own := getattr(model, name, None)) is not None and name in named and named[name].numel() == own.numel():
             named[name] = named[name].reshape(own.shape)  # () and (1,) are the same temperature
     return named
 

@@ -59,8 +59,7 @@ class PmcClipTowers(nn.Module):
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L); returns (B, D)."""
-        padding = self.bert.config.pad_token_id
-        mask = (text != padding).long() if self._options.attention_mask else torch.ones_like(text)
+        mask = (text != self.bert.config.pad_token_id).long() if self._options.attention_mask else torch.ones_like(text)
         output = self.bert(input_ids=text, attention_mask=mask)
         whole = self._options.text_feature == "pooler_output"
         pooled = output.pooler_output if whole else output.last_hidden_state[:, 0]

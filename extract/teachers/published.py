@@ -93,8 +93,7 @@ def known_teacher(name: str) -> PublishedTeacher | None:
 
 def find_published(name: str) -> PublishedTeacher:
     """Return the teacher as `known_teacher`. Raises TeacherError with the nearest name if there is none."""
-    teacher = known_teacher(name)
-    if teacher is None:
+    if (teacher := known_teacher(name)) is None:
         near = difflib.get_close_matches(name.lower(), _names(), 1)
         hint = f"did you mean {near[0]!r}?" if near else "see `mmkd teachers list`;"
         raise TeacherError(f"no teacher is called {name!r}: {hint} For one of your own write {name}=local-dir:/path")
@@ -110,13 +109,11 @@ def _names() -> dict[str, PublishedTeacher]:
 
 
 def parse_teachers(text: str) -> list[TeacherSpec]:
-    """Read the value of `--teachers`: `all` for the nine, or a comma-separated list of names (`biomedclip`, also a
-    paper's spelling such as `PUBMEDCLIP`), `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name keeps its
-    recipe and only changes place), `card.yaml`, `NAME=card.yaml`, `NAME=ENTRYPOINT:...`. Raises TeacherError for an
-    unknown name (suggesting the nearest), an unreadable place, or two teachers of one name; ConfigError for a YAML card
-    that does not fit."""
-    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
-    if not entries:
+    """Read the value of `--teachers`: `all` for the nine, or a comma-separated list of names in any known spelling,
+    `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name keeps its recipe), `card.yaml`, `NAME=card.yaml`,
+    `NAME=ENTRYPOINT:...`. Raises TeacherError for an unknown name or place, or two of one name; ConfigError for a
+    YAML card that does not fit."""
+    if not (entries := [entry.strip() for entry in text.split(",") if entry.strip()]):
         raise TeacherError("no teacher named: give 'all', names from `mmkd teachers list`, or NAME=local-dir:/path")
     specs = [spec for entry in entries for spec in _parse_entry(entry)]
     ((slug, count),) = Counter(spec.slug for spec in specs).most_common(1)
@@ -152,16 +149,14 @@ def _parse_entry(entry: str) -> list[TeacherSpec]:
             f"{entry!r} does not say where the teacher lies: write {slug}=local-dir:{path}, {slug}=hf-hub:org/name "
             f"or {slug}=card.yaml"
         )
-    published = known_teacher(slug)
-    if published is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
+    if (published := known_teacher(slug)) is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
         return [published.spec.model_copy(update={"source": place, "revision": ""})]
     return [validated(TeacherSpec, {"slug": slug, "source": place}, entry)]
 
 
 def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
     """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher. Raises
-    ConfigError if the file is missing, is not a YAML mapping, or has a field that is unknown or wrong; TeacherError if
-    `like` names no known teacher."""
+    ConfigError if the file is no mapping of right fields; TeacherError if `like` names no known teacher."""
     content = read_mapping(path)
     like = content.pop("like", None)
     fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}

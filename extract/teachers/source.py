@@ -59,8 +59,7 @@ class Source:
 
     def need(self, filename: str) -> Path:
         """Return the file. Raises TeacherError with the files that are present if it is not there."""
-        path = self.find(filename)
-        if path is None:
+        if (path := self.find(filename)) is None:
             raise self.spec.error(f"{self.place} has no {filename}{self.listing()}")
         return path
 
@@ -148,8 +147,7 @@ def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
 
 
 def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
-    """Return the nearest folder with a tokenizer for this teacher. Raises TeacherError if there is none beside the
-    weights nor where the text tower comes from."""
+    """Return the nearest folder with a tokenizer for this teacher. Raises TeacherError if there is none."""
     sources = text_sources(spec, named)
     for source in sources:
         if folder := source.tokenizer_folder():
@@ -162,8 +160,7 @@ def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
 
 def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = False) -> dict[str, Path]:
     """Return the files with the weights, by the names they were published under. Raises TeacherError if they are
-    missing; a model with random weights is never a teacher. `names`: what the loader looks for: the first that is there
-    (whole or in shards), or all of them; the spec's own `weights` go before."""
+    missing. `names`: the first that is there (whole or in shards), or all; the spec's own `weights` go before."""
     source = source_of(spec)
     if spec.weights or all_of_them:
         return {name: _original_or_converted(source, name) or source.need(name) for name in spec.weights or names}

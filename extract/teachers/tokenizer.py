@@ -67,8 +67,7 @@ class BuiltInBpe:
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Return int64 (B, L) and untruncated lengths, start and end tokens included."""
-        lengths = [len(self._tokenizer.encode(caption)) + 2 for caption in captions]
-        return self._tokenizer(captions), lengths
+        return self._tokenizer(captions), [len(self._tokenizer.encode(caption)) + 2 for caption in captions]
 
     def check(self, slug: str, vocabulary: int) -> None:
         """Refuse a tower with fewer embeddings than the encoding has tokens. Raises TeacherError with both sizes."""

@@ -142,8 +142,7 @@ def _published_sha256(path: Path) -> str:
     if path.suffix != SAFETENSORS:
         return file_sha256(path)
     header, metadata = safetensors_header(path)
-    published = metadata.get(PUBLISHED_SHA256)
-    if published is None:
+    if (published := metadata.get(PUBLISHED_SHA256)) is None:
         return file_sha256(path)
     if file_sha256(path, skip=header) != metadata.get(PAYLOAD_SHA256):
         raise TeacherError(
