@@ -216,7 +216,6 @@ def missing_package(module: str, command: str = "") -> str:
 
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
-    """Check one extra, or the core."""
     missing: list[str] = []
     old: list[str] = []
     there: list[str] = []
@@ -269,7 +268,6 @@ def hub_check(seconds: float) -> Check:
 
 
 def cache_folder() -> Path:
-    """Return huggingface_hub's cache folder."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 

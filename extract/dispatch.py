@@ -43,7 +43,6 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.failure: MmkdError | None = None
 
     def setup(self, worker: Worker) -> None:
-        """Load the teachers on this worker's device."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             # One thread per process: the split of a matrix product over threads can change its last bit,
@@ -65,7 +64,6 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
             self.failure = error
 
     def teardown(self, worker: Worker) -> None:
-        """Release the memory."""
         self.loaded.clear()
 
 
@@ -143,11 +141,10 @@ def gather(
 def _outcomes(
     client: Client, store: Store, tasks: Sequence[ShardTask]
 ) -> Iterator[tuple[ShardTask, ShardReport | BaseException]]:
-    keys = [f"{'isolated' if task.isolated else 'shard'}-{task.shard:05d}" for task in tasks]
-    by_key = dict(zip(keys, tasks, strict=True))
+    by_key = {f"{'isolated' if task.isolated else 'shard'}-{task.shard:05d}": task for task in tasks}
     # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for. Retries: a
     # fault of the machine passes, one of the code recurs.
-    futures = client.map(partial(run_task, store), tasks, key=keys, pure=False, retries=2)
+    futures = client.map(partial(run_task, store), tasks, key=list(by_key), pure=False, retries=2)
     for future in as_completed(futures):
         if future.status in ("cancelled", "lost"):
             raise UserError(

@@ -40,7 +40,6 @@ class Workbench:
     def windows(
         self, sources: Sequence[ImageSource], geometries: Sequence[Geometry], window: int
     ) -> Iterator[list[DecodedImage]]:
-        """Yield the images in order, `window` of them at a time."""
         if self.isolated:
             # Half the watchdog's time: the image fails, not the worker.
             seconds, beat = self.watch.seconds / 2, self.watch.beat
@@ -75,10 +74,9 @@ def encode_images(
             clock.add("decode", image.decode_seconds)
             image.pixels.clear()
         facts.extend(window)
-    features = {}
-    for slug, teacher in teachers.items():
-        features[slug] = _missing(len(sources), teacher)
-        features[slug][rows] = encoded[slug][of]
+    features = {slug: _missing(len(sources), teacher) for slug, teacher in teachers.items()}
+    for slug, values in features.items():
+        values[rows] = encoded[slug][of]
     return [None if source is None else facts[place[source]] for source in sources], features
 
 

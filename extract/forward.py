@@ -1,8 +1,7 @@
 """Inputs through a teacher in batches that fit its device, with results that do not depend on how they were cut.
 
 On a CPU every forward pass has exactly `PASS_ROWS` rows, the last filled up with its own last row: a matrix product may
-round differently for another shape, but not for another place or other neighbors in the same shape. On a GPU a batch is
-one pass.
+round differently for another shape, not for other neighbors in the same shape. On a GPU a batch is one pass.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ class BatchSizes:
     """Held while a batch is on the device: two shards in hand share it, and never its memory at the same time."""
 
     def rows(self, teacher: Teacher, tower: Tower) -> int:
-        """Return rows of the next batch."""
         return self.halved.get((teacher.card.slug, tower), self.window(teacher.device))
 
     def window(self, device: torch.device) -> int:

@@ -1,6 +1,5 @@
-"""The index: every input gets its grid row before anything is decoded. Parts of a corpus (tars, Parquet files, folders)
-are listed in parallel, each into a file of its own; these are read back in order and numbered. Memory does not grow
-with the number of rows: they lie in temporary files."""
+"""The index: every input gets its grid row before anything is decoded. Parts of a corpus are listed in parallel, each
+into a temporary file; these are read back in order and numbered, so that memory does not grow with the rows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Decode images in a process of their own: one that crashes or hangs its decoder costs its own row only.
 
-Slow (one image at a time), so only for shards that took their worker down. Run as a module it is the child: a
-connection gives (source, geometries, keep) and takes `DecodedImage`. Not a `ProcessPoolExecutor`: Dask's workers are
-daemons, and multiprocessing gives daemons no children.
+Slow, so only for shards that took their worker down. Run as a module it is the child. Not a `ProcessPoolExecutor`:
+Dask's workers are daemons, and multiprocessing gives daemons no children.
 """
 
 from __future__ import annotations
@@ -20,9 +19,6 @@ from multiprocessing.connection import Connection, Pipe
 from mmkd.base.images.source import ImageSource
 from mmkd.extract.decoding import DecodedImage, decode_image, read_image
 from mmkd.extract.teachers.geometry import Geometry
-
-_START_SECONDS = 120.0
-"""A child imports PyTorch before it is ready; on a cold network disk that takes a while."""
 
 
 def isolated_windows(
@@ -50,10 +46,16 @@ class _Decoder:
         self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def decode(self, question: object) -> DecodedImage:
-        """Send one image to the child and wait for what becomes of it."""
         if self._child is None:
-            self._child = self._start()
-            ready = self._answer(_START_SECONDS)
+            ours, theirs = Pipe()
+            fd = theirs.fileno()
+            command = [sys.executable, "-P", "-m", "mmkd.extract.isolated_decoding", str(fd), str(2 * self._seconds)]
+            silent = subprocess.DEVNULL
+            child = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, pass_fds=[fd])  # noqa: S603
+            theirs.close()
+            self._child = child, ours
+            # It imports PyTorch before it is ready; on a cold network disk that takes a while.
+            ready = self._answer(120.0)
             if not isinstance(ready, DecodedImage):
                 self.close()
                 raise RuntimeError(f"a decoding process did not start: {ready}")
@@ -63,15 +65,6 @@ class _Decoder:
             return answer
         self.close()
         return DecodedImage(reason=f"image: {answer}")
-
-    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
-        ours, theirs = Pipe()
-        fd = theirs.fileno()
-        command = [sys.executable, "-P", "-m", "mmkd.extract.isolated_decoding", str(fd), str(2 * self._seconds)]
-        silent = subprocess.DEVNULL
-        child = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, pass_fds=[fd])  # noqa: S603
-        theirs.close()
-        return child, ours
 
     def _answer(self, seconds: float) -> DecodedImage | str:
         """Return the child's message, or the reason there is none."""
@@ -90,7 +83,6 @@ class _Decoder:
             return f"the decoder crashed on it ({ending})"
 
     def close(self) -> None:
-        """Kill the child, if there is one."""
         if self._child is not None:
             child, connection = self._child
             child.kill()
@@ -111,7 +103,7 @@ def main() -> None:
             return
         # The parent may be dead when the time is up.
         faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)
-        connection.send(decode_image(read_image(source), geometries, keep))
+        connection.send(decode_image(*read_image(source), geometries, keep))
         faulthandler.cancel_dump_traceback_later()
 
 

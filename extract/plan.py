@@ -32,9 +32,8 @@ def plan_tasks(
     without_inputs: Collection[int] = (),
     keep_inputs: int | None = None,
 ) -> list[ShardTask]:
-    """List the shards, `shards` in all, with the teachers of `cards` that each still lacks by the `ledger`, and those
-    whose training inputs of `keep_inputs` pixels are to be written. Raises TeacherMismatchError if a finished shard was
-    made by the same name with another digest."""
+    """List the shards with the teachers of `cards` that each still lacks by the `ledger`, or without training inputs of
+    `keep_inputs` pixels. Raises TeacherMismatchError if a finished shard's teacher has another digest."""
     tasks = []
     for shard in range(shards):
         missing = []

@@ -1,6 +1,5 @@
-"""Run a teacher again on random rows of a store and compare: are these the features that it gives? Checksums prove that
-bytes are what was written. Only the teacher can prove that the right thing was written. Two machines never agree to the
-last bit, so the answer is a distribution of cosines and a tolerance."""
+"""Run a teacher again on random rows of a store and compare: checksums prove that bytes are what was written, only the
+teacher that the right thing was. Machines differ in last bits, so the answer is cosines and a tolerance."""
 
 from __future__ import annotations
 

@@ -92,7 +92,6 @@ class Overview:
     """Inputs without a row: number and first name, by reason."""
 
     def add_row(self, key: str, image: bool, caption: bool, reason: str | None, is_text: bool = False) -> None:
-        """Count one row."""
         self.rows += 1
         self.images += image
         self.captions += caption
@@ -104,7 +103,6 @@ class Overview:
             self.reasons[kind] = count + 1, example
 
     def ignore(self, one: Ignored) -> None:
-        """Count an input without a row."""
         count, example = self.ignored.get(one.reason, (0, one.example))
         self.ignored[one.reason] = count + one.count, example
 
@@ -151,7 +149,6 @@ class ShardReport:
     worker: str = ""
 
     def count(self, samples: pa.Table) -> ShardReport:
-        """Count the sample rows by status and by reason."""
         self.status = dict(Counter(samples["status"].to_pylist()))
         self.reasons = dict(Counter(reason for reason in samples["reason"].to_pylist() if reason))
         return self
@@ -203,7 +200,6 @@ class RunReport:
     """Rows of these shards, by reason."""
 
     def add(self, shard: ShardReport) -> None:
-        """Count one finished shard."""
         self.shards_done += 1
         self.changed += shard.changed
         self.rows_read += shard.rows
@@ -217,7 +213,6 @@ class RunReport:
 
 
 def summary_lines(report: RunReport) -> Iterator[str]:
-    """Yield the run's end as a user reads it."""
     yield f"extracted {report.shards_done} of {counted(report.shards_total, 'shard')} into {report.store}"
     if report.status:
         yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))

@@ -38,9 +38,8 @@ Say = Callable[[str], None]
 
 
 def extract(config: ExtractConfig, say: Say = print) -> RunReport:
-    """Extract every shard of the store for every requested teacher; running it again finishes what is left. Raises
-    CorpusError, TeacherError, StoreError, UserError, and BusyStoreError if another process writes to the store. `say`:
-    receives one line at a time for the user."""
+    """Extract every shard for every requested teacher; running it again finishes what is left. `say` receives lines for
+    the user. Raises CorpusError, TeacherError, StoreError, UserError; BusyStoreError if another process writes."""
     corpus = config.opened
     described = config.described()
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
@@ -49,7 +48,11 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     cards = [card for _, card in described]
     keep = config.keep_inputs
     with only_writer(config.store, "mmkd extract"):
-        target = made or _open_or_make(corpus, config.store, say)
+        if made is None and (config.store / "zarr.json").is_file():
+            made = Store.open(config.store)
+            if restored := restore_parts(corpus, made):
+                say(f"{restored} sample parts were missing and are listed again from the corpus")
+        target = made or make_store(corpus, config.store)
         for card in cards:
             add_teacher(target, card)
         store = FeatureStore.open(config.store)
@@ -86,15 +89,6 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             note_encoding_error(store, card.slug)
         remove_abandoned(config.store)
     return report
-
-
-def _open_or_make(corpus: Corpus, root: StorePath, say: Say) -> Store:
-    if not (root / "zarr.json").is_file():
-        return make_store(corpus, root)
-    store = Store.open(root)
-    if restored := restore_parts(corpus, store):
-        say(f"{restored} sample parts were missing and are listed again from the corpus")
-    return store
 
 
 def _do(

@@ -1,6 +1,5 @@
 """One task: a shard's inputs in, whole chunks of every teacher that lacks it out, and the retry of its failed images.
-Knows no Dask. The bytes written depend on the rows and the teachers alone: forward passes have a fixed shape, so the
-number of workers and threads, the batch size or an interruption cannot change a bit."""
+The bytes written depend on rows and teachers alone, not on workers, threads, batch size or interruptions."""
 
 from __future__ import annotations
 

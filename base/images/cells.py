@@ -1,7 +1,7 @@
 """Images in cells of Parquet files and in arrays of `.npz` archives (MedMNIST's layout).
 
-Neither format has a way to one image but through those before it. Rows are asked for nearly in a shard's order (decode
-threads run a little apart), so a cursor that moves forwards and keeps the last rows answers all of them.
+Neither has a way to one image but through those before it. Rows are asked for nearly in order (decode threads run a
+little apart), so a cursor that moves forwards and keeps the last rows answers all of them.
 """
 
 from __future__ import annotations

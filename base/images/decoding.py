@@ -43,7 +43,6 @@ _TIFF_COLORS = {
     0: (1, "buif"), 1: (1, "buif"), _RGB: (3, "buif"), _PALETTE: (1, "u"), _INK: (4, "u"),
     _CIE_LAB: (3, "u"), _ICC_LAB: (3, "u"),
 }  # fmt: skip
-_PREMULTIPLIED = 1
 
 
 def decode(data: bytes) -> Image.Image:
@@ -232,7 +231,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
         extra = int(page.extrasamples[0]) if page.extrasamples and values.shape[2] > colors else 0
         alpha = values[..., colors] if extra in (1, 2) else None
         values = values[..., :colors]
-        if alpha is not None and extra == _PREMULTIPLIED and kind <= _RGB and values.dtype.kind in "uf":
+        if alpha is not None and extra == 1 and kind <= _RGB and values.dtype.kind in "uf":
             values = divide_by_alpha(values, alpha)
         absent = _no_data(values, page.tags[_NO_DATA].value) if _NO_DATA in page.tags else None
         if kind == _PALETTE:

@@ -62,13 +62,10 @@ def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
 
 
 def decode_dicom(data: bytes) -> Image.Image:
-    """Return the picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
-
-    Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first usable window by its function -> inverted
-    for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of `pixels`; palettes
-    are scaled by the bits of their entries. `info["assumed"]` says what was assumed. Raises ImageError if it is
-    damaged, without pixels, in an encoding that no installed decoder knows, or too large.
-    """
+    """Return the picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`. Gray: stored
+    values -> modality LUT or rescale -> VOI LUT, else the first usable window -> inverted for MONOCHROME1 (DICOM PS3.3
+    C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of `pixels`; palettes are scaled by the bits of
+    their entries. Raises ImageError if it is damaged, without pixels, too large, or no decoder knows its encoding."""
     dataset = parse(data)
     return _render(dataset, None, _complete(dataset))
 

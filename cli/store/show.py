@@ -149,7 +149,7 @@ def _encoded_query(
             return query
         assert image is not None
         geometry = geometry_of(card.preprocessing)
-        decoded = decode_image(read_image(image_source(str(image.parent), image.name)), [geometry])
+        decoded = decode_image(*read_image(image_source(str(image.parent), image.name)), [geometry])
         if decoded.reason is not None:
             raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
         query = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()

@@ -36,9 +36,8 @@ _OBJECT = "dcm"
 
 
 class DicomCorpus(SampleCorpus):
-    """Every `.dcm` file, and every file without suffix that begins as DICOM does, below a folder. The modality tag
-    becomes the row's modality, the body part its label; no other text of the file leaves it. A text of the same name
-    beside it is its caption."""
+    """Every `.dcm` file, and every file without suffix that begins as DICOM does, below a folder; a text of the same
+    name is its caption. No text of the file leaves it but its modality and its body part, a label."""
 
     kind: Literal["dicom"] = "dicom"
     frames: Literal["middle", "first", "all"] = "middle"

@@ -89,7 +89,6 @@ class Join(Frozen):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash over everything that is joined."""
         return hashlib.sha256(json.dumps(self._content).encode()).hexdigest()
 
     def values(self, key: str | None) -> dict[str, str | None]:
@@ -125,7 +124,17 @@ class Join(Frozen):
         """Add the table's lines, and return its columns. Lines of one key (a patient's slides) must agree in these."""
         header = tuple(lines[0]) if lines else ()
         folds = [name for name in header if self.fold_columns and name.startswith(self.fold_columns)]
-        columns = self._wanted(header, folds)
+        for name in (self.key, *(self.columns or ())):
+            if name not in header:
+                raise CorpusError(f"{self.table} has no column {name!r}; it has {', '.join(header[:20]) or 'no rows'}")
+        if self.fold_columns and not folds:
+            raise CorpusError(f"{self.table} has no column that begins with {self.fold_columns!r} (fold_columns)")
+        columns = self.columns or tuple(name for name in header if name != self.key and name not in folds)
+        if taken := [name for name in columns if name in FIXED_COLUMNS.names]:
+            raise CorpusError(
+                f"{self.table}: column {taken[0]!r} has the name of a column of the sample table; "
+                "list the others as `columns` of the join, or rename it"
+            )
         for line in lines:
             key, values = cell_text(line[self.key]), {name: line[name] for name in columns}
             if not key:
@@ -146,21 +155,6 @@ class Join(Frozen):
                         f"take columns that are one per {self.key} (`columns`), or join on another key"
                     )
         return (*columns, FOLD) if folds else columns
-
-    def _wanted(self, header: tuple[str, ...], folds: list[str]) -> tuple[str, ...]:
-        """Return columns to take. Raises CorpusError if one is not there, or has the name of a fixed column."""
-        for name in (self.key, *(self.columns or ())):
-            if name not in header:
-                raise CorpusError(f"{self.table} has no column {name!r}; it has {', '.join(header[:20]) or 'no rows'}")
-        if self.fold_columns and not folds:
-            raise CorpusError(f"{self.table} has no column that begins with {self.fold_columns!r} (fold_columns)")
-        wanted = self.columns or tuple(name for name in header if name != self.key and name not in folds)
-        if taken := [name for name in wanted if name in FIXED_COLUMNS.names]:
-            raise CorpusError(
-                f"{self.table}: column {taken[0]!r} has the name of a column of the sample table; "
-                "list the others as `columns` of the join, or rename it"
-            )
-        return wanted
 
 
 @dataclass(frozen=True, kw_only=True)

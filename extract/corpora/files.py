@@ -132,7 +132,6 @@ class FileCorpus(Frozen):
         yield from (Ignored("image: no row names it", name) for name in pictures.values())
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield a part's inputs."""
         raise NotImplementedError
 
     def _takes(self, name: str) -> bool:
@@ -161,7 +160,6 @@ class FileCorpus(Frozen):
         return next((one for one in others if Path(root, one).exists()), image)
 
     def parts(self) -> Sequence[Part]:
-        """Return one for each file."""
         parts = [Part(file.name, file.size, file.stamp) for file in self.files()]
         for number, part in enumerate(parts if self.by_content else ()):
             with self.open_part(part) as file:

@@ -78,7 +78,7 @@ KINDS: dict[str, Kind] = {
     "listfile": Kind("mmkd.extract.corpora.labeled", "ListFileCorpus"),
     "vqa": Kind("mmkd.extract.corpora.questions", "QuestionsCorpus"),
 }
-_EXPECTED = (
+_KNOWN = (
     "a CSV/TSV/JSONL or Parquet file, a .tar, an .npz, a DICOM file, a slide, a folder of one of these, "
     "or a corpus.yaml"
 )
@@ -93,13 +93,13 @@ def open_corpus(location: str) -> Corpus:
     suffix = place.suffix.lower()
     with corpus_errors(place):
         if not place.exists():
-            raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
+            raise CorpusError(f"corpus {location} does not exist; name {_KNOWN}")
         if suffix in (".yaml", ".yml"):
             return _read_description(place)
         if place.is_dir():
             return _folder(place, location)
     if (kind := next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)) is None:
-        raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_EXPECTED}")
+        raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_KNOWN}")
     reader: Corpus = _reader(kind)(path=location)
     return reader
 
@@ -118,9 +118,7 @@ def _folder(place: StorePath, location: str) -> Corpus:
     if (kind := next((kind for kind, is_kind in kinds if is_kind(names)), None)) is None:
         bare = [name for name in names if "." not in name.rpartition("/")[2]]
         if not any(read_range(join(place, name), 128, 4) == b"DICM" for name in bare[:100]):
-            raise CorpusError(
-                f"corpus folder {location} holds neither tars nor tables nor images; expected {_EXPECTED}"
-            )
+            raise CorpusError(f"corpus folder {location} holds neither tars nor tables nor images; expected {_KNOWN}")
         kind = "dicom"
     if kind == "table":
         tables = _tables(names)

@@ -136,7 +136,6 @@ class DerivedCorpus:
 
 
 def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
-    """Yield all rows in order."""
     for part in corpus.parts():
         yield from (row for row in corpus.rows_of(part) if isinstance(row, CorpusRow))
 

@@ -101,7 +101,6 @@ class SampleCorpus(FileCorpus):
         yield from order
 
     def image_of(self, sample: Sample) -> Member | None:
-        """Return the member that is the image."""
         return next((sample[name] for name in self._images if name in sample), None)
 
     def sample_rows(self, row: CorpusRow, sample: Sample, read: Read) -> Iterator[CorpusRow | Ignored]:

@@ -40,7 +40,6 @@ class Geometry:
 
 
 def geometry_of(preprocessing: Preprocessing) -> Geometry:
-    """Return the geometry of a teacher's preprocessing."""
     return Geometry(**{field.name: getattr(preprocessing, field.name) for field in fields(Geometry)})
 
 

@@ -16,12 +16,7 @@ from mmkd.extract.teachers.spec import HF_HUB, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import StateDict, key_problems
 
-# What changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
-_FORWARD_KEYS = (
-    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
-)  # fmt: skip
-
+# Keys are what changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
 _BERT_BASE: dict[str, object] = {
     "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
     "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
@@ -86,7 +81,7 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
         raise TeacherError(
             f"text tower of type {kind!r} is not known to transformers; write an encoder of your own"
         ) from error
-    return {name: getattr(whole, name, None) for name in _FORWARD_KEYS}
+    return {name: getattr(whole, name, None) for name in _BERT_BASE}
 
 
 def make_config(spec: TeacherSpec, content: dict[str, Any]) -> Any:
@@ -108,9 +103,8 @@ def make_config(spec: TeacherSpec, content: dict[str, Any]) -> Any:
 
 
 def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str) -> nn.Module:
-    """Return `model_class` with `weights`: all of them, nothing more, every shape right. Uses `from_pretrained`,
-    which knows the names that older releases gave to the same tensors (Swin's `attention.self.query`), and the buffers
-    they saved (`position_ids`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
+    """Return `model_class` with exactly `weights`. `from_pretrained` knows the names and buffers of older releases
+    (Swin's `attention.self.query`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
     try:
         with quiet():
             model, info = model_class.from_pretrained(

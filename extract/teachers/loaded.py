@@ -72,7 +72,6 @@ class LoadedTeacher:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @torch.inference_mode()

@@ -128,7 +128,6 @@ class FileLoader:
     """Description of such a place, for the message where no loader recognizes one."""
 
     def describe(self, spec: TeacherSpec) -> TeacherCard:
-        """Return the card of the current files."""
         return self.plan(spec).card()
 
     def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:

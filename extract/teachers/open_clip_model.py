@@ -37,8 +37,6 @@ WEIGHTS = (
 """Names that open_clip itself looks for, in its order (open_clip/factory.py, _find_checkpoint_in_dir)."""
 
 _CONFIG = "open_clip_config.json"
-# Written by older transformers into the checkpoint; the newer ones compute it.
-_SURPLUS = ("text.transformer.embeddings.position_ids",)
 # Keys of text_cfg in configurations written by open_clip before 2.20.
 _OLD_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
 # Neither changes a feature: one is the source of weights, the other is for the loss.
@@ -229,8 +227,8 @@ def _as_open_clip_names(weights: StateDict, model: nn.Module, rename: Mapping[st
         named[rename.get(old, "") + name.removeprefix(old)] = tensor
     if "positional_embedding" in named and not hasattr(model, "positional_embedding"):
         named = convert_to_custom_text_state_dict(named)
-    for name in _SURPLUS:
-        named.pop(name, None)
+    # Written by older transformers into the checkpoint; the newer ones compute it.
+    named.pop("text.transformer.embeddings.position_ids", None)
     for name in ("logit_scale", "logit_bias"):
         if (own := getattr(model, name, None)) is not None and name in named and named[name].numel() == own.numel():
             named[name] = named[name].reshape(own.shape)  # () and (1,) are the same temperature

@@ -1,6 +1,5 @@
 """Teachers by name: `--teachers` as specs, and the published teachers, a YAML card each in `cards/`. Eight of the nine
-are in the original's meta.jsonl; the ninth is inferred. `mmkd teachers check --golden` settles a card's open questions.
-"""
+are in the original's meta.jsonl; the ninth is inferred."""
 
 from __future__ import annotations
 
@@ -77,7 +76,6 @@ def _read_cards() -> dict[str, PublishedTeacher]:
 
 
 def the_nine() -> tuple[PublishedTeacher, ...]:
-    """Return the nine teachers of MMKD-CLIP."""
     return tuple(_read_cards()[slug] for slug in _NINE)
 
 

@@ -125,7 +125,6 @@ def _fetch(spec: TeacherSpec, repository: str, filename: str, revision: str) -> 
 
 
 def source_of(spec: TeacherSpec) -> Source:
-    """Return the place of the weights."""
     return Source(spec, spec.source, spec.revision)
 
 

@@ -24,8 +24,6 @@ StateDict = dict[str, torch.Tensor]
 
 SAFETENSORS = ".safetensors"
 _ZIP = b"PK"
-_TORCH_FILES = (_ZIP, b"\x80")
-"""What torch files begin with: a zip archive, or the older bare pickle."""
 TEMPERATURE = "logit_scale"
 BARE_TENSOR = "tensor"
 """Name given to the content of a file that holds one tensor and no name."""
@@ -89,7 +87,8 @@ def _read_torch(path: Path, trust_pickle: bool) -> Any:
     try:
         return _load(path, weights_only=True)
     except pickle.UnpicklingError as error:
-        if not _begins_with(path, *_TORCH_FILES) or "Weights only load failed" not in str(error):
+        # Torch files begin as a zip archive or as the older bare pickle.
+        if not _begins_with(path, _ZIP, b"\x80") or "Weights only load failed" not in str(error):
             raise _damaged(path, error) from error
         if not trust_pickle:
             raise TeacherError(
