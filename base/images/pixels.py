@@ -37,9 +37,9 @@ def picture_from(
     limits: tuple[float, float] | None = None,
 ) -> Image.Image:
     """Return an 8-bit `L` or `RGB` picture of `values` (H, W), (H, W, 1) gray or (H, W, 3) RGB of any type; bool is
-    black and white. `absent`: bool (H, W), pixels that are no measurements. `alpha`: (H, W), unsigned over its own type or
-    float 0 to 1. `limits`: smallest and largest value that the samples can have, where the type does not say. Raises
-    ImageError for another shape or type, or nothing but NaN."""
+    black and white. `absent`: bool (H, W), pixels that are no measurements. `alpha`: (H, W), unsigned over its own
+    type or float 0 to 1. `limits`: smallest and largest value that the samples can have, where the type does not say.
+    Raises ImageError for another shape or type, or nothing but NaN."""
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.shape[2:] not in ((), (3,)) or values.ndim < 2 or values.dtype.kind not in "buif" or not values.size:
         raise ImageError(f"samples of {values.dtype} {values.shape} are no picture")
