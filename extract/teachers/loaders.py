@@ -27,6 +27,8 @@ from mmkd.store import Preprocessing, TeacherCard
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
 
 
+_IDENTITY = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized")
+
 LOADERS = {
     "open_clip": "mmkd.extract.teachers.open_clip_model",
     "transformers": "mmkd.extract.teachers.transformers_model",
@@ -136,16 +138,7 @@ class FileLoader:
         # How features are kept is the run's choice; the files have no say in it.
         now = plan.card().with_encoding(card.encoding)
         if now.digest != card.digest:
-            names = (
-                "weights_sha256",
-                "preprocessing",
-                "tokenizer_sha256",
-                "context_length",
-                "dim",
-                "loader",
-                "normalized",
-            )
-            changed = ", ".join(name for name in names if getattr(now, name) != getattr(card, name))
+            changed = ", ".join(name for name in _IDENTITY if getattr(now, name) != getattr(card, name))
             raise TeacherError(
                 f"teacher {card.slug!r} is no longer what its card says: digest {now.digest} at {now.source}, expected "
                 f"{card.digest} (different: {changed}); put the former files back or use another name"

@@ -103,7 +103,8 @@ def _build(plan: Plan) -> nn.Module:
     )
     config = make_config(plan.spec, plan.text_config)
     bert = build_strictly(transformers.BertModel, config, bert_weights, f"{path} (text tower)")
-    vision_projection, where = None, f"{path} (image tower)"
+    vision_projection: nn.Linear | None = None
+    where = f"{path} (image tower)"
     if options.image_tower == "resnet50":
         vision: nn.Module = torchvision.models.resnet50(weights=None)
         vision.fc = nn.Linear(2048, options.dim, bias=False)
