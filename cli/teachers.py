@@ -196,8 +196,8 @@ def _screen(report: CheckReport) -> str:
         cosines = f", smallest cosine {image:.5f} (image) {text:.5f} (text)" if golden.samples else ""
         lines.append(f"published     {golden.verdict}: {golden.samples} samples{cosines}")
     elif report.open_questions:
-        settled = "; ".join(report.open_questions)
-        lines.append(f"open          --golden FOLDER of the original's samples would settle: {settled}")
+        questions = "; ".join(report.open_questions)
+        lines.append(f"open          --golden FOLDER of the original's samples would settle: {questions}")
     return "\n".join(lines)
 
 

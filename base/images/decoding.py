@@ -231,6 +231,7 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
         extra = int(page.extrasamples[0]) if page.extrasamples and values.shape[2] > colors else 0
         alpha = values[..., colors] if extra in (1, 2) else None
         values = values[..., :colors]
+        # 1: the colors were multiplied by it.
         if alpha is not None and extra == 1 and kind <= _RGB and values.dtype.kind in "uf":
             values = divide_by_alpha(values, alpha)
         absent = _no_data(values, page.tags[_NO_DATA].value) if _NO_DATA in page.tags else None

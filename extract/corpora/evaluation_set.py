@@ -206,7 +206,7 @@ class EvaluationSet(DerivedCorpus):
                     f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there or 'nothing'} "
                     f"in {self.corpus.location}"
                 )
-            if stray := next((name for name in mine if self._split(name) != split), None):
+            for stray in (name for name in mine if self._split(name) != split):
                 raise CorpusError(f"{self.name}: {stray} belongs to the splits {self._split(stray)} and {split}")
         if self.prompts is None:
             return parts

@@ -43,7 +43,7 @@ class ParquetCorpus(TabularCorpus):
     def roles(self) -> dict[str, str]:
         """As for any table. Raises CorpusError, too, if the image column holds neither images nor paths."""
         found = dict(super().roles)
-        if column := found.get("image"):
+        if (column := found.get("image")) is not None:
             kind = self._schema.field(column).type
             if (cell := _image_cell(kind)) is None:
                 raise CorpusError(

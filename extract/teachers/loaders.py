@@ -25,8 +25,6 @@ from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
-
-
 _IDENTITY = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized")
 
 LOADERS = {
