@@ -100,8 +100,11 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
     sound = _sound(images)
     if sound.any() or tried["reason"].to_pylist() != some["reason"].to_pylist():
         stored, own = FeatureStore.open(store.root), store.record.shard_rows(shard)
-        rows, arrays = slice(own.start, own.stop), (stored.image, stored.text, stored.valid)
-        before = {slug: ShardFeatures(*(np.array(array(slug)[rows]) for array in arrays)) for slug in teachers}
+        before = {}
+        for slug in teachers:
+            arrays = stored.image(slug), stored.text(slug), stored.valid(slug)
+            image, text, valid = (np.array(array[own.start : own.stop]) for array in arrays)
+            before[slug] = ShardFeatures(image, text, valid)
         for slug in entries_of_shard(store.root, shard):
             remove_entry(store.root, shard, slug)
         order = np.arange(len(table))

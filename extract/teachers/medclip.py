@@ -43,7 +43,7 @@ class MedClipTowers(nn.Module):
     (Swin), or to projected ones (ResNet, without `vision_projection`). `bert`: transformers' BertModel."""
 
     def __init__(
-        self, vision: nn.Module, vision_projection: nn.Linear | None, bert: nn.Module, options: MedClipOptions
+        self, vision: nn.Module, vision_projection: nn.Linear | None, bert: Any, options: MedClipOptions
     ) -> None:
         super().__init__()
         self.vision: Any = vision

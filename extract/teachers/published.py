@@ -68,7 +68,8 @@ def _read_cards() -> dict[str, PublishedTeacher]:
     contents = {path.stem: read_mapping(path) for path in sorted(FOLDER.glob("*.yaml"))}
     rank = {slug: number for number, slug in enumerate(_NINE)}
     cards = {}
-    for slug in sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, contents[slug].get("like"))]):
+    order = sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, str(contents[slug].get("like")))])
+    for slug in order:
         own = dict(contents[slug])
         original = {name: value for name, value in contents.get(own.pop("like", ""), {}).items() if name not in _OWN}
         cards[slug] = validated(PublishedTeacher, {"slug": slug} | original | own, FOLDER / f"{slug}.yaml")
