@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.places.remote import StorePath, in_parallel
-from mmkd.store.chunk import can_map, map_chunks, read_ahead, read_body
+from mmkd.store.chunk import can_map, map_chunks, read_ahead
 from mmkd.store.encoding import ArraySpec, decode_rows
 
 CACHE_BYTES = 64 << 20
@@ -73,22 +73,16 @@ class ChunkedArray:
     read_around: bool = True
     """As `mmkd.store.chunk.map_chunks` takes it."""
 
-    @property
-    def stored(self) -> np.dtype[Any]:
-        """As it lies in files: little-endian."""
-        return np.dtype(self.spec.dtype).newbyteorder("<")
-
     def body(self, shard: int) -> NDArray[Any]:
         """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
         chunk = self.chunks[shard]
         if chunk is None:
-            return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
-        data = read_body(self.root, chunk[0], self.spec.chunk_bytes(self.per_shard), chunk[1])
-        return np.frombuffer(data, dtype=self.stored).reshape(self.spec.shape(self.per_shard))
+            return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.spec.stored)
+        return self.spec.read(self.root, *chunk, self.per_shard)
 
     def load(self) -> NDArray[Any]:
         """Return the whole array in memory, read-only. Raises CorruptStoreError as `read_body`."""
-        array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
+        array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.spec.stored)
         for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
             array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
         array.flags.writeable = False
@@ -101,7 +95,7 @@ class ChunkedArray:
         try:
             size = self.spec.chunk_bytes(self.per_shard)
             flat = map_chunks(paths, size, lambda: self.body(paths.index(None)).tobytes(), self.read_around)
-            return flat.view(self.stored).reshape(self.spec.shape(len(paths) * self.per_shard))[: self.rows]
+            return flat.view(self.spec.stored).reshape(self.spec.shape(len(paths) * self.per_shard))[: self.rows]
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
@@ -156,13 +150,11 @@ def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:
 
 
 class DecodedRows(LazyRows):
-    """int8 codes and their scales as float32 values; rows are decoded on access."""
+    """int8 codes (N, D) and their scales (N,), NaN where missing, as float32 values that are decoded on access."""
 
     def __init__(self, codes: NDArray[np.int8] | LazyRows, scales: NDArray[np.float32]) -> None:
         self.codes = codes
-        """int8 (N, D): mapped, or fetched behind a URL."""
         self.scales = scales
-        """float32 (N,), NaN where missing."""
         self.shape = codes.shape
         self.dtype = np.dtype(np.float32)
 

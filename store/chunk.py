@@ -69,17 +69,16 @@ def read_body(root: StorePath, name: str, expected_bytes: int, expected_crc: str
     unreadable, of another size, or with another checksum."""
     path = root / name
     try:
-        size = path.stat().st_size
         # The size first: a file that has grown to a terabyte is not read into memory to be refused.
-        data = path.read_bytes() if size == expected_bytes + CRC_BYTES else b""
+        if (size := path.stat().st_size) != expected_bytes + CRC_BYTES:
+            raise CorruptStoreError(f"{name} has {size} bytes, expected {expected_bytes + CRC_BYTES}")
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise CorruptStoreError(
             f"{name} is missing although the ledger vouches for it; run `mmkd store verify`"
         ) from error
     except OSError as error:
         raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
-    if not data:
-        raise CorruptStoreError(f"{name} has {size} bytes, expected {expected_bytes + CRC_BYTES}")
     body, crc = checked_body(data, expected_bytes, name)
     if crc != expected_crc:
         raise CorruptStoreError(

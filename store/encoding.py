@@ -13,11 +13,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.places.remote import StorePath
+from mmkd.store.chunk import read_body
 from mmkd.store.hierarchy import Document
 from mmkd.store.layout import TOWERS, Tower, teacher_group
 
 Encoding = Literal["float16", "float32", "int8"]
-"""On-disk encoding of a feature."""
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 INT8_MAX = 127
@@ -52,6 +53,16 @@ class ArraySpec:
     @property
     def fill(self) -> float:
         return float("nan") if self.dtype.startswith("float") else 0
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """As it lies in files: little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def read(self, root: StorePath, chunk: str, crc32c: str, per_shard: int) -> NDArray[Any]:
+        """Return one shard's chunk, (R, D) or (R,). Raises CorruptStoreError as `read_body`."""
+        data = read_body(root, chunk, self.chunk_bytes(per_shard), crc32c)
+        return np.frombuffer(data, dtype=self.stored).reshape(self.shape(per_shard))
 
     def document(self, slug: str) -> str:
         return f"{teacher_group(slug)}/{self.name}/zarr.json"

@@ -48,7 +48,6 @@ class InputsEntry(Document):
     quality: int
     rows: int
     images: int
-    """Rows that have a JPEG."""
     bytes: int
     crc32c: str
 

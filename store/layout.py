@@ -27,7 +27,6 @@ TEXT_SOUND = 2
 """Bit of `valid`: the text feature is finite with a norm above zero, its input is not empty."""
 SOUND_BIT: dict[Tower, int] = {"image": IMAGE_SOUND, "text": TEXT_SOUND}
 TOWER_INPUTS: dict[Tower, str] = {"image": "images", "text": "captions"}
-"""Name of a tower's inputs in messages."""
 PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
 
 # A slug becomes a folder name: no separators, no leading dot, so it can never leave `teachers/`.

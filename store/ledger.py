@@ -28,9 +28,7 @@ class LedgerEntry(Document):
     rows: int
     """Rows of the corpus in this shard, sound or not."""
     image_rows: int
-    """Rows with a sound image feature."""
     text_rows: int
-    """Rows with a sound text feature."""
     image_crc32c: str
     text_crc32c: str
     valid_crc32c: str

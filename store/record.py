@@ -25,12 +25,10 @@ class CorpusRecord(Document):
     kind: str
     """Reader that made the index, for example `table` or `webdataset`."""
     location: str
-    """Place as given by the user."""
     root: str
     """Absolute folder that the sample rows' `uri` is relative to."""
     rows: int = Field(ge=0)
     labels: tuple[str, ...] = ()
-    """Label columns beyond the fixed ones."""
     digest: str
     """SHA-256 over names, sizes and change times of the corpus' index files: notices a changed corpus."""
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 from mmkd.base.errors import StoreError
-from mmkd.base.files import list_folder
+from mmkd.base.files import disk_errors, list_folder
 from mmkd.base.places.remote import RemotePath, StorePath
 
 
@@ -47,12 +47,8 @@ class RunLog:
 
     def write(self, shard: Any) -> None:
         """Append one shard's report, a dataclass. Raises StoreError if the disk is full or read-only."""
-        try:
+        with disk_errors(self.path):
             print(json.dumps(asdict(shard), sort_keys=True), file=self.file, flush=True)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self.path}: {error.strerror}; make room or get permission, then run it again"
-            ) from error
 
 
 @dataclass
@@ -60,14 +56,12 @@ class RunSeconds:
     """Time spent in all runs of a store."""
 
     runs: int = 0
-    """Logs in `runs/`."""
     shards: int = 0
     """Shards finished; one that was done for two teachers in two runs counts twice."""
     rows: int = 0
     wall: float = 0.0
     """Seconds of all shards summed over workers; divide by their number for wall time."""
     seconds: Counter[str] = field(default_factory=Counter)
-    """Seconds of each step, summed over runs, workers and threads."""
     unreadable_lines: int = 0
     """Malformed lines, such as the last one of a run that was killed; they are passed over."""
 

@@ -49,7 +49,6 @@ class SelectionCard(Frozen):
 
     format: int = FORMAT
     rule: dict[str, Any]
-    """As in the rule's file, with its defaults."""
     teachers: dict[str, str]
     """Slug to the digest of its card, in the order of the columns."""
     rows: int
@@ -106,7 +105,7 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
         write_atomically(temporary / "zarr.json", encode_document(document))
         for shard in range(shard_count(store.record.rows, per_shard)):
             part = kept[shard * per_shard : (shard + 1) * per_shard].astype(np.uint8)
-            write_atomically(temporary / _chunk(shard), encode_chunk(pad_rows(part, per_shard, 0))[0])
+            write_atomically(temporary / f"c/{shard}/0", encode_chunk(pad_rows(part, per_shard, 0))[0])
         if not (folder / "zarr.json").is_file():
             write_document(folder / "zarr.json", group_document())
         with disk_errors(folder / name):
@@ -139,7 +138,7 @@ def read_selection(store: Store, name: str) -> Selection:
     per_shard, teachers = store.record.rows_per_shard, len(card.teachers)
     kept = np.zeros((shard_count(store.record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
     for shard in range(len(kept)):
-        chunk = f"{FOLDER}/{name}/{_chunk(shard)}"
+        chunk = f"{FOLDER}/{name}/c/{shard}/0"
         body, _ = checked_body(read_file(store.root / chunk), per_shard * teachers, chunk)
         kept[shard] = np.frombuffer(body, dtype=np.uint8).reshape(per_shard, teachers)
     values = kept.reshape(-1, teachers)[: store.record.rows].astype(bool)
@@ -175,10 +174,6 @@ def _read_card(folder: StorePath) -> SelectionCard:
     if content.get(SEAL) != seal_of(content):
         raise CorruptStoreError(f"{folder}/zarr.json was changed after it was written; run `mmkd select` again")
     return parse_document(SelectionCard, {k: v for k, v in content.items() if k != SEAL}, folder / "zarr.json")
-
-
-def _chunk(shard: int) -> str:
-    return f"c/{shard}/0"
 
 
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:

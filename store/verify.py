@@ -25,8 +25,7 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, temporary_files, walk
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
-from mmkd.store.chunk import read_body
-from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
+from mmkd.store.encoding import decode_rows, teacher_arrays, tower_arrays
 from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, ledger_entry, sample_part, teacher_group
@@ -46,7 +45,6 @@ class Problem:
     """One thing that is wrong with one file."""
 
     file: str
-    """Path inside the store."""
     what: str
     shard: int | None = None
     """Shard whose entries cannot be kept; None when no shard is to blame."""
@@ -207,7 +205,7 @@ def _entry_faults(
         return
     if card.digest != entry.teacher_digest:
         yield "", f"made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
-    rows = len(store.record.shard_rows(entry.shard))
+    rows, per_shard = len(store.record.shard_rows(entry.shard)), store.record.rows_per_shard
     if entry.rows != rows:
         yield "", f"vouches for {entry.rows} rows, the shard has {rows}"
     if entry.shard in checksums and checksums[entry.shard] != entry.samples_sha256:
@@ -218,7 +216,7 @@ def _entry_faults(
     valid_spec = teacher_arrays(card.encoding, card.dim)[-1]
     file = valid_spec.chunk(card.slug, entry.shard)
     try:
-        valid = _read_chunk(store, valid_spec, entry)
+        valid = valid_spec.read(store.root, file, entry.crc32c(valid_spec), per_shard)
     except CorruptStoreError as error:
         yield file, str(error)
         return
@@ -226,25 +224,18 @@ def _entry_faults(
         yield file, "marks something else than image and text of this shard's rows"
     for tower, bit in SOUND_BIT.items():
         specs = tower_arrays(tower, card.encoding, card.dim)
-        file = specs[0].chunk(card.slug, entry.shard)
+        files = [spec.chunk(card.slug, entry.shard) for spec in specs]
         counted, sound = getattr(entry, f"{tower}_rows"), (valid & bit) > 0
         if int(sound.sum()) != counted:
-            yield file, f"{int(sound.sum())} sound rows, the ledger says {counted}"
+            yield files[0], f"{int(sound.sum())} sound rows, the ledger says {counted}"
         arrays = []
-        for spec in specs:
+        for spec, file in zip(specs, files, strict=True):
             try:
-                arrays.append(_read_chunk(store, spec, entry))
+                arrays.append(spec.read(store.root, file, entry.crc32c(spec), per_shard))
             except CorruptStoreError as error:
-                yield spec.chunk(card.slug, entry.shard), str(error)
+                yield file, str(error)
         if deep and len(arrays) == len(specs):
-            yield from ((file, what) for what in _value_faults(decode_rows(arrays).astype(np.float64), sound))
-
-
-def _read_chunk(store: Store, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
-    per_shard = store.record.rows_per_shard
-    name = spec.chunk(entry.teacher, entry.shard)
-    body = read_body(store.root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))
-    return np.frombuffer(body, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape(per_shard))
+            yield from ((files[0], what) for what in _value_faults(decode_rows(arrays).astype(np.float64), sound))
 
 
 def _value_faults(values: NDArray[np.float64], sound: NDArray[np.bool_]) -> Iterator[str]:

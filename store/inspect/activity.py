@@ -21,7 +21,6 @@ class Activity:
     """Activity by the logs and newest files. The ledger is authoritative, not the logs."""
 
     runs: int
-    """Logs in `runs/`."""
     seconds: dict[str, float]
     """Summed over runs, workers and threads: `read`, `decode`, `write`, and `image SLUG`, `text SLUG` for forwards."""
     last_write: str | None
@@ -30,7 +29,6 @@ class Activity:
     running: bool
     """Written to within `FRESH_SECONDS`, and not complete: a run is probably in progress."""
     unreadable_lines: int
-    """Malformed log lines, such as the last one of a run that was killed."""
 
     def by_teacher(self) -> dict[str, dict[str, float]]:
         """Return forward seconds by teacher, as {slug: {"image": s, "text": s}}, without the shared phases."""

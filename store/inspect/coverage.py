@@ -22,13 +22,11 @@ class Coverage:
 
     teachers: tuple[str, ...]
     rows: tuple[int, ...]
-    """Corpus rows of each shard."""
     done: NDArray[np.bool_]
     """(T, S): the shard has a ledger entry."""
     image: NDArray[np.float64]
-    """(T, S): rows with a sound image feature, as a share of the shard's rows; 0 where there is no entry."""
     text: NDArray[np.float64]
-    """(T, S): the same for captions."""
+    """(T, S): rows with a sound feature, as a share of the shard's rows; 0 where there is no entry."""
 
     def holes(self, slug: str) -> list[tuple[int, int]]:
         """Return ranges (first, last) of shards that the teacher lacks, in order."""

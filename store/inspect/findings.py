@@ -37,7 +37,6 @@ class Finding:
     severity: Severity
     text: str
     command: str
-    """Command that shows more or fixes it."""
 
 
 def store_findings(info: StoreInfo) -> Iterator[Finding]:

@@ -16,16 +16,13 @@ from mmkd.store.reader import FeatureStore, StoreSummary
 
 @dataclass(frozen=True)
 class SelectionSummary:
-    """One selection: pairs of rows and teachers chosen by a rule."""
+    """One selection: pairs of rows and teachers (`shape`) kept of those available, and the array's attributes."""
 
     name: str
     shape: tuple[int, ...]
-    """Shape of the array: rows and teachers."""
     kept: int
-    """Pairs, of `available` ones when the selection was made."""
     available: int
     attributes: dict[str, Any]
-    """Attributes written with it: the rule, counts, digests."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,7 @@ class StoreInfo:
     activity: Activity
     selections: tuple[SelectionSummary, ...]
     cards: dict[str, TeacherCard]
-    """Teachers of the features, by slug."""
     versions: dict[str, str]
-    """Libraries that made the store."""
     corpus_kind: str
     corpus_digest: str
 

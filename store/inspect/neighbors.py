@@ -30,7 +30,6 @@ SPARE = 4
 _SMALLEST_NORM = 1e-15
 
 Piece = slice | NDArray[np.int64]
-"""Some rows of an array."""
 Nearest = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows and their cosines, best first."""
 

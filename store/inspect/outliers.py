@@ -14,14 +14,13 @@ from mmkd.store.inspect.sampling import unit
 from mmkd.store.reader import FeatureStore
 
 MIN_ROWS = 20
-"""Minimum rows for outliers."""
 
 Kind = Literal["caption fits least", "image norm", "caption norm"]
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """One odd row."""
+    """One odd row; `cosine`: mean of image and caption over the `teachers` that have the row."""
 
     row: int
     kind: Kind
@@ -29,9 +28,7 @@ class Outlier:
     score: float
     """Mean over teachers of standard scores: (value - median) / (1.4826 x median absolute deviation)."""
     cosine: float
-    """Mean image-caption cosine over the teachers."""
     teachers: int
-    """That have the row."""
 
 
 def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], each: int = 8) -> tuple[Outlier, ...]:

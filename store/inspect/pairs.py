@@ -56,17 +56,13 @@ def modalities(column: pa.ChunkedArray) -> Modalities:
 
 @dataclass(frozen=True)
 class ModalityPairs:
-    """The pairs of one modality, in the same pools as those of all others."""
+    """Pairs of one modality, in the same pools as all others: medians of cosines, recall as in `PairStatistics`."""
 
     modality: str
     pairs: int
-    """In the pools."""
     matched: float
-    """Median cosine of an image with its own caption."""
     unmatched: float
-    """Median cosine of an image with the captions of some other rows of its pool, of any modality."""
     recall: dict[str, float]
-    """As `PairStatistics.recall`: how often the counterpart of a row of this modality is found among all rows."""
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,12 @@ class Distribution:
     mean: float = float("nan")
     minimum: float = float("nan")
     q01: float = float("nan")
-    """1 % of the numbers are smaller."""
     q25: float = float("nan")
     median: float = float("nan")
     q75: float = float("nan")
     q99: float = float("nan")
     maximum: float = float("nan")
     edges: tuple[float, ...] = ()
-    """Edges of the histogram's bins, `len(counts) + 1`."""
     counts: tuple[int, ...] = ()
 
 

@@ -48,11 +48,9 @@ class TeacherView:
     image_norm: float | None
     text_norm: float | None
     cosine: float | None
-    """Cosine of the row's image and caption."""
     caption_rank: int | None
-    """Rank of the row's caption among `ranked_among` by cosine with its image; 1 is best."""
     image_rank: int | None
-    """Rank of the row's image among `ranked_among` by cosine with its caption."""
+    """Rank among `ranked_among` by cosine with the row's image, or caption; 1 is best."""
     ranked_among: int
     neighbors: tuple[Neighbor, ...]
     """Nearest other rows by image, or by caption where the row has no sound image."""
@@ -66,7 +64,6 @@ class RowView:
     row: int
     shard: int
     sample: dict[str, Any]
-    """All columns of the sample table."""
     corpus_root: str
     searched: int
     """Rows that neighbors were looked for in; fewer than the store's when that is large."""
@@ -83,9 +80,7 @@ class ShardView:
     status: dict[str, int]
     reasons: dict[str, int]
     entries: dict[str, LedgerEntry | None]
-    """By teacher; None where the shard has no entry."""
     failures: tuple[dict[str, Any], ...]
-    """`row`, `key`, `status` and `reason` of the first failed or partial rows."""
 
 
 def view_row(

@@ -37,21 +37,16 @@ class StoreStatistics:
     rows: int
     """Rows of the store that have an input: absent rows between two corpora do not count."""
     sampled: int
-    """Rows drawn; equal to `rows` when all were read."""
     seed: int
     agreement_rows: int
-    """Sampled rows on which teachers were compared."""
     towers: tuple[TowerStatistics, ...]
-    """By teacher, image before text."""
     pairs: tuple[PairStatistics, ...]
     agreement: tuple[Agreement, ...]
-    """Image, text."""
     repeated_images: int
     """Rows of the whole store whose image file has the bytes of an earlier row's (by `image_sha256`)."""
     known_images: int
     """Rows of the whole store with an `image_sha256`; imported features have none."""
     repeated_captions: int
-    """Rows of the whole store with the caption of an earlier row."""
     tables: dict[str, StatisticTable]
     """Those of `STATISTICS`, by name; tables without rows are left out."""
 

@@ -26,11 +26,8 @@ class TowerStatistics:
     rows: int
     """Sampled rows that the ledger calls sound; every count below is of these."""
     not_finite: int
-    """Rows with NaN or infinity although they are called sound."""
     zero: int
-    """Rows of zeros although they are called sound."""
     broken_rows: tuple[int, ...]
-    """The first of both."""
     norms: Distribution
     mean_cosine: float
     """Between different rows: 0 for directions spread evenly, 1 for a collapsed encoder; NaN below two rows."""
@@ -38,13 +35,11 @@ class TowerStatistics:
     """exp of the entropy of the normalized singular values of the centered unit rows (Roy and Vetterli, EUSIPCO 2007):
     how many directions are in use; at most the width. NaN below two rows."""
     dead_dimensions: tuple[int, ...]
-    """Always zero."""
+    """Always zero; constant ones have always the same other value."""
     constant_dimensions: tuple[int, ...]
-    """Always the same value, not zero."""
     repeated_rows: int
     """Rows whose feature is bit for bit that of an earlier one."""
     repeats: tuple[tuple[int, ...], ...]
-    """The first groups of rows with equal features."""
 
 
 def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> TowerStatistics:

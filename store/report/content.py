@@ -55,7 +55,6 @@ class Sample:
     thumbnail: str | None
     """JPEG as base64, or None."""
     no_picture: str
-    """Reason there is no thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,7 @@ class Content:
     shown: dict[int, dict[str, float]]
     """Some rows drawn at random: each teacher's cosine of the image with its caption, where it has both."""
     failures: tuple[int, ...]
-    """The first failed and partial rows."""
     samples: dict[int, Sample]
-    """Samples of all rows in maps, outliers or failures."""
     colors: dict[str, dict[int, str]]
     """Map coloring: name to row to value. Label columns have 2 to 12 values in the sample."""
     pictures_missing: int
@@ -84,7 +81,6 @@ class Options:
     """User options of the page."""
 
     teachers: tuple[str, ...] | None = None
-    """Slugs; all when None."""
     sample: int | None = SAMPLE_ROWS
     """Rows for the statistics; every row when None."""
     seed: int = 0

@@ -44,9 +44,8 @@ class SelectionCounts(Frozen):
     pairs: Share
     teachers: dict[str, Share]
     by: str
-    """Sample column of `groups`."""
     groups: dict[str, Share]
-    """Value of the column to its pairs."""
+    """By value of the sample column `by`."""
     overlaps: dict[str, dict[str, int]]
     """Rows kept for both of two teachers; on the diagonal, a teacher's pairs."""
     rows_without: int
@@ -64,7 +63,6 @@ class Example(Frozen):
     row: int
     key: str
     caption: str
-    """Its first `CAPTION_CHARACTERS`."""
     score: float | None
     """None when infinite, as the rank of a label without prompts."""
 
@@ -76,9 +74,7 @@ class SelectionReport:
     name: str
     counts: SelectionCounts
     thresholds: dict[str, dict[str, float | None]]
-    """Each line of the rule: teacher to threshold; None where it is infinite and divides nothing."""
     examples: dict[str, list[Example]]
-    """Each line of the rule: pairs just above and just below it."""
     digest: str
     warnings: tuple[str, ...]
 

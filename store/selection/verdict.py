@@ -35,7 +35,6 @@ class Line:
     """Threshold at which a leaf of the rule divides its pairs."""
 
     rule: str
-    """The leaf, as written in the file."""
     score: Floats
     """float32 (N, T); NaN where a teacher has no pair."""
     threshold: NDArray[np.float64]
