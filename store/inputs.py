@@ -75,9 +75,8 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
 
 
 def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> InputsEntry:
-    """Write one shard's inputs, then their entry. `size` is that of `encode_input`; `table` has the columns of `SCHEMA`
-    and one row for each grid row of the shard, in order. Raises StoreError if the disk is full or read-only; the
-    shard's inputs then count as not there."""
+    """Write one shard's inputs, then their entry. `size`: of `encode_input`; `table`: the columns of `SCHEMA`, one row
+    for each grid row of the shard. Raises StoreError if the disk is full or read-only."""
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(table.cast(SCHEMA).combine_chunks())
@@ -96,8 +95,7 @@ def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> Inp
 
 
 def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) -> int:
-    """Write a shard's file, then its entry; return the size in bytes. Raises StoreError if the disk is full or
-    read-only."""
+    """Write a shard's file, then its entry; return the size in bytes. Raises StoreError as `write_inputs`."""
     with disk_errors(root):
         (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it does not fit the new bytes
     write_atomically(root / inputs_file(entry.shard), data)
@@ -117,8 +115,7 @@ def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
 
 
 def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
-    """Return entries by shard, in order; empty when the store keeps no inputs. Raises CorruptStoreError if an entry
-    cannot be read."""
+    """Return entries by shard, in order. Raises CorruptStoreError if one cannot be read."""
     entries = (_read_entry(path) for path in list_part(root, "inputs", "*.json"))
     return {entry.shard: entry for entry in entries}
 

@@ -37,8 +37,7 @@ from mmkd.store.writer import add_teacher, refuse_strangers
 
 @dataclass(frozen=True)
 class PullReport:
-    """Counts of one pull: rows of the store; copied sample parts, shards of teachers, shards of training inputs,
-    selections and bytes; and shards of teachers that were present before."""
+    """Rows of the store, what was copied (sample parts, shards, ...), and shards that were present before."""
 
     rows: int
     parts: int
@@ -75,13 +74,16 @@ def pull(
     progress: Callable[[int, int], None],
 ) -> PullReport:
     """Copy `source`, or some of its teachers and shards, to the folder `out`, `workers` files at a time; running it
-    again copies the rest, also with another choice. `progress` is called with units done and units in all: a sample
-    part, one shard of a teacher or of inputs, or a selection. Raises UserError for a teacher that the source does not
-    have; StoreError if `out` holds something else, or cannot be written; BusyStoreError if another process writes to
-    it; UnreachableError if the source cannot be read (files copied so far stay); CorruptStoreError if files of the
-    source differ from its ledger, after everything else was copied."""
+    again copies the rest, also with another choice. `progress` takes files or shards done, and all of them. Raises
+    UserError for an unknown teacher; StoreError if `out` holds something else or cannot be written; BusyStoreError;
+    UnreachableError (files copied so far stay); CorruptStoreError for damaged files, after the others were copied."""
     cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
-    _check_target(source, out)
+    if not (out / "zarr.json").is_file():
+        refuse_strangers(out)
+    else:  # the same store, wherever the files of its corpus are
+        corpus = source.record.corpus.model_copy(update={"root": (found := read_record(out)).corpus.root})
+        if found != source.record.model_copy(update={"corpus": corpus}):
+            raise StoreError(f"{out} holds another store than {source.root}; name a new folder")
     with only_writer(out, "mmkd store pull"):
         shards = range(source.shards) if shards is None else shards
         places = ((shard, card.slug) for shard in shards for card in cards)
@@ -127,8 +129,7 @@ def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
 
 
 def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:
-    """Return results in order. Raises CorruptStoreError after everything else was done, for the first of the files that
-    are damaged at their source, and their number."""
+    """Return results in order. Raises CorruptStoreError for damaged files after everything else was done."""
     futures = [pool.submit(unit) for unit in work]
     results: list[int] = []
     damaged: list[CorruptStoreError] = []
@@ -146,16 +147,6 @@ def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Call
         more = f" ({len(damaged)} of {len(work)} are damaged)" if len(damaged) > 1 else ""
         raise CorruptStoreError(f"{damaged[0]}{more}; everything else was copied; repair the source and pull again")
     return results
-
-
-def _check_target(source: FeatureStore, out: Path) -> None:
-    """Raise StoreError unless `out` is new or of the same store, wherever the files of its corpus are."""
-    if (out / "zarr.json").is_file():
-        corpus = source.record.corpus.model_copy(update={"root": (found := read_record(out)).corpus.root})
-        if found != source.record.model_copy(update={"corpus": corpus}):
-            raise StoreError(f"{out} holds another store than {source.root}; name a new folder")
-        return
-    refuse_strangers(out)
 
 
 class _Transfer:

@@ -92,8 +92,8 @@ def digest_of(kept: NDArray[np.bool_]) -> str:
 
 
 def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
-    """Write a selection, bool (N, T'), atomically. Raises UserError if the name is taken, even by a concurrent process;
-    StoreError if the disk is full or read-only; nothing is left behind."""
+    """Write a selection, bool (N, T'), whole or not at all. Raises UserError if the name is taken; StoreError if the
+    disk is full or read-only."""
     root = check_name(store.root, name)
     per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
     document = array_document(kept.shape, (per_shard, teachers), "uint8")
@@ -122,9 +122,8 @@ def selection_names(root: StorePath) -> list[str]:
 
 
 def read_selection(store: Store, name: str) -> Selection:
-    """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it was made when
-    the store had other rows; FormatVersionError if it was written by a newer mmkd; CorruptStoreError if its bytes are
-    not what was written."""
+    """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it is of other
+    rows; FormatVersionError if it was written by a newer mmkd; CorruptStoreError if it was changed since."""
     folder = store.root / FOLDER / name
     if not is_slug(name) or not is_there(folder / "zarr.json"):
         known = ", ".join(selection_names(store.root)) or "none"
@@ -150,9 +149,8 @@ def read_selection(store: Store, name: str) -> Selection:
 def apply_selection(
     selection: Selection, digests: Mapping[str, str], available: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps.
-    A teacher that was added to the store after the selection was made is not in it, and keeps nothing. Raises
-    TeacherMismatchError if a teacher's features were extracted again since."""
+    """Return pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps;
+    none of a teacher added since. Raises TeacherMismatchError if a teacher was extracted again since."""
     columns = {slug: column for column, slug in enumerate(selection.card.teachers)}
     out = np.zeros_like(available)
     for t, (slug, digest) in enumerate(digests.items()):
@@ -177,9 +175,8 @@ def _read_card(folder: StorePath) -> SelectionCard:
 
 
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
-    """Yield file and fault of every selection that training would refuse or should not trust; reads every byte. Nothing
-    can be repaired without judging the pairs again. `cards`: sound cards by slug; a selection may be of fewer teachers,
-    not of others."""
+    """Yield file and fault of every selection that training would refuse or should not trust; reads every byte.
+    `cards`: sound cards by slug; a selection may be of fewer teachers, not of others."""
     for name in selection_names(store.root):
         file = f"{FOLDER}/{name}/zarr.json"
         try:
@@ -187,10 +184,8 @@ def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator
         except (CorruptStoreError, FormatVersionError, UserError) as error:
             yield file, f"{error}; delete {FOLDER}/{name} first"
             continue
-        shape = (store.record.rows, len(selection.card.teachers))
-        expected = array_document(shape, (store.record.rows_per_shard, shape[1]), "uint8")
-        wrong = document_fault(read_json(store.root / file), expected)
-        if wrong:
+        expected = array_document(selection.kept.shape, (store.record.rows_per_shard, selection.kept.shape[1]), "uint8")
+        if wrong := document_fault(read_json(store.root / file), expected):
             yield file, f"{file} is not the metadata that its card asks for ({wrong}); delete {FOLDER}/{name} first"
         for what in _faults(selection, cards):
             yield file, f"selection {name!r} {what}; delete {FOLDER}/{name} and run `mmkd select` again"

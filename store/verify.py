@@ -10,7 +10,8 @@ follows from the record and the card is written again.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Result of `verify`: ledger entries that were checked, what is wrong, left-overs of interrupted writes (harmless),
-    files without an entry (interrupted shards and foreign files, which readers ignore), whether values were looked at
-    too, and of how many shards the bytes were looked at, of how many."""
+    """Result of `verify`: entries checked, faults, left-overs of interrupted writes (harmless), files without an entry
+    (which readers ignore), whether values were checked too, and of how many shards."""
 
     entries: int
     findings: tuple[Problem, ...]
@@ -81,11 +81,9 @@ class VerifyReport:
 
 
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
-    """Check a store: metadata, sample parts, selections, every ledger entry against its files. `deep`: decode every
-    feature too, and check that rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes
-    of so many shards only, drawn by `seed` (all teachers' chunks, sample rows and inputs of each); metadata, entries,
-    selections and file names are always checked in full. Raises as `read_record` if the root's own metadata cannot be
-    trusted, so that nothing below it can be judged."""
+    """Check a store: metadata, sample parts, selections, every ledger entry against its files. `deep`: also check that
+    rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes of so many shards only, drawn
+    by `seed`; all else is always checked in full. Raises as `read_record`: without it nothing can be judged."""
     store = Store.open(root)
     every = range(store.shards)
     shards = every if sample is None else drawn_shards(len(every), sample, seed)
@@ -119,16 +117,15 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     # Entries of shards outside the grid are checked with any sample.
     looked_at = [entry for entry in entries if entry.shard in shards or entry.shard not in every]
     for entry in looked_at:
-        card = cards.get(entry.teacher)
-        if card is not None:
-            for file, what in _entry_faults(store, card, entry, checksums, deep):
-                name = file or ledger_entry(entry.shard, entry.teacher)
-                said = what if what.startswith(name) else f"{name}: {what}"
-                findings.append(Problem(name, said, entry.shard, entry.teacher))
+        faults: Iterable[tuple[str, str]] = ()
+        if card := cards.get(entry.teacher):
+            faults = _entry_faults(store, card, entry, checksums, deep)
         elif entry.teacher not in bad_teachers:
-            name = ledger_entry(entry.shard, entry.teacher)
-            what = f"{name}: teacher {entry.teacher} has no card in this store"
-            findings.append(Problem(name, what, entry.shard, entry.teacher))
+            faults = [("", f"teacher {entry.teacher} has no card in this store")]
+        for file, what in faults:
+            name = file or ledger_entry(entry.shard, entry.teacher)
+            said = what if what.startswith(name) else f"{name}: {what}"
+            findings.append(Problem(name, said, entry.shard, entry.teacher))
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
     orphans = tuple(sorted(_orphans(store, cards, entries, {name_in(root, path) for path in paths})))
     checked = len(looked_at) + len(paths) - len(entries)  # with those that could not be read
@@ -161,8 +158,7 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
     except CorruptStoreError as error:
         yield Problem(name, str(error))
         return
-    wrong = document_fault(found, expected)
-    if wrong:
+    if wrong := document_fault(found, expected):
         yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({wrong})")
 
 
@@ -268,9 +264,8 @@ def _orphans(
 
 
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
-    """Repair a store as far as possible without its corpus and teachers, from a `report` of a moment ago; the next
-    extraction redoes what is dropped. Returns the files that were dropped or written again, as lines for the user.
-    Raises StoreError if the store cannot be written; BusyStoreError if another process writes to it."""
+    """Repair a store without its corpus and teachers, from a `report` of a moment ago; return what was dropped or
+    written again, as lines for the user. Raises StoreError if the store cannot be written; BusyStoreError."""
     with only_writer(root, "mmkd store verify --repair"):
         doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
@@ -305,12 +300,9 @@ def _derived_documents(root: StorePath) -> Iterator[tuple[str, dict[str, Any]]]:
     record = read_record(root)
     yield "teachers/zarr.json", group_document()
     for slug in teacher_folders(root):
-        try:
-            card = read_card(root, slug)
-        except CorruptStoreError:
-            continue
-        if card is not None:
-            yield from array_documents(record, card)
+        with suppress(CorruptStoreError):
+            if card := read_card(root, slug):
+                yield from array_documents(record, card)
 
 
 def _drop(path: StorePath) -> bool:

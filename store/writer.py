@@ -30,9 +30,8 @@ from mmkd.store.samples import encode_part, read_part, sample_schema, with_label
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """Features of one shard from one teacher. image, text: (rows, D), any float type, stored in the card's encoding;
-    rows that are not sound may hold anything. valid: uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND. errors: cost of
-    the encoding where the features were decoded from it; measured when not given."""
+    """Features of one shard from one teacher: (rows, D) of any float type, anything in rows that are not sound. valid:
+    uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND. errors: cost of the encoding, measured when not given."""
 
     image: NDArray[np.floating[Any]]
     text: NDArray[np.floating[Any]]
@@ -41,10 +40,9 @@ class ShardFeatures:
 
 
 def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. `root`: a
-    folder that does not exist, is empty, or holds an interrupted `create_store`. `index`: one row per input with the
-    columns of `sample_schema(corpus.labels)`, in grid order. Raises StoreError if `root` holds something else, or
-    cannot be written."""
+    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. `index`: one
+    row per input with the columns of `sample_schema(corpus.labels)`, in grid order. Raises StoreError if `root` cannot
+    be written, or holds anything but an interrupted `create_store`."""
     refuse_strangers(root)
     per_shard = rows_per_shard(corpus.rows)
     schema = sample_schema(corpus.labels)
@@ -73,11 +71,9 @@ def refuse_strangers(root: StorePath) -> None:
 
 
 def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Append the rows of another corpus; return the longer store. `index` has the columns of
-    `sample_schema(corpus.labels)`; its `row` begins at `first_new_row(store.record)`. Labels that only one side has
-    become null columns of the other, so that all parts have one schema. Raises StoreError if the store cannot be
-    written, or another process changed it since its record was read; ValueError for more shards than a store may have.
-    """
+    """Append the rows of another corpus; return the longer store. `index`: as in `create_store`, `row` from
+    `first_new_row(store.record)`. Labels that only one side has become null columns of the other. Raises StoreError if
+    the store cannot be written, or another process changed it; ValueError for more shards than a store may have."""
     first = first_new_row(store.record)
     content = store.record.model_dump() | {"rows": first + corpus.rows, "appended": (*store.record.appended, corpus)}
     longer = StoreRecord.model_validate(content)
@@ -127,9 +123,9 @@ def finish_append(store: Store) -> None:
 
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
-    """Note that the files of corpus `number` (0 is the first, the appended ones follow) are below `corpus_root` now;
-    the rows stay as they are. Raises UserError if the store has no such corpus; StoreError if there is no store at
-    `root`, or it cannot be written; BusyStoreError if another process writes to it."""
+    """Note that the files of corpus `number` (0 is the first, the appended ones follow) are below `corpus_root` now.
+    Raises UserError if the store has no such corpus; StoreError if `root` is no store or cannot be written;
+    BusyStoreError if another process writes to it."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
         record = read_record(root)
@@ -167,11 +163,10 @@ def add_teacher(store: Store, card: TeacherCard) -> None:
 def write_shard(
     store: Store, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
 ) -> LedgerEntry:
-    """Write one shard of a teacher that `add_teacher` has put into the store, then its ledger entry, which is returned.
-    `features` are in the order of the shard's sample part, whose SHA-256 `write_part` and `read_part` give. Rows whose
-    bit is not set in `valid` are written as missing, which is never zero. So are those that the encoding cannot hold
-    (not finite, zero, too large for float16); their bit is not set on disk. Raises StoreError if the disk is full or
-    read-only; the shard then counts as not done."""
+    """Write one shard of a teacher of the store, then its ledger entry, which is returned. `features`: in the order of
+    the shard's sample part, whose SHA-256 is given. Rows whose bit is not set in `valid`, or that the encoding cannot
+    hold (not finite, zero, too large for float16), become missing (NaN, no bit). Raises StoreError if the disk is full
+    or read-only; the shard then counts as not done."""
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
     members: dict[str, Any] = {}
@@ -187,22 +182,15 @@ def write_shard(
     for spec, array in zip(teacher_arrays(card.encoding, card.dim), (*arrays, valid), strict=True):
         data, members[f"{spec.name}_crc32c"] = encode_chunk(pad_rows(array, store.record.rows_per_shard, spec.fill))
         write_atomically(store.root / spec.chunk(card.slug, shard), data)
-    entry = LedgerEntry(
-        shard=shard,
-        teacher=card.slug,
-        teacher_digest=card.digest,
-        rows=len(valid),
-        samples_sha256=samples_sha256,
-        **members,
-    )
+    members |= {"teacher_digest": card.digest, "rows": len(valid), "samples_sha256": samples_sha256}
+    entry = LedgerEntry(shard=shard, teacher=card.slug, **members)
     write_entry(store.root, entry)
     return entry
 
 
 def note_encoding_error(store: Store, slug: str) -> None:
-    """Write into an int8 card what its encoding cost, once every shard is there; the digest does not change. The
-    numbers come from the ledger, so the same entries give the same card. Raises CorruptStoreError if the card or an
-    entry cannot be read; StoreError if the store cannot be written."""
+    """Write into an int8 card what its encoding cost by the ledger, once every shard is there; the digest does not
+    change. Raises CorruptStoreError if the card or an entry cannot be read; StoreError if it cannot be written."""
     card = read_card(store.root, slug)
     if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
         return
