@@ -37,8 +37,7 @@ _PICKLE_ERRORS = (
 
 
 def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
-    """Read a dict of float tensors, in the shapes and float types of the file. Raises CorpusError if it is not such a
-    file, damaged, or a pickle of anything but tensors."""
+    """Read a dict of float tensors. Raises CorpusError if it is damaged, or a pickle of anything but tensors."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
@@ -87,7 +86,6 @@ class _TensorUnpickler(pickle.Unpickler):
         self._stored = stored
 
     def find_class(self, module: str, name: str) -> Any:
-        """Admit what a dict of float tensors needs, and nothing else."""
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _Rebuild()
         if (module, name) == ("collections", "OrderedDict"):
@@ -128,8 +126,7 @@ def write_tensors(tensors: Mapping[str, NDArray[np.float32]], name: str) -> byte
 
 
 def _text(value: str) -> bytes:
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
 def _integer(value: int) -> bytes:
