@@ -32,8 +32,7 @@ class LazyRows(ABC):
     def _gather(self, rows: Any) -> NDArray[Any]: ...
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Return the rows that an index along the first axis picks. Raises IndexError if there is no such row, or for
-        an index of more than one axis."""
+        """Return rows along the first axis. Raises IndexError if there is no such row, or for an index of more axes."""
         if isinstance(rows, tuple):
             raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
         return self._gather(rows)

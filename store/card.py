@@ -35,9 +35,8 @@ class Preprocessing(Document):
 
 
 class TeacherCard(Document):
-    """A teacher's card in the store. `digest` is the identity: two cards with equal digest give equal features. It
-    covers weights, preprocessing, tokenizer and widths, and leaves out what cannot change a feature (the files'
-    location, the license, library versions)."""
+    """A teacher's card. Two cards with equal `digest` give equal features: it covers weights, preprocessing, tokenizer
+    and widths, and leaves out what cannot change a feature (place, license, library versions)."""
 
     slug: Annotated[str, AfterValidator(check_slug)]
     source: str

@@ -112,11 +112,10 @@ def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: i
 def map_chunks(
     paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
 ) -> NDArray[np.uint8]:
-    """Map the bodies of chunk files, of `chunk_bytes` each, side by side: uint8 (len(paths) * chunk_bytes,), read-only,
-    mapped as long as the array or a view of it lives. `filler` gives the bytes that all missing chunks (None) share.
-    `read_around`: let the kernel read what lies around a page that is touched; without, single pages only. Raises
-    CorruptStoreError if a file has another size (touching what is not there would kill the process); OSError if the
-    system refuses (address space, too many maps). `can_map(chunk_bytes)` must hold."""
+    """Map the bodies of chunk files, of `chunk_bytes` each, side by side: uint8 (len(paths) * chunk_bytes,), read-only.
+    `filler` gives the bytes that all missing chunks (None) share; `read_around`: let the kernel read around a page that
+    is touched. Raises CorruptStoreError if a file has another size (touching what is not there would kill the process);
+    OSError if the system refuses. `can_map(chunk_bytes)` must hold."""
     total = len(paths) * chunk_bytes
     if not total:
         return np.empty(0, dtype=np.uint8)
@@ -149,8 +148,7 @@ def map_chunks(
 
 
 def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
-    """Return `values`, a contiguous slice of a mapped array, after telling the kernel to fetch its pages together; any
-    other array is left alone."""
+    """Return `values` after telling the kernel to fetch the pages of a contiguous slice of a mapped array together."""
     if sys.platform in ("linux", "darwin") and values.nbytes and values.flags.c_contiguous and not values.flags.owndata:
         start = values.__array_interface__["data"][0]
         first = start - start % mmap.PAGESIZE

@@ -93,10 +93,9 @@ def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec,
 def encode_rows(
     features: NDArray[np.floating[Any]], sound: NDArray[np.bool_], encoding: Encoding
 ) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
-    """Encode features (rows, D) of any float type for the disk; rows that are not `sound`, bool (rows,), may hold
-    anything. Returns the arrays of `tower_arrays`, and the rows that are sound in them, bool (rows,): a value that does
-    not fit (beyond 65504 in float16) or a row that becomes zero makes its row missing, never infinite. Values that
-    `decode_rows` gave are encoded to the same values again."""
+    """Encode features (rows, D) of any float type; rows that are not `sound`, bool (rows,), may hold anything. Returns
+    the arrays of `tower_arrays`, and the rows that are sound in them: a value that does not fit (beyond 65504 in
+    float16) or a row that becomes zero makes its row missing. Decoded values are encoded to the same values again."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         if encoding != "int8":
             stored = features.astype(encoding, copy=True)

@@ -61,8 +61,7 @@ def inputs_entry(shard: int) -> str:
 
 
 def encode_input(picture: Image.Image, size: int) -> bytes:
-    """Encode a picture as JPEG, its shorter side reduced to `size` pixels; smaller pictures keep their size. Gray stays
-    gray, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone."""
+    """Encode a picture as JPEG, gray or RGB, its shorter side reduced to `size` pixels, never enlarged."""
     from PIL.Image import Resampling  # noqa: PLC0415
 
     shrunk = picture if picture.mode == "L" else picture.convert("RGB")
@@ -131,8 +130,7 @@ def _read_entry(path: StorePath) -> InputsEntry:
 
 
 def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[int]:
-    """Return shards whose inputs are still to be written. Raises UserError if inputs of another size are there;
-    CorruptStoreError if an entry cannot be read."""
+    """Return shards whose inputs are still to be written. Raises UserError if there are inputs of another size."""
     there = read_inputs_ledger(root)
     for entry in there.values():
         if entry.size != size:
@@ -164,8 +162,8 @@ class Inputs:
         return sorted(set((rows // self.rows_per_shard).tolist()) - self.entries.keys())
 
     def jpeg(self, row: int) -> memoryview | None:
-        """Return the JPEG of one row over the mapped file; None when its image is not sound. Raises CorruptStoreError
-        if the file is missing or differs from its entry."""
+        """Return the JPEG of one row, None when its image is not sound. Raises CorruptStoreError if the file is
+        damaged."""
         shard, place = divmod(row, self.rows_per_shard)
         if shard not in self._columns:
             self._columns[shard] = _map_inputs(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)

@@ -34,8 +34,7 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 
 
 def rows_per_shard(rows: int) -> int:
-    """Return the rows per shard (a power of two) for a corpus of `rows` rows: about eight shards, within 256 and
-    16384."""
+    """Return a power of two from 256 to 16384 that gives about eight shards to `rows` rows."""
     power = 1 << max(0, (math.ceil(rows / SHARDS_OF_A_SMALL_STORE) - 1).bit_length())
     return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
 
@@ -50,8 +49,7 @@ def is_slug(name: str) -> bool:
 
 
 def check_slug(slug: str) -> str:
-    """Return `slug` if it may name a folder. Raises UserError if it holds anything but lower-case letters, digits and
-    ``_ . + -``."""
+    """Return `slug` if it may name a folder. Raises UserError otherwise."""
     if not is_slug(slug):
         raise UserError(
             f"teacher name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "

@@ -43,8 +43,7 @@ class TeacherSummary:
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """Counts that `mmkd store info` prints: rows by status, failed and partial rows by reason (most frequent first),
-    and bytes of sample parts on disk."""
+    """Counts of `mmkd store info`: rows by status and reason (most frequent first), bytes of sample parts on disk."""
 
     root: str
     rows: int
@@ -181,9 +180,8 @@ class FeatureStore(Store):
         return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
     def available(self, selection: str | None = None) -> NDArray[np.bool_]:
-        """Return where teachers have sound image and text features: bool (N, T), T in the order of `teachers`. With
-        `selection`, only pairs that `selections/<selection>` keeps. Raises as `read_selection` and `apply_selection`.
-        """
+        """Return where teachers, T in the order of `teachers`, have sound image and text features (and `selection`
+        keeps the pair): bool (N, T). Raises as `read_selection` and `apply_selection`."""
         if not self.teachers:
             return np.zeros((len(self), 0), dtype=bool)
         sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)

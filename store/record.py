@@ -112,8 +112,7 @@ class StoreRecord(Document):
 
 
 class Store:
-    """Place and record of a store, for writing and checking it. `FeatureStore` adds reading. Cheap to send to a
-    worker."""
+    """Place and record of a store, for writing and checking it; cheap to send to a worker."""
 
     def __init__(self, root: StorePath, record: StoreRecord) -> None:
         self.root = root

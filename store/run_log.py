@@ -21,8 +21,7 @@ from mmkd.base.places.remote import RemotePath, StorePath
 
 
 class RunLog:
-    """A run's log file, `runs/<time>-<pid>.jsonl`, open for appending. Behind a URL nothing can be appended to: the log
-    is written when the run ends."""
+    """A run's log file, `runs/<time>-<pid>.jsonl`; behind a URL, where nothing can be appended, written at the end."""
 
     def __init__(self, root: StorePath) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

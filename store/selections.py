@@ -73,8 +73,7 @@ class Selection:
 
 
 def check_name(root: StorePath, name: str) -> Path:
-    """Return `root`, on this machine, if a selection `name` can be written. Raises UserError if it cannot be a folder,
-    or is taken."""
+    """Return `root`, on this machine. Raises UserError if a selection `name` cannot be a folder, or is taken."""
     if not isinstance(root, Path):
         raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
     if not is_slug(name):

@@ -40,9 +40,8 @@ class ShardFeatures:
 
 
 def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. `index`: one
-    row per input with the columns of `sample_schema(corpus.labels)`, in grid order. Raises StoreError if `root` cannot
-    be written, or holds anything but an interrupted `create_store`."""
+    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`.
+    Raises StoreError if `root` cannot be written, or holds anything but an interrupted `create_store`."""
     refuse_strangers(root)
     per_shard = rows_per_shard(corpus.rows)
     schema = sample_schema(corpus.labels)
@@ -123,9 +122,8 @@ def finish_append(store: Store) -> None:
 
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
-    """Note that the files of corpus `number` (0 is the first, the appended ones follow) are below `corpus_root` now.
-    Raises UserError if the store has no such corpus; StoreError if `root` is no store or cannot be written;
-    BusyStoreError if another process writes to it."""
+    """Note that the files of corpus `number`, counted from 0, are below `corpus_root` now. Raises UserError if there is
+    no such corpus; StoreError if `root` is no store or cannot be written; BusyStoreError."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
         record = read_record(root)
@@ -163,10 +161,9 @@ def add_teacher(store: Store, card: TeacherCard) -> None:
 def write_shard(
     store: Store, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
 ) -> LedgerEntry:
-    """Write one shard of a teacher of the store, then its ledger entry, which is returned. `features`: in the order of
-    the shard's sample part, whose SHA-256 is given. Rows whose bit is not set in `valid`, or that the encoding cannot
-    hold (not finite, zero, too large for float16), become missing (NaN, no bit). Raises StoreError if the disk is full
-    or read-only; the shard then counts as not done."""
+    """Write one shard of a teacher, then its ledger entry, which is returned. `features`: in the order of the sample
+    part of this SHA-256. Rows whose bit is not set in `valid`, or that the encoding cannot hold, become missing (NaN,
+    no bit). Raises StoreError if the disk is full or read-only; the shard then counts as not done."""
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
     members: dict[str, Any] = {}

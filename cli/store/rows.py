@@ -26,9 +26,8 @@ INCOMPLETE = click.option(
 
 
 def read_keys(path: Path) -> list[str]:
-    """Read keys from a UTF-8 file, one per line, skipping a byte order mark and empty lines. Lines end in LF or CRLF
-    only: U+2028 and other separators may be part of a key. Raises UserError if the file is not UTF-8, or holds no
-    key."""
+    """Read keys, one per line (LF or CRLF only: U+2028 may be part of a key), skipping a byte order mark and empty
+    lines. Raises UserError if the file is not UTF-8, or holds no key."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

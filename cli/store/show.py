@@ -210,9 +210,8 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
 
 
 def draw(image: Image.Image) -> None:
-    """Draw a picture into the terminal, at most `HEIGHT_LINES` high and as wide as the terminal: Sixel or Kitty's
-    graphics if the terminal supports them (it is asked: 0.1 s without an answer), else half blocks. Raises UserError if
-    standard output is not a terminal, or the package that draws is not installed."""
+    """Draw a picture into the terminal by Sixel or Kitty's graphics, else half blocks. Raises UserError if standard
+    output is not a terminal, or the package that draws is not installed."""
     if not sys.stdout.isatty():
         raise UserError("--image draws into a terminal, and standard output is not one; leave --image out")
     try:

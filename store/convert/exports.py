@@ -93,8 +93,8 @@ class ArchiveReport:
 
 def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
     """Write the store as compressed plain Zarr v3 with its Parquet parts into the new folder `out`: to keep or to send.
-    It is no store: compressed chunks cannot be mapped, and a shard without a ledger entry holds the fill value. `codec`
-    is one of `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry; StoreError if `out` cannot be
+    It is no store: compressed chunks cannot be mapped, and a shard without an entry holds the fill value. `codec`: of
+    `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry; StoreError if `out` cannot be
     written."""
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
     from zarr import codecs  # noqa: PLC0415

@@ -111,8 +111,7 @@ def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterabl
 
 
 def _common_root(roots: set[str]) -> StorePath:
-    """Return the deepest folder that all roots share. Raises UserError if images lie on disk and behind a URL, or in
-    several buckets."""
+    """Return the deepest folder that all roots share. Raises UserError for disk and URL, or several buckets."""
     if len(roots) == 1:
         return as_root(roots.pop())
     origins = {"/".join(root.split("/")[:3]) if "://" in root else "/" for root in roots}

@@ -41,9 +41,8 @@ class Activity:
 
 
 def activity(root: StorePath, complete: bool) -> Activity:
-    """Read the logs in `runs/` and the times of ledger entries and temporary files. Behind a URL the times of files are
-    not known, and the store counts as not running; so it does when `complete`, every shard of every teacher being
-    recorded."""
+    """Read the logs in `runs/` and the times of ledger entries and temporary files. A store behind a URL, whose files
+    have no times, or that is `complete` counts as not running."""
     logs = run_seconds(root)
     newest = None
     listed = (*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json"))

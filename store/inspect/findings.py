@@ -60,8 +60,7 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
 
 
 def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
-    """Find problems of the features: broken rows, dead dimensions, collapse, captions that do not fit, equal
-    teachers."""
+    """Find broken rows, dead dimensions, collapse, captions that do not fit, equal teachers."""
     root = quote(statistics.root)
     command = f"mmkd store stats {root}"
     for tower in statistics.towers:

@@ -42,10 +42,9 @@ def nearest_rows(
     k: int,
     rows: NDArray[np.int64] | None = None,
 ) -> Nearest:
-    """Return the k sound rows of `rows` (int64 ascending; all when None) whose feature has the largest cosine with
-    `query` (D,), equal cosines by row: row numbers int64 and cosines float32, best first. Every row is read once,
-    `BLOCK_ROWS` at a time, on all cores; memory stays flat, and the result does not depend on the number of cores.
-    Raises UserError if `k` is out of range, or the query is zero, not finite, or not of the teacher's width."""
+    """Return the k sound rows of `rows` (int64 ascending; all when None) with the largest cosine with `query` (D,),
+    equal ones by row: row numbers int64 and cosines float32, best first. Memory stays flat. Raises UserError if `k` is
+    out of range, or the query is zero, not finite, or not of the teacher's width."""
     if not 1 <= k <= MAX_NEIGHBORS:
         raise UserError(f"the number of neighbors must be 1 to {MAX_NEIGHBORS:,}, got {k}")
     array = store.features(slug, tower)
@@ -114,9 +113,8 @@ def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: NDArray[np.f
 
 def choose(values: NDArray[np.float16], direction: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], float]:
     """Return positions, ascending, of the `count` rows of float16 (n, D) with the largest inner product with a unit
-    vector (D,), and the largest cosine that another row can have. A row that was not chosen has no larger product than
-    the least chosen one, and is no shorter than the shortest row: its cosine is at most the one divided by the other.
-    Rows with NaN are never chosen, and have no cosine."""
+    vector (D,), and the largest cosine that another row can have: at most the least chosen product divided by the
+    shortest row's length. Rows with NaN are never chosen."""
     products, positions = _search(values, direction, count, "METRIC_INNER_PRODUCT")
     if len(positions) < min(count, len(values)):
         return np.sort(positions), -np.inf  # every row that has a product

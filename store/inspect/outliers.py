@@ -32,9 +32,8 @@ class Outlier:
 
 
 def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], each: int = 8) -> tuple[Outlier, ...]:
-    """Return of the sample `rows`, int64 (n,) ascending, those that stand out most: the first `each` of each kind, by
-    scores averaged over teachers; of norms, which are compared by their logarithm, only scores beyond 4. The scores are
-    robust: what is odd must not make itself usual. Raises UserError if there is no such teacher."""
+    """Return of the sample `rows`, int64 (n,) ascending, the first `each` of each kind by robust scores averaged over
+    teachers; of norms, compared by their logarithm, only scores beyond 4. Raises UserError for an unknown teacher."""
     scores: dict[Kind, NDArray[np.float64]] = {
         kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("caption fits least", "image norm", "caption norm")
     }
@@ -61,8 +60,7 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
 
 
 def standard_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return distances from the median in units of 1.4826 times the median absolute deviation, which for a normal
-    distribution is the standard deviation."""
+    """Return distances from the median in units of 1.4826 times the median absolute deviation (robust z-scores)."""
     middle = np.median(values)
     # Unit norms differ by rounding alone: a spread below a thousandth is none.
     spread = max(1.4826 * float(np.median(np.abs(values - middle))), 1e-3)

@@ -170,8 +170,7 @@ def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
 def sound_pairs(
     store: FeatureStore, slug: str, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.bool_]]:
-    """Return image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides. Raises
-    UserError if there is no such teacher."""
+    """Return image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides."""
     image, text = store.image(slug)[rows], store.text(slug)[rows]
     return image, text, (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
 
@@ -188,8 +187,8 @@ def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int
 
 def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
     """Return for each row of a square table the chance that its diagonal entry is among the k largest, ties broken at
-    random: with g larger and t equal others, clip((k - g) / (t + 1), 0, 1). Equal captions give equal cosines, and
-    counting them for or against the row would make the result depend on the order of rows."""
+    random, so that the order of rows does not matter: with g larger and t equal others, clip((k - g) / (t + 1), 0,
+    1)."""
     own = np.diagonal(cosines)[:, None]
     larger = (cosines > own).sum(axis=1)
     equal = (cosines == own).sum(axis=1) - 1

@@ -39,9 +39,8 @@ class Projection:
 def project(
     store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], method: Method = "pca", seed: int = 0
 ) -> Projection:
-    """Project the unit features of those of `rows`, int64 (n,) ascending, that have a sound one. `pca` keeps distances
-    as far as two axes can and is the same everywhere; `umap` keeps neighborhoods and depends on `seed`. Raises
-    UserError if there is no such teacher, or UMAP is not installed."""
+    """Project the sound unit features of `rows`, int64 (n,) ascending. `umap` keeps neighborhoods and depends on
+    `seed`. Raises UserError for an unknown teacher, or if UMAP is not installed."""
     array = store.features(slug, tower)
     rows = rows[store.valid(slug)[rows] & SOUND_BIT[tower] != 0]
     rows = rows[truly_sound(array[rows])]
@@ -85,9 +84,8 @@ def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 def atlas_table(
     store: FeatureStore, slug: str, tower: Tower, sample: int | None, seed: int = 0, method: Method = "pca"
 ) -> pa.Table:
-    """Return `sample` rows, or all when None, as other tools for exploring embeddings take them: those that have a
-    sound feature, with all columns of the sample table and `projection_x`, `projection_y`. Raises UserError as
-    `project`, and for an empty sample."""
+    """Return those of `sample` rows (None: all) that have a sound feature: all sample columns, `projection_x` and
+    `projection_y`. Raises UserError as `project`, and for an empty sample."""
     found = project(store, slug, tower, draw_inputs(store, sample, seed), method, seed)
     table = sample_rows(store, found.rows)
     return table.append_column(X, pa.array(found.points[:, 0])).append_column(Y, pa.array(found.points[:, 1]))

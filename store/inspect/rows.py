@@ -61,8 +61,7 @@ def near_keys(store: FeatureStore, key: str, most: int = 3) -> list[str]:
 
 
 def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
-    """Return the sample rows of these grid rows, in the order given. Raises CorruptStoreError if a part of the table
-    cannot be read."""
+    """Return the sample rows of these grid rows, in this order. Raises CorruptStoreError if a part is unreadable."""
     wanted = np.asarray(rows, dtype=np.int64)
     per_shard = store.record.rows_per_shard
     shards = np.unique(wanted // per_shard)

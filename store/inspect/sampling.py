@@ -17,9 +17,8 @@ BINS = 60
 
 
 def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> NDArray[np.int64]:
-    """Return `count` rows of `pool` (rows, or N for 0 to N - 1) without replacement, all when None or when there are no
-    more: int64 (min(count, N),), ascending, so that the store is read from front to back. The same rows for the same
-    `seed`. Raises UserError if `count` is not positive."""
+    """Return `count` rows of `pool` (rows, or N for 0 to N - 1) by `seed` without replacement, all when None or when
+    there are no more: int64 (min(count, N),), ascending. Raises UserError if `count` is not positive."""
     size = pool if isinstance(pool, int) else len(pool)
     if count is not None and count < 1:
         raise UserError(f"a sample of {count} rows says nothing; give 1 or more")
@@ -72,8 +71,7 @@ class Distribution:
 
 
 def distribution(values: NDArray[np.floating[Any]], span: tuple[float, float] | None = None) -> Distribution:
-    """Summarize the finite `values` (n,). `span`: ends of the histogram, by default the smallest and largest value;
-    values outside count in the end bins."""
+    """Summarize the finite `values` (n,). `span`: ends of the histogram; values outside count in the end bins."""
     numbers = values[np.isfinite(values)].astype(np.float64)
     if not len(numbers):
         return Distribution(0)

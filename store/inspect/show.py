@@ -86,9 +86,8 @@ class ShardView:
 def view_row(
     store: FeatureStore, row: int, teachers: Sequence[str] | None = None, k: int = 5, seed: int = 0
 ) -> RowView:
-    """Collect details of one row (0 to N - 1) from these teachers, or from all: norms, cosine, `k` neighbors. `seed`
-    draws the rows that ranks and, in a large store, neighbors are looked for in. Raises UserError for a teacher that is
-    not in the store; CorruptStoreError if the shard's sample part cannot be read."""
+    """Collect details of one row from these teachers, or from all. `seed` draws the rows that ranks and, in a large
+    store, neighbors are looked for in. Raises UserError for an unknown teacher; CorruptStoreError."""
     others = np.setdiff1d(draw_inputs(store, RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
     searched = draw_inputs(store, SEARCHED_ROWS, seed)
     slugs = tuple(store.teachers) if teachers is None else tuple(teachers)
@@ -103,8 +102,7 @@ def view_row(
 
 
 def view_shard(store: FeatureStore, shard: int) -> ShardView:
-    """Collect details of one shard from its sample part and the ledger. Raises CorruptStoreError if the sample part
-    cannot be read."""
+    """Collect details of one shard. Raises CorruptStoreError if the sample part cannot be read."""
     table = shard_table(store, shard)
     bad = table.filter(pc.is_in(table["status"], pa.array(["failed", "partial"])))
     first = shard * store.record.rows_per_shard

@@ -69,9 +69,8 @@ def store_statistics(
     progress: Callable[[int, int], None] | None = None,
 ) -> StoreStatistics:
     """Compute statistics of these teachers, or of all, over `sample` rows drawn by `seed`; None streams every row.
-    `progress` is called with teachers done and teachers in all. Raises UserError for a teacher that is not in the
-    store, or an empty sample. Raises CorruptStoreError if a chunk or sample part in the ledger is missing or
-    damaged."""
+    `progress` takes teachers done, and all of them. Raises UserError for an unknown teacher or an empty sample;
+    CorruptStoreError if a chunk or sample part is missing or damaged."""
     slugs = tuple(store.teachers) if teachers is None else tuple(dict.fromkeys(teachers))
     for slug in slugs:
         store.card(slug)

@@ -135,8 +135,7 @@ class _Sums:
 
 
 def _row_hashes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
-    """Return one 64-bit multilinear hash per row over its bytes: equal rows agree, others do by chance once in 1e19
-    pairs."""
+    """Return a 64-bit multilinear hash of each row's bytes; different rows agree once in 1e19 pairs."""
     words = np.ascontiguousarray(values).view(np.uint16).astype(np.uint64)
     odd = 2 * np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) + 1
     hashes: NDArray[np.uint64] = (words * odd).sum(axis=1, dtype=np.uint64)

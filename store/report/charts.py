@@ -34,8 +34,7 @@ Chart = dict[str, Any]
 
 
 def coverage_chart(found: Coverage) -> Chart:
-    """Return teachers by shards: sound image rows (captions where a teacher has no images); holes in their own
-    color."""
+    """Return teachers by shards: sound rows of the fuller tower; holes in their own color."""
     share = np.maximum(found.image, found.text)
     z = np.where(found.done, share, _HOLE)
     hover = [

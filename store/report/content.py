@@ -88,9 +88,9 @@ class Options:
 
 
 def gather(store: FeatureStore, options: Options, progress: Callable[[str], None] | None = None) -> Content:
-    """Gather the content of the page; `progress` is called with the name of each step before it begins. Missing
-    pictures are no error. Raises UserError for a teacher that is not in the store, an empty sample, or if UMAP is not
-    installed. Raises CorruptStoreError if metadata, a chunk or a sample part cannot be read."""
+    """Gather the content of the page; `progress` takes each step's name. Missing pictures are no error. Raises
+    UserError for an unknown teacher, an empty sample, or if UMAP is not installed; CorruptStoreError if the store
+    cannot be read."""
     say = progress or (lambda _: None)
     say("ledger and samples")
     info = store_info(store)
@@ -183,10 +183,9 @@ def _label_colors(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int,
 def teacher_colors(
     store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32]
 ) -> dict[str, dict[int, str]]:
-    """Return colorings by teacher, as name to row to value: which teachers have a row, and whose caption fits best.
-    `best teacher` is the one whose cosine stands out most from its own others (standard scores: teachers' cosines
-    differ in level); it needs two teachers with 20 rows. `rows`: int64 (n,). `cosines`: float32 (teachers, n) of each
-    image with its caption; NaN where a teacher lacks one of both."""
+    """Return colorings as name to row to value: which teachers have a row, and the teacher whose cosine stands out most
+    from its own others (by standard scores; needs two teachers with 20 rows). `rows`: int64 (n,); `cosines`: float32
+    (teachers, n) of images with their captions, NaN where a teacher lacks one of both."""
     has = np.array([store.valid(slug)[rows] != 0 for slug in slugs]).reshape(len(slugs), len(rows))
     found = {"teachers": {int(row): _presence(slugs, has[:, i]) for i, row in enumerate(rows)}}
     compared = [i for i in range(len(slugs)) if np.isfinite(cosines[i]).sum() >= MIN_ROWS]

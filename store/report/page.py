@@ -45,9 +45,8 @@ _JSON_ESCAPES = str.maketrans(
 def write_report(
     store: FeatureStore, out: Path, options: Options, progress: Callable[[str], None] | None = None
 ) -> Content:
-    """Write the page at `out` in one step, with the folders that it names; return its content. Raises UserError if
-    `out` is a folder, or does not end in .html; otherwise as `gather`. Raises StoreError if the file cannot be
-    written."""
+    """Write the page at `out` in one step; return its content. Raises UserError if `out` is a folder or does not end in
+    .html; StoreError if it cannot be written; otherwise as `gather`."""
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise UserError(f"{out} is not an HTML file; give one that ends in .html")
     content = gather(store, options, progress)
@@ -56,8 +55,7 @@ def write_report(
 
 
 def render(content: Content, options: Options) -> str:
-    """Return the whole page as text. Everything from the store passes the template's escaping or is JSON without
-    markup."""
+    """Return the page. Texts of the store pass the template's escaping or are JSON without markup."""
     folder = files("mmkd.store.report")
     environment = jinja2.Environment(
         autoescape=True,

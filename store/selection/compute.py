@@ -82,9 +82,8 @@ class SelectionReport:
 def select(
     store: FeatureStore, name: str, rule: SelectionRule, by: str = "modality", progress: Progress | None = None
 ) -> SelectionReport:
-    """Judge every pair of a store by a rule and write `selections/<name>`. Memory is four bytes per pair and score of
-    the rule, plus some blocks of features. The result does not depend on the number of threads or the order of blocks.
-    Raises UserError if the name is taken, the rule keeps nothing, or a teacher, column, label or prompt is missing;
+    """Judge every pair by a rule and write `selections/<name>`; four bytes of memory per pair and score. Raises
+    UserError if the name is taken, the rule keeps nothing, or a teacher, column, label or prompt is missing;
     IncompleteStoreError if a teacher is missing in some shards; TeacherMismatchError if prompts were made with other
     weights."""
     root = check_name(store.root, name)

@@ -193,8 +193,7 @@ class SelectionRule(Frozen):
 
 
 def load_rule(path: Path) -> SelectionRule:
-    """Read a rule's YAML; paths of prompt stores are relative to the file. Raises ConfigError if it is unreadable, or
-    for an unknown or unfit key."""
+    """Read a rule's YAML; prompt stores are relative to the file. Raises ConfigError for an unfit file or key."""
     content = read_mapping(path)
     _place_prompts(content, path.resolve().parent)
     return validated(SelectionRule, content, path)

@@ -111,8 +111,7 @@ def cosine_scorer(spec: CosineScore, columns: Columns, seed: int) -> Scorer:
 
 
 def rank_scorer(spec: RankScore, columns: Columns, seed: int) -> Scorer:
-    """Score by the rank of the true caption and image among random ones: 1 when nothing in the pool fits better, at
-    most the pool's size plus one."""
+    """Score by the rank of the true caption and image among random ones, 1 to the pool's size plus one."""
     both: tuple[tuple[Tower, Tower], ...] = (("image", "text"), ("text", "image"))
     queries = [pair for pair in both if spec.direction in ("both", "_to_".join(pair))]
     pools: list[dict[Tower, Floats]] = []
@@ -135,8 +134,7 @@ def rank_scorer(spec: RankScore, columns: Columns, seed: int) -> Scorer:
 
 
 def agreement_scorer(spec: AgreementScore, columns: Columns, seed: int) -> Scorer:
-    """Score by the mean share of nearest neighbors in common with each other teacher, 0 to 1; 0 where no other has the
-    row."""
+    """Score by the mean share of nearest neighbors in common with each other teacher, 0 (no other) to 1."""
     if len(columns.slugs) < 2:
         raise UserError(f"agreement needs two teachers or more, there is {columns.slugs[0]}")
     what = f"agreement among {spec.among}"
