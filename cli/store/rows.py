@@ -15,6 +15,9 @@ from mmkd.base.text import counted
 from mmkd.cli.params import ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, progress_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
     from mmkd.store.encoding import Encoding
@@ -39,12 +42,24 @@ def read_keys(path: Path) -> list[str]:
     return keys
 
 
-def _name_what_stays(stores: Sequence[FeatureStore]) -> None:
-    """Name selections and training inputs, which belong to the rows of their store and are not taken along."""
+def _write_rows(
+    parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]],
+    out: StorePath,
+    teachers: tuple[str, ...] | None,
+    encoding: Encoding | None,
+    incomplete: bool,
+) -> None:
+    """Write a new store, and name selections and training inputs, which belong to the old rows and stay behind."""
+    from mmkd.store.convert.importing import import_features
+    from mmkd.store.convert.rows import StoreRows
     from mmkd.store.inputs import read_inputs_ledger
     from mmkd.store.selections import selection_names
 
-    for source in stores:
+    chosen = StoreRows(parts, teachers, incomplete=incomplete)
+    with progress_bar("shard", hidden=False) as progress:
+        report = import_features(chosen, out, encoding, progress)
+    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
+    for source, _ in parts:
         names, shards = selection_names(source.root), len(read_inputs_ledger(source.root))
         parts = [f"selections {', '.join(names)}"] * bool(names)
         parts += [f"the training inputs of {counted(shards, 'shard')}"] * bool(shards)
@@ -128,17 +143,12 @@ def subset(
     mmkd store subset STORE ct/ --where "modality in ('CT', 'MRI') and caption is not null"
     """
     from mmkd.store import FeatureStore
-    from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import check_target, chosen_rows
 
     source = FeatureStore.open(path)
     check_target([source], out)
     rows = chosen_rows(source, read_keys(keys) if keys else None, where, selection)
-    chosen = StoreRows([(source, rows)], teachers, incomplete=incomplete)
-    with progress_bar("shard", hidden=False) as progress:
-        report = import_features(chosen, out, encoding, progress)
-    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
-    _name_what_stays([source])
+    _write_rows([(source, rows)], out, teachers, encoding, incomplete)
 
 
 @click.command()
@@ -185,13 +195,8 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...] | None, incomplete: bool) -> None:
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
-    from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import check_target, chosen_rows
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
-    source = StoreRows([(part, chosen_rows(part)) for part in stores], teachers, incomplete=incomplete)
-    with progress_bar("shard", hidden=False) as progress:
-        report = import_features(source, out, None, progress)
-    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
-    _name_what_stays(stores)
+    _write_rows([(part, chosen_rows(part)) for part in stores], out, teachers, None, incomplete)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from mmkd.store.layout import TOWER_INPUTS
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
-    from mmkd.store.inspect.agreement import Agreement
     from mmkd.store.inspect.findings import Finding
     from mmkd.store.inspect.pairs import ModalityPairs
     from mmkd.store.inspect.statistics import StoreStatistics
@@ -94,8 +92,7 @@ def _modality_lines(found: StoreStatistics) -> Iterator[str]:
     """Yield teachers by modality, where the sample table states more than one."""
     from mmkd.store.inspect.pairs import modality_names
 
-    names = modality_names(found.pairs)
-    if not names:
+    if not (names := modality_names(found.pairs)):
         return
     known = [{each.modality: each for each in pair.modalities} for pair in found.pairs]
     header = ("modality", *(str(i + 1) for i in range(len(known))))
@@ -114,7 +111,7 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
 
     if len(found.pairs) < 2:
         return
-    compared = [matrix for matrix in found.agreement if _compares(matrix)]
+    compared = [matrix for matrix in found.agreement if matrix.comparable]
     if not compared:
         yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
     for matrix in compared:
@@ -126,8 +123,3 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
             values = (float((matrix.cka if j > i else matrix.mutual)[i, j]) for j in range(count))
             rows.append((label, *("" if i == j else number(value, 2) for j, value in enumerate(values))))
         yield from table_lines(("", *(str(i + 1) for i in range(count))), rows)
-
-
-def _compares(matrix: Agreement) -> bool:
-    count = len(matrix.teachers)
-    return any(math.isfinite(matrix.cka[i, j]) for i in range(count) for j in range(i + 1, count))

@@ -56,7 +56,7 @@ class ClipRetrievalFolder:
     @cached_property
     def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:
         parts = []
-        for number, path in self._numbered("metadata", "metadata", ".parquet").items():
+        for number, path in self._numbered("metadata", ".parquet").items():
             try:
                 parts.append((number, path, pq.read_metadata(path)))
             except (OSError, pa.ArrowException) as error:
@@ -65,9 +65,9 @@ class ClipRetrievalFolder:
             raise CorpusError(f"{self.folder} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
         return parts
 
-    def _numbered(self, folder: str, prefix: str, suffix: str) -> dict[int, Path]:
+    def _numbered(self, prefix: str, suffix: str) -> dict[int, Path]:
         found: dict[int, Path] = {}
-        for path in list_folder(self.folder / folder, f"{prefix}_*{suffix}"):
+        for path in list_folder(self.folder / prefix, f"{prefix}_*{suffix}"):
             number = re.fullmatch(rf"{prefix}_(\d+){re.escape(suffix)}", path.name)
             if number and (other := found.setdefault(int(number[1]), path)) is not path:
                 raise CorpusError(f"{other} and {path.name} have the same number; rename one of them")
@@ -77,7 +77,7 @@ class ClipRetrievalFolder:
     def _files(self) -> dict[Tower, dict[int, Path]]:
         """Features by tower and number. Raises CorpusError for a file without a metadata part."""
         numbers = {number for number, _, _ in self._parts}
-        files = {tower: self._numbered(prefix, prefix, ".npy") for tower, prefix in PREFIXES.items()}
+        files = {tower: self._numbered(prefix, ".npy") for tower, prefix in PREFIXES.items()}
         for path in (path for found in files.values() for number, path in found.items() if number not in numbers):
             raise CorpusError(f"{path} has no metadata part of its number; bring the part, or take the file away")
         return files

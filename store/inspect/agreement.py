@@ -36,6 +36,11 @@ class Agreement:
     `cka`."""
     k: int
 
+    @property
+    def comparable(self) -> bool:
+        """True if any two teachers share enough rows."""
+        return bool(np.isfinite(self.cka[np.triu_indices(len(self.teachers), 1)]).any())
+
 
 def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: NDArray[np.int64]) -> Agreement:
     """Compare every two teachers on those of `rows`, int64 (n,), that are sound in both; n x n similarities are held

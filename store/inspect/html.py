@@ -33,8 +33,7 @@ def statistics_html(statistics: StoreStatistics) -> str:
         for p in statistics.pairs
     ]  # fmt: skip
     parts.append(html_table("Images against captions", teachers, pairs))
-    names = modality_names(statistics.pairs)
-    if names:
+    if names := modality_names(statistics.pairs):
         known = [{each.modality: each.recall["i2t@10"] for each in pair.modalities} for pair in statistics.pairs]
         recalls = [
             (name, *(number(100 * one[name], 1) + " %" if name in one else "-" for one in known)) for name in names

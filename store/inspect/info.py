@@ -12,6 +12,7 @@ from mmkd.store.hierarchy import read_json
 from mmkd.store.inspect.activity import Activity, activity
 from mmkd.store.inspect.coverage import Coverage, coverage
 from mmkd.store.reader import FeatureStore, StoreSummary
+from mmkd.store.record import StoreRecord
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class StoreInfo:
     activity: Activity
     selections: tuple[SelectionSummary, ...]
     cards: dict[str, TeacherCard]
-    versions: dict[str, str]
-    corpus_kind: str
-    corpus_digest: str
+    record: StoreRecord
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values; the summary's fields come first."""
@@ -46,9 +45,9 @@ class StoreInfo:
             "activity": asdict(self.activity),
             "selections": [asdict(selection) for selection in self.selections],
             "cards": {slug: card.model_dump(mode="json") for slug, card in self.cards.items()},
-            "versions": self.versions,
-            "corpus_kind": self.corpus_kind,
-            "corpus_digest": self.corpus_digest,
+            "versions": self.record.versions,
+            "corpus_kind": self.record.corpus.kind,
+            "corpus_digest": self.record.corpus.digest,
         }
 
 
@@ -62,9 +61,7 @@ def store_info(store: FeatureStore) -> StoreInfo:
         activity=activity(store.root, summary.complete),
         selections=tuple(_selections(store.root)),
         cards=dict(store.teachers),
-        versions=dict(store.record.versions),
-        corpus_kind=store.record.corpus.kind,
-        corpus_digest=store.record.corpus.digest,
+        record=store.record,
     )
 
 

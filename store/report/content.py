@@ -18,7 +18,7 @@ from mmkd.store.inspect.findings import Finding, statistics_findings, store_find
 from mmkd.store.inspect.info import StoreInfo, store_info
 from mmkd.store.inspect.outliers import MIN_ROWS, Outlier, outliers, standard_scores
 from mmkd.store.inspect.pairs import NOT_STATED, pair_cosines
-from mmkd.store.inspect.pictures import picture, thumbnail
+from mmkd.store.inspect.pictures import NO_IMAGE, picture, thumbnail
 from mmkd.store.inspect.projection import Method, Projection, project
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, draw_rows
@@ -131,11 +131,8 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
             **teacher_colors(store, slugs, rows, cosines),
             **_label_colors(table, store.record.labels),
         },
-        pictures_missing=sum(1 for sample in samples.values() if sample.no_picture not in ("", NO_IMAGE)),
+        pictures_missing=sum(sample.no_picture not in ("", NO_IMAGE) for sample in samples.values()),
     )
-
-
-NO_IMAGE = "the row has no image"
 
 
 def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict[int, Sample]:
@@ -203,9 +200,7 @@ def teacher_colors(
 
 def _presence(slugs: Sequence[str], has: NDArray[np.bool_]) -> str:
     lacking = [slug for slug, there in zip(slugs, has, strict=True) if not there]
-    if not lacking:
-        return "all"
-    if len(lacking) == len(slugs):
-        return "none"
+    if len(lacking) in (0, len(slugs)):
+        return "none" if lacking else "all"
     few = len(lacking) <= NAMED
     return f"all but {', '.join(lacking)}" if few else f"{len(slugs) - len(lacking)} of {len(slugs)}"

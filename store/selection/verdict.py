@@ -105,11 +105,15 @@ class Judge:
         assert values is not None
         if isinstance(values, float):
             return [values] * len(slugs)
-        _check_names([name for name in values if name != OTHERS], slugs, "cosine.at_least")
-        if lost := [slug for slug in slugs if slug not in values and OTHERS not in values]:
-            raise ConfigError(
-                f"cosine.at_least has no value for {', '.join(lost)}; add them, or `{OTHERS}` for the rest"
-            )
+        missing = [slug for slug in slugs if slug not in values]
+        for name in values:  # a rule may name teachers that this store does not have
+            if name in (*slugs, OTHERS):
+                continue
+            if nearest := difflib.get_close_matches(name, missing, n=1, cutoff=_MARGIN):
+                raise ConfigError(f"cosine.at_least: no teacher {name!r} in the store; did you mean {nearest[0]!r}?")
+        if missing and OTHERS not in values:
+            lost = ", ".join(missing)
+            raise ConfigError(f"cosine.at_least has no value for {lost}; add them, or `{OTHERS}` for the rest")
         return [values.get(slug, values.get(OTHERS, 0.0)) for slug in slugs]
 
     def _where(self, text: str) -> Bools:
@@ -177,11 +181,3 @@ class Judge:
         what = f"pairs: {target:,} by {rule.by.kind} ({rule.scale}), worst kept {worst:.6g}"
         self.lines.append(Line(what, np.where(candidates, good, np.nan), np.full(len(self.columns.slugs), worst), True))
         return kept.reshape(candidates.shape)
-
-
-def _check_names(named: list[str], slugs: tuple[str, ...], where: str) -> None:
-    """Refuse a misspelled teacher; a rule may name teachers this store does not have."""
-    for name in named:
-        nearest = difflib.get_close_matches(name, [slug for slug in slugs if slug not in named], n=1, cutoff=_MARGIN)
-        if name not in slugs and nearest:
-            raise ConfigError(f"{where}: no teacher {name!r} in the store; did you mean {nearest[0]!r}?")
