@@ -1,5 +1,4 @@
-"""One array of a store, opened the best way: mapped, copied into memory, or fetched on access. All three give the same
-values. Anything but an ordinary array in memory is a `LazyRows`: indexing it with rows gives a NumPy array."""
+"""One array of a store: mapped, copied into memory, or fetched on access, with the same values."""
 
 from __future__ import annotations
 
@@ -53,10 +52,8 @@ class LazyRows(ABC):
 
 
 FeatureArray: TypeAlias = NDArray[Any] | LazyRows
-"""Features of one tower, as `FeatureStore.image` returns them: (N, D) values, NaN where missing, read when they are
-indexed. For float encodings on disk it is a mapped `numpy.ndarray`. For int8 (decoded to float32), and behind a URL, it
-is a `LazyRows`: indexing with an integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`,
-and `numpy.asarray` gives all of it."""
+"""Features of one tower: (N, D) values, NaN where missing. A mapped `numpy.ndarray`, or, for int8 (decoded to float32)
+and behind a URL, a `LazyRows`: an index along the first axis, or `numpy.asarray`, gives a `numpy.ndarray`."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,8 @@
-"""Chunk files: the array's bytes, little-endian, row-major, then four bytes of CRC32C, as Zarr v3's codecs [bytes,
-crc32c] give. They are written here by hand because the writer needs the checksum for the ledger and the file in one
-atomic step; tests hold the bytes to zarr's.
-
-Many chunk files are read as one array, without a copy: the reason random batches are fast. A span of addresses is
-reserved, then every file's body is mapped at its place in the span. As the chunk's size is a multiple of the page, the
-bodies touch and the four CRC bytes after each fall outside. Indexing the result is ordinary NumPy on memory.
-
-The kernel also reads ahead, megabytes around each page on some disks. That is right when all of it fits in memory, and
-for rows in order; for random rows of a store larger than memory nearly all of it is thrown away. Measured in
-docs/stores.md.
-"""
+"""Chunk files: the array's bytes, little-endian, row-major, then their CRC32C, as Zarr v3's codecs [bytes, crc32c]
+give; written by hand because the ledger needs the checksum too. Many files are read as one array without a copy: a span
+of addresses is reserved, and every file's body is mapped at its place in it. As the chunk's size is a multiple of the
+page, the bodies touch and the four CRC bytes after each fall outside. The kernel's read-ahead, megabytes around each
+page on some disks, is wrong for random rows of a store larger than memory (measured in docs/stores.md)."""
 
 from __future__ import annotations
 
@@ -143,8 +136,7 @@ def map_chunks(
             os.close(missing)
     if not read_around:
         libc.madvise(span, total, _MADV_RANDOM)
-    array: NDArray[np.uint8] = np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)
-    return array
+    return np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)
 
 
 def read_ahead(values: NDArray[Any]) -> NDArray[Any]:

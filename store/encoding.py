@@ -1,9 +1,6 @@
-"""Storage of a teacher's features in arrays: which arrays there are, and values to codes and back.
-
-`float16` and `float32` are the values themselves. `int8` keeps a row as 8-bit codes and one float32 scale: value = code
-* scale, with scale = max|value| / 127 of the row (symmetric "absmax" quantization, as in Dettmers et al. 2022,
-arXiv:2208.07339, section 2, row by row). A missing row has scale NaN, so it decodes to NaN.
-"""
+"""Storage of a teacher's features in arrays. `float16` and `float32` are the values themselves. `int8` keeps a row as
+8-bit codes and one float32 scale: value = code * scale, with scale = max|value| / 127 of the row (symmetric "absmax"
+quantization, Dettmers et al. 2022, arXiv:2208.07339, section 2, row by row), NaN for a missing row."""
 
 from __future__ import annotations
 
@@ -126,8 +123,7 @@ def decode_rows(arrays: list[NDArray[Any]]) -> NDArray[np.floating[Any]]:
     if len(arrays) == 1:
         return arrays[0]
     codes, scale = arrays
-    values: NDArray[np.float32] = codes.astype(np.float32) * scale[..., None].astype(np.float32)
-    return values
+    return np.asarray(codes.astype(np.float32) * scale[..., None].astype(np.float32))
 
 
 def cosine_error(

@@ -1,9 +1,6 @@
-"""Metadata documents of a store: Zarr v3 `zarr.json` files, written whole, sealed, and checked when read.
-
-Array documents are a function of the record and the card, so they can be checked member by member and written again.
-What only the store knows (the record, the cards) is in `attributes.mmkd` with a seal: the SHA-256 of its own canonical
-JSON. A changed byte that still parses breaks the seal.
-"""
+"""Zarr v3 `zarr.json` files of a store, written whole and checked when read. Array documents follow from the record and
+the card. What only the store knows is in `attributes.mmkd` with a seal, the SHA-256 of its own canonical JSON: a
+changed byte that still parses breaks the seal."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
-"""Copy a store, or a part of it, to disk: every file is checked against the ledger before it counts.
-
-An interrupted pull continues where it stopped and repeats at most the files in flight. A part is a sound store:
-teachers that were left out are not in it, and shards that were left out have no entry, so they count as not extracted.
-All sample rows are copied, the training inputs of the chosen shards, and every selection whose teachers are all copied.
-"""
+"""Copy a store, or a part of it, to disk: every file is checked against the ledger before it counts. A part is a sound
+store: left-out shards have no entry. All sample rows are copied, and every selection whose teachers are all copied."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""`runs/*.jsonl`: what each run did, shard by shard, with seconds. A log; nothing depends on it.
-
-One line per finished shard: `shard`, `teachers`, `rows`, `status`, `reasons`, `seconds`, `wall_seconds`, `worker`.
-`seconds` has `read` and `decode` (each image once for all teachers, summed over threads), `samples` (rows written), and
-for every teacher `image SLUG` and `text SLUG` (forward passes, tokens and copies included) and `write SLUG`.
-"""
+"""`runs/*.jsonl`: what each run did, shard by shard; nothing depends on it. `seconds` has `read` and `decode` (each
+image once for all teachers, summed over threads), `samples` (rows written), and for every teacher `image SLUG` and
+`text SLUG` (forward passes, tokens and copies included) and `write SLUG`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""The sample table: one Parquet row for every corpus input, failed ones too. It is written when the corpus is indexed
-(status `pending`) and rewritten shard by shard when the inputs have been read. Columns beyond the fixed ones are the
-corpus' own labels, as strings."""
+"""The sample table: one Parquet row for every corpus input, failed ones too. Written when the corpus is indexed (status
+`pending`), and again by shard when the inputs have been read. Further columns are the corpus' labels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes. The folder
-is written under a temporary name and renamed: a selection is complete or absent, and is never overwritten. Features are
-never touched."""
+"""A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes, complete or
+absent, never overwritten."""
 
 from __future__ import annotations
 

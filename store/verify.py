@@ -1,11 +1,7 @@
-"""Compare the files of a store with its ledger, and drop what was found unsound.
-
-`verify` reads every byte that an entry names and changes nothing. Files are judged one at a time against what the
-record, the cards and the ledger say of them, so every problem names one file, and `repair` knows which entries can no
-longer be kept. `repair` guesses nothing: an entry that cannot be kept is deleted (its shard then counts as not done), a
-sample part that cannot be trusted is deleted (the next extraction lists it again from the corpus), and metadata that
-follows from the record and the card is written again.
-"""
+"""Compare the files of a store with its ledger, and drop what was found unsound. Every problem names one file. `repair`
+guesses nothing: an entry that cannot be kept is deleted (its shard counts as not done), a sample part that cannot be
+trusted is deleted (the next extraction lists it again), and metadata that follows from the record and the card is
+written again."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Writing a store: the hierarchy once, whole shards, and further corpora. Files are written before their ledger entry,
-and each of them atomically. Two writers of the same shard write the same bytes. An appended corpus begins at the next
+"""Writing a store: files before their ledger entry, each of them atomically. An appended corpus begins at the next
 shard boundary, so that no chunk holds rows of two corpora; the grid rows in between are absent."""
 
 from __future__ import annotations

@@ -134,8 +134,7 @@ def import_features(
         written = failed = 0
         shards = record.spans()[0].shards  # what was appended later is not this source's business
         for shard in shards:
-            lacking = [card for card in cards if (shard, card.slug) not in store.ledger]
-            if lacking:
+            if lacking := [card for card in cards if (shard, card.slug) not in store.ledger]:
                 failed += _import_shard(source, store, shard, lacking)
                 written += 1
             progress(shard + 1, len(shards))

@@ -47,8 +47,7 @@ class StoreRows:
         first = parts[0][0]
         self._slugs = tuple(first.teachers) if teachers is None else tuple(teachers)
         for store, _ in parts:
-            other = sorted(store.teachers.keys() - set(self._slugs)) if teachers is None else []
-            if other:
+            if teachers is None and (other := sorted(store.teachers.keys() - set(self._slugs))):
                 raise UserError(
                     f"{store.root} has {', '.join(other)}, {first.root} has not; name the teachers to keep with "
                     f"--teachers {','.join(slug for slug in self._slugs if slug in store.teachers) or 'NAMES'}"
@@ -101,8 +100,7 @@ class StoreRows:
 def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterable[str]) -> None:
     shards = rows // store.record.rows_per_shard
     for slug in slugs:
-        lacking = [shard for shard in np.unique(shards).tolist() if (shard, slug) not in store.ledger]
-        if lacking:
+        if lacking := [shard for shard in np.unique(shards).tolist() if (shard, slug) not in store.ledger]:
             raise UserError(
                 f"{np.isin(shards, lacking).sum():,} of {len(rows):,} rows of {store.root} are not extracted by {slug} "
                 f"(shard {lacking[0]} is the first): finish `mmkd extract`, choose other rows or teachers, or take "

@@ -1,9 +1,6 @@
-"""PyTorch's `.pt` zip files of named tensors, read and written without PyTorch and without trusting them.
-
-A `.pt` file is a zip of `data.pkl`, a pickle that describes tensors, and `data/0`, `data/1`, ..., their raw bytes. The
-pickle may name a handful of constructors; anything else is refused before it is called. Layout: PyTorch,
-torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`).
-"""
+"""PyTorch's `.pt` zip files of named tensors, read and written without PyTorch and without trusting them: `data.pkl`, a
+pickle that may name a handful of constructors, and `data/0`, `data/1`, ..., raw bytes. Layout: PyTorch,
+torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`)."""
 
 from __future__ import annotations
 

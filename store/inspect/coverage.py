@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -63,18 +64,16 @@ def coverage(store: FeatureStore) -> Coverage:
     rows = tuple(len(store.record.shard_rows(shard)) for shard in range(store.shards))
     shape = (len(store.teachers), store.shards)
     done, image, text = np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape)
-    for index, slug in enumerate(store.teachers):
-        for shard in range(store.shards):
-            entry = store.ledger.get((shard, slug))
-            if entry is not None:
-                done[index, shard] = True
-                image[index, shard] = entry.image_rows / rows[shard]
-                text[index, shard] = entry.text_rows / rows[shard]
+    for (index, slug), shard in product(enumerate(store.teachers), range(store.shards)):
+        if entry := store.ledger.get((shard, slug)):
+            done[index, shard] = True
+            image[index, shard] = entry.image_rows / rows[shard]
+            text[index, shard] = entry.text_rows / rows[shard]
     return Coverage(tuple(store.teachers), rows, done, image, text)
 
 
 def shard_ranges(ranges: list[tuple[int, int]], most: int = 8) -> str:
     """Return ranges as a user writes them: `3, 7-9`; beyond `most` of them only their number is given."""
     shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:most]]
-    more = len(ranges) - most
-    return ", ".join([*shown, *([f"and {more} more ranges"] if more > 0 else [])])
+    shown += [f"and {len(ranges) - most} more ranges"] if len(ranges) > most else []
+    return ", ".join(shown)

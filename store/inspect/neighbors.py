@@ -1,11 +1,9 @@
-"""Exact nearest rows by cosine, straight from the mapped array.
-
-In large float16 stores faiss, where it is installed, makes a first choice: it multiplies float16 as it lies, without
-widening it. Nothing is lost by it: the choice comes with the largest cosine that any other row can have.
-"""
+"""Exact nearest rows by cosine. In large float16 stores faiss, where it is installed, makes a first choice, of which
+the largest cosine that any other row can have is known: nothing is lost by it."""
 
 from __future__ import annotations
 
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -93,10 +91,9 @@ def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Nea
 def faiss_module() -> Any:
     """Return faiss, or None where it is not installed (extra `faiss`)."""
     try:
-        import faiss  # noqa: PLC0415 - an extra
+        return importlib.import_module("faiss")
     except ModuleNotFoundError:
         return None
-    return faiss
 
 
 def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Nearest:

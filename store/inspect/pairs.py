@@ -192,8 +192,7 @@ def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
     own = np.diagonal(cosines)[:, None]
     larger = (cosines > own).sum(axis=1)
     equal = (cosines == own).sum(axis=1) - 1
-    chance: NDArray[np.float64] = np.clip((k - larger) / (equal + 1), 0.0, 1.0)
-    return chance
+    return np.asarray(np.clip((k - larger) / (equal + 1), 0.0, 1.0))
 
 
 def _shifts(image: FeatureArray, text: FeatureArray, rows: NDArray[np.int64]) -> dict[int, float]:

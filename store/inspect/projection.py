@@ -77,8 +77,7 @@ def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
         neighbors = min(15, len(values) - 1)
         init = "spectral" if len(values) > 50 else "random"
         fitted = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1, init=init)
-        points: NDArray[np.float32] = fitted.fit_transform(values)
-    return points
+        return np.asarray(fitted.fit_transform(values))
 
 
 def atlas_table(

@@ -28,8 +28,7 @@ def find_row(store: FeatureStore, what: str) -> int:
     number = what.removeprefix("row:")
     if not what.startswith("row:"):
         same_key = (pads.field("key") == what) & (pads.field("status") != "absent")  # absent rows have the key ''
-        found = store.sample_table(["row"], same_key)["row"].to_pylist()
-        if found:
+        if found := store.sample_table(["row"], same_key)["row"].to_pylist():
             return int(found[0])
     if re.fullmatch(r"\d{1,18}", number):
         if int(number) < len(store):

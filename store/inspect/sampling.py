@@ -35,8 +35,7 @@ def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np
     ends = np.cumsum([len(span.rows) for span in spans])
     drawn = draw_rows(int(ends[-1]), count, seed)
     gaps = np.array([span.rows.start for span in spans]) - np.r_[0, ends[:-1]]
-    rows: NDArray[np.int64] = drawn + gaps[np.searchsorted(ends, drawn, side="right")]
-    return rows
+    return np.asarray(drawn + gaps[np.searchsorted(ends, drawn, side="right")])
 
 
 def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -49,8 +48,7 @@ def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 def truly_sound(values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Return which rows (n,) are finite and not zero, regardless of the ledger."""
-    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
-    return finite
+    return np.asarray(np.isfinite(values).all(axis=1) & (values != 0).any(axis=1))
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,7 @@ def _row_hashes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
     """Return a 64-bit multilinear hash of each row's bytes; different rows agree once in 1e19 pairs."""
     words = np.ascontiguousarray(values).view(np.uint16).astype(np.uint64)
     odd = 2 * np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) + 1
-    hashes: NDArray[np.uint64] = (words * odd).sum(axis=1, dtype=np.uint64)
-    return hashes
+    return np.asarray((words * odd).sum(axis=1, dtype=np.uint64))
 
 
 def _repeats(hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> tuple[int, tuple[tuple[int, ...], ...]]:

@@ -97,9 +97,6 @@ def select(
             f"the rule keeps none of {int(columns.available.sum()):,} pairs, so nothing was written"
             f"{': ' + alone if alone else ''}; loosen it"
         )
-    warnings = []
-    if counts.pairs.kept == counts.pairs.available:
-        warnings.append("the rule keeps every available pair: training with it is training without a selection")
     # None where no score divides the pairs: JSON has no infinity.
     limits = {line.rule: [x if math.isfinite(x) else None for x in line.threshold.tolist()] for line in lines}
     thresholds = {name: dict(zip(columns.slugs, values, strict=True)) for name, values in limits.items()}
@@ -114,7 +111,9 @@ def select(
         digest=digest_of(kept),
     )
     write_selection(Store(root, store.record), name, kept, card)
-    return SelectionReport(name, counts, thresholds, near, card.digest, tuple(warnings))
+    useless = "the rule keeps every available pair: training with it is training without a selection"
+    warnings = (useless,) if counts.pairs.kept == counts.pairs.available else ()
+    return SelectionReport(name, counts, thresholds, near, card.digest, warnings)
 
 
 def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
@@ -122,8 +121,7 @@ def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
     store does not have. Raises IncompleteStoreError if a teacher is missing in some shards."""
     slugs = check_teachers(store, rule.teachers)
     for slug in slugs:
-        missing = [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]
-        if missing:
+        if missing := [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]:
             named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise IncompleteStoreError(
                 f"teacher {slug} is missing in {len(missing)} of {store.shards} shards ({named}); finish "
@@ -198,12 +196,10 @@ def examples(store: FeatureStore, slugs: tuple[str, ...], line: Line, each: int)
     with np.errstate(invalid="ignore"):  # a rank may be infinite
         distance = (line.score - line.threshold) * (1.0 if line.higher else -1.0)
     flat: Floats = distance.reshape(-1).astype(np.float32)
-    passed = np.flatnonzero(flat >= 0)
-    failed = np.flatnonzero(flat < 0)
+    passed, failed = np.flatnonzero(flat >= 0), np.flatnonzero(flat < 0)
     above = passed[_smallest(flat[passed], each)][::-1]
     below = failed[_smallest(-flat[failed], each)]
-    places = np.concatenate([above, below])
-    rows, teachers = np.divmod(places, len(slugs))
+    rows, teachers = np.divmod(np.concatenate([above, below]), len(slugs))
     table = store.samples.take(rows, columns=["key", "caption"]).to_pylist() if len(rows) else []
     return [
         Example(

@@ -142,8 +142,7 @@ class Judge:
         for t, slug in enumerate(slugs):
             if slug in rule.teachers:
                 known[:, t] = [*(value in rule.teachers[slug] for value in values), False]
-        homes: Bools = known[numbers]
-        return homes
+        return np.asarray(known[numbers])
 
     def _goodness(self, rule: TeachersRule | PairsRule) -> Floats:
         spec = rule.by.chosen
@@ -163,8 +162,7 @@ class Judge:
             # Stable: of equal teachers the store's first wins. The second argsort gives each teacher its rank.
             place = np.argsort(np.argsort(-good, axis=1, kind="stable"), axis=1, kind="stable")
             kept = kept & (place < rule.at_most)
-        enough: Bools = kept & (kept.sum(axis=1) >= rule.at_least)[:, None]
-        return enough
+        return np.asarray(kept & (kept.sum(axis=1) >= rule.at_least)[:, None])
 
     def _pairs(self, rule: PairsRule) -> Bools:
         candidates = self.columns.available if rule.of is None else self.apply(rule.of)
