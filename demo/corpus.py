@@ -1,4 +1,4 @@
-"""Cut the demo's corpus out of pictures that lie inside installed packages: crops on disk and three caption tables.
+"""Cut the demo's corpus out of pictures inside installed packages: crops on disk and three caption tables.
 
     DIR/private/captions.csv   crops with clean captions: what the specialists are tuned on   split = private
     DIR/train/captions.csv     other crops of the same regions, captioned as found pairs are: what the store holds and
@@ -41,7 +41,7 @@ VAGUE = ("medical image", "figure from a case report", "image of the patient", "
          "typical finding", "scan", "a picture for teaching", "panel A", "figure 2", "the lesion is shown",
          "clinical image")  # fmt: skip
 MIN_CONTRAST = 5.0
-"""A crop whose gray values (0..255) have a smaller standard deviation shows background and is not taken."""
+"""A crop whose gray values (0..255) have a smaller standard deviation shows background and is skipped."""
 _ATTEMPTS_PER_CROP = 50
 
 Image = npt.NDArray[np.uint8]
@@ -61,7 +61,7 @@ class Crop:
 
     @property
     def box(self) -> Box:
-        """The pixels of the source that it shows."""
+        """Pixels of the source."""
         return self.left, self.top, self.left + self.side, self.top + self.side
 
 
@@ -150,7 +150,7 @@ def as_found(rows: Sequence[Row], seed: int, vague: float, wrong: float) -> list
 
 def choose_crops(source: Source, split: str, count: int, seed: int = 0) -> list[Crop]:
     """Choose `count` different crops of one split, spread evenly over its frames and at random over its boxes. Raises
-    UserError if the picture does not hold so many crops that show more than background."""
+    UserError if the picture does not have that many crops that show more than background."""
     boxes, ranges = (source.train, source.train_frames) if split == "train" else (source.test, source.test_frames)
     rng = np.random.default_rng([seed, zlib.crc32(f"{source.slug}/{split}".encode())])
     numbers = rng.permutation([number for frames in ranges for number in frames])
@@ -218,7 +218,7 @@ def check_packages(sources: Sequence[Source]) -> None:
             raise missing_package(package)
     from PIL import features
 
-    if not features.check("jpg_2000"):  # two of the CTs are compressed so; Pillow's own wheels can read it
+    if not features.check("jpg_2000"):  # two of the CTs use it; Pillow's own wheels can read it
         raise UserError("this Pillow cannot read JPEG 2000; run: pip install --force-reinstall pillow")
     for source in sources:
         source.file.locate()

@@ -1,4 +1,4 @@
-"""The demo, step by step. Each step is one command that a user could type; the demo prints it, then does it."""
+"""The demo, step by step. Each step is one command that a user could type; the demo prints it, then runs it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _corpus_and_teachers(folder: Path, say: Say) -> list[str]:
     """Make the corpus and the nine specialists, once; return their names."""
     marker = folder / "teachers" / "done.json"
     if not marker.is_file():
-        say("cutting crops out of real images that lie in installed packages ...")
+        say("cutting crops out of real images in installed packages ...")
         summary = build_corpus(folder / "corpus")
         say(
             f"{summary.train:,} training pairs of {len(summary.classes)} classes, {VAGUE_SHARE:.0%} of the captions "

@@ -1,4 +1,4 @@
-"""The real biomedical pictures that the demo is made of: where they lie, what they show, where they are cut.
+"""The biomedical pictures that the demo is made of: their files, contents and regions to crop.
 
 Every file comes inside a package of the extra `demo`. Every caption was written with the picture on the
 screen; body part, view and sequence are those of the file's own header or of the package's documentation. A caption
@@ -102,7 +102,7 @@ _BONES = File("pydicom-data", "data_store/data/JPEG2000_UNC.dcm", _MIT)
 _AXIAL, _CORONAL, _SAGITTAL = (12, 20, 186, 214), (12, 5, 186, 180), (20, 2, 225, 187)
 _AXIAL_TRAIN, _AXIAL_TEST = (range(36, 58), range(82, 108), range(132, 144)), (range(62, 78), range(112, 128))
 
-# One line a fact, not one line an argument: a table is read across.
+# One line per fact, not per argument: a table is read across.
 # fmt: off
 SOURCES: tuple[Source, ...] = (
     Source("colon-gland-ihc", "histology", "immunohistochemistry", "gland of the colon, FHL2 stain", _IHC, (48, 60),

@@ -1,4 +1,4 @@
-"""Nine small teachers that know something: one specialist per domain, each an ordinary open_clip folder.
+"""Nine small trained teachers: one specialist per domain, each an ordinary open_clip folder.
 
 Locked-image tuning (Zhai et al., CVPR 2022, arXiv:2111.07991) with both towers locked: EfficientNet-Lite0 as trained
 on ImageNet and all-MiniLM-L6-v2 as published never change. A specialist is two linear maps into a common space and a
@@ -36,7 +36,7 @@ from mmkd.base.process import usable_cores
 from mmkd.demo.sources import SOURCES, File
 
 BEGINNING = "beginning"
-"""Folder of the student's first weights: the towers as published, with maps that nothing was learned for."""
+"""Folder of the student's initial weights: the published towers with untrained heads."""
 IMAGE_SIZE = 96
 CONTEXT_LENGTH = 32
 TEXT_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -53,7 +53,7 @@ _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", 
 _MAX_SCALE = 100.0
 """Largest exp(logit_scale), as in CLIP (Radford et al. 2021, section 2.5)."""
 _CHUNK = 16
-"""Images or captions a forward pass: the activations stay in the cache, twice as fast on a CPU as 64."""
+"""Images or captions per forward pass: the activations stay in the cache, twice as fast on a CPU as 64."""
 
 
 class SpecialistConfig(BaseModel):
@@ -68,7 +68,7 @@ class SpecialistConfig(BaseModel):
     learning_rate: PositiveFloat = 1e-3
     weight_decay: float = 0.1
     alignment: float = 1.0
-    """Weight of the pull on matched pairs. A softmax leaves free what all pairs of a domain have in common; without
+    """Weight of the pull on matched pairs. A softmax ignores what all pairs of a domain have in common; without
     the pull a specialist of two classes cannot tell its own prompts from another domain's."""
     seed: int = 0
 
@@ -151,7 +151,7 @@ def load_towers(embed_dim: int) -> Any:
     trunk = model.visual.trunk.state_dict()
     model.visual.trunk.load_state_dict(dict(zip(trunk, list(loaded.values())[: len(trunk)], strict=True)))
     texts = load_file(text_weights)
-    unused = ("pooler.", "embeddings.position_ids")  # mean pooling needs no pooler, and position ids are no weights
+    unused = ("pooler.", "embeddings.position_ids")  # mean pooling needs no pooler, and position ids are not weights
     model.text.transformer.load_state_dict({k: v for k, v in texts.items() if not k.startswith(unused)})
     model.eval().requires_grad_(False)
     return model
@@ -162,7 +162,7 @@ def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> 
     depends on how they divide it: two runs would give two specialists."""
     preprocess = image_transform_v2(PreprocessCfg(size=IMAGE_SIZE, **_PREPROCESS), is_train=False)
     tokenize = HFTokenizer(str(TEXT_WEIGHTS.locate().parent), context_length=CONTEXT_LENGTH)
-    # Of like length, so that little padding is computed.
+    # Sorted by length, so that little padding is computed.
     captions = sorted({row["caption"] for row in rows}, key=lambda caption: (len(caption), caption))
 
     @torch.inference_mode()
@@ -220,7 +220,7 @@ def _fit(features: Features, config: SpecialistConfig) -> Heads:
 
 
 def random_heads(features: Features, seed: int, embed_dim: int) -> Heads:
-    """Maps that nothing was learned for, and CLIP's initial temperature."""
+    """Return untrained maps and CLIP's initial temperature."""
     generator = torch.Generator().manual_seed(seed)
     image, text = (
         torch.randn(embed_dim, part.shape[1], generator=generator) * part.shape[1] ** -0.5

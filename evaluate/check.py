@@ -51,21 +51,18 @@ class DatasetCheck:
     steps: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """A paragraph about the data set."""
         counts = ", ".join(f"{split} {n} ({self.groups[split]} groups)" for split, n in self.rows.items())
         counts = counts or ("not extracted" if self.steps else "not readable")
-        return [
-            f"{self.dataset} [{self.role}, {self.modality}: {', '.join(self.tasks)}]: {counts}",
-            *(f"  {title}: " + ", ".join(f"{v} {n}" for v, n in found.items()) for title, found in self.counts.items()),
-            *(
-                f"  {model}: no features for " + ", ".join(f"{n} {split} rows" for split, n in splits.items())
-                for model, splits in self.missing.items()
-            ),
-            *(["  layout: unconfirmed; compare file names and columns"] if self.layout == "unconfirmed" else []),
-            *(f"  warning: {text}" for text in self.warnings),
-            *(f"  problem: {text}" for text in self.problems),
-            *(f"  next: {text}" for text in self.steps),
-        ]
+        lines = [f"{self.dataset} [{self.role}, {self.modality}: {', '.join(self.tasks)}]: {counts}"]
+        for title, found in self.counts.items():
+            lines.append(f"  {title}: " + ", ".join(f"{name} {n}" for name, n in found.items()))
+        for model, splits in self.missing.items():
+            lines.append(f"  {model}: no features for " + ", ".join(f"{n} {split} rows" for split, n in splits.items()))
+        if self.layout == "unconfirmed":
+            lines.append("  layout: unconfirmed; compare file names and columns")
+        for word, texts in (("warning", self.warnings), ("problem", self.problems), ("next", self.steps)):
+            lines += [f"  {word}: {text}" for text in texts]
+        return lines
 
 
 @dataclass(frozen=True)
@@ -82,14 +79,12 @@ class CheckReport:
         return not any(one.problems for one in self.datasets)
 
     def text(self) -> str:
-        """One paragraph per data set."""
         ready = sum(bool(one.rows) and not one.problems for one in self.datasets)
         head = f"suite {self.suite}: {ready} of {len(self.datasets)} data sets ready, models "
         lines = [head + (", ".join(self.models) or "none"), *(line for one in self.datasets for line in one.lines())]
         return "\n".join(map(one_line, lines))
 
     def json(self) -> str:
-        """The same as JSON."""
         return json.dumps(asdict(self) | {"ok": self.ok}, indent=1)
 
 
@@ -162,8 +157,8 @@ def _blank_cells(data: DatasetRows) -> list[str]:
                 found.append(f"{blank} {split} rows have no {column}; {meaning}")
             if words := [cell for cell in cells if cell is not None and cell.casefold() in WRITTEN_NULLS]:
                 found.append(
-                    f"{split} rows have the {column} {value_counts(words)}, a name like any other; leave cells blank "
-                    "that have no value"
+                    f"{column} of the {split} rows is {value_counts(words)}, a value like any other; leave the cell "
+                    "blank where there is none"
                 )
     return found
 

@@ -159,6 +159,25 @@ class DatasetRows:
             )
         return found
 
+    def class_problems(self, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
+        """Report splits without rows, labels that are not classes, classes without prompts or without samples."""
+        found = []
+        for split in splits:
+            try:
+                rows = np.bincount(self.labels(self.split(split)), minlength=len(self.classes))
+            except UserError as error:
+                found.append(str(error))
+                continue
+            bare = [name for name, count in zip(self.classes, rows, strict=True) if not count]
+            if bare:
+                found.append(f"{self.spec.dataset}: class {bare[0]!r} has no {split} rows ({len(bare)} such classes)")
+        if prompts:
+            try:
+                self.prompt_labels()
+            except UserError as error:
+                found.append(str(error))
+        return found
+
     @property
     def label_column(self) -> str:
         """Name of the label column."""
@@ -224,15 +243,15 @@ def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
                 raise UserError(f"{spec.dataset}: key {str(keys[counts > 1][0])!r} stands twice among the {name} rows")
     prompts = negatives = None
     classes = tuple(spec.classes or ())
-    labeled = splits["test"].column(spec.label) if spec.label is not None else np.empty(0, dtype=object)
+    labels = splits["test"].column(spec.label) if spec.label is not None else np.empty(0, dtype=object)
     if spec.prompts is not None:
         of = spec.prompts.label or spec.label or "key"
         prompts = reader.select("prompt", spec.prompts.rows, (of,))
-        labeled = labeled if spec.label is None else prompts.column(of)
+        labels = labels if spec.label is None else prompts.column(of)
         if spec.prompts.negatives is not None:
             negatives = reader.select("negative prompt", spec.prompts.negatives, (of,))
     if spec.classes is None:
-        classes = tuple(sorted({str(value) for value in labeled if value is not None}))
+        classes = tuple(sorted({str(value) for value in labels if value is not None}))
     texts = {
         name: reader.select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()
     }

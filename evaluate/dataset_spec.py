@@ -1,10 +1,7 @@
 """Description of one data set of a suite: rows of a store, meanings of their columns, tasks.
 
-`mmkd.evaluate.tasks.Dataset` is this model with the settings and sections of all tasks.
-
-Text is compared by one rule in filters, labels, groups and answers (`mmkd.base.text.cell_text`): white space at the
-ends does not count, blank text is null, `12`, `12.0` and `12.` are one number, `012` is another name, and case counts.
-In a list `""` means null.
+`mmkd.evaluate.tasks.Dataset` is this model with the settings and sections of all tasks. Text is compared by one rule in
+filters, labels, groups and answers (`mmkd.base.text.cell_text`); in a list `""` means null.
 """
 
 from __future__ import annotations
@@ -232,7 +229,6 @@ class DatasetSpec(Frozen):
     notes: str = ""
 
     def own_sections(self) -> Iterator[Section]:
-        """Yield the sections of tasks that this data set has."""
         return (section for name in self.sections if (section := getattr(self, name)) is not None)
 
     @property

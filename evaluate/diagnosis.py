@@ -21,7 +21,7 @@ from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, f
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant, class_contrasts, standard_metrics, without_features
+from mmkd.evaluate.task import STANDARD, Scoring, Task, TaskSettings, Variant, without_features
 
 
 class DiagnosisSettings(TaskSettings):
@@ -46,20 +46,17 @@ class Diagnosis(Task[DiagnosisSettings]):
     settings = DiagnosisSettings
 
     def needs(self, spec: DatasetSpec) -> Iterator[str]:
-        """Labels."""
         if spec.label is None:
             yield "diagnosis needs a `label` column"
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Return every head, with each draw of folds and first weights."""
         own = self.own(spec)
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return classification metrics within folds, averaged over folds; patients are resampled inside their
-        folds."""
-        metrics = {name: mean_over_folds(metric) for name, metric in standard_metrics().items()}
-        return Scoring("standard", metrics, "auroc_macro", resamples=folded_resamples, contrasts=class_contrasts)
+        """Classification metrics within folds, averaged over folds; patients are resampled inside their folds."""
+        metrics = {name: mean_over_folds(metric) for name, metric in STANDARD.metrics.items()}
+        return replace(STANDARD, metrics=metrics, proportions=frozenset(), resamples=folded_resamples)
 
     def problems(self, data: DatasetRows) -> list[str]:
         """Every bag has one class and one patient, no patient is in two splits, folds can be drawn."""
@@ -70,7 +67,6 @@ class Diagnosis(Task[DiagnosisSettings]):
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Return bags of each class in each split."""
         slides = _Slides(data)
         return {
             f"{split} bags": dict(Counter(data.classes[y] for y in slides.y[slides.split == split]))
@@ -94,7 +90,12 @@ class Diagnosis(Task[DiagnosisSettings]):
             if variant.head == "mean_pool":
                 score, facts = _mean_pool(cohort, one, settings=settings.probe, seed=variant.seed, classes=classes)
             else:
-                score, facts = _attention(known, cohort, one, settings=settings.mil, seed=variant.seed, classes=classes)
+                # torch, for those who ask for it
+                from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415
+
+                task = classify_task(cohort.y, classes)
+                logits, trained = fit_predict(known, task, one, settings=settings.mil, seed=variant.seed)
+                score, facts = np.asarray(softmax(logits, axis=1), dtype=np.float64), trained._asdict()
             chosen.append(facts)
             return score
 
@@ -156,13 +157,3 @@ def _mean_pool(
     score = np.zeros((len(one.test), classes))
     score[:, model.classes_] = model.predict_proba(scaled.x[one.test])
     return score, facts
-
-
-def _attention(
-    known: BagFeatures, cohort: Labeled, one: Round, *, settings: MilSettings, seed: int, classes: int
-) -> tuple[Floats, dict[str, Any]]:
-    """Train gated attention over patches: probabilities float64 (m, C), and facts."""
-    from mmkd.evaluate.heads.abmil import classify_task, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
-
-    logits, trained = fit_predict(known, classify_task(cohort.y, classes), one, settings=settings, seed=seed)
-    return np.asarray(softmax(logits, axis=1), dtype=np.float64), trained._asdict()

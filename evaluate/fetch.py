@@ -39,8 +39,7 @@ def fetch_dataset(name: str, say: Callable[[str], object], *, dry_run: bool = Fa
         say: is told every step.
         dry_run: say what would be downloaded.
     """
-    path = next(SUITES.glob(f"*/datasets/{name}.yaml"), None) if name.isprintable() and "/" not in name else None
-    path = path or Path(name)
+    path = next((file for file in SUITES.glob("*/datasets/*.yaml") if file.stem == name), Path(name))
     content = read_mapping(path)
     if not isinstance(content.get("source"), dict):
         raise ConfigError(f"{path} has no `source`; name one of `mmkd evaluate check biomed`, or a description")
@@ -51,7 +50,7 @@ def fetch_dataset(name: str, say: Callable[[str], object], *, dry_run: bool = Fa
     if about.layout is not None:
         say(f"layout: {about.layout}{f', see {about.evidence}' if about.evidence else ''}")
     for file in about.fetch.files:
-        target = Path(filled(file.to, user_roots(), path))
+        target = path.parent / Path(filled(file.to, user_roots(), path)).expanduser()
         if dry_run or target.exists():
             say(f"{'here' if target.exists() else 'would download'}: {target} ({file.url})")
         else:

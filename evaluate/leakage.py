@@ -54,14 +54,11 @@ Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 QUERIES = 4096
 """Queries multiplied at a time; against a block of 8192 rows the scores take 128 MiB of float32."""
 BLOCK = 8192
-"""Rows that a caller should hand over at a time."""
+"""Rows whose features, or images whose hashes, are taken at a time."""
 HASH_BITS = 64
-BATCH = 4096
-"""Images whose sources wait at a time."""
+HASHES = pa.schema({"image_sha256": pa.string(), "phash": pa.uint64()})
 SAVE_EVERY = 100_000
-"""Images after which the file is written: an hour's work is not lost."""
-
-_SCHEMA = pa.schema([pa.field("image_sha256", pa.string()), pa.field("phash", pa.uint64())])
+"""Images after which the file of hashes is written: an hour's work is not lost."""
 SHOWN = 3
 """Pairs that the text shows of each comparison; JSON has all."""
 
@@ -108,11 +105,6 @@ class Overlap:
     hash: Near | None
     pairs: tuple[Pair, ...]
 
-    @property
-    def found(self) -> bool:
-        """True if there is any copy."""
-        return bool(self.exact + self.features.found + (self.hash.found if self.hash else 0))
-
     def lines(self) -> list[str]:
         """For people: counts, how near the nearest neighbors are in general, and the first pairs."""
         place = "inside (other groups)" if self.against == self.split else f"in {self.against}"
@@ -150,10 +142,9 @@ class LeakageReport:
     @property
     def clean(self) -> bool:
         """True if no copy was found."""
-        return not any(one.found for one in self.overlaps)
+        return not any(one.pairs for one in self.overlaps)
 
     def text(self) -> str:
-        """Return a few lines per comparison."""
         measures = ["exact copies by SHA-256", f"near copies by cosine >= {self.cosine:g} of {self.model}"]
         if self.bits is not None:
             measures.append(f"and by perceptual hashes that differ in {self.bits} of 64 bits or fewer")
@@ -162,7 +153,6 @@ class LeakageReport:
         return "\n".join(map(one_line, [*lines, *(line for one in self.overlaps for line in one.lines())]))
 
     def json(self) -> str:
-        """Return the same with all pairs, as JSON."""
         return json.dumps(asdict(self) | {"clean": self.clean}, indent=1)
 
 
@@ -275,7 +265,7 @@ def _common_encoder(suite: Suite, stores: list[FeatureStore], model: str | None)
     if len(digests) > 1:
         raise TeacherMismatchError(
             f"{wanted[0]} has different weights or preprocessing in the stores (digests {', '.join(sorted(digests))}); "
-            "its features cannot be compared; extract it anew"
+            "its features cannot be compared; extract it again"
         )
     return wanted[0]
 
@@ -377,10 +367,10 @@ class ImageHashes:
         except ImportError:
             raise UserError(f"perceptual hashes need imagehash; run: {install_command('leakage')}") from None
         self._file, self._say = file, say
-        self._known = _SCHEMA.empty_table()
+        self._known = HASHES.empty_table()
         if regular_target(file).exists():  # reading a pipe would block
             try:
-                self._known = pq.read_table(file).select(_SCHEMA.names).cast(_SCHEMA)
+                self._known = pq.read_table(file).select(HASHES.names).cast(HASHES)
             except (OSError, KeyError, pa.ArrowInvalid) as error:
                 raise CorruptStoreError(f"{file} is no file of image hashes; name another, or delete it") from error
 
@@ -406,12 +396,11 @@ class ImageHashes:
         table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows)))
         unsaved = 0
         with ThreadPoolExecutor(usable_cores()) as pool:
-            for batch in table.to_batches(max_chunksize=BATCH):
+            for batch in table.to_batches(max_chunksize=BLOCK):
                 images = [one for one in batch.to_pylist() if one["uri"] is not None]
                 roots = [store.record.image_root(one["row"]) for one in images]
                 found = [one for one in pool.map(_hash_row, roots, images) if one is not None]
-                hashed = pa.table([[one[0] for one in found], [one[1] for one in found]], schema=_SCHEMA)
-                self._known = pa.concat_tables([self._known, hashed])
+                self._known = pa.concat_tables([self._known, pa.Table.from_pylist(found, HASHES)])
                 unsaved += len(batch)
                 if unsaved >= SAVE_EVERY:
                     self._save()
@@ -424,12 +413,13 @@ class ImageHashes:
         write_atomically(self._file, buffer.getvalue())
 
 
-def _hash_row(root: str, row: dict[str, Any]) -> tuple[str, int | None] | None:
-    """Return the digest and the hash of an image, or None where the file is missing or holds another image."""
+def _hash_row(root: str, row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the row of `HASHES` of an image, or None where the file is missing or holds another image."""
     try:
         data = image_source(root, row["uri"], row["offset"], row["length"]).read()
         digest = hashlib.sha256(data).hexdigest()
-        return (digest, perceptual_hash(decode(data))) if digest == row["image_sha256"] else None
+        same = digest == row["image_sha256"]
+        return {"image_sha256": digest, "phash": perceptual_hash(decode(data))} if same else None
     except ImageError:
         return None
 

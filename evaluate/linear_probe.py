@@ -21,16 +21,7 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
-from mmkd.evaluate.task import (
-    STANDARD,
-    Scoring,
-    Task,
-    TaskSettings,
-    Variant,
-    answers_of_test,
-    class_problems,
-    without_features,
-)
+from mmkd.evaluate.task import STANDARD, Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
 
@@ -105,7 +96,7 @@ class LinearProbe(Task[LinearProbeSettings]):
         return STANDARD
 
     def problems(self, data: DatasetRows) -> list[str]:
-        return class_problems(data, probe_splits(data)) + group_leaks(data)
+        return data.class_problems(probe_splits(data)) + group_leaks(data)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return class probabilities, float64 (n, C), of every test image."""

@@ -61,12 +61,10 @@ class RunReport:
     absent: tuple[str, ...] = ()
 
     def count(self, status: str) -> int:
-        """Number of units of this status."""
         return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
-        """Units without a result, with their reasons."""
         return tuple(outcome for outcome in self.outcomes if outcome.status == "failed")
 
     def __str__(self) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmkd.base.config import Frozen
-from mmkd.base.errors import ConfigError, UserError
+from mmkd.base.errors import ConfigError
 from mmkd.evaluate import metrics
-from mmkd.evaluate.dataset import DatasetRows, Split
+from mmkd.evaluate.dataset import DatasetRows
 from mmkd.evaluate.dataset_spec import DatasetSpec, Section
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats, Labels
@@ -64,7 +64,6 @@ class Unit(Frozen):
 
     @property
     def variant(self) -> Variant:
-        """Variant of the task."""
         return Variant(self.head, self.fraction, self.seed)
 
     @property
@@ -190,20 +189,6 @@ def answers_of_test(
     )
 
 
-def standard_metrics() -> dict[str, Metric]:
-    """Metrics of single-label classification; a table never averages two of them. `acc` is a mean over samples."""
-
-    def of_labels(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
-        return lambda predictions, weights: metric(predictions.labels(), predictions.score, weights)
-
-    return {
-        "acc": of_labels(metrics.accuracy),
-        "bacc": of_labels(metrics.balanced_accuracy),
-        "f1_macro": of_labels(metrics.macro_f1),
-        "auroc_macro": of_labels(metrics.macro_auroc),
-    }
-
-
 def class_contrasts(found: Predictions) -> list[Contrast]:
     """Each class that occurs against the rest; a single contrast of two classes."""
     labels = found.labels()
@@ -211,27 +196,20 @@ def class_contrasts(found: Predictions) -> list[Contrast]:
     return [(mask, ~mask) for mask in masks[: 1 if len(masks) == 2 else None]]
 
 
+def _of_labels(metric: Callable[[Labels, Floats, Floats], Floats]) -> Metric:
+    return lambda predictions, weights: metric(predictions.labels(), predictions.score, weights)
+
+
 STANDARD = Scoring(
-    "standard", standard_metrics(), "auroc_macro", proportions=frozenset({"acc"}), contrasts=class_contrasts
+    "standard",
+    {
+        "acc": _of_labels(metrics.accuracy),
+        "bacc": _of_labels(metrics.balanced_accuracy),
+        "f1_macro": _of_labels(metrics.macro_f1),
+        "auroc_macro": _of_labels(metrics.macro_auroc),
+    },
+    "auroc_macro",
+    proportions=frozenset({"acc"}),
+    contrasts=class_contrasts,
 )
-
-
-def class_problems(data: DatasetRows, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
-    """Report splits without rows, labels that are not classes, classes without prompts or without samples."""
-    found = []
-    for split in splits:
-        try:
-            labels = data.labels(data.split(split))
-        except UserError as error:
-            found.append(str(error))
-            continue
-        seen = np.bincount(labels, minlength=len(data.classes))
-        bare = [name for name, rows in zip(data.classes, seen, strict=True) if not rows]
-        if bare:
-            found.append(f"{data.spec.dataset}: class {bare[0]!r} has no {split} rows ({len(bare)} such classes)")
-    if prompts:
-        try:
-            data.prompt_labels()
-        except UserError as error:
-            found.append(str(error))
-    return found
+"""Scoring of single-label classification; a table never averages two of its metrics. `acc` is a mean over samples."""

@@ -16,16 +16,7 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions, choices_digest
-from mmkd.evaluate.task import (
-    STANDARD,
-    Scoring,
-    Task,
-    TaskSettings,
-    Variant,
-    answers_of_test,
-    class_problems,
-    without_features,
-)
+from mmkd.evaluate.task import STANDARD, Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
 
@@ -58,7 +49,7 @@ class ZeroShot(Task[ZeroShotSettings]):
         return official.SCORING if self.own(spec).protocol == "mmkd_official" else STANDARD
 
     def problems(self, data: DatasetRows) -> list[str]:
-        return class_problems(data, ("test",), prompts=True)
+        return data.class_problems(("test",), prompts=True)
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
         """Return class probabilities, float64 (n, C), of every test image."""

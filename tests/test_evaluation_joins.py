@@ -86,6 +86,15 @@ def test_a_patient_who_is_a_number_and_a_decimal_is_drawn_once(tmp_path: Path) -
     assert set(splits) == {"train", "test"}
 
 
+@pytest.mark.parametrize("mark", [",", "\t", ";"])
+def test_a_table_says_by_its_header_what_divides_it(tmp_path: Path, mark: str) -> None:
+    # HAM10000's table has no suffix, and Dataverse gives it with commas or tabs; HyperKvasir's .csv has semicolons.
+    lines = [("slide_id", "grade", "note"), ("s1", "2", "a b"), ("s3", "4", "")]
+    (tmp_path / "metadata").write_text("".join(mark.join(line) + "\n" for line in lines))
+    rows = rows_of(write_join(tmp_path, table="metadata"))
+    assert [(row.labels["grade"], row.labels["note"]) for row in rows] == [("2", "a b"), (None, None), ("4", None)]
+
+
 def test_on_is_true_in_yaml(tmp_path: Path) -> None:
     path = write_join(tmp_path, table="c.csv")
     path.write_text(path.read_text().replace("match:", "on:"))

@@ -152,8 +152,8 @@ def test_words_for_no_value_and_blank_domains_are_warnings(tmp_path: Path) -> No
     )
     assert found.warnings[:3] == [
         "5 train rows have no view; they count under 'd'",
-        "train rows have the patient 'N/A' 5, a name like any other; leave cells blank that have no value",
-        "test rows have the patient 'nan' 10, a name like any other; leave cells blank that have no value",
+        "patient of the train rows is 'N/A' 5, a value like any other; leave the cell blank where there is none",
+        "patient of the test rows is 'nan' 10, a value like any other; leave the cell blank where there is none",
     ]
 
 

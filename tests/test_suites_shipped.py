@@ -94,6 +94,10 @@ def test_check_names_every_set_and_its_next_step(roots: Path) -> None:
     assert result.output.startswith("suite biomed: 0 of 76 data sets ready, models none\n")
     assert result.output.count("  next: get it from https://") == 76
     assert result.output.count("  next: mmkd extract ") == 76
+    assert result.output.count("; mmkd evaluate fetch ") == 76
+    unconfirmed = [spec.dataset for spec in specs() if spec.about.layout == "unconfirmed"]
+    assert unconfirmed == ["brain-tumor-mri", "isic2020", "kvasir", "pathvqa", "rocov2"]
+    assert result.output.count("  layout: unconfirmed; compare file names and columns\n") == len(unconfirmed)
 
 
 def test_quick_is_cut_from_installed_packages(roots: Path) -> None:

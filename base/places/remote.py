@@ -66,7 +66,6 @@ class RemotePath:
 
     @property
     def name(self) -> str:
-        """The last part."""
         return self.key.name
 
     @property
@@ -76,7 +75,6 @@ class RemotePath:
 
     @property
     def parent(self) -> RemotePath:
-        """The folder above."""
         return RemotePath(self.origin, self.key.parent)
 
     @property
@@ -89,8 +87,7 @@ class RemotePath:
         return self.origin.startswith("http")
 
     def resolve(self) -> RemotePath:
-        """URLs are absolute."""
-        return self
+        return self  # URLs are absolute
 
     def stat(self) -> Stat:
         """Return size and stamp, from the listing that this path came from or from the server."""
@@ -100,7 +97,6 @@ class RemotePath:
             return Stat.of(server(self.origin).head(self._name))
 
     def is_file(self) -> bool:
-        """Return True when there is an object."""
         try:
             self.stat()
         except FileNotFoundError:
@@ -112,11 +108,9 @@ class RemotePath:
         return not self.is_file() and any(True for _ in self.iterdir())
 
     def exists(self) -> bool:
-        """Return True for an object and for a folder of some."""
         return self.is_file() or any(True for _ in self.iterdir())
 
     def read_bytes(self) -> bytes:
-        """Return all bytes of the object."""
         with answered(str(self)):
             data: bytes = server(self.origin).get(self._name).bytes().to_bytes()
         return data
@@ -164,7 +158,6 @@ class RemotePath:
             raise UnreachableError(f"{self} cannot be written: {self.origin} is not there; check its name") from error
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Delete the object."""
         if missing_ok or self.is_file():
             with answered(str(self)):
                 server(self.origin).delete(self._name)
@@ -187,11 +180,10 @@ class RemotePath:
             yield RemotePath(self.origin, PurePosixPath(entry["path"]), Stat.of(entry))
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """Return the direct children whose name matches `pattern`."""
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
-        """Yield objects at any depth below with a name like `pattern`; folders are no objects."""
+        """Yield objects at any depth; folders are no objects."""
         if self.is_web:
             for name in linked_names(str(self)):
                 path = self / name

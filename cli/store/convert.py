@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import click
 from mmkd.base.errors import ConfigError, CorpusError, StoreError
 from mmkd.base.files import list_folder
 from mmkd.base.text import counted
-from mmkd.cli.params import ENCODINGS, JSON, STORE_PATH, progress_bar
+from mmkd.cli.params import ENCODINGS, JSON, STORE_PATH, echo, progress_bar
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from mmkd.store.convert.original import ImageMode, OriginalReport
     from mmkd.store.encoding import Encoding
 
-LAYOUTS = ("npy", "parquet", "safetensors", "original", "zarr")
 CODECS = ("zstd", "blosc", "gzip")
 """Equal to those of `mmkd.store.convert.exports`, which is slow to import; a test compares the two."""
 
@@ -59,11 +57,9 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
 
     with progress_bar("shard", hidden=as_json) as progress:
         report = import_features(_source(original, features, name), path, encoding, progress)
-    if as_json:
-        click.echo(json.dumps(asdict(report), indent=1))
-    else:
-        written, failed = counted(report.shards, "shard"), counted(report.failed, "row")
-        click.echo(f"{counted(report.rows, 'row')} in {path}; {written} written, {failed} failed")
+    written, failed = counted(report.shards, "shard"), counted(report.failed, "row")
+    line = f"{counted(report.rows, 'row')} in {path}; {written} written, {failed} failed"
+    echo(as_json, asdict(report), [line])
 
 
 def _source(original: Path, features: str, name: str) -> FeatureSource:
@@ -95,7 +91,7 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--layout",
-    type=click.Choice(LAYOUTS),
+    type=click.Choice(["npy", "parquet", "safetensors", "original", "zarr"]),
     required=True,
     help="npy is the layout of clip-retrieval and embedding-reader.",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.base.text import bytes_text, counted, seconds_text
-from mmkd.cli.params import JSON, SEED, STORE_PATH, echo_lines
+from mmkd.cli.params import JSON, SEED, STORE_PATH, echo
 
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
@@ -35,16 +34,13 @@ def info(path: StorePath, as_json: bool) -> None:
     from mmkd.store.inspect.info import store_info
 
     found = store_info(FeatureStore.open(path))
-    if as_json:
-        findings = [asdict(finding) for finding in store_findings(found)]
-        click.echo(json.dumps(found.as_json() | {"findings": findings}, indent=1))
-        return
     try:
         "█▓░·".encode(sys.stdout.encoding or "ascii")
         ascii_only = False
     except UnicodeEncodeError:
         ascii_only = True
-    echo_lines(info_lines(found, ascii_only))
+    findings = [asdict(finding) for finding in store_findings(found)]
+    echo(as_json, found.as_json() | {"findings": findings}, info_lines(found, ascii_only))
 
 
 @click.command()
@@ -66,11 +62,8 @@ def verify(path: StorePath, deep: bool, mend: bool, sample: int | None, seed: in
     report = check(path, deep, sample, seed)
     done = repair(path, report) if mend else ()
     after = check(path, deep, sample, seed) if done else report
-    if as_json:
-        content = asdict(report) | {"problems": report.problems, "repaired": done, "sound": after.sound}
-        click.echo(json.dumps(content, indent=1))
-    else:
-        echo_lines((*report.problems, *done, _verdict(after)))
+    content = asdict(report) | {"problems": report.problems, "repaired": done, "sound": after.sound}
+    echo(as_json, content, (*report.problems, *done, _verdict(after)))
     if not after.sound:
         sys.exit(1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import click
 from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
 from mmkd.base.text import counted
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo_lines
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo
 from mmkd.cli.store.info import finding_lines
 
 if TYPE_CHECKING:
@@ -54,13 +53,11 @@ def report(
     say = None if as_json else lambda step: click.echo(f"{step} ...", err=True)
     content = write_report(FeatureStore.open(path), out, Options(teachers, sample, seed, projection), say)
     size = out.stat().st_size
-    if as_json:
-        findings = [asdict(finding) for finding in content.findings]
-        odd = [asdict(outlier) for outlier in content.outliers]
-        click.echo(json.dumps({"page": str(out), "bytes": size, "findings": findings, "odd_rows": odd}, indent=1))
-        return
-    click.echo(f"{out}: {size / 1e6:.1f} MB, opens in any browser, needs no network")
-    echo_lines(finding_lines(content.findings))
+    findings = [asdict(finding) for finding in content.findings]
+    odd = [asdict(outlier) for outlier in content.outliers]
+    facts = {"page": str(out), "bytes": size, "findings": findings, "odd_rows": odd}
+    first = f"{out}: {size / 1e6:.1f} MB, opens in any browser, needs no network"
+    echo(as_json, facts, (first, *finding_lines(content.findings)))
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from mmkd.base.errors import UserError
 from mmkd.base.text import counted
-from mmkd.cli.params import ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, progress_bar
+from mmkd.cli.params import ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, echo, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,13 +106,10 @@ def pull(
             workers=workers,
             progress=progress,
         )
-    if as_json:
-        click.echo(json.dumps(asdict(report), indent=1))
-    else:
-        click.echo(
-            f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} copied "
-            f"({report.bytes / 2**20:,.1f} MB), {report.present} present before"
-        )
+    copied = (
+        f"{counted(report.shards, 'shard')} copied ({report.bytes / 2**20:,.1f} MB), {report.present} present before"
+    )
+    echo(as_json, asdict(report), [f"{counted(report.rows, 'row')} in {out}; {copied}"])
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import click
 from mmkd.base.errors import ConfigError, TeacherError, UserError
 from mmkd.base.install import install_command
 from mmkd.base.text import counted, number, table_lines
-from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, echo_lines
+from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, echo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,16 +49,10 @@ def show(path: StorePath, what: str, image: bool, teachers: tuple[str, ...] | No
     if shard is not None:
         seen = view_shard(source, shard)
         content = asdict(seen) | {"entries": {slug: e and e.model_dump() for slug, e in seen.entries.items()}}
-        if as_json:
-            click.echo(json.dumps(content, indent=1))
-        else:
-            echo_lines(_shard_lines(source, seen))
+        echo(as_json, content, _shard_lines(source, seen))
         return
     view = view_row(source, find_row(source, what), teachers, seed=seed)
-    if as_json:
-        click.echo(json.dumps(asdict(view), indent=1))
-    else:
-        echo_lines(_row_lines(view))
+    echo(as_json, asdict(view), _row_lines(view))
     if image:
         from mmkd.base.images.source import ImageError
         from mmkd.store.inspect.pictures import picture
@@ -102,16 +95,14 @@ def neighbors(
     source.card(slug)
     query = _stored_query(source, slug, key) if key is not None else _encoded_query(source, teacher, text, image)
     table = search.neighbors(source, slug, "image" if among == "image" else "text", query, top)
-    if as_json:
-        click.echo(json.dumps(table.to_pylist(), indent=1))
-        return
     searched = sum(len(span.rows) for span in source.record.spans())
-    click.echo(f"nearest {among}s of {slug} among {counted(searched, 'row')}, by cosine")
+    title = f"nearest {among}s of {slug} among {counted(searched, 'row')}, by cosine"
     rows = [
         (str(row["rank"]), str(row["row"]), number(row["cosine"], 4), row["key"], _short(row["caption"]))
         for row in table.to_pylist()
     ]
-    echo_lines(table_lines(("rank", "row", "cosine", "key", "caption"), rows, words=("rank", "key", "caption")))
+    lines = table_lines(("rank", "row", "cosine", "key", "caption"), rows, words=("rank", "key", "caption"))
+    echo(as_json, table.to_pylist(), (title, *lines))
 
 
 def _stored_query(source: FeatureStore, slug: str, key: str) -> NDArray[np.floating[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.base.text import number, percent, table_lines
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo_lines, progress_bar
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo, progress_bar
 from mmkd.cli.store.info import finding_lines
 from mmkd.store.layout import TOWER_INPUTS
 
@@ -38,10 +37,8 @@ def stats(path: StorePath, teachers: tuple[str, ...] | None, sample: int | None,
         opened = FeatureStore.open(path)
         found = store_statistics(opened, teachers, sample, seed, progress)
     findings = [*store_findings(store_info(opened)), *statistics_findings(found)]
-    if as_json:
-        click.echo(json.dumps(found.as_json() | {"findings": [asdict(finding) for finding in findings]}, indent=1))
-    else:
-        echo_lines(_lines(found, findings))
+    content = found.as_json() | {"findings": [asdict(finding) for finding in findings]}
+    echo(as_json, content, _lines(found, findings))
 
 
 def _lines(found: StoreStatistics, findings: list[Finding]) -> Iterator[str]:
@@ -111,7 +108,7 @@ def _agreement_lines(found: StoreStatistics) -> Iterator[str]:
 
     if len(found.pairs) < 2:
         return
-    compared = [matrix for matrix in found.agreement if matrix.comparable]
+    compared = [matrix for matrix in found.agreement if matrix.compared]
     if not compared:
         yield f"agreement needs two teachers that share at least {MIN_SHARED} sound rows"
     for matrix in compared:

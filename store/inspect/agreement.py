@@ -37,14 +37,15 @@ class Agreement:
     k: int
 
     @property
-    def comparable(self) -> bool:
-        """True if any two teachers share enough rows."""
+    def compared(self) -> bool:
+        """True when two different teachers share enough rows."""
         return bool(np.isfinite(self.cka[np.triu_indices(len(self.teachers), 1)]).any())
 
 
 def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: NDArray[np.int64]) -> Agreement:
-    """Compare every two teachers on those of `rows`, int64 (n,), that are sound in both; n x n similarities are held
-    for one teacher at a time: some thousands of rows at most. Raises UserError for an unknown teacher."""
+    """Compare every two teachers on those of `rows`, int64 (n,), that are sound in both. The similarities of n rows
+    with each other are held for one teacher at a time (float32 n x n): some thousands of rows at most. Raises UserError
+    if there is no such teacher."""
     values: dict[str, NDArray[np.float32]] = {}
     sound: dict[str, NDArray[np.bool_]] = {}
     for slug in slugs:
@@ -72,9 +73,10 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
 
 
 def linear_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
-    """Return the linear CKA of rows x (n, D) and y (n, E); NaN below four rows or when a side does not vary. Kornblith
-    et al., ICML 2019, with the unbiased HSIC of Song et al., JMLR 2012, equation 5: the usual estimator is biased
-    towards 1 when n is not far above the widths."""
+    """Return the linear CKA of rows x (n, D) and y (n, E), about -0.1 to 1; NaN below four rows or when a side does not
+    vary. CKA: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, with the unbiased
+    estimator of HSIC of Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 5: the usual
+    one is biased towards 1 when n is not far above the widths."""
     return _cka(_hsic(x, y), _hsic(x, x), _hsic(y, y)) if len(x) >= 4 else float("nan")
 
 
@@ -106,7 +108,8 @@ def nearest(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def mutual_neighbors(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """Return the mean share of common members of two (n, k) neighbor lists (Huh et al., ICML 2024, appendix A)."""
+    """Return the mean share of common members of two (n, k) neighbor lists (Huh et al., The Platonic Representation
+    Hypothesis, ICML 2024, appendix A)."""
     n, k = first.shape
     offset = np.arange(n)[:, None] * n
     common = np.intersect1d((first + offset).ravel(), (second + offset).ravel(), assume_unique=True)

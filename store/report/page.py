@@ -97,11 +97,10 @@ def _charts(content: Content) -> dict[str, charts.Chart]:
     if modality_names(statistics.pairs):
         found["modality"] = charts.modality_chart(statistics.pairs)
     for matrix in statistics.agreement:
-        if matrix.comparable:
+        if matrix.compared:
             found[f"cka-{matrix.tower}"] = charts.agreement_chart(matrix, matrix.cka, "linear CKA")
-            found[f"mutual-{matrix.tower}"] = charts.agreement_chart(
-                matrix, matrix.mutual, f"mutual {matrix.k} neighbors"
-            )
+            mutual = f"mutual {matrix.k} neighbors"
+            found[f"mutual-{matrix.tower}"] = charts.agreement_chart(matrix, matrix.mutual, mutual)
     return found
 
 
