@@ -12,7 +12,6 @@ from mmkd.base.errors import UserError
 FORMAT_VERSION = 1
 MAX_ROWS_PER_SHARD = 16384
 MIN_ROWS_PER_SHARD = 256
-SHARDS_OF_A_SMALL_STORE = 8
 MAX_SHARDS = 1 << 20
 """Maximum shards of a store: 17 billion rows at the usual size. More is an attack or an accident."""
 MAX_DIM = 1 << 14
@@ -35,7 +34,7 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 
 def rows_per_shard(rows: int) -> int:
     """Return a power of two from 256 to 16384 that gives about eight shards to `rows` rows."""
-    power = 1 << max(0, (math.ceil(rows / SHARDS_OF_A_SMALL_STORE) - 1).bit_length())
+    power = 1 << max(0, (math.ceil(rows / 8) - 1).bit_length())
     return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
 
 

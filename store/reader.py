@@ -76,9 +76,9 @@ class FeatureStore(Store):
 
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
-        """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
-        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError (see `mmkd.base.errors`); UserError for
-        an unknown URL scheme, or if the package for URLs is not installed."""
+        """Open the store at `path`, a folder or URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
+        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError; UserError for an unusable URL
+        scheme."""
         root = as_root(path)
         return cls(root, read_record(root), read_cards(root))
 
@@ -105,9 +105,9 @@ class FeatureStore(Store):
         return html_table(title, header, teachers or [("no teachers yet",)])
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
-        """Return the features of one row (negative from the end) or several, as a `torch.utils.data.DataLoader` needs:
-        `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that may be
-        written to; NaN where missing. Raises IndexError for a row that the store does not have."""
+        """Return one row (negative from the end) or several, as a `torch.utils.data.DataLoader` needs: `row` (int or
+        int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: copies (D,) or (n, D), NaN where missing. Raises
+        IndexError."""
         numbers = np.asarray(rows, dtype=np.int64)
         if ((numbers < -len(self)) | (numbers >= len(self))).any():
             raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")
@@ -135,8 +135,7 @@ class FeatureStore(Store):
         return entries
 
     def _refuse_replaced(self, entries: dict[tuple[int, str], LedgerEntry]) -> None:
-        """Raise StoreError if another store is at `root` than the one that was opened, of whose ledger `entries` are
-        known. An append or a relocation leaves it the same."""
+        """Raise StoreError if another store is at `root` than was opened (of its ledger `entries` are known)."""
         try:
             stamp = _stamp(self.root)
         except FileNotFoundError:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from mmkd.base.errors import StoreError
 from mmkd.base.files import disk_errors, list_folder
 from mmkd.base.places.remote import RemotePath, StorePath
 
@@ -29,11 +28,9 @@ class RunLog:
         if isinstance(self.path, RemotePath):
             self.file = io.StringIO()
             return self
-        try:
+        with disk_errors(self.path):
             self.path.parent.mkdir(exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror}; the store must be writable") from error
         return self
 
     def __exit__(self, *_: object) -> None:

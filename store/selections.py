@@ -52,7 +52,6 @@ class SelectionCard(Frozen):
     """Slug to the digest of its card, in the order of the columns."""
     rows: int
     counts: dict[str, Any]
-    """See `mmkd.store.selection.compute`."""
     thresholds: dict[str, dict[str, float | None]]
     """Each line that the rule drew: teacher to the score that divides its pairs; None where none does."""
     examples: dict[str, list[dict[str, Any]]]

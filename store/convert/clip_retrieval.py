@@ -206,9 +206,8 @@ def _plain(value: object) -> str:
 
 
 def export_npy(store: FeatureStore, out: Path) -> int:
-    """Write `OUT/<slug>/` for each teacher, one part for each shard; return the parts written. Positions agree between
-    teachers; a missing feature is NaN. The metadata hold all columns of the sample table, and note in the Parquet
-    schema the teacher's card and the folder of the images."""
+    """Write `OUT/<slug>/` for each teacher, one part for each shard; return the parts written. A missing feature is
+    NaN. The metadata hold all sample columns, the Parquet schema notes the card and the folder of the images."""
     width = len(str(store.shards))
     inputs = np.concatenate([np.arange(span.start, span.stop) for span in iter_shards(store.record)])
     rows = StoreRows([(store, inputs)], incomplete=True)

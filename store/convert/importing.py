@@ -42,8 +42,7 @@ class FeatureSource(Protocol):
     fixed ones; `digest` changes when the index does. With `has_status`, `rows` gives `status` and `reason`; else a row
     that lacks one of `towers` (the text only if it has a caption) is partial, or failed without any feature."""
 
-    @property
-    def kind(self) -> str: ...
+    kind: str
 
     @property
     def root(self) -> Path | StorePath: ...
@@ -114,10 +113,9 @@ def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -
 def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
-    """Bring `source` into a store at `root`; running it again finishes what is left. A value that does not fit the
-    encoding makes its row missing. `encoding` None: as in the source, else float16. `progress` takes shards done, and
-    all of them. Raises CorpusError if the source is empty, damaged, or not the one that the store was begun with;
-    StoreError if the store cannot be written, or holds other features; BusyStoreError."""
+    """Bring `source` into a store at `root`; running it again finishes what is left. `encoding` None: the source's,
+    else float16. `progress` takes shards done, and all of them. Raises CorpusError if the source is empty, damaged, or
+    not that of the store; StoreError if the store cannot be written, or holds other features; BusyStoreError."""
     with only_writer(root, "mmkd store import/subset/merge"):
         # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)

@@ -158,10 +158,9 @@ class OriginalReport:
 def export_original(
     store: FeatureStore, out: Path, files: Sequence[str] | None = None, images: ImageMode = "none"
 ) -> OriginalReport:
-    """Write a store in the release's layout, float32, into the new folder `out`; teachers in the order of
-    `available_clips` as imported, else that of the store. `files`: names among `FILES`, by default `imported_files`.
-    `images`: `link` makes symbolic links to image files and copies members of archives. Raises CorpusError for a key
-    that cannot name a folder, or two that would name the same; StoreError if `out` cannot be written."""
+    """Write a store in the release's layout, float32, into the new folder `out`. `files`: among `FILES`, by default
+    `imported_files`. `images`: `link` makes symbolic links to files and copies members of archives. Raises CorpusError
+    for a key that cannot name a folder, or two that would name the same; StoreError if `out` cannot be written."""
     names = {
         slug: card.source.rpartition(":")[2] if card.source.startswith(f"{KIND}:") else slug
         for slug, card in store.teachers.items()

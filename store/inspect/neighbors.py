@@ -138,11 +138,5 @@ def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.fl
     `cosine` (float32), and `key`, `modality`, `caption` of the sample row. Raises UserError as `nearest_rows`."""
     rows, cosines = nearest_rows(store, slug, tower, query, k)
     samples = sample_rows(store, rows)
-    return pa.table(
-        {
-            "rank": pa.array(range(1, len(rows) + 1), pa.int64()),
-            "row": rows,
-            "cosine": cosines,
-            **{name: samples[name] for name in ("key", "modality", "caption")},
-        }
-    )
+    found = {"rank": pa.array(range(1, len(rows) + 1), pa.int64()), "row": rows, "cosine": cosines}
+    return pa.table(found | {name: samples[name] for name in ("key", "modality", "caption")})

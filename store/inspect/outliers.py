@@ -53,9 +53,8 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
         by_fit = kind == "caption fits least"
         odd = mean < 0 if by_fit else np.abs(mean) > 4
         order = np.argsort(mean if by_fit else -np.nan_to_num(np.abs(mean)), kind="stable")[:each]
-        picked += [
-            Outlier(int(rows[i]), kind, float(mean[i]), float(fit[i]), int(there[i])) for i in order.tolist() if odd[i]
-        ]
+        order = order[odd[order]].tolist()
+        picked += [Outlier(int(rows[i]), kind, float(mean[i]), float(fit[i]), int(there[i])) for i in order]
     return tuple(picked)
 
 

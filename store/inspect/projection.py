@@ -29,9 +29,8 @@ class Projection:
     tower: Tower
     method: Method
     rows: NDArray[np.int64]
-    """(n,) those of the sample that have a sound feature."""
     points: NDArray[np.float32]
-    """(n, 2)"""
+    """(n, 2); `rows` (n,): those of the sample that have a sound feature."""
     explained: float | None
     """Share of the variance that the two axes hold; None for UMAP, whose axes mean nothing."""
 

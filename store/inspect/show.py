@@ -154,8 +154,7 @@ def _view_teacher(
 
 
 def _norm(values: NDArray[np.floating[Any]]) -> float | None:
-    norm = float(np.linalg.norm(values.astype(np.float64)))
-    return norm if math.isfinite(norm) else None
+    return norm if math.isfinite(norm := float(np.linalg.norm(values.astype(np.float64)))) else None
 
 
 def _rank(others: NDArray[np.float32], own: float | None) -> int | None:

@@ -114,7 +114,6 @@ class _Sums:
         return float((self.total @ self.total - self.count) / (self.count * (self.count - 1)))
 
     def effective_rank(self) -> float:
-        """See `TowerStatistics.effective_rank`."""
         if self.count < 2:
             return float("nan")
         mean = self.offsets / self.count

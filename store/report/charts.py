@@ -148,15 +148,8 @@ def _cells(
 def map_points(found: Projection) -> dict[str, Any]:
     """Return coordinates of one map, four digits, for the page's own coloring."""
     points = np.round(found.points.astype(np.float64), 4)
-    return {
-        "teacher": found.slug,
-        "tower": found.tower,
-        "method": found.method,
-        "explained": found.explained,
-        "rows": found.rows.tolist(),
-        "x": points[:, 0].tolist(),
-        "y": points[:, 1].tolist(),
-    }
+    about = {"teacher": found.slug, "tower": found.tower, "method": found.method, "explained": found.explained}
+    return about | {"rows": found.rows.tolist(), "x": points[:, 0].tolist(), "y": points[:, 1].tolist()}
 
 
 def _plain(figure: go.Figure, height: int, top: int = 30) -> Chart:

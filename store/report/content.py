@@ -125,9 +125,7 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
         samples=samples,
         colors={
             "modality": {row: sample.modality for row, sample in samples.items()},
-            "status": {
-                row: sample.status + (f": {sample.reason}" if sample.reason else "") for row, sample in samples.items()
-            },
+            "status": {row: ": ".join(filter(None, (each.status, each.reason))) for row, each in samples.items()},
             **teacher_colors(store, slugs, rows, cosines),
             **_label_colors(table, store.record.labels),
         },
@@ -167,14 +165,12 @@ def _stated(value: str | None) -> str:
 
 
 def _label_colors(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
-    numbers = table["row"].to_pylist()
-    found = {}
-    for name in labels:
-        if 2 <= pc.count_distinct(table[name]).as_py() <= 12:
-            values = map(_stated, table[name].to_pylist())
-            title = f"label {name}" if name in COLORINGS else name
-            found[title] = dict(zip(numbers, values, strict=True))
-    return found
+    titles = {name: f"label {name}" if name in COLORINGS else name for name in labels}
+    return {
+        title: dict(zip(table["row"].to_pylist(), map(_stated, table[name].to_pylist()), strict=True))
+        for name, title in titles.items()
+        if 2 <= pc.count_distinct(table[name]).as_py() <= 12
+    }
 
 
 def teacher_colors(

@@ -26,7 +26,6 @@ Progress = Callable[[int, int], None]
 """Called with blocks done and the total number of blocks."""
 
 EXAMPLES = 3
-"""Pairs shown on each side of a line."""
 NOT_STATED = "(not stated)"
 CAPTION_CHARACTERS = 200
 

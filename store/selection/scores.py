@@ -69,9 +69,8 @@ class Block:
 
 
 def draw_rows(eligible: Rows, count: int, seed: int, what: str) -> Rows:
-    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending. Every row's random number is a function
-    of (seed, row), and the smallest win: the draw does not depend on shards, the order of work, or rows appended later.
-    Raises UserError if fewer rows are eligible; `what` names the purpose in the message."""
+    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending; a row's random number depends on (seed,
+    row) alone, and the smallest win. Raises UserError, which names the purpose `what`, if fewer are eligible."""
     if len(eligible) < count:
         raise UserError(f"{what} needs {count} rows with all features, there are {len(eligible)}; lower `among`")
     numbers = _mix(eligible.astype(np.uint64) ^ _mix(np.array([seed], dtype=np.uint64)))
@@ -223,4 +222,3 @@ SCORERS: dict[type[PairScore], Callable[[Any, Columns, int], Scorer]] = {
     AgreementScore: agreement_scorer,
     ZeroShotScore: zero_shot_scorer,
 }
-"""Settings of a score to the function that prepares its scorer from them, the pairs and the rule's seed."""
