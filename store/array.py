@@ -47,8 +47,7 @@ class LazyRows(ABC):
         return np.asarray(self[:], dtype=dtype)
 
     def __repr__(self) -> str:
-        shape = ", ".join(map(str, self.shape))
-        return f"<{type(self).__name__} ({shape}) {self.dtype}; index it with rows>"
+        return f"<{type(self).__name__} {self.shape} {self.dtype}; index it with rows>"
 
 
 FeatureArray: TypeAlias = NDArray[Any] | LazyRows
@@ -115,8 +114,8 @@ class ChunkedArray:
 
 
 class RemoteRows(LazyRows):
-    """Rows behind a URL. Fetches whole chunks, checks them against the ledger, and keeps the last ones. Suits single
-    rows and sequential reads. Random batches fetch a chunk for nearly every row: `mmkd store pull` first."""
+    """Rows behind a URL, by whole chunks, of which the last are kept: for single rows and sequential reads. Random
+    batches fetch a chunk for nearly every row."""
 
     def __init__(self, array: ChunkedArray) -> None:
         self._array = array

@@ -129,8 +129,8 @@ def decode_rows(arrays: list[NDArray[Any]]) -> NDArray[np.floating[Any]]:
 def cosine_error(
     features: NDArray[np.floating[Any]], decoded: NDArray[np.floating[Any]], sound: NDArray[np.bool_]
 ) -> CosineError:
-    """1 - cosine of each sound row with its decoded form: mean and worst, to three digits; 0 without such a row. Three
-    digits, so that two machines whose sums differ in the last bit write the same bytes."""
+    """Return 1 - cosine of sound rows with their decoded form, mean and worst (0 without one), to three digits: sums
+    that differ in the last bit between machines write the same bytes."""
     if not sound.any():
         return CosineError(mean=0.0, worst=0.0)
     left, right = features[sound].astype(np.float64), decoded[sound].astype(np.float64)

@@ -47,11 +47,11 @@ def is_slug(name: str) -> bool:
     return bool(_SLUG.fullmatch(name)) and ".." not in name
 
 
-def check_slug(slug: str) -> str:
+def check_slug(slug: str, *, what: str = "teacher") -> str:
     """Return `slug` if it may name a folder. Raises UserError otherwise."""
     if not is_slug(slug):
         raise UserError(
-            f"teacher name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "
+            f"{what} name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "
             "and start with a letter or digit"
         )
     return slug

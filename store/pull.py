@@ -16,7 +16,6 @@ import pyarrow as pa
 from mmkd.base.errors import CorruptStoreError, StoreError, UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
-from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES, read_body
 from mmkd.store.encoding import ArraySpec, teacher_arrays
@@ -45,8 +44,7 @@ class PullReport:
 
 
 def shard_range(text: str, shards: int) -> range:
-    """Read `FIRST:END` (END not included) or one number; both ends may be left out, as in Python. Raises UserError if
-    there is no such range, or it holds no shard of the store."""
+    """Read `FIRST:END` (END not included, both optional) or one number. Raises UserError if it holds no shard."""
     first, colon, end = text.partition(":")
     try:
         low = int(first or 0)
@@ -69,10 +67,10 @@ def pull(
     workers: int,
     progress: Callable[[int, int], None],
 ) -> PullReport:
-    """Copy `source`, or some of its teachers and shards, to the folder `out`, `workers` files at a time; running it
-    again copies the rest, also with another choice. `progress` takes files or shards done, and all of them. Raises
-    UserError for an unknown teacher; StoreError if `out` holds something else or cannot be written; BusyStoreError;
-    UnreachableError (files copied so far stay); CorruptStoreError for damaged files, after the others were copied."""
+    """Copy `source`, or some teachers and shards, to the folder `out`, `workers` files at a time; run again to copy the
+    rest. `progress` takes files or shards done, and all of them. Raises UserError for an unknown teacher; StoreError,
+    BusyStoreError if `out` cannot take them; UnreachableError; CorruptStoreError for damaged files, after the
+    others."""
     cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
     if not (out / "zarr.json").is_file():
         refuse_strangers(out)
@@ -149,9 +147,7 @@ class _Transfer:
     """Copies one file, or one shard of a teacher; each method returns the bytes copied, 0 if present before."""
 
     def __init__(self, source: FeatureStore, out: Path) -> None:
-        self.source = source
-        self.root: StorePath = source.root
-        self.out = out
+        self.source, self.root, self.out = source, source.root, out
         self.vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
 
     def part(self, shard: int) -> int:

@@ -63,9 +63,9 @@ class StoreSummary:
 
 
 class FeatureStore(Store):
-    """Features of T teachers for N rows, opened by `FeatureStore.open(path)`. Arrays are memory-mapped: opening costs
-    milliseconds. A row without a ledger entry reads as NaN and is not available. Behind a URL rows are fetched by whole
-    chunks: fine for inspection, slow for training; `mmkd store pull` brings a store to disk."""
+    """Features of T teachers for N rows, opened by `FeatureStore.open(path)`: memory-mapped, or, behind a URL, fetched
+    by whole chunks (slow for training; `mmkd store pull` first). A row without a ledger entry reads as NaN and is not
+    available."""
 
     def __init__(self, root: StorePath, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
         super().__init__(root, record)

@@ -25,7 +25,6 @@ from mmkd.store.hierarchy import (
     SEAL,
     array_document,
     document_fault,
-    encode_document,
     group_document,
     is_there,
     list_part,
@@ -36,7 +35,7 @@ from mmkd.store.hierarchy import (
     seal_of,
     write_document,
 )
-from mmkd.store.layout import is_slug, shard_count
+from mmkd.store.layout import check_slug, is_slug
 from mmkd.store.record import Store
 
 FORMAT = 1
@@ -74,10 +73,7 @@ def check_name(root: StorePath, name: str) -> Path:
     """Return `root`, on this machine. Raises UserError if a selection `name` cannot be a folder, or is taken."""
     if not isinstance(root, Path):
         raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
-    if not is_slug(name):
-        raise UserError(
-            f"selection name {name!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.'"
-        )
+    check_slug(name, what="selection")
     if (root / FOLDER / name).exists():
         raise UserError(f"{root} has a selection {name!r} already; choose another --name, or delete {FOLDER}/{name}")
     return root
@@ -99,8 +95,8 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
     folder = root / FOLDER
     temporary = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     try:
-        write_atomically(temporary / "zarr.json", encode_document(document))
-        for shard in range(shard_count(store.record.rows, per_shard)):
+        write_document(temporary / "zarr.json", document)
+        for shard in range(store.shards):
             part = kept[shard * per_shard : (shard + 1) * per_shard].astype(np.uint8)
             write_atomically(temporary / f"c/{shard}/0", encode_chunk(pad_rows(part, per_shard, 0))[0])
         if not (folder / "zarr.json").is_file():
@@ -132,7 +128,7 @@ def read_selection(store: Store, name: str) -> Selection:
             "run `mmkd select` again"
         )
     per_shard, teachers = store.record.rows_per_shard, len(card.teachers)
-    kept = np.zeros((shard_count(store.record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
+    kept = np.zeros((store.shards, per_shard, teachers), dtype=np.uint8)
     for shard in range(len(kept)):
         chunk = f"{FOLDER}/{name}/c/{shard}/0"
         body, _ = checked_body(read_file(store.root / chunk), per_shard * teachers, chunk)

@@ -98,11 +98,11 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
             entries.append(read_entry(path))
         except CorruptStoreError as error:
             findings.append(Problem(name_in(root, path), str(error)))
-    vouched: dict[int, set[str]] = {}
-    for entry in entries:
-        vouched.setdefault(entry.shard, set()).add(entry.samples_sha256)
-    for shard, known in vouched.items():
-        if shard in checksums and checksums[shard] not in known:  # no entry knows this part: the rows were changed
+    vouched = {(entry.shard, entry.samples_sha256) for entry in entries}
+    for shard in dict.fromkeys(entry.shard for entry in entries):
+        if (
+            shard in checksums and (shard, checksums[shard]) not in vouched
+        ):  # no entry knows this part: the rows were changed
             del checksums[shard]
             name = sample_part(shard)
             what = f"{name}: not the sample rows that the features of this shard were made from"
@@ -260,8 +260,7 @@ def _orphans(
 
 
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
-    """Repair a store without its corpus and teachers, from a `report` of a moment ago; return what was dropped or
-    written again, as lines for the user. Raises StoreError if the store cannot be written; BusyStoreError."""
+    """Drop or write again what a recent `report` names; return lines about it. Raises StoreError, BusyStoreError."""
     with only_writer(root, "mmkd store verify --repair"):
         doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.

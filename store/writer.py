@@ -70,8 +70,8 @@ def refuse_strangers(root: StorePath) -> None:
 
 def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
     """Append the rows of another corpus; return the longer store. `index`: as in `create_store`, `row` from
-    `first_new_row(store.record)`. Labels that only one side has become null columns of the other. Raises StoreError if
-    the store cannot be written, or another process changed it; ValueError for more shards than a store may have."""
+    `first_new_row`. Labels of one side become null columns of the other. Raises StoreError if the store cannot be
+    written, or another process changed it; ValueError for too many shards."""
     first = first_new_row(store.record)
     content = store.record.model_dump() | {"rows": first + corpus.rows, "appended": (*store.record.appended, corpus)}
     longer = StoreRecord.model_validate(content)
@@ -136,8 +136,7 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
 
 
 def add_teacher(store: Store, card: TeacherCard) -> None:
-    """Create the arrays of a teacher unless it is there already. Raises TeacherMismatchError if this name already has
-    other weights, preprocessing or tokenizer."""
+    """Create the arrays of a teacher unless they are there. Raises TeacherMismatchError if this name has others."""
     present = read_card(store.root, card.slug)
     if present is None:
         write_document(store.root / "teachers" / "zarr.json", group_document())

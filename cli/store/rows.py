@@ -97,15 +97,8 @@ def pull(
 
     source = FeatureStore.open(url)
     with progress_bar("file", hidden=as_json) as progress:
-        report = bring(
-            source,
-            out,
-            teachers=teachers,
-            shards=shard_range(shards, source.shards) if shards else None,
-            inputs=inputs,
-            workers=workers,
-            progress=progress,
-        )
+        some = shard_range(shards, source.shards) if shards else None
+        report = bring(source, out, teachers=teachers, shards=some, inputs=inputs, workers=workers, progress=progress)
     copied = (
         f"{counted(report.shards, 'shard')} copied ({report.bytes / 2**20:,.1f} MB), {report.present} present before"
     )

@@ -101,11 +101,11 @@ class BagFolder:
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
-        if self.table is None:
-            return labels
-        found = self.table.values(_table_key(self.table, slide))
-        labels |= {name: value for name, value in found.items() if value or name not in labels}
-        return labels | {KIND: SAMPLE, TEXT_OF: None}
+        if self.table is not None:
+            found = self.table.values(_table_key(self.table, slide))
+            labels |= {name: value for name, value in found.items() if value or name not in labels}
+            labels |= {KIND: SAMPLE, TEXT_OF: None}
+        return labels
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         return [imported_card(self.slug, f"{self.kind}:{self.slug}", self._bags[0][2], encoding)]

@@ -183,17 +183,12 @@ def _judge_rows(
 
 
 def _create(source: FeatureSource, root: StorePath) -> None:
+    place = str(source.root)
     with _spool(source.rows(), sample_schema(source.labels)) as index:
         if not len(index):
-            raise CorpusError(f"{source.root} holds no rows")
-        corpus = CorpusRecord(
-            kind=source.kind,
-            location=str(source.root),
-            root=str(as_root(str(source.root)).resolve()),
-            rows=len(index),
-            labels=source.labels,
-            digest=source.digest(),
-        )
+            raise CorpusError(f"{place} holds no rows")
+        facts: dict[str, Any] = {"kind": source.kind, "labels": source.labels, "digest": source.digest()}
+        corpus = CorpusRecord(location=place, root=str(as_root(place).resolve()), rows=len(index), **facts)
         create_store(root, corpus, index)
 
 

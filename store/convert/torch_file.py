@@ -51,11 +51,10 @@ def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
         raise CorpusError(f"is not a PyTorch zip file: {error}") from error
     except _PICKLE_ERRORS as error:
         raise CorpusError(f"cannot be read as tensors: {error}") from error
-    if isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
-    ):
-        return dict(content)
-    raise CorpusError("holds something else than a dict of tensors")
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, np.ndarray) for value in content.values()):
+        raise CorpusError("holds something else than a dict of tensors")
+    return dict(content)
 
 
 class _Rebuild:

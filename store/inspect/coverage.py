@@ -36,8 +36,7 @@ class Coverage:
         return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
 
     def line(self, slug: str, columns: int = MAP_COLUMNS, ascii_only: bool = False) -> str:
-        """Return one teacher's shards from left to right in at most `columns` characters. Shards that share a character
-        show the worst of them, so that a single hole among thousands of shards cannot be overlooked."""
+        """Return one teacher's shards in at most `columns` characters; shards that share one show the worst of them."""
         index = self.teachers.index(slug)
         share = np.maximum(self.image[index], self.text[index])
         cells = ""

@@ -52,8 +52,7 @@ class StoreInfo:
 
 
 def store_info(store: FeatureStore) -> StoreInfo:
-    """Read the ledger, the cards, two columns of the sample table, logs and selections. Raises CorruptStoreError if a
-    part of the metadata or of the sample table cannot be read."""
+    """Read ledger, cards, two sample columns, logs and selections. Raises CorruptStoreError if one is unreadable."""
     summary = store.summary()
     return StoreInfo(
         summary=summary,

@@ -55,10 +55,8 @@ def nearest_rows(
         raise UserError(f"the query has no direction in the space of {slug}: it is zero or not finite")
     # Slices, where all rows are wanted: nothing is copied before the change to float32.
     size = len(array) if rows is None else len(rows)
-    pieces: list[Piece] = [
-        slice(start, min(start + BLOCK_ROWS, size)) if rows is None else rows[start : start + BLOCK_ROWS]
-        for start in range(0, size, BLOCK_ROWS)
-    ]
+    slices = [slice(start, min(start + BLOCK_ROWS, size)) for start in range(0, size, BLOCK_ROWS)]
+    pieces: list[Piece] = [part if rows is None else rows[part] for part in slices]
     half = isinstance(array, np.ndarray) and array.dtype == np.float16
     search = _nearest_by_faiss if half and len(array) >= FAISS_ROWS and faiss_module() is not None else _nearest
     best_rows, best = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)

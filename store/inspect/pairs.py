@@ -91,8 +91,8 @@ class PairStatistics:
 
     @property
     def best_shift(self) -> int:
-        """The s whose mean cosine is clearly the largest; 0 when none beats the rows' own captions. Clearly: by five
-        standard errors of a mean of unmatched cosines, which chance does not reach."""
+        """The s whose mean cosine is largest by five standard errors of unmatched means; 0 when none beats the own
+        captions."""
         best = max(self.shift, key=lambda s: self.shift[s], default=0)
         # 1.349 standard deviations lie between the quartiles of a normal distribution.
         error = (self.unmatched.q75 - self.unmatched.q25) / 1.349 / math.sqrt(max(min(self.pairs, POOL_ROWS), 1))
@@ -102,8 +102,8 @@ class PairStatistics:
 def pair_statistics(
     store: FeatureStore, slug: str, rows: NDArray[np.int64], seed: int, modalities: Modalities
 ) -> PairStatistics:
-    """Compare images and captions of one teacher on those of `rows`, int64 (n,) ascending, where it has both, shuffled
-    by `seed` into disjoint pools of 1000; rows left over join no pool. Raises UserError if there is no such teacher."""
+    """Compare images and captions of one teacher on those of `rows`, int64 (n,) ascending, where it has both, in
+    disjoint pools of 1000 shuffled by `seed`. Raises UserError for an unknown teacher."""
     image, text = store.image(slug), store.text(slug)
     rows = rows[store.valid(slug)[rows] == PAIR_SOUND]
     shuffled = np.random.default_rng(seed).permutation(rows)
@@ -176,8 +176,7 @@ def sound_pairs(
 
 
 def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return cosines (teachers, n) of the images of `rows` with their own captions; NaN where a teacher lacks one of
-    both. Raises UserError if there is no such teacher."""
+    """Return cosines (teachers, n) of the images of `rows` with their captions; NaN where a teacher lacks one."""
     found = np.full((len(slugs), len(rows)), np.nan, dtype=np.float32)
     for i, slug in enumerate(slugs):
         image, text, sound = sound_pairs(store, slug, rows)

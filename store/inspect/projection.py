@@ -51,8 +51,8 @@ def project(
 
 
 def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Return points (n, 2) on the two principal axes of rows (n, D), and the share of the variance they hold. The sign
-    of an axis is free: its coordinate of largest size is made positive, so that pages can be compared."""
+    """Return points (n, 2) on the principal axes of rows (n, D), and their share of the variance. The largest
+    coordinate of an axis is made positive, so that pages can be compared."""
     if len(values) < 2:
         return np.zeros((len(values), 2), dtype=np.float32), 1.0
     centered = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)

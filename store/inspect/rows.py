@@ -23,8 +23,7 @@ _PARTS_READ_WHOLE = 8
 
 
 def find_row(store: FeatureStore, what: str) -> int:
-    """Return the row that a user means: a key first, then a row number; `row:12` is always a number. Raises UserError
-    if there is no such key or row, naming similar keys."""
+    """Return the row that a user means: a key first, then a number; `row:12` is a number. Raises UserError if none."""
     number = what.removeprefix("row:")
     if not what.startswith("row:"):
         same_key = (pads.field("key") == what) & (pads.field("status") != "absent")  # absent rows have the key ''

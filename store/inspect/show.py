@@ -86,8 +86,8 @@ class ShardView:
 def view_row(
     store: FeatureStore, row: int, teachers: Sequence[str] | None = None, k: int = 5, seed: int = 0
 ) -> RowView:
-    """Collect details of one row from these teachers, or from all. `seed` draws the rows that ranks and, in a large
-    store, neighbors are looked for in. Raises UserError for an unknown teacher; CorruptStoreError."""
+    """Collect details of one row from these teachers, or all; `seed` draws the rows for ranks and, in a large store,
+    neighbors. Raises UserError for an unknown teacher; CorruptStoreError."""
     others = np.setdiff1d(draw_inputs(store, RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
     searched = draw_inputs(store, SEARCHED_ROWS, seed)
     slugs = tuple(store.teachers) if teachers is None else tuple(teachers)

@@ -136,8 +136,7 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
 def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict[int, Sample]:
     """Return samples by row; rows in `first` get their thumbnails before the room runs out."""
     rows = {row["row"]: row for row in table.to_pylist()}
-    room = THUMBNAIL_BYTES
-    samples = {}
+    room, samples = THUMBNAIL_BYTES, {}
     for number in dict.fromkeys((*first, *rows)):
         row, data, reason = rows[number], b"", "no room left on this page"
         if room > 0:

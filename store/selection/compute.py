@@ -116,8 +116,8 @@ def select(
 
 
 def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
-    """Return the teachers a rule judges, and where they have both features. Raises UserError for a teacher that the
-    store does not have. Raises IncompleteStoreError if a teacher is missing in some shards."""
+    """Return the teachers a rule judges, and where they have both features. Raises UserError for an unknown teacher;
+    IncompleteStoreError if one is missing in some shards."""
     slugs = check_teachers(store, rule.teachers)
     for slug in slugs:
         if missing := [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]:

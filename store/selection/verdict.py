@@ -69,8 +69,7 @@ class Judge:
     lines: list[Line] = field(default_factory=list)
 
     def apply(self, rule: Rule) -> Bools:
-        """Return the available pairs the rule keeps, bool (N, T). Raises ConfigError, UserError if a teacher, column or
-        label is missing, or a target cannot be reached."""
+        """Return the available pairs the rule keeps, bool (N, T). Raises ConfigError, UserError for what is missing."""
         combine: dict[str, Callable[[Any], Bools]] = {
             "all": lambda rules: reduce(operator.and_, map(self.apply, rules)),
             "any": lambda rules: reduce(operator.or_, map(self.apply, rules)),
