@@ -114,8 +114,7 @@ class ChunkedArray:
 
 
 class RemoteRows(LazyRows):
-    """Rows behind a URL, by whole chunks, of which the last are kept: for single rows and sequential reads. Random
-    batches fetch a chunk for nearly every row."""
+    """Rows behind a URL, fetched by whole chunks, of which the last are kept: for single rows and sequential reads."""
 
     def __init__(self, array: ChunkedArray) -> None:
         self._array = array

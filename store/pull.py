@@ -1,5 +1,6 @@
 """Copy a store, or a part of it, to disk: every file is checked against the ledger before it counts. A part is a sound
-store: left-out shards have no entry. All sample rows are copied, and every selection whose teachers are all copied."""
+store: shards that are left out have no entry. All sample rows are copied, the training inputs of the chosen shards, and
+every selection whose teachers are all copied."""
 
 from __future__ import annotations
 
@@ -68,9 +69,8 @@ def pull(
     progress: Callable[[int, int], None],
 ) -> PullReport:
     """Copy `source`, or some teachers and shards, to the folder `out`, `workers` files at a time; run again to copy the
-    rest. `progress` takes files or shards done, and all of them. Raises UserError for an unknown teacher; StoreError,
-    BusyStoreError if `out` cannot take them; UnreachableError; CorruptStoreError for damaged files, after the
-    others."""
+    rest. `progress` takes units (files, shards) done and in all. Raises UserError for an unknown teacher; StoreError,
+    BusyStoreError if `out` cannot take them; UnreachableError; CorruptStoreError after the rest."""
     cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
     if not (out / "zarr.json").is_file():
         refuse_strangers(out)

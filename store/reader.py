@@ -77,8 +77,7 @@ class FeatureStore(Store):
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
         """Open the store at `path`, a folder or URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
-        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError; UserError for an unusable URL
-        scheme."""
+        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError; UserError for a bad URL scheme."""
         root = as_root(path)
         return cls(root, read_record(root), read_cards(root))
 

@@ -100,9 +100,7 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
             findings.append(Problem(name_in(root, path), str(error)))
     vouched = {(entry.shard, entry.samples_sha256) for entry in entries}
     for shard in dict.fromkeys(entry.shard for entry in entries):
-        if (
-            shard in checksums and (shard, checksums[shard]) not in vouched
-        ):  # no entry knows this part: the rows were changed
+        if shard in checksums and (shard, checksums[shard]) not in vouched:  # the rows were changed
             del checksums[shard]
             name = sample_part(shard)
             what = f"{name}: not the sample rows that the features of this shard were made from"

@@ -91,8 +91,8 @@ class PairStatistics:
 
     @property
     def best_shift(self) -> int:
-        """The s whose mean cosine is largest by five standard errors of unmatched means; 0 when none beats the own
-        captions."""
+        """The s whose mean cosine is the largest by five standard errors of a mean of unmatched cosines, which chance
+        does not reach; 0 when none is."""
         best = max(self.shift, key=lambda s: self.shift[s], default=0)
         # 1.349 standard deviations lie between the quartiles of a normal distribution.
         error = (self.unmatched.q75 - self.unmatched.q25) / 1.349 / math.sqrt(max(min(self.pairs, POOL_ROWS), 1))

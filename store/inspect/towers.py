@@ -43,8 +43,8 @@ class TowerStatistics:
 
 
 def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> TowerStatistics:
-    """Stream once those of `rows`, int64 (n,) ascending, that the ledger calls sound. Raises UserError,
-    CorruptStoreError."""
+    """Stream those of `rows`, int64 (n,) ascending, that the ledger calls sound. Raises UserError for an unknown
+    teacher; CorruptStoreError if a chunk in the ledger is missing or of another size."""
     array = store.features(slug, tower)
     called_sound = rows[(store.valid(slug)[rows] & SOUND_BIT[tower]) != 0]
     sums = _Sums(array.shape[1])
