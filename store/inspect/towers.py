@@ -35,7 +35,7 @@ class TowerStatistics:
     """exp of the entropy of the normalized singular values of the centered unit rows (Roy and Vetterli, EUSIPCO 2007):
     how many directions are in use; at most the width. NaN below two rows."""
     dead_dimensions: tuple[int, ...]
-    """Always zero; constant ones have always the same other value."""
+    """Always zero; `constant_dimensions`: always one other value."""
     constant_dimensions: tuple[int, ...]
     repeated_rows: int
     """Rows whose feature is bit for bit that of an earlier one."""
