@@ -188,7 +188,7 @@ class ClipRetrievalFolder:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return NaN as null, numbers as Arrow prints them, lists and structures as JSON, bytes that are not text in hex."""
+    """Return NaN as null, numbers as Arrow prints them, lists and structures as JSON, other bytes in hex."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
