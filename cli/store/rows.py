@@ -60,10 +60,10 @@ def _write_rows(
     click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
     for source, _ in parts:
         names, shards = selection_names(source.root), len(read_inputs_ledger(source.root))
-        parts = [f"selections {', '.join(names)}"] * bool(names)
-        parts += [f"the training inputs of {counted(shards, 'shard')}"] * bool(shards)
-        if parts:
-            click.echo(f"not taken along from {source.root}: {' and '.join(parts)}", err=True)
+        staying = [f"selections {', '.join(names)}"] * bool(names)
+        staying += [f"the training inputs of {counted(shards, 'shard')}"] * bool(shards)
+        if staying:
+            click.echo(f"not taken along from {source.root}: {' and '.join(staying)}", err=True)
 
 
 @click.command()

@@ -78,6 +78,6 @@ def distribution(values: NDArray[np.floating[Any]], span: tuple[float, float] | 
         # All (nearly) equal, as unit norms in float16 may be: a histogram needs some width.
         low, high = low - 0.5, high + 0.5
     counts, edges = np.histogram(np.clip(numbers, low, high), bins=BINS, range=(low, high))
-    quantiles = np.quantile(numbers, (0, 0.01, 0.25, 0.5, 0.75, 0.99, 1)).tolist()
+    minimum, q01, q25, median, q75, q99, maximum = np.quantile(numbers, (0, 0.01, 0.25, 0.5, 0.75, 0.99, 1)).tolist()
     bins = tuple(edges.tolist()), tuple(counts.tolist())
-    return Distribution(len(numbers), float(numbers.mean()), *quantiles, *bins)
+    return Distribution(len(numbers), float(numbers.mean()), minimum, q01, q25, median, q75, q99, maximum, *bins)
