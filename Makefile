@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak test-core test-extras test-wheel lint format bench docs clean
+.PHONY: help demo test test-integration test-all soak test-core test-extras test-wheel lint format bench docs clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,9 +23,12 @@ $(VENV)/%.stamp: pyproject.toml setup.cfg
 demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, student, scores (CPU, roughly ten minutes)
 	$(BIN)/mmkd demo mmkd-demo
 
-test: $(VENV)/dev.stamp ## lint, types, all but the slow tests
+test: $(VENV)/dev.stamp ## lint, types, the tests that take at most a few seconds each
 	$(MAKE) --no-print-directory lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not integration"
+
+test-integration: $(VENV)/dev.stamp ## tests of whole commands, clusters and training runs; continuous integration runs them too
+	$(PYTEST) -m "integration and not slow"
 
 test-all: $(VENV)/dev.stamp ## every test, the slow ones too
 	$(PYTEST)

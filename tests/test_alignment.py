@@ -74,6 +74,7 @@ def test_procrustes_recovers_the_hidden_space(planted: tuple[FeatureStore, np.nd
     assert scores["image_to_image"] > 0.95
 
 
+@pytest.mark.integration
 def test_joint_maps_find_it_and_widths_alone_do_not(planted: tuple[FeatureStore, np.ndarray], tmp_path: Path) -> None:
     store, _ = planted
     found = {
@@ -240,6 +241,7 @@ def test_selection_condition_and_teachers_decide_the_rows(
     torch.testing.assert_close(unit, torch.ones_like(unit))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_bytes_and_the_store_is_not_touched(
     planted: tuple[FeatureStore, np.ndarray], tmp_path: Path, method: str

@@ -158,6 +158,7 @@ def test_a_failing_script_keeps_the_old_result(tmp_path: Path, capfd: pytest.Cap
     assert "short ended with status 3" in capfd.readouterr().err
 
 
+@pytest.mark.integration
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     command = [sys.executable, "-P", str(FOLDER / "run.py"), "--only", "nonsense"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -143,6 +143,7 @@ def test_images_that_are_gone_are_named(training_scene: Path, tmp_path: Path) ->
         quiet(write_run(root, "gone", data={"workers": 2}))
 
 
+@pytest.mark.integration
 def test_dry_run_says_what_a_run_takes_and_writes_nothing(training_scene: Path) -> None:
     path = write_run(training_scene, "dry")
     before = sorted(training_scene.rglob("*"))

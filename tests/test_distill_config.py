@@ -57,6 +57,7 @@ def loaded(load: Callable[[Path], BaseModel], file: Path) -> BaseModel | str:
         return str(error)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("model", "load", "content"), [(RunConfig, load_run, RUN), (AlignConfig, load_align, ALIGN)], ids=["run", "align"]
 )

@@ -16,6 +16,7 @@ pytest.importorskip("mmkd.benchmarks.linked_store", reason="benchmarks are part 
 from mmkd.benchmarks.linked_store import make_linked_store
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_finding_pairs_gives_back_what_reading_them_took(tmp_path: Path) -> None:
     make_linked_store(tmp_path / "store", 400_000, 1, 8)

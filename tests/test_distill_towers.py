@@ -213,7 +213,12 @@ def test_locking_every_layer_leaves_the_projection_to_learn() -> None:
     towers = towers_of({})
     lock_layers(towers, LockConfig(image="all", text=3))
     learned = {name for name, parameter in towers.named_parameters() if parameter.requires_grad}
-    assert learned == {"student.logit_scale", "student.ln_final.weight", "student.ln_final.bias", "student.text_projection"}
+    assert learned == {
+        "student.logit_scale",
+        "student.ln_final.weight",
+        "student.ln_final.bias",
+        "student.text_projection",
+    }
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def torch_check(monkeypatch: pytest.MonkeyPatch, program: str, seconds: float = 
     return next(check for check in machine_checks(seconds) if check.name == "torch")
 
 
+@pytest.mark.integration
 def test_a_whole_look_at_this_machine(offline: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["doctor", str(tmp_path / "not" / "there" / "yet"), "--json"])
     assert done.exit_code == 0, done.output
@@ -75,6 +76,7 @@ def test_a_whole_look_at_this_machine(offline: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "not").exists()
 
 
+@pytest.mark.integration
 def test_the_screen_has_a_line_each_and_the_next_step(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_ASK_TORCH", QUICK)
     lines = CliRunner().invoke(cli, ["doctor"]).stdout.splitlines()

@@ -41,6 +41,7 @@ def stored(out: Path, task: str, model: str, head: str = "") -> Predictions:
     return read_predictions(out / rows[-1]["predictions"])
 
 
+@pytest.mark.integration
 def test_three_tasks_find_the_planted_signal(planted: Planted, tmp_path: Path) -> None:
     report = run_suite(load_suite(planted.suite), tmp_path / "out")
     assert report.failed == ()
@@ -85,6 +86,7 @@ def test_scores_equal_an_independent_computation(planted: Planted, tmp_path: Pat
         assert stored(out, "retrieval", name, "t2i").column("rank").tolist() == rank.tolist()
 
 
+@pytest.mark.integration
 def test_running_again_does_only_what_is_missing(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +126,7 @@ def test_every_line_tells_which_sources_made_it(planted: Planted, tmp_path: Path
     assert "heads/abmil.py" in listing
 
 
+@pytest.mark.integration
 def test_two_runs_agree_to_the_last_digit(planted: Planted, tmp_path: Path) -> None:
     outs = [tmp_path / name for name in ("one", "two")]
     for out in outs:

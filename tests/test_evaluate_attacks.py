@@ -44,6 +44,7 @@ def test_a_short_name_is_short_and_nobody_elses() -> None:
     assert short_names(long) == [f"{'x' * 32}…{'y' * 15}{suffix}" for suffix in ("", " (2)", " (3)")]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["L" * 300, "words " * 50 + "end", "x\ufffey", "\u202eabc", "日本語"])
 def test_every_figure_draws_every_name_within_its_edge(tmp_path: Path, name: str) -> None:
     made = make_planted(

@@ -198,6 +198,7 @@ def test_figures_that_cannot_be(folder: ResultFolder, kind: str, question: Quest
         FIGURES[kind](folder, question, "student")
 
 
+@pytest.mark.integration
 def test_the_page_stands_alone_and_text_stays_text(folder: ResultFolder, tmp_path: Path) -> None:
     write_report(folder.out, "student", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -213,6 +214,7 @@ def test_the_page_stands_alone_and_text_stays_text(folder: ResultFolder, tmp_pat
     assert (tmp_path / "again.html").read_text() == page
 
 
+@pytest.mark.integration
 def test_the_page_has_every_metric_and_every_share_of_labels(folder: ResultFolder, tmp_path: Path) -> None:
     write_report(folder.out, "student", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -254,6 +256,7 @@ def test_names_with_marks_stay_themselves_in_latex_and_markdown() -> None:
     assert table.markdown().splitlines()[2] == r"| model | x\|y\_{1}\~^\\ (n=3) |"
 
 
+@pytest.mark.integration
 def test_a_failed_unit_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
     made = make_planted(tmp_path, {"student": 0.8, "alpha": 1.5}, {"alpha": list(range(366))})
     run_suite(load_suite(made.suite), tmp_path / "out")

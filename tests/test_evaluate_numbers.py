@@ -298,6 +298,7 @@ def test_names_survive_every_table_and_figure(tmp_path_factory: pytest.TempPathF
     assert not re.search(r"(?<!\\)[$#%]", latex[3])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("extra", ["mean", "a|b", "$x^2$ \\frac", "x\ny", "a\u2028b", "<b>&", "100%_#{}~^[", "a\x0bb"])
 def test_hostile_domains_run_through_the_whole_command(tmp_path: Path, extra: str) -> None:
     changes = {row: {"domain": extra} for row in range(240, 300)}
@@ -406,6 +407,7 @@ def test_an_error_in_the_code_of_a_unit_costs_that_unit(tmp_path: Path, monkeypa
     )
 
 
+@pytest.mark.integration
 @given(st.integers(0, 2**31), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_every_metric_is_that_of_another_library(seed: int, tied: bool) -> None:
@@ -440,6 +442,7 @@ def test_every_metric_is_that_of_another_library(seed: int, tied: bool) -> None:
         assert ours == pytest.approx(concordance_index(time, -risk, event))
 
 
+@pytest.mark.integration
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])

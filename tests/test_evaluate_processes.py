@@ -51,6 +51,7 @@ def in_children(folder: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PYTHONPATH", f"{folder / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("at_once")
 def test_numbers_do_not_depend_on_the_number_of_processes(planted: Planted, tmp_path: Path) -> None:
     outs = [run_suite(load_suite(planted.suite), tmp_path / str(jobs), jobs=jobs).out for jobs in (1, 2)]
@@ -63,6 +64,7 @@ def test_numbers_do_not_depend_on_the_number_of_processes(planted: Planted, tmp_
     assert files[0] == files[1]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("at_once")
 def test_a_process_that_dies_costs_its_unit_only(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,6 +86,7 @@ def test_a_process_that_dies_costs_its_unit_only(
     assert (again.count("done"), again.count("ran")) == (8, 1)
 
 
+@pytest.mark.integration
 def test_processes_end_with_the_one_that_started_them(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

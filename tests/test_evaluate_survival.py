@@ -194,6 +194,7 @@ def test_the_chosen_penalty_finds_the_planted_columns() -> None:
         fit_coxnet(Cohort(x, cohort.time, np.zeros(200, bool), group), CoxnetSettings(), seed=0)
 
 
+@pytest.mark.integration
 def test_heads_learn_a_planted_risk_and_patients_stay_whole(tmp_path: Path) -> None:
     report = run_suite(load_suite(patients(tmp_path)), tmp_path / "out")
     assert [str(outcome.unit) + outcome.reason for outcome in report.failed] == []
@@ -230,6 +231,7 @@ def test_bad_follow_up_fails_in_one_line(tmp_path: Path, rows: dict[int, dict[st
     assert all(message in outcome.reason and "\n" not in outcome.reason for outcome in report.failed)
 
 
+@pytest.mark.integration
 def test_without_a_signal_heads_are_at_chance(tmp_path: Path) -> None:
     """The mean of six cohorts: one of 90 patients strays by 0.06 on its own."""
     heads = ("coxnet", "abmil_cox")
@@ -264,6 +266,7 @@ def coxnet_of(folder: Path, x: np.ndarray, rows: list[dict[str, Any]], **setting
     return result_table(run_suite(load_suite(folder / "suite.yaml"), folder / "out").out, "survival").value("a", "d")
 
 
+@pytest.mark.integration
 def test_the_length_of_a_vector_may_carry_the_risk(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     risk = rng.normal(size=120)

@@ -151,6 +151,7 @@ def test_published_folds_of_clam_and_patho_bench(tmp_path: Path) -> None:
     assert [(row.labels["label"], row.labels["fold"]) for row in rows] == [("a", "1"), ("b", "0"), (None, None)]
 
 
+@pytest.mark.integration
 def test_fold_files_have_one_digest_in_every_process(tmp_path: Path) -> None:
     (tmp_path / "splits_0.csv").write_text("train,val,test\na,b,c\na,b,d\na,b,e\n")
     script = (

@@ -85,6 +85,7 @@ def example(heading: str) -> str:
     return next(fence.text for fence in fences(page) if fence.line > line and fence.language == "python")
 
 
+@pytest.mark.integration
 def test_an_evaluation_task_is_one_module_and_one_line(tmp_path: Path) -> None:
     (tmp_path / "centroid_task.py").write_text(example("## An evaluation task"))
     y = np.arange(40) % 2

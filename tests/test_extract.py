@@ -118,6 +118,7 @@ def test_table_and_tar_of_the_same_pictures_give_the_same_image_features(
     assert np.array_equal(table.image("one"), tars.image("one"))
 
 
+@pytest.mark.integration
 def test_bytes_do_not_depend_on_threads_company_or_interruption(
     tmp_path: Path, teacher_folders: dict[str, Path]
 ) -> None:

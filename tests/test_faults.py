@@ -31,6 +31,7 @@ def finish(scene: Scene, store: Path) -> None:
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", SEEDS)
 def test_kill_9_of_a_worker(scene: Scene, tmp_path: Path, seed: int) -> None:
     store, log = tmp_path / "store", tmp_path / "log"

@@ -70,6 +70,7 @@ def test_rows_and_shards_are_shown(store: FeatureStore) -> None:
         view_shard(store, shard)
 
 
+@pytest.mark.integration
 def test_neighbors_statistics_atlas_and_report(store: FeatureStore, tmp_path: Path) -> None:
     assert store_info(store).summary.rows == len(store)
     slug = next(iter(store.teachers))

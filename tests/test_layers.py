@@ -94,6 +94,7 @@ def test_the_format_knows_nothing_of_what_is_built_on_it() -> None:
     assert wrong == []
 
 
+@pytest.mark.integration
 def test_every_module_says_what_it_is_for() -> None:
     assert [
         str(p.relative_to(ROOT)) for p in sources(*CHECKED) if not ast.get_docstring(ast.parse(p.read_text()))
@@ -176,6 +177,7 @@ def mmkd_without(packages: str, words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("words", ["teachers list", "teachers show plip", "doctor --json"])
 def test_who_the_teachers_are_needs_no_extra(words: str) -> None:
     absent = "dask distributed h5py huggingface_hub obstore open_clip PIL sklearn timm torch torchvision transformers"
@@ -194,6 +196,7 @@ def test_a_wrong_corpus_path_is_told_before_torch_is_loaded() -> None:
     assert done.stderr.startswith("Error: corpus nowhere.csv does not exist; name a CSV"), done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "package", "extra"),
     [

@@ -294,6 +294,7 @@ def test_pairs_of_one_caption_or_one_image_are_positives() -> None:
         assert float(found[row]) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.integration
 def test_a_term_is_a_function_and_a_line_in_the_table(training_scene: Path, tmp_path: Path) -> None:
     """A module of its own adds one; a run learns from it and logs it."""
     path = write_run(training_scene, "own-term", epochs=1, loss={"agreement": 0.5})

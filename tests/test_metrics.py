@@ -174,6 +174,7 @@ def test_nothing_has_no_value() -> None:
         assert np.isnan(point(metric(*nothing)))
 
 
+@pytest.mark.integration
 @given(st.integers(2, 60), st.integers(2, 5), st.booleans(), st.integers(0, 2**31))
 def test_metrics_agree_with_scikit_learn_on_counts(n: int, classes: int, tied: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -16,6 +16,8 @@ import torch
 from mmkd.distill.policies import draws
 from mmkd.distill.world import World
 
+pytestmark = pytest.mark.integration
+
 ALONE = World(torch.device("cpu"))
 Array = np.ndarray
 

@@ -61,6 +61,7 @@ def test_any_exception_is_the_rows(error: type[Exception], tmp_path: Path) -> No
     assert good.reason is None
 
 
+@pytest.mark.integration
 def test_the_isolated_decoder_gives_the_same(tmp_path: Path) -> None:
     Image.new("L", (1, 100_000), 9).save(tmp_path / "thin.png")
     Image.new("L", (30, 20), 9).save(tmp_path / "good.png")

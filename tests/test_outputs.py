@@ -219,6 +219,7 @@ def regular_file(path: Path) -> None:
     path.write_text("mine")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("obstacle", [pipe, device, dangling_link, other_kind, regular_file])
 @pytest.mark.parametrize("output", OUTPUTS, ids=[f"{i}-{one.command}" for i, one in enumerate(OUTPUTS)])
 def test_an_output_that_cannot_be_written_is_left_as_it_was(

@@ -60,6 +60,7 @@ def test_every_description_has_a_miniature() -> None:
     assert set(LAYOUTS) == set(DESCRIPTIONS)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_check_finds_rows_classes_and_splits_of_the_release(data: Path, name: str) -> None:
     layout = LAYOUTS[name]

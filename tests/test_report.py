@@ -106,6 +106,7 @@ def test_every_planted_fault_is_seen_where_its_cause_is_read(page: tuple[Path, C
     assert "mmkd store stats" in printed["info"].splitlines()[-1]
 
 
+@pytest.mark.integration
 def test_every_number_leads_to_a_command_that_gives_it(page: tuple[Path, Content]) -> None:
     text = page[0].read_text()
     commands = {

@@ -69,6 +69,7 @@ def test_npy_and_back_has_every_field(tmp_path_factory: pytest.TempPathFactory, 
         compare(found, store, inputs(store), [slug])
 
 
+@pytest.mark.integration
 @few
 @given(seed=st.integers(0, 10**6), corpora=st.integers(1, 3))
 def test_a_merge_has_every_field_of_both(tmp_path_factory: pytest.TempPathFactory, seed: int, corpora: int) -> None:
@@ -122,6 +123,7 @@ def test_exports_that_nothing_imports_hold_every_field(
             assert table[f"{slug}_{tower}"].to_pylist() == expected
 
 
+@pytest.mark.integration
 @few
 @given(seed=st.integers(0, 10**6))
 def test_the_releases_layout_and_back_has_all_but_the_columns_that_it_names(

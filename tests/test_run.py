@@ -16,6 +16,8 @@ from tiny_teachers import write_tiny_teacher
 
 from mmkd.store import FeatureStore
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_store_is_complete_and_sound(scene: Scene) -> None:
     store = FeatureStore.open(scene.store)

@@ -23,6 +23,8 @@ import yaml
 from fences import DOCUMENTS, ROOT, Fence, fences
 from warm_mmkd import serving, write_shim
 
+pytestmark = pytest.mark.integration
+
 # The reader's networks and batches, and ours: the only changes that are made to a snippet.
 SMALLER = {
     "ViT-B-16": "tiny-student.json",

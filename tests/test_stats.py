@@ -68,6 +68,7 @@ def test_documented_wilcoxon() -> None:
     assert signed_rank_p([1, 2, 3, 4, 5, 6]) == 0.03125
 
 
+@pytest.mark.integration
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
 def test_wilcoxon_with_ties_and_zeros_counts_all_signs(differences: list[int]) -> None:
     there = np.array([one for one in differences if one], dtype=float)
@@ -227,11 +228,13 @@ def coverage(n: int, kind: str) -> float:
     return covered / 3000
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("n", "kind"), [(50, "acc"), (200, "acc"), (50, "auroc"), (200, "auroc")])
 def test_intervals_cover_from_fifty_samples_on(n: int, kind: str) -> None:
     assert 0.93 <= coverage(n, kind) <= 0.97
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["acc", "auroc"])
 def test_intervals_of_ten_samples_are_too_narrow_as_the_documentation_says(kind: str) -> None:
     assert 0.85 < coverage(10, kind) < 0.92

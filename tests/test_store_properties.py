@@ -108,6 +108,7 @@ def test_any_order_gives_the_same_bytes(work: Work, data: st.DataObject) -> None
                 assert np.allclose(found[f"{card.slug}/{tower}"], given_rows, rtol=worst, atol=worst, equal_nan=True)
 
 
+@pytest.mark.integration
 @settings(max_examples=10)
 @given(work=works(), writes=st.lists(st.integers(0, 30), min_size=1, max_size=3), fault=st.sampled_from(FAULTS))
 def test_a_write_that_fails_anywhere_costs_nothing_but_itself(work: Work, writes: list[int], fault: int) -> None:

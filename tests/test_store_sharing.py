@@ -47,6 +47,7 @@ def test_threads_that_open_an_array_together_get_one_array(shared: tuple[Path, d
         assert all(equal for _, equal in found)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_loader_workers_read_the_same(shared: tuple[Path, dict[str, np.ndarray]], method: str) -> None:

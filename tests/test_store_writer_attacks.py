@@ -78,6 +78,7 @@ def test_no_permission_is_one_line(tmp_path: Path) -> None:
         path.chmod(0o755)
 
 
+@pytest.mark.integration
 def test_two_writers_of_the_same_shards_do_no_harm(tmp_path: Path) -> None:
     make_store(tmp_path / "s", 600, [make_card("alpha", 8)])
     before = {path: path.read_bytes() for path in every_file(tmp_path / "s")}

@@ -69,6 +69,7 @@ def write_images(folder: Path) -> None:
         (folder / name).write_bytes(png(seed))
 
 
+@pytest.mark.integration
 def test_from_nothing_to_scores(folder: Path) -> None:
     nothing = json.loads(invoke("check", "suite.yaml", "--json").output)["datasets"][0]
     assert nothing["problems"] == [f"its files are not here: {folder}/data/brain does not exist"]

@@ -173,6 +173,7 @@ def test_check_counts_nan_in_half_precision(mmkd: Terminal, tmp_path: Path) -> N
     assert json.loads(out)["image"]["not_finite_in_half"] == {"fp16": 6, "bf16": 0}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("make", "name"),
     [(snapshots.biomedclip, "BiomedCLIP"), (snapshots.medclip, "MedCLIP"), (snapshots.pmcclip, "PMCCLIP")],
@@ -233,6 +234,7 @@ def test_facts_of_the_published_features(tmp_path: Path) -> None:
         check_teacher(spec, CPU, golden=RELEASE)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", [*snapshots.NINE, "bmca-pickle", "pubmedclip-half"])
 def test_converting_keeps_the_teacher(form: str, mmkd: Terminal, tmp_path: Path) -> None:
     folder, target = tmp_path / "published", tmp_path / "converted"

@@ -40,6 +40,7 @@ def pixels_of(teacher: Teacher) -> torch.Tensor:
     return torch.from_numpy(np.stack([transform(picture) for picture in snapshots.pictures()]))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("form", FORMS)
 def test_features_are_the_authors(form: str, tmp_path: Path) -> None:
     snapshot = FORMS[form](tmp_path)

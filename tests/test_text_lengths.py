@@ -46,6 +46,7 @@ def captions() -> list[str]:
     return [" ".join(rng.choice(words, count)) for count in 1 + (49 * rng.random(128) ** 4).astype(int)]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("sealed")
 @pytest.mark.parametrize("form", FORMS)
 def test_a_cut_caption_has_the_features_of_the_padded_one(form: str, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ FILES = {
 }  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", FILES)
 def test_doctor_looks_at_dasks_configuration(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, status, said = FILES[kind]
