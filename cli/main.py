@@ -41,11 +41,9 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called or asked for help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return names in the order of the pipeline."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -53,7 +51,6 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
 
@@ -65,7 +62,7 @@ def cli() -> None:
 
 
 class _Output:
-    """Standard output of a command that continues after its reader exits (`| head -1`)."""
+    """Standard output of a command that continues after its reader exits (`| head -1`): further text is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -74,11 +71,9 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write; discard if the reader is gone."""
         return self._unless_closed(self._stream.write, text) or 0
 
     def flush(self) -> None:
-        """Flush; discard if the reader is gone."""
         self._unless_closed(self._stream.flush)
 
     def _unless_closed(self, act: Callable[..., int | None], *arguments: str) -> int | None:

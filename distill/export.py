@@ -40,16 +40,9 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
     """Write the student of a finished or running run to `out`. The folder holds `open_clip_config.json`,
     `open_clip_model.safetensors`, the tokenizer where open_clip wants one, a model card that says how open_clip loads
     it, and `mmkd_run.json` with the card's content for programs. Averaged weights are taken when the run averaged;
-    heads are left out. Only the checkpoint is read: store, YAML and first weights are no longer needed. Raises
-    UserError if `run` has no such checkpoint, or `out` holds something else, or as `write_graphs`; CorruptStoreError if
-    the checkpoint is damaged.
-
-    Args:
-        run: the `out` of a training run.
-        out: folder to write; new or empty.
-        graphs: adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`.
-        checkpoint: `best` (the last where none was judged), `last`, or a step.
-    """
+    heads are left out. Only the checkpoint is read: store, YAML and first weights are no longer needed. `run`: the
+    `out` of a training run; `checkpoint`: `best` (the last where none was judged), `last`, or a step. Raises UserError
+    if there is no such checkpoint, or `out` is not empty, or as `write_graphs`; CorruptStoreError if it is damaged."""
     check_packages(graphs)
     state = read(find_checkpoint(run, checkpoint))
     if out.exists() and any(out.iterdir()):
