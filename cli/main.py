@@ -15,18 +15,18 @@ import click
 from mmkd.base.errors import MmkdError
 
 COMMANDS = {
-    "demo": ("demo", "demo", "Run the whole pipeline on real images from registry packages."),
-    "doctor": ("doctor", "doctor", "Report what this machine has and lacks."),
-    "teachers": ("teachers", "teachers", "List teachers, check that they load, compare them."),
-    "extract": ("extract", "extract", "Run teachers over a corpus into a store."),
-    "store": ("store", "store", "Inspect, check, copy and convert a store."),
-    "select": ("select", "select", "Choose which teachers to trust for which sample."),
-    "align": ("align", "align", "Map the teachers' spaces to one width."),
-    "distill": ("distill", "distill", "Train a student from a store."),
-    "export": ("export", "export", "Write a trained student as an open_clip folder."),
-    "evaluate": ("evaluate", "evaluate", "Score encoders by their features."),
+    "demo": "Run the whole pipeline on real images from registry packages.",
+    "doctor": "Report what this machine has and lacks.",
+    "teachers": "List teachers, check that they load, compare them.",
+    "extract": "Run teachers over a corpus into a store.",
+    "store": "Inspect, check, copy and convert a store.",
+    "select": "Choose which teachers to trust for which sample.",
+    "align": "Map the teachers' spaces to one width.",
+    "distill": "Train a student from a store.",
+    "export": "Write a trained student as an open_clip folder.",
+    "evaluate": "Score encoders by their features.",
 }
-"""Name to module, attribute and summary. A table, not imports: `mmkd --help` must not load torch, dask or zarr."""
+"""Name (of module and function too) to summary. Not imports: `mmkd --help` must not load torch, dask or zarr."""
 
 LONG = frozenset({"demo", "extract", "align", "distill", "evaluate", "export"})
 """Commands that continue when their output is closed."""
@@ -46,13 +46,12 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(f"mmkd.cli.{module}"), attribute)
+        command: click.Command = getattr(importlib.import_module(f"mmkd.cli.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +98,12 @@ def build_corpus(
                 row = image_row(crop, split, number)
                 Pillow.fromarray(pixels(crop)).save(table.parent / row["image"], format="PNG")
                 rows[split].append(row)
-    prompts = [row for source in sources for row in prompt_rows(source)]
+    # For zero-shot classification: rows without an image.
+    prompts = [
+        _row(source, f"prompt-{source.slug}-{i}", "", text, "prompt")
+        for source in sources
+        for i, text in enumerate((*source.prompts, source.name))
+    ]
     _write_table(tables["private"], rows["private"])
     _write_table(tables["train"], as_found(rows["train"], seed, vague, wrong))
     _write_table(tables["test"], rows["test"] + prompts)
@@ -172,12 +176,6 @@ def image_row(crop: Crop, split: str, number: int) -> Row:
     return _row(source, key, f"images/{key}.png", caption, split)
 
 
-def prompt_rows(source: Source) -> list[Row]:
-    """Return rows without an image for zero-shot classification: the class's prompts and its name."""
-    prompts = (*source.prompts, source.name)
-    return [_row(source, f"prompt-{source.slug}-{i}", "", text, "prompt") for i, text in enumerate(prompts)]
-
-
 def check_packages(sources: Sequence[Source]) -> None:
     """Check that all pictures and readers are installed before writing. Raises UserError naming the first package that
     is missing."""
@@ -199,7 +197,7 @@ def read_frames(file: File, level: tuple[int, int] | None, axis: int | None) -> 
     if path.suffix == ".dcm":
         return _read_dicom(path, level)
     if path.suffix == ".gz":
-        return _read_volume(path, level, 0 if axis is None else axis)
+        return _read_volume(path, level, axis or 0)
     from PIL import Image as Pillow
 
     with Pillow.open(path) as picture:
@@ -255,8 +253,7 @@ def _row(source: Source, key: str, image: str, caption: str, split: str) -> Row:
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.write_bytes(text.getvalue().encode())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -136,23 +136,17 @@ class MultiTeacherAutoencoder(nn.Module):
         for tower in TOWERS:
             self.decoders[tower] = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
-    def reconstruct(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
-        """Reconstruct features (M, E) of one tower, (M, E)."""
-        index = self.slugs.index(slug)
-        latent: torch.Tensor = self.inputs[index](features)
-        if self.training and self.noise:
-            latent = latent + self.noise * torch.randn_like(latent)
-        restored: torch.Tensor = self.outputs[index](self.decoders[tower](self.encoders[tower](latent)))
-        return restored
-
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean over (sample, teacher, tower) of the mean squared error; 0 when no teacher has a row."""
         total, count = next(self.parameters()).sum() * 0, 0
-        for slug in self.slugs:
-            part = batch[slug]
+        for slug, enter, leave in zip(self.slugs, self.inputs, self.outputs, strict=True):
             for tower in TOWERS:
-                features = part.tower(tower)
-                errors = (self.reconstruct(slug, tower, features) - features).square().mean(dim=1)
+                features = batch[slug].tower(tower)
+                latent = enter(features)
+                if self.training and self.noise:
+                    latent = latent + self.noise * torch.randn_like(latent)
+                restored = leave(self.decoders[tower](self.encoders[tower](latent)))
+                errors = (restored - features).square().mean(dim=1)
                 total, count = total + errors.sum(), count + len(features)
         return total / max(count, 1)
 
