@@ -76,14 +76,12 @@ class SpecialistConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Features:
-    """The locked towers' features of N pairs."""
+    """The locked towers' features of N pairs: float32 (N, 1280) of EfficientNet, pooled, and (N, 384), the mean of
+    MiniLM's token outputs. labels: int64 (N,); pairs of one class are positives of each other."""
 
     image: Tensor
-    """float32 (N, 1280): pooled EfficientNet features."""
     text: Tensor
-    """float32 (N, 384): mean of MiniLM's token outputs."""
     labels: Tensor
-    """int64 (N,): pairs of one class are positives of each other."""
 
     def take(self, rows: Tensor) -> Features:
         """Return the pairs in `rows`, int64."""

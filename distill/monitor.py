@@ -100,8 +100,9 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
     shown = table.select(columns).to_pydict()
     content = json.dumps([shown, prompts if entry.label else None], default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    numbers, asked = (torch.tensor([*map(named.index, of)], dtype=torch.long) for of in (labels, prompts["class"]))
-    return HeldOutRows(entry.metrics, store, pairs, numbers, prompts["caption"], asked, digest)
+    numbers = torch.tensor([named.index(label) for label in labels], dtype=torch.long)
+    prompt_labels = torch.tensor([named.index(name) for name in prompts["class"]], dtype=torch.long)
+    return HeldOutRows(entry.metrics, store, pairs, numbers, prompts["caption"], prompt_labels, digest)
 
 
 def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
