@@ -34,31 +34,39 @@ class HeldOutRows:
     """Names of its scores."""
     store: FeatureStore
     pairs: Pairs
-    labels: torch.Tensor
-    """int64 (n,), class of each pair; empty for retrieval."""
-    prompts: list[str]
-    """Captions of the classes; empty for retrieval."""
-    prompt_labels: torch.Tensor
-    """int64 (p,), class of each prompt."""
+    labels: list[str]
+    """Class of each pair; empty for retrieval."""
+    prompts: pa.Table | None
+    """Columns `caption` and `class`; None for retrieval."""
     digest: str
     """Digest of the rows, images and captions, independent of the store's location."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One monitor set with its images, and the tokens of its captions and of its prompts, None for retrieval."""
+    """One monitor set with its tokens and images. labels: int64 (n,), class of each pair; empty for retrieval. prompts:
+    captions of the classes, None for retrieval. prompt_labels: int64 (p,), class of each prompt."""
 
     rows: HeldOutRows
     images: RowImages
     captions: Captions
+    labels: torch.Tensor
     prompts: Captions | None
+    prompt_labels: torch.Tensor
 
 
 def read_held_out(rows: HeldOutRows, data: DataConfig, side: int, tokenizer: Tokenize) -> HeldOut:
     """Find the images of a monitor set for a student of `side` pixels, and tokenize its captions and prompts."""
-    images = row_images(rows.store, rows.pairs, data.images, side)
-    prompts = tokenize_captions(rows.prompts, tokenizer) if rows.prompts else None
-    return HeldOut(rows, images, tokenize_captions(rows.pairs.captions, tokenizer), prompts)
+    named: list[str] = rows.prompts["class"].to_pylist() if rows.prompts is not None else []
+    place = {name: number for number, name in enumerate(sorted(set(named)))}
+    return HeldOut(
+        rows=rows,
+        images=row_images(rows.store, rows.pairs, data.images, side),
+        captions=tokenize_captions(rows.pairs.captions, tokenizer),
+        labels=torch.tensor([place[label] for label in rows.labels], dtype=torch.long),
+        prompts=tokenize_captions(rows.prompts["caption"].to_pylist(), tokenizer) if rows.prompts is not None else None,
+        prompt_labels=torch.tensor([place[name] for name in named], dtype=torch.long),
+    )
 
 
 def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -> HeldOutRows:
@@ -85,24 +93,20 @@ def find_held_out(entry: MonitorSet, run_store: FeatureStore, training: Pairs) -
             f"{where}: row {both[0]} and {len(both) - 1} more are trained on too (with the caption, and the image or "
             "key, of a training row); keep them apart with `where`"
         )
-    prompts: dict[str, list[str]] = {"caption": [], "class": []}
-    named: list[str] = []
+    prompts = None
     if entry.label is not None:
         found = rows_where(store, entry.prompts, list(dict.fromkeys(["caption", entry.label])))
-        texts = {"caption": found["caption"], "class": found[entry.label].cast(pa.string())}
-        prompts = pa.table(texts).drop_null().to_pydict()
-        named = sorted(set(prompts["class"]))
+        prompts = pa.table({"caption": found["caption"], "class": found[entry.label].cast(pa.string())}).drop_null()
+        named = sorted(set(prompts["class"].to_pylist()))
         if unknown := sorted(set(labels) - set(named)):
             names = ", ".join(named) or "none"
             raise UserError(f"{where}: no prompt for class {unknown[0]!r}; its prompts name {names}")
         if len(named) < 2:
             raise UserError(f"{where}: its prompts name the one class {named[0]!r}, expected two or more")
     shown = table.select(columns).to_pydict()
-    content = json.dumps([shown, prompts if entry.label else None], default=str)
+    content = json.dumps([shown, prompts.to_pydict() if prompts is not None else None], default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    numbers = torch.tensor([named.index(label) for label in labels], dtype=torch.long)
-    prompt_labels = torch.tensor([named.index(name) for name in prompts["class"]], dtype=torch.long)
-    return HeldOutRows(entry.metrics, store, pairs, numbers, prompts["caption"], prompt_labels, digest)
+    return HeldOutRows(entry.metrics, store, pairs, labels, prompts, digest)
 
 
 def draw_evenly(classes: list[str | None], limit: int) -> NDArray[np.int64]:
@@ -133,7 +137,8 @@ def _rows_in_both(held: Pairs, table: pa.Table, run_store: FeatureStore, trainin
         found = found.filter(pa.array(np.isin(found["row"].to_numpy(), training.rows)))
         known = set(zip(found[name].to_pylist(), found["caption"].to_pylist(), strict=True))
         both |= [pair in known for pair in zip(table[name].to_pylist(), table["caption"].to_pylist(), strict=True)]
-    return [int(row) for row in held.rows[both]]
+    rows: list[int] = held.rows[both].tolist()
+    return rows
 
 
 @dataclass(kw_only=True)
@@ -185,11 +190,11 @@ class Monitor:
             ranks = torch.cat([positive_ranks(images, texts, groups), positive_ranks(texts, images, groups)])
             return {name: (ranks < k).float().mean().item() for name, k in zip(held.rows.metrics, (1, 5), strict=True)}
         prompts = self._encode_texts(held.prompts)
-        labels, asked = held.rows.labels, held.rows.prompt_labels
-        sums = torch.zeros(int(asked.max()) + 1, prompts.shape[1]).index_add_(0, asked, prompts)
+        classes = int(held.prompt_labels.max()) + 1
+        sums = torch.zeros(classes, prompts.shape[1]).index_add_(0, held.prompt_labels, prompts)
         predicted = (images @ unit(sums).T).argmax(dim=1)
-        present = [labels == label for label in torch.unique(labels)]
-        recalls = [(predicted[mine] == labels[mine]).float().mean() for mine in present]
+        present = [held.labels == label for label in torch.unique(held.labels)]
+        recalls = [(predicted[mine] == held.labels[mine]).float().mean() for mine in present]
         return {held.rows.metrics[0]: torch.stack(recalls).mean().item()}
 
     def _encode_images(self, held: HeldOut) -> torch.Tensor:
