@@ -3,6 +3,9 @@ the next step. The command line prints them as they are and exits with status 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MmkdError(Exception):
     """Base of all errors of this project."""
@@ -54,6 +57,15 @@ class UnreachableError(StoreError):
 
 class CorruptStoreError(StoreError):
     """Bytes do not match the checksum that was recorded when they were written."""
+
+
+@contextmanager
+def collect(problems: list[str]) -> Iterator[None]:
+    """Append the message of an error of this project to `problems` instead of raising it."""
+    try:
+        yield
+    except MmkdError as error:
+        problems.append(str(error))
 
 
 def cause(error: BaseException, most: int = 200) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,17 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], words: Seq
     for row in (header, *rows):
         cells = zip(row, widths, left, strict=True)
         yield "  " + "  ".join(c.ljust(width) if is_word else c.rjust(width) for c, width, is_word in cells).rstrip()
+
+
+def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first column names the row; every text is escaped."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = ""
+    for first, *rest in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
+    caption = f"<caption>{escape(caption)}</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def printable(text: str) -> str:

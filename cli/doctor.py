@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
@@ -42,10 +43,8 @@ class Check:
     status: Status
     found: str
     next_step: str = ""
-    """Next step; empty where none is needed."""
 
 
-OLDEST_PYTHON = (3, 11)
 MAPPED_FILES = 65_530
 """Linux's default of vm.max_map_count. A store of 2.9 million rows and nine teachers maps about 3,200 chunk files."""
 OPEN_FILES = 1024
@@ -89,14 +88,9 @@ os._exit(0)
 def machine_checks(seconds: float) -> Iterator[Check]:
     """Yield checks of the machine. `seconds`: how long torch may take to load and to find its devices; a broken driver
     can block it forever."""
-    python = platform.python_version()
-    if sys.version_info >= OLDEST_PYTHON:
-        yield Check("machine", "python", "ok", f"{python} on {platform.platform()}")
-    else:
-        yield Check("machine", "python", "fault", python, "mmkd needs Python 3.11 or newer")
+    yield Check("machine", "python", "ok", f"{platform.python_version()} on {platform.platform()}")
     yield Check("machine", "processor", "ok", f"{usable_cores()} of {os.cpu_count()} cores may be used")
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Check("machine", "memory", "ok", bytes_text(total))
+    yield Check("machine", "memory", "ok", bytes_text(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
     maps = Path("/proc/sys/vm/max_map_count")
     if maps.is_file():
         count = int(maps.read_text())
@@ -166,7 +160,6 @@ CORE = ""
 WHOLE = "demo"
 """The extra with which every stage runs."""
 
-_NOT_USERS = frozenset({WHOLE, "dev", "docs"})
 
 _MODULES = {
     "PIL": "pillow", "faiss": "faiss-cpu", "open_clip": "open-clip-torch",
@@ -215,7 +208,7 @@ def missing_package(module: str, command: str = "") -> str:
     having = [
         extra
         for extra in extras
-        if extra not in _NOT_USERS
+        if extra not in (WHOLE, "dev", "docs")
         and any(canonicalize_name(one.name) == package and _belongs(one, extra) for one in wanted)
     ]
     of_stage = [extra for extra in _STAGE.get(command, ()) if extra in having] or (having if len(having) == 1 else [])
@@ -223,7 +216,6 @@ def missing_package(module: str, command: str = "") -> str:
 
 
 def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
-    """Check one extra, or the core."""
     missing: list[str] = []
     old: list[str] = []
     there: list[str] = []
@@ -244,14 +236,13 @@ def extra_check(extra: str, wanted: Iterable[Requirement]) -> Check:
 
 
 HUB = "https://huggingface.co"
-_TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 def hub_check(seconds: float) -> Check:
     """Ask the hub (or the mirror that HF_ENDPOINT names) for one small file, for at most `seconds`. Runs in a thread,
     because a name lookup has no timeout."""
     place = os.environ.get("HF_ENDPOINT", HUB)
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return Check("hub", place, "note", "HF_HUB_OFFLINE is set: only what is in the cache is used")
     if not place.startswith(("http://", "https://")):
         return Check("hub", place, "warning", "HF_ENDPOINT is no http(s) address", f"unset it, or write {HUB}")
@@ -277,7 +268,6 @@ def hub_check(seconds: float) -> Check:
 
 
 def cache_folder() -> Path:
-    """Return huggingface_hub's cache folder."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
 
@@ -308,10 +298,6 @@ def cached_bytes(repository: str) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-LITTLE = 10 * 1024**3
-"""Bytes: the nine teachers' weights take about 6 GB, features of 100,000 pairs by all nine about 2 GB."""
-
-
 def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
     """Free room in the folder for stores, the hub's cache and the folder for temporary files."""
     for name, place in (("stores", folder), ("weights", cache), ("temporary", Path(tempfile.gettempdir()))):
@@ -321,24 +307,11 @@ def disk_checks(folder: Path, cache: Path) -> Iterator[Check]:
         if not os.access(there, os.W_OK):
             step = "choose another folder, or change its rights"
             yield Check("disk", name, "warning", f"{place} cannot be written", step)
-        elif free < LITTLE:
+        elif free < 10 * 1024**3:
+            # The nine teachers' weights take about 6 GB, features of 100,000 pairs by all nine about 2 GB.
             yield Check("disk", name, "warning", found, "make room, or use another disk")
         else:
             yield Check("disk", name, "ok", found)
-
-
-WIDTH = 160
-"""Characters of a line's text on the screen; `--json` has all."""
-
-
-def examine(folder: Path, seconds: float) -> Iterator[Check]:
-    """Yield each check as it is done; changes nothing. `folder`: location of stores. `seconds`: limit for each check
-    outside this process: torch with its driver, Dask, and the hub."""
-    yield from machine_checks(seconds)
-    yield from package_checks()
-    yield hub_check(min(seconds, 10))
-    yield from teacher_checks()
-    yield from disk_checks(folder, cache_folder())
 
 
 @click.command()
@@ -356,18 +329,16 @@ def doctor(folder: Path, timeout: float, as_json: bool) -> None:
 
     Changes nothing, needs no network. Exit status 1 when something must be corrected before mmkd can work.
     """
-    found = []
-    part = ""
-    for check in examine(folder, timeout):
+    hub, disks = map(hub_check, [min(timeout, 10)]), disk_checks(folder, cache_folder())
+    found: list[Check] = []
+    for check in chain(machine_checks(timeout), package_checks(), hub, teacher_checks(), disks):
+        if not as_json:
+            if not found or found[-1].part != check.part:
+                click.echo(check.part)
+            click.echo(f"  {check.status:7}  {check.name}: {shorten(check.found, 160, placeholder=' ...')}")
+            if check.next_step and check.status != "ok":
+                click.echo(f"           next: {check.next_step}")
         found.append(check)
-        if as_json:
-            continue
-        if check.part != part:
-            part = check.part
-            click.echo(part)
-        click.echo(f"  {check.status:7}  {check.name}: {shorten(check.found, WIDTH, placeholder=' ...')}")
-        if check.next_step and check.status != "ok":
-            click.echo(f"           next: {check.next_step}")
     if as_json:
         click.echo(json.dumps([asdict(check) for check in found], indent=1))
     if any(check.status == "fault" for check in found):

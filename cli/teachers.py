@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,9 +69,7 @@ def show(slug: str, as_json: bool) -> None:
         return
     if published:
         click.echo(_facts(published))
-    click.echo(
-        "recipe\n" + "".join(f"  {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines()), nl=False
-    )
+    click.echo("recipe\n" + indent(yaml.safe_dump(recipe, sort_keys=False), "  "), nl=False)
 
 
 @teachers.command()
@@ -192,18 +191,13 @@ def _screen(report: CheckReport) -> str:
         _tower("captions", report.text) + f"; {report.captions_cut} cut to the context",
         f"peak memory   {report.peak_memory_bytes / 2**20:,.0f} MiB",
     ]
-    if report.golden is not None:
-        cosines = (
-            f", smallest cosine {report.golden.smallest_image_cosine:.5f} (image) "
-            f"{report.golden.smallest_text_cosine:.5f} (text)"
-            if report.golden.samples
-            else ""
-        )
-        lines.append(f"published     {report.golden.verdict}: {report.golden.samples} samples{cosines}")
+    if golden := report.golden:
+        image, text = golden.smallest_image_cosine, golden.smallest_text_cosine
+        cosines = f", smallest cosine {image:.5f} (image) {text:.5f} (text)" if golden.samples else ""
+        lines.append(f"published     {golden.verdict}: {golden.samples} samples{cosines}")
     elif report.open_questions:
-        lines.append(
-            "open          --golden FOLDER of the original's samples would settle: " + "; ".join(report.open_questions)
-        )
+        questions = "; ".join(report.open_questions)
+        lines.append(f"open          --golden FOLDER of the original's samples would settle: {questions}")
     return "\n".join(lines)
 
 

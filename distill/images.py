@@ -59,7 +59,7 @@ class CorpusImages:
 
     def name(self, row: int) -> str:
         """Return the path of the file, or of the archive that holds it."""
-        return str(self._source(row).path)
+        return str(self._source(row).place)
 
 
 class StoredImages:

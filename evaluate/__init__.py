@@ -1,11 +1,4 @@
-"""Evaluation of stored features: zero-shot classification, linear probes, retrieval. Never sees a model.
-
-Example:
-
-    from mmkd.evaluate import load_suite, result_table, run_suite
-    report = run_suite(load_suite("suite.yaml"), Path("results"))
-    print(result_table(report.out, "zero_shot").markdown())
-"""
+"""Evaluation of stored features: zero-shot classification, linear probes, retrieval. Never sees a model."""
 
 from __future__ import annotations
 

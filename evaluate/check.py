@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmkd.base.errors import NotAStoreError, UserError
+from mmkd.base.errors import NotAStoreError, UserError, collect
 from mmkd.base.text import cell_text, one_line
 from mmkd.evaluate.dataset import SPLITS, DatasetRows, load_dataset, value_counts, value_name
 from mmkd.evaluate.dataset_spec import DatasetSpec
@@ -22,7 +22,7 @@ from mmkd.evaluate.fetch import source_place
 from mmkd.evaluate.plan import model_names, open_stores
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
-from mmkd.store import FeatureStore, MmkdError
+from mmkd.store import MmkdError
 from mmkd.store.evaluation_rows import read_prompts
 from mmkd.store.layout import SOUND_BIT, TOWERS, Tower
 
@@ -32,10 +32,9 @@ WRITTEN_NULLS = ("nan", "nat", "na", "<na>", "n/a", "none", "null", "missing", "
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """Findings about one data set. layout: as the description has it. rows, groups: per split. counts: titles such as
-    `test rows by diagnosis` to values and their counts. missing: for each model, rows without features per split.
-    problems: reasons that keep units from running. warnings: reasons to doubt their scores. steps: commands for a set
-    that is not extracted yet, in order."""
+    """Findings about one data set. rows, groups: per split. counts: titles such as `test rows by class` to values and
+    their counts. missing: for each model, rows without features per split. problems: reasons that keep units from
+    running. warnings: reasons to doubt their scores. steps: commands for a set that is not extracted yet."""
 
     dataset: str
     role: str
@@ -75,7 +74,6 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """True if every unit can run."""
         return not any(one.problems for one in self.datasets)
 
     def text(self) -> str:
@@ -96,8 +94,11 @@ def check_suite(suite: Suite) -> CheckReport:
     checks = []
     for spec in suite.datasets:
         found = DatasetCheck(spec.dataset, spec.role, spec.modality, spec.tasks, spec.about.layout)
+        for name in spec.tasks:
+            TASKS[name].scoring(spec)
         if spec.store in stores:
-            _check_dataset(suite, spec, stores[spec.store], models, found)
+            with collect(found.problems):
+                _check_dataset(suite, load_dataset(spec, stores[spec.store]), models, found)
         elif spec.source is not None and isinstance(unopened[spec.store], NotAStoreError):
             _check_source(spec, spec.source, found)
         else:
@@ -106,15 +107,8 @@ def check_suite(suite: Suite) -> CheckReport:
     return CheckReport(suite.suite, models, tuple(checks))
 
 
-def _check_dataset(
-    suite: Suite, spec: DatasetSpec, store: FeatureStore, models: tuple[str, ...], found: DatasetCheck
-) -> None:
-    """Fill in findings about a data set from its store."""
-    try:
-        data = load_dataset(spec, store)
-    except MmkdError as error:
-        found.problems.append(str(error))
-        return
+def _check_dataset(suite: Suite, data: DatasetRows, models: tuple[str, ...], found: DatasetCheck) -> None:
+    spec = data.spec
     for name, samples in data.splits.items():
         found.rows[name] = len(samples)
         found.groups[name] = len(set(data.groups(samples).tolist()))
@@ -127,8 +121,10 @@ def _check_dataset(
             found.counts[f"{name} rows by class"] = dict.fromkeys(data.classes, 0) | dict(labels)
     for name in spec.tasks:
         task = TASKS[name]
-        task.scoring(spec)
-        found.problems.extend(text for text in task.problems(data) if text not in found.problems)
+        reasons: list[str] = []
+        with collect(reasons):
+            reasons += task.problems(data)
+        found.problems.extend(text for text in reasons if text not in found.problems)
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
     found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))
@@ -140,9 +136,11 @@ def _check_dataset(
         for split, count in spec.about.expected.items()
         if count is not None and sizes.get(split, count) != count
     )
-    found.problems.extend(_prompts_differ(data))
+    with collect(found.problems):
+        _check_prompts(data)
     for model in models:
-        _check_model(data, model, suite.ensembles.get(model, ()), found)
+        with collect(found.problems):
+            _check_features(data, Features(data.store, model, suite.ensembles.get(model, ())), found)
 
 
 def _blank_cells(data: DatasetRows) -> list[str]:
@@ -179,8 +177,7 @@ def _similar_groups(data: DatasetRows) -> list[str]:
     for split, samples in data.splits.items():
         for group in dict.fromkeys(data.groups(samples).tolist()):
             spellings.setdefault(_folded(group), {}).setdefault(group, split)
-    pairs = [names for names in spellings.values() if len(set(names.values())) > 1]
-    if not pairs:
+    if not (pairs := [names for names in spellings.values() if len(set(names.values())) > 1]):
         return []
     shown = " and ".join(f"{group!r} in {split}" for group, split in list(pairs[0].items())[:2])
     return [f"{len(pairs)} values of {data.spec.group} may be one group in two splits: {shown}; write them alike"]
@@ -194,19 +191,13 @@ def _similar_filters(data: DatasetRows) -> list[str]:
         named = {value for chosen in filters for value in chosen.get(column, ())}
         similar = {_folded(value): value for value in named if value}
         texts = {raw: cell_text(raw) or "" for raw in counts}
-        other = {raw: counts[raw] for raw, text in texts.items() if text not in named and _folded(text) in similar}
-        if other:
+        if other := {raw: counts[raw] for raw, text in texts.items() if text not in named and _folded(text) in similar}:
             like = ", ".join(sorted({repr(similar[_folded(texts[raw])]) for raw in other}))
             found.append(f"rows with {column} {value_counts(Counter(other))} are in no split; `rows` names {like}")
     return found
 
 
-def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found: DatasetCheck) -> None:
-    try:
-        features = Features(data.store, model, members)
-    except MmkdError as error:
-        found.problems.append(str(error))
-        return
+def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) -> None:
     towers: set[Tower] = {tower for task in data.spec.tasks for tower in TASKS[task].towers(data.spec)}
     needed = [(samples, tower) for tower in TOWERS if tower in towers for samples in data.splits.values()]
     needed += [(samples, "text") for samples in (data.prompts, data.negatives, *data.texts.values()) if samples]
@@ -218,9 +209,11 @@ def _check_model(data: DatasetRows, model: str, members: tuple[str, ...], found:
         if not there.all():
             missing[samples.name] = int((~there).sum())
         if len(samples) and not there.any():
-            found.problems.append(f"{model} has no {tower} features for any {samples.name} row; extract it first")
+            found.problems.append(
+                f"{features.model} has no {tower} features for any {samples.name} row; extract it first"
+            )
     if missing:
-        found.missing[model] = missing
+        found.missing[features.model] = missing
 
 
 def _same_images(data: DatasetRows) -> list[str]:
@@ -231,7 +224,6 @@ def _same_images(data: DatasetRows) -> list[str]:
 
 
 def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCheck) -> None:
-    """Say what a data set without a store lacks: its files, or only their extraction."""
     places = f"{shlex.quote(spec.described_in)} {shlex.quote(spec.store)}"
     bags = source.get("kind") == "bags"
     found.steps.append(f"mmkd store import {places} --name MODEL" if bags else f"mmkd extract {places} --teachers ...")
@@ -253,22 +245,16 @@ def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCh
     found.steps.insert(0, f"get it from {owners}, or say where it is in roots.yaml{helps}")
 
 
-def _prompts_differ(data: DatasetRows) -> list[str]:
-    """Return a problem if the prompt file changed since extraction."""
+def _check_prompts(data: DatasetRows) -> None:
+    """Raise UserError if the prompt file changed since extraction."""
     prompts = data.spec.prompts
     if prompts is None or prompts.file is None or data.prompts is None:
-        return []
-    try:
-        file = read_prompts(Path(prompts.file))
-    except MmkdError as error:
-        return [str(error)]
+        return
     stored = [one for one in (data.prompts, data.negatives) if one is not None]
     extracted = Counter(text for samples in stored for text in zip(samples.ids, samples.column("caption"), strict=True))
-    written = Counter((prompt.key, prompt.text) for prompt in file.prompts())
-    if extracted == written:
-        return []
-    first = next(iter((written - extracted) or (extracted - written)))
-    return [
-        f"{prompts.file} is not what was extracted into {data.spec.store}: {first[0]} is {first[1]!r} in one of them "
-        "only; extract the set into a new store"
-    ]
+    written = Counter((prompt.key, prompt.text) for prompt in read_prompts(Path(prompts.file)).prompts())
+    for key, text in (written - extracted) or (extracted - written):
+        raise UserError(
+            f"{prompts.file} is not what was extracted into {data.spec.store}: {key} is {text!r} in one of them only; "
+            "extract the set into a new store"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -35,8 +34,7 @@ Pair = tuple[Replicates, Replicates]
 class Against:
     """A model against one rival. differences: by column; a reason where there is none. mean: of the unweighted means
     over columns, None where a column has no value or there is only one. wilcoxon_p: over columns, NaN when there is
-    nothing to test; wilcoxon_p_holm: adjusted for all rivals of the comparison. verdicts: by column, where there is an
-    interval. remarks: on the method, by data set."""
+    nothing to test. verdicts: by column, where there is an interval. remarks: on the method, by data set."""
 
     rival: str
     differences: dict[str, Difference | str]
@@ -47,8 +45,7 @@ class Against:
     remarks: tuple[str, ...] = ()
 
     def count(self, verdict: Verdict) -> int:
-        """Return the number of columns with this verdict."""
-        return Counter(self.verdicts.values())[verdict]
+        return list(self.verdicts.values()).count(verdict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,6 @@ class Comparison:
     level: float
 
     def markdown(self) -> str:
-        """Return a table with one line for each rival, and its notes."""
         several = len(self.columns) > 1
         columns = [*self.columns, *([mean_name(self.columns)] if several else [])]
         heads = ["against", *map(markdown_text, columns), "win/tie/loss", "Wilcoxon p", "Holm"]
@@ -76,7 +72,6 @@ class Comparison:
         return markdown_page(self.title, heads, rows, self.notes())
 
     def notes(self) -> list[str]:
-        """Return notes on reading the table and on missing values."""
         found = [
             f"differences are {self.model} minus the other, on samples that both have; [{self.level:.0%} interval], "
             "a tie is an interval that holds zero"
@@ -95,23 +90,20 @@ class Comparison:
         return found
 
     def json(self) -> str:
-        """Return the same as JSON; what has no value is null."""
         rivals = plain_values([asdict(rival) for rival in self.rivals])
         return json.dumps({"model": self.model, "title": self.title, "rivals": rivals}, indent=1) + "\n"
 
     def _text(self, difference: Difference | str | None) -> str:
         if not isinstance(difference, Difference) or math.isnan(difference.value):
             return "-"
-        value, low, high = (
-            x * (100 if self.percent else 1) for x in (difference.value, difference.low, difference.high)
-        )
+        scale = 100 if self.percent else 1
+        value, low, high = (one * scale for one in (difference.value, difference.low, difference.high))
         return f"{value:+.1f}" if math.isnan(low) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def compare(folder: ResultFolder, model: str, question: Question, against: tuple[str, ...] = ()) -> Comparison:
-    """Compare a model, usually the student, with its rivals (by default all other models) from stored predictions.
-    Raises ConfigError if there is no such model, task, metric, head or share. Raises CorruptStoreError if two models'
-    predictions are not of the same samples."""
+    """Compare a model with its rivals (by default all other models) from stored predictions. Raises ConfigError
+    for an unknown model, task, metric, head or share; CorruptStoreError if predictions are not of the same samples."""
     known = folder.plan.models
     rivals = against or tuple(name for name in known if name != model)
     for name in (model, *rivals):
@@ -169,12 +161,13 @@ def _columns(
     if not failed and len({one.info.get("choices") for draws in found for one in draws}) > 1:
         try:
             found = folder.on_common_choices(question, spec.dataset, (model, rival))
-            remarks.append(
-                f"{spec.dataset}: both scored again, on the gallery or candidates that both have features of"
-            )
         except MmkdError as error:
             failed = (
                 f"not comparable: galleries or candidates differ, and they cannot be scored on common ones: {error}"
+            )
+        else:
+            remarks.append(
+                f"{spec.dataset}: both scored again, on the gallery or candidates that both have features of"
             )
     if failed:
         return dict.fromkeys(columns, failed)
@@ -194,7 +187,10 @@ def _columns(
 
 def _mean(found: Sequence[Pair | str]) -> Pair | str:
     """Return both models averaged over data sets or columns; the first reason where one has none."""
-    pairs = [one for one in found if not isinstance(one, str)]
-    if len(pairs) < len(found):
-        return next(one for one in found if isinstance(one, str))
-    return averaged([ours for ours, _ in pairs]), averaged([theirs for _, theirs in pairs])
+    pairs: list[Pair] = []
+    for one in found:
+        if isinstance(one, str):
+            return one
+        pairs.append(one)
+    ours, theirs = zip(*pairs, strict=True)
+    return averaged(ours), averaged(theirs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mmkd.base.errors import UserError, collect
 from mmkd.base.text import cell_text
 from mmkd.evaluate.dataset_spec import OTHERS, DatasetSpec, RowFilter
-from mmkd.store import FeatureStore, UserError
+from mmkd.store import FeatureStore
 
 Split = Literal["test", "train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -61,9 +62,7 @@ class Samples:
     def column(self, name: str) -> NDArray[np.object_]:
         """Return one column (n,): str, or None where the table has null."""
         values = self.table[name].to_pylist()
-        found = np.empty(len(values), dtype=object)
-        found[:] = [value if value is None else str(value) for value in values]
-        return found
+        return np.array([value if value is None else str(value) for value in values], dtype=object)
 
     def filled(self, name: str, other: NDArray[np.object_] | str) -> NDArray[np.object_]:
         """Return one column, str (n,), with `other` in place of nulls."""
@@ -71,15 +70,14 @@ class Samples:
         return np.where(values == None, other, values)  # noqa: E711 - element by element
 
     def units(self, name: str | None) -> NDArray[np.object_]:
-        """Return what rows with the same value of a column belong to, str (n,): the value. A row without one is a unit
-        of its own: its key after a blank, which no value begins with. Without a column the keys."""
+        """One name for all rows with the same value of a column, str (n,). A row without one, or every row without a
+        column, is a unit of its own; a blank before its key keeps it apart from values."""
         return self.ids if name is None else self.filled(name, " " + self.ids)
 
     def two_way(self, yes: RowFilter, no: RowFilter | None, option: str) -> NDArray[np.bool_]:
-        """Return rows whose columns all have one of the values of `yes`, bool (n,). Every other value must be one of
-        `no`. Without `no` a column may have one other value, and no null. Raises UserError for values that are on
-        neither side, with their counts. `yes`: columns with the values that count as true. `no`: the same columns with
-        the values that count as false; `*` for all others, null excepted. `option`: name of `no` in the description."""
+        """Rows whose columns all have one of the values of `yes`, bool (n,). Other values must be among those of `no`,
+        `*` for all but null; without `no` a column may have one other value, and no null. Raises UserError for
+        values on neither side, with their counts. `option`: name of `no` in the description."""
         found, sides = np.ones(len(self), dtype=bool), no or {}
         for name, values in yes.items():
             cells, listed = self.column(name), sides.get(name, ())
@@ -100,12 +98,9 @@ class Samples:
 
 @dataclass(frozen=True)
 class DatasetRows:
-    """A data set with its splits found in the store.
-
-    negatives: text rows that describe the absence of classes. texts: rows that sections of the description ask for, by
-    the name that these give. classes: names; the position is the class index; empty without a label column. values: of
-    every column that a filter reads, all values in the store with their counts.
-    """
+    """A data set with its splits found in the store. negatives: prompts of the absence of classes. texts: rows that
+    sections of the description ask for. classes: names by class index; empty without a label column. values: of every
+    column that a filter reads, all values in the store with their counts."""
 
     spec: DatasetSpec
     store: FeatureStore
@@ -139,20 +134,18 @@ class DatasetRows:
         return {value or None: i for i, name in enumerate(self.classes) for value in values[name]}
 
     def labels(self, samples: Samples) -> NDArray[np.int64]:
-        """Return the class index of every row, int64 (n,). Raises UserError for a row without a label, or with one that
-        is not among the classes."""
+        """Class index of every row, int64 (n,). Raises UserError for a label that is not among the classes."""
         return self._class_index(samples, self.label_column, self.class_of)
 
     def prompt_labels(self, negative: bool = False) -> NDArray[np.int64]:
-        """Return the class index of every prompt, or of every negative one, int64 (m,). Raises UserError if a class has
-        no prompt, or a prompt no class."""
+        """Class index of every (negative) prompt, int64 (m,). Raises UserError if a class has no prompt, or a prompt no
+        class."""
         assert self.spec.prompts is not None
         prompts = self.negatives if negative else self.prompts
         assert prompts is not None
         column = self.spec.prompts.label or self.label_column
         found = self._class_index(prompts, column, {name: i for i, name in enumerate(self.classes)})
-        bare = sorted(set(range(len(self.classes))) - set(found.tolist()))
-        if bare:
+        if bare := sorted(set(range(len(self.classes))) - set(found.tolist())):
             raise UserError(
                 f"{self.spec.dataset}: class {self.classes[bare[0]]!r} has no {prompts.name}; "
                 f"there are some for {', '.join(self.classes[i] for i in sorted(set(found.tolist()))) or 'none'}"
@@ -161,21 +154,17 @@ class DatasetRows:
 
     def class_problems(self, splits: tuple[Split, ...], prompts: bool = False) -> list[str]:
         """Report splits without rows, labels that are not classes, classes without prompts or without samples."""
-        found = []
+        found: list[str] = []
         for split in splits:
-            try:
+            with collect(found):
                 rows = np.bincount(self.labels(self.split(split)), minlength=len(self.classes))
-            except UserError as error:
-                found.append(str(error))
-                continue
-            bare = [name for name, count in zip(self.classes, rows, strict=True) if not count]
-            if bare:
-                found.append(f"{self.spec.dataset}: class {bare[0]!r} has no {split} rows ({len(bare)} such classes)")
+                if bare := [name for name, count in zip(self.classes, rows, strict=True) if not count]:
+                    raise UserError(
+                        f"{self.spec.dataset}: class {bare[0]!r} has no {split} rows ({len(bare)} such classes)"
+                    )
         if prompts:
-            try:
+            with collect(found):
                 self.prompt_labels()
-            except UserError as error:
-                found.append(str(error))
         return found
 
     @property
@@ -185,12 +174,11 @@ class DatasetRows:
         return self.spec.label
 
     def groups(self, samples: Samples) -> NDArray[np.object_]:
-        """Return groups of rows that depend on each other, str (n,): the group column, or every row for itself. A row
-        without a value in the group column is a group of its own."""
+        """Groups of rows that depend on each other, str (n,): `Samples.units` of the group column."""
         return samples.units(self.spec.group)
 
     def domains(self, samples: Samples) -> NDArray[np.object_]:
-        """Return the value of the domain column, str (n,), or the data set's name."""
+        """Value of the domain column, str (n,), or the data set's name."""
         if self.spec.domain is None:
             return np.full(len(samples), self.spec.dataset, dtype=object)
         return samples.filled(self.spec.domain, self.spec.dataset)
@@ -208,7 +196,7 @@ class DatasetRows:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over every row that is used and all columns that the tasks read, features aside."""
+        """16 hex digits over every row that is used and all columns that the tasks read."""
         sha = hashlib.sha256(repr(self.classes).encode())
         for name, samples in self.parts.items():
             sha.update(f"\n{name} {samples.table.column_names}\n".encode())
@@ -218,8 +206,7 @@ class DatasetRows:
 
     def _class_index(self, samples: Samples, column: str, index: Mapping[Any, int]) -> NDArray[np.int64]:
         values = samples.column(column)
-        alien = [value for value in values if value not in index]
-        if alien:
+        if alien := [value for value in values if value not in index]:
             first = samples.ids[list(values).index(alien[0])]
             raise UserError(
                 f"{self.spec.dataset}: {column} of {len(alien)} {samples.name} rows is not one of the classes "
@@ -230,69 +217,67 @@ class DatasetRows:
 
 
 def load_dataset(spec: DatasetSpec, store: FeatureStore) -> DatasetRows:
-    """Find the rows of a data set. Raises UserError for a column that the store lacks, a value that a filter names and
-    no row has, or a key that occurs twice in a split."""
-    reader = _Reader(spec.dataset, store)
+    """Raises UserError for a column that the store lacks, a value that a filter names and no row has, or a key that
+    occurs twice in a split."""
+    counts: dict[str, Counter[object]] = {}
+    select = partial(_select, spec.dataset, store, counts)
     splits: dict[str, Samples] = {}
     for name in SPLITS:
         chosen: RowFilter | None = getattr(spec.rows, name)
         if chosen is not None:
-            splits[name] = reader.select(name, chosen, spec.columns)
-            keys, counts = np.unique(splits[name].ids, return_counts=True)
-            if (counts > 1).any():
-                raise UserError(f"{spec.dataset}: key {str(keys[counts > 1][0])!r} stands twice among the {name} rows")
+            splits[name] = select(name, chosen, spec.columns)
+            keys, times = np.unique(splits[name].ids, return_counts=True)
+            if (times > 1).any():
+                raise UserError(f"{spec.dataset}: key {str(keys[times > 1][0])!r} stands twice among the {name} rows")
     prompts = negatives = None
     classes = tuple(spec.classes or ())
     labels = splits["test"].column(spec.label) if spec.label is not None else np.empty(0, dtype=object)
     if spec.prompts is not None:
         of = spec.prompts.label or spec.label or "key"
-        prompts = reader.select("prompt", spec.prompts.rows, (of,))
+        prompts = select("prompt", spec.prompts.rows, (of,))
         labels = labels if spec.label is None else prompts.column(of)
         if spec.prompts.negatives is not None:
-            negatives = reader.select("negative prompt", spec.prompts.negatives, (of,))
+            negatives = select("negative prompt", spec.prompts.negatives, (of,))
     if spec.classes is None:
         classes = tuple(sorted({str(value) for value in labels if value is not None}))
-    texts = {
-        name: reader.select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()
-    }
-    return DatasetRows(spec, store, splits, prompts, negatives or None, texts, classes, reader.values)
+    texts = {name: select(name, *asked) for section in spec.own_sections() for name, asked in section.texts.items()}
+    return DatasetRows(spec, store, splits, prompts, negatives or None, texts, classes, counts)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Rows of a store by conditions on their cells; the values of a column are counted once."""
-
-    dataset: str
-    store: FeatureStore
-    values: dict[str, Counter[object]] = field(default_factory=dict)
-
-    def select(self, name: str, chosen: RowFilter, columns: tuple[str, ...]) -> Samples:
-        """Return the rows that pass `chosen`, with `columns`."""
-        wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
-        # Reading the columns first gives the error that lists the store's columns.
-        schema = self.store.sample_table(columns=wanted, filter=pc.scalar(False)).schema
-        present: Any = pc.field("status") != "absent"
-        condition = present
-        for column, values in chosen.items():
-            if column not in self.values:
-                read = self.store.sample_table(columns=list(dict.fromkeys(["row", column])), filter=present)
-                counted = pc.value_counts(read[column]).to_pylist()
-                self.values[column] = Counter({one["values"]: one["counts"] for one in counted})
-            cells = {raw: cell_text(raw) or "" for raw in self.values[column]}
-            accepted = [raw for raw, text in cells.items() if text in values]
-            named = [raw for raw in accepted if raw is not None]
-            one_of = pc.field(column).isin(pa.array(named, schema.field(column).type))
-            condition &= (one_of | pc.field(column).is_null()) if None in accepted else one_of
-            absent = [value for value in values if value not in cells.values()]
-            if absent and accepted:
-                raise UserError(
-                    f"{self.dataset}: {name} rows ask for {column} {' and '.join(map(repr, absent))}, which no row "
-                    f"has; it has {value_counts(self.values[column])}"
-                )
-        table = self.store.sample_table(columns=wanted, filter=condition)
-        for position, column in enumerate(wanted):
-            if column not in FIXED:
-                encoded = pc.dictionary_encode(table[column]).combine_chunks()
-                texts = pa.array([cell_text(value) for value in encoded.dictionary.to_pylist()], pa.string())
-                table = table.set_column(position, column, texts.take(encoded.indices))
-        return Samples(name, table)
+def _select(
+    dataset: str,
+    store: FeatureStore,
+    counts: dict[str, Counter[object]],
+    name: str,
+    chosen: RowFilter,
+    columns: tuple[str, ...],
+) -> Samples:
+    """Return the rows that pass `chosen`, with `columns`; the values of every column in `chosen` are counted once."""
+    wanted = list(dict.fromkeys((*FIXED, *columns, *chosen)))
+    # Reading the columns first gives the error that lists the store's columns.
+    schema = store.sample_table(columns=wanted, filter=pc.scalar(False)).schema
+    present: Any = pc.field("status") != "absent"
+    condition = present
+    for column, values in chosen.items():
+        if column not in counts:
+            read = store.sample_table(columns=list(dict.fromkeys(["row", column])), filter=present)
+            counted = pc.value_counts(read[column]).to_pylist()
+            counts[column] = Counter({one["values"]: one["counts"] for one in counted})
+        cells = {raw: cell_text(raw) or "" for raw in counts[column]}
+        accepted = [raw for raw, text in cells.items() if text in values]
+        named = [raw for raw in accepted if raw is not None]
+        one_of = pc.field(column).isin(pa.array(named, schema.field(column).type))
+        condition &= (one_of | pc.field(column).is_null()) if None in accepted else one_of
+        absent = [value for value in values if value not in cells.values()]
+        if absent and accepted:
+            raise UserError(
+                f"{dataset}: {name} rows ask for {column} {' and '.join(map(repr, absent))}, which no row "
+                f"has; it has {value_counts(counts[column])}"
+            )
+    table = store.sample_table(columns=wanted, filter=condition)
+    for position, column in enumerate(wanted):
+        if column not in FIXED:
+            encoded = pc.dictionary_encode(table[column]).combine_chunks()
+            texts = pa.array([cell_text(value) for value in encoded.dictionary.to_pylist()], pa.string())
+            table = table.set_column(position, column, texts.take(encoded.indices))
+    return Samples(name, table)

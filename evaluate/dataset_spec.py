@@ -34,7 +34,6 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _columns(value: object) -> object:
-    """Column names of a mapping."""
     if isinstance(value, dict) and any(isinstance(name, bool) for name in value):
         raise ValueError("YAML reads the name of a column (`on`, `yes`, `no`) as true or false; put it in quotes")
     return value
@@ -43,8 +42,7 @@ def _columns(value: object) -> object:
 def _classes(value: object) -> object:
     """Class names with the values that stand for them; in a list a name is its own value."""
     if isinstance(value, dict):
-        wrong = [name for name in value if isinstance(name, bool)]
-        if wrong:
+        if wrong := [name for name in value if isinstance(name, bool)]:
             raise ValueError(f"YAML reads a class name as {wrong[0]}; put it in quotes")
         names = without_repeats(_texts(list(value)))
         if "" in names:
@@ -166,8 +164,7 @@ class SeveralLabels(Frozen):
     @model_validator(mode="after")
     def _every_value_has_one_meaning(self) -> SeveralLabels:
         unknown = set(self.unknown) - {"-1", ""}  # these two are unknown unless another list has them
-        twice = (set(self.positive) & set(self.negative)) | (unknown & {*self.positive, *self.negative})
-        if twice:
+        if twice := (set(self.positive) & set(self.negative)) | (unknown & {*self.positive, *self.negative}):
             raise ValueError(f"value {min(twice)!r} stands in two of the lists positive, negative and unknown")
         return self
 
@@ -271,9 +268,8 @@ class DatasetSpec(Frozen):
     @classmethod
     def _values_mean_one_class(cls, classes: dict[str, tuple[str, ...]] | None) -> dict[str, tuple[str, ...]] | None:
         counts = Counter(value for values in (classes or {}).values() for value in values)
-        for value, count in counts.most_common(1):
-            if count > 1:
-                raise ValueError(f"value {value!r} means two classes")
+        if twice := [value for value, count in counts.items() if count > 1]:
+            raise ValueError(f"value {twice[0]!r} means two classes")
         if classes is not None and not all(classes.values()):
             raise ValueError("a class has no value")
         return classes

@@ -59,11 +59,7 @@ class Diagnosis(Task[DiagnosisSettings]):
         return replace(STANDARD, metrics=metrics, proportions=frozenset(), resamples=folded_resamples)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Every bag has one class and one patient, no patient is in two splits, folds can be drawn."""
-        try:
-            _Slides(data).folds(self.own(data.spec), seed=0)
-        except UserError as error:
-            return [str(error)]
+        _Slides(data).folds(self.own(data.spec), seed=0)
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
@@ -101,13 +97,13 @@ class Diagnosis(Task[DiagnosisSettings]):
 
         score = answers(len(there), classes, rounds(fold, there, slides.y, slides.group, variant.seed), probabilities)
         tested = fold >= 0
-        trained_on, learned = int((there & ~tested).sum()), int((~tested).sum())
+        trained_on = int((there & ~tested).sum())
         info: dict[str, Any] = {
             "chosen": chosen,
             "trained_on": trained_on,
             "normalized": settings.normalized,
             "warnings": fit_warnings([one for one in chosen if "converged" in one])
-            + without_features(trained_on, learned, "training bags")
+            + without_features(trained_on, int((~tested).sum()), "training bags")
             + budget_warnings([Trained(**one) for one in chosen if "epoch" in one]),
         }
         return Predictions(
@@ -134,12 +130,11 @@ class _Slides:
         self.group = self.bags.groups
         self.split = self.bags.column(SPLIT)
         for name in SPLITS[:2]:
-            both = shared_groups(self.group[self.split == name], self.group[self.split == "test"])
-            if both:
+            if both := shared_groups(self.group[self.split == name], self.group[self.split == "test"]):
                 raise UserError(f"{data.spec.dataset}: {both[0]!r} stands both in {name} and in test")
 
     def folds(self, settings: DiagnosisSettings, seed: int) -> NDArray[np.int64]:
-        """Return the round that tests each bag, int64 (n,); -1 for training bags of the suite's own splits."""
+        """Round that tests each bag, int64 (n,); -1 for training bags of the suite's own splits."""
         if self.data.spec.rows.train is not None:
             return np.where(self.split == "test", 0, -1).astype(np.int64)
         return folds_of(self.bags, self.y, self.group, settings.folds, seed)

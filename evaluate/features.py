@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.evaluate.dataset import DatasetRows, Samples
@@ -30,10 +31,9 @@ class Block:
 
 
 class Features:
-    """Features of one model, or an ensemble, in one store. An ensemble's feature is the concatenation of its members'
-    unit features, scaled to unit length: its cosine is the mean of the members' cosines. Without normalization it is
-    the bare concatenation. `members`: encoders of an ensemble; a model is its own only member. `beside`: models without
-    whose features a row counts as not available here either."""
+    """Features of one model, or an ensemble of `members`, in one store. An ensemble's feature is the concatenation of
+    its members' unit features, scaled to unit length: its cosine is the mean of theirs; without normalization it is the
+    bare concatenation. `beside`: models without whose features a row counts as not available here either."""
 
     def __init__(
         self, store: FeatureStore, model: str, members: tuple[str, ...] = (), beside: tuple[Features, ...] = ()
@@ -42,21 +42,19 @@ class Features:
         for slug in self.members:
             store.card(slug)
 
-    def images(self, rows: NDArray[np.int64], *, normalized: bool = True) -> Block:
-        """Image features of these grid rows, members joined; as stored where not `normalized`."""
-        return self.read("image", rows, normalized)
+    def images(self, rows: NDArray[np.int64]) -> Block:
+        """Image features of these grid rows, of unit length, members joined."""
+        return self.read("image", rows, normalized=True)
 
-    def texts(self, rows: NDArray[np.int64], *, normalized: bool = True) -> Block:
-        """Caption features of these grid rows, members joined; as stored where not `normalized`."""
-        return self.read("text", rows, normalized)
+    def texts(self, rows: NDArray[np.int64]) -> Block:
+        """Caption features of these grid rows, of unit length, members joined."""
+        return self.read("text", rows, normalized=True)
 
     def each_member(self) -> tuple[Features, ...]:
-        """Every member on its own, for tasks that join scores instead of features."""
         return tuple(Features(self.store, slug, beside=self.beside) for slug in self.members)
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """16 hex digits that change when a feature of these rows may have changed. Taken from the ledger: teacher
-        digests and checksums of the shards that hold the rows."""
+        """16 hex digits of the teacher digests and checksums that the ledger has of the shards of these rows."""
         shards = np.unique(rows // self.store.record.rows_per_shard).tolist()
         sha = hashlib.sha256()
         for slug in self.members:
@@ -107,23 +105,21 @@ class Bags:
         return len(self.ids)
 
     def column(self, name: str) -> NDArray[np.object_]:
-        """A column of the sample table, str or None (n,). Raises UserError if a bag's rows differ."""
+        """A column of the sample table, str or None (n,). Raises UserError as `agreed`."""
         return self.agreed(self.samples.column(name), name)
 
     @property
     def groups(self) -> NDArray[np.object_]:
-        """Groups of bags that depend on each other (patients), str (n,). Raises UserError if a bag's rows belong to two
-        groups."""
+        """Groups of bags that depend on each other (patients), str (n,). Raises UserError as `agreed`."""
         return self.agreed(self.data.groups(self.samples), self.data.spec.group or "key")
 
     @property
     def domains(self) -> NDArray[np.object_]:
-        """Domain of every bag, str (n,). Raises UserError if a bag's rows belong to two domains."""
+        """Domain of every bag, str (n,). Raises UserError as `agreed`."""
         return self.agreed(self.data.domains(self.samples), self.data.spec.domain or "data set")
 
     def agreed(self, values: NDArray[np.object_], what: str) -> NDArray[np.object_]:
-        """Return the value that all rows of a bag have; `values` is one for each row. Raises UserError if a bag's rows
-        differ."""
+        """Return the value that all rows of a bag have, of one for each row. Raises UserError if they differ."""
         found = np.empty(len(self), dtype=object)
         for i, member in enumerate(self.members):
             first, *others = dict.fromkeys(values[member].tolist())
@@ -144,8 +140,7 @@ class BagFeatures:
     normalized: bool
 
     def patches(self, bag: int, positions: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Return features of a bag that are there, float32 (p, D); p may be 0. `bag`: index of the bag. `positions`:
-        only these of its rows, int64; all by default."""
+        """Return available features of a bag, float32 (p, D), p may be 0, or only of these of its rows, int64."""
         member = self.bags.members[bag]
         wanted = member if positions is None else member[positions]
         if self._in_memory is not None:
@@ -155,7 +150,6 @@ class BagFeatures:
 
     @cached_property
     def _in_memory(self) -> Block | None:
-        """Features of all rows, or None where they are too many."""
         rows = self.bags.samples.rows
         return None if len(rows) * self._read(rows[:1]).values.nbytes > IN_MEMORY_BYTES else self._read(rows)
 
@@ -163,7 +157,7 @@ class BagFeatures:
         return self.features.read(self.tower, rows, self.normalized)
 
     def means(self) -> tuple[Floats, NDArray[np.bool_]]:
-        """Return the mean feature of every bag, float64 (n, D), NaN where it has none, and bool (n,) which have one."""
+        """Mean feature of every bag, float64 (n, D), NaN where it has none; and which have one, bool (n,)."""
         means = []
         for bag in range(len(self.bags)):
             patches = self.patches(bag).astype(np.float64)
@@ -174,7 +168,7 @@ class BagFeatures:
 
 def make_bags(data: DatasetRows, samples: Samples, by: str | None) -> Bags:
     """Put rows with the same value of column `by` into one bag; a row without a value is a bag of its own."""
-    unique, first, inverse = np.unique(samples.units(by).astype(str), return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    members = np.split(np.argsort(inverse, kind="stable").astype(np.int64), np.cumsum(np.bincount(inverse))[:-1])
-    return Bags(data, unique[order].astype(object), samples, tuple(members[i] for i in order))
+    units = pa.array(samples.units(by).tolist(), pa.string()).dictionary_encode()  # in the order of first rows
+    member = units.indices.to_numpy()
+    members = np.split(np.argsort(member, kind="stable").astype(np.int64), np.cumsum(np.bincount(member))[:-1])
+    return Bags(data, np.array(units.dictionary.to_pylist(), dtype=object), samples, members)

@@ -19,9 +19,6 @@ from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.places.remote import StorePath, as_root
 from mmkd.evaluate.dataset_spec import About, Download
 
-_SECONDS = 60
-_BLOCK = 1 << 20
-
 
 def source_place(source: dict[str, Any], dataset: str, description: Path) -> StorePath:
     """Return the file or folder that `source` reads. Raises ConfigError if a root has no value."""
@@ -30,15 +27,9 @@ def source_place(source: dict[str, Any], dataset: str, description: Path) -> Sto
 
 
 def fetch_dataset(name: str, say: Callable[[str], object], *, dry_run: bool = False) -> bool:
-    """Download what may be downloaded of a data set, say what remains to be done, and return whether its source is
-    there. Raises ConfigError if it has no description with a `source`. Raises UserError if a download fails; what came
-    whole before it stays.
-
-    Args:
-        name: of a set that comes with mmkd, or its description.
-        say: is told every step.
-        dry_run: say what would be downloaded.
-    """
+    """Download what may be downloaded of a set that comes with mmkd, or a description; `say` every step and what
+    remains to be done. Returns whether its source is there. Raises ConfigError without a description that has a
+    `source`; UserError if a download fails; what came whole before it stays."""
     path = next((file for file in SUITES.glob("*/datasets/*.yaml") if file.stem == name), Path(name))
     content = read_mapping(path)
     if not isinstance(content.get("source"), dict):
@@ -63,7 +54,6 @@ def fetch_dataset(name: str, say: Callable[[str], object], *, dry_run: bool = Fa
 
 
 def _download(file: Download, target: Path) -> None:
-    """Raises UserError if the file does not come, is not what was published, or cannot be unpacked or placed."""
     base = next(folder for folder in target.absolute().parents if folder.is_dir())
     try:
         with tempfile.TemporaryDirectory(prefix=".mmkd-fetch-", dir=base) as folder:
@@ -93,8 +83,8 @@ def _download(file: Download, target: Path) -> None:
 
 def _receive(file: Download, part: Path) -> None:
     digest = hashlib.new((file.checksum or "sha256").partition(":")[0], usedforsecurity=False)
-    with urllib.request.urlopen(file.url, timeout=_SECONDS) as answer, part.open("wb") as out:  # noqa: S310 - http(s)
-        while block := answer.read(_BLOCK):
+    with urllib.request.urlopen(file.url, timeout=60) as answer, part.open("wb") as out:  # noqa: S310 - http(s)
+        while block := answer.read(1 << 20):
             digest.update(block)
             out.write(block)
         size, announced = out.tell(), answer.headers.get("Content-Length")

@@ -1,11 +1,5 @@
 """Figures of an output folder, with numbers of samples and intervals where there are any, in color-blind-safe colors.
-All raise ConfigError if there is no such task, metric, head, share of labels or model, or nothing to draw.
-
-Example:
-
-    from mmkd.evaluate.figures import FIGURES, save
-    save(FIGURES["forest"](folder, Question("zero_shot"), "student"), Path("forest.svg"))
-"""
+All raise ConfigError if there is no such task, metric, head, share of labels or model, or nothing to draw."""
 
 from __future__ import annotations
 
@@ -14,11 +8,10 @@ import itertools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
-from types import MappingProxyType
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -44,8 +37,6 @@ BLUE, VERMILLION, GRAY = "#0072B2", "#D55E00", "#6b6b6b"
 COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":")
-DIVERGING = "PuOr_r"
-"""Purple below, orange above: no red against green. ColorBrewer lists it as safe for color-blind readers."""
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
 """Text is not mathematics: a `$` in a name is a dollar."""
 FORMATS = ("pdf", "png", "svg")
@@ -53,8 +44,6 @@ ROW, COLUMN, LETTER = 0.34, 0.95, 0.075
 """Inches that a row of a chart, a column and a letter need."""
 WRAP = 16
 """Letters of a name in a line of a narrow column."""
-FEWEST_SPOKES, MOST_SPOKES = 3, 10
-"""Allowed spokes of a radar chart."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -67,8 +56,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """Return the bytes of a figure in one of `FORMATS`. One warning where the font lacks letters; an SVG uses the
-    reader's."""
+    """Return the bytes of a figure in one of `FORMATS`; one warning where the font lacks letters, which an SVG does
+    not need."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     buffer = io.BytesIO()
     look: dict[Any, Any] = {"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}
@@ -84,14 +73,13 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def short_names(names: Sequence[str], letters: int = 48) -> list[str]:
-    """Return labels of different names: on one line, at most about `letters` long without their middle, and different
-    again."""
-    shown: dict[str, None] = {}
+    """Return different labels of names: on one line, at most about `letters` long without their middle."""
+    shown: list[str] = []
     for name in map(one_line, names):
         label = name if len(name) <= letters else f"{name[: letters * 2 // 3]}…{name[1 - letters // 3 :]}"
         candidates = itertools.chain([label], (f"{label} ({n})" for n in itertools.count(2)))
-        shown[next(one for one in candidates if one not in shown)] = None
-    return list(shown)
+        shown.append(next(one for one in candidates if one not in shown))
+    return shown
 
 
 def line_style(place: int) -> dict[str, Any]:
@@ -102,9 +90,8 @@ def line_style(place: int) -> dict[str, Any]:
 
 
 def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return every score; color is the paired difference to the best of the other models in its column. A dot marks an
-    interval of that difference without zero. A cell without a value is empty and says so; one that cannot be compared
-    has no color."""
+    """Every score; color is the paired difference to the best of the other models in its column, a dot an interval of
+    that difference without zero. A cell that cannot be compared has no color."""
     table = build_table(folder, question)
     _columns_with_values(table)  # a single one without a value is shown empty
     columns = table.groups
@@ -128,7 +115,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     # Below the digit that is shown there is nothing to color.
     reach = max(0.1, float(np.nanmax(np.abs(delta), initial=0.0)))
     painted = -delta if table.lower_is_better else delta
-    image = axes.imshow(painted, cmap=DIVERGING, norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
+    # Purple below, orange above, which ColorBrewer lists as safe for color-blind readers.
+    image = axes.imshow(painted, cmap="PuOr_r", norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
     for i, row in enumerate(table.rows):
         for j, column in enumerate(columns):
             value = table.value(row, column)
@@ -148,8 +136,8 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the difference to the best other model of each column, sorted, with paired intervals and the count of
-    wins. The best rival is chosen on the same samples, which favors it: the comparison is strict on `model`."""
+    """The difference to the best other model of each column, sorted, with paired intervals and the count of wins. The
+    best rival is chosen on the same samples, which favors it: the comparison is strict on `model`."""
     table = build_table(folder, question)
     comparison = compare(folder, model, question)
     lines: list[tuple[str, Difference, Verdict | None]] = []
@@ -167,12 +155,12 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
     lines = [lines[i] for i in np.argsort(rank, kind="stable")]
     longest = LETTER * max(len(line) for label, _, _ in lines for line in label.split("\n"))
     figure, axes = _canvas(max(7.0, 4.0 + longest), 1.6 + ROW * len(lines))
-    colors: dict[Verdict | None, str] = {"win": BLUE, "loss": VERMILLION, "tie": GRAY, None: GRAY}
-    markers: dict[Verdict | None, str] = {"win": "o", "loss": "s", "tie": "D", None: "x"}
+    looks = {"win": (BLUE, "o"), "loss": (VERMILLION, "s"), "tie": (GRAY, "D"), None: (GRAY, "x")}
     for y, (_, one, verdict) in enumerate(lines):
+        color, marker = looks[verdict]
         low, high = (one.value if math.isnan(bound) else bound for bound in (one.low, one.high))
-        axes.plot([low * table.scale, high * table.scale], [y, y], color=colors[verdict], linewidth=1.5)
-        axes.plot(one.value * table.scale, y, marker=markers[verdict], color=colors[verdict], markersize=5)
+        axes.plot([low * table.scale, high * table.scale], [y, y], color=color, linewidth=1.5)
+        axes.plot(one.value * table.scale, y, marker=marker, color=color, markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [label for label, _, _ in lines], fontsize=8)
     count = Counter(verdict for _, _, verdict in lines)
@@ -188,8 +176,7 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def box(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after
-    Holm."""
+    """Quartiles and points of every model over columns, with Wilcoxon's p against `model`, adjusted after Holm."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
     p = {one.rival: one.wilcoxon_p_holm for one in compare(folder, model, question).rivals}
@@ -216,14 +203,12 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the scores of all models by column on one common scale from zero, `model` in front, if 3 to 10 have
-    values. Never the only figure."""
+    """Scores of all models in 3 to 10 columns on one scale from zero, `model` in front. Never the only figure."""
     table = build_table(folder, question)
     columns = _columns_with_values(table)
-    if not FEWEST_SPOKES <= len(columns) <= MOST_SPOKES:
+    if not 3 <= len(columns) <= 10:
         raise ConfigError(
-            f"a radar needs {FEWEST_SPOKES} to {MOST_SPOKES} columns, {question.by} gives {len(columns)}; "
-            "try --by modality, or box"
+            f"a radar needs 3 to 10 columns, {question.by} gives {len(columns)}; try --by modality, or box"
         )
     angles = np.linspace(0, 2 * np.pi, len(columns), endpoint=False)
     # Placed by hand, in inches: the layout that makes room for texts does not see those around a circle.
@@ -258,7 +243,7 @@ def radar(folder: ResultFolder, question: Question, model: str) -> Figure:
 
 
 def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return the mean over columns at each of several shares of the labels, with intervals, on a logarithmic axis."""
+    """Mean over columns at each share of the labels, with intervals, on a logarithmic axis."""
     shares = sorted({unit.fraction for unit in folder.plan.units if unit.task == question.task})
     if len(shares) < 2:
         raise ConfigError(
@@ -290,9 +275,8 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
 
 
 def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Return Kaplan-Meier curves of both halves by risk with 95 % bands, one panel per data set, with the log-rank
-    test. Patients are halved at the median risk of their own fold, since risks of two folds are not on one scale. The
-    first draw of the folds is shown."""
+    """Curves of both halves by risk (see `high_risk`) with 95 % bands and the log-rank test, one panel per data set;
+    the first draw of the folds."""
     if question.task != "survival":
         raise ConfigError(f"Kaplan-Meier curves are of task survival, not {question.task!r}; give --task survival")
     panels = []
@@ -310,7 +294,7 @@ def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure
 
 
 def high_risk(found: Predictions) -> NDArray[np.bool_]:
-    """Return patients above the median risk of their fold, bool (n,)."""
+    """Patients above the median risk of their fold, bool (n,); risks of two folds are not on one scale."""
     risk = found.column("risk")
     fold = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
     high = np.zeros(len(found), dtype=bool)
@@ -356,13 +340,12 @@ def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure with one set of axes, without a window. Sizes in inches."""
+    """Sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def _columns_with_values(table: ResultTable) -> list[str]:
-    """Return the columns, the mean aside, where some model has a value. Raises ConfigError if there is none to draw."""
     found = [one for one in table.groups if table.best(one)]
     if not found:
         raise ConfigError(f"{table.title}: no model has a value yet; `mmkd evaluate run` gets them")
@@ -370,13 +353,12 @@ def _columns_with_values(table: ResultTable) -> list[str]:
 
 
 def _asked(question: Question, metric: str) -> str:
-    """Return the question as a title."""
     share = f"{question.fraction:.0%} of labels" if question.fraction < 1 else ""
     return " ".join(filter(None, [question.task, question.head, metric, share]))
 
 
-_DRAWN = (heat_map, forest, box, radar, label_efficiency, kaplan_meier)
-FIGURES: Final[MappingProxyType[str, Callable[[ResultFolder, Question, str], Figure]]] = MappingProxyType(
-    {draw.__name__.replace("_", "-"): mpl.rc_context(PLAIN_TEXT)(draw) for draw in _DRAWN}
-)
+FIGURES: Final[Mapping[str, Callable[[ResultFolder, Question, str], Figure]]] = {
+    draw.__name__.replace("_", "-"): mpl.rc_context(PLAIN_TEXT)(draw)
+    for draw in (heat_map, forest, box, radar, label_efficiency, kaplan_meier)
+}
 """Name to the function that draws it from (results, question, the model that is compared with the others)."""

@@ -24,8 +24,8 @@ By = Literal["domain", "dataset", "modality"]
 
 @dataclass(frozen=True)
 class Question:
-    """Choice of table contents: one metric of one task (by default its primary one), in one head (by default its
-    first), at one share of labels."""
+    """One metric of one task (by default its primary one), in one head (by default its first), at one share of labels;
+    by: what the columns are, `domain` divides data sets by their domain column."""
 
     task: str
     metric: str | None = None
@@ -35,8 +35,8 @@ class Question:
 
 
 class ResultFolder:
-    """One suite's results in an output folder of `run_suite`. Raises ConfigError if the suite was not run into this
-    folder, or several were and none is named; CorruptStoreError if a line of the results cannot be read."""
+    """One suite's results in an output folder of `run_suite`. Raises ConfigError as `read_plan`, CorruptStoreError as
+    `read_results`."""
 
     def __init__(self, out: Path, suite: str | None = None) -> None:
         self.out = out
@@ -47,14 +47,13 @@ class ResultFolder:
 
     def questions(self, task: str | None, head: str | None, **rest: Any) -> list[Question]:
         """Return one question for each task and head, or for those that are named."""
-        asked = list(dict.fromkeys((unit.task, unit.head) for unit in self.plan.units))
+        asked = dict.fromkeys((unit.task, unit.head) for unit in self.plan.units)
         chosen = [(t, h) for t, h in asked if task in (None, t) and head in (None, h)]
         return [Question(task=t, head=h, **rest) for t, h in chosen] or [Question(task=task or "", head=head, **rest)]
 
     def datasets(self, question: Question) -> list[DatasetSpec]:
-        """Return the data sets with this task that have a store. Monitor sets are left out of tables with report sets,
-        because their scores were used during development. Raises ConfigError if no data set of the suite has the
-        task."""
+        """Return the data sets with this task that have a store. Monitor sets are left out beside report sets: their
+        scores were used during development. Raises ConfigError if no data set of the suite has the task."""
         run: list[DatasetSpec] = [spec for spec in self.plan.suite.datasets if spec.dataset not in self.plan.absent]
         every = [spec for spec in run if question.task in spec.tasks]
         if not every:
@@ -63,8 +62,7 @@ class ResultFolder:
         return [spec for spec in every if spec.role == "report"] or every
 
     def scoring(self, question: Question) -> tuple[Scoring, str]:
-        """Return the scoring and the metric that answer a question. Raises ConfigError if there is no such metric, or
-        data sets that were scored by different protocols."""
+        """Return scoring and metric. Raises ConfigError for an unknown metric, or data sets of different protocols."""
         found = [TASKS[question.task].scoring(spec) for spec in self.datasets(question)]
         protocols = sorted({scoring.protocol for scoring in found})
         if len(protocols) > 1:
@@ -78,8 +76,7 @@ class ResultFolder:
         return found[0], metric
 
     def units(self, question: Question, dataset: str, model: str) -> list[Unit]:
-        """Return the units behind one model on one data set: one for each draw of the labels. Raises ConfigError if the
-        suite has no such head or share of labels."""
+        """Return one unit per draw of the labels. Raises ConfigError for an unknown head or share of labels."""
         same = [u for u in self.plan.units if (u.dataset, u.task, u.model) == (dataset, question.task, model)]
         heads = list(dict.fromkeys(unit.head for unit in same))
         head = question.head if question.head is not None else next(iter(heads), "")
@@ -117,14 +114,13 @@ class ResultFolder:
         scoring, metric = self.scoring(question)
         names = self.column_names(question, spec, found)
         parts = {name: names == name for name in dict.fromkeys(names.tolist())}
-        suite = self.plan.suite
-        name = suite.resample_name(spec.dataset)
+        suite, name = self.plan.suite, self.plan.suite.resample_name(spec.dataset)
         scored = resampled(found, [metric], scoring, bootstrap=suite.bootstrap, name=name, parts=parts)
         return {part: replicates for (part, _), replicates in scored.items()}
 
     def on_common_choices(self, question: Question, dataset: str, models: tuple[str, str]) -> list[list[Predictions]]:
-        """Return the predictions of both models again, each with only those gallery items and candidates that both
-        have. Raises MmkdError if the store is gone, or it or the data set is not what it was when the suite was run."""
+        """Predict again for both models, with only those gallery items and candidates that both have. Raises MmkdError
+        if the store is gone, or it or the data set is not what it was when the suite was run."""
         data, features = self._loaded.rows_of(dataset), [self._loaded.features_of(dataset, one) for one in models]
         found = []
         for model, own, other in zip(models, features, features[::-1], strict=True):
@@ -138,7 +134,7 @@ class ResultFolder:
 
     @staticmethod
     def column_names(question: Question, spec: DatasetSpec, found: Predictions) -> NDArray[np.object_]:
-        """Return the column that every row of a data set belongs to, str (n,)."""
+        """Column that every row of a data set belongs to, str (n,)."""
         if question.by == "domain":
             return found.domain
         return np.full(len(found), spec.dataset if question.by == "dataset" else spec.modality, dtype=object)

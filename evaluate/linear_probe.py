@@ -56,7 +56,7 @@ class LinearProbeSettings(TaskSettings):
         return self
 
     def grid(self) -> NDArray[np.float64]:
-        """Return the values of C to try, ascending, float64 (c_steps,)."""
+        """Values of C to try, ascending, float64 (c_steps,)."""
         return np.logspace(np.log10(self.c_low), np.log10(self.c_high), self.c_steps)
 
 
@@ -87,10 +87,9 @@ class LinearProbe(Task[LinearProbeSettings]):
             yield "linear_probe needs `rows: train`"
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Return every share of the labels; shares below 1 are drawn several times."""
         own = self.own(spec)
-        shares = [(share, seed) for share in own.fractions for seed in range(own.seeds if share < 1 else 1)]
-        return tuple(Variant(fraction=share, seed=seed) for share, seed in shares)
+        draws = {share: own.seeds if share < 1 else 1 for share in own.fractions}
+        return tuple(Variant(fraction=share, seed=seed) for share, n in draws.items() for seed in range(n))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
         return STANDARD
@@ -109,8 +108,7 @@ class LinearProbe(Task[LinearProbeSettings]):
         score[there] = 0.0
         score[np.ix_(there, model.classes_)] = model.predict_proba(images.values[there].astype(np.float64))
         info = facts | {"train_classes": len(model.classes_), "warnings": fit_warnings([facts])}
-        bare = [name for i, name in enumerate(data.classes) if i not in model.classes_]
-        if bare:
+        if bare := [name for i, name in enumerate(data.classes) if i not in model.classes_]:
             info["warnings"].append(
                 f"no training rows of {', '.join(bare)}: score 0 everywhere, AUROC one half, counted in the means"
             )
@@ -119,16 +117,14 @@ class LinearProbe(Task[LinearProbeSettings]):
 
 
 def probe_splits(data: DatasetRows) -> tuple[Split, ...]:
-    """Return the splits that a probe reads."""
     return ("train", "val", "test") if data.spec.rows.val is not None else ("train", "test")
 
 
 def group_leaks(data: DatasetRows) -> list[str]:
-    """Return groups that are in two splits: such a score would measure memory."""
+    """Report groups that are in two splits: such a score would measure memory."""
     found, what = [], data.spec.group or "key"
     for one, other in itertools.combinations((name for name in probe_splits(data) if name in data.splits), 2):
-        shared = shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other]))
-        if shared:
+        if shared := shared_groups(data.groups(data.splits[one]), data.groups(data.splits[other])):
             found.append(
                 f"{data.spec.dataset}: {len(shared)} values of {what} stand in both {one} and {other}, "
                 f"for example {shared[0]!r}; divide the splits by {what}"
@@ -143,9 +139,8 @@ def training_rows(
     variant: Variant,
     labels: Callable[[Samples], NDArray[Any]],
 ) -> tuple[Labeled, Labeled | None, list[str]]:
-    """Return the training and the validation rows of a variant that the model has features of, and warnings of those
-    that it has not. `labels`: of the rows of a split. Raises UserError for groups in two splits, or a split of which
-    the model has no features."""
+    """Return the training and validation rows of a variant that have features, with the `labels` of a split's rows, and
+    warnings of the others. Raises UserError for groups in two splits, or a split without features."""
     for leak in group_leaks(data):
         raise UserError(leak)
     parts: dict[str, Labeled] = {}
@@ -165,8 +160,7 @@ def training_rows(
 
 
 def draw_rows(data: Labeled, variant: Variant, settings: LinearProbeSettings) -> Labeled:
-    """Return a share of the rows, drawn within each class; with several labels, within the rarest label that each row
-    has, so that rare labels stay in."""
+    """Return a share of the rows, drawn within each class, or within the rarest label that each row has."""
     share = min(variant.fraction, settings.max_train / len(data.y))
     if share >= 1:
         return data
@@ -179,10 +173,9 @@ def draw_rows(data: Labeled, variant: Variant, settings: LinearProbeSettings) ->
 
 
 def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
-    """Return warnings about fits that did not converge, from the facts that `fit_chosen` leaves."""
+    """Warn of fits that did not converge, from the facts that `fit_chosen` leaves."""
     found = []
-    late = sum(not one.get("converged", True) for one in fits)
-    if late:
+    if late := sum(not one.get("converged", True) for one in fits):
         found.append(f"{late} of {len(fits)} logistic regressions did not converge; raise max_iter or lower c_high")
     if any(one.get("c_converged") == 0 for one in fits):
         found.append("no C of the grid converged, C is fallback_c; raise max_iter or lower c_low")
@@ -192,8 +185,7 @@ def fit_warnings(fits: list[dict[str, Any]]) -> list[str]:
 def fit_chosen(
     train: Labeled, val: Labeled | None, settings: LinearProbeSettings, seed: int
 ) -> tuple[LogisticRegression, dict[str, Any]]:
-    """Choose C, then fit on training and validation rows. Returns the model, and the facts of `choose_c` with
-    `train_rows` and `converged`."""
+    """Choose C, then fit on training and validation rows. Returns the model, and facts."""
     c, facts = choose_c(train, val, settings, seed)
     if val is not None:
         x, y, group = (np.concatenate([getattr(train, name), getattr(val, name)]) for name in ("x", "y", "group"))
@@ -205,10 +197,9 @@ def fit_chosen(
 def choose_c(
     train: Labeled, val: Labeled | None, settings: LinearProbeSettings, seed: int
 ) -> tuple[float, dict[str, Any]]:
-    """Return the C with the lowest validation log-loss among the fits that converged; the smaller of two that are
-    equal. Without validation rows a fifth of the training groups is held out. Without groups to hold out, or where no
-    fit converges, `settings.fallback_c` is taken and the facts say so. Result: C, and facts for the report: `c`,
-    `c_chosen_on` (validation rows), `c_converged` (fits), `c_at_edge`."""
+    """Return the (smallest) C with the lowest validation log-loss among the fits that converged, and facts: `c`,
+    `c_chosen_on` (validation rows), `c_converged` (fits), `c_at_edge`. Without validation rows a fifth of the training
+    groups is held out; without groups to hold out, or a fit that converges, C is `settings.fallback_c`."""
     if val is None:
         out = hold_out(train.y, train.group, seed)
         train, val = train.take(~out), train.take(out)

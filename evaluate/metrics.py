@@ -1,10 +1,7 @@
-"""Metrics that take counts: one call scores a whole block of bootstrap resamples.
-
-`y` is int64 (n,), classes 0 to C - 1; `score` is float64 (n, C), higher is surer; where there are two classes only,
-`positive` is bool (n,) and `score` float64 (n,). `weights` is float64 (B, n): how often each of the n samples occurs
-in each of B resamples; a row of ones is the data set itself. Every metric is float64 (B,), NaN where it has no value.
-Counts instead of repeated rows make a bootstrap exact, fast, and free of ties that are not in the data.
-"""
+"""Metrics that take counts: one call scores a block of bootstrap resamples. `y` is int64 (n,), classes 0 to C - 1;
+`score` is float64 (n, C), higher is surer; of two classes, `positive` is bool (n,) and `score` float64 (n,). `weights`
+is float64 (B, n): how often each sample occurs in each of B resamples; a row of ones is the data set itself. Every
+metric is float64 (B,), NaN where it has no value. Counts instead of repeated rows add no ties to the data."""
 
 from __future__ import annotations
 
@@ -25,29 +22,27 @@ def accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
 def balanced_accuracy(y: Labels, score: Floats, weights: Floats) -> Floats:
     """Return mean recall over the classes that occur, as `sklearn.metrics.balanced_accuracy_score`."""
     hits, _, actual = class_counts(y, score, weights)
-    return mean_over_classes(_ratio(hits, actual))
+    return mean_of_defined(_ratio(hits, actual))
 
 
 def macro_f1(y: Labels, score: Floats, weights: Floats) -> Floats:
-    """Return the mean F1 over the classes that occur in `y`. As `sklearn.metrics.f1_score(labels=np.unique(y),
-    average="macro", zero_division=0)`: a class that is only predicted costs precision elsewhere and gets no F1 of its
-    own."""
+    """Return the mean F1 over the classes that occur in `y`, as `sklearn.metrics.f1_score(labels=np.unique(y),
+    average="macro", zero_division=0)`."""
     hits, predicted, actual = class_counts(y, score, weights)
-    return mean_over_classes(np.where(actual > 0, _ratio(2 * hits, predicted + actual), np.nan))
+    return mean_of_defined(np.where(actual > 0, _ratio(2 * hits, predicted + actual), np.nan))
 
 
 def macro_auroc(y: Labels, score: Floats, weights: Floats) -> Floats:
     """Return the mean one-against-rest AUROC over the classes that occur, as MedMNIST's evaluator defines it. A class
-    without positives, or without negatives, has no AUROC and is left out of the mean; counting it as zero or as one
-    half would invent a result. NaN where no class is left."""
+    without positives or negatives has none and is left out of the mean."""
     areas = [auroc(y == c, score[:, c], weights) for c in np.unique(y)]
-    return mean_over_classes(np.reshape(areas, (-1, len(weights))).T)
+    return mean_of_defined(np.reshape(areas, (-1, len(weights))).T)
 
 
 def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Return the area under the ROC curve, ties counted half, for B weightings at once. The samples are sorted once;
-    then the area is the sum over positives p of w(p) * (N(below p) + N(tied with p) / 2), divided by P * N, with N
-    weights of negatives (the Mann-Whitney form; Hanley and McNeil 1982). Equals `roc_auc_score(sample_weight=...)`."""
+    """Return the area under the ROC curve, ties counted half: the sum over positives p of w(p) * (N(below p) + N(tied
+    with p) / 2), divided by P * N, with N weights of negatives (Hanley and McNeil 1982). Equals
+    `roc_auc_score(sample_weight=...)`."""
     order = np.argsort(score, kind="stable")
     ranked = score[order]
     # One sample per row, so that sorting moves whole rows and sums run along memory.
@@ -65,8 +60,7 @@ def auroc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
 
 
 def average_precision(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
-    """Return the sum over thresholds of precision times the recall gained there, for B weightings at once. Samples of
-    equal score share a threshold; nothing is interpolated. Equals
+    """Return the sum over thresholds (one for equal scores) of precision times the recall gained there. Equals
     `sklearn.metrics.average_precision_score(sample_weight=...)`; NaN without positives."""
     order = np.argsort(-score, kind="stable")
     rows = np.ascontiguousarray(weights.T)[order]
@@ -101,13 +95,10 @@ def weighted_median(values: Floats, weights: Floats) -> Floats:
 
 
 def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Return Harrell's concordance index; NaN where no pair can be compared. Two subjects can be compared when the one
-    with the shorter time had the event (or both have the same time and one of them was censored: the other died first).
-    A pair is concordant when the one who died first had the higher risk; equal risks count half. Harrell et al. 1996,
-    Statistics in Medicine 15:361, section 5. Counts instead of repeated subjects keep a subject from being compared
-    with itself, which would add ties of risk that are not in the data. Only the order of the risks counts, however
-    close they are. `risk`: float64 (n,), higher means an earlier event. `time`: float64 (n,), of the event or of the
-    last contact. `event`: bool (n,), whether the event was seen."""
+    """Return Harrell's concordance index (Harrell et al. 1996, Statistics in Medicine 15:361, section 5); NaN where no
+    pair can be compared. Two subjects can be when the one with the shorter time had the event, or both have the same
+    time and one was censored; concordant when the one who died first had the higher risk, half for equal risks. `risk`:
+    float64 (n,), higher means an earlier event. `time`: float64 (n,). `event`: bool (n,), whether it was seen."""
     right, every = np.zeros(len(weights)), np.zeros(len(weights))
     for start in range(0, len(risk), SUBJECTS):
         part = slice(start, start + SUBJECTS)
@@ -120,20 +111,19 @@ def concordance(risk: Floats, time: Floats, event: NDArray[np.bool_], weights: F
 
 
 def class_counts(y: Labels, score: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return hits, predictions and occurrences of every class, each float64 (B, C)."""
+    """Hits, predictions and occurrences of every class, each float64 (B, C)."""
     classes = np.eye(score.shape[1])
     predicted, actual = classes[score.argmax(axis=1)], classes[y]
     return weights @ (predicted * actual), weights @ predicted, weights @ actual
 
 
-def mean_over_classes(values: Floats) -> Floats:
+def mean_of_defined(values: Floats) -> Floats:
     """Return the mean over axis 1 of the values that exist: (B, C) to (B,), NaN where none does."""
     there = ~np.isnan(values)
     return _ratio(np.where(there, values, 0.0).sum(axis=1), there.sum(axis=1).astype(np.float64))
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Element by element; NaN where the denominator is zero."""
     result = np.full(np.broadcast(numerator, denominator).shape, np.nan)
     np.divide(numerator, denominator, out=result, where=denominator > 0)
     return result

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import expit
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import UserError, collect
 from mmkd.base.text import cell_text
 from mmkd.evaluate.dataset import DatasetRows, Samples, Split, value_counts
 from mmkd.evaluate.dataset_spec import DatasetSpec
@@ -26,7 +26,7 @@ from mmkd.evaluate.linear_probe import (
     probe_splits,
     training_rows,
 )
-from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_over_classes
+from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.task import Contrast, Metric, Scoring, Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
@@ -63,12 +63,10 @@ class MultilabelZeroShot(Task[MultilabelZeroShotSettings]):
 
     def problems(self, data: DatasetRows) -> list[str]:
         found = label_problems(data, ("test",))
-        try:
+        with collect(found):
             data.prompt_labels()
             if data.negatives is not None:
                 data.prompt_labels(negative=True)
-        except UserError as error:
-            found.append(str(error))
         return found
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
@@ -139,7 +137,6 @@ class MultilabelProbe(LinearProbe):
 
 
 def _known(rows: Labeled, label: int) -> Labeled:
-    """Return the rows where one label is known, with that label."""
     known = rows.take(rows.y[:, label] != UNKNOWN)
     return Labeled(known.x, known.y[:, label], known.group)
 
@@ -147,9 +144,8 @@ def _known(rows: Labeled, label: int) -> Labeled:
 def truth(data: DatasetRows, samples: Samples) -> NDArray[np.int8]:
     """Return int8 (n, L): 1 where a sample has a label, 0 where not, -1 where unknown. Raises UserError for a list of
     labels that cannot be read, or values that the description does not name."""
-    spec, classes = data.spec.multilabel, data.spec.classes
+    spec, classes = data.spec.multilabel, data.spec.classes or {}
     assert spec is not None, "the suite requires it for this task"
-    assert classes is not None, "the suite requires it for this task"
     found = np.full((len(samples), len(classes)), UNKNOWN, dtype=np.int8)
     alien: list[object] = []
     if spec.column is not None:
@@ -170,8 +166,7 @@ def truth(data: DatasetRows, samples: Samples) -> NDArray[np.int8]:
     meanings = spec.meanings
     for label, (name, columns) in enumerate(classes.items()):
         cells = np.stack([samples.column(column) for column in columns])
-        alien = [cell for cell in cells.flat if cell not in meanings]
-        if alien:
+        if alien := [cell for cell in cells.flat if cell not in meanings]:
             raise UserError(
                 f"{data.spec.dataset}: {name} has {value_counts(alien)} among the {samples.name} rows; name these "
                 "values under `multilabel: positive`, `negative` or `unknown`"
@@ -196,7 +191,6 @@ def _listed(cell: str, separator: str | None, where: str) -> set[str]:
 
 
 def label_counts(data: DatasetRows, splits: tuple[Split, ...]) -> dict[str, dict[str, int]]:
-    """Return positive, negative and unknown samples of every label in every split."""
     found = {}
     for split in splits:
         for name, known in zip(data.classes, truth(data, data.split(split)).T, strict=True):
@@ -205,23 +199,20 @@ def label_counts(data: DatasetRows, splits: tuple[Split, ...]) -> dict[str, dict
 
 
 def label_problems(data: DatasetRows, splits: tuple[Split, ...]) -> list[str]:
-    """Return labels that no sample of a split has, or every one: nothing can be measured of them."""
-    found = []
+    """Labels that no sample of a split has, or every one."""
+    found: list[str] = []
     for split in splits:
-        try:
-            known = truth(data, data.split(split))
-        except UserError as error:
-            found.append(str(error))
-            continue
-        for what, value in MEANINGS[:2]:
-            bare = [name for name, column in zip(data.classes, known.T, strict=True) if value not in column]
-            if bare:
-                found.append(f"{data.spec.dataset}: {bare[0]!r} has no {what} {split} rows ({len(bare)} such labels)")
+        with collect(found):
+            known = truth(data, data.split(split)).T
+            for what, value in MEANINGS[:2]:
+                if bare := [name for name, column in zip(data.classes, known, strict=True) if value not in column]:
+                    size = len(bare)
+                    found.append(f"{data.spec.dataset}: {bare[0]!r} has no {what} {split} rows ({size} such labels)")
     return found
 
 
 def predictions(data: DatasetRows, score: Floats, available: NDArray[np.bool_], info: dict[str, Any]) -> Predictions:
-    """Return the answers for all test samples: a score for every label (n, L), and the truth."""
+    """A score for every label (n, L) of all test samples, and the truth."""
     columns = np.column_stack([score, truth(data, data.split("test")).astype(np.float64)])
     columns[~available] = np.nan
     names = (*data.classes, *(f"is {name}" for name in data.classes))
@@ -234,15 +225,14 @@ def _label_contrasts(found: Predictions) -> list[Contrast]:
 
 
 def _over_labels(metric: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) -> Metric:
-    """Return the mean of a metric over the labels that it has a value of, each on the samples where the label is
-    known."""
+    """Return the mean of a metric over labels, each on the samples where it is known."""
 
     def mean(found: Predictions, weights: Floats) -> Floats:
         values = []
         for score, known in zip(*np.split(found.score.T, 2), strict=True):
             rows = known != UNKNOWN
             values.append(metric(known[rows] == 1, score[rows], weights[:, rows]))
-        return mean_over_classes(np.stack(values, axis=1))
+        return mean_of_defined(np.stack(values, axis=1))
 
     return mean
 

@@ -1,16 +1,8 @@
-"""Protocol `mmkd_official`: scores as the evaluation code released with MMKD-CLIP computes them, quirks included.
-
-Source: github wangshansong1/MMKD-CLIP (MIT), `src/clipeval/eval_zeroshot.py`, functions `evaluate_metrics`,
-`compute_bootstrap_ci` and `stratified_bootstrap_indices`. Reimplemented; its peculiarities:
-
-- probabilities are a float32 softmax of bare cosines (temperature 1), which changes the macro AUROC and ties scores
-  that nearly agree;
-- with two classes, F1, precision and recall are those of class 1 alone, so the order of the classes decides;
-- every resample holds one forced draw of each class, which over-represents rare classes;
-- resamples ignore patients, and only classes that occur are counted.
-
-Where the released code stops with an exception (a class is absent from the test set), values are undefined here.
-"""
+"""Protocol `mmkd_official`: scores as the evaluation code released with MMKD-CLIP computes them, reimplemented from
+github wangshansong1/MMKD-CLIP (MIT), `src/clipeval/eval_zeroshot.py`, quirks included: probabilities are a float32
+softmax of bare cosines (temperature 1), which ties scores that nearly agree; F1, precision and recall of two classes
+are those of class 1 alone; every resample holds one forced draw of each class and ignores patients. Where the released
+code stops with an exception (a class is absent from the test set), values are undefined here."""
 
 from __future__ import annotations
 
@@ -31,8 +23,8 @@ BLOCK = 250
 
 
 def forced_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Yield counts of resamples with one forced draw per class and N - C uniform ones, float64 (b, n), drawn in the
-    order of the released code, so that intervals agree to the last digit."""
+    """Yield counts, float64 (b, n), of resamples with one forced draw per class and N - C uniform ones, in the order of
+    the released code: intervals agree to the last digit."""
     rows = np.flatnonzero(predictions.available)
     y = predictions.labels()[rows]
     members = [np.flatnonzero(y == label) for label in np.unique(y)]
@@ -59,8 +51,8 @@ def auroc(predictions: Predictions, weights: Floats) -> Floats:
 
 
 def _over_classes(parts: Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]) -> Metric:
-    """Return a ratio of counts (hits, predicted, actual) of each class, averaged as scikit-learn's `average="binary"`
-    (class 1 alone) with two classes and `"macro"` with more; 0 where a class has no denominator."""
+    """Average a ratio of counts (hits, predicted, actual) as scikit-learn's `average="binary"` (class 1 alone) with two
+    classes and `"macro"` with more; 0 where a class has no denominator."""
 
     def metric(predictions: Predictions, weights: Floats) -> Floats:
         hits, predicted, actual = metrics.class_counts(predictions.labels(), predictions.score, weights)

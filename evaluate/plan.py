@@ -26,9 +26,6 @@ from mmkd.store import FeatureStore, MmkdError
 
 PLANS = "plans"
 """Folder of the plans, one for each suite that was run."""
-LONGEST = 150
-"""Letters of a file name that a suite's name may take."""
-
 NOT_IN_THE_NUMBERS = (
     "dataset", "about", "described_in", "source", "store", "modality", "role", "tasks", "settings", "notes",
 )  # fmt: skip
@@ -48,8 +45,8 @@ class Plan(Frozen):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plan with the data sets and features that running it needs, opened on first use. stores: by path. features: by
-    data set and model."""
+    """A plan with the stores (by path), data sets and features (by data set and model) that running it needs, opened on
+    first use."""
 
     plan: Plan
     stores: dict[str, FeatureStore] = field(default_factory=dict)
@@ -57,13 +54,11 @@ class Loaded:
     features: dict[tuple[str, str], Features] = field(default_factory=dict)
 
     def rows_of(self, dataset: str) -> DatasetRows:
-        """Return the rows of a data set. Raises StoreError, UserError as `load_dataset`."""
         if dataset not in self.data:
             self.data[dataset] = load_dataset(self.plan.suite.dataset(dataset), self._store_of(dataset))
         return self.data[dataset]
 
     def features_of(self, dataset: str, model: str) -> Features:
-        """Return the features of a model or an ensemble. Raises StoreError if the store has no such encoder."""
         if (dataset, model) not in self.features:
             members = self.plan.suite.ensembles.get(model, ())
             self.features[dataset, model] = Features(self._store_of(dataset), model, members)
@@ -77,9 +72,8 @@ class Loaded:
 
 
 def make_plan(suite: Suite) -> Loaded:
-    """Open the stores and list the units. Units that cannot run are listed with the reason. Raises ConfigError for a
-    primary metric that does not exist, or an ensemble named like an encoder of a store. Raises StoreError if there is
-    no store at all, or one cannot be opened."""
+    """Open the stores and list the units, those that cannot run with the reason. Raises ConfigError for an unknown
+    primary metric, or an ensemble named like an encoder; StoreError if there is no store, or one cannot be opened."""
     stores, unopened = open_stores(suite)
     for error in unopened.values():
         if not stores or not isinstance(error, NotAStoreError):
@@ -99,8 +93,7 @@ def make_plan(suite: Suite) -> Loaded:
 
 
 def open_stores(suite: Suite) -> tuple[dict[str, FeatureStore], dict[str, MmkdError]]:
-    """Return the stores of a suite by path, and why others cannot be opened: NotAStoreError if nothing was extracted
-    into them yet."""
+    """Return the stores of a suite by path, and why others cannot be opened."""
     stores: dict[str, FeatureStore] = {}
     unopened: dict[str, MmkdError] = {}
     for path in dict.fromkeys(spec.store for spec in suite.datasets):
@@ -115,15 +108,14 @@ def model_names(suite: Suite, stores: list[FeatureStore]) -> tuple[str, ...]:
     """Return the models in the order of the suite, or all encoders of the stores; then the ensembles. Raises
     ConfigError if an ensemble has the name of an encoder."""
     encoders = dict.fromkeys(slug for store in stores for slug in store.teachers)
-    clash = [name for name in suite.ensembles if name in encoders]
-    if clash:
+    if clash := [name for name in suite.ensembles if name in encoders]:
         raise ConfigError(f"ensemble {clash[0]!r} has the name of an encoder in the store; name it otherwise")
     return (*(suite.models or tuple(encoders)), *suite.ensembles)
 
 
 def read_plan(out: Path, suite: str | None = None) -> Plan:
-    """Read the plan of a suite, or of the only one, in an output folder. Raises ConfigError if nothing was run into
-    this folder, or by another version, or several suites and none is named."""
+    """Read the plan of a suite, or of the only one, in an output folder. Raises ConfigError if nothing was run into it,
+    or by another version, or several suites and none is named."""
     paths = sorted((out / PLANS).glob("*.json"))
     wanted = paths if suite is None else [path for path in paths if path == plan_path(out, suite)]
     plans = []
@@ -142,14 +134,12 @@ def read_plan(out: Path, suite: str | None = None) -> Plan:
 
 
 def plan_path(out: Path, suite: str) -> Path:
-    """Return the suite's own file, whatever its name: characters that files cannot have are percent-encoded. A name too
-    long for a file is cut and ends with its digest."""
+    """Return the suite's own file, percent-encoded; a name too long for a file is cut and ends with its digest."""
     name = quote(suite, safe=" ")
-    return out / PLANS / f"{name if len(name) <= LONGEST else f'{name[:LONGEST]}-{_digest(suite)}'}.json"
+    return out / PLANS / f"{name if len(name) <= 150 else f'{name[:150]}-{_digest(suite)}'}.json"
 
 
 def _problem(work: Callable[..., object], *names: str) -> str:
-    """Return the reason a data set or encoder cannot be opened; only its units fail with it (see `run_unit`)."""
     try:
         work(*names)
     except Exception as error:  # noqa: BLE001 - the boundary of a unit begins where its data are opened
@@ -158,14 +148,13 @@ def _problem(work: Callable[..., object], *names: str) -> str:
 
 
 def _task_units(loaded: Loaded, spec: DatasetSpec, name: str, model: str, reason: str) -> list[Unit]:
-    """Return the units of one task and model on one data set."""
     suite, task = loaded.plan.suite, TASKS[name]
     task.scoring(spec)  # a primary metric that does not exist is an error of the suite, not of a unit
     digests = {"features_digest": "", "data_digest": ""}
     if not reason:
         data = loaded.rows_of(spec.dataset)
-        features = loaded.features_of(spec.dataset, model).digest(data.rows_used)
-        digests = {"features_digest": features, "data_digest": data.digest}
+        digests["features_digest"] = loaded.features_of(spec.dataset, model).digest(data.rows_used)
+        digests["data_digest"] = data.digest
     left_out: dict[str, Any] = dict.fromkeys((*NOT_IN_THE_NUMBERS, *(set(spec.sections) - {name})), True)
     described = {
         "dataset": spec.model_dump(mode="json", exclude=left_out | {"prompts": {"file"}}),

@@ -22,30 +22,26 @@ _META = b"mmkd.evaluate"
 
 @dataclass(frozen=True)
 class Predictions:
-    """One unit's answers for n samples (or queries), in grid order.
-
-    ids: str (n,), sample keys; unique.
-    group: str (n,), what intervals resample as a whole.
-    domain: str (n,), what tables may divide by.
-    y: int64 (n,) class index, or None where the task has no label.
-    score: float64 (n, len(columns)): class probabilities, or ranks and the like; NaN where not available.
-    available: bool (n,), false where the model has no features for the sample. Such rows are never scored.
-    columns: what the score columns are.
-    fold: int64 (n,), the part of a cross-validation that tested the sample, or None where there was one test set.
-    info: facts of the run. `warnings`: sentences that every table shows. `undefined`: by metric, why it has no value.
-        `choices`: digest of what the model could choose from (see `choices_digest`); models that had other choices are
-        not compared as they stand.
-    """
+    """One unit's answers for n samples (or queries), in grid order. Arrays are (n,), score is (n, len(columns))."""
 
     ids: NDArray[np.object_]
+    """Sample keys; unique."""
     group: NDArray[np.object_]
+    """What intervals resample as a whole."""
     domain: NDArray[np.object_]
+    """What tables may divide by."""
     y: NDArray[np.int64] | None
+    """Class index, or None where the task has no label."""
     score: NDArray[np.float64]
+    """Class probabilities, or ranks and the like; NaN where not available."""
     available: NDArray[np.bool_]
+    """False where the model has no features for the sample. Such rows are never scored."""
     columns: tuple[str, ...]
     info: dict[str, Any] = field(default_factory=dict)
+    """`warnings`: sentences that every table shows. `undefined`: by metric, why it has no value. `choices`: see
+    `choices_digest`; models that had other choices are not compared as they stand."""
     fold: NDArray[np.int64] | None = None
+    """Part of a cross-validation that tested the sample, or None where there was one test set."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -57,16 +53,13 @@ class Predictions:
         return len(self.ids)
 
     def labels(self) -> NDArray[np.int64]:
-        """Return class indices, int64 (n,)."""
         assert self.y is not None, "a classifying task stores labels"
         return self.y
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """Return one score column, float64 (n,)."""
         return self.score[:, self.columns.index(name)]
 
     def take(self, mask: NDArray[np.bool_]) -> Predictions:
-        """Return the rows where `mask` (n,) is true."""
         names = ("ids", "group", "domain", "y", "score", "available", "fold")
         rows: dict[str, Any] = {name: None if (v := getattr(self, name)) is None else v[mask] for name in names}
         return replace(self, **rows)
@@ -105,8 +98,7 @@ def encode_predictions(predictions: Predictions) -> bytes:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of `encode_predictions`, equal to the last bit. Raises CorruptStoreError if it is missing, or not
-    such a file."""
+    """Read a file of `encode_predictions`. Raises CorruptStoreError if it is missing, or not such a file."""
     try:
         table = pq.read_table(path)
         meta = json.loads((table.schema.metadata or {})[_META])

@@ -18,14 +18,11 @@ from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.statistics import p_text
 from mmkd.evaluate.table import build_table
 
-DRAWN = ("heat-map", "forest", "box", "radar", "label-efficiency", "kaplan-meier")
-"""Figures of a report, in the order that a reader should see them; those that a task cannot have are left out."""
-
 
 def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: str | None = None) -> None:
-    """Write the page `target` of a folder that `run_suite` filled; it needs no network and no other file. `model` is
-    compared with all others; `suite` is needed where several were run into the folder. Raises ConfigError if nothing
-    was run, or there is no such model. Raises StoreError if the disk is full or read-only."""
+    """Write the page `target`, which needs no other file, of a folder that `run_suite` filled; `model` is compared with
+    all others. Raises ConfigError if nothing was run, or several suites and none is named, or there is no such model;
+    StoreError if the disk is full or read-only."""
     folder = ResultFolder(out, suite)
     if model not in folder.plan.models:
         raise ConfigError(f"{out} has no model {model!r}; it has {', '.join(folder.plan.models)}")
@@ -51,7 +48,6 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: 
 
 
 def _section(folder: ResultFolder, question: Question, model: str) -> dict[str, Any]:
-    """One task in one head at one share of labels: its table, tables of its other metrics, comparison and figures."""
     table = build_table(folder, question)
     scoring, metric = folder.scoring(question)
     comparison = None
@@ -60,10 +56,9 @@ def _section(folder: ResultFolder, question: Question, model: str) -> dict[str, 
         with contextlib.suppress(CorruptStoreError):
             comparison = compare(folder, model, question)
     pictures = []
-    for name in DRAWN if question.fraction == 1 else ("heat-map", "forest"):
-        if (len(table.rows) == 1 and name in ("heat-map", "forest", "box")) or (
-            len(table.columns) == 1 and name == "box"
-        ):
+    trivial = ("heat-map", "forest", "box") if len(table.rows) == 1 else ("box",) if len(table.columns) == 1 else ()
+    for name in FIGURES if question.fraction == 1 else ("heat-map", "forest"):
+        if name in trivial:
             continue
         with contextlib.suppress(ConfigError):  # the task cannot have it: one share of labels, no survival times
             markup = rendered(FIGURES[name](folder, question, model), "svg").decode()

@@ -28,17 +28,15 @@ class BootstrapSettings(Frozen):
 
 
 def clustered_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Draw groups of rows, available or not, with replacement; yield counts, float64 (b, n), in blocks that add up to
-    `settings.n` rows. As many groups are drawn as there are, each with all its rows (Davison and Hinkley 1997, section
-    3.8: resampling at the level at which data are independent). The draws depend on the seed, the groups and `name`
-    (such as `suite/dataset/test`) only, never on the model, so differences between models are paired."""
+    """Draw as many groups as there are with replacement, each with all its rows, available or not (Davison and Hinkley
+    1997, section 3.8); yield counts, float64 (b, n), in blocks that add up to `settings.n`. The draws depend on the
+    seed, the groups and `name` only, never on the model, so differences between models are paired."""
     _, member = np.unique(predictions.group.astype(str), return_inverse=True)
     yield from group_counts(member.astype(np.int64), settings.n, [settings.seed, *name_words(name)])
 
 
 def group_counts(member: NDArray[np.int64], n: int, seed: int | list[int]) -> Iterator[Floats]:
-    """Yield counts of rows in n resamples of groups. `member`: int64 (rows,), the group of every row, 0 to G - 1.
-    `seed`: for `numpy.random.default_rng`."""
+    """Yield counts of rows in n resamples of groups. `member`: int64 (rows,), the group of every row, 0 to G - 1."""
     rng = np.random.default_rng(seed)
     groups = int(member.max(initial=-1)) + 1
     step = max(1, BLOCK_ELEMENTS // max(1, len(member)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 import traceback
 from collections.abc import Iterable
@@ -76,14 +75,9 @@ def code_digest() -> str:
     return sha.hexdigest()[:16]
 
 
-def number(value: float) -> float | None:
-    """JSON has no NaN: an undefined value is null."""
-    return None if math.isnan(value) else value
-
-
 def append_results(out: Path, rows: Iterable[ResultRow]) -> None:
-    """Append one unit's rows in one write, after cutting off a line that a kill left unfinished; one writer at a time.
-    Raises StoreError if the disk is full or read-only."""
+    """Append one unit's rows in one write, after cutting off a line that a kill left unfinished. Raises StoreError if
+    the disk is full or read-only."""
     path = out / RESULTS
     data = "".join(row.model_dump_json() + "\n" for row in rows).encode()
     with disk_errors(path):

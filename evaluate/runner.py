@@ -1,7 +1,4 @@
-"""Running a suite: finished units are skipped, failures are recorded, the rest goes on.
-
-Units run in this process or in several with one thread each; the numbers do not depend on how many.
-"""
+"""Running a suite: finished units are skipped, failures are recorded, the rest goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -25,10 +22,10 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped] #
 from mmkd.base.errors import ConfigError
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.base.lock import lock_until_closed
-from mmkd.base.text import counted, one_line
+from mmkd.base.text import counted, one_line, plain_values
 from mmkd.evaluate.plan import Loaded, Plan, make_plan, plan_path
 from mmkd.evaluate.predictions import Predictions, encode_predictions
-from mmkd.evaluate.results import ResultRow, append_results, code_digest, failure, number, read_results
+from mmkd.evaluate.results import ResultRow, append_results, code_digest, failure, read_results
 from mmkd.evaluate.statistics import resampled
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.task import Unit
@@ -42,8 +39,8 @@ they need (two seconds; three with PyTorch)."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of one unit. status: `ran`, `done` (earlier) or `failed`. warnings: doubts about its values. other_code:
-    done by sources of mmkd.evaluate that are not those of now."""
+    """status: `ran`, `done` (earlier) or `failed`. warnings: doubts about its values. other_code: done by other sources
+    of mmkd.evaluate than those of now."""
 
     unit: Unit
     status: str
@@ -54,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Outcome of all units of a run. absent: data sets of the suite that nothing was extracted of."""
+    """absent: data sets of the suite that nothing was extracted of."""
 
     out: Path
     outcomes: tuple[Outcome, ...]
@@ -93,15 +90,14 @@ def run_suite(
 ) -> RunReport:
     """Run what is missing of a suite. Writes `plans/SUITE.json`, `results.jsonl` (append-only) and `predictions/` into
     `out`. A unit whose features, rows and settings are those of a stored result is not run again; failed units are.
-    A second run of the suite into `out` waits for the first, and then finds its units done. Raises ConfigError if the
-    suite contradicts itself, or `selection` with report sets. Raises StoreError if a store cannot be opened, or results
-    cannot be written.
+    A second run of the suite into `out` waits for the first. Raises ConfigError if the suite contradicts itself, or
+    `selection` with report sets; StoreError if a store cannot be opened, or results cannot be written.
 
     Args:
         selection: the scores will be used to choose a model: suites with `role: report` sets are refused.
         force: run finished units again; their new rows count.
-        jobs: units at once, each in a spawned process with one thread; more than one needs the usual
-            `if __name__ == "__main__":` of a script. The numbers do not depend on it, the order of the lines does.
+        jobs: units at once, each in a spawned process with one thread; the numbers do not depend on it. More than one
+            needs the usual `if __name__ == "__main__":` of a script.
         progress: called after every unit with its outcome and the number of all units.
         say: called with a line where another run has to end first.
     """
@@ -126,8 +122,7 @@ def run_suite(
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("ab")
     with file:
-        line = f"waiting for another run of {one_line(suite.suite)} into {out} to end"
-        lock_until_closed(file, lambda: say(line))
+        lock_until_closed(file, lambda: say(f"waiting for another run of {one_line(suite.suite)} into {out} to end"))
         write_atomically(plan, (loaded.plan.model_dump_json(indent=1) + "\n").encode())
         finished = {
             key: rows[0].code_digest
@@ -140,8 +135,8 @@ def run_suite(
         for planned, rows in run_units(loaded, [one for one in units if one.key not in finished], out, jobs):
             append_results(out, rows)
             failed = rows[0].status == "failed"
-            status, reason = ("failed", rows[0].reason) if failed else ("ran", "")
-            note(planned.key, Outcome(planned, status, reason, rows[0].warnings))
+            outcome = Outcome(planned, "failed", rows[0].reason) if failed else Outcome(planned, "ran")
+            note(planned.key, replace(outcome, warnings=rows[0].warnings))
     return RunReport(out, tuple(outcomes[planned.key] for planned in units), loaded.plan.absent)
 
 
@@ -220,9 +215,8 @@ def _run(planned: Unit, out: Path) -> list[ResultRow]:
 
 
 def run_unit(loaded: Loaded, planned: Unit, out: Path) -> list[ResultRow]:
-    """Run a unit and write its predictions below `out`; the lines are the caller's to append. The boundary of a unit:
-    any error makes one line with status `failed` and the reason, so that it fails no other unit. Raises StoreError if
-    predictions cannot be written."""
+    """Run a unit, write its predictions below `out` and return its result lines. The boundary of a unit: any error
+    makes one line with status `failed` and the reason. Raises StoreError if predictions cannot be written."""
     started = time.perf_counter()
     if planned.reason:
         return [_failed(loaded, planned, planned.reason)]
@@ -239,10 +233,9 @@ def run_unit(loaded: Loaded, planned: Unit, out: Path) -> list[ResultRow]:
 
 @functools.cache
 def _threads() -> ThreadpoolController:
-    """BLAS and OpenMP libraries of this process, to compute with one thread each. The last digit then does not depend
-    on the number of cores, and units divide better than steps: measured on two cores, one thread fits a logistic
-    regression 5 to 10 times faster than two, for 300 x 16 up to 20,000 x 512 features. Finding the libraries takes
-    longer than a small fit, hence once."""
+    """BLAS and OpenMP libraries of this process, to compute with one thread each: the last digit then does not depend
+    on the number of cores, and a logistic regression fits 5 to 10 times faster than with two (300 x 16 up to 20,000 x
+    512 features). Finding the libraries takes longer than a small fit, hence once."""
     return ThreadpoolController()
 
 
@@ -259,19 +252,19 @@ def _score(loaded: Loaded, planned: Unit, predictions: Predictions, seconds: flo
     suite = loaded.plan.suite
     scoring = TASKS[planned.task].scoring(suite.dataset(planned.dataset))
     name = suite.resample_name(planned.dataset)
-    every_row = {"": np.ones(len(predictions), dtype=bool)}
-    found = resampled(predictions, scoring.metrics, scoring, bootstrap=suite.bootstrap, name=name, parts=every_row)
+    parts = {"": np.ones(len(predictions), dtype=bool)}
+    found = resampled(predictions, scoring.metrics, scoring, bootstrap=suite.bootstrap, name=name, parts=parts)
     rows = []
     for (_, metric), replicates in found.items():
-        low, high = replicates.interval(suite.bootstrap.level)
+        value, low, high = plain_values([replicates.value, *replicates.interval(suite.bootstrap.level)])
         rows.append(
             _row(
                 loaded,
                 planned,
                 metric=metric,
-                value=number(replicates.value),
-                ci_low=number(low),
-                ci_high=number(high),
+                value=value,
+                ci_low=low,
+                ci_high=high,
                 n=replicates.n,
                 n_missing=replicates.missing,
                 n_groups=replicates.groups,
@@ -291,7 +284,6 @@ def _failed(loaded: Loaded, planned: Unit, reason: str) -> ResultRow:
 
 
 def _row(loaded: Loaded, planned: Unit, **result: object) -> ResultRow:
-    """Return a result line: the unit's identity and its result."""
     suite = loaded.plan.suite
     spec = suite.dataset(planned.dataset)
     identity = planned.model_dump() | {

@@ -12,17 +12,15 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mmkd.base.errors import UserError
 from mmkd.evaluate.features import Bags
-from mmkd.evaluate.metrics import Floats
+from mmkd.evaluate.metrics import Floats, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
 from mmkd.evaluate.task import Metric
 
-HELD_OUT_SHARE = 0.2
-
 
 def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Draw a share of the rows of every class, at least one of each. Returns int64 (m,), ascending positions. `y`:
-    int64 (n,), class of every row. `share`: within (0, 1]; 1 gives every row. `seed`: of the draw."""
+    """Draw a share, within (0, 1], of the rows of every class `y`, int64 (n,), at least one of each. Returns ascending
+    positions, int64 (m,)."""
     rng = np.random.default_rng(seed)
     drawn = [np.empty(0, dtype=np.int64)]
     for label in np.unique(y):
@@ -32,16 +30,15 @@ def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int6
 
 
 def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDArray[np.bool_]:
-    """Choose whole groups so that about a fifth of every class is held out and every class stays in training. Rarest
-    class first, groups in random order. A class that only one group has is not held out; nothing is held out when that
-    is so of all classes. Returns bool (n,), true where held out. `y`: int64 (n,), class of every row. `group`: str
-    (n,). `seed`: of the order."""
+    """Choose whole groups, str (n,), so that about a fifth of every class `y`, int64 (n,), is held out and every class
+    stays in training: rarest class first, groups in random order. A class that only one group has is not held out.
+    Returns bool (n,)."""
     names, member = np.unique(group.astype(str), return_inverse=True)
     classes = np.unique(y)
     rows = np.zeros((len(names), len(classes)), dtype=np.int64)
     np.add.at(rows, (member, np.searchsorted(classes, y)), 1)
     left = rows.sum(axis=0)
-    wanted = np.maximum(1, np.round(HELD_OUT_SHARE * left)).astype(np.int64)
+    wanted = np.maximum(1, np.round(0.2 * left)).astype(np.int64)
     held = np.zeros_like(left)
     out = np.zeros(len(names), dtype=bool)
     order = np.random.default_rng(seed).permutation(len(names))
@@ -49,15 +46,13 @@ def hold_out(y: NDArray[np.int64], group: NDArray[np.object_], seed: int) -> NDA
         for candidate in order[(rows[order, column] > 0) & ~out[order]]:
             if held[column] >= wanted[column]:
                 break
-            keeps_every_class = bool(((left - held - rows[candidate] > 0) | (rows[candidate] == 0)).all())
-            if keeps_every_class:
+            if ((left - held - rows[candidate] > 0) | (rows[candidate] == 0)).all():  # every class stays
                 out[candidate] = True
                 held += rows[candidate]
     return out[member]
 
 
 def shared_groups(one: NDArray[np.object_], other: NDArray[np.object_]) -> list[str]:
-    """Return groups that occur on both sides of a split, sorted; a sound split has none."""
     return sorted(set(one.tolist()) & set(other.tolist()))
 
 
@@ -79,10 +74,9 @@ class Round:
 def rounds(
     fold: NDArray[np.int64], there: NDArray[np.bool_], even: NDArray[np.int64], group: NDArray[np.object_], seed: int
 ) -> Iterator[Round]:
-    """Yield a round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. Raises
-    UserError for a round without anything to train on. `fold`: int64 (n,), the round that tests a bag; -1 for bags that
-    are only ever trained on. `there`: bool (n,), bags with features. `even`: int64 (n,), classes or events, which the
-    held-out part has about evenly. `group`: str (n,), patients. `seed`: of the held-out part."""
+    """Yield a round for each fold; a fifth of the other bags, whole groups at a time, is held out to stop by. `fold`:
+    int64 (n,), the round that tests a bag, -1 for none. `there`: bool (n,), bags with features. `even`: int64 (n,),
+    classes or events. `group`: str (n,), patients. Raises UserError for a round without anything to train on."""
     for number in np.unique(fold[fold >= 0]).tolist():
         seen, test = np.flatnonzero((fold != number) & there), np.flatnonzero((fold == number) & there)
         if len(seen) < 2:
@@ -93,8 +87,8 @@ def rounds(
 
 
 def folds_of(bags: Bags, even: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
-    """Return published folds where the data set names a column, else k drawn ones: int64 (n,). Raises UserError for
-    folds that cannot be drawn or read."""
+    """Published folds where the data set names a column, else k drawn ones: int64 (n,), as `read_folds`,
+    `draw_folds`."""
     column = bags.data.spec.fold
     return draw_folds(even, group, k, seed) if column is None else read_folds(bags.column(column), group, column)
 
@@ -109,9 +103,8 @@ def answers(n: int, width: int, every_round: Iterator[Round], answer: Callable[[
 
 
 def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: int) -> NDArray[np.int64]:
-    """Divide samples into k folds, whole groups at a time, classes (or events) about evenly. Returns int64 (n,), 0 to k
-    - 1. `y`: int64 (n,), what is spread evenly. `group`: str (n,), patients. Raises UserError for fewer groups than
-    folds."""
+    """Divide samples into k folds, int64 (n,), whole groups, str (n,), at a time, classes or events `y`, int64 (n,),
+    about evenly. Raises UserError for fewer groups than folds."""
     groups = len(set(group.tolist()))
     if groups < k:
         raise UserError(f"{groups} patients cannot fill {k} folds; set folds to {max(groups, 2)} or less")
@@ -130,8 +123,7 @@ def draw_folds(y: NDArray[np.int64], group: NDArray[np.object_], k: int, seed: i
 def read_folds(values: NDArray[np.object_], group: NDArray[np.object_], column: str) -> NDArray[np.int64]:
     """Return published folds by their column, int64 (n,), numbered in the order of their sorted names. Raises UserError
     for a sample without a fold, a group in two folds, or only one fold."""
-    missing = int(sum(value is None for value in values))
-    if missing:
+    if missing := sum(value is None for value in values):
         raise UserError(f"column {column!r} names no fold for {missing} samples; leave them out or name their fold")
     names, fold = np.unique(values.astype(str), return_inverse=True)
     if len(names) < 2:
@@ -151,19 +143,15 @@ def mean_over_folds(metric: Metric) -> Metric:
         if predictions.fold is None:
             return metric(predictions, weights)
         masks = [predictions.fold == number for number in np.unique(predictions.fold)]
-        values = np.stack([metric(predictions.take(mask), weights[:, mask]) for mask in masks])
-        there = ~np.isnan(values)
-        result = np.full(len(weights), np.nan)
-        np.divide(np.nansum(values, axis=0), there.sum(axis=0), out=result, where=there.any(axis=0))
-        return result
+        values = [metric(predictions.take(mask), weights[:, mask]) for mask in masks]
+        return mean_of_defined(np.stack(values, axis=1))
 
     return of_predictions
 
 
 def folded_resamples(predictions: Predictions, settings: BootstrapSettings, name: str) -> Iterator[Floats]:
-    """Yield counts, float64 (settings.n, n), of groups resampled inside each fold, so that every resample has folds of
-    the sizes they have. The draws depend on the seed, `name`, the folds and the groups only: differences between models
-    are paired. `predictions`: rows that count, available or not."""
+    """Yield counts, float64 (settings.n, n), of groups resampled inside each fold. The draws depend on the seed,
+    `name`, the folds and the groups only, as in `clustered_resamples`."""
     counts = np.zeros((settings.n, len(predictions)))
     fold = np.zeros(len(predictions), dtype=np.int64) if predictions.fold is None else predictions.fold
     for number in np.unique(fold).tolist():

@@ -16,8 +16,6 @@ from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings
 from mmkd.evaluate.task import Contrast, Scoring
 
-FINITE_SHARE = 0.5
-"""An interval needs at least this share of resamples with a value."""
 FEWEST_GROUPS = 10
 """An interval, and with it a p and a verdict, needs this many independent groups. In simulations, intervals of 10
 groups that claim 95 % hold the truth in 88 to 89 % of studies; fewer groups say nothing about others."""
@@ -31,11 +29,9 @@ VERDICTS: tuple[Verdict, ...] = ("win", "tie", "loss")
 
 @dataclass(frozen=True)
 class Replicates:
-    """A value and what it became in each resample. value: on the data themselves, NaN where undefined. draws: float64
-    (B,). n, groups: rows and groups behind it. missing: rows that were not scored, because the model has no features
-    for them. limits: least and largest value that can be. trials: groups of a mean over samples, 0 for other metrics.
-    reason: why the value is undefined. contrast: groups of the rarer side of what the metric compares (see
-    `rarer_groups`), None where it compares nothing."""
+    """A value, NaN where undefined for a `reason`, and what it became in each resample: draws, float64 (B,). n, groups:
+    rows and groups behind it. missing: rows without features. limits: least and largest possible value. trials: groups
+    of a mean over samples, 0 for other metrics. contrast: `rarer_groups`, None where the metric compares nothing."""
 
     value: float
     draws: Floats
@@ -49,22 +45,19 @@ class Replicates:
 
     @property
     def informative(self) -> int:
-        """Groups that an interval rests on."""
         return self.groups if self.contrast is None else min(self.groups, self.contrast)
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Return the percentile interval at `level` (Efron and Tibshirani 1993, section 13.3); NaN where there is none:
-        where the value or half of the resamples are undefined, or below `FEWEST_GROUPS`, be it of the rarer class (two
-        positives among a hundred negatives give an area whose resamples claim 95 % and hold the truth in 55 to 65 % of
-        simulated studies). The value reported is the point estimate, never the mean of the resamples.
+        """Return the percentile interval at `level` (Efron and Tibshirani 1993, section 13.3); NaN where the value or
+        half of the resamples are undefined, or below `FEWEST_GROUPS`, be it of the rarer class (with two positives
+        among a hundred negatives, 95 % hold the truth in 55 to 65 % of simulated studies).
 
-        Resamples that are all equal (0 and 100 %, two models with the same answers) cannot show errors that did not
-        occur. Between limits there is then an interval for means over samples only: with n groups, up to z^2 / (n +
-        z^2) of all groups may be unlike these and as far from the value as the limits allow. At 0 and 100 % this is
-        Wilson's interval (1927), for a paired difference of zero Newcombe's (1998, Statistics in Medicine 17:2635,
-        method 10)."""
+        Resamples that are all equal cannot show errors that did not occur. Between limits, means over samples then have
+        an interval: of n groups, up to z^2 / (n + z^2) may be unlike these and as far from the value as the limits
+        allow. At 0 and 100 % this is Wilson's (1927), for a paired difference of zero Newcombe's (1998, Statistics in
+        Medicine 17:2635, method 10)."""
         finite = self.draws[np.isfinite(self.draws)]
-        enough = self.informative >= FEWEST_GROUPS and len(finite) >= FINITE_SHARE * max(1, len(self.draws))
+        enough = self.informative >= FEWEST_GROUPS and len(finite) >= 0.5 * max(1, len(self.draws))
         if math.isnan(self.value) or not enough:
             return math.nan, math.nan
         tail = (1 - level) / 2
@@ -87,10 +80,9 @@ def resampled(
     name: str,
     parts: dict[str, NDArray[np.bool_]],
 ) -> dict[tuple[str, str], Replicates]:
-    """Score the available rows of each part of a data set by several metrics of `scoring`. Resamples are drawn over all
-    n rows and then cut to those that count, so models, metrics and parts of a data set share them. Returns by (part,
-    metric). `name`: seeds the resamples too, for example `suite/dataset/test`. `parts`: name to bool (n,), the rows
-    that belong to it."""
+    """Score the available rows of each part, bool (n,), by several metrics of `scoring`, by (part, metric). Resamples,
+    seeded by `name` too, are drawn over all n rows and then cut to those that count: models, metrics and parts share
+    them."""
     masks = {part: predictions.available & mask for part, mask in parts.items()}
     taken = {part: predictions.take(mask) for part, mask in masks.items()}
     draws: dict[tuple[str, str], list[Floats]] = {(part, metric): [] for part in parts for metric in metrics}
@@ -121,17 +113,16 @@ def resampled(
 
 
 def rarer_groups(rows: Predictions, contrasts: Sequence[Contrast]) -> int | None:
-    """Return groups of the rarer side of a contrast; of several, as many as give their mean the variance of a single
-    one. The variance of an area under the ROC curve goes with one over the m groups of the rarer side, that of the mean
-    of C areas with the sum of 1/m over the square of C. None without a contrast."""
+    """Return groups of the rarer side of a contrast, None without one; of several, as many as give their mean the
+    variance of a single one. An area under the ROC curve has a variance of about 1/m for m groups of the rarer side,
+    the mean of C areas the sum of 1/m over the square of C."""
     sides = [min(len(set(rows.group[side].tolist())) for side in one) for one in contrasts]
     return int(len(there) ** 2 / sum(1 / m for m in there)) if (there := [m for m in sides if m]) else None
 
 
 def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replicates:
-    """Return the unweighted mean of values of one metric, resample by resample; groups are those of the smallest part.
-    Parts of one data set share resamples, so what they have in common stays in the interval; parts of different data
-    sets were drawn independently. With `same_rows` the parts are draws of the labels, and n counts their rows once."""
+    """Return the unweighted mean of one metric, resample by resample; groups are those of the smallest part. Parts of
+    one data set share resamples, of different ones not. With `same_rows` (draws of the labels) rows count once."""
     counted = parts[:1] if same_rows else parts
     return replace(
         parts[0],
@@ -147,7 +138,6 @@ def averaged(parts: Sequence[Replicates], *, same_rows: bool = False) -> Replica
 
 
 def p_text(value: float) -> str:
-    """Return a p-value to three digits, `-` where there is none."""
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
@@ -172,10 +162,9 @@ class Difference:
 
 
 def paired_difference(one: Replicates, other: Replicates, level: float) -> Difference:
-    """Return the difference of two models scored on the same samples and the same resamples. p = 2 min(P(d <= 0), P(d
-    >= 0)) over the resampled differences d, with one added to counts and resamples so that it is never zero (Davison
-    and Hinkley 1997, equation 4.11), at most 1 and never below the 2^(1-groups) that changing signs of groups can
-    reach. Differences up to `TOLERANCE` are zero."""
+    """Return the difference of two models on the same samples and resamples. p = 2 min(P(d <= 0), P(d >= 0)) over the
+    resampled differences d, one added to counts and resamples (Davison and Hinkley 1997, equation 4.11), at most 1 and
+    at least the 2^(1-groups) that changing signs of groups can reach. Differences up to `TOLERANCE` are zero."""
     assert one.draws.shape == other.draws.shape, "paired models share their resamples"
     differences = np.append(one.draws - other.draws, one.value - other.value)
     differences[np.abs(differences) <= TOLERANCE] = 0.0
@@ -191,11 +180,9 @@ def paired_difference(one: Replicates, other: Replicates, level: float) -> Diffe
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:
-    """Return two-sided p of Wilcoxon's signed-rank test (1945) over data sets; zeros are dropped, ties have their mean
-    rank. Differences below `TOLERANCE` are zero, and sizes closer than that are tied: 24/40 - 23/40 and 2/40 - 1/40 are
-    one sample each, whatever their floats. 1 where all differences are zero, NaN without any. Five data sets cannot go
-    below 0.0625. Up to 50 differences p is exact, with ties too; SciPy is exact there only below 14, by 2^n passes
-    through its statistic."""
+    """Return two-sided p of Wilcoxon's signed-rank test (1945); zeros are dropped, ties have their mean rank.
+    Differences below `TOLERANCE` are zero, sizes closer than that tied (24/40 - 23/40, 2/40 - 1/40). 1 where all are
+    zero, NaN without any. Up to 50 differences p is exact, with ties too; SciPy's only below 14."""
     found = np.array([one for one in differences if not math.isnan(one)])
     if len(found) == 0:
         return math.nan

@@ -1,21 +1,4 @@
-"""Suites: which data sets, which tasks and which models, read from YAML into frozen models.
-
-A suite file:
-
-    suite: my-suite
-    store: features            # an mmkd store, relative to this file
-    ensembles: {all-nine: [biomedclip, pmcclip]}
-    settings: {linear_probe: {fractions: [1.0]}}
-    datasets:
-      - dataset: lung
-        modality: histopathology
-        label: diagnosis       # a column of the sample table
-        group: patient
-        rows: {train: {split: train}, test: {split: test}}
-        prompts: {rows: {split: prompt}}
-        tasks: [zero_shot, linear_probe, retrieval]
-      - datasets/*.yaml        # or files, one data set each
-"""
+"""Suites: which data sets, which tasks and which models, read from YAML into frozen models (see docs/evaluation.md)."""
 
 from __future__ import annotations
 
@@ -53,8 +36,7 @@ class Suite(Frozen):
             return raw
         shared = {key: raw[key] for key in ("store", "settings") if key in raw}
         own = {key: value for key, value in raw.items() if key not in shared}
-        datasets = own.get("datasets")
-        if isinstance(datasets, list | tuple):
+        if isinstance(datasets := own.get("datasets"), list | tuple):
             own["datasets"] = [_merged(shared, item) if isinstance(item, Mapping) else item for item in datasets]
         return own
 
@@ -70,12 +52,10 @@ class Suite(Frozen):
     @model_validator(mode="after")
     def _names_are_unique(self) -> Suite:
         names = sorted(spec.dataset for spec in self.datasets)
-        twice = [name for name, following in pairwise(names) if name == following]
-        if twice:
+        if twice := [name for name, following in pairwise(names) if name == following]:
             raise ValueError(f"data set {twice[0]!r} stands twice in the suite")
-        clash = sorted(set(self.models or ()) & set(self.ensembles))
-        if clash:
-            raise ValueError(f"{clash[0]!r} is both a model and an ensemble")
+        if clash := set(self.models or ()) & set(self.ensembles):
+            raise ValueError(f"{min(clash)!r} is both a model and an ensemble")
         return self
 
     def dataset(self, name: str) -> DatasetSpec:
@@ -89,9 +69,8 @@ class Suite(Frozen):
 
 
 def load_suite(path: str | Path) -> Suite:
-    """Read a suite file; paths in it are relative to the file, and `${name}` stands for a root of the user's. Raises
-    ConfigError if it is missing, not YAML, not a suite, or a root without a value; the message names the key. `path`:
-    of the file, or the bare name of a suite that comes with mmkd (`quick`, `biomed`)."""
+    """Read a suite file, or the suite of this name that comes with mmkd (`quick`, `biomed`); paths in it are relative
+    to the file, `${name}` is a root of the user's. Raises ConfigError, which names the key, if it is not a suite."""
     source = Path(path)
     if not (source.exists() or source.suffix or len(source.parts) > 1):
         if source.name not in shipped_suites():
@@ -114,12 +93,10 @@ def load_suite(path: str | Path) -> Suite:
 
 
 def shipped_suites() -> list[str]:
-    """Return names of the suites that come with mmkd."""
     return sorted(file.parent.name for file in SUITES.glob("*/suite.yaml"))
 
 
 def _dataset_entries(source: Path, item: object, roots: dict[str, str]) -> list[Any]:
-    """Return a data set written in place, or those in the files that a pattern names."""
     if isinstance(item, dict) and "source" in item:
         raise ConfigError(
             f"{source}: {item.get('dataset')} has a `source`; write the data set into a file of its own, "

@@ -63,7 +63,6 @@ class SurvivalColumns(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Time, and the columns of the event."""
         return (self.time, *self.event)
 
 
@@ -79,13 +78,12 @@ class Survival(Task[SurvivalSettings]):
         return (self.own(spec).tower,)
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Return every head, with each draw of folds and first weights."""
         own = self.own(spec)
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(own.seeds))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return concordance within folds, averaged over folds; patients are resampled inside their folds. A pair that
-        can be compared has at least one patient with an event: these are contrasted with all."""
+        """Concordance averaged over folds; patients are resampled inside their folds. Every pair that can be compared
+        has a patient with an event: these are contrasted with all."""
         return Scoring(
             "standard",
             {"c_index": mean_over_folds(_c_index)},
@@ -95,16 +93,11 @@ class Survival(Task[SurvivalSettings]):
         )
 
     def problems(self, data: DatasetRows) -> list[str]:
-        try:
-            bags = _patients(data)
-            _, event = follow_up(bags)
-            folds_of(bags, event.astype(np.int64), bags.groups, self.own(data.spec).folds, seed=0)
-        except UserError as error:
-            return [str(error)]
+        _, event = follow_up(bags := _patients(data))
+        folds_of(bags, event.astype(np.int64), bags.groups, self.own(data.spec).folds, seed=0)
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
-        """Return patients with and without the event, and the values that say so."""
         _, event = follow_up(bags := _patients(data))
         found = {"test patients": {"event": int(event.sum()), "censored": int((~event).sum())}}
         for column in _columns(data).event:
@@ -113,8 +106,7 @@ class Survival(Task[SurvivalSettings]):
         return found
 
     def predict(self, variant: Variant, data: DatasetRows, features: Features) -> Predictions:
-        """Return risk, time and event of every patient, float64 (n, 3), with the fold that the patient was tested
-        in."""
+        """Return risk, time and event of every patient, float64 (n, 3), with the fold that tested the patient."""
         settings = self.own(data.spec)
         bags = _patients(data)
         time, event = follow_up(bags)
@@ -162,7 +154,7 @@ class Survival(Task[SurvivalSettings]):
 
 def follow_up(bags: Bags) -> tuple[Floats, NDArray[np.bool_]]:
     """Return time float64 (n,) and event bool (n,) of every bag. Raises UserError for a time that is not positive, rows
-    of a patient that differ, event values missing from the description, or no event at all."""
+    of a bag that differ, event values that the description does not name, or no event at all."""
     columns = _columns(bags.data)
     seen = bags.samples.two_way(columns.event, columns.censored, "survival: censored")
     event = bags.agreed(seen.astype(object), " and ".join(columns.event)).astype(bool)
@@ -195,8 +187,7 @@ def _patients(data: DatasetRows) -> Bags:
 def _network_risk(
     known: BagFeatures, cohort: Cohort, one: Round, *, settings: SurvivalSettings, variant: Variant
 ) -> tuple[Floats, Trained]:
-    """Return the risk of the round's test patients by attention over their patches, float64 (m,), and the training's
-    outcome."""
+    """Risk of the round's test patients by attention over their patches, float64 (m,)."""
     from mmkd.evaluate.heads.abmil import fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     with warnings.catch_warnings():

@@ -20,9 +20,6 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.statistics import FEWEST_GROUPS, TOLERANCE, Replicates, averaged
 
-FORMULA = tuple("=+-@\t\r")
-"""What a spreadsheet takes for the begin of a formula."""
-
 Parts = list[list[Replicates] | str]
 """Of each data set of a column a value per draw of the labels, or why there is none."""
 
@@ -43,8 +40,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """One metric of one task for all models. rows: models. columns: groups, then `mean` where there are several. cells:
-    by (row, column). mean: name of that last column, or empty. warnings: what a reader must know of the predictions."""
+    """One metric of one task for all models. rows: models. columns: groups, then their mean where there are several.
+    cells: by (row, column). mean: name of that last column, or empty. warnings: about the predictions."""
 
     title: str
     metric: str
@@ -67,33 +64,29 @@ class ResultTable:
         return 100 if self.percent else 1
 
     def count(self, column: str) -> int:
-        """Return the samples behind a column, of the model that has most."""
+        """Samples behind a column, of the model that has most."""
         return max(self.cells[row, column].n for row in self.rows)
 
     def cell(self, row: str, column: str) -> Cell:
-        """Return one cell. Raises KeyError if there is no such row or column."""
         return self.cells[row, column]
 
     def value(self, row: str, column: str) -> float:
-        """Return the number in one cell; NaN where there is none."""
         return self.cells[row, column].value
 
     def best(self, column: str, besides: str | None = None) -> tuple[str, ...]:
-        """Return rows with the best value of a column, within `TOLERANCE`, one model aside; none where no row has a
-        value."""
+        """Return rows with the best value of a column, within `TOLERANCE`; none where no row has a value."""
         sign = -1 if self.lower_is_better else 1
         values = {row: sign * self.value(row, column) for row in self.rows if row != besides}
         best = max((value for value in values.values() if not math.isnan(value)), default=math.nan)
         return tuple(row for row, value in values.items() if value >= best - TOLERANCE)
 
     def markdown(self) -> str:
-        """Return a Markdown table with intervals, the best of every column in bold, and reasons for what is missing."""
         heads = ["model", *(markdown_text(self.heading(column)) for column in self.columns)]
         rows = [[markdown_text(row), *self._texts(row, "**{}**")] for row in self.rows]
         return markdown_page(self.title, heads, rows, self.notes())
 
     def latex(self) -> str:
-        """Return the same as a LaTeX tabular for booktabs."""
+        """A tabular for booktabs."""
         heads = ["model", *(latex_text(self.heading(column)) for column in self.columns)]
         lines = [f"% {one_line(self.title)}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
         lines.append(" & ".join(heads) + r" \\ \midrule")
@@ -102,23 +95,20 @@ class ResultTable:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes]) + "\n"
 
     def csv(self) -> str:
-        """Return one line a cell, numbers in full: model, column, value, low, high, n, missing, seed_sd, reason. Text
-        that a spreadsheet would run as a formula (it begins with `=`, `+`, `-`, `@`, a tab or a return) gets a `'` in
-        front; numbers stay numbers."""
+        """One line a cell, numbers in full. Text that a spreadsheet would run as a formula gets a `'` in front."""
         lines: list[str] = []
         writer = csv.writer(SimpleNamespace(write=lines.append))  # its "\r\n" makes it quote both characters in names
         writer.writerow(["model", "column", "value", "low", "high", "n", "missing", "seed_sd", "reason"])
+        formula = tuple("=+-@\t\r")
         for record in self.records():
             cells = record.values()
-            writer.writerow(f"'{one}" if isinstance(one, str) and one.startswith(FORMULA) else one for one in cells)
+            writer.writerow(f"'{one}" if isinstance(one, str) and one.startswith(formula) else one for one in cells)
         return "".join(f"{line[:-2]}\n" for line in lines)
 
     def json(self) -> str:
-        """Return the same as JSON; what has no value is null."""
         return json.dumps({"title": self.title, "cells": self.records()}, indent=1) + "\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """Return one flat record a cell, in order of rows, then columns."""
         return [
             {"model": row, "column": column} | plain_values(asdict(self.cells[row, column]))
             for row in self.rows
@@ -126,7 +116,7 @@ class ResultTable:
         ]
 
     def notes(self) -> list[str]:
-        """Return notes on single cells: reasons for missing values and numbers of unscored samples."""
+        """Reasons for missing values, numbers of unscored samples, and warnings."""
         found = []
         for (row, column), cell in self.cells.items():
             if cell.reason:
@@ -136,14 +126,13 @@ class ResultTable:
         return [*found, *self.warnings]
 
     def heading(self, column: str) -> str:
-        """Return a column's name with the samples behind it."""
         counts = {self.cells[row, column].n for row in self.rows if not self.cells[row, column].reason}
         if column not in self.groups or not counts:
             return column
         return f"{column} (n={min(counts)})" if len(counts) == 1 else f"{column} (n={min(counts)}-{max(counts)})"
 
     def shown(self, row: str, column: str) -> tuple[str, str]:
-        """Return a value and its interval as text; `-` where there is none, `*` where samples are missing."""
+        """A value and its interval as text; `-` where there is none, `*` where samples are missing."""
         cell = self.cells[row, column]
         if math.isnan(cell.value):
             return "-", ""
@@ -151,7 +140,6 @@ class ResultTable:
         return f"{value:.1f}{'*' if cell.missing else ''}", "" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]"
 
     def _texts(self, row: str, bold: str) -> list[str]:
-        """Return the cells of a row, value and interval, the best of a column as `bold`."""
         texts = {column: " ".join(self.shown(row, column)).strip() for column in self.columns}
         return [bold.format(text) if row in self.best(column) else text for column, text in texts.items()]
 
@@ -165,15 +153,13 @@ def result_table(
     fraction: float = 1.0,
     suite: str | None = None,
 ) -> ResultTable:
-    """Compute a table of a task from the stored predictions of the last run into `out`; see `Question` for what may be
-    asked. `by`: what the columns are; `domain` divides the rows of each data set by its domain column. `suite`: where
-    several were run into the folder. Raises ConfigError if nothing was run, or there is no such task, metric, head or
-    share. Raises CorruptStoreError if stored results cannot be read."""
+    """Compute a table (see `Question`) from the stored predictions of the last run of `suite`, or of the only one, into
+    `out`. Raises ConfigError if nothing was run, or there is no such task, metric, head or share; CorruptStoreError if
+    stored results cannot be read."""
     return build_table(ResultFolder(Path(out), suite), Question(task, metric, head, fraction, by))
 
 
 def build_table(folder: ResultFolder, question: Question) -> ResultTable:
-    """Return the table that answers a question; see `result_table`."""
     scoring, metric = folder.scoring(question)
     suite = folder.plan.suite
     parts: dict[str, dict[str, Parts]] = {model: {} for model in folder.plan.models}
@@ -239,8 +225,8 @@ def _gather(
 
 
 def _cell(columns: dict[str, Parts], level: float) -> Cell:
-    """Return the unweighted mean over columns, and over the data sets of a column, with its interval. One missing part
-    leaves the whole cell without a value: a mean over fewer data sets is another number."""
+    """Return the unweighted mean over columns and their data sets. One missing part leaves the whole cell without a
+    value: a mean over fewer data sets is another number."""
     by_column = []
     for column, parts in columns.items():
         scored = [part for part in parts if not isinstance(part, str)]
@@ -258,12 +244,11 @@ def _cell(columns: dict[str, Parts], level: float) -> Cell:
 
 def mean_name(columns: Collection[str]) -> str:
     """Return a name for the mean over columns: `mean` unless a column has that name."""
-    names = itertools.chain(["mean"], (f"mean {n}" for n in itertools.count(2)))
-    return next(name for name in names if name not in columns)
+    return next(name for n in itertools.count(1) if (name := f"mean {n}" if n > 1 else "mean") not in columns)
 
 
 def markdown_page(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    """Return a title, a table whose cells are Markdown already, and a list of notes."""
+    """A title, a table whose cells are Markdown already, and a list of notes."""
     lines = [markdown_text(title), "", *(f"| {' | '.join(cells)} |" for cells in (heads, *rows))]
     lines.insert(3, "|---|" + "---:|" * (len(heads) - 1))
     return "\n".join([*lines, *([""] if notes else []), *(f"- {markdown_text(note)}" for note in notes)]) + "\n"

@@ -25,7 +25,6 @@ Metric = Callable[[Predictions, Floats], Floats]
 """Predictions of n available rows and counts (B, n) to values (B,); NaN where undefined."""
 Contrast = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 """Rows on both sides of what a metric compares, such as positives and negatives, bool (n,) each."""
-Resampler = Callable[[Predictions, BootstrapSettings, str], Iterator[Floats]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Scoring:
     protocol: str
     metrics: dict[str, Metric]
     primary: str
-    resamples: Resampler = clustered_resamples
+    resamples: Callable[[Predictions, BootstrapSettings, str], Iterator[Floats]] = clustered_resamples
     lower_is_better: frozenset[str] = frozenset()
     not_shares: frozenset[str] = frozenset()
     """Metrics that tables print as they are; all others are shares of one, printed in percent."""
@@ -147,7 +146,8 @@ class Task(ABC, Generic[Own]):
         return replace(scoring, primary=primary)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        """Reasons why the task cannot run on this data set, one line each; features are not looked at."""
+        """Reasons why the task cannot run on this data set, features aside. Raises UserError for one that ends the
+        check."""
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:

@@ -15,7 +15,7 @@ from mmkd.evaluate.dataset import SPLITS, DatasetRows, Samples, Split
 from mmkd.evaluate.dataset_spec import DatasetSpec, RowFilter, Section, check_sides
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.heads.settings import FusionSettings, budget_warnings
-from mmkd.evaluate.metrics import Floats, weighted_mean
+from mmkd.evaluate.metrics import weighted_mean
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.retrieval import TIE
 from mmkd.evaluate.splits import hold_out
@@ -68,12 +68,10 @@ class VqaColumns(Section):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Answer, and the columns that distinguish closed from open questions."""
         return (self.answer, *self.closed)
 
     @property
     def texts(self) -> dict[str, tuple[RowFilter, tuple[str, ...]]]:
-        """Written-out answers."""
         return {} if self.candidates is None else {"candidate": (self.candidates, (self.answer, self.candidate_of))}
 
 
@@ -91,39 +89,35 @@ class Vqa(Task[VqaSettings]):
             yield "vqa needs `rows: train`"
 
     def towers(self, spec: DatasetSpec) -> tuple[Tower, ...]:
-        """Return images, and questions as captions."""
         return ("image", "text")
 
     def variants(self, spec: DatasetSpec) -> tuple[Variant, ...]:
-        """Return the trained head with each seed; ranking needs one run."""
         own = self.own(spec)
         seeds = {"rank": 1, "fusion_mlp": own.seeds}
         return tuple(Variant(head=head, seed=seed) for head in own.heads for seed in range(seeds[head]))
 
     def standard_scoring(self, spec: DatasetSpec) -> Scoring:
-        """Return accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary
-        sets."""
+        """Accuracy over all questions and over either kind; the coverage is the ceiling that the vocabulary sets."""
         rows = {
-            "closed_acc": lambda found: found.column("closed") > 0,
+            "closed_acc": lambda found: found.column("closed") == 1,
             "open_acc_exact": lambda found: found.column("closed") == 0,
         }
         metrics: dict[str, Metric] = {
             "overall_acc": lambda found, weights: weighted_mean(found.column("right"), weights),
-            "closed_acc": lambda found, weights: _share_right(found, rows["closed_acc"](found), weights),
-            "open_acc_exact": lambda found, weights: _share_right(found, rows["open_acc_exact"](found), weights),
+            "closed_acc": lambda found, weights: weighted_mean(found.column("right"), weights * found.column("closed")),
+            "open_acc_exact": lambda found, weights: weighted_mean(
+                found.column("right"), weights * (1 - found.column("closed"))
+            ),
             "coverage": lambda found, weights: weighted_mean(found.column("covered"), weights),
         }
         return Scoring("standard", metrics, "overall_acc", proportions=frozenset(metrics), rows=rows)
 
     def problems(self, data: DatasetRows) -> list[str]:
-        try:
-            for name in BOTH:
-                _answers(data, data.split(name))
-            _closed(data)
-            if "rank" in self.own(data.spec).heads:
-                _candidates(data)
-        except UserError as error:
-            return [str(error)]
+        for name in BOTH:
+            _answers(data, data.split(name))
+        _closed(data)
+        if "rank" in self.own(data.spec).heads:
+            _candidates(data)
         return []
 
     def counts(self, data: DatasetRows) -> dict[str, dict[str, int]]:
@@ -138,9 +132,8 @@ class Vqa(Task[VqaSettings]):
         else:
             answer, covered, words, facts = _fuse(data, features, self.own(data.spec), variant.seed)
         right, closed = (answer == answer_index(_answers(data, test), words)) & covered, _closed(data)
-        score = np.column_stack([answer, right, closed, covered])
         available = answer >= 0
-        score = np.where(available[:, None], score, np.nan)
+        score = np.where(available[:, None], np.column_stack([answer, right, closed, covered]), np.nan)
         digests = [data.split(name).column("image_sha256") for name in BOTH]
         info = facts | {
             "vocabulary": list(words),
@@ -152,17 +145,16 @@ class Vqa(Task[VqaSettings]):
 
 
 def normalized(answer: object) -> str:
-    """Return an answer without case, punctuation, articles before a word and doubled blanks; `x-ray` and `x ray` are
-    one word. The steps are those of VQA's evaluation (Antol et al. 2015, section 3.3) without its number words. What
-    tells two answers apart stays: signs (`ER+`, `ER-`, `-5`), relations (`>2`), fractions, and `A` as an answer of its
-    own."""
+    """Return an answer without case, punctuation, articles before a word and doubled blanks, as VQA's evaluation (Antol
+    et al. 2015, section 3.3) without its number words. What tells two answers apart stays: signs (`ER+`, `ER-`, `-5`),
+    relations (`>2`), fractions, and `A` as an answer of its own."""
     text = str(answer if answer is not None else "").lower().strip()
     text = _X_RAY.sub("xray", re.sub("[\u2010-\u2015\u2212]", "-", text))
     return " ".join(_ARTICLES.sub(" ", " ".join(_NO_MEANING.sub(" ", text).split())).split())
 
 
 def vocabulary(answers: NDArray[np.object_]) -> tuple[str, ...]:
-    """Return every normalized answer once, sorted: the order never depends on the run."""
+    """Return every normalized answer once, sorted."""
     return tuple(sorted({normalized(answer) for answer in answers} - {""}))
 
 
@@ -172,18 +164,12 @@ def answer_index(answers: NDArray[np.object_], words: tuple[str, ...]) -> NDArra
     return np.array([index.get(normalized(answer), -1) for answer in answers], dtype=np.int64)
 
 
-def _share_right(found: Predictions, kind: NDArray[np.bool_], weights: Floats) -> Floats:
-    return weighted_mean(found.column("right")[kind], weights[:, kind])
-
-
 Answers = tuple[NDArray[np.int64], NDArray[np.bool_], tuple[str, ...], dict[str, Any]]
-"""Of n test questions the answer, int64 (n,), an index in the words, -1 where the model lacks a feature; whether the
-right answer can be given, bool (n,): it is in the vocabulary, or among the candidates that the model has features of;
-the words; facts."""
+"""Answers to n test questions, int64 (n,), indices of words, -1 without a feature; whether the right answer is in the
+vocabulary or among the candidates with features, bool (n,); the words; facts."""
 
 
 def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: int) -> Answers:
-    """Train the head and answer."""
     from mmkd.evaluate.heads.fusion_mlp import Questions, fit_predict  # noqa: PLC0415 (torch, for those who ask for it)
 
     def questions(samples: Samples) -> tuple[Questions, NDArray[np.bool_]]:
@@ -209,8 +195,7 @@ def _fuse(data: DatasetRows, features: Features, settings: VqaSettings, seed: in
     found, trained = fit_predict(train, val, test, words=len(words), settings=settings, seed=seed)
     answer = np.full(len(test_there), -1, dtype=np.int64)
     answer[test_there] = found
-    facts = {
-        **trained._asdict(),
+    facts = trained._asdict() | {
         "train_questions": len(train.answer),
         "vocabulary_of": settings.vocabulary,
         "warnings": budget_warnings([trained]) + without_features(int(there.sum()), len(there), "train questions"),
@@ -256,7 +241,7 @@ def _candidates(data: DatasetRows) -> tuple[Samples, dict[str, list[int]]]:
 
 
 def _answers(data: DatasetRows, samples: Samples) -> NDArray[np.object_]:
-    """Return the table's answers unchanged, str (n,). Raises UserError for a question without an answer."""
+    """Return the table's answers, str (n,). Raises UserError for a question without an answer."""
     column = _columns(data).answer
     values = samples.column(column)
     for value, key in zip(values, samples.ids, strict=True):
@@ -272,5 +257,4 @@ def _columns(data: DatasetRows) -> VqaColumns:
 
 
 def _closed(data: DatasetRows) -> NDArray[np.bool_]:
-    """Return which test questions are closed, bool (n,)."""
     return data.split("test").two_way(_columns(data).closed, _columns(data).open, "vqa: open")

@@ -71,7 +71,7 @@ class ZeroShot(Task[ZeroShotSettings]):
 
 
 def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
-    """Return the digest of the prompts that the model has features of, and a warning where it lacks some."""
+    """Digest of the prompts that the model has features of, and a warning where it lacks some."""
     ids, warnings = [], []
     for prompts in (one for one in (data.prompts, data.negatives) if one is not None):
         there = features.texts(prompts.rows).available
@@ -81,10 +81,9 @@ def prompt_facts(data: DatasetRows, features: Features) -> dict[str, Any]:
 
 
 def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Return the mean of each class' unit prompt vectors, again of unit length: float32 (classes, D). Radford et al.
-    2021 (CLIP), section 3.1.4, ensembling in embedding space. Without the second normalization a class with prompts
-    that agree would outscore one with prompts that differ. `texts`: float32 (m, D), unit length. `labels`: int64 (m,),
-    class of every prompt; each class occurs."""
+    """Return the mean of each class' unit prompt vectors, again of unit length (else prompts that agree would outscore
+    those that differ): float32 (classes, D). Radford et al. 2021 (CLIP), section 3.1.4. `texts`: float32 (m, D), unit
+    length. `labels`: int64 (m,), class of every prompt; each class occurs."""
     sums = np.zeros((classes, texts.shape[1]), dtype=np.float64)
     np.add.at(sums, labels, texts.astype(np.float64))
     return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True), dtype=np.float32)
@@ -92,8 +91,7 @@ def class_vectors(texts: NDArray[np.float32], labels: NDArray[np.int64], classes
 
 def class_cosines(data: DatasetRows, model: Features, negative: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
     """Return cosines of test images and the class vectors of one encoder, float64 (n, C), NaN for images without
-    features; and which images have them, bool (n,). `negative`: take the prompts of the classes' absence. Raises
-    UserError if a class has no prompt that the encoder has features of."""
+    features; and which images have them, bool (n,). Raises UserError if a class has no prompt with features."""
     prompts = data.negatives if negative else data.prompts
     assert prompts is not None, "the suite requires prompts for this task"
     images, texts = model.images(data.split("test").rows), model.texts(prompts.rows)

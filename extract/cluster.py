@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any
@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.comm import CommClosedError
 from distributed.utils import LoopRunner
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import UserError, cause
 from mmkd.base.process import repeated, usable_cores
 from mmkd.extract.cluster_config import BATCH_SYSTEMS, DASK_PLACES, LOCAL, ClusterConfig, cluster_class_of, leaves
 
@@ -33,8 +33,6 @@ _DASK: dict[str, object] = {
     # A process imports PyTorch before it answers; on a busy machine or a cold network disk that takes minutes.
     "distributed.comm.timeouts.connect": "120s",
 }
-_REFILL_SECONDS = 10.0
-_ATTEMPTS = 5
 _START_ERRORS = (RuntimeError, OSError, ValueError, TypeError, ImportError, LookupError, AttributeError)
 
 
@@ -51,13 +49,8 @@ def dask_client(cluster: ClusterConfig) -> Iterator[Client]:
                 "Dask's configuration sets distributed.comm.require-encryption and names no TLS files; name them under "
                 "distributed.comm.tls or under `security:` in the YAML of --scheduler, or set it to false"
             )
-        if cluster.scheduler in BATCH_SYSTEMS:
-            opened = _batch_client(cluster)
-        elif cluster.scheduler == LOCAL:
-            opened = _local_client(cluster)
-        else:
-            opened = _connect(cluster)
-        address = cluster.scheduler
+        clients = dict.fromkeys(BATCH_SYSTEMS, _batch_client) | {LOCAL: _local_client}
+        opened, address = clients.get(cluster.scheduler, _connect)(cluster), cluster.scheduler
         # What Dask would log about a lost connection, with tracebacks, is said in one line below. The logger of its
         # client has a level of its own.
         names = ("asyncio", "distributed", "distributed.client")
@@ -97,14 +90,11 @@ class ScopedClient(Client):  # type: ignore[misc]  # dask has no type hints
 def start_workers(client: Client, plugin: WorkerPlugin) -> None:
     """Set up the plugin on every current and later worker. A worker that dies meanwhile is replaced and does not count.
     Raises CommClosedError if workers keep dying."""
-    for attempt in range(_ATTEMPTS):
-        try:
+    for _ in range(4):
+        with suppress(CommClosedError):
             client.register_plugin(plugin)
-        except CommClosedError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-        else:
             return
+    client.register_plugin(plugin)
 
 
 def default_workers(cluster: ClusterConfig) -> int:
@@ -183,7 +173,7 @@ def first_cause(error: BaseException) -> str:
     """Return the first error of a chain in one line; distributed's wrappers say less."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {cause(error)}"
 
 
 def settings_advice() -> str:
@@ -191,8 +181,7 @@ def settings_advice() -> str:
     # No others: they can hold passwords.
     shown_sections = ("distributed", "temporary-directory", "temporary_directory")
     settings = [item for item in leaves(dask.config.collect()) if item[0][0] in shown_sections]
-    own = [f"{'.'.join(path)}: {value!r}" for path, value in settings if value not in (None, {})]
-    if not own:
+    if not (own := [f"{'.'.join(path)}: {value!r}" for path, value in settings if value not in (None, {})]):
         return "see `mmkd doctor`"
     shown = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
     return f"your Dask settings are {shown[:300]}; correct {DASK_PLACES}"
@@ -215,7 +204,7 @@ def _batch_client(cluster: ClusterConfig) -> Iterator[Client]:
         ask_for_jobs = partial(started.scale, **wanted)
         ask_for_jobs()
         # Again for jobs that ended: at their time limit, by a dead node, by a cancel.
-        with repeated(ask_for_jobs, _REFILL_SECONDS, "mmkd-jobs"):
+        with repeated(ask_for_jobs, 10.0, "mmkd-jobs"):
             yield client
 
 

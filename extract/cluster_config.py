@@ -95,8 +95,7 @@ class ClusterConfig(Frozen):
             for depth, step in enumerate(path):
                 if not isinstance(node, Mapping) or not node:
                     break  # below a setting whose value is free
-                found = next((known for known in node if _canonical(known) == _canonical(step)), None)
-                if found is None:
+                if (found := next((known for known in node if _canonical(known) == _canonical(step)), None)) is None:
                     here = ".".join(path[: depth + 1])
                     raise ValueError(f"Dask has no setting distributed.{here}; {_suggestion(step, node)}")
                 node = node[found]

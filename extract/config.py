@@ -19,25 +19,21 @@ from mmkd.extract.teachers import TeacherSpec, describe_teacher
 from mmkd.store import TeacherCard
 from mmkd.store.encoding import Encoding
 
-_ENOUGH_ROWS = 1000
-"""A share is not judged on fewer rows: two bad images among the first thirty say nothing."""
-
 
 @dataclass(frozen=True)
 class FailureLimit:
     """Failed inputs allowed before a run stops: `1%` of those read, or a number of rows."""
 
-    share: float | None = None
+    share: float = 0.0
     rows: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> FailureLimit:
-        """Read `1%`, `0.5 %` or `200`. Raises ConfigError if it is neither a percentage from 0 to 100 nor a whole
-        number of rows."""
+        """Read `1%`, `0.5 %` or `200`. Raises ConfigError if it is neither a percentage up to 100 nor a row count."""
         number = text.strip()
         try:
             limit = cls(share=float(number[:-1]) / 100) if number.endswith("%") else cls(rows=int(number))
-            if 0 <= (limit.share or 0) <= 1 and (limit.rows or 0) >= 0:
+            if 0 <= limit.share <= 1 and (limit.rows or 0) >= 0:
                 return limit
         except ValueError:
             pass
@@ -47,11 +43,11 @@ class FailureLimit:
         """Return True when `failed` of `seen` rows, of a run of `total`, are too many."""
         if self.rows is not None:
             return failed > self.rows
-        assert self.share is not None
-        return failed > self.share * max(seen, min(_ENOUGH_ROWS, total))
+        # Two bad images among the first thirty say nothing.
+        return failed > self.share * max(seen, min(1000, total))
 
     def __str__(self) -> str:
-        return f"{100 * self.share:g}%" if self.share is not None else f"{self.rows} rows"
+        return f"{100 * self.share:g}%" if self.rows is None else f"{self.rows} rows"
 
 
 def parse_failures(texts: Sequence[str]) -> tuple[FailureLimit | None, bool]:

@@ -38,8 +38,7 @@ def read_overview(root: StorePath) -> Overview | None:
 def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) -> bool:
     """Return True if all parts have the recorded name, place, size and reading settings, and differ at most in change
     time. A different ETag or hash means different bytes."""
-    noted = _read_log(root)
-    if noted is None or noted[0] != settings or len(noted[1]) != len(parts):
+    if (noted := _read_log(root)) is None or noted[0] != settings or len(noted[1]) != len(parts):
         return False
     # Change times are nanoseconds in decimal digits; tags and hashes are not (`mmkd.base.places.reading.Listed`).
     return all(
@@ -51,8 +50,7 @@ def only_written_again(root: StorePath, settings: str, parts: Sequence[Part]) ->
 
 def what_changed(root: StorePath, settings: str, parts: Sequence[Part]) -> str | None:
     """Return one phrase that names the first difference and counts the others; None where nothing was noted."""
-    noted = _read_log(root)
-    if noted is None:
+    if (noted := _read_log(root)) is None:
         return None
     settings_before, before = noted
     now = {part.name: (part.size, part.stamp) for part in parts}

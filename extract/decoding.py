@@ -20,23 +20,11 @@ from mmkd.base.images.source import ImageError, ImageSource
 from mmkd.extract.teachers.geometry import Geometry, pixel_transform
 from mmkd.store.inputs import encode_input
 
-# Bounds on what waits between the stages: encoded bytes of so many windows, and pixels of so many.
-# Enough for each stage to keep ahead of the next; memory is these times a window.
+# Windows of encoded bytes, and of pixels, that may wait: each stage keeps ahead of the next; memory is these times one.
 _WINDOWS_READ, _WINDOWS_DECODED = 4, 2
 
-NOTE = "note: "
-"""Prefix of reasons that are not faults."""
 
 Window = TypeVar("Window")
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """One image's bytes as the corpus has them, or the reason there are none."""
-
-    data: bytes | None
-    reason: str | None = None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class DecodedImage:
 
     reason: str | None = None
     note: str | None = None
-    """Assumptions made for an odd header of a sound image."""
+    """What was assumed for an odd header of a sound image, as a reason that is no fault."""
     width: int | None = None
     height: int | None = None
     """Pixels, as decoded."""
@@ -59,38 +47,40 @@ class DecodedImage:
     decode_seconds: float = 0.0
 
 
-def read_image(source: ImageSource) -> EncodedImage:
-    """Read one image's bytes. Never raises for a bad image: the result has the reason."""
+def read_image(source: ImageSource) -> tuple[bytes | str, float]:
+    """Return one image's bytes, or the reason why there are none, and the seconds it took."""
     started = time.perf_counter()
     try:
-        return EncodedImage(source.read(), seconds=time.perf_counter() - started)
+        encoded: bytes | str = source.read()
     except Exception as error:  # noqa: BLE001 - see `_reason`
-        return EncodedImage(None, _reason(error), time.perf_counter() - started)
+        encoded = _reason(error)
+    return encoded, time.perf_counter() - started
 
 
-def decode_image(encoded: EncodedImage, geometries: Sequence[Geometry], keep: int | None = None) -> DecodedImage:
-    """Decode one image, bring it to all geometries, and to a JPEG of `keep` pixels when that is given. Never raises for
-    a bad image: the result has the reason."""
-    if encoded.data is None:
-        return DecodedImage(reason=encoded.reason, read_seconds=encoded.seconds)
-    started = time.perf_counter()
-    digest = hashlib.sha256(encoded.data).hexdigest()
+def decode_image(
+    encoded: bytes | str, read_seconds: float, geometries: Sequence[Geometry], keep: int | None = None
+) -> DecodedImage:
+    """Decode one image of `read_image`, bring it to all geometries, and to a JPEG of `keep` pixels when that is given.
+    Never raises for a bad image: the result has the reason."""
+    if isinstance(encoded, str):
+        return DecodedImage(reason=encoded, read_seconds=read_seconds)
+    started, digest = time.perf_counter(), hashlib.sha256(encoded).hexdigest()
     transforms = {geometry: pixel_transform(geometry) for geometry in geometries}
     try:
-        picture = decode(encoded.data)
+        picture = decode(encoded)
         pixels = {geometry: transform(picture) for geometry, transform in transforms.items()}
         jpeg = encode_input(picture, keep) if keep is not None else None
     except Exception as error:  # noqa: BLE001 - see `_reason`
-        return DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=encoded.seconds)
+        return DecodedImage(reason=_reason(error), image_sha256=digest, read_seconds=read_seconds)
     assumed = picture.info.get(ASSUMED)
     return DecodedImage(
-        note=f"{NOTE}{assumed}" if assumed else None,
+        note=f"note: {assumed}" if assumed else None,
         width=picture.width,
         height=picture.height,
         image_sha256=digest,
         pixels=pixels,
         jpeg=jpeg,
-        read_seconds=encoded.seconds,
+        read_seconds=read_seconds,
         decode_seconds=time.perf_counter() - started,
     )
 
@@ -116,8 +106,8 @@ def decode_windows(
         ThreadPoolExecutor(decode_threads, thread_name_prefix="mmkd-decode") as decoders,
     ):
 
-        def decode_read(encoded: Future[EncodedImage]) -> DecodedImage:
-            return decode_image(encoded.result(), geometries, keep)
+        def decode_read(encoded: Future[tuple[bytes | str, float]]) -> DecodedImage:
+            return decode_image(*encoded.result(), geometries, keep)
 
         windows = (sources[start : start + window] for start in range(0, len(sources), window))
         read = _ahead(([readers.submit(read_image, source) for source in wanted] for wanted in windows), _WINDOWS_READ)

@@ -11,7 +11,7 @@ import torch
 from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
 from distributed.worker import Worker
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import UserError, cause
 from mmkd.base.places.remote import StorePath
 from mmkd.base.process import Watch, keep_freed_memory
 from mmkd.extract.cluster_config import WorkerConfig
@@ -29,9 +29,6 @@ from mmkd.store.samples import read_part
 
 PLUGIN_NAME = "mmkd-teachers"
 
-_RETRIES = 2
-"""Further attempts at a task that raised: a fault of the machine passes, one of the code recurs."""
-
 
 class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hints
     """Loads every teacher when a worker joins. What keeps it from loading one is the answer to its first task."""
@@ -46,7 +43,6 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
         self.failure: MmkdError | None = None
 
     def setup(self, worker: Worker) -> None:
-        """Load the teachers on this worker's device."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             # One thread per process: the split of a matrix product over threads can change its last bit,
@@ -68,7 +64,6 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
             self.failure = error
 
     def teardown(self, worker: Worker) -> None:
-        """Release the memory."""
         self.loaded.clear()
 
 
@@ -125,10 +120,9 @@ class LostShard:
 def gather(
     client: Client, store: Store, tasks: Sequence[ShardTask], say: Callable[[str], None]
 ) -> Generator[ShardReport | LostShard, None, None]:
-    """Do the tasks and yield the outcome of each as it finishes. Dask blames a dead worker for all its tasks, running
-    and waiting: tasks blamed too often are done again when the others have finished, one shard at a time, so that each
-    is blamed for itself alone. Raises UserError if the scheduler went away, MmkdError for a fault in a worker that the
-    user can correct: a full disk, a teacher that cannot be loaded."""
+    """Do the tasks and yield the outcome of each as it finishes. Dask blames a dead worker for all its tasks: those
+    blamed too often are done again at the end, one at a time, so that each is blamed for itself alone. Raises UserError
+    if the scheduler went away, MmkdError for a fault that the user can correct, such as a full disk."""
     blamed = []
     for task, outcome in _outcomes(client, store, tasks):
         if isinstance(outcome, KilledWorker):
@@ -147,10 +141,10 @@ def gather(
 def _outcomes(
     client: Client, store: Store, tasks: Sequence[ShardTask]
 ) -> Iterator[tuple[ShardTask, ShardReport | BaseException]]:
-    keys = [f"{'isolated' if task.isolated else 'shard'}-{task.shard:05d}" for task in tasks]
-    by_key = dict(zip(keys, tasks, strict=True))
-    # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for.
-    futures = client.map(partial(run_task, store), tasks, key=keys, pure=False, retries=_RETRIES)
+    by_key = {f"{'isolated' if task.isolated else 'shard'}-{task.shard:05d}": task for task in tasks}
+    # One graph: Dask then knows that there are many, and hands a worker no more than it has threads for. Retries: a
+    # fault of the machine passes, one of the code recurs.
+    futures = client.map(partial(run_task, store), tasks, key=list(by_key), pure=False, retries=2)
     for future in as_completed(futures):
         if future.status in ("cancelled", "lost"):
             raise UserError(
@@ -169,5 +163,4 @@ def _result(task: ShardTask, outcome: ShardReport | BaseException) -> ShardRepor
         return outcome
     if isinstance(outcome, KilledWorker):
         return LostShard(task.shard, "its workers died or hung; too little memory, or a fault in a teacher?")
-    text = " ".join(str(outcome).split())[:200]
-    return LostShard(task.shard, f"{type(outcome).__name__}: {text}" if text else type(outcome).__name__)
+    return LostShard(task.shard, f"{type(outcome).__name__}: {cause(outcome)}".removesuffix(": "))

@@ -20,11 +20,6 @@ from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
 
-_TOKENIZE_ROWS = 256
-
-MAX_CAPTION_CHARACTERS = 1 << 16
-"""Maximum caption characters tokenized: far beyond any context, to bound time and memory."""
-
 Features = dict[str, NDArray[np.floating[Any]]]
 """By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
 
@@ -45,7 +40,6 @@ class Workbench:
     def windows(
         self, sources: Sequence[ImageSource], geometries: Sequence[Geometry], window: int
     ) -> Iterator[list[DecodedImage]]:
-        """Yield the images in order, `window` of them at a time."""
         if self.isolated:
             # Half the watchdog's time: the image fails, not the worker.
             seconds, beat = self.watch.seconds / 2, self.watch.beat
@@ -80,10 +74,9 @@ def encode_images(
             clock.add("decode", image.decode_seconds)
             image.pixels.clear()
         facts.extend(window)
-    features = {}
-    for slug, teacher in teachers.items():
-        features[slug] = _missing(len(sources), teacher)
-        features[slug][rows] = encoded[slug][of]
+    features = {slug: _missing(len(sources), teacher) for slug, teacher in teachers.items()}
+    for slug, values in features.items():
+        values[rows] = encoded[slug][of]
     return [None if source is None else facts[place[source]] for source in sources], features
 
 
@@ -96,7 +89,7 @@ def encode_captions(
     place = {caption: index for index, caption in enumerate(distinct)}
     rows = np.array([i for i, caption in enumerate(captions) if caption is not None], dtype=np.int64)
     source = np.array([place[caption] for caption in captions if caption is not None], dtype=np.int64)
-    short = [caption[:MAX_CAPTION_CHARACTERS] for caption in distinct]
+    short = [caption[: 1 << 16] for caption in distinct]  # far beyond any context, to bound time and memory
     features = {}
     for slug, teacher in teachers.items():
         with clock(f"text {slug}"):
@@ -115,12 +108,17 @@ def _missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
 def _encode_distinct(
     captions: list[str], teacher: Teacher, bench: Workbench
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
-    """Return features (n, D) and untruncated token counts (n,)."""
+    """Return features (n, D) and untruncated token counts (n,). Raises RuntimeError if the tokenizer failed."""
     encoded = _missing(len(captions), teacher)
     parts: list[torch.Tensor] = []
     counts: list[int] = []
-    for start in range(0, len(captions), _TOKENIZE_ROWS):
-        tokens, some = _tokenize(teacher, captions[start : start + _TOKENIZE_ROWS])
+    for start in range(0, len(captions), 256):
+        try:
+            tokens, some = teacher.tokenize(captions[start : start + 256])
+        except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
+            # Its own message may quote a caption that names a patient.
+            kind = type(error).__name__
+            raise RuntimeError(f"teacher {teacher.card.slug!r}: its tokenizer raised {kind} on a caption") from None
         parts.append(tokens)
         counts += some
         bench.watch.beat()
@@ -137,21 +135,10 @@ def _encode_distinct(
     return encoded, np.array(counts, dtype=np.int64)
 
 
-def _tokenize(teacher: Teacher, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
-    """As `Teacher.tokenize`; its errors are not logged, because they may quote a caption that names a patient. Raises
-    RuntimeError if the tokenizer failed."""
-    try:
-        return teacher.tokenize(captions)
-    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError, OverflowError) as error:
-        kind = type(error).__name__
-        raise RuntimeError(f"teacher {teacher.card.slug!r}: its tokenizer raised {kind} on a caption") from None
-
-
 def cut_lengths(tokens: torch.Tensor, lengths: Sequence[int]) -> NDArray[np.int64]:
-    """Return columns of `tokens` that each caption is encoded with. In order of length, every `PASS_ROWS` captions get
-    the smallest of `lengths` that holds the longest of them and one token behind it: never more passes than of padded
-    captions. The captions alone decide, whatever the batch. Returns int64 (n,). `tokens`: int64 (n, L), padded with one
-    and the same id; where that is the end token too, the first one counts. `lengths`: ascending, the last one L."""
+    """Return the columns of `tokens` that each caption is encoded with, int64 (n,). In order of length, `PASS_ROWS`
+    captions each get the smallest of `lengths` (ascending, the last one L) that holds the longest of them and one token
+    behind it. `tokens`: int64 (n, L), padded with one id; where that is the end token too, the first one counts."""
     changes = tokens[:, 1:] != tokens[:, :-1]
     places = torch.arange(2, tokens.shape[1] + 1)
     own = torch.where(changes, places, 1).amax(dim=1).numpy() if len(places) else np.ones(len(tokens), np.int64)

@@ -30,8 +30,6 @@ PROBE_ROWS = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of a run."""
-
     rows: int
     shards: int
     rows_per_shard: int
@@ -89,7 +87,6 @@ def estimate(config: ExtractConfig, say: Callable[[str], None] = print) -> Estim
 
 
 def estimate_lines(plan: Estimate) -> Iterator[str]:
-    """Yield the plan as a user reads it."""
     shards, tasks = counted(plan.shards, "shard"), counted(plan.tasks, "shard")
     yield f"{counted(plan.rows, 'row')} in {shards} of {plan.rows_per_shard:,}; {tasks} to do"
     width = max(map(len, plan.arrays))

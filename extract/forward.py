@@ -1,8 +1,7 @@
 """Inputs through a teacher in batches that fit its device, with results that do not depend on how they were cut.
 
 On a CPU every forward pass has exactly `PASS_ROWS` rows, the last filled up with its own last row: a matrix product may
-round differently for another shape, but not for another place or other neighbors in the same shape. On a GPU a batch is
-one pass.
+round differently for another shape, not for other neighbors in the same shape. On a GPU a batch is one pass.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ class BatchSizes:
     """Held while a batch is on the device: two shards in hand share it, and never its memory at the same time."""
 
     def rows(self, teacher: Teacher, tower: Tower) -> int:
-        """Return rows of the next batch."""
         return self.halved.get((teacher.card.slug, tower), self.window(teacher.device))
 
     def window(self, device: torch.device) -> int:
@@ -68,21 +66,17 @@ def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSiz
             continue
         except torch.OutOfMemoryError:
             pass  # halved outside: the exception holds the frames, and they hold the tensors that did not fit
-        _halve(sizes, teacher, tower, rows)
+        slug, device = teacher.card.slug, teacher.device
+        if rows == 1:
+            raise TeacherError(
+                f"teacher {slug!r}: {device} has too little memory for one {tower}; give fewer teachers a run, "
+                "fewer processes a device, or another device"
+            )
+        sizes.halved[slug, tower] = rows // 2
+        log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return features
-
-
-def _halve(sizes: BatchSizes, teacher: Teacher, tower: Tower, rows: int) -> None:
-    slug = teacher.card.slug
-    if rows == 1:
-        raise TeacherError(
-            f"teacher {slug!r}: {teacher.device} has too little memory for one {tower}; give fewer teachers a run, "
-            "fewer processes a device, or another device"
-        )
-    sizes.halved[slug, tower] = rows // 2
-    log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, teacher.device)
-    if teacher.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _in_passes(

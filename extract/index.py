@@ -1,6 +1,5 @@
-"""The index: every input gets its grid row before anything is decoded. Parts of a corpus (tars, Parquet files, folders)
-are listed in parallel, each into a file of its own; these are read back in order and numbered. Memory does not grow
-with the number of rows: they lie in temporary files."""
+"""The index: every input gets its grid row before anything is decoded. Parts of a corpus are listed in parallel, each
+into a temporary file; these are read back in order and numbered, so that memory does not grow with the rows."""
 
 from __future__ import annotations
 
@@ -46,8 +45,6 @@ from mmkd.store.writer import append_rows, create_store, finish_append, first_ne
 _BATCH = 8192
 # Listing is Python work, so processes share it; below this a process costs more to start than it saves.
 _BYTES_WORTH_PROCESSES = 1 << 30
-# Columns of the sample table that the corpus decides; the others say what became of a row.
-_LISTED = ("row", "key", "caption", "modality", "uri", "offset", "length")
 
 # Names that no label has.
 _HASH, _IF_TAKEN, _BY_DESIGN = "\0hash", "\0if_taken", "\0by_design"
@@ -60,9 +57,6 @@ class _Earlier(NamedTuple):
     hashes: NDArray[np.uint64] = np.empty((0, 2), np.uint64)
     end: int = 0
     """Grid row where the next corpus begins."""
-
-
-_NOTHING = _Earlier()
 
 
 def create_indexed_store(corpus: Corpus, root: StorePath) -> Store:
@@ -82,16 +76,14 @@ def list_corpus(corpus: Corpus) -> Overview:
 
 
 def append_corpus(corpus: Corpus, root: StorePath, say: Callable[[str], object] = lambda line: None) -> CorpusSpan:
-    """List a further corpus below the rows of a store; its rows are pending until they are extracted. A key that the
-    store has already is kept as a failed row that names the first one. Appending a corpus that is there already only
-    finishes what an interruption left. `say` receives the lines of the corpus' overview. Raises CorpusError if the
-    corpus has no rows, or cannot be read; StoreError if there is no store at `root`, or it cannot be written;
+    """List a further corpus below the rows of a store, as pending rows; a key that the store has already is kept as a
+    failed row that names the first one. A corpus that is there already only finishes what an interruption left. `say`
+    receives the lines of its overview. Raises as `create_indexed_store`; StoreError if there is no store at `root`;
     BusyStoreError if another process writes to it."""
     read_record(root)
     with only_writer(root, "mmkd store append"):
         store = Store.open(root)
-        present = corpus_span(corpus, store.record)
-        if present is not None:
+        if present := corpus_span(corpus, store.record):
             finish_append(store)
             return present
         first, parts = first_new_row(store.record), corpus.parts()
@@ -126,8 +118,7 @@ def restore_parts(corpus: Corpus, store: Store) -> int:
     """List the corpus again for sample parts that are missing (`mmkd store verify --repair` drops damaged ones);
     return how many were written, with pending rows. Raises as `check_same_corpus`; StoreError if it cannot write."""
     span = check_same_corpus(corpus, store)
-    missing = [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]
-    if missing:
+    if missing := [shard for shard in span.shards if not (store.root / sample_part(shard)).is_file()]:
         per_shard, first = store.record.rows_per_shard, span.rows.start
         schema = sample_schema(store.record.labels)
         with _index(corpus, corpus.parts(), _inputs_before(store, first)) as (index, _):
@@ -144,13 +135,11 @@ def corpus_span(corpus: Corpus, record: StoreRecord) -> CorpusSpan | None:
 
 
 def check_same_corpus(corpus: Corpus, store: Store) -> CorpusSpan:
-    """Return where the corpus lies in the store's grid. Files that were only written again (restored from a copy,
-    brought back after a purge) are listed again and pass when they give the same rows; images are compared by their
-    SHA-256 when a later teacher reads them. Raises CorpusError, which names the first difference, if a file has another
-    name, size or hash than when the store was made, was written again with other rows, or is read otherwise."""
+    """Return where the corpus lies in the store's grid. Files that were only written again (restored from a copy) pass
+    when they give the same rows; images are compared by SHA-256 when a later teacher reads them. Raises CorpusError,
+    which names the first difference, if a file has another name, size, hash or rows, or is read otherwise."""
     root, record = store.root, store.record
-    span = corpus_span(corpus, record)
-    if span is not None:
+    if span := corpus_span(corpus, record):
         return span
     parts = corpus.parts()
     if only_written_again(root, corpus.settings(), parts) and _same_rows(corpus, parts, store):
@@ -170,19 +159,21 @@ def _same_rows(corpus: Corpus, parts: Sequence[Part], store: Store) -> bool:
     with _index(corpus, parts) as (index, _):
         if len(index) != len(span.rows) or corpus.labels != span.corpus.labels:
             return False
-        columns = [*_LISTED, *corpus.labels]
-        for shard in span.shards:
-            rows = store.record.shard_rows(shard)
-            if (store.root / sample_part(shard)).is_file():
-                stored = read_part(store.root, shard)[0].select(columns)
-                if not index.slice(rows.start, len(rows)).select(columns).combine_chunks().equals(stored):
-                    return False
+        # What the corpus decides; the other columns say what became of a row.
+        columns = ["row", "key", "caption", "modality", "uri", "offset", "length", *corpus.labels]
+        for shard in (shard for shard in span.shards if (store.root / sample_part(shard)).is_file()):
+            rows, stored = store.record.shard_rows(shard), read_part(store.root, shard)[0].select(columns)
+            if not index.slice(rows.start, len(rows)).select(columns).combine_chunks().equals(stored):
+                return False
     return True
 
 
 @contextmanager
-def _index(corpus: Corpus, parts: Sequence[Part], earlier: _Earlier = _NOTHING) -> Iterator[tuple[pa.Table, Overview]]:
+def _index(
+    corpus: Corpus, parts: Sequence[Part], earlier: _Earlier | None = None
+) -> Iterator[tuple[pa.Table, Overview]]:
     """The corpus as a table, numbered from `earlier.end` on, mapped from a file: it may be larger than memory."""
+    earlier = earlier or _Earlier()
     with tempfile.TemporaryDirectory(prefix="mmkd-index-") as name:
         folder = Path(name)
         listed = list(_list_parts(corpus, parts, folder))
@@ -207,8 +198,7 @@ def _index(corpus: Corpus, parts: Sequence[Part], earlier: _Earlier = _NOTHING) 
         spool, schema = folder / "index.arrow", sample_schema(corpus.labels)
         with disk_errors(spool), pa.OSFile(str(spool), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for batch in _number_rows(files, duplicates, start=earlier.end, paired=paired, overview=overview):
-                cells = [batch[name] for name in schema.names]
-                writer.write_batch(pa.RecordBatch.from_arrays(cells, schema=schema))
+                writer.write_batch(pa.RecordBatch.from_arrays([batch[name] for name in schema.names], schema=schema))
         with pa.memory_map(str(spool)) as source:
             yield pa.ipc.open_stream(source).read_all(), overview
 

@@ -1,8 +1,7 @@
 """Decode images in a process of their own: one that crashes or hangs its decoder costs its own row only.
 
-Slow (one image at a time), so only for shards that took their worker down. Run as a module it is the child: a
-connection gives (source, geometries, keep) and takes `DecodedImage`. Not a `ProcessPoolExecutor`: Dask's workers are
-daemons, and multiprocessing gives daemons no children.
+Slow, so only for shards that took their worker down. Run as a module it is the child. Not a `ProcessPoolExecutor`:
+Dask's workers are daemons, and multiprocessing gives daemons no children.
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection, Pipe
 
 from mmkd.base.images.source import ImageSource
 from mmkd.extract.decoding import DecodedImage, decode_image, read_image
 from mmkd.extract.teachers.geometry import Geometry
-
-_TICK_SECONDS = 0.5
-_START_SECONDS = 120.0
-"""A child imports PyTorch before it is ready; on a cold network disk that takes a while."""
 
 
 def isolated_windows(
@@ -36,13 +32,10 @@ def isolated_windows(
 ) -> Iterator[list[DecodedImage]]:
     """As `decoding.decode_windows`, with the same pixels; an image that takes its process down, or more than `seconds`,
     says so in its reason. `beat` is called while waiting. Raises RuntimeError if the child does not start."""
-    decoder = _Decoder(seconds, beat)
-    try:
+    with closing(_Decoder(seconds, beat)) as decoder:
         for start in range(0, len(sources), window):
             here = sources[start : start + window]
             yield [decoder.decode((source, tuple(geometries), keep)) for source in here]
-    finally:
-        decoder.end()
 
 
 class _Decoder:
@@ -53,28 +46,25 @@ class _Decoder:
         self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def decode(self, question: object) -> DecodedImage:
-        """Send one image to the child and wait for what becomes of it."""
         if self._child is None:
-            self._child = self._start()
-            ready = self._answer(_START_SECONDS)
+            ours, theirs = Pipe()
+            fd = theirs.fileno()
+            command = [sys.executable, "-P", "-m", "mmkd.extract.isolated_decoding", str(fd), str(2 * self._seconds)]
+            silent = subprocess.DEVNULL
+            child = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, pass_fds=[fd])  # noqa: S603
+            theirs.close()
+            self._child = child, ours
+            # It imports PyTorch before it is ready; on a cold network disk that takes a while.
+            ready = self._answer(120.0)
             if not isinstance(ready, DecodedImage):
-                self.end()
+                self.close()
                 raise RuntimeError(f"a decoding process did not start: {ready}")
         self._child[1].send(question)
         answer = self._answer(self._seconds)
         if isinstance(answer, DecodedImage):
             return answer
-        self.end()
+        self.close()
         return DecodedImage(reason=f"image: {answer}")
-
-    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
-        ours, theirs = Pipe()
-        fd = theirs.fileno()
-        command = [sys.executable, "-P", "-m", "mmkd.extract.isolated_decoding", str(fd), str(2 * self._seconds)]
-        silent = subprocess.DEVNULL
-        child = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, pass_fds=[fd])  # noqa: S603
-        theirs.close()
-        return child, ours
 
     def _answer(self, seconds: float) -> DecodedImage | str:
         """Return the child's message, or the reason there is none."""
@@ -82,19 +72,17 @@ class _Decoder:
         child, connection = self._child
         deadline = time.monotonic() + seconds
         try:
-            while not connection.poll(_TICK_SECONDS):
+            while not connection.poll(0.5):
                 self._beat()
                 if time.monotonic() > deadline:
                     return f"reading or decoding takes more than {seconds:g} seconds"
-            answer: DecodedImage = connection.recv()
-            return answer
+            return connection.recv()  # type: ignore[no-any-return]
         except (EOFError, OSError):
             code = child.wait()
             ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             return f"the decoder crashed on it ({ending})"
 
-    def end(self) -> None:
-        """Kill the child, if there is one."""
+    def close(self) -> None:
         if self._child is not None:
             child, connection = self._child
             child.kill()
@@ -115,7 +103,7 @@ def main() -> None:
             return
         # The parent may be dead when the time is up.
         faulthandler.dump_traceback_later(float(sys.argv[2]), exit=True)
-        connection.send(decode_image(read_image(source), geometries, keep))
+        connection.send(decode_image(*read_image(source), geometries, keep))
         faulthandler.cancel_dump_traceback_later()
 
 

@@ -38,8 +38,7 @@ class LimitedCorpus(DerivedCorpus):
         parts = self.corpus.parts()
         if self.limit is None:
             return parts
-        size = sum(part.size for part in parts)
-        return (Part(f"first {self.limit} rows", size, corpus_digest(self.corpus, parts)),)
+        return (Part(f"first {self.limit} rows", sum(part.size for part in parts), corpus_digest(self.corpus, parts)),)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         """Yield the part's inputs, or the first rows of all parts and ignored files."""

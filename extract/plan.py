@@ -32,15 +32,13 @@ def plan_tasks(
     without_inputs: Collection[int] = (),
     keep_inputs: int | None = None,
 ) -> list[ShardTask]:
-    """List the shards, `shards` in all, with the teachers of `cards` that each still lacks by the `ledger`, and those
-    whose training inputs of `keep_inputs` pixels are to be written. Raises TeacherMismatchError if a finished shard was
-    made by the same name with another digest."""
+    """List the shards with the teachers of `cards` that each still lacks by the `ledger`, or without training inputs of
+    `keep_inputs` pixels. Raises TeacherMismatchError if a finished shard's teacher has another digest."""
     tasks = []
     for shard in range(shards):
         missing = []
         for card in cards:
-            entry = ledger.get((shard, card.slug))
-            if entry is None:
+            if (entry := ledger.get((shard, card.slug))) is None:
                 missing.append(card.slug)
             elif entry.teacher_digest != card.digest:
                 raise TeacherMismatchError(
@@ -61,8 +59,7 @@ def plan_retries(
     tasks = []
     for shard in failed:
         finished = tuple(slug for number, slug in ledger if number == shard)
-        absent = sorted(set(finished) - present)
-        if absent:
+        if absent := sorted(set(finished) - present):
             raise UserError(
                 f"--failures retry rewrites the rows of shard {shard}, which {', '.join(absent)} also has; name every "
                 "teacher of the store in --teachers"

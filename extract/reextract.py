@@ -1,6 +1,5 @@
-"""Run a teacher again on random rows of a store and compare: are these the features that it gives? Checksums prove that
-bytes are what was written. Only the teacher can prove that the right thing was written. Two machines never agree to the
-last bit, so the answer is a distribution of cosines and a tolerance."""
+"""Run a teacher again on random rows of a store and compare: checksums prove that bytes are what was written, only the
+teacher that the right thing was. Machines differ in last bits, so the answer is cosines and a tolerance."""
 
 from __future__ import annotations
 
@@ -50,8 +49,6 @@ class TowerCosines:
 
 @dataclass(frozen=True)
 class TeacherComparison:
-    """Result of the comparison."""
-
     slug: str
     source: str
     """Source of the teacher that ran now."""
@@ -81,11 +78,10 @@ class TeacherComparison:
 def compare_with_teacher(
     store: FeatureStore, teacher: str, rows: int, *, corpus: str | None, tolerance: float, seed: int
 ) -> TeacherComparison:
-    """Rerun a teacher on up to `rows` random rows of `store` with a sound feature. `teacher`: a slug of the store, or
-    `NAME=PLACE` and cards as `mmkd extract --teachers` takes them. `corpus`: the corpus, or the folder of its images,
-    where they lie now; as recorded when None. `tolerance`: a row differs when 1 - cosine is larger. Raises UserError if
-    the store has no sound row of the teacher; TeacherError if it cannot be loaded, or gives features of another width;
-    CorpusError if no input of the drawn rows can be read."""
+    """Rerun a teacher (a slug of the store, or as `mmkd extract --teachers` takes it) on up to `rows` random rows with
+    a sound feature; a row differs when 1 - cosine is above `tolerance`. `corpus`: where it or its images lie now.
+    Raises UserError without a sound row of the teacher; TeacherError if it cannot be loaded, or gives features of
+    another width; CorpusError if no input of the drawn rows can be read."""
     spec = _spec(store, teacher)
     stored = store.card(spec.slug)
     card = describe_teacher(spec)
@@ -136,8 +132,7 @@ def compare_with_teacher(
 
 def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
     """Return the named teacher; for a bare slug of the store, the source in its card."""
-    card = store.teachers.get(teacher)
-    if card is not None and card.source.startswith((LOCAL_DIR, HF_HUB)):
+    if (card := store.teachers.get(teacher)) is not None and card.source.startswith((LOCAL_DIR, HF_HUB)):
         return parse_teacher(f"{teacher}={card.source}").model_copy(update={"revision": card.revision})
     if card is None and not any(sign in teacher for sign in "=:/."):
         store.card(teacher)
@@ -149,8 +144,7 @@ def _spec(store: FeatureStore, teacher: str) -> TeacherSpec:
 def _inputs(store: FeatureStore, rows: NDArray[np.int64], corpus: str | None) -> tuple[pa.Table, str]:
     """Return the rows' captions and images, and what their `uri` is relative to: `/` where rows are of several
     corpora."""
-    columns = ["caption", "uri", "offset", "length", "image_sha256"]
-    table = store.sample_table(columns).take(pa.array(rows))
+    table = store.sample_table(["caption", "uri", "offset", "length", "image_sha256"]).take(pa.array(rows))
     if corpus is not None:
         return table, str(Path(corpus).resolve() if Path(corpus).is_dir() else open_corpus(corpus).root)
     roots = [store.record.image_root(row) for row in rows.tolist()]

@@ -63,12 +63,11 @@ _ADVICE = {
     "question: ": "name another `language`, or null for all",
     "column: holds bytes": "name it in `columns` if it is the image",
 }
-_ROW = re.compile(r"of row \d+")
 
 
 def _reason_kind(reason: str) -> str:
     """Return a reason without what differs between equal causes, so that they can be counted."""
-    return _ROW.sub("of an earlier row", reason)
+    return re.sub(r"of row \d+", "of an earlier row", reason)
 
 
 def _advice(reason: str) -> str:
@@ -93,7 +92,6 @@ class Overview:
     """Inputs without a row: number and first name, by reason."""
 
     def add_row(self, key: str, image: bool, caption: bool, reason: str | None, is_text: bool = False) -> None:
-        """Count one row."""
         self.rows += 1
         self.images += image
         self.captions += caption
@@ -105,7 +103,6 @@ class Overview:
             self.reasons[kind] = count + 1, example
 
     def ignore(self, one: Ignored) -> None:
-        """Count an input without a row."""
         count, example = self.ignored.get(one.reason, (0, one.example))
         self.ignored[one.reason] = count + one.count, example
 
@@ -150,10 +147,8 @@ class ShardReport:
     batch_rows: dict[str, int] = field(default_factory=dict)
     """`image SLUG` or `text SLUG`: rows of a batch after larger batches did not fit the device."""
     worker: str = ""
-    """Worker name."""
 
     def count(self, samples: pa.Table) -> ShardReport:
-        """Count the sample rows by status and by reason."""
         self.status = dict(Counter(samples["status"].to_pylist()))
         self.reasons = dict(Counter(reason for reason in samples["reason"].to_pylist() if reason))
         return self
@@ -183,8 +178,6 @@ class Clock:
 
 @dataclass
 class RunReport:
-    """Report on one run."""
-
     store: StorePath
     rows: int
     shards_total: int
@@ -206,13 +199,7 @@ class RunReport:
     lost_rows: Counter[str] = field(default_factory=Counter)
     """Rows of these shards, by reason."""
 
-    def lose(self, shard: int, reason: str, rows: int) -> None:
-        """Note a shard that could not be done."""
-        self.lost[shard] = reason
-        self.lost_rows[f"shard lost: {reason}"] += rows
-
     def add(self, shard: ShardReport) -> None:
-        """Count one finished shard."""
         self.shards_done += 1
         self.changed += shard.changed
         self.rows_read += shard.rows
@@ -226,27 +213,23 @@ class RunReport:
 
 
 def summary_lines(report: RunReport) -> Iterator[str]:
-    """Yield the run's end as a user reads it."""
     yield f"extracted {report.shards_done} of {counted(report.shards_total, 'shard')} into {report.store}"
     if report.status:
         yield "rows: " + ", ".join(f"{count:,} {status}" for status, count in sorted(report.status.items()))
     for reason, count in report.reasons.most_common(10):
         yield f"  {count:,} x {reason}{_advice(reason)}"
-    for slug, count in sorted(report.truncated.items()):
-        if count:
-            yield f"  {counted(count, 'caption')} longer than the context of {slug}, and so cut"
-    for slug, count in sorted(report.not_finite.items()):
-        if count:
-            yield f"  {counted(count, 'feature')} of {slug} zero or not finite: marked as missing"
+    for slug, count in sorted((+report.truncated).items()):
+        yield f"  {counted(count, 'caption')} longer than the context of {slug}, and so cut"
+    for slug, count in sorted((+report.not_finite).items()):
+        yield f"  {counted(count, 'feature')} of {slug} zero or not finite: marked as missing"
     if report.changed:
         changed = counted(report.changed, "image")
         yield f"  {changed} changed since the store was made: marked as missing for the new teachers"
     for place, rows in sorted(report.batch_rows.items()):
         yield f"  {place}: batches of {rows} rows, more did not fit on the device"
     if report.seconds:
-        yield "seconds, summed over workers: " + ", ".join(
-            f"{name} {seconds:.1f}" for name, seconds in sorted(report.seconds.items())
-        )
+        steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in sorted(report.seconds.items()))
+        yield f"seconds, summed over workers: {steps}"
     for shard, reason in sorted(report.lost.items()):
         yield f"lost: shard {shard}: {reason}"
     if report.lost:

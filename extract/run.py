@@ -38,9 +38,8 @@ Say = Callable[[str], None]
 
 
 def extract(config: ExtractConfig, say: Say = print) -> RunReport:
-    """Extract every shard of the store for every requested teacher; running it again finishes what is left. Raises
-    CorpusError, TeacherError, StoreError, UserError, and BusyStoreError if another process writes to the store. `say`:
-    receives one line at a time for the user."""
+    """Extract every shard for every requested teacher; running it again finishes what is left. `say` receives lines for
+    the user. Raises CorpusError, TeacherError, StoreError, UserError; BusyStoreError if another process writes."""
     corpus = config.opened
     described = config.described()
     # On a disk a new store is renamed to its place whole, so there is nothing to lock before.
@@ -49,12 +48,20 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
     cards = [card for _, card in described]
     keep = config.keep_inputs
     with only_writer(config.store, "mmkd extract"):
-        target = made or _open_or_make(corpus, config.store, say)
+        if made is None and (config.store / "zarr.json").is_file():
+            made = Store.open(config.store)
+            if restored := restore_parts(corpus, made):
+                say(f"{restored} sample parts were missing and are listed again from the corpus")
+        target = made or make_store(corpus, config.store)
         for card in cards:
             add_teacher(target, card)
         store = FeatureStore.open(config.store)
         report = RunReport(config.store, len(store), store.shards)
-        retries = plan_retries(_shards_with_failed_images(store), cards, store.ledger) if config.retry_failed else []
+        retries: list[ShardTask] = []
+        if config.retry_failed:
+            samples = store.sample_table(columns=["row", "reason"])
+            failed = samples.filter(pc.starts_with(samples["reason"], IMAGE_FAULT))["row"].to_pylist()
+            retries = plan_retries(sorted({row // store.record.rows_per_shard for row in failed}), cards, store.ledger)
         lacking = shards_without_inputs(config.store, store.shards, keep) if keep is not None else frozenset()
         tasks = plan_tasks(store.shards, cards, store.ledger, lacking, keep)
         for line in overview.lines() if (overview := read_overview(config.store)) else ():
@@ -67,7 +74,12 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             wanted = {slug for task in (*tasks, *retries) for slug in task.teachers}
             plugin = TeachersPlugin([pair for pair in described if pair[1].slug in wanted], config.cluster.worker)
             with dask_client(config.cluster) as client:
-                _announce(client, say)
+                try:
+                    say(f"dashboard: {client.dashboard_link}")
+                except KeyError as error:
+                    say(f"dashboard: no link: distributed.dashboard.link names {error}, which is not set")
+                if not client.scheduler_info()["workers"]:
+                    say("no worker has joined yet; the run starts with the first one")
                 start_workers(client, plugin)
                 if retries:
                     _do(client, target, retries, report, config, say)
@@ -77,31 +89,6 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             note_encoding_error(store, card.slug)
         remove_abandoned(config.store)
     return report
-
-
-def _open_or_make(corpus: Corpus, root: StorePath, say: Say) -> Store:
-    if not (root / "zarr.json").is_file():
-        return make_store(corpus, root)
-    store = Store.open(root)
-    restored = restore_parts(corpus, store)
-    if restored:
-        say(f"{restored} sample parts were missing and are listed again from the corpus")
-    return store
-
-
-def _shards_with_failed_images(store: FeatureStore) -> list[int]:
-    rows = store.sample_table(columns=["row", "reason"])
-    failed = rows.filter(pc.starts_with(rows["reason"], IMAGE_FAULT))["row"].to_pylist()
-    return sorted({row // store.record.rows_per_shard for row in failed})
-
-
-def _announce(client: Client, say: Say) -> None:
-    try:
-        say(f"dashboard: {client.dashboard_link}")
-    except KeyError as error:
-        say(f"dashboard: no link: distributed.dashboard.link names {error}, which is not set")
-    if not client.scheduler_info()["workers"]:
-        say("no worker has joined yet; the run starts with the first one")
 
 
 def _do(
@@ -119,28 +106,23 @@ def _do(
                 report.add(result)
                 log.write(result)
             else:
-                report.lose(result.shard, result.reason, len(store.record.shard_rows(result.shard)))
-            _check_failures(config, report)
-
-
-def _check_failures(config: ExtractConfig, report: RunReport) -> None:
-    limit = config.max_failures
-    lost = report.lost_rows.total()
-    failed, seen = report.failed + lost, report.rows_read + lost
-    if limit is not None and limit.passed(failed, seen, report.rows):
-        reasons = (report.reasons + report.lost_rows).most_common(3)
-        worst = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
-        raise UserError(
-            f"{failed:,} of {seen:,} rows failed, more than --failures {limit} ({worst}); correct "
-            "the corpus and run with --failures retry, or raise the limit and run again: what was done is kept"
-        )
+                report.lost[result.shard] = result.reason
+                report.lost_rows[f"shard lost: {result.reason}"] += len(store.record.shard_rows(result.shard))
+            limit, lost = config.max_failures, report.lost_rows.total()
+            failed, seen = report.failed + lost, report.rows_read + lost
+            if limit is not None and limit.passed(failed, seen, report.rows):
+                reasons = (report.reasons + report.lost_rows).most_common(3)
+                worst = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)
+                raise UserError(
+                    f"{failed:,} of {seen:,} rows failed, more than --failures {limit} ({worst}); correct "
+                    "the corpus and run with --failures retry, or raise the limit and run again: what was done is kept"
+                )
 
 
 def make_store(corpus: Corpus, root: StorePath) -> Store:
     """Index the corpus beside `root`, then move the whole to its place: of several runs that start at once the first
-    one wins. Behind a URL nothing can be moved: there, one run makes the store before others join. Raises CorpusError
-    if the corpus cannot be read, or the run that was first had another one; StoreError if `root` holds something else,
-    or the disk is full or not writable."""
+    wins. Behind a URL one run makes the store before others join. Raises CorpusError if the corpus cannot be read, or
+    the first run had another one; StoreError if `root` holds something else or cannot be written."""
     if not isinstance(root, Path):
         return create_indexed_store(corpus, root)
     strangers = sorted(path.name for path in root.iterdir() if path.name != "samples") if root.is_dir() else []

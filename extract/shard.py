@@ -1,6 +1,5 @@
 """One task: a shard's inputs in, whole chunks of every teacher that lacks it out, and the retry of its failed images.
-Knows no Dask. The bytes written depend on the rows and the teachers alone: forward passes have a fixed shape, so the
-number of workers and threads, the batch size or an interruption cannot change a bit."""
+The bytes written depend on rows and teachers alone, not on workers, threads, batch size or interruptions."""
 
 from __future__ import annotations
 
@@ -38,9 +37,7 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
     live = _live_rows(table)
     sources = image_sources(table, live, store.record.image_root(shard * store.record.rows_per_shard))
     images, image_features = encode_images(sources, teachers, bench, clock)
-    captions = [
-        caption if row_live else None for caption, row_live in zip(table["caption"].to_pylist(), live, strict=True)
-    ]
+    captions = [text if row_live else None for text, row_live in zip(table["caption"].to_pylist(), live, strict=True)]
     faults = _caption_faults(table, captions)
     usable = [None if fault else caption for caption, fault in zip(captions, faults, strict=True)]
     text_features = encode_captions(usable, teachers, bench, report, clock)
@@ -61,8 +58,7 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
         with clock(f"write {slug}"):
             good_image = sound_features(image_features[slug], sound_image)
             good_text = sound_features(text_features[slug], sound_text)
-            lost = np.count_nonzero(sound_image & ~good_image) + np.count_nonzero(sound_text & ~good_text)
-            if lost:
+            if lost := np.count_nonzero(sound_image & ~good_image) + np.count_nonzero(sound_text & ~good_text):
                 report.not_finite[slug] = int(lost)
             valid = (good_image * IMAGE_SOUND | good_text * TEXT_SOUND).astype(np.uint8)
             features = ShardFeatures(image_features[slug], text_features[slug], valid)
@@ -80,10 +76,9 @@ def extract_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], ben
 
 
 def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench: Workbench) -> ShardReport:
-    """Read and encode the failed images of a finished shard again; its other rows stay, and so do captions, whose
-    faults lie in the corpus' own table. Ledger entries are removed while files change, so a kill costs the shard, never
-    correctness. The bytes equal those of a first extraction of the current images. Raises StoreError if the store
-    cannot be written. `teachers`: every teacher that has an entry for the shard."""
+    """Read and encode the failed images of a finished shard again, for every teacher that has an entry for it. The
+    bytes equal those of a first extraction of the current images. Captions stay: their faults lie in the corpus' table.
+    Ledger entries are removed while files change, so a kill costs the shard. Raises StoreError as `extract_shard`."""
     started = time.perf_counter()
     table, _ = read_part(store.root, shard)
     report = ShardReport(shard, tuple(teachers))
@@ -105,22 +100,17 @@ def retry_shard(store: Store, shard: int, teachers: Mapping[str, Teacher], bench
     sound = _sound(images)
     if sound.any() or tried["reason"].to_pylist() != some["reason"].to_pylist():
         stored, own = FeatureStore.open(store.root), store.record.shard_rows(shard)
-        rows = slice(own.start, own.stop)
-        before = {
-            slug: ShardFeatures(
-                np.array(stored.image(slug)[rows]),
-                np.array(stored.text(slug)[rows]),
-                np.array(stored.valid(slug)[rows]),
-            )
-            for slug in teachers
-        }
+        before = {}
+        for slug in teachers:
+            arrays = stored.image(slug), stored.text(slug), stored.valid(slug)
+            image, text, valid = (np.array(array[own.start : own.stop]) for array in arrays)
+            before[slug] = ShardFeatures(image, text, valid)
         for slug in entries_of_shard(store.root, shard):
             remove_entry(store.root, shard, slug)
         order = np.arange(len(table))
         order[places] = len(table) + np.arange(len(places))
         with clock("samples"):
-            merged = pa.concat_tables([table, tried]).take(pa.array(order)).combine_chunks()
-            sha = write_part(store.root, shard, merged)
+            sha = write_part(store.root, shard, pa.concat_tables([table, tried]).take(pa.array(order)).combine_chunks())
         for slug, teacher in teachers.items():
             with clock(f"write {slug}"):
                 good = sound_features(features[slug], sound)
@@ -154,8 +144,7 @@ def caption_fault(caption: str | None) -> str | None:
 
 
 def _caption_faults(table: pa.Table, captions: Sequence[str | None]) -> list[str | None]:
-    """Return why each row's caption cannot be used, or None. Faults known from the index or an earlier teacher come
-    first: a truncated or overlong sidecar."""
+    """Return why each row's caption cannot be used, or None; what the index or an earlier teacher found comes first."""
     return [
         next((part for part in (reason or "").split("; ") if part.startswith(CAPTION_FAULT)), caption_fault(caption))
         for reason, caption in zip(table["reason"].to_pylist(), captions, strict=True)
@@ -183,13 +172,10 @@ def final_rows(
         one_sided = next((part for part in (reason or "").split("; ") if part in ONE_SIDED), None)
         faults = [fault for fault in (image.reason if image else None, text_reason, one_sided) if fault]
         something_sound = (image is not None and image.reason is None) or (caption is not None and text_reason is None)
-        if row_live:
-            columns["status"].append("ok" if not faults else "partial" if something_sound else "failed")
-            notes = [image.note] if image and image.note else []
-            columns["reason"].append("; ".join([*faults, *notes]) or None)
-        else:
-            columns["status"].append("failed")
-            columns["reason"].append(reason)
+        notes = [image.note] if image and image.note else []
+        failed = not row_live or (faults and not something_sound)
+        columns["status"].append("failed" if failed else "partial" if faults else "ok")
+        columns["reason"].append(("; ".join([*faults, *notes]) or None) if row_live else reason)
         for name in ("width", "height", "image_sha256"):
-            columns[name].append(getattr(image, name) if image else None)
+            columns[name].append(getattr(image, name, None))
     return with_columns(table, columns)

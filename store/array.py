@@ -1,5 +1,4 @@
-"""One array of a store, opened the best way: mapped, copied into memory, or fetched on access. All three give the same
-values. Anything but an ordinary array in memory is a `LazyRows`: indexing it with rows gives a NumPy array."""
+"""One array of a store: mapped, copied into memory, or fetched on access, with the same values."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.places.remote import StorePath, in_parallel
-from mmkd.store.chunk import can_map, map_chunks, read_ahead, read_body
+from mmkd.store.chunk import can_map, map_chunks, read_ahead
 from mmkd.store.encoding import ArraySpec, decode_rows
 
 CACHE_BYTES = 64 << 20
@@ -32,8 +31,7 @@ class LazyRows(ABC):
     def _gather(self, rows: Any) -> NDArray[Any]: ...
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Return the rows that an index along the first axis picks. Raises IndexError if there is no such row, or for
-        an index of more than one axis."""
+        """Return rows along the first axis. Raises IndexError if there is no such row, or for an index of more axes."""
         if isinstance(rows, tuple):
             raise IndexError(f"{self!r} takes rows only; index what it gives: features[rows][..., columns]")
         return self._gather(rows)
@@ -49,15 +47,12 @@ class LazyRows(ABC):
         return np.asarray(self[:], dtype=dtype)
 
     def __repr__(self) -> str:
-        shape = ", ".join(map(str, self.shape))
-        return f"<{type(self).__name__} ({shape}) {self.dtype}; index it with rows>"
+        return f"<{type(self).__name__} {self.shape} {self.dtype}; index it with rows>"
 
 
 FeatureArray: TypeAlias = NDArray[Any] | LazyRows
-"""Features of one tower, as `FeatureStore.image` returns them: (N, D) values, NaN where missing, read when they are
-indexed. For float encodings on disk it is a mapped `numpy.ndarray`. For int8 (decoded to float32), and behind a URL, it
-is a `LazyRows`: indexing with an integer, a slice, integers or booleans along the first axis gives a `numpy.ndarray`,
-and `numpy.asarray` gives all of it."""
+"""Features of one tower: (N, D) values, NaN where missing. A mapped `numpy.ndarray`, or, for int8 (decoded to float32)
+and behind a URL, a `LazyRows`: an index along the first axis, or `numpy.asarray`, gives a `numpy.ndarray`."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +68,16 @@ class ChunkedArray:
     read_around: bool = True
     """As `mmkd.store.chunk.map_chunks` takes it."""
 
-    @property
-    def stored(self) -> np.dtype[Any]:
-        """As it lies in files: little-endian."""
-        return np.dtype(self.spec.dtype).newbyteorder("<")
-
     def body(self, shard: int) -> NDArray[Any]:
         """Return one chunk, (R, D) or (R,): checked against the ledger, or the fill value where there is none."""
         chunk = self.chunks[shard]
         if chunk is None:
-            return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.stored)
-        data = read_body(self.root, chunk[0], self.spec.chunk_bytes(self.per_shard), chunk[1])
-        return np.frombuffer(data, dtype=self.stored).reshape(self.spec.shape(self.per_shard))
+            return np.full(self.spec.shape(self.per_shard), self.spec.fill, dtype=self.spec.stored)
+        return self.spec.read(self.root, *chunk, self.per_shard)
 
     def load(self) -> NDArray[Any]:
         """Return the whole array in memory, read-only. Raises CorruptStoreError as `read_body`."""
-        array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.stored)
+        array = np.empty(self.spec.shape(len(self.chunks) * self.per_shard), dtype=self.spec.stored)
         for shard, body in enumerate(in_parallel(self.body, range(len(self.chunks)), self.root)):
             array[shard * self.per_shard : (shard + 1) * self.per_shard] = body
         array.flags.writeable = False
@@ -101,7 +90,7 @@ class ChunkedArray:
         try:
             size = self.spec.chunk_bytes(self.per_shard)
             flat = map_chunks(paths, size, lambda: self.body(paths.index(None)).tobytes(), self.read_around)
-            return flat.view(self.stored).reshape(self.spec.shape(len(paths) * self.per_shard))[: self.rows]
+            return flat.view(self.spec.stored).reshape(self.spec.shape(len(paths) * self.per_shard))[: self.rows]
         except FileNotFoundError as error:
             raise CorruptStoreError(
                 f"{error.filename} is missing although the ledger vouches for it; run `mmkd store verify {self.root}`"
@@ -125,8 +114,7 @@ class ChunkedArray:
 
 
 class RemoteRows(LazyRows):
-    """Rows behind a URL. Fetches whole chunks, checks them against the ledger, and keeps the last ones. Suits single
-    rows and sequential reads. Random batches fetch a chunk for nearly every row: `mmkd store pull` first."""
+    """Rows behind a URL, fetched by whole chunks, of which the last are kept: for single rows and sequential reads."""
 
     def __init__(self, array: ChunkedArray) -> None:
         self._array = array
@@ -156,13 +144,11 @@ def consecutive(features: FeatureArray, rows: slice) -> NDArray[Any]:
 
 
 class DecodedRows(LazyRows):
-    """int8 codes and their scales as float32 values; rows are decoded on access."""
+    """int8 codes (N, D) and their scales (N,), NaN where missing, as float32 values that are decoded on access."""
 
     def __init__(self, codes: NDArray[np.int8] | LazyRows, scales: NDArray[np.float32]) -> None:
         self.codes = codes
-        """int8 (N, D): mapped, or fetched behind a URL."""
         self.scales = scales
-        """float32 (N,), NaN where missing."""
         self.shape = codes.shape
         self.dtype = np.dtype(np.float32)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from typing import Annotated
 
-from pydantic import Field, computed_field, field_validator
+from pydantic import AfterValidator, Field, computed_field
 
 from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.files import list_folder
@@ -33,17 +34,11 @@ class Preprocessing(Document):
     """PIL mode in which the image is resized last: `RGB`, or `L` for a teacher that sees one channel thrice."""
 
 
-_IDENTITY = frozenset(
-    "weights_sha256 preprocessing tokenizer_sha256 context_length dim encoding loader normalized".split()  # noqa: SIM905
-)
-
-
 class TeacherCard(Document):
-    """A teacher's card in the store. `digest` is the identity: two cards with equal digest give equal features. It
-    covers weights, preprocessing, tokenizer and widths, and leaves out what cannot change a feature (the files'
-    location, the license, library versions)."""
+    """A teacher's card. Two cards with equal `digest` give equal features: it covers weights, preprocessing, tokenizer
+    and widths, and leaves out what cannot change a feature (place, license, library versions)."""
 
-    slug: str
+    slug: Annotated[str, AfterValidator(check_slug)]
     source: str
     """Source of the weights as a user would type it: `local-dir:...`, `hf-hub:...`."""
     revision: str = ""
@@ -67,11 +62,6 @@ class TeacherCard(Document):
     encoding_error: dict[Tower, CosineError] | None = None
     """Measured on the rows of this store when all of them were there; None for floats and until then."""
 
-    @field_validator("slug")
-    @classmethod
-    def _slug_is_a_folder_name(cls, slug: str) -> str:
-        return check_slug(slug)
-
     def with_encoding(self, encoding: Encoding) -> TeacherCard:
         """Return the card of the same teacher whose features lie in another encoding: another digest."""
         if encoding == self.encoding:
@@ -84,7 +74,9 @@ class TeacherCard(Document):
     @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over everything that can change a feature."""
-        canonical = json.dumps(self.model_dump(include=set(_IDENTITY)), sort_keys=True, separators=(",", ":"))
+        identity = {"weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "encoding"}
+        content = self.model_dump(include={*identity, "loader", "normalized"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

@@ -1,15 +1,8 @@
-"""Chunk files: the array's bytes, little-endian, row-major, then four bytes of CRC32C, as Zarr v3's codecs [bytes,
-crc32c] give. They are written here by hand because the writer needs the checksum for the ledger and the file in one
-atomic step; tests hold the bytes to zarr's.
-
-Many chunk files are read as one array, without a copy: the reason random batches are fast. A span of addresses is
-reserved, then every file's body is mapped at its place in the span. As the chunk's size is a multiple of the page, the
-bodies touch and the four CRC bytes after each fall outside. Indexing the result is ordinary NumPy on memory.
-
-The kernel also reads ahead, megabytes around each page on some disks. That is right when all of it fits in memory, and
-for rows in order; for random rows of a store larger than memory nearly all of it is thrown away. Measured in
-docs/stores.md.
-"""
+"""Chunk files: the array's bytes, little-endian, row-major, then their CRC32C, as Zarr v3's codecs [bytes, crc32c]
+give; written by hand because the ledger needs the checksum too. Many files are read as one array without a copy: a span
+of addresses is reserved, and every file's body is mapped at its place in it. As the chunk's size is a multiple of the
+page, the bodies touch and the four CRC bytes after each fall outside. The kernel's read-ahead, megabytes around each
+page on some disks, is wrong for random rows of a store larger than memory (measured in docs/stores.md)."""
 
 from __future__ import annotations
 
@@ -69,17 +62,16 @@ def read_body(root: StorePath, name: str, expected_bytes: int, expected_crc: str
     unreadable, of another size, or with another checksum."""
     path = root / name
     try:
-        size = path.stat().st_size
         # The size first: a file that has grown to a terabyte is not read into memory to be refused.
-        data = path.read_bytes() if size == expected_bytes + CRC_BYTES else b""
+        if (size := path.stat().st_size) != expected_bytes + CRC_BYTES:
+            raise CorruptStoreError(f"{name} has {size} bytes, expected {expected_bytes + CRC_BYTES}")
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise CorruptStoreError(
             f"{name} is missing although the ledger vouches for it; run `mmkd store verify`"
         ) from error
     except OSError as error:
         raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
-    if not data:
-        raise CorruptStoreError(f"{name} has {size} bytes, expected {expected_bytes + CRC_BYTES}")
     body, crc = checked_body(data, expected_bytes, name)
     if crc != expected_crc:
         raise CorruptStoreError(
@@ -113,11 +105,10 @@ def _mmap(libc: ctypes.CDLL, address: int | None, length: int, flags: int, fd: i
 def map_chunks(
     paths: Sequence[Path | None], chunk_bytes: int, filler: Callable[[], bytes], read_around: bool = True
 ) -> NDArray[np.uint8]:
-    """Map the bodies of chunk files, of `chunk_bytes` each, side by side: uint8 (len(paths) * chunk_bytes,), read-only,
-    mapped as long as the array or a view of it lives. `filler` gives the bytes that all missing chunks (None) share.
-    `read_around`: let the kernel read what lies around a page that is touched; without, single pages only. Raises
-    CorruptStoreError if a file has another size (touching what is not there would kill the process); OSError if the
-    system refuses (address space, too many maps). `can_map(chunk_bytes)` must hold."""
+    """Map the bodies of chunk files, of `chunk_bytes` each, side by side: uint8 (len(paths) * chunk_bytes,), read-only.
+    `filler` gives the bytes that all missing chunks (None) share; `read_around`: let the kernel read around a page that
+    is touched. Raises CorruptStoreError if a file has another size (touching what is not there would kill the process);
+    OSError if the system refuses. `can_map(chunk_bytes)` must hold."""
     total = len(paths) * chunk_bytes
     if not total:
         return np.empty(0, dtype=np.uint8)
@@ -145,13 +136,11 @@ def map_chunks(
             os.close(missing)
     if not read_around:
         libc.madvise(span, total, _MADV_RANDOM)
-    array: NDArray[np.uint8] = np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)
-    return array
+    return np.frombuffer(memoryview(block).toreadonly(), dtype=np.uint8)
 
 
 def read_ahead(values: NDArray[Any]) -> NDArray[Any]:
-    """Return `values`, a contiguous slice of a mapped array, after telling the kernel to fetch its pages together; any
-    other array is left alone."""
+    """Return `values` after telling the kernel to fetch the pages of a contiguous slice of a mapped array together."""
     if sys.platform in ("linux", "darwin") and values.nbytes and values.flags.c_contiguous and not values.flags.owndata:
         start = values.__array_interface__["data"][0]
         first = start - start % mmap.PAGESIZE

@@ -1,9 +1,6 @@
-"""Storage of a teacher's features in arrays: which arrays there are, and values to codes and back.
-
-`float16` and `float32` are the values themselves. `int8` keeps a row as 8-bit codes and one float32 scale: value = code
-* scale, with scale = max|value| / 127 of the row (symmetric "absmax" quantization, as in Dettmers et al. 2022,
-arXiv:2208.07339, section 2, row by row). A missing row has scale NaN, so it decodes to NaN.
-"""
+"""Storage of a teacher's features in arrays. `float16` and `float32` are the values themselves. `int8` keeps a row as
+8-bit codes and one float32 scale: value = code * scale, with scale = max|value| / 127 of the row (symmetric "absmax"
+quantization, Dettmers et al. 2022, arXiv:2208.07339, section 2, row by row), NaN for a missing row."""
 
 from __future__ import annotations
 
@@ -13,11 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mmkd.base.places.remote import StorePath
+from mmkd.store.chunk import read_body
 from mmkd.store.hierarchy import Document
 from mmkd.store.layout import TOWERS, Tower, teacher_group
 
 Encoding = Literal["float16", "float32", "int8"]
-"""On-disk encoding of a feature."""
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 INT8_MAX = 127
@@ -53,6 +51,16 @@ class ArraySpec:
     def fill(self) -> float:
         return float("nan") if self.dtype.startswith("float") else 0
 
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """As it lies in files: little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def read(self, root: StorePath, chunk: str, crc32c: str, per_shard: int) -> NDArray[Any]:
+        """Return one shard's chunk, (R, D) or (R,). Raises CorruptStoreError as `read_body`."""
+        data = read_body(root, chunk, self.chunk_bytes(per_shard), crc32c)
+        return np.frombuffer(data, dtype=self.stored).reshape(self.shape(per_shard))
+
     def document(self, slug: str) -> str:
         return f"{teacher_group(slug)}/{self.name}/zarr.json"
 
@@ -82,10 +90,9 @@ def tower_arrays(tower: Tower, encoding: Encoding, dim: int) -> tuple[ArraySpec,
 def encode_rows(
     features: NDArray[np.floating[Any]], sound: NDArray[np.bool_], encoding: Encoding
 ) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
-    """Encode features (rows, D) of any float type for the disk; rows that are not `sound`, bool (rows,), may hold
-    anything. Returns the arrays of `tower_arrays`, and the rows that are sound in them, bool (rows,): a value that does
-    not fit (beyond 65504 in float16) or a row that becomes zero makes its row missing, never infinite. Values that
-    `decode_rows` gave are encoded to the same values again."""
+    """Encode features (rows, D) of any float type; rows that are not `sound`, bool (rows,), may hold anything. Returns
+    the arrays of `tower_arrays`, and the rows that are sound in them: a value that does not fit (beyond 65504 in
+    float16) or a row that becomes zero makes its row missing. Decoded values are encoded to the same values again."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         if encoding != "int8":
             stored = features.astype(encoding, copy=True)
@@ -116,15 +123,14 @@ def decode_rows(arrays: list[NDArray[Any]]) -> NDArray[np.floating[Any]]:
     if len(arrays) == 1:
         return arrays[0]
     codes, scale = arrays
-    values: NDArray[np.float32] = codes.astype(np.float32) * scale[..., None].astype(np.float32)
-    return values
+    return np.asarray(codes.astype(np.float32) * scale[..., None].astype(np.float32))
 
 
 def cosine_error(
     features: NDArray[np.floating[Any]], decoded: NDArray[np.floating[Any]], sound: NDArray[np.bool_]
 ) -> CosineError:
-    """1 - cosine of each sound row with its decoded form: mean and worst, to three digits; 0 without such a row. Three
-    digits, so that two machines whose sums differ in the last bit write the same bytes."""
+    """Return 1 - cosine of sound rows with their decoded form, mean and worst (0 without one), to three digits: sums
+    that differ in the last bit between machines write the same bytes."""
     if not sound.any():
         return CosineError(mean=0.0, worst=0.0)
     left, right = features[sound].astype(np.float64), decoded[sound].astype(np.float64)

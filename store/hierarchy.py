@@ -1,9 +1,6 @@
-"""Metadata documents of a store: Zarr v3 `zarr.json` files, written whole, sealed, and checked when read.
-
-Array documents are a function of the record and the card, so they can be checked member by member and written again.
-What only the store knows (the record, the cards) is in `attributes.mmkd` with a seal: the SHA-256 of its own canonical
-JSON. A changed byte that still parses breaks the seal.
-"""
+"""Zarr v3 `zarr.json` files of a store, written whole and checked when read. Array documents follow from the record and
+the card. What only the store knows is in `attributes.mmkd` with a seal, the SHA-256 of its own canonical JSON: a
+changed byte that still parses breaks the seal."""
 
 from __future__ import annotations
 
@@ -46,8 +43,7 @@ def parse_document(model: type[DocumentType], content: dict[str, Any] | bytes, p
 
 
 def seal_of(content: dict[str, Any]) -> str:
-    """Return the SHA-256 in hex over the canonical JSON of `content` without its seal: members sorted, no spaces,
-    ASCII."""
+    """Return the SHA-256 in hex over the canonical JSON (sorted, no spaces, ASCII) of `content` without its seal."""
     bare = {name: value for name, value in content.items() if name != SEAL}
     return hashlib.sha256(json.dumps(bare, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -117,9 +113,8 @@ def read_file(path: StorePath, most: int | None = None) -> bytes:
 
 
 def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[StorePath]:
-    """Return files and folders directly below `root/folder`, sorted; none if the store has no such folder. Raises
-    NotAStoreError if there is no store at `root` any more. Raises StoreError, UnreachableError if the folder cannot be
-    listed."""
+    """Return files and folders directly below `root/folder`, sorted. Raises NotAStoreError if there is no store at
+    `root` any more; StoreError, UnreachableError if the folder cannot be listed."""
     found = list_folder(root / folder, pattern)
     if not found and not is_there(root / "zarr.json"):
         raise NotAStoreError(f"{root} is not there any more; was it moved or deleted?")
@@ -127,8 +122,7 @@ def list_part(root: StorePath, folder: str, pattern: str = "*") -> Sequence[Stor
 
 
 def read_json(path: StorePath) -> dict[str, Any]:
-    """Parse a JSON object. Raises CorruptStoreError if it cannot be read, is not a JSON object, or names a member
-    twice."""
+    """Parse a JSON object. Raises CorruptStoreError if it cannot be read, is none, or names a member twice."""
     try:
         content = json.loads(read_file(path, MAX_DOCUMENT_BYTES), object_pairs_hook=_distinct_members)
     except (ValueError, RecursionError) as error:
@@ -162,8 +156,8 @@ def own_attributes(document: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def sealed_content(path: StorePath, document: dict[str, Any]) -> dict[str, Any]:
-    """Return the `attributes.mmkd` of a group's document without its seal. Raises CorruptStoreError if it is not a
-    Zarr v3 group (other tools may add attributes), has no `mmkd`, or its seal is broken."""
+    """Return the `attributes.mmkd` of a group without its seal; other tools may add attributes. Raises
+    CorruptStoreError if it is not a Zarr v3 group, has no `mmkd`, or its seal is broken."""
     content = own_attributes(document)
     if content is None:
         raise CorruptStoreError(f"{path} holds no attributes 'mmkd'; put the file back from a copy")

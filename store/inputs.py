@@ -48,7 +48,6 @@ class InputsEntry(Document):
     quality: int
     rows: int
     images: int
-    """Rows that have a JPEG."""
     bytes: int
     crc32c: str
 
@@ -62,8 +61,7 @@ def inputs_entry(shard: int) -> str:
 
 
 def encode_input(picture: Image.Image, size: int) -> bytes:
-    """Encode a picture as JPEG, its shorter side reduced to `size` pixels; smaller pictures keep their size. Gray stays
-    gray, everything else becomes RGB. The bytes depend on the picture and Pillow's libjpeg alone."""
+    """Encode a picture as JPEG, gray or RGB, its shorter side reduced to `size` pixels, never enlarged."""
     from PIL.Image import Resampling  # noqa: PLC0415
 
     shrunk = picture if picture.mode == "L" else picture.convert("RGB")
@@ -76,9 +74,8 @@ def encode_input(picture: Image.Image, size: int) -> bytes:
 
 
 def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> InputsEntry:
-    """Write one shard's inputs, then their entry. `size` is that of `encode_input`; `table` has the columns of `SCHEMA`
-    and one row for each grid row of the shard, in order. Raises StoreError if the disk is full or read-only; the
-    shard's inputs then count as not there."""
+    """Write one shard's inputs, then their entry. `size`: of `encode_input`; `table`: the columns of `SCHEMA`, one row
+    for each grid row of the shard. Raises StoreError if the disk is full or read-only."""
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_table(table.cast(SCHEMA).combine_chunks())
@@ -97,8 +94,7 @@ def write_inputs(root: StorePath, shard: int, size: int, table: pa.Table) -> Inp
 
 
 def put_inputs(root: StorePath, entry: InputsEntry, data: bytes | memoryview) -> int:
-    """Write a shard's file, then its entry; return the size in bytes. Raises StoreError if the disk is full or
-    read-only."""
+    """Write a shard's file, then its entry; return the size in bytes. Raises StoreError as `write_inputs`."""
     with disk_errors(root):
         (root / inputs_entry(entry.shard)).unlink(missing_ok=True)  # it does not fit the new bytes
     write_atomically(root / inputs_file(entry.shard), data)
@@ -118,8 +114,7 @@ def checked_inputs(root: StorePath, entry: InputsEntry) -> bytes:
 
 
 def read_inputs_ledger(root: StorePath) -> dict[int, InputsEntry]:
-    """Return entries by shard, in order; empty when the store keeps no inputs. Raises CorruptStoreError if an entry
-    cannot be read."""
+    """Return entries by shard, in order. Raises CorruptStoreError if one cannot be read."""
     entries = (_read_entry(path) for path in list_part(root, "inputs", "*.json"))
     return {entry.shard: entry for entry in entries}
 
@@ -135,8 +130,7 @@ def _read_entry(path: StorePath) -> InputsEntry:
 
 
 def shards_without_inputs(root: StorePath, shards: int, size: int) -> frozenset[int]:
-    """Return shards whose inputs are still to be written. Raises UserError if inputs of another size are there;
-    CorruptStoreError if an entry cannot be read."""
+    """Return shards whose inputs are still to be written. Raises UserError if there are inputs of another size."""
     there = read_inputs_ledger(root)
     for entry in there.values():
         if entry.size != size:
@@ -168,8 +162,8 @@ class Inputs:
         return sorted(set((rows // self.rows_per_shard).tolist()) - self.entries.keys())
 
     def jpeg(self, row: int) -> memoryview | None:
-        """Return the JPEG of one row over the mapped file; None when its image is not sound. Raises CorruptStoreError
-        if the file is missing or differs from its entry."""
+        """Return the JPEG of one row, None when its image is not sound. Raises CorruptStoreError if the file is
+        damaged."""
         shard, place = divmod(row, self.rows_per_shard)
         if shard not in self._columns:
             self._columns[shard] = _map_inputs(self.root, shard, self.entries[shard]).column("jpeg").chunk(0)

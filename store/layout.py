@@ -12,7 +12,6 @@ from mmkd.base.errors import UserError
 FORMAT_VERSION = 1
 MAX_ROWS_PER_SHARD = 16384
 MIN_ROWS_PER_SHARD = 256
-SHARDS_OF_A_SMALL_STORE = 8
 MAX_SHARDS = 1 << 20
 """Maximum shards of a store: 17 billion rows at the usual size. More is an attack or an accident."""
 MAX_DIM = 1 << 14
@@ -27,7 +26,6 @@ TEXT_SOUND = 2
 """Bit of `valid`: the text feature is finite with a norm above zero, its input is not empty."""
 SOUND_BIT: dict[Tower, int] = {"image": IMAGE_SOUND, "text": TEXT_SOUND}
 TOWER_INPUTS: dict[Tower, str] = {"image": "images", "text": "captions"}
-"""Name of a tower's inputs in messages."""
 PAIR_SOUND = IMAGE_SOUND | TEXT_SOUND
 
 # A slug becomes a folder name: no separators, no leading dot, so it can never leave `teachers/`.
@@ -35,9 +33,8 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_.+-]{0,63}")
 
 
 def rows_per_shard(rows: int) -> int:
-    """Return the rows per shard (a power of two) for a corpus of `rows` rows: about eight shards, within 256 and
-    16384."""
-    power = 1 << max(0, (math.ceil(rows / SHARDS_OF_A_SMALL_STORE) - 1).bit_length())
+    """Return a power of two from 256 to 16384 that gives about eight shards to `rows` rows."""
+    power = 1 << max(0, (math.ceil(rows / 8) - 1).bit_length())
     return min(MAX_ROWS_PER_SHARD, max(MIN_ROWS_PER_SHARD, power))
 
 
@@ -50,12 +47,11 @@ def is_slug(name: str) -> bool:
     return bool(_SLUG.fullmatch(name)) and ".." not in name
 
 
-def check_slug(slug: str) -> str:
-    """Return `slug` if it may name a folder. Raises UserError if it holds anything but lower-case letters, digits and
-    ``_ . + -``."""
+def check_slug(slug: str, *, what: str = "teacher") -> str:
+    """Return `slug` if it may name a folder. Raises UserError otherwise."""
     if not is_slug(slug):
         raise UserError(
-            f"teacher name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "
+            f"{what} name {slug!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.' "
             "and start with a letter or digit"
         )
     return slug

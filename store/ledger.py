@@ -1,6 +1,5 @@
-"""The ledger: one small JSON file for each shard of each teacher, written last. It is authoritative. A chunk without an
-entry counts as absent, whatever is on disk. Entries hold nothing that differs between two extractions of the same
-corpus (times go to `runs/`), so equal work gives equal bytes."""
+"""The ledger: one small JSON file for each shard of each teacher, written last, authoritative: a chunk without an entry
+counts as absent. Equal work gives equal bytes (times go to `runs/`)."""
 
 from __future__ import annotations
 
@@ -28,9 +27,7 @@ class LedgerEntry(Document):
     rows: int
     """Rows of the corpus in this shard, sound or not."""
     image_rows: int
-    """Rows with a sound image feature."""
     text_rows: int
-    """Rows with a sound text feature."""
     image_crc32c: str
     text_crc32c: str
     valid_crc32c: str

@@ -1,9 +1,6 @@
-"""Copy a store, or a part of it, to disk: every file is checked against the ledger before it counts.
-
-An interrupted pull continues where it stopped and repeats at most the files in flight. A part is a sound store:
-teachers that were left out are not in it, and shards that were left out have no entry, so they count as not extracted.
-All sample rows are copied, the training inputs of the chosen shards, and every selection whose teachers are all copied.
-"""
+"""Copy a store, or a part of it, to disk: every file is checked against the ledger before it counts. A part is a sound
+store: shards that are left out have no entry. All sample rows are copied, the training inputs of the chosen shards, and
+every selection whose teachers are all copied."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ import pyarrow as pa
 from mmkd.base.errors import CorruptStoreError, StoreError, UserError
 from mmkd.base.files import write_atomically
 from mmkd.base.lock import only_writer
-from mmkd.base.places.remote import StorePath
 from mmkd.store.card import TeacherCard
 from mmkd.store.chunk import CRC_BYTES, read_body
 from mmkd.store.encoding import ArraySpec, teacher_arrays
@@ -37,8 +33,7 @@ from mmkd.store.writer import add_teacher, refuse_strangers
 
 @dataclass(frozen=True)
 class PullReport:
-    """Counts of one pull: rows of the store; copied sample parts, shards of teachers, shards of training inputs,
-    selections and bytes; and shards of teachers that were present before."""
+    """Rows of the store, what was copied (sample parts, shards, ...), and shards that were present before."""
 
     rows: int
     parts: int
@@ -50,8 +45,7 @@ class PullReport:
 
 
 def shard_range(text: str, shards: int) -> range:
-    """Read `FIRST:END` (END not included) or one number; both ends may be left out, as in Python. Raises UserError if
-    there is no such range, or it holds no shard of the store."""
+    """Read `FIRST:END` (END not included, both optional) or one number. Raises UserError if it holds no shard."""
     first, colon, end = text.partition(":")
     try:
         low = int(first or 0)
@@ -74,14 +68,16 @@ def pull(
     workers: int,
     progress: Callable[[int, int], None],
 ) -> PullReport:
-    """Copy `source`, or some of its teachers and shards, to the folder `out`, `workers` files at a time; running it
-    again copies the rest, also with another choice. `progress` is called with units done and units in all: a sample
-    part, one shard of a teacher or of inputs, or a selection. Raises UserError for a teacher that the source does not
-    have; StoreError if `out` holds something else, or cannot be written; BusyStoreError if another process writes to
-    it; UnreachableError if the source cannot be read (files copied so far stay); CorruptStoreError if files of the
-    source differ from its ledger, after everything else was copied."""
+    """Copy `source`, or some teachers and shards, to the folder `out`, `workers` files at a time; run again to copy the
+    rest. `progress` takes units (files, shards) done and in all. Raises UserError for an unknown teacher; StoreError,
+    BusyStoreError if `out` cannot take them; UnreachableError; CorruptStoreError after the rest."""
     cards = [source.card(slug) for slug in (source.teachers if teachers is None else teachers)]
-    _check_target(source, out)
+    if not (out / "zarr.json").is_file():
+        refuse_strangers(out)
+    else:  # the same store, wherever the files of its corpus are
+        corpus = source.record.corpus.model_copy(update={"root": (found := read_record(out)).corpus.root})
+        if found != source.record.model_copy(update={"corpus": corpus}):
+            raise StoreError(f"{out} holds another store than {source.root}; name a new folder")
     with only_writer(out, "mmkd store pull"):
         shards = range(source.shards) if shards is None else shards
         places = ((shard, card.slug) for shard in shards for card in cards)
@@ -127,8 +123,7 @@ def _selections(source: FeatureStore, slugs: set[str]) -> list[str]:
 
 
 def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Callable[[int], None]) -> list[int]:
-    """Return results in order. Raises CorruptStoreError after everything else was done, for the first of the files that
-    are damaged at their source, and their number."""
+    """Return results in order. Raises CorruptStoreError for damaged files after everything else was done."""
     futures = [pool.submit(unit) for unit in work]
     results: list[int] = []
     damaged: list[CorruptStoreError] = []
@@ -148,23 +143,11 @@ def _run(pool: ThreadPoolExecutor, work: Sequence[Callable[[], int]], done: Call
     return results
 
 
-def _check_target(source: FeatureStore, out: Path) -> None:
-    """Raise StoreError unless `out` is new or of the same store, wherever the files of its corpus are."""
-    if (out / "zarr.json").is_file():
-        corpus = source.record.corpus.model_copy(update={"root": (found := read_record(out)).corpus.root})
-        if found != source.record.model_copy(update={"corpus": corpus}):
-            raise StoreError(f"{out} holds another store than {source.root}; name a new folder")
-        return
-    refuse_strangers(out)
-
-
 class _Transfer:
     """Copies one file, or one shard of a teacher; each method returns the bytes copied, 0 if present before."""
 
     def __init__(self, source: FeatureStore, out: Path) -> None:
-        self.source = source
-        self.root: StorePath = source.root
-        self.out = out
+        self.source, self.root, self.out = source, source.root, out
         self.vouched = {entry.shard: entry.samples_sha256 for entry in source.ledger.values()}
 
     def part(self, shard: int) -> int:

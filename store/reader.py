@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from os import PathLike
 from typing import Any
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from mmkd.base.errors import CorruptStoreError, NotAStoreError, StoreError, UserError
 from mmkd.base.places.remote import RemotePath, StorePath, as_root, in_parallel
 from mmkd.base.process import free_memory
-from mmkd.base.text import counted
+from mmkd.base.text import counted, html_table
 from mmkd.store.array import ChunkedArray, DecodedRows, FeatureArray
 from mmkd.store.card import TeacherCard, read_card, read_cards
 from mmkd.store.chunk import CRC_BYTES
@@ -29,8 +28,6 @@ from mmkd.store.record import Store, StoreRecord, read_record
 from mmkd.store.samples import read_samples, sample_dataset
 from mmkd.store.selections import apply_selection, read_selection
 from mmkd.store.verify import VerifyReport, verify
-
-_HTML_COLUMNS = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "licence")
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,7 @@ class TeacherSummary:
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """Counts that `mmkd store info` prints: rows by status, failed and partial rows by reason (most frequent first),
-    and bytes of sample parts on disk."""
+    """Counts of `mmkd store info`: rows by status and reason (most frequent first), bytes of sample parts on disk."""
 
     root: str
     rows: int
@@ -67,10 +63,9 @@ class StoreSummary:
 
 
 class FeatureStore(Store):
-    """Features of T teachers for N rows, opened for reading. Use `FeatureStore.open(path)`. Arrays are memory-mapped:
-    opening costs milliseconds, and rows are read from disk (or the page cache) when they are indexed. A row without a
-    ledger entry reads as NaN and is not available. Behind a URL the values are the same, and rows are fetched by whole
-    chunks: fine for inspection, slow for training; `mmkd store pull` brings a store to disk."""
+    """Features of T teachers for N rows, opened by `FeatureStore.open(path)`: memory-mapped, or, behind a URL, fetched
+    by whole chunks (slow for training; `mmkd store pull` first). A row without a ledger entry reads as NaN and is not
+    available."""
 
     def __init__(self, root: StorePath, record: StoreRecord, teachers: dict[str, TeacherCard]) -> None:
         super().__init__(root, record)
@@ -81,9 +76,8 @@ class FeatureStore(Store):
 
     @classmethod
     def open(cls, path: str | PathLike[str] | RemotePath) -> FeatureStore:
-        """Open the store at `path`, a folder or a URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
-        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError (see `mmkd.base.errors`); UserError for
-        an unknown URL scheme, or if the package for URLs is not installed."""
+        """Open the store at `path`, a folder or URL (`s3://`, `gs://`, `az://`, `http(s)://`, `memory://`). Raises
+        NotAStoreError, FormatVersionError, CorruptStoreError, UnreachableError; UserError for a bad URL scheme."""
         root = as_root(path)
         return cls(root, read_record(root), read_cards(root))
 
@@ -101,16 +95,18 @@ class FeatureStore(Store):
         """HTML for notebooks: a table of the teachers. Reads the ledger only; every text from a file is escaped."""
         rows, shards = counted(len(self), "row"), counted(self.shards, "shard")
         title = f"mmkd store {self.root}: {rows} in {shards} of {self.record.rows_per_shard:,}"
-        head = "".join(f'<th scope="col">{name}</th>' for name in _HTML_COLUMNS)
-        body = "".join(_teacher_row(self, slug) for slug in self.teachers)
-        empty = f'<tr><td colspan="{len(_HTML_COLUMNS)}">no teachers yet</td></tr>'
-        caption = f"<caption>{escape(title)}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body or empty}</tbody></table>"
+        header = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "licence")
+        teachers: list[tuple[str, ...]] = []
+        for slug, card in self.teachers.items():
+            found = self._teacher_summary(slug)
+            counts = (f"{found.shards_done} of {self.shards}", f"{found.image_rows:,}", f"{found.text_rows:,}")
+            teachers.append((slug, str(card.dim), card.encoding, *counts, card.source, card.licence))
+        return html_table(title, header, teachers or [("no teachers yet",)])
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
-        """Return the features of one row (negative from the end) or several, as a `torch.utils.data.DataLoader` needs:
-        `row` (int or int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: (D,) or (n, D), copies that may be
-        written to; NaN where missing. Raises IndexError for a row that the store does not have."""
+        """Return one row (negative from the end) or several, as a `torch.utils.data.DataLoader` needs: `row` (int or
+        int64 (n,)), and `SLUG/image`, `SLUG/text` for each teacher: copies (D,) or (n, D), NaN where missing. Raises
+        IndexError."""
         numbers = np.asarray(rows, dtype=np.int64)
         if ((numbers < -len(self)) | (numbers >= len(self))).any():
             raise IndexError(f"row {rows} is outside {self.root}, which has {len(self)} rows")
@@ -125,9 +121,8 @@ class FeatureStore(Store):
 
     @cached_property
     def ledger(self) -> dict[tuple[int, str], LedgerEntry]:
-        """Entries by (shard, slug), read on first use; reopen to see later ones. Raises NotAStoreError if the store was
-        moved or deleted since it was opened; CorruptStoreError if an entry cannot be read, or belongs to a teacher
-        without a card."""
+        """Entries by (shard, slug), read on first use; reopen to see later ones. Raises NotAStoreError if the store is
+        gone; CorruptStoreError if an entry cannot be read, or belongs to a teacher without a card."""
         entries = read_ledger(self.root)
         for slug in sorted({slug for _, slug in entries} - self.teachers.keys()):
             if read_card(self.root, slug) is None:  # else it was added since
@@ -139,8 +134,7 @@ class FeatureStore(Store):
         return entries
 
     def _refuse_replaced(self, entries: dict[tuple[int, str], LedgerEntry]) -> None:
-        """Raise StoreError if another store is at `root` than the one that was opened, of whose ledger `entries` are
-        known. An append or a relocation leaves it the same."""
+        """Raise StoreError if another store is at `root` than was opened (of its ledger `entries` are known)."""
         try:
             stamp = _stamp(self.root)
         except FileNotFoundError:
@@ -184,9 +178,8 @@ class FeatureStore(Store):
         return self.array(slug, teacher_arrays(card.encoding, card.dim)[-1]).load()
 
     def available(self, selection: str | None = None) -> NDArray[np.bool_]:
-        """Return where teachers have sound image and text features: bool (N, T), T in the order of `teachers`. With
-        `selection`, only pairs that `selections/<selection>` keeps. Raises as `read_selection` and `apply_selection`.
-        """
+        """Return where teachers, T in the order of `teachers`, have sound image and text features (and `selection`
+        keeps the pair): bool (N, T). Raises as `read_selection` and `apply_selection`."""
         if not self.teachers:
             return np.zeros((len(self), 0), dtype=bool)
         sound = np.stack([self.valid(slug) & PAIR_SOUND == PAIR_SOUND for slug in self.teachers], axis=1)
@@ -221,17 +214,6 @@ class FeatureStore(Store):
         CorruptStoreError if the sample table cannot be read."""
         table = self.sample_table(["status", "reason"])
         parts = [self.root / sample_part(shard) for shard in range(self.shards)]
-        teachers = {}
-        for slug, card in self.teachers.items():
-            entries = [entry for (_, teacher), entry in self.ledger.items() if teacher == slug]
-            sizes = (spec.chunk_bytes(self.record.rows_per_shard) for spec in teacher_arrays(card.encoding, card.dim))
-            teachers[slug] = TeacherSummary(
-                shards_done=len(entries),
-                image_rows=sum(entry.image_rows for entry in entries),
-                text_rows=sum(entry.text_rows for entry in entries),
-                bytes=len(entries) * sum(size + CRC_BYTES for size in sizes),
-                digest=card.digest,
-            )
         return StoreSummary(
             root=str(self.root),
             rows=len(self),
@@ -241,8 +223,20 @@ class FeatureStore(Store):
             created=self.record.created,
             status=_counts(table["status"]),
             reasons=_counts(table["reason"].drop_null()),
-            teachers=teachers,
+            teachers={slug: self._teacher_summary(slug) for slug in self.teachers},
             sample_bytes=sum(in_parallel(lambda part: part.stat().st_size, parts, self.root)),
+        )
+
+    def _teacher_summary(self, slug: str) -> TeacherSummary:
+        card = self.teachers[slug]
+        entries = [entry for (_, teacher), entry in self.ledger.items() if teacher == slug]
+        sizes = (spec.chunk_bytes(self.record.rows_per_shard) for spec in teacher_arrays(card.encoding, card.dim))
+        return TeacherSummary(
+            shards_done=len(entries),
+            image_rows=sum(entry.image_rows for entry in entries),
+            text_rows=sum(entry.text_rows for entry in entries),
+            bytes=len(entries) * sum(size + CRC_BYTES for size in sizes),
+            digest=card.digest,
         )
 
     def array(self, slug: str, spec: ArraySpec) -> ChunkedArray:
@@ -276,12 +270,3 @@ def _reopen(path: str, record: StoreRecord) -> FeatureStore:
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     pairs = [(pair["values"], pair["counts"]) for pair in pc.value_counts(column).to_pylist()]
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
-
-
-def _teacher_row(store: FeatureStore, slug: str) -> str:
-    card = store.teachers[slug]
-    entries = [entry for (_, teacher), entry in store.ledger.items() if teacher == slug]
-    sound = (f"{sum(getattr(entry, f'{tower}_rows') for entry in entries):,}" for tower in TOWERS)
-    done = f"{len(entries)} of {store.shards}"
-    cells = (str(card.dim), card.encoding, done, *sound, card.source, card.licence)
-    return f'<tr><th scope="row">{escape(slug)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

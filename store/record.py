@@ -25,12 +25,10 @@ class CorpusRecord(Document):
     kind: str
     """Reader that made the index, for example `table` or `webdataset`."""
     location: str
-    """Place as given by the user."""
     root: str
     """Absolute folder that the sample rows' `uri` is relative to."""
     rows: int = Field(ge=0)
     labels: tuple[str, ...] = ()
-    """Label columns beyond the fixed ones."""
     digest: str
     """SHA-256 over names, sizes and change times of the corpus' index files: notices a changed corpus."""
 
@@ -114,8 +112,7 @@ class StoreRecord(Document):
 
 
 class Store:
-    """Place and record of a store, for writing and checking it. `FeatureStore` adds reading. Cheap to send to a
-    worker."""
+    """Place and record of a store, for writing and checking it; cheap to send to a worker."""
 
     def __init__(self, root: StorePath, record: StoreRecord) -> None:
         self.root = root

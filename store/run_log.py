@@ -1,9 +1,6 @@
-"""`runs/*.jsonl`: what each run did, shard by shard, with seconds. A log; nothing depends on it.
-
-One line per finished shard: `shard`, `teachers`, `rows`, `status`, `reasons`, `seconds`, `wall_seconds`, `worker`.
-`seconds` has `read` and `decode` (each image once for all teachers, summed over threads), `samples` (rows written), and
-for every teacher `image SLUG` and `text SLUG` (forward passes, tokens and copies included) and `write SLUG`.
-"""
+"""`runs/*.jsonl`: what each run did, shard by shard; nothing depends on it. `seconds` has `read` and `decode` (each
+image once for all teachers, summed over threads), `samples` (rows written), and for every teacher `image SLUG` and
+`text SLUG` (forward passes, tokens and copies included) and `write SLUG`."""
 
 from __future__ import annotations
 
@@ -15,14 +12,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from mmkd.base.errors import StoreError
-from mmkd.base.files import list_folder
+from mmkd.base.files import disk_errors, list_folder
 from mmkd.base.places.remote import RemotePath, StorePath
 
 
 class RunLog:
-    """A run's log file, `runs/<time>-<pid>.jsonl`, open for appending. Behind a URL nothing can be appended to: the log
-    is written when the run ends."""
+    """A run's log file, `runs/<time>-<pid>.jsonl`; behind a URL, where nothing can be appended, written at the end."""
 
     def __init__(self, root: StorePath) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -33,11 +28,9 @@ class RunLog:
         if isinstance(self.path, RemotePath):
             self.file = io.StringIO()
             return self
-        try:
+        with disk_errors(self.path):
             self.path.parent.mkdir(exist_ok=True)
             self.file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror}; the store must be writable") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,12 +40,8 @@ class RunLog:
 
     def write(self, shard: Any) -> None:
         """Append one shard's report, a dataclass. Raises StoreError if the disk is full or read-only."""
-        try:
+        with disk_errors(self.path):
             print(json.dumps(asdict(shard), sort_keys=True), file=self.file, flush=True)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self.path}: {error.strerror}; make room or get permission, then run it again"
-            ) from error
 
 
 @dataclass
@@ -60,14 +49,12 @@ class RunSeconds:
     """Time spent in all runs of a store."""
 
     runs: int = 0
-    """Logs in `runs/`."""
     shards: int = 0
     """Shards finished; one that was done for two teachers in two runs counts twice."""
     rows: int = 0
     wall: float = 0.0
     """Seconds of all shards summed over workers; divide by their number for wall time."""
     seconds: Counter[str] = field(default_factory=Counter)
-    """Seconds of each step, summed over runs, workers and threads."""
     unreadable_lines: int = 0
     """Malformed lines, such as the last one of a run that was killed; they are passed over."""
 

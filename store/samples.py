@@ -1,6 +1,5 @@
-"""The sample table: one Parquet row for every corpus input, failed ones too. It is written when the corpus is indexed
-(status `pending`) and rewritten shard by shard when the inputs have been read. Columns beyond the fixed ones are the
-corpus' own labels, as strings."""
+"""The sample table: one Parquet row for every corpus input, failed ones too. Written when the corpus is indexed (status
+`pending`), and again by shard when the inputs have been read. Further columns are the corpus' labels."""
 
 from __future__ import annotations
 
@@ -60,8 +59,7 @@ def write_part(root: StorePath, shard: int, table: pa.Table) -> str:
 
 
 def decode_part(data: bytes) -> pa.Table:
-    """Decode the bytes of a sample part, page checksums included. Raises pyarrow.ArrowException, OSError if they are
-    not Parquet, or damaged."""
+    """Decode a sample part, page checksums included. Raises pyarrow.ArrowException, OSError if it is damaged."""
     # On this thread and from an Arrow buffer, not a Python file: an Arrow thread that still holds a Python object when
     # the interpreter ends aborts the process.
     try:
@@ -72,8 +70,7 @@ def decode_part(data: bytes) -> pa.Table:
 
 
 def read_part(root: StorePath, shard: int) -> tuple[pa.Table, str]:
-    """Read one shard's rows and the SHA-256 of the file they came from. Raises CorruptStoreError if the file is missing
-    or not Parquet."""
+    """Read one shard's rows and the SHA-256 of their file. Raises CorruptStoreError if it is missing or damaged."""
     path = root / sample_part(shard)
     try:
         data = read_file(path)
@@ -139,8 +136,7 @@ def _absent_rows(rows: range, schema: pa.Schema) -> pa.Table:
 
 
 def read_samples(root: StorePath, dataset: pads.Dataset, **scan: Any) -> pa.Table:
-    """Scan the dataset of `root`; `scan` is what `pyarrow.dataset.Dataset.to_table` takes. Raises CorruptStoreError if
-    a part is missing or damaged."""
+    """Scan `dataset` of `root` as its `to_table` does. Raises CorruptStoreError if a part is missing or damaged."""
     try:
         return dataset.to_table(**scan)
     except (OSError, pa.ArrowInvalid) as error:

@@ -1,6 +1,5 @@
-"""A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes. The folder
-is written under a temporary name and renamed: a selection is complete or absent, and is never overwritten. Features are
-never touched."""
+"""A selection on disk: `selections/<name>`, a Zarr array (N, T) of 0 and 1 with the rule in its attributes, complete or
+absent, never overwritten."""
 
 from __future__ import annotations
 
@@ -26,7 +25,6 @@ from mmkd.store.hierarchy import (
     SEAL,
     array_document,
     document_fault,
-    encode_document,
     group_document,
     is_there,
     list_part,
@@ -37,7 +35,7 @@ from mmkd.store.hierarchy import (
     seal_of,
     write_document,
 )
-from mmkd.store.layout import is_slug, shard_count
+from mmkd.store.layout import check_slug, is_slug
 from mmkd.store.record import Store
 
 FORMAT = 1
@@ -49,12 +47,10 @@ class SelectionCard(Frozen):
 
     format: int = FORMAT
     rule: dict[str, Any]
-    """As in the rule's file, with its defaults."""
     teachers: dict[str, str]
     """Slug to the digest of its card, in the order of the columns."""
     rows: int
     counts: dict[str, Any]
-    """See `mmkd.store.selection.compute`."""
     thresholds: dict[str, dict[str, float | None]]
     """Each line that the rule drew: teacher to the score that divides its pairs; None where none does."""
     examples: dict[str, list[dict[str, Any]]]
@@ -74,14 +70,10 @@ class Selection:
 
 
 def check_name(root: StorePath, name: str) -> Path:
-    """Return `root`, on this machine, if a selection `name` can be written. Raises UserError if it cannot be a folder,
-    or is taken."""
+    """Return `root`, on this machine. Raises UserError if a selection `name` cannot be a folder, or is taken."""
     if not isinstance(root, Path):
         raise UserError(f"{root} is not on this machine; `mmkd store pull` it first, and select there")
-    if not is_slug(name):
-        raise UserError(
-            f"selection name {name!r} cannot be a folder name: use up to 64 lower-case letters, digits, '-', '_', '.'"
-        )
+    check_slug(name, what="selection")
     if (root / FOLDER / name).exists():
         raise UserError(f"{root} has a selection {name!r} already; choose another --name, or delete {FOLDER}/{name}")
     return root
@@ -93,8 +85,8 @@ def digest_of(kept: NDArray[np.bool_]) -> str:
 
 
 def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: SelectionCard) -> None:
-    """Write a selection, bool (N, T'), atomically. Raises UserError if the name is taken, even by a concurrent process;
-    StoreError if the disk is full or read-only; nothing is left behind."""
+    """Write a selection, bool (N, T'), whole or not at all. Raises UserError if the name is taken; StoreError if the
+    disk is full or read-only."""
     root = check_name(store.root, name)
     per_shard, teachers = store.record.rows_per_shard, kept.shape[1]
     document = array_document(kept.shape, (per_shard, teachers), "uint8")
@@ -103,10 +95,10 @@ def write_selection(store: Store, name: str, kept: NDArray[np.bool_], card: Sele
     folder = root / FOLDER
     temporary = folder / f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     try:
-        write_atomically(temporary / "zarr.json", encode_document(document))
-        for shard in range(shard_count(store.record.rows, per_shard)):
+        write_document(temporary / "zarr.json", document)
+        for shard in range(store.shards):
             part = kept[shard * per_shard : (shard + 1) * per_shard].astype(np.uint8)
-            write_atomically(temporary / _chunk(shard), encode_chunk(pad_rows(part, per_shard, 0))[0])
+            write_atomically(temporary / f"c/{shard}/0", encode_chunk(pad_rows(part, per_shard, 0))[0])
         if not (folder / "zarr.json").is_file():
             write_document(folder / "zarr.json", group_document())
         with disk_errors(folder / name):
@@ -123,9 +115,8 @@ def selection_names(root: StorePath) -> list[str]:
 
 
 def read_selection(store: Store, name: str) -> Selection:
-    """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it was made when
-    the store had other rows; FormatVersionError if it was written by a newer mmkd; CorruptStoreError if its bytes are
-    not what was written."""
+    """Read a selection and check every byte of it. Raises UserError if there is none of this name, or it is of other
+    rows; FormatVersionError if it was written by a newer mmkd; CorruptStoreError if it was changed since."""
     folder = store.root / FOLDER / name
     if not is_slug(name) or not is_there(folder / "zarr.json"):
         known = ", ".join(selection_names(store.root)) or "none"
@@ -137,9 +128,9 @@ def read_selection(store: Store, name: str) -> Selection:
             "run `mmkd select` again"
         )
     per_shard, teachers = store.record.rows_per_shard, len(card.teachers)
-    kept = np.zeros((shard_count(store.record.rows, per_shard), per_shard, teachers), dtype=np.uint8)
+    kept = np.zeros((store.shards, per_shard, teachers), dtype=np.uint8)
     for shard in range(len(kept)):
-        chunk = f"{FOLDER}/{name}/{_chunk(shard)}"
+        chunk = f"{FOLDER}/{name}/c/{shard}/0"
         body, _ = checked_body(read_file(store.root / chunk), per_shard * teachers, chunk)
         kept[shard] = np.frombuffer(body, dtype=np.uint8).reshape(per_shard, teachers)
     values = kept.reshape(-1, teachers)[: store.record.rows].astype(bool)
@@ -151,9 +142,8 @@ def read_selection(store: Store, name: str) -> Selection:
 def apply_selection(
     selection: Selection, digests: Mapping[str, str], available: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps.
-    A teacher that was added to the store after the selection was made is not in it, and keeps nothing. Raises
-    TeacherMismatchError if a teacher's features were extracted again since."""
+    """Return pairs of `available`, bool (N, T) in the order of `digests` (slug to card digest), that a selection keeps;
+    none of a teacher added since. Raises TeacherMismatchError if a teacher was extracted again since."""
     columns = {slug: column for column, slug in enumerate(selection.card.teachers)}
     out = np.zeros_like(available)
     for t, (slug, digest) in enumerate(digests.items()):
@@ -177,14 +167,9 @@ def _read_card(folder: StorePath) -> SelectionCard:
     return parse_document(SelectionCard, {k: v for k, v in content.items() if k != SEAL}, folder / "zarr.json")
 
 
-def _chunk(shard: int) -> str:
-    return f"c/{shard}/0"
-
-
 def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator[tuple[str, str]]:
-    """Yield file and fault of every selection that training would refuse or should not trust; reads every byte. Nothing
-    can be repaired without judging the pairs again. `cards`: sound cards by slug; a selection may be of fewer teachers,
-    not of others."""
+    """Yield file and fault of every selection that training would refuse or should not trust; reads every byte.
+    `cards`: sound cards by slug; a selection may be of fewer teachers, not of others."""
     for name in selection_names(store.root):
         file = f"{FOLDER}/{name}/zarr.json"
         try:
@@ -192,10 +177,8 @@ def selection_faults(store: Store, cards: Mapping[str, TeacherCard]) -> Iterator
         except (CorruptStoreError, FormatVersionError, UserError) as error:
             yield file, f"{error}; delete {FOLDER}/{name} first"
             continue
-        shape = (store.record.rows, len(selection.card.teachers))
-        expected = array_document(shape, (store.record.rows_per_shard, shape[1]), "uint8")
-        wrong = document_fault(read_json(store.root / file), expected)
-        if wrong:
+        expected = array_document(selection.kept.shape, (store.record.rows_per_shard, selection.kept.shape[1]), "uint8")
+        if wrong := document_fault(read_json(store.root / file), expected):
             yield file, f"{file} is not the metadata that its card asks for ({wrong}); delete {FOLDER}/{name} first"
         for what in _faults(selection, cards):
             yield file, f"selection {name!r} {what}; delete {FOLDER}/{name} and run `mmkd select` again"

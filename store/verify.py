@@ -1,16 +1,13 @@
-"""Compare the files of a store with its ledger, and drop what was found unsound.
-
-`verify` reads every byte that an entry names and changes nothing. Files are judged one at a time against what the
-record, the cards and the ledger say of them, so every problem names one file, and `repair` knows which entries can no
-longer be kept. `repair` guesses nothing: an entry that cannot be kept is deleted (its shard then counts as not done), a
-sample part that cannot be trusted is deleted (the next extraction lists it again from the corpus), and metadata that
-follows from the record and the card is written again.
-"""
+"""Compare the files of a store with its ledger, and drop what was found unsound. Every problem names one file. `repair`
+guesses nothing: an entry that cannot be kept is deleted (its shard counts as not done), a sample part that cannot be
+trusted is deleted (the next extraction lists it again), and metadata that follows from the record and the card is
+written again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,7 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, temporary_files, walk
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, name_in
 from mmkd.store.card import TeacherCard, read_card, teacher_folders
-from mmkd.store.chunk import read_body
-from mmkd.store.encoding import ArraySpec, decode_rows, teacher_arrays, tower_arrays
+from mmkd.store.encoding import decode_rows, teacher_arrays, tower_arrays
 from mmkd.store.hierarchy import document_fault, group_document, list_part, read_json, write_document
 from mmkd.store.inputs import inputs_faults
 from mmkd.store.layout import PAIR_SOUND, SOUND_BIT, ledger_entry, sample_part, teacher_group
@@ -46,7 +42,6 @@ class Problem:
     """One thing that is wrong with one file."""
 
     file: str
-    """Path inside the store."""
     what: str
     shard: int | None = None
     """Shard whose entries cannot be kept; None when no shard is to blame."""
@@ -61,9 +56,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Result of `verify`: ledger entries that were checked, what is wrong, left-overs of interrupted writes (harmless),
-    files without an entry (interrupted shards and foreign files, which readers ignore), whether values were looked at
-    too, and of how many shards the bytes were looked at, of how many."""
+    """Result of `verify`: entries checked, faults, left-overs of interrupted writes (harmless), files without an entry
+    (which readers ignore), whether values were checked too, and of how many shards."""
 
     entries: int
     findings: tuple[Problem, ...]
@@ -83,11 +77,9 @@ class VerifyReport:
 
 
 def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed: int = 0) -> VerifyReport:
-    """Check a store: metadata, sample parts, selections, every ledger entry against its files. `deep`: decode every
-    feature too, and check that rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes
-    of so many shards only, drawn by `seed` (all teachers' chunks, sample rows and inputs of each); metadata, entries,
-    selections and file names are always checked in full. Raises as `read_record` if the root's own metadata cannot be
-    trusted, so that nothing below it can be judged."""
+    """Check a store: metadata, sample parts, selections, every ledger entry against its files. `deep`: also check that
+    rows marked sound are finite and not zero, and others NaN. `sample`: compare the bytes of so many shards only, drawn
+    by `seed`; all else is always checked in full. Raises as `read_record`: without it nothing can be judged."""
     store = Store.open(root)
     every = range(store.shards)
     shards = every if sample is None else drawn_shards(len(every), sample, seed)
@@ -106,11 +98,9 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
             entries.append(read_entry(path))
         except CorruptStoreError as error:
             findings.append(Problem(name_in(root, path), str(error)))
-    vouched: dict[int, set[str]] = {}
-    for entry in entries:
-        vouched.setdefault(entry.shard, set()).add(entry.samples_sha256)
-    for shard, known in vouched.items():
-        if shard in checksums and checksums[shard] not in known:  # no entry knows this part: the rows were changed
+    vouched = {(entry.shard, entry.samples_sha256) for entry in entries}
+    for shard in dict.fromkeys(entry.shard for entry in entries):
+        if shard in checksums and (shard, checksums[shard]) not in vouched:  # the rows were changed
             del checksums[shard]
             name = sample_part(shard)
             what = f"{name}: not the sample rows that the features of this shard were made from"
@@ -121,16 +111,15 @@ def verify(root: StorePath, deep: bool = False, sample: int | None = None, seed:
     # Entries of shards outside the grid are checked with any sample.
     looked_at = [entry for entry in entries if entry.shard in shards or entry.shard not in every]
     for entry in looked_at:
-        card = cards.get(entry.teacher)
-        if card is not None:
-            for file, what in _entry_faults(store, card, entry, checksums, deep):
-                name = file or ledger_entry(entry.shard, entry.teacher)
-                said = what if what.startswith(name) else f"{name}: {what}"
-                findings.append(Problem(name, said, entry.shard, entry.teacher))
+        faults: Iterable[tuple[str, str]] = ()
+        if card := cards.get(entry.teacher):
+            faults = _entry_faults(store, card, entry, checksums, deep)
         elif entry.teacher not in bad_teachers:
-            name = ledger_entry(entry.shard, entry.teacher)
-            what = f"{name}: teacher {entry.teacher} has no card in this store"
-            findings.append(Problem(name, what, entry.shard, entry.teacher))
+            faults = [("", f"teacher {entry.teacher} has no card in this store")]
+        for file, what in faults:
+            name = file or ledger_entry(entry.shard, entry.teacher)
+            said = what if what.startswith(name) else f"{name}: {what}"
+            findings.append(Problem(name, said, entry.shard, entry.teacher))
     temporary = tuple(sorted(name_in(root, path) for path in temporary_files(root)))
     orphans = tuple(sorted(_orphans(store, cards, entries, {name_in(root, path) for path in paths})))
     checked = len(looked_at) + len(paths) - len(entries)  # with those that could not be read
@@ -163,8 +152,7 @@ def _check_document(root: StorePath, name: str, expected: dict[str, object]) -> 
     except CorruptStoreError as error:
         yield Problem(name, str(error))
         return
-    wrong = document_fault(found, expected)
-    if wrong:
+    if wrong := document_fault(found, expected):
         yield Problem(name, f"{name} is not the metadata that the record and the card ask for ({wrong})")
 
 
@@ -207,7 +195,7 @@ def _entry_faults(
         return
     if card.digest != entry.teacher_digest:
         yield "", f"made with teacher digest {entry.teacher_digest}, the card says {card.digest}"
-    rows = len(store.record.shard_rows(entry.shard))
+    rows, per_shard = len(store.record.shard_rows(entry.shard)), store.record.rows_per_shard
     if entry.rows != rows:
         yield "", f"vouches for {entry.rows} rows, the shard has {rows}"
     if entry.shard in checksums and checksums[entry.shard] != entry.samples_sha256:
@@ -218,7 +206,7 @@ def _entry_faults(
     valid_spec = teacher_arrays(card.encoding, card.dim)[-1]
     file = valid_spec.chunk(card.slug, entry.shard)
     try:
-        valid = _read_chunk(store, valid_spec, entry)
+        valid = valid_spec.read(store.root, file, entry.crc32c(valid_spec), per_shard)
     except CorruptStoreError as error:
         yield file, str(error)
         return
@@ -226,25 +214,18 @@ def _entry_faults(
         yield file, "marks something else than image and text of this shard's rows"
     for tower, bit in SOUND_BIT.items():
         specs = tower_arrays(tower, card.encoding, card.dim)
-        file = specs[0].chunk(card.slug, entry.shard)
+        files = [spec.chunk(card.slug, entry.shard) for spec in specs]
         counted, sound = getattr(entry, f"{tower}_rows"), (valid & bit) > 0
         if int(sound.sum()) != counted:
-            yield file, f"{int(sound.sum())} sound rows, the ledger says {counted}"
+            yield files[0], f"{int(sound.sum())} sound rows, the ledger says {counted}"
         arrays = []
-        for spec in specs:
+        for spec, file in zip(specs, files, strict=True):
             try:
-                arrays.append(_read_chunk(store, spec, entry))
+                arrays.append(spec.read(store.root, file, entry.crc32c(spec), per_shard))
             except CorruptStoreError as error:
-                yield spec.chunk(card.slug, entry.shard), str(error)
+                yield file, str(error)
         if deep and len(arrays) == len(specs):
-            yield from ((file, what) for what in _value_faults(decode_rows(arrays).astype(np.float64), sound))
-
-
-def _read_chunk(store: Store, spec: ArraySpec, entry: LedgerEntry) -> NDArray[Any]:
-    per_shard = store.record.rows_per_shard
-    name = spec.chunk(entry.teacher, entry.shard)
-    body = read_body(store.root, name, spec.chunk_bytes(per_shard), entry.crc32c(spec))
-    return np.frombuffer(body, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape(per_shard))
+            yield from ((files[0], what) for what in _value_faults(decode_rows(arrays).astype(np.float64), sound))
 
 
 def _value_faults(values: NDArray[np.float64], sound: NDArray[np.bool_]) -> Iterator[str]:
@@ -277,9 +258,7 @@ def _orphans(
 
 
 def repair(root: StorePath, report: VerifyReport) -> tuple[str, ...]:
-    """Repair a store as far as possible without its corpus and teachers, from a `report` of a moment ago; the next
-    extraction redoes what is dropped. Returns the files that were dropped or written again, as lines for the user.
-    Raises StoreError if the store cannot be written; BusyStoreError if another process writes to it."""
+    """Drop or write again what a recent `report` names; return lines about it. Raises StoreError, BusyStoreError."""
     with only_writer(root, "mmkd store verify --repair"):
         doomed = dict.fromkeys(name for finding in report.findings for name in _files_to_drop(root, finding))
         # Entries first: a kill in between leaves shards without an entry, never entries without a shard.
@@ -314,12 +293,9 @@ def _derived_documents(root: StorePath) -> Iterator[tuple[str, dict[str, Any]]]:
     record = read_record(root)
     yield "teachers/zarr.json", group_document()
     for slug in teacher_folders(root):
-        try:
-            card = read_card(root, slug)
-        except CorruptStoreError:
-            continue
-        if card is not None:
-            yield from array_documents(record, card)
+        with suppress(CorruptStoreError):
+            if card := read_card(root, slug):
+                yield from array_documents(record, card)
 
 
 def _drop(path: StorePath) -> bool:

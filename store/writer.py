@@ -1,5 +1,4 @@
-"""Writing a store: the hierarchy once, whole shards, and further corpora. Files are written before their ledger entry,
-and each of them atomically. Two writers of the same shard write the same bytes. An appended corpus begins at the next
+"""Writing a store: files before their ledger entry, each of them atomically. An appended corpus begins at the next
 shard boundary, so that no chunk holds rows of two corpora; the grid rows in between are absent."""
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ from mmkd.store.samples import encode_part, read_part, sample_schema, with_label
 
 @dataclass(frozen=True)
 class ShardFeatures:
-    """Features of one shard from one teacher. image, text: (rows, D), any float type, stored in the card's encoding;
-    rows that are not sound may hold anything. valid: uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND. errors: cost of
-    the encoding where the features were decoded from it; measured when not given."""
+    """Features of one shard from one teacher: (rows, D) of any float type, anything in rows that are not sound. valid:
+    uint8 (rows,), bits IMAGE_SOUND and TEXT_SOUND. errors: cost of the encoding, measured when not given."""
 
     image: NDArray[np.floating[Any]]
     text: NDArray[np.floating[Any]]
@@ -41,10 +39,8 @@ class ShardFeatures:
 
 
 def create_store(root: StorePath, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Create a store for an indexed corpus: the sample parts, then the root group that makes it a store. `root`: a
-    folder that does not exist, is empty, or holds an interrupted `create_store`. `index`: one row per input with the
-    columns of `sample_schema(corpus.labels)`, in grid order. Raises StoreError if `root` holds something else, or
-    cannot be written."""
+    """Create a store for an indexed corpus. `index`: one row per input in grid order, columns of `sample_schema`.
+    Raises StoreError if `root` cannot be written, or holds anything but an interrupted `create_store`."""
     refuse_strangers(root)
     per_shard = rows_per_shard(corpus.rows)
     schema = sample_schema(corpus.labels)
@@ -73,11 +69,9 @@ def refuse_strangers(root: StorePath) -> None:
 
 
 def append_rows(store: Store, corpus: CorpusRecord, index: pa.Table) -> Store:
-    """Append the rows of another corpus; return the longer store. `index` has the columns of
-    `sample_schema(corpus.labels)`; its `row` begins at `first_new_row(store.record)`. Labels that only one side has
-    become null columns of the other, so that all parts have one schema. Raises StoreError if the store cannot be
-    written, or another process changed it since its record was read; ValueError for more shards than a store may have.
-    """
+    """Append the rows of another corpus; return the longer store. `index`: as in `create_store`, `row` from
+    `first_new_row`. Labels of one side become null columns of the other. Raises StoreError if the store cannot be
+    written, or another process changed it; ValueError for too many shards."""
     first = first_new_row(store.record)
     content = store.record.model_dump() | {"rows": first + corpus.rows, "appended": (*store.record.appended, corpus)}
     longer = StoreRecord.model_validate(content)
@@ -127,9 +121,8 @@ def finish_append(store: Store) -> None:
 
 
 def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Store:
-    """Note that the files of corpus `number` (0 is the first, the appended ones follow) are below `corpus_root` now;
-    the rows stay as they are. Raises UserError if the store has no such corpus; StoreError if there is no store at
-    `root`, or it cannot be written; BusyStoreError if another process writes to it."""
+    """Note that the files of corpus `number`, counted from 0, are below `corpus_root` now. Raises UserError if there is
+    no such corpus; StoreError if `root` is no store or cannot be written; BusyStoreError."""
     read_record(root)
     with only_writer(root, "mmkd store relocate"):
         record = read_record(root)
@@ -143,8 +136,7 @@ def move_corpus(root: StorePath, corpus_root: StorePath, number: int = 0) -> Sto
 
 
 def add_teacher(store: Store, card: TeacherCard) -> None:
-    """Create the arrays of a teacher unless it is there already. Raises TeacherMismatchError if this name already has
-    other weights, preprocessing or tokenizer."""
+    """Create the arrays of a teacher unless they are there. Raises TeacherMismatchError if this name has others."""
     present = read_card(store.root, card.slug)
     if present is None:
         write_document(store.root / "teachers" / "zarr.json", group_document())
@@ -167,11 +159,9 @@ def add_teacher(store: Store, card: TeacherCard) -> None:
 def write_shard(
     store: Store, card: TeacherCard, shard: int, features: ShardFeatures, samples_sha256: str
 ) -> LedgerEntry:
-    """Write one shard of a teacher that `add_teacher` has put into the store, then its ledger entry, which is returned.
-    `features` are in the order of the shard's sample part, whose SHA-256 `write_part` and `read_part` give. Rows whose
-    bit is not set in `valid` are written as missing, which is never zero. So are those that the encoding cannot hold
-    (not finite, zero, too large for float16); their bit is not set on disk. Raises StoreError if the disk is full or
-    read-only; the shard then counts as not done."""
+    """Write one shard of a teacher, then its ledger entry, which is returned. `features`: in the order of the sample
+    part of this SHA-256. Rows whose bit is not set in `valid`, or that the encoding cannot hold, become missing (NaN,
+    no bit). Raises StoreError if the disk is full or read-only; the shard then counts as not done."""
     valid = np.zeros_like(features.valid)
     arrays: list[NDArray[Any]] = []
     members: dict[str, Any] = {}
@@ -187,22 +177,15 @@ def write_shard(
     for spec, array in zip(teacher_arrays(card.encoding, card.dim), (*arrays, valid), strict=True):
         data, members[f"{spec.name}_crc32c"] = encode_chunk(pad_rows(array, store.record.rows_per_shard, spec.fill))
         write_atomically(store.root / spec.chunk(card.slug, shard), data)
-    entry = LedgerEntry(
-        shard=shard,
-        teacher=card.slug,
-        teacher_digest=card.digest,
-        rows=len(valid),
-        samples_sha256=samples_sha256,
-        **members,
-    )
+    members |= {"teacher_digest": card.digest, "rows": len(valid), "samples_sha256": samples_sha256}
+    entry = LedgerEntry(shard=shard, teacher=card.slug, **members)
     write_entry(store.root, entry)
     return entry
 
 
 def note_encoding_error(store: Store, slug: str) -> None:
-    """Write into an int8 card what its encoding cost, once every shard is there; the digest does not change. The
-    numbers come from the ledger, so the same entries give the same card. Raises CorruptStoreError if the card or an
-    entry cannot be read; StoreError if the store cannot be written."""
+    """Write into an int8 card what its encoding cost by the ledger, once every shard is there; the digest does not
+    change. Raises CorruptStoreError if the card or an entry cannot be read; StoreError if it cannot be written."""
     card = read_card(store.root, slug)
     if card is None or len(tower_arrays("image", card.encoding, card.dim)) == 1:
         return

@@ -96,7 +96,7 @@ def test_parquet_and_tables_on_s3(tmp_path: Path, bucket: SimpleNamespace) -> No
     assert [row.uri for row in rows] == ["images/0.png", "images/1.png", "images/2.png"]
     assert image_source(corpus.root, "images/2.png").read() == png(2)
     bucket.client.delete_object(Bucket="corpora", Key="c/images/2.png")
-    assert decode_image(read_image(image_source(corpus.root, "images/2.png")), ()).reason == "image: file not found"
+    assert decode_image(*read_image(image_source(corpus.root, "images/2.png")), ()).reason == "image: file not found"
     # A local table may name pictures on a server.
     (tmp_path / "corpus.yaml").write_text("kind: table\npath: c/pairs.csv\nimages: s3://corpora/c\n")
     corpus = open_corpus(str(tmp_path / "corpus.yaml"))

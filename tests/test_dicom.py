@@ -178,7 +178,7 @@ def _filled(buffer: io.BytesIO, implicit: bool) -> pydicom.filebase.DicomBytesIO
 
 def test_what_was_assumed_is_in_the_row_of_a_sound_image(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(encoded(make(np.stack([RAMP] * 3), WindowCenter=0, WindowWidth=0)))
-    image = decode_image(read_image(image_source(str(tmp_path), "a.dcm#frame=1")), [])
+    image = decode_image(*read_image(image_source(str(tmp_path), "a.dcm#frame=1")), [])
     assert (image.reason, image.note) == (None, "note: DICOM: no usable window, own range")
     (tmp_path / "c.yaml").write_text("kind: dicom\npath: .\n")
     create_indexed_store(open_corpus(str(tmp_path / "c.yaml")), tmp_path / "s")

@@ -270,7 +270,7 @@ def test_commands(planted: Planted, tmp_path: Path) -> None:
         evaluate, [*base, "heat-map", str(tmp_path / "x.svg"), "--model", "student", "--out", out]
     )
     assert done.exit_code == 2
-    assert "a figure shows one task and head; choose of zero_shot, linear_probe, retrieval i2t" in done.output
+    assert "a figure shows one task and head; choose from zero_shot, linear_probe, retrieval i2t" in done.output
     task = ["--task", "retrieval", "--head", "i2t"]
     done = CliRunner().invoke(
         evaluate, [*base, "heat-map", str(tmp_path / "x.svg"), "--model", "student", "--out", out, *task]

@@ -1,7 +1,7 @@
 """Images in cells of Parquet files and in arrays of `.npz` archives (MedMNIST's layout).
 
-Neither format has a way to one image but through those before it. Rows are asked for nearly in a shard's order (decode
-threads run a little apart), so a cursor that moves forwards and keeps the last rows answers all of them.
+Neither has a way to one image but through those before it. Rows are asked for nearly in order (decode threads run a
+little apart), so a cursor that moves forwards and keeps the last rows answers all of them.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ class _ParquetCursor:
                     self.next_row = self.group_end - self.file.metadata.row_group(group).num_rows
                     self.batches = self.file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[self.column])
                     self.kept.clear()
-                batch = next(self.batches, None)
-                if batch is None:
+                if (batch := next(self.batches, None)) is None:
                     raise IndexError(row)
                 self.kept.append((self.next_row, leaf(batch, self.column)))
                 self.next_row += len(batch)

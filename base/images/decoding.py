@@ -43,7 +43,6 @@ _TIFF_COLORS = {
     0: (1, "buif"), 1: (1, "buif"), _RGB: (3, "buif"), _PALETTE: (1, "u"), _INK: (4, "u"),
     _CIE_LAB: (3, "u"), _ICC_LAB: (3, "u"),
 }  # fmt: skip
-_PREMULTIPLIED = 1
 
 
 def decode(data: bytes) -> Image.Image:
@@ -57,8 +56,7 @@ def decode(data: bytes) -> Image.Image:
             raise ImageError("DICOM needs the extra dicom") from None
         return decode_dicom(data)
     try:
-        picture = _open(data)
-        if picture is None:
+        if (picture := _open(data)) is None:
             return _decode_with_tifffile(data)
         check_pixels(picture.width * picture.height)
         deep = _deep_samples(data, picture)
@@ -127,7 +125,7 @@ def _deep_samples(data: bytes, picture: Any) -> NDArray[Any] | None:
     other: Any = Image.open(io.BytesIO(data), formats=[picture.format])
     if picture.format == "PPM":
         other.tile = picture.tile
-    # "RGBa" would be divide_by_alpha by its alpha, byte by byte: that is done below with all 16 bits.
+    # "RGBa" would be divided by its alpha, byte by byte: that is done below with all 16 bits.
     plain = {"RGBa": "RGBA"}.get(name, name)
     mode = "RGB" if name == "RGBX" else plain
     upper = np.asarray(_with_raw_mode(picture, mode, f"{plain};16{order}"), dtype=np.uint16)
@@ -233,7 +231,8 @@ def _decode_with_tifffile(data: bytes) -> Image.Image:
         extra = int(page.extrasamples[0]) if page.extrasamples and values.shape[2] > colors else 0
         alpha = values[..., colors] if extra in (1, 2) else None
         values = values[..., :colors]
-        if alpha is not None and extra == _PREMULTIPLIED and kind <= _RGB and values.dtype.kind in "uf":
+        # 1: the colors were multiplied by it.
+        if alpha is not None and extra == 1 and kind <= _RGB and values.dtype.kind in "uf":
             values = divide_by_alpha(values, alpha)
         absent = _no_data(values, page.tags[_NO_DATA].value) if _NO_DATA in page.tags else None
         if kind == _PALETTE:

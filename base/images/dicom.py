@@ -1,8 +1,7 @@
 """DICOM to 8-bit pictures: modality transform, window, photometric interpretation, one frame of many. Needs pydicom.
 
-Of a multi-frame object without a named frame the middle one is shown: a cine loop or a stack has its subject there. A
-header that is odd beside sound pixels is read as far as possible, and the picture records what was assumed. Neither
-reasons nor assumptions quote the file: its text may name a patient.
+Of a multi-frame object without a named frame the middle one is shown: a cine loop or a stack has its subject there. An
+odd header is read as far as possible, and what was assumed recorded. Nothing quotes the file: it may name a patient.
 """
 
 from __future__ import annotations
@@ -63,13 +62,10 @@ def _dataset(place: StorePath, stamp: str) -> tuple[Dataset, list[str]]:
 
 
 def decode_dicom(data: bytes) -> Image.Image:
-    """Return the picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`.
-
-    Gray: stored values -> modality LUT or rescale -> VOI LUT, else the first usable window by its function -> inverted
-    for MONOCHROME1 (DICOM PS3.3 C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of `pixels`; palettes
-    are scaled by the bits of their entries. `info["assumed"]` says what was assumed. Raises ImageError if it is
-    damaged, without pixels, in an encoding that no installed decoder knows, or too large.
-    """
+    """Return the picture of a single-frame object, the middle frame of others, as 8-bit `L` or `RGB`. Gray: stored
+    values -> modality LUT or rescale -> VOI LUT, else the first usable window -> inverted for MONOCHROME1 (DICOM PS3.3
+    C.7.6.3, C.11.1, C.11.2). Without either, and in color, the rule of `pixels`; palettes are scaled by the bits of
+    their entries. Raises ImageError if it is damaged, without pixels, too large, or no decoder knows its encoding."""
     dataset = parse(data)
     return _render(dataset, None, _complete(dataset))
 
@@ -154,8 +150,7 @@ def _complete(dataset: Dataset) -> list[str]:
         _assume(dataset, assumed, "PhotometricInterpretation", "YBR_FULL", "YBR_FULL_422 with all its samples")
     if _number(dataset, "PixelRepresentation") not in (0, 1):
         _assume(dataset, assumed, "PixelRepresentation", 0)
-    stored = _number(dataset, "BitsStored")
-    if stored is None or not 1 <= stored <= allocated:
+    if (stored := _number(dataset, "BitsStored")) is None or not 1 <= stored <= allocated:
         _assume(dataset, assumed, "BitsStored", allocated, "" if stored is None else "BitsStored that does not fit")
     return assumed
 
@@ -209,11 +204,9 @@ def _to_eight_bits(pixels: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 def _gray(dataset: Dataset, frame: int, stored: NDArray[Any], inverted: bool, assumed: list[str]) -> Image.Image:
     absent = _padding(dataset, stored)
-    transform = _group(dataset, frame, "PixelValueTransformationSequence")
-    values, slope = _rescale(transform, stored, assumed)
+    values, slope = _rescale(_group(dataset, frame, "PixelValueTransformationSequence"), stored, assumed)
     group = _group(dataset, frame, "FrameVOILUTSequence")
-    shown = _apply_lut(group, values, assumed)
-    if shown is None:
+    if (shown := _apply_lut(group, values, assumed)) is None:
         shown = _apply_window(group, values, assumed)
     if shown is not None or slope is None:
         return picture_from(values if shown is None else shown, white_is_zero=inverted, absent=absent)
@@ -296,11 +289,9 @@ def window_values(values: NDArray[np.float64], center: float, width: float, func
 
 def _apply_lut(group: Dataset, values: NDArray[Any], assumed: list[str]) -> NDArray[np.uint8] | None:
     """Return values through the first VOI LUT (PS3.3 C.11.2.1.1), entries over their own bits; None without one."""
-    items = group.get("VOILUTSequence")
-    if not items:
+    if not (items := group.get("VOILUTSequence")):
         return None
-    found = _table(items)
-    if found is None:
+    if (found := _table(items)) is None:
         assumed.append("VOI LUT without content")
         return None
     table, count, first, bits = found

@@ -8,7 +8,7 @@
    pixels are no measurements: they do not count for the range, and all but the last become black. Infinities become the
    nearest end.
 4. Where the file says that its smallest value is white, gray is inverted.
-5. Alpha is laid over white; samples that were multiplied by it are divide_by_alpha first.
+5. Alpha is laid over white; samples that were multiplied by it are divided by it first.
 6. Lab becomes sRGB, CMYK (255 - C)(255 - K) / 255, palettes and YCbCr RGB; ICC profiles are not applied.
 7. The orientation of the file's EXIF is applied.
 """
@@ -24,9 +24,6 @@ from PIL import Image
 
 from mmkd.base.images.source import ImageError
 
-NO_DATA = 1e37
-"""Finite values beyond this are some program's mark for no data (-3.4e38), declared or not."""
-
 ASSUMED = "assumed"
 """Key of `Image.info`: what a decoder assumed because a header was odd, in a few words."""
 
@@ -39,16 +36,10 @@ def picture_from(
     alpha: NDArray[Any] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Return an 8-bit `L` or `RGB` picture of samples of any type. Raises ImageError for another shape or type, or
-    nothing but NaN.
-
-    Args:
-        values: (H, W), (H, W, 1) gray or (H, W, 3) RGB; bool counts as black and white.
-        white_is_zero: the smallest value is white.
-        absent: bool (H, W), pixels that are no measurements.
-        alpha: (H, W), unsigned over its own type or float 0 to 1.
-        limits: smallest and largest value that the samples can have, where the type does not say.
-    """
+    """Return an 8-bit `L` or `RGB` picture of `values` (H, W), (H, W, 1) gray or (H, W, 3) RGB of any type; bool is
+    black and white. `absent`: bool (H, W), pixels that are no measurements. `alpha`: (H, W), unsigned over its own
+    type or float 0 to 1. `limits`: smallest and largest value that the samples can have, where the type does not say.
+    Raises ImageError for another shape or type, or nothing but NaN."""
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.shape[2:] not in ((), (3,)) or values.ndim < 2 or values.dtype.kind not in "buif" or not values.size:
         raise ImageError(f"samples of {values.dtype} {values.shape} are no picture")
@@ -60,7 +51,8 @@ def picture_from(
     else:
         # float64 holds every integer of up to 53 bits; of longer ones only last bits are lost.
         wide = values.astype(np.float64)
-        unmeasured = np.isnan(wide) | (np.isfinite(wide) & (np.abs(wide) > NO_DATA))
+        # Finite values beyond 1e37 are some program's mark for no data (-3.4e38), declared or not.
+        unmeasured = np.isnan(wide) | (np.isfinite(wide) & (np.abs(wide) > 1e37))
         gaps = gaps | unmeasured.reshape(*values.shape[:2], -1).any(axis=2)
         inside = ~gaps if alpha is None else ~gaps & (alpha > 0)
         whole = np.iinfo(values.dtype) if values.dtype.kind in "ui" else None
@@ -121,8 +113,7 @@ def is_dicom(data: bytes) -> bool:
     if data[128:132] == b"DICM":
         return True
     # Group 0002 or 0008, a small element number, and a VR in capitals or a short length.
-    start = re.match(rb"[\x02\x08]\x00.\x00(?:[A-Z]{2}|.\x00\x00\x00)", data, re.DOTALL)
-    return bool(start) and len(data) > 132
+    return bool(re.match(rb"[\x02\x08]\x00.\x00(?:[A-Z]{2}|.\x00\x00\x00)", data, re.DOTALL)) and len(data) > 132
 
 
 def _stretch(wide: NDArray[np.float64], inside: NDArray[np.bool_], limits: tuple[float, float]) -> NDArray[np.uint8]:

@@ -15,9 +15,8 @@ from mmkd.base.places.reading import stat_file
 
 @dataclass(frozen=True)
 class SlideTile(ImageSource):
-    """A square at level-0 pixel `corner`, `side` pixels wide, brought to `out` pixels as PPM. It is read from the
-    coarsest level that is still finer than `out`. Transparent pixels (outside the scanned area) become white, as the
-    empty glass around them."""
+    """A square at level-0 pixel `corner`, `side` pixels wide, brought to `out` pixels as PPM, from the coarsest level
+    that is still finer. Transparent pixels (outside the scanned area) become white, as the glass around them."""
 
     corner: tuple[int, int]
     side: int

@@ -49,11 +49,6 @@ class ImageSource:
     place: StorePath
     """The file that holds it."""
 
-    @property
-    def path(self) -> str:
-        """The file, for messages to the corpus' owner."""
-        return str(self.place)
-
     def read(self) -> bytes:
         """Return bytes for `decode`. Raises ImageError if they are missing, empty, damaged, cut off, or too large."""
         try:

@@ -63,12 +63,6 @@ def import_(original: Path, path: StorePath, features: str, encoding: Encoding, 
 
 
 def _source(original: Path, features: str, name: str) -> FeatureSource:
-    if original.suffix in (".yaml", ".yml"):
-        from mmkd.extract.corpora.opening import read_bags
-        from mmkd.store.convert.bags import BagFolder
-
-        folder, table = read_bags(original)
-        return BagFolder(folder, name, table)
     if (original / "meta.jsonl").is_file():
         from mmkd.store.convert.original import OriginalRelease
 
@@ -77,10 +71,15 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
         from mmkd.store.convert.clip_retrieval import ClipRetrievalFolder
 
         return ClipRetrievalFolder(original, name)
-    if list_folder(original, "*.h5"):
+    if (described := original.suffix in (".yaml", ".yml")) or list_folder(original, "*.h5"):
         from mmkd.store.convert.bags import BagFolder
 
-        return BagFolder(original, name)
+        if not described:
+            return BagFolder(original, name)
+        from mmkd.extract.corpora.opening import read_bags
+
+        folder, table = read_bags(original)
+        return BagFolder(folder, name, table)
     raise CorpusError(
         f"{original} holds neither meta.jsonl (the original release), metadata/ (clip-retrieval) nor *.h5 "
         "(bags of CLAM or TRIDENT); name such a folder"
@@ -112,6 +111,8 @@ def _source(original: Path, features: str, name: str) -> FeatureSource:
 def export(path: StorePath, out: Path, layout: str, file: str | None, images: ImageMode, codec: str | None) -> None:
     """Write a store's features in another layout, into a new folder."""
     from mmkd.store import FeatureStore
+    from mmkd.store.convert.clip_retrieval import export_npy
+    from mmkd.store.convert.exports import export_archive, export_parquet, export_safetensors
 
     if (codec is not None) != (layout == "zarr"):
         raise ConfigError("--codec and --layout zarr belong together, for example --layout zarr --codec zstd")
@@ -121,20 +122,12 @@ def export(path: StorePath, out: Path, layout: str, file: str | None, images: Im
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
     if layout == "npy":
-        from mmkd.store.convert.clip_retrieval import export_npy
-
         what = counted(export_npy(source, out), "part")
     elif layout == "parquet":
-        from mmkd.store.convert.exports import export_parquet
-
         what = counted(export_parquet(source, out), "file")
     elif layout == "safetensors":
-        from mmkd.store.convert.exports import export_safetensors
-
         what = counted(export_safetensors(source, out), "file")
     elif codec is not None:
-        from mmkd.store.convert.exports import export_archive
-
         report = export_archive(source, out, codec)
         share = report.archived / max(report.stored, 1)
         what = f"{report.arrays} arrays, {report.archived:,} bytes ({share:.1%} of {report.stored:,})"

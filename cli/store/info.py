@@ -85,9 +85,9 @@ def info_lines(info: StoreInfo, ascii_only: bool = False) -> Iterator[str]:
 
     summary = info.summary
     status = ", ".join(f"{count:,} {name}" for name, count in summary.status.items())
-    versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in info.record.versions.items())
     yield summary.root
-    yield f"corpus    {summary.corpus} ({info.corpus_kind}), indexed {summary.created}"
+    yield f"corpus    {summary.corpus} ({info.record.corpus.kind}), indexed {summary.created}"
     yield f"made by   {versions}"
     yield f"rows      {summary.rows:,} ({status}) in {counted(summary.shards, 'shard')} of {summary.rows_per_shard:,}"
     bytes_in_all = summary.sample_bytes + sum(teacher.bytes for teacher in summary.teachers.values())
@@ -126,8 +126,7 @@ def _teacher_lines(info: StoreInfo, ascii_only: bool) -> Iterator[str]:
     legend = "# sound  + most of it  - less  . missing" if ascii_only else "█ sound  ▓ most of it  ░ less  · missing"
     yield f"shards    {f'0 to {summary.shards - 1}' if summary.shards > 1 else '0'}: {legend}"
     for slug in summary.teachers:
-        holes = info.coverage.holes(slug)
-        missing = f"  lacks {shard_ranges(holes)}" if holes else ""
+        missing = f"  lacks {shard_ranges(holes)}" if (holes := info.coverage.holes(slug)) else ""
         yield f"  {slug:{width}}  {info.coverage.line(slug, ascii_only=ascii_only)}{missing}"
 
 

@@ -50,11 +50,8 @@ def report(
     from mmkd.store.report.content import Options
     from mmkd.store.report.page import write_report
 
-    def say(step: str) -> None:
-        click.echo(f"{step} ...", err=True)
-
-    options = Options(teachers, sample, seed, projection)
-    content = write_report(FeatureStore.open(path), out, options, None if as_json else say)
+    say = None if as_json else lambda step: click.echo(f"{step} ...", err=True)
+    content = write_report(FeatureStore.open(path), out, Options(teachers, sample, seed, projection), say)
     size = out.stat().st_size
     findings = [asdict(finding) for finding in content.findings]
     odd = [asdict(outlier) for outlier in content.outliers]

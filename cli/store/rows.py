@@ -14,6 +14,9 @@ from mmkd.base.text import counted
 from mmkd.cli.params import ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, echo, progress_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mmkd.base.places.remote import StorePath
     from mmkd.store import FeatureStore
     from mmkd.store.encoding import Encoding
@@ -25,9 +28,8 @@ INCOMPLETE = click.option(
 
 
 def read_keys(path: Path) -> list[str]:
-    """Read keys from a UTF-8 file, one per line, skipping a byte order mark and empty lines. Lines end in LF or CRLF
-    only: U+2028 and other separators may be part of a key. Raises UserError if the file is not UTF-8, or holds no
-    key."""
+    """Read keys, one per line (LF or CRLF only: U+2028 may be part of a key), skipping a byte order mark and empty
+    lines. Raises UserError if the file is not UTF-8, or holds no key."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -39,17 +41,29 @@ def read_keys(path: Path) -> list[str]:
     return keys
 
 
-def _name_what_stays(stores: Sequence[FeatureStore]) -> None:
-    """Name selections and training inputs, which belong to the rows of their store and are not taken along."""
+def _write_rows(
+    parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]],
+    out: StorePath,
+    teachers: tuple[str, ...] | None,
+    encoding: Encoding | None,
+    incomplete: bool,
+) -> None:
+    """Write a new store, and name selections and training inputs, which belong to the old rows and stay behind."""
+    from mmkd.store.convert.importing import import_features
+    from mmkd.store.convert.rows import StoreRows
     from mmkd.store.inputs import read_inputs_ledger
     from mmkd.store.selections import selection_names
 
-    for source in stores:
+    chosen = StoreRows(parts, teachers, incomplete=incomplete)
+    with progress_bar("shard", hidden=False) as progress:
+        report = import_features(chosen, out, encoding, progress)
+    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
+    for source, _ in parts:
         names, shards = selection_names(source.root), len(read_inputs_ledger(source.root))
-        parts = [f"selections {', '.join(names)}"] * bool(names)
-        parts += [f"the training inputs of {counted(shards, 'shard')}"] * bool(shards)
-        if parts:
-            click.echo(f"not taken along from {source.root}: {' and '.join(parts)}", err=True)
+        staying = [f"selections {', '.join(names)}"] * bool(names)
+        staying += [f"the training inputs of {counted(shards, 'shard')}"] * bool(shards)
+        if staying:
+            click.echo(f"not taken along from {source.root}: {' and '.join(staying)}", err=True)
 
 
 @click.command()
@@ -83,15 +97,8 @@ def pull(
 
     source = FeatureStore.open(url)
     with progress_bar("file", hidden=as_json) as progress:
-        report = bring(
-            source,
-            out,
-            teachers=teachers,
-            shards=shard_range(shards, source.shards) if shards else None,
-            inputs=inputs,
-            workers=workers,
-            progress=progress,
-        )
+        some = shard_range(shards, source.shards) if shards else None
+        report = bring(source, out, teachers=teachers, shards=some, inputs=inputs, workers=workers, progress=progress)
     copied = (
         f"{counted(report.shards, 'shard')} copied ({report.bytes / 2**20:,.1f} MB), {report.present} present before"
     )
@@ -125,17 +132,12 @@ def subset(
     mmkd store subset STORE ct/ --where "modality in ('CT', 'MRI') and caption is not null"
     """
     from mmkd.store import FeatureStore
-    from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import check_target, chosen_rows
 
     source = FeatureStore.open(path)
     check_target([source], out)
     rows = chosen_rows(source, read_keys(keys) if keys else None, where, selection)
-    chosen = StoreRows([(source, rows)], teachers, incomplete=incomplete)
-    with progress_bar("shard", hidden=False) as progress:
-        report = import_features(chosen, out, encoding, progress)
-    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
-    _name_what_stays([source])
+    _write_rows([(source, rows)], out, teachers, encoding, incomplete)
 
 
 @click.command()
@@ -182,13 +184,8 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...] | None, incomplete: bool) -> None:
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
-    from mmkd.store.convert.importing import import_features
-    from mmkd.store.convert.rows import StoreRows, check_target, chosen_rows
+    from mmkd.store.convert.rows import check_target, chosen_rows
 
     stores = [FeatureStore.open(path) for path in paths]
     check_target(stores, out)
-    source = StoreRows([(part, chosen_rows(part)) for part in stores], teachers, incomplete=incomplete)
-    with progress_bar("shard", hidden=False) as progress:
-        report = import_features(source, out, None, progress)
-    click.echo(f"{counted(report.rows, 'row')} in {out}; {counted(report.shards, 'shard')} written")
-    _name_what_stays(stores)
+    _write_rows([(part, chosen_rows(part)) for part in stores], out, teachers, None, incomplete)

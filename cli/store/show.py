@@ -149,7 +149,7 @@ def _encoded_query(
             return query
         assert image is not None
         geometry = geometry_of(card.preprocessing)
-        decoded = decode_image(read_image(image_source(str(image.parent), image.name)), [geometry])
+        decoded = decode_image(*read_image(image_source(str(image.parent), image.name)), [geometry])
         if decoded.reason is not None:
             raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
         query = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()
@@ -164,25 +164,17 @@ def _row_lines(view: RowView) -> Iterator[str]:
     yield f"  {'corpus':12}  {view.corpus_root}"
     if not view.teachers:
         return
-    header = ("teacher", "image norm", "text norm", "cosine", "caption's rank", "image's rank")
-    yield from table_lines(
-        header,
-        [
-            (
-                t.slug if t.extracted else f"{t.slug} (not extracted)",
-                *("-" if value is None else number(value) for value in (t.image_norm, t.text_norm, t.cosine)),
-                *(f"{rank} of {t.ranked_among}" if rank else "-" for rank in (t.caption_rank, t.image_rank)),
-            )
-            for t in view.teachers
-        ],
-    )
+    rows = []
+    for t in view.teachers:
+        numbers = ("-" if value is None else number(value) for value in (t.image_norm, t.text_norm, t.cosine))
+        ranks = (f"{rank} of {t.ranked_among}" if rank else "-" for rank in (t.caption_rank, t.image_rank))
+        rows.append((t.slug if t.extracted else f"{t.slug} (not extracted)", *numbers, *ranks))
+    yield from table_lines(("teacher", "image norm", "text norm", "cosine", "caption's rank", "image's rank"), rows)
     yield f"nearest rows among {view.searched:,}"
     for teacher in view.teachers:
         for near in teacher.neighbors:
-            yield (
-                f"  {teacher.slug} {teacher.neighbors_by}  {near.cosine:.3f}  row {near.row}  {near.key}  "
-                f"{_short(near.caption)}"
-            )
+            place = f"{teacher.slug} {teacher.neighbors_by}  {near.cosine:.3f}  row {near.row}  {near.key}"
+            yield f"  {place}  {_short(near.caption)}"
 
 
 def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
@@ -193,17 +185,14 @@ def _shard_lines(source: FeatureStore, view: ShardView) -> Iterator[str]:
         if entry is None:
             yield f"  {slug}: not extracted"
         else:
-            yield (
-                f"  {slug}: {counted(entry.image_rows, 'image')}, {counted(entry.text_rows, 'text')}, "
-                f"crc32c {entry.image_crc32c} and {entry.text_crc32c}"
-            )
+            rows = f"{counted(entry.image_rows, 'image')}, {counted(entry.text_rows, 'text')}"
+            yield f"  {slug}: {rows}, crc32c {entry.image_crc32c} and {entry.text_crc32c}"
     yield from (f"  row {row['row']}  {row['key']}  {row['status']}: {row['reason']}" for row in view.failures)
 
 
 def draw(image: Image.Image) -> None:
-    """Draw a picture into the terminal, at most `HEIGHT_LINES` high and as wide as the terminal: Sixel or Kitty's
-    graphics if the terminal supports them (it is asked: 0.1 s without an answer), else half blocks. Raises UserError if
-    standard output is not a terminal, or the package that draws is not installed."""
+    """Draw a picture into the terminal by Sixel or Kitty's graphics, else half blocks. Raises UserError if standard
+    output is not a terminal, or the package that draws is not installed."""
     if not sys.stdout.isatty():
         raise UserError("--image draws into a terminal, and standard output is not one; leave --image out")
     try:

@@ -89,8 +89,7 @@ def _modality_lines(found: StoreStatistics) -> Iterator[str]:
     """Yield teachers by modality, where the sample table states more than one."""
     from mmkd.store.inspect.pairs import modality_names
 
-    names = modality_names(found.pairs)
-    if not names:
+    if not (names := modality_names(found.pairs)):
         return
     known = [{each.modality: each for each in pair.modalities} for pair in found.pairs]
     header = ("modality", *(str(i + 1) for i in range(len(known))))

@@ -17,9 +17,6 @@ from mmkd.evaluate.heads.torch_training import reproducible, train_until_worse
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.splits import Round
 
-Loss = Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
-"""Outputs (b, K) of the bags with these indices to a scalar."""
-
 
 class GatedAttention(nn.Module):
     """Bags of patch features, multiplied by `scale`, to K outputs each."""
@@ -34,8 +31,7 @@ class GatedAttention(nn.Module):
         self.head = nn.Linear(settings.hidden, outputs)
 
     def forward(self, patches: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Return outputs of several bags, float32 (len(sizes), K). `patches`: float32 (P, D), those of all bags, one
-        bag after the other. `sizes`: patches of every bag, each above zero."""
+        """Outputs of several bags, float32 (len(sizes), K), from the patches of all, float32 (P, D); sizes above 0."""
         hidden = self.embed(patches * self.scale)
         scores = self.score(self.tanh(hidden) * self.gate(hidden)).squeeze(1)
         pooled = [
@@ -47,10 +43,10 @@ class GatedAttention(nn.Module):
 
 
 class MilTask(NamedTuple):
-    """Objective of a network: its number of outputs and its loss."""
+    """Objective of a network: its number of outputs, and the loss of outputs (b, K) of the bags with these indices."""
 
     outputs: int
-    loss: Loss
+    loss: Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor]
 
 
 def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
@@ -62,9 +58,8 @@ def classify_task(y: NDArray[np.int64], classes: int) -> MilTask:
 def fit_predict(
     bags: BagFeatures, task: MilTask, one: Round, *, settings: MilSettings, seed: int
 ) -> tuple[Floats, Trained]:
-    """Train on the training bags of a round, stop by its validation bags, and answer for its test bags, all of which
-    have patches. Returns outputs float64 (len(one.test), K), and the outcome of the training. `seed`: of weights,
-    dropout, order and patch draws."""
+    """Train on the training bags of a round, stop by its validation bags, and answer for its test bags. Returns outputs
+    float64 (len(one.test), K), and the outcome of the training."""
     rng = np.random.default_rng(seed)
     with reproducible(seed):
         # A mean square of one over (up to 64) training bags: no encoder trains faster because its vectors are longer.

@@ -21,8 +21,6 @@ MAX_STEPS = 5000
 """Steps of one penalty; a fit that needs more has not converged."""
 TOLERANCE = 1e-5
 """Steps of one penalty stop when no coefficient (of standardized columns) moves by more."""
-EXPONENT_LIMIT = 50.0
-"""Bound of log-hazards, which keeps exp() from overflowing."""
 
 
 class PartialLikelihood:
@@ -56,7 +54,7 @@ class PartialLikelihood:
 
     def _sums(self, log_hazard: Floats) -> tuple[float, Floats, Floats]:
         """Return value, hazards in order of time (n,), and what each event is divided by (events,)."""
-        eta = np.clip((log_hazard - log_hazard.max())[self._order], -EXPONENT_LIMIT, 0.0)
+        eta = np.clip((log_hazard - log_hazard.max())[self._order], -50.0, 0.0)  # no hazard of zero to divide by
         hazard = np.exp(eta)
         at_risk = np.cumsum(hazard[::-1])[::-1][self._first]
         dying = np.bincount(self._group, weights=hazard * self._event, minlength=len(self._first))
@@ -84,7 +82,6 @@ class Cohort:
     group: NDArray[np.object_]
 
     def take(self, chosen: NDArray[Any]) -> Cohort:
-        """Return subjects by mask or position."""
         return Cohort(self.x[chosen], self.time[chosen], self.event[chosen], self.group[chosen])
 
 
@@ -129,8 +126,7 @@ def fit_coxnet(cohort: Cohort, settings: CoxnetSettings, seed: int) -> CoxModel:
 
 
 def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
-    """Return penalties from the smallest that leaves no coefficient down to a share of it, float64 (steps,),
-    descending."""
+    """Penalties from the smallest that leaves no coefficient down to a share of it, float64 (steps,)."""
     _, gradient = PartialLikelihood(cohort.time, cohort.event)(np.zeros(len(x)))
     largest = np.abs(x.T @ gradient).max() / len(x) / settings.l1_ratio
     return np.asarray(np.geomspace(1.0, settings.smallest_alpha, settings.alphas) * max(largest, TOLERANCE))
@@ -139,11 +135,10 @@ def penalties(x: Floats, cohort: Cohort, settings: CoxnetSettings) -> Floats:
 def fit_path(
     x: Floats, likelihood: PartialLikelihood, alphas: Floats, l1_ratio: float
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return coefficients of every penalty, each started from the one before, and whether they converged. Minimizes L(x
-    b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) by accelerated proximal steps (Beck and Teboulle
-    2009, FISTA with backtracking), whose momentum restarts when it points uphill (O'Donoghue and Candes 2015, section
-    3.2: under half the steps here). Result: float64 (steps, D), and bool (steps,). `x`: float64 (n, D), standardized.
-    `alphas`: float64 (steps,), descending."""
+    """Minimize L(x b) / n + alpha * (l1_ratio * |b|_1 + (1 - l1_ratio) / 2 * |b|_2^2) for each of `alphas`, float64
+    (steps,), descending, by accelerated proximal steps (Beck and Teboulle 2009, FISTA with backtracking), whose
+    momentum restarts when it points uphill (O'Donoghue and Candes 2015, section 3.2). Returns coefficients,
+    float64 (steps, D), and which converged, bool (steps,). `x`: float64 (n, D), standardized."""
     n, beta, curvature = len(x), np.zeros(x.shape[1]), 1.0
     path, hazard, converged = np.empty((len(alphas), x.shape[1])), np.zeros(n), np.zeros(len(alphas), dtype=bool)
     for i, alpha in enumerate(alphas.tolist()):

@@ -23,7 +23,6 @@ class Questions:
     answer: NDArray[np.int64]
 
     def take(self, chosen: NDArray[np.bool_]) -> Questions:
-        """Return the questions where `chosen` (n,) is true."""
         return Questions(self.image[chosen], self.text[chosen], self.answer[chosen])
 
     def fused(self) -> torch.Tensor:
@@ -36,9 +35,8 @@ class Questions:
 def fit_predict(
     train: Questions, val: Questions, test: Questions, *, words: int, settings: FusionSettings, seed: int
 ) -> tuple[NDArray[np.int64], Trained]:
-    """Train on questions with a known answer, stop by the validation accuracy, answer the rest. Returns the answer of
-    every test question, int64 (m,), and the outcome of the training. `words`: size of the vocabulary. `seed`: of
-    weights, dropout and order."""
+    """Train on questions with a known answer, stop by the validation accuracy. Returns the answer of every test
+    question, int64 (m,), and the outcome of the training. `words`: size of the vocabulary."""
     known = train.take(train.answer >= 0)
     x, y = known.fused(), torch.from_numpy(known.answer)
     seen, right = val.fused(), torch.from_numpy(val.answer)

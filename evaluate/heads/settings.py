@@ -9,9 +9,6 @@ from pydantic import Field
 
 from mmkd.base.config import Frozen
 
-FEWEST_EPOCHS = 10
-"""Minimum epochs on training sets so large that `steps` would be fewer."""
-
 
 class Trained(NamedTuple):
     """Outcome of a training: the epoch with the lowest validation loss, whose weights stay, from 1; and the most epochs
@@ -39,7 +36,7 @@ class TrainingBudget(Frozen):
     def limits(self, samples: int) -> tuple[int, int]:
         """Return most epochs, and the patience in epochs, of a training set of this size."""
         steps_per_epoch = math.ceil(max(samples, 1) / self.batch)
-        epochs = self.epochs or max(FEWEST_EPOCHS, math.ceil(self.steps / steps_per_epoch))
+        epochs = self.epochs or max(10, math.ceil(self.steps / steps_per_epoch))
         return epochs, self.patience or max(5, math.ceil(epochs / 5))
 
 

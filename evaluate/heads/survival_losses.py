@@ -27,21 +27,20 @@ def cox_loss(log_hazard: torch.Tensor, time: torch.Tensor, event: torch.Tensor) 
 
 
 def time_bins(time: Floats, event: NDArray[np.bool_], bins: int) -> Floats:
-    """Return inner edges of time bins, float64 (at most bins - 1,): quantiles of the event times of the training
-    subjects. Published code takes them from the whole cohort, test patients included (SurvPath); that leaks."""
+    """Return inner edges, float64 (at most bins - 1,): quantiles of the event times of the training subjects. Published
+    code takes them from test patients too (SurvPath); that leaks."""
     return np.unique(np.quantile(time[event], np.linspace(0, 1, bins + 1)[1:-1]))
 
 
 def bin_of(time: Floats, edges: Floats) -> NDArray[np.int64]:
-    """Return bin of every time, int64 (n,): bin b holds times in [edge b-1, edge b)."""
+    """Bin of every time, int64 (n,): bin b holds times in [edge b-1, edge b)."""
     return np.searchsorted(edges, time, side="right").astype(np.int64)
 
 
 def hazard_nll(logits: torch.Tensor, bins: torch.Tensor, event: torch.Tensor) -> torch.Tensor:
-    """Return the mean negative log likelihood of discrete hazards. An event in bin b: the subject lived through the
-    bins before and died in b. Censored in bin b: it lived through b. Zadeh and Schmid 2021, "Bias in
-    cross-entropy-based training of deep survival networks", equation 7, every subject with weight one. `logits`: float
-    (n, K), of the hazard in each bin. `bins`: int64 (n,). `event`: bool (n,)."""
+    """Return the mean negative log likelihood of discrete hazards, `logits` float (n, K), with `bins` int64 (n,) and
+    `event` bool (n,): Zadeh and Schmid 2021, "Bias in cross-entropy-based training of deep survival networks", equation
+    7, every subject with weight one."""
     survive, rows = functional.logsigmoid(-logits), torch.arange(len(bins))
     lived, here = torch.cumsum(survive, dim=1)[rows, bins], survive[rows, bins]
     died = functional.logsigmoid(logits)[rows, bins]

@@ -36,16 +36,8 @@ def train_until_worse(
     loss: Callable[[NDArray[np.int64]], torch.Tensor],
     validation: Callable[[], float],
 ) -> Trained:
-    """Train until the validation loss has not fallen for a while; leave the best epoch's weights in `head`.
-
-    Args:
-        head: network to train.
-        settings: rate, decay, batch and length of the training.
-        rows: int64 (n,), what each epoch goes through once.
-        rng: draws the order.
-        loss: of a batch of rows, a scalar with gradients.
-        validation: loss after an epoch, in evaluation mode.
-    """
+    """Train until the validation loss has not fallen for a while; leave the best epoch's weights in `head`. rows: int64
+    (n,), what each epoch goes through once. loss: of a batch of rows. validation: loss in evaluation mode."""
     epochs, patience = settings.limits(len(rows))
     # In one pass over the weights: torch's default takes one for each operation, longer than gradients do.
     optimizer = torch.optim.AdamW(head.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)

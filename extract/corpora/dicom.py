@@ -24,7 +24,6 @@ from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 from mmkd.extract.corpora.samples import Member, Sample, SampleCorpus
 
 _TAGS = ["Modality", "BodyPartExamined", "NumberOfFrames", "PatientID", "Rows"]
-_THREADS = 8
 _OBJECTS_PER_PART = 4096
 # A header that is longer than this without its pixels is not one.
 _HEADER_BYTES = 1 << 20
@@ -37,9 +36,8 @@ _OBJECT = "dcm"
 
 
 class DicomCorpus(SampleCorpus):
-    """Every `.dcm` file, and every file without suffix that begins as DICOM does, below a folder. The modality tag
-    becomes the row's modality, the body part its label; no other text of the file leaves it. A text of the same name
-    beside it is its caption."""
+    """Every `.dcm` file, and every file without suffix that begins as DICOM does, below a folder; a text of the same
+    name is its caption. No text of the file leaves it but its modality and its body part, a label."""
 
     kind: Literal["dicom"] = "dicom"
     frames: Literal["middle", "first", "all"] = "middle"
@@ -86,7 +84,7 @@ class DicomCorpus(SampleCorpus):
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
         group = next(group for group in self._groups if group[0][_OBJECT].name == part.name)
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="mmkd-dicom") as pool:
+        with ThreadPoolExecutor(8, thread_name_prefix="mmkd-dicom") as pool:
             for rows in pool.map(self._rows, group):
                 yield from rows
 

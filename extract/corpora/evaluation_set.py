@@ -26,7 +26,6 @@ from mmkd.store.samples import FIXED_COLUMNS
 
 SPLIT, FOLD = "split", "fold"
 _PROMPTS = "prompts"
-_OF_A_SAMPLE = ("key", "name", "stem")
 # Cells of Patho-Bench's fold columns and of CLAM's split files.
 _TEST = "test"
 
@@ -51,8 +50,7 @@ class Draw(Frozen):
 
     def split(self, dataset: str, value: str | None) -> str | None:
         """Return the split of a value, which is compared as all text is; None for no value."""
-        value = cell_text(value)
-        if value is None:
+        if (value := cell_text(value)) is None:
             return None
         digest = hashlib.sha256(f"{dataset}/{self.seed}/{value}".encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
@@ -91,7 +89,6 @@ class Join(Frozen):
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hash over everything that is joined."""
         return hashlib.sha256(json.dumps(self._content).encode()).hexdigest()
 
     def values(self, key: str | None) -> dict[str, str | None]:
@@ -127,7 +124,17 @@ class Join(Frozen):
         """Add the table's lines, and return its columns. Lines of one key (a patient's slides) must agree in these."""
         header = tuple(lines[0]) if lines else ()
         folds = [name for name in header if self.fold_columns and name.startswith(self.fold_columns)]
-        columns = self._wanted(header, folds)
+        for name in (self.key, *(self.columns or ())):
+            if name not in header:
+                raise CorpusError(f"{self.table} has no column {name!r}; it has {', '.join(header[:20]) or 'no rows'}")
+        if self.fold_columns and not folds:
+            raise CorpusError(f"{self.table} has no column that begins with {self.fold_columns!r} (fold_columns)")
+        columns = self.columns or tuple(name for name in header if name != self.key and name not in folds)
+        if taken := [name for name in columns if name in FIXED_COLUMNS.names]:
+            raise CorpusError(
+                f"{self.table}: column {taken[0]!r} has the name of a column of the sample table; "
+                "list the others as `columns` of the join, or rename it"
+            )
         for line in lines:
             key, values = cell_text(line[self.key]), {name: line[name] for name in columns}
             if not key:
@@ -148,22 +155,6 @@ class Join(Frozen):
                         f"take columns that are one per {self.key} (`columns`), or join on another key"
                     )
         return (*columns, FOLD) if folds else columns
-
-    def _wanted(self, header: tuple[str, ...], folds: list[str]) -> tuple[str, ...]:
-        """Return columns to take. Raises CorpusError if one is not there, or has the name of a fixed column."""
-        for name in (self.key, *(self.columns or ())):
-            if name not in header:
-                raise CorpusError(f"{self.table} has no column {name!r}; it has {', '.join(header[:20]) or 'no rows'}")
-        if self.fold_columns and not folds:
-            raise CorpusError(f"{self.table} has no column that begins with {self.fold_columns!r} (fold_columns)")
-        wanted = self.columns or tuple(name for name in header if name != self.key and name not in folds)
-        taken = [name for name in wanted if name in FIXED_COLUMNS.names]
-        if taken:
-            raise CorpusError(
-                f"{self.table}: column {taken[0]!r} has the name of a column of the sample table; "
-                "list the others as `columns` of the join, or rename it"
-            )
-        return wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +178,7 @@ class EvaluationSet(DerivedCorpus):
     def labels(self) -> tuple[str, ...]:
         """Label columns, each once. Raises CorpusError if the joined table has a column that the source has too."""
         own, joined = self.corpus.labels, self.join.labels if self.join else ()
-        fields = (*_OF_A_SAMPLE, *own)
+        fields = ("key", "name", "stem", *own)
         if self.join and (both := sorted(set(own) & set(joined))):
             raise CorpusError(
                 f"{self.name}: column {both[0]!r} of {self.join.table} is a label of {self.corpus.location} already; "
@@ -206,9 +197,17 @@ class EvaluationSet(DerivedCorpus):
         return json.dumps([self.corpus.settings(), self.splits, joined, drawn, self.modality])
 
     def parts(self) -> Sequence[Part]:
+        """Return those of the splits. Raises CorpusError for a split without files, and a file in two."""
         parts = [part for part in self.corpus.parts() if not self.splits or self._split(part.name)]
-        if self.splits:
-            self._check_splits([part.name for part in parts])
+        for split, patterns in self.splits.items():
+            if not (mine := [part.name for part in parts if fits(part.name, patterns)]):
+                there = ", ".join(file.name for file in islice(list_files(as_root(self.corpus.location)), 10))
+                raise CorpusError(
+                    f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there or 'nothing'} "
+                    f"in {self.corpus.location}"
+                )
+            for stray in (name for name in mine if self._split(name) != split):
+                raise CorpusError(f"{self.name}: {stray} belongs to the splits {self._split(stray)} and {split}")
         if self.prompts is None:
             return parts
         texts = json.dumps(list(self.prompts.prompts()))
@@ -243,22 +242,6 @@ class EvaluationSet(DerivedCorpus):
 
     def _split(self, name: str) -> str | None:
         return next((split for split, patterns in self.splits.items() if fits(name, patterns)), None)
-
-    def _check_splits(self, names: list[str]) -> None:
-        """Refuse a split without files, and a file in two. Raises CorpusError if a pattern is wrong."""
-        for split, patterns in self.splits.items():
-            mine = [name for name in names if fits(name, patterns)]
-            if not mine:
-                there = ", ".join(file.name for file in islice(list_files(as_root(self.corpus.location)), 10))
-                raise CorpusError(
-                    f"{self.name}: {split} is {', '.join(patterns)}, which fits none of {there or 'nothing'} "
-                    f"in {self.corpus.location}"
-                )
-            strays = [name for name in mine if self._split(name) != split]
-            if strays:
-                raise CorpusError(
-                    f"{self.name}: {strays[0]} belongs to the splits {self._split(strays[0])} and {split}"
-                )
 
 
 def _sample_field(row: CorpusRow, what: str) -> str | None:

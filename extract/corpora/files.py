@@ -9,6 +9,7 @@ import posixpath
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -102,13 +103,11 @@ class FileCorpus(Frozen):
 
     def files(self) -> list[Listed]:
         """Return the files, sorted by name. Raises CorpusError if they cannot be listed."""
-        try:
+        with corpus_errors(self.place):
             if not self._is_folder:
                 return [stat_file(self.place)]
             files = [file for file in corpus_files(self.place)[0] if self._takes(file.name)]
-            return [file for file in files if not self.only or fits(file.name, self.only)]
-        except (OSError, UnreachableError) as error:
-            raise unlistable(self.place, error) from error
+        return [file for file in files if not self.only or fits(file.name, self.only)]
 
     def ignored(self) -> Iterator[Ignored]:
         """Yield files and folders below a folder that are neither a part nor named by a row."""
@@ -133,7 +132,6 @@ class FileCorpus(Frozen):
         yield from (Ignored("image: no row names it", name) for name in pictures.values())
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow | Ignored]:
-        """Yield a part's inputs."""
         raise NotImplementedError
 
     def _takes(self, name: str) -> bool:
@@ -162,20 +160,18 @@ class FileCorpus(Frozen):
         return next((one for one in others if Path(root, one).exists()), image)
 
     def parts(self) -> Sequence[Part]:
-        """Return one for each file."""
         parts = [Part(file.name, file.size, file.stamp) for file in self.files()]
-        return [replace(part, stamp=self._sha256(part)) for part in parts] if self.by_content else parts
-
-    def _sha256(self, part: Part) -> str:
-        with self.open_part(part) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed wants readinto
+        for number, part in enumerate(parts if self.by_content else ()):
+            with self.open_part(part) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed: readinto
+            parts[number] = replace(part, stamp=digest)
+        return parts
 
     def open_part(self, part: Part) -> IO[bytes]:
         """Return a part's file. Raises CorpusError if it cannot be read."""
-        try:
-            return open_file(join(self.base, part.name))
-        except (OSError, UnreachableError) as error:
-            raise unlistable(join(self.base, part.name), error) from error
+        place = join(self.base, part.name)
+        with corpus_errors(place):
+            return open_file(place)
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
@@ -183,11 +179,16 @@ def fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*") for pattern in patterns)
 
 
-def unlistable(place: StorePath, error: OSError | UnreachableError) -> CorpusError:
-    """Return the error for a corpus that cannot be read."""
-    if isinstance(error, UnreachableError):
-        return CorpusError(f"corpus {place} cannot be read: {error}")
-    return CorpusError(f"corpus {place} cannot be read: {error.strerror or error}; check the path and its permissions")
+@contextmanager
+def corpus_errors(place: StorePath) -> Iterator[None]:
+    """Raise CorpusError when what lies at `place` cannot be read."""
+    try:
+        yield
+    except UnreachableError as error:
+        raise CorpusError(f"corpus {place} cannot be read: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise CorpusError(f"corpus {place} cannot be read: {reason}; check the path and its permissions") from error
 
 
 def corpus_files(place: StorePath) -> tuple[list[Listed], list[tuple[str, str]]]:

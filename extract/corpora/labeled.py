@@ -35,8 +35,7 @@ class ImageFolderCorpus(LabeledCorpus):
         return folder_parts(self._folders)
 
     def rows_of(self, part: Part) -> Iterator[CorpusRow]:
-        split = self.split_folders
-        if split is None:
+        if (split := self.split_folders) is None:
             split = all(name.lower() in _SPLITS for name in self._folders if name)
         for file in self._folders[part.name]:
             steps = [*file.name.split("/")[:-1], None, None]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mmkd.base.errors import CorpusError
 from mmkd.base.images.cells import DAMAGED_NPZ, array_header
 from mmkd.base.images.uri import ARRAY, fragment
-from mmkd.extract.corpora.files import FileCorpus, unlistable
+from mmkd.extract.corpora.files import FileCorpus, corpus_errors
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part
 
 
@@ -79,7 +79,7 @@ class MedMnistCorpus(FileCorpus):
         """Members of the archive, and its small arrays: labels and class names. Of pictures only headers are read."""
         arrays: dict[str, NDArray[Any]] = {}
         try:
-            with self.open_part(self._file) as file, zipfile.ZipFile(file) as archive:
+            with corpus_errors(self.place), self.open_part(self._file) as file, zipfile.ZipFile(file) as archive:
                 members = archive.namelist()
                 pictured = [split for split in ("train", "val", "test") if f"{split}_images.npy" in members]
                 for name in ("classes", *(f"{split}_labels" for split in pictured)):
@@ -87,8 +87,6 @@ class MedMnistCorpus(FileCorpus):
                         with archive.open(f"{name}.npy") as stream:
                             arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
                 headers = {split: array_header(archive, f"{split}_images") for split in pictured}
-        except OSError as error:
-            raise unlistable(self.place, error) from error
         except DAMAGED_NPZ as error:
             raise CorpusError(f"{self.path} is not an .npz of plain arrays: {error}; download it again") from error
         if not pictured:
@@ -102,8 +100,7 @@ class MedMnistCorpus(FileCorpus):
                     f"{self.path}: {split}_images is {dtype} {shape}, expected uint8 (n, height, width) or (n, height, "
                     "width, 3); volumes are not read"
                 )
-            labels = arrays.get(f"{split}_labels")
-            if labels is None or len(labels) != shape[0]:
+            if (labels := arrays.get(f"{split}_labels")) is None or len(labels) != shape[0]:
                 got = "no labels" if labels is None else f"{len(labels)} labels"
                 raise CorpusError(f"{self.path}: {split} has {shape[0]} images and {got}; expected a label for each")
         return members, arrays

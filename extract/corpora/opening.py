@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmkd.base.config import filled, read_mapping, user_roots, validated
-from mmkd.base.errors import ConfigError, CorpusError, UnreachableError
+from mmkd.base.errors import ConfigError, CorpusError
 from mmkd.base.install import install_command
 from mmkd.base.places.reading import join, read_range
 from mmkd.base.places.remote import RemotePath, StorePath, as_root
 from mmkd.extract.corpora.evaluation_set import Draw, EvaluationSet, Join
-from mmkd.extract.corpora.files import DICOM, PICTURES, SLIDES, TABLES, TEXTS, FileCorpus, corpus_files, unlistable
+from mmkd.extract.corpora.files import DICOM, PICTURES, SLIDES, TABLES, TEXTS, FileCorpus, corpus_errors, corpus_files
 from mmkd.extract.corpora.row import Corpus
 from mmkd.store.evaluation_rows import read_prompts
 
@@ -78,32 +78,28 @@ KINDS: dict[str, Kind] = {
     "listfile": Kind("mmkd.extract.corpora.labeled", "ListFileCorpus"),
     "vqa": Kind("mmkd.extract.corpora.questions", "QuestionsCorpus"),
 }
-_EXPECTED = (
+_KNOWN = (
     "a CSV/TSV/JSONL or Parquet file, a .tar, an .npz, a DICOM file, a slide, a folder of one of these, "
     "or a corpus.yaml"
 )
 
 
 def open_corpus(location: str) -> Corpus:
-    """Return the reader of a corpus by its path or URL: of a CSV, TSV, JSONL or Parquet file, a `.tar`, an `.npz`, a
-    DICOM file or a slide; of a folder of tars, Parquet files, one table, DICOM files, slides, images with texts, or
-    folders of images; or of a `.yaml` that describes a corpus (its `kind` and that reader's fields) or an evaluation
-    set (`dataset`, `source`). Raises CorpusError if it does not exist or has no known kind; ConfigError for a wrong
-    field; UserError if the URL's scheme is unknown, or a package is missing."""
+    """Return the reader of a corpus by its path or URL: a file or folder of a kind in `KINDS`, or a `.yaml` that
+    describes a corpus (its `kind` and that reader's fields) or an evaluation set (`dataset`, `source`). Raises
+    CorpusError if it does not exist, has no known kind, or a package is missing; ConfigError for a wrong field;
+    UserError if the URL's scheme is unknown."""
     place = as_root(location)
     suffix = place.suffix.lower()
-    try:
+    with corpus_errors(place):
         if not place.exists():
-            raise CorpusError(f"corpus {location} does not exist; name {_EXPECTED}")
+            raise CorpusError(f"corpus {location} does not exist; name {_KNOWN}")
         if suffix in (".yaml", ".yml"):
             return _read_description(place)
         if place.is_dir():
             return _folder(place, location)
-    except (OSError, UnreachableError) as error:
-        raise unlistable(place, error) from error
-    kind = next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)
-    if kind is None:
-        raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_EXPECTED}")
+    if (kind := next((kind for kind, known in KINDS.items() if suffix in known.suffixes), None)) is None:
+        raise CorpusError(f"corpus {location}: {suffix or 'a file without suffix'} is not {_KNOWN}")
     reader: Corpus = _reader(kind)(path=location)
     return reader
 
@@ -119,13 +115,10 @@ def _reader(kind: str) -> Any:
 def _folder(place: StorePath, location: str) -> Corpus:
     names = [file.name for file in corpus_files(place)[0]]
     kinds = ((kind, known.in_folder or partial(_have_suffix, known.suffixes)) for kind, known in KINDS.items())
-    kind = next((kind for kind, is_kind in kinds if is_kind(names)), None)
-    if kind is None:
+    if (kind := next((kind for kind, is_kind in kinds if is_kind(names)), None)) is None:
         bare = [name for name in names if "." not in name.rpartition("/")[2]]
         if not any(read_range(join(place, name), 128, 4) == b"DICM" for name in bare[:100]):
-            raise CorpusError(
-                f"corpus folder {location} holds neither tars nor tables nor images; expected {_EXPECTED}"
-            )
+            raise CorpusError(f"corpus folder {location} holds neither tars nor tables nor images; expected {_KNOWN}")
         kind = "dicom"
     if kind == "table":
         tables = _tables(names)
@@ -147,9 +140,8 @@ def _read_description(path: StorePath) -> Corpus:
     content, roots = read_mapping(path), user_roots()
     if "suite" in content:
         raise ConfigError(f"{path} is a suite; extract its data sets one by one: `mmkd evaluate check {path}` says how")
-    if "dataset" not in content:
-        return _make_reader(filled(content, roots, path), path)
-    return _evaluation_set(content, path, roots)
+    is_set = "dataset" in content
+    return _evaluation_set(content, path, roots) if is_set else _make_reader(filled(content, roots, path), path)
 
 
 def read_bags(path: Path) -> tuple[Path, Join | None]:
@@ -213,11 +205,10 @@ def _evaluation_set(content: dict[str, Any], path: Path, roots: dict[str, str]) 
         reader["only"] = list(chain.from_iterable(splits.values()))
     if splits and reader.get("kind") == "imagefolder":
         reader.setdefault("split_folders", True)
-    prompts = content.get("prompts") or {}
+    prompts, modality = content.get("prompts") or {}, content.get("modality")
     file = filled(prompts.get("file"), roots, path) if isinstance(prompts, dict) else None
     if splits and source.get("draw") is not None:
         raise ConfigError(f"{path}: source has `splits` and `draw`; keep the published splits")
-    modality = content.get("modality")
     return EvaluationSet(
         name=name,
         corpus=_make_reader(reader, path),

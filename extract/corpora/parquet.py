@@ -17,8 +17,6 @@ from mmkd.base.images.uri import CELL, ITEM, fragment
 from mmkd.extract.corpora.row import CorpusRow, Ignored, Part, as_label
 from mmkd.extract.corpora.tabular import Image, TabularCorpus, label_names, shortest_floats
 
-_DAMAGED = "archive: not Parquet, or damaged; what follows is lost"
-
 
 class ParquetCorpus(TabularCorpus):
     """A Parquet file, or all of a folder and the folders below it, in the order of their paths."""
@@ -45,18 +43,15 @@ class ParquetCorpus(TabularCorpus):
     def roles(self) -> dict[str, str]:
         """As for any table. Raises CorpusError, too, if the image column holds neither images nor paths."""
         found = dict(super().roles)
-        if "image" in found:
-            kind = self._schema.field(found["image"]).type
-            cell = _image_cell(kind)
-            if cell is None:
+        if (column := found.get("image")) is not None:
+            kind = self._schema.field(column).type
+            if (cell := _image_cell(kind)) is None:
                 raise CorpusError(
-                    f"corpus {self.path}: column {found['image']!r} holds {kind}, expected encoded images or paths; "
+                    f"corpus {self.path}: column {column!r} holds {kind}, expected encoded images or paths; "
                     "name the image column in a corpus.yaml: {kind: parquet, path: ..., columns: {image: ...}}"
                 )
             if self.images is not None and cell.bytes is not None and cell.path is None:
-                raise CorpusError(
-                    f"corpus {self.path}: the images are in column {found['image']!r}; leave `images` out"
-                )
+                raise CorpusError(f"corpus {self.path}: the images are in column {column!r}; leave `images` out")
         return found
 
     @functools.cached_property
@@ -85,7 +80,8 @@ class ParquetCorpus(TabularCorpus):
                 if not file.metadata.num_rows:
                     yield Ignored("file: has no rows", part.name)
         except (pa.ArrowException, OSError):
-            yield CorpusRow(key=part.name, caption=None, uri=None, fault=_DAMAGED)
+            fault = "archive: not Parquet, or damaged; what follows is lost"
+            yield CorpusRow(key=part.name, caption=None, uri=None, fault=fault)
 
     def _rows(self, name: str, file: pq.ParquetFile, roles: dict[str, str]) -> Iterator[CorpusRow | Ignored]:
         classes, image = _class_names(file.schema_arrow), roles.get("image", "")

@@ -136,7 +136,6 @@ class DerivedCorpus:
 
 
 def corpus_rows(corpus: Corpus) -> Iterator[CorpusRow]:
-    """Yield all rows in order."""
     for part in corpus.parts():
         yield from (row for row in corpus.rows_of(part) if isinstance(row, CorpusRow))
 
@@ -169,8 +168,7 @@ def caption_rows(row: CorpusRow, value: object, rule: Choice) -> Iterator[Corpus
     """Yield the row with each caption that the rule takes of `value`, a text, a number, or a list of these as JSON and
     Parquet hold them; blank ones do not count. Without any, the row has an empty caption."""
     items = value if isinstance(value, list) else [value]
-    nested = next((item for item in items if isinstance(item, dict | list | tuple)), None)
-    if nested is not None:
+    if (nested := next((item for item in items if isinstance(item, dict | list | tuple)), None)) is not None:
         found = f"{CAPTION_FAULT}{'a mapping' if isinstance(nested, dict) else 'a list in a list'}, expected text"
         yield replace(row, caption="", fault=found if row.fault in (None, *ONE_SIDED) else row.fault)
         return

@@ -44,8 +44,6 @@ class Member(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Damaged place in an archive."""
-
     offset: int
 
 
@@ -95,8 +93,7 @@ class SampleCorpus(FileCorpus):
                 yield Ignored(f"member: {reason}", member.name)
                 continue
             same = found.setdefault(stem, [])
-            sample = next((sample for sample in same if name not in sample), None)
-            if sample is None:
+            if (sample := next((sample for sample in same if name not in sample), None)) is None:
                 sample = {}
                 same.append(sample)
                 order.append((stem, sample))
@@ -104,7 +101,6 @@ class SampleCorpus(FileCorpus):
         yield from order
 
     def image_of(self, sample: Sample) -> Member | None:
-        """Return the member that is the image."""
         return next((sample[name] for name in self._images if name in sample), None)
 
     def sample_rows(self, row: CorpusRow, sample: Sample, read: Read) -> Iterator[CorpusRow | Ignored]:
@@ -128,8 +124,7 @@ class SampleCorpus(FileCorpus):
                     yield Ignored(f"member: {error}", sample[sidecars[0]].name)
         fields = [self.modality_field] if self.modality_field else ["modality", "image_secondary_label"]
         read_fields = {*self.label_fields, *fields, *([self.caption_field] if has_caption else [])}
-        further = [name for name in content if name not in read_fields]
-        if further:
+        if further := [name for name in content if name not in read_fields]:
             yield Ignored("field: of a JSON sidecar, not among `label_fields`", further[0][:60], len(further))
         labels = {name: as_label(content.get(name)) for name in self.label_fields}
         for name in self.label_members:
@@ -227,8 +222,7 @@ class WebDatasetCorpus(SampleCorpus):
                         room -= member.size
 
             def read(member: Member) -> bytes:
-                data = texts.get(member.offset)
-                if data is None:
+                if (data := texts.get(member.offset)) is None:
                     file.seek(member.offset)
                     data = file.read(member.size)
                 if len(data) < member.size:

@@ -115,8 +115,7 @@ class SlidesCorpus(FileCorpus):
         if "slide" not in names:
             raise CorpusError(f"{self.slide_table} has no column 'slide'; it has {', '.join(names) or 'no rows'}")
         further = tuple(name for name in names if name not in ("slide", "patient"))
-        taken = (FIXED_NAMES | {"x", "y", "side", "region"}) & set(further)
-        if taken:
+        if taken := (FIXED_NAMES | {"x", "y", "side", "region"}) & set(further):
             raise CorpusError(
                 f"{self.slide_table}: column {min(taken)!r} has the name of a column of the sample table; rename it"
             )

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, NamedTuple
 from pydantic import field_validator
 
 from mmkd.base.errors import CorpusError
-from mmkd.extract.corpora.files import TABLES, unlistable
+from mmkd.extract.corpora.files import TABLES, corpus_errors
 from mmkd.extract.corpora.row import BYTE_ORDER_MARKS, UNDECODABLE_BYTES, CorpusRow, Ignored, Part, as_label
 from mmkd.extract.corpora.tabular import Image, TabularCorpus
 
@@ -81,11 +81,9 @@ class TableCorpus(TabularCorpus):
     def header(self) -> tuple[str, ...]:
         """Columns of the first table; of JSONL, every name that any line has. Raises CorpusError if there is no table,
         or it has no rows."""
-        files = self.files()
-        if not files:
+        if not (files := self.files()):
             raise CorpusError(f"corpus {self.path} holds no {', '.join(self.suffixes)} file; name the table")
-        first = next(self._records(files[0].name), None)
-        if first is None:
+        if (first := next(self._records(files[0].name), None)) is None:
             raise CorpusError(f"{self.path} has no rows; expected a header and one line per image-text pair")
         if not _is_jsonl(files[0].name):
             return tuple(first.header)
@@ -120,12 +118,9 @@ class TableCorpus(TabularCorpus):
             yield Ignored("file: has no rows", part.name)
 
     def _records(self, name: str) -> Iterator[Record]:
-        with self.open_part(Part(name, 0, "")) as file:
-            try:
-                lines = _lines(file, self.path, self.encoding)
-                yield from _json_records(lines, self.path) if _is_jsonl(name) else self._cells(name, lines)
-            except OSError as error:
-                raise unlistable(self.place, error) from error
+        with corpus_errors(self.place), self.open_part(Part(name, 0, "")) as file:
+            lines = _lines(file, self.path, self.encoding)
+            yield from _json_records(lines, self.path) if _is_jsonl(name) else self._cells(name, lines)
 
     def _cells(self, name: str, lines: Iterator[str]) -> Iterator[Record]:
         """Yield records of a CSV or TSV. Empty lines are skipped; a line with too many or too few cells is a fault.

@@ -103,8 +103,7 @@ class TabularCorpus(FileCorpus):
         check_names(header, self.path)
         folded = {name.strip().casefold(): name for name in reversed(header)}
         for role, usual in _USUAL.items():
-            named = getattr(self.columns, role)
-            if named is not None and named not in header:
+            if (named := getattr(self.columns, role)) is not None and named not in header:
                 raise CorpusError(f"{self.path} has no column {named!r} (for the {role}); it has {_some(header)}")
             candidates = (name if name in header else folded.get(name) for name in usual)
             name = named or next((name for name in candidates if name is not None and name not in found.values()), None)
@@ -114,8 +113,7 @@ class TabularCorpus(FileCorpus):
         if "texts" in self.model_fields_set:
             needed["texts"] = tuple(self.texts)
         for field, names in needed.items():
-            missing = next((name for name in names if name not in header), None)
-            if missing is not None:
+            if (missing := next((name for name in names if name not in header), None)) is not None:
                 raise CorpusError(f"{self.path} has no column {missing!r} (for the {field}); it has {_some(header)}")
         if not {"image", "caption"} & {*found, *self.made}:
             raise CorpusError(
@@ -140,8 +138,7 @@ class TabularCorpus(FileCorpus):
     def check_columns(self, names: Sequence[str], file: str) -> Iterator[Ignored]:
         """Yield columns that only this further file has. Raises CorpusError if it lacks a column that is used."""
         check_names(names, f"{self.path}: {file}")
-        missing = [name for name in (*self.roles.values(), *self.labels) if name not in names]
-        if missing:
+        if missing := [name for name in (*self.roles.values(), *self.labels) if name not in names]:
             raise CorpusError(f"{self.path}: {file} has no column {missing[0]!r}, which the first table has")
         yield from (Ignored("column: not in the first table", name[:60]) for name in names if name not in self.header)
 
@@ -184,9 +181,8 @@ class TabularCorpus(FileCorpus):
 
 
 def read_lines(place: StorePath) -> list[dict[str, str | None]]:
-    """Return the lines of a table (its header decides for commas, tabs or semicolons) or Parquet file as labels by
-    column. Raises CorpusError if it cannot be read, a
-    line has too many or too few cells, or a column is listed twice."""
+    """Return the lines of a table (commas, tabs or semicolons, by its header) or Parquet file as labels by column.
+    Raises CorpusError if it cannot be read, a line has too many or too few cells, or a column is listed twice."""
     suffix = place.suffix.lower()
     try:
         with open_file(place) as file:

@@ -8,14 +8,13 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, cause
 from mmkd.extract.teachers.geometry import geometry_of, pixel_transform
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.loaders import find_loader
@@ -23,13 +22,8 @@ from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.published import known_teacher
 from mmkd.extract.teachers.spec import Precision, TeacherSpec
 
-_FLOAT16_MAX = 65504.0
-_MAX_PICTURES = 64
 _HALVES: tuple[Precision, ...] = ("fp16", "bf16")
 _SAME, _DIFFERENT, _UNKNOWN = "the original's model", "not the original's model", "no published feature to compare with"
-
-SAME = 0.999
-"""Cosine above which two features are the same model's: half-precision inference costs about 1e-4."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +44,6 @@ class TowerReport:
 
 @dataclass(frozen=True)
 class GoldenReport:
-    """Comparison with the original's published features."""
-
     samples: int
     smallest_image_cosine: float | None
     smallest_text_cosine: float | None
@@ -60,8 +52,6 @@ class GoldenReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Result of `check_teacher`."""
-
     slug: str
     source: str
     digest: str
@@ -74,7 +64,6 @@ class CheckReport:
     image: TowerReport
     text: TowerReport
     captions_cut: int
-    """Captions longer than the context."""
     load_seconds: float
     peak_memory_bytes: int
     """Peak memory in bytes of the device if there is one, else of this process."""
@@ -91,9 +80,8 @@ class CheckReport:
 def check_teacher(
     spec: TeacherSpec, device: torch.device, images: Path | None = None, golden: Path | None = None
 ) -> CheckReport:
-    """Find or download the weights, load them strictly, run pictures and captions. Raises TeacherError with the
-    obstacle in one line. `images`: folder of pictures; None for the drawn ones. `golden`: folder of the original's
-    samples."""
+    """Find or download the weights, load them strictly, run pictures and captions. Raises TeacherError. `images`:
+    folder of pictures; None for the drawn ones. `golden`: folder of the original's samples."""
     loader = find_loader(spec)
     card = loader.describe(spec)
     samples = read_golden(golden, spec.slug) if golden is not None else None
@@ -147,7 +135,7 @@ def _run(teacher: Teacher, method: str, inputs: torch.Tensor) -> TowerReport:
         norm_smallest=float(norms.min()),
         norm_largest=float(norms.max()),
         not_finite=int((~finite).sum()),
-        beyond_float16=int((features.abs() > _FLOAT16_MAX).any(dim=1).sum()),
+        beyond_float16=int((features.abs() > torch.finfo(torch.float16).max).any(dim=1).sum()),
         not_finite_in_half=failures,
         per_second=len(inputs) / seconds,
     )
@@ -166,10 +154,9 @@ class GoldenSample:
 
 
 def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
-    """Return the original's demo samples that have features of this teacher, under any of its spellings. Layout
-    (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, a line per sample with `id`, `imgpath`, `txt`;
-    beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`. Raises TeacherError if it
-    is another layout."""
+    """Return the original's demo samples that have features of this teacher, under any of its spellings. Layout, else
+    TeacherError (github.com/wangshansong1/MMKD-CLIP, MMKDCLIP_DATA): `meta.jsonl`, a line per sample with `id`,
+    `imgpath`, `txt`; beside each picture `clips_output.pt` with unit-norm float32 `<Name>_img`, `<Name>_txt`."""
     published = known_teacher(slug)
     spellings = {slug, *((published.name, *published.also_called) if published else ())}
     meta = folder / "meta.jsonl"
@@ -191,12 +178,10 @@ def read_golden(folder: Path, slug: str) -> list[GoldenSample]:
         try:
             features: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TeacherError(f"cannot read {path} ({' '.join(str(error).split())[:120]})") from error
+            raise TeacherError(f"cannot read {path} ({cause(error, 120)})") from error
         names = {name.removesuffix("_img") for name in features if name.endswith("_img")} & spellings
-        samples += [
-            GoldenSample(key, image, caption, features[f"{name}_img"], features[f"{name}_txt"])
-            for name in sorted(names)
-        ]
+        vectors = ((features[f"{name}_img"], features[f"{name}_txt"]) for name in sorted(names))
+        samples += [GoldenSample(key, image, caption, *pair) for pair in vectors]
     return samples
 
 
@@ -219,7 +204,8 @@ def _compare_golden(teacher: Teacher, samples: list[GoldenSample]) -> GoldenRepo
         text = teacher.encode_texts(tokens.to(teacher.device))[0].cpu()
         images.append(float(torch.cosine_similarity(image, sample.image_feature, dim=0)))
         texts.append(float(torch.cosine_similarity(text, sample.text_feature, dim=0)))
-    verdict = _SAME if min(images + texts) >= SAME else _DIFFERENT
+    # Half-precision inference costs about 1e-4.
+    verdict = _SAME if min(images + texts) >= 0.999 else _DIFFERENT
     return GoldenReport(len(samples), min(images), min(texts), verdict)
 
 
@@ -235,13 +221,11 @@ CAPTIONS = (
 )
 """Captions of several modalities, an empty one and one that is too long."""
 
-_SIZES = ((512, 512), (640, 480), (97, 301), (224, 224), (1024, 96), (64, 64))
-
 
 def drawn_pictures() -> list[Image.Image]:
     """Rings on a gradient in several sizes, in color and in gray; the same pictures on every machine."""
-    pictures = []
-    for number, (width, height) in enumerate(_SIZES):
+    pictures, sizes = [], ((512, 512), (640, 480), (97, 301), (224, 224), (1024, 96), (64, 64))
+    for number, (width, height) in enumerate(sizes):
         y, x = np.mgrid[0:height, 0:width].astype(np.float64)
         radius = np.hypot((x - width / 2) / width, (y - height / 2) / height)
         rings = 127.5 * (1 + np.cos(radius * (20 + 7 * number)))
@@ -252,24 +236,23 @@ def drawn_pictures() -> list[Image.Image]:
 
 
 def pictures_in(folder: Path) -> list[Image.Image]:
-    """Return the first 64 pictures of a folder by name. Raises TeacherError if there is no folder, no picture in it, or
+    """Return the first 64 pictures of a folder by name. Raises TeacherError without a folder or a picture in it, or for
     one that cannot be decoded."""
     if not folder.is_dir():
         raise TeacherError(f"there is no folder {folder} with pictures")
-    files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    pictures = list(islice((picture for path in files if (picture := _open_picture(path))), _MAX_PICTURES))
+    pictures: list[Image.Image] = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        try:
+            picture = Image.open(path)
+            picture.load()
+        except OSError as error:
+            # A file that neither is a picture nor is called one may lie there.
+            if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in Image.registered_extensions():
+                continue
+            raise TeacherError(f"{path} is a broken picture ({error}); remove it and run again") from error
+        pictures.append(picture)
+        if len(pictures) == 64:
+            break
     if not pictures:
         raise TeacherError(f"{folder} has no picture that can be read; expected PNG, JPEG, TIFF or the like")
     return pictures
-
-
-def _open_picture(path: Path) -> Image.Image | None:
-    """Return the decoded picture; None for a file that neither is one nor is called one."""
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except OSError as error:
-        if isinstance(error, UnidentifiedImageError) and path.suffix.lower() not in Image.registered_extensions():
-            return None
-        raise TeacherError(f"{path} is a broken picture ({error}); remove it and run again") from error
-    return picture

@@ -23,10 +23,9 @@ from mmkd.store import TeacherCard
 
 
 def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:
-    """Write weights, configuration and tokenizer of `spec` into the new folder `target`. The folder is a source like
-    any other (`slug=local-dir:TARGET`) and gives the same digest as the original: the converted files carry the hash of
-    the published ones. Returns the card of the converted teacher. Raises TeacherError if the teacher cannot be read,
-    the folder exists, or the loader is not one of ours."""
+    """Write weights, configuration and tokenizer of `spec` into the new folder `target`, a source with the same digest:
+    the converted files carry the hash of the published ones. Returns the card of the converted teacher. Raises
+    TeacherError if the teacher cannot be read, the folder exists, or the loader is not one of ours."""
     loader = find_loader(spec)
     if not isinstance(loader, FileLoader):
         raise TeacherError(
@@ -41,7 +40,15 @@ def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:
     try:
         temporary.mkdir(parents=True)
         for name, path in plan.weights.items():
-            _convert(path, temporary / converted_name(name), spec.trust_pickle)
+            converted = temporary / converted_name(name)
+            if path.suffix == SAFETENSORS:
+                shutil.copyfile(path, converted)
+                continue
+            # safetensors wants tensors that own their memory in one piece.
+            tensors = {key: value.contiguous().clone() for key, value in read_tensors(path, spec.trust_pickle).items()}
+            save_file(tensors, converted)
+            payload = file_sha256(converted, skip=safetensors_header(converted)[0])
+            save_file(tensors, converted, metadata={PUBLISHED_SHA256: file_sha256(path), PAYLOAD_SHA256: payload})
         for name, path in plan.companions.items():
             shutil.copyfile(path, temporary / name)
         if plan.text_config and "config.json" not in plan.companions:
@@ -59,16 +66,3 @@ def convert_teacher(spec: TeacherSpec, target: Path) -> TeacherCard:
     card = loader.describe(spec.model_copy(update=changes))
     assert card.digest == expected.digest, "converting must not change who a teacher is"
     return card
-
-
-def _convert(path: Path, target: Path, trust_pickle: bool) -> None:
-    """One file: the same tensors in the same precision, without optimizer state."""
-    if path.suffix == SAFETENSORS:
-        shutil.copyfile(path, target)
-        return
-    # safetensors wants tensors that own their memory in one piece.
-    tensors = {name: tensor.contiguous().clone() for name, tensor in read_tensors(path, trust_pickle).items()}
-    save_file(tensors, target)
-    header, _ = safetensors_header(target)
-    payload = file_sha256(target, skip=header)
-    save_file(tensors, target, metadata={PUBLISHED_SHA256: file_sha256(path), PAYLOAD_SHA256: payload})

@@ -1,8 +1,7 @@
 """Geometry from a decoded picture to a teacher's pixels, before normalization.
 
-Teachers that agree on geometry (size, resize mode, interpolation, color) share one resize; they
-differ only by mean and std, which are applied on the device (`normalize`). Each resize mode is the
-reference implementation's own arithmetic, so the two together are bit-equal to it:
+Teachers that agree on geometry share one resize; mean and std are applied on the device (`normalize`). Each resize mode
+is the reference implementation's own arithmetic, so the two together are bit-equal to it:
 
     shortest, longest, squash   open_clip's evaluation transform
     hf_shortest, hf_squash      transformers' image processor (PIL backend): color first, crop margins halved downwards
@@ -41,15 +40,13 @@ class Geometry:
 
 
 def geometry_of(preprocessing: Preprocessing) -> Geometry:
-    """Return the geometry of a teacher's preprocessing."""
     return Geometry(**{field.name: getattr(preprocessing, field.name) for field in fields(Geometry)})
 
 
 @cache
 def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.uint8]]:
-    """Return the function that turns a picture into uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L. The
-    function raises ImageError for a picture so thin that resizing it would fill the memory. Raises TeacherError for a
-    resize mode or interpolation that does not exist."""
+    """Return the function from a picture to uint8 (C, H, W) of this geometry, C 3 for RGB and 1 for L; it raises
+    ImageError for one so thin that resizing it would fill the memory. Raises TeacherError for an unknown mode."""
     movers = {"hf_shortest": _shortest_like_transformers, "hf_squash": _squash, "pad_square": _pad_to_square}
     known = ("shortest", "longest", "squash", *movers)
     if geometry.resize_mode not in known or geometry.interpolation not in _FILTERS:
@@ -69,15 +66,12 @@ def pixel_transform(geometry: Geometry) -> Callable[[Image.Image], NDArray[np.ui
 
 
 def _check_intermediate(geometry: Geometry, width: int, height: int) -> None:
-    """Refuse a picture so thin that its resized or padded form would fill the memory. Raises ImageError for more than 4
-    bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes)."""
-    shorter = min(geometry.image_size)
+    """Raise ImageError for more than 4 bytes times `MAX_PIXELS` between the steps (Pillow keeps RGB in four bytes)."""
+    made = 0
     if geometry.resize_mode in ("shortest", "hf_shortest"):
-        made = shorter * shorter * max(width, height) // min(width, height)
+        made = min(geometry.image_size) ** 2 * max(width, height) // min(width, height)
     elif geometry.resize_mode == "pad_square":
         made = max(geometry.image_size[0], width, height) ** 2
-    else:
-        return
     if made * (1 if geometry.color == "L" else 4) > 4 * MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels are too thin: resized, they would be {made:,}")
 

@@ -10,18 +10,13 @@ import transformers
 from huggingface_hub import errors as hub_errors
 from torch import nn
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, cause
 from mmkd.extract.teachers.source import read_json, text_sources, tokenizer_folder
 from mmkd.extract.teachers.spec import HF_HUB, TeacherSpec
 from mmkd.extract.teachers.tokenizer import TokenizerPlan
 from mmkd.extract.teachers.weights import StateDict, key_problems
 
-# What changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
-_FORWARD_KEYS = (
-    "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id",
-)  # fmt: skip
-
+# Keys are what changes a BERT's output; the rest of config.json is history (versions, dropout, who made it).
 _BERT_BASE: dict[str, object] = {
     "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
     "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
@@ -55,10 +50,9 @@ def text_config(spec: TeacherSpec, named: str) -> dict[str, Any]:
         # Some repositories keep a CLIPModel's config.json beside their open_clip files: not a text tower's.
         if "hidden_size" in config or "d_model" in config:
             return config
-    raise TeacherError(
-        f"teacher {spec.slug!r}: the configuration of its text tower {named or spec.text_source!r} was not found "
-        f"beside the weights; "
-        f"put its config.json and tokenizer files in {spec.source}, or name their folder with text_source"
+    raise spec.error(
+        f"the configuration of its text tower {named or spec.text_source!r} was not found beside the weights; put its "
+        f"config.json and tokenizer files in {spec.source}, or name their folder with text_source"
     )
 
 
@@ -67,14 +61,13 @@ def bert_tower(spec: TeacherSpec, hub_id: str, inert_padding: bool) -> tuple[dic
     if either is missing."""
     named = "" if spec.text_source else hub_id
     config = text_config(spec, named)
-    tokenizer = TokenizerPlan(
+    return config, TokenizerPlan(
         context_length=spec.context_length or 77,
         folder=tokenizer_folder(spec, named),
         kind="bert",
         pad_id=forward_settings(config)["pad_token_id"],
         inert_padding=inert_padding,
     )
-    return config, tokenizer
 
 
 def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -88,16 +81,16 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
         raise TeacherError(
             f"text tower of type {kind!r} is not known to transformers; write an encoder of your own"
         ) from error
-    return {name: getattr(whole, name, None) for name in _FORWARD_KEYS}
+    return {name: getattr(whole, name, None) for name in _BERT_BASE}
 
 
-def make_config(content: dict[str, Any], where: str) -> Any:
+def make_config(spec: TeacherSpec, content: dict[str, Any]) -> Any:
     """Return a transformers configuration from the content of a config.json. Raises TeacherError for an architecture
     that transformers does not know, values it refuses, or quantized weights."""
     kind = content.get("model_type")
     if content.get("quantization_config"):
-        raise TeacherError(
-            f"{where}: config.json of type {kind!r} is of quantized weights (quantization_config), which mmkd does not "
+        raise spec.error(
+            f"config.json of type {kind!r} is of quantized weights (quantization_config), which mmkd does not "
             "read; take the repository's float weights"
         )
     # The dtype says how the file was saved; we compute in float32 unless the spec says otherwise.
@@ -106,25 +99,21 @@ def make_config(content: dict[str, Any], where: str) -> Any:
         with quiet():
             return transformers.AutoConfig.for_model(kind, **fields)
     except _REFUSED as error:
-        reason = " ".join(str(error).split())[:160]
-        raise TeacherError(f"{where}: config.json of type {kind!r} cannot be used ({reason})") from error
+        raise spec.error(f"config.json of type {kind!r} cannot be used ({cause(error, 160)})") from error
 
 
 def build_strictly(model_class: Any, config: Any, weights: StateDict, where: str) -> nn.Module:
-    """Return `model_class` with `weights`: all of them, nothing more, every shape right. Uses `from_pretrained`,
-    which knows the names that older releases gave to the same tensors (Swin's `attention.self.query`), and the buffers
-    they saved (`position_ids`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
+    """Return `model_class` with exactly `weights`. `from_pretrained` knows the names and buffers of older releases
+    (Swin's `attention.self.query`). Raises TeacherError naming every missing, unexpected and ill-shaped key."""
     try:
         with quiet():
             model, info = model_class.from_pretrained(
                 None, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TeacherError(f"{where} does not fit a {model_class.__name__} ({reason})") from error
+        raise TeacherError(f"{where} does not fit a {model_class.__name__} ({cause(error)})") from error
     shapes = [key if isinstance(key, str) else " ".join(map(str, key)) for key in info["mismatched_keys"]]
-    problems = key_problems(missing=info["missing_keys"], unexpected=info["unexpected_keys"], shapes=shapes)
-    if problems:
+    if problems := key_problems(info["missing_keys"], info["unexpected_keys"], shapes):
         raise TeacherError(f"{where} does not fit a {model_class.__name__} of this config.json: {problems}")
     built: nn.Module = model
     return built.float()

@@ -36,67 +36,48 @@ _Tower = Callable[[torch.Tensor], torch.Tensor]
 
 class LoadedTeacher:
     """A model in evaluation mode behind the `Teacher` protocol. In half precision, rows that come out with NaN or
-    infinity are computed again in float32, and counted in `half_precision_failures`.
-
-    Args:
-        card: its identity.
-        precision: arithmetic of the forward pass.
-        device: where to put the weights.
-        model: `encode_image` takes normalized float32 (B, 3, H, W), `encode_text` int64 (B, L); both give (B, D).
-        tokenizer: captions to ids.
-    """
+    infinity are computed again in float32, and counted in `half_precision_failures`. Of `model`, `encode_image` takes
+    normalized float32 (B, 3, H, W), `encode_text` int64 (B, L); both give (B, D)."""
 
     def __init__(
         self, card: TeacherCard, precision: Precision, device: torch.device, model: nn.Module, tokenizer: Tokenizer
     ) -> None:
         model.eval().requires_grad_(False)
         self._model: Any = model.to(device)
-        self._card, self._device, self._tokenizer = card, device, tokenizer
+        self.card, self.device, self._tokenizer = card, device, tokenizer
         self._half = half_type(precision, device)
         self.half_precision_failures = 0
         self.tune()
 
     def in_precision(self, precision: Precision) -> LoadedTeacher:
         """Return the same weights with other arithmetic."""
-        return LoadedTeacher(self._card, precision, self._device, self._model, self._tokenizer)
+        return LoadedTeacher(self.card, precision, self.device, self._model, self._tokenizer)
 
     def tune(self, *, channels_last: bool = True, compiled: bool = False) -> None:
-        """Choose how the same forward pass is computed; only last bits may change. Raises TeacherError if there is no
-        C++ compiler for the CPU. `channels_last`: order of the convolutions' weights. On by default:
-        benchmarks/forward.py. `compiled`: `torch.compile` both towers, each shape at its first pass."""
+        """Choose how the same forward pass is computed; only last bits may change. `channels_last`: convolutions'
+        weights. `compiled`: `torch.compile` both towers. Raises TeacherError if there is no C++ compiler for it."""
         self._model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         self._encode_image: _Tower = self._model.encode_image
         self._encode_text: _Tower = self._model.encode_text
         if compiled:
             compiler = os.environ.get("CXX", "g++")
-            if self._device.type == "cpu" and shutil.which(compiler) is None:
+            if self.device.type == "cpu" and shutil.which(compiler) is None:
                 raise TeacherError(
                     f"worker.compile needs the C++ compiler {compiler!r}, which is not here; leave it off"
                 )
             # On a CPU shapes are fixed, and one code for several would depend on which came first.
-            dynamic = self._device.type != "cpu"
+            dynamic = self.device.type != "cpu"
             self._encode_image = torch.compile(self._encode_image, dynamic=dynamic)
             self._encode_text = torch.compile(self._encode_text, dynamic=dynamic)
 
     @property
-    def card(self) -> TeacherCard:
-        """The card it was loaded for."""
-        return self._card
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self._device
-
-    @property
     def parameters(self) -> int:
-        """Number of parameters."""
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @torch.inference_mode()
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode uint8 (B, C, H, W) of the teacher's geometry; returns float32 (B, D)."""
-        images = normalize(pixels, self._card.preprocessing)
+        images = normalize(pixels, self.card.preprocessing)
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         return self._run(images, self._encode_image)
@@ -104,7 +85,7 @@ class LoadedTeacher:
     def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Return int64 (B, L) padded to the context, and each caption's tokens before it is cut."""
         if not captions:
-            return torch.zeros(0, self._card.context_length, dtype=torch.long), []
+            return torch.zeros(0, self.card.context_length, dtype=torch.long), []
         return self._tokenizer(captions)
 
     @property
@@ -119,16 +100,15 @@ class LoadedTeacher:
 
     def _run(self, inputs: torch.Tensor, tower: _Tower) -> torch.Tensor:
         if inputs.shape[0] == 0:
-            return torch.zeros(0, self._card.dim, device=self._device)
+            return torch.zeros(0, self.card.dim, device=self.device)
         if self._half is None:
             return tower(inputs).float()
-        with torch.autocast(self._device.type, dtype=self._half):
+        with torch.autocast(self.device.type, dtype=self._half):
             features = tower(inputs).float()
         broken = ~torch.isfinite(features).all(dim=1)
-        if broken.any():
-            count = int(broken.sum())
+        if count := int(broken.sum()):
             if not self.half_precision_failures:
-                log.warning("teacher %r: NaN in %s, such rows are computed in float32", self._card.slug, self._half)
+                log.warning("teacher %r: NaN in %s, such rows are computed in float32", self.card.slug, self._half)
             self.half_precision_failures += count
             features[broken] = tower(inputs[broken]).float()
         return features

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, cause
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
@@ -25,9 +25,7 @@ from mmkd.extract.teachers.weights import read_temperature, weights_identity
 from mmkd.store import Preprocessing, TeacherCard
 
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "tokenizers", "pillow")
-
-ENTRY_POINTS = "mmkd.teachers"
-"""Group in which another package offers loaders; each entry is an object with `describe` and `load`."""
+_IDENTITY = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized")
 
 LOADERS = {
     "open_clip": "mmkd.extract.teachers.open_clip_model",
@@ -72,9 +70,8 @@ class Plan:
         those that the spec's `weights_sha256` names."""
         found, wanted = weights_identity(self.weights), self.spec.weights_sha256
         if wanted and found != wanted.lower():
-            raise TeacherError(
-                f"teacher {self.spec.slug!r}: weights have sha256 {found}, expected {wanted}; "
-                "download them again, or correct the card"
+            raise self.spec.error(
+                f"weights have sha256 {found}, expected {wanted}; download them again, or correct the card"
             )
         # The store's card has one field for the code path; the hash makes two activations over the same
         # weights two teachers.
@@ -103,11 +100,9 @@ def read_options(spec: TeacherSpec, model: type[Options]) -> Options:
         return model.model_validate(spec.options)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = ".".join(map(str, first["loc"]))
         known = ", ".join(model.model_fields) or "none"
-        raise TeacherError(
-            f"teacher {spec.slug!r}: option {name!r}: {first['msg']}; this loader has: {known}"
-        ) from error
+        raise spec.error(f"option {name!r}: {first['msg']}; this loader has: {known}") from error
 
 
 class TeacherLoader(Protocol):
@@ -133,20 +128,15 @@ class FileLoader:
     """Description of such a place, for the message where no loader recognizes one."""
 
     def describe(self, spec: TeacherSpec) -> TeacherCard:
-        """Return the card of the current files."""
         return self.plan(spec).card()
 
     def load(self, spec: TeacherSpec, card: TeacherCard, device: torch.device) -> Teacher:
-        """Build the model. Raises TeacherError if the files are no longer those of the card, or do not fit the
-        architecture."""
+        """Build the model. Raises TeacherError if the files are not the card's, or do not fit the architecture."""
         plan = self.plan(spec)
         # How features are kept is the run's choice; the files have no say in it.
         now = plan.card().with_encoding(card.encoding)
         if now.digest != card.digest:
-            names = (
-                "weights_sha256", "preprocessing", "tokenizer_sha256", "context_length", "dim", "loader", "normalized",
-            )  # fmt: skip
-            changed = ", ".join(name for name in names if getattr(now, name) != getattr(card, name))
+            changed = ", ".join(name for name in _IDENTITY if getattr(now, name) != getattr(card, name))
             raise TeacherError(
                 f"teacher {card.slug!r} is no longer what its card says: digest {now.digest} at {now.source}, expected "
                 f"{card.digest} (different: {changed}); put the former files back or use another name"
@@ -176,9 +166,8 @@ def _try_once(teacher: LoadedTeacher) -> None:
         try:
             features = encode(inputs.to(teacher.device))
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise TeacherError(
-                f"teacher {card.slug!r}: its {tower} tower does not take {size} ({reason}); "
+                f"teacher {card.slug!r}: its {tower} tower does not take {size} ({cause(error, 160)}); "
                 f"correct {names} in its configuration or card"
             ) from error
         if features.shape != (1, card.dim):
@@ -197,13 +186,20 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
     name = scheme if spec.loader == AUTO else spec.loader
     if name in LOADERS:
         return _built_in(name)
-    plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    plugins = {entry.name: entry for entry in entry_points(group="mmkd.teachers")}
     if name not in plugins:
         names = [*LOADERS, *sorted(plugins)]
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-        raise TeacherError(f"teacher {spec.slug!r}: there is no loader {name!r}; {hint}")
-    return _load_plugin(plugins[name])
+        raise spec.error(f"there is no loader {name!r}; {hint}")
+    where = f"entry point {name!r} ({plugins[name].value})"
+    try:
+        loader: TeacherLoader = plugins[name].load()
+    except (ImportError, AttributeError) as error:
+        raise TeacherError(f"{where} cannot be loaded: {error}; reinstall its package") from error
+    if lacking := [method for method in ("describe", "load") if not callable(getattr(loader, method, None))]:
+        raise TeacherError(f"{where} has no method {' and no '.join(lacking)}; see docs/teachers.md")
+    return loader
 
 
 def _built_in(name: str) -> FileLoader:
@@ -211,29 +207,15 @@ def _built_in(name: str) -> FileLoader:
     return loader
 
 
-def _load_plugin(entry: EntryPoint) -> TeacherLoader:
-    where = f"entry point {entry.name!r} ({entry.value})"
-    try:
-        loader: TeacherLoader = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise TeacherError(f"{where} cannot be loaded: {error}; reinstall its package") from error
-    lacking = [method for method in ("describe", "load") if not callable(getattr(loader, method, None))]
-    if lacking:
-        raise TeacherError(f"{where} has no method {' and no '.join(lacking)}; see docs/teachers.md")
-    return loader
-
-
 def _recognizing_loader(spec: TeacherSpec) -> FileLoader:
-    source = source_of(spec)
-    loaders = [_built_in(name) for name in LOADERS]
+    source, loaders = source_of(spec), [_built_in(name) for name in LOADERS]
     for loader in loaders:
         if loader.recognizes(spec, source):
             return loader
-    config = source.find("config.json")
-    kind = read_json(config).get("model_type") if config is not None else None
-    what = f"a config.json of type {kind!r}" if config is not None else "no open_clip_config.json and no config.json"
-    raise TeacherError(
-        f"teacher {spec.slug!r}: {spec.source} has {what}{source.listing()}; expected "
-        f"{' or '.join(loader.reads for loader in loaders if loader.reads)}; for a bare checkpoint write a YAML card "
-        "with loader and options.architecture"
+    what = "no open_clip_config.json and no config.json"
+    if (config := source.find("config.json")) is not None:
+        what = f"a config.json of type {read_json(config).get('model_type')!r}"
+    raise spec.error(
+        f"{spec.source} has {what}{source.listing()}; expected {' or '.join(one.reads for one in loaders if one.reads)}"
+        "; for a bare checkpoint write a YAML card with loader and options.architecture"
     )

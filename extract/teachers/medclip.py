@@ -17,15 +17,13 @@ from mmkd.extract.teachers.hugging_face import bert_tower, build_strictly, forwa
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import weight_files
 from mmkd.extract.teachers.spec import TeacherSpec
-from mmkd.extract.teachers.weights import StateDict, load_strictly, misfits, read_weights
+from mmkd.extract.teachers.weights import load_strictly, misfits, read_weights
 from mmkd.store import Preprocessing
 
 TEXT_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
 _WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 # medclip/constants.py: IMG_MEAN, IMG_STD, over chest X-rays of one channel.
 _MEAN, _STD = 0.5862785803043838, 0.27950088968644304
-_POOLED_LAYERS = (1, 2, -1)
-"""Hidden states that are averaged; 0 is the embedding."""
 
 
 class MedClipOptions(BaseModel, frozen=True, extra="forbid"):
@@ -42,22 +40,16 @@ class MedClipOptions(BaseModel, frozen=True, extra="forbid"):
 
 class MedClipTowers(nn.Module):
     """Both towers with the authors' names, so that their weights load as they are. `vision`: pixels to pooled features
-    (Swin) or to projected ones (ResNet, whose last layer is the projection: `vision_projection` is None). `bert`:
-    transformers' BertModel. `text_projection`: hidden width to D."""
+    (Swin), or to projected ones (ResNet, without `vision_projection`). `bert`: transformers' BertModel."""
 
     def __init__(
-        self,
-        vision: nn.Module,
-        vision_projection: nn.Linear | None,
-        bert: nn.Module,
-        text_projection: nn.Linear,
-        options: MedClipOptions,
+        self, vision: nn.Module, vision_projection: nn.Linear | None, bert: Any, options: MedClipOptions
     ) -> None:
         super().__init__()
         self.vision: Any = vision
         self.vision_projection = vision_projection
         self.bert: Any = bert
-        self.text_projection = text_projection
+        self.text_projection = nn.Linear(self.bert.config.hidden_size, options.dim, bias=False)
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self._options = options
 
@@ -73,7 +65,7 @@ class MedClipTowers(nn.Module):
         """Encode int64 (B, L); returns (B, D)."""
         mask = text != self.bert.config.pad_token_id
         states = self.bert(input_ids=text, attention_mask=mask.long(), output_hidden_states=True).hidden_states
-        layers = torch.stack([states[layer] for layer in _POOLED_LAYERS])  # (3, B, L, width)
+        layers = torch.stack([states[layer] for layer in (1, 2, -1)])  # (3, B, L, width); 0 is the embedding
         counted = (mask if self._options.pooled_tokens == "caption" else torch.ones_like(mask)).to(layers.dtype)
         tokens = (layers * counted[None, :, :, None]).sum(2) / counted.sum(1)[None, :, None]
         projected: torch.Tensor = self.text_projection(tokens.mean(0))
@@ -109,12 +101,19 @@ def _build(plan: Plan) -> nn.Module:
         {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         for prefix in prefixes
     )
-    config = make_config(plan.text_config, f"teacher {plan.spec.slug!r}")
+    config = make_config(plan.spec, plan.text_config)
     bert = build_strictly(transformers.BertModel, config, bert_weights, f"{path} (text tower)")
-    vision, vision_projection = _vision(options, vision_weights, str(path))
-    towers = MedClipTowers(
-        vision, vision_projection, bert, nn.Linear(config.hidden_size, options.dim, bias=False), options
-    )
+    vision_projection: nn.Linear | None = None
+    where = f"{path} (image tower)"
+    if options.image_tower == "resnet50":
+        vision: nn.Module = torchvision.models.resnet50(weights=None)
+        vision.fc = nn.Linear(2048, options.dim, bias=False)
+        load_strictly(vision, vision_weights, where)
+    else:
+        swin = transformers.SwinConfig(**options.swin)
+        vision = build_strictly(transformers.SwinModel, swin, vision_weights, where)
+        vision_projection = nn.Linear(swin.hidden_size, options.dim, bias=False)
+    towers = MedClipTowers(vision, vision_projection, bert, options)
     heads = {"text_model.projection_head.weight": towers.text_projection.weight, "logit_scale": towers.logit_scale}
     if vision_projection is not None:
         heads["vision_model.projection_head.weight"] = vision_projection.weight
@@ -125,17 +124,6 @@ def _build(plan: Plan) -> nn.Module:
         for name, own in heads.items():
             own.copy_(given[name])
     return towers
-
-
-def _vision(options: MedClipOptions, weights: StateDict, path: str) -> tuple[nn.Module, nn.Linear | None]:
-    if options.image_tower == "resnet50":
-        resnet: nn.Module = torchvision.models.resnet50(weights=None)
-        resnet.fc = nn.Linear(2048, options.dim, bias=False)
-        load_strictly(resnet, weights, f"{path} (image tower)")
-        return resnet, None
-    swin = transformers.SwinConfig(**options.swin)
-    tower = build_strictly(transformers.SwinModel, swin, weights, f"{path} (image tower)")
-    return tower, nn.Linear(swin.hidden_size, options.dim, bias=False)
 
 
 LOADER = FileLoader(plan=_plan, build=_build)

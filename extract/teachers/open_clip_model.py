@@ -21,7 +21,7 @@ from open_clip.transformer import text_global_pool
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 from torch import nn
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import cause
 from mmkd.extract.teachers.hugging_face import forward_settings, text_config
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import read_json, source_of, tokenizer_folder, weight_files
@@ -37,8 +37,6 @@ WEIGHTS = (
 """Names that open_clip itself looks for, in its order (open_clip/factory.py, _find_checkpoint_in_dir)."""
 
 _CONFIG = "open_clip_config.json"
-# Written by older transformers into the checkpoint; the newer ones compute it.
-_SURPLUS = ("text.transformer.embeddings.position_ids",)
 # Keys of text_cfg in configurations written by open_clip before 2.20.
 _OLD_KEYS = {"proj": "hf_proj_type", "pooler_type": "hf_pooler_type"}
 # Neither changes a feature: one is the source of weights, the other is for the loss.
@@ -46,12 +44,9 @@ _IRRELEVANT = {
     "timm_model_pretrained", "hf_model_pretrained", "hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs",
     "patch_dropout",
 }  # fmt: skip
-_PREPROCESS = {field.name for field in dataclasses.fields(PreprocessCfg)}
 
 
 class OpenClipOptions(BaseModel, frozen=True, extra="forbid"):
-    """Switches of the loader."""
-
     architecture: str = ""
     """A name that `open_clip.list_models()` has; empty: open_clip_config.json at the source."""
     model: dict[str, JsonValue] = Field(default_factory=dict)
@@ -87,11 +82,10 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
     """`model_cfg` and `preprocess_cfg`, with the spec's changes laid over them."""
     preprocess: dict[str, Any] = {}
     if options.architecture:
-        model = open_clip.get_model_config(options.architecture)
-        if model is None:
+        if (model := open_clip.get_model_config(options.architecture)) is None:
             near = difflib.get_close_matches(options.architecture, open_clip.list_models(), 1)
             hint = f"did you mean {near[0]!r}?" if near else "see open_clip.list_models()"
-            raise TeacherError(f"teacher {spec.slug!r}: open_clip has no architecture {options.architecture!r}; {hint}")
+            raise spec.error(f"open_clip has no architecture {options.architecture!r}; {hint}")
     else:
         content = read_json(source_of(spec).need(_CONFIG))
         model = copy.deepcopy(content.get("model_cfg", content))
@@ -99,22 +93,17 @@ def _configurations(spec: TeacherSpec, options: OpenClipOptions) -> tuple[dict[s
         preprocess = dict(content.get("preprocess_cfg") or {})
     _lay_over(model, options.model)
     wanted = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
-    missing = [name for name, kind in wanted.items() if not isinstance(model.get(name), kind)]
-    if missing:
-        raise TeacherError(
-            f"teacher {spec.slug!r}: the configuration at {spec.source} lacks {', '.join(missing)}: not open_clip's"
-        )
+    if missing := [name for name, kind in wanted.items() if not isinstance(model.get(name), kind)]:
+        raise spec.error(f"the configuration at {spec.source} lacks {', '.join(missing)}: not open_clip's")
     if ":" in str(model["vision_cfg"].get("timm_model_name")):
-        raise TeacherError(
-            f"teacher {spec.slug!r}: vision_cfg.timm_model_name is {model['vision_cfg']['timm_model_name']!r}, whose "
+        raise spec.error(
+            f"vision_cfg.timm_model_name is {model['vision_cfg']['timm_model_name']!r}, whose "
             "architecture lies elsewhere; name a model that timm.list_models() has, with options.model"
         )
     if model["text_cfg"].get("hf_model_name"):
         model["text_cfg"] = {_OLD_KEYS.get(name, name): value for name, value in model["text_cfg"].items()}
     if "multimodal_cfg" in model:
-        raise TeacherError(
-            f"teacher {spec.slug!r}: a CoCa model captions as well as encodes; write an encoder of your own for it"
-        )
+        raise spec.error("a CoCa model captions as well as encodes; write an encoder of your own for it")
     return model, preprocess
 
 
@@ -132,11 +121,9 @@ def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
     settings = {name: value for name, value in model.items() if name not in ("vision_cfg", "text_cfg")}
     for section, defaults in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         known = {field.name: field.default for field in dataclasses.fields(defaults)}
-        unknown = sorted(set(model[section]) - set(known))
-        if unknown:
-            raise TeacherError(
-                f"teacher {spec.slug!r}: {section} has {', '.join(unknown)}, which open_clip "
-                f"{open_clip.__version__} does not know; "
+        if unknown := sorted(set(model[section]) - set(known)):
+            raise spec.error(
+                f"{section} has {', '.join(unknown)}, which open_clip {open_clip.__version__} does not know; "
                 "take a newer revision of the repository, or correct it with options.model"
             )
         settings[section] = {
@@ -146,9 +133,8 @@ def _settings(spec: TeacherSpec, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preprocessing(spec: TeacherSpec, config: dict[str, Any], image_size: int | list[int]) -> Preprocessing:
-    given = PreprocessCfg(
-        **{name: value for name, value in config.items() if value is not None and name in _PREPROCESS}
-    )
+    known = {field.name for field in dataclasses.fields(PreprocessCfg)}
+    given = PreprocessCfg(**{name: value for name, value in config.items() if value is not None and name in known})
     mean, std = (tuple(v) if isinstance(v, list | tuple) else (v,) * 3 for v in (given.mean, given.std))
     try:
         return Preprocessing(
@@ -163,9 +149,8 @@ def _preprocessing(spec: TeacherSpec, config: dict[str, Any], image_size: int | 
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise TeacherError(
-            f"teacher {spec.slug!r}: {_CONFIG}: {name} is {first['input']!r}: {first['msg']}; "
-            "give 'preprocessing' in a YAML card"
+        raise spec.error(
+            f"{_CONFIG}: {name} is {first['input']!r}: {first['msg']}; give 'preprocessing' in a YAML card"
         ) from error
 
 
@@ -184,11 +169,9 @@ def _tokenizer(spec: TeacherSpec, model: dict[str, Any], forward: dict[str, Any]
     clean = settings.pop("clean", None)
     if not text.get("hf_tokenizer_name"):
         return TokenizerPlan(context, clean=clean, settings=settings, kind="clip", inert_padding=inert)
-    named = str(text["hf_tokenizer_name"])
-    folder = tokenizer_folder(spec, named)
     return TokenizerPlan(
         context,
-        folder=folder,
+        folder=tokenizer_folder(spec, str(text["hf_tokenizer_name"])),
         clean=clean or "whitespace",
         mode=str(text.get("tokenizer_mode") or ""),
         settings=settings,
@@ -206,14 +189,12 @@ class Clip(CLIP):  # type: ignore[misc]  # open_clip has no type hints
         """Encode int64 (B, L); returns (B, D)."""
         length = text.shape[1]
         if length == self.context_length:
-            whole: torch.Tensor = super().encode_text(text, normalize)
-            return whole
+            return super().encode_text(text, normalize)  # type: ignore[no-any-return]
         cast = self.transformer.get_cast_dtype()
         states = self.token_embedding(text).to(cast) + self.positional_embedding[:length].to(cast)
         states = self.ln_final(self.transformer(states, attn_mask=self.attn_mask[:length, :length]))
         pooled = text_global_pool(states, text, self.text_pool_type, eos_token_id=self.text_eos_id)
-        projection = self.text_projection
-        if projection is not None:
+        if (projection := self.text_projection) is not None:
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
         features: torch.Tensor = F.normalize(pooled, dim=-1) if normalize else pooled
         return features
@@ -233,10 +214,7 @@ def _build(plan: Plan) -> nn.Module:
         try:
             model = cast(nn.Module, kind(**model_cfg))
         except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise TeacherError(
-                f"teacher {plan.spec.slug!r}: open_clip cannot build its model_cfg ({reason})"
-            ) from error
+            raise plan.spec.error(f"open_clip cannot build its model_cfg ({cause(error)})") from error
     weights = read_weights(*plan.weights.values(), trust_pickle=plan.spec.trust_pickle)
     load_strictly(model, _as_open_clip_names(weights, model, plan.material["rename"]), plan.where)
     return model
@@ -249,13 +227,11 @@ def _as_open_clip_names(weights: StateDict, model: nn.Module, rename: Mapping[st
         named[rename.get(old, "") + name.removeprefix(old)] = tensor
     if "positional_embedding" in named and not hasattr(model, "positional_embedding"):
         named = convert_to_custom_text_state_dict(named)
-    for name in _SURPLUS:
-        named.pop(name, None)
+    # Written by older transformers into the checkpoint; the newer ones compute it.
+    named.pop("text.transformer.embeddings.position_ids", None)
     for name in ("logit_scale", "logit_bias"):
-        own = getattr(model, name, None)
-        if own is not None and name in named and named[name].numel() == own.numel():
-            # () and (1,) are the same temperature.
-            named[name] = named[name].reshape(own.shape)
+        if (own := getattr(model, name, None)) is not None and name in named and named[name].numel() == own.numel():
+            named[name] = named[name].reshape(own.shape)  # () and (1,) are the same temperature
     return named
 
 

@@ -59,12 +59,10 @@ class PmcClipTowers(nn.Module):
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Encode int64 (B, L); returns (B, D)."""
-        padding = self.bert.config.pad_token_id
-        mask = (text != padding).long() if self._options.attention_mask else torch.ones_like(text)
+        mask = (text != self.bert.config.pad_token_id).long() if self._options.attention_mask else torch.ones_like(text)
         output = self.bert(input_ids=text, attention_mask=mask)
-        pooled = (
-            output.pooler_output if self._options.text_feature == "pooler_output" else output.last_hidden_state[:, 0]
-        )
+        whole = self._options.text_feature == "pooler_output"
+        pooled = output.pooler_output if whole else output.last_hidden_state[:, 0]
         projected: torch.Tensor = pooled @ self.text_projection
         return projected
 
@@ -90,10 +88,22 @@ def _plan(spec: TeacherSpec) -> Plan:
 
 def _build(plan: Plan) -> nn.Module:
     options: PmcClipOptions = plan.material["options"]
-    image_weights, text_weights, projection = _parts(plan)
+    files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
+    if len(files) == len(SPLIT_FILES):
+        image_weights, text_weights, projection = files[0], files[1], files[2][BARE_TENSOR]
+    else:
+        whole = {name: tensor for name, tensor in files[0].items() if not _TRAINING_ONLY.fullmatch(name)}
+        image_weights, text_weights = (
+            {name.removeprefix(prefix): whole.pop(name) for name in list(whole) if name.startswith(prefix)}
+            for prefix in ("visual.", "text_encoder.")
+        )
+        heads = {"text_projection", "logit_scale"}
+        if problems := key_problems(heads - set(whole), set(whole) - heads, ()):
+            raise TeacherError(f"{plan.where} is not a PMC-CLIP checkpoint: {problems}")
+        projection = whole["text_projection"]
     visual = _resnet(image_weights, options, plan.where)
     load_strictly(visual, image_weights, f"{plan.where} (image tower)")
-    config = make_config(plan.text_config, f"teacher {plan.spec.slug!r}")
+    config = make_config(plan.spec, plan.text_config)
     bert = build_strictly(transformers.BertModel, config, text_weights, f"{plan.where} (text tower)")
     if projection.shape != (config.hidden_size, options.dim):
         raise TeacherError(
@@ -101,23 +111,6 @@ def _build(plan: Plan) -> nn.Module:
             f"{(config.hidden_size, options.dim)}; these are another model's files, or options.dim is wrong"
         )
     return PmcClipTowers(visual, bert, projection, options)
-
-
-def _parts(plan: Plan) -> tuple[StateDict, StateDict, torch.Tensor]:
-    """Return the weights of both towers and of the text projection, from the three split files or from one training
-    checkpoint."""
-    files = [read_weights(path, trust_pickle=plan.spec.trust_pickle) for path in plan.weights.values()]
-    if len(files) == len(SPLIT_FILES):
-        return files[0], files[1], files[2][BARE_TENSOR]
-    whole = {name: tensor for name, tensor in files[0].items() if not _TRAINING_ONLY.fullmatch(name)}
-    visual, bert = (
-        {name.removeprefix(prefix): whole.pop(name) for name in list(whole) if name.startswith(prefix)}
-        for prefix in ("visual.", "text_encoder.")
-    )
-    heads = {"text_projection", "logit_scale"}
-    if problems := key_problems(heads - set(whole), set(whole) - heads, ()):
-        raise TeacherError(f"{plan.where} is not a PMC-CLIP checkpoint: {problems}")
-    return visual, bert, whole["text_projection"]
 
 
 def _resnet(weights: StateDict, options: PmcClipOptions, where: str) -> ModifiedResNet:

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A loaded image-text encoder in evaluation mode on one device. An optional attribute `text_lengths: tuple[int,
-    ...]`, ascending and ending in the context: `encode_texts` then gets captions cut to the smallest of these that
-    holds them. Without it, always the whole context."""
+    """A loaded image-text encoder in evaluation mode on one device. With an attribute `text_lengths: tuple[int, ...]`,
+    ascending and ending in the context, `encode_texts` gets captions cut to the smallest of these that holds them."""
 
     @property
     def card(self) -> TeacherCard:

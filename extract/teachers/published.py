@@ -1,11 +1,11 @@
 """Teachers by name: `--teachers` as specs, and the published teachers, a YAML card each in `cards/`. Eight of the nine
-are in the original's meta.jsonl; the ninth is inferred. `mmkd teachers check --golden` settles a card's open questions.
-"""
+are in the original's meta.jsonl; the ninth is inferred."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+from collections import Counter
 from pathlib import Path
 
 from pydantic import Field, JsonValue
@@ -67,8 +67,8 @@ def _read_cards() -> dict[str, PublishedTeacher]:
     """Return all cards by slug: the nine, then others beside the one they are like."""
     contents = {path.stem: read_mapping(path) for path in sorted(FOLDER.glob("*.yaml"))}
     rank = {slug: number for number, slug in enumerate(_NINE)}
-    order = sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, str(contents[slug].get("like")))])
     cards = {}
+    order = sorted(contents, key=lambda slug: [rank.get(name, 9) for name in (slug, str(contents[slug].get("like")))])
     for slug in order:
         own = dict(contents[slug])
         original = {name: value for name, value in contents.get(own.pop("like", ""), {}).items() if name not in _OWN}
@@ -77,7 +77,6 @@ def _read_cards() -> dict[str, PublishedTeacher]:
 
 
 def the_nine() -> tuple[PublishedTeacher, ...]:
-    """Return the nine teachers of MMKD-CLIP."""
     return tuple(_read_cards()[slug] for slug in _NINE)
 
 
@@ -87,15 +86,13 @@ def variants() -> tuple[PublishedTeacher, ...]:
 
 
 def known_teacher(name: str) -> PublishedTeacher | None:
-    """Return the published teacher of this slug or of another known spelling, case-insensitively; None if there is
-    none."""
+    """Return the published teacher of this slug or another known spelling, in any case; None if there is none."""
     return _names().get(name.lower())
 
 
 def find_published(name: str) -> PublishedTeacher:
     """Return the teacher as `known_teacher`. Raises TeacherError with the nearest name if there is none."""
-    teacher = known_teacher(name)
-    if teacher is None:
+    if (teacher := known_teacher(name)) is None:
         near = difflib.get_close_matches(name.lower(), _names(), 1)
         hint = f"did you mean {near[0]!r}?" if near else "see `mmkd teachers list`;"
         raise TeacherError(f"no teacher is called {name!r}: {hint} For one of your own write {name}=local-dir:/path")
@@ -111,19 +108,16 @@ def _names() -> dict[str, PublishedTeacher]:
 
 
 def parse_teachers(text: str) -> list[TeacherSpec]:
-    """Read the value of `--teachers`: `all` for the nine, or a comma-separated list of names (`biomedclip`, also a
-    paper's spelling such as `PUBMEDCLIP`), `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name keeps its
-    recipe and only changes place), `card.yaml`, `NAME=card.yaml`, `NAME=ENTRYPOINT:...`. Raises TeacherError for an
-    unknown name (suggesting the nearest), an unreadable place, or two teachers of one name; ConfigError for a YAML card
-    that does not fit."""
-    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
-    if not entries:
+    """Read the value of `--teachers`: `all` for the nine, or a comma-separated list of names in any known spelling,
+    `NAME=local-dir:/path` or `NAME=hf-hub:org/name` (a known name keeps its recipe), `card.yaml`, `NAME=card.yaml`,
+    `NAME=ENTRYPOINT:...`. Raises TeacherError for an unknown name or place, or two of one name; ConfigError for a
+    YAML card that does not fit."""
+    if not (entries := [entry.strip() for entry in text.split(",") if entry.strip()]):
         raise TeacherError("no teacher named: give 'all', names from `mmkd teachers list`, or NAME=local-dir:/path")
     specs = [spec for entry in entries for spec in _parse_entry(entry)]
-    slugs = [spec.slug for spec in specs]
-    for slug in slugs:
-        if slugs.count(slug) > 1:
-            raise TeacherError(f"teacher {slug!r} is named {slugs.count(slug)} times in {text!r}: each name once")
+    ((slug, count),) = Counter(spec.slug for spec in specs).most_common(1)
+    if count > 1:
+        raise TeacherError(f"teacher {slug!r} is named {count} times in {text!r}: each name once")
     return specs
 
 
@@ -154,16 +148,14 @@ def _parse_entry(entry: str) -> list[TeacherSpec]:
             f"{entry!r} does not say where the teacher lies: write {slug}=local-dir:{path}, {slug}=hf-hub:org/name "
             f"or {slug}=card.yaml"
         )
-    published = known_teacher(slug)
-    if published is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
+    if (published := known_teacher(slug)) is not None and f"{scheme}:" in (LOCAL_DIR, HF_HUB):
         return [published.spec.model_copy(update={"source": place, "revision": ""})]
     return [validated(TeacherSpec, {"slug": slug, "source": place}, entry)]
 
 
 def read_card(path: Path, slug: str | None = None) -> TeacherSpec:
     """Read a YAML card: the fields of `TeacherSpec`, and optionally `like: NAME` to start from a known teacher. Raises
-    ConfigError if the file is missing, is not a YAML mapping, or has a field that is unknown or wrong; TeacherError if
-    `like` names no known teacher."""
+    ConfigError if the file is no mapping of right fields; TeacherError if `like` names no known teacher."""
     content = read_mapping(path)
     like = content.pop("like", None)
     fields = find_published(str(like)).spec.model_dump(exclude={"slug"}) if like is not None else {}

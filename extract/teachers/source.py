@@ -15,7 +15,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.constants import HF_HUB_CACHE, is_offline_mode
 
-from mmkd.base.errors import StoreError, TeacherError
+from mmkd.base.errors import StoreError, TeacherError, cause
 from mmkd.base.files import write_atomically
 from mmkd.extract.teachers.spec import HF_HUB, LOCAL_DIR, TeacherSpec
 
@@ -32,40 +32,35 @@ _HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
 
 
 class Source:
-    """One place that holds files by name. `slug`: the teacher, for messages. `place`: `local-dir:/path` or
-    `hf-hub:org/name`. `revision`: commit of a hub repository, empty for the main branch."""
+    """One place that holds files of `spec` by name. `place`: `local-dir:/path` or `hf-hub:org/name`. `revision`: commit
+    of a hub repository, empty for the main branch."""
 
-    def __init__(self, slug: str, place: str, revision: str = "") -> None:
-        self.slug, self.place, self.revision = slug, place, revision
+    def __init__(self, spec: TeacherSpec, place: str, revision: str = "") -> None:
+        self.spec, self.place, self.revision = spec, place, revision
         self.folder = Path(place.removeprefix(LOCAL_DIR)).expanduser() if place.startswith(LOCAL_DIR) else None
         if self.folder is not None:
             if not self.folder.is_dir():
-                raise TeacherError(
-                    f"teacher {slug!r}: there is no folder {self.folder}; check the path after '{LOCAL_DIR}'"
-                )
+                raise spec.error(f"there is no folder {self.folder}; check the path after '{LOCAL_DIR}'")
         elif place.startswith("https://"):
             raise TeacherError(
-                f"teacher {slug!r} is published at {place}, which mmkd does not download from: "
-                f"fetch and unpack it, then give {slug}=local-dir:/folder"
+                f"teacher {spec.slug!r} is published at {place}, which mmkd does not download from: "
+                f"fetch and unpack it, then give {spec.slug}=local-dir:/folder"
             )
         elif not place.startswith(HF_HUB):
-            raise TeacherError(
-                f"teacher {slug!r}: cannot read files from {place!r}; write local-dir:/path or hf-hub:org/name"
-            )
+            raise spec.error(f"cannot read files from {place!r}; write local-dir:/path or hf-hub:org/name")
 
     def find(self, filename: str) -> Path | None:
         """Return the file on this machine, fetched from the hub when it is there; None when the place does not have it.
         Raises TeacherError if the hub cannot be asked (offline, gated, no such repository)."""
         if self.folder is None:
-            return _fetch(self.slug, self.place.removeprefix(HF_HUB), filename, self.revision)
+            return _fetch(self.spec, self.place.removeprefix(HF_HUB), filename, self.revision)
         path = self.folder / filename
         return path if path.is_file() else None
 
     def need(self, filename: str) -> Path:
         """Return the file. Raises TeacherError with the files that are present if it is not there."""
-        path = self.find(filename)
-        if path is None:
-            raise TeacherError(f"teacher {self.slug!r}: {self.place} has no {filename}{self.listing()}")
+        if (path := self.find(filename)) is None:
+            raise self.spec.error(f"{self.place} has no {filename}{self.listing()}")
         return path
 
     def listing(self) -> str:
@@ -79,15 +74,13 @@ class Source:
     def tokenizer_folder(self) -> Path | None:
         """Return the folder on this machine with the tokenizer's files, or None when this place has none."""
         vocabulary = next((path for name in VOCABULARY_FILES if (path := self.find(name)) is not None), None)
-        if vocabulary is None:
-            return None
-        for filename in TOKENIZER_FILES:
-            # A hub snapshot holds only what was asked for: ask for each, so that the tokenizer is whole.
+        # A hub snapshot holds only what was asked for: ask for each, so that the tokenizer is whole.
+        for filename in TOKENIZER_FILES if vocabulary else ():
             self.find(filename)
-        return vocabulary.parent
+        return vocabulary and vocabulary.parent
 
 
-def _fetch(slug: str, repository: str, filename: str, revision: str) -> Path | None:
+def _fetch(spec: TeacherSpec, repository: str, filename: str, revision: str) -> Path | None:
     """Return the path of a hub file in the cache, downloading it once; None when the repository exists and has no such
     file. Raises TeacherError with the reason: offline, gated, no such repository or revision, no network."""
     # Some weights lie in a repository of the hub's other kind: `datasets/org/name`, as in its web address.
@@ -96,56 +89,43 @@ def _fetch(slug: str, repository: str, filename: str, revision: str) -> Path | N
     try:
         cached = huggingface_hub.try_to_load_from_cache(full_name, filename, revision=revision or None, repo_type=kind)
     except hub_errors.HFValidationError as error:
-        raise TeacherError(
-            f"teacher {slug!r}: {repository!r} is not a repository's name; write hf-hub:org/name"
-        ) from error
-    if isinstance(cached, str):
-        return Path(cached)
+        raise spec.error(f"{repository!r} is not a repository's name; write hf-hub:org/name") from error
     if cached is not None:
-        # The cache remembers that the hub said there is no such file.
-        return None
-    where = f"teacher {slug!r}: {repository}/{filename}"
-    elsewhere = f"or download the repository elsewhere and give {slug}=local-dir:/path"
+        # Not a path: the cache remembers that the hub said there is no such file.
+        return Path(cached) if isinstance(cached, str) else None
+    where, offline = f"{repository}/{filename}", is_offline_mode()
+    elsewhere = f"or download the repository elsewhere and give {spec.slug}=local-dir:/path"
     try:
         return Path(huggingface_hub.hf_hub_download(full_name, filename, revision=revision or None, repo_type=kind))
     except hub_errors.LocalEntryNotFoundError as error:
-        if not is_offline_mode():
-            raise TeacherError(
-                f"{where} is not in the cache {HF_HUB_CACHE} and the hub cannot be reached; "
-                f"connect, set HF_ENDPOINT to a mirror, {elsewhere}"
-            ) from error
-        if any(Path(HF_HUB_CACHE, f"{kind}s--{full_name.replace('/', '--')}", "snapshots").glob("*")):
+        folder = Path(HF_HUB_CACHE, f"{kind}s--{full_name.replace('/', '--')}", "snapshots")
+        if offline and any(folder.glob("*")):
             return None  # the repository was downloaded: a missing file was then not wanted
-        raise TeacherError(
-            f"{where} is not in the cache {HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
-            f"unset it once to download, {elsewhere}"
-        ) from error
+        obstacle = "the hub cannot be reached; connect, set HF_ENDPOINT to a mirror"
+        obstacle = "HF_HUB_OFFLINE is set; unset it once to download" if offline else obstacle
+        raise spec.error(f"{where} is not in the cache {HF_HUB_CACHE} and {obstacle}, {elsewhere}") from error
     except hub_errors.EntryNotFoundError:
         return None
     except hub_errors.GatedRepoError as error:
-        raise TeacherError(
+        raise spec.error(
             f"{where} is gated: accept its terms at https://huggingface.co/{repository}, "
             f"run `hf auth login`, {elsewhere}"
         ) from error
     except hub_errors.RevisionNotFoundError as error:
-        raise TeacherError(
-            f"{where}: the repository has no revision {revision!r}; leave it out or correct it"
-        ) from error
+        raise spec.error(f"{where}: the repository has no revision {revision!r}; leave it out or correct it") from error
     except hub_errors.RepositoryNotFoundError as error:
-        raise TeacherError(
+        raise spec.error(
             f"{where}: the hub knows no such repository, or it is private; check the name, "
             f"run `hf auth login`, {elsewhere}"
         ) from error
     except (_HTTP_ERROR, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TeacherError(
-            f"{where} could not be downloaded ({reason}); try again, set HF_ENDPOINT to a mirror, {elsewhere}"
+        raise spec.error(
+            f"{where} could not be downloaded ({cause(error)}); try again, set HF_ENDPOINT to a mirror, {elsewhere}"
         ) from error
 
 
 def source_of(spec: TeacherSpec) -> Source:
-    """Return the place of the weights."""
-    return Source(spec.slug, spec.source, spec.revision)
+    return Source(spec, spec.source, spec.revision)
 
 
 def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
@@ -159,52 +139,43 @@ def text_sources(spec: TeacherSpec, named: str = "") -> list[Source]:
         return [own]
     if spec.text_source.startswith(LOCAL_DIR):
         # Said by the user, so it goes before what happens to lie beside the weights.
-        return [Source(spec.slug, place), own]
+        return [Source(spec, place), own]
     nested = own.folder / place.rstrip("/").rpartition("/")[2] if own.folder else None
-    inside = [Source(spec.slug, f"{LOCAL_DIR}{nested}")] if nested and nested.is_dir() else []
-    return [own, *inside, Source(spec.slug, place)]
+    inside = [Source(spec, f"{LOCAL_DIR}{nested}")] if nested and nested.is_dir() else []
+    return [own, *inside, Source(spec, place)]
 
 
 def tokenizer_folder(spec: TeacherSpec, named: str = "") -> Path:
-    """Return the nearest folder with a tokenizer for this teacher. Raises TeacherError if there is none beside the
-    weights nor where the text tower comes from."""
+    """Return the nearest folder with a tokenizer for this teacher. Raises TeacherError if there is none."""
     sources = text_sources(spec, named)
     for source in sources:
-        folder = source.tokenizer_folder()
-        if folder is not None:
+        if folder := source.tokenizer_folder():
             return folder
-    raise TeacherError(
-        f"teacher {spec.slug!r}: no tokenizer in {' or '.join(source.place for source in sources)}; "
+    raise spec.error(
+        f"no tokenizer in {' or '.join(source.place for source in sources)}; "
         f"put {', '.join(VOCABULARY_FILES[:3])} or the like there, or name its folder with text_source"
     )
 
 
 def weight_files(spec: TeacherSpec, names: tuple[str, ...], all_of_them: bool = False) -> dict[str, Path]:
     """Return the files with the weights, by the names they were published under. Raises TeacherError if they are
-    missing; a model with random weights is never a teacher. `names`: what the loader looks for: the first that is there
-    (whole or in shards), or all of them; the spec's own `weights` go before."""
+    missing. `names`: the first that is there (whole or in shards), or all; the spec's own `weights` go before."""
     source = source_of(spec)
     if spec.weights or all_of_them:
         return {name: _original_or_converted(source, name) or source.need(name) for name in spec.weights or names}
     for name in names:
-        path = _original_or_converted(source, name)
-        if path is not None:
+        if path := _original_or_converted(source, name):
             return {name: path}
-        index = source.find(f"{name}.index.json")
-        if index is not None:
-            return {shard: source.need(shard) for shard in _shard_names(index)}
-    raise TeacherError(
-        f"teacher {spec.slug!r}: {spec.source} has no weights under {', '.join(names)}{source.listing()}; "
+        if index := source.find(f"{name}.index.json"):
+            weight_map = read_json(index).get("weight_map")
+            shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+            if not shards or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+                raise TeacherError(f"{index} has no weight_map from tensors to files beside it; download it again")
+            return {shard: source.need(shard) for shard in sorted(set(shards))}
+    raise spec.error(
+        f"{spec.source} has no weights under {', '.join(names)}{source.listing()}; "
         "name the file with 'weights' in a YAML card"
     )
-
-
-def _shard_names(index: Path) -> list[str]:
-    weight_map = read_json(index).get("weight_map")
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise TeacherError(f"{index} has no weight_map from tensors to files beside it; download it again")
-    return sorted(set(names))
 
 
 def _original_or_converted(source: Source, name: str) -> Path | None:

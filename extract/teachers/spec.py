@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, field_validator
 
 from mmkd.base.config import Frozen
+from mmkd.base.errors import TeacherError
 from mmkd.store import Preprocessing
 from mmkd.store.layout import check_slug
 
@@ -52,6 +53,9 @@ class TeacherSpec(Frozen):
     @classmethod
     def _slug_is_a_folder_name(cls, slug: str) -> str:
         return check_slug(slug)
+
+    def error(self, problem: str) -> TeacherError:
+        return TeacherError(f"teacher {self.slug!r}: {problem}")
 
     @property
     def folder(self) -> Path | None:

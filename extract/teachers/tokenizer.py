@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe, get_clean_fn
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, cause
 from mmkd.extract.teachers.source import TOKENIZER_FILES, file_sha256, settings_sha256
 
 # Steps between which padding costs at most a half; few, because each is a shape of its own for the kernels.
@@ -51,7 +51,6 @@ class TokenizerPlan:
         return settings_sha256({"files": hashes, "clean": self.clean, "mode": self.mode, "settings": self.settings})
 
     def build(self) -> Tokenizer:
-        """Load it."""
         return BuiltInBpe(self) if self.folder is None else FolderTokenizer(self)
 
 
@@ -59,7 +58,6 @@ class BuiltInBpe:
     """The byte-pair encoding of OpenAI's CLIP, as open_clip bundles it."""
 
     def __init__(self, plan: TokenizerPlan) -> None:
-        self._plan = plan
         self.lengths = plan.lengths
         self._tokenizer = SimpleTokenizer(
             context_length=plan.context_length, clean=plan.clean or "lower", **plan.settings
@@ -67,8 +65,7 @@ class BuiltInBpe:
 
     def __call__(self, captions: list[str]) -> tuple[torch.Tensor, list[int]]:
         """Return int64 (B, L) and untruncated lengths, start and end tokens included."""
-        lengths = [len(self._tokenizer.encode(caption)) + 2 for caption in captions]
-        return self._tokenizer(captions), lengths
+        return self._tokenizer(captions), [len(self._tokenizer.encode(caption)) + 2 for caption in captions]
 
     def check(self, slug: str, vocabulary: int) -> None:
         """Refuse a tower with fewer embeddings than the encoding has tokens. Raises TeacherError with both sizes."""
@@ -97,9 +94,8 @@ class FolderTokenizer:
                 **plan.settings,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:160]
             raise TeacherError(
-                f"the tokenizer in {plan.folder} cannot be loaded ({reason}); download its files again"
+                f"the tokenizer in {plan.folder} cannot be loaded ({cause(error, 160)}); download its files again"
             ) from error
         self._inner = self._wrapped.tokenizer
         if plan.clean is None:
@@ -116,24 +112,22 @@ class FolderTokenizer:
         """Refuse a tokenizer whose ids or special tokens the text tower cannot mean. Raises TeacherError with what was
         expected and what was found."""
         size, where = len(self._inner), f"teacher {slug!r}: the tokenizer in {self._plan.folder}"
-        remedy = "this is another teacher's tokenizer; name its own with text_source"
+        hint = "this is another teacher's tokenizer; name its own with text_source"
         if size > vocabulary:
-            raise TeacherError(f"{where} has {size} tokens, the text tower {vocabulary} embeddings: {remedy}")
+            raise TeacherError(f"{where} has {size} tokens, the text tower {vocabulary} embeddings: {hint}")
         if self._plan.pad_id is not None and self._inner.pad_token_id != self._plan.pad_id:
             raise TeacherError(
-                f"{where} pads with id {self._inner.pad_token_id}, the text tower with {self._plan.pad_id}: {remedy}"
+                f"{where} pads with id {self._inner.pad_token_id}, the text tower with {self._plan.pad_id}: {hint}"
             )
         if self._plan.kind == "bert" and None in (self._inner.cls_token_id, self._inner.sep_token_id):
-            raise TeacherError(f"{where} has no [CLS] or [SEP] token, which a BERT tower reads: {remedy}")
+            raise TeacherError(f"{where} has no [CLS] or [SEP] token, which a BERT tower reads: {hint}")
         if self._plan.eos_id is not None and self._inner.eos_token_id != self._plan.eos_id:
             raise TeacherError(
                 f"{where} ends a caption with id {self._inner.eos_token_id}, the text tower looks for "
-                f"{self._plan.eos_id}: {remedy}"
+                f"{self._plan.eos_id}: {hint}"
             )
         if self._plan.kind == "clip" and self._inner.eos_token_id != size - 1:
-            raise TeacherError(
-                f"{where} does not end a caption with its highest id, which a CLIP tower reads: {remedy}"
-            )
+            raise TeacherError(f"{where} does not end a caption with its highest id, which a CLIP tower reads: {hint}")
 
 
 Tokenizer = BuiltInBpe | FolderTokenizer

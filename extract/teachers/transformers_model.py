@@ -9,7 +9,6 @@ import transformers
 from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from torch import nn
 
-from mmkd.base.errors import TeacherError
 from mmkd.extract.teachers.hugging_face import build_strictly, make_config
 from mmkd.extract.teachers.loaders import FileLoader, Plan, read_options
 from mmkd.extract.teachers.source import Source, read_json, source_of, tokenizer_folder, weight_files
@@ -64,15 +63,13 @@ def _plan(spec: TeacherSpec) -> Plan:
     content = read_json(source.need(_CONFIG))
     kind = str(content.get("model_type"))
     if kind == _NAFLEX:
-        raise TeacherError(
-            f"teacher {spec.slug!r}: SigLIP 2 NaFlex, whose number of patches follows the picture, is not supported; "
+        raise spec.error(
+            "SigLIP 2 NaFlex, whose number of patches follows the picture, is not supported; "
             "take its checkpoint of one size, such as hf-hub:google/siglip2-base-patch16-224"
         )
     if kind not in _CLASSES:
-        raise TeacherError(
-            f"teacher {spec.slug!r}: config.json has type {kind!r}; this loader reads {', '.join(_CLASSES)}"
-        )
-    config = make_config(content, f"teacher {spec.slug!r}")
+        raise spec.error(f"config.json has type {kind!r}; this loader reads {', '.join(_CLASSES)}")
+    config = make_config(spec, content)
     text = config.text_config
     eos = text.eos_token_id
     return Plan(
@@ -142,12 +139,11 @@ class _ImageProcessor(BaseModel):
 def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
     """Read the preprocessing of preprocessor_config.json or processor_config.json. Raises TeacherError if it is
     missing, or asks for something that this loader would not do exactly."""
-    where = f"teacher {spec.slug!r}"
     found = [read_json(path) for name in _PREPROCESSORS if (path := source.find(name)) is not None]
     # A processor_config.json of transformers 4 beside the other says nothing of images.
     content = next((one for one in found if "image_processor" in one or "image_mean" in one), None)
     if content is None:
-        raise TeacherError(f"{where}: {spec.source} has no {' or '.join(_PREPROCESSORS)}{source.listing()}")
+        raise spec.error(f"{spec.source} has no {' or '.join(_PREPROCESSORS)}{source.listing()}")
     given = content.get("image_processor") or content
     try:
         asked = _ImageProcessor.model_validate(given)
@@ -155,8 +151,8 @@ def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "image_processor"
         reason = first["msg"].removeprefix("Value error, ")
-        raise TeacherError(
-            f"{where}: the image processor's configuration: {name}: {reason}; download it again, or give "
+        raise spec.error(
+            f"the image processor's configuration: {name}: {reason}; download it again, or give "
             "'preprocessing' in a YAML card"
         ) from error
     size, crop = asked.size, asked.crop_size or _Edges(height=224, width=224)
@@ -171,9 +167,8 @@ def _preprocessing(spec: TeacherSpec, source: Source) -> Preprocessing:
         fits = bool(cropped) and size.shortest_edge == min(height, width)
     exact = asked.do_resize and asked.do_normalize and abs(asked.rescale_factor * 255 - 1) < 1e-6
     if not (interpolation and exact and fits):
-        size_given, crop_given = given.get("size", 224), given.get("crop_size", 224)
-        raise TeacherError(
-            f"{where}: the image processor asks for size {size_given}, crop {crop_given}, resample "
+        raise spec.error(
+            f"the image processor asks for size {given.get('size', 224)}, crop {given.get('crop_size', 224)}, resample "
             f"{given.get('resample')}, which mmkd does not do exactly; give 'preprocessing' in a YAML card"
         )
     return Preprocessing(

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mmkd.base.errors import TeacherError
+from mmkd.base.errors import TeacherError, cause
 from mmkd.extract.teachers.source import file_sha256, settings_sha256
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ StateDict = dict[str, torch.Tensor]
 
 SAFETENSORS = ".safetensors"
 _ZIP = b"PK"
-_TORCH_FILES = (_ZIP, b"\x80")
-"""What torch files begin with: a zip archive, or the older bare pickle."""
 TEMPERATURE = "logit_scale"
 BARE_TENSOR = "tensor"
 """Name given to the content of a file that holds one tensor and no name."""
@@ -41,12 +39,8 @@ def read_weights(*paths: Path, trust_pickle: bool = False) -> StateDict:
     weights: StateDict = {}
     for path in paths:
         tensors = read_tensors(path, trust_pickle)
-        quantized = [
-            name
-            for name, tensor in tensors.items()
-            if name.endswith("weight") and tensor.dtype in (torch.int8, torch.uint8)
-        ]
-        if quantized:
+        eight_bit = [name for name, tensor in tensors.items() if tensor.dtype in (torch.int8, torch.uint8)]
+        if quantized := [name for name in eight_bit if name.endswith("weight")]:
             raise TeacherError(
                 f"{path} holds 8-bit integers for {quantized[0]} and {len(quantized) - 1} more tensors: mmkd reads no "
                 "quantized weights; take the float weights"
@@ -56,11 +50,9 @@ def read_weights(*paths: Path, trust_pickle: bool = False) -> StateDict:
 
 
 def read_tensors(path: Path, trust_pickle: bool = False) -> StateDict:
-    """Read a checkpoint: safetensors, or a torch file that holds nothing but tensors and plain values. A training
-    checkpoint is unwrapped (`state_dict`), a prefix of every key that
-    DataParallel (`module.`) or torch.compile (`_orig_mod.`) added is dropped. A bare tensor is returned
-    under `BARE_TENSOR`. Raises TeacherError if it is truncated or corrupted, not a checkpoint, or a pickle that only
-    `trust_pickle` may read."""
+    """Read a checkpoint: safetensors, or a torch file of tensors and plain values. A training checkpoint is unwrapped
+    (`state_dict`), the prefix of DataParallel (`module.`) or torch.compile (`_orig_mod.`) dropped; a bare tensor is
+    `BARE_TENSOR`. Raises TeacherError if it is damaged, no checkpoint, or a pickle that needs `trust_pickle`."""
     content = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path, trust_pickle)
     if isinstance(content, torch.Tensor):
         return {BARE_TENSOR: content}
@@ -95,7 +87,8 @@ def _read_torch(path: Path, trust_pickle: bool) -> Any:
     try:
         return _load(path, weights_only=True)
     except pickle.UnpicklingError as error:
-        if not _begins_with(path, *_TORCH_FILES) or "Weights only load failed" not in str(error):
+        # Torch files begin as a zip archive or as the older bare pickle.
+        if not _begins_with(path, _ZIP, b"\x80") or "Weights only load failed" not in str(error):
             raise _damaged(path, error) from error
         if not trust_pickle:
             raise TeacherError(
@@ -118,9 +111,8 @@ def _load(path: Path, weights_only: bool) -> Any:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception | str) -> TeacherError:
-    reason = " ".join(str(error).split())[:120]
-    return TeacherError(f"{path} is truncated or corrupted ({reason}); download it again")
+def _damaged(path: Path, error: Exception) -> TeacherError:
+    return TeacherError(f"{path} is truncated or corrupted ({cause(error, 120)}); download it again")
 
 
 def _begins_with(path: Path, *signatures: bytes) -> bool:
@@ -149,8 +141,7 @@ def _published_sha256(path: Path) -> str:
     if path.suffix != SAFETENSORS:
         return file_sha256(path)
     header, metadata = safetensors_header(path)
-    published = metadata.get(PUBLISHED_SHA256)
-    if published is None:
+    if (published := metadata.get(PUBLISHED_SHA256)) is None:
         return file_sha256(path)
     if file_sha256(path, skip=header) != metadata.get(PAYLOAD_SHA256):
         raise TeacherError(
@@ -166,10 +157,10 @@ def safetensors_header(path: Path) -> tuple[int, dict[str, str]]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > path.stat().st_size:
-                raise _damaged(path, "its header is longer than the file")
+                raise _damaged(path, ValueError("its header is longer than the file"))
             header = json.loads(file.read(length))
     except (OSError, struct.error, ValueError) as error:
-        raise _damaged(path, "no safetensors header") from error
+        raise _damaged(path, ValueError("no safetensors header")) from error
     return 8 + length, dict(header.get("__metadata__") or {})
 
 

@@ -19,11 +19,8 @@ from mmkd.base.tcga import tcga_patient
 from mmkd.store.card import TeacherCard
 from mmkd.store.convert.importing import Features, imported_card, missing_features, part_slices
 from mmkd.store.encoding import Encoding
-from mmkd.store.evaluation_rows import KIND as KIND_COLUMN
-from mmkd.store.evaluation_rows import SAMPLE, TEXT_OF
+from mmkd.store.evaluation_rows import KIND, SAMPLE, TEXT_OF
 from mmkd.store.layout import Tower, check_slug
-
-KIND = "h5-bags"
 
 
 class SlideTable(Protocol):
@@ -43,11 +40,10 @@ class SlideTable(Protocol):
 
 
 class BagFolder:
-    """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2), one model's. Every patch is a
-    row: key `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels). With a table also its
-    columns, and those of `mmkd.store.evaluation_rows`."""
+    """A folder of `SLIDE.h5` with `features` (n, D) or (1, n, D) and `coords` (n, 2). Every patch is a row: key
+    `SLIDE#x,y`, labels `slide`, `patient` (of TCGA names), `x`, `y` (level-0 pixels), and the columns of the table."""
 
-    kind = KIND
+    kind = "h5-bags"
     has_status = False
     towers: tuple[Tower, ...] = ("image",)
 
@@ -60,7 +56,7 @@ class BagFolder:
     def labels(self) -> tuple[str, ...]:
         """Label columns, each once; a table's `patient` overrides that of the slide's name."""
         own = ("slide", "patient", "x", "y")
-        return own if self.table is None else tuple(dict.fromkeys((*own, *self.table.labels, KIND_COLUMN, TEXT_OF)))
+        return own if self.table is None else tuple(dict.fromkeys((*own, *self.table.labels, KIND, TEXT_OF)))
 
     @cached_property
     def _bags(self) -> list[tuple[Path, int, int]]:
@@ -80,13 +76,11 @@ class BagFolder:
 
     def digest(self) -> str:
         facts: list[Any] = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path, _, _ in self._bags]
-        if self.table is not None:
-            facts.append(self.table.digest)
+        facts += [self.table.digest] if self.table else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield one row per patch, slide after slide. Raises CorpusError if the table has a line for none of the
-        slides."""
+        """Yield one row per patch, slide after slide. Raises CorpusError if the table has none of the slides."""
         slides = {path.stem: self._labels_of(path.stem) for path, _, _ in self._bags}
         columns = [name for name in (self.table.labels if self.table else ()) if name not in ("slide", "patient")]
         if self.table is not None and not any(labels[name] for labels in slides.values() for name in columns):
@@ -107,17 +101,16 @@ class BagFolder:
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
         labels: dict[str, str | None] = {"slide": slide, "patient": tcga_patient(slide)}
-        if self.table is None:
-            return labels
-        found = self.table.values(_table_key(self.table, slide))
-        labels |= {name: value for name, value in found.items() if value or name not in labels}
-        return labels | {KIND_COLUMN: SAMPLE, TEXT_OF: None}
+        if self.table is not None:
+            found = self.table.values(_table_key(self.table, slide))
+            labels |= {name: value for name, value in found.items() if value or name not in labels}
+            labels |= {KIND: SAMPLE, TEXT_OF: None}
+        return labels
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        return [imported_card(self.slug, f"{KIND}:{self.slug}", self._bags[0][2], encoding)]
+        return [imported_card(self.slug, f"{self.kind}:{self.slug}", self._bags[0][2], encoding)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Gather a range of rows, which may span several slides; there is no text."""
         out = missing_features(len(rows), cards)
         reasons: list[str | None] = []
         # An empty bag is a row of its own.

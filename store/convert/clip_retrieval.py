@@ -33,16 +33,16 @@ from mmkd.store.record import FIXED_NAMES
 from mmkd.store.samples import sample_schema
 from mmkd.store.writer import iter_shards
 
-KIND = "clip-retrieval"
 EXPORT = b"mmkd"
 """Key of the Parquet schema metadata for notes that the layout has no place for."""
+_TEXT_COLUMNS = ("key", "caption", "modality", "uri", "image_path")
 PREFIXES: dict[Tower, str] = {"image": "img_emb", "text": "text_emb"}
 
 
 class ClipRetrievalFolder:
     """A folder with `metadata/` and at least one of `img_emb/` and `text_emb/`: one model's features."""
 
-    kind = KIND
+    kind = "clip-retrieval"
 
     def __init__(self, root: Path, slug: str) -> None:
         self.folder = root
@@ -56,7 +56,7 @@ class ClipRetrievalFolder:
     @cached_property
     def _parts(self) -> list[tuple[int, Path, pq.FileMetaData]]:
         parts = []
-        for number, path in self._numbered("metadata", "metadata", ".parquet").items():
+        for number, path in self._numbered("metadata", ".parquet").items():
             try:
                 parts.append((number, path, pq.read_metadata(path)))
             except (OSError, pa.ArrowException) as error:
@@ -65,9 +65,9 @@ class ClipRetrievalFolder:
             raise CorpusError(f"{self.folder} holds no metadata/metadata_0.parquet; name a folder of clip-retrieval")
         return parts
 
-    def _numbered(self, folder: str, prefix: str, suffix: str) -> dict[int, Path]:
+    def _numbered(self, prefix: str, suffix: str) -> dict[int, Path]:
         found: dict[int, Path] = {}
-        for path in list_folder(self.folder / folder, f"{prefix}_*{suffix}"):
+        for path in list_folder(self.folder / prefix, f"{prefix}_*{suffix}"):
             number = re.fullmatch(rf"{prefix}_(\d+){re.escape(suffix)}", path.name)
             if number and (other := found.setdefault(int(number[1]), path)) is not path:
                 raise CorpusError(f"{other} and {path.name} have the same number; rename one of them")
@@ -77,7 +77,7 @@ class ClipRetrievalFolder:
     def _files(self) -> dict[Tower, dict[int, Path]]:
         """Features by tower and number. Raises CorpusError for a file without a metadata part."""
         numbers = {number for number, _, _ in self._parts}
-        files = {tower: self._numbered(prefix, prefix, ".npy") for tower, prefix in PREFIXES.items()}
+        files = {tower: self._numbered(prefix, ".npy") for tower, prefix in PREFIXES.items()}
         for path in (path for found in files.values() for number, path in found.items() if number not in numbers):
             raise CorpusError(f"{path} has no metadata part of its number; bring the part, or take the file away")
         return files
@@ -88,8 +88,7 @@ class ClipRetrievalFolder:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Columns of any part that have no place among the fixed ones, as text; `_label` gives their names. Raises
-        CorpusError if two columns would have one name."""
+        """Columns of any part that have no fixed place. Raises CorpusError if two would have one name."""
         own: dict[str, str] = {}
         for _, path, metadata in self._parts:
             names = metadata.schema.to_arrow_schema().names
@@ -118,15 +117,11 @@ class ClipRetrievalFolder:
             raise CorpusError(f"{path}: what `mmkd store export` noted cannot be read; export again") from error
 
     def _label(self, name: str) -> str | None:
-        """Return the label that a metadata column becomes: under its own name unless a store uses that for something
-        else."""
         if self._export is not None:
             return name if name in self._export["labels"] else None
-        if name in ("key", "caption", "modality", "uri", "image_path"):
+        if name in _TEXT_COLUMNS:
             return None
-        if name in FIXED_NAMES:
-            return f"metadata_{name}"
-        return name
+        return f"metadata_{name}" if name in FIXED_NAMES else name
 
     def digest(self) -> str:
         content = hashlib.sha256()
@@ -139,7 +134,7 @@ class ClipRetrievalFolder:
         for number, file, _ in self._parts:
             table = pq.ParquetFile(file).read(use_threads=False)
             for index, name in enumerate(table.column_names):
-                if name in ("key", "caption", "modality", "uri", "image_path"):
+                if name in _TEXT_COLUMNS:
                     table = table.set_column(index, name, _as_text(table[name]))
             names = {self._label(name): name for name in table.column_names}
             texts = {label: _as_text(table[name]).to_pylist() for label, name in names.items() if label is not None}
@@ -161,7 +156,7 @@ class ClipRetrievalFolder:
         if self._export is not None:
             card = TeacherCard.model_validate({k: v for k, v in self._export["card"].items() if k != "digest"})
             return [card.with_encoding(encoding or card.encoding)]
-        return [imported_card(self.slug, f"{KIND}:{self.slug}", dims.pop(), encoding)]
+        return [imported_card(self.slug, f"{self.kind}:{self.slug}", dims.pop(), encoding)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         (card,) = cards
@@ -193,8 +188,7 @@ class ClipRetrievalFolder:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return values of any type as a label has them: NaN is null, numbers as Arrow prints them, lists and structures as
-    JSON, bytes that are not text in hex."""
+    """Return NaN as null, numbers as Arrow prints them, lists and structures as JSON, other bytes in hex."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
@@ -212,11 +206,9 @@ def _plain(value: object) -> str:
 
 
 def export_npy(store: FeatureStore, out: Path) -> int:
-    """Write `OUT/<slug>/` for each teacher in this layout, one part for each shard; returns the parts written. Every
-    row of an input is there, so positions agree between teachers; a missing feature is NaN. The metadata hold all
-    columns of the sample table, and note in the Parquet schema the teacher's card and the folder of the images."""
+    """Write `OUT/<slug>/` for each teacher, one part for each shard; return the parts written. A missing feature is
+    NaN. The metadata hold all sample columns, the Parquet schema notes the card and the folder of the images."""
     width = len(str(store.shards))
-    parts = 0
     inputs = np.concatenate([np.arange(span.start, span.stop) for span in iter_shards(store.record)])
     rows = StoreRows([(store, inputs)], incomplete=True)
     schema = sample_schema(rows.labels)
@@ -236,5 +228,4 @@ def export_npy(store: FeatureStore, out: Path) -> int:
                 table = table.append_column("image_path", table["uri"])
             pq.write_table(table.replace_schema_metadata(noted), buffer)
             write_atomically(out / slug / "metadata" / f"metadata_{suffix}.parquet", buffer.getbuffer())
-            parts += 1
-    return parts
+    return store.shards * len(store.teachers)

@@ -26,13 +26,10 @@ from mmkd.store.writer import iter_shards
 CODECS = ("zstd", "blosc", "gzip")
 """zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes last in each."""
 
-_SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32", "uint8": "U8", "int64": "I64"}
-
 
 def export_parquet(store: FeatureStore, out: Path) -> int:
     """Write `OUT/data/train-*.parquet` as Hugging Face `datasets` reads it, one file per shard; return how many.
-    Columns: those of the sample table, then `<slug>_image` and `<slug>_text` as fixed-size lists; null where missing.
-    `_features` is added to the name where a label has it."""
+    Features follow the sample columns as lists `<slug>_image` and `<slug>_text`, null where missing."""
     valid = {slug: store.valid(slug) for slug in store.teachers}
     for shard, span in enumerate(iter_shards(store.record)):
         table = store.sample_table(filter=in_rows(span))
@@ -55,10 +52,11 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
 def encode_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
     """Return the bytes of a safetensors file: eight bytes of header length, a JSON header that ends at a multiple of
     eight, the tensors' bytes (huggingface/safetensors, README "Format")."""
+    types = {"float16": "F16", "float32": "F32", "uint8": "U8", "int64": "I64"}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, values in tensors.items():
-        kind, end = _SAFETENSORS_TYPES[values.dtype.name], offset + values.nbytes
+        kind, end = types[values.dtype.name], offset + values.nbytes
         header[name] = {"dtype": kind, "shape": list(values.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -86,21 +84,18 @@ def export_safetensors(store: FeatureStore, out: Path) -> int:
 
 @dataclass(frozen=True)
 class ArchiveReport:
-    """Savings of an archive."""
+    """Arrays of an archive; bytes of their values, and of their chunks in the archive."""
 
     arrays: int
     stored: int
-    """Bytes of the arrays' values, uncompressed."""
     archived: int
-    """Bytes of the arrays' chunks in the archive."""
 
 
 def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
-    """Write the store as compressed plain Zarr v3 with its Parquet parts into the new folder `out`: to keep or to send,
-    not to train from. Values are those of the store, bit for bit, and any Zarr v3 reader opens it. It is no store:
-    compressed chunks cannot be mapped, and there is no ledger, so a shard without an entry holds the fill value.
-    `codec` is one of `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry: nothing unchecked is
-    archived; StoreError if `out` cannot be written."""
+    """Write the store as compressed plain Zarr v3 with its Parquet parts into the new folder `out`: to keep or to send.
+    It is no store: compressed chunks cannot be mapped, and a shard without an entry holds the fill value. `codec`: of
+    `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry; StoreError if `out` cannot be
+    written."""
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
     from zarr import codecs  # noqa: PLC0415
 

@@ -38,13 +38,11 @@ Features = dict[tuple[str, str], NDArray[np.floating[Any]]]
 
 
 class FeatureSource(Protocol):
-    """Features in another layout, whose name is `kind`. Every row's `uri` is relative to the folder or URL `root`;
-    `labels` are the columns beside the fixed ones; `digest` changes when the index of the source does. With
-    `has_status`, `rows` gives `status` and `reason`, which are kept; else they follow from `features`: a row that lacks
-    one of `towers` (the text only if it has a caption) is partial, or failed without any feature."""
+    """Features in another layout, `kind`. Every row's `uri` is relative to `root`; `labels` are the columns beside the
+    fixed ones; `digest` changes when the index does. With `has_status`, `rows` gives `status` and `reason`; else a row
+    that lacks one of `towers` (the text only if it has a caption) is partial, or failed without any feature."""
 
-    @property
-    def kind(self) -> str: ...
+    kind: str
 
     @property
     def root(self) -> Path | StorePath: ...
@@ -72,18 +70,16 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Counts of one import."""
+    """Rows of the store, shards that this import wrote, and rows of these without any feature."""
 
     rows: int
     shards: int
-    """Shards that this run wrote; those that were there before are not counted."""
     failed: int
-    """Rows of them without any feature."""
 
 
 def part_slices(rows: pa.Table, sizes: Iterable[int]) -> Iterator[tuple[int, slice, slice]]:
-    """Find consecutive `rows` in parts of these sizes that lie one after another. Yields the number of each part that
-    holds some of them, the slice of the part, and its place in `rows`."""
+    """Find consecutive `rows` in parts of these sizes, one after another. Yields the number of each part that holds
+    some of them, the slice of the part, and its place in `rows`."""
     start, first = 0, rows["row"][0].as_py()
     end = first + len(rows)
     for number, size in enumerate(sizes):
@@ -117,11 +113,9 @@ def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -
 def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
-    """Bring `source` into a store at `root`; running it again finishes what is left. A value that does not fit the
-    encoding (beyond 65504 in float16) makes its row missing, never infinite. `encoding` None: as in the source, float16
-    if it has none. `progress` is called with shards done and shards in all. Raises CorpusError if the source is empty,
-    damaged, or not the one that the store was begun with; StoreError if the store cannot be written, or holds other
-    features; BusyStoreError if another process writes to it."""
+    """Bring `source` into a store at `root`; running it again finishes what is left. `encoding` None: the source's,
+    else float16. `progress` takes shards done, and all of them. Raises CorpusError if the source is empty, damaged, or
+    not that of the store; StoreError if the store cannot be written, or holds other features; BusyStoreError."""
     with only_writer(root, "mmkd store import/subset/merge"):
         # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)
@@ -138,8 +132,7 @@ def import_features(
         written = failed = 0
         shards = record.spans()[0].shards  # what was appended later is not this source's business
         for shard in shards:
-            lacking = [card for card in cards if (shard, card.slug) not in store.ledger]
-            if lacking:
+            if lacking := [card for card in cards if (shard, card.slug) not in store.ledger]:
                 failed += _import_shard(source, store, shard, lacking)
                 written += 1
             progress(shard + 1, len(shards))
@@ -190,17 +183,12 @@ def _judge_rows(
 
 
 def _create(source: FeatureSource, root: StorePath) -> None:
+    place = str(source.root)
     with _spool(source.rows(), sample_schema(source.labels)) as index:
         if not len(index):
-            raise CorpusError(f"{source.root} holds no rows")
-        corpus = CorpusRecord(
-            kind=source.kind,
-            location=str(source.root),
-            root=str(as_root(str(source.root)).resolve()),
-            rows=len(index),
-            labels=source.labels,
-            digest=source.digest(),
-        )
+            raise CorpusError(f"{place} holds no rows")
+        facts: dict[str, Any] = {"kind": source.kind, "labels": source.labels, "digest": source.digest()}
+        corpus = CorpusRecord(location=place, root=str(as_root(place).resolve()), rows=len(index), **facts)
         create_store(root, corpus, index)
 
 
@@ -223,19 +211,14 @@ def _spool(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Tab
                 keys.writelines(map(key_hash, names))
         with pa.memory_map(str(spool)) as mapped:
             index = pa.ipc.open_stream(mapped).read_all()
-            _refuse_equal_keys(index, hashes)
+            if duplicates := find_duplicates(lambda: _batches(hashes), len(index)):
+                row = min(duplicates)
+                key, first = index["key"][row].as_py(), duplicates[row]
+                raise CorpusError(f"key {key!r} names rows {first} and {row}; make the keys distinct and import again")
             yield index
 
 
-def _refuse_equal_keys(index: pa.Table, hashes: Path) -> None:
-    def batches() -> Iterator[NDArray[np.uint64]]:
-        with hashes.open("rb") as file:
-            while data := file.read(16 * _BATCH):
-                yield np.frombuffer(data, dtype=np.uint64).reshape(-1, 2)
-
-    if duplicates := find_duplicates(batches, len(index)):
-        row = min(duplicates)
-        key = index["key"][row].as_py()
-        raise CorpusError(
-            f"key {key!r} names rows {duplicates[row]} and {row}; make the keys distinct and import again"
-        )
+def _batches(hashes: Path) -> Iterator[NDArray[np.uint64]]:
+    with hashes.open("rb") as file:
+        while data := file.read(16 * _BATCH):
+            yield np.frombuffer(data, dtype=np.uint64).reshape(-1, 2)

@@ -33,7 +33,6 @@ KIND = "mmkd-release"
 FILES = ("clips_output", "clips_project_output")
 ImageMode = Literal["link", "copy", "none"]
 SUFFIXES = {"image": "img", "text": "txt"}
-_LABELS = ("folderid", "metapath", "available_clips")
 _CARRIED = frozenset(("row", "key", "caption", "uri", "metapath", "available_clips", "folderid"))
 """Columns with a place in `meta.jsonl`; its `folderid` comes from the key."""
 _TRIES = 100
@@ -46,7 +45,7 @@ class OriginalRelease:
     kind = KIND
     has_status = False
     towers = TOWERS
-    labels = _LABELS
+    labels = ("folderid", "metapath", "available_clips")
 
     def __init__(self, root: Path, file: str = FILES[0]) -> None:
         self.root = root
@@ -72,8 +71,8 @@ class OriginalRelease:
             }
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """Return one card for each name in any `available_clips`; the width is that of the first file that has it.
-        Raises CorpusError if none of the first hundred files that should hold a teacher does."""
+        """Return one card for each name in any `available_clips`, as wide as in the first file that has it. Raises
+        CorpusError if none of the first hundred files that should hold a teacher does."""
         dims: dict[str, int] = {}
         tries = Counter[str]()
         for row in self._lines():
@@ -92,7 +91,6 @@ class OriginalRelease:
         return [imported_card(slug, source + name, dims[name], encoding) for slug, name in self._names.items()]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
-        """Read each row's file once for all teachers; what a file lacks stays NaN."""
         out = missing_features(len(rows), cards)
         reasons: list[str | None] = []
         for index, key in enumerate(rows["key"].to_pylist()):
@@ -149,7 +147,6 @@ class OriginalReport:
     left_out: int
     """Rows without any feature: the release's loader needs a file for each line."""
     images: int
-    """Images linked or copied."""
     images_missing: int
     """Samples whose image could not be copied; their `imgpath` names a file that is not there."""
     incomplete: int = 0
@@ -161,12 +158,9 @@ class OriginalReport:
 def export_original(
     store: FeatureStore, out: Path, files: Sequence[str] | None = None, images: ImageMode = "none"
 ) -> OriginalReport:
-    """Write a store in the release's layout into the new folder `out`. Features become float32. The release's loader
-    reads `clips_project_output.pt`, the teachers in the order of `available_clips` (as imported, else that of the
-    store), and the image `imgpath` below the same root. `files`: names among `FILES` for each sample's features; by
-    default `imported_files`. `images`: `link` makes symbolic links to image files and copies members of archives,
-    `copy` copies all, `none` leaves them out. Raises CorpusError for a key that cannot name a folder, or two that would
-    name the same; StoreError if `out` cannot be written."""
+    """Write a store in the release's layout, float32, into the new folder `out`. `files`: among `FILES`, by default
+    `imported_files`. `images`: `link` makes symbolic links to files and copies members of archives. Raises CorpusError
+    for a key that cannot name a folder, or two that would name the same; StoreError if `out` cannot be written."""
     names = {
         slug: card.source.rpartition(":")[2] if card.source.startswith(f"{KIND}:") else slug
         for slug, card in store.teachers.items()
@@ -222,13 +216,11 @@ def imported_files(store: FeatureStore) -> tuple[str, ...]:
 
 
 def _copy_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, images: str) -> tuple[str, bool]:
-    """Return the path below `out` of a row's image, and whether it could be copied. A plain relative path keeps its
-    name."""
+    """Return the path below `out` of a row's image (a plain relative one is kept), and whether it could be copied."""
     uri, root = row["uri"], store.record.image_root(row["row"])
     plain = not leaves_root(root, uri) and "#" not in uri and row["offset"] is None and ".." not in Path(uri).parts
     path = uri if plain and not Path(uri).is_absolute() else name + PurePosixPath(uri.partition("#")[0]).suffix
-    target = out / path
-    source = Path(root) / uri
+    target, source = out / path, Path(root) / uri
     if plain and images == "link" and "://" not in root and source.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.is_symlink():
@@ -244,8 +236,7 @@ def _copy_image(store: FeatureStore, row: dict[str, Any], out: Path, name: str, 
 def _row_tensors(
     store: FeatureStore, names: dict[str, str], valid: dict[str, NDArray[np.uint8]], row: dict[str, Any]
 ) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
-    """Return one row's features under the release's names, and the teachers that have both, in the order as
-    imported."""
+    """Return one row's features under the release's names, and the teachers that have both, in imported order."""
     order = {name: place for place, name in enumerate((row.get("available_clips") or "").split(","))}
     tensors, complete = {}, []
     for slug, name in sorted(names.items(), key=lambda item: order.get(item[1], len(order))):

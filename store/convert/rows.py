@@ -6,6 +6,7 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,9 @@ from mmkd.store.selections import read_selection
 
 
 class StoreRows:
-    """A `FeatureSource` of stores, each with the rows to take, int64 (n,), in the order given. `teachers`: slugs to
-    keep; when None all, which every store must have. `incomplete`: also take rows that a teacher has not extracted:
-    they keep their status, and their features stay missing. Raises UserError for a teacher that a store lacks, or rows
-    that a teacher has not extracted; TeacherMismatchError for one name with two digests."""
+    """A `FeatureSource` of stores, each with the rows to take, int64 (n,), in order. `teachers`: slugs to keep; None:
+    all, which every store must have. `incomplete`: also take rows that a teacher has not extracted. Raises UserError
+    for a missing teacher or extraction; TeacherMismatchError for one name with two digests."""
 
     kind = "rows"
     has_status = True
@@ -47,8 +47,7 @@ class StoreRows:
         first = parts[0][0]
         self._slugs = tuple(first.teachers) if teachers is None else tuple(teachers)
         for store, _ in parts:
-            other = sorted(store.teachers.keys() - set(self._slugs)) if teachers is None else []
-            if other:
+            if teachers is None and (other := sorted(store.teachers.keys() - set(self._slugs))):
                 raise UserError(
                     f"{store.root} has {', '.join(other)}, {first.root} has not; name the teachers to keep with "
                     f"--teachers {','.join(slug for slug in self._slugs if slug in store.teachers) or 'NAMES'}"
@@ -65,8 +64,7 @@ class StoreRows:
         self.labels = tuple(dict.fromkeys(label for store, _ in parts for label in store.record.labels))
 
     def digest(self) -> str:
-        """Return the digest of the sources' corpora, the chosen rows and teachers, and the ledger entries of their
-        shards: a store that was begun before its source was extracted further is not continued."""
+        """Cover corpora, rows, teachers and ledger entries: a source that was extracted further is another one."""
         content = hashlib.sha256(json.dumps(self._slugs).encode())
         for store, rows in self.parts:
             corpora = "".join(span.corpus.digest for span in store.record.spans())
@@ -93,18 +91,16 @@ class StoreRows:
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         slices = list(part_slices(rows, (len(taken) for _, taken in self.parts)))
         out: Features = {}
-        for card in cards:
-            for tower in TOWERS:
-                pieces = [self.parts[i][0].features(card.slug, tower)[self.parts[i][1][part]] for i, part, _ in slices]
-                out[card.slug, tower] = np.concatenate(pieces)
+        for slug, tower in product((card.slug for card in cards), TOWERS):
+            pieces = [self.parts[i][0].features(slug, tower)[self.parts[i][1][part]] for i, part, _ in slices]
+            out[slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
 
 
 def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterable[str]) -> None:
     shards = rows // store.record.rows_per_shard
     for slug in slugs:
-        lacking = [shard for shard in np.unique(shards).tolist() if (shard, slug) not in store.ledger]
-        if lacking:
+        if lacking := [shard for shard in np.unique(shards).tolist() if (shard, slug) not in store.ledger]:
             raise UserError(
                 f"{np.isin(shards, lacking).sum():,} of {len(rows):,} rows of {store.root} are not extracted by {slug} "
                 f"(shard {lacking[0]} is the first): finish `mmkd extract`, choose other rows or teachers, or take "
@@ -113,8 +109,7 @@ def _refuse_missing(store: FeatureStore, rows: NDArray[np.int64], slugs: Iterabl
 
 
 def _common_root(roots: set[str]) -> StorePath:
-    """Return the folder that all images are below: the root, or the deepest folder that several roots share. Raises
-    UserError if images lie on disk and behind a URL, or in several buckets."""
+    """Return the deepest folder that all roots share. Raises UserError for disk and URL, or several buckets."""
     if len(roots) == 1:
         return as_root(roots.pop())
     origins = {"/".join(root.split("/")[:3]) if "://" in root else "/" for root in roots}
@@ -149,10 +144,9 @@ def _sample_rows(store: FeatureStore, rows: NDArray[np.int64]) -> Iterator[pa.Ta
 def chosen_rows(
     store: FeatureStore, keys: Sequence[str] | None = None, where: str | None = None, selection: str | None = None
 ) -> NDArray[np.int64]:
-    """Return the rows that satisfy all conditions, int64 (n,): in the order of `keys`, else in grid order; absent rows
-    never. `where` is a condition as in SQL's WHERE (`mmkd.base.conditions`), `selection` one that chooses any teacher
-    for the row. Raises UserError for a key, column or selection that the store lacks, or if no row is left; ConfigError
-    for a condition that cannot be read."""
+    """Return the rows that satisfy all conditions, int64 (n,), in the order of `keys`, else in grid order. `where`: as
+    in SQL (`mmkd.base.conditions`); `selection`: one that keeps any teacher for the row. Raises UserError for a key,
+    column or selection that the store lacks, or if no row is left; ConfigError for a condition that cannot be read."""
     keep: pads.Expression = pads.field("status") != "absent"
     if where is not None:
         keep &= parse_condition(where, store.samples.schema)
@@ -173,8 +167,7 @@ def chosen_rows(
         place = {key: -row for _, row, key in named}
         lost = [key for key in keys if key not in place]
         if lost and where is None and selection is None:
-            counts = f"{len(lost)} of {len(keys)} keys are not in it"
-            raise UserError(f"{store.root} has no key {lost[0]!r} ({counts})")
+            raise UserError(f"{store.root} has no key {lost[0]!r} ({len(lost)} of {len(keys)} keys are not in it)")
         rows = np.array([place[key] for key in dict.fromkeys(keys) if key in place], dtype=np.int64)
     if not len(rows):
         raise UserError(f"no row of {store.root} fits; `mmkd store info {store.root}` shows what it holds")

@@ -1,9 +1,6 @@
-"""PyTorch's `.pt` zip files of named tensors, read and written without PyTorch and without trusting them.
-
-A `.pt` file is a zip of `data.pkl`, a pickle that describes tensors, and `data/0`, `data/1`, ..., their raw bytes. The
-pickle may name a handful of constructors; anything else is refused before it is called. Layout: PyTorch,
-torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`).
-"""
+"""PyTorch's `.pt` zip files of named tensors, read and written without PyTorch and without trusting them: `data.pkl`, a
+pickle that may name a handful of constructors, and `data/0`, `data/1`, ..., raw bytes. Layout: PyTorch,
+torch/serialization.py and torch/_utils.py (`_rebuild_tensor_v2`)."""
 
 from __future__ import annotations
 
@@ -37,8 +34,7 @@ _PICKLE_ERRORS = (
 
 
 def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
-    """Read a dict of float tensors, in the shapes and float types of the file. Raises CorpusError if it is not such a
-    file, damaged, or a pickle of anything but tensors."""
+    """Read a dict of float tensors. Raises CorpusError if it is damaged, or a pickle of anything but tensors."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
@@ -55,11 +51,10 @@ def read_tensors(data: bytes) -> dict[str, NDArray[np.floating[Any]]]:
         raise CorpusError(f"is not a PyTorch zip file: {error}") from error
     except _PICKLE_ERRORS as error:
         raise CorpusError(f"cannot be read as tensors: {error}") from error
-    if isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in content.items()
-    ):
-        return dict(content)
-    raise CorpusError("holds something else than a dict of tensors")
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, np.ndarray) for value in content.values()):
+        raise CorpusError("holds something else than a dict of tensors")
+    return dict(content)
 
 
 class _Rebuild:
@@ -87,7 +82,6 @@ class _TensorUnpickler(pickle.Unpickler):
         self._stored = stored
 
     def find_class(self, module: str, name: str) -> Any:
-        """Admit what a dict of float tensors needs, and nothing else."""
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _Rebuild()
         if (module, name) == ("collections", "OrderedDict"):
@@ -128,8 +122,7 @@ def write_tensors(tensors: Mapping[str, NDArray[np.float32]], name: str) -> byte
 
 
 def _text(value: str) -> bytes:
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
 def _integer(value: int) -> bytes:

@@ -21,7 +21,6 @@ class Activity:
     """Activity by the logs and newest files. The ledger is authoritative, not the logs."""
 
     runs: int
-    """Logs in `runs/`."""
     seconds: dict[str, float]
     """Summed over runs, workers and threads: `read`, `decode`, `write`, and `image SLUG`, `text SLUG` for forwards."""
     last_write: str | None
@@ -30,7 +29,6 @@ class Activity:
     running: bool
     """Written to within `FRESH_SECONDS`, and not complete: a run is probably in progress."""
     unreadable_lines: int
-    """Malformed log lines, such as the last one of a run that was killed."""
 
     def by_teacher(self) -> dict[str, dict[str, float]]:
         """Return forward seconds by teacher, as {slug: {"image": s, "text": s}}, without the shared phases."""
@@ -43,9 +41,8 @@ class Activity:
 
 
 def activity(root: StorePath, complete: bool) -> Activity:
-    """Read the logs in `runs/` and the times of ledger entries and temporary files. Behind a URL the times of files are
-    not known, and the store counts as not running; so it does when `complete`, every shard of every teacher being
-    recorded."""
+    """Read the logs in `runs/` and the times of ledger entries and temporary files. A store behind a URL, whose files
+    have no times, or that is `complete` counts as not running."""
     logs = run_seconds(root)
     newest = None
     listed = (*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,11 @@ class Coverage:
 
     teachers: tuple[str, ...]
     rows: tuple[int, ...]
-    """Corpus rows of each shard."""
     done: NDArray[np.bool_]
     """(T, S): the shard has a ledger entry."""
     image: NDArray[np.float64]
-    """(T, S): rows with a sound image feature, as a share of the shard's rows; 0 where there is no entry."""
     text: NDArray[np.float64]
-    """(T, S): the same for captions."""
+    """(T, S): rows with a sound feature, as a share of the shard's rows; 0 where there is no entry."""
 
     def holes(self, slug: str) -> list[tuple[int, int]]:
         """Return ranges (first, last) of shards that the teacher lacks, in order."""
@@ -37,8 +36,7 @@ class Coverage:
         return [(int(run[0]), int(run[-1])) for run in runs if len(run)]
 
     def line(self, slug: str, columns: int = MAP_COLUMNS, ascii_only: bool = False) -> str:
-        """Return one teacher's shards from left to right in at most `columns` characters. Shards that share a character
-        show the worst of them, so that a single hole among thousands of shards cannot be overlooked."""
+        """Return one teacher's shards in at most `columns` characters; shards that share one show the worst of them."""
         index = self.teachers.index(slug)
         share = np.maximum(self.image[index], self.text[index])
         cells = ""
@@ -65,18 +63,16 @@ def coverage(store: FeatureStore) -> Coverage:
     rows = tuple(len(store.record.shard_rows(shard)) for shard in range(store.shards))
     shape = (len(store.teachers), store.shards)
     done, image, text = np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape)
-    for index, slug in enumerate(store.teachers):
-        for shard in range(store.shards):
-            entry = store.ledger.get((shard, slug))
-            if entry is not None:
-                done[index, shard] = True
-                image[index, shard] = entry.image_rows / rows[shard]
-                text[index, shard] = entry.text_rows / rows[shard]
+    for (index, slug), shard in product(enumerate(store.teachers), range(store.shards)):
+        if entry := store.ledger.get((shard, slug)):
+            done[index, shard] = True
+            image[index, shard] = entry.image_rows / rows[shard]
+            text[index, shard] = entry.text_rows / rows[shard]
     return Coverage(tuple(store.teachers), rows, done, image, text)
 
 
 def shard_ranges(ranges: list[tuple[int, int]], most: int = 8) -> str:
     """Return ranges as a user writes them: `3, 7-9`; beyond `most` of them only their number is given."""
     shown = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:most]]
-    more = len(ranges) - most
-    return ", ".join([*shown, *([f"and {more} more ranges"] if more > 0 else [])])
+    shown += [f"and {len(ranges) - most} more ranges"] if len(ranges) > most else []
+    return ", ".join(shown)

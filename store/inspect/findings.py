@@ -37,7 +37,6 @@ class Finding:
     severity: Severity
     text: str
     command: str
-    """Command that shows more or fixes it."""
 
 
 def store_findings(info: StoreInfo) -> Iterator[Finding]:
@@ -46,8 +45,7 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
     if not info.cards:
         yield Finding("fault", "no teacher has been run: the store holds rows and no features", "mmkd extract")
     for slug in info.coverage.teachers:
-        holes = info.coverage.holes(slug)
-        if holes:
+        if holes := info.coverage.holes(slug):
             count = sum(last - first + 1 for first, last in holes)
             state = "being written" if info.activity.running else "missing"
             text = f"{slug} lacks {count} of {info.summary.shards} shards ({shard_ranges(holes)}): {state}"
@@ -55,14 +53,12 @@ def store_findings(info: StoreInfo) -> Iterator[Finding]:
             yield Finding("warning" if info.activity.running else "fault", text, command)
     failed = sum(info.summary.status.get(name, 0) for name in ("failed", "partial"))
     if failed > FAILED_SHARE * max(info.summary.rows, 1):
-        share = failed / info.summary.rows
-        text = f"{counted(failed, 'row')} ({share:.1%}) failed in part or whole"
+        text = f"{counted(failed, 'row')} ({failed / info.summary.rows:.1%}) failed in part or whole"
         yield Finding("warning", text, f"mmkd store info {root} --json")
 
 
 def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
-    """Find problems of the features: broken rows, dead dimensions, collapse, captions that do not fit, equal
-    teachers."""
+    """Find broken rows, dead dimensions, collapse, captions that do not fit, equal teachers."""
     root = quote(statistics.root)
     command = f"mmkd store stats {root}"
     for tower in statistics.towers:
@@ -70,8 +66,7 @@ def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
         for severity, text in _tower(tower):
             yield Finding(severity, f"{tower.slug} {tower.tower}: {text}", see)
     for pairs in statistics.pairs:
-        fault = _mismatch(pairs) if pairs.pairs >= FEW_ROWS else None
-        if fault:
+        if pairs.pairs >= FEW_ROWS and (fault := _mismatch(pairs)):
             yield Finding("fault", f"{pairs.slug}: {fault}", f"{command} --teachers {pairs.slug}")
     yield from _repeats(statistics, root)
     for matrix in statistics.agreement:
@@ -80,8 +75,7 @@ def statistics_findings(statistics: StoreStatistics) -> Iterator[Finding]:
 
 
 def _tower(tower: TowerStatistics) -> Iterator[tuple[Severity, str]]:
-    broken = tower.not_finite + tower.zero
-    if broken:
+    if broken := tower.not_finite + tower.zero:
         rows = ", ".join(map(str, tower.broken_rows[:5])) + (", ..." if broken > 5 else "")
         bad = f"{counted(tower.not_finite, 'row')} not finite and {tower.zero:,} zero"
         yield "fault", f"{bad} although called sound (row {rows})"

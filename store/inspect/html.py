@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from html import escape
 
-from mmkd.base.text import number
+from mmkd.base.text import html_table, number
 from mmkd.store.inspect.findings import statistics_findings
 from mmkd.store.inspect.pairs import modality_names
 from mmkd.store.inspect.statistics import StoreStatistics
@@ -26,38 +25,25 @@ def statistics_html(statistics: StoreStatistics) -> str:
          str(len(t.dead_dimensions) + len(t.constant_dimensions)), f"{t.repeated_rows:,}")
         for t in statistics.towers
     ]  # fmt: skip
-    parts += _table("Features", features, towers)
+    parts.append(html_table("Features", features, towers))
     teachers = ("teacher", "pairs", "matched cosine", "unmatched", "pool", "i2t@1", "i2t@10", "t2i@1", "t2i@10")
     pairs = [
         (p.slug, f"{p.pairs:,}", number(p.matched.median), number(p.unmatched.median), str(p.pool),
          *(number(100 * value, 1) + " %" for value in p.recall.values()))
         for p in statistics.pairs
     ]  # fmt: skip
-    parts += _table("Images against captions", teachers, pairs)
-    names = modality_names(statistics.pairs)
-    if names:
+    parts.append(html_table("Images against captions", teachers, pairs))
+    if names := modality_names(statistics.pairs):
         known = [{each.modality: each.recall["i2t@10"] for each in pair.modalities} for pair in statistics.pairs]
         recalls = [
             (name, *(number(100 * one[name], 1) + " %" if name in one else "-" for one in known)) for name in names
         ]
         slugs = [pair.slug for pair in statistics.pairs]
-        parts += _table("Image to caption R@10 by modality", ("modality", *slugs), recalls)
+        parts.append(html_table("Image to caption R@10 by modality", ("modality", *slugs), recalls))
     for matrix in statistics.agreement:
-        parts += _table(
-            f"Linear CKA of {TOWER_INPUTS[matrix.tower]}",
-            ("teacher", *matrix.teachers),
-            [(slug, *(number(value, 2) for value in matrix.cka[i].tolist())) for i, slug in enumerate(matrix.teachers)],
-        )
+        rows = zip(matrix.teachers, matrix.cka.tolist(), strict=True)
+        cells = [(slug, *(number(value, 2) for value in row)) for slug, row in rows]
+        parts.append(html_table(f"Linear CKA of {TOWER_INPUTS[matrix.tower]}", ("teacher", *matrix.teachers), cells))
     for table in statistics.tables.values():
-        parts += _table(table.title.capitalize(), table.header, table.text_rows())
+        parts.append(html_table(table.title.capitalize(), table.header, table.text_rows()))
     return "".join(parts)
-
-
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"<table><caption>{escape(caption)}</caption><thead><tr>"
-    yield from (f'<th scope="col">{escape(name)}</th>' for name in header)
-    yield "</tr></thead><tbody>"
-    for row in rows:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        yield f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
-    yield "</tbody></table>"

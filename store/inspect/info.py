@@ -12,20 +12,18 @@ from mmkd.store.hierarchy import read_json
 from mmkd.store.inspect.activity import Activity, activity
 from mmkd.store.inspect.coverage import Coverage, coverage
 from mmkd.store.reader import FeatureStore, StoreSummary
+from mmkd.store.record import StoreRecord
 
 
 @dataclass(frozen=True)
 class SelectionSummary:
-    """One selection: pairs of rows and teachers chosen by a rule."""
+    """One selection: pairs of rows and teachers (`shape`) kept of those available, and the array's attributes."""
 
     name: str
     shape: tuple[int, ...]
-    """Shape of the array: rows and teachers."""
     kept: int
-    """Pairs, of `available` ones when the selection was made."""
     available: int
     attributes: dict[str, Any]
-    """Attributes written with it: the rule, counts, digests."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,7 @@ class StoreInfo:
     activity: Activity
     selections: tuple[SelectionSummary, ...]
     cards: dict[str, TeacherCard]
-    """Teachers of the features, by slug."""
-    versions: dict[str, str]
-    """Libraries that made the store."""
-    corpus_kind: str
-    corpus_digest: str
+    record: StoreRecord
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain values; the summary's fields come first."""
@@ -51,15 +45,14 @@ class StoreInfo:
             "activity": asdict(self.activity),
             "selections": [asdict(selection) for selection in self.selections],
             "cards": {slug: card.model_dump(mode="json") for slug, card in self.cards.items()},
-            "versions": self.versions,
-            "corpus_kind": self.corpus_kind,
-            "corpus_digest": self.corpus_digest,
+            "versions": self.record.versions,
+            "corpus_kind": self.record.corpus.kind,
+            "corpus_digest": self.record.corpus.digest,
         }
 
 
 def store_info(store: FeatureStore) -> StoreInfo:
-    """Read the ledger, the cards, two columns of the sample table, logs and selections. Raises CorruptStoreError if a
-    part of the metadata or of the sample table cannot be read."""
+    """Read ledger, cards, two sample columns, logs and selections. Raises CorruptStoreError if one is unreadable."""
     summary = store.summary()
     return StoreInfo(
         summary=summary,
@@ -67,9 +60,7 @@ def store_info(store: FeatureStore) -> StoreInfo:
         activity=activity(store.root, summary.complete),
         selections=tuple(_selections(store.root)),
         cards=dict(store.teachers),
-        versions=dict(store.record.versions),
-        corpus_kind=store.record.corpus.kind,
-        corpus_digest=store.record.corpus.digest,
+        record=store.record,
     )
 
 

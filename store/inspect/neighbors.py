@@ -1,11 +1,9 @@
-"""Exact nearest rows by cosine, straight from the mapped array.
-
-In large float16 stores faiss, where it is installed, makes a first choice: it multiplies float16 as it lies, without
-widening it. Nothing is lost by it: the choice comes with the largest cosine that any other row can have.
-"""
+"""Exact nearest rows by cosine. In large float16 stores faiss, where it is installed, makes a first choice, of which
+the largest cosine that any other row can have is known: nothing is lost by it."""
 
 from __future__ import annotations
 
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -30,7 +28,6 @@ SPARE = 4
 _SMALLEST_NORM = 1e-15
 
 Piece = slice | NDArray[np.int64]
-"""Some rows of an array."""
 Nearest = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows and their cosines, best first."""
 
@@ -43,10 +40,9 @@ def nearest_rows(
     k: int,
     rows: NDArray[np.int64] | None = None,
 ) -> Nearest:
-    """Return the k sound rows of `rows` (int64 ascending; all when None) whose feature has the largest cosine with
-    `query` (D,), equal cosines by row: row numbers int64 and cosines float32, best first. Every row is read once,
-    `BLOCK_ROWS` at a time, on all cores; memory stays flat, and the result does not depend on the number of cores.
-    Raises UserError if `k` is out of range, or the query is zero, not finite, or not of the teacher's width."""
+    """Return the k sound rows of `rows` (int64 ascending; all when None) with the largest cosine with `query` (D,),
+    equal ones by row: row numbers int64 and cosines float32, best first. Memory stays flat. Raises UserError if `k` is
+    out of range, or the query is zero, not finite, or not of the teacher's width."""
     if not 1 <= k <= MAX_NEIGHBORS:
         raise UserError(f"the number of neighbors must be 1 to {MAX_NEIGHBORS:,}, got {k}")
     array = store.features(slug, tower)
@@ -59,10 +55,8 @@ def nearest_rows(
         raise UserError(f"the query has no direction in the space of {slug}: it is zero or not finite")
     # Slices, where all rows are wanted: nothing is copied before the change to float32.
     size = len(array) if rows is None else len(rows)
-    pieces: list[Piece] = [
-        slice(start, min(start + BLOCK_ROWS, size)) if rows is None else rows[start : start + BLOCK_ROWS]
-        for start in range(0, size, BLOCK_ROWS)
-    ]
+    slices = [slice(start, min(start + BLOCK_ROWS, size)) for start in range(0, size, BLOCK_ROWS)]
+    pieces: list[Piece] = [part if rows is None else rows[part] for part in slices]
     half = isinstance(array, np.ndarray) and array.dtype == np.float16
     search = _nearest_by_faiss if half and len(array) >= FAISS_ROWS and faiss_module() is not None else _nearest
     best_rows, best = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
@@ -95,10 +89,9 @@ def _first(rows: NDArray[np.int64], cosines: NDArray[np.float32], k: int) -> Nea
 def faiss_module() -> Any:
     """Return faiss, or None where it is not installed (extra `faiss`)."""
     try:
-        import faiss  # noqa: PLC0415 - an extra
+        return importlib.import_module("faiss")
     except ModuleNotFoundError:
         return None
-    return faiss
 
 
 def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: NDArray[np.float32], k: int) -> Nearest:
@@ -115,9 +108,8 @@ def _nearest_by_faiss(array: FeatureArray, piece: Piece, direction: NDArray[np.f
 
 def choose(values: NDArray[np.float16], direction: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], float]:
     """Return positions, ascending, of the `count` rows of float16 (n, D) with the largest inner product with a unit
-    vector (D,), and the largest cosine that another row can have. A row that was not chosen has no larger product than
-    the least chosen one, and is no shorter than the shortest row: its cosine is at most the one divided by the other.
-    Rows with NaN are never chosen, and have no cosine."""
+    vector (D,), and the largest cosine that another row can have: at most the least chosen product divided by the
+    shortest row's length. Rows with NaN are never chosen."""
     products, positions = _search(values, direction, count, "METRIC_INNER_PRODUCT")
     if len(positions) < min(count, len(values)):
         return np.sort(positions), -np.inf  # every row that has a product
@@ -144,11 +136,5 @@ def neighbors(store: FeatureStore, slug: str, tower: Tower, query: NDArray[np.fl
     `cosine` (float32), and `key`, `modality`, `caption` of the sample row. Raises UserError as `nearest_rows`."""
     rows, cosines = nearest_rows(store, slug, tower, query, k)
     samples = sample_rows(store, rows)
-    return pa.table(
-        {
-            "rank": pa.array(range(1, len(rows) + 1), pa.int64()),
-            "row": rows,
-            "cosine": cosines,
-            **{name: samples[name] for name in ("key", "modality", "caption")},
-        }
-    )
+    found = {"rank": pa.array(range(1, len(rows) + 1), pa.int64()), "row": rows, "cosine": cosines}
+    return pa.table(found | {name: samples[name] for name in ("key", "modality", "caption")})

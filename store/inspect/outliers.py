@@ -14,14 +14,13 @@ from mmkd.store.inspect.sampling import unit
 from mmkd.store.reader import FeatureStore
 
 MIN_ROWS = 20
-"""Minimum rows for outliers."""
 
 Kind = Literal["caption fits least", "image norm", "caption norm"]
 
 
 @dataclass(frozen=True)
 class Outlier:
-    """One odd row."""
+    """One odd row; `cosine`: mean of image and caption over the `teachers` that have the row."""
 
     row: int
     kind: Kind
@@ -29,15 +28,12 @@ class Outlier:
     score: float
     """Mean over teachers of standard scores: (value - median) / (1.4826 x median absolute deviation)."""
     cosine: float
-    """Mean image-caption cosine over the teachers."""
     teachers: int
-    """That have the row."""
 
 
 def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], each: int = 8) -> tuple[Outlier, ...]:
-    """Return of the sample `rows`, int64 (n,) ascending, those that stand out most: the first `each` of each kind, by
-    scores averaged over teachers; of norms, which are compared by their logarithm, only scores beyond 4. The scores are
-    robust: what is odd must not make itself usual. Raises UserError if there is no such teacher."""
+    """Return of the sample `rows`, int64 (n,) ascending, the first `each` of each kind by robust scores averaged over
+    teachers; of norms, compared by their logarithm, only scores beyond 4. Raises UserError for an unknown teacher."""
     scores: dict[Kind, NDArray[np.float64]] = {
         kind: np.full((len(slugs), len(rows)), np.nan) for kind in ("caption fits least", "image norm", "caption norm")
     }
@@ -57,15 +53,13 @@ def outliers(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64],
         by_fit = kind == "caption fits least"
         odd = mean < 0 if by_fit else np.abs(mean) > 4
         order = np.argsort(mean if by_fit else -np.nan_to_num(np.abs(mean)), kind="stable")[:each]
-        picked += [
-            Outlier(int(rows[i]), kind, float(mean[i]), float(fit[i]), int(there[i])) for i in order.tolist() if odd[i]
-        ]
+        order = order[odd[order]].tolist()
+        picked += [Outlier(int(rows[i]), kind, float(mean[i]), float(fit[i]), int(there[i])) for i in order]
     return tuple(picked)
 
 
 def standard_scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return distances from the median in units of 1.4826 times the median absolute deviation, which for a normal
-    distribution is the standard deviation."""
+    """Return distances from the median in units of 1.4826 times the median absolute deviation (robust z-scores)."""
     middle = np.median(values)
     # Unit norms differ by rounding alone: a spread below a thousandth is none.
     spread = max(1.4826 * float(np.median(np.abs(values - middle))), 1e-3)

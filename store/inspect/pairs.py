@@ -56,17 +56,13 @@ def modalities(column: pa.ChunkedArray) -> Modalities:
 
 @dataclass(frozen=True)
 class ModalityPairs:
-    """The pairs of one modality, in the same pools as those of all others."""
+    """Pairs of one modality, in the same pools as all others: medians of cosines, recall as in `PairStatistics`."""
 
     modality: str
     pairs: int
-    """In the pools."""
     matched: float
-    """Median cosine of an image with its own caption."""
     unmatched: float
-    """Median cosine of an image with the captions of some other rows of its pool, of any modality."""
     recall: dict[str, float]
-    """As `PairStatistics.recall`: how often the counterpart of a row of this modality is found among all rows."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +91,8 @@ class PairStatistics:
 
     @property
     def best_shift(self) -> int:
-        """The s whose mean cosine is clearly the largest; 0 when none beats the rows' own captions. Clearly: by five
-        standard errors of a mean of unmatched cosines, which chance does not reach."""
+        """The s whose mean cosine is the largest by five standard errors of a mean of unmatched cosines, which chance
+        does not reach; 0 when none is."""
         best = max(self.shift, key=lambda s: self.shift[s], default=0)
         # 1.349 standard deviations lie between the quartiles of a normal distribution.
         error = (self.unmatched.q75 - self.unmatched.q25) / 1.349 / math.sqrt(max(min(self.pairs, POOL_ROWS), 1))
@@ -106,8 +102,8 @@ class PairStatistics:
 def pair_statistics(
     store: FeatureStore, slug: str, rows: NDArray[np.int64], seed: int, modalities: Modalities
 ) -> PairStatistics:
-    """Compare images and captions of one teacher on those of `rows`, int64 (n,) ascending, where it has both, shuffled
-    by `seed` into disjoint pools of 1000; rows left over join no pool. Raises UserError if there is no such teacher."""
+    """Compare images and captions of one teacher on those of `rows`, int64 (n,) ascending, where it has both, in
+    disjoint pools of 1000 shuffled by `seed`. Raises UserError for an unknown teacher."""
     image, text = store.image(slug), store.text(slug)
     rows = rows[store.valid(slug)[rows] == PAIR_SOUND]
     shuffled = np.random.default_rng(seed).permutation(rows)
@@ -174,15 +170,13 @@ def modality_names(pairs: Sequence[PairStatistics]) -> list[str]:
 def sound_pairs(
     store: FeatureStore, slug: str, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]], NDArray[np.bool_]]:
-    """Return image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides. Raises
-    UserError if there is no such teacher."""
+    """Return image and caption features (n, D) of `rows`, and which of them, bool (n,), are sound on both sides."""
     image, text = store.image(slug)[rows], store.text(slug)[rows]
     return image, text, (store.valid(slug)[rows] == PAIR_SOUND) & truly_sound(image) & truly_sound(text)
 
 
 def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return cosines (teachers, n) of the images of `rows` with their own captions; NaN where a teacher lacks one of
-    both. Raises UserError if there is no such teacher."""
+    """Return cosines (teachers, n) of the images of `rows` with their captions; NaN where a teacher lacks one."""
     found = np.full((len(slugs), len(rows)), np.nan, dtype=np.float32)
     for i, slug in enumerate(slugs):
         image, text, sound = sound_pairs(store, slug, rows)
@@ -192,13 +186,12 @@ def pair_cosines(store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int
 
 def hit_chance(cosines: NDArray[np.float32], k: int) -> NDArray[np.float64]:
     """Return for each row of a square table the chance that its diagonal entry is among the k largest, ties broken at
-    random: with g larger and t equal others, clip((k - g) / (t + 1), 0, 1). Equal captions give equal cosines, and
-    counting them for or against the row would make the result depend on the order of rows."""
+    random, so that the order of rows does not matter: with g larger and t equal others, clip((k - g) / (t + 1), 0,
+    1)."""
     own = np.diagonal(cosines)[:, None]
     larger = (cosines > own).sum(axis=1)
     equal = (cosines == own).sum(axis=1) - 1
-    chance: NDArray[np.float64] = np.clip((k - larger) / (equal + 1), 0.0, 1.0)
-    return chance
+    return np.asarray(np.clip((k - larger) / (equal + 1), 0.0, 1.0))
 
 
 def _shifts(image: FeatureArray, text: FeatureArray, rows: NDArray[np.int64]) -> dict[int, float]:

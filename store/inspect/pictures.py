@@ -13,14 +13,15 @@ from mmkd.base.images.decoding import decode
 from mmkd.base.images.source import ImageError
 from mmkd.base.images.uri import image_source
 
+NO_IMAGE = "the row has no image"
+
 
 def picture(corpus_root: str, sample: Mapping[str, Any]) -> Image.Image:
-    """Read and decode a sample row's picture. Raises ImageError if the row has no picture, its name leads out of the
-    corpus, the file is missing or damaged. The message has no path. `corpus_root`: folder that the row's `uri` is
-    relative to. `sample`: has `uri`, `offset` and `length`, as the sample table."""
+    """Read the picture of `sample` (`uri`, `offset`, `length`) below `corpus_root`. Raises ImageError, whose message
+    has no path, if the row has none, its name leads out of the corpus, or the file is missing or damaged."""
     uri = sample["uri"]
     if uri is None:
-        raise ImageError("the row has no image")
+        raise ImageError(NO_IMAGE)
     root = Path(corpus_root)
     # A store from elsewhere is not to make us show any file of this machine.
     if "://" not in corpus_root and not (root / uri).resolve().is_relative_to(root.resolve()):

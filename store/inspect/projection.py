@@ -29,9 +29,8 @@ class Projection:
     tower: Tower
     method: Method
     rows: NDArray[np.int64]
-    """(n,) those of the sample that have a sound feature."""
     points: NDArray[np.float32]
-    """(n, 2)"""
+    """(n, 2); `rows` (n,): those of the sample that have a sound feature."""
     explained: float | None
     """Share of the variance that the two axes hold; None for UMAP, whose axes mean nothing."""
 
@@ -39,9 +38,8 @@ class Projection:
 def project(
     store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64], method: Method = "pca", seed: int = 0
 ) -> Projection:
-    """Project the unit features of those of `rows`, int64 (n,) ascending, that have a sound one. `pca` keeps distances
-    as far as two axes can and is the same everywhere; `umap` keeps neighborhoods and depends on `seed`. Raises
-    UserError if there is no such teacher, or UMAP is not installed."""
+    """Project the sound unit features of `rows`, int64 (n,) ascending. `umap` keeps neighborhoods and depends on
+    `seed`. Raises UserError for an unknown teacher, or if UMAP is not installed."""
     array = store.features(slug, tower)
     rows = rows[store.valid(slug)[rows] & SOUND_BIT[tower] != 0]
     rows = rows[truly_sound(array[rows])]
@@ -53,8 +51,8 @@ def project(
 
 
 def principal_axes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Return points (n, 2) on the two principal axes of rows (n, D), and the share of the variance they hold. The sign
-    of an axis is free: its coordinate of largest size is made positive, so that pages can be compared."""
+    """Return points (n, 2) on the principal axes of rows (n, D), and their share of the variance. The largest
+    coordinate of an axis is made positive, so that pages can be compared."""
     if len(values) < 2:
         return np.zeros((len(values), 2), dtype=np.float32), 1.0
     centered = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
@@ -78,16 +76,14 @@ def _umap(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
         neighbors = min(15, len(values) - 1)
         init = "spectral" if len(values) > 50 else "random"
         fitted = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1, init=init)
-        points: NDArray[np.float32] = fitted.fit_transform(values)
-    return points
+        return np.asarray(fitted.fit_transform(values))
 
 
 def atlas_table(
     store: FeatureStore, slug: str, tower: Tower, sample: int | None, seed: int = 0, method: Method = "pca"
 ) -> pa.Table:
-    """Return `sample` rows, or all when None, as other tools for exploring embeddings take them: those that have a
-    sound feature, with all columns of the sample table and `projection_x`, `projection_y`. Raises UserError as
-    `project`, and for an empty sample."""
+    """Return those of `sample` rows (None: all) that have a sound feature: all sample columns, `projection_x` and
+    `projection_y`. Raises UserError as `project`, and for an empty sample."""
     found = project(store, slug, tower, draw_inputs(store, sample, seed), method, seed)
     table = sample_rows(store, found.rows)
     return table.append_column(X, pa.array(found.points[:, 0])).append_column(Y, pa.array(found.points[:, 1]))

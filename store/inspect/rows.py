@@ -23,13 +23,11 @@ _PARTS_READ_WHOLE = 8
 
 
 def find_row(store: FeatureStore, what: str) -> int:
-    """Return the row that a user means: a key first, then a row number; `row:12` is always a number. Raises UserError
-    if there is no such key or row, naming similar keys."""
+    """Return the row that a user means: a key first, then a number; `row:12` is a number. Raises UserError if none."""
     number = what.removeprefix("row:")
     if not what.startswith("row:"):
         same_key = (pads.field("key") == what) & (pads.field("status") != "absent")  # absent rows have the key ''
-        found = store.sample_table(["row"], same_key)["row"].to_pylist()
-        if found:
+        if found := store.sample_table(["row"], same_key)["row"].to_pylist():
             return int(found[0])
     if re.fullmatch(r"\d{1,18}", number):
         if int(number) < len(store):
@@ -61,8 +59,7 @@ def near_keys(store: FeatureStore, key: str, most: int = 3) -> list[str]:
 
 
 def sample_rows(store: FeatureStore, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
-    """Return the sample rows of these grid rows, in the order given. Raises CorruptStoreError if a part of the table
-    cannot be read."""
+    """Return the sample rows of these grid rows, in this order. Raises CorruptStoreError if a part is unreadable."""
     wanted = np.asarray(rows, dtype=np.int64)
     per_shard = store.record.rows_per_shard
     shards = np.unique(wanted // per_shard)

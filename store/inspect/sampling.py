@@ -17,9 +17,8 @@ BINS = 60
 
 
 def draw_rows(pool: NDArray[np.int64] | int, count: int | None, seed: int) -> NDArray[np.int64]:
-    """Return `count` rows of `pool` (rows, or N for 0 to N - 1) without replacement, all when None or when there are no
-    more: int64 (min(count, N),), ascending, so that the store is read from front to back. The same rows for the same
-    `seed`. Raises UserError if `count` is not positive."""
+    """Return `count` rows of `pool` (rows, or N for 0 to N - 1) by `seed` without replacement, all when None or when
+    there are no more: int64 (min(count, N),), ascending. Raises UserError if `count` is not positive."""
     size = pool if isinstance(pool, int) else len(pool)
     if count is not None and count < 1:
         raise UserError(f"a sample of {count} rows says nothing; give 1 or more")
@@ -36,8 +35,7 @@ def draw_inputs(store: FeatureStore, count: int | None, seed: int) -> NDArray[np
     ends = np.cumsum([len(span.rows) for span in spans])
     drawn = draw_rows(int(ends[-1]), count, seed)
     gaps = np.array([span.rows.start for span in spans]) - np.r_[0, ends[:-1]]
-    rows: NDArray[np.int64] = drawn + gaps[np.searchsorted(ends, drawn, side="right")]
-    return rows
+    return np.asarray(drawn + gaps[np.searchsorted(ends, drawn, side="right")])
 
 
 def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -50,8 +48,7 @@ def unit(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 def truly_sound(values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Return which rows (n,) are finite and not zero, regardless of the ledger."""
-    finite: NDArray[np.bool_] = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
-    return finite
+    return np.asarray(np.isfinite(values).all(axis=1) & (values != 0).any(axis=1))
 
 
 @dataclass(frozen=True)
@@ -62,20 +59,17 @@ class Distribution:
     mean: float = float("nan")
     minimum: float = float("nan")
     q01: float = float("nan")
-    """1 % of the numbers are smaller."""
     q25: float = float("nan")
     median: float = float("nan")
     q75: float = float("nan")
     q99: float = float("nan")
     maximum: float = float("nan")
     edges: tuple[float, ...] = ()
-    """Edges of the histogram's bins, `len(counts) + 1`."""
     counts: tuple[int, ...] = ()
 
 
 def distribution(values: NDArray[np.floating[Any]], span: tuple[float, float] | None = None) -> Distribution:
-    """Summarize the finite `values` (n,). `span`: ends of the histogram, by default the smallest and largest value;
-    values outside count in the end bins."""
+    """Summarize the finite `values` (n,). `span`: ends of the histogram; values outside count in the end bins."""
     numbers = values[np.isfinite(values)].astype(np.float64)
     if not len(numbers):
         return Distribution(0)
@@ -86,5 +80,4 @@ def distribution(values: NDArray[np.floating[Any]], span: tuple[float, float] | 
     counts, edges = np.histogram(np.clip(numbers, low, high), bins=BINS, range=(low, high))
     minimum, q01, q25, median, q75, q99, maximum = np.quantile(numbers, (0, 0.01, 0.25, 0.5, 0.75, 0.99, 1)).tolist()
     bins = tuple(edges.tolist()), tuple(counts.tolist())
-    mean = float(numbers.mean())
-    return Distribution(len(numbers), mean, minimum, q01, q25, median, q75, q99, maximum, *bins)
+    return Distribution(len(numbers), float(numbers.mean()), minimum, q01, q25, median, q75, q99, maximum, *bins)

@@ -48,11 +48,9 @@ class TeacherView:
     image_norm: float | None
     text_norm: float | None
     cosine: float | None
-    """Cosine of the row's image and caption."""
     caption_rank: int | None
-    """Rank of the row's caption among `ranked_among` by cosine with its image; 1 is best."""
     image_rank: int | None
-    """Rank of the row's image among `ranked_among` by cosine with its caption."""
+    """Rank among `ranked_among` by cosine with the row's image, or caption; 1 is best."""
     ranked_among: int
     neighbors: tuple[Neighbor, ...]
     """Nearest other rows by image, or by caption where the row has no sound image."""
@@ -66,7 +64,6 @@ class RowView:
     row: int
     shard: int
     sample: dict[str, Any]
-    """All columns of the sample table."""
     corpus_root: str
     searched: int
     """Rows that neighbors were looked for in; fewer than the store's when that is large."""
@@ -83,17 +80,14 @@ class ShardView:
     status: dict[str, int]
     reasons: dict[str, int]
     entries: dict[str, LedgerEntry | None]
-    """By teacher; None where the shard has no entry."""
     failures: tuple[dict[str, Any], ...]
-    """`row`, `key`, `status` and `reason` of the first failed or partial rows."""
 
 
 def view_row(
     store: FeatureStore, row: int, teachers: Sequence[str] | None = None, k: int = 5, seed: int = 0
 ) -> RowView:
-    """Collect details of one row (0 to N - 1) from these teachers, or from all: norms, cosine, `k` neighbors. `seed`
-    draws the rows that ranks and, in a large store, neighbors are looked for in. Raises UserError for a teacher that is
-    not in the store; CorruptStoreError if the shard's sample part cannot be read."""
+    """Collect details of one row from these teachers, or all; `seed` draws the rows for ranks and, in a large store,
+    neighbors. Raises UserError for an unknown teacher; CorruptStoreError."""
     others = np.setdiff1d(draw_inputs(store, RANDOM_ROWS + 1, seed), [row])[:RANDOM_ROWS]
     searched = draw_inputs(store, SEARCHED_ROWS, seed)
     slugs = tuple(store.teachers) if teachers is None else tuple(teachers)
@@ -108,8 +102,7 @@ def view_row(
 
 
 def view_shard(store: FeatureStore, shard: int) -> ShardView:
-    """Collect details of one shard from its sample part and the ledger. Raises CorruptStoreError if the sample part
-    cannot be read."""
+    """Collect details of one shard. Raises CorruptStoreError if the sample part cannot be read."""
     table = shard_table(store, shard)
     bad = table.filter(pc.is_in(table["status"], pa.array(["failed", "partial"])))
     first = shard * store.record.rows_per_shard
@@ -161,8 +154,7 @@ def _view_teacher(
 
 
 def _norm(values: NDArray[np.floating[Any]]) -> float | None:
-    norm = float(np.linalg.norm(values.astype(np.float64)))
-    return norm if math.isfinite(norm) else None
+    return norm if math.isfinite(norm := float(np.linalg.norm(values.astype(np.float64)))) else None
 
 
 def _rank(others: NDArray[np.float32], own: float | None) -> int | None:

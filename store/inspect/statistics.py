@@ -37,21 +37,16 @@ class StoreStatistics:
     rows: int
     """Rows of the store that have an input: absent rows between two corpora do not count."""
     sampled: int
-    """Rows drawn; equal to `rows` when all were read."""
     seed: int
     agreement_rows: int
-    """Sampled rows on which teachers were compared."""
     towers: tuple[TowerStatistics, ...]
-    """By teacher, image before text."""
     pairs: tuple[PairStatistics, ...]
     agreement: tuple[Agreement, ...]
-    """Image, text."""
     repeated_images: int
     """Rows of the whole store whose image file has the bytes of an earlier row's (by `image_sha256`)."""
     known_images: int
     """Rows of the whole store with an `image_sha256`; imported features have none."""
     repeated_captions: int
-    """Rows of the whole store with the caption of an earlier row."""
     tables: dict[str, StatisticTable]
     """Those of `STATISTICS`, by name; tables without rows are left out."""
 
@@ -74,9 +69,8 @@ def store_statistics(
     progress: Callable[[int, int], None] | None = None,
 ) -> StoreStatistics:
     """Compute statistics of these teachers, or of all, over `sample` rows drawn by `seed`; None streams every row.
-    `progress` is called with teachers done and teachers in all. Raises UserError for a teacher that is not in the
-    store, or an empty sample. Raises CorruptStoreError if a chunk or sample part in the ledger is missing or
-    damaged."""
+    `progress` takes teachers done, and all of them. Raises UserError for an unknown teacher or an empty sample;
+    CorruptStoreError if a chunk or sample part is missing or damaged."""
     slugs = tuple(store.teachers) if teachers is None else tuple(dict.fromkeys(teachers))
     for slug in slugs:
         store.card(slug)

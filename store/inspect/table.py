@@ -39,8 +39,7 @@ def _text(cell: Cell) -> str:
 
 
 def label_table(store: FeatureStore, slugs: tuple[str, ...], rows: NDArray[np.int64]) -> StatisticTable:
-    """Count each label column of the whole store: rows with a value, without one (null) and with an empty text, and
-    distinct values."""
+    """Count values, nulls, empty texts and distinct values of each label column of the whole store."""
     table = store.sample_table([*store.record.labels, "status"])
     table = table.filter(pc.not_equal(table["status"], "absent"))
     found = []

@@ -26,11 +26,8 @@ class TowerStatistics:
     rows: int
     """Sampled rows that the ledger calls sound; every count below is of these."""
     not_finite: int
-    """Rows with NaN or infinity although they are called sound."""
     zero: int
-    """Rows of zeros although they are called sound."""
     broken_rows: tuple[int, ...]
-    """The first of both."""
     norms: Distribution
     mean_cosine: float
     """Between different rows: 0 for directions spread evenly, 1 for a collapsed encoder; NaN below two rows."""
@@ -38,18 +35,16 @@ class TowerStatistics:
     """exp of the entropy of the normalized singular values of the centered unit rows (Roy and Vetterli, EUSIPCO 2007):
     how many directions are in use; at most the width. NaN below two rows."""
     dead_dimensions: tuple[int, ...]
-    """Always zero."""
+    """Always zero; `constant_dimensions`: always one other value."""
     constant_dimensions: tuple[int, ...]
-    """Always the same value, not zero."""
     repeated_rows: int
     """Rows whose feature is bit for bit that of an earlier one."""
     repeats: tuple[tuple[int, ...], ...]
-    """The first groups of rows with equal features."""
 
 
 def tower_statistics(store: FeatureStore, slug: str, tower: Tower, rows: NDArray[np.int64]) -> TowerStatistics:
-    """Stream once those of `rows`, int64 (n,) ascending, that the ledger calls sound. Raises UserError if there is no
-    such teacher. Raises CorruptStoreError if a chunk in the ledger is missing or of another size."""
+    """Stream those of `rows`, int64 (n,) ascending, that the ledger calls sound. Raises UserError for an unknown
+    teacher; CorruptStoreError if a chunk in the ledger is missing or of another size."""
     array = store.features(slug, tower)
     called_sound = rows[(store.valid(slug)[rows] & SOUND_BIT[tower]) != 0]
     sums = _Sums(array.shape[1])
@@ -119,7 +114,6 @@ class _Sums:
         return float((self.total @ self.total - self.count) / (self.count * (self.count - 1)))
 
     def effective_rank(self) -> float:
-        """See `TowerStatistics.effective_rank`."""
         if self.count < 2:
             return float("nan")
         mean = self.offsets / self.count
@@ -140,12 +134,10 @@ class _Sums:
 
 
 def _row_hashes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint64]:
-    """Return one 64-bit multilinear hash per row over its bytes: equal rows agree, others do by chance once in 1e19
-    pairs."""
+    """Return a 64-bit multilinear hash of each row's bytes; different rows agree once in 1e19 pairs."""
     words = np.ascontiguousarray(values).view(np.uint16).astype(np.uint64)
     odd = 2 * np.random.default_rng(0).integers(0, 1 << 63, words.shape[1], dtype=np.uint64) + 1
-    hashes: NDArray[np.uint64] = (words * odd).sum(axis=1, dtype=np.uint64)
-    return hashes
+    return np.asarray((words * odd).sum(axis=1, dtype=np.uint64))
 
 
 def _repeats(hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> tuple[int, tuple[tuple[int, ...], ...]]:

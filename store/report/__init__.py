@@ -1,3 +1,1 @@
 """One self-contained page about a store: opens offline, holds no link to anywhere. Needs the extra `inspect`."""
-
-from __future__ import annotations

@@ -34,8 +34,7 @@ Chart = dict[str, Any]
 
 
 def coverage_chart(found: Coverage) -> Chart:
-    """Return teachers by shards: sound image rows (captions where a teacher has no images); holes in their own
-    color."""
+    """Return teachers by shards: sound rows of the fuller tower; holes in their own color."""
     share = np.maximum(found.image, found.text)
     z = np.where(found.done, share, _HOLE)
     hover = [
@@ -149,15 +148,8 @@ def _cells(
 def map_points(found: Projection) -> dict[str, Any]:
     """Return coordinates of one map, four digits, for the page's own coloring."""
     points = np.round(found.points.astype(np.float64), 4)
-    return {
-        "teacher": found.slug,
-        "tower": found.tower,
-        "method": found.method,
-        "explained": found.explained,
-        "rows": found.rows.tolist(),
-        "x": points[:, 0].tolist(),
-        "y": points[:, 1].tolist(),
-    }
+    about = {"teacher": found.slug, "tower": found.tower, "method": found.method, "explained": found.explained}
+    return about | {"rows": found.rows.tolist(), "x": points[:, 0].tolist(), "y": points[:, 1].tolist()}
 
 
 def _plain(figure: go.Figure, height: int, top: int = 30) -> Chart:

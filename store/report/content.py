@@ -18,7 +18,7 @@ from mmkd.store.inspect.findings import Finding, statistics_findings, store_find
 from mmkd.store.inspect.info import StoreInfo, store_info
 from mmkd.store.inspect.outliers import MIN_ROWS, Outlier, outliers, standard_scores
 from mmkd.store.inspect.pairs import NOT_STATED, pair_cosines
-from mmkd.store.inspect.pictures import picture, thumbnail
+from mmkd.store.inspect.pictures import NO_IMAGE, picture, thumbnail
 from mmkd.store.inspect.projection import Method, Projection, project
 from mmkd.store.inspect.rows import sample_rows
 from mmkd.store.inspect.sampling import draw_inputs, draw_rows
@@ -55,7 +55,6 @@ class Sample:
     thumbnail: str | None
     """JPEG as base64, or None."""
     no_picture: str
-    """Reason there is no thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,7 @@ class Content:
     shown: dict[int, dict[str, float]]
     """Some rows drawn at random: each teacher's cosine of the image with its caption, where it has both."""
     failures: tuple[int, ...]
-    """The first failed and partial rows."""
     samples: dict[int, Sample]
-    """Samples of all rows in maps, outliers or failures."""
     colors: dict[str, dict[int, str]]
     """Map coloring: name to row to value. Label columns have 2 to 12 values in the sample."""
     pictures_missing: int
@@ -84,7 +81,6 @@ class Options:
     """User options of the page."""
 
     teachers: tuple[str, ...] | None = None
-    """Slugs; all when None."""
     sample: int | None = SAMPLE_ROWS
     """Rows for the statistics; every row when None."""
     seed: int = 0
@@ -92,9 +88,9 @@ class Options:
 
 
 def gather(store: FeatureStore, options: Options, progress: Callable[[str], None] | None = None) -> Content:
-    """Gather the content of the page; `progress` is called with the name of each step before it begins. Missing
-    pictures are no error. Raises UserError for a teacher that is not in the store, an empty sample, or if UMAP is not
-    installed. Raises CorruptStoreError if metadata, a chunk or a sample part cannot be read."""
+    """Gather the content of the page; `progress` takes each step's name. Missing pictures are no error. Raises
+    UserError for an unknown teacher, an empty sample, or if UMAP is not installed; CorruptStoreError if the store
+    cannot be read."""
     say = progress or (lambda _: None)
     say("ledger and samples")
     info = store_info(store)
@@ -129,24 +125,18 @@ def gather(store: FeatureStore, options: Options, progress: Callable[[str], None
         samples=samples,
         colors={
             "modality": {row: sample.modality for row, sample in samples.items()},
-            "status": {
-                row: sample.status + (f": {sample.reason}" if sample.reason else "") for row, sample in samples.items()
-            },
+            "status": {row: ": ".join(filter(None, (each.status, each.reason))) for row, each in samples.items()},
             **teacher_colors(store, slugs, rows, cosines),
             **_label_colors(table, store.record.labels),
         },
-        pictures_missing=sum(1 for sample in samples.values() if sample.no_picture not in ("", NO_IMAGE)),
+        pictures_missing=sum(sample.no_picture not in ("", NO_IMAGE) for sample in samples.values()),
     )
-
-
-NO_IMAGE = "the row has no image"
 
 
 def _samples(store: FeatureStore, table: pa.Table, first: Sequence[int]) -> dict[int, Sample]:
     """Return samples by row; rows in `first` get their thumbnails before the room runs out."""
     rows = {row["row"]: row for row in table.to_pylist()}
-    room = THUMBNAIL_BYTES
-    samples = {}
+    room, samples = THUMBNAIL_BYTES, {}
     for number in dict.fromkeys((*first, *rows)):
         row, data, reason = rows[number], b"", "no room left on this page"
         if room > 0:
@@ -174,23 +164,20 @@ def _stated(value: str | None) -> str:
 
 
 def _label_colors(table: pa.Table, labels: Sequence[str]) -> dict[str, dict[int, str]]:
-    numbers = table["row"].to_pylist()
-    found = {}
-    for name in labels:
-        if 2 <= pc.count_distinct(table[name]).as_py() <= 12:
-            values = map(_stated, table[name].to_pylist())
-            title = f"label {name}" if name in COLORINGS else name
-            found[title] = dict(zip(numbers, values, strict=True))
-    return found
+    titles = {name: f"label {name}" if name in COLORINGS else name for name in labels}
+    return {
+        title: dict(zip(table["row"].to_pylist(), map(_stated, table[name].to_pylist()), strict=True))
+        for name, title in titles.items()
+        if 2 <= pc.count_distinct(table[name]).as_py() <= 12
+    }
 
 
 def teacher_colors(
     store: FeatureStore, slugs: Sequence[str], rows: NDArray[np.int64], cosines: NDArray[np.float32]
 ) -> dict[str, dict[int, str]]:
-    """Return colorings by teacher, as name to row to value: which teachers have a row, and whose caption fits best.
-    `best teacher` is the one whose cosine stands out most from its own others (standard scores: teachers' cosines
-    differ in level); it needs two teachers with 20 rows. `rows`: int64 (n,). `cosines`: float32 (teachers, n) of each
-    image with its caption; NaN where a teacher lacks one of both."""
+    """Return colorings as name to row to value: which teachers have a row, and the teacher whose cosine stands out most
+    from its own others (by standard scores; needs two teachers with 20 rows). `rows`: int64 (n,); `cosines`: float32
+    (teachers, n) of images with their captions, NaN where a teacher lacks one of both."""
     has = np.array([store.valid(slug)[rows] != 0 for slug in slugs]).reshape(len(slugs), len(rows))
     found = {"teachers": {int(row): _presence(slugs, has[:, i]) for i, row in enumerate(rows)}}
     compared = [i for i in range(len(slugs)) if np.isfinite(cosines[i]).sum() >= MIN_ROWS]
@@ -208,9 +195,7 @@ def teacher_colors(
 
 def _presence(slugs: Sequence[str], has: NDArray[np.bool_]) -> str:
     lacking = [slug for slug, there in zip(slugs, has, strict=True) if not there]
-    if not lacking:
-        return "all"
-    if len(lacking) == len(slugs):
-        return "none"
+    if len(lacking) in (0, len(slugs)):
+        return "none" if lacking else "all"
     few = len(lacking) <= NAMED
     return f"all but {', '.join(lacking)}" if few else f"{len(slugs) - len(lacking)} of {len(slugs)}"

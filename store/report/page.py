@@ -24,15 +24,7 @@ from mmkd.store.inspect.coverage import shard_ranges
 from mmkd.store.inspect.pairs import modality_names
 from mmkd.store.layout import TOWER_INPUTS
 from mmkd.store.reader import FeatureStore
-from mmkd.store.report.charts import (
-    Chart,
-    agreement_chart,
-    cosine_chart,
-    coverage_chart,
-    map_points,
-    modality_chart,
-    norm_chart,
-)
+from mmkd.store.report import charts
 from mmkd.store.report.content import Content, Options, gather
 
 # Between `<script type="application/json">` and its end no `<` may stand, whatever a caption says.
@@ -44,9 +36,8 @@ _JSON_ESCAPES = str.maketrans(
 def write_report(
     store: FeatureStore, out: Path, options: Options, progress: Callable[[str], None] | None = None
 ) -> Content:
-    """Write the page at `out` in one step, with the folders that it names; return its content. Raises UserError if
-    `out` is a folder, or does not end in .html; otherwise as `gather`. Raises StoreError if the file cannot be
-    written."""
+    """Write the page at `out` in one step; return its content. Raises UserError if `out` is a folder or does not end in
+    .html; StoreError if it cannot be written; otherwise as `gather`."""
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise UserError(f"{out} is not an HTML file; give one that ends in .html")
     content = gather(store, options, progress)
@@ -55,8 +46,7 @@ def write_report(
 
 
 def render(content: Content, options: Options) -> str:
-    """Return the whole page as text. Everything from the store passes the template's escaping or is JSON without
-    markup."""
+    """Return the page. Texts of the store pass the template's escaping or are JSON without markup."""
     folder = files("mmkd.store.report")
     environment = jinja2.Environment(
         autoescape=True,
@@ -70,13 +60,13 @@ def render(content: Content, options: Options) -> str:
         "counted": counted,
     }  # fmt: skip
     scripts = [plotly.offline.get_plotlyjs(), (folder / "page.js").read_text(encoding="utf-8")]
-    charts = _charts(content)
+    drawn = _charts(content)
     points = {
-        "projections": [map_points(found) for found in content.projections],
+        "projections": [charts.map_points(found) for found in content.projections],
         "samples": {row: asdict(sample) for row, sample in content.samples.items()},
         "colors": content.colors,
     }
-    data = json.dumps({"charts": charts, "map": points}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    data = json.dumps({"charts": drawn, "map": points}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return environment.get_template("page.html.j2").render(
         content=content,
         info=content.info,
@@ -84,7 +74,7 @@ def render(content: Content, options: Options) -> str:
         statistics=content.statistics,
         commands=_commands(content, options),
         data=Markup(data.translate(_JSON_ESCAPES)),  # noqa: S704 - no markup is left
-        charts=charts,
+        charts=drawn,
         called=TOWER_INPUTS,
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - ours and Plotly's, hashed in the policy
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
@@ -94,23 +84,24 @@ def render(content: Content, options: Options) -> str:
     )
 
 
-def _charts(content: Content) -> dict[str, Chart]:
+def _charts(content: Content) -> dict[str, charts.Chart]:
     statistics = content.statistics
-    charts: dict[str, Chart] = {}
+    found: dict[str, charts.Chart] = {}
     if content.info.coverage.teachers and content.info.coverage.rows:
-        charts["coverage"] = coverage_chart(content.info.coverage)
+        found["coverage"] = charts.coverage_chart(content.info.coverage)
     if any(tower.norms.count and not 0.99 < tower.norms.q01 <= tower.norms.q99 < 1.01 for tower in statistics.towers):
-        charts["norms"] = norm_chart(statistics.towers)
+        found["norms"] = charts.norm_chart(statistics.towers)
     for pairs in statistics.pairs:
         if pairs.matched.count:
-            charts[f"cosine-{pairs.slug}"] = cosine_chart(pairs)
+            found[f"cosine-{pairs.slug}"] = charts.cosine_chart(pairs)
     if modality_names(statistics.pairs):
-        charts["modality"] = modality_chart(statistics.pairs)
+        found["modality"] = charts.modality_chart(statistics.pairs)
     for matrix in statistics.agreement:
         if matrix.compared:
-            charts[f"cka-{matrix.tower}"] = agreement_chart(matrix, matrix.cka, "linear CKA")
-            charts[f"mutual-{matrix.tower}"] = agreement_chart(matrix, matrix.mutual, f"mutual {matrix.k} neighbors")
-    return charts
+            found[f"cka-{matrix.tower}"] = charts.agreement_chart(matrix, matrix.cka, "linear CKA")
+            mutual = f"mutual {matrix.k} neighbors"
+            found[f"mutual-{matrix.tower}"] = charts.agreement_chart(matrix, matrix.mutual, mutual)
+    return found
 
 
 def _commands(content: Content, options: Options) -> dict[str, tuple[str, str]]:

@@ -26,7 +26,6 @@ Progress = Callable[[int, int], None]
 """Called with blocks done and the total number of blocks."""
 
 EXAMPLES = 3
-"""Pairs shown on each side of a line."""
 NOT_STATED = "(not stated)"
 CAPTION_CHARACTERS = 200
 
@@ -44,9 +43,8 @@ class SelectionCounts(Frozen):
     pairs: Share
     teachers: dict[str, Share]
     by: str
-    """Sample column of `groups`."""
     groups: dict[str, Share]
-    """Value of the column to its pairs."""
+    """By value of the sample column `by`."""
     overlaps: dict[str, dict[str, int]]
     """Rows kept for both of two teachers; on the diagonal, a teacher's pairs."""
     rows_without: int
@@ -64,7 +62,6 @@ class Example(Frozen):
     row: int
     key: str
     caption: str
-    """Its first `CAPTION_CHARACTERS`."""
     score: float | None
     """None when infinite, as the rank of a label without prompts."""
 
@@ -76,9 +73,7 @@ class SelectionReport:
     name: str
     counts: SelectionCounts
     thresholds: dict[str, dict[str, float | None]]
-    """Each line of the rule: teacher to threshold; None where it is infinite and divides nothing."""
     examples: dict[str, list[Example]]
-    """Each line of the rule: pairs just above and just below it."""
     digest: str
     warnings: tuple[str, ...]
 
@@ -86,9 +81,8 @@ class SelectionReport:
 def select(
     store: FeatureStore, name: str, rule: SelectionRule, by: str = "modality", progress: Progress | None = None
 ) -> SelectionReport:
-    """Judge every pair of a store by a rule and write `selections/<name>`. Memory is four bytes per pair and score of
-    the rule, plus some blocks of features. The result does not depend on the number of threads or the order of blocks.
-    Raises UserError if the name is taken, the rule keeps nothing, or a teacher, column, label or prompt is missing;
+    """Judge every pair by a rule and write `selections/<name>`; four bytes of memory per pair and score. Raises
+    UserError if the name is taken, the rule keeps nothing, or a teacher, column, label or prompt is missing;
     IncompleteStoreError if a teacher is missing in some shards; TeacherMismatchError if prompts were made with other
     weights."""
     root = check_name(store.root, name)
@@ -102,9 +96,6 @@ def select(
             f"the rule keeps none of {int(columns.available.sum()):,} pairs, so nothing was written"
             f"{': ' + alone if alone else ''}; loosen it"
         )
-    warnings = []
-    if counts.pairs.kept == counts.pairs.available:
-        warnings.append("the rule keeps every available pair: training with it is training without a selection")
     # None where no score divides the pairs: JSON has no infinity.
     limits = {line.rule: [x if math.isfinite(x) else None for x in line.threshold.tolist()] for line in lines}
     thresholds = {name: dict(zip(columns.slugs, values, strict=True)) for name, values in limits.items()}
@@ -119,16 +110,17 @@ def select(
         digest=digest_of(kept),
     )
     write_selection(Store(root, store.record), name, kept, card)
-    return SelectionReport(name, counts, thresholds, near, card.digest, tuple(warnings))
+    useless = "the rule keeps every available pair: training with it is training without a selection"
+    warnings = (useless,) if counts.pairs.kept == counts.pairs.available else ()
+    return SelectionReport(name, counts, thresholds, near, card.digest, warnings)
 
 
 def pairs_to_judge(store: FeatureStore, rule: SelectionRule) -> Columns:
-    """Return the teachers a rule judges, and where they have both features. Raises UserError for a teacher that the
-    store does not have. Raises IncompleteStoreError if a teacher is missing in some shards."""
+    """Return the teachers a rule judges, and where they have both features. Raises UserError for an unknown teacher;
+    IncompleteStoreError if one is missing in some shards."""
     slugs = check_teachers(store, rule.teachers)
     for slug in slugs:
-        missing = [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]
-        if missing:
+        if missing := [shard for shard in range(store.shards) if (shard, slug) not in store.ledger]:
             named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise IncompleteStoreError(
                 f"teacher {slug} is missing in {len(missing)} of {store.shards} shards ({named}); finish "
@@ -203,12 +195,10 @@ def examples(store: FeatureStore, slugs: tuple[str, ...], line: Line, each: int)
     with np.errstate(invalid="ignore"):  # a rank may be infinite
         distance = (line.score - line.threshold) * (1.0 if line.higher else -1.0)
     flat: Floats = distance.reshape(-1).astype(np.float32)
-    passed = np.flatnonzero(flat >= 0)
-    failed = np.flatnonzero(flat < 0)
+    passed, failed = np.flatnonzero(flat >= 0), np.flatnonzero(flat < 0)
     above = passed[_smallest(flat[passed], each)][::-1]
     below = failed[_smallest(-flat[failed], each)]
-    places = np.concatenate([above, below])
-    rows, teachers = np.divmod(places, len(slugs))
+    rows, teachers = np.divmod(np.concatenate([above, below]), len(slugs))
     table = store.samples.take(rows, columns=["key", "caption"]).to_pylist() if len(rows) else []
     return [
         Example(

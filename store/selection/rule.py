@@ -150,7 +150,6 @@ class PairsRule(_Ranked):
     of: Rule | None = None
     target: int | None = Field(default=None, ge=1)
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of all available pairs."""
 
     @model_validator(mode="after")
     def _one_number(self) -> PairsRule:
@@ -191,12 +190,10 @@ class SelectionRule(Frozen):
     teachers: tuple[str, ...] = ()
     """Teachers to judge, in the store's order; empty for all."""
     seed: int = Field(default=0, ge=0)
-    """Seed of every random draw."""
 
 
 def load_rule(path: Path) -> SelectionRule:
-    """Read a rule's YAML; paths of prompt stores are relative to the file. Raises ConfigError if it is unreadable, or
-    for an unknown or unfit key."""
+    """Read a rule's YAML; prompt stores are relative to the file. Raises ConfigError for an unfit file or key."""
     content = read_mapping(path)
     _place_prompts(content, path.resolve().parent)
     return validated(SelectionRule, content, path)

@@ -69,9 +69,8 @@ class Block:
 
 
 def draw_rows(eligible: Rows, count: int, seed: int, what: str) -> Rows:
-    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending. Every row's random number is a function
-    of (seed, row), and the smallest win: the draw does not depend on shards, the order of work, or rows appended later.
-    Raises UserError if fewer rows are eligible; `what` names the purpose in the message."""
+    """Draw `count` of the eligible rows, int64 (n,): int64 (count,), ascending; a row's random number depends on (seed,
+    row) alone, and the smallest win. Raises UserError, which names the purpose `what`, if fewer are eligible."""
     if len(eligible) < count:
         raise UserError(f"{what} needs {count} rows with all features, there are {len(eligible)}; lower `among`")
     numbers = _mix(eligible.astype(np.uint64) ^ _mix(np.array([seed], dtype=np.uint64)))
@@ -111,8 +110,7 @@ def cosine_scorer(spec: CosineScore, columns: Columns, seed: int) -> Scorer:
 
 
 def rank_scorer(spec: RankScore, columns: Columns, seed: int) -> Scorer:
-    """Score by the rank of the true caption and image among random ones: 1 when nothing in the pool fits better, at
-    most the pool's size plus one."""
+    """Score by the rank of the true caption and image among random ones, 1 to the pool's size plus one."""
     both: tuple[tuple[Tower, Tower], ...] = (("image", "text"), ("text", "image"))
     queries = [pair for pair in both if spec.direction in ("both", "_to_".join(pair))]
     pools: list[dict[Tower, Floats]] = []
@@ -135,8 +133,7 @@ def rank_scorer(spec: RankScore, columns: Columns, seed: int) -> Scorer:
 
 
 def agreement_scorer(spec: AgreementScore, columns: Columns, seed: int) -> Scorer:
-    """Score by the mean share of nearest neighbors in common with each other teacher, 0 to 1; 0 where no other has the
-    row."""
+    """Score by the mean share of nearest neighbors in common with each other teacher, 0 (no other) to 1."""
     if len(columns.slugs) < 2:
         raise UserError(f"agreement needs two teachers or more, there is {columns.slugs[0]}")
     what = f"agreement among {spec.among}"
@@ -225,4 +222,3 @@ SCORERS: dict[type[PairScore], Callable[[Any, Columns, int], Scorer]] = {
     AgreementScore: agreement_scorer,
     ZeroShotScore: zero_shot_scorer,
 }
-"""Settings of a score to the function that prepares its scorer from them, the pairs and the rule's seed."""

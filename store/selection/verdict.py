@@ -35,7 +35,6 @@ class Line:
     """Threshold at which a leaf of the rule divides its pairs."""
 
     rule: str
-    """The leaf, as written in the file."""
     score: Floats
     """float32 (N, T); NaN where a teacher has no pair."""
     threshold: NDArray[np.float64]
@@ -70,8 +69,7 @@ class Judge:
     lines: list[Line] = field(default_factory=list)
 
     def apply(self, rule: Rule) -> Bools:
-        """Return the available pairs the rule keeps, bool (N, T). Raises ConfigError, UserError if a teacher, column or
-        label is missing, or a target cannot be reached."""
+        """Return the available pairs the rule keeps, bool (N, T). Raises ConfigError, UserError for what is missing."""
         combine: dict[str, Callable[[Any], Bools]] = {
             "all": lambda rules: reduce(operator.and_, map(self.apply, rules)),
             "any": lambda rules: reduce(operator.or_, map(self.apply, rules)),
@@ -106,11 +104,15 @@ class Judge:
         assert values is not None
         if isinstance(values, float):
             return [values] * len(slugs)
-        _check_names([name for name in values if name != OTHERS], slugs, "cosine.at_least")
-        if lost := [slug for slug in slugs if slug not in values and OTHERS not in values]:
-            raise ConfigError(
-                f"cosine.at_least has no value for {', '.join(lost)}; add them, or `{OTHERS}` for the rest"
-            )
+        missing = [slug for slug in slugs if slug not in values]
+        for name in values:  # a rule may name teachers that this store does not have
+            if name in (*slugs, OTHERS):
+                continue
+            if nearest := difflib.get_close_matches(name, missing, n=1, cutoff=_MARGIN):
+                raise ConfigError(f"cosine.at_least: no teacher {name!r} in the store; did you mean {nearest[0]!r}?")
+        if missing and OTHERS not in values:
+            lost = ", ".join(missing)
+            raise ConfigError(f"cosine.at_least has no value for {lost}; add them, or `{OTHERS}` for the rest")
         return [values.get(slug, values.get(OTHERS, 0.0)) for slug in slugs]
 
     def _where(self, text: str) -> Bools:
@@ -139,8 +141,7 @@ class Judge:
         for t, slug in enumerate(slugs):
             if slug in rule.teachers:
                 known[:, t] = [*(value in rule.teachers[slug] for value in values), False]
-        homes: Bools = known[numbers]
-        return homes
+        return np.asarray(known[numbers])
 
     def _goodness(self, rule: TeachersRule | PairsRule) -> Floats:
         spec = rule.by.chosen
@@ -160,8 +161,7 @@ class Judge:
             # Stable: of equal teachers the store's first wins. The second argsort gives each teacher its rank.
             place = np.argsort(np.argsort(-good, axis=1, kind="stable"), axis=1, kind="stable")
             kept = kept & (place < rule.at_most)
-        enough: Bools = kept & (kept.sum(axis=1) >= rule.at_least)[:, None]
-        return enough
+        return np.asarray(kept & (kept.sum(axis=1) >= rule.at_least)[:, None])
 
     def _pairs(self, rule: PairsRule) -> Bools:
         candidates = self.columns.available if rule.of is None else self.apply(rule.of)
@@ -178,11 +178,3 @@ class Judge:
         what = f"pairs: {target:,} by {rule.by.kind} ({rule.scale}), worst kept {worst:.6g}"
         self.lines.append(Line(what, np.where(candidates, good, np.nan), np.full(len(self.columns.slugs), worst), True))
         return kept.reshape(candidates.shape)
-
-
-def _check_names(named: list[str], slugs: tuple[str, ...], where: str) -> None:
-    """Refuse a misspelled teacher; a rule may name teachers this store does not have."""
-    for name in named:
-        nearest = difflib.get_close_matches(name, [slug for slug in slugs if slug not in named], n=1, cutoff=_MARGIN)
-        if name not in slugs and nearest:
-            raise ConfigError(f"{where}: no teacher {name!r} in the store; did you mean {nearest[0]!r}?")
