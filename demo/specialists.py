@@ -196,8 +196,11 @@ def train_heads(features: Features, config: SpecialistConfig) -> Heads:
     first = random_heads(features, config.seed, config.embed_dim)
     image, text, logit_scale = (nn.Parameter(part) for part in (first.image, first.text, first.logit_scale))
     generator = torch.Generator().manual_seed(config.seed)
-    groups = [{"params": [image, text], "weight_decay": config.weight_decay}, {"params": [logit_scale]}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
+    groups: list[dict[str, Any]] = [
+        {"params": [image, text], "weight_decay": config.weight_decay},
+        {"params": [logit_scale], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
     for _ in range(config.steps):
         batch = features.take(torch.randperm(len(features.labels), generator=generator)[: config.batch_size])
         images, texts = F.normalize(batch.image @ image.T, dim=1), F.normalize(batch.text @ text.T, dim=1)
