@@ -68,21 +68,18 @@ class _Parser:
         self.tokens.append(("end", ""))
 
     def disjunction(self) -> pc.Expression:
-        """Read terms with `or` and `and` between them."""
         condition = self.conjunction()
         while self.accept("or"):
             condition = condition | self.conjunction()
         return condition
 
     def conjunction(self) -> pc.Expression:
-        """Read terms with `and` between them."""
         condition = self.term()
         while self.accept("and"):
             condition = condition & self.term()
         return condition
 
     def term(self) -> pc.Expression:
-        """Read a negation, something in parentheses, or a comparison."""
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise ConfigError(f"condition {self.text[:60]!r}... is nested more than {_MAX_DEPTH} deep")
@@ -97,7 +94,6 @@ class _Parser:
         return condition
 
     def comparison(self) -> pc.Expression:
-        """Read a column and its condition."""
         kind, name = self.peek()
         if kind not in ("word", "quoted") or (kind == "word" and name.lower() in _WORDS):
             raise self.fault("a column's name")
@@ -116,10 +112,10 @@ class _Parser:
             self.expect("null")
             return field.is_valid() if negative else field.is_null()
         negative = self.accept("not")
-        condition = self._membership(field, column)
+        condition = self.membership(field, column)
         return ~condition if negative else condition
 
-    def _membership(self, field: pc.Expression, column: pa.Field) -> pc.Expression:
+    def membership(self, field: pc.Expression, column: pa.Field) -> pc.Expression:
         if self.accept("in"):
             self.expect("(")
             values = [self.literal(column)]
@@ -156,7 +152,6 @@ class _Parser:
         return int(content) if whole else float(content)
 
     def peek(self) -> tuple[str, str]:
-        """Return the next token."""
         return self.tokens[self.place]
 
     def accept(self, word: str) -> bool:
@@ -167,12 +162,10 @@ class _Parser:
         return accepted
 
     def expect(self, word: str) -> None:
-        """Consume a keyword or sign that must come now."""
         if not self.accept(word):
             raise self.fault(f"`{word}`")
 
     def fault(self, expected: str) -> ConfigError:
-        """Return the error of an unexpected token."""
         kind, content = self.peek()
         found = "it ends" if kind == "end" else f"{content!r} stands"
         return ConfigError(f"condition {self.text[:200]!r}: {found} where {expected} was expected")

@@ -17,12 +17,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_CGROUPS = Path("/sys/fs/cgroup")
-
-
 def free_memory() -> int:
     """Return free memory in bytes (page cache counts as free), at most the job's limit; 0 where unknown."""
-    return min(_spare(Path("/proc/meminfo")), *_limits(Path("/proc/self/cgroup"), _CGROUPS))
+    return min(_spare(Path("/proc/meminfo")), *_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
 
 
 def _spare(meminfo: Path) -> int:
@@ -57,13 +54,6 @@ def _limits(own: Path, cgroups: Path) -> list[int]:
     return limits
 
 
-# From glibc's malloc.h. The largest threshold that mallopt accepts is half a heap: 32 MiB on 64 bits.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_MMAP_THRESHOLD = 32 << 20
-_TRIM_THRESHOLD = (1 << 31) - 1
-
-
 def keep_freed_memory() -> bool:
     """Let this process reuse the memory of its last forward pass; return True if that could be set. Every batch
     allocates the same activations again. Measured on two cores, EfficientNet-Lite0 at 96 px, batches of 32,
@@ -71,8 +61,9 @@ def keep_freed_memory() -> bool:
     this."""
     if platform.libc_ver()[0] != "glibc":
         return False
-    libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD) and libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD))
+    libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as glibc's malloc.h numbers them
+    # The largest threshold that mallopt accepts is half a heap: 32 MiB on 64 bits.
+    return bool(libc.mallopt(trim_threshold, (1 << 31) - 1) and libc.mallopt(mmap_threshold, 32 << 20))
 
 
 @contextmanager

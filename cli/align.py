@@ -29,19 +29,17 @@ def align(store: str, run: Path, as_json: bool) -> None:
 
     opened, config = FeatureStore.open(store), load_align(run)
     # After the configuration: a misspelled key is reported before the slow imports.
-    from mmkd.distill.alignment.fit import AlignmentScores
-    from mmkd.distill.alignment.fit import align as fit
+    from mmkd.distill.alignment import fit
 
-    alignment = fit(opened, config)
+    card = fit.align(opened, config).card
     if as_json:
-        click.echo(alignment.card.model_dump_json(indent=1))
+        click.echo(card.model_dump_json(indent=1))
         return
-    card = alignment.card
     click.echo(
         f"{card.method} to width {card.dim or 'of each teacher'}, fitted on {card.rows:,} rows; "
         f"settings {json.dumps(card.settings)}"
     )
-    click.echo(_screen(AlignmentScores.model_validate(card.scores)))
+    click.echo(_screen(fit.AlignmentScores.model_validate(card.scores)))
     click.echo(f"written to {config.out}; train with it: `heads: {{alignment: {config.out}}}` in the run's YAML")
 
 

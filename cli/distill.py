@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mmkd.distill.config import RunConfig
     from mmkd.distill.trainer import TrainReport
 
 
@@ -45,7 +44,11 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
     from mmkd.distill.trainer import train
 
     if dry_run:
-        _print_estimate(config, as_json)
+        from mmkd.distill.probe import estimate
+
+        found = estimate(config, say=lambda line: click.echo(line, err=True))
+        if found is not None:
+            click.echo(json.dumps(asdict(found) | {"hours": found.hours}) if as_json else "\n".join(found.lines()))
         return
     report = train(config, say=click.echo)
     if not report.first_rank:
@@ -71,16 +74,3 @@ def _done(report: TrainReport) -> str:
     share = report.wait_seconds / report.seconds if report.seconds else 0.0
     whole = f" ({report.steps} in all)" if report.resumed_at else ""
     return f"{steps} steps{whole} in {report.seconds:.0f} s, {share:.0%} of it waiting for data; losses: {terms}"
-
-
-def _print_estimate(config: RunConfig, as_json: bool) -> None:
-    from mmkd.distill.probe import estimate
-
-    found = estimate(config, say=lambda line: click.echo(line, err=True))
-    if found is None:
-        return
-    if as_json:
-        click.echo(json.dumps(asdict(found) | {"hours": found.hours}))
-        return
-    for line in found.lines():
-        click.echo(line)

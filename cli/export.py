@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mmkd.distill.graphs import GraphFormat
+    from mmkd.distill.export import GraphFormat
 
 
 @click.command()

@@ -15,18 +15,18 @@ import click
 from mmkd.base.errors import MmkdError
 
 COMMANDS = {
-    "demo": ("demo", "demo", "Run the whole pipeline on real images from registry packages."),
-    "doctor": ("doctor", "doctor", "Report what this machine has and lacks."),
-    "teachers": ("teachers", "teachers", "List teachers, check that they load, compare them."),
-    "extract": ("extract", "extract", "Run teachers over a corpus into a store."),
-    "store": ("store", "store", "Inspect, check, copy and convert a store."),
-    "select": ("select", "select", "Choose which teachers to trust for which sample."),
-    "align": ("align", "align", "Map the teachers' spaces to one width."),
-    "distill": ("distill", "distill", "Train a student from a store."),
-    "export": ("export", "export", "Write a trained student as an open_clip folder."),
-    "evaluate": ("evaluate", "evaluate", "Score encoders by their features."),
+    "demo": "Run the whole pipeline on real images from registry packages.",
+    "doctor": "Report what this machine has and lacks.",
+    "teachers": "List teachers, check that they load, compare them.",
+    "extract": "Run teachers over a corpus into a store.",
+    "store": "Inspect, check, copy and convert a store.",
+    "select": "Choose which teachers to trust for which sample.",
+    "align": "Map the teachers' spaces to one width.",
+    "distill": "Train a student from a store.",
+    "export": "Write a trained student as an open_clip folder.",
+    "evaluate": "Score encoders by their features.",
 }
-"""Name to module, attribute and summary. A table, not imports: `mmkd --help` must not load torch, dask or zarr."""
+"""Name (of module and function too) to summary. Not imports: `mmkd --help` must not load torch, dask or zarr."""
 
 LONG = frozenset({"demo", "extract", "align", "distill", "evaluate", "export"})
 """Commands that continue when their output is closed."""
@@ -41,21 +41,17 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called or asked for help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return names in the order of the pipeline."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(f"mmkd.cli.{module}"), attribute)
+        command: click.Command = getattr(importlib.import_module(f"mmkd.cli.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, _, summary) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,7 +61,7 @@ def cli() -> None:
 
 
 class _Output:
-    """Standard output of a command that continues after its reader exits (`| head -1`)."""
+    """Standard output of a command that continues after its reader exits (`| head -1`): further text is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -74,11 +70,9 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write; discard if the reader is gone."""
         return self._unless_closed(self._stream.write, text) or 0
 
     def flush(self) -> None:
-        """Flush; discard if the reader is gone."""
         self._unless_closed(self._stream.flush)
 
     def _unless_closed(self, act: Callable[..., int | None], *arguments: str) -> int | None:

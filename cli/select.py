@@ -13,7 +13,6 @@ from mmkd.base.text import counted
 
 if TYPE_CHECKING:
     from mmkd.store.selection import SelectionReport
-    from mmkd.store.selection.compute import Example
 
 
 @click.command()
@@ -50,12 +49,12 @@ def select(store: str, name: str, rule: str, by: str, as_json: bool) -> None:
         report = run(opened, name, loaded, by, progress)
     for warning in report.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    click.echo(json.dumps(_plain(report), indent=1) if as_json else _screen(report))
-
-
-def _plain(report: SelectionReport) -> dict[str, object]:
-    examples = {line: [one.model_dump(mode="json") for one in found] for line, found in report.examples.items()}
-    return asdict(report) | {"counts": report.counts.model_dump(mode="json"), "examples": examples}
+    if as_json:
+        examples = {line: [one.model_dump(mode="json") for one in found] for line, found in report.examples.items()}
+        plain = asdict(report) | {"counts": report.counts.model_dump(mode="json"), "examples": examples}
+        click.echo(json.dumps(plain, indent=1))
+    else:
+        click.echo(_screen(report))
 
 
 def _screen(report: SelectionReport) -> str:
@@ -74,26 +73,17 @@ def _screen(report: SelectionReport) -> str:
             f"{name:{width}}  {one.available:12,}  {one.kept:12,}  {one.kept / max(one.available, 1):6.1%}"
             for name, one in shares.items()
         ]
-    lines += _overlaps(counts.overlaps)
-    for rule, found in report.examples.items():
-        lines.append(f"\nnear the threshold of {rule}")
-        lines += map(_example, found)
-    return "\n".join([*lines, f"\nselection {report.name!r} written, digest {report.digest[:16]}"])
-
-
-def _example(one: Example) -> str:
-    score = "-" if one.score is None else f"{one.score:.4g}"
-    caption = " ".join(one.caption.split())[:60]
-    return f"  {'kept   ' if one.kept else 'dropped'}  {score:>10}  {one.teacher}  row {one.row}  {one.key}: {caption}"
-
-
-def _overlaps(overlaps: dict[str, dict[str, int]]) -> list[str]:
-    """Return percent of the rows kept for one teacher (down) that are kept for another (across)."""
-    width = max(len(slug) for slug in overlaps)
-    lines = [f"\nof the rows kept for the teacher on the left, percent also kept for\n{'':{width}}" + "".join(
-        f"{slug[:11]:>12}" for slug in overlaps
-    )]  # fmt: skip
-    for slug, row in overlaps.items():
+    width = max(map(len, counts.overlaps))
+    lines.append("\nof the rows kept for the teacher on the left, percent also kept for")
+    lines.append(" " * width + "".join(f"{slug[:11]:>12}" for slug in counts.overlaps))
+    for slug, row in counts.overlaps.items():
         own = max(row[slug], 1)
         lines.append(f"{slug:{width}}" + "".join(f"{100 * both / own:12.0f}" for both in row.values()))
-    return lines
+    for rule, found in report.examples.items():
+        lines.append(f"\nnear the threshold of {rule}")
+        for one in found:
+            score = "-" if one.score is None else f"{one.score:.4g}"
+            caption = " ".join(one.caption.split())[:60]
+            kept = "kept   " if one.kept else "dropped"
+            lines.append(f"  {kept}  {score:>10}  {one.teacher}  row {one.row}  {one.key}: {caption}")
+    return "\n".join([*lines, f"\nselection {report.name!r} written, digest {report.digest[:16]}"])

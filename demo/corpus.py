@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,14 +54,7 @@ class Crop:
     source: Source
     split: str
     frame: int
-    left: int
-    top: int
-    side: int
-
-    @property
-    def box(self) -> Box:
-        """Pixels of the source."""
-        return self.left, self.top, self.left + self.side, self.top + self.side
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -70,13 +62,10 @@ class CorpusSummary:
     """Output of `build_corpus`."""
 
     private_csv: Path
-    train_csv: Path
-    eval_csv: Path
     train: int
     test: int
     prompts: int
     classes: tuple[str, ...]
-    domains: tuple[str, ...]
 
 
 def build_corpus(
@@ -88,19 +77,14 @@ def build_corpus(
     vague: float = VAGUE_SHARE,
     wrong: float = WRONG_SHARE,
 ) -> CorpusSummary:
-    """Write `out`/private, `out`/train and `out`/eval; files of the same names are replaced. Raises UserError if a
-    package that holds or reads a picture is not installed, or lacks the picture.
-
-    Args:
-        out: folder, made when it is not there.
-        seed: of crops and captions.
-        train_per_class: crops of a class in the private and in the training table.
-        test_per_class: crops of a class in the evaluation table.
-        sources: the classes.
-        vague, wrong: shares of the training captions; each caption is drawn by itself.
-    """
+    """Write `out`/private, `out`/train and `out`/eval; files of the same names are replaced. `train_per_class`: crops
+    of a class in each of the first two; `vague`, `wrong`: shares of the training captions, each drawn by itself.
+    Raises UserError if a package that holds or reads a picture is not installed, or lacks the picture."""
     check_packages(sources)
-    tables = {name: out / folder / "captions.csv" for name, folder in _FOLDERS.items()}
+    from PIL import Image as Pillow
+
+    folders = {"private": "private", "train": "train", "test": "eval"}
+    tables = {split: out / folder / "captions.csv" for split, folder in folders.items()}
     rows: dict[str, list[Row]] = {split: [] for split in tables}
     for table in tables.values():
         with disk_errors(out):
@@ -112,25 +96,24 @@ def build_corpus(
         for split, table in tables.items():
             for number, crop in enumerate(crops[split]):
                 row = image_row(crop, split, number)
-                _write_png(table.parent / row["image"], pixels(crop))
+                Pillow.fromarray(pixels(crop)).save(table.parent / row["image"], format="PNG")
                 rows[split].append(row)
-    prompts = [row for source in sources for row in prompt_rows(source)]
+    # For zero-shot classification: rows without an image.
+    prompts = [
+        _row(source, f"prompt-{source.slug}-{i}", "", text, "prompt")
+        for source in sources
+        for i, text in enumerate((*source.prompts, source.name))
+    ]
     _write_table(tables["private"], rows["private"])
     _write_table(tables["train"], as_found(rows["train"], seed, vague, wrong))
     _write_table(tables["test"], rows["test"] + prompts)
     return CorpusSummary(
         private_csv=tables["private"],
-        train_csv=tables["train"],
-        eval_csv=tables["test"],
         train=len(rows["train"]),
         test=len(rows["test"]),
         prompts=len(prompts),
         classes=tuple(source.slug for source in sources),
-        domains=tuple(dict.fromkeys(source.domain for source in sources)),
     )
-
-
-_FOLDERS = {"private": "private", "train": "train", "test": "eval"}
 
 
 def as_found(rows: Sequence[Row], seed: int, vague: float, wrong: float) -> list[Row]:
@@ -161,15 +144,10 @@ def choose_crops(source: Source, split: str, count: int, seed: int = 0) -> list[
             break
         left, top, right, bottom = boxes[rng.choice(len(boxes), p=areas / areas.sum())]
         side = min(int(rng.integers(source.window[0], source.window[1] + 1)), right - left, bottom - top)
-        crop = Crop(
-            source=source,
-            split=split,
-            frame=int(numbers[attempt % len(numbers)]),
-            left=int(rng.integers(left, right - side + 1)),
-            top=int(rng.integers(top, bottom - side + 1)),
-            side=side,
-        )
-        if _contrast(pixels(crop)) >= MIN_CONTRAST:
+        x, y = int(rng.integers(left, right - side + 1)), int(rng.integers(top, bottom - side + 1))
+        crop = Crop(source, split, int(numbers[attempt % len(numbers)]), (x, y, x + side, y + side))
+        image = pixels(crop)
+        if (image if image.ndim == 2 else image.mean(axis=2)).std() >= MIN_CONTRAST:
             chosen[crop] = None
     if len(chosen) < count:
         raise UserError(f"{source.slug}: found {len(chosen)} {split} crops of {count}; ask for fewer crops a class")
@@ -181,14 +159,9 @@ def pixels(crop: Crop) -> Image:
     from PIL import Image as Pillow
 
     left, top, right, bottom = crop.box
-    source = crop.source
-    patch = read_frames(source.file, source.level, source.axis)[crop.frame, top:bottom, left:right]
-    resized = Pillow.fromarray(np.ascontiguousarray(patch)).resize((CROP_SIZE, CROP_SIZE), Pillow.Resampling.BICUBIC)
-    return np.asarray(resized)
-
-
-def _contrast(image: Image) -> float:
-    return float((image if image.ndim == 2 else image.mean(axis=2)).std())
+    patch = read_frames(crop.source.file, crop.source.level, crop.source.axis)[crop.frame, top:bottom, left:right]
+    picture = Pillow.fromarray(np.ascontiguousarray(patch))
+    return np.asarray(picture.resize((CROP_SIZE, CROP_SIZE), Pillow.Resampling.BICUBIC))
 
 
 def image_row(crop: Crop, split: str, number: int) -> Row:
@@ -203,17 +176,10 @@ def image_row(crop: Crop, split: str, number: int) -> Row:
     return _row(source, key, f"images/{key}.png", caption, split)
 
 
-def prompt_rows(source: Source) -> list[Row]:
-    """Return rows without an image for zero-shot classification: the class's prompts and its name."""
-    prompts = (*source.prompts, source.name)
-    return [_row(source, f"prompt-{source.slug}-{i}", "", text, "prompt") for i, text in enumerate(prompts)]
-
-
 def check_packages(sources: Sequence[Source]) -> None:
     """Check that all pictures and readers are installed before writing. Raises UserError naming the first package that
     is missing."""
-    readers = {"PIL": "pillow", "pydicom": "pydicom", "nibabel": "nibabel"}
-    for module, package in readers.items():
+    for module, package in {"PIL": "pillow", "pydicom": "pydicom", "nibabel": "nibabel"}.items():
         if importlib.util.find_spec(module) is None:
             raise missing_package(package)
     from PIL import features
@@ -231,7 +197,7 @@ def read_frames(file: File, level: tuple[int, int] | None, axis: int | None) -> 
     if path.suffix == ".dcm":
         return _read_dicom(path, level)
     if path.suffix == ".gz":
-        return _read_volume(path, level, 0 if axis is None else axis)
+        return _read_volume(path, level, axis or 0)
     from PIL import Image as Pillow
 
     with Pillow.open(path) as picture:
@@ -274,8 +240,9 @@ def _place(crop: Crop) -> str:
     stack = read_frames(crop.source.file, crop.source.level, crop.source.axis)
     if crop.source.axis is not None:
         return f"slice {crop.frame + 1} of {len(stack)}"
-    height = ("upper", "middle", "lower")[int(3 * (crop.top + crop.side / 2) / stack.shape[1])]
-    side = ("left ", "", "right ")[int(3 * (crop.left + crop.side / 2) / stack.shape[2])]
+    left, top, right, bottom = crop.box
+    height = ("upper", "middle", "lower")[int(3 * (top + bottom) / 2 / stack.shape[1])]
+    side = ("left ", "", "right ")[int(3 * (left + right) / 2 / stack.shape[2])]
     return f"{height} {side}part"
 
 
@@ -285,15 +252,8 @@ def _row(source: Source, key: str, image: str, caption: str, split: str) -> Row:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def _write_png(path: Path, image: Image) -> None:
-    from PIL import Image as Pillow
-
-    Pillow.fromarray(image).save(path, format="PNG")
-
-
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.write_bytes(text.getvalue().encode())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

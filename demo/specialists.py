@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -75,14 +76,12 @@ class SpecialistConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Features:
-    """The locked towers' features of N pairs."""
+    """The locked towers' features of N pairs: float32 (N, 1280) of EfficientNet, pooled, and (N, 384), the mean of
+    MiniLM's token outputs. labels: int64 (N,); pairs of one class are positives of each other."""
 
     image: Tensor
-    """float32 (N, 1280): pooled EfficientNet features."""
     text: Tensor
-    """float32 (N, 384): mean of MiniLM's token outputs."""
     labels: Tensor
-    """int64 (N,): pairs of one class are positives of each other."""
 
     def take(self, rows: Tensor) -> Features:
         """Return the pairs in `rows`, int64."""
@@ -186,27 +185,21 @@ def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> 
     with one_thread(), ThreadPoolExecutor(usable_cores(), initializer=partial(torch.set_num_threads, 1)) as pool:
         images = list(pool.map(encode_images, range(0, len(rows), _CHUNK)))
         texts = list(pool.map(encode_texts, range(0, len(captions), _CHUNK)))
-    place = {caption: index for index, caption in enumerate(captions)}
-    classes = sorted({row["class"] for row in rows})
-    return Features(
-        image=torch.cat(images),
-        text=torch.cat(texts)[[place[row["caption"]] for row in rows]],
-        labels=torch.tensor([classes.index(row["class"]) for row in rows]),
-    )
+    places = [captions.index(row["caption"]) for row in rows]
+    labels = np.unique([row["class"] for row in rows], return_inverse=True)[1]
+    return Features(torch.cat(images), torch.cat(texts)[places], torch.from_numpy(labels))
 
 
+@one_thread()
 def train_heads(features: Features, config: SpecialistConfig) -> Heads:
     """Fit the two linear maps and the logit scale by AdamW on random batches; the same seed gives the same heads."""
-    with one_thread():
-        return _fit(features, config)
-
-
-def _fit(features: Features, config: SpecialistConfig) -> Heads:
     first = random_heads(features, config.seed, config.embed_dim)
     image, text, logit_scale = (nn.Parameter(part) for part in (first.image, first.text, first.logit_scale))
     generator = torch.Generator().manual_seed(config.seed)
-    maps, scales = [image, text], [logit_scale]
-    groups = [{"params": maps, "weight_decay": config.weight_decay}, {"params": scales, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [image, text], "weight_decay": config.weight_decay},
+        {"params": [logit_scale], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
     for _ in range(config.steps):
         batch = features.take(torch.randperm(len(features.labels), generator=generator)[: config.batch_size])
@@ -222,10 +215,8 @@ def _fit(features: Features, config: SpecialistConfig) -> Heads:
 def random_heads(features: Features, seed: int, embed_dim: int) -> Heads:
     """Return untrained maps and CLIP's initial temperature."""
     generator = torch.Generator().manual_seed(seed)
-    image, text = (
-        torch.randn(embed_dim, part.shape[1], generator=generator) * part.shape[1] ** -0.5
-        for part in (features.image, features.text)
-    )
+    widths = features.image.shape[1], features.text.shape[1]
+    image, text = (torch.randn(embed_dim, width, generator=generator) * width**-0.5 for width in widths)
     return Heads(image, text, torch.tensor(math.log(1 / 0.07)))
 
 

@@ -1,3 +1,1 @@
 """Store to student: no teacher on the training device, every teacher of a sample in every step."""
-
-from __future__ import annotations

@@ -49,23 +49,20 @@ class Bank:
         end = first + self.size
         standing = bool(self._teachers) and first <= self._end <= end
         if not standing or self._end < end:
-            self._put(np.arange(self._end if standing else first, end))
+            places = np.arange(self._end if standing else first, end)  # of the endless order
+            chosen = self._order[places % len(self._order)]
+            rows, group = self.rows[chosen], torch.from_numpy(self.group[chosen]).to(self.device)
+            prepared = self.prepare([target.to(self.device) for target in self.gather(rows)], group)
+            slots = torch.from_numpy(places % self.size).to(self.device)
+            self._rows[slots] = torch.from_numpy(rows).to(self.device)
+            if not self._teachers:
+                self._teachers = [PairFeatures(*map(torch.empty_like, _parts(pairs))) for pairs in prepared]
+            for kept, new in zip(self._teachers, prepared, strict=True):
+                for old_part, new_part in zip(_parts(kept), _parts(new), strict=True):
+                    old_part[slots] = new_part
             self._end = end
         free = ~torch.isin(self._rows, batch_rows.to(self.device))
         return [replace(pairs, available=pairs.mask & free) for pairs in self._teachers]
-
-    def _put(self, places: NDArray[np.int64]) -> None:
-        """Read the rows at these places of the endless order, into the slots that are theirs."""
-        chosen = self._order[places % len(self._order)]
-        rows, group = self.rows[chosen], torch.from_numpy(self.group[chosen]).to(self.device)
-        prepared = self.prepare([target.to(self.device) for target in self.gather(rows)], group)
-        slots = torch.from_numpy(places % self.size).to(self.device)
-        self._rows[slots] = torch.from_numpy(rows).to(self.device)
-        if not self._teachers:
-            self._teachers = [PairFeatures(*map(torch.empty_like, _parts(pairs))) for pairs in prepared]
-        for kept, new in zip(self._teachers, prepared, strict=True):
-            for old_part, new_part in zip(_parts(kept), _parts(new), strict=True):
-                old_part[slots] = new_part
 
 
 def _parts(pairs: PairFeatures) -> tuple[torch.Tensor, ...]:

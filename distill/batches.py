@@ -33,12 +33,10 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of full batches per epoch."""
         return self.rows // self.batch_size
 
     @property
     def total_steps(self) -> int:
-        """Steps of the run."""
         return self.steps_per_epoch * self.epochs
 
     def place(self, step: int) -> tuple[int, int]:

@@ -1,9 +1,6 @@
-"""Captions as tokens: each distinct one tokenized once, kept without padding, padded when a batch needs it.
-
-`OUT/tokens.npz` keeps them with a digest of the captions: millions of captions take minutes to tokenize and seconds to
-read. It is not part of a run's state: a file that is missing, damaged, of other captions or of another tokenizer is
-written again.
-"""
+"""Captions as tokens: each distinct one tokenized once, kept without padding, padded when a batch needs it. As millions
+take minutes to tokenize and seconds to read, `OUT/tokens.npz` keeps them with a digest of the captions. It is no part
+of a run's state: a file that is missing, damaged, of other captions or of another tokenizer is written again."""
 
 from __future__ import annotations
 

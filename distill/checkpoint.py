@@ -15,7 +15,6 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -227,14 +226,11 @@ def student_weights(state: State) -> dict[str, torch.Tensor]:
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Restore the moments of every parameter."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    saved: dict[str, Any] = optimizer.state_dict()
-    members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, owner in enumerate(members):
-        if moments := state.part(f"optimizer.{names[owner]}"):
+    for owner, parameter in model.named_parameters():
+        if moments := state.part(f"optimizer.{owner}"):
             # The fused optimizer needs moments in the memory layout of their parameter (channels last).
-            saved["state"][place] = {
-                name: torch.empty_like(owner).copy_(moment) if moment.shape == owner.shape else moment
+            value = parameter.detach()
+            optimizer.state[parameter] = {
+                name: torch.empty_like(value).copy_(moment) if moment.shape == value.shape else moment.to(value.device)
                 for name, moment in moments.items()
             }
-    optimizer.load_state_dict(saved)

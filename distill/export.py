@@ -1,26 +1,30 @@
-"""A trained student as an ordinary open_clip folder, with its model card: open_clip loads it, and `mmkd extract`."""
+"""A trained student as an ordinary open_clip folder, which open_clip and `mmkd extract` load: weights, model card, and
+its towers as ONNX or TorchScript graphs, each compared with the student."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.transform import image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from mmkd.base.errors import UserError
 from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors
+from mmkd.base.install import install_command
 from mmkd.distill.checkpoint import State, find_checkpoint, read, student_weights
 from mmkd.distill.config import StudentConfig
-from mmkd.distill.graphs import GraphFormat, check_packages, write_graphs
 from mmkd.distill.provenance import TEXT, RunRecord
 from mmkd.distill.student import (
     HF_NAMES,
@@ -31,6 +35,16 @@ from mmkd.distill.student import (
     student_tokenizer,
 )
 
+GraphFormat = Literal["onnx", "torchscript"]
+TOLERANCE = 1e-4
+"""Largest difference from the student's features, as a share of their largest number: another order of float32 sums."""
+
+# Protobuf, and with it one ONNX file, ends at 2 GiB; larger weights lie beside it.
+_ONE_FILE_BYTES = 2**30
+# Other batches than the one that was traced: a graph that remembers its batch fails at them.
+_TRACED_ROWS, _CHECKED_ROWS = 2, (1, 3)
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
 PROVENANCE = "mmkd_run.json"
 # Captions of many lengths, for graphs that are traced with them.
 _WORDS = ("", "a chest radiograph", "axial CT of the abdomen with contrast, portal venous phase; " * 8)
@@ -40,16 +54,9 @@ def export(run: Path, out: Path, graphs: Sequence[GraphFormat] = (), checkpoint:
     """Write the student of a finished or running run to `out`. The folder holds `open_clip_config.json`,
     `open_clip_model.safetensors`, the tokenizer where open_clip wants one, a model card that says how open_clip loads
     it, and `mmkd_run.json` with the card's content for programs. Averaged weights are taken when the run averaged;
-    heads are left out. Only the checkpoint is read: store, YAML and first weights are no longer needed. Raises
-    UserError if `run` has no such checkpoint, or `out` holds something else, or as `write_graphs`; CorruptStoreError if
-    the checkpoint is damaged.
-
-    Args:
-        run: the `out` of a training run.
-        out: folder to write; new or empty.
-        graphs: adds `onnx/` or `torchscript/`, see `mmkd.distill.graphs`.
-        checkpoint: `best` (the last where none was judged), `last`, or a step.
-    """
+    heads are left out. Only the checkpoint is read: store, YAML and first weights are no longer needed. `run`: the
+    `out` of a training run; `checkpoint`: `best` (the last where none was judged), `last`, or a step. Raises UserError
+    if there is no such checkpoint, or `out` is not empty, or as `write_graphs`; CorruptStoreError if it is damaged."""
     check_packages(graphs)
     state = read(find_checkpoint(run, checkpoint))
     if out.exists() and any(out.iterdir()):
@@ -175,3 +182,73 @@ def _teachers(record: RunRecord) -> str:
 def _cell(text: str) -> str:
     """Return text that cannot break out of a table's cell."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+class _Tower(nn.Module):
+    def __init__(self, encode: Encode, student: nn.Module) -> None:
+        super().__init__()
+        self.student, self.encode = student, encode
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.encode(inputs)
+
+
+def write_graphs(
+    student: nn.Module, images: torch.Tensor, tokens: torch.Tensor, kind: GraphFormat, folder: Path
+) -> dict[str, float]:
+    """Write the towers of an open_clip model into `folder` as graphs that run without open_clip. `image` takes pixels
+    float32 (B, 3, H, W), resized and normalized as `preprocess_cfg` in `open_clip_config.json` says; `text` takes
+    tokens int64 (B, L), padded to the context. Both give features float32 (B, D), not normalized, for any B. They are
+    traced and compared with `images` (3, 3, H, W) and `tokens` (3, L); the student is set to evaluation. Returns each
+    tower's largest difference as a share. Raises UserError if a graph gives other features; it is then deleted."""
+    student.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, encode, inputs in (("image", student.encode_image, images), ("text", student.encode_text, tokens)):
+        path = folder / f"{name}.{'onnx' if kind == 'onnx' else 'pt'}"
+        tower = _Tower(encode, student).eval()  # type: ignore[arg-type]
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing: what it may have lost is measured below
+            run = (_write_onnx if kind == "onnx" else _write_torchscript)(tower, inputs[:_TRACED_ROWS], path)
+            checked = [inputs[:rows] for rows in _CHECKED_ROWS]
+            found[name] = max(float((run(x) - tower(x)).abs().max() / tower(x).abs().max()) for x in checked)
+        if not found[name] <= TOLERANCE:
+            for file in folder.glob(f"{path.name}*"):
+                file.unlink()
+            raise UserError(
+                f"the {kind} graph of the {name} tower differs from the student by {found[name]:.2g} of its largest "
+                f"number, more than {TOLERANCE:g}, and was deleted; the open_clip folder is whole without it"
+            )
+    return found
+
+
+def check_packages(kinds: Sequence[GraphFormat]) -> None:
+    """Raise UserError if a package that ONNX needs is missing, before anything is written."""
+    for package in ("onnx", "onnxscript", "onnxruntime") if "onnx" in kinds else ():
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise UserError(f"ONNX graphs need the package {package}; {install_command('onnx')}") from error
+
+
+def _write_onnx(tower: nn.Module, inputs: torch.Tensor, path: Path) -> Encode:
+    torch.onnx.export(
+        tower,
+        (inputs,),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["pixels" if inputs.is_floating_point() else "tokens"],
+        output_names=["features"],
+        external_data=sum(parameter.nbytes for parameter in tower.parameters()) > _ONE_FILE_BYTES,
+        verbose=False,
+    )
+    session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    return lambda inputs: torch.from_numpy(session.run(None, {entry.name: inputs.numpy()})[0])
+
+
+def _write_torchscript(tower: nn.Module, inputs: torch.Tensor, path: Path) -> Encode:
+    torch.jit.trace(tower, (inputs,), check_trace=False).save(path)  # type: ignore[no-untyped-call]
+    loaded: Encode = torch.jit.load(path)  # type: ignore[no-untyped-call]
+    return loaded

@@ -15,7 +15,6 @@ from mmkd.distill.batch import TeacherTargets
 from mmkd.distill.config import HeadConfig
 from mmkd.distill.losses import PairFeatures, unit
 from mmkd.distill.teacher_features import TeacherFeatures
-from mmkd.store.layout import Tower
 
 
 class Heads(nn.Module):
@@ -65,18 +64,15 @@ class Preparation:
 
     def __call__(self, targets: Sequence[TeacherTargets], group: torch.Tensor) -> list[PairFeatures]:
         """Return rows of every teacher, float32 (B, A), in the order of the run's teachers."""
-        return [
-            PairFeatures(
-                self._tower(slug, "image", target.image), self._tower(slug, "text", target.text), group, target.present
-            )
-            for slug, target in zip(self.slugs, targets, strict=True)
-        ]
-
-    def _tower(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
-        values = features.float()
-        if self.alignment is not None:
-            values = self.alignment(slug, tower, values)
-        return unit(values) if self.to_unit else values
+        prepared = []
+        for slug, target in zip(self.slugs, targets, strict=True):
+            image, text = target.image.float(), target.text.float()
+            if self.alignment is not None:
+                image, text = self.alignment(slug, "image", image), self.alignment(slug, "text", text)
+            if self.to_unit:
+                image, text = unit(image), unit(text)
+            prepared.append(PairFeatures(image, text, group, target.present))
+        return prepared
 
 
 def mix_teachers(prepared: Sequence[PairFeatures], shares_BT: torch.Tensor) -> PairFeatures:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +85,13 @@ def open_boards(run: Run) -> Iterator[Board]:
             boards.append(Lines(total) if bar.disable else Terminal(bar))
             if logging.tensorboard:
                 writer = stack.enter_context(SummaryWriter(str(run.config.out / "tensorboard"), purge_step=first))
-                boards.append(partial(_write_tensorboard, writer))
+
+                def write(step: int, values: Values) -> None:
+                    for name, value in values.items():
+                        writer.add_scalar(name, value, step)
+                    writer.flush()
+
+                boards.append(write)
             if logging.wandb is not None:
                 started = stack.enter_context(_start_wandb(run))
                 boards.append(lambda step, values: started.log(dict(values), step=step))
@@ -96,12 +101,6 @@ def open_boards(run: Run) -> Iterator[Board]:
                 board(step, values)
 
         yield log
-
-
-def _write_tensorboard(writer: SummaryWriter, step: int, values: Values) -> None:
-    for name, value in values.items():
-        writer.add_scalar(name, value, step)
-    writer.flush()
 
 
 def _start_wandb(run: Run) -> Any:
@@ -132,13 +131,13 @@ def _start_wandb(run: Run) -> Any:
 
 
 class Clock:
-    """Counts seconds, samples of all ranks, and time spent waiting for data."""
+    """Counts seconds, `samples` of all ranks since the last lap, and time spent waiting for data."""
 
     def __init__(self) -> None:
         self.started = self._lap = time.perf_counter()
         self.wait_seconds = 0.0
         """Since the run began."""
-        self._samples, self._waited_before = 0, 0.0
+        self.samples, self._waited_before = 0, 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -146,10 +145,6 @@ class Clock:
         before = time.perf_counter()
         yield
         self.wait_seconds += time.perf_counter() - before
-
-    def add(self, samples: int) -> None:
-        """Count the samples of a step."""
-        self._samples += samples
 
     @property
     def seconds(self) -> float:
@@ -161,11 +156,11 @@ class Clock:
         now = time.perf_counter()
         seconds = max(now - self._lap, 1e-9)
         rates = {
-            "samples_per_second": self._samples / seconds,
+            "samples_per_second": self.samples / seconds,
             "data_wait_share": (self.wait_seconds - self._waited_before) / seconds,
             "memory_gb": memory_bytes(device) / 1e9,
         }
-        self._lap, self._samples, self._waited_before = now, 0, self.wait_seconds
+        self._lap, self.samples, self._waited_before = now, 0, self.wait_seconds
         return rates
 
 

@@ -91,13 +91,15 @@ class Objective(nn.Module):
             mapped = unit(torch.stack([self.heads(number, both) for number in numbers]))
             image, text = torch.split(mapped, len(student.image), dim=1)
             theirs = stack_teachers([prepared[number] for number in numbers])
+            fixed = self.config.cross_scale
+            scale = self.cross_log_scales[numbers].exp()[:, None, None] if fixed is None else torch.tensor(fixed)
             compared = Comparison(
                 mapped=PairFeatures(image, text, group),
                 teachers=theirs,
                 all_teachers=_of_all_ranks(theirs, world),
                 own=own,
                 every=every,
-                scale=self._scales(numbers),
+                scale=scale,
                 student_scale=student.log_scale.exp(),
                 teacher_scale=own.image.new_tensor([self.side.relation_scales[n] for n in numbers])[:, None, None],
                 banks=[banks[number] for number in numbers] if banks else (),
@@ -111,12 +113,6 @@ class Objective(nn.Module):
         shares = self.side.policy.after_losses(shares, weighted, batch)
         reduced: dict[str, torch.Tensor] = self.reduction(by_term, shares, world)
         return terms | reduced
-
-    def _scales(self, numbers: Sequence[int]) -> torch.Tensor:
-        """Return the softmax scale over each teacher's keys: (T, 1, 1), or a scalar for all."""
-        if self.config.cross_scale is not None:
-            return torch.tensor(self.config.cross_scale)
-        return self.cross_log_scales[list(numbers)].exp()[:, None, None]
 
     def total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the weighted sum that is minimized."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 
 import torch
 from timm.models import group_parameters
@@ -30,12 +29,16 @@ _UNDECAYED = re.compile(
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Make an AdamW that decays matrices only; each group's `share` is its part of the learning rate."""
     scales = learning_rate_shares(model, config)
-    undecayed = undecayed_parameters(model)
+    # Modules exempt parameters themselves (`no_weight_decay` of timm and open_clip).
+    exempt = set()
+    for path, part in model.named_modules():
+        if callable(names := getattr(part, "no_weight_decay", None)):
+            exempt |= {f"{path}.{name}" if path else name for name in names()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if name not in undecayed else 0.0
-            groups.setdefault((scales[name], decay), []).append(parameter)
+            plain = parameter.ndim < 2 or name in exempt or _UNDECAYED.search(name.rpartition("student.")[2])
+            groups.setdefault((scales[name], 0.0 if plain else config.weight_decay), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": members, "weight_decay": decay, "share": share} for (share, decay), members in groups.items()],
         lr=config.lr,
@@ -44,20 +47,6 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         # One pass over weights and moments instead of ten: a fifth of a small student's step on a CPU.
         fused=True,
     )
-
-
-def undecayed_parameters(model: nn.Module) -> set[str]:
-    """Return names of biases, norms, positions, class tokens, scales and temperatures, and of what modules exempt
-    themselves (`no_weight_decay` of timm and open_clip)."""
-    exempt = set()
-    for path, part in model.named_modules():
-        if callable(names := getattr(part, "no_weight_decay", None)):
-            exempt |= {f"{path}.{name}" if path else name for name in names()}
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.ndim < 2 or name in exempt or _UNDECAYED.search(name.rpartition("student.")[2])
-    }
 
 
 def tower_layers(model: nn.Module) -> dict[str, tuple[str, int | None]]:
@@ -156,8 +145,3 @@ class WeightAverage:
                 self.values[name].lerp_(value, 1 - decay)
             else:
                 self.values[name].copy_(value)
-
-    def load(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Take over saved averages."""
-        for name, value in values.items():
-            self.values[name].copy_(value)

@@ -12,18 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from mmkd.base.errors import ConfigError, UserError
 from mmkd.base.files import temporary_files, write_atomically
 from mmkd.base.text import counted
+from mmkd.distill import checkpoint
 from mmkd.distill.batch_norm import prepare_batch_norms
 from mmkd.distill.batches import Batches, BatchPlan, Schedule
 from mmkd.distill.captions import load_tokens, save_tokens
-from mmkd.distill.checkpoint import (
-    CONFIG,
-    Progress,
-    find_first_weights,
-    load_last,
-    load_student,
-    restore_optimizer,
-    save_checkpoint,
-)
+from mmkd.distill.checkpoint import Progress
 from mmkd.distill.config import RunConfig
 from mmkd.distill.images import train_pictures
 from mmkd.distill.monitor import Monitor, find_held_out, read_held_out
@@ -101,7 +94,7 @@ class Run:
             out = self.config.out
             for leftover in temporary_files(out):
                 leftover.unlink(missing_ok=True)
-            write_atomically(out / CONFIG, self.config.model_dump_json(indent=1).encode())
+            write_atomically(out / checkpoint.CONFIG, self.config.model_dump_json(indent=1).encode())
             save_text(self.update.model.towers.student, self.tokenizer, out / TEXT)
             save_tokens(out, self.batches.plan.pairs.captions, self.batches.captions)
 
@@ -109,7 +102,7 @@ class Run:
         """Write a checkpoint, in the first rank. Raises StoreError if the disk is full or read-only."""
         if self.world.first:
             out, keep, update = self.config.out, self.config.checkpoints.keep_last, self.update
-            save_checkpoint(out, keep, self.record, progress, update.model, update.optimizer, self.average)
+            checkpoint.save_checkpoint(out, keep, self.record, progress, update.model, update.optimizer, self.average)
 
 
 def prepare(config: RunConfig, world: World) -> Run:
@@ -123,8 +116,8 @@ def prepare(config: RunConfig, world: World) -> Run:
         )
     tokenizer = check_text(config.student.model)
     store = FeatureStore.open(config.store)
-    record = make_record(config, store, find_first_weights(config.student, config.out))
-    state = load_last(config.out, record)
+    record = make_record(config, store, checkpoint.find_first_weights(config.student, config.out))
+    state = checkpoint.load_last(config.out, record)
     # Rows first, because network and tokens take long: a wrong column is reported at once.
     teachers = None
     if config.loss.teacher_terms:
@@ -137,7 +130,7 @@ def prepare(config: RunConfig, world: World) -> Run:
     warmup_steps(config.optimizer, schedule.total_steps)
     held_out = [find_held_out(entry, store, pairs) for entry in config.monitor.sets]
     torch.manual_seed(config.seed)
-    student = load_student(config.student, state)
+    student = checkpoint.load_student(config.student, state)
     piece = min(config.compute.micro_batch or share, share)
     prepare_batch_norms(student, config.compute.batch_norm, world, share % piece or piece)
     towers = Towers(student).to(world.device)
@@ -165,9 +158,10 @@ def prepare(config: RunConfig, world: World) -> Run:
     update = _make_updater(config, model, world)
     if state is not None:
         model.load_state_dict(state.part("model"))
-        restore_optimizer(model, update.optimizer, state)
+        checkpoint.restore_optimizer(model, update.optimizer, state)
         if average is not None:
-            average.load(state.part("average"))
+            for name, value in state.part("average").items():
+                average.values[name].copy_(value)
     monitor = Monitor(
         config=config.monitor,
         sets=[read_held_out(rows, config.data, image_side(student), tokenizer) for rows in held_out],

@@ -369,7 +369,6 @@ class Towers(nn.Module):
 
     @property
     def log_scale(self) -> torch.Tensor:
-        """The learned parameter."""
         log_scale: torch.Tensor = self.student.logit_scale  # type: ignore[assignment]
         return log_scale
 

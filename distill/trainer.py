@@ -58,7 +58,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
     other; UserError at a loss that is not finite, with its rows in `bad-batch.json`."""
     with (
         join_ranks(config.compute.timeout_minutes) as world,
-        stop_on(config.checkpoints.stop_signals) as request,
+        stop_on(config.checkpoints.stop_signals) as signals,
         _only_run(config, world),
     ):
         if world.device.type == "cpu":
@@ -69,7 +69,7 @@ def train(config: RunConfig, say: Callable[[str], None] = print) -> TrainReport:
             for line in (run.headline, *run.notes()):
                 say(line)
         with open_boards(run) as log:
-            return _loop(run, log, request)
+            return _loop(run, log, signals)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def _only_run(config: RunConfig, world: World) -> Iterator[None]:
         yield
 
 
-def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
+def _loop(run: Run, log: Board, signals: list[signal.Signals]) -> TrainReport:
     config, first, total = run.config, run.progress.step, run.schedule.total_steps
     warmup = warmup_steps(config.optimizer, total)
     clock, guard, progress = Clock(), FiniteGuard(run), run.progress
@@ -101,7 +101,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
             guard.check_before((batch, outcome))
             if run.average is not None:
                 run.average.update(run.update.model.towers, batch.step)
-            clock.add(config.batch_size)
+            clock.samples += config.batch_size
             progress = replace(progress, step=batch.step + 1)
             last = progress.step == total
             if last or batch.step % config.logging.every_steps == 0:
@@ -114,7 +114,7 @@ def _loop(run: Run, log: Board, request: StopRequest) -> TrainReport:
                 log(batch.step, {f"monitor/{name}": value for name, value in scores.items()})
                 progress = progress.after_validation(scores, config.monitor.chosen_metric)
             stopped = _out_of_patience(config, progress)
-            number = run.world.highest(int(request.signal or 0))
+            number = run.world.highest(int(signals[-1]) if signals else 0)
             if number:
                 stopped = signal.Signals(number).name
             due = progress.step % config.checkpoints.every_steps == 0 or progress.best_step == progress.step
@@ -160,28 +160,21 @@ class FiniteGuard:
         )
 
 
-@dataclass
-class StopRequest:
-    """The signal that requested a stop, if any."""
-
-    signal: signal.Signals | None = None
-
-
 @contextmanager
-def stop_on(names: Sequence[str]) -> Iterator[StopRequest]:
-    """Record these signals instead of ending by them; a second one acts as usual. Threads cannot catch signals."""
-    request = StopRequest()
+def stop_on(names: Sequence[str]) -> Iterator[list[signal.Signals]]:
+    """Collect these signals instead of ending by them; a second one acts as usual. Threads cannot catch signals."""
+    received: list[signal.Signals] = []
     numbers = [signal.Signals[name] for name in names if threading.current_thread() is threading.main_thread()]
     before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _: object) -> None:
-        request.signal = signal.Signals(number)
-        signal.signal(number, before[request.signal])
+        received.append(signal.Signals(number))
+        signal.signal(number, before[received[-1]])
 
     for number in before:
         signal.signal(number, note)
     try:
-        yield request
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -21,8 +21,7 @@ from mmkd.base.errors import UserError
 from mmkd.cli.export import export as export_command
 from mmkd.distill.checkpoint import checkpoints, find_checkpoint, read, step_of, student_weights
 from mmkd.distill.config import RunConfig, load_run
-from mmkd.distill.export import export
-from mmkd.distill.graphs import write_graphs
+from mmkd.distill.export import export, write_graphs
 from mmkd.distill.provenance import store_digest
 from mmkd.distill.student import Towers, build_student, student_pixels
 from mmkd.store import FeatureStore

@@ -63,9 +63,9 @@ def test_a_second_signal_ends_at_once(training_scene: Path, tmp_path: Path) -> N
     """Whoever asks twice does not want to wait: the signal then acts as it always did."""
     from mmkd.distill.trainer import stop_on
 
-    with stop_on(["SIGUSR2"]) as request:
+    with stop_on(["SIGUSR2"]) as received:
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert request.signal == signal.SIGUSR2
+        assert received == [signal.SIGUSR2]
         assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 

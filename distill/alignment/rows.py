@@ -32,7 +32,6 @@ class TeacherRows:
     text: torch.Tensor
 
     def tower(self, tower: Tower) -> torch.Tensor:
-        """Return the features of one tower."""
         return self.image if tower == "image" else self.text
 
 

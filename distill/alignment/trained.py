@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,12 @@ class JointMaps(nn.Module):
         """Return InfoNCE over the rows that two teachers share, for a random ring of teachers. The teachers that have
         rows are put in a random circle, and each is contrasted with the next, images and texts with images and texts. A
         step costs one product per teacher; over the steps every two teachers meet."""
-        out = {slug: self._project(slug, batch) for slug in self.slugs if len(batch[slug].members) > 1}
+        out: dict[str, dict[Tower, torch.Tensor]] = {}
+        for slug, weight in zip(self.slugs, self.weights, strict=True):
+            if len(batch[slug].members) > 1:
+                means = {tower: mean.float().to(weight.device) for tower, mean in self.found[slug].means.items()}
+                maps = {tower: F.linear(batch[slug].tower(tower) - means[tower], weight) for tower in TOWERS}
+                out[slug] = {tower: F.normalize(mapped, dim=-1) for tower, mapped in maps.items()}
         present = [list(out)[i] for i in torch.randperm(len(out), generator=generator).tolist()]
         terms = []
         for one, other in zip(present, [*present[1:], *present[:1]], strict=True):
@@ -84,21 +90,13 @@ class JointMaps(nn.Module):
             a, b = torch.isin(mine, theirs), torch.isin(theirs, mine)
             if (shared := int(a.sum())) < 2:
                 continue
-            for tower in TOWERS:
-                for against in TOWERS:
-                    if one == other and tower == against:
-                        continue  # a teacher alone: its images with its texts, and not with themselves
-                    logits = self.log_scale.exp() * out[one][tower][a] @ out[other][against][b].T
-                    target = torch.arange(shared, device=logits.device)
-                    terms.append((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
+            for tower, against in product(TOWERS, TOWERS):
+                if one == other and tower == against:
+                    continue  # a teacher alone: its images with its texts, and not with themselves
+                logits = self.log_scale.exp() * out[one][tower][a] @ out[other][against][b].T
+                target = torch.arange(shared, device=logits.device)
+                terms.append((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
         return torch.stack(terms).mean() if terms else self.log_scale * 0
-
-    def _project(self, slug: str, batch: Batch) -> dict[str, torch.Tensor]:
-        weight, own = self.weights[self.slugs.index(slug)], self.found[slug]
-        means = {tower: own.means[tower].float().to(weight.device) for tower in TOWERS}
-        return {
-            tower: F.normalize(F.linear(batch[slug].tower(tower) - means[tower], weight), dim=-1) for tower in TOWERS
-        }
 
 
 def fit_joint(rows: AlignmentRows, settings: JointSettings, dim: int, seed: int) -> dict[str, TeacherMap]:
@@ -138,23 +136,17 @@ class MultiTeacherAutoencoder(nn.Module):
         for tower in TOWERS:
             self.decoders[tower] = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim))
 
-    def reconstruct(self, slug: str, tower: Tower, features: torch.Tensor) -> torch.Tensor:
-        """Reconstruct features (M, E) of one tower, (M, E)."""
-        index = self.slugs.index(slug)
-        latent: torch.Tensor = self.inputs[index](features)
-        if self.training and self.noise:
-            latent = latent + self.noise * torch.randn_like(latent)
-        restored: torch.Tensor = self.outputs[index](self.decoders[tower](self.encoders[tower](latent)))
-        return restored
-
     def loss(self, batch: Batch) -> torch.Tensor:
         """Return the mean over (sample, teacher, tower) of the mean squared error; 0 when no teacher has a row."""
         total, count = next(self.parameters()).sum() * 0, 0
-        for slug in self.slugs:
-            part = batch[slug]
+        for slug, enter, leave in zip(self.slugs, self.inputs, self.outputs, strict=True):
             for tower in TOWERS:
-                features = part.tower(tower)
-                errors = (self.reconstruct(slug, tower, features) - features).square().mean(dim=1)
+                features = batch[slug].tower(tower)
+                latent = enter(features)
+                if self.training and self.noise:
+                    latent = latent + self.noise * torch.randn_like(latent)
+                restored = leave(self.decoders[tower](self.encoders[tower](latent)))
+                errors = (restored - features).square().mean(dim=1)
                 total, count = total + errors.sum(), count + len(features)
         return total / max(count, 1)
 

@@ -24,24 +24,19 @@ _MAY_BE_NAMES = ("model", "pretrained", "image", "text")
 _FILES = (".bin", ".json", ".npz", ".pt", ".pth", ".safetensors")
 
 
-def preset_names() -> list[str]:
-    """Return names of the presets that come with the package."""
-    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
-
-
 def compose(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Lay a run's content over its presets, later ones over earlier ones. `preset` is a name, the path of a YAML file
     beside the run, or a list of such. Mappings are merged key by key. Paths become absolute; each is relative to the
     file that names it. Raises ConfigError for a preset that does not exist, or is not a list of names."""
-    named, known = content.get("preset", []), ", ".join(preset_names())
-    names = [named] if isinstance(named, str) else named
+    names, presets = content.get("preset", []), sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+    names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: preset: expected a name or a list of names, one of {known}")
+        raise ConfigError(f"{path}: preset: expected a name or a list of names, one of {', '.join(presets)}")
     merged: dict[str, Any] = {}
     for name in names:
         own = name.endswith((".yaml", ".yml"))
-        if not own and name not in preset_names():
-            raise ConfigError(f"{path}: preset: {name!r} is unknown; there are {known}, or a YAML file")
+        if not own and name not in presets:
+            raise ConfigError(f"{path}: preset: {name!r} is unknown; there are {', '.join(presets)}, or a YAML file")
         file = path.resolve().parent / name if own else _FOLDER / f"{name}.yaml"
         merged = _merge(merged, _resolve(read_mapping(file), file.parent, _PATHS))
     return _merge(merged, _resolve(content, path.resolve().parent, _PATHS) | {"preset": names})
