@@ -39,11 +39,11 @@ def list_teachers(as_json: bool) -> None:
         groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
-    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "licence", "source")]
+    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "license", "source")]
     for teacher in (*the_nine(), *variants()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-        licence = teacher.licence.partition(" (")[0]
-        rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), licence, teacher.source))
+        license = teacher.license.partition(" (")[0]
+        rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), license, teacher.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     nine = 1 + len(the_nine())
@@ -171,7 +171,7 @@ def _facts(teacher: PublishedTeacher) -> str:
         f"pixels        {teacher.pixels}",
         f"files         {', '.join(teacher.files)}",
         f"sha256        {teacher.weights_sha256 or 'none published that we know of'}",
-        f"licence       {teacher.licence}",
+        f"license       {teacher.license}",
         f"paper         {teacher.paper}",
         *(f"open          {question}" for question in teacher.open_questions),
     ]
