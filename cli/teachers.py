@@ -42,8 +42,8 @@ def list_teachers(as_json: bool) -> None:
     rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "license", "source")]
     for teacher in (*the_nine(), *variants()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-        license = teacher.license.partition(" (")[0]
-        rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), license, teacher.source))
+        terms = teacher.license.partition(" (")[0]
+        rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     nine = 1 + len(the_nine())
