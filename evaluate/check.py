@@ -237,7 +237,7 @@ def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCh
         found.problems.append(f"not extracted: {spec.store} does not exist")
         return
     about = spec.about
-    terms = "; ".join(part for part in (about.access, about.license and f"license: {about.license}") if part)
+    terms = "; ".join(part for part in (about.access, about.licence and f"licence: {about.licence}") if part)
     owners = f"{about.homepage or 'its owners'}{f' ({terms})' if terms else ''}"
     found.problems.append(f"its files are not here: {place!s} does not exist")
     command = f"; mmkd evaluate fetch {shlex.quote(spec.described_in)} {'does' if about.fetch.files else 'says how'}"

@@ -99,7 +99,7 @@ class About(Frozen):
     """Source of a public data set. No score depends on it."""
 
     homepage: str | None = None
-    license: str | None = None
+    licence: str | None = None
     """As its owners state it; read their terms before you use the data."""
     access: str | None = None
     """Conditions beyond a download: registration, a data use agreement."""

@@ -36,7 +36,7 @@ def fetch_dataset(name: str, say: Callable[[str], object], *, dry_run: bool = Fa
         raise ConfigError(f"{path} has no `source`; name one of `mmkd evaluate check biomed`, or a description")
     about = validated(About, content.get("about") or {}, f"{path}: about")
     place = source_place(content["source"], str(content.get("dataset")), path)
-    terms = "; ".join(part for part in (f"license: {about.license or 'not stated'}", about.access) if part)
+    terms = "; ".join(part for part in (f"licence: {about.licence or 'not stated'}", about.access) if part)
     say(f"{content.get('dataset')}: {about.homepage or 'no homepage'} ({terms})")
     if about.layout is not None:
         say(f"layout: {about.layout}{f', see {about.evidence}' if about.evidence else ''}")

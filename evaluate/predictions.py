@@ -88,7 +88,7 @@ def encode_predictions(predictions: Predictions) -> bytes:
     meta = {
         "columns": predictions.columns,
         "info": predictions.info,
-        "labeled": predictions.y is not None,
+        "labelled": predictions.y is not None,
         "folded": predictions.fold is not None,
     }
     table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
@@ -110,7 +110,7 @@ def read_predictions(path: Path) -> Predictions:
         ids=np.array(table["id"].to_pylist(), dtype=object),
         group=np.array(table["group"].to_pylist(), dtype=object),
         domain=np.array(table["domain"].to_pylist(), dtype=object),
-        y=table["y"].to_numpy().astype(np.int64) if meta["labeled"] else None,
+        y=table["y"].to_numpy().astype(np.int64) if meta["labelled"] else None,
         score=np.asarray(flat, dtype=np.float64).reshape(table.num_rows, len(columns)),
         available=table["available"].to_numpy(),
         columns=columns,

@@ -56,7 +56,7 @@ class TeacherCard(Document):
     """True when stored features have unit norm; false when they are the encoder's own output."""
     logit_scale: float | None = None
     """exp of the learned temperature: cosine times this are the teacher's logits."""
-    license: str = "not stated"
+    licence: str = "not stated"
     versions: dict[str, str] = Field(default_factory=dict)
     """Libraries that ran the teacher, name to version."""
     encoding_error: dict[Tower, CosineError] | None = None

@@ -95,12 +95,12 @@ class FeatureStore(Store):
         """HTML for notebooks: a table of the teachers. Reads the ledger only; every text from a file is escaped."""
         rows, shards = counted(len(self), "row"), counted(self.shards, "shard")
         title = f"mmkd store {self.root}: {rows} in {shards} of {self.record.rows_per_shard:,}"
-        header = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "license")
+        header = ("teacher", "width", "encoding", "shards", "images", "captions", "source", "licence")
         teachers: list[tuple[str, ...]] = []
         for slug, card in self.teachers.items():
             found = self._teacher_summary(slug)
             counts = (f"{found.shards_done} of {self.shards}", f"{found.image_rows:,}", f"{found.text_rows:,}")
-            teachers.append((slug, str(card.dim), card.encoding, *counts, card.source, card.license))
+            teachers.append((slug, str(card.dim), card.encoding, *counts, card.source, card.licence))
         return html_table(title, header, teachers or [("no teachers yet",)])
 
     def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def card(slug: str, dim: int) -> dict[str, Any]:
     look |= {"resize_mode": "shortest", "fill": 0, "color": "RGB"}
     content = {"slug": slug, "source": "elsewhere", "revision": "", "weights_sha256": "w", "preprocessing": look}
     content |= {"tokenizer_sha256": "t", "context_length": 16, "dim": dim, "encoding": "float16", "loader": "other"}
-    content |= {"normalized": False, "logit_scale": None, "license": "MIT", "versions": {}, "encoding_error": None}
+    content |= {"normalized": False, "logit_scale": None, "licence": "MIT", "versions": {}, "encoding_error": None}
     members = ("weights_sha256", "preprocessing", "tokenizer_sha256", "context_length")
     members += ("dim", "encoding", "loader", "normalized")
     return content | {"digest": canonical({name: content[name] for name in members})[:16]}

@@ -87,7 +87,7 @@ def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
     monkeypatch.setenv("MMKD_ROOTS", str(tmp_path / "roots.yaml"))
 
     def run(files: list[dict[str, Any]], *options: str, **fetch: Any) -> Result:
-        about = {"homepage": "https://example.org", "license": "CC0", "fetch": {"files": files} | fetch}
+        about = {"homepage": "https://example.org", "licence": "CC0", "fetch": {"files": files} | fetch}
         source = {"kind": "imagefolder", "path": "${data}/set"}
         content = {"dataset": "tiny", "about": about, "source": source, "rows": {"test": {}}, "tasks": ["zero_shot"]}
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
@@ -111,7 +111,7 @@ def test_an_archive_becomes_the_folder_that_the_description_reads(tmp_path: Path
     result = fetch([archive, table], steps=["put more into ${data}/set"])
     assert result.exit_code == 0
     assert result.output.splitlines() == [
-        "tiny: https://example.org (license: CC0)",
+        "tiny: https://example.org (licence: CC0)",
         f"downloaded: {tmp_path}/data/set ({server}/set.zip)",
         f"downloaded: {tmp_path}/data/tables/table.csv ({server}/table.csv)",
         f"by hand: put more into {tmp_path}/data/set",
@@ -166,7 +166,7 @@ def test_sets_that_come_with_mmkd_by_name_and_gated_ones(tmp_path: Path, fetch: 
     assert f"would download: {tmp_path}/data/medmnist/breastmnist.npz (https://zenodo.org/" in result.output
     result = CliRunner().invoke(evaluate, ["fetch", "ddi"])
     assert result.exit_code == 1
-    assert "(license: Stanford research use agreement; registration at Stanford AIMI)" in result.output
+    assert "(licence: Stanford research use agreement; registration at Stanford AIMI)" in result.output
     assert "by hand: download DDI from https://" in result.output
     assert result.output.endswith(f"missing: {tmp_path}/data/ddi/ddi_metadata.csv\n")
     assert "cannot read" in str(CliRunner().invoke(evaluate, ["fetch", "nothing"]).exception)

@@ -154,7 +154,7 @@ class _Cells(HTMLParser):
 
 def test_the_notebook_table_is_escaped_and_has_headers(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
-    cards = [make_card("alpha", 8).model_copy(update={"source": evil, "license": evil})]
+    cards = [make_card("alpha", 8).model_copy(update={"source": evil, "licence": evil})]
     make_store(tmp_path / "a<b>&c", 600, cards)
     store = FeatureStore.open(tmp_path / "a<b>&c")
     cells = _Cells()

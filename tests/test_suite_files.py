@@ -27,7 +27,7 @@ PROMPTS = {"templates": ["a scan with {}", "{}"], "classes": {"tumour": ["a mass
 BRAIN: dict[str, Any] = {
     "dataset": "brain",
     "modality": "mri",
-    "about": {"homepage": "https://example.org/brain", "license": "CC0-1.0", "expected": {"train": 8, "test": 5}},
+    "about": {"homepage": "https://example.org/brain", "licence": "CC0-1.0", "expected": {"train": 8, "test": 5}},
     "source": {"kind": "imagefolder", "path": "${data}/brain", "splits": {"train": "A", "test": "B"}},
     "label": "label",
     "classes": {"tumour": "yes", "none": ["no", "normal"]},
@@ -75,7 +75,7 @@ def test_from_nothing_to_scores(folder: Path) -> None:
     assert nothing["problems"] == [f"its files are not here: {folder}/data/brain does not exist"]
     command = f"mmkd extract {folder}/sets/brain.yaml {folder}/stores/brain --teachers ..."
     assert nothing["steps"] == [
-        "get it from https://example.org/brain (license: CC0-1.0), or say where it is in roots.yaml",
+        "get it from https://example.org/brain (licence: CC0-1.0), or say where it is in roots.yaml",
         command,
     ]
     write_images(folder / "data" / "brain")
@@ -111,7 +111,7 @@ def test_from_nothing_to_scores(folder: Path) -> None:
     ran = invoke("run", "suite.yaml")
     assert ran.output == "2 units: 2 run, 0 done before, 0 failed; results in suite-results\n"
     # Neither where the description lies nor what it says of the source is in the numbers.
-    changed = BRAIN | {"about": {"license": "other"}, "notes": "read again"}
+    changed = BRAIN | {"about": {"licence": "other"}, "notes": "read again"}
     (folder / "sets" / "brain.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     assert "2 done before" in invoke("run", "suite.yaml").output
     # Prompts that were edited after extraction are noticed.
@@ -147,7 +147,7 @@ def test_sets_that_are_not_held_are_left_out_and_counted(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"source": None}, "a prompt file is encoded with the `source`, which is missing"),
-        ({"about": {"licence": "x"}}, "about.licence: unknown key; did you mean 'license'"),
+        ({"about": {"license": "x"}}, "about.license: unknown key; did you mean 'licence'"),
         ({"classes": {True: "yes"}}, "YAML reads a class name as True; put it in quotes"),
         ({"store": "${nowhere}/x"}, r"\$\{nowhere\} has no value; write `nowhere: FOLDER` into roots.yaml"),
     ],

@@ -46,7 +46,7 @@ def test_every_description_says_where_from_and_on_what_terms(roots: Path) -> Non
     for spec in specs():
         assert spec.role == "report", spec.dataset
         assert (spec.about.homepage or "").startswith("https://"), spec.dataset
-        assert spec.about.license or spec.notes or spec.about.access, spec.dataset
+        assert spec.about.licence or spec.notes or spec.about.access, spec.dataset
         assert set(spec.about.expected) <= {"train", "val", "test", "all"}, spec.dataset
         # What we do not know is null, and a note says why.
         if None in spec.about.expected.values() or not spec.about.expected:

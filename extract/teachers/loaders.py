@@ -88,7 +88,7 @@ class Plan:
             dim=self.dim,
             loader=f"{self.loader}:{settings_sha256(settings)[:12]}",
             logit_scale=next((scale for scale in scales if scale is not None), None),
-            license=self.spec.license,
+            licence=self.spec.licence,
             versions={name: version(name) for name in LIBRARIES},
         )
 
