@@ -39,7 +39,7 @@ def list_teachers(as_json: bool) -> None:
         groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
-    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "licence", "source")]
+    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "license", "source")]
     for teacher in (*the_nine(), *variants()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
         terms = teacher.licence.partition(" (")[0]
