@@ -185,6 +185,7 @@ def _kill_at_rename(event: str, _: object) -> None:
             raise _Killed
 
 
+@pytest.mark.integration
 def test_an_append_that_is_killed_at_any_write_is_finished_by_the_next(scene: Path, tmp_path: Path) -> None:
     sys.addaudithook(_kill_at_rename)
     corpus = open_corpus(str(scene / "two/pairs.csv"))

@@ -58,6 +58,7 @@ def test_sleeping_workers_do_every_task_of_the_real_plan() -> None:
     assert seconds > 0.9 * ideal
 
 
+@pytest.mark.integration
 def test_the_released_resume_repeats_the_first_half_and_ours_nothing(tmp_path: Path) -> None:
     assert original.resumed_as_released(10, 5) == (5, 5)
     assert original.resumed_as_released(10, 0) == (0, 0)

@@ -76,6 +76,7 @@ def test_gather_gives_what_a_teacher_has_and_zero_elsewhere(training_scene: Path
         features.reside(torch.device("cpu"))  # the same from memory of its own
 
 
+@pytest.mark.integration
 def test_training_learns(training_scene: Path) -> None:
     report = quiet(write_run(training_scene, "whole", where="", epochs=3, batch_size=64))
     assert (report.steps, report.resumed_at, report.rows) == (12, 0, 300)

@@ -47,6 +47,7 @@ def whole(training_scene: Path) -> list[bytes]:
     return result(config.out)
 
 
+@pytest.mark.integration
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bytes(training_scene: Path, whole: list[bytes]) -> None:
     # Interrupted after every step: within epochs, between them, and before the last step.
     config = load_run(write_run(training_scene, "signalled", **WHOLE, checkpoints={"stop_signals": ["SIGUSR1"]}))
@@ -74,6 +75,7 @@ def killed_again_and_again(path: Path, kills: int, seed: int) -> int:
     raise AssertionError("the run did not come to its end")
 
 
+@pytest.mark.integration
 def test_kill_9_at_random_moments(training_scene: Path, whole: list[bytes]) -> None:
     path = write_run(training_scene, "killed", **WHOLE, checkpoints={"every_steps": 1})
     assert killed_again_and_again(path, kills=5, seed=0) > 0
@@ -129,6 +131,7 @@ def test_a_store_that_gained_a_teacher_is_another_run(training_scene: Path, tmp_
         quiet(write_run(tmp_path, "grown", epochs=1))
 
 
+@pytest.mark.integration
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_there(training_scene: Path) -> None:
     config = load_run(write_run(training_scene, "damaged", checkpoints={"every_steps": 4}))
     quiet(config)

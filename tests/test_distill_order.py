@@ -67,6 +67,7 @@ def test_a_batch_is_a_random_draw_whatever_its_captions(alone: list[dict[str, An
         assert set(found.values()) == {8, 16}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("ranks", "first", "workers"), [(2, 0, 0), (4, 0, 0), (4, 5, 0), (1, 11, 2)])
 def test_ranks_workers_and_resumes_see_the_same_samples(
     lengths_scene: Path, tmp_path: Path, alone: list[dict[str, Any]], ranks: int, first: int, workers: int

@@ -47,6 +47,7 @@ def scene(training_scene: Path, root: Path, name: str, text: dict[str, Any]) -> 
     return root
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TAGS)
 def test_a_tags_preprocessing_goes_through_both_stages_into_open_clip(
     training_scene: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

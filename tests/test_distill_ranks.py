@@ -127,6 +127,7 @@ def assert_equal_ends(one: RunConfig, other: RunConfig) -> None:
 GENTLE = {"epochs": 1, "optimizer": {"lr": 1e-4, "warmup_steps": 2, "average": 0.9}}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_take_the_steps_of_one_and_resume_each_other(training_scene: Path, ranks: int) -> None:
     """With micro-batches too: gradients are cached and exchanged once, and the losses see the whole batch."""

@@ -124,6 +124,7 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(training
         assert torch.allclose(value, again[name], rtol=1e-4, atol=1e-7), name
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "compute", [{"precision": "bf16"}, {"gradient_checkpointing": True}, {"micro_batch": 7}], ids=str
 )

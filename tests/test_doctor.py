@@ -108,6 +108,7 @@ def test_the_user_says_how_long_to_wait(offline: Path, monkeypatch: pytest.Monke
     assert "did not answer within 1 s" in CliRunner().invoke(cli, ["doctor", "--timeout", "1"]).stdout
 
 
+@pytest.mark.integration
 def test_a_fault_is_exit_status_one(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_ASK_TORCH", "raise RuntimeError('torchvision')")
     assert CliRunner().invoke(cli, ["doctor"]).exit_code == 1

@@ -52,6 +52,7 @@ def answers_with_gaps(rng: np.random.Generator) -> Predictions:
     return Predictions(ids, ids, ids, y.astype(np.int64), score, there, columns)
 
 
+@pytest.mark.integration
 @given(generators, st.booleans())
 def test_any_weights_give_what_scikit_learn_gives_with_sample_weight(rng: np.random.Generator, whole: bool) -> None:
     y, score = random_answers(rng)
@@ -67,6 +68,7 @@ def test_any_weights_give_what_scikit_learn_gives_with_sample_weight(rng: np.ran
     assert close(metrics.macro_auroc(y, score, weight[None])[0], float(np.mean(areas)) if areas else np.nan)
 
 
+@pytest.mark.integration
 @given(generators)
 def test_samples_without_features_are_scored_as_if_they_were_not_there(rng: np.random.Generator) -> None:
     found = answers_with_gaps(rng)

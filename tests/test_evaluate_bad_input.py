@@ -137,6 +137,7 @@ def test_rows_in_another_order_give_the_same_answer_to_every_key(tmp_path: Path)
         assert all(other[part][key] == pytest.approx(score, abs=1e-5) for key, score in by_key.items()), part
 
 
+@pytest.mark.integration
 def test_a_report_set_never_chooses_a_model(tmp_path: Path) -> None:
     """Through the installed entry point: exit status 1, one line, no traceback."""
     suite = make_planted(tmp_path, {"sharp": 0.5, "blurred": 3.0}).suite

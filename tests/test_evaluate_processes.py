@@ -120,6 +120,7 @@ def wait_until(condition: object, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.integration
 def test_a_unit_computes_with_one_thread(planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many the libraries were told to use: the last digit would depend on it."""
     seen: set[int] = set()

@@ -53,6 +53,7 @@ def test_features_are_those_of_open_clip(tmp_path: Path, teacher_folders: dict[s
         assert np.abs(text[0] - text[1]).max() > np.abs(text).max() * 0.05
 
 
+@pytest.mark.integration
 def test_bad_inputs_cost_their_own_rows_only(tmp_path: Path, teacher_folders: dict[str, Path]) -> None:
     table = write_table_corpus(tmp_path / "c", 12)
     images = table.parent / "images"

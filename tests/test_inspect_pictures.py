@@ -46,6 +46,7 @@ def test_a_preview_needs_a_terminal_and_its_package(faults: FeatureStore, monkey
         draw(image)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("answers", "drawn"),
     [

@@ -61,6 +61,7 @@ def url(faults: Path, s3_server: str) -> str:
     return "s3://shared/inspected/store"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_store_behind_a_url_is_told_as_on_disk(name: str, faults: Path, url: str, tmp_path: Path) -> None:
     (here, there) = (run(name, place, tmp_path) for place in (str(faults), url))

@@ -223,6 +223,7 @@ def test_a_row_is_told_by_the_teachers_that_are_named(faults: FeatureStore) -> N
         assert {one["slug"] for one in json.loads(done.stdout)["teachers"]} == told
 
 
+@pytest.mark.integration
 def test_words_and_pictures_are_encoded_by_the_stores_own_teacher(tmp_path: Path) -> None:
     import torch
 

@@ -26,6 +26,8 @@ from mmkd.store.inspect.table import StatisticTable
 from mmkd.store.report.content import Options
 from mmkd.store.report.page import write_report
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module", params=["one corpus", "three corpora", "half extracted", "one row", "fifty teachers"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:

@@ -57,6 +57,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
             yield node.module or "", node.lineno
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("stage", STAGES)
 def test_imports_go_one_way(stage: str) -> None:
     wrong = []
@@ -73,6 +74,7 @@ def test_imports_go_one_way(stage: str) -> None:
     assert wrong == []
 
 
+@pytest.mark.integration
 def test_no_files_import_each_other_in_a_circle(tmp_path: Path) -> None:
     assert import_circle(import_graph(ROOT, STAGES)) == []
     (tmp_path / "store").mkdir()
@@ -106,6 +108,7 @@ def test_no_drawer_for_odds_and_ends() -> None:
     assert [p for p in sources(*CHECKED) if p.stem in drawers or drawers & set(p.relative_to(ROOT).parts[:-1])] == []
 
 
+@pytest.mark.integration
 def test_no_test_imports_another_test() -> None:
     tests = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
     wrong = [f"{path.name} imports {name}" for path in sources("tests") for name, _ in imports(path) if name in tests]

@@ -153,6 +153,7 @@ def test_damaged_inputs_and_another_selection_are_named(tmp_path: Path) -> None:
     assert "has another selection 'one'; delete it there" in str(mmkd_pull(local, tmp_path / "out").exception)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("damage", "words"), [("flip", "CRC32C"), ("cut", "bytes, expected"), ("drop", "missing")])
 def test_a_damaged_source_is_named_and_the_rest_is_brought(
     bucket: str, tmp_path: Path, damage: str, words: str
@@ -210,6 +211,7 @@ def test_wrong_parts_are_refused(source: StorePath, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.integration
 def test_a_killed_pull_goes_on(bucket: str, tmp_path: Path) -> None:
     """kill -9 at different moments: what is there is sound, and the next pull does no more than what is left."""
     root, out = as_root(bucket), tmp_path / "out"

@@ -26,6 +26,8 @@ from mmkd.cli.store.report import report
 from mmkd.store.report.content import Content, Options
 from mmkd.store.report.page import write_report
 
+pytestmark = pytest.mark.integration
+
 RELEASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "mmkd_release"
 
 

@@ -56,6 +56,7 @@ def test_a_subset_has_every_field_of_its_rows(
         compare(found, store, rows, list(store.teachers))
 
 
+@pytest.mark.integration
 @few
 @given(seed=st.integers(0, 10**6), corpora=st.integers(1, 3))
 def test_npy_and_back_has_every_field(tmp_path_factory: pytest.TempPathFactory, seed: int, corpora: int) -> None:

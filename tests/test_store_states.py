@@ -209,6 +209,7 @@ READS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", ["folder", "pipe", "link"])
 @pytest.mark.parametrize("name", READS)
 def test_what_is_no_file_is_not_absent(tmp_path: Path, name: str, how: str) -> None:

@@ -124,6 +124,7 @@ def test_a_device_that_is_not_here_is_one_line(mmkd: Terminal, monkeypatch: pyte
     assert (code, "'cuda:1': no CUDA device is available here" in err) == (1, True)
 
 
+@pytest.mark.integration
 def test_check(mmkd: Terminal, tmp_path: Path) -> None:
     spec = snapshots.biomedclip(tmp_path).spec
     code, out, _ = mmkd("check", card_file(spec, tmp_path), "--json")

@@ -297,6 +297,7 @@ def test_a_configuration_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert describe_teacher(spec).digest == before.digest
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("make", [snapshots.plip, snapshots.quiltnet, snapshots.medclip, snapshots.pmcclip])
 def test_a_size_or_context_that_a_tower_does_not_take_is_one_line(make: object, tmp_path: Path) -> None:
     assert callable(make)
@@ -321,6 +322,7 @@ def test_weights_quantized_to_integers_are_refused(tmp_path: Path) -> None:
         load(spec)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])
 def test_weights_of_a_compiled_model(prefix: str, tmp_path: Path) -> None:
     spec = snapshots.quiltnet(tmp_path).spec

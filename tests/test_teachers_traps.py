@@ -50,6 +50,7 @@ def differs(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one - other).abs().max() / one.abs().max() > VISIBLE)
 
 
+@pytest.mark.integration
 def test_quick_gelu_is_another_teacher(tmp_path: Path) -> None:
     right = snapshots.quiltnet(tmp_path).spec
     wrong = with_options(right, model={"quick_gelu": True})
@@ -79,6 +80,7 @@ def test_numpy_scalars_need_trust(make: object, tmp_path: Path, caplog: pytest.L
     assert any("sha256" in record.message for record in caplog.records)
 
 
+@pytest.mark.integration
 def test_the_text_towers_configuration_never_asks_the_network(tmp_path: Path) -> None:
     spec = snapshots.biomedclip(tmp_path).spec
     (tmp_path / "config.json").unlink()

@@ -50,6 +50,7 @@ def test_doctor_looks_at_dasks_configuration(kind: str, tmp_path: Path, monkeypa
     assert said in found.found
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "kind", ["broken YAML", "a string", "a level that logging does not know", "a list for a mapping"]
 )
@@ -99,6 +100,7 @@ def test_encryption_without_files_is_one_true_line(scheduler: str) -> None:
         pass
 
 
+@pytest.mark.integration
 def test_a_scheduler_does_not_end_before_the_run() -> None:
     with (
         dask.config.set({"distributed.scheduler.idle-timeout": "100ms"}),
