@@ -20,7 +20,7 @@ $(VENV)/%.stamp: pyproject.toml setup.cfg
 	mkdir -p build/types && ln -sfn ../.. build/types/mmkd
 	touch $@
 
-demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, student, scores (CPU, roughly ten minutes)
+demo: $(VENV)/demo.stamp ## the whole path on real images: teachers, store, student, scores (CPU, six to ten minutes)
 	$(BIN)/mmkd demo mmkd-demo
 
 test: $(VENV)/dev.stamp ## lint, types, the tests that take at most a few seconds each
