@@ -38,7 +38,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """
     folder = ROOT / "build" / "api" / "mmkd"
     shutil.rmtree(folder, ignore_errors=True)
-    for stage in ("cli", "distill", "evaluate", "extract", "store"):
+    for stage in ("base", "cli", "distill", "evaluate", "extract", "store"):
         shutil.copytree(ROOT / stage, folder / stage, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "__init__.py").touch()
     return config

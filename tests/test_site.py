@@ -24,7 +24,7 @@ pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """What the site is made of, so that the build writes into no folder of ours; `build/types` as `make` leaves it."""
-    for name in ("docs", "cli", "distill", "evaluate", "extract", "store", "examples"):
+    for name in ("docs", "base", "cli", "distill", "evaluate", "extract", "store", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Dockerfile", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -71,7 +71,7 @@ def test_the_site_is_built_without_a_warning(checkout: Path) -> None:
     assert [page for page in (*pages, "index.html", "security.html") if not (site / page).is_file()] == []
     assert "FeatureStore.open" in (site / "api" / "store.html").read_text()
     inside = checkout / "build" / "api" / "mmkd"
-    assert {path.name for path in inside.iterdir()} == {"__init__.py", "cli", "distill", "evaluate", "extract", "store"}
+    assert {path.name for path in inside.iterdir()} == {"__init__.py", "base", "cli", "distill", "evaluate", "extract", "store"}
 
 
 @pytest.mark.slow
