@@ -278,14 +278,14 @@ NAMES = st.text(LETTERS | SIGNS, min_size=1, max_size=12).filter(lambda name: na
 
 
 @given(st.lists(NAMES | st.just("mean"), min_size=3, max_size=4, unique=True))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_names_survive_every_table_and_figure(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     cells = {("model", name): Cell(0.5, 0.4, 0.6, 20) for name in names}
     mean = "mean 2" if "mean" in names else "mean"
     cells["model", mean] = Cell(0.25)
     table = ResultTable("t", "acc", ("model",), (*names, mean), cells, mean=mean)
     read = list(csv.DictReader(io.StringIO(table.csv(), newline="")))
-    columns = [f"'{name}" if name[0] == "-" else name for name in (*names, mean)]
+    columns = [f"'{name}" if name[0] in "=+-@\t\r" else name for name in (*names, mean)]
     assert [(one["column"], float(one["value"])) for one in read] == list(
         zip(columns, [*(0.5 for _ in names), 0.25], strict=True)
     )
