@@ -37,6 +37,8 @@ PATIENCE_BEATS = 4
 """Unchanged beats after which the lock object counts as abandoned."""
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 """A file system without locks (Lustre mounted without `flock`, some FUSE)."""
+_ATTEMPTS = 1000
+"""Other writers may take folder or file away this often; a path that can never be made must not be tried forever."""
 
 
 @contextmanager
@@ -106,16 +108,14 @@ def _locked(root: Path, note: dict[str, object]) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int:
-    """Return the lock file, opened and locked; its folder is made if it is not there."""
-    while True:
+    """Return the lock file, opened and locked; its folder is made if it is not there. Raises StoreError if it cannot
+    be, for example below a link to nothing."""
+    for _ in range(_ATTEMPTS):
         # Another writer that came to nothing may take its folder away at any moment: while `mkdir` looks whether it is
         # one, or before the file is made. What is there and no folder is refused by `open`.
         with disk_errors(path), suppress(FileNotFoundError):
             with suppress(FileExistsError):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            if path.parent.is_symlink() and not path.parent.exists():
-                target = path.parent.resolve()
-                raise StoreError(f"{path.parent} is a link to {target}, which does not exist; name a folder")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with ExitStack() as stack:
                 stack.callback(os.close, fd)
@@ -125,6 +125,10 @@ def _open_locked(path: Path) -> int:
                 if path.stat().st_ino == os.fstat(fd).st_ino:
                     stack.pop_all()
                     return fd
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise StoreError(f"{place} is a link to {place.resolve()}, which does not exist; name a folder")
+    raise StoreError(f"{path.parent} cannot be made, or is taken away again and again; name another folder")
 
 
 _held: set[int] = set()

@@ -237,3 +237,20 @@ def test_a_killed_process_behind_s3_is_succeeded(bucket: str, monkeypatch: pytes
         pass
     with only_writer(as_root(bucket), "x"):
         assert np.isfinite(FeatureStore.open(bucket).image("alpha")[:]).all()
+
+
+@pytest.mark.parametrize("place", ["link", "link/store", "link/deep/store", "new/../link/store"])
+def test_a_store_below_a_link_to_nothing_is_refused_at_once(tmp_path: Path, place: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with (
+        pytest.raises(StoreError, match=r"link is a link to .*nowhere, which does not exist"),
+        only_writer(as_root(str(tmp_path / place)), "a test"),
+    ):
+        pass
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_lock_file_that_can_never_be_made_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / LOCK_FILE).symlink_to(tmp_path / "no" / "where")
+    with pytest.raises(StoreError, match=r"\.mmkd-lock is a link to .*where"), only_writer(tmp_path, "a test"):
+        pass

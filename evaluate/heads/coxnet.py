@@ -153,7 +153,8 @@ def fit_path(
                 moved = np.sign(to) * np.maximum(np.abs(to) - l1 / curvature, 0.0)
                 moved_hazard, step = x @ moved, moved - ahead
                 bound = value + slope @ step + curvature / 2 * step @ step
-                if likelihood.value(moved_hazard) / n + ridge / 2 * (moved @ moved) <= bound + 1e-12 * abs(bound):
+                # Written so that NaN ends the search; the path then counts as not converged.
+                if not likelihood.value(moved_hazard) / n + ridge / 2 * (moved @ moved) > bound + 1e-12 * abs(bound):
                     break
                 curvature *= 2
             following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
