@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmkd.base.errors import TeacherError
+from mmkd.extract.teachers.loaded import out_of_memory
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
 from mmkd.store.layout import Tower
@@ -68,10 +68,7 @@ def encode(teacher: Teacher, tower: Tower, inputs: torch.Tensor, sizes: BatchSiz
             pass  # halved outside: the exception holds the frames, and they hold the tensors that did not fit
         slug, device = teacher.card.slug, teacher.device
         if rows == 1:
-            raise TeacherError(
-                f"teacher {slug!r}: {device} has too little memory for one {tower}; give fewer teachers a run, "
-                "fewer processes a device, or another device"
-            )
+            raise out_of_memory(slug, device, tower)
         sizes.halved[slug, tower] = rows // 2
         log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, device)
         if device.type == "cuda":

@@ -195,6 +195,15 @@ def test_a_timm_tower_of_another_size_is_one_line(tmp_path: Path) -> None:
         load(spec.model_copy(update={"preprocessing": wrong}))
 
 
+def test_a_full_device_is_not_taken_for_a_wrong_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: LoadedTeacher, images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LoadedTeacher, "encode_images", full)
+    with pytest.raises(TeacherError, match="cpu has too little memory for one image; give fewer teachers"):
+        load(snapshots.biomedclip(tmp_path).spec)
+
+
 def test_weights_of_the_oldest_torch_and_configurations_of_the_oldest_transformers(tmp_path: Path) -> None:
     spec = snapshots.plip(tmp_path).spec
     expected = features(load(spec))

@@ -112,3 +112,11 @@ class LoadedTeacher:
             self.half_precision_failures += count
             features[broken] = tower(inputs[broken]).float()
         return features
+
+
+def out_of_memory(slug: str, device: torch.device, tower: str) -> TeacherError:
+    """Return the error of a device that has no memory for a single row."""
+    return TeacherError(
+        f"teacher {slug!r}: {device} has too little memory for one {tower}; give fewer teachers a run, "
+        "fewer processes a device, or another device"
+    )

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from mmkd.base.errors import TeacherError, cause
-from mmkd.extract.teachers.loaded import LoadedTeacher
+from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
 from mmkd.extract.teachers.spec import AUTO, HF_HUB, LOCAL_DIR, TeacherSpec
@@ -165,6 +165,8 @@ def _try_once(teacher: LoadedTeacher) -> None:
     for tower, (encode, inputs, size, names) in runs.items():
         try:
             features = encode(inputs.to(teacher.device))
+        except torch.OutOfMemoryError as error:  # a RuntimeError too, and no fault of the configuration
+            raise out_of_memory(card.slug, teacher.device, tower) from error
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
             raise TeacherError(
                 f"teacher {card.slug!r}: its {tower} tower does not take {size} ({cause(error, 160)}); "
