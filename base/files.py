@@ -37,6 +37,11 @@ def disk_errors(path: StorePath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        for place in (path, *path.parents) if isinstance(path, Path) else ():
+            if place.is_symlink() and not place.exists():
+                raise StoreError(
+                    f"{place} is a link to {place.resolve()}, which does not exist; name a folder"
+                ) from error
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}; make room or get permission, then run it again"
         ) from error

@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows: nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-from mmkd.base.errors import BusyStoreError, StoreError, UnreachableError
+from mmkd.base.errors import BusyStoreError, UnreachableError
 from mmkd.base.files import disk_errors
 from mmkd.base.places.remote import RemotePath, StorePath
 from mmkd.base.process import repeated
@@ -125,10 +125,8 @@ def _open_locked(path: Path) -> int:
                 if path.stat().st_ino == os.fstat(fd).st_ino:
                     stack.pop_all()
                     return fd
-    for place in (path, *path.parents):
-        if place.is_symlink() and not place.exists():
-            raise StoreError(f"{place} is a link to {place.resolve()}, which does not exist; name a folder")
-    raise StoreError(f"{path.parent} cannot be made, or is taken away again and again; name another folder")
+    with disk_errors(path):
+        raise FileNotFoundError(errno.ENOENT, "its folder cannot be made, or is taken away again and again")
 
 
 _held: set[int] = set()
