@@ -29,7 +29,7 @@ from mmkd.base.text import one_line
 from mmkd.evaluate.compare import compare
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.statistics import VERDICTS, Difference, Verdict, dense_ranks, p_text
+from mmkd.evaluate.statistics import TOLERANCE, VERDICTS, Difference, Verdict, dense_ranks, p_text
 from mmkd.evaluate.table import ResultTable, build_table
 
 BLUE, VERMILLION, GRAY = "#0072B2", "#D55E00", "#6b6b6b"
@@ -300,7 +300,7 @@ def high_risk(found: Predictions) -> NDArray[np.bool_]:
     high = np.zeros(len(found), dtype=bool)
     for number in np.unique(fold):
         mask = fold == number
-        high[mask] = risk[mask] > np.median(risk[mask])
+        high[mask] = risk[mask] - np.median(risk[mask]) > TOLERANCE
     return high
 
 
