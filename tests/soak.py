@@ -32,6 +32,7 @@ from tiny_corpus import write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.files import remove_abandoned
 from mmkd.distill.checkpoint import find_checkpoint
 from mmkd.distill.config import load_run
 from mmkd.store import FeatureStore
@@ -129,6 +130,8 @@ class Soak:
     def writer(self, chance: random.Random, here: Path) -> int:
         """Kill whatever writes a store: extraction shard by shard, an append, a selection."""
         kills = _kill_until_done(chance, lambda: self._write(here / "store"), attempts=15, longest=0.8)
+        time.sleep(1.1)  # what a writer that died within the last second left might still be its own
+        remove_abandoned(here / "store")  # as `mmkd extract` does at its end
         assert tree_digest(here / "store") == self.written, "bytes differ from the uninterrupted run"
         assert FeatureStore.open(here / "store").verify(deep=True).sound
         return kills
