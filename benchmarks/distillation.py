@@ -41,16 +41,7 @@ from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from mmkd.demo.corpus import COLUMNS, VAGUE, VAGUE_SHARE, WRONG_SHARE, as_found, build_corpus
-from mmkd.demo.specialists import (
-    Features,
-    Heads,
-    SpecialistConfig,
-    load_towers,
-    one_thread,
-    random_heads,
-    tower_features,
-    train_heads,
-)
+from mmkd.demo.specialists import WIDTH, Features, Heads, load_towers, random_heads, tower_features, train_heads
 from mmkd.distill.batch import Batch, StudentFeatures, TeacherTargets
 from mmkd.distill.batches import BatchPlan, Schedule
 from mmkd.distill.config import RunConfig
@@ -61,10 +52,11 @@ from mmkd.distill.pairs import Pairs
 from mmkd.distill.policies import Standard, agreement, familiarity
 from mmkd.distill.presets import compose
 from mmkd.distill.world import World
+from mmkd.evaluate.heads.torch_training import reproducible
 from mmkd.evaluate.metrics import macro_auroc
 
 DOCS = Path(__file__).parent.parent / "docs" / "distillation.md"
-BATCH, STEPS, LEARNING_RATE, WARM_UP, WEIGHT_DECAY, WIDTH = 64, 120, 3e-3, 20, 0.05, 256
+BATCH, STEPS, LEARNING_RATE, WARM_UP, WEIGHT_DECAY = 64, 120, 3e-3, 20, 0.05
 FITS = 0.8
 """A caption is taken for right when its cosine by the teacher that knows the image best reaches this share of the
 largest that this teacher gives any caption of the corpus."""
@@ -222,7 +214,7 @@ def material(
     private: list[Row], train: list[Row], held_out: list[Row], folder: Path, strangers: dict[str, Heads]
 ) -> Material:
     """Run the towers over everything once and tune the specialists."""
-    towers = load_towers(WIDTH)
+    towers = load_towers()
     test, prompts = ([row for row in held_out if row["split"] == split] for split in ("test", "prompt"))
     private, train, test = ([row | {"image": f"{name}/{row['image']}"} for row in rows]
                             for name, rows in (("private", private), ("train", train), ("eval", test)))  # fmt: skip
@@ -238,7 +230,7 @@ def material(
         for number, domain in enumerate(domains):
             known = {domains[(number + step) % len(domains)] for step in range(overlap)}
             places = torch.tensor([place for place, row in enumerate(private) if row["domain"] in known])
-            teachers[overlap][f"{domain}-specialist"] = train_heads(own.take(places), SpecialistConfig())
+            teachers[overlap][f"{domain}-specialist"] = train_heads(own.take(places))
     texts = dict(zip(every, said.text, strict=True))
     return Material(train, images.image[: len(train)], texts, test, images.image[len(train) :], prompts, teachers)
 
@@ -371,7 +363,7 @@ def run(made: Material, scenario: Scenario, recipe: dict[str, Any], seed: int) -
     pairs = replace(scene.pairs, rows=keep, caption=scene.pairs.caption[keep], image=keep)
     asked = scene.teachers if config.loss.teacher_terms else None
     torch.manual_seed(seed)
-    student = Student(random_heads(Features(scene.image, scene.text, torch.empty(0)), 1000 + seed, WIDTH))
+    student = Student(random_heads(Features(scene.image, scene.text, torch.empty(0)), 1000 + seed))
     objective = make_objective(config, WIDTH, asked, keep, labels[keep], torch.device("cpu"))  # type: ignore[arg-type]
     matrices = [part for module in (student, objective) for part in module.parameters() if part.ndim > 1]
     others = [part for module in (student, objective) for part in module.parameters() if part.ndim < 2]
@@ -492,7 +484,7 @@ def main() -> None:
         absent = scenario.corpus == "second" and given.small_sets is None
         if not (path.is_file() or given.finished or absent or (given.only and name not in given.only)):
             started = time.perf_counter()
-            with one_thread():
+            with reproducible(seed):
                 made = run(kept_material(given.out, given.small_sets, scenario.corpus), scenario, RECIPES[recipe], seed)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(made))

@@ -126,13 +126,10 @@ def _student(folder: Path, name: str, say: Say) -> None:
     say(f"\n$ mmkd distill {path}")
     config = load_run(path)
     report = train(config, say)
-    say(f"{report.steps} steps in {report.seconds:.0f} s; losses: {_listed(report.losses)}")
+    losses = ", ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+    say(f"{report.steps} steps in {report.seconds:.0f} s; losses: {losses}")
     say(f"\n$ mmkd export {config.out} {folder / name}")
     export(config.out, folder / name)
-
-
-def _listed(numbers: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
 
 
 def _compact(table: ResultTable, what: str) -> str:

@@ -12,9 +12,8 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +27,13 @@ from open_clip.model import CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mmkd.base.errors import UserError
 from mmkd.base.process import usable_cores
 from mmkd.demo.sources import SOURCES, File
+from mmkd.evaluate.heads.torch_training import reproducible
 
 BEGINNING = "beginning"
 """Folder of the student's initial weights: the published towers with untrained heads."""
@@ -55,23 +54,32 @@ _MAX_SCALE = 100.0
 """Largest exp(logit_scale), as in CLIP (Radford et al. 2021, section 2.5)."""
 _CHUNK = 16
 """Images or captions per forward pass: the activations stay in the cache, twice as fast on a CPU as 64."""
-
-
-class SpecialistConfig(BaseModel):
-    """Training settings of the heads; 100 steps take about a second per specialist on two cores."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    embed_dim: PositiveInt = 256
-    """Width of the common space."""
-    steps: PositiveInt = 100
-    batch_size: PositiveInt = 256
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: float = 0.1
-    alignment: float = 1.0
-    """Weight of the pull on matched pairs. A softmax ignores what all pairs of a domain have in common; without
-    the pull a specialist of two classes cannot tell its own prompts from another domain's."""
-    seed: int = 0
+WIDTH = 256
+"""Width of the common space."""
+STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SEED = 100, 256, 1e-3, 0.1, 0
+"""Training of the heads: about a second per specialist on two cores."""
+OPEN_CLIP_CONFIG: dict[str, dict[str, Any]] = {
+    "model_cfg": {
+        "embed_dim": WIDTH,
+        "vision_cfg": {
+            "timm_model_name": "tf_efficientnet_lite0",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": IMAGE_SIZE,
+        },
+        "text_cfg": {
+            "hf_model_name": TEXT_HUB_ID,
+            "hf_model_pretrained": False,
+            "hf_tokenizer_name": TEXT_HUB_ID,
+            "hf_proj_type": "linear",
+            "hf_pooler_type": "mean_pooler",
+            "context_length": CONTEXT_LENGTH,
+        },
+    },
+    "preprocess_cfg": _PREPROCESS,
+}
+"""Content of open_clip_config.json; the text tower keeps its hub id, its config.json lies in the folder."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +105,11 @@ class Heads:
     logit_scale: Tensor
 
 
-def train_specialists(
-    train_csv: Path, out: Path, config: SpecialistConfig | None = None, domains: Sequence[str] | None = None
-) -> list[Path]:
+def train_specialists(train_csv: Path, out: Path, domains: Sequence[str] | None = None) -> list[Path]:
     """Train one specialist per domain on the table that `build_corpus` wrote; return the folders
     `out`/DOMAIN-specialist. Raises UserError if a package with weights is not installed, or the table lacks a domain
     that was asked for. `train_csv`: columns image (relative to the table), caption, domain, class. `domains`: which to
     train; all that the table holds when None."""
-    config = config or SpecialistConfig()
     with train_csv.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     present = tuple(dict.fromkeys(row["domain"] for row in rows))
@@ -112,13 +117,13 @@ def train_specialists(
     if unknown := [domain for domain in wanted if domain not in present]:
         raise UserError(f"{train_csv} has no domain {unknown[0]!r}; expected one of: {', '.join(present)}")
     rows = [row for row in rows if row["domain"] in wanted]
-    model = load_towers(config.embed_dim)
+    model = load_towers()
     features = tower_features(model, rows, train_csv.parent)
-    save_folder(out / BEGINNING, model, random_heads(features, config.seed + 1, config.embed_dim))
+    save_folder(out / BEGINNING, model, random_heads(features, SEED + 1))
     folders = []
     for domain in wanted:
         own = [index for index, row in enumerate(rows) if row["domain"] == domain]
-        heads = train_heads(features.take(torch.tensor(own)), config)
+        heads = train_heads(features.take(torch.tensor(own)))
         folder = out / f"{domain}-specialist"
         save_folder(folder, model, heads)
         (folder / "README.md").write_text(_readme(domain, [rows[index] for index in own]), encoding="utf-8")
@@ -126,24 +131,13 @@ def train_specialists(
     return folders
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch's arithmetic: the same bits on every run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def load_towers(embed_dim: int) -> Any:
+def load_towers() -> Any:
     """Return an open_clip model with both pretrained towers, in evaluation mode; its heads are not set yet. Raises
     UserError if a package with weights is not installed."""
     image_weights, text_weights = IMAGE_WEIGHTS.locate(), TEXT_WEIGHTS.locate()
-    config = open_clip_config(embed_dim)["model_cfg"]
-    config["text_cfg"]["hf_model_name"] = str(text_weights.parent)  # read from disk, not from the hub
-    model = CustomTextCLIP(**config)
+    config = OPEN_CLIP_CONFIG["model_cfg"]
+    text = config["text_cfg"] | {"hf_model_name": str(text_weights.parent)}  # read from disk, not from the hub
+    model = CustomTextCLIP(**config | {"text_cfg": text})
     # The package's own implementation names its 296 tensors differently but lists them in timm's order. The last
     # two are the ImageNet classifier, which the open_clip trunk does not have.
     loaded = torch.load(image_weights, map_location="cpu", weights_only=True)
@@ -182,7 +176,7 @@ def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> 
         features: Tensor = model.text.pooler(model.text.transformer(input_ids=tokens, attention_mask=mask), mask)
         return features
 
-    with one_thread(), ThreadPoolExecutor(usable_cores(), initializer=partial(torch.set_num_threads, 1)) as pool:
+    with reproducible(SEED), ThreadPoolExecutor(usable_cores(), initializer=partial(torch.set_num_threads, 1)) as pool:
         images = list(pool.map(encode_images, range(0, len(rows), _CHUNK)))
         texts = list(pool.map(encode_texts, range(0, len(captions), _CHUNK)))
     places = [captions.index(row["caption"]) for row in rows]
@@ -190,33 +184,34 @@ def tower_features(model: Any, rows: Sequence[dict[str, str]], folder: Path) -> 
     return Features(torch.cat(images), torch.cat(texts)[places], torch.from_numpy(labels))
 
 
-@one_thread()
-def train_heads(features: Features, config: SpecialistConfig) -> Heads:
+@reproducible(SEED)
+def train_heads(features: Features, steps: int = STEPS) -> Heads:
     """Fit the two linear maps and the logit scale by AdamW on random batches; the same seed gives the same heads."""
-    first = random_heads(features, config.seed, config.embed_dim)
+    first = random_heads(features, SEED)
     image, text, logit_scale = (nn.Parameter(part) for part in (first.image, first.text, first.logit_scale))
-    generator = torch.Generator().manual_seed(config.seed)
     groups: list[dict[str, Any]] = [
-        {"params": [image, text], "weight_decay": config.weight_decay},
+        {"params": [image, text], "weight_decay": WEIGHT_DECAY},
         {"params": [logit_scale], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    for _ in range(config.steps):
-        batch = features.take(torch.randperm(len(features.labels), generator=generator)[: config.batch_size])
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)
+    for _ in range(steps):
+        batch = features.take(torch.randperm(len(features.labels))[:BATCH])
         images, texts = F.normalize(batch.image @ image.T, dim=1), F.normalize(batch.text @ text.T, dim=1)
         scale = logit_scale.exp().clamp(max=_MAX_SCALE)
-        loss = contrastive_loss(images, texts, batch.labels, scale) + config.alignment * alignment_loss(images, texts)
+        # The pull on matched pairs: a softmax ignores what all pairs of a domain have in common; without the pull a
+        # specialist of two classes cannot tell its own prompts from another domain's.
+        loss = contrastive_loss(images, texts, batch.labels, scale) + alignment_loss(images, texts)
         optimizer.zero_grad()
         torch.autograd.backward([loss])
         optimizer.step()
     return Heads(image.detach(), text.detach(), logit_scale.detach().clamp(max=math.log(_MAX_SCALE)))
 
 
-def random_heads(features: Features, seed: int, embed_dim: int) -> Heads:
+def random_heads(features: Features, seed: int) -> Heads:
     """Return untrained maps and CLIP's initial temperature."""
     generator = torch.Generator().manual_seed(seed)
     widths = features.image.shape[1], features.text.shape[1]
-    image, text = (torch.randn(embed_dim, width, generator=generator) * width**-0.5 for width in widths)
+    image, text = (torch.randn(WIDTH, width, generator=generator) * width**-0.5 for width in widths)
     return Heads(image, text, torch.tensor(math.log(1 / 0.07)))
 
 
@@ -237,32 +232,6 @@ def alignment_loss(images: Tensor, texts: Tensor) -> Tensor:
     return (1 - (images * texts).sum(1)).mean()
 
 
-def open_clip_config(embed_dim: int) -> dict[str, Any]:
-    """Return the content of open_clip_config.json; the text tower keeps its hub id, its config.json lies in the
-    folder."""
-    return {
-        "model_cfg": {
-            "embed_dim": embed_dim,
-            "vision_cfg": {
-                "timm_model_name": "tf_efficientnet_lite0",
-                "timm_model_pretrained": False,
-                "timm_pool": "avg",
-                "timm_proj": "linear",
-                "image_size": IMAGE_SIZE,
-            },
-            "text_cfg": {
-                "hf_model_name": TEXT_HUB_ID,
-                "hf_model_pretrained": False,
-                "hf_tokenizer_name": TEXT_HUB_ID,
-                "hf_proj_type": "linear",
-                "hf_pooler_type": "mean_pooler",
-                "context_length": CONTEXT_LENGTH,
-            },
-        },
-        "preprocess_cfg": dict(_PREPROCESS),
-    }
-
-
 def save_folder(folder: Path, model: Any, heads: Heads) -> None:
     """Write an open_clip folder: towers of `model`, `heads`, configuration and tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -274,8 +243,7 @@ def save_folder(folder: Path, model: Any, heads: Heads) -> None:
     # Not save_file: it makes a file that only its owner may read.
     weights = save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"})
     (folder / "open_clip_model.safetensors").write_bytes(weights)
-    config = open_clip_config(len(heads.image))
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "open_clip_config.json").write_text(json.dumps(OPEN_CLIP_CONFIG, indent=2) + "\n", encoding="utf-8")
     for name in TEXT_FILES:
         shutil.copyfile(replace(TEXT_WEIGHTS, path=f"{TEXT_FOLDER}/{name}").locate(), folder / name)
 

@@ -262,7 +262,7 @@ def test_unknown_domain_is_one_line(corpus: Path, tmp_path: Path) -> None:
 def test_heads_are_the_same_bits_whatever_the_number_of_threads() -> None:
     import torch
 
-    from mmkd.demo.specialists import Features, SpecialistConfig, train_heads
+    from mmkd.demo.specialists import Features, train_heads
 
     rng = torch.Generator().manual_seed(0)
     features = Features(
@@ -272,7 +272,7 @@ def test_heads_are_the_same_bits_whatever_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(train_heads(features, SpecialistConfig(steps=5)))
+            found.append(train_heads(features, steps=5))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -292,9 +292,9 @@ def test_specialists_load_in_open_clip_and_know_their_own_domain(corpus: Path, t
     folders = demo.train_specialists(table, tmp_path, domains=domains)
     assert [folder.name for folder in folders] == ["fundus-specialist", "ultrasound-specialist"]
     rows = [row for row in train if row["domain"] in domains]
-    features = demo.tower_features(demo.load_towers(256), rows, table.parent)
+    features = demo.tower_features(demo.load_towers(), rows, table.parent)
     own = torch.tensor([index for index, row in enumerate(rows) if row["domain"] == "fundus"])
-    heads = demo.train_heads(features.take(own), demo.SpecialistConfig())
+    heads = demo.train_heads(features.take(own))
 
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{patched(folders[0], tmp_path / 'load')}")
     model.eval()
