@@ -65,7 +65,6 @@ def distill(run: Path, dry_run: bool, as_json: bool) -> None:
 
 
 def _done(report: TrainReport) -> str:
-    """Return one line about the steps of this call."""
     steps = report.steps - report.resumed_at
     if not steps:
         done = f"all {report.steps} steps were done before" if not report.stopped else f"ended at step {report.steps}"

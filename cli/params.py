@@ -16,6 +16,8 @@ from mmkd.base.text import printable
 if TYPE_CHECKING:
     from mmkd.base.places.remote import StorePath
 
+Names = tuple[str, ...] | None
+"""Value of `TEACHERS`."""
 ENCODINGS = ("float16", "float32", "int8")
 """As `mmkd.store.encoding`, which loads NumPy; a test compares the two."""
 

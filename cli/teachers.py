@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmkd.base.text import table_lines
+from mmkd.cli.params import JSON, SEED
+
 if TYPE_CHECKING:
     from mmkd.extract.reextract import TeacherComparison
     from mmkd.extract.teachers.check import CheckReport, TowerReport
     from mmkd.extract.teachers.published import PublishedTeacher
 
-_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 _TRUST = click.option(
     "--trust-pickle",
     is_flag=True,
@@ -30,7 +32,7 @@ def teachers() -> None:
 
 
 @teachers.command("list")
-@_AS_JSON
+@JSON
 def list_teachers(as_json: bool) -> None:
     """List the nine teachers of the original, then their variants."""
     from mmkd.extract.teachers.published import the_nine, variants
@@ -39,13 +41,13 @@ def list_teachers(as_json: bool) -> None:
         groups = {"the_nine": the_nine(), "variants": variants()}
         click.echo(json.dumps({name: [t.model_dump() for t in group] for name, group in groups.items()}, indent=1))
         return
-    rows: list[tuple[str, ...]] = [("name", "image tower", "text tower", "width", "license", "source")]
+    rows = []
     for teacher in (*the_nine(), *variants()):
         name = f"{teacher.slug} *" if teacher.inferred else teacher.slug
         terms = teacher.licence.partition(" (")[0]
         rows.append((name, teacher.image_tower, teacher.text_tower, str(teacher.dim), terms, teacher.source))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    header = ("name", "image tower", "text tower", "width", "license", "source")
+    lines = [line[2:] for line in table_lines(header, rows, words=header)]
     nine = 1 + len(the_nine())
     click.echo("\n".join([*lines[:nine], "", "variants, not part of `--teachers all`:", *lines[nine:]]))
     click.echo("\n* inferred to be the ninth: no file of the original's release names it")
@@ -53,7 +55,7 @@ def list_teachers(as_json: bool) -> None:
 
 @teachers.command()
 @click.argument("slug")
-@_AS_JSON
+@JSON
 def show(slug: str, as_json: bool) -> None:
     """Show the facts about one teacher and the recipe that loads it (a YAML card has the same fields)."""
     import yaml
@@ -78,7 +80,7 @@ def show(slug: str, as_json: bool) -> None:
 @click.option("--golden", type=click.Path(path_type=Path), help="Folder of the original's samples to compare with.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @_TRUST
-@_AS_JSON
+@JSON
 def check(slug: str, images: Path | None, golden: Path | None, device: str, trust_pickle: bool, as_json: bool) -> None:
     """Find or download the weights, load them strictly and run them. Exit status 1 if something is wrong.
 
@@ -120,8 +122,8 @@ def convert(slug: str, folder: Path, trust_pickle: bool) -> None:
 @click.option(
     "--tolerance", type=click.FloatRange(0, 2), help="Largest accepted 1 - cosine of a row.  [default: 0.001]"
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for sampling.")
-@_AS_JSON
+@SEED
+@JSON
 def compare(
     store: str, slug: str, rows: int | None, corpus: str | None, tolerance: float | None, seed: int, as_json: bool
 ) -> None:

@@ -104,13 +104,16 @@ def build_corpus(
         for source in sources
         for i, text in enumerate((*source.prompts, source.name))
     ]
-    _write_table(tables["private"], rows["private"])
-    _write_table(tables["train"], as_found(rows["train"], seed, vague, wrong))
-    _write_table(tables["test"], rows["test"] + prompts)
+    rows |= {"train": as_found(rows["train"], seed, vague, wrong), "test": rows["test"] + prompts}
+    for split, table in tables.items():
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows[split])
     return CorpusSummary(
         private_csv=tables["private"],
         train=len(rows["train"]),
-        test=len(rows["test"]),
+        test=len(rows["test"]) - len(prompts),
         prompts=len(prompts),
         classes=tuple(source.slug for source in sources),
     )
@@ -250,10 +253,3 @@ def _row(source: Source, key: str, image: str, caption: str, split: str) -> Row:
     kind = PROMPT if split == "prompt" else SAMPLE
     values = (key, image, caption, source.modality, source.domain, source.slug, split, kind, "right")
     return dict(zip(COLUMNS, values, strict=True))
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

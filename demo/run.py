@@ -145,7 +145,6 @@ def _compact(table: ResultTable, what: str) -> str:
 
 
 def _verdict(scores: Path, tables: dict[str, ResultTable]) -> list[str]:
-    """Return the comparisons in words."""
     alone = compare(ResultFolder(scores), STUDENT, Question("zero_shot", "bacc"), (ALONE,)).rivals[0].mean
     table, domains = tables["auroc_macro"], [column for column in tables["auroc_macro"].columns if column != "mean"]
     against = {

@@ -249,7 +249,6 @@ def save_folder(folder: Path, model: Any, heads: Heads) -> None:
 
 
 def _readme(domain: str, rows: Sequence[dict[str, str]]) -> str:
-    """Return the README: content, training data and licenses."""
     counts = {source: sum(row["class"] == source.slug for row in rows) for source in SOURCES}
     lines = [f"- {s.name}: {n} crops, package {s.file.package}, {s.file.licence}" for s, n in counts.items() if n]
     return f"""# {domain}-specialist

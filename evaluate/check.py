@@ -127,7 +127,11 @@ def _check_dataset(suite: Suite, data: DatasetRows, models: tuple[str, ...], fou
         found.problems.extend(text for text in reasons if text not in found.problems)
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
-    found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))
+    # Exact copies of test images among training images inflate a probe's score.
+    images = {name: set(samples.column("image_sha256")) - {None} for name, samples in data.splits.items()}
+    shared = {name: len(images["test"] & images.get(name, set())) for name in ("train", "val")}
+    same = [f"{count} test images are byte for byte also {name} images" for name, count in shared.items() if count]
+    found.warnings.extend(_blank_cells(data) + same + _similar_groups(data) + _similar_filters(data))
     slides = (spec.source or {}).get("kind") == "slides"
     sizes, unit = (found.groups, "groups") if slides else (found.rows, "rows")
     sizes = sizes | {"all": sum(sizes.values())}
@@ -214,13 +218,6 @@ def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) 
             )
     if missing:
         found.missing[features.model] = missing
-
-
-def _same_images(data: DatasetRows) -> list[str]:
-    """Report exact copies of test images among training images, which inflate a probe's score."""
-    images = {name: set(samples.column("image_sha256")) - {None} for name, samples in data.splits.items()}
-    shared = {name: len(images["test"] & images.get(name, set())) for name in ("train", "val")}
-    return [f"{count} test images are byte for byte also {name} images" for name, count in shared.items() if count]
 
 
 def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCheck) -> None:

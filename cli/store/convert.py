@@ -137,12 +137,9 @@ def export(
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise StoreError(f"{out} is there already; name a new folder for the export")
     source = FeatureStore.open(path)
-    if layout == "npy":
-        what = counted(export_npy(source, out, allow_loss), "part")
-    elif layout == "parquet":
-        what = counted(export_parquet(source, out, allow_loss), "file")
-    elif layout == "safetensors":
-        what = counted(export_safetensors(source, out, allow_loss), "file")
+    writers = {"npy": export_npy, "parquet": export_parquet, "safetensors": export_safetensors}
+    if layout in writers:
+        what = counted(writers[layout](source, out, allow_loss), "part" if layout == "npy" else "file")
     elif codec is not None:
         report = export_archive(source, out, codec, allow_loss)
         share = report.archived / max(report.stored, 1)

@@ -16,7 +16,7 @@ import click
 from mmkd.base.errors import UserError
 from mmkd.base.install import install_command
 from mmkd.base.text import counted
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, Names, echo
 from mmkd.cli.store.info import finding_lines
 
 if TYPE_CHECKING:
@@ -37,13 +37,7 @@ PROJECTION = click.option(
 @PROJECTION
 @JSON
 def report(
-    path: StorePath,
-    out: Path,
-    teachers: tuple[str, ...] | None,
-    sample: int | None,
-    seed: int,
-    projection: Method,
-    as_json: bool,
+    path: StorePath, out: Path, teachers: Names, sample: int | None, seed: int, projection: Method, as_json: bool
 ) -> None:
     """Write one self-contained page: coverage, distributions, agreement, a map, odd rows and failures."""
     from mmkd.store import FeatureStore

@@ -11,7 +11,7 @@ import click
 
 from mmkd.base.errors import UserError
 from mmkd.base.text import counted
-from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, echo, progress_bar
+from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, Names, echo, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def read_keys(path: Path) -> list[str]:
 def _write_rows(
     parts: Sequence[tuple[FeatureStore, NDArray[np.int64]]],
     out: StorePath,
-    teachers: tuple[str, ...] | None,
+    teachers: Names,
     encoding: Encoding | None,
     allow_loss: tuple[str, ...],
 ) -> None:
@@ -61,13 +61,7 @@ def _write_rows(
 @click.option("--inputs/--no-inputs", default=True, show_default=True, help="Also copy training inputs.")
 @JSON
 def pull(
-    url: StorePath,
-    out: Path,
-    teachers: tuple[str, ...] | None,
-    shards: str | None,
-    workers: int,
-    inputs: bool,
-    as_json: bool,
+    url: StorePath, out: Path, teachers: Names, shards: str | None, workers: int, inputs: bool, as_json: bool
 ) -> None:
     """Copy a store, or a part of it, to disk; each file is checked against the ledger. Run again to continue.
 
@@ -108,7 +102,7 @@ def subset(
     keys: Path | None,
     where: str | None,
     selection: str | None,
-    teachers: tuple[str, ...] | None,
+    teachers: Names,
     encoding: Encoding | None,
     allow_loss: tuple[str, ...],
 ) -> None:
@@ -167,9 +161,7 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 @click.argument("out", type=STORE)
 @TEACHERS
 @ALLOW_LOSS
-def merge(
-    paths: tuple[StorePath, ...], out: StorePath, teachers: tuple[str, ...] | None, allow_loss: tuple[str, ...]
-) -> None:
+def merge(paths: tuple[StorePath, ...], out: StorePath, teachers: Names, allow_loss: tuple[str, ...]) -> None:
     """Write a new store of the rows of several with equal teachers and distinct keys. Run again to continue."""
     from mmkd.store import FeatureStore
     from mmkd.store.convert.rows import check_target, chosen_rows

@@ -13,7 +13,7 @@ import click
 from mmkd.base.errors import ConfigError, TeacherError, UserError
 from mmkd.base.install import install_command
 from mmkd.base.text import counted, number, table_lines
-from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, echo
+from mmkd.cli.params import JSON, SEED, STORE_PATH, TEACHERS, Names, echo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ HEIGHT_LINES = 24
 @TEACHERS
 @SEED
 @JSON
-def show(path: StorePath, what: str, image: bool, teachers: tuple[str, ...] | None, seed: int, as_json: bool) -> None:
+def show(path: StorePath, what: str, image: bool, teachers: Names, seed: int, as_json: bool) -> None:
     """One row (sample, norms, cosine, rank among random rows, neighbors) or one shard.
 
     A key takes precedence over a row number; `row:12` is always a number.
@@ -142,18 +142,17 @@ def _encoded_query(
             f"({stored.source}); give --teacher {spec.slug}=local-dir:FOLDER of those weights"
         )
     loaded = load_teacher(spec, card, torch.device("cpu"))
-    query: NDArray[np.floating[Any]]
     with torch.inference_mode():
-        if text is not None:
-            query = loaded.encode_texts(loaded.tokenize([text])[0])[0].float().numpy()
-            return query
-        assert image is not None
-        geometry = geometry_of(card.preprocessing)
-        decoded = decode_image(*read_image(image_source(str(image.parent), image.name)), [geometry])
-        if decoded.reason is not None:
-            raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
-        query = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))[0].float().numpy()
-        return query
+        if image is None:
+            encoded = loaded.encode_texts(loaded.tokenize([text or ""])[0])
+        else:
+            geometry = geometry_of(card.preprocessing)
+            decoded = decode_image(*read_image(image_source(str(image.parent), image.name)), [geometry])
+            if decoded.reason is not None:
+                raise ConfigError(f"--image {image}: {decoded.reason.removeprefix('image: ')}; name a picture")
+            encoded = loaded.encode_images(torch.from_numpy(decoded.pixels[geometry][None]))
+    query: NDArray[np.floating[Any]] = encoded[0].float().numpy()
+    return query
 
 
 def _row_lines(view: RowView) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mmkd.base.text import number, percent, table_lines
-from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, echo, progress_bar
+from mmkd.cli.params import JSON, SAMPLE, SEED, STORE_PATH, TEACHERS, Names, echo, progress_bar
 from mmkd.cli.store.info import finding_lines
 from mmkd.store.layout import TOWER_INPUTS
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @SAMPLE(default="8192")
 @SEED
 @JSON
-def stats(path: StorePath, teachers: tuple[str, ...] | None, sample: int | None, seed: int, as_json: bool) -> None:
+def stats(path: StorePath, teachers: Names, sample: int | None, seed: int, as_json: bool) -> None:
     """Norms, cosines, retrieval, isotropy, repeats, dead dimensions, and how far teachers agree."""
     from mmkd.store import FeatureStore
     from mmkd.store.inspect.findings import statistics_findings, store_findings

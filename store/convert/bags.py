@@ -118,7 +118,8 @@ class BagFolder:
                 continue
             with _open_bag(path) as file:
                 corners = np.asarray(file["coords"]).tolist()
-            for x, y in (map(_pixels, corner) for corner in corners):
+            for corner in corners:
+                x, y = (str(int(place) if math.isfinite(place) and int(place) == place else place) for place in corner)
                 yield slide | {"key": f"{path.stem}#{x},{y}", "x": x, "y": y}
 
     def _labels_of(self, slide: str) -> dict[str, str | None]:
@@ -168,10 +169,6 @@ def _text(value: Any) -> str | None:
         return plain.decode("utf-8", "backslashreplace")
     text = plain if isinstance(plain, str) else json.dumps(plain, default=str)
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _pixels(value: float) -> str:
-    return str(int(value) if math.isfinite(value) and int(value) == value else value)
 
 
 def _open_bag(path: Path) -> h5py.File:

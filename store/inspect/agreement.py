@@ -56,7 +56,7 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
     @cache  # the same against every other teacher that has the same rows
     def neighbors_and_hsic(slug: str, chosen: bytes) -> tuple[NDArray[np.int64], float]:
         own = values[slug][np.frombuffer(chosen, dtype=np.bool_)]
-        return nearest(own, NEIGHBORS), _hsic(own, own)
+        return nearest(own, NEIGHBORS), hsic(own, own)
 
     count = len(slugs)
     shared = np.zeros((count, count), dtype=np.int64)
@@ -67,25 +67,21 @@ def agreement(store: FeatureStore, slugs: tuple[str, ...], tower: Tower, rows: N
         if shared[i, j] >= MIN_SHARED:
             near, own = neighbors_and_hsic(slugs[i], both.tobytes())
             other_near, other_own = neighbors_and_hsic(slugs[j], both.tobytes())
-            cka[i, j] = cka[j, i] = _cka(_hsic(values[slugs[i]][both], values[slugs[j]][both]), own, other_own)
+            cka[i, j] = cka[j, i] = cka_of(hsic(values[slugs[i]][both], values[slugs[j]][both]), own, other_own)
             mutual[i, j] = mutual[j, i] = mutual_neighbors(near, other_near)
     return Agreement(tower, slugs, shared, cka, mutual, NEIGHBORS)
 
 
-def linear_cka(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
-    """Return the linear CKA of rows x (n, D) and y (n, E), about -0.1 to 1; NaN below four rows or when a side does not
-    vary. CKA: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, with the unbiased
-    estimator of HSIC of Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 5: the usual
-    one is biased towards 1 when n is not far above the widths."""
-    return _cka(_hsic(x, y), _hsic(x, x), _hsic(y, y)) if len(x) >= 4 else float("nan")
-
-
-def _cka(both: float, own: float, other: float) -> float:
+def cka_of(both: float, own: float, other: float) -> float:
+    """Return linear CKA, about -0.1 to 1, from the HSIC of two sets of rows with each other and with themselves; NaN
+    when one does not vary (Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019)."""
     return float(both / np.sqrt(own * other)) if own * other > 0 else float("nan")
 
 
-def _hsic(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
-    """Unbiased HSIC of two sets of rows in terms of features, so that nothing of size n x n is made."""
+def hsic(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> float:
+    """Return the unbiased HSIC of rows (n, D) and (n, E), n of four or more, in terms of features, so that nothing of
+    size n x n is made: Song et al., Feature Selection via Dependence Maximization, JMLR 2012, equation 5. The usual
+    estimator is biased, and CKA towards 1, when n is not far above the widths."""
     # Centering changes nothing but the rounding: small numbers keep the estimator's differences exact.
     x, y = (side.astype(np.float64) - side.mean(axis=0, dtype=np.float64) for side in (first, second))
     n = len(x)

@@ -18,7 +18,7 @@ from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
 from mmkd.store.record import Store
 from mmkd.store.selection.rule import PairScore, SelectionRule
-from mmkd.store.selection.scores import BLOCK_ROWS, SCORERS, Block, Bools, Columns, Floats, check_teachers
+from mmkd.store.selection.scores import BLOCK_ROWS, SCORERS, Block, Bools, Columns, Floats, check_teachers, column_codes
 from mmkd.store.selection.verdict import Judge, Line, scores_of
 from mmkd.store.selections import SelectionCard, check_name, digest_of, write_selection
 
@@ -163,9 +163,8 @@ def compute_scores(
 def count(columns: Columns, kept: Bools, by: str) -> SelectionCounts:
     """Count the pairs in `kept`, bool (N, T). Raises UserError if `by` is not a sample column."""
     available, slugs = columns.available, columns.slugs
-    encoded = columns.store.sample_table([by])[by].combine_chunks().dictionary_encode()
-    names = [*map(str, encoded.dictionary.to_pylist()), NOT_STATED]
-    group = encoded.indices.fill_null(len(names) - 1).to_numpy()
+    values, group = column_codes(columns.store, by)
+    names = [*map(str, values), NOT_STATED]
     sums = (np.bincount(group, weights=pairs.sum(axis=1), minlength=len(names)) for pairs in (available, kept))
     totals = [pairs.astype(int).tolist() for pairs in sums]
     as_counts = kept.astype(np.float64)  # exact below 2**53, and a matrix product of floats is fast

@@ -39,6 +39,14 @@ def unit_rows(store: FeatureStore, slug: str, tower: Tower, rows: slice | Rows, 
     return np.divide(values, np.where(norms > 0, norms, 1)[:, None], out=values if values.flags.writeable else None)
 
 
+def column_codes(store: FeatureStore, column: str) -> tuple[list[str], Rows]:
+    """Return the different values of a sample column, and the place of each row's among them, int64 (N,), their number
+    for null. Raises UserError if there is no such column."""
+    encoded = store.sample_table([column])[column].combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    return values, encoded.indices.fill_null(len(values)).to_numpy()
+
+
 @dataclass(frozen=True)
 class Columns:
     """The pairs to judge: a store, teachers, and where both features exist, bool (N, T)."""
@@ -169,8 +177,7 @@ def zero_shot_scorer(spec: ZeroShotScore, columns: Columns, seed: int) -> Scorer
     prompts = FeatureStore.open(spec.prompts)
     stated = prompts.sample_table([spec.label])[spec.label].to_pylist()
     classes = sorted(set(stated) - {None})
-    labels = columns.store.sample_table([spec.label])[spec.label]
-    known_labels = set(labels.unique().to_pylist()) - {None}
+    known_labels, place = column_codes(columns.store, spec.label)
     strangers = [name for name in classes if name not in known_labels]
     if strangers or len(classes) < 2:
         what = f"prompts for {', '.join(strangers)}" if strangers else f"prompts for {len(classes)} labels"
@@ -178,10 +185,8 @@ def zero_shot_scorer(spec: ZeroShotScore, columns: Columns, seed: int) -> Scorer
             f"{spec.prompts} has {what}; two labels or more must have prompts, and all be in column {spec.label!r} "
             f"of the store, which holds {', '.join(sorted(known_labels)) or 'nothing'}"
         )
-    encoded = labels.combine_chunks().dictionary_encode()
     number_of = {name: number for number, name in enumerate(classes)}
-    numbers = np.array([number_of.get(name, -1) for name in encoded.dictionary.to_pylist()] + [-1], dtype=np.int64)
-    truth: Rows = numbers[encoded.indices.fill_null(len(numbers) - 1).to_numpy()]
+    truth: Rows = np.array([*(number_of.get(name, -1) for name in known_labels), -1], dtype=np.int64)[place]
     prompt_labels = np.array([number_of.get(name, -1) for name in stated], dtype=np.int64)
     every = [_class_vectors(columns.store, prompts, slug, classes, prompt_labels) for slug in columns.slugs]
 

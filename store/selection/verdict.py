@@ -24,7 +24,7 @@ from mmkd.store.selection.rule import (
     Rule,
     TeachersRule,
 )
-from mmkd.store.selection.scores import Bools, Columns, Floats
+from mmkd.store.selection.scores import Bools, Columns, Floats, column_codes
 
 _MARGIN = 0.8
 """Similarity (difflib's ratio) above which an unknown teacher name counts as a typo."""
@@ -128,15 +128,14 @@ class Judge:
         store, slugs = self.columns.store, self.columns.slugs
         for slug in rule.teachers:
             store.card(slug)
-        encoded = store.sample_table([rule.column])[rule.column].combine_chunks().dictionary_encode()
-        values = encoded.dictionary.to_pylist()
+        values, numbers = column_codes(store, rule.column)
         for slug, named in rule.teachers.items():
             for home in named:
                 if home not in values:
                     nearest = difflib.get_close_matches(home, values, n=1)
                     hint = f"did you mean {nearest[0]!r}?" if nearest else f"it holds {', '.join(values) or 'nothing'}"
                     raise ConfigError(f"home of {slug}: no row of column {rule.column!r} is {home!r}; {hint}")
-        numbers = encoded.indices.fill_null(len(values)).to_numpy()  # the last place stands for a missing value
+        # The last place stands for a missing value.
         known = np.full((len(values) + 1, len(slugs)), rule.unlisted == "keep")
         for t, slug in enumerate(slugs):
             if slug in rule.teachers:
