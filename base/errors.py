@@ -27,6 +27,13 @@ class TeacherError(UserError):
     """A teacher cannot be found, loaded or trusted."""
 
 
+class DeviceError(UserError):
+    """A GPU cannot be used, or answers no more."""
+
+    worker = ""
+    """Address of the worker that has it."""
+
+
 class StoreError(MmkdError):
     """The store on disk is not what was expected."""
 

@@ -42,10 +42,11 @@ class TlsFiles(Frozen):
 class WorkerConfig(Frozen):
     """Worker process settings. On a CPU only `channels_last` and `compile` can change last bits."""
 
-    decode_threads: PositiveInt = 2
-    """Threads that decode images in each worker."""
-    read_threads: PositiveInt = 4
-    """Threads that read encoded images, ahead of the decoders."""
+    decode_threads: PositiveInt | None = None
+    """Threads that decode images in each worker, for all its shards in hand. Empty: the cores that a worker may use,
+    divided by the workers that share them."""
+    read_threads: PositiveInt | None = None
+    """Threads that read encoded images, ahead of the decoders. Empty: two for each that decodes, 4 to 32."""
     batch_rows: PositiveInt | None = None
     """Rows handed to a teacher at once; halved permanently in a worker whose device runs out of memory. Empty: 32 on a
     CPU, 256 on a GPU."""
