@@ -91,15 +91,15 @@ def encode_inputs(
             # Captions between the images: the device then wants images at one rate, which threads can keep up with.
             due = slice(len(captions_due) * index // rounds, len(captions_due) * (index + 1) // rounds)
             for teacher, ids, target, length, here in captions_due[due]:
-                staged = queue.stage(list(ids[here, :length].numpy()))
-                queue.launch("text", [(teacher, staged, target)], here)
+                queue.launch(teacher, "text", queue.stage(list(ids[here, :length].long().numpy())), target, here)
             window = _next_window(windows, bench.threads, clock)
             there = [number for number, image in enumerate(window) if image.pixels]
             places = np.array(there, dtype=np.int64) + len(facts)
             if there:
                 pixels = {g: queue.stage([window[i].pixels[g] for i in there]) for g in used}
-                works = ((teacher, pixels[geometries[slug]], images[slug]) for slug, teacher in teachers.items())
-                queue.launch("image", works, places)
+                for slug, teacher in teachers.items():
+                    queue.launch(teacher, "image", pixels[geometries[slug]], images[slug], places)
+            queue.settle(bench.device.ahead)
             for image in window:
                 image.pixels.clear()
             facts.extend(window)
@@ -146,7 +146,7 @@ def _missing(rows: int, teacher: Teacher) -> NDArray[np.floating[Any]]:
 
 
 def _tokenize(captions: list[str], teacher: Teacher, bench: Workbench) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Return token ids (n, L) and untruncated token counts (n,). Raises RuntimeError if the tokenizer failed."""
+    """Return token ids int32 (n, L) and untruncated token counts (n,). Raises RuntimeError if the tokenizer failed."""
     parts = [torch.zeros(0, teacher.card.context_length, dtype=torch.int64)]
     counts: list[int] = []
     for start in range(0, len(captions), 256):
@@ -159,7 +159,7 @@ def _tokenize(captions: list[str], teacher: Teacher, bench: Workbench) -> tuple[
         parts.append(tokens)
         counts += some
         bench.watch.beat()
-    return torch.cat(parts[1:] or parts), np.array(counts, dtype=np.int64)
+    return torch.cat(parts[1:] or parts).int(), np.array(counts, dtype=np.int64)
 
 
 def text_windows(tokens: torch.Tensor, teacher: Teacher, rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

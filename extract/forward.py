@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -113,7 +113,7 @@ class Queue:
     def __init__(self, device: Device, sizes: BatchSizes, watch: Watch, report: ShardReport) -> None:
         self.device, self.sizes, self.watch, self.report = device, sizes, watch, report
         self.clock = Clock(report.seconds)
-        self._windows: deque[list[Flight]] = deque()
+        self._windows: deque[list[Flight]] = deque([[]])
 
     def stage(self, rows: Sequence[NDArray[Any]]) -> torch.Tensor:
         """Return `Device.stage(rows)`, if need be once the device is empty. Raises UserError if that is too little."""
@@ -128,20 +128,17 @@ class Queue:
             self.device.release()
         raise AssertionError
 
-    def launch(self, tower: Tower, works: Iterable[tuple[Teacher, torch.Tensor, Values]], places: Any) -> None:
-        """Launch one window: teachers, their inputs on the device, and the arrays whose rows `places` they fill."""
-        window: list[Flight] = []
-        for teacher, inputs, target in works:
-            with self.clock("device"):
-                passes = launch(teacher, tower, inputs, self.device, self.sizes)
-            window.append(Flight(teacher, tower, inputs, passes, _mender(teacher, self.device), target, places))
-            self.watch.beat()
-        self._windows.append(window)
-        self.settle(self.device.ahead)
+    def launch(self, teacher: Teacher, tower: Tower, inputs: torch.Tensor, target: Values, places: Any) -> None:
+        """Launch a teacher's passes over inputs on the device; `target[places]` becomes their features."""
+        with self.clock("device"):
+            passes = launch(teacher, tower, inputs, self.device, self.sizes)
+        self._windows[-1].append(Flight(teacher, tower, inputs, passes, _mender(teacher, self.device), target, places))
+        self.watch.beat()
 
     def settle(self, left: int = 0) -> None:
-        """Collect the oldest windows until `left` remain on the device."""
-        while len(self._windows) > left:
+        """End a window: what is launched from here on belongs to the next. Collect the oldest until `left` remain."""
+        self._windows.append([])
+        while len(self._windows) > left + 1:
             for flight in self._windows.popleft():
                 with self.clock("device"):
                     seconds = flight.collect(self.sizes)
