@@ -127,8 +127,9 @@ def run_task(store: Store, task: ShardTask) -> ShardReport | MmkdError:
 def _refused(worker: Worker, failure: MmkdError) -> MmkdError:
     """Return why this worker does no task. One without a device ends for good, so that it gets no more of them."""
     if isinstance(failure, DeviceError):
-        worker.loop.add_callback(worker.close, nanny=True, reason="mmkd-device-lost")
         failure.worker = worker.address
+        # The answer has to be out before.
+        worker.loop.add_callback(worker.loop.call_later, 1.0, partial(worker.close, nanny=True, reason="no-device"))
     return failure
 
 
@@ -170,6 +171,7 @@ def gather(
     rounds: deque[Sequence[ShardTask]] = deque([tasks])
     refused: set[str] = set()
     while rounds:
+        again: list[ShardTask] = []
         for task, outcome in _outcomes(client, store, rounds.popleft()):
             if isinstance(outcome, KilledWorker) and not task.isolated:
                 say(
@@ -183,9 +185,11 @@ def gather(
                 refused.add(outcome.worker)
                 if set(client.nthreads()) <= refused:
                     raise outcome
-                rounds.append([task])
+                again.append(task)
             else:
                 yield _result(task, outcome)
+        if again:
+            rounds.appendleft(again)
 
 
 def _outcomes(
