@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd.base.arithmetic import peak_tflops
@@ -36,11 +37,13 @@ def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) ->
     tokens = torch.ones(1, context, dtype=torch.long, device=device)
     training, fast = towers.training, torch.backends.mha.get_fastpath_enabled()
     towers.eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for all, which the counter does not know
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # one kernel for all, which the counter does not know; nor a CPU's of attention
     try:
         total = 0.0
         for encode, inputs, visual in ((towers.encode_images, image, True), (towers.encode_tokens, tokens, False)):
-            with FlopCounterMode(display=False) as counter:
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 encode(inputs)
             own = [p for name, p in towers.student.named_parameters() if name.startswith("visual.") == visual]
             total += counter.get_total_flops() * (3 if any(one.requires_grad for one in own) else 1)

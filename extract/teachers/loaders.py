@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkd.base.errors import TeacherError, cause
@@ -189,9 +190,11 @@ def _try_once(teacher: LoadedTeacher) -> dict[tuple[Tower, int], float]:
 def counted_flops(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Return what `encode` gives, and the floating-point operations of its products, convolutions and attention."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for all, which the counter does not know
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # one kernel for all, which the counter does not know; nor a CPU's of attention
     try:
-        with FlopCounterMode(display=False) as counter:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             return encode(inputs), float(counter.get_total_flops())
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
