@@ -39,7 +39,7 @@ def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) ->
     towers.eval()
     torch.backends.mha.set_fastpath_enabled(
         False
-    )  # one kernel for all, which the counter does not know; nor a CPU's of attention
+    )  # the counter knows neither it nor a CPU's attention
     try:
         total = 0.0
         for encode, inputs, visual in ((towers.encode_images, image, True), (towers.encode_tokens, tokens, False)):

@@ -192,7 +192,7 @@ def counted_flops(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(
         False
-    )  # one kernel for all, which the counter does not know; nor a CPU's of attention
+    )  # the counter knows neither it nor a CPU's attention
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             return encode(inputs), float(counter.get_total_flops())
