@@ -37,9 +37,7 @@ def count_arithmetic(towers: Towers, context: int, ranks: int, *, half: bool) ->
     tokens = torch.ones(1, context, dtype=torch.long, device=device)
     training, fast = towers.training, torch.backends.mha.get_fastpath_enabled()
     towers.eval()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # the counter knows neither it nor a CPU's attention
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows neither it nor a CPU's attention
     try:
         total = 0.0
         for encode, inputs, visual in ((towers.encode_images, image, True), (towers.encode_tokens, tokens, False)):

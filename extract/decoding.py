@@ -99,6 +99,11 @@ class Threads:
         self.readers = ThreadPoolExecutor(read, thread_name_prefix="mmkd-read")
         self.decoders = ThreadPoolExecutor(decode, thread_name_prefix="mmkd-decode")
 
+    def close(self) -> None:
+        """End them; what was not begun is not done."""
+        for pool in (self.readers, self.decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+
 
 def decode_windows(
     sources: Sequence[ImageSource],

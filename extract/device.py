@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class Pass(Protocol):
         """Return the seconds that the device spent on it; known after `wait`."""
 
 
-class Device(Protocol):
+class Device:
     """Where teachers run. One shard at a time stages and launches; waiting is free to all threads."""
 
     place: torch.device
@@ -56,15 +55,18 @@ class Device(Protocol):
 
     def stage(self, rows: Sequence[NDArray[Any]]) -> torch.Tensor:
         """Return equal arrays as (n, ...) on the device. `rows` may be changed afterwards; nothing waits for a copy."""
+        raise NotImplementedError
 
     def launch(self, encode: Encode, inputs: torch.Tensor) -> Pass:
         """Queue `encode(inputs)` behind all that was launched before. Raises OutOfMemoryError if it does not fit."""
+        raise NotImplementedError
 
     def release(self) -> None:
-        """Give back memory that no tensor uses, after something did not fit."""
+        """Give back memory that no tensor uses, after something did not fit; the allocator of a process does it."""
 
     def alive(self) -> bool:
         """Return False if the device answers no more, whatever is asked of it."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class _Over:
         return self.spent
 
 
-class Host:
+class Host(Device):
     """This machine's cores. Every pass has `PASS_ROWS` rows, the last one filled up with its own last row."""
 
     place = torch.device("cpu")
@@ -97,19 +99,11 @@ class Host:
             parts.append(encode(torch.cat([part, surplus])).float()[: len(part)])
         return _Over(torch.cat(parts), time.perf_counter() - started)
 
-    def release(self) -> None:
-        """Nothing: the allocator of the process does it."""
 
-    def alive(self) -> bool:
-        return True
-
-
-class Accelerator(ABC):
+class Accelerator(Device):
     """A device with memory of its own. Inputs pass through a ring of buffers for each shape, so that a window is
     written while the copy of the one before is still on its way."""
 
-    place: torch.device
-    name: str
     start_rows = GPU_ROWS
     ahead = 2
 
@@ -131,23 +125,14 @@ class Accelerator(ABC):
         ring.append((buffer, copied))
         return moved
 
-    @abstractmethod
     def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return main memory that the device copies from by itself."""
+        raise NotImplementedError
 
-    @abstractmethod
     def copy_in(self, host: torch.Tensor) -> tuple[torch.Tensor, Wait]:
         """Begin a copy to the device; what is launched from here on comes after it. Returns the copy and how to wait
         until `host` may be written again."""
-
-    @abstractmethod
-    def launch(self, encode: Encode, inputs: torch.Tensor) -> Pass: ...
-
-    @abstractmethod
-    def release(self) -> None: ...
-
-    @abstractmethod
-    def alive(self) -> bool: ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class TeachersPlugin(WorkerPlugin):  # type: ignore[misc]  # dask has no type hi
 
     def teardown(self, worker: Worker) -> None:
         self.loaded.clear()
+        if self.bench is not None:
+            self.bench.threads.close()
 
 
 def _load(spec: TeacherSpec, card: TeacherCard, device: Device) -> Teacher:

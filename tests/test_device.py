@@ -18,7 +18,7 @@ from tiny_teachers import write_tiny_teacher
 
 from mmkd.base.errors import DeviceError, TeacherError, UserError
 from mmkd.extract.decoding import Threads
-from mmkd.extract.device import Accelerator, Cuda, Host, Pass, open_device
+from mmkd.extract.device import Accelerator, Host, Pass, open_device
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
 from mmkd.extract.shard import extract_shard
@@ -274,8 +274,3 @@ def test_a_gpu_that_others_fill_or_that_is_too_new(
         open_device()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_every_device_has_all_of_the_seam() -> None:
-    for kind in (Cuda, SimulatedDevice):
-        assert not kind.__abstractmethods__

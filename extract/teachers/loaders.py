@@ -190,9 +190,7 @@ def _try_once(teacher: LoadedTeacher) -> dict[tuple[Tower, int], float]:
 def counted_flops(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Return what `encode` gives, and the floating-point operations of its products, convolutions and attention."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # the counter knows neither it nor a CPU's attention
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows neither it nor a CPU's attention
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             return encode(inputs), float(counter.get_total_flops())
