@@ -88,6 +88,7 @@ def test_lab_before_a_grey_teacher(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("LAB", (30, 20), (128, 128, 128)).save(buffer, "TIFF")
     (tmp_path / "lab.tif").write_bytes(buffer.getvalue())
-    ((only,),) = decode_windows([image_source(str(tmp_path), "lab.tif")], [geometry("pad_square", "L")], 8, Threads(1, 1))
+    source = image_source(str(tmp_path), "lab.tif")
+    ((only,),) = decode_windows([source], [geometry("pad_square", "L")], 8, Threads(1, 1))
     assert only.reason is None
     assert np.abs(next(iter(only.pixels.values())).astype(int)[0, 112, 112] - 119) <= 2
