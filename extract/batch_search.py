@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from mmkd.base.notes import read_note, write_note
 from mmkd.extract.device import Device, Encode
+from mmkd.extract.forward import encoder
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.layout import Tower
 
-FIRST, LAST, GAIN = 32, 1024, 1.05
+FIRST, LAST, GAIN = 32, 512, 1.05
 _PASSES = 3
 
 
@@ -20,13 +21,12 @@ def search_rows(teacher: Teacher, device: Device, settings: object) -> dict[tupl
     card, found = teacher.card, {}
     shape = (1 if card.preprocessing.color == "L" else 3, *card.preprocessing.image_size)
     image, (tokens, _) = np.zeros(shape, dtype=np.uint8), teacher.tokenize([""])
-    towers: dict[Tower, tuple[Encode, NDArray[np.generic]]]
-    towers = {"image": (teacher.encode_images, image), "text": (teacher.encode_texts, tokens[0].numpy())}
-    for tower, (encode, one) in towers.items():
+    towers: dict[Tower, NDArray[np.generic]] = {"image": image, "text": tokens[0].numpy()}
+    for tower, one in towers.items():
         about = [device.name, torch.__version__, card.digest, tower, settings]
         rows = read_note("batch-rows", about)
         if rows is None:
-            rows = _search(device, encode, one)
+            rows = _search(device, encoder(teacher, tower, device), one)
             write_note("batch-rows", about, rows)
         found[card.slug, tower] = int(rows)
     return found

@@ -114,7 +114,7 @@ class Accelerator(Device):
         shape, dtype = rows[0].shape, torch.from_numpy(np.empty(0, rows[0].dtype)).dtype
         ring = self._rings.setdefault((shape, dtype), deque())
         if len(ring) <= self.ahead:
-            ring.append((torch.empty(0), lambda: None))
+            ring.appendleft((torch.empty(0), lambda: None))
         buffer, copied = ring.popleft()
         copied()
         if len(buffer) < len(rows):

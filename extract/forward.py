@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.errors import UserError
 from mmkd.base.process import Watch
-from mmkd.extract.device import PASS_ROWS, Device, Pass
+from mmkd.extract.device import PASS_ROWS, Device, Encode, Pass
 from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
 from mmkd.extract.teachers.protocol import Teacher
@@ -80,9 +80,7 @@ class Flight:
 def launch(teacher: Teacher, tower: Tower, inputs: torch.Tensor, device: Device, sizes: BatchSizes) -> list[Pass]:
     """Launch the passes over inputs (n, ...) that are on the device: uint8 pixels or int64 token ids. Raises
     TeacherError if the device has too little memory for a single row."""
-    encode = teacher.encode_images if tower == "image" else teacher.encode_texts
-    if (mender := _mender(teacher, device)) is not None:
-        encode = partial(mender.launch, tower)
+    encode = encoder(teacher, tower, device)
     passes: list[Pass] = []
     done = 0
     while done < len(inputs):
@@ -100,6 +98,13 @@ def launch(teacher: Teacher, tower: Tower, inputs: torch.Tensor, device: Device,
         log.warning("teacher %r: batches of %d rows (%s) do not fit on %s: halved", slug, rows, tower, teacher.device)
         device.release()
     return passes
+
+
+def encoder(teacher: Teacher, tower: Tower, device: Device) -> Encode:
+    """Return the function of a teacher that is launched on this device."""
+    if (mender := _mender(teacher, device)) is not None:
+        return partial(mender.launch, tower)
+    return teacher.encode_images if tower == "image" else teacher.encode_texts
 
 
 def _mender(teacher: Teacher, device: Device) -> LoadedTeacher | None:
