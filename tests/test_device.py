@@ -172,7 +172,7 @@ def test_too_little_memory_halves_the_passes_of_that_teacher(tmp_path: Path, tab
         extract_shard(store, 0, {"a": teachers["a"]}, bench_of(device))
     assert "\n" not in str(caught.value)
     device.memory, device.row_bytes = 1 << 20, 1 << 30
-    with pytest.raises(TeacherError, match="too little memory for one (text|image)"):
+    with pytest.raises(TeacherError, match=r"too little memory for one (text|image)"):
         extract_shard(store, 0, {"a": teachers["a"]}, bench_of(device))
 
 
