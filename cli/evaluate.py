@@ -238,6 +238,38 @@ def leakage(suite: Path, training: StorePath | None, hashes: Path | None, as_jso
     click.echo(report.json() if as_json else report.text())
 
 
+@evaluate.command()
+@SUITE
+@click.option(
+    "--biology", required=True, metavar="LABEL", help="Column that features should follow, such as the label."
+)
+@click.option("--confounder", required=True, metavar="COLUMN", help="Column that they should not: hospital, scanner.")
+@click.option("--dataset", help="Data set of the suite.  [default: all with both columns]")
+@click.option("--k", type=click.IntRange(min=1), help="Neighbors.  [default: median of the models' best]")
+@click.option("--jobs", type=click.IntRange(min=1), help="Models at once.  [default: one per core]")
+@OUT
+@JSON
+def trust(suite: Path, biology: str, confounder: str, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure whether features follow biology or a confounder such as the hospital; one page per model.
+
+    \b
+    mmkd evaluate trust suite.yaml --biology diagnosis --confounder hospital
+    """
+    from mmkd.base.process import usable_cores
+    from mmkd.evaluate.robustness import TrustSettings
+    from mmkd.evaluate.suite import load_suite
+    from mmkd.evaluate.trust import measure_trust
+    from mmkd.evaluate.trust_page import write_trust
+
+    jobs, settings = options["jobs"] or usable_cores(), TrustSettings(k=options["k"])
+    loaded, folder = load_suite(suite), (out or _default(suite)) / "trust"
+    reports = measure_trust(loaded, biology, confounder, settings, dataset=options["dataset"], jobs=jobs)
+    for report in reports:
+        pages = write_trust(folder, report)
+        click.echo(report.as_json() if as_json else report.text())
+        click.echo(f"wrote {len(pages) - 1} pages and {pages[0]}", err=True)
+
+
 def _default(suite: Path) -> Path:
     return suite.with_name(f"{suite.stem}-results")
 
