@@ -271,6 +271,61 @@ def trust(suite: Path, biology: str, confounder: str, out: Path | None, as_json:
         click.echo(f"wrote {len(pages) - 1} pages and {pages[0]}", err=True)
 
 
+@evaluate.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folders", type=click.Path(exists=True, file_okay=False, path_type=Path), nargs=-1, required=True)
+@click.option("--suite", help="Name of the suite, where a folder has results of several.")
+def merge(out: Path, folders: tuple[Path, ...], suite: str | None) -> None:
+    """Merge results of one suite in FOLDERS, such as those of several labs, into the new folder OUT.
+
+    \b
+    mmkd evaluate merge all-labs results-berlin results-lyon
+    mmkd evaluate leaderboard suite.yaml page.html --out all-labs
+    """
+    from mmkd.evaluate.merge import merge_results
+
+    click.echo(str(merge_results(out, folders, suite)))
+
+
+@evaluate.command()
+@SUITE
+@FILE
+@OUT
+def leaderboard(suite: Path, file: Path, out: Path | None) -> None:
+    """Write all models on all tasks of SUITE, and what `trust` measured, as one page that opens offline.
+
+    \b
+    mmkd evaluate leaderboard suite.yaml leaderboard.html
+    """
+    from mmkd.evaluate.leaderboard import write_leaderboard
+
+    write_leaderboard(_results(suite, out), file)
+    click.echo(f"wrote {file}")
+
+
+@evaluate.command()
+@SUITE
+@click.argument("text", metavar="CLAIM")
+@click.option("--metric", help="Metric.  [default: the task's primary one]")
+@click.option(
+    "--comparisons", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Claims that are considered together; intervals are widened for them.",
+)  # fmt: skip
+@OUT
+@JSON
+def claim(suite: Path, text: str, metric: str | None, comparisons: int, out: Path | None, as_json: bool) -> None:
+    """Judge CLAIM, `MODEL beats MODEL on TASK`: yes, no or cannot tell, with the numbers.
+
+    \b
+    mmkd evaluate claim suite.yaml "student beats biomedclip on zero_shot"
+    mmkd evaluate claim suite.yaml "student beats all on retrieval/i2t" --comparisons 4
+    """
+    from mmkd.evaluate.claim import judge
+
+    found = judge(_results(suite, out), text, metric, comparisons)
+    click.echo(found.json() if as_json else str(found))
+
+
 def _default(suite: Path) -> Path:
     return suite.with_name(f"{suite.stem}-results")
 

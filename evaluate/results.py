@@ -21,9 +21,12 @@ RESULTS = "results.jsonl"
 
 
 class ResultRow(Unit):
-    """One metric of one unit."""
+    """One metric of one unit; docs/evaluation.md describes the file. A change of its fields is a new `version`."""
 
+    version: Literal[1] = 1
     suite: str
+    suite_digest: str
+    """Of the suite without places, models and notes: results of two labs belong together if it is the same."""
     suite_version: int
     dataset_version: int
     modality: str

@@ -31,6 +31,10 @@ PAIRS = 100_000_000
 """Pairs of query and row per model: all rows are queries up to 10,000; of 100,000 rows 1,000 are."""
 FEWEST_QUERIES = 1000
 MOST_NEIGHBORS = 301
+LEAST_SHARE = 0.8
+"""Of the sum of squared influences that the count of pairs leaves: the correction itself is uncertain with few groups.
+In ten simulated designs of 30 to 200 patients, 95 % intervals then held the mean index of 500 studies in 94.6 to 97.2 %
+of them; with 0.5 it was 89 to 97 %, without any correction up to 99 %."""
 FEWEST_IN_CELL = 6
 """Groups that each cell of the generalization experiment needs: two for each of three folds."""
 
@@ -86,8 +90,9 @@ def robustness_index(pairs: tuple[sparse.csr_array, sparse.csr_array]) -> float:
 
 def index_influence(pairs: tuple[sparse.csr_array, sparse.csr_array]) -> Floats:
     """Return what each group adds to the robustness index if it occurs once more, float64 (G,), as neighbor and as
-    query, scaled so that the sum of squares is the variance of pairs that share a group, each counted once (Aronow,
-    Samii and Assenova 2015, Political Analysis 23:564). Resampling queries alone would give half of the spread."""
+    query: resampling queries alone would give half of the spread. Scaled so that the sum of squares is the variance of
+    pairs that share a group, each counted once (Aronow, Samii and Assenova 2015, Political Analysis 23:564), or
+    `LEAST_SHARE` of it with pairs counted twice."""
     share, groups = robustness_index(pairs), pairs[0].shape[0]
     if math.isnan(share):
         return np.zeros(groups)
@@ -97,7 +102,7 @@ def index_influence(pairs: tuple[sparse.csr_array, sparse.csr_array]) -> Floats:
     squares, twice = float(np.square(influence).sum()), float(both.multiply(both).sum()) / 2
     if squares == 0:
         return influence
-    return influence * math.sqrt(max(1 - twice / squares, 0.5) * groups / (groups - 1))
+    return influence * math.sqrt(max(1 - twice / squares, LEAST_SHARE) * groups / (groups - 1))
 
 
 def chance_index(biology: Codes, confounder: Codes) -> float:

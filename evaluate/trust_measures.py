@@ -119,6 +119,7 @@ def replicates_of(
         n=len(rows),
         groups=len(np.unique(group[rows])),
         missing=0,
+        limits=(-1.5, 1.5),  # finite, so that resamples that are all equal give no interval
         reason=score if isinstance(score, str) else "",
         contrast=min((side for side in sides if side is not None), default=0),
     )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mmkd.base.files import write_atomically
 from mmkd.base.text import number
-from mmkd.evaluate.figures import BLUE, GRAY, VERMILLION, rendered
+from mmkd.evaluate.drawing import BLUE, GRAY, VERMILLION, rendered
 from mmkd.evaluate.report import write_page
 from mmkd.evaluate.statistics import p_text
 from mmkd.evaluate.trust import MEASURES, ModelTrust, TrustReport
