@@ -174,7 +174,12 @@ def scores_of(
         return np.asarray(np.mean(scores, axis=0))
 
     no_cells = "no two classes that two sites both have"
-    yield "clustering_score", clustered if every else no_cells, rows, [biology[rows], confounder[rows]]
+    yield (
+        "clustering_score",
+        jackknifed(clustered, group, rows) if every else no_cells,
+        rows,
+        [biology[rows], confounder[rows]],
+    )
     lost = (too_few(cohort, every[0]) if every else no_cells) if found.here is None else ""
     here, away = found.here, found.elsewhere
     away_reason = lost or ("" if away is not None else "no rows of both classes at other sites")
@@ -188,6 +193,18 @@ def scores_of(
             yield name, reason, queries[:0], []
         else:
             yield name, partial(_of_levels, one, group, measure), one.rows, [one.cell]
+
+
+def jackknifed(score: Score, group: Codes, rows: Codes) -> Score:
+    """Return the value of `score` plus what groups add by the jackknife (Efron 1982), linear in their counts: a measure
+    of pairs is biased in resamples, where pairs within a group are too many."""
+    groups, members = int(group.max()) + 1, np.unique(group[rows])
+    without = np.ones((len(members), groups))
+    without[np.arange(len(members)), members] = 0
+    value, others = float(score(np.ones((1, groups)))[0]), score(without)
+    influence = np.zeros(groups)
+    influence[members] = (np.mean(others) - others) * math.sqrt((len(members) - 1) / len(members))
+    return lambda counts: value + (counts - 1) @ influence
 
 
 def _of_levels(one: Generalization, group: Codes, measure: Callable[[Floats], Floats], counts: Floats) -> Floats:

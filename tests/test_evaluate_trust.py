@@ -152,9 +152,8 @@ def test_performance_drop_is_relative_to_no_correlation() -> None:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> TrustReport:
     strengths = {"biology": (1.5, 0.0), "both": (1.0, 1.0), "site": (0.0, 1.5)}
-    (found,) = measure_trust(
-        load_suite(hospitals(tmp_path_factory.mktemp("trust"), strengths)), "tissue", "hospital", QUICK
-    )
+    suite = load_suite(hospitals(tmp_path_factory.mktemp("trust"), strengths))
+    (found,) = measure_trust(suite, "tissue", "hospital", QUICK.model_copy(update={"k": 11}))
     return found
 
 
@@ -184,6 +183,13 @@ def test_a_stronger_confounder_lowers_the_index(tmp_path_factory: pytest.TempPat
     index = [one.measures["robustness_index"].value for one in found.models]
     assert index == sorted(index, reverse=True)
     assert index[0] > index[3] + 0.3
+
+
+def test_intervals_hold_their_values(report: TrustReport) -> None:
+    for model in report.models:
+        for name, one in model.measures.items():
+            low, high = report.interval(one)
+            assert math.isnan(low) or low - 1e-12 <= one.value <= high + 1e-12, (model.model, name)
 
 
 def test_differences_are_paired_and_adjusted(report: TrustReport) -> None:
