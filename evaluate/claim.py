@@ -112,6 +112,6 @@ def _parts(
             continue
         verdict = None if short else difference.verdict(lower_is_better)
         answer: Answer = "yes" if verdict == "win" else "no" if verdict == "loss" else "cannot tell"
-        reason = short or ("too few groups for an interval" if verdict is None else "")
+        reason = short or ("no interval: too few groups, or equal in all resamples" if verdict is None else "")
         parts.append(Part(one.rival, question.head or "", answer, difference, len(one.differences), reason))
     return parts
