@@ -230,7 +230,7 @@ def test_a_table_says_the_same_in_every_format(planted: Planted, tmp_path: Path)
     shown = f"{100 * cell.value:.1f} [{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
     assert shown in table.markdown()
     assert shown in table.latex()
-    assert f"sharp,histopathology,{cell.value},{cell.low},{cell.high},120,0,{cell.seed_sd},\n" in table.csv()
+    assert f"sharp,histopathology,{cell.value},{cell.low},{cell.high},120,0,{cell.seed_sd},,False\n" in table.csv()
     record = next(one for one in json.loads(table.json())["cells"] if one["model"] == "sharp")
     assert (record["value"], record["seed_sd"]) == (cell.value, cell.seed_sd)
     assert cell.seed_sd >= 0

@@ -190,7 +190,8 @@ def test_training_rows_and_prompts_that_one_model_lacks_are_noted(tmp_path: Path
 def test_equal_risks_have_no_halves(tmp_path: Path) -> None:
     table = Predictions(
         *(np.array([f"p{i}" for i in range(4)], dtype=object),) * 3,
-        None, np.array([[0.0, 1.0, 1.0]] * 4), np.ones(4, bool), ("risk", "time", "event"),
+        None, np.array([[risk, 1.0, 1.0] for risk in (0.3, 0.3, 0.1 + 0.2, 0.3)]), np.ones(4, bool),
+        ("risk", "time", "event"),
     )  # fmt: skip
     from mmkd.evaluate.curves import high_risk
 

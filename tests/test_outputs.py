@@ -79,7 +79,7 @@ OUTPUTS = [
     Output("store export out", True, exported("npy")),
     Output("store export out", True, exported("parquet")),
     Output("store export out", True, exported("safetensors")),
-    Output("store export out", True, exported("original")),
+    Output("store export out", True, exported("original", "--allow-loss", "all")),
     Output("store export out", True, exported("zarr", "--codec", "gzip")),
     Output(
         "store atlas out",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.store.array import consecutive
+from mmkd.store.convert.losses import every_row, refuse_losses, store_losses
 from mmkd.store.encoding import teacher_arrays
 from mmkd.store.layout import SOUND_BIT, sample_part, teacher_group
 from mmkd.store.reader import FeatureStore
@@ -27,9 +28,13 @@ CODECS = ("zstd", "blosc", "gzip")
 """zstd: level 19. blosc: zstd of bit-shuffled values, level 9. gzip: level 9. CRC32C comes last in each."""
 
 
-def export_parquet(store: FeatureStore, out: Path) -> int:
+def export_parquet(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
     """Write `OUT/data/train-*.parquet` as Hugging Face `datasets` reads it, one file per shard; return how many.
-    Features follow the sample columns as lists `<slug>_image` and `<slug>_text`, null where missing."""
+    Features follow the sample columns as lists `<slug>_image` and `<slug>_text`, null where missing. The schema's
+    metadata `mmkd` hold the store's record and cards. Raises UserError for a loss that is not allowed."""
+    refuse_losses("parquet", store_losses(store, every_row(store), store.teachers), allow_loss)
+    cards = [card.model_dump(mode="json") for card in store.teachers.values()]
+    noted = {"mmkd": json.dumps({"record": store.record.model_dump(mode="json"), "cards": cards})}
     valid = {slug: store.valid(slug) for slug in store.teachers}
     for shard, span in enumerate(iter_shards(store.record)):
         table = store.sample_table(filter=in_rows(span))
@@ -44,7 +49,7 @@ def export_parquet(store: FeatureStore, out: Path) -> int:
                     name += "_features"
                 table = table.append_column(name, column)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(noted), buffer, compression="zstd")
         write_atomically(out / "data" / f"train-{shard:05d}-of-{store.shards:05d}.parquet", buffer.getbuffer())
     return store.shards
 
@@ -65,8 +70,12 @@ def encode_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[st
     return struct.pack("<Q", len(text)) + text + b"".join(bodies)
 
 
-def export_safetensors(store: FeatureStore, out: Path) -> int:
-    """Write `OUT/<slug>/sssss.safetensors` with `row`, `image`, `text` and `valid`; return the number of files."""
+def export_safetensors(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
+    """Write `OUT/<slug>/sssss.safetensors` with `row`, `image`, `text` and `valid`, and the sample rows as they are in
+    the store, `OUT/samples/sssss.parquet`; return the number of files of features. Raises UserError for a loss that is
+    not allowed."""
+    refuse_losses("safetensors", store_losses(store, every_row(store), store.teachers), allow_loss)
+    _copy_samples(store, out)
     for slug, card in store.teachers.items():
         valid = store.valid(slug)
         for shard, span in enumerate(iter_shards(store.record)):
@@ -91,11 +100,12 @@ class ArchiveReport:
     archived: int
 
 
-def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
+def export_archive(store: FeatureStore, out: Path, codec: str, allow_loss: Collection[str] = ()) -> ArchiveReport:
     """Write the store as compressed plain Zarr v3 with its Parquet parts into the new folder `out`: to keep or to send.
     It is no store: compressed chunks cannot be mapped, and a shard without an entry holds the fill value. `codec`: of
     `CODECS`. Raises CorruptStoreError if a chunk differs from its ledger entry; StoreError if `out` cannot be
-    written."""
+    written; UserError for a loss that is not allowed."""
+    refuse_losses("the archive", store_losses(store, every_row(store), store.teachers), allow_loss)
     import zarr  # noqa: PLC0415 - slow to import, and only archives are written by zarr itself
     from zarr import codecs  # noqa: PLC0415
 
@@ -126,8 +136,12 @@ def export_archive(store: FeatureStore, out: Path, codec: str) -> ArchiveReport:
                     if source.chunks[shard] is not None:
                         target[span.start : span.stop] = source.body(shard)[: len(span)]
                         stored += spec.chunk_bytes(len(span))
-        for shard in range(store.shards):
-            read_part(store.root, shard)
-            write_atomically(out / sample_part(shard), (store.root / sample_part(shard)).read_bytes())
+        _copy_samples(store, out)
         archived = sum(path.stat().st_size for path in (out / "teachers").rglob("c/**/*") if path.is_file())
     return ArchiveReport(arrays, stored, archived)
+
+
+def _copy_samples(store: FeatureStore, out: Path) -> None:
+    for shard in range(store.shards):
+        read_part(store.root, shard)
+        write_atomically(out / sample_part(shard), (store.root / sample_part(shard)).read_bytes())

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmkd.base.duplicates import find_duplicates, key_hash
-from mmkd.base.errors import CorpusError
+from mmkd.base.errors import CorpusError, UserError
 from mmkd.base.files import disk_errors
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath, as_root
@@ -62,7 +62,7 @@ class FeatureSource(Protocol):
         """Yield sample rows in order: `key`, `caption`, `uri`, labels, and further columns of `FIXED_COLUMNS`."""
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
-        """Return every teacher in it; None: in the source's own encoding, or the usual one."""
+        """Return every teacher in it; None: in the source's own encoding, or one that keeps every value."""
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         """Return features of these rows, and for each row why it lacks some, or None."""
@@ -95,7 +95,14 @@ def missing_features(rows: int, cards: Iterable[TeacherCard]) -> Features:
     return {place: np.full(shape, np.nan, dtype) for place, (shape, dtype) in shapes.items()}
 
 
-def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -> TeacherCard:
+def exact_encoding(place: object, dtype: np.dtype[Any]) -> Encoding:
+    """Return the encoding that keeps every value of a float type. Raises UserError for floats of more than 32 bits."""
+    if dtype.itemsize > 4:
+        raise UserError(f"{place} holds {dtype}, which no encoding of a store keeps; round it: --encoding float32")
+    return "float16" if dtype.itemsize == 2 else "float32"
+
+
+def imported_card(slug: str, source: str, dim: int, encoding: Encoding) -> TeacherCard:
     """Return a card for features whose teacher is known by name only; unknown fields are marked as not stated."""
     return TeacherCard(
         slug=slug,
@@ -105,7 +112,7 @@ def imported_card(slug: str, source: str, dim: int, encoding: Encoding | None) -
         tokenizer_sha256="not stated",
         context_length=0,
         dim=dim,
-        encoding=encoding or "float16",
+        encoding=encoding,
         loader="imported",
     )
 
@@ -114,8 +121,9 @@ def import_features(
     source: FeatureSource, root: StorePath, encoding: Encoding | None, progress: Callable[[int, int], None]
 ) -> ImportReport:
     """Bring `source` into a store at `root`; running it again finishes what is left. `encoding` None: the source's,
-    else float16. `progress` takes shards done, and all of them. Raises CorpusError if the source is empty, damaged, or
-    not that of the store; StoreError if the store cannot be written, or holds other features; BusyStoreError."""
+    or one that keeps every value. `progress` takes shards done, and all of them. Raises CorpusError if the source is
+    empty, damaged, or not that of the store; StoreError if the store cannot be written, or holds other features;
+    BusyStoreError."""
     with only_writer(root, "mmkd store import/subset/merge"):
         # Before anything is written: a failed import must not leave a store that blocks the right command.
         cards = source.cards(encoding)
