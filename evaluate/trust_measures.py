@@ -140,7 +140,7 @@ def scores_of(
     queries, where = cohort.queries, found.where[:, :k]
     pairs = robustness.group_pairs(biology, confounder, queries, where, group)
     index, influence = robustness.robustness_index(pairs), robustness.index_influence(pairs)
-    none = "no neighbor of the same class and another site, nor of another class and the same site"
+    none = "no neighbor of the same class elsewhere, nor of another class here; try a larger --k"
     yield (
         "robustness_index", none if math.isnan(index) else lambda counts: index + (counts - 1) @ influence, queries,
         [biology[queries], confounder[queries]],

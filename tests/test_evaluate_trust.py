@@ -209,7 +209,7 @@ def test_the_file_says_what_was_measured(report: TrustReport) -> None:
     content = json.loads(report.as_json())
     assert (content["schema"], content["version"]) == ("mmkd.trust", 1)
     assert content["rows_of_class_at_site"] == [[48, 48, 48], [48, 48, 48]]
-    cell = content["models"][0]["measures"]["robustness_index"]
+    cell = content["models"][1]["measures"]["robustness_index"]
     assert cell["low"] <= cell["value"] <= cell["high"]
     assert (cell["n"], cell["groups"], cell["reason"]) == (288, 48, "")
     assert content["chance_index"] == pytest.approx(2 / 3)
