@@ -101,6 +101,7 @@ INPUTS = {
     "teachers check images",
     "teachers check golden",
     "store append path",
+    "store fold path",
     "store atlas path",
     "store export path",
     "store info path",

@@ -14,6 +14,6 @@ def store() -> None:
 
 for command in (
     info.info, info.verify, show.show, show.neighbors, stats.stats, report.report, report.atlas, rows.pull,
-    rows.subset, rows.merge, rows.append, rows.relocate, convert.import_, convert.export,
+    rows.subset, rows.merge, rows.append, rows.relocate, rows.fold, convert.import_, convert.export,
 ):  # fmt: skip
     store.add_command(command)
