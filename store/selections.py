@@ -126,7 +126,7 @@ def read_selection(store: Store, name: str) -> Selection:
     if not is_slug(name) or not is_there(folder / "zarr.json"):
         known = ", ".join(selection_names(store.root)) or "none"
         raise UserError(f"{store.root} has no selection {name!r}; it has {known}; `mmkd select` makes one")
-    card = _read_card(folder)
+    card = read_selection_card(store.root, name)
     if card.rows != store.record.rows:
         raise UserError(
             f"selection {name!r} is of {card.rows:,} rows, {store.root} has {store.record.rows:,} by now; "
@@ -163,7 +163,10 @@ def apply_selection(
     return out
 
 
-def _read_card(folder: StorePath) -> SelectionCard:
+def read_selection_card(root: StorePath, name: str) -> SelectionCard:
+    """Read what a selection says of itself. Raises FormatVersionError if it was written by a newer mmkd;
+    CorruptStoreError if it was changed since."""
+    folder = root / FOLDER / name
     content = own_attributes(read_json(folder / "zarr.json")) or {}
     if content.get("format") != FORMAT:
         raise FormatVersionError(f"{folder} is of selection format {content.get('format')!r}, this mmkd reads {FORMAT}")
