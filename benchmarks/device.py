@@ -91,7 +91,7 @@ class WaitedFor(SimulatedDevice):
 def preparation_rate(folder: Path, images: int, teachers: Sequence[Free], threads: Threads) -> float:
     """Images a second when nothing but reading, decoding and resizing runs."""
     sources = [image_source(str(folder), f"{number}.jpg") for number in range(images)]
-    geometries = tuple(dict.fromkeys(geometry_of(teacher.card.preprocessing) for teacher in teachers))
+    geometries = tuple(dict.fromkeys(geometry_of(teacher.card.image_preprocessing) for teacher in teachers))
     started = time.perf_counter()
     for window in decode_windows(sources, geometries, WINDOW, threads):
         assert all(image.pixels for image in window)

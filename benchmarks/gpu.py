@@ -156,7 +156,7 @@ def preparation(folder: Path, names: list[str], teacher: LoadedTeacher, cores: i
     """What all cores prepare when the device has nothing to do: the bound of the row above where it is lower."""
     from mmkd.base.images.uri import image_source
 
-    geometry, threads = geometry_of(teacher.card.preprocessing), Threads(cores, 2 * cores)
+    geometry, threads = geometry_of(teacher.card.image_preprocessing), Threads(cores, 2 * cores)
     sources = [image_source(str(folder), name) for name in names]
     started = time.perf_counter()
     for _ in decode_windows(sources, (geometry,), 256, threads):

@@ -17,12 +17,14 @@ _PASSES = 3
 
 
 def search_rows(teacher: Teacher, device: Device, settings: object) -> dict[tuple[str, Tower], int]:
-    """Return rows for both towers of a teacher. `settings`: what else changes the speed of a pass, for the note."""
-    card, found = teacher.card, {}
-    shape = (1 if card.preprocessing.color == "L" else 3, *card.preprocessing.image_size)
-    image, (tokens, _) = np.zeros(shape, dtype=np.uint8), teacher.tokenize([""])
-    towers: dict[Tower, NDArray[np.generic]] = {"image": image, "text": tokens[0].numpy()}
-    for tower, one in towers.items():
+    """Return rows for the towers of a teacher. `settings`: what else changes the speed of a pass, for the note."""
+    card, found = teacher.card, dict[tuple[str, Tower], int]()
+    for tower in card.towers:
+        if tower == "text":
+            one: NDArray[np.generic] = teacher.tokenize([""])[0][0].numpy()
+        else:
+            look = card.image_preprocessing
+            one = np.zeros((1 if look.color == "L" else 3, *look.image_size), dtype=np.uint8)
         about = [device.name, torch.__version__, card.digest, tower, settings]
         rows = read_note("batch-rows", about)
         if rows is None:

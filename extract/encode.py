@@ -22,6 +22,7 @@ from mmkd.extract.report import Clock, ShardReport
 from mmkd.extract.teachers.geometry import Geometry, geometry_of
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.store.encoding import value_type
+from mmkd.store.layout import TOWERS
 
 Features = dict[str, NDArray[np.floating[Any]]]
 """By slug: (rows, D) in the float type that the teacher's encoding keeps, NaN where there is no input."""
@@ -60,15 +61,16 @@ def encode_inputs(
     bench: Workbench,
     report: ShardReport,
 ) -> tuple[list[DecodedImage | None], Features, Features]:
-    """Return outcome of each image, features of each image, and of each caption; None and NaN where a row has none. An
-    image or caption of several rows (captions, or questions about an image) is read and encoded once. Raises
-    RuntimeError if a tokenizer failed; TeacherError if the device has too little memory."""
+    """Return outcome of each image, and features of images and captions, each of the teachers with such a tower; None
+    and NaN where a row has none. An image or caption of several rows (captions, or questions about an image) is read
+    and encoded once. Raises RuntimeError if a tokenizer failed; TeacherError if the device has too little memory."""
     clock = Clock(report.seconds)
     queue = Queue(bench.device, bench.sizes, bench.watch, report)
     distinct = list(dict.fromkeys(source for source in sources if source is not None))
-    geometries = {slug: geometry_of(teacher.card.preprocessing) for slug, teacher in teachers.items()}
+    seeing, reading = ({slug: one for slug, one in teachers.items() if tower in one.card.towers} for tower in TOWERS)
+    geometries = {slug: geometry_of(teacher.card.image_preprocessing) for slug, teacher in seeing.items()}
     used = tuple(dict.fromkeys(geometries.values()))
-    window_rows = max((bench.sizes.window(teacher, "image") for teacher in teachers.values()), default=1)
+    window_rows = max((bench.sizes.window(teacher, "image") for teacher in seeing.values()), default=1)
     windows = bench.windows(distinct, used, window_rows)  # from here on images are read and decoded
     # In order of length; far beyond any context they are cut, to bound time and memory.
     short = sorted(
@@ -76,12 +78,13 @@ def encode_inputs(
     )
     with clock("tokens"):
         tokens = {
-            slug: _tokenize([one[: 1 << 16] for one in short], teacher, bench) for slug, teacher in teachers.items()
+            slug: _tokenize([one[: 1 << 16] for one in short], teacher, bench) for slug, teacher in reading.items()
         }
-    images, texts = ({slug: _missing(len(found), teachers[slug]) for slug in teachers} for found in (distinct, short))
+    images = {slug: _missing(len(distinct), teacher) for slug, teacher in seeing.items()}
+    texts = {slug: _missing(len(short), teacher) for slug, teacher in reading.items()}
     captions_due = [
         (teacher, tokens[slug][0], texts[slug], *part)
-        for slug, teacher in teachers.items()
+        for slug, teacher in reading.items()
         for part in text_windows(tokens[slug][0], teacher, bench.sizes.window(teacher, "text"))
     ]
     facts: list[DecodedImage] = []
@@ -97,7 +100,7 @@ def encode_inputs(
             places = np.array(there, dtype=np.int64) + len(facts)
             if there:
                 pixels = {g: queue.stage([window[i].pixels[g] for i in there]) for g in used}
-                for slug, teacher in teachers.items():
+                for slug, teacher in seeing.items():
                     queue.launch(teacher, "image", pixels[geometries[slug]], images[slug], places)
             queue.settle(bench.device.ahead)
             for image in window:
@@ -107,13 +110,13 @@ def encode_inputs(
     place = {source: index for index, source in enumerate(distinct)}
     number = {caption: index for index, caption in enumerate(short)}
     row_captions = [None if caption is None else number[caption] for caption in captions]
-    for slug in teachers:
+    for slug in reading:
         counts = tokens[slug][1][[one for one in row_captions if one is not None]]
         report.truncated[slug] = int(np.count_nonzero(counts > teachers[slug].card.context_length))
     return (
         [None if source is None else facts[place[source]] for source in sources],
-        _to_rows([None if source is None else place[source] for source in sources], images, teachers),
-        _to_rows(row_captions, texts, teachers),
+        _to_rows([None if source is None else place[source] for source in sources], images, seeing),
+        _to_rows(row_captions, texts, reading),
     )
 
 

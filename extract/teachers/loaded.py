@@ -140,7 +140,7 @@ class LoadedTeacher:
     def _forward(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
         if tower == "text":
             return self._encode_text(inputs).float()
-        images = normalize(inputs, self.card.preprocessing)
+        images = normalize(inputs, self.card.image_preprocessing)
         return self._encode_image(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images).float()
 
 
