@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,18 @@ from tiny_teachers import write_tiny_teacher
 from mmkd.distill.config import load_run
 from mmkd.distill.prepare import prepare
 from mmkd.distill.trainer import train
-from mmkd.distill.world import World
+from mmkd.distill.world import World, join_ranks
 from mmkd.extract.decoding import Threads
 from mmkd.extract.device import Cuda, open_device
 from mmkd.extract.encode import Workbench
 from mmkd.extract.forward import BatchSizes
+from mmkd.extract.plan import plan_tasks
 from mmkd.extract.shard import extract_shard
 from mmkd.extract.teachers import Teacher, describe_teacher, load_teacher, parse_teachers
 from mmkd.extract.teachers.loaded import LoadedTeacher
 from mmkd.extract.teachers.spec import TeacherSpec
 from mmkd.store import FeatureStore
+from mmkd.store.inputs import shards_without_inputs
 from mmkd.store.writer import add_teacher
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -160,11 +163,18 @@ def test_training_resumes(training_scene: Path, features: str) -> None:
     assert (teachers.resident_bytes > 0) is (features == "resident")
 
 
-def test_jpegs_are_decoded_on_the_device(tmp_path: Path) -> None:
-    from test_inputs import extract_with_inputs, first_pictures
+def first_pictures(root: Path, decode: str) -> torch.Tensor:
+    config = load_run(write_run(root, f"on-{decode}", epochs=1, data={"decode": decode}))
+    with join_ranks(1) as world, closing(prepare(config, world).batches.from_step(0)) as batches:
+        return next(batches).images.float().cpu()
 
+
+def test_jpegs_are_decoded_on_the_device(tmp_path: Path) -> None:
     root = write_scene(tmp_path / "scene")
-    extract_with_inputs(root / "features", root / "corpus/pairs.csv", {}, 40)
-    workers, device = first_pictures(root, "workers").float().cpu(), first_pictures(root, "device").float().cpu()
+    store = FeatureStore.open(root / "features")
+    lacking = shards_without_inputs(store.root, store.shards, 40)
+    for task in plan_tasks(store.shards, [], store.ledger, lacking, 40):
+        extract_shard(store, task.shard, {}, Workbench(keep_inputs=task.inputs))
+    workers, device = first_pictures(root, "workers"), first_pictures(root, "device")
     assert (workers - device).abs().mean() < 2
     assert (workers - device.roll(1, 0)).abs().mean() > 20
