@@ -129,7 +129,7 @@ def _check_dataset(suite: Suite, data: DatasetRows, models: tuple[str, ...], fou
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
     with collect(found.problems):
-        for name, values in subgroups_of(data, data.split("test").column).items():
+        for name, values in subgroups_of(data, data.splits["test"].column).items():
             found.counts[f"test rows by {name}"] = {key or "blank": n for key, n in sorted(Counter(values).items())}
     found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))
     slides = (spec.source or {}).get("kind") == "slides"
