@@ -34,10 +34,10 @@ class Suite(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _share_with_datasets(cls, raw: Any) -> Any:
-        """Give the suite's `store` and `settings` to every data set, whose own come first."""
+        """Give the suite's `store`, `settings` and `measures` to every data set, whose own come first."""
         if not isinstance(raw, Mapping):
             return raw
-        shared = {key: raw[key] for key in ("store", "settings") if key in raw}
+        shared = {key: raw[key] for key in ("store", "settings", "measures") if key in raw}
         own = {key: value for key, value in raw.items() if key not in shared}
         if isinstance(datasets := own.get("datasets"), list | tuple):
             own["datasets"] = [merged(shared, item) if isinstance(item, Mapping) else item for item in datasets]
