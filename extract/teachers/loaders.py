@@ -3,7 +3,6 @@ present, a user's by entry point."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -17,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmkd.base.errors import TeacherError, cause
+from mmkd.base.errors import TeacherError, cause, did_you_mean
 from mmkd.extract.teachers.loaded import LoadedTeacher, out_of_memory
 from mmkd.extract.teachers.protocol import Teacher
 from mmkd.extract.teachers.source import Source, read_json, settings_sha256, source_of
@@ -210,8 +209,7 @@ def find_loader(spec: TeacherSpec) -> TeacherLoader:
     plugins = {entry.name: entry for entry in entry_points(group="mmkd.teachers")}
     if name not in plugins:
         names = [*LOADERS, *sorted(plugins)]
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        hint = did_you_mean(name, names, f"there are {', '.join(names)}")
         raise spec.error(f"there is no loader {name!r}; {hint}")
     where = f"entry point {name!r} ({plugins[name].value})"
     try:
