@@ -11,11 +11,11 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, overload
+from typing import IO, TypeVar
 
 try:
     import fcntl
@@ -26,6 +26,8 @@ from mmkd.base.errors import StoreError
 from mmkd.base.places.remote import RemotePath, StorePath
 
 TEMPORARY_SUFFIX = ".mmkd-tmp"
+
+Place = TypeVar("Place", bound=StorePath)
 
 # Some file systems keep locks per machine: only age shows that a writer elsewhere is dead.
 _AGE_HERE, _AGE_ELSEWHERE = 1.0, 3600.0
@@ -53,8 +55,16 @@ def write_atomically(path: StorePath, data: bytes | memoryview) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes(data)
         return
+    write_parts_atomically(path, (data,))
+
+
+def write_parts_atomically(path: StorePath, parts: Iterable[bytes | memoryview]) -> None:
+    """Write `parts` one after the other as `write_atomically` does; on a disk one of them is in memory at a time."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(b"".join(parts))
+        return
     target = regular_target(path)
-    with _finished_beside(target, data) as temporary:
+    with _finished_beside(target, parts) as temporary:
         temporary.replace(target)
 
 
@@ -64,7 +74,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
     if isinstance(path, RemotePath):
         return path.create(data)
     path = regular_target(path)
-    with _finished_beside(path, data) as temporary:
+    with _finished_beside(path, (data,)) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -76,7 +86,7 @@ def create_atomically(path: StorePath, data: bytes | memoryview) -> bool:
 
 
 @contextmanager
-def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
+def _finished_beside(path: Path, parts: Iterable[bytes | memoryview]) -> Iterator[Path]:
     # A unique name per attempt: two processes may redo the same shard at once.
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{writer}{TEMPORARY_SUFFIX}")
@@ -85,7 +95,7 @@ def _finished_beside(path: Path, data: bytes | memoryview) -> Iterator[Path]:
         try:
             with temporary.open("wb") as file:
                 _claim(file)
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
                 yield temporary
@@ -136,20 +146,12 @@ def remove_abandoned(root: StorePath) -> int:
     return removed
 
 
-@overload
-def list_folder(folder: Path, pattern: str = ...) -> list[Path]: ...
-
-
-@overload
-def list_folder(folder: StorePath, pattern: str = ...) -> Sequence[StorePath]: ...
-
-
-def list_folder(folder: StorePath, pattern: str = "*") -> Sequence[StorePath]:
+def list_folder(folder: Place, pattern: str = "*") -> list[Place]:
     """Return files and folders directly below `folder` whose name matches `pattern`, sorted; none if it does not exist.
     `Path.glob` also returns nothing for a folder that cannot be read; here only "not found" means empty. Raises
     StoreError, UnreachableError if the folder exists and cannot be listed."""
     if isinstance(folder, RemotePath):
-        return sorted(folder.glob(pattern), key=str)
+        return sorted(folder.glob(pattern), key=str)  # type: ignore[arg-type]
     try:
         names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:

@@ -20,6 +20,7 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.fetch import source_place
 from mmkd.evaluate.plan import model_names, open_stores
+from mmkd.evaluate.strata import subgroups_of
 from mmkd.evaluate.suite import Suite
 from mmkd.evaluate.tasks import TASKS
 from mmkd.store import MmkdError
@@ -127,11 +128,10 @@ def _check_dataset(suite: Suite, data: DatasetRows, models: tuple[str, ...], fou
         found.problems.extend(text for text in reasons if text not in found.problems)
         with contextlib.suppress(UserError):  # `problems` names the reason
             found.counts.update(task.counts(data))
-    # Exact copies of test images among training images inflate a probe's score.
-    images = {name: set(samples.column("image_sha256")) - {None} for name, samples in data.splits.items()}
-    shared = {name: len(images["test"] & images.get(name, set())) for name in ("train", "val")}
-    same = [f"{count} test images are byte for byte also {name} images" for name, count in shared.items() if count]
-    found.warnings.extend(_blank_cells(data) + same + _similar_groups(data) + _similar_filters(data))
+    with collect(found.problems):
+        for name, values in subgroups_of(data, data.splits["test"].column).items():
+            found.counts[f"test rows by {name}"] = {key or "blank": n for key, n in sorted(Counter(values).items())}
+    found.warnings.extend(_blank_cells(data) + _same_images(data) + _similar_groups(data) + _similar_filters(data))
     slides = (spec.source or {}).get("kind") == "slides"
     sizes, unit = (found.groups, "groups") if slides else (found.rows, "rows")
     sizes = sizes | {"all": sum(sizes.values())}
@@ -208,6 +208,9 @@ def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) 
     missing = {}
     for samples, tower in needed:
         there = np.ones(len(samples), dtype=bool)
+        if lacking := set(features.members) - set(data.store.having(features.members, tower)):
+            found.problems.append(f"{sorted(lacking)[0]} has no {tower} tower, which the tasks read; leave it out")
+            break
         for slug in features.members:
             there &= (data.store.valid(slug)[samples.rows] & SOUND_BIT[tower]) != 0
         if not there.all():
@@ -218,6 +221,13 @@ def _check_features(data: DatasetRows, features: Features, found: DatasetCheck) 
             )
     if missing:
         found.missing[features.model] = missing
+
+
+def _same_images(data: DatasetRows) -> list[str]:
+    """Report exact copies of test images among training images, which inflate a probe's score."""
+    images = {name: set(samples.column("image_sha256")) - {None} for name, samples in data.splits.items()}
+    shared = {name: len(images["test"] & images.get(name, set())) for name in ("train", "val")}
+    return [f"{count} test images are byte for byte also {name} images" for name, count in shared.items() if count]
 
 
 def _check_source(spec: DatasetSpec, source: dict[str, object], found: DatasetCheck) -> None:

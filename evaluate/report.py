@@ -17,6 +17,7 @@ from mmkd.evaluate.drawing import rendered
 from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.statistics import p_text
+from mmkd.evaluate.subgroups import subgroup_table
 from mmkd.evaluate.table import build_table
 
 
@@ -33,24 +34,31 @@ def write_report(out: Path, model: str, target: Path, by: By = "domain", suite: 
         asked = [replace(question, fraction=share) for share in sorted(shares, reverse=True)]
         sections += [_section(folder, one, model) for one in asked]
     answers = [(str(unit), folder.predictions(unit)) for unit in folder.plan.units]
-    environment = Environment(
-        loader=PackageLoader("mmkd.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(
+    write_page(
+        target,
+        "report.html",
         suite=folder.plan.suite,
         model=model,
         models=folder.plan.models,
         sections=sections,
         failed=[(name, reason) for name, reason in answers if isinstance(reason, str)],
         p=p_text,
-        version=importlib.metadata.version("mmkd"),
     )
+
+
+def write_page(target: Path, template: str, **values: Any) -> None:
+    """Write a page that opens offline from one of the templates. Raises StoreError if the disk is full or
+    read-only."""
+    environment = Environment(
+        loader=PackageLoader("mmkd.evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template(template).render(version=importlib.metadata.version("mmkd"), **values)
     write_atomically(target, page.encode())
 
 
 def _section(folder: ResultFolder, question: Question, model: str) -> dict[str, Any]:
     table = build_table(folder, question)
-    scoring, metric = folder.scoring(question)
+    others = [one for one in folder.metrics(question) if one != table.metric]
     comparison = None
     if len(folder.plan.models) > 1:
         # With different samples a table is possible, a paired comparison is not.
@@ -70,7 +78,11 @@ def _section(folder: ResultFolder, question: Question, model: str) -> dict[str, 
         "name": " ".join(part for part in (question.task, question.head or "", share) if part),
         "question": question,
         "table": table,
-        "further": [build_table(folder, replace(question, metric=one)) for one in scoring.metrics if one != metric],
+        "subgroups": [
+            subgroup_table(folder, question, column, [model])
+            for column in dict.fromkeys(name for spec in folder.datasets(question) for name in spec.measures.subgroups)
+        ],
+        "further": [build_table(folder, replace(question, metric=one)) for one in others],
         "comparison": comparison,
         "pictures": pictures,
     }

@@ -19,7 +19,7 @@ from mmkd.base.files import TEMPORARY_SUFFIX, disk_errors, remove_abandoned
 from mmkd.base.lock import only_writer
 from mmkd.base.places.remote import StorePath
 from mmkd.base.text import counted
-from mmkd.extract.cluster import dask_client, start_workers
+from mmkd.extract.cluster import dask_client, start_workers, workers_beside
 from mmkd.extract.config import ExtractConfig
 from mmkd.extract.corpora import Corpus
 from mmkd.extract.corpora.row import IMAGE_FAULT
@@ -29,7 +29,9 @@ from mmkd.extract.index import check_same_corpus, create_indexed_store, restore_
 from mmkd.extract.plan import ShardTask, plan_retries, plan_tasks
 from mmkd.extract.report import RunReport, ShardReport
 from mmkd.store import FeatureStore
+from mmkd.store.fold import fold
 from mmkd.store.inputs import shards_without_inputs
+from mmkd.store.ledger import unfold_entries
 from mmkd.store.record import Store
 from mmkd.store.run_log import RunLog
 from mmkd.store.writer import add_teacher, note_encoding_error
@@ -72,7 +74,8 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
             say(f"{counted(len(retries), 'shard')} with images that failed, to be tried again")
         if tasks or retries:
             wanted = {slug for task in (*tasks, *retries) for slug in task.teachers}
-            plugin = TeachersPlugin([pair for pair in described if pair[1].slug in wanted], config.cluster.worker)
+            needed = [pair for pair in described if pair[1].slug in wanted]
+            plugin = TeachersPlugin(needed, config.cluster.worker, workers_beside(config.cluster))
             with dask_client(config.cluster) as client:
                 try:
                     say(f"dashboard: {client.dashboard_link}")
@@ -82,11 +85,15 @@ def extract(config: ExtractConfig, say: Say = print) -> RunReport:
                     say("no worker has joined yet; the run starts with the first one")
                 start_workers(client, plugin)
                 if retries:
+                    # Their files change: no folded file may vouch for them meanwhile.
+                    unfold_entries(config.store, {task.shard for task in retries})
                     _do(client, target, retries, report, config, say)
                     tasks = plan_tasks(store.shards, cards, FeatureStore.open(config.store).ledger, lacking, keep)
                 _do(client, target, tasks, report, config, say)
         for card in cards:
             note_encoding_error(store, card.slug)
+        for damage in fold(target).damaged:
+            say(f"not packed: {damage}")
         remove_abandoned(config.store)
     return report
 

@@ -59,7 +59,8 @@ def test_bags_come_in_as_int8(tmp_path: Path) -> None:
     steps = np.abs(values).max(axis=1, keepdims=True) / 127
     assert (np.abs(store.image("uni")[:] - values) <= steps * 0.501).all()
     assert store.sample_table(["reason"])["reason"].null_count == 30
-    assert np.isnan(store.text("uni")[:]).all()
+    assert store.card("uni").towers == ("image",)
+    assert not (tmp_path / "s/teachers/uni/text").exists()
 
 
 def test_a_patch_that_is_not_finite_is_missing(tmp_path: Path) -> None:

@@ -164,11 +164,11 @@ def test_the_groups_behind_a_mean_of_contrasts() -> None:
         mask = np.isin(np.arange(12), positives)
         return mask, ~mask
 
-    assert rarer_groups(rows, []) is None
-    assert rarer_groups(rows, [contrast(0, 1)]) == 2
-    assert rarer_groups(rows, [contrast(*range(10))]) == 2
+    assert rarer_groups(rows.group, []) is None
+    assert rarer_groups(rows.group, [contrast(0, 1)]) == 2
+    assert rarer_groups(rows.group, [contrast(*range(10))]) == 2
     # The mean of three areas with 2, 4 and 4 positives varies as one with 9 / (1/2 + 1/4 + 1/4).
-    assert rarer_groups(rows, [contrast(0, 1), contrast(2, 3, 4, 5), contrast(6, 7, 8, 9)]) == 9
+    assert rarer_groups(rows.group, [contrast(0, 1), contrast(2, 3, 4, 5), contrast(6, 7, 8, 9)]) == 9
 
 
 def test_training_rows_and_prompts_that_one_model_lacks_are_noted(tmp_path: Path) -> None:

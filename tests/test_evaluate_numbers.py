@@ -361,7 +361,8 @@ def test_answers_that_are_the_same_stay_the_same(one: str, other: str) -> None:
 
 
 ROW: dict[str, Any] = {
-    "suite": "s", "suite_version": 1, "dataset": "d", "dataset_version": 1, "modality": "m", "role": "report",
+    "suite": "s", "suite_digest": "", "suite_version": 1, "dataset": "d", "dataset_version": 1, "modality": "m",
+    "role": "report",
     "task": "zero_shot", "head": "", "protocol": "standard", "model": "m", "fraction": 1.0, "seed": 0, "value": 0.5,
     "ci_low": None, "ci_high": None, "n": 1, "n_missing": 0, "n_groups": 1, "n_boot": 100, "boot_seed": 1,
     "status": "ok", "reason": "", "features_digest": "", "data_digest": "", "config_digest": "", "code_version": "",

@@ -23,6 +23,7 @@ from mmkd.store.convert.importing import import_features
 from mmkd.store.convert.original import OriginalRelease
 from mmkd.store.convert.original_export import export_original
 from mmkd.store.convert.torch_file import read_tensors, write_tensors
+from mmkd.store.ledger import remove_entry
 
 RELEASE = Path(__file__).resolve().parents[2] / "shared" / "data" / "mmkd_release"
 needs_release = pytest.mark.skipif(not RELEASE.is_dir(), reason="the original release's samples are not here")
@@ -128,7 +129,7 @@ def test_an_interrupted_import_goes_on_and_damage_is_a_reason(tmp_path: Path) ->
     assert reasons[2].startswith("features: is not a PyTorch zip file")
     assert not store.available()[1:3].any()
     before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
-    (tmp_path / "s/ledger/00000.plip.json").unlink()
+    remove_entry(tmp_path / "s", 0, "plip")
     assert import_features(OriginalRelease(source), tmp_path / "s", "float32", quiet).shards == 1
     assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
     with pytest.raises(CorpusError, match="name a new store"):

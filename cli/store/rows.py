@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmkd.base.errors import UserError
+from mmkd.base.errors import CorruptStoreError, UserError
 from mmkd.base.text import counted
 from mmkd.cli.params import ALLOW_LOSS, ENCODINGS, JSON, STORE, STORE_PATH, TEACHERS, Names, echo, progress_bar
 
@@ -154,6 +154,27 @@ def relocate(path: StorePath, folder: Path, corpus: int) -> None:
 
     moved = move_corpus(path, folder, corpus)
     click.echo(f"images of {moved.record.spans()[corpus].corpus.location} are looked for in {folder.resolve()}")
+
+
+@click.command()
+@STORE_PATH
+@JSON
+def fold(path: StorePath, as_json: bool) -> None:
+    """Pack finished shards into few files, and fold their ledger entries. `mmkd extract` does this at its end.
+
+    A run that was stopped leaves one file per shard and array; nothing else depends on it.
+    """
+    from mmkd.base.lock import only_writer
+    from mmkd.store.fold import fold as pack
+    from mmkd.store.record import Store
+
+    store = Store.open(path)
+    with only_writer(path, "mmkd store fold"), progress_bar("pack", hidden=as_json) as progress:
+        report = pack(store, progress)
+    done = f"{counted(report.packs, 'pack')} written, {counted(report.entries, 'ledger entry')} folded"
+    echo(as_json, asdict(report), (f"{path}: {done}", *(f"not packed: {damage}" for damage in report.damaged)))
+    if report.damaged:
+        raise CorruptStoreError(f"{path} has damaged chunks; run `mmkd store verify {path}`")
 
 
 @click.command()

@@ -132,7 +132,7 @@ class BagFolder:
 
     def cards(self, encoding: Encoding | None) -> list[TeacherCard]:
         encoding = encoding or exact_encoding(self.root, np.result_type(*(bag.dtype for bag in self._bags)))
-        return [imported_card(self.slug, f"{self.kind}:{self.slug}", self._bags[0].dim, encoding)]
+        return [imported_card(self.slug, f"{self.kind}:{self.slug}", self._bags[0].dim, encoding, self.towers)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         out = missing_features(len(rows), cards)

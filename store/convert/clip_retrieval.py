@@ -163,7 +163,7 @@ class ClipRetrievalFolder:
             return [card.with_encoding(encoding or card.encoding)]
         types = (self._array(path).dtype for files in self._files.values() for path in files.values())
         encoding = encoding or exact_encoding(self.folder, np.result_type(*types))
-        return [imported_card(self.slug, f"{self.kind}:{self.slug}", dims.pop(), encoding)]
+        return [imported_card(self.slug, f"{self.kind}:{self.slug}", dims.pop(), encoding, self.towers)]
 
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         (card,) = cards

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from mmkd.base.files import disk_errors, write_atomically
 from mmkd.store.array import consecutive
 from mmkd.store.convert.losses import every_row, refuse_losses, store_losses
-from mmkd.store.encoding import teacher_arrays
-from mmkd.store.layout import SOUND_BIT, sample_part, teacher_group
+from mmkd.store.layout import sample_part, teacher_group
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows, read_part
 from mmkd.store.writer import iter_shards
@@ -40,7 +39,7 @@ def export_parquet(store: FeatureStore, out: Path, allow_loss: Collection[str] =
         table = store.sample_table(filter=in_rows(span))
         rows = slice(span.start, span.stop)
         for slug in store.teachers:
-            for tower, bit in SOUND_BIT.items():
+            for tower, bit in store.card(slug).sound_bits.items():
                 values = np.ascontiguousarray(consecutive(store.features(slug, tower), rows))
                 missing = pa.array(valid[slug][rows] & bit == 0)
                 column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=missing)
@@ -71,21 +70,18 @@ def encode_safetensors(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[st
 
 
 def export_safetensors(store: FeatureStore, out: Path, allow_loss: Collection[str] = ()) -> int:
-    """Write `OUT/<slug>/sssss.safetensors` with `row`, `image`, `text` and `valid`, and the sample rows as they are in
-    the store, `OUT/samples/sssss.parquet`; return the number of files of features. Raises UserError for a loss that is
-    not allowed."""
+    """Write `OUT/<slug>/sssss.safetensors` with `row`, the towers' features and `valid`, and the sample rows as they
+    are in the store, `OUT/samples/sssss.parquet`; return the number of files of features. Raises UserError for a loss
+    that is not allowed."""
     refuse_losses("safetensors", store_losses(store, every_row(store), store.teachers), allow_loss)
     _copy_samples(store, out)
     for slug, card in store.teachers.items():
         valid = store.valid(slug)
         for shard, span in enumerate(iter_shards(store.record)):
             rows = slice(span.start, span.stop)
-            tensors = {
-                "row": np.arange(span.start, span.stop),
-                "image": consecutive(store.image(slug), rows),
-                "text": consecutive(store.text(slug), rows),
-                "valid": valid[rows],
-            }
+            tensors: dict[str, NDArray[Any]] = {"row": np.arange(span.start, span.stop)}
+            tensors |= {tower: consecutive(store.features(slug, tower), rows) for tower in card.towers}
+            tensors["valid"] = valid[rows]
             metadata = {"teacher": slug, "digest": card.digest, "card": card.model_dump_json()}
             write_atomically(out / slug / f"{shard:05d}.safetensors", encode_safetensors(tensors, metadata))
     return store.shards * len(store.teachers)
@@ -121,7 +117,7 @@ def export_archive(store: FeatureStore, out: Path, codec: str, allow_loss: Colle
         for slug, card in store.teachers.items():
             document = card.model_dump(mode="json")
             group = root.create_group(teacher_group(slug), attributes={"mmkd_archive": {"card": document}})
-            for spec in teacher_arrays(card.encoding, card.dim):
+            for spec in card.arrays:
                 source = store.array(slug, spec)
                 target = group.create_array(
                     spec.name,
@@ -133,7 +129,7 @@ def export_archive(store: FeatureStore, out: Path, codec: str, allow_loss: Colle
                 )
                 arrays += 1
                 for shard, span in enumerate(iter_shards(record)):
-                    if source.chunks[shard] is not None:
+                    if source.checksums[shard]:
                         target[span.start : span.stop] = source.body(shard)[: len(span)]
                         stored += spec.chunk_bytes(len(span))
         _copy_samples(store, out)

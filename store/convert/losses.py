@@ -48,7 +48,8 @@ def store_losses(store: FeatureStore, rows: NDArray[np.int64], slugs: Collection
         yield "inputs", f"the training inputs of {counted(shards, 'shard')} of {store.root}"
     shards_of = rows // store.record.rows_per_shard
     for slug in slugs:
-        if lacking := [shard for shard in np.unique(shards_of).tolist() if (shard, slug) not in store.ledger]:
+        asked = np.intersect1d(shards_of, store.record.asked_shards(store.card(slug))).tolist()
+        if lacking := [shard for shard in asked if (shard, slug) not in store.ledger]:
             some = f"{np.isin(shards_of, lacking).sum():,} of {len(rows):,} rows of {store.root}"
             first = f"shard {lacking[0]} is the first; `mmkd extract` finishes them"
             yield "extraction", f"features of {slug} for {some} ({first})"

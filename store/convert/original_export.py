@@ -21,7 +21,7 @@ from mmkd.base.text import counted
 from mmkd.store.convert.losses import Loss, every_row, refuse_losses, store_losses
 from mmkd.store.convert.original import FILES, KIND, LINE, SUFFIXES
 from mmkd.store.convert.torch_file import write_tensors
-from mmkd.store.layout import PAIR_SOUND, SOUND_BIT
+from mmkd.store.layout import PAIR_SOUND
 from mmkd.store.reader import FeatureStore
 from mmkd.store.samples import in_rows
 from mmkd.store.writer import iter_shards
@@ -156,7 +156,7 @@ def _row_tensors(
     tensors, complete = {}, []
     for slug, name in _ordered(names, row):
         bits = valid[slug][row["row"]]
-        for tower, bit in SOUND_BIT.items():
+        for tower, bit in store.card(slug).sound_bits.items():
             if bits & bit:
                 tensors[f"{name}_{SUFFIXES[tower]}"] = store.features(slug, tower)[row["row"]].astype(np.float32)
         if bits == PAIR_SOUND:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -59,6 +58,8 @@ class StoreRows:
                         f"{slug} has digest {first.card(slug).digest} in {first.root} and {store.card(slug).digest} "
                         f"in {store.root}; features of different teachers are not mixed under one name"
                     )
+        for store, rows in parts:
+            _refuse_links(store, rows)
         losses = (loss for store, rows in parts for loss in store_losses(store, rows, self._slugs))
         refuse_losses("the new store", losses, allow_loss)
         self.root = _common_root({span.corpus.root for store, _ in parts for span in store.record.spans()})
@@ -92,10 +93,20 @@ class StoreRows:
     def features(self, rows: pa.Table, cards: Sequence[TeacherCard]) -> tuple[Features, list[str | None]]:
         slices = list(part_slices(rows, (len(taken) for _, taken in self.parts)))
         out: Features = {}
-        for slug, tower in product((card.slug for card in cards), TOWERS):
+        for slug, tower in ((card.slug, tower) for card in cards for tower in card.towers):
             pieces = [self.parts[i][0].features(slug, tower)[self.parts[i][1][part]] for i, part, _ in slices]
             out[slug, tower] = np.concatenate(pieces)
         return out, [None] * len(rows)
+
+
+def _refuse_links(store: FeatureStore, rows: NDArray[np.int64]) -> None:
+    """Raise UserError for views and further captions: the rows that they name would have other numbers."""
+    for span in store.record.spans():
+        if span.corpus.towers != TOWERS and len(linked := rows[(rows >= span.rows.start) & (rows < span.rows.stop)]):
+            raise UserError(
+                f"row {linked[0]} of {store.root} is a view or a caption of other rows, which does not go into another "
+                'store yet; leave such rows out with --where "view_number is null and caption_kind is null"'
+            )
 
 
 def _common_root(roots: set[str]) -> StorePath:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmkd.base.files import list_folder, temporary_files
 from mmkd.base.places.remote import StorePath
+from mmkd.store.ledger import FOLDED_FOLDER
 from mmkd.store.run_log import run_seconds
 
 FRESH_SECONDS = 300.0
@@ -22,7 +23,9 @@ class Activity:
 
     runs: int
     seconds: dict[str, float]
-    """Summed over runs, workers and threads: `read`, `decode`, `write`, and `image SLUG`, `text SLUG` for forwards."""
+    """Summed over runs, workers and threads; see `mmkd.store.run_log`."""
+    tflops: dict[str, float]
+    """TFLOP/s of forward passes by `image SLUG` and `text SLUG`, where the logs have both operations and seconds."""
     last_write: str | None
     """When the store was last written to: UTC, ISO 8601; None for a store without shards."""
     seconds_ago: float | None
@@ -45,7 +48,8 @@ def activity(root: StorePath, complete: bool) -> Activity:
     have no times, or that is `complete` counts as not running."""
     logs = run_seconds(root)
     newest = None
-    listed = (*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json"))
+    listed = [*list_folder(root / "runs", "*.jsonl"), *list_folder(root / "ledger", "*.json")]
+    listed += list_folder(root / FOLDED_FOLDER, "*.jsonl")
     for path in (*listed, *temporary_files(root)):
         if isinstance(path, Path):
             with suppress(FileNotFoundError):  # a temporary file that was renamed in between
@@ -54,6 +58,9 @@ def activity(root: StorePath, complete: bool) -> Activity:
     return Activity(
         runs=logs.runs,
         seconds={name: round(seconds, 3) for name, seconds in sorted(logs.seconds.items())},
+        tflops={
+            name: flops / logs.seconds[name] / 1e12 for name, flops in sorted(logs.flops.items()) if logs.seconds[name]
+        },
         last_write=None if newest is None else datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds"),
         seconds_ago=None if age is None else round(age, 1),
         running=age is not None and age < FRESH_SECONDS and not complete,
