@@ -179,7 +179,8 @@ def figure(kind: str, file: Path, model: str, **options: Any) -> None:
     \b
     mmkd evaluate figure suite.yaml forest forest.svg --model student --task zero_shot
     """
-    from mmkd.evaluate.figures import FIGURES, save
+    from mmkd.evaluate.drawing import save
+    from mmkd.evaluate.figures import FIGURES
 
     folder = _results(options.pop("suite"), options.pop("out"))
     first, *others = folder.questions(**options)

@@ -20,8 +20,9 @@ from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.linear_probe import Labeled, LinearProbeSettings, choose_c, fit, fit_warnings
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.scoring import STANDARD, Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds, shared_groups
-from mmkd.evaluate.task import STANDARD, Scoring, Task, TaskSettings, Variant, without_features
+from mmkd.evaluate.task import Task, TaskSettings, Variant, without_features
 
 
 class DiagnosisSettings(TaskSettings):

@@ -3,90 +3,31 @@ All raise ConfigError if there is no such task, metric, head, share of labels or
 
 from __future__ import annotations
 
-import io
-import itertools
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from textwrap import fill
-from typing import Any, Final
+from typing import Final
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
-from numpy.typing import NDArray
-from scipy.stats import CensoredData, ecdf, logrank
 
 from mmkd.base.errors import ConfigError
-from mmkd.base.files import write_atomically
-from mmkd.base.text import one_line
 from mmkd.evaluate.compare import compare
+from mmkd.evaluate.curves import kaplan_meier
+from mmkd.evaluate.drawing import BLUE, GRAY, PLAIN_TEXT, VERMILLION, canvas, line_style, short_names
 from mmkd.evaluate.folder import Question, ResultFolder
-from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.statistics import VERDICTS, Difference, Verdict, dense_ranks, p_text
 from mmkd.evaluate.table import ResultTable, build_table
 
-BLUE, VERMILLION, GRAY = "#0072B2", "#D55E00", "#6b6b6b"
-"""Source: Okabe and Ito 2008, "Color universal design": distinguishable with every kind of color blindness."""
-COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vPX*"
-DASHES = ("-", "--", ":")
-PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False}
-"""Text is not mathematics: a `$` in a name is a dollar."""
-FORMATS = ("pdf", "png", "svg")
 ROW, COLUMN, LETTER = 0.34, 0.95, 0.075
 """Inches that a row of a chart, a column and a letter need."""
 WRAP = 16
 """Letters of a name in a line of a narrow column."""
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the suffix gives the format. Equal numbers give equal bytes: no dates, no random names. Raises
-    ConfigError for a suffix other than .svg, .png or .pdf. Raises StoreError if the disk is full or read-only."""
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise ConfigError(f"{path.name} is no kind of picture; end it with {', '.join('.' + one for one in FORMATS)}")
-    write_atomically(path, rendered(figure, kind))
-
-
-def rendered(figure: Figure, kind: str) -> bytes:
-    """Return the bytes of a figure in one of `FORMATS`; one warning where the font lacks letters, which an SVG does
-    not need."""
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    buffer = io.BytesIO()
-    look: dict[Any, Any] = {"svg.hashsalt": "mmkd", "svg.fonttype": "none", "savefig.dpi": 150}
-    with mpl.rc_context(PLAIN_TEXT | look), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        figure.savefig(buffer, format=kind, metadata=dates[kind])
-    others = [one for one in caught if "missing from font" not in str(one.message)]
-    for one in others:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    if kind != "svg" and len(others) < len(caught):
-        warnings.warn(f"the font of .{kind} figures lacks letters of a name; .svg figures show them", stacklevel=2)
-    return buffer.getvalue()
-
-
-def short_names(names: Sequence[str], letters: int = 48) -> list[str]:
-    """Return different labels of names: on one line, at most about `letters` long without their middle."""
-    shown: list[str] = []
-    for name in map(one_line, names):
-        label = name if len(name) <= letters else f"{name[: letters * 2 // 3]}…{name[1 - letters // 3 :]}"
-        candidates = itertools.chain([label], (f"{label} ({n})" for n in itertools.count(2)))
-        shown.append(next(one for one in candidates if one not in shown))
-    return shown
-
-
-def line_style(place: int) -> dict[str, Any]:
-    """Color, marker and dashes of the line with this number, from 0: 24 lines are all different."""
-    lap, place = divmod(place, len(COLORS))
-    marker = MARKERS[(place + 3 * lap) % len(MARKERS)]
-    return {"color": COLORS[place], "marker": marker, "linestyle": DASHES[lap % len(DASHES)]}
 
 
 def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
@@ -111,7 +52,7 @@ def heat_map(folder: ResultFolder, question: Question, model: str) -> Figure:
     names = [fill(name, WRAP) for name in short_names(columns)]
     width = 2.2 + max(1.0, LETTER * min(2 * WRAP, max(map(len, table.rows)))) + COLUMN * max(len(columns), 2)
     lines = max(name.count("\n") for name in names)
-    figure, axes = _canvas(width, 1.3 + ROW * len(table.rows) + 0.15 * lines)
+    figure, axes = canvas(width, 1.3 + ROW * len(table.rows) + 0.15 * lines)
     # Below the digit that is shown there is nothing to color.
     reach = max(0.1, float(np.nanmax(np.abs(delta), initial=0.0)))
     painted = -delta if table.lower_is_better else delta
@@ -154,7 +95,7 @@ def forest(folder: ResultFolder, question: Question, model: str) -> Figure:
     rank = dense_ranks(np.array([one.value for _, one, _ in lines]))
     lines = [lines[i] for i in np.argsort(rank, kind="stable")]
     longest = LETTER * max(len(line) for label, _, _ in lines for line in label.split("\n"))
-    figure, axes = _canvas(max(7.0, 4.0 + longest), 1.6 + ROW * len(lines))
+    figure, axes = canvas(max(7.0, 4.0 + longest), 1.6 + ROW * len(lines))
     looks = {"win": (BLUE, "o"), "loss": (VERMILLION, "s"), "tie": (GRAY, "D"), None: (GRAY, "x")}
     for y, (_, one, verdict) in enumerate(lines):
         color, marker = looks[verdict]
@@ -183,7 +124,7 @@ def box(folder: ResultFolder, question: Question, model: str) -> Figure:
     against = fill(f"p: Wilcoxon against {model}, Holm", 3 * WRAP)
     title = f"{_asked(question, table.metric)} over {len(columns)} columns\n{against}"
     width = max(2.0 + COLUMN * len(table.rows), 1.0 + LETTER * max(map(len, title.split("\n"))))
-    figure, axes = _canvas(width, 4.0)
+    figure, axes = canvas(width, 4.0)
     for x, row in enumerate(table.rows):
         values = np.array([table.value(row, column) * table.scale for column in columns])
         values = values[~np.isnan(values)]
@@ -254,7 +195,7 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
     if not any(table.best(last) for table in tables):
         raise ConfigError(f"{tables[0].title}: no model has a value of {last} yet; `mmkd evaluate run` gets them")
     scale = tables[0].scale
-    figure, axes = _canvas(7, 4.2)
+    figure, axes = canvas(7, 4.2)
     for i, row in enumerate(tables[0].rows):
         cells = [table.cell(row, last) for table in tables]
         # Moved apart a little, so that intervals of two models do not hide each other.
@@ -272,77 +213,6 @@ def label_efficiency(folder: ResultFolder, question: Question, model: str) -> Fi
     axes.set_title(f"{_asked(question, tables[0].metric)}, {short_names([last])[0]}", fontsize=9, loc="left")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
-
-
-def kaplan_meier(folder: ResultFolder, question: Question, model: str) -> Figure:
-    """Curves of both halves by risk (see `high_risk`) with 95 % bands and the log-rank test, one panel per data set;
-    the first draw of the folds."""
-    if question.task != "survival":
-        raise ConfigError(f"Kaplan-Meier curves are of task survival, not {question.task!r}; give --task survival")
-    panels = []
-    for spec in folder.datasets(question):
-        draws = folder.answers(question, spec.dataset, model)
-        if isinstance(draws, str):
-            raise ConfigError(f"{model} has no survival predictions on {spec.dataset}: {draws}")
-        panels.append((spec.dataset, draws[0].take(draws[0].available)))
-        if not high_risk(panels[-1][1]).any():
-            raise ConfigError(f"{model} gives all patients of {spec.dataset} one risk: there are no halves to draw")
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (dataset, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _survival_panel(axes, f"{dataset}: {model}", found)
-    return figure
-
-
-def high_risk(found: Predictions) -> NDArray[np.bool_]:
-    """Patients above the median risk of their fold, bool (n,); risks of two folds are not on one scale."""
-    risk = found.column("risk")
-    fold = np.zeros(len(found), dtype=np.int64) if found.fold is None else found.fold
-    high = np.zeros(len(found), dtype=bool)
-    for number in np.unique(fold):
-        mask = fold == number
-        high[mask] = risk[mask] > np.median(risk[mask])
-    return high
-
-
-def band(group: CensoredData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return pointwise 95 % limits of a curve at each of its times, by Greenwood's variance on the log-log scale.
-    Kalbfleisch and Prentice 2002, section 1.4. NaN where the curve is at one or at zero: there they do not exist."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scipy takes the logarithm of zero for those points
-        limits = ecdf(group).sf.confidence_interval(0.95, method="log-log")
-    return limits.low.probabilities, limits.high.probabilities
-
-
-def _survival_panel(axes: Axes, title: str, found: Predictions) -> None:
-    high = high_risk(found)
-    groups = []
-    for mask, name, color, style in ((high, "high risk", VERMILLION, "-"), (~high, "low risk", BLUE, "--")):
-        time, event = found.column("time")[mask], found.column("event")[mask] > 0
-        groups.append(CensoredData(uncensored=time[event], right=time[~event]))
-        survival = ecdf(groups[-1]).sf
-        label = f"{name} (n={mask.sum()}, {event.sum()} events)"
-        axes.step(
-            np.concatenate([[0.0], survival.quantiles]), np.concatenate([[1.0], survival.probabilities]),
-            where="post", color=color, linestyle=style, label=label,
-        )  # fmt: skip
-        limits = band(groups[-1])
-        for limit in limits:
-            if len(limit) > 1 and np.isnan(limit[-1]):  # at zero, the previous limit holds
-                limit[-1] = limit[-2]
-        axes.fill_between(survival.quantiles, *limits, step="post", color=color, alpha=0.15, linewidth=0)
-        censored = np.sort(time[~event])
-        axes.plot(censored, survival.evaluate(censored), "|", color=color, markersize=5)
-    axes.set_ylim(0, 1.03)
-    axes.set_xlabel("time (unit of the table)", fontsize=8)
-    axes.set_ylabel("share alive", fontsize=8)
-    axes.set_title(fill(f"{title}; log-rank p={p_text(logrank(*groups).pvalue)}", 60), fontsize=9, loc="left")
-    axes.legend(fontsize=8, loc="upper right", title="with 95% bands", title_fontsize=8)
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Sizes in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _columns_with_values(table: ResultTable) -> list[str]:

@@ -15,8 +15,9 @@ from mmkd.evaluate.features import Features
 from mmkd.evaluate.plan import Loaded, Plan, read_plan
 from mmkd.evaluate.predictions import Predictions, read_predictions
 from mmkd.evaluate.results import ResultRow, read_results
+from mmkd.evaluate.scoring import Scoring
 from mmkd.evaluate.statistics import Replicates, resampled
-from mmkd.evaluate.task import Scoring, Unit
+from mmkd.evaluate.task import Unit
 from mmkd.evaluate.tasks import TASKS
 
 By = Literal["domain", "dataset", "modality"]

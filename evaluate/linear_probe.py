@@ -20,8 +20,9 @@ from mmkd.evaluate.dataset_spec import DatasetSpec
 from mmkd.evaluate.features import Features
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.scoring import STANDARD, Scoring
 from mmkd.evaluate.splits import draw_share, hold_out, shared_groups
-from mmkd.evaluate.task import STANDARD, Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
+from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store import UserError
 
 

@@ -28,7 +28,8 @@ from mmkd.evaluate.linear_probe import (
 )
 from mmkd.evaluate.metrics import Floats, auroc, average_precision, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
-from mmkd.evaluate.task import Contrast, Metric, Scoring, Task, TaskSettings, Variant, answers_of_test
+from mmkd.evaluate.scoring import Contrast, Metric, Scoring
+from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test
 from mmkd.evaluate.zero_shot import class_cosines, prompt_facts
 
 UNKNOWN = -1

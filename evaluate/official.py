@@ -14,7 +14,7 @@ from mmkd.evaluate import metrics
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.task import STANDARD, Metric, Scoring
+from mmkd.evaluate.scoring import STANDARD, Metric, Scoring
 
 TEMPERATURE = 1.0
 SEED = 42

@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mmkd.base.errors import ConfigError, CorruptStoreError
 from mmkd.base.files import write_atomically
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures import FIGURES, rendered
+from mmkd.evaluate.drawing import rendered
+from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.statistics import p_text
 from mmkd.evaluate.table import build_table

@@ -69,7 +69,8 @@ def code_digest() -> str:
     """16 hex digits that change with the sources of predictions and metrics; not with those of figures and pages."""
     sha = hashlib.sha256()
     here = Path(__file__).parent
-    sources = {*here.glob("*.py"), *(here / "heads").glob("*.py")} - {here / "figures.py", here / "report.py"}
+    pictures = {here / f"{name}.py" for name in ("curves", "drawing", "figures", "report")}
+    sources = {*here.glob("*.py"), *(here / "heads").glob("*.py")} - pictures
     for path in sorted(sources):
         sha.update(f"{path.relative_to(here)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return sha.hexdigest()[:16]

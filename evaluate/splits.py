@@ -15,7 +15,7 @@ from mmkd.evaluate.features import Bags
 from mmkd.evaluate.metrics import Floats, mean_of_defined
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings, group_counts, name_words
-from mmkd.evaluate.task import Metric
+from mmkd.evaluate.scoring import Metric
 
 
 def draw_share(y: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from scipy import stats
 from mmkd.evaluate.metrics import Floats
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings
-from mmkd.evaluate.task import Contrast, Scoring
+from mmkd.evaluate.scoring import Contrast, Scoring
 
 FEWEST_GROUPS = 10
 """An interval, and with it a p and a verdict, needs this many independent groups. In simulations, intervals of 10

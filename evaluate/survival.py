@@ -19,8 +19,9 @@ from mmkd.evaluate.heads.coxnet import Cohort, CoxnetSettings, fit_coxnet
 from mmkd.evaluate.heads.settings import MilSettings, Trained, budget_warnings
 from mmkd.evaluate.metrics import Floats, concordance
 from mmkd.evaluate.predictions import Predictions
+from mmkd.evaluate.scoring import Scoring
 from mmkd.evaluate.splits import Round, answers, folded_resamples, folds_of, mean_over_folds, rounds
-from mmkd.evaluate.task import Scoring, Task, TaskSettings, Variant
+from mmkd.evaluate.task import Task, TaskSettings, Variant
 from mmkd.store.layout import Tower
 
 COLUMNS = ("risk", "time", "event")

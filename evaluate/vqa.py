@@ -18,8 +18,9 @@ from mmkd.evaluate.heads.settings import FusionSettings, budget_warnings
 from mmkd.evaluate.metrics import weighted_mean
 from mmkd.evaluate.predictions import Predictions, choices_digest
 from mmkd.evaluate.retrieval import TIE
+from mmkd.evaluate.scoring import Metric, Scoring
 from mmkd.evaluate.splits import hold_out
-from mmkd.evaluate.task import Metric, Scoring, Task, TaskSettings, Variant, answers_of_test, without_features
+from mmkd.evaluate.task import Task, TaskSettings, Variant, answers_of_test, without_features
 from mmkd.store.evaluation_rows import CANDIDATE, KIND, TEXT_OF
 from mmkd.store.layout import Tower
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tiny_corpus import write_table_corpus
 from tiny_run import quiet, write_run, write_scene
 from tiny_teachers import write_tiny_teacher
 
+from mmkd.base.files import remove_abandoned
 from mmkd.distill.checkpoint import find_checkpoint
 from mmkd.distill.config import load_run
 from mmkd.store import FeatureStore
@@ -61,7 +63,7 @@ class Soak:
         return self._extract(chance, here, ("--workers", 2), lambda job: job.pid)
 
     def worker(self, chance: random.Random, here: Path) -> int:
-        """Kill one worker of two; the run goes on without being started again."""
+        """Kill a worker of two up to three times; the run goes on without being started again."""
         return self._extract(chance, here, ("--workers", 2), lambda job: next(iter(workers_of(job)), None))
 
     def _extract(self, chance: random.Random, here: Path, options: tuple[Any, ...], victim: Callable[..., Any]) -> int:
@@ -69,17 +71,23 @@ class Soak:
         command = self.scene.command(store, *options, "--keep-inputs", 32)
         for number in range(6):
             job = started(command, here / f"log{number}")
-            wanted = entries(store) + chance.randint(0, 3)
-            deadline = time.monotonic() + PATIENCE
-            while job.poll() is None and entries(store) < wanted and time.monotonic() < deadline:
-                time.sleep(0.01)
-            job_pids = children(job.pid)
-            if job.poll() is None and number < 5:
+            job_pids = {job.pid}
+            for _ in range(3 if number < 5 else 0):
+                wanted = entries(store) + chance.randint(0, 2)
+                deadline = time.monotonic() + PATIENCE
+                while job.poll() is None and entries(store) < wanted and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                job_pids.update(children(job.pid))
                 time.sleep(chance.random())
                 pid = victim(job)
-                if pid is not None and job.poll() is None:
-                    os.kill(pid, signal.SIGKILL)
-                    kills += 1
+                if job.poll() is not None:
+                    break
+                if pid is not None:
+                    with suppress(ProcessLookupError):  # it ended between the two lines
+                        os.kill(pid, signal.SIGKILL)
+                        kills += 1
+                if pid == job.pid:
+                    break
             code = job.wait(timeout=PATIENCE)
             _wait_for_end(job_pids)
             if code == 0:
@@ -122,6 +130,8 @@ class Soak:
     def writer(self, chance: random.Random, here: Path) -> int:
         """Kill whatever writes a store: extraction shard by shard, an append, a selection."""
         kills = _kill_until_done(chance, lambda: self._write(here / "store"), attempts=15, longest=0.8)
+        time.sleep(1.1)  # what a writer that died within the last second left might still be its own
+        remove_abandoned(here / "store")  # as `mmkd extract` does at its end
         assert tree_digest(here / "store") == self.written, "bytes differ from the uninterrupted run"
         assert FeatureStore.open(here / "store").verify(deep=True).sound
         return kills
@@ -173,10 +183,11 @@ def _in_own_session(work: Callable[[], object]) -> None:
 def _kill_session_of(pid: int | None) -> None:
     assert pid is not None
     for one in [pid, *children(pid)]:
-        os.kill(one, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a child of a killed process may end by itself first
+            os.kill(one, signal.SIGKILL)
 
 
-def _wait_for_end(pids: list[int]) -> None:
+def _wait_for_end(pids: set[int]) -> None:
     deadline = time.monotonic() + PATIENCE
     while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its client"
@@ -199,8 +210,7 @@ def main() -> int:
         soak = Soak(Path(name))
         seed = wanted.seed
         while kills.total() < wanted.kills and time.monotonic() - began < 3600 * wanted.hours:
-            # The kind with the fewest kills is next, so that quick episodes do not crowd out slow ones.
-            kind = min(kinds, key=lambda one: (kills[one], kinds.index(one)))
+            kind = kinds[(seed - wanted.seed) % len(kinds)]  # in turn: quick kinds do not crowd out slow ones
             here = Path(name) / f"{kind}-{seed}"
             here.mkdir()
             try:

@@ -23,7 +23,8 @@ from mmkd.base.text import one_line
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate import runner as runner_module
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures import FIGURES, forest, rendered, short_names
+from mmkd.evaluate.drawing import rendered, short_names
+from mmkd.evaluate.figures import FIGURES, forest
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.results import read_results
@@ -191,6 +192,6 @@ def test_equal_risks_have_no_halves(tmp_path: Path) -> None:
         *(np.array([f"p{i}" for i in range(4)], dtype=object),) * 3,
         None, np.array([[0.0, 1.0, 1.0]] * 4), np.ones(4, bool), ("risk", "time", "event"),
     )  # fmt: skip
-    from mmkd.evaluate.figures import high_risk
+    from mmkd.evaluate.curves import high_risk
 
     assert not high_risk(table).any()

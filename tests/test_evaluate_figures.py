@@ -23,7 +23,9 @@ from mmkd.base.errors import ConfigError
 from mmkd.cli.evaluate import evaluate
 from mmkd.evaluate import load_suite, result_table, run_suite
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures import FIGURES, band, high_risk, line_style, rendered, save
+from mmkd.evaluate.curves import band, high_risk
+from mmkd.evaluate.drawing import line_style, rendered, save
+from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import By, Question, ResultFolder
 from mmkd.evaluate.report import write_report
 from mmkd.evaluate.table import Cell, ResultTable

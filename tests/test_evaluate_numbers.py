@@ -26,7 +26,8 @@ from statsmodels.stats.proportion import proportion_confint
 from mmkd.base.errors import ConfigError
 from mmkd.evaluate import load_suite, metrics, result_table, run_suite
 from mmkd.evaluate.compare import compare
-from mmkd.evaluate.figures import FIGURES, rendered
+from mmkd.evaluate.drawing import rendered
+from mmkd.evaluate.figures import FIGURES
 from mmkd.evaluate.folder import Question, ResultFolder
 from mmkd.evaluate.metrics import concordance
 from mmkd.evaluate.predictions import Predictions

@@ -17,8 +17,8 @@ from mmkd.evaluate import metrics
 from mmkd.evaluate.metrics import recall_at
 from mmkd.evaluate.predictions import Predictions
 from mmkd.evaluate.resampling import BootstrapSettings, clustered_resamples, group_counts
+from mmkd.evaluate.scoring import Scoring
 from mmkd.evaluate.statistics import Replicates, holm, paired_difference, resampled, signed_rank_p
-from mmkd.evaluate.task import Scoring
 
 
 def replicates(y: np.ndarray, score: np.ndarray, seed: int = 0, n: int = 1000) -> Replicates:
