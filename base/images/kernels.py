@@ -45,7 +45,8 @@ def weights(length: int, target: int, begin: int, end: int, cubic: bool) -> tupl
     # Filled up with zeros to whole steps of `_add_weighted`.
     fixed = np.zeros((end - begin, (taps + 3) // 4 * 4), dtype=np.int32)
     for place in range(begin, end):
-        center = (place + 0.5) * scale
+        # Columns that only fill up a word are the last one again.
+        center = (min(place, target - 1) + 0.5) * scale
         first = max(int(center - support + 0.5), 0)
         count = min(int(center + support + 0.5), length) - first
         total = 0.0
